@@ -1,0 +1,41 @@
+# `make train` and `make test` set up what they need, once; nothing but Python 3.11+ and make is assumed.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+.PHONY: train compare test check format lock clean
+
+train: $(READY)  ## Eight Ray actors with stale neighbors; then the very same schedule under plain asynchronous SGD
+	$(BIN)/ray-pcasgd train --name first
+	$(BIN)/ray-pcasgd replay runs/first --name first-d-asgd --set algorithm.name=d-asgd
+	$(BIN)/ray-pcasgd report runs/first runs/first-d-asgd --output runs/first-against-d-asgd.html
+
+compare: $(READY)  ## All methods under the same schedule
+	$(BIN)/ray-pcasgd compare
+
+test: $(READY)  ## The whole test suite
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(READY)  ## Pin anew what pyproject.toml asks for
+	$(BIN)/uv pip compile --universal --upgrade --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+		pyproject.toml --group dev -o requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet -r requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps -e .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Training a model across machines whose news of each other is late."""

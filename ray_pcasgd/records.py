@@ -1,0 +1,117 @@
+"""The nouns that cross layers: what a schedule says, what a message holds, what a step reports.
+
+Notation: ``N`` agents, ``D`` parameters, ``F`` values in floating-point buffers (BatchNorm statistics),
+``K`` neighbors of one agent. Version ``v`` of agent ``k`` is its state after ``v`` steps; version 0 is the
+common start. Staleness and age are counted in steps, times in seconds.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Read(NamedTuple):
+    """One neighbor's version as one step reads it."""
+
+    neighbor: int
+    version: int
+    staleness: int
+    """Steps that the neighbor has taken since that version, at the moment of the read (tau; 0 is fresh)."""
+    age: int
+    """Steps that the reader itself has taken since that version was sent."""
+
+
+class Row(NamedTuple):
+    """One step of one agent: the unit of a schedule.
+
+    From ``start`` to ``ready`` the agent computes its gradient at its version ``step``; from ``ready`` to ``end``
+    it waits for its barrier; at ``end`` it reads, applies its rule and publishes version ``step + 1``.
+    """
+
+    agent: int
+    step: int
+    start: float
+    ready: float
+    end: float
+    reads: tuple[Read, ...]
+    """Sorted by neighbor. A neighbor that is not here is not read: its mixing weight goes to the agent itself."""
+
+
+class Version(NamedTuple):
+    """What one version of one agent holds for its neighbors."""
+
+    weights: Tensor
+    """Shape (D,), float32."""
+    buffers: Tensor
+    """Floating-point buffers, shape (F,), float32; F may be 0."""
+
+
+class Own(NamedTuple):
+    """What a rule sees of its own agent at one step."""
+
+    weights: Tensor
+    """x_i, shape (D,)."""
+    direction: Tensor
+    """u_i, shape (D,): the local optimizer's update direction at ``weights``."""
+    mixing: Tensor
+    """w_ii, shape ()."""
+    step_size: Tensor
+    """eta at this step, shape ()."""
+    numbers: dict[str, Tensor]
+    """The rule's own numeric settings at this step (``Rule.numbers``), each of shape ()."""
+
+
+class Reads(NamedTuple):
+    """What a rule sees of its K neighbors at one step, sorted by neighbor, padded with mixing weight 0.
+
+    Tuples of K tensors rather than one stacked tensor: what lies in shared memory is then never copied.
+    """
+
+    weights: tuple[Tensor, ...]
+    """x_k(v), K tensors of shape (D,)."""
+    directions: tuple[Tensor, ...]
+    """u_k(v), K tensors of shape (D,), zeros where staleness is 0; of shape (0,) unless the rule needs them."""
+    drift: tuple[Tensor, ...]
+    """The agent's own mean displacement over its last ``age`` steps, K tensors like ``directions``."""
+    mixing: Tensor
+    """w_ik, shape (K,)."""
+    staleness: Tensor
+    """tau_ik in steps, shape (K,), float32."""
+    age: Tensor
+    """age_ik in steps, shape (K,), float32."""
+    reliable: Tensor
+    """Whether k is in R_i, shape (K,), bool."""
+
+
+class Update(NamedTuple):
+    """What a rule returns: the new weights, shape (D,), and what it measured on the way, each of shape ()."""
+
+    weights: Tensor
+    measures: dict[str, Tensor]
+
+
+class Snapshot(NamedTuple):
+    """An agent's replica as one version left it, for evaluation and for the model file."""
+
+    weights: Tensor
+    buffers: Tensor
+    integer_buffers: dict[str, Tensor]
+
+
+class StepReport(NamedTuple):
+    """What an engine tells the trainer about one executed row."""
+
+    row: Row
+    loss: float
+    """Mini-batch training loss at version ``row.step``."""
+    measures: dict[str, float]
+    """The rule's measures: theta, predicting, ..."""
+    bytes_sent: int
+    wall_seconds: float
+    """Real seconds since the run's first step, as the executing process saw them."""
+    snapshot: Snapshot | None = None
+    """The replica at version ``row.step + 1``, where the run asked for it."""
+    evaluation: dict[str, float] | None = None
+    """The agent's own test metrics at version ``row.step + 1``, where the run asked for them."""
+    event: dict[str, Any] | None = None
+    """Something that must not go unnoticed: an isolated agent, for one."""

@@ -1,0 +1,73 @@
+"""The interface of a rule: what an agent computes from its own state, its direction and what it read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.settings import Settings
+
+State = tuple[Tensor, ...]
+"""A rule's memory between steps: an empty tuple, or a NamedTuple of tensors of fixed shapes."""
+
+Probe = Callable[[tuple[Tensor, ...]], Tensor]
+"""Losses, shape (M,), of M candidate weight vectors of shape (D,) on one independent mini-batch."""
+
+
+class Rule(Settings, ABC):
+    """A decentralised update rule: its fields are its settings, its methods are pure.
+
+    A rule sees flat tensors only, mutates nothing, and has no ``if`` on a tensor, so that one definition runs alone,
+    under ``torch.func.vmap`` over many agents, and on any device. Sums over neighbors run in the neighbors' order;
+    inner products come from ``numerics`` alone.
+    """
+
+    needs_directions: ClassVar[bool] = False
+    """Whether messages must carry the directions ``u_k``."""
+    needs_drift: ClassVar[bool] = False
+    """Whether agents must keep the history of their own weights."""
+
+    @property
+    def age_max(self) -> int:
+        """The oldest age, in own steps, for which the drift is asked; 0 where ``needs_drift`` is false."""
+        return 0
+
+    def numbers(self, agent: int, step: int) -> dict[str, float]:
+        """Return the numeric settings of one agent at one step; they come back as ``own.numbers``."""
+        return {}
+
+    def probes_at(self, step: int) -> bool:
+        """Return whether ``step`` is handed a probe at this step."""
+        return False
+
+    def init(self, weights: Tensor, num_neighbors: int) -> Any:
+        """Return the state before the first step for weights of shape (D,)."""
+        return ()
+
+    @abstractmethod
+    def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
+        """Return the next state and the update of one step."""
+
+
+def mix(own_weight: Tensor, own: Tensor, weights: Tensor, neighbors: tuple[Tensor, ...]) -> Tensor:
+    """Return ``w_ii x_i + sum_k w_ik x_k``, summed in the neighbors' order, shape (D,)."""
+    result = own_weight * own
+    for k, neighbor in enumerate(neighbors):
+        result = result + weights[k] * neighbor
+    return result
+
+
+def clipped_row(own_mixing: Tensor, mixing: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row ``(w~_ii, w~_ik)`` of the clipped matrix: the weight of dropped neighbors goes to the agent.
+
+    ``own_mixing`` has shape (), ``mixing`` and the mask ``keep`` shape (K,). The matrix stays doubly stochastic
+    whenever unreliability is symmetric.
+    """
+    kept = torch.where(keep, mixing, 0.0)
+    own = own_mixing
+    for k in range(mixing.shape[0]):
+        own = own + torch.where(keep[k], 0.0, mixing[k])
+    return own, kept
