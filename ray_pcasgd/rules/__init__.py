@@ -1,0 +1,14 @@
+"""The update rules; ``Algorithm`` is the registry of all of them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
+from ray_pcasgd.rules.pcasgd import CASGD, PASGD, PCASGD
+from ray_pcasgd.rules.practical import PCASGDPV
+
+Algorithm = Annotated[DPSGD | DASGD | CASGD | PASGD | PCASGD | PCASGDPV, Field(discriminator="name")]
+"""Any rule's settings, told apart by ``name``."""
+
+__all__ = ["CASGD", "DASGD", "DPSGD", "PASGD", "PCASGD", "PCASGDPV", "Algorithm"]

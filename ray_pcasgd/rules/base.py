@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,12 @@ class Rule(Settings, ABC):
     """Whether messages must carry the directions ``u_k``."""
     needs_drift: ClassVar[bool] = False
     """Whether agents must keep the history of their own weights."""
+    default_barrier: ClassVar[Literal["none", "all"]] = "none"
+    """The barrier between agents under which the rule is the published algorithm."""
+
+    def check(self, num_agents: int) -> None:
+        """Raise ``ValueError`` where the settings do not fit a run of that many agents."""
+        return
 
     @property
     def age_max(self) -> int:

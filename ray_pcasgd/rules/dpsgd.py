@@ -1,0 +1,33 @@
+"""Decentralised SGD: average with the neighbors, then step; in step with them or with what has come of them."""
+
+from typing import Any, ClassVar, Literal
+
+from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.rules.base import Probe, Rule, mix
+
+
+def averaged_step(own: Own, reads: Reads) -> Update:
+    """Return ``w_ii x_i + sum_k w_ik x_k - eta u_i``."""
+    return Update(mix(own.mixing, own.weights, reads.mixing, reads.weights) - own.step_size * own.direction, {})
+
+
+class DPSGD(Rule):
+    """D-PSGD: every agent waits for the present weights of all its neighbors (Lian et al., NeurIPS 2017)."""
+
+    name: Literal["d-psgd"] = "d-psgd"
+
+    default_barrier: ClassVar[Literal["none", "all"]] = "all"
+
+    def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
+        """Return the averaged step."""
+        return state, averaged_step(own, reads)
+
+
+class DASGD(Rule):
+    """D-ASGD: the step of D-PSGD with whatever versions have come, however old they are."""
+
+    name: Literal["d-asgd"] = "d-asgd"
+
+    def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
+        """Return the averaged step."""
+        return state, averaged_step(own, reads)

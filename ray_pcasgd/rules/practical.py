@@ -1,0 +1,112 @@
+"""PC-ASGD-PV, the practical variant: at each step, the better of several shares of prediction (Wang et al., 2024)."""
+
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from ray_pcasgd import numerics
+from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.rules.base import Probe
+from ray_pcasgd.rules.prediction import PredictingRule
+
+Condition = Literal["descent", "gradient", "smoothed", "pull", "probe"]
+
+_SMOOTHING = 0.9
+
+
+class PracticalState(NamedTuple):
+    """The memory of PC-ASGD-PV."""
+
+    theta: Tensor
+    """The last choice, shape ()."""
+    smoothed: Tensor
+    """Exponential average of the agent's own direction, shape (D,); (0,) unless the condition is `smoothed`."""
+    compensation: tuple[Tensor, ...]
+
+
+class PCASGDPV(PredictingRule):
+    """PC-ASGD-PV: at each step the candidate that a condition prefers; among equals, the one that predicts most.
+
+    A candidate is ``x(theta) = theta x_pre + (1 - theta) x_cli``, its displacement ``d = x(theta) - x_i``.
+    **Choice**: which condition (the paper's inequality can be read both ways), and that a step at which no neighbor
+    can be predicted, so that all candidates are equal, leaves the last choice as it was. Before the first one, the
+    smallest theta is in force.
+    """
+
+    name: Literal["pc-asgd-pv"] = "pc-asgd-pv"
+    condition: Condition = "probe"
+    """Which candidate is better. `probe`: the one of smaller loss on an independent mini-batch. `descent`: the one
+    whose displacement has the larger cosine with -u_i. `gradient`: the larger cosine with u_i. `smoothed`: as
+    `descent`, with an exponential average of u_i (0.9). `pull`: as `descent`, without the agent's own step -eta u_i."""
+    probe_every: int = Field(1, ge=1)
+    """Steps from one probe to the next; the last choice stands between them. Only `probe` uses it."""
+    candidates: tuple[float, ...] = (0.0, 1.0)
+    """The thetas to choose from: two or more, rising, in [0, 1]."""
+
+    @field_validator("candidates")
+    @classmethod
+    def _rising(cls, candidates: tuple[float, ...]) -> tuple[float, ...]:
+        rising = all(a < b for a, b in pairwise(candidates))
+        if len(candidates) < 2 or not rising or not 0 <= candidates[0] <= candidates[-1] <= 1:
+            raise ValueError(f"candidates = {list(candidates)}: allowed are two or more rising values in [0, 1]")
+        return candidates
+
+    def probes_at(self, step: int) -> bool:
+        """Return whether the condition is `probe` and this step is one of every ``probe_every``."""
+        return self.condition == "probe" and step % self.probe_every == 0
+
+    def init(self, weights: Tensor, num_neighbors: int) -> PracticalState:
+        """Return the state before the first choice."""
+        return PracticalState(
+            theta=torch.full_like(weights[:1].sum(), self.candidates[0]),
+            smoothed=torch.zeros_like(weights if self.condition == "smoothed" else weights[:0]),
+            compensation=self.compensation.init(weights, num_neighbors),
+        )
+
+    def step(
+        self, state: PracticalState, own: Own, reads: Reads, probe: Probe | None = None
+    ) -> tuple[PracticalState, Update]:
+        """Return the preferred candidate; without a probe, where the condition needs one, that of the last choice."""
+        compensation, prediction = self.predict(state.compensation, own, reads)
+        smoothed = state.smoothed
+        if self.condition == "smoothed":
+            smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * own.direction
+        choosing = self.guessed(reads).any()
+        theta = state.theta
+        if self.condition == "probe" and probe is None:
+            weights = prediction.candidate(theta, own, reads)
+        else:
+            candidates = tuple(prediction.candidate(value, own, reads) for value in self.candidates)
+            scores = probe(candidates).neg() if probe else self._agreement(candidates, own, smoothed)
+            best, weights = _choose(scores, self.candidates, candidates, state.theta)
+            theta = torch.where(choosing, best, theta)
+        measures = {
+            "theta": theta,
+            "predicting": (theta > self.candidates[0]).to(theta.dtype),
+            "choosing": choosing.to(theta.dtype),
+        }
+        return PracticalState(theta, smoothed, compensation), Update(weights, measures)
+
+    def _agreement(self, candidates: tuple[Tensor, ...], own: Own, smoothed: Tensor) -> Tensor:
+        """Return the cosine by which the condition judges each candidate, shape (M,)."""
+        direction = smoothed if self.condition == "smoothed" else own.direction
+        sign = 1.0 if self.condition == "gradient" else -1.0
+        own_step = own.step_size * own.direction if self.condition == "pull" else 0.0
+        return torch.stack([sign * numerics.cosine(c - own.weights + own_step, direction) for c in candidates])
+
+
+def _choose(
+    scores: Tensor, thetas: tuple[float, ...], candidates: tuple[Tensor, ...], last: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return theta and weights of the highest score, of the largest theta among equals; NaN counts as lowest."""
+    scores = torch.where(scores.isnan(), -torch.inf, scores)
+    best, theta, weights = scores[0], torch.full_like(last, thetas[0]), candidates[0]
+    for m in range(1, len(thetas)):
+        better = scores[m] >= best
+        best = torch.where(better, scores[m], best)
+        theta = torch.where(better, thetas[m], theta)
+        weights = torch.where(better, candidates[m], weights)
+    return theta, weights
