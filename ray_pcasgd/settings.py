@@ -1,5 +1,7 @@
 """The base of every settings class: frozen, strict about names, documented where it is defined."""
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -16,3 +18,8 @@ class Settings(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+
+def from_name(value: Any) -> Any:
+    """Return a bare string as settings of that name, so that ``model: resnet-20`` stands for ``{name: resnet-20}``."""
+    return {"name": value} if isinstance(value, str) else value

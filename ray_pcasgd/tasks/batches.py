@@ -1,0 +1,82 @@
+"""An agent's endless sequence of mini-batches, any of which can be made from its number alone."""
+
+import numpy as np
+from torch import Tensor
+
+from ray_pcasgd.randomness import generator, torch_generator
+from ray_pcasgd.tasks.augmentation import Augmentation
+from ray_pcasgd.tasks.normalization import Normalization
+from ray_pcasgd.tasks.samples import AnySamples
+
+
+class Batches:
+    """Mini-batches of one size from one shard, shuffled anew for each epoch, running on over the ends of epochs.
+
+    Batch ``b`` holds places ``b * batch_size`` up to ``(b + 1) * batch_size`` of all epochs laid end to end. Each
+    epoch's order and each batch's augmentation come from their own named streams, so the number of batches taken is
+    the whole state.
+    """
+
+    def __init__(
+        self,
+        samples: AnySamples,
+        indices: np.ndarray,
+        batch_size: int,
+        seed: int,
+        agent: int,
+        purpose: str = "batches",
+        augmentation: Augmentation | None = None,
+        normalization: Normalization | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: allowed are sizes from 1 on")
+        if len(indices) == 0:
+            raise ValueError(f"agent {agent} has no samples: allowed is at least 1")
+        self._samples = samples
+        self._indices = np.asarray(indices, dtype=np.int64)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._agent = agent
+        self._purpose = purpose
+        self._augmentation = augmentation if augmentation is not None else Augmentation()
+        self._normalization = normalization if normalization is not None else Normalization()
+        self._taken = 0
+        self._order: tuple[int, np.ndarray] = (-1, self._indices)
+
+    def at(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of batch ``number``, counted from 0."""
+        inputs, targets = self._samples.take(self.indices_at(number))
+        random = torch_generator(self._seed, f"{self._purpose}-augmentation", self._agent, number)
+        return self._normalization(self._augmentation.apply(inputs, random)), targets
+
+    def indices_at(self, number: int) -> np.ndarray:
+        """Return the sample indices of batch ``number``, int64 of shape (batch_size,)."""
+        parts = []
+        place, left = number * self._batch_size, self._batch_size
+        while left:
+            epoch, offset = divmod(place, len(self._indices))
+            part = self._epoch(epoch)[offset : offset + left]
+            parts.append(part)
+            place, left = place + len(part), left - len(part)
+        return np.concatenate(parts)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch's inputs and targets."""
+        batch = self.at(self._taken)
+        self._taken += 1
+        return batch
+
+    def state(self) -> int:
+        """Return how many batches were taken."""
+        return self._taken
+
+    def restore(self, state: int) -> None:
+        """Go on after ``state`` batches."""
+        self._taken = state
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        # Only the last epoch's order is kept: batches are nearly always asked for in order.
+        if self._order[0] != epoch:
+            random = generator(self._seed, self._purpose, self._agent, epoch)
+            self._order = (epoch, random.permutation(self._indices))
+        return self._order[1]

@@ -1,0 +1,146 @@
+"""The data sets that settings name; the libraries that decode them are imported where they are used."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field
+
+from ray_pcasgd.randomness import generator
+from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.tasks.imports import ObjectOrPath, resolve
+from ray_pcasgd.tasks.parquet import ImageParquet
+from ray_pcasgd.tasks.samples import AnySamples, MapSamples, Samples, TaskData
+from ray_pcasgd.tasks.vision import CIFAR10, CIFAR100, FashionMNIST, ImageFolder
+
+
+class Digits(Settings):
+    """scikit-learn's embedded handwritten digits: 1797 images of 8x8 pixels as vectors (64,) in [0, 1], 10 classes."""
+
+    name: Literal["digits"] = "digits"
+    test_share: float = Field(0.2, gt=0, lt=1)
+    """Share of the samples that is tested on."""
+    split_seed: int = 0
+    """Decides which samples these are."""
+
+    def load(self) -> TaskData:
+        """Return the data set."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        order = generator(self.split_seed, "digits").permutation(len(digits.data))
+        num_test = round(len(order) * self.test_share)
+        whole = Samples(
+            torch.from_numpy(digits.data.astype(np.float32) / 16), torch.from_numpy(digits.target.astype(np.int64))
+        )
+        return TaskData(
+            train=whole.subset(order[num_test:]),
+            test=whole.subset(order[:num_test]),
+            num_classes=10,
+            classes=tuple(map(str, digits.target_names)),
+        )
+
+
+class Text(Settings):
+    """A UTF-8 text for a character-level language model: each sample predicts every character from those before it."""
+
+    name: Literal["text"] = "text"
+    path: Path
+    """The text file."""
+    context: int = Field(64, ge=1)
+    """Characters of one sample."""
+    test_share: float = Field(0.1, gt=0, lt=1)
+    """Share of the text, at its end, that is tested on."""
+
+    def load(self) -> TaskData:
+        """Return samples of ``context`` characters, which do not overlap, numbered by the rank of their code points.
+
+        Raises:
+            ValueError: There is no such file, it is not UTF-8, or it is too short for one sample in each part.
+
+        """
+        if not self.path.is_file():
+            raise ValueError(f"data.path = {str(self.path)!r}: no such file; allowed is a UTF-8 text file")
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"data.path = {str(self.path)!r}: {error}; allowed is a UTF-8 text file") from error
+        num_test = round(len(text) * self.test_share)
+        if num_test <= self.context or len(text) - num_test <= self.context:
+            raise ValueError(
+                f"data.context = {self.context}: the text has {len(text) - num_test} characters to train on and "
+                f"{num_test} to test on; allowed are fewer than either"
+            )
+        characters, codes = np.unique(np.array(list(text)), return_inverse=True)
+        return TaskData(
+            train=self._windows(codes[: len(text) - num_test]),
+            test=self._windows(codes[len(text) - num_test :]),
+            num_classes=len(characters),
+            classes=tuple(map(str, characters)),
+        )
+
+    def _windows(self, codes: np.ndarray) -> Samples:
+        number = (len(codes) - 1) // self.context
+        inputs = codes[: number * self.context].reshape(number, self.context)
+        targets = codes[1 : number * self.context + 1].reshape(number, self.context)
+        return Samples(torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets.astype(np.int64)))
+
+
+class CustomData(Settings):
+    """The user's own data: two map-style data sets whose items are pairs (input, target)."""
+
+    name: Literal["custom"] = "custom"
+    train: ObjectOrPath
+    """A map-style data set, a function that returns one, or the import path ``module:attribute`` of either."""
+    test: ObjectOrPath
+    """The same for the samples that are tested on."""
+    num_classes: int | None = Field(None, ge=2)
+    """Number of classes; empty: one more than the highest label where targets are integers, else a regression."""
+    in_memory: bool = True
+    """Whether all samples are made once and kept; if not, each is made anew whenever it is drawn."""
+
+    def load(self) -> TaskData:
+        """Return the data set.
+
+        Raises:
+            ValueError: What the settings name is no map-style data set.
+
+        """
+        train, test = (self._samples(setting) for setting in ("train", "test"))
+        return TaskData(train, test, self._num_classes(train, test))
+
+    def _samples(self, setting: str) -> AnySamples:
+        value = resolve(getattr(self, setting))
+        if not hasattr(value, "__getitem__") and callable(value):
+            value = value()
+        try:
+            samples = MapSamples(value)
+        except ValueError as error:
+            raise ValueError(f"data.{setting}: {error}") from error
+        if len(samples) == 0:
+            raise ValueError(f"data.{setting}: it is empty; allowed is at least one sample")
+        return samples.in_memory() if self.in_memory else samples
+
+    def _num_classes(self, train: AnySamples, test: AnySamples) -> int | None:
+        if self.num_classes is not None:
+            return self.num_classes
+        if train.take([0])[1].is_floating_point():
+            return None
+        if isinstance(train, Samples) and isinstance(test, Samples):
+            return int(max(train.targets.max(), test.targets.max())) + 1
+        labels = [samples.labels() for samples in (train, test)]
+        found = [int(part.max()) + 1 for part in labels if part is not None]
+        if len(found) < len(labels):
+            raise ValueError("data.num_classes is empty: allowed where the data set has `targets` or is in memory")
+        return max(found)
+
+
+Data = Annotated[
+    Annotated[
+        Digits | CIFAR10 | CIFAR100 | FashionMNIST | ImageFolder | ImageParquet | Text | CustomData,
+        Field(discriminator="name"),
+    ],
+    BeforeValidator(from_name),
+]
+"""One of the data sets, by its ``name``."""

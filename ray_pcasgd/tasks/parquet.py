@@ -1,0 +1,94 @@
+"""Images in Parquet files as the Hugging Face hub keeps them: encoded, one a row, beside their label."""
+
+import glob
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ray_pcasgd.tasks.images import Standardized, decode
+from ray_pcasgd.tasks.samples import Samples, TaskData
+
+
+class ImageParquet(Standardized):
+    """Parquet files with a column of encoded images (``struct{bytes, path}`` or binary) and one of integer labels."""
+
+    name: Literal["image-parquet"] = "image-parquet"
+    train: str
+    """The file with the training images, or a pattern such as ``data/train-*.parquet``."""
+    test: str
+    """The same for the images that are tested on."""
+    image_column: str = "img"
+    """Name of the column of images."""
+    label_column: str = "label"
+    """Name of the column of labels, integers from 0 on."""
+    limit: int | None = Field(None, ge=1)
+    """Take only the first so many training images; empty: all."""
+    test_limit: int | None = Field(None, ge=1)
+    """Take only the first so many test images; empty: all."""
+
+    def load(self) -> TaskData:
+        """Return the data set, decoded.
+
+        Raises:
+            ValueError: A file or column is missing, an image cannot be decoded, or image sizes differ.
+
+        """
+        train = self._samples("train", self.limit)
+        test = self._samples("test", self.test_limit)
+        if train.inputs.shape[1:] != test.inputs.shape[1:]:
+            raise ValueError(
+                f"data.test = {self.test!r}: its images have shape {tuple(test.inputs.shape[1:])}; "
+                f"allowed is {tuple(train.inputs.shape[1:])}, as the training images have"
+            )
+        num_classes = int(max(train.targets.max(), test.targets.max())) + 1
+        return self.task_data(train, test, (), num_classes)
+
+    def _samples(self, setting: str, limit: int | None) -> Samples:
+        pattern = getattr(self, setting)
+        source = f"data.{setting} = {pattern!r}"
+        paths = sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        if not paths:
+            raise ValueError(f"{source}: no such file; allowed are Parquet files of images")
+        encoded: list[bytes] = []
+        labels: list[np.ndarray] = []
+        for images, part in self._batches(paths, source):
+            encoded += images
+            labels.append(part)
+            if limit is not None and len(encoded) >= limit:
+                break
+        number = min(len(encoded), limit or len(encoded))
+        if number == 0:
+            raise ValueError(f"{source}: it is empty; allowed is at least one image")
+        targets = torch.from_numpy(np.concatenate(labels)[:number].astype(np.int64))
+        return Samples(decode(encoded[:number], number, source), targets)
+
+    def _batches(self, paths: list[str], source: str) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        for path in paths:
+            try:
+                file = parquet.ParquetFile(path)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{source}: {path} is no Parquet file ({error})") from error
+            with file:
+                self._check_columns(file.schema_arrow.names, source)
+                for batch in file.iter_batches(4096, columns=[self.image_column, self.label_column]):
+                    yield _encoded(batch.column(0)), batch.column(1).to_numpy(zero_copy_only=False)
+
+    def _check_columns(self, names: list[str], source: str) -> None:
+        for setting in ("image_column", "label_column"):
+            if getattr(self, setting) not in names:
+                raise ValueError(
+                    f"data.{setting} = {getattr(self, setting)!r}: not in {source}; allowed are {', '.join(names)}"
+                )
+
+
+def _encoded(column: Any) -> list[bytes]:
+    import pyarrow as pa
+
+    values: list[bytes] = (column.field("bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+    return values

@@ -1,0 +1,140 @@
+"""What a data set is once it is loaded: samples that are taken by index, a batch at a time."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from ray_pcasgd.tasks.normalization import Normalization
+
+Indices = np.ndarray | Tensor | Sequence[int]
+
+
+def _class_labels(targets: Tensor) -> np.ndarray | None:
+    is_label = targets.ndim == 1 and not targets.is_floating_point() and targets.dtype != torch.bool
+    return targets.numpy().astype(np.int64) if is_label else None
+
+
+def _from_numpy(inputs: np.ndarray, targets: np.ndarray) -> "Samples":
+    with warnings.catch_warnings():
+        # Ray hands out read-only arrays in shared memory; samples are only ever read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return Samples(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
+class Samples:
+    """``n`` samples held as two tensors on the CPU, which are never written to.
+
+    Images are kept as uint8, channel first; ``Normalization`` turns a batch of them into floats. Pickled as numpy
+    arrays, so that Ray shares them between processes without a copy.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        if len(inputs) != len(targets):
+            raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: allowed are equally many")
+        self.inputs = inputs
+        """Shape (n, ...)."""
+        self.targets = targets
+        """Shape (n, ...): labels (n,), values (n,) or (n, outputs), or one label per position (n, length)."""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_numpy, (self.inputs.numpy(), self.targets.numpy())
+
+    def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Return copies of the inputs and targets at ``indices``."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return self.inputs[chosen], self.targets[chosen]
+
+    def subset(self, indices: Indices) -> "Samples":
+        """Return copies of the samples at ``indices``, for an agent that needs no others."""
+        return Samples(*self.take(indices))
+
+    def labels(self) -> np.ndarray | None:
+        """Return the class of each sample, int64 of shape (n,); None where a target is not one class."""
+        return _class_labels(self.targets)
+
+
+class MapSamples:
+    """The samples of a map-style data set, made anew whenever they are taken: for what does not fit into memory."""
+
+    def __init__(self, dataset: Any) -> None:
+        for method in ("__len__", "__getitem__"):
+            if not hasattr(dataset, method):
+                raise ValueError(f"{type(dataset).__name__} has no {method}: allowed are map-style data sets")
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets at ``indices``, stacked."""
+        positions = [int(i) for i in indices]
+        if hasattr(self.dataset, "__getitems__"):
+            items = self.dataset.__getitems__(positions)
+        else:
+            items = [self.dataset[i] for i in positions]
+        inputs, targets = default_collate([(_as_input(item[0]), item[1]) for item in items])
+        # Python floats collate to float64, which no float32 model accepts.
+        return _single_precision(inputs), _single_precision(targets)
+
+    def subset(self, indices: Indices) -> "MapSamples":
+        """Return a view of the samples at ``indices``."""
+        return MapSamples(torch.utils.data.Subset(self.dataset, [int(i) for i in indices]))
+
+    def labels(self) -> np.ndarray | None:
+        """Return the class of each sample from the data set's ``targets``, int64 of shape (n,); None without."""
+        targets = getattr(self.dataset, "targets", None)
+        return None if targets is None else _class_labels(torch.as_tensor(targets))
+
+    def in_memory(self) -> Samples:
+        """Return all the samples as tensors."""
+        parts = [self.take(range(first, min(first + 1024, len(self)))) for first in range(0, len(self), 1024)]
+        inputs, targets = zip(*parts, strict=True)
+        return Samples(torch.cat(inputs), torch.cat(targets))
+
+
+def _as_input(value: Any) -> Any:
+    """Return a PIL image as uint8 (channels, height, width), anything else as it is."""
+    if not hasattr(value, "getbands"):
+        return value
+    array = np.array(value, dtype=np.uint8)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _single_precision(values: Tensor) -> Tensor:
+    return values.float() if values.dtype == torch.float64 else values
+
+
+AnySamples = Samples | MapSamples
+
+
+class TaskData(NamedTuple):
+    """A loaded data set: what is trained on, what is tested on, and how inputs are normalized."""
+
+    train: AnySamples
+    test: AnySamples
+    num_classes: int | None
+    """Classes of a classification, characters of a language model; None for a regression."""
+    normalization: Normalization = Normalization()
+    classes: tuple[str, ...] = ()
+    """The classes' names by label, where they are known."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.train.take([0])[0].shape[1:])
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a model puts out: one a class, or one for each value of a regression's target."""
+        if self.num_classes is not None:
+            return self.num_classes
+        return math.prod(self.train.take([0])[1].shape[1:])

@@ -1,0 +1,62 @@
+"""What is learned: data, model, loss and metrics, in one piece of settings."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from ray_pcasgd.settings import Settings
+from ray_pcasgd.tasks.augmentation import Augmentation
+from ray_pcasgd.tasks.batches import Batches
+from ray_pcasgd.tasks.datasets import Data, Digits
+from ray_pcasgd.tasks.models import MLP, Model
+from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Loss, Metric, evaluate
+from ray_pcasgd.tasks.samples import TaskData
+
+__all__ = ["Task", "TaskData"]
+
+
+class Task(Settings):
+    """A learning task; the embedded one classifies handwritten digits."""
+
+    data: Data = Digits()
+    """What is learned from."""
+    model: Model = MLP()
+    """What learns."""
+    loss: Loss = CrossEntropy()
+    """What is minimized."""
+    metrics: tuple[Metric, ...] = (Accuracy(),)
+    """What is reported of the test samples beside the loss."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes of training images."""
+
+    def load(self) -> TaskData:
+        """Return the data.
+
+        Raises:
+            ValueError: It is missing, or loss or metrics ask for classes where there are none.
+
+        """
+        data = self.data.load()
+        for setting, measure in (("loss", self.loss), *(("metrics", metric) for metric in self.metrics)):
+            if data.num_classes is None and isinstance(measure, CrossEntropy | Accuracy):
+                raise ValueError(f"task.{setting} = {measure.name!r}: the targets are no classes; allowed is 'mse'")
+        return data
+
+    def build_model(self, data: TaskData, seed: int) -> nn.Module:
+        """Return the model for the data, its weights drawn from the seed's own stream.
+
+        Raises:
+            ValueError: The model does not take such inputs.
+
+        """
+        return self.model.build(data.input_shape, data.num_outputs, seed)
+
+    def batches(
+        self, data: TaskData, shard: np.ndarray, batch_size: int, seed: int, agent: int, purpose: str = "batches"
+    ) -> Batches:
+        """Return the mini-batches of one agent's shard, augmented and normalized."""
+        return Batches(data.train, shard, batch_size, seed, agent, purpose, self.augmentation, data.normalization)
+
+    def evaluate(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> dict[str, float]:
+        """Return the test loss, under ``loss``, and the metrics, each under its key."""
+        return evaluate(model, data.test, self.loss, self.metrics, device=device, transform=data.normalization)
