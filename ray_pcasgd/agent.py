@@ -1,0 +1,263 @@
+"""An agent: its replica, its optimizer, its batches and its rule. No clock, no Ray, no files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.curves import Curve
+from ray_pcasgd.displacement import Displacements
+from ray_pcasgd.optimizer import SGD
+from ray_pcasgd.randomness import stream_seed
+from ray_pcasgd.records import Own, Read, Reads, Snapshot, Update
+from ray_pcasgd.reliability import Declared, Measured
+from ray_pcasgd.replica import Replica
+from ray_pcasgd.rules.base import Probe, Rule, clipped_row, mix
+from ray_pcasgd.tasks.batches import Batches
+from ray_pcasgd.tasks.task import Task, TaskData
+
+
+class NonFiniteLossError(RuntimeError):
+    """A mini-batch loss that is infinite or not a number, or weights that are."""
+
+    def __init__(self, agent: int, step: int, loss: float) -> None:
+        super().__init__(agent, step, loss)
+        self.agent = agent
+        self.step = step
+        self.loss = loss
+
+    def __str__(self) -> str:
+        return f"agent {self.agent} has loss {self.loss} at step {self.step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all agents of a run share."""
+
+    seed: int
+    num_steps: int
+    batch_size: int
+    rule: Rule
+    optimizer: SGD
+    step_size: Curve
+    warmup_steps: int
+    reliability: Measured | Declared
+    clusters: tuple[int, ...]
+    """The cluster of each agent."""
+    task: Task
+    device: str
+    evaluate_every: int
+    """Agents are evaluated and their replicas shown after every so many steps, and after the last one."""
+    isolate_non_finite: bool = False
+    """Whether an agent whose loss is not finite leaves the run alone, instead of ending it."""
+
+    def step_size_at(self, step: int) -> float:
+        """Return eta at ``step``, with the linear warm-up of the first ``warmup_steps`` steps."""
+        eta = self.step_size.at(step)
+        return eta * (step + 1) / self.warmup_steps if step < self.warmup_steps else eta
+
+    def reliable(self, agent: int, read: Read) -> bool:
+        """Return whether ``agent`` trusts what it reads as it is."""
+        return self.reliability.reliable(agent, read, self.clusters)
+
+    def needs_direction(self, agent: int, read: Read) -> bool:
+        """Return whether ``agent`` needs the direction at the version that it reads, not its weights alone."""
+        return self.rule.needs_directions and read.staleness > 0 and not self.reliable(agent, read)
+
+    def evaluates_at(self, version: int) -> bool:
+        """Return whether version ``version`` of an agent is evaluated."""
+        return version % self.evaluate_every == 0 or version == self.num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSpec:
+    """What one agent is built from, where it lives."""
+
+    agent: int
+    recipe: Recipe
+    neighbors: tuple[int, ...]
+    """Sorted."""
+    mixing: tuple[float, ...]
+    """w_ik, for each neighbor."""
+    own_mixing: float
+    shard: Any
+    """Indices of the agent's training samples, a NumPy integer array."""
+
+
+class Received(NamedTuple):
+    """One neighbor's version as it came to hand."""
+
+    read: Read
+    weights: Tensor
+    buffers: Tensor
+    direction: Tensor | None
+    """Required where ``Recipe.needs_direction`` says so."""
+
+
+class Agent:
+    """One agent of a run: ``step(received)`` takes it from one version to the next.
+
+    A step is ``compute`` (mini-batch, loss, direction at the current weights) and then ``apply`` (the rule over what
+    was read). Engines call the two apart, because a direction is needed by others before its agent has read.
+    """
+
+    def __init__(self, spec: AgentSpec, data: TaskData) -> None:
+        recipe = spec.recipe
+        self.spec = spec
+        self.data = data
+        self.version = 0
+        self.replica = Replica(recipe.task.build_model(data, recipe.seed), torch.device(recipe.device))
+        self.replica.module.train()
+        self.weights = self.replica.weights.clone()
+        """The current version's weights, never changed in place: they are what neighbors are sent."""
+        self.buffers = self.replica.buffers.clone()
+        self.direction = torch.zeros_like(self.weights)
+        self.batches, self.probe_batches = (
+            recipe.task.batches(data, spec.shard, recipe.batch_size, recipe.seed, spec.agent, purpose)
+            for purpose in ("batches", "probes")
+        )
+        self.optimizer_state = recipe.optimizer.init(self.weights)
+        self.rule_state = recipe.rule.init(self.weights, len(spec.neighbors))
+        self.displacements = (
+            Displacements(self.weights, recipe.rule.age_max) if recipe.rule.needs_drift and spec.neighbors else None
+        )
+        self._nothing = torch.zeros(0, device=self.weights.device)
+        self._zeros = torch.zeros_like(self.weights)
+
+    def compute(self) -> float:
+        """Set ``direction`` to u_i of the next mini-batch at the current weights, and return the batch's loss.
+
+        Raises:
+            NonFiniteLossError: the loss is not finite.
+        """
+        inputs, targets = self.draw(self.batches)
+        self.replica.gradient.zero_()
+        self.seed_forward_pass()
+        loss = self.spec.recipe.task.loss(self.replica.module(inputs), targets)
+        loss.backward()
+        self.optimizer_state, self.direction = self.spec.recipe.optimizer.direction(
+            self.optimizer_state, self.weights, self.replica.gradient.clone()
+        )
+        return self.check_finite(loss.item())
+
+    def apply(self, received: Sequence[Received]) -> dict[str, float]:
+        """Take the rule's step over what was read of the neighbors, and return the rule's measures."""
+        rule = self.spec.recipe.rule
+        own, reads, buffers = self.assemble(received)
+        probe = self.probe() if rule.probes_at(self.version) else None
+        self.rule_state, update = rule.step(self.rule_state, own, reads, probe)
+        self.commit(update, buffers)
+        return {name: value.item() for name, value in update.measures.items()}
+
+    def step(self, received: Sequence[Received]) -> tuple[float, dict[str, float]]:
+        """Take one whole step; return the mini-batch loss and the rule's measures."""
+        loss = self.compute()
+        return loss, self.apply(received)
+
+    def draw(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        """Return the next mini-batch of one of the agent's two streams, on the agent's device."""
+        inputs, targets = batches.next()
+        return inputs.to(self.replica.device), targets.to(self.replica.device)
+
+    def seed_forward_pass(self) -> None:
+        """Seed torch's global generator, which dropout draws from and cannot be told otherwise."""
+        torch.manual_seed(stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.version))  # noqa: TID251
+
+    def check_finite(self, loss: float) -> float:
+        """Return the loss, or raise ``NonFiniteLossError``."""
+        if not -float("inf") < loss < float("inf"):
+            raise NonFiniteLossError(self.spec.agent, self.version, loss)
+        return loss
+
+    def assemble(self, received: Sequence[Received]) -> tuple[Own, Reads, Tensor]:
+        """Return what the rule sees, and the mixed buffers (F,); neighbors that were not read weigh nothing."""
+        spec, recipe, device = self.spec, self.spec.recipe, self.weights.device
+        by_neighbor = {r.read.neighbor: r for r in received}
+        slots = [by_neighbor.get(k) for k in spec.neighbors]
+        missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
+        numbers = recipe.rule.numbers(spec.agent, self.version)
+        scalars = torch.tensor([spec.own_mixing + missing, recipe.step_size_at(self.version), *numbers.values()])
+        own_mixing, step_size, *values = scalars.to(device).unbind()
+        own = Own(self.weights, self.direction, own_mixing, step_size, dict(zip(numbers, values, strict=True)))
+        reliable = [s is None or recipe.reliable(spec.agent, s.read) for s in slots]
+        reads = Reads(
+            weights=tuple(self._zeros if s is None else s.weights for s in slots),
+            directions=tuple(self._direction(s) for s in slots),
+            drift=tuple(self._drift(s, trusted) for s, trusted in zip(slots, reliable, strict=True)),
+            mixing=_row([0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)], device),
+            staleness=_row([0.0 if s is None else s.read.staleness for s in slots], device),
+            age=_row([0.0 if s is None else s.read.age for s in slots], device),
+            reliable=torch.tensor(reliable, dtype=torch.bool, device=device),
+        )
+        return own, reads, self._mix_buffers(own, reads, slots)
+
+    def _mix_buffers(self, own: Own, reads: Reads, slots: Sequence[Received | None]) -> Tensor:
+        if not self.buffers.numel():
+            return self.buffers
+        own_mixing, mixing = clipped_row(own.mixing, reads.mixing, reads.reliable)
+        read = tuple(torch.zeros_like(self.buffers) if s is None else s.buffers for s in slots)
+        return mix(own_mixing, self.replica.buffers, mixing, read)
+
+    def _direction(self, slot: Received | None) -> Tensor:
+        if not self.spec.recipe.rule.needs_directions:
+            return self._nothing
+        if slot is None or not self.spec.recipe.needs_direction(self.spec.agent, slot.read):
+            return self._zeros
+        assert slot.direction is not None, slot.read
+        return slot.direction
+
+    def _drift(self, slot: Received | None, reliable: bool) -> Tensor:
+        if self.displacements is None:
+            return self._nothing
+        if slot is None or reliable or slot.read.age > self.displacements.age_max:
+            return self._zeros
+        return self.displacements.drift(slot.read.age)
+
+    def probe(self) -> Probe:
+        """Return the losses of candidate weights on the next mini-batch of the agent's probe stream."""
+        inputs, targets = self.draw(self.probe_batches)
+        task = self.spec.recipe.task
+
+        def losses(candidates: tuple[Tensor, ...]) -> Tensor:
+            results = []
+            with torch.no_grad():
+                for candidate in candidates:
+                    self.seed_forward_pass()
+                    tensors = self.replica.named(candidate, self.replica.buffers.clone()) | {
+                        name: buffer.clone() for name, buffer in self.replica.integer_buffers.items()
+                    }
+                    outputs = torch.func.functional_call(self.replica.module, tensors, (inputs,))
+                    results.append(task.loss(outputs, targets))
+            return torch.stack(results)
+
+        return losses
+
+    def commit(self, update: Update, buffers: Tensor) -> None:
+        """Make the update the agent's next version."""
+        self.weights = update.weights
+        self.buffers = buffers.clone() if buffers.numel() else buffers
+        self.replica.load(self.weights, self.buffers)
+        self.version += 1
+        if self.displacements is not None:
+            self.displacements.record(self.weights)
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of one version's message: weights, floating-point buffers and, where it is needed, the direction."""
+        numbers = self.weights.numel() * (2 if self.spec.recipe.rule.needs_directions else 1) + self.buffers.numel()
+        return 4 * numbers
+
+    def snapshot(self) -> Snapshot:
+        """Return the replica as the current version left it."""
+        integer_buffers = {name: buffer.clone() for name, buffer in self.replica.integer_buffers.items()}
+        return Snapshot(self.weights, self.buffers, integer_buffers)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the current version's test loss and metrics."""
+        return self.spec.recipe.task.evaluate(self.replica.module, self.data, self.replica.device)
+
+
+def _row(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,0 +1,64 @@
+"""Models that are kept on the way."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ray_pcasgd.config import CheckpointSettings
+from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a consensus model, ``model.safetensors``."""
+
+    path: str
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the model's state dict, for ``torch.nn.Module.load_state_dict``."""
+        return load_file(Path(self.path) / "model.safetensors")
+
+
+class Checkpoints:
+    """Keeps the consensus models that the settings ask for, and drops the others."""
+
+    def __init__(self, folder: RunFolder, settings: CheckpointSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._offered = 0
+        self.kept: list[tuple[Checkpoint, dict[str, Any]]] = []
+
+    def offer(self, row: Mapping[str, Any], state_dict: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Keep the model of an evaluation (``row`` is the averaged model's), if the settings ask for it.
+
+        Raises:
+            SettingsError: the score is none of the task's metrics.
+        """
+        every = self._settings.every_evaluations
+        self._offered += 1
+        if every is None or self._offered % every:
+            return
+        metrics = {name.removeprefix("test_"): value for name, value in row.items() if name.startswith("test_")}
+        score = self._settings.score
+        if score is not None and score not in metrics:
+            raise SettingsError(f"checkpoint.score = {score!r}: allowed are {', '.join(metrics)}")
+        path = self._folder.keep_checkpoint(row["step"], state_dict(), metrics)
+        self.kept.append((Checkpoint(str(path)), metrics))
+        limit = self._settings.num_to_keep
+        if limit is not None and len(self.kept) > limit:
+            self._drop_worst()
+
+    def _drop_worst(self) -> None:
+        score = self._settings.score
+        place = 0
+        if score is not None:
+            sign = 1 if self._settings.score_order == "max" else -1
+            place = min(range(len(self.kept)), key=lambda i: sign * self.kept[i][1][score])
+        checkpoint, _ = self.kept.pop(place)
+        shutil.rmtree(checkpoint.path)

@@ -1,0 +1,138 @@
+"""The command line: ``ray-pcasgd train | compare | replay | report``."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
+from ray_pcasgd.loading import SettingsError, load_config, read_yaml
+from ray_pcasgd.report.page import write_report
+from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table
+from ray_pcasgd.trainer import Result, Trainer
+
+SETTINGS_ERROR = 2
+RUN_ERROR = 1
+INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Assignments = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for example algorithm.theta=0.5.")
+]
+EngineName = Annotated[str | None, typer.Option("--engine", help="What executes the agents: ray or local.")]
+RunName = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; the embedded task where it is left out.")
+]
+
+
+@app.command()
+def train(
+    config: ConfigFile = None, assignments: Assignments = [], engine: EngineName = None, name: RunName = None  # noqa: B006
+) -> None:
+    """Train agents whose news of each other is late."""
+    console = Console()
+    settings = load_config(config, [*assignments, *_shortcuts(engine, name)])
+    _finish(Trainer(settings, watcher=Terminal(console)).fit(), console)
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="Folder of the run whose recorded schedule is replayed.")],
+    assignments: Assignments = [],  # noqa: B006
+    engine: EngineName = "local",
+    name: RunName = None,
+) -> None:
+    """Run a recorded schedule again, under other settings."""
+    console = Console()
+    source = read_yaml(run / "config.yaml") | {"name": None, "schedule": str(run / "schedule.parquet")}
+    settings = load_config(source, [*_shortcuts(engine, name), *assignments])
+    _finish(Trainer(settings, watcher=Terminal(console)).fit(), console)
+
+
+@app.command("compare")
+def compare_command(
+    config: ConfigFile = None,
+    assignments: Assignments = [],  # noqa: B006
+    engine: EngineName = "local",
+    name: RunName = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own upwards.")] = 3,
+    algorithm: Annotated[
+        list[str],
+        typer.Option(metavar="NAME[,KEY=VALUE...]", help="A method to compare; may be given several times."),
+    ] = [],  # noqa: B006
+) -> None:
+    """Run several algorithms under the same schedule and seeds, beside D-PSGD without delay."""
+    console = Console()
+    settings = load_config(config, [*_shortcuts(engine, name), *assignments])
+    methods = [UNDELAYED, *map(parse_method, algorithm)] if algorithm else METHODS
+    comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label))
+    labels = dict(zip(comparison.runs["path"], comparison.runs["label"], strict=True))
+    report = write_report(
+        [Path(path) for path in labels], comparison.path / "report.html", comparison.path.name, labels=list(labels.values())
+    )
+    print_comparison(comparison, settings, console)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    failed = comparison.runs[comparison.runs["error"].notna()]
+    for _, row in failed.iterrows():
+        print(f"error: {row['label']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
+    if len(failed):
+        raise typer.Exit(RUN_ERROR)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of comparisons.")],
+    output: Annotated[Path | None, typer.Option(help="The page; report.html in the first folder where left out.")] = None,
+) -> None:
+    """Draw one page about one run, or several runs side by side."""
+    folders = [folder for run in runs for folder in _run_folders(run)]
+    page = write_report(folders, output or runs[0] / "report.html", " against ".join(run.name for run in runs))
+    Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if (path / "config.yaml").exists():
+        return [path]
+    inside = sorted(folder.parent for folder in path.glob("*/config.yaml"))
+    if not inside:
+        raise SettingsError(f"{path}: is no run folder; allowed are folders with a config.yaml")
+    return inside
+
+
+def _shortcuts(engine: str | None, name: str | None) -> list[str]:
+    given = {"engine.name": engine, "name": name}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _finish(result: Result, console: Console) -> None:
+    path = Path(result.path)
+    if path.is_dir():
+        write_report([path], path / "report.html", path.name)
+    print_final_table(result, console)
+    if result.error:
+        print(f"error: {result.error}", file=sys.stderr)
+        raise typer.Exit(RUN_ERROR)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line, and end the process with its exit status: 2 for settings, 1 for a failed run."""
+    sys.exit(run_command(lambda: app(arguments, standalone_mode=True)))
+
+
+def run_command(command: Callable[[], Any]) -> int:
+    """Run a command; print errors of settings as lines, and return the exit status."""
+    try:
+        command()
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return SETTINGS_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0

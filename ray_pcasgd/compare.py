@@ -1,0 +1,121 @@
+"""Several algorithms under the same schedule and seeds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.loading import SettingsError, load_config, parse_assignment
+from ray_pcasgd.run_folder import is_remote, run_name
+from ray_pcasgd.trainer import Result, Trainer, Watcher
+
+
+class Method(NamedTuple):
+    """One line of a comparison."""
+
+    label: str
+    changes: Mapping[str, Any]
+
+
+UNDELAYED = Method("d-psgd without delay", {"algorithm": {"name": "d-psgd"}, "links": []})
+"""The upper line: what the same agents reach when no message is late."""
+
+METHODS = (
+    UNDELAYED,
+    *(
+        Method(name, {"algorithm": {"name": name}})
+        for name in ("d-asgd", "c-asgd", "p-asgd", "pc-asgd", "pc-asgd-pv")
+    ),
+)
+"""The default comparison."""
+
+
+class Comparison(NamedTuple):
+    """What a comparison measured."""
+
+    path: Path
+    runs: pd.DataFrame
+    """One row per method and seed: label, seed, path, schedule_hash, error, and the final metrics."""
+
+    def table(self, metric: str) -> pd.DataFrame:
+        """Return mean and standard deviation over seeds of the averaged model's and of the agents' mean metric."""
+        columns = {
+            "averaged": f"test_{metric}",
+            "agents": f"agents_mean_test_{metric}",
+            "consensus_distance": "consensus_distance",
+        }
+        groups = self.runs.groupby("label", sort=False)
+        return pd.DataFrame(
+            {
+                f"{name}_{statistic}": getattr(groups[column], statistic)(**({"ddof": 0} if statistic == "std" else {}))
+                for name, column in columns.items()
+                for statistic in ("mean", "std")
+            }
+        )
+
+
+def parse_method(text: str) -> Method:
+    """Return the method of ``NAME[,key=value...]``, for example ``pc-asgd,theta=0.5``.
+
+    >>> parse_method("pc-asgd,theta=0.5")
+    Method(label='pc-asgd,theta=0.5', changes={'algorithm': {'name': 'pc-asgd', 'theta': 0.5}})
+    """
+    name, *assignments = text.split(",")
+    changes: dict[str, Any] = {"name": name.strip()}
+    for assignment in assignments:
+        changes |= parse_assignment(assignment)
+    return Method(text, {"algorithm": changes})
+
+
+def compare(
+    config: Config,
+    methods: Sequence[Method] = METHODS,
+    num_seeds: int = 3,
+    watcher: Callable[[str], Watcher] = lambda label: Watcher(),
+) -> Comparison:
+    """Run every method with every seed, and return the figures; the run folders lie in one folder.
+
+    Raises:
+        SettingsError: some method's settings cannot be run; nothing was started.
+    """
+    if is_remote(config.storage_path):
+        raise SettingsError(f"storage_path = {config.storage_path!r}: allowed for a comparison is a folder of this machine")
+    storage = Path(config.storage_path)
+    name = config.name or run_name(config.model_copy(update={"name": None}), storage).replace(
+        config.algorithm.name, "comparison"
+    )
+    path = storage / name
+    if path.exists():
+        raise SettingsError(f"name = {name!r}: the folder {path} exists; allowed is a name that is not in use")
+    trainers = {
+        (method.label, seed): Trainer(
+            load_config(config, changes=method.changes),
+            seed=seed,
+            storage_path=str(path),
+            name=f"{_slug(method.label)}-seed{seed}",
+            watcher=watcher(f"{method.label}, seed {seed}"),
+        )
+        for method in methods
+        for seed in range(config.seed, config.seed + num_seeds)
+    }
+    rows = [_row(label, seed, trainer.fit()) for (label, seed), trainer in trainers.items()]
+    comparison = Comparison(path, pd.DataFrame(rows))
+    comparison.runs.to_parquet(path / "comparison.parquet", index=False)
+    return comparison
+
+
+def _row(label: str, seed: int, result: Result) -> dict[str, Any]:
+    return {
+        "label": label,
+        "seed": seed,
+        "path": result.path,
+        "schedule_hash": result.schedule_hash,
+        "error": str(result.error) if result.error else None,
+        **result.metrics,
+    }
+
+
+def _slug(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)

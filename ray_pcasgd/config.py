@@ -1,0 +1,102 @@
+"""The whole of a run's settings: one tree, composed of what each layer defines for itself."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from ray_pcasgd.curves import Constant, Curve
+from ray_pcasgd.engines.local import LocalSettings
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.laws import Constant as ConstantDelay
+from ray_pcasgd.optimizer import SGD
+from ray_pcasgd.reliability import Measured, Reliability
+from ray_pcasgd.rules import PCASGD, Algorithm
+from ray_pcasgd.schedule.barrier import Barrier
+from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.tasks.partition import IID, Partition
+from ray_pcasgd.tasks.task import Task
+from ray_pcasgd.timing import ComputeTimes, LinkDelay
+from ray_pcasgd.topology import Complete, Metropolis, Mixing, Topology
+
+Engine = Annotated[
+    Annotated[RaySettings | LocalSettings, Field(discriminator="name")],
+    BeforeValidator(from_name),
+]
+
+
+class CheckpointSettings(Settings):
+    """Which models are kept on the way."""
+
+    every_evaluations: int | None = Field(None, ge=1)
+    """Keep the consensus model of every so many evaluations; not given: only the last one is kept, as model.safetensors."""
+    num_to_keep: int | None = Field(None, ge=1)
+    """How many are kept: the newest, or the best by ``score``; not given: all."""
+    score: str | None = None
+    """The averaged model's test metric by which the best are kept, for example accuracy; not given: the newest."""
+    score_order: Literal["max", "min"] = "max"
+    """Whether a higher (max) or a lower (min) score is better."""
+
+
+class Config(Settings):
+    """One run.
+
+    The defaults are the embedded task: 8 agents in two clusters whose links are 10 steps late learn handwritten
+    digits by PC-ASGD.
+    """
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder; not given: the algorithm and a number."""
+    storage_path: str = "runs"
+    """Folder of the run folders; a local path, or a location that pyarrow knows (s3://, gs://)."""
+    seed: int = Field(0, ge=0)
+    """Every random draw of the run follows from it."""
+    num_agents: int = Field(8, ge=1)
+    """Number of agents, N."""
+    num_steps: int = Field(400, ge=1)
+    """Steps that each agent takes."""
+    batch_size: int = Field(16, ge=1)
+    """Samples of one agent's mini-batch."""
+
+    algorithm: Annotated[Algorithm, BeforeValidator(from_name)] = PCASGD(theta=Constant(value=0.3))
+    """The update rule."""
+    step_size: Curve = Constant(value=0.1)
+    """eta: a number, or a curve over the agent's steps."""
+    warmup_steps: int = Field(0, ge=0)
+    """The step size rises linearly over so many first steps."""
+    optimizer: SGD = SGD()
+    """The local optimizer, from gradient to direction."""
+
+    topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
+    """Which agents are neighbors."""
+    mixing: Annotated[Mixing, BeforeValidator(from_name)] = Metropolis()
+    """The weights with which neighbors are averaged."""
+    clusters: int | tuple[tuple[int, ...], ...] = 2
+    """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which."""
+    reliability: Annotated[Reliability, BeforeValidator(from_name)] = Measured()
+    """Which neighbors are trusted as they are read."""
+
+    compute: ComputeTimes = ComputeTimes()
+    """How long an agent computes."""
+    links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10)),)
+    """How late messages are; of entries that name the same link, the last one counts."""
+    barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
+    """Who waits for whom; not given: what the algorithm asks for, ``all`` for d-psgd, ``none`` for the others."""
+    schedule: str | None = None
+    """A schedule file to replay, in place of ``compute``, ``links`` and ``barrier``."""
+
+    task: Task = Task()
+    """What is learned."""
+    partition: Annotated[Partition, BeforeValidator(from_name)] = IID()
+    """How the training samples are dealt to the agents."""
+
+    engine: Engine = RaySettings()
+    """What executes the agents."""
+    evaluate_every: int = Field(50, ge=1)
+    """Agents and the averaged model are tested after every so many steps, and at the end."""
+    on_non_finite_loss: Literal["stop", "isolate"] = "stop"
+    """When an agent's loss is not finite: ``stop`` the run, or ``isolate`` the agent, which the others then leave out."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """Which models are kept on the way."""
+    max_failures: int = Field(0, ge=-1)
+    """Agents that a live run may lose and still count as a success; -1: any number."""
+

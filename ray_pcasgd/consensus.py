@@ -1,0 +1,70 @@
+"""The averaged model of all agents, and how far the agents are from it."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.records import Snapshot
+from ray_pcasgd.replica import Replica
+from ray_pcasgd.tasks.task import Task, TaskData
+
+
+class Consensus(NamedTuple):
+    """Several agents' replicas at one version, put together."""
+
+    mean: Snapshot
+    """Mean weights and floating-point buffers; integer buffers of the first agent."""
+    distances: dict[int, float]
+    """Each agent's Euclidean distance to the mean weights."""
+
+    @property
+    def distance(self) -> float:
+        """Root mean square of the agents' distances."""
+        return float(torch.tensor(list(self.distances.values()), dtype=torch.float64).square().mean().sqrt())
+
+
+def average(snapshots: Mapping[int, Snapshot]) -> Consensus:
+    """Return the consensus of the agents' snapshots, summed in float64 in the agents' order."""
+    agents = sorted(snapshots)
+    mean = Snapshot(
+        _mean([snapshots[i].weights for i in agents]),
+        _mean([snapshots[i].buffers for i in agents]),
+        snapshots[agents[0]].integer_buffers,
+    )
+    distances = {i: float((snapshots[i].weights.double() - mean.weights.double()).norm()) for i in agents}
+    return Consensus(mean, distances)
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(tensors[0], dtype=torch.float64)
+    for tensor in tensors:
+        total += tensor
+    return (total / len(tensors)).float()
+
+
+class AveragedModel:
+    """Evaluates the averaged model, and writes it in a form that plain PyTorch loads."""
+
+    def __init__(self, task: Task, data: TaskData, seed: int, device: str) -> None:
+        self._task = task
+        self._data = data
+        self._replica = Replica(task.build_model(data, seed), torch.device(device))
+
+    @property
+    def num_parameters(self) -> int:
+        """D."""
+        return self._replica.weights.numel()
+
+    def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
+        """Return the test loss and metrics of a snapshot."""
+        self._replica.load(snapshot.weights, snapshot.buffers)
+        return self._task.evaluate(self._replica.module, self._data, self._replica.device)
+
+    def state_dict(self, snapshot: Snapshot) -> dict[str, Tensor]:
+        """Return the state dict of a snapshot, on the CPU."""
+        device = self._replica.device
+        return self._replica.state_dict(
+            snapshot.weights.to(device), snapshot.buffers.to(device), snapshot.integer_buffers
+        )

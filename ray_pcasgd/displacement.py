@@ -1,0 +1,42 @@
+"""An agent's own recent path, for the drift that predicts a stale neighbor."""
+
+import torch
+from torch import Tensor
+
+
+class Displacements:
+    """Mean displacement of one agent over any of its last ``age_max`` steps.
+
+    Keeps a ring of running sums ``C_t = sum_{s<=t} x(s)``; the sum over a window is a difference of two entries. The
+    sums are float64: in float32 they would lose the small displacements under their own growth after some thousand
+    steps.
+    """
+
+    def __init__(self, weights: Tensor, age_max: int) -> None:
+        self.age_max = age_max
+        # C_{-1} = 0, so that a window which begins at version 0 has a left edge.
+        self._sums = torch.zeros(age_max + 2, weights.shape[0], dtype=torch.float64, device=weights.device)
+        self._version = 0
+        self._sums[self._slot(0)] = weights
+
+    def record(self, weights: Tensor) -> None:
+        """Take in the agent's next version, shape (D,)."""
+        previous = self._sums[self._slot(self._version)]
+        self._version += 1
+        torch.add(previous, weights, out=self._sums[self._slot(self._version)])
+
+    def drift(self, age: int) -> Tensor:
+        """Return ``1/age * sum_{r<age} (x(t-age+r) - x(t-age))`` at the newest version ``t``, shape (D,), float32.
+
+        Zeros for ``age`` 0. Requires ``age <= min(age_max, t)``.
+        """
+        assert 0 <= age <= min(self.age_max, self._version), (age, self.age_max, self._version)
+        if age == 0:
+            return torch.zeros_like(self._sums[0], dtype=torch.float32)
+        last = self._sums[self._slot(self._version - 1)]
+        before = self._sums[self._slot(self._version - age - 1)]
+        first = self._sums[self._slot(self._version - age)] - before
+        return ((last - before).div_(age).sub_(first)).float()
+
+    def _slot(self, version: int) -> int:
+        return version % (self.age_max + 2)

@@ -1,0 +1,229 @@
+"""One process, virtual time: executes a schedule's rows, those that are ready together as one batch."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ray_pcasgd.agent import Agent, AgentSpec, NonFiniteLossError, Received
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.batching import apply_together, compute_together
+from ray_pcasgd.mailbox import FALLBACK_VERSIONS
+from ray_pcasgd.records import Event, Read, Row, StepReport
+from ray_pcasgd.settings import Settings
+from ray_pcasgd.tasks.task import TaskData
+
+
+class LocalSettings(Settings):
+    """The local engine: one process and virtual time."""
+
+    name: Literal["local"] = "local"
+    batched: Literal["auto", "always", "never"] = "auto"
+    """Whether agents' steps run stacked under vmap: ``auto`` where that is faster, for networks without convolutions
+    and dropout. ``never`` gives the very bits of the ray engine's planned mode."""
+    threads: int = Field(1, ge=1)
+    """Threads that torch uses within one operation."""
+
+
+@dataclass
+class _Published:
+    weights: Tensor
+    buffers: Tensor
+    direction: Tensor | None = None
+
+
+class LocalEngine:
+    """Executes planned rows in the order of their data flow.
+
+    A row runs once its agent is at the row's step and every version that it reads exists, with its direction where
+    the rule needs that. So rows whose times overlap run together, and a recorded schedule needs no exact clocks.
+    """
+
+    def __init__(self, settings: LocalSettings, rows: Iterable[Row]) -> None:
+        self._settings = settings
+        self._rows = rows
+
+    def run(self, specs: Sequence[AgentSpec], data: TaskData) -> Iterator[StepReport | Event]:
+        """Execute all rows; see ``Engine.run``."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._settings.threads)
+        try:
+            with torch.random.fork_rng():
+                yield from _Execution(self._settings, iter(self._rows), specs, data).reports()
+        finally:
+            torch.set_num_threads(threads)
+
+
+class _Execution:
+    def __init__(
+        self, settings: LocalSettings, rows: Iterator[Row], specs: Sequence[AgentSpec], data: TaskData
+    ) -> None:
+        self.recipe = specs[0].recipe
+        self.agents = [Agent(spec, data) for spec in specs]
+        self.batched = _runs_batched(settings, self.agents[0])
+        self.rows = rows
+        self.window: deque[Row] = deque()
+        self.published: list[dict[int, _Published]] = [{0: _Published(a.weights, a.buffers)} for a in self.agents]
+        self.losses: list[float | None] = [None] * len(self.agents)
+        self.isolated: dict[int, int] = {}
+        self.last_read: dict[tuple[int, int], int] = {(s.agent, k): 0 for s in specs for k in s.neighbors}
+        self.readers = [[s.agent for s in specs if k in s.neighbors] for k in range(len(specs))]
+        self.events: list[Event] = []
+        self.started = time.perf_counter()
+
+    def reports(self) -> Iterator[StepReport | Event]:
+        while True:
+            self.compute_pending()
+            yield from self.events
+            self.events.clear()
+            ready = self.take_ready()
+            if not ready:
+                return
+            for group in self.grouped(ready):
+                yield from self.execute(group)
+
+    def compute_pending(self) -> None:
+        """Compute the direction of every agent that has a next step, as soon as its version exists."""
+        pending = [
+            agent
+            for agent in self.agents
+            if self.losses[agent.spec.agent] is None
+            and agent.version < self.recipe.num_steps
+            and agent.spec.agent not in self.isolated
+        ]
+        if self.batched and len(pending) > 1:
+            losses = compute_together(pending).tolist()
+        else:
+            losses = [self.attempt(agent.compute) for agent in pending]
+        for agent, loss in zip(pending, losses, strict=True):
+            loss = self.attempt(lambda agent=agent, loss=loss: agent.check_finite(loss)) if loss is not None else None
+            if loss is not None:
+                self.losses[agent.spec.agent] = loss
+                self.published[agent.spec.agent][agent.version].direction = agent.direction
+
+    def attempt(self, action: Callable[[], float]) -> float | None:
+        """Run an action that may find a loss that is not finite; isolate the agent where the recipe says so."""
+        try:
+            return action()
+        except NonFiniteLossError as error:
+            if not self.recipe.isolate_non_finite:
+                raise
+            self.isolated[error.agent] = error.step
+            self.events.append(Event("agent_isolated", error.agent, error.step, str(error)))
+            return None
+
+    def take_ready(self) -> list[Row]:
+        """Take the rows that can run now, in the schedule's order; nothing once all rows have run."""
+        limit = 2 * len(self.agents)
+        while True:
+            while len(self.window) < limit and (row := next(self.rows, None)) is not None:
+                if row.step < self.recipe.num_steps:
+                    self.window.append(row)
+            rows = [row for row in self.window if row.agent not in self.isolated]
+            ready = [row for row in rows if self.is_ready(row)]
+            if ready or not rows:
+                taken = set(ready)
+                self.window = deque(row for row in rows if row not in taken)
+                if ready or len(self.window) == 0:
+                    return ready
+            if len(self.window) < limit:
+                raise RunError(self.why_stuck(rows[0]))
+            limit *= 2
+
+    def is_ready(self, row: Row) -> bool:
+        return self.agents[row.agent].version == row.step and all(
+            self.is_gone(read.neighbor, read.version) or self.is_here(row.agent, read) for read in row.reads
+        )
+
+    def is_gone(self, agent: int, version: int) -> bool:
+        return agent in self.isolated and version > self.isolated[agent]
+
+    def is_here(self, agent: int, read: Read) -> bool:
+        published = self.published[read.neighbor].get(read.version)
+        if published is None or not self.recipe.needs_direction(agent, read):
+            return published is not None
+        return published.direction is not None or read.neighbor in self.isolated
+
+    def why_stuck(self, row: Row) -> str:
+        for read in row.reads:
+            if not self.is_here(row.agent, read):
+                return (
+                    f"schedule: agent {row.agent} reads version {read.version} of agent {read.neighbor} at step "
+                    f"{row.step}, and no row before it publishes that version"
+                )
+        return f"schedule: agent {row.agent} has a row for step {row.step} and none for the step before it"
+
+    def grouped(self, rows: list[Row]) -> list[list[Row]]:
+        """Return the groups that may run as one batch: as many neighbors, and alike in probing."""
+        if not self.batched:
+            return [[row] for row in rows]
+        groups: dict[tuple[int, bool], list[Row]] = {}
+        for row in rows:
+            key = (len(self.agents[row.agent].spec.neighbors), self.recipe.rule.probes_at(row.step))
+            groups.setdefault(key, []).append(row)
+        return list(groups.values())
+
+    def execute(self, rows: list[Row]) -> Iterator[StepReport]:
+        agents = [self.agents[row.agent] for row in rows]
+        received = [self.receive(row) for row in rows]
+        losses = [self.losses[row.agent] for row in rows]
+        if len(rows) > 1:
+            measures = apply_together(agents, received)
+        else:
+            measures = [agents[0].apply(received[0])]
+        for row, agent in zip(rows, agents, strict=True):
+            self.losses[row.agent] = None
+            self.published[row.agent][agent.version] = _Published(agent.weights, agent.buffers)
+            self.forget(row)
+        for row, agent, loss, measured in zip(rows, agents, losses, measures, strict=True):
+            assert loss is not None
+            yield self.report(row, agent, loss, measured)
+
+    def receive(self, row: Row) -> list[Received]:
+        received = []
+        for read in row.reads:
+            if not self.is_gone(read.neighbor, read.version):
+                version = self.published[read.neighbor][read.version]
+                direction = version.direction
+                if direction is None and self.recipe.rule.needs_directions:
+                    direction = torch.zeros_like(version.weights)
+                received.append(Received(read, version.weights, version.buffers, direction))
+        return received
+
+    def forget(self, row: Row) -> None:
+        """Drop the versions that no later row can ask for: reads of one link never fall back by more than one."""
+        for read in row.reads:
+            self.last_read[row.agent, read.neighbor] = read.version
+        for k in (row.agent, *(read.neighbor for read in row.reads)):
+            newest = self.agents[k].version
+            needed = [self.last_read[i, k] for i in self.readers[k] if self.is_running(i)]
+            horizon = min([newest, *(version - FALLBACK_VERSIONS for version in needed)])
+            for version in [v for v in self.published[k] if v < horizon]:
+                del self.published[k][version]
+
+    def is_running(self, agent: int) -> bool:
+        return self.agents[agent].version < self.recipe.num_steps and agent not in self.isolated
+
+    def report(self, row: Row, agent: Agent, loss: float, measures: dict[str, float]) -> StepReport:
+        evaluates = self.recipe.evaluates_at(agent.version)
+        return StepReport(
+            row=row,
+            loss=loss,
+            measures=measures,
+            bytes_sent=agent.message_bytes * len(agent.spec.neighbors),
+            wall_seconds=time.perf_counter() - self.started,
+            snapshot=agent.snapshot() if evaluates else None,
+            evaluation=agent.evaluate() if evaluates else None,
+        )
+
+
+def _runs_batched(settings: LocalSettings, agent: Agent) -> bool:
+    if settings.batched != "auto":
+        return settings.batched == "always"
+    unsuitable = (torch.nn.modules.conv._ConvNd, torch.nn.modules.dropout._DropoutNd, torch.nn.RNNBase)
+    return not any(isinstance(m, unsuitable) for m in agent.replica.module.modules())

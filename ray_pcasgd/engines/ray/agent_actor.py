@@ -1,0 +1,258 @@
+"""The actor around an agent: it waits, reads the clock, sends and receives, and leaves what is computed to the agent."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from torch import Tensor
+
+from ray_pcasgd.agent import Agent, AgentSpec, NonFiniteLossError, Received
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack, unpack
+from ray_pcasgd.mailbox import Header, Mailbox, Message
+from ray_pcasgd.records import Event, Read, Row, StepReport
+from ray_pcasgd.tasks.task import TaskData
+
+REPORT_SECONDS = 0.25
+"""Agents hand their reports to the scheduler about this often."""
+
+DEAL_ROWS = 64
+"""Rows that an agent asks for at a time; the next ones are under way while these are executed."""
+
+
+class StoppedError(Exception):
+    """The run is being stopped; not an error of the agent."""
+
+
+class Driving(NamedTuple):
+    """How an agent actor is driven; the same for all agents of a run."""
+
+    wait_seconds: float
+    """Longest wait for one message before the run is given up."""
+    threads: int
+
+
+class AgentActor:
+    """One agent with its mailbox. Training runs in a thread of its own, so no message ever waits for a gradient."""
+
+    def __init__(self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle) -> None:
+        torch.set_num_threads(driving.threads)
+        torch.backends.cudnn.deterministic = True
+        self.agent = Agent(spec, data)
+        self.spec = spec
+        self.driving = driving
+        self.scheduler = scheduler
+        self.mailbox: Mailbox[Contents] = Mailbox(spec.neighbors)
+        self.changed = threading.Condition()
+        self.stopped = False
+        self.outbox = Outbox({})
+        self.unsent: list[StepReport | Event] = []
+        self.sent_at = time.perf_counter()
+        self.started_at = 0.0
+        self.step_seconds = 0.0
+
+    def __repr__(self) -> str:
+        return f"Agent({self.spec.agent})"
+
+    def ready(self) -> str:
+        """Return the device, once the agent is built."""
+        return str(self.agent.replica.device)
+
+    def connect(self, neighbors: dict[int, ActorHandle]) -> None:
+        """Take in the neighbors' actors, and the version that all agents start from."""
+        self.outbox = Outbox(neighbors)
+        start = Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
+        for k in self.spec.neighbors:
+            self.mailbox.put(Message(Header(k, 0, time.time(), 0.0), start, None), time.monotonic())
+
+    @ray.method(concurrency_group="mail")
+    def receive(self, header: Header, contents: Contents | None) -> None:
+        """Take in a neighbor's message."""
+        with self.changed:
+            direction = contents.direction if contents else None
+            self.mailbox.put(Message(header, contents, direction), time.monotonic())
+            self.took_in(header.sender)
+            self.changed.notify_all()
+
+    @ray.method(concurrency_group="mail")
+    def stop(self) -> None:
+        """Stop training before the next step."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+    @ray.method(concurrency_group="train")
+    def train(self, started_at: float) -> None:
+        """Take all steps; ``started_at`` is the run's start in wall-clock seconds."""
+        self.started_at = started_at
+        try:
+            self.take_steps()
+        except StoppedError:
+            pass  # what was done until then is reported below
+        finally:
+            self.report(flush=True)
+        self.outbox.flush()
+
+    def took_in(self, neighbor: int) -> None:
+        """Note that a message of this neighbor has come; called with the lock held."""
+
+    def take_steps(self) -> None:
+        """Take all steps, in the manner of the mode."""
+        raise AssertionError("AgentActor is abstract")
+
+    def compute(self) -> float | None:
+        """Compute the direction; nothing where the agent leaves the run, because its loss is not finite."""
+        try:
+            return self.agent.compute()
+        except NonFiniteLossError as error:
+            if not self.spec.recipe.isolate_non_finite:
+                raise
+            self.unsent.append(Event("agent_isolated", error.agent, error.step, str(error)))
+            self.send(None, isolated=True)
+            return None
+
+    def wait_until(self, condition: Callable[[], bool], missing: Callable[[], str]) -> None:
+        """Wait until a condition on the mailbox holds; called with the lock held.
+
+        Raises:
+            RunError: it did not hold within ``wait_seconds``; the message names what ``missing`` returns.
+            StoppedError: the run is being stopped.
+        """
+        deadline = time.monotonic() + self.driving.wait_seconds
+        while True:
+            if self.stopped:
+                raise StoppedError
+            now = time.monotonic()
+            self.mailbox.advance(now)
+            if condition():
+                return
+            if now >= deadline:
+                raise RunError(
+                    f"agent {self.spec.agent} waited {self.driving.wait_seconds:g} s at step {self.agent.version} "
+                    f"for {missing()}"
+                )
+            due = self.mailbox.next_due()
+            self.changed.wait(min(deadline, due if due is not None else deadline) - now)
+
+    def open(self, read: Read) -> Received:
+        """Return what was read, fetched; called without the lock, since a fetch may take its time."""
+        with self.changed:
+            message = self.mailbox.get(read.neighbor, read.version)
+            parcel = self.mailbox.direction(read.neighbor, read.version)
+        assert message is not None and message.state is not None, read
+        device = self.agent.replica.device
+        direction: Tensor | None = None
+        if self.spec.recipe.needs_direction(self.spec.agent, read):
+            direction = unpack(parcel, device) if parcel is not None else torch.zeros_like(self.agent.weights)
+        state = message.state
+        return Received(read, unpack(state.weights, device), unpack(state.buffers, device), direction)
+
+    def publish(self) -> None:
+        """Send the agent's new version to its neighbors."""
+        agent = self.agent
+        needed = self.spec.recipe.rule.needs_directions
+        direction = pack(agent.direction) if needed and self.spec.neighbors else None
+        self.send(Contents(pack(agent.weights), pack(agent.buffers), direction) if self.spec.neighbors else None)
+
+    def send(self, contents: Contents | None, isolated: bool = False) -> None:
+        """Send one message to every neighbor, and report those that are gone."""
+        version = self.agent.version
+        final = version == self.spec.recipe.num_steps
+        common = Header(self.spec.agent, version, time.time(), self.step_seconds, final=final, isolated=isolated)
+        headers = {k: self.address(common, k) for k in self.spec.neighbors}
+        for k in self.outbox.send(headers, contents, may_skip=self.may_skip):
+            self.unsent.append(Event("neighbor_lost", self.spec.agent, version, f"agent {k} does not answer"))
+
+    may_skip = False
+
+    def address(self, header: Header, neighbor: int) -> Header:
+        """Return the header for one neighbor."""
+        return header
+
+    def finish_step(self, row: Row, loss: float, measures: dict[str, float]) -> None:
+        """Report a step that was taken, with an evaluation where the recipe asks for one."""
+        agent = self.agent
+        evaluates = self.spec.recipe.evaluates_at(agent.version)
+        snapshot: Any = ray.put(_portable(agent.snapshot())) if evaluates else None
+        self.unsent.append(
+            StepReport(
+                row=row,
+                loss=loss,
+                measures=measures,
+                bytes_sent=agent.message_bytes * len(self.spec.neighbors),
+                wall_seconds=time.time() - self.started_at,
+                snapshot=snapshot,
+                evaluation=agent.evaluate() if evaluates else None,
+            )
+        )
+        self.report(flush=evaluates)
+
+    def report(self, flush: bool = False) -> None:
+        """Hand what has gathered to the scheduler, now or when it is due."""
+        now = time.perf_counter()
+        if self.unsent and (flush or now - self.sent_at > REPORT_SECONDS):
+            self.scheduler.record.remote(self.unsent)
+            self.unsent = []
+            self.sent_at = now
+
+
+def _portable(snapshot: Any) -> Any:
+    to_array = lambda tensor: tensor.detach().cpu().numpy()  # noqa: E731
+    return (
+        to_array(snapshot.weights),
+        to_array(snapshot.buffers),
+        {name: to_array(value) for name, value in snapshot.integer_buffers.items()},
+    )
+
+
+class PlannedAgentActor(AgentActor):
+    """Waits for exactly the versions that its rows name: the result does not depend on the machine's timing."""
+
+    def take_steps(self) -> None:
+        """Execute the agent's rows in order."""
+        rows: deque[Row] = deque()
+        asked = self.scheduler.deal.remote(self.spec.agent, DEAL_ROWS)
+        while self.agent.version < self.spec.recipe.num_steps:
+            if not rows:
+                rows.extend(ray.get(asked))
+                asked = self.scheduler.deal.remote(self.spec.agent, DEAL_ROWS)
+            if not rows:
+                return
+            loss = self.compute()
+            if loss is None:
+                return
+            row = rows.popleft()
+            reads = self.await_reads(row)
+            measures = self.agent.apply([self.open(read) for read in reads])
+            self.publish()
+            with self.changed:
+                for read in reads:
+                    self.mailbox.forget(read.neighbor, read.version)
+            self.finish_step(row, loss, measures)
+
+    def await_reads(self, row: Row) -> list[Read]:
+        """Wait for every version that the row names; leave out those of agents that left the run before them."""
+        recipe, mailbox = self.spec.recipe, self.mailbox
+
+        def missing(read: Read) -> bool:
+            if mailbox.isolated(read.neighbor, read.version):
+                return False
+            if mailbox.get(read.neighbor, read.version) is None:
+                return True
+            return (
+                recipe.needs_direction(row.agent, read)
+                and mailbox.direction(read.neighbor, read.version) is None
+                and not mailbox.left(read.neighbor)
+            )
+
+        def names() -> str:
+            return " and ".join(f"version {r.version} of agent {r.neighbor}" for r in row.reads if missing(r))
+
+        with self.changed:
+            self.wait_until(lambda: not any(map(missing, row.reads)), names)
+            return [read for read in row.reads if not mailbox.isolated(read.neighbor, read.version)]

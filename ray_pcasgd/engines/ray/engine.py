@@ -1,0 +1,157 @@
+"""The ray engine: starts the actors, streams their reports, and takes everything down again."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ray_pcasgd.agent import AgentSpec, NonFiniteLossError
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.ray.agent_actor import Driving, PlannedAgentActor
+from ray_pcasgd.engines.ray.live import Injection, LiveAgentActor
+from ray_pcasgd.engines.ray.placement import connect, reserve
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.records import Event, Row, Snapshot, StepReport
+from ray_pcasgd.schedule.scheduler import Scheduler
+from ray_pcasgd.tasks.task import TaskData
+
+POLL_SECONDS = 0.1
+"""How often the driver asks for reports while agents train."""
+
+_GROUPS = {"train": 1, "mail": 1}
+SchedulerRemote = ray.remote(num_cpus=0)(Scheduler)
+PlannedRemote = ray.remote(concurrency_groups=_GROUPS)(PlannedAgentActor)
+LiveRemote = ray.remote(concurrency_groups=_GROUPS)(LiveAgentActor)
+
+
+class RayEngine:
+    """Executes agents as actors: planned rows in planned mode, whatever has come in live mode."""
+
+    def __init__(self, settings: RaySettings, schedule: Iterable[Row] | Injection) -> None:
+        self._settings = settings
+        self._schedule = schedule
+
+    def run(self, specs: Sequence[AgentSpec], data: TaskData) -> Iterator[StepReport | Event]:
+        """Execute all agents; see ``Engine.run``."""
+        started_cluster = connect(self._settings)
+        try:
+            group, bundle = reserve(self._settings, len(specs))
+            try:
+                run = _Run(self._settings, self._schedule, specs, data, group, bundle)
+                try:
+                    yield from run.reports()
+                finally:
+                    run.close()
+            finally:
+                remove_placement_group(group)
+        finally:
+            if started_cluster:
+                ray.shutdown()
+
+
+class _Run:
+    def __init__(
+        self,
+        settings: RaySettings,
+        schedule: Iterable[Row] | Injection,
+        specs: Sequence[AgentSpec],
+        data: TaskData,
+        group: PlacementGroup,
+        bundle: dict[str, float],
+    ) -> None:
+        live = isinstance(schedule, Injection)
+        self.is_live = live
+        rows = () if isinstance(schedule, Injection) else schedule
+        self.scheduler = SchedulerRemote.remote(rows, len(specs))
+        driving = Driving(settings.message_seconds, settings.threads)
+        shared = ray.put(data)
+        self.actors: list[ActorHandle] = []
+        for place, spec in enumerate(specs):
+            options: dict[str, Any] = {
+                "num_cpus": bundle.get("CPU", 0),
+                "num_gpus": bundle.get("GPU", 0),
+                "resources": {k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place),
+            }
+            if live:
+                actor = LiveRemote.options(**options).remote(spec, shared, driving, self.scheduler, schedule)
+            else:
+                actor = PlannedRemote.options(**options).remote(spec, shared, driving, self.scheduler)
+            self.actors.append(actor)
+        self.specs = specs
+        self.lost: list[int] = []
+
+    def reports(self) -> Iterator[StepReport | Event]:
+        ray.get([actor.ready.remote() for actor in self.actors])
+        ray.get(
+            [
+                actor.connect.remote({k: self.actors[k] for k in spec.neighbors})
+                for actor, spec in zip(self.actors, self.specs, strict=True)
+            ]
+        )
+        started_at = time.time()
+        training = {actor.train.remote(started_at): i for i, actor in enumerate(self.actors)}
+        failures: list[Exception] = []
+        while training and not failures:
+            done, _ = ray.wait(list(training), num_returns=len(training), timeout=POLL_SECONDS)
+            for call in done:
+                agent = training.pop(call)
+                failure = self.failure(call, agent)
+                if isinstance(failure, Event):
+                    yield failure
+                elif failure is not None:
+                    failures.append(failure)
+            yield from self.drain()
+        if failures:
+            self.stop(list(training))
+            yield from self.drain()
+            raise failures[0]
+        if len(self.lost) == len(self.actors):
+            raise RunError("every agent was lost")
+
+    def failure(self, call: Any, agent: int) -> Exception | Event | None:
+        """Return what ended an agent's training other than its last step."""
+        try:
+            ray.get(call)
+        except RayTaskError as error:
+            cause = error.cause
+            return cause if isinstance(cause, NonFiniteLossError | RunError) else error
+        except RayActorError as error:
+            self.lost.append(agent)
+            reason = str(error).splitlines()[0]
+            if self.is_live:
+                return Event("agent_lost", agent, -1, reason)
+            return RunError(f"agent {agent} was lost: {reason}")
+        return None
+
+    def drain(self) -> Iterator[StepReport | Event]:
+        for report in ray.get(self.scheduler.drain.remote()):
+            if isinstance(report, StepReport) and report.snapshot is not None:
+                report = report._replace(snapshot=_snapshot(ray.get(report.snapshot)))
+            yield report
+
+    def stop(self, training: list[Any]) -> None:
+        """Ask all agents to stop, and wait for those that can."""
+        for i, actor in enumerate(self.actors):
+            if i not in self.lost:
+                actor.stop.remote()
+        ray.wait(training, num_returns=len(training), timeout=30.0) if training else None
+
+    def close(self) -> None:
+        for actor in [*self.actors, self.scheduler]:
+            ray.kill(actor)
+
+
+def _snapshot(portable: Any) -> Snapshot:
+    weights, buffers, integers = portable
+    return Snapshot(
+        torch.from_numpy(weights.copy()),
+        torch.from_numpy(buffers.copy()),
+        {name: torch.as_tensor(value.copy()) for name, value in integers.items()},
+    )

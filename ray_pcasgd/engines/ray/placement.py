@@ -1,0 +1,56 @@
+"""Where agents run: one placement group for all of them, or a clear error."""
+
+import os
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.ray.settings import RaySettings
+
+
+def connect(settings: RaySettings) -> bool:
+    """Join the cluster that ``address`` or ``RAY_ADDRESS`` names, or start one here; return whether one was started."""
+    if ray.is_initialized():
+        return False
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=settings.log_to_driver)
+        return False
+    # One user's own cluster on one machine, gone with the run: nothing but this process has its address.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(include_dashboard=settings.dashboard, log_to_driver=settings.log_to_driver)
+    return True
+
+
+def reserve(settings: RaySettings, num_agents: int) -> tuple[PlacementGroup, dict[str, float]]:
+    """Return a placement group with one bundle for each agent, and the bundle.
+
+    Raises:
+        RunError: the cluster did not have the resources within ``placement_seconds``.
+    """
+    total = ray.cluster_resources()
+    cpus = settings.cpus_per_agent
+    if cpus is None:
+        cpus = min(1.0, int(100 * total.get("CPU", 1.0) / num_agents) / 100)
+    bundle = {"CPU": cpus, "GPU": settings.gpus_per_agent, **settings.resources_per_agent}
+    bundle = {name: amount for name, amount in bundle.items() if amount > 0}
+    group = placement_group([bundle or {"CPU": 0.01}] * num_agents, strategy=settings.placement_strategy)
+    try:
+        ray.get(group.ready(), timeout=settings.placement_seconds)
+    except GetTimeoutError:
+        remove_placement_group(group)
+        raise RunError(_shortage(settings, bundle, num_agents, total)) from None
+    return group, bundle
+
+
+def _shortage(settings: RaySettings, bundle: dict[str, float], num_agents: int, total: dict[str, Any]) -> str:
+    available = ray.available_resources()
+    asked = ", ".join(f"{amount * num_agents:g} {name}" for name, amount in bundle.items())
+    has = ", ".join(f"{available.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in bundle)
+    return (
+        f"engine: {num_agents} agents ask for {asked} in all (engine.cpus_per_agent, engine.gpus_per_agent); the "
+        f"cluster has {has} free, and did not get more within engine.placement_seconds = {settings.placement_seconds:g}"
+    )

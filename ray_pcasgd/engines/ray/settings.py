@@ -1,0 +1,36 @@
+"""Settings of the ray engine."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ray_pcasgd.settings import Settings
+
+
+class RaySettings(Settings):
+    """The ray engine: every agent an actor of a Ray cluster."""
+
+    name: Literal["ray"] = "ray"
+    mode: Literal["planned", "live"] = "planned"
+    """``planned``: agents wait for exactly the versions that the schedule names, so results do not depend on the
+    machine. ``live``: agents read what has come, over the real network; what they read is recorded."""
+    cpus_per_agent: float | None = Field(None, ge=0)
+    """CPUs that each agent reserves; not given: an equal share of the cluster's, at most 1."""
+    gpus_per_agent: float = Field(0.0, ge=0)
+    """GPUs that each agent reserves; may be a fraction. Agents with a GPU train on it."""
+    resources_per_agent: dict[str, float] = {}
+    """Custom resources that each agent reserves."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray spreads the agents over nodes."""
+    placement_seconds: float = Field(60.0, gt=0)
+    """How long to wait for the cluster to have the resources, before the run is given up."""
+    message_seconds: float = Field(300.0, gt=0)
+    """Longest wait of an agent for one message, before the run is given up."""
+    threads: int = Field(1, ge=1)
+    """Threads that torch uses within one operation of one agent."""
+    address: str | None = None
+    """Address of a running cluster; not given: RAY_ADDRESS, or a cluster of its own on this machine."""
+    dashboard: bool = True
+    """Whether a cluster of its own has Ray's dashboard, on this machine's loopback address."""
+    log_to_driver: bool = False
+    """Whether the agents' standard output is shown."""

@@ -1,0 +1,100 @@
+"""How a version gets from one agent to another: Ray's object store, NumPy arrays, read without a copy."""
+
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from torch import Tensor
+
+from ray_pcasgd.mailbox import Header
+
+INLINE_BYTES = 64 * 1024
+"""Arrays up to this size travel inside the call; Ray's own limit for that is 100 KiB."""
+
+PENDING_CALLS = 32
+"""Unanswered messages to one neighbor after which a live agent leaves newer ones out until it answers."""
+
+# What was read is never written to (rules are pure), so a view of shared memory is safe.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+Parcel = np.ndarray[Any, np.dtype[np.float32]] | list[Any]
+"""An array inside the call, or a list of one reference, which Ray then does not fetch by itself."""
+
+
+class Contents(NamedTuple):
+    """What one message carries, as it travels."""
+
+    weights: Parcel
+    buffers: Parcel
+    direction: Parcel | None
+    """The direction at the version before."""
+
+
+def pack(tensor: Tensor) -> Parcel:
+    """Return a tensor as a parcel; large ones are put into the object store, once for all readers."""
+    array = tensor.detach().cpu().numpy()
+    return array if array.nbytes <= INLINE_BYTES else [ray.put(array)]
+
+
+def is_local(parcel: Parcel) -> bool:
+    """Return whether a parcel can be opened without waiting; if not, its transfer is under way from now on."""
+    if not isinstance(parcel, list):
+        return True
+    ready, _ = ray.wait(parcel, timeout=0, fetch_local=True)
+    return bool(ready)
+
+
+def unpack(parcel: Parcel, device: torch.device) -> Tensor:
+    """Return a parcel's tensor; on the CPU a read-only view of shared memory."""
+    array = ray.get(parcel[0]) if isinstance(parcel, list) else parcel
+    return torch.from_numpy(array).to(device)
+
+
+class Outbox:
+    """Sends an agent's messages, notices neighbors that are gone, and never waits for one."""
+
+    def __init__(self, neighbors: Mapping[int, ActorHandle]) -> None:
+        self._neighbors = dict(neighbors)
+        self._pending: dict[int, deque[Any]] = {k: deque() for k in neighbors}
+
+    def send(self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool) -> list[int]:
+        """Send one message to each neighbor, and return the neighbors found to be gone.
+
+        With ``may_skip``, a neighbor that has left many messages unanswered is left out.
+        """
+        gone = [k for k in list(self._neighbors) if not self._is_alive(k)]
+        for k in gone:
+            del self._neighbors[k], self._pending[k]
+        for k, handle in self._neighbors.items():
+            if not may_skip or len(self._pending[k]) < PENDING_CALLS:
+                self._pending[k].append(handle.receive.remote(headers[k], contents))
+        return gone
+
+    def flush(self) -> None:
+        """Wait until every neighbor that is alive has every message."""
+        for pending in self._pending.values():
+            for call in pending:
+                try:
+                    ray.get(call)
+                except RayActorError:
+                    break
+            pending.clear()
+
+    def _is_alive(self, neighbor: int) -> bool:
+        pending = self._pending[neighbor]
+        if not pending:
+            return True
+        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        try:
+            ray.get(done)
+        except RayActorError:
+            return False
+        for _ in done:
+            pending.popleft()
+        return True

@@ -1,0 +1,121 @@
+"""Versioned messages of an agent's neighbors: plain data, which neither waits nor reads a clock."""
+
+from typing import Generic, NamedTuple, TypeVar
+
+Payload = TypeVar("Payload")
+
+FALLBACK_VERSIONS = 1
+"""How many versions below the last one read are kept: a live reader may fall back by one, see ``schedule.reading``."""
+
+
+class Header(NamedTuple):
+    """What travels with every message, and is known to the reader before any weights are fetched."""
+
+    sender: int
+    version: int
+    sent_at: float
+    """Wall-clock seconds (``time.time``) at the sender."""
+    step_seconds: float
+    """The sender's recent mean seconds for a step."""
+    final: bool = False
+    """The sender takes no further step: this version stays its newest."""
+    isolated: bool = False
+    """The sender has left the run after version ``version``, without weights in this message."""
+    latency_seconds: float = 0.0
+    """Injected: the message counts as arrived only so much later."""
+    hold_steps: int = 0
+    """Injected: its weights count as readable only once the sender's version ``version + hold_steps`` is known."""
+
+
+class Message(NamedTuple, Generic[Payload]):
+    """One version of a neighbor: ``state`` holds its weights and buffers, ``direction`` that of the version before."""
+
+    header: Header
+    state: Payload
+    direction: Payload | None
+
+
+class Mailbox(Generic[Payload]):
+    """The messages that have come from each neighbor.
+
+    ``newest(k)`` is the highest version whose message has arrived; ``readable(k)`` the highest one whose weights are
+    not held back. Version ``v``'s direction comes with message ``v + 1``, since it is known only then.
+    """
+
+    def __init__(self, neighbors: tuple[int, ...]) -> None:
+        self._messages: dict[int, dict[int, Message[Payload]]] = {k: {} for k in neighbors}
+        self._in_flight: dict[int, list[tuple[float, Message[Payload]]]] = {k: [] for k in neighbors}
+        self._newest: dict[int, Header] = {}
+        self._isolated: dict[int, int] = {}
+
+    def put(self, message: Message[Payload], now: float) -> None:
+        """Take in a message at time ``now`` (the reader's clock); links keep the order of their messages."""
+        queue = self._in_flight[message.header.sender]
+        due = now + message.header.latency_seconds
+        queue.append((max(due, queue[-1][0]) if queue else due, message))
+        self.advance(now)
+
+    def advance(self, now: float) -> None:
+        """Let everything arrive that is due by ``now``."""
+        for queue in self._in_flight.values():
+            while queue and queue[0][0] <= now:
+                self._arrive(queue.pop(0)[1])
+
+    def next_due(self) -> float | None:
+        """Return when the next message in flight is due, or nothing if none is."""
+        return min((queue[0][0] for queue in self._in_flight.values() if queue), default=None)
+
+    def _arrive(self, message: Message[Payload]) -> None:
+        header = message.header
+        if header.isolated:
+            self._isolated[header.sender] = header.version
+            return
+        self._messages[header.sender][header.version] = message
+        known = self._newest.get(header.sender)
+        if known is None or known.version < header.version:
+            self._newest[header.sender] = header
+
+    def newest(self, neighbor: int) -> Header | None:
+        """Return the header of the neighbor's newest arrived version."""
+        return self._newest.get(neighbor)
+
+    def isolated(self, neighbor: int, version: int) -> bool:
+        """Return whether the neighbor left the run before it took that version."""
+        return neighbor in self._isolated and version > self._isolated[neighbor]
+
+    def left(self, neighbor: int) -> bool:
+        """Return whether the neighbor has left the run."""
+        return neighbor in self._isolated
+
+    def get(self, neighbor: int, version: int) -> Message[Payload] | None:
+        """Return the message of that version, if it is here."""
+        return self._messages[neighbor].get(version)
+
+    def versions(self, neighbor: int) -> list[int]:
+        """Return the versions of the neighbor that are here."""
+        return list(self._messages[neighbor])
+
+    def direction(self, neighbor: int, version: int) -> Payload | None:
+        """Return the direction at that version, if the message that carries it is here."""
+        following = self._messages[neighbor].get(version + 1)
+        return following.direction if following else None
+
+    def readable(self, neighbor: int, cap: int | None) -> int | None:
+        """Return the newest version whose weights may be read, none newer than ``cap`` where one is given."""
+        newest = self._newest.get(neighbor)
+        if newest is None:
+            return None
+        known = newest.version if cap is None else min(newest.version, cap)
+        return max(
+            (v for v, m in self._messages[neighbor].items() if v + m.header.hold_steps <= known),
+            default=None,
+        )
+
+    def forget(self, neighbor: int, before: int) -> None:
+        """Drop what no later step can ask for, once version ``before`` of the neighbor has been read."""
+        messages = self._messages[neighbor]
+        for version in [v for v in messages if v < before - FALLBACK_VERSIONS]:
+            del messages[version]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._messages.values()))

@@ -1,0 +1,177 @@
+"""From settings to everything that a run needs, checked before any actor starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from ray_pcasgd.agent import AgentSpec, Recipe
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.base import Engine
+from ray_pcasgd.engines.local import LocalEngine
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.loading import SettingsError, explain
+from ray_pcasgd.records import Row
+from ray_pcasgd.reliability import Measured
+from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, NoBarrier
+from ray_pcasgd.schedule.planner import Planner
+from ray_pcasgd.schedule.trace import check_fits, in_causal_order, read_rows
+from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.timing import check_links
+from ray_pcasgd.topology import Network, build_network
+
+
+class RecordedSchedule:
+    """A schedule from a file, executed as it stands."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready to start."""
+
+    config: Config
+    """The settings, with everything filled in that was left to the run."""
+    network: Network
+    clusters: tuple[int, ...]
+    data: TaskData
+    specs: tuple[AgentSpec, ...]
+    schedule: Planner | RecordedSchedule
+
+    @property
+    def is_live(self) -> bool:
+        """Whether agents read what has come, instead of what a schedule names."""
+        engine = self.config.engine
+        return isinstance(engine, RaySettings) and engine.mode == "live"
+
+    def engine(self) -> Engine:
+        """Return the engine that executes the run."""
+        settings = self.config.engine
+        if not isinstance(settings, RaySettings):
+            return LocalEngine(settings, self.schedule)
+        from ray_pcasgd.engines.ray.engine import RayEngine
+        from ray_pcasgd.engines.ray.live import Injection
+
+        if self.is_live:
+            config = self.config
+            assert config.barrier is not None
+            injection = Injection(config.seed, config.compute, config.links, self.clusters, config.barrier)
+            return RayEngine(settings, injection)
+        return RayEngine(settings, self.schedule)
+
+
+def make_plan(config: Config) -> Plan:
+    """Return the plan of a run.
+
+    Raises:
+        SettingsError: settings do not fit together, or name data that is not there.
+    """
+    config = resolve(config)
+    try:
+        network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+        clusters = cluster_of_each_agent(config)
+        check_links(config.links, config.compute, config.num_agents, clusters)
+        config.algorithm.check(config.num_agents)
+        data = config.task.load()
+        shards = config.partition.split(data.train, config.num_agents, config.seed)
+        config.task.build_model(data, config.seed)
+        schedule = _schedule(config, network, clusters)
+    except ValidationError as error:
+        raise SettingsError("\n".join(explain(error, {}))) from None
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    recipe = _recipe(config, clusters)
+    specs = tuple(_spec(recipe, network, agent, shard) for agent, shard in enumerate(shards))
+    return Plan(config, network, clusters, data, specs, schedule)
+
+
+def resolve(config: Config) -> Config:
+    """Return the settings with what was left to the run filled in: barrier and reliable staleness.
+
+    Raises:
+        SettingsError: a setting has no meaning beside another one.
+    """
+    asked = config.algorithm.default_barrier
+    barrier: Barrier = config.barrier or (AllBarrier() if asked == "all" else NoBarrier())
+    if asked == "all" and barrier.name != "all" and config.schedule is None:
+        raise SettingsError(
+            f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is all "
+            "(without a barrier it is d-asgd)"
+        )
+    live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
+    if live and config.schedule is not None:
+        raise SettingsError("schedule: allowed beside engine.mode = 'live' is none; a recorded schedule is replayed planned")
+    reliability = config.reliability
+    if isinstance(reliability, Measured) and reliability.staleness is None:
+        reliability = Measured(staleness=1 if live else 0)
+    return config.model_copy(update={"barrier": barrier, "reliability": reliability})
+
+
+def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
+    """Return the number of each agent's cluster.
+
+    Raises:
+        ValueError: the clusters do not hold every agent once.
+    """
+    clusters = config.clusters
+    if isinstance(clusters, int):
+        if not 1 <= clusters <= config.num_agents:
+            raise ValueError(f"clusters = {clusters}: allowed are 1 to num_agents = {config.num_agents}")
+        groups = [part.tolist() for part in np.array_split(np.arange(config.num_agents), clusters)]
+    else:
+        groups = [list(group) for group in clusters]
+    if sorted(agent for group in groups for agent in group) != list(range(config.num_agents)):
+        raise ValueError(f"clusters = {groups}: allowed are groups that hold each agent 0 to {config.num_agents - 1} once")
+    number = {agent: place for place, group in enumerate(groups) for agent in group}
+    return tuple(number[agent] for agent in range(config.num_agents))
+
+
+def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Planner | RecordedSchedule:
+    if config.schedule is None:
+        assert config.barrier is not None
+        return Planner(
+            neighbors=network.neighbors,
+            num_steps=config.num_steps,
+            compute=config.compute,
+            links=config.links,
+            clusters=clusters,
+            barrier=config.barrier,
+            seed=config.seed,
+        )
+    path = Path(config.schedule)
+    rows, _ = read_rows(path)
+    check_fits(rows, network.neighbors, config.num_steps)
+    return RecordedSchedule([row for row in in_causal_order(rows) if row.step < config.num_steps])
+
+
+def _recipe(config: Config, clusters: tuple[int, ...]) -> Recipe:
+    on_gpu = isinstance(config.engine, RaySettings) and config.engine.gpus_per_agent > 0
+    return Recipe(
+        seed=config.seed,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        rule=config.algorithm,
+        optimizer=config.optimizer,
+        step_size=config.step_size,
+        warmup_steps=config.warmup_steps,
+        reliability=config.reliability,
+        clusters=clusters,
+        task=config.task,
+        device="cuda" if on_gpu else getattr(config.engine, "device", "cpu"),
+        evaluate_every=config.evaluate_every,
+        isolate_non_finite=config.on_non_finite_loss == "isolate",
+    )
+
+
+def _spec(recipe: Recipe, network: Network, agent: int, shard: np.ndarray) -> AgentSpec:
+    own, weights = network.row(agent)
+    return AgentSpec(
+        agent=agent, recipe=recipe, neighbors=network.neighbors[agent], mixing=weights, own_mixing=own, shard=shard
+    )

@@ -1,0 +1,116 @@
+"""The files of one run."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.records import Row
+from ray_pcasgd.schedule.trace import write_rows
+
+
+class RunFolder:
+    """One run's folder, written as the run goes, so that a run that fails leaves what it had."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: Config) -> "RunFolder":
+        """Make a new folder for the run, and write its settings there.
+
+        A remote ``storage_path`` is written to a temporary folder, from where ``publish`` copies it.
+
+        Raises:
+            SettingsError: the folder exists, or cannot be made.
+        """
+        if is_remote(config.storage_path):
+            folder = cls(Path(tempfile.mkdtemp(prefix="ray_pcasgd_")) / run_name(config, Path("/nonexistent")))
+        else:
+            storage = Path(config.storage_path).expanduser()
+            folder = cls(storage / run_name(config, storage))
+        try:
+            folder.path.mkdir(parents=True)
+        except FileExistsError:
+            raise SettingsError(
+                f"name = {config.name!r}: the run folder {folder.path} exists; allowed is a name that is not in use"
+            ) from None
+        except OSError as error:
+            raise SettingsError(f"storage_path = {config.storage_path!r}: cannot be written ({error})") from None
+        (folder.path / "config.yaml").write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        return folder
+
+    @property
+    def schedule(self) -> Path:
+        """The schedule's file."""
+        return self.path / "schedule.parquet"
+
+    @property
+    def model(self) -> Path:
+        """The consensus model's file."""
+        return self.path / "model.safetensors"
+
+    def add_event(self, event: Mapping[str, Any]) -> None:
+        """Append one event."""
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def write_metrics(self, frame: pd.DataFrame) -> None:
+        """Write the metrics rows so far."""
+        frame.to_parquet(self.path / "metrics.parquet", index=False)
+
+    def write_schedule(self, rows: Sequence[Row], metadata: Mapping[str, str]) -> None:
+        """Write the rows that were executed."""
+        write_rows(self.schedule, rows, dict(metadata))
+
+    def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path | None = None) -> None:
+        """Write a state dict as a safetensors file."""
+        save_file(dict(tensors), path or self.model, metadata=dict(metadata))
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write the run's summary."""
+        (self.path / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    def keep_checkpoint(self, step: int, tensors: Mapping[str, Tensor], metrics: Mapping[str, float]) -> Path:
+        """Write a checkpoint folder of the consensus model at ``step``."""
+        folder = self.path / "checkpoints" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        self.write_model(tensors, {"step": str(step)}, folder / "model.safetensors")
+        (folder / "metrics.json").write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    def publish(self, storage_path: str) -> str:
+        """Copy a finished run to a remote storage path, and return its location there."""
+        from pyarrow import fs
+
+        target, root = fs.FileSystem.from_uri(storage_path)
+        location = f"{root}/{self.path.name}"
+        fs.copy_files(str(self.path), location, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
+        shutil.rmtree(self.path.parent)
+        return f"{storage_path.rstrip('/')}/{self.path.name}"
+
+
+def is_remote(storage_path: str) -> bool:
+    """Return whether a storage path is a location other than a folder of this machine."""
+    return "://" in storage_path
+
+
+def run_name(config: Config, storage: Path) -> str:
+    """Return the run's name: the given one, or the algorithm and the first number that is free."""
+    if config.name is not None:
+        return config.name
+    number = 1
+    while (storage / f"{config.algorithm.name}-{number}").exists():
+        number += 1
+    return f"{config.algorithm.name}-{number}"

@@ -1,0 +1,64 @@
+"""What a live agent reads: the newest that has come, and how stale it takes that to be."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from ray_pcasgd.mailbox import Header, Mailbox
+from ray_pcasgd.records import Read
+
+
+class OwnTimes(NamedTuple):
+    """When the reader itself published its versions."""
+
+    first_version: int
+    sent_at: list[float]
+    """Wall-clock seconds of ``first_version`` and the versions after it."""
+
+    def steps_since(self, moment: float) -> int:
+        """Return how many steps the reader has taken since that moment."""
+        return len(self.sent_at) - bisect_right(self.sent_at, moment)
+
+
+def steps_missed(newest: Header, now: float) -> int:
+    """Return how many steps a neighbor has probably taken since its newest known version.
+
+    Nobody can know it: the count is the seconds since that version was sent, in the sender's own mean step times.
+    """
+    if newest.final or newest.step_seconds <= 0:
+        return 0
+    return max(0, int((now - newest.sent_at) / newest.step_seconds))
+
+
+def choose_read(
+    mailbox: Mailbox[Any],
+    neighbor: int,
+    cap: int | None,
+    now: float,
+    own: OwnTimes,
+    needs_pair: Callable[[Read], bool],
+    is_local: Callable[[int, int], bool],
+) -> Read | None:
+    """Return what to read of one neighbor at time ``now``, or nothing where it has to be left out.
+
+    The newest version that is here (``is_local(neighbor, version)``), none newer than ``cap``. Where a rule needs the
+    direction at that version (``needs_pair(read)``) and that has not come yet, the version before it.
+    """
+    newest = mailbox.newest(neighbor)
+    readable = mailbox.readable(neighbor, cap)
+    if newest is None or readable is None:
+        return None
+    for version in _downwards(mailbox, neighbor, readable):
+        message = mailbox.get(neighbor, version)
+        if message is None or not is_local(neighbor, version):
+            continue
+        known = newest.version if cap is None else min(newest.version, cap)
+        missed = steps_missed(newest, now) if cap is None else 0
+        read = Read(neighbor, version, known - version + missed, own.steps_since(message.header.sent_at))
+        if not needs_pair(read) or mailbox.direction(neighbor, version) is not None:
+            return read
+    return None
+
+
+def _downwards(mailbox: Mailbox[Any], neighbor: int, readable: int) -> Iterable[int]:
+    return (version for version in sorted(mailbox.versions(neighbor), reverse=True) if version <= readable)

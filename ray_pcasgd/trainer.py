@@ -1,0 +1,245 @@
+"""The loop over an engine's reports: metrics, checkpoints and files exist once, here, above the engines."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ray_pcasgd.agent import NonFiniteLossError
+from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
+from ray_pcasgd.config import Config
+from ray_pcasgd.consensus import AveragedModel
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.loading import load_config
+from ray_pcasgd.monitor import Monitor
+from ray_pcasgd.plan import Plan, make_plan
+from ray_pcasgd.ray_train import from_ray_train
+from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.run_folder import RunFolder, is_remote
+from ray_pcasgd.schedule.trace import trace_hash
+
+
+class Watcher:
+    """What is told of a run as it goes; the default looks away."""
+
+    def started(self, plan: Plan, path: Path) -> None:
+        """Take in the plan, and the run's folder, before the first step."""
+
+    def stepped(self, report: StepReport) -> None:
+        """Take in one step."""
+
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take in metrics rows; that of the averaged model has no agent."""
+
+    def happened(self, event: Event) -> None:
+        """Take in an event."""
+
+    def finished(self) -> None:
+        """Take in that there will be no more steps."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left, in the manner of Ray Train's ``Result``."""
+
+    metrics: dict[str, Any]
+    """The last evaluation of the averaged model, with the agents' mean under ``agents_mean_...``."""
+    metrics_dataframe: pd.DataFrame
+    """One row per agent and evaluation, and one for the averaged model, whose ``agent`` is missing."""
+    checkpoint: Checkpoint | None
+    """The averaged model of the last complete evaluation."""
+    path: str
+    """The run folder."""
+    error: Exception | None
+    """What ended the run before its last step; nothing if it is complete."""
+    best_checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = field(default_factory=list)
+    """The checkpoints that were kept, with the averaged model's metrics."""
+    schedule_hash: str = ""
+    """Depends on who read which version; equal for runs under the same schedule."""
+
+
+class Trainer:
+    """Trains one model on many agents whose news of each other is late.
+
+    >>> result = Trainer(engine="local", num_steps=20, storage_path="/tmp/ray_pcasgd_doctest").fit()
+    >>> 0 <= result.metrics["test_accuracy"] <= 1
+    True
+
+    Args:
+        config: settings: a YAML file, a mapping, or ``Config``.
+        scaling_config: Ray's ``ScalingConfig``: ``num_workers`` agents, with their resources.
+        run_config: Ray's ``RunConfig``: name, storage path, and its ``CheckpointConfig`` and ``FailureConfig``.
+        watcher: is told of the run as it goes.
+        settings: parts of the settings by name, in place of those of ``config``, for example
+            ``algorithm={"name": "pc-asgd", "theta": 0.3}``.
+
+    Raises:
+        SettingsError: the settings cannot be run; nothing was started.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Mapping[str, Any] | Config | None = None,
+        *,
+        scaling_config: Any = None,
+        run_config: Any = None,
+        watcher: Watcher | None = None,
+        **settings: Any,
+    ) -> None:
+        changes = from_ray_train(scaling_config, run_config) | settings
+        self.config = load_config(config, changes=changes)
+        self._watcher = watcher or Watcher()
+
+    def fit(self) -> Result:
+        """Run to the end, and return what came of it; a run that fails returns its error, with its files intact."""
+        plan = make_plan(self.config)
+        folder = RunFolder.create(plan.config)
+        return _Run(plan, folder, self._watcher).execute()
+
+
+class _Run:
+    def __init__(self, plan: Plan, folder: RunFolder, watcher: Watcher) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.watcher = watcher
+        config = plan.config
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = AveragedModel(config.task, plan.data, config.seed, device)
+        self.monitor = Monitor(config.num_agents, self.model.evaluate)
+        self.checkpoints = Checkpoints(folder, config.checkpoint)
+        self.rows: list[Row] = []
+        self.lost: list[Event] = []
+        self.started_at = time.perf_counter()
+        self.first_step_at: float | None = None
+
+    def execute(self) -> Result:
+        self.watcher.started(self.plan, self.folder.path)
+        error = self.train()
+        self.watcher.evaluated(self.monitor.finish())
+        self.watcher.finished()
+        return self.conclude(error)
+
+    def train(self) -> Exception | None:
+        """Consume all reports; return what ended the run early."""
+        try:
+            for report in self.plan.engine().run(self.plan.specs, self.plan.data):
+                if isinstance(report, Event):
+                    self.take_event(report)
+                else:
+                    self.take_step(report)
+        except (NonFiniteLossError, RunError) as error:
+            self.folder.add_event({"kind": "run_failed", "detail": str(error)})
+            return error
+        finally:
+            self.write()
+        allowed = self.plan.config.max_failures
+        if allowed >= 0 and len(self.lost) > allowed:
+            names = ", ".join(f"agent {event.agent}" for event in self.lost)
+            return RunError(f"{names} lost; allowed are max_failures = {allowed}. The other agents finished")
+        return None
+
+    def take_step(self, report: StepReport) -> None:
+        self.first_step_at = self.first_step_at or time.perf_counter()
+        self.rows.append(report.row)
+        self.watcher.stepped(report)
+        self.take_rows(self.monitor.take(report))
+
+    def take_event(self, event: Event) -> None:
+        self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
+        self.watcher.happened(event)
+        if event.kind == "agent_lost":
+            self.lost.append(event)
+        if event.kind in ("agent_lost", "agent_isolated"):
+            self.take_rows(self.monitor.leave(event.agent))
+
+    def take_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
+        if not rows:
+            return
+        self.watcher.evaluated(rows)
+        consensus = self.monitor.latest
+        assert consensus is not None
+        self.checkpoints.offer(rows[-1], lambda: self.model.state_dict(consensus.mean))
+
+    def write(self) -> None:
+        """Write everything that there is so far."""
+        self.folder.write_metrics(self.monitor.frame())
+        self.folder.write_schedule(self.rows, self.schedule_metadata())
+        if self.monitor.latest is not None:
+            metadata = {"format": "pt", "run": self.folder.path.name, "algorithm": self.plan.config.algorithm.name}
+            self.folder.write_model(self.model.state_dict(self.monitor.latest.mean), metadata)
+
+    def schedule_metadata(self) -> dict[str, str]:
+        config = self.plan.config
+        return {
+            "run": self.folder.path.name,
+            "mode": "live" if self.plan.is_live else "planned",
+            "algorithm": config.algorithm.name,
+            "num_agents": str(config.num_agents),
+            "seed": str(config.seed),
+        }
+
+    def conclude(self, error: Exception | None) -> Result:
+        frame = self.monitor.frame()
+        final = final_metrics(frame)
+        training_seconds = time.perf_counter() - (self.first_step_at or self.started_at)
+        digest = trace_hash(self.rows)
+        summary = {
+            "schedule_hash": digest,
+            "num_parameters": self.model.num_parameters,
+            "agent_steps": len(self.rows),
+            "wall_seconds": round(time.perf_counter() - self.started_at, 3),
+            "agent_steps_per_second": round(len(self.rows) / max(training_seconds, 1e-9), 1),
+            "final": final,
+            "shard_sizes": [len(spec.shard) for spec in self.plan.specs],
+            "error": str(error) if error else None,
+        }
+        self.folder.write_result(summary)
+        checkpoint = Checkpoint(str(self.folder.path)) if self.folder.model.exists() else None
+        return Result(
+            metrics=_flat(final),
+            metrics_dataframe=frame,
+            checkpoint=checkpoint,
+            path=str(self.folder.path),
+            error=error,
+            best_checkpoints=self.checkpoints.kept,
+            schedule_hash=digest,
+        )
+
+
+def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return the last evaluation: of the averaged model, and of the agents as mean, std, min and max."""
+    if frame.empty:
+        return {}
+    final: dict[str, Any] = {}
+    tests = [name for name in frame.columns if name.startswith("test_")]
+    averaged = frame[frame["agent"].isna()]
+    if len(averaged):
+        last = averaged.iloc[-1]
+        final["step"] = int(last["step"])
+        final["averaged"] = {name: float(last[name]) for name in tests}
+        final["consensus_distance"] = float(last["consensus_distance"])
+        final |= {name: float(last[name]) for name in ("staleness_mean", "predicting_share", "theta")}
+    newest = frame[frame["agent"].notna()].groupby("agent").last()
+    final["agents"] = {
+        name: {
+            "mean": float(newest[name].mean()),
+            "std": float(newest[name].std(ddof=0)),
+            "min": float(newest[name].min()),
+            "max": float(newest[name].max()),
+        }
+        for name in tests
+    }
+    return final
+
+
+def _flat(final: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {name: value for name, value in final.items() if not isinstance(value, dict)}
+    flat |= final.get("averaged", {})
+    for name, spread in final.get("agents", {}).items():
+        flat |= {f"agents_{statistic}_{name}": value for statistic, value in spread.items()}
+    return flat
