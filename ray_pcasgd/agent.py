@@ -96,6 +96,21 @@ class Received(NamedTuple):
     """Required where ``Recipe.needs_direction`` says so."""
 
 
+class Gathered(NamedTuple):
+    """What one step's rule is going to see, before it becomes tensors; lists and tuples have one item a neighbor."""
+
+    own: list[float]
+    """w_ii, eta, and the rule's own numbers."""
+    mixing: list[float]
+    staleness: list[float]
+    age: list[float]
+    reliable: list[bool]
+    weights: tuple[Tensor, ...]
+    directions: tuple[Tensor, ...]
+    drift: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...]
+
+
 class Agent:
     """One agent of a run: ``step(received)`` takes it from one version to the next.
 
@@ -131,6 +146,7 @@ class Agent:
 
         Raises:
             NonFiniteLossError: the loss is not finite.
+
         """
         inputs, targets = self.draw(self.batches)
         self.replica.gradient.zero_()
@@ -145,10 +161,11 @@ class Agent:
     def apply(self, received: Sequence[Received]) -> dict[str, float]:
         """Take the rule's step over what was read of the neighbors, and return the rule's measures."""
         rule = self.spec.recipe.rule
-        own, reads, buffers = self.assemble(received)
+        gathered = self.gather(received)
+        own, reads = self.rule_inputs(gathered)
         probe = self.probe() if rule.probes_at(self.version) else None
         self.rule_state, update = rule.step(self.rule_state, own, reads, probe)
-        self.commit(update, buffers)
+        self.commit(update, self.mix_buffers(own.mixing, reads, gathered.buffers))
         return {name: value.item() for name, value in update.measures.items()}
 
     def step(self, received: Sequence[Received]) -> tuple[float, dict[str, float]]:
@@ -162,8 +179,13 @@ class Agent:
         return inputs.to(self.replica.device), targets.to(self.replica.device)
 
     def seed_forward_pass(self) -> None:
-        """Seed torch's global generator, which dropout draws from and cannot be told otherwise."""
-        torch.manual_seed(stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.version))  # noqa: TID251
+        """Seed the device's global generator, which dropout draws from and cannot be told otherwise."""
+        seed = stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.version)
+        # Not torch.manual_seed: without a GPU it formats a stack trace at every call, half of a small network's step.
+        if self.replica.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
 
     def check_finite(self, loss: float) -> float:
         """Return the loss, or raise ``NonFiniteLossError``."""
@@ -171,34 +193,51 @@ class Agent:
             raise NonFiniteLossError(self.spec.agent, self.version, loss)
         return loss
 
-    def assemble(self, received: Sequence[Received]) -> tuple[Own, Reads, Tensor]:
-        """Return what the rule sees, and the mixed buffers (F,); neighbors that were not read weigh nothing."""
-        spec, recipe, device = self.spec, self.spec.recipe, self.weights.device
+    def gather(self, received: Sequence[Received]) -> Gathered:
+        """Return what the rule is going to see, neighbor by neighbor; those that were not read weigh nothing."""
+        spec, recipe = self.spec, self.spec.recipe
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
         missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
-        numbers = recipe.rule.numbers(spec.agent, self.version)
-        scalars = torch.tensor([spec.own_mixing + missing, recipe.step_size_at(self.version), *numbers.values()])
-        own_mixing, step_size, *values = scalars.to(device).unbind()
-        own = Own(self.weights, self.direction, own_mixing, step_size, dict(zip(numbers, values, strict=True)))
-        reliable = [s is None or recipe.reliable(spec.agent, s.read) for s in slots]
-        reads = Reads(
+        reliable = [slot is None or recipe.reliable(spec.agent, slot.read) for slot in slots]
+        drifts = {
+            age: self._drift(age) for age in {self._drift_age(s, r) for s, r in zip(slots, reliable, strict=True)}
+        }
+        return Gathered(
+            own=[
+                spec.own_mixing + missing,
+                recipe.step_size_at(self.version),
+                *recipe.rule.numbers(spec.agent, self.version).values(),
+            ],
+            mixing=[0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)],
+            staleness=[0.0 if s is None else float(s.read.staleness) for s in slots],
+            age=[0.0 if s is None else float(s.read.age) for s in slots],
+            reliable=reliable,
             weights=tuple(self._zeros if s is None else s.weights for s in slots),
             directions=tuple(self._direction(s) for s in slots),
-            drift=tuple(self._drift(s, trusted) for s, trusted in zip(slots, reliable, strict=True)),
-            mixing=_row([0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)], device),
-            staleness=_row([0.0 if s is None else s.read.staleness for s in slots], device),
-            age=_row([0.0 if s is None else s.read.age for s in slots], device),
-            reliable=torch.tensor(reliable, dtype=torch.bool, device=device),
+            drift=tuple(drifts[self._drift_age(s, r)] for s, r in zip(slots, reliable, strict=True)),
+            buffers=tuple(torch.zeros_like(self.buffers) if s is None else s.buffers for s in slots),
         )
-        return own, reads, self._mix_buffers(own, reads, slots)
 
-    def _mix_buffers(self, own: Own, reads: Reads, slots: Sequence[Received | None]) -> Tensor:
+    def rule_inputs(self, gathered: Gathered) -> tuple[Own, Reads]:
+        """Return the rule's arguments for this agent alone."""
+        device = self.weights.device
+        own_mixing, step_size, *values = torch.tensor(gathered.own, device=device).unbind()
+        names = self.spec.recipe.rule.numbers(self.spec.agent, self.version)
+        mixing, staleness, age = torch.tensor(
+            [gathered.mixing, gathered.staleness, gathered.age], device=device
+        ).unbind()
+        own = Own(self.weights, self.direction, own_mixing, step_size, dict(zip(names, values, strict=True)))
+        reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
+        reads = Reads(gathered.weights, gathered.directions, gathered.drift, mixing, staleness, age, reliable)
+        return own, reads
+
+    def mix_buffers(self, own_mixing: Tensor, reads: Reads, buffers: tuple[Tensor, ...]) -> Tensor:
+        """Return the agent's floating-point buffers averaged with those of its reliable neighbors, shape (F,)."""
         if not self.buffers.numel():
             return self.buffers
-        own_mixing, mixing = clipped_row(own.mixing, reads.mixing, reads.reliable)
-        read = tuple(torch.zeros_like(self.buffers) if s is None else s.buffers for s in slots)
-        return mix(own_mixing, self.replica.buffers, mixing, read)
+        own, mixing = clipped_row(own_mixing, reads.mixing, reads.reliable)
+        return mix(own, self.replica.buffers, mixing, buffers)
 
     def _direction(self, slot: Received | None) -> Tensor:
         if not self.spec.recipe.rule.needs_directions:
@@ -208,12 +247,16 @@ class Agent:
         assert slot.direction is not None, slot.read
         return slot.direction
 
-    def _drift(self, slot: Received | None, reliable: bool) -> Tensor:
+    def _drift_age(self, slot: Received | None, reliable: bool) -> int:
+        """Return the age for which the drift is asked, 0 where none is."""
+        if self.displacements is None or slot is None or reliable or slot.read.age > self.displacements.age_max:
+            return 0
+        return slot.read.age
+
+    def _drift(self, age: int) -> Tensor:
         if self.displacements is None:
             return self._nothing
-        if slot is None or reliable or slot.read.age > self.displacements.age_max:
-            return self._zeros
-        return self.displacements.drift(slot.read.age)
+        return self.displacements.drift(age) if age else self._zeros
 
     def probe(self) -> Probe:
         """Return the losses of candidate weights on the next mini-batch of the agent's probe stream."""
@@ -257,7 +300,3 @@ class Agent:
     def evaluate(self) -> dict[str, float]:
         """Return the current version's test loss and metrics."""
         return self.spec.recipe.task.evaluate(self.replica.module, self.data, self.replica.device)
-
-
-def _row(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -32,7 +32,10 @@ ConfigFile = Annotated[
 
 @app.command()
 def train(
-    config: ConfigFile = None, assignments: Assignments = [], engine: EngineName = None, name: RunName = None  # noqa: B006
+    config: ConfigFile = None,
+    assignments: Assignments = [],
+    engine: EngineName = None,
+    name: RunName = None,
 ) -> None:
     """Train agents whose news of each other is late."""
     console = Console()
@@ -73,7 +76,10 @@ def compare_command(
     comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label))
     labels = dict(zip(comparison.runs["path"], comparison.runs["label"], strict=True))
     report = write_report(
-        [Path(path) for path in labels], comparison.path / "report.html", comparison.path.name, labels=list(labels.values())
+        [Path(path) for path in labels],
+        comparison.path / "report.html",
+        comparison.path.name,
+        labels=list(labels.values()),
     )
     print_comparison(comparison, settings, console)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
@@ -87,7 +93,9 @@ def compare_command(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of comparisons.")],
-    output: Annotated[Path | None, typer.Option(help="The page; report.html in the first folder where left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the first folder where left out.")
+    ] = None,
 ) -> None:
     """Draw one page about one run, or several runs side by side."""
     folders = [folder for run in runs for folder in _run_folders(run)]

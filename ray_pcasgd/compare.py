@@ -24,10 +24,7 @@ UNDELAYED = Method("d-psgd without delay", {"algorithm": {"name": "d-psgd"}, "li
 
 METHODS = (
     UNDELAYED,
-    *(
-        Method(name, {"algorithm": {"name": name}})
-        for name in ("d-asgd", "c-asgd", "p-asgd", "pc-asgd", "pc-asgd-pv")
-    ),
+    *(Method(name, {"algorithm": {"name": name}}) for name in ("d-asgd", "c-asgd", "p-asgd", "pc-asgd", "pc-asgd-pv")),
 )
 """The default comparison."""
 
@@ -79,9 +76,12 @@ def compare(
 
     Raises:
         SettingsError: some method's settings cannot be run; nothing was started.
+
     """
     if is_remote(config.storage_path):
-        raise SettingsError(f"storage_path = {config.storage_path!r}: allowed for a comparison is a folder of this machine")
+        raise SettingsError(
+            f"storage_path = {config.storage_path!r}: allowed for a comparison is a folder of this machine"
+        )
     storage = Path(config.storage_path)
     name = config.name or run_name(config.model_copy(update={"name": None}), storage).replace(
         config.algorithm.name, "comparison"

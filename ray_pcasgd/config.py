@@ -77,7 +77,7 @@ class Config(Settings):
 
     compute: ComputeTimes = ComputeTimes()
     """How long an agent computes."""
-    links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10)),)
+    links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10.0)),)
     """How late messages are; of entries that name the same link, the last one counts."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Who waits for whom; not given: what the algorithm asks for, ``all`` for d-psgd, ``none`` for the others."""
@@ -99,4 +99,3 @@ class Config(Settings):
     """Which models are kept on the way."""
     max_failures: int = Field(0, ge=-1)
     """Agents that a live run may lose and still count as a success; -1: any number."""
-

@@ -31,6 +31,7 @@ def load_config(
 
     Raises:
         SettingsError: a setting is unknown or has a value that is not allowed.
+
     """
     tree = _tree(source)
     if changes:
@@ -57,6 +58,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         SettingsError: there is no such file, or it holds no mapping.
+
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -152,10 +154,7 @@ def _path(location: Sequence[int | str], tree: Any) -> tuple[str, Any]:
     """Return a pydantic location as a dotted path without the tags of unions, and the value that stands there."""
     parts = []
     for part in location:
-        if isinstance(tree, Mapping) and part in tree:
-            parts.append(str(part))
-            tree = tree[part]
-        elif isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree):
+        if (isinstance(tree, Mapping) and part in tree) or (isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)):
             parts.append(str(part))
             tree = tree[part]
         elif isinstance(tree, Settings) and isinstance(part, str) and hasattr(tree, part):

@@ -75,6 +75,11 @@ class Mailbox(Generic[Payload]):
         if known is None or known.version < header.version:
             self._newest[header.sender] = header
 
+    def start(self, message: Message[Payload]) -> None:
+        """Put the version that all agents start from, at the start; it may be put anew."""
+        self._messages[message.header.sender][message.header.version] = message
+        self._newest.setdefault(message.header.sender, message.header)
+
     def newest(self, neighbor: int) -> Header | None:
         """Return the header of the neighbor's newest arrived version."""
         return self._newest.get(neighbor)

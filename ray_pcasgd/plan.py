@@ -19,7 +19,7 @@ from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, NoBarrier
 from ray_pcasgd.schedule.planner import Planner
 from ray_pcasgd.schedule.trace import check_fits, in_causal_order, read_rows
 from ray_pcasgd.tasks.task import TaskData
-from ray_pcasgd.timing import check_links
+from ray_pcasgd.timing import check_timing
 from ray_pcasgd.topology import Network, build_network
 
 
@@ -72,12 +72,13 @@ def make_plan(config: Config) -> Plan:
 
     Raises:
         SettingsError: settings do not fit together, or name data that is not there.
+
     """
     config = resolve(config)
     try:
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
         clusters = cluster_of_each_agent(config)
-        check_links(config.links, config.compute, config.num_agents, clusters)
+        check_timing(config.compute, config.links, config.num_agents)
         config.algorithm.check(config.num_agents)
         data = config.task.load()
         shards = config.partition.split(data.train, config.num_agents, config.seed)
@@ -97,6 +98,7 @@ def resolve(config: Config) -> Config:
 
     Raises:
         SettingsError: a setting has no meaning beside another one.
+
     """
     asked = config.algorithm.default_barrier
     barrier: Barrier = config.barrier or (AllBarrier() if asked == "all" else NoBarrier())
@@ -107,7 +109,9 @@ def resolve(config: Config) -> Config:
         )
     live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
     if live and config.schedule is not None:
-        raise SettingsError("schedule: allowed beside engine.mode = 'live' is none; a recorded schedule is replayed planned")
+        raise SettingsError(
+            "schedule: allowed beside engine.mode = 'live' is none; a recorded schedule is replayed planned"
+        )
     reliability = config.reliability
     if isinstance(reliability, Measured) and reliability.staleness is None:
         reliability = Measured(staleness=1 if live else 0)
@@ -119,6 +123,7 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
 
     Raises:
         ValueError: the clusters do not hold every agent once.
+
     """
     clusters = config.clusters
     if isinstance(clusters, int):
@@ -128,7 +133,9 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
     else:
         groups = [list(group) for group in clusters]
     if sorted(agent for group in groups for agent in group) != list(range(config.num_agents)):
-        raise ValueError(f"clusters = {groups}: allowed are groups that hold each agent 0 to {config.num_agents - 1} once")
+        raise ValueError(
+            f"clusters = {groups}: allowed are groups that hold each agent 0 to {config.num_agents - 1} once"
+        )
     number = {agent: place for place, group in enumerate(groups) for agent in group}
     return tuple(number[agent] for agent in range(config.num_agents))
 

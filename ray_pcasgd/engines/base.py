@@ -19,6 +19,7 @@ class Engine(Protocol):
         Raises:
             NonFiniteLossError: an agent's loss is not finite, and the recipe does not isolate such agents.
             RunError: the run cannot go on, for a reason that its message names.
+
         """
         ...
 

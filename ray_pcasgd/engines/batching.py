@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from ray_pcasgd.agent import Agent, Received
+from ray_pcasgd.agent import Agent, Gathered, Received
+from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe
 
 
 def stack(trees: Sequence[Any]) -> Any:
     """Return one tree whose tensors are the given trees' tensors, stacked along a new first axis."""
     flat, spec = tree_flatten(trees[0])
+    if not flat:
+        return trees[0]
     columns = [flat, *(tree_flatten(tree)[0] for tree in trees[1:])]
     return tree_unflatten([torch.stack(list(leaves)) for leaves in zip(*columns, strict=True)], spec)
 
@@ -25,6 +28,8 @@ def stack(trees: Sequence[Any]) -> Any:
 def unstack(tree: Any, count: int) -> list[Any]:
     """Return the ``count`` trees along the first axis; their tensors are views."""
     flat, spec = tree_flatten(tree)
+    if not flat:
+        return [tree] * count
     columns = [leaf.unbind() for leaf in flat]
     return [tree_unflatten([column[i] for column in columns], spec) for i in range(count)]
 
@@ -63,24 +68,67 @@ def compute_together(agents: Sequence[Agent]) -> Tensor:
 
 def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received]]) -> list[dict[str, float]]:
     """Do ``Agent.apply`` for several agents of one recipe and equally many neighbors; return their measures."""
-    rule, probing = agents[0].spec.recipe.rule, agents[0].spec.recipe.rule.probes_at(agents[0].version)
-    own, reads, mixed = zip(*(a.assemble(r) for a, r in zip(agents, received, strict=True)), strict=True)
+    first = agents[0]
+    rule = first.spec.recipe.rule
+    gathered = [agent.gather(r) for agent, r in zip(agents, received, strict=True)]
+    own, reads = _rule_inputs(agents, gathered)
+    buffers = _mix_buffers(agents, own, reads, gathered)
     states = stack([agent.rule_state for agent in agents])
-    if probing:
+    if rule.probes_at(first.version):
         drawn = [agent.draw(agent.probe_batches) for agent in agents]
-        extras = stack([(x, y, a.replica.buffers, a.replica.integer_buffers) for a, (x, y) in zip(agents, drawn)])
-        results = torch.func.vmap(
-            lambda state, own, reads, extra: rule.step(state, own, reads, _probe(agents[0], *extra))
-        )(states, stack(own), stack(reads), extras)
+        extras = stack(
+            [(*xy, a.replica.buffers, dict(a.replica.integer_buffers)) for a, xy in zip(agents, drawn, strict=True)]
+        )
+        states, updates = torch.func.vmap(
+            lambda state, own, reads, extra: rule.step(state, own, reads, _probe(first, *extra))
+        )(states, own, reads, extras)
     else:
-        results = torch.func.vmap(rule.step)(states, stack(own), stack(reads))
-    states, updates = results
+        states, updates = torch.func.vmap(rule.step)(states, own, reads)
     measures = {name: values.tolist() for name, values in updates.measures.items()}
-    updates = unstack(updates, len(agents))
-    for agent, state, update, buffers in zip(agents, unstack(states, len(agents)), updates, mixed, strict=True):
+    for agent, state, weights, own_buffers in zip(
+        agents, unstack(states, len(agents)), updates.weights.unbind(), buffers, strict=True
+    ):
         agent.rule_state = state
-        agent.commit(update, buffers)
+        agent.commit(Update(weights, {}), own_buffers)
     return [{name: values[b] for name, values in measures.items()} for b in range(len(agents))]
+
+
+def _rule_inputs(agents: Sequence[Agent], gathered: Sequence[Gathered]) -> tuple[Own, Reads]:
+    """Return the rule's arguments with a leading axis of agents."""
+    first = agents[0]
+    device = first.weights.device
+    own_mixing, step_size, *values = torch.tensor([g.own for g in gathered], device=device).unbind(1)
+    names = first.spec.recipe.rule.numbers(first.spec.agent, first.version)
+    own = Own(
+        torch.stack([agent.weights for agent in agents]),
+        torch.stack([agent.direction for agent in agents]),
+        own_mixing,
+        step_size,
+        dict(zip(names, values, strict=True)),
+    )
+    per_read = torch.tensor([(g.mixing, g.staleness, g.age) for g in gathered], device=device)
+    reliable = torch.tensor([g.reliable for g in gathered], dtype=torch.bool, device=device)
+    return own, Reads(
+        _by_neighbor([g.weights for g in gathered]),
+        _by_neighbor([g.directions for g in gathered]),
+        _by_neighbor([g.drift for g in gathered]),
+        *per_read.unbind(1),
+        reliable,
+    )
+
+
+def _by_neighbor(tensors: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return, for each place among the neighbors, all agents' tensors stacked."""
+    return tuple(torch.stack(column) for column in zip(*tensors, strict=True))
+
+
+def _mix_buffers(agents: Sequence[Agent], own: Own, reads: Reads, gathered: Sequence[Gathered]) -> Sequence[Tensor]:
+    return [
+        agent.mix_buffers(
+            own.mixing[b], Reads(*(field[b] if isinstance(field, Tensor) else () for field in reads)), g.buffers
+        )
+        for b, (agent, g) in enumerate(zip(agents, gathered, strict=True))
+    ]
 
 
 def _loss(

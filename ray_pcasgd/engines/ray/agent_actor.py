@@ -1,5 +1,6 @@
-"""The actor around an agent: it waits, reads the clock, sends and receives, and leaves what is computed to the agent."""
+"""The actor around an agent: it waits, reads the clock, sends and receives; what is computed it leaves to the agent."""
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -51,6 +52,7 @@ class AgentActor:
         self.changed = threading.Condition()
         self.stopped = False
         self.outbox = Outbox({})
+        self.gone: set[int] = set()
         self.unsent: list[StepReport | Event] = []
         self.sent_at = time.perf_counter()
         self.started_at = 0.0
@@ -64,11 +66,8 @@ class AgentActor:
         return str(self.agent.replica.device)
 
     def connect(self, neighbors: dict[int, ActorHandle]) -> None:
-        """Take in the neighbors' actors, and the version that all agents start from."""
+        """Take in the neighbors' actors."""
         self.outbox = Outbox(neighbors)
-        start = Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
-        for k in self.spec.neighbors:
-            self.mailbox.put(Message(Header(k, 0, time.time(), 0.0), start, None), time.monotonic())
 
     @ray.method(concurrency_group="mail")
     def receive(self, header: Header, contents: Contents | None) -> None:
@@ -90,10 +89,13 @@ class AgentActor:
     def train(self, started_at: float) -> None:
         """Take all steps; ``started_at`` is the run's start in wall-clock seconds."""
         self.started_at = started_at
+        start = Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
+        with self.changed:
+            for k in self.spec.neighbors:
+                self.mailbox.start(Message(Header(k, 0, started_at, 0.0), start, None))
         try:
-            self.take_steps()
-        except StoppedError:
-            pass  # what was done until then is reported below
+            with contextlib.suppress(StoppedError):
+                self.take_steps()
         finally:
             self.report(flush=True)
         self.outbox.flush()
@@ -122,6 +124,7 @@ class AgentActor:
         Raises:
             RunError: it did not hold within ``wait_seconds``; the message names what ``missing`` returns.
             StoppedError: the run is being stopped.
+
         """
         deadline = time.monotonic() + self.driving.wait_seconds
         while True:
@@ -166,6 +169,7 @@ class AgentActor:
         common = Header(self.spec.agent, version, time.time(), self.step_seconds, final=final, isolated=isolated)
         headers = {k: self.address(common, k) for k in self.spec.neighbors}
         for k in self.outbox.send(headers, contents, may_skip=self.may_skip):
+            self.gone.add(k)
             self.unsent.append(Event("neighbor_lost", self.spec.agent, version, f"agent {k} does not answer"))
 
     may_skip = False

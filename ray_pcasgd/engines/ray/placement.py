@@ -30,6 +30,7 @@ def reserve(settings: RaySettings, num_agents: int) -> tuple[PlacementGroup, dic
 
     Raises:
         RunError: the cluster did not have the resources within ``placement_seconds``.
+
     """
     total = ray.cluster_resources()
     cpus = settings.cpus_per_agent

@@ -1,0 +1,164 @@
+"""The agent actor of live mode: it reads whatever has come, and what it read is recorded."""
+
+import time
+from dataclasses import dataclass
+
+from ray.actor import ActorHandle
+
+from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.engines.ray.agent_actor import AgentActor, Driving
+from ray_pcasgd.engines.ray.transport import is_local
+from ray_pcasgd.mailbox import Header
+from ray_pcasgd.randomness import generator
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, NoBarrier, Proceed, SampledBarrier, WaitFor
+from ray_pcasgd.schedule.reading import OwnTimes, choose_read
+from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.timing import ComputeTimes, LinkDelay, LinkTimes
+
+STEP_SECONDS_SMOOTHING = 0.8
+"""Share of the old mean in the running mean of an agent's step time, by which others judge its staleness."""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What a live run adds to the real network and the real machines."""
+
+    seed: int
+    compute: ComputeTimes
+    """Of which only ``stragglers`` count."""
+    links: tuple[LinkDelay, ...]
+    clusters: tuple[int, ...]
+    barrier: Barrier
+
+
+class LiveAgentActor(AgentActor):
+    """Never waits beyond its barrier, for no message and for no neighbor."""
+
+    may_skip = True
+
+    def __init__(
+        self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle, injection: Injection
+    ) -> None:
+        super().__init__(spec, data, driving, scheduler)
+        self.barrier = injection.barrier
+        self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
+        self.barrier_draws = generator(injection.seed, "barrier", spec.agent)
+        self.links = {
+            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.neighbors
+        }
+        self.own_times = OwnTimes(1, [])
+        # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
+        self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier)
+
+    def take_steps(self) -> None:
+        """Take all steps as fast as the barrier allows."""
+        while self.agent.version < self.spec.recipe.num_steps:
+            if not self.take_step():
+                return
+
+    def take_step(self) -> bool:
+        """Take one step; return whether the agent is still in the run."""
+        step, start = self.agent.version, time.time()
+        loss = self.compute()
+        if loss is None:
+            return False
+        self.wait_longer(start)
+        ready = time.time()
+        reads = self.await_barrier(step)
+        waited = time.time() - ready
+        measures = self.agent.apply([self.open(read) for read in reads])
+        end = time.time()
+        spent = end - start - waited
+        keep = STEP_SECONDS_SMOOTHING if self.step_seconds else 0.0
+        self.step_seconds = keep * self.step_seconds + (1 - keep) * spent
+        self.own_times.sent_at.append(end)
+        self.publish()
+        times = (moment - self.started_at for moment in (start, ready, end))
+        self.finish_step(Row(self.spec.agent, step, *times, tuple(reads)), loss, measures)
+        return True
+
+    def wait_longer(self, start: float) -> None:
+        """Wait for the seconds that a straggler's step takes longer."""
+        extra = self.extra_seconds(start - self.started_at)
+        deadline = time.monotonic() + extra
+        with self.changed:
+            while extra > 0 and not self.stopped and (left := deadline - time.monotonic()) > 0:
+                self.changed.wait(left)
+
+    def await_barrier(self, step: int) -> list[Read]:
+        """Wait until the barrier lets the step end, and return what is read then."""
+        decided: list[Proceed] = []
+        tested: list[dict[int, int]] = []
+        waits_for: list[WaitFor] = []
+
+        def may_end() -> bool:
+            newest = self.newest()
+            if tested and tested[-1] == newest:
+                return False  # a barrier that draws is tested again once something has come, not whenever we wake up
+            tested.append(newest)
+            decision = self.barrier.decide(step, newest, self.barrier_draws)
+            (decided if isinstance(decision, Proceed) else waits_for).append(decision)  # type: ignore[arg-type]
+            return bool(decided)
+
+        def missing() -> str:
+            return " and ".join(f"version {v} of agent {k}" for k, v in waits_for[-1].versions.items())
+
+        with self.changed:
+            self.wait_until(may_end, missing)
+            return self.choose_reads(decided[0].capped, step)
+
+    def newest(self) -> dict[int, int]:
+        """Return each neighbor's newest known version; those that have finished or left hold nobody up."""
+        result = {}
+        for k in self.spec.neighbors:
+            header = self.mailbox.newest(k)
+            over = header is None or header.final or self.mailbox.left(k) or k in self.gone
+            result[k] = self.spec.recipe.num_steps if over or header is None else header.version
+        return result
+
+    def choose_reads(self, capped: frozenset[int], step: int) -> list[Read]:
+        """Return what is read of each neighbor now; called with the lock held."""
+        now = time.time()
+        reads = []
+        for k in self.spec.neighbors:
+            cap = step if k in capped else None
+            if self.mailbox.left(k):
+                continue
+            read = choose_read(self.mailbox, k, cap, now, self.own_times, self.needs_pair, self.is_here)
+            if read is not None:
+                reads.append(read)
+                self.mailbox.forget(k, read.version)
+        return reads
+
+    def needs_pair(self, read: Read) -> bool:
+        """Return whether the rule needs the direction at the version that is read."""
+        return self.spec.recipe.needs_direction(self.spec.agent, read)
+
+    def is_here(self, neighbor: int, version: int) -> bool:
+        """Return whether a version can be read without waiting for the network."""
+        message = self.mailbox.get(neighbor, version)
+        assert message is not None
+        direction = self.mailbox.direction(neighbor, version)
+        return all(map(is_local, (message.state.weights, message.state.buffers))) and (
+            direction is None or is_local(direction)
+        )
+
+    def took_in(self, neighbor: int) -> None:
+        """Drop what the newest message replaces."""
+        if self.replaces:
+            readable = self.mailbox.readable(neighbor, None)
+            if readable is not None:
+                self.mailbox.forget(neighbor, self.newest_here(neighbor, readable))
+
+    def newest_here(self, neighbor: int, readable: int) -> int:
+        """Return the newest readable version whose transfer is done; older ones are of no use any more."""
+        versions = sorted((v for v in self.mailbox.versions(neighbor) if v <= readable), reverse=True)
+        return next((v for v in versions if self.is_here(neighbor, v)), 0)
+
+    def address(self, header: Header, neighbor: int) -> Header:
+        """Return the header for one neighbor, with the delays that are injected on the link to it."""
+        link, sent_at = self.links[neighbor], header.sent_at - self.started_at
+        latency = link.latency_seconds(header.version, sent_at)
+        hold = link.hold_steps(header.version, sent_at)
+        return header._replace(latency_seconds=latency, hold_steps=hold)

@@ -1,0 +1,114 @@
+"""How long agents compute and how late messages are, in a run's settings and link by link."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ray_pcasgd.laws import Constant, Law, Sampler
+from ray_pcasgd.randomness import generator
+from ray_pcasgd.settings import Settings
+
+
+class ComputeTimes(Settings):
+    """Seconds that a step's gradient takes."""
+
+    law: Law = Constant(value=1.0)
+    """Law of one step's seconds in planned runs; live ones take what they take."""
+    agents: dict[int, Law] = Field(default_factory=dict)
+    """Laws of single agents, in place of ``law``."""
+    stragglers: dict[int, Law] = Field(default_factory=dict)
+    """Seconds that single agents take longer; in live runs they really wait so long at each step."""
+
+    def sampler(self, seed: int, agent: int) -> Callable[[float], float]:
+        """Return what draws the seconds of the agent's next step in a planned run."""
+        base = self.agents.get(agent, self.law).sampler(generator(seed, "compute", agent))
+        extra = self.extra_sampler(seed, agent)
+        return lambda now: base(now) + extra(now)
+
+    def extra_sampler(self, seed: int, agent: int) -> Callable[[float], float]:
+        """Return what draws the seconds that the agent's next step takes longer than it has to."""
+        law = self.stragglers.get(agent, Constant(value=0.0))
+        return law.sampler(generator(seed, "straggler", agent))
+
+
+class LinkDelay(Settings):
+    """How late messages are on some links; of several entries for one link and unit, the last one counts."""
+
+    delay: Law
+    """The delay, in ``unit``."""
+    unit: Literal["steps", "seconds"] = "steps"
+    """``seconds``: the message arrives so much later. ``steps``: it arrives at once, and its weights are held back
+    until its sender has taken so many steps more; drawn delays are rounded to whole steps."""
+    between: Literal["all", "clusters"] | tuple[tuple[int, ...], ...] = "all"
+    """All links, those between the run's clusters, or those between the groups of agents that are listed."""
+    links: tuple[tuple[int, int], ...] | None = None
+    """These pairs of agents, both ways, in place of ``between``."""
+    from_step: int = Field(0, ge=0)
+    """Counts for versions from this one on."""
+    from_second: float = Field(0.0, ge=0)
+    """Counts for messages sent from this second of the run on."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "LinkDelay":
+        if self.links is not None and self.between != "all":
+            raise ValueError(f"between = {self.between!r}: allowed beside links is none")
+        return self
+
+    def covers(self, sender: int, receiver: int, clusters: Sequence[int]) -> bool:
+        """Return whether the entry is about this link."""
+        if self.links is not None:
+            return (sender, receiver) in self.links or (receiver, sender) in self.links
+        if self.between == "all":
+            return True
+        if self.between == "clusters":
+            return clusters[sender] != clusters[receiver]
+        place = {agent: number for number, group in enumerate(self.between) for agent in group}
+        return sender in place and receiver in place and place[sender] != place[receiver]
+
+
+class LinkTimes:
+    """What the entries say of one directed link, message by message.
+
+    Streams are named by link, unit and entry, so that a change of one shifts no other.
+    """
+
+    def __init__(
+        self, links: Sequence[LinkDelay], clusters: Sequence[int], seed: int, sender: int, receiver: int
+    ) -> None:
+        entries = [(n, entry) for n, entry in enumerate(links) if entry.covers(sender, receiver, clusters)]
+        self._laws: dict[str, list[tuple[LinkDelay, Sampler]]] = {
+            unit: [
+                (entry, entry.delay.sampler(generator(seed, unit, sender, receiver, n)))
+                for n, entry in entries
+                if entry.unit == unit
+            ]
+            for unit in ("seconds", "steps")
+        }
+
+    def latency_seconds(self, version: int, sent_at: float) -> float:
+        """Return the seconds that the message of ``version``, sent at second ``sent_at`` of the run, takes."""
+        return self._draw("seconds", version, sent_at, moment=sent_at)
+
+    def hold_steps(self, version: int, sent_at: float) -> int:
+        """Return the steps for which the weights of ``version`` are held back; half steps are rounded to even."""
+        return round(self._draw("steps", version, sent_at, moment=float(version)))
+
+    def _draw(self, unit: str, version: int, sent_at: float, moment: float) -> float:
+        for entry, sampler in reversed(self._laws[unit]):
+            if version >= entry.from_step and sent_at >= entry.from_second:
+                return sampler(moment)
+        return 0.0
+
+
+def check_timing(compute: ComputeTimes, links: Sequence[LinkDelay], num_agents: int) -> None:
+    """Raise ``ValueError`` where an agent is named that the run does not have."""
+    named = [("compute.agents", agent) for agent in compute.agents]
+    named += [("compute.stragglers", agent) for agent in compute.stragglers]
+    for place, entry in enumerate(links):
+        groups = entry.between if isinstance(entry.between, tuple) else ()
+        named += [(f"links.{place}.between", agent) for group in groups for agent in group]
+        named += [(f"links.{place}.links", agent) for pair in entry.links or () for agent in pair]
+    for setting, agent in named:
+        if not 0 <= agent < num_agents:
+            raise ValueError(f"{setting}: agent {agent}; allowed are 0 to {num_agents - 1}")

@@ -1,0 +1,62 @@
+"""What a live agent reads, message by message."""
+
+from ray_pcasgd.mailbox import Header, Mailbox, Message
+from ray_pcasgd.records import Read
+from ray_pcasgd.schedule.reading import OwnTimes, choose_read, steps_missed
+
+
+def mailbox_of(*headers: Header, first_direction: bool = True) -> Mailbox[str]:
+    mailbox: Mailbox[str] = Mailbox((7,))
+    for place, header in enumerate(headers):
+        direction = "u" if place or first_direction else None
+        mailbox.put(Message(header, "x", direction), 0.0)
+    return mailbox
+
+
+def read(mailbox: Mailbox[str], now: float, needs_pair: bool = False, cap: int | None = None) -> Read | None:
+    own = OwnTimes(1, [0.5, 1.5, 2.5, 3.5])
+    return choose_read(mailbox, 7, cap, now, own, lambda read: needs_pair and read.staleness > 0, lambda *_: True)
+
+
+def test_the_newest_version_is_fresh_within_one_step_of_its_sender() -> None:
+    assert read(mailbox_of(Header(7, 3, 3.0, 1.0)), now=3.9) == Read(7, 3, staleness=0, age=1)
+
+
+def test_staleness_counts_the_steps_that_the_sender_has_probably_taken_since() -> None:
+    assert steps_missed(Header(7, 3, 1.0, 0.5), now=3.9) == 5
+    assert read(mailbox_of(Header(7, 3, 1.0, 0.5)), now=3.9) == Read(7, 3, staleness=5, age=3)
+
+
+def test_a_slow_sender_is_not_stale_though_the_reader_has_moved_on() -> None:
+    assert read(mailbox_of(Header(7, 3, 0.0, 100.0)), now=3.9) == Read(7, 3, staleness=0, age=4)
+
+
+def test_a_sender_that_has_finished_is_never_stale() -> None:
+    assert steps_missed(Header(7, 3, 0.0, 0.5, final=True), now=99.0) == 0
+
+
+def test_a_stale_version_without_its_direction_gives_way_to_the_one_before() -> None:
+    headers = Header(7, 2, 0.0, 0.5), Header(7, 3, 1.0, 0.5)
+    assert read(mailbox_of(*headers), now=3.9, needs_pair=True) == Read(7, 2, staleness=6, age=4)
+
+
+def test_a_neighbor_of_which_no_complete_pair_is_here_is_left_out() -> None:
+    assert read(mailbox_of(Header(7, 3, 1.0, 0.5)), now=3.9, needs_pair=True) is None
+
+
+def test_a_version_that_is_held_back_is_read_once_enough_steps_are_known() -> None:
+    headers = [Header(7, v, float(v), 1.0, hold_steps=2) for v in range(4)]
+    assert read(mailbox_of(*headers), now=3.1) == Read(7, 1, staleness=2, age=3)
+
+
+def test_a_cap_counts_staleness_from_the_reader_s_own_round() -> None:
+    headers = [Header(7, v, float(v), 1.0) for v in range(4)]
+    assert read(mailbox_of(*headers), now=9.0, cap=2) == Read(7, 2, staleness=0, age=2)
+
+
+def test_what_is_not_here_yet_is_not_waited_for() -> None:
+    mailbox = mailbox_of(Header(7, 2, 2.0, 1.0), Header(7, 3, 3.0, 1.0))
+    chosen = choose_read(
+        mailbox, 7, None, 3.1, OwnTimes(1, []), lambda _: False, lambda _, version: version < 3
+    )
+    assert chosen == Read(7, 2, staleness=1, age=0)
