@@ -1,7 +1,7 @@
 """The loop over an engine's reports: metrics, checkpoints and files exist once, here, above the engines."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.records import Event, Row, StepReport
-from ray_pcasgd.run_folder import RunFolder, is_remote
+from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.schedule.trace import trace_hash
 
 
@@ -79,6 +79,7 @@ class Trainer:
 
     Raises:
         SettingsError: the settings cannot be run; nothing was started.
+
     """
 
     def __init__(
@@ -219,7 +220,7 @@ def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
     tests = [name for name in frame.columns if name.startswith("test_")]
     averaged = frame[frame["agent"].isna()]
     if len(averaged):
-        last = averaged.iloc[-1]
+        last = averaged.drop(columns="agent").iloc[-1]
         final["step"] = int(last["step"])
         final["averaged"] = {name: float(last[name]) for name in tests}
         final["consensus_distance"] = float(last["consensus_distance"])
