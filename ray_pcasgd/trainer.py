@@ -20,7 +20,7 @@ from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.run_folder import RunFolder
-from ray_pcasgd.schedule.trace import trace_hash
+from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
 
 
 class Watcher:
@@ -168,6 +168,9 @@ class _Run:
 
     def write(self) -> None:
         """Write everything that there is so far."""
+        if self.plan.is_live:
+            # Clocks differ and staleness was an estimate: make the record one that can be executed.
+            self.rows = in_causal_order(self.rows)
         self.folder.write_metrics(self.monitor.frame())
         self.folder.write_schedule(self.rows, self.schedule_metadata())
         if self.monitor.latest is not None:

@@ -69,7 +69,8 @@ class AgentActor:
         """Take in the neighbors' actors."""
         self.outbox = Outbox(neighbors)
 
-    @ray.method(concurrency_group="mail")
+    # Without task events: Ray's record of every single message would cost more than the messages.
+    @ray.method(concurrency_group="mail", enable_task_events=False)
     def receive(self, header: Header, contents: Contents | None) -> None:
         """Take in a neighbor's message."""
         with self.changed:

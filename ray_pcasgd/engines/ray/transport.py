@@ -1,5 +1,6 @@
 """How a version gets from one agent to another: Ray's object store, NumPy arrays, read without a copy."""
 
+import contextlib
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from ray_pcasgd.mailbox import Header
 
 INLINE_BYTES = 64 * 1024
 """Arrays up to this size travel inside the call; Ray's own limit for that is 100 KiB."""
+
+CHECKED_CALLS = 16
+"""Messages to one neighbor after which its answers are looked at; at every message it would cost as much as sending."""
 
 PENDING_CALLS = 32
 """Unanswered messages to one neighbor after which a live agent leaves newer ones out until it answers."""
@@ -59,7 +63,7 @@ def unpack(parcel: Parcel, device: torch.device) -> Tensor:
 class Outbox:
     """Sends an agent's messages, notices neighbors that are gone, and never waits for one."""
 
-    def __init__(self, neighbors: Mapping[int, ActorHandle]) -> None:
+    def __init__(self, neighbors: Mapping[int, ActorHandle[Any]]) -> None:
         self._neighbors = dict(neighbors)
         self._pending: dict[int, deque[Any]] = {k: deque() for k in neighbors}
 
@@ -68,7 +72,7 @@ class Outbox:
 
         With ``may_skip``, a neighbor that has left many messages unanswered is left out.
         """
-        gone = [k for k in list(self._neighbors) if not self._is_alive(k)]
+        gone = [k for k in self._neighbors if len(self._pending[k]) >= CHECKED_CALLS and not self._is_alive(k)]
         for k in gone:
             del self._neighbors[k], self._pending[k]
         for k, handle in self._neighbors.items():
@@ -79,22 +83,17 @@ class Outbox:
     def flush(self) -> None:
         """Wait until every neighbor that is alive has every message."""
         for pending in self._pending.values():
-            for call in pending:
-                try:
-                    ray.get(call)
-                except RayActorError:
-                    break
+            with contextlib.suppress(RayActorError):
+                ray.get(list(pending))
             pending.clear()
 
     def _is_alive(self, neighbor: int) -> bool:
+        """Return whether the neighbor has not failed to take a message; forget those that it took."""
         pending = self._pending[neighbor]
-        if not pending:
-            return True
-        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        done, left = ray.wait(list(pending), num_returns=len(pending), timeout=0)
         try:
             ray.get(done)
         except RayActorError:
             return False
-        for _ in done:
-            pending.popleft()
+        self._pending[neighbor] = deque(left)
         return True

@@ -1,0 +1,27 @@
+"""What all tests share: one real Ray cluster a session, started by the first test that asks for it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cifar_folder() -> Path:
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "cifar10"
+    if not folder.is_dir():
+        pytest.skip(f"real CIFAR-10 is not at {folder}")
+    return folder

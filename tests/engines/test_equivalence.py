@@ -1,0 +1,122 @@
+"""The test that holds the project together: one schedule, any engine, the same bits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_pcasgd.schedule.trace import first_difference, read_rows
+from ray_pcasgd.trainer import Result, Trainer
+
+UNBATCHED = {"name": "local", "batched": "never"}
+PLANNED = {"name": "ray", "mode": "planned"}
+SMALL = {
+    "num_agents": 4,
+    "num_steps": 12,
+    "evaluate_every": 6,
+    "links": [{"between": "clusters", "delay": 3}],
+    "optimizer": {"momentum": 0.9, "weight_decay": 1e-4},
+    "step_size": 0.02,
+}
+UNEVEN = {"compute": {"law": {"name": "exponential", "mean": 1.0}}}
+
+
+def train(folder: Path, engine: Any, **settings: Any) -> Result:
+    result = Trainer(SMALL | settings, engine=engine, storage_path=str(folder)).fit()
+    assert result.error is None
+    return result
+
+
+def assert_same_bits(result: Result, other: Result) -> None:
+    rows, others = (read_rows(Path(r.path) / "schedule.parquet")[0] for r in (result, other))
+    assert first_difference(rows, others) is None
+    left, right = (r.checkpoint.state_dict() for r in (result, other) if r.checkpoint)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+    mine, theirs = (
+        r.metrics_dataframe.drop(columns="wall_seconds").sort_values(["step", "agent"]).reset_index(drop=True)
+        for r in (result, other)
+    )
+    assert mine.equals(theirs)
+
+
+ALGORITHMS: dict[str, Any] = {
+    "d-psgd": {"algorithm": "d-psgd"},
+    "d-asgd": {"algorithm": "d-asgd"} | UNEVEN,
+    "c-asgd": {"algorithm": "c-asgd"} | UNEVEN,
+    "p-asgd": {"algorithm": "p-asgd"} | UNEVEN,
+    "pc-asgd, linear theta": {
+        "algorithm": {"name": "pc-asgd", "theta": {"name": "linear", "start": 1, "end": 0, "steps": 10}}
+    }
+    | UNEVEN,
+    "pc-asgd, adaptive lambda": {"algorithm": {"name": "pc-asgd", "compensation": {"name": "adaptive"}}} | UNEVEN,
+    "pc-asgd-pv, probe": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | UNEVEN,
+    "pc-asgd-pv, descent": {"algorithm": {"name": "pc-asgd-pv", "condition": "descent"}} | UNEVEN,
+}
+BARRIERS: dict[str, Any] = {
+    "bounded": {"barrier": {"name": "bounded", "staleness": 1}} | UNEVEN,
+    "sampled": {"barrier": {"name": "sampled", "beta": 1}} | UNEVEN,
+    "all": {"barrier": {"name": "all"}} | UNEVEN,
+    "seconds on a ring": {"topology": "ring", "links": [{"unit": "seconds", "delay": {"name": "uniform", "low": 0, "high": 2}}]},
+    "batch norm": {
+        "task": {
+            "data": {"name": "custom", "train": "tests.engines.images:TRAIN", "test": "tests.engines.images:TEST"},
+            "model": {"name": "small-cnn", "channels": [4], "batch_norm": True},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, *BARRIERS])
+@pytest.mark.usefixtures("ray_cluster")
+def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
+    settings = (ALGORITHMS | BARRIERS)[name]
+    assert_same_bits(train(tmp_path / "ray", PLANNED, **settings), train(tmp_path / "local", UNBATCHED, **settings))
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, *BARRIERS])
+def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> None:
+    settings = (ALGORITHMS | BARRIERS)[name]
+    batched = train(tmp_path / "batched", {"name": "local", "batched": "always"}, **settings)
+    alone = train(tmp_path / "alone", UNBATCHED, **settings)
+    assert batched.schedule_hash == alone.schedule_hash
+    assert batched.checkpoint
+    assert alone.checkpoint
+    expected = alone.checkpoint.state_dict()
+    for key, value in batched.checkpoint.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["d-asgd", "pc-asgd", "pc-asgd-pv"])
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, tmp_path: Path) -> None:
+    settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {3: 0.01}}}
+    live = train(tmp_path / "live", {"name": "ray", "mode": "live"}, **settings)
+    rows, metadata = read_rows(Path(live.path) / "schedule.parquet")
+    assert metadata["mode"] == "live"
+    assert max(read.staleness for row in rows for read in row.reads) >= 3
+    replayed = train(
+        tmp_path / "replay",
+        UNBATCHED,
+        **settings,
+        schedule=str(Path(live.path) / "schedule.parquet"),
+        reliability={"name": "measured", "staleness": 1},
+    )
+    assert replayed.schedule_hash == live.schedule_hash
+    assert live.checkpoint
+    assert replayed.checkpoint
+    weights = live.checkpoint.state_dict()
+    for name, value in replayed.checkpoint.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
+    settings = ALGORITHMS["pc-asgd-pv, probe"]
+    first, again, other = (
+        train(tmp_path / str(n), UNBATCHED, **settings, seed=seed) for n, seed in enumerate((5, 5, 6))
+    )
+    assert_same_bits(first, again)
+    assert other.schedule_hash != first.schedule_hash
+    assert other.metrics["test_loss"] != first.metrics["test_loss"]
