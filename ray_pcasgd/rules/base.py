@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ray_pcasgd.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.settings import Settings
 
@@ -64,6 +65,16 @@ def mix(own_weight: Tensor, own: Tensor, weights: Tensor, neighbors: tuple[Tenso
     for k, neighbor in enumerate(neighbors):
         result = result + weights[k] * neighbor
     return result
+
+
+def averaged_step(own_weight: Tensor, weights: Tensor, own: Own, reads: Reads) -> Tensor:
+    """Return ``w_ii x_i + sum_k w_ik x_k - eta u_i`` for a row ``(w_ii, w_ik)`` of a mixing matrix, shape (D,)."""
+
+    def step(mine: Vectors, neighbors: Vectors) -> Vectors:
+        x, u = mine
+        return (mix(own_weight, x, weights, neighbors) - own.step_size * u,)
+
+    return blockwise(step, (own.weights, own.direction), reads.weights)[0]
 
 
 def clipped_row(own_mixing: Tensor, mixing: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

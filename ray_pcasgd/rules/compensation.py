@@ -21,7 +21,7 @@ class ConstantCompensation(Settings):
         return ()
 
     def advance(self, state: tuple[Tensor, ...], directions: tuple[Tensor, ...], used: Tensor) -> tuple[Tensor, ...]:
-        """Return the state after the directions, K tensors of shape (D,), of which ``used``, shape (K,), count."""
+        """Return the state after K directions of shape (D,), of which those count whose ``used``, (K,), is 1, not 0."""
         return state
 
     def strength(self, state: tuple[Tensor, ...], lambda_0: Tensor, neighbor: int) -> Tensor:
@@ -47,12 +47,12 @@ class AdaptiveCompensation(Settings):
         return tuple(torch.zeros_like(weights) for _ in range(num_neighbors))
 
     def advance(self, state: tuple[Tensor, ...], directions: tuple[Tensor, ...], used: Tensor) -> tuple[Tensor, ...]:
-        """Return the mean squares after the directions, K tensors of shape (D,), of which ``used``, (K,), count."""
-        advanced = []
-        for k, (mean_square, direction) in enumerate(zip(state, directions, strict=True)):
-            keep = torch.where(used[k], self.decay, 1.0).to(mean_square.dtype)
-            advanced.append(keep * mean_square + (1.0 - keep) * (direction * direction))
-        return tuple(advanced)
+        """Return the mean squares after K directions of shape (D,); those count whose ``used``, (K,), is 1, not 0."""
+        gain = used * (1.0 - self.decay)
+        return tuple(
+            mean_square + gain[k] * (direction * direction - mean_square)
+            for k, (mean_square, direction) in enumerate(zip(state, directions, strict=True))
+        )
 
     def strength(self, state: tuple[Tensor, ...], lambda_0: Tensor, neighbor: int) -> Tensor:
         """Return lambda for one neighbor, shape (D,)."""

@@ -3,12 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import Probe, Rule, mix
-
-
-def averaged_step(own: Own, reads: Reads) -> Update:
-    """Return ``w_ii x_i + sum_k w_ik x_k - eta u_i``."""
-    return Update(mix(own.mixing, own.weights, reads.mixing, reads.weights) - own.step_size * own.direction, {})
+from ray_pcasgd.rules.base import Probe, Rule, averaged_step
 
 
 class DPSGD(Rule):
@@ -19,8 +14,8 @@ class DPSGD(Rule):
     default_barrier: ClassVar[Literal["none", "all"]] = "all"
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
-        """Return the averaged step."""
-        return state, averaged_step(own, reads)
+        """Return ``w_ii x_i + sum_k w_ik x_k - eta u_i``."""
+        return state, Update(averaged_step(own.mixing, reads.mixing, own, reads), {})
 
 
 class DASGD(Rule):
@@ -29,5 +24,5 @@ class DASGD(Rule):
     name: Literal["d-asgd"] = "d-asgd"
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
-        """Return the averaged step."""
-        return state, averaged_step(own, reads)
+        """Return ``w_ii x_i + sum_k w_ik x_k - eta u_i``."""
+        return state, Update(averaged_step(own.mixing, reads.mixing, own, reads), {})

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from ray_pcasgd.curves import Constant, Curve
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import Probe, Rule, mix
+from ray_pcasgd.rules.base import Probe, Rule, averaged_step
 from ray_pcasgd.rules.prediction import Clipping, PredictingRule, clip
 
 Theta = Annotated[
@@ -27,8 +27,7 @@ class CASGD(Rule):
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the clipping step ``w~_ii x_i + sum_{k in R_i} w~_ik x_k - eta u_i``."""
         row = clip(self.clipping, own, reads, reads.reliable)
-        mixed = mix(row.own, own.weights, row.neighbors, reads.weights)
-        return state, Update(mixed - own.step_size * own.direction, {})
+        return state, Update(averaged_step(row.own, row.neighbors, own, reads), {})
 
 
 class PASGD(PredictingRule):
@@ -38,8 +37,8 @@ class PASGD(PredictingRule):
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the predicting step ``w_ii x_i + sum_{k in R_i} w_ik x_k + sum_{k in U_i} w_ik p_ik - eta u_i``."""
-        state, prediction = self.predict(state, own, reads)
-        return state, Update(prediction.candidate(torch.ones_like(own.mixing), own, reads), {})
+        state, (weights,) = self.blends((torch.ones_like(own.mixing),), state, own, reads)
+        return state, Update(weights, {})
 
 
 class PCASGD(PredictingRule):
@@ -71,5 +70,5 @@ class PCASGD(PredictingRule):
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``theta x_pre + (1 - theta) x_cli``."""
         theta = own.numbers["theta"]
-        state, prediction = self.predict(state, own, reads)
-        return state, Update(prediction.candidate(theta, own, reads), {"theta": theta})
+        state, (weights,) = self.blends((theta,), state, own, reads)
+        return state, Update(weights, {"theta": theta})

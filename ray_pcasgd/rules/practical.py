@@ -48,11 +48,11 @@ class PCASGDPV(PredictingRule):
 
     @field_validator("candidates")
     @classmethod
-    def _rising(cls, candidates: tuple[float, ...]) -> tuple[float, ...]:
-        rising = all(a < b for a, b in pairwise(candidates))
-        if len(candidates) < 2 or not rising or not 0 <= candidates[0] <= candidates[-1] <= 1:
-            raise ValueError(f"candidates = {list(candidates)}: allowed are two or more rising values in [0, 1]")
-        return candidates
+    def _rising(cls, thetas: tuple[float, ...]) -> tuple[float, ...]:
+        rising = all(a < b for a, b in pairwise(thetas))
+        if len(thetas) < 2 or not rising or not 0 <= thetas[0] <= thetas[-1] <= 1:
+            raise ValueError(f"candidates = {list(thetas)}: allowed are two or more rising values in [0, 1]")
+        return thetas
 
     def probes_at(self, step: int) -> bool:
         """Return whether the condition is `probe` and this step is one of every ``probe_every``."""
@@ -61,7 +61,7 @@ class PCASGDPV(PredictingRule):
     def init(self, weights: Tensor, num_neighbors: int) -> PracticalState:
         """Return the state before the first choice."""
         return PracticalState(
-            theta=torch.full_like(weights[:1].sum(), self.candidates[0]),
+            theta=weights.new_full((), self.candidates[0]),
             smoothed=torch.zeros_like(weights if self.condition == "smoothed" else weights[:0]),
             compensation=self.compensation.init(weights, num_neighbors),
         )
@@ -70,18 +70,18 @@ class PCASGDPV(PredictingRule):
         self, state: PracticalState, own: Own, reads: Reads, probe: Probe | None = None
     ) -> tuple[PracticalState, Update]:
         """Return the preferred candidate; without a probe, where the condition needs one, that of the last choice."""
-        compensation, prediction = self.predict(state.compensation, own, reads)
         smoothed = state.smoothed
         if self.condition == "smoothed":
             smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * own.direction
         choosing = self.guessed(reads).any()
         theta = state.theta
         if self.condition == "probe" and probe is None:
-            weights = prediction.candidate(theta, own, reads)
+            compensation, (weights,) = self.blends((theta,), state.compensation, own, reads)
         else:
-            candidates = tuple(prediction.candidate(value, own, reads) for value in self.candidates)
+            thetas = tuple(torch.full_like(theta, value) for value in self.candidates)
+            compensation, candidates = self.blends(thetas, state.compensation, own, reads)
             scores = probe(candidates).neg() if probe else self._agreement(candidates, own, smoothed)
-            best, weights = _choose(scores, self.candidates, candidates, state.theta)
+            best, weights = _choose(scores, thetas, candidates)
             theta = torch.where(choosing, best, theta)
         measures = {
             "theta": theta,
@@ -98,15 +98,13 @@ class PCASGDPV(PredictingRule):
         return torch.stack([sign * numerics.cosine(c - own.weights + own_step, direction) for c in candidates])
 
 
-def _choose(
-    scores: Tensor, thetas: tuple[float, ...], candidates: tuple[Tensor, ...], last: Tensor
-) -> tuple[Tensor, Tensor]:
+def _choose(scores: Tensor, thetas: tuple[Tensor, ...], candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return theta and weights of the highest score, of the largest theta among equals; NaN counts as lowest."""
     scores = torch.where(scores.isnan(), -torch.inf, scores)
-    best, theta, weights = scores[0], torch.full_like(last, thetas[0]), candidates[0]
-    for m in range(1, len(thetas)):
-        better = scores[m] >= best
-        best = torch.where(better, scores[m], best)
-        theta = torch.where(better, thetas[m], theta)
-        weights = torch.where(better, candidates[m], weights)
-    return theta, weights
+    best, chosen, weights = scores[0], thetas[0], candidates[0]
+    for score, theta, candidate in zip(scores.unbind()[1:], thetas[1:], candidates[1:], strict=True):
+        better = score >= best
+        best = torch.where(better, score, best)
+        chosen = torch.where(better, theta, chosen)
+        weights = torch.where(better, candidate, weights)
+    return chosen, weights

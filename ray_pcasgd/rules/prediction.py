@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ray_pcasgd.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.base import Rule, clipped_row, mix
 from ray_pcasgd.rules.compensation import Compensation, ConstantCompensation
@@ -35,26 +36,9 @@ def clip(clipping: Clipping, own: Own, reads: Reads, keep: Tensor) -> MixingRow:
     return MixingRow(torch.where(alone, 1.0, own.mixing / left), kept / left)
 
 
-def between(theta: Tensor | float, clipped: MixingRow, predicted: MixingRow) -> MixingRow:
+def between(theta: Tensor, clipped: MixingRow, predicted: MixingRow) -> MixingRow:
     """Return ``theta * predicted + (1 - theta) * clipped``, to the bit either row where both are equal."""
     return MixingRow(*(c + theta * (p - c) for c, p in zip(clipped, predicted, strict=True)))
-
-
-class Prediction(NamedTuple):
-    """What the candidates of one step share."""
-
-    clipped: MixingRow
-    """The row of the clipping step: reliable neighbors only."""
-    predicted: MixingRow
-    """The row of the predicting step: all but the unreliable neighbors that are too old to be guessed."""
-    missed: Tensor
-    """``sum_{k in U_i} w_ik (x_k - p_ik)``: what the neighbors have moved since, by the model, shape (D,)."""
-
-    def candidate(self, theta: Tensor | float, own: Own, reads: Reads) -> Tensor:
-        """Return ``theta x_pre + (1 - theta) x_cli``, shape (D,): one weighted sum, as both are linear."""
-        row = between(theta, self.clipped, self.predicted)
-        mixed = mix(row.own, own.weights, row.neighbors, reads.weights)
-        return mixed - own.step_size * own.direction - theta * self.missed
 
 
 class PredictingRule(Rule):
@@ -89,18 +73,34 @@ class PredictingRule(Rule):
         """Return the mask, shape (K,), of the unreliable neighbors whose weights can be predicted."""
         return ~reads.reliable & (reads.age <= self.oldest_age) & (reads.mixing > 0)
 
-    def predict(self, state: tuple[Tensor, ...], own: Own, reads: Reads) -> tuple[tuple[Tensor, ...], Prediction]:
-        """Return the compensation's next state and what the candidates of this step share.
+    def blends(self, thetas: tuple[Tensor, ...], state: Vectors, own: Own, reads: Reads) -> tuple[Vectors, Vectors]:
+        """Return the compensation's next state and ``theta x_pre + (1 - theta) x_cli``, shape (D,), of each theta.
 
-        The predicted weights are ``p_ik = x_k - eta tau (u_k + lambda u_k .* u_k .* drift)``.
+        Both are weighted sums of the same vectors, so a candidate is one sum over the blended row, less theta times
+        what the neighbors have moved since by the model, ``sum_{k in U_i} w_ik (x_k - p_ik)`` with
+        ``x_k - p_ik = eta tau (u_k + lambda u_k .* u_k .* drift)``.
         """
         guessed = self.guessed(reads)
         clipped = clip(self.clipping, own, reads, reads.reliable)
         predicted = clip(self.clipping, own, reads, reads.reliable | guessed)
-        state = self.compensation.advance(state, reads.directions, guessed & (reads.staleness > 0))
+        rows = [between(theta, clipped, predicted) for theta in thetas]
         rate = torch.where(guessed, predicted.neighbors * (own.step_size * reads.staleness), 0.0)
-        missed = torch.zeros_like(own.weights)
-        for k, (direction, drift) in enumerate(zip(reads.directions, reads.drift, strict=True)):
-            bend = rate[k] * self.compensation.strength(state, own.numbers["lambda_0"], k)
-            missed = missed + direction * (rate[k] + bend * (direction * drift))
-        return state, Prediction(clipped, predicted, missed)
+        used = (guessed & (reads.staleness > 0)).to(rate.dtype)
+
+        def blend(mine: Vectors, neighbors: Vectors, directions: Vectors, drifts: Vectors, state: Vectors) -> Vectors:
+            x, u = mine
+            state = self.compensation.advance(state, directions, used)
+            moved = torch.zeros_like(x)
+            for k, (direction, drift) in enumerate(zip(directions, drifts, strict=True)):
+                bend = rate[k] * self.compensation.strength(state, own.numbers["lambda_0"], k)
+                moved = moved + direction * (rate[k] + bend * (direction * drift))
+            blended = []
+            for theta, row in zip(thetas, rows, strict=True):
+                # Not 0 * moved: clipping stays finite where the prediction overflows.
+                foreseen = (theta * moved).masked_fill(theta == 0, 0.0)
+                blended.append(mix(row.own, x, row.neighbors, neighbors) - own.step_size * u - foreseen)
+            return *blended, *state
+
+        mine = (own.weights, own.direction)
+        results = blockwise(blend, mine, reads.weights, reads.directions, reads.drift, state)
+        return results[len(thetas) :], results[: len(thetas)]
