@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.tasks.images import Standardized
 from ray_pcasgd.tasks.imports import ObjectOrPath, resolve
 from ray_pcasgd.tasks.parquet import ImageParquet
 from ray_pcasgd.tasks.samples import AnySamples, MapSamples, Samples, TaskData
@@ -61,23 +62,23 @@ class Text(Settings):
 
         """
         if not self.path.is_file():
-            raise ValueError(f"data.path = {str(self.path)!r}: no such file; allowed is a UTF-8 text file")
+            raise ValueError(f"task.data.path = {str(self.path)!r}: no such file; allowed is a UTF-8 text file")
         try:
             text = self.path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"data.path = {str(self.path)!r}: {error}; allowed is a UTF-8 text file") from error
+            raise ValueError(f"task.data.path = {str(self.path)!r}: {error}; allowed is a UTF-8 text file") from error
         num_test = round(len(text) * self.test_share)
         if num_test <= self.context or len(text) - num_test <= self.context:
             raise ValueError(
-                f"data.context = {self.context}: the text has {len(text) - num_test} characters to train on and "
+                f"task.data.context = {self.context}: the text has {len(text) - num_test} characters to train on and "
                 f"{num_test} to test on; allowed are fewer than either"
             )
-        characters, codes = np.unique(np.array(list(text)), return_inverse=True)
+        points, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), return_inverse=True)
         return TaskData(
             train=self._windows(codes[: len(text) - num_test]),
             test=self._windows(codes[len(text) - num_test :]),
-            num_classes=len(characters),
-            classes=tuple(map(str, characters)),
+            num_classes=len(points),
+            classes=tuple(chr(point) for point in points),
         )
 
     def _windows(self, codes: np.ndarray) -> Samples:
@@ -87,7 +88,7 @@ class Text(Settings):
         return Samples(torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(targets.astype(np.int64)))
 
 
-class CustomData(Settings):
+class CustomData(Standardized):
     """The user's own data: two map-style data sets whose items are pairs (input, target)."""
 
     name: Literal["custom"] = "custom"
@@ -108,18 +109,25 @@ class CustomData(Settings):
 
         """
         train, test = (self._samples(setting) for setting in ("train", "test"))
-        return TaskData(train, test, self._num_classes(train, test))
+        return self.task_data(train, test, self._num_classes(train, test))
 
     def _samples(self, setting: str) -> AnySamples:
         value = resolve(getattr(self, setting))
-        if not hasattr(value, "__getitem__") and callable(value):
+        if isinstance(value, type) or (not hasattr(value, "__getitem__") and callable(value)):
             value = value()
-        try:
-            samples = MapSamples(value)
-        except ValueError as error:
-            raise ValueError(f"data.{setting}: {error}") from error
-        if len(samples) == 0:
-            raise ValueError(f"data.{setting}: it is empty; allowed is at least one sample")
+        for method in ("__len__", "__getitem__"):
+            if not hasattr(value, method):
+                raise ValueError(
+                    f"task.data.{setting}: {type(value).__name__} has no {method}; allowed is a map-style data set"
+                )
+        if len(value) == 0:
+            raise ValueError(f"task.data.{setting}: it is empty; allowed is at least one sample")
+        first = value[0]
+        if not (isinstance(first, tuple | list) and len(first) == 2):
+            raise ValueError(
+                f"task.data.{setting}: an item is a {type(first).__name__}; allowed are pairs (input, target)"
+            )
+        samples = MapSamples(value)
         return samples.in_memory() if self.in_memory else samples
 
     def _num_classes(self, train: AnySamples, test: AnySamples) -> int | None:
@@ -132,7 +140,7 @@ class CustomData(Settings):
         labels = [samples.labels() for samples in (train, test)]
         found = [int(part.max()) + 1 for part in labels if part is not None]
         if len(found) < len(labels):
-            raise ValueError("data.num_classes is empty: allowed where the data set has `targets` or is in memory")
+            raise ValueError("task.data.num_classes is empty: allowed where the data set has `targets` or is in memory")
         return max(found)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from ray_pcasgd.settings import Settings
@@ -15,11 +15,11 @@ from ray_pcasgd.tasks.samples import AnySamples, Samples, TaskData
 
 
 class Standardized(Settings):
-    """The settings of image data that is standardized per channel."""
+    """The settings of data whose uint8 images are standardized per channel."""
 
     mean: tuple[float, ...] = ()
-    """Mean per channel of images in [0, 1]; empty: that of the training images."""
-    std: tuple[float, ...] = Field(())
+    """Mean per channel of images in [0, 1]; empty: that of the training images, where they are in memory."""
+    std: tuple[float, ...] = ()
     """Standard deviation per channel, above 0; given together with the mean."""
 
     @model_validator(mode="after")
@@ -28,19 +28,24 @@ class Standardized(Settings):
             raise ValueError(f"mean = {self.mean}, std = {self.std}: allowed are equally many, std above 0")
         return self
 
-    def task_data(self, train: AnySamples, test: AnySamples, classes: tuple[str, ...], num_classes: int) -> TaskData:
+    def task_data(
+        self, train: AnySamples, test: AnySamples, num_classes: int | None, classes: tuple[str, ...] = ()
+    ) -> TaskData:
         """Return the data set with its normalization.
 
         Raises:
-            ValueError: The images have another number of channels than the mean.
+            ValueError: A mean is given for other inputs than uint8 images of so many channels.
 
         """
+        first, _ = train.take([0])
+        channels = first.shape[1] if first.dtype == torch.uint8 and first.ndim == 4 else 0
+        if self.mean and len(self.mean) != channels:
+            raise ValueError(
+                f"task.data.mean = {self.mean}: allowed is one for each channel of uint8 images, here {channels}"
+            )
         normalization = Normalization(self.mean, self.std)
-        if not self.mean and isinstance(train, Samples):
+        if not self.mean and channels and isinstance(train, Samples):
             normalization = channel_statistics(train.inputs)
-        channels = train.take([0])[0].shape[1]
-        if normalization.mean and len(normalization.mean) != channels:
-            raise ValueError(f"data.mean = {self.mean}: allowed is one for each of the {channels} channels")
         return TaskData(train, test, num_classes, normalization, classes)
 
 

@@ -29,8 +29,8 @@ class _Model(Settings, ABC):
 
         """
         with torch.random.fork_rng(devices=[]):
-            # Layers initialize themselves from torch's global generator, which takes no other: seeded, then restored.
-            torch.manual_seed(stream_seed(seed, "initialization"))  # noqa: TID251
+            # Layers draw their weights from torch's global generator and take no other: seeded here, then restored.
+            torch.default_generator.manual_seed(stream_seed(seed, "initialization"))
             return self._network(input_shape, num_outputs)
 
     @abstractmethod
@@ -39,7 +39,7 @@ class _Model(Settings, ABC):
     def _channels(self, input_shape: Shape, smallest: int) -> int:
         if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
             raise ValueError(
-                f"model.name = {self.name!r}: allowed are images of at least {smallest}x{smallest} pixels, "  # type: ignore[attr-defined]
+                f"task.model.name = {self.name!r}: allowed are images of at least {smallest}x{smallest} pixels, "  # type: ignore[attr-defined]
                 f"not inputs of shape {tuple(input_shape)}"
             )
         return input_shape[0]
@@ -132,7 +132,7 @@ class Torchvision(_Model):
 
         if self.architecture not in models.list_models(module=models):
             allowed = ", ".join(models.list_models(module=models))
-            raise ValueError(f"model.architecture = {self.architecture!r}: allowed are {allowed}")
+            raise ValueError(f"task.model.architecture = {self.architecture!r}: allowed are {allowed}")
         self._channels(input_shape, smallest=1)
         network: nn.Module = models.get_model(
             self.architecture, weights=None, num_classes=num_outputs, **self.arguments
@@ -163,7 +163,7 @@ class CharLMModel(_Model):
 
     def _network(self, input_shape: Shape, num_outputs: int) -> nn.Module:
         if len(input_shape) != 1:
-            raise ValueError(f"model.name = 'char-lm': allowed are sequences, not inputs of shape {input_shape}")
+            raise ValueError(f"task.model.name = 'char-lm': allowed are sequences, not inputs of shape {input_shape}")
         return CharLM(input_shape[0], num_outputs, self.width, self.layers, self.heads)
 
 
@@ -179,7 +179,7 @@ class CustomModel(_Model):
     def _network(self, input_shape: Shape, num_outputs: int) -> nn.Module:
         network = resolve(self.factory)(**self.arguments)
         if not isinstance(network, nn.Module):
-            raise ValueError(f"model.factory returned {type(network).__name__}: allowed is a torch.nn.Module")
+            raise ValueError(f"task.model.factory returned {type(network).__name__}: allowed is a torch.nn.Module")
         return network
 
 

@@ -40,15 +40,15 @@ class ImageParquet(Standardized):
         test = self._samples("test", self.test_limit)
         if train.inputs.shape[1:] != test.inputs.shape[1:]:
             raise ValueError(
-                f"data.test = {self.test!r}: its images have shape {tuple(test.inputs.shape[1:])}; "
+                f"task.data.test = {self.test!r}: its images have shape {tuple(test.inputs.shape[1:])}; "
                 f"allowed is {tuple(train.inputs.shape[1:])}, as the training images have"
             )
         num_classes = int(max(train.targets.max(), test.targets.max())) + 1
-        return self.task_data(train, test, (), num_classes)
+        return self.task_data(train, test, num_classes)
 
     def _samples(self, setting: str, limit: int | None) -> Samples:
         pattern = getattr(self, setting)
-        source = f"data.{setting} = {pattern!r}"
+        source = f"task.data.{setting} = {pattern!r}"
         paths = sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not paths:
             raise ValueError(f"{source}: no such file; allowed are Parquet files of images")
@@ -83,7 +83,7 @@ class ImageParquet(Standardized):
         for setting in ("image_column", "label_column"):
             if getattr(self, setting) not in names:
                 raise ValueError(
-                    f"data.{setting} = {getattr(self, setting)!r}: not in {source}; allowed are {', '.join(names)}"
+                    f"task.data.{setting} = {getattr(self, setting)!r}: not in {source}; allowed are {', '.join(names)}"
                 )
 
 

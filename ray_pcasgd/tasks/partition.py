@@ -23,7 +23,7 @@ class _Partition(Settings, ABC):
 
         """
         if not 1 <= num_agents <= len(samples):
-            raise ValueError(f"agents = {num_agents}: allowed are 1 to {len(samples)}, the training samples")
+            raise ValueError(f"num_agents = {num_agents}: allowed are 1 to {len(samples)}, the training samples")
         shards = self._shards(samples, num_agents, generator(seed, "partition"))
         return tuple(np.sort(shard) for shard in shards)
 

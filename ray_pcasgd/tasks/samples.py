@@ -66,10 +66,8 @@ class MapSamples:
     """The samples of a map-style data set, made anew whenever they are taken: for what does not fit into memory."""
 
     def __init__(self, dataset: Any) -> None:
-        for method in ("__len__", "__getitem__"):
-            if not hasattr(dataset, method):
-                raise ValueError(f"{type(dataset).__name__} has no {method}: allowed are map-style data sets")
         self.dataset = dataset
+        """Its items are pairs (input, target); its ``targets``, where it has them, are all labels."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -82,8 +80,9 @@ class MapSamples:
         else:
             items = [self.dataset[i] for i in positions]
         inputs, targets = default_collate([(_as_input(item[0]), item[1]) for item in items])
-        # Python floats collate to float64, which no float32 model accepts.
-        return _single_precision(inputs), _single_precision(targets)
+        # What Python's and numpy's numbers collate to, float64 and various integers, no model or loss accepts.
+        inputs = inputs.float() if inputs.dtype == torch.float64 else inputs
+        return inputs, targets.float() if targets.is_floating_point() else targets.long()
 
     def subset(self, indices: Indices) -> "MapSamples":
         """Return a view of the samples at ``indices``."""
@@ -107,10 +106,6 @@ def _as_input(value: Any) -> Any:
         return value
     array = np.array(value, dtype=np.uint8)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
-
-
-def _single_precision(values: Tensor) -> Tensor:
-    return values.float() if values.dtype == torch.float64 else values
 
 
 AnySamples = Samples | MapSamples

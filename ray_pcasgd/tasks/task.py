@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from ray_pcasgd.settings import Settings
@@ -29,17 +30,26 @@ class Task(Settings):
     augmentation: Augmentation = Augmentation()
     """Random changes of training images."""
 
+    @model_validator(mode="after")
+    def _different_keys(self) -> "Task":
+        keys = ["loss", *(metric.key for metric in self.metrics)]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"metrics = {keys[1:]}: allowed are different names, and none of them 'loss'")
+        return self
+
     def load(self) -> TaskData:
         """Return the data.
 
         Raises:
-            ValueError: It is missing, or loss or metrics ask for classes where there are none.
+            ValueError: It is missing, or loss, metrics or augmentation do not suit it.
 
         """
         data = self.data.load()
         for setting, measure in (("loss", self.loss), *(("metrics", metric) for metric in self.metrics)):
             if data.num_classes is None and isinstance(measure, CrossEntropy | Accuracy):
                 raise ValueError(f"task.{setting} = {measure.name!r}: the targets are no classes; allowed is 'mse'")
+        # Tried once here, so that what cannot be cropped or flipped is refused before anything runs.
+        self.augmentation.apply(data.train.take([0])[0], torch.Generator())
         return data
 
     def build_model(self, data: TaskData, seed: int) -> nn.Module:

@@ -35,15 +35,14 @@ class _Downloadable(Standardized):
             raise ValueError(self._missing("no such folder"))
         try:
             train, test = (dataset(str(self.root), train=part, download=self.download) for part in (True, False))
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise ValueError(self._missing(str(error).splitlines()[0])) from error
-        num_classes = len(train.classes)
-        return self.task_data(_samples(train), _samples(test), tuple(train.classes), num_classes)
+        return self.task_data(_samples(train), _samples(test), len(train.classes), tuple(train.classes))
 
     def _missing(self, reason: str) -> str:
         return (
-            f"data.root = {str(self.root)!r}: {reason}; allowed is a folder that holds torchvision's "
-            f"{self.torchvision_name}, or data.download = true"
+            f"task.data.root = {str(self.root)!r}: {reason}; allowed is a folder that holds torchvision's "
+            f"{self.torchvision_name}, or task.data.download = true"
         )
 
 
@@ -91,12 +90,12 @@ class ImageFolder(Standardized):
         train, test = self._dataset("train"), self._dataset("test")
         if train.classes != test.classes:
             raise ValueError(
-                f"data.test = {str(self.test)!r}: its classes are {', '.join(test.classes)}; "
-                f"allowed are those of data.train, {', '.join(train.classes)}"
+                f"task.data.test = {str(self.test)!r}: its classes are {', '.join(test.classes)}; "
+                f"allowed are those of task.data.train, {', '.join(train.classes)}"
             )
         samples = [MapSamples(dataset) for dataset in (train, test)]
         first, second = [part.in_memory() for part in samples] if self.in_memory else samples
-        return self.task_data(first, second, tuple(train.classes), len(train.classes))
+        return self.task_data(first, second, len(train.classes), tuple(train.classes))
 
     def _dataset(self, setting: str) -> Any:
         from torchvision import datasets
@@ -105,12 +104,12 @@ class ImageFolder(Standardized):
         folder: Path = getattr(self, setting)
         allowed = "allowed is a folder with one folder of images for each class"
         if not folder.is_dir():
-            raise ValueError(f"data.{setting} = {str(folder)!r}: no such folder; {allowed}")
+            raise ValueError(f"task.data.{setting} = {str(folder)!r}: no such folder; {allowed}")
         transform = v2.Compose([v2.Resize(self.size), v2.CenterCrop(self.size)])
         try:
             return datasets.ImageFolder(str(folder), transform=transform)
         except FileNotFoundError as error:
-            raise ValueError(f"data.{setting} = {str(folder)!r}: {error}; {allowed}") from error
+            raise ValueError(f"task.data.{setting} = {str(folder)!r}: {error}; {allowed}") from error
 
 
 def _samples(dataset: Any) -> Samples:
