@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ray_pcasgd.agent import Agent, Gathered, Received
 from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.replica import unflatten
 from ray_pcasgd.rules.base import Probe
 
 
@@ -46,8 +47,7 @@ def compute_together(agents: Sequence[Agent]) -> Tensor:
     def loss_of(
         weights: Tensor, buffers: Tensor, integers: dict[str, Tensor], inputs: Tensor, targets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        buffers, integers = buffers.clone(), {name: value.clone() for name, value in integers.items()}
-        loss = _loss(first, weights, buffers, integers, inputs, targets)
+        loss, buffers, integers = _loss(first, weights, buffers, integers, inputs, targets)
         return loss, (loss, buffers, integers)
 
     gradients, (losses, buffers, integers) = torch.func.vmap(torch.func.grad(loss_of, has_aux=True))(
@@ -133,16 +133,21 @@ def _mix_buffers(agents: Sequence[Agent], own: Own, reads: Reads, gathered: Sequ
 
 def _loss(
     agent: Agent, weights: Tensor, buffers: Tensor, integers: dict[str, Tensor], inputs: Tensor, targets: Tensor
-) -> Tensor:
-    tensors = agent.replica.named(weights, buffers) | integers
-    return agent.spec.recipe.task.loss(torch.func.functional_call(agent.replica.module, tensors, (inputs,)), targets)
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the loss, and the floating-point and integer buffers as the forward pass left them."""
+    replica = agent.replica
+    # Each buffer is cloned by itself: under vmap, what is written to a view of the flat buffer is lost.
+    floating = {name: view.clone() for name, view in unflatten(buffers, replica.buffer_layout).items()}
+    integers = {name: value.clone() for name, value in integers.items()}
+    tensors = unflatten(weights, replica.layout) | floating | integers
+    loss = agent.spec.recipe.task.loss(torch.func.functional_call(replica.module, tensors, (inputs,)), targets)
+    left = [floating[slot.name].reshape(-1) for slot in replica.buffer_layout]
+    return loss, torch.cat(left) if left else buffers, integers
 
 
 def _probe(agent: Agent, inputs: Tensor, targets: Tensor, buffers: Tensor, integers: dict[str, Tensor]) -> Probe:
     def losses(candidates: tuple[Tensor, ...]) -> Tensor:
         with torch.no_grad():
-            throwaway = [(buffers.clone(), tree_map(torch.clone, integers)) for _ in candidates]
-            results = [_loss(agent, x, *own, inputs, targets) for x, own in zip(candidates, throwaway, strict=True)]
-        return torch.stack(results)
+            return torch.stack([_loss(agent, x, buffers, integers, inputs, targets)[0] for x in candidates])
 
     return losses
