@@ -39,6 +39,7 @@ class Checkpoints:
 
         Raises:
             SettingsError: the score is none of the task's metrics.
+
         """
         every = self._settings.every_evaluations
         self._offered += 1

@@ -10,6 +10,7 @@ def from_ray_train(scaling_config: Any, run_config: Any) -> dict[str, Any]:
 
     Raises:
         SettingsError: they ask for something that has no meaning here.
+
     """
     return _scaling(scaling_config) | _run(run_config)
 
@@ -29,7 +30,9 @@ def _scaling(config: Any) -> dict[str, Any]:
     if config.placement_strategy != "PACK":
         engine["placement_strategy"] = config.placement_strategy
     if not isinstance(config.num_workers, int):
-        raise SettingsError(f"scaling_config.num_workers = {config.num_workers!r}: allowed is one fixed number of agents")
+        raise SettingsError(
+            f"scaling_config.num_workers = {config.num_workers!r}: allowed is one fixed number of agents"
+        )
     changes: dict[str, Any] = {"num_agents": config.num_workers}
     return changes | ({"engine": {"name": "ray", **engine}} if engine else {})
 

@@ -5,7 +5,7 @@ Notation: ``N`` agents, ``D`` parameters, ``F`` values in floating-point buffers
 common start. Staleness and age are counted in steps, times in seconds.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -113,5 +113,13 @@ class StepReport(NamedTuple):
     """The replica at version ``row.step + 1``, where the run asked for it."""
     evaluation: dict[str, float] | None = None
     """The agent's own test metrics at version ``row.step + 1``, where the run asked for them."""
-    event: dict[str, Any] | None = None
-    """Something that must not go unnoticed: an isolated agent, for one."""
+
+
+class Event(NamedTuple):
+    """Something that happened in a run and must not go unnoticed."""
+
+    kind: str
+    """agent_isolated, agent_lost, neighbor_lost, ..."""
+    agent: int
+    step: int
+    detail: str

@@ -32,6 +32,7 @@ class RunFolder:
 
         Raises:
             SettingsError: the folder exists, or cannot be made.
+
         """
         if is_remote(config.storage_path):
             folder = cls(Path(tempfile.mkdtemp(prefix="ray_pcasgd_")) / run_name(config, Path("/nonexistent")))
