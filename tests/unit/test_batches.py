@@ -97,6 +97,13 @@ def test_images_are_augmented_and_normalized_the_same_way_after_a_restart() -> N
     assert not torch.equal(plain_inputs, seen[0][0])
 
 
+def test_each_batch_is_augmented_by_its_own_draws() -> None:
+    image = torch.arange(1, 65, dtype=torch.uint8).reshape(1, 1, 8, 8)
+    batches = Batches(Samples(image, torch.zeros(1)), np.arange(1), 32, 0, 0, augmentation=Augmentation(crop_padding=2))
+    first, second = batches.next()[0], batches.next()[0]
+    assert not torch.equal(first, second)
+
+
 def test_a_map_style_data_set_gives_the_batches_that_tensors_give() -> None:
     samples = numbered(20)
     mapped = MapSamples(list(zip(samples.inputs, samples.targets.tolist(), strict=True)))

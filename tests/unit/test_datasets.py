@@ -127,6 +127,7 @@ def test_parquet_takes_several_files_in_the_order_of_their_names(tmp_path: Path,
     assert data.normalization == Normalization((0.5,) * 3, (0.2,) * 3)
     limited = ImageParquet(train=str(tmp_path / "train-*.parquet"), test=test, limit=4).load()
     assert torch.equal(limited.train.inputs, data.train.inputs[:4])
+    assert limited.train.targets.tolist() == [0, 0, 0, 1]
 
 
 def test_parquet_of_gray_images_has_one_channel(tmp_path: Path) -> None:

@@ -100,6 +100,16 @@ def test_dirichlet_shares_have_the_distributions_mean_and_variance() -> None:
     assert shares.var(axis=1) == pytest.approx(np.full(num_agents, variance), abs=0.008)
 
 
+@pytest.mark.parametrize("partition", [IID(), Dirichlet(alpha=1.0, min_samples=1), ByLabel()])
+def test_the_order_of_the_samples_does_not_decide_who_gets_them(partition: Partition) -> None:
+    """Files are often sorted by more than the label: nobody gets the first of a class because they come first."""
+    shards = partition.split(balanced(2, each=100), 2, 0)
+    for shard in shards:
+        first_class = shard[shard < 100]
+        assert 20 < np.median(first_class) < 80
+        assert len(set(np.diff(first_class))) > 1
+
+
 @pytest.mark.parametrize("partition", [IID(), Dirichlet(min_samples=1), ByLabel()])
 def test_the_seed_decides(partition: Partition) -> None:
     samples = balanced(10, each=20)
