@@ -28,11 +28,11 @@ class Header(NamedTuple):
 
 
 class Message(NamedTuple, Generic[Payload]):
-    """One version of a neighbor: ``state`` holds its weights and buffers, ``direction`` that of the version before."""
+    """One version of a neighbor; its contents hold the direction of the version before, where rules need it."""
 
     header: Header
-    state: Payload
-    direction: Payload | None
+    contents: Payload | None
+    """Nothing where the sender has left the run."""
 
 
 class Mailbox(Generic[Payload]):
@@ -100,10 +100,10 @@ class Mailbox(Generic[Payload]):
         """Return the versions of the neighbor that are here."""
         return list(self._messages[neighbor])
 
-    def direction(self, neighbor: int, version: int) -> Payload | None:
-        """Return the direction at that version, if the message that carries it is here."""
-        following = self._messages[neighbor].get(version + 1)
-        return following.direction if following else None
+    def following(self, neighbor: int, version: int) -> Payload | None:
+        """Return the contents of the message after that version, which hold its direction, if they are here."""
+        message = self._messages[neighbor].get(version + 1)
+        return message.contents if message else None
 
     def readable(self, neighbor: int, cap: int | None) -> int | None:
         """Return the newest version whose weights may be read, none newer than ``cap`` where one is given."""

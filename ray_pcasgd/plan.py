@@ -1,6 +1,5 @@
 """From settings to everything that a run needs, checked before any actor starts."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,24 +12,14 @@ from ray_pcasgd.engines.base import Engine
 from ray_pcasgd.engines.local import LocalEngine
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.loading import SettingsError, explain
-from ray_pcasgd.records import Row
 from ray_pcasgd.reliability import Measured
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, NoBarrier
 from ray_pcasgd.schedule.planner import Planner
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.trace import check_fits, in_causal_order, read_rows
 from ray_pcasgd.tasks.task import TaskData
 from ray_pcasgd.timing import check_timing
 from ray_pcasgd.topology import Network, build_network
-
-
-class RecordedSchedule:
-    """A schedule from a file, executed as it stands."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self._rows = rows
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows)
 
 
 @dataclass(frozen=True)
@@ -43,7 +32,7 @@ class Plan:
     clusters: tuple[int, ...]
     data: TaskData
     specs: tuple[AgentSpec, ...]
-    schedule: Planner | RecordedSchedule
+    schedule: Schedule
 
     @property
     def is_live(self) -> bool:
@@ -140,7 +129,7 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
     return tuple(number[agent] for agent in range(config.num_agents))
 
 
-def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Planner | RecordedSchedule:
+def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Schedule:
     if config.schedule is None:
         assert config.barrier is not None
         return Planner(
@@ -155,7 +144,7 @@ def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Pl
     path = Path(config.schedule)
     rows, _ = read_rows(path)
     check_fits(rows, network.neighbors, config.num_steps)
-    return RecordedSchedule([row for row in in_causal_order(rows) if row.step < config.num_steps])
+    return Recorded(tuple(row for row in in_causal_order(rows) if row.step < config.num_steps))
 
 
 def _recipe(config: Config, clusters: tuple[int, ...]) -> Recipe:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.batching import apply_together, compute_together
 from ray_pcasgd.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.records import Event, Read, Row, StepReport
+from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.tasks.task import TaskData
 
@@ -44,9 +45,9 @@ class LocalEngine:
     the rule needs that. So rows whose times overlap run together, and a recorded schedule needs no exact clocks.
     """
 
-    def __init__(self, settings: LocalSettings, rows: Iterable[Row]) -> None:
+    def __init__(self, settings: LocalSettings, schedule: Schedule) -> None:
         self._settings = settings
-        self._rows = rows
+        self._schedule = schedule
 
     def run(self, specs: Sequence[AgentSpec], data: TaskData) -> Iterator[StepReport | Event]:
         """Execute all rows; see ``Engine.run``."""
@@ -54,7 +55,7 @@ class LocalEngine:
         torch.set_num_threads(self._settings.threads)
         try:
             with torch.random.fork_rng():
-                yield from _Execution(self._settings, iter(self._rows), specs, data).reports()
+                yield from _Execution(self._settings, iter(self._schedule), specs, data).reports()
         finally:
             torch.set_num_threads(threads)
 
@@ -172,10 +173,7 @@ class _Execution:
         agents = [self.agents[row.agent] for row in rows]
         received = [self.receive(row) for row in rows]
         losses = [self.losses[row.agent] for row in rows]
-        if len(rows) > 1:
-            measures = apply_together(agents, received)
-        else:
-            measures = [agents[0].apply(received[0])]
+        measures = apply_together(agents, received) if len(rows) > 1 else [agents[0].apply(received[0])]
         for row, agent in zip(rows, agents, strict=True):
             self.losses[row.agent] = None
             self.published[row.agent][agent.version] = _Published(agent.weights, agent.buffers)

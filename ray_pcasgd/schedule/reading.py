@@ -1,7 +1,7 @@
 """What a live agent reads: the newest that has come, and how stale it takes that to be."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ray_pcasgd.mailbox import Header, Mailbox
@@ -36,29 +36,24 @@ def choose_read(
     cap: int | None,
     now: float,
     own: OwnTimes,
-    needs_pair: Callable[[Read], bool],
-    is_local: Callable[[int, int], bool],
+    may_read: Callable[[Read], bool],
 ) -> Read | None:
     """Return what to read of one neighbor at time ``now``, or nothing where it has to be left out.
 
-    The newest version that is here (``is_local(neighbor, version)``), none newer than ``cap``. Where a rule needs the
-    direction at that version (``needs_pair(read)``) and that has not come yet, the version before it.
+    The newest version, none newer than ``cap``, of which everything that is needed is here: ``may_read(read)``. A
+    stale version whose direction has not come yet so gives way to the one before it.
     """
     newest = mailbox.newest(neighbor)
     readable = mailbox.readable(neighbor, cap)
     if newest is None or readable is None:
         return None
-    for version in _downwards(mailbox, neighbor, readable):
+    known = newest.version if cap is None else min(newest.version, cap)
+    missed = steps_missed(newest, now) if cap is None else 0
+    for version in sorted(mailbox.versions(neighbor), reverse=True):
         message = mailbox.get(neighbor, version)
-        if message is None or not is_local(neighbor, version):
-            continue
-        known = newest.version if cap is None else min(newest.version, cap)
-        missed = steps_missed(newest, now) if cap is None else 0
-        read = Read(neighbor, version, known - version + missed, own.steps_since(message.header.sent_at))
-        if not needs_pair(read) or mailbox.direction(neighbor, version) is not None:
-            return read
+        if version <= readable and message is not None:
+            age = own.steps_since(message.header.sent_at)
+            read = Read(neighbor, version, known - version + missed, age)
+            if may_read(read):
+                return read
     return None
-
-
-def _downwards(mailbox: Mailbox[Any], neighbor: int, readable: int) -> Iterable[int]:
-    return (version for version in sorted(mailbox.versions(neighbor), reverse=True) if version <= readable)

@@ -1,9 +1,29 @@
 """The one place of a run that knows who reads which version when: it deals rows out, and takes reports in."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 from ray_pcasgd.records import Event, Row, StepReport
+
+
+class Schedule(Protocol):
+    """Who reads which version when: planned, or recorded."""
+
+    def __iter__(self) -> Iterator[Row]:
+        """Return the rows from the first one on, in an order in which they can be executed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A schedule that was recorded, executed as it stands; an empty one for runs that record their own."""
+
+    recorded: tuple[Row, ...] = ()
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.recorded)
 
 
 class Scheduler:
@@ -12,8 +32,8 @@ class Scheduler:
     A plain object: the ray engine puts it into an actor as it is.
     """
 
-    def __init__(self, rows: Iterable[Row], num_agents: int) -> None:
-        self._rows: Iterator[Row] = iter(rows)
+    def __init__(self, schedule: Schedule, num_agents: int) -> None:
+        self._rows = iter(schedule)
         self._undealt: list[deque[Row]] = [deque() for _ in range(num_agents)]
         self._reports: list[StepReport | Event] = []
 

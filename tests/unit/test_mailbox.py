@@ -11,7 +11,7 @@ NEIGHBORS = (1, 4)
 
 def message(sender: int, version: int, hold: int = 0, latency: float = 0.0, **flags: bool) -> Message[str]:
     header = Header(sender, version, float(version), 1.0, latency_seconds=latency, hold_steps=hold, **flags)
-    return Message(header, f"state {sender} {version}", f"direction {sender} {version - 1}")
+    return Message(header, f"contents {sender} {version}")
 
 
 class MailboxMachine(RuleBasedStateMachine):
@@ -72,9 +72,9 @@ TestMailbox.settings = settings(deadline=None, max_examples=60, stateful_step_co
 def test_a_direction_comes_with_the_message_after_its_version() -> None:
     mailbox: Mailbox[str] = Mailbox((1,))
     mailbox.put(message(1, 0), 0.0)
-    assert mailbox.direction(1, 0) is None
+    assert mailbox.following(1, 0) is None
     mailbox.put(message(1, 1), 0.0)
-    assert mailbox.direction(1, 0) == "direction 1 0"
+    assert mailbox.following(1, 0) == "contents 1 1"
 
 
 def test_versions_after_the_last_of_an_isolated_neighbor_are_gone() -> None:

@@ -5,17 +5,20 @@ from ray_pcasgd.records import Read
 from ray_pcasgd.schedule.reading import OwnTimes, choose_read, steps_missed
 
 
-def mailbox_of(*headers: Header, first_direction: bool = True) -> Mailbox[str]:
+def mailbox_of(*headers: Header) -> Mailbox[str]:
     mailbox: Mailbox[str] = Mailbox((7,))
-    for place, header in enumerate(headers):
-        direction = "u" if place or first_direction else None
-        mailbox.put(Message(header, "x", direction), 0.0)
+    for header in headers:
+        mailbox.put(Message(header, "contents"), 0.0)
     return mailbox
 
 
 def read(mailbox: Mailbox[str], now: float, needs_pair: bool = False, cap: int | None = None) -> Read | None:
     own = OwnTimes(1, [0.5, 1.5, 2.5, 3.5])
-    return choose_read(mailbox, 7, cap, now, own, lambda read: needs_pair and read.staleness > 0, lambda *_: True)
+
+    def may_read(read: Read) -> bool:
+        return not needs_pair or read.staleness == 0 or mailbox.following(7, read.version) is not None
+
+    return choose_read(mailbox, 7, cap, now, own, may_read)
 
 
 def test_the_newest_version_is_fresh_within_one_step_of_its_sender() -> None:
@@ -56,7 +59,5 @@ def test_a_cap_counts_staleness_from_the_reader_s_own_round() -> None:
 
 def test_what_is_not_here_yet_is_not_waited_for() -> None:
     mailbox = mailbox_of(Header(7, 2, 2.0, 1.0), Header(7, 3, 3.0, 1.0))
-    chosen = choose_read(
-        mailbox, 7, None, 3.1, OwnTimes(1, []), lambda _: False, lambda _, version: version < 3
-    )
+    chosen = choose_read(mailbox, 7, None, 3.1, OwnTimes(1, []), lambda read: read.version < 3)
     assert chosen == Read(7, 2, staleness=1, age=0)

@@ -1,6 +1,7 @@
 """The actor around an agent: it waits, reads the clock, sends and receives; what is computed it leaves to the agent."""
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ray_pcasgd.agent import Agent, AgentSpec, NonFiniteLossError, Received
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack, unpack
+from ray_pcasgd.engines.ray.transport import Contents, Outbox, Parcel, pack, unpack
 from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.tasks.task import TaskData
@@ -38,10 +39,18 @@ class Driving(NamedTuple):
     threads: int
 
 
+class Found(NamedTuple):
+    """What is going to be read, where it lies."""
+
+    read: Read
+    state: Contents
+    direction: Parcel | None
+
+
 class AgentActor:
     """One agent with its mailbox. Training runs in a thread of its own, so no message ever waits for a gradient."""
 
-    def __init__(self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle) -> None:
+    def __init__(self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any]) -> None:
         torch.set_num_threads(driving.threads)
         torch.backends.cudnn.deterministic = True
         self.agent = Agent(spec, data)
@@ -62,10 +71,10 @@ class AgentActor:
         return f"Agent({self.spec.agent})"
 
     def ready(self) -> str:
-        """Return the device, once the agent is built."""
-        return str(self.agent.replica.device)
+        """Return where the agent lives, once it is built."""
+        return f"process {os.getpid()} on {ray.util.get_node_ip_address()}, {self.agent.replica.device}"
 
-    def connect(self, neighbors: dict[int, ActorHandle]) -> None:
+    def connect(self, neighbors: dict[int, ActorHandle[Any]]) -> None:
         """Take in the neighbors' actors."""
         self.outbox = Outbox(neighbors)
 
@@ -74,8 +83,7 @@ class AgentActor:
     def receive(self, header: Header, contents: Contents | None) -> None:
         """Take in a neighbor's message."""
         with self.changed:
-            direction = contents.direction if contents else None
-            self.mailbox.put(Message(header, contents, direction), time.monotonic())
+            self.mailbox.put(Message(header, contents), time.monotonic())
             self.took_in(header.sender)
             self.changed.notify_all()
 
@@ -93,7 +101,7 @@ class AgentActor:
         start = Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
         with self.changed:
             for k in self.spec.neighbors:
-                self.mailbox.start(Message(Header(k, 0, started_at, 0.0), start, None))
+                self.mailbox.start(Message(Header(k, 0, started_at, 0.0), start))
         try:
             with contextlib.suppress(StoppedError):
                 self.take_steps()
@@ -143,18 +151,24 @@ class AgentActor:
             due = self.mailbox.next_due()
             self.changed.wait(min(deadline, due if due is not None else deadline) - now)
 
-    def open(self, read: Read) -> Received:
-        """Return what was read, fetched; called without the lock, since a fetch may take its time."""
-        with self.changed:
-            message = self.mailbox.get(read.neighbor, read.version)
-            parcel = self.mailbox.direction(read.neighbor, read.version)
-        assert message is not None and message.state is not None, read
+    def find(self, read: Read) -> Found:
+        """Return where what is read lies; called with the lock held, since a newer message may replace it any time."""
+        message = self.mailbox.get(read.neighbor, read.version)
+        assert message is not None, read
+        assert message.contents is not None, read
+        return Found(read, message.contents, self.direction_of(read.neighbor, read.version))
+
+    def open(self, found: Found) -> Received:
+        """Return what was found, fetched; called without the lock, since a fetch may take its time."""
         device = self.agent.replica.device
         direction: Tensor | None = None
-        if self.spec.recipe.needs_direction(self.spec.agent, read):
-            direction = unpack(parcel, device) if parcel is not None else torch.zeros_like(self.agent.weights)
-        state = message.state
-        return Received(read, unpack(state.weights, device), unpack(state.buffers, device), direction)
+        if self.spec.recipe.needs_direction(self.spec.agent, found.read):
+            # Only an agent that has left the run owes a direction: it has moved nowhere since.
+            direction = torch.zeros_like(self.agent.weights)
+            if found.direction is not None:
+                direction = unpack(found.direction, device)
+        weights, buffers = (unpack(parcel, device) for parcel in (found.state.weights, found.state.buffers))
+        return Received(found.read, weights, buffers, direction)
 
     def publish(self) -> None:
         """Send the agent's new version to its neighbors."""
@@ -178,6 +192,11 @@ class AgentActor:
     def address(self, header: Header, neighbor: int) -> Header:
         """Return the header for one neighbor."""
         return header
+
+    def direction_of(self, neighbor: int, version: int) -> Parcel | None:
+        """Return the direction at a version, if it is here."""
+        following = self.mailbox.following(neighbor, version)
+        return following.direction if following else None
 
     def finish_step(self, row: Row, loss: float, measures: dict[str, float]) -> None:
         """Report a step that was taken, with an evaluation where the recipe asks for one."""
@@ -232,15 +251,12 @@ class PlannedAgentActor(AgentActor):
             if loss is None:
                 return
             row = rows.popleft()
-            reads = self.await_reads(row)
-            measures = self.agent.apply([self.open(read) for read in reads])
+            found = self.await_reads(row)
+            measures = self.agent.apply([self.open(item) for item in found])
             self.publish()
-            with self.changed:
-                for read in reads:
-                    self.mailbox.forget(read.neighbor, read.version)
             self.finish_step(row, loss, measures)
 
-    def await_reads(self, row: Row) -> list[Read]:
+    def await_reads(self, row: Row) -> list[Found]:
         """Wait for every version that the row names; leave out those of agents that left the run before them."""
         recipe, mailbox = self.spec.recipe, self.mailbox
 
@@ -251,7 +267,7 @@ class PlannedAgentActor(AgentActor):
                 return True
             return (
                 recipe.needs_direction(row.agent, read)
-                and mailbox.direction(read.neighbor, read.version) is None
+                and self.direction_of(read.neighbor, read.version) is None
                 and not mailbox.left(read.neighbor)
             )
 
@@ -260,4 +276,7 @@ class PlannedAgentActor(AgentActor):
 
         with self.changed:
             self.wait_until(lambda: not any(map(missing, row.reads)), names)
-            return [read for read in row.reads if not mailbox.isolated(read.neighbor, read.version)]
+            found = [self.find(read) for read in row.reads if not mailbox.isolated(read.neighbor, read.version)]
+            for read in row.reads:
+                mailbox.forget(read.neighbor, read.version)
+            return found

@@ -1,7 +1,7 @@
 """The ray engine: starts the actors, streams their reports, and takes everything down again."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -17,8 +17,8 @@ from ray_pcasgd.engines.ray.agent_actor import Driving, PlannedAgentActor
 from ray_pcasgd.engines.ray.live import Injection, LiveAgentActor
 from ray_pcasgd.engines.ray.placement import connect, reserve
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.records import Event, Row, Snapshot, StepReport
-from ray_pcasgd.schedule.scheduler import Scheduler
+from ray_pcasgd.records import Event, Snapshot, StepReport
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule, Scheduler
 from ray_pcasgd.tasks.task import TaskData
 
 POLL_SECONDS = 0.1
@@ -33,7 +33,7 @@ LiveRemote = ray.remote(concurrency_groups=_GROUPS)(LiveAgentActor)
 class RayEngine:
     """Executes agents as actors: planned rows in planned mode, whatever has come in live mode."""
 
-    def __init__(self, settings: RaySettings, schedule: Iterable[Row] | Injection) -> None:
+    def __init__(self, settings: RaySettings, schedule: Schedule | Injection) -> None:
         self._settings = settings
         self._schedule = schedule
 
@@ -59,7 +59,7 @@ class _Run:
     def __init__(
         self,
         settings: RaySettings,
-        schedule: Iterable[Row] | Injection,
+        schedule: Schedule | Injection,
         specs: Sequence[AgentSpec],
         data: TaskData,
         group: PlacementGroup,
@@ -67,11 +67,11 @@ class _Run:
     ) -> None:
         live = isinstance(schedule, Injection)
         self.is_live = live
-        rows = () if isinstance(schedule, Injection) else schedule
-        self.scheduler = SchedulerRemote.remote(rows, len(specs))
+        planned = Recorded() if isinstance(schedule, Injection) else schedule
+        self.scheduler = SchedulerRemote.remote(planned, len(specs))
         driving = Driving(settings.message_seconds, settings.threads)
         shared = ray.put(data)
-        self.actors: list[ActorHandle] = []
+        self.actors: list[ActorHandle[Any]] = []
         for place, spec in enumerate(specs):
             options: dict[str, Any] = {
                 "num_cpus": bundle.get("CPU", 0),
@@ -88,7 +88,9 @@ class _Run:
         self.lost: list[int] = []
 
     def reports(self) -> Iterator[StepReport | Event]:
-        ray.get([actor.ready.remote() for actor in self.actors])
+        places = ray.get([actor.ready.remote() for actor in self.actors])
+        for agent, place in enumerate(places):
+            yield Event("agent_started", agent, 0, place)
         ray.get(
             [
                 actor.connect.remote({k: self.actors[k] for k in spec.neighbors})

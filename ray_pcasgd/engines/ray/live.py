@@ -2,16 +2,17 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.engines.ray.agent_actor import AgentActor, Driving
+from ray_pcasgd.engines.ray.agent_actor import AgentActor, Driving, Found
 from ray_pcasgd.engines.ray.transport import is_local
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, NoBarrier, Proceed, SampledBarrier, WaitFor
+from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, Proceed, SampledBarrier, WaitFor
 from ray_pcasgd.schedule.reading import OwnTimes, choose_read
 from ray_pcasgd.tasks.task import TaskData
 from ray_pcasgd.timing import ComputeTimes, LinkDelay, LinkTimes
@@ -38,14 +39,15 @@ class LiveAgentActor(AgentActor):
     may_skip = True
 
     def __init__(
-        self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle, injection: Injection
+        self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], injection: Injection
     ) -> None:
         super().__init__(spec, data, driving, scheduler)
         self.barrier = injection.barrier
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self.barrier_draws = generator(injection.seed, "barrier", spec.agent)
         self.links = {
-            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.neighbors
+            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k)
+            for k in spec.neighbors
         }
         self.own_times = OwnTimes(1, [])
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
@@ -65,9 +67,9 @@ class LiveAgentActor(AgentActor):
             return False
         self.wait_longer(start)
         ready = time.time()
-        reads = self.await_barrier(step)
+        found = self.await_barrier(step)
         waited = time.time() - ready
-        measures = self.agent.apply([self.open(read) for read in reads])
+        measures = self.agent.apply([self.open(item) for item in found])
         end = time.time()
         spent = end - start - waited
         keep = STEP_SECONDS_SMOOTHING if self.step_seconds else 0.0
@@ -75,7 +77,8 @@ class LiveAgentActor(AgentActor):
         self.own_times.sent_at.append(end)
         self.publish()
         times = (moment - self.started_at for moment in (start, ready, end))
-        self.finish_step(Row(self.spec.agent, step, *times, tuple(reads)), loss, measures)
+        reads = tuple(item.read for item in found)
+        self.finish_step(Row(self.spec.agent, step, *times, reads), loss, measures)
         return True
 
     def wait_longer(self, start: float) -> None:
@@ -86,7 +89,7 @@ class LiveAgentActor(AgentActor):
             while extra > 0 and not self.stopped and (left := deadline - time.monotonic()) > 0:
                 self.changed.wait(left)
 
-    def await_barrier(self, step: int) -> list[Read]:
+    def await_barrier(self, step: int) -> list[Found]:
         """Wait until the barrier lets the step end, and return what is read then."""
         decided: list[Proceed] = []
         tested: list[dict[int, int]] = []
@@ -106,7 +109,7 @@ class LiveAgentActor(AgentActor):
 
         with self.changed:
             self.wait_until(may_end, missing)
-            return self.choose_reads(decided[0].capped, step)
+            return [self.find(read) for read in self.choose_reads(decided[0].capped, step)]
 
     def newest(self) -> dict[int, int]:
         """Return each neighbor's newest known version; those that have finished or left hold nobody up."""
@@ -125,23 +128,29 @@ class LiveAgentActor(AgentActor):
             cap = step if k in capped else None
             if self.mailbox.left(k):
                 continue
-            read = choose_read(self.mailbox, k, cap, now, self.own_times, self.needs_pair, self.is_here)
+            read = choose_read(self.mailbox, k, cap, now, self.own_times, self.may_read)
             if read is not None:
                 reads.append(read)
                 self.mailbox.forget(k, read.version)
         return reads
 
-    def needs_pair(self, read: Read) -> bool:
-        """Return whether the rule needs the direction at the version that is read."""
-        return self.spec.recipe.needs_direction(self.spec.agent, read)
+    def may_read(self, read: Read) -> bool:
+        """Return whether everything that the rule needs of a version is here, and needs no waiting for the network."""
+        if not self.is_here(read.neighbor, read.version):
+            return False
+        if not self.spec.recipe.needs_direction(self.spec.agent, read):
+            return True
+        direction = self.direction_of(read.neighbor, read.version)
+        return direction is not None and is_local(direction)
 
     def is_here(self, neighbor: int, version: int) -> bool:
-        """Return whether a version can be read without waiting for the network."""
+        """Return whether a version's weights can be read without waiting for the network."""
         message = self.mailbox.get(neighbor, version)
-        assert message is not None
-        direction = self.mailbox.direction(neighbor, version)
-        return all(map(is_local, (message.state.weights, message.state.buffers))) and (
-            direction is None or is_local(direction)
+        return (
+            message is not None
+            and message.contents is not None
+            and is_local(message.contents.weights)
+            and is_local(message.contents.buffers)
         )
 
     def took_in(self, neighbor: int) -> None:
