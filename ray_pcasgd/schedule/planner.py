@@ -2,12 +2,14 @@
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.schedule.barrier import Barrier, Proceed
+from ray_pcasgd.schedule.barrier import Barrier, WaitFor
 from ray_pcasgd.timing import ComputeTimes, LinkDelay, LinkTimes
 
 _NANOSECONDS = 1_000_000_000
@@ -17,7 +19,7 @@ _NANOSECONDS = 1_000_000_000
 class Planner:
     """A run's timing; iterating over it yields the same rows every time, lazily, in an order that can be executed.
 
-    An agent computes its gradient, then tests its barrier, at once and whenever a message arrives, until it may
+    An agent computes its gradient, then tests its barrier, at once and whenever messages arrive, until it may
     proceed; at that instant it reads, publishes its next version and starts its next step. Time is whole nanoseconds,
     so that equal times are equal.
 
@@ -25,13 +27,18 @@ class Planner:
     together, none of them reading what another publishes in that same round. Then messages without latency arrive,
     and whoever waited for them proceeds in a next round at the same instant. So equal speeds without delay are plain
     synchronous SGD, with or without a barrier, and a barrier never costs a step.
+
+    Rows come in the order of ``end``, of the round within that instant, and of the agent.
     """
 
     neighbors: tuple[tuple[int, ...], ...]
+    """Of each agent, rising."""
     num_steps: int
+    """Steps that each agent takes."""
     compute: ComputeTimes
     links: tuple[LinkDelay, ...]
     clusters: tuple[int, ...]
+    """The cluster of each agent."""
     barrier: Barrier
     seed: int
 
@@ -39,136 +46,157 @@ class Planner:
         return _Simulation(self).rows()
 
 
-class _Link:
-    """What one reader knows of one neighbor."""
+class _Message(NamedTuple):
+    version: int
+    sent_at: int
+    arrives_at: int
+    known_at: int
+    """The version of its sender that must be known before this one's weights may be read."""
 
-    def __init__(self, plan: Planner, sender: int, receiver: int) -> None:
-        self.times = LinkTimes(plan.links, plan.clusters, plan.seed, sender, receiver)
-        self.newest = 0
-        """Newest version whose message has arrived."""
-        self.readable = 0
-        """Newest version that has been readable so far; reads never go backwards."""
-        self.held: list[tuple[int, int]] = []
-        """(version that must be known, version) of what is not readable yet, a heap."""
-        self.last_arrival = 0
 
-    def arrive(self, version: int, known_at: int) -> None:
-        self.newest = version
-        heapq.heappush(self.held, (known_at, version))
-
-    def read(self, cap: int | None) -> int:
-        """Return the version that is read, no newer than ``cap`` unless a newer one was read before."""
-        known = self.newest if cap is None else min(self.newest, cap)
-        while self.held and self.held[0][0] <= known:
-            self.readable = max(self.readable, heapq.heappop(self.held)[1])
-        return self.readable
+_START = _Message(version=0, sent_at=-1, arrives_at=-1, known_at=0)
+"""Version 0, which all have before the first step."""
 
 
 class _Agent:
-    def __init__(self, plan: Planner, agent: int) -> None:
-        self.number = agent
-        self.compute = plan.compute.sampler(plan.seed, agent)
-        self.barrier_draws = generator(plan.seed, "barrier", agent)
-        self.inbox = {k: _Link(plan, k, agent) for k in plan.neighbors[agent]}
+    def __init__(self, plan: Planner, number: int) -> None:
+        self.number = number
+        self.compute = plan.compute.sampler(plan.seed, number)
+        self.barrier_draws = generator(plan.seed, "barrier", number)
+        self.incoming: dict[int, _Link] = {}
+        """By sender."""
+        self.outgoing: list[_Link] = []
         self.ends: list[int] = []
         """Nanosecond at which each version was published, from version 1 on."""
         self.start = 0
         self.ready = 0
         self.waits = False
-        self.has_news = False
+        """Whether the barrier has been tested in vain at this step."""
 
     @property
     def step(self) -> int:
         return len(self.ends)
 
-    def version_at(self, nanosecond: int) -> int:
-        return bisect_right(self.ends, nanosecond)
+
+class _Link:
+    """What one reader knows of one neighbor."""
+
+    def __init__(self, times: LinkTimes, sender: _Agent, receiver: _Agent) -> None:
+        self.sender = sender
+        self.receiver = receiver
+        self.newest = 0
+        """Newest version whose message has arrived."""
+        self.in_flight: deque[_Message] = deque()
+        self._times = times
+        self._last = _START
+        """What was read last."""
+        self._held: deque[_Message] = deque()
+        """What has arrived and may yet be read, by rising version and rising ``known_at``."""
+        self._last_arrival = 0
+
+    def send(self, now: int) -> int:
+        """Put the sender's newest version on its way, and return when it arrives; messages never overtake."""
+        version, second = self.sender.step, now / _NANOSECONDS
+        latency = round(self._times.latency_seconds(version, second) * _NANOSECONDS)
+        self._last_arrival = max(self._last_arrival, now + latency)
+        known_at = version + self._times.hold_steps(version, second)
+        self.in_flight.append(_Message(version, now, self._last_arrival, known_at))
+        return self._last_arrival
+
+    def advance(self, now: int) -> None:
+        """Let everything arrive that is due."""
+        while self.in_flight and self.in_flight[0].arrives_at <= now:
+            message = self.in_flight.popleft()
+            self.newest = message.version
+            # Versions that become readable no earlier than a newer one are never the newest readable.
+            while self._held and self._held[-1].known_at >= message.known_at:
+                self._held.pop()
+            self._held.append(message)
+
+    def read(self, step: int, capped: bool) -> Read:
+        """Return what the receiver reads at its step; reads never go backwards."""
+        known, published = self.newest, self.sender.step
+        if capped:
+            known, published = min(known, step), min(published, step)
+        while self._held and self._held[0].known_at <= known:
+            self._last = self._held.popleft()
+        version = self._last.version
+        own_version_then = bisect_right(self.receiver.ends, self._last.sent_at)
+        # What an earlier, uncapped read has seen may be newer than the cap.
+        return Read(self.sender.number, version, max(0, published - version), step - own_version_then)
 
 
 class _Simulation:
     def __init__(self, plan: Planner) -> None:
         self.plan = plan
-        self.agents = [_Agent(plan, i) for i in range(len(plan.neighbors))]
-        self.readers = [[a.number for a in self.agents if k in a.inbox] for k in range(len(self.agents))]
-        self.events: list[tuple[int, int, tuple[int, ...]]] = []
-        self.num_events = 0
+        self.agents = [_Agent(plan, number) for number in range(len(plan.neighbors))]
+        for receiver in self.agents:
+            for k in plan.neighbors[receiver.number]:
+                times = LinkTimes(plan.links, plan.clusters, plan.seed, k, receiver.number)
+                link = _Link(times, self.agents[k], receiver)
+                receiver.incoming[k] = link
+                self.agents[k].outgoing.append(link)
+        self.calendar: list[tuple[int, int]] = []
+        """Heap of (nanosecond, agent): when agents test their barriers. Only who waits cares for arrivals."""
 
     def rows(self) -> Iterator[Row]:
+        if self.plan.num_steps < 1:
+            return
         for agent in self.agents:
-            self.start_step(agent, 0)
-        while self.events:
-            now = self.events[0][0]
-            while True:
-                self.take_events(now)
-                released = self.released()
-                if not released:
-                    break
-                versions = [agent.step for agent in self.agents]
-                rows = [self.row(agent, capped, now, versions) for agent, capped in released]
-                for agent, _ in released:
-                    self.publish(agent, now)
+            heapq.heappush(self.calendar, (self.begin(agent, 0), agent.number))
+        while self.calendar:
+            now = self.calendar[0][0]
+            testing: set[int] = set()
+            while self.calendar and self.calendar[0][0] == now:
+                testing.add(heapq.heappop(self.calendar)[1])
+            while testing:
+                tested = (self.test(self.agents[number], now) for number in sorted(testing))
+                rows = [row for row in tested if row is not None]
+                testing = self.publish([self.agents[row.agent] for row in rows], now)
                 yield from rows
 
-    def push(self, nanosecond: int, *what: int) -> None:
-        self.num_events += 1
-        heapq.heappush(self.events, (nanosecond, self.num_events, what))
-
-    def take_events(self, now: int) -> None:
-        """Take in everything that is due at this instant: ``(agent)`` is ready, or ``(k, i, version, known_at)`` came."""
-        while self.events and self.events[0][0] == now:
-            what = heapq.heappop(self.events)[2]
-            if len(what) == 1:
-                agent = self.agents[what[0]]
-                agent.waits = agent.has_news = True
-            else:
-                sender, receiver, version, known_at = what
-                agent = self.agents[receiver]
-                agent.inbox[sender].arrive(version, known_at)
-                agent.has_news = True
-
-    def released(self) -> list[tuple[_Agent, frozenset[int]]]:
-        """Return the agents whose steps end now, with the neighbors of which they read nothing newer than the step."""
-        result = []
-        for agent in self.agents:
-            if agent.waits and agent.has_news:
-                agent.has_news = False
-                decision = self.plan.barrier.decide(agent.step, self.known(agent), agent.barrier_draws)
-                if isinstance(decision, Proceed):
-                    result.append((agent, decision.capped))
-        return result
-
-    def known(self, agent: _Agent) -> dict[int, int]:
-        """Return each neighbor's newest known version; one that has taken its last step holds nobody up."""
-        last = self.plan.num_steps
-        return {k: link.newest if link.newest < last else max(last, agent.step) for k, link in agent.inbox.items()}
-
-    def row(self, agent: _Agent, capped: frozenset[int], now: int, versions: Sequence[int]) -> Row:
-        reads = []
-        step = agent.step
-        for k, link in agent.inbox.items():
-            cap = step if k in capped else None
-            version = link.read(cap)
-            newest = versions[k] if cap is None else min(versions[k], cap)
-            sent_at = self.agents[k].ends[version - 1] if version else 0
-            own = agent.version_at(sent_at) if version else 0
-            reads.append(Read(k, version, max(0, newest - version), step - own))
-        times = (agent.start / _NANOSECONDS, agent.ready / _NANOSECONDS, now / _NANOSECONDS)
-        return Row(agent.number, step, *times, tuple(reads))
-
-    def publish(self, agent: _Agent, now: int) -> None:
-        agent.ends.append(now)
-        agent.waits = False
-        version = agent.step
-        for receiver in self.readers[agent.number]:
-            link = self.agents[receiver].inbox[agent.number]
-            latency = round(link.times.latency_seconds(version, now / _NANOSECONDS) * _NANOSECONDS)
-            hold = link.times.hold_steps(version, now / _NANOSECONDS)
-            link.last_arrival = max(link.last_arrival, now + latency)
-            self.push(link.last_arrival, agent.number, receiver, version, version + hold)
-        if version < self.plan.num_steps:
-            self.start_step(agent, now)
-
-    def start_step(self, agent: _Agent, now: int) -> None:
+    def begin(self, agent: _Agent, now: int) -> int:
+        """Start the agent's next step, and return when its gradient is ready."""
         agent.start = now
         agent.ready = now + round(agent.compute(now / _NANOSECONDS) * _NANOSECONDS)
-        self.push(agent.ready, agent.number)
+        return agent.ready
+
+    def test(self, agent: _Agent, now: int) -> Row | None:
+        """Return the row that ends now if the barrier lets it; else the agent tests again at the next arrival."""
+        step = agent.step
+        if step == self.plan.num_steps or now < agent.ready:
+            return None  # an arrival that was entered for a wait which an earlier one has ended
+        for link in agent.incoming.values():
+            link.advance(now)
+        newest = {k: link.newest for k, link in agent.incoming.items()}
+        decision = self.plan.barrier.decide(step, newest, agent.barrier_draws)
+        if isinstance(decision, WaitFor):
+            self.wait(agent)
+            return None
+        reads = tuple(link.read(step, k in decision.capped) for k, link in agent.incoming.items())
+        times = (agent.start / _NANOSECONDS, agent.ready / _NANOSECONDS, now / _NANOSECONDS)
+        return Row(agent.number, step, *times, reads)
+
+    def wait(self, agent: _Agent) -> None:
+        if agent.waits:
+            return
+        agent.waits = True
+        for link in agent.incoming.values():
+            for message in link.in_flight:
+                heapq.heappush(self.calendar, (message.arrives_at, agent.number))
+
+    def publish(self, agents: list[_Agent], now: int) -> set[int]:
+        """Publish the next version of each of the agents; return who tests in the next round of this instant."""
+        for agent in agents:
+            agent.ends.append(now)
+            agent.waits = False
+        entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < self.plan.num_steps]
+        for agent in agents:
+            for link in agent.outgoing:
+                arrives_at = link.send(now)
+                if link.receiver.waits:
+                    entries.append((arrives_at, link.receiver.number))
+        for entry in entries:
+            if entry[0] > now:
+                heapq.heappush(self.calendar, entry)
+        return {number for moment, number in entries if moment == now}
