@@ -142,21 +142,16 @@ class Agent:
         self._zeros = torch.zeros_like(self.weights)
 
     def compute(self) -> float:
-        """Set ``direction`` to u_i of the next mini-batch at the current weights, and return the batch's loss.
-
-        Raises:
-            NonFiniteLossError: the loss is not finite.
-
-        """
+        """Set ``direction`` to u_i of the next mini-batch at the current weights, and return the batch's loss."""
         inputs, targets = self.draw(self.batches)
         self.replica.gradient.zero_()
         self.seed_forward_pass()
         loss = self.spec.recipe.task.loss(self.replica.module(inputs), targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer_state, self.direction = self.spec.recipe.optimizer.direction(
             self.optimizer_state, self.weights, self.replica.gradient.clone()
         )
-        return self.check_finite(loss.item())
+        return loss.item()
 
     def apply(self, received: Sequence[Received]) -> dict[str, float]:
         """Take the rule's step over what was read of the neighbors, and return the rule's measures."""
@@ -165,7 +160,7 @@ class Agent:
         own, reads = self.rule_inputs(gathered)
         probe = self.probe() if rule.probes_at(self.version) else None
         self.rule_state, update = rule.step(self.rule_state, own, reads, probe)
-        self.commit(update, self.mix_buffers(own.mixing, reads, gathered.buffers))
+        self.commit(update, self.mix_buffers(gathered))
         return {name: value.item() for name, value in update.measures.items()}
 
     def step(self, received: Sequence[Received]) -> tuple[float, dict[str, float]]:
@@ -232,12 +227,15 @@ class Agent:
         reads = Reads(gathered.weights, gathered.directions, gathered.drift, mixing, staleness, age, reliable)
         return own, reads
 
-    def mix_buffers(self, own_mixing: Tensor, reads: Reads, buffers: tuple[Tensor, ...]) -> Tensor:
+    def mix_buffers(self, gathered: Gathered) -> Tensor:
         """Return the agent's floating-point buffers averaged with those of its reliable neighbors, shape (F,)."""
         if not self.buffers.numel():
             return self.buffers
-        own, mixing = clipped_row(own_mixing, reads.mixing, reads.reliable)
-        return mix(own, self.replica.buffers, mixing, buffers)
+        device = self.buffers.device
+        mixing = torch.tensor(gathered.mixing, device=device)
+        reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
+        own, kept = clipped_row(torch.tensor(gathered.own[0], device=device), mixing, reliable)
+        return mix(own, self.replica.buffers, kept, gathered.buffers)
 
     def _direction(self, slot: Received | None) -> Tensor:
         if not self.spec.recipe.rule.needs_directions:

@@ -48,9 +48,9 @@ def _tree(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, A
     if source is None:
         return Config().model_dump()
     if isinstance(source, Config):
-        return source.model_dump()
+        return dict(source.model_dump())
     given = read_yaml(Path(source)) if isinstance(source, str | Path) else source
-    return merge(Config().model_dump(), given)
+    return dict(merge(Config().model_dump(), given))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -154,9 +154,10 @@ def _path(location: Sequence[int | str], tree: Any) -> tuple[str, Any]:
     """Return a pydantic location as a dotted path without the tags of unions, and the value that stands there."""
     parts = []
     for part in location:
-        if (isinstance(tree, Mapping) and part in tree) or (
-            isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
-        ):
+        if isinstance(tree, Mapping) and part in tree:
+            parts.append(str(part))
+            tree = tree[part]
+        elif isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree):  # noqa: SIM114, for mypy
             parts.append(str(part))
             tree = tree[part]
         elif isinstance(tree, Settings) and isinstance(part, str) and hasattr(tree, part):

@@ -63,7 +63,8 @@ def compute_together(agents: Sequence[Agent]) -> Tensor:
         agent.replica.buffers.copy_(own_buffers)
         for name, value in own_integers.items():
             agent.replica.integer_buffers[name].copy_(value)
-    return losses.detach()
+    result: Tensor = losses.detach()
+    return result
 
 
 def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received]]) -> list[dict[str, float]]:
@@ -72,7 +73,7 @@ def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received
     rule = first.spec.recipe.rule
     gathered = [agent.gather(r) for agent, r in zip(agents, received, strict=True)]
     own, reads = _rule_inputs(agents, gathered)
-    buffers = _mix_buffers(agents, own, reads, gathered)
+    buffers = [agent.mix_buffers(g) for agent, g in zip(agents, gathered, strict=True)]
     states = stack([agent.rule_state for agent in agents])
     if rule.probes_at(first.version):
         drawn = [agent.draw(agent.probe_batches) for agent in agents]
@@ -107,12 +108,15 @@ def _rule_inputs(agents: Sequence[Agent], gathered: Sequence[Gathered]) -> tuple
         dict(zip(names, values, strict=True)),
     )
     per_read = torch.tensor([(g.mixing, g.staleness, g.age) for g in gathered], device=device)
+    mixing, staleness, age = per_read.unbind(1)
     reliable = torch.tensor([g.reliable for g in gathered], dtype=torch.bool, device=device)
     return own, Reads(
         _by_neighbor([g.weights for g in gathered]),
         _by_neighbor([g.directions for g in gathered]),
         _by_neighbor([g.drift for g in gathered]),
-        *per_read.unbind(1),
+        mixing,
+        staleness,
+        age,
         reliable,
     )
 
@@ -120,15 +124,6 @@ def _rule_inputs(agents: Sequence[Agent], gathered: Sequence[Gathered]) -> tuple
 def _by_neighbor(tensors: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Return, for each place among the neighbors, all agents' tensors stacked."""
     return tuple(torch.stack(column) for column in zip(*tensors, strict=True))
-
-
-def _mix_buffers(agents: Sequence[Agent], own: Own, reads: Reads, gathered: Sequence[Gathered]) -> Sequence[Tensor]:
-    return [
-        agent.mix_buffers(
-            own.mixing[b], Reads(*(field[b] if isinstance(field, Tensor) else () for field in reads)), g.buffers
-        )
-        for b, (agent, g) in enumerate(zip(agents, gathered, strict=True))
-    ]
 
 
 def _loss(

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,23 +100,17 @@ class _Execution:
         if self.batched and len(pending) > 1:
             losses = compute_together(pending).tolist()
         else:
-            losses = [self.attempt(agent.compute) for agent in pending]
+            losses = [agent.compute() for agent in pending]
         for agent, loss in zip(pending, losses, strict=True):
-            loss = self.attempt(lambda agent=agent, loss=loss: agent.check_finite(loss)) if loss is not None else None
-            if loss is not None:
-                self.losses[agent.spec.agent] = loss
+            try:
+                self.losses[agent.spec.agent] = agent.check_finite(loss)
+            except NonFiniteLossError as error:
+                if not self.recipe.isolate_non_finite:
+                    raise
+                self.isolated[error.agent] = error.step
+                self.events.append(Event("agent_isolated", error.agent, error.step, str(error)))
+            else:
                 self.published[agent.spec.agent][agent.version].direction = agent.direction
-
-    def attempt(self, action: Callable[[], float]) -> float | None:
-        """Run an action that may find a loss that is not finite; isolate the agent where the recipe says so."""
-        try:
-            return action()
-        except NonFiniteLossError as error:
-            if not self.recipe.isolate_non_finite:
-                raise
-            self.isolated[error.agent] = error.step
-            self.events.append(Event("agent_isolated", error.agent, error.step, str(error)))
-            return None
 
     def take_ready(self) -> list[Row]:
         """Take the rows that can run now, in the schedule's order; nothing once all rows have run."""

@@ -12,12 +12,13 @@ import ray
 import torch
 from ray.actor import ActorHandle
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agent import Agent, AgentSpec, NonFiniteLossError, Received
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, Parcel, pack, unpack
 from ray_pcasgd.mailbox import Header, Mailbox, Message
-from ray_pcasgd.records import Event, Read, Row, StepReport
+from ray_pcasgd.records import Event, Read, Row, Snapshot, StepReport
 from ray_pcasgd.tasks.task import TaskData
 
 REPORT_SECONDS = 0.25
@@ -119,7 +120,7 @@ class AgentActor:
     def compute(self) -> float | None:
         """Compute the direction; nothing where the agent leaves the run, because its loss is not finite."""
         try:
-            return self.agent.compute()
+            return self.agent.check_finite(self.agent.compute())
         except NonFiniteLossError as error:
             if not self.spec.recipe.isolate_non_finite:
                 raise
@@ -225,13 +226,8 @@ class AgentActor:
             self.sent_at = now
 
 
-def _portable(snapshot: Any) -> Any:
-    to_array = lambda tensor: tensor.detach().cpu().numpy()  # noqa: E731
-    return (
-        to_array(snapshot.weights),
-        to_array(snapshot.buffers),
-        {name: to_array(value) for name, value in snapshot.integer_buffers.items()},
-    )
+def _portable(snapshot: Snapshot) -> Any:
+    return tree_map(lambda tensor: tensor.detach().cpu().numpy(), tuple(snapshot))
 
 
 class PlannedAgentActor(AgentActor):
@@ -240,7 +236,7 @@ class PlannedAgentActor(AgentActor):
     def take_steps(self) -> None:
         """Execute the agent's rows in order."""
         rows: deque[Row] = deque()
-        asked = self.scheduler.deal.remote(self.spec.agent, DEAL_ROWS)
+        asked: Any = self.scheduler.deal.remote(self.spec.agent, DEAL_ROWS)
         while self.agent.version < self.spec.recipe.num_steps:
             if not rows:
                 rows.extend(ray.get(asked))

@@ -24,10 +24,11 @@ from ray_pcasgd.tasks.task import TaskData
 POLL_SECONDS = 0.1
 """How often the driver asks for reports while agents train."""
 
+_remote: Any = ray.remote  # its stubs know no concurrency groups
 _GROUPS = {"train": 1, "mail": 1}
-SchedulerRemote = ray.remote(num_cpus=0)(Scheduler)
-PlannedRemote = ray.remote(concurrency_groups=_GROUPS)(PlannedAgentActor)
-LiveRemote = ray.remote(concurrency_groups=_GROUPS)(LiveAgentActor)
+SchedulerRemote = _remote(num_cpus=0)(Scheduler)
+PlannedRemote = _remote(concurrency_groups=_GROUPS)(PlannedAgentActor)
+LiveRemote = _remote(concurrency_groups=_GROUPS)(LiveAgentActor)
 
 
 class RayEngine:
@@ -88,7 +89,7 @@ class _Run:
         self.lost: list[int] = []
 
     def reports(self) -> Iterator[StepReport | Event]:
-        places = ray.get([actor.ready.remote() for actor in self.actors])
+        places: list[str] = ray.get([actor.ready.remote() for actor in self.actors])
         for agent, place in enumerate(places):
             yield Event("agent_started", agent, 0, place)
         ray.get(
@@ -98,7 +99,7 @@ class _Run:
             ]
         )
         started_at = time.time()
-        training = {actor.train.remote(started_at): i for i, actor in enumerate(self.actors)}
+        training: dict[Any, int] = {actor.train.remote(started_at): i for i, actor in enumerate(self.actors)}
         failures: list[Exception] = []
         while training and not failures:
             done, _ = ray.wait(list(training), num_returns=len(training), timeout=POLL_SECONDS)
@@ -135,7 +136,8 @@ class _Run:
     def drain(self) -> Iterator[StepReport | Event]:
         for report in ray.get(self.scheduler.drain.remote()):
             if isinstance(report, StepReport) and report.snapshot is not None:
-                report = report._replace(snapshot=_snapshot(ray.get(report.snapshot)))
+                reference: Any = report.snapshot
+                report = report._replace(snapshot=_snapshot(ray.get(reference)))
             yield report
 
     def stop(self, training: list[Any]) -> None:

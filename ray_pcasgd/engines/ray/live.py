@@ -46,8 +46,7 @@ class LiveAgentActor(AgentActor):
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self.barrier_draws = generator(injection.seed, "barrier", spec.agent)
         self.links = {
-            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k)
-            for k in spec.neighbors
+            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.neighbors
         }
         self.own_times = OwnTimes(1, [])
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
@@ -76,9 +75,9 @@ class LiveAgentActor(AgentActor):
         self.step_seconds = keep * self.step_seconds + (1 - keep) * spent
         self.own_times.sent_at.append(end)
         self.publish()
-        times = (moment - self.started_at for moment in (start, ready, end))
+        began, computed, ended = (moment - self.started_at for moment in (start, ready, end))
         reads = tuple(item.read for item in found)
-        self.finish_step(Row(self.spec.agent, step, *times, reads), loss, measures)
+        self.finish_step(Row(self.spec.agent, step, began, computed, ended, reads), loss, measures)
         return True
 
     def wait_longer(self, start: float) -> None:

@@ -18,7 +18,7 @@ class RaySettings(Settings):
     """CPUs that each agent reserves; not given: an equal share of the cluster's, at most 1."""
     gpus_per_agent: float = Field(0.0, ge=0)
     """GPUs that each agent reserves; may be a fraction. Agents with a GPU train on it."""
-    resources_per_agent: dict[str, float] = {}
+    resources_per_agent: dict[str, float] = Field(default_factory=dict)
     """Custom resources that each agent reserves."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How Ray spreads the agents over nodes."""
