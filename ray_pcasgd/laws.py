@@ -3,6 +3,7 @@
 import bisect
 import math
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,11 +58,11 @@ class Uniform(Settings):
 
 
 class Exponential(Settings):
-    """Exponential after a shift: ``shift + Exp(mean)``; without a shift it is memoryless."""
+    """Exponential: memoryless, at the rate ``1 / mean``."""
 
     name: Literal["exponential"] = "exponential"
     mean: float = Field(gt=0)
-    """Mean of the exponential part."""
+    """Mean value."""
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law."""
@@ -94,8 +95,8 @@ class Pareto(Settings):
     """Pareto (type I): heavy-tailed, ``P(X > x) = (scale / x) ** shape`` from ``scale`` on."""
 
     name: Literal["pareto"] = "pareto"
-    shape: float = Field(gt=0)
-    """alpha; the smaller, the heavier the tail."""
+    shape: float = Field(ge=0.1)
+    """alpha; the smaller, the heavier the tail. Below 0.1 samples would leave the range of floating-point numbers."""
     scale: float = Field(gt=0)
     """x_m, the smallest value."""
 
@@ -114,7 +115,7 @@ class LogNormal(Settings):
     name: Literal["log-normal"] = "log-normal"
     median: float = Field(gt=0)
     """Median value."""
-    sigma: float = Field(ge=0)
+    sigma: float = Field(ge=0, le=20)
     """Standard deviation of the logarithm."""
 
     def sampler(self, random: np.random.Generator) -> Sampler:
@@ -167,10 +168,11 @@ class Measured(Settings):
 
     @model_validator(mode="after")
     def _readable(self) -> "Measured":
-        self.values()
+        assert self.values
         return self
 
-    def values(self) -> np.ndarray:
+    @cached_property
+    def values(self) -> tuple[float, ...]:
         """Return the file's values.
 
         Raises:
@@ -190,23 +192,23 @@ class Measured(Settings):
             raise ValueError(
                 f"column = {self.column!r}: holds values that are no delays; allowed are numbers from 0 on"
             )
-        return values
+        return tuple(values.tolist())
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law; each link begins at a place of its own."""
-        values = self.values()
+        values = self.values
         place = int(random.integers(len(values)))
 
         def draw(_: float) -> float:
             nonlocal place
             place += 1
-            return float(values[(place - 1) % len(values)])
+            return values[(place - 1) % len(values)]
 
         return draw
 
     def expectation(self) -> float:
         """Return the mean of the file's values."""
-        return float(self.values().mean())
+        return math.fsum(self.values) / len(self.values)
 
 
 def _from_number(value: Any) -> Any:

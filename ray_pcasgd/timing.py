@@ -53,6 +53,13 @@ class LinkDelay(Settings):
     def _one_place(self) -> "LinkDelay":
         if self.links is not None and self.between != "all":
             raise ValueError(f"between = {self.between!r}: allowed beside links is none")
+        if isinstance(self.between, tuple):
+            members = [agent for group in self.between for agent in group]
+            if len(self.between) < 2 or not all(self.between) or len(set(members)) < len(members):
+                raise ValueError(f"between = {self.between!r}: allowed are two groups or more, with no agent in two")
+        for pair in self.links or ():
+            if pair[0] == pair[1]:
+                raise ValueError(f"links: the pair {list(pair)}; allowed are two different agents")
         return self
 
     def covers(self, sender: int, receiver: int, clusters: Sequence[int]) -> bool:
@@ -70,18 +77,18 @@ class LinkDelay(Settings):
 class LinkTimes:
     """What the entries say of one directed link, message by message.
 
-    Streams are named by link, unit and entry, so that a change of one shifts no other.
+    Streams are named by link, unit and the entry's place among those of that link and unit, so that entries about one
+    link shift the draws of no other.
     """
 
     def __init__(
         self, links: Sequence[LinkDelay], clusters: Sequence[int], seed: int, sender: int, receiver: int
     ) -> None:
-        entries = [(n, entry) for n, entry in enumerate(links) if entry.covers(sender, receiver, clusters)]
+        covering = [entry for entry in links if entry.covers(sender, receiver, clusters)]
         self._laws: dict[str, list[tuple[LinkDelay, Sampler]]] = {
             unit: [
-                (entry, entry.delay.sampler(generator(seed, unit, sender, receiver, n)))
-                for n, entry in entries
-                if entry.unit == unit
+                (entry, entry.delay.sampler(generator(seed, unit, sender, receiver, place)))
+                for place, entry in enumerate(entry for entry in covering if entry.unit == unit)
             ]
             for unit in ("seconds", "steps")
         }

@@ -11,6 +11,7 @@ from ray_pcasgd.randomness import stream_seed
 from ray_pcasgd.settings import Settings
 
 _REDRAWS = 100
+_TOLERANCE = 1e-6
 
 
 class Complete(Settings):
@@ -239,9 +240,10 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
     """
     graph = topology.graph(num_agents, seed)
     if not nx.is_connected(graph):
-        parts = [sorted(part) for part in nx.connected_components(graph)]
+        apart = sorted(min(part) for part in nx.connected_components(graph))
         raise ValueError(
-            f"topology.name = {topology.name!r}: the graph falls into {parts}; allowed are connected graphs"
+            f"topology.name = {topology.name!r}: the graph is disconnected, there is no path from agent {apart[0]} to "
+            f"agent {apart[1]}; allowed are connected graphs"
         )
     matrix = mixing.matrix(graph)
     linked = nx.from_numpy_array(matrix > 0)
@@ -253,13 +255,13 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
 def _check_doubly_stochastic(matrix: np.ndarray) -> None:
     if (matrix < 0).any():
         raise ValueError(f"mixing.rows: the weight {matrix.min():g}; allowed are weights from 0 on")
-    if not np.allclose(matrix, matrix.T, atol=1e-6):
-        i, k = np.argwhere(~np.isclose(matrix, matrix.T, atol=1e-6))[0]
+    if not np.allclose(matrix, matrix.T, rtol=0, atol=_TOLERANCE):
+        i, k = np.argwhere(~np.isclose(matrix, matrix.T, rtol=0, atol=_TOLERANCE))[0]
         raise ValueError(
             f"mixing.rows: {matrix[i, k]:g} at [{i}, {k}] and {matrix[k, i]:g} at [{k}, {i}]; allowed is equal"
         )
     sums = matrix.sum(1)
-    if not np.allclose(sums, 1, atol=1e-6):
+    if not np.allclose(sums, 1, rtol=0, atol=_TOLERANCE):
         worst = int(np.abs(sums - 1).argmax())
         raise ValueError(f"mixing.rows: row {worst} sums to {sums[worst]:g}; allowed is 1")
 

@@ -1,7 +1,11 @@
 """Schedules as data: rows in a Parquet file, their hash, their first difference."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,12 +31,14 @@ _SCHEMA = pa.schema(
 
 
 def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> None:
-    """Write a schedule, in the order of the rows, with the given metadata."""
+    """Write a schedule, in the order of the rows, with the given metadata (``format`` is taken)."""
     rows = list(rows)
     columns = [[getattr(row, name) for row in rows] for name in ("agent", "step", "start", "ready", "end")]
     columns += [[[read[place] for read in row.reads] for row in rows] for place in range(4)]
-    schema = _SCHEMA.with_metadata({"format": FORMAT, **metadata})
-    pq.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema), path)
+    schema = _SCHEMA.with_metadata({**metadata, "format": FORMAT})
+    pq.write_table(
+        pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema), path, write_page_checksum=True
+    )
 
 
 def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
@@ -43,8 +49,8 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
 
     """
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"schedule = {str(path)!r}: cannot be read ({error}); allowed is a schedule file") from None
     metadata = {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}
     if metadata.get("format") != FORMAT or not table.schema.equals(_SCHEMA):
@@ -57,21 +63,21 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
             raise ValueError(f"schedule = {str(path)!r}: the reads of agent {agent} at step {step} are incomplete")
         rows.append(Row(agent, step, start, ready, end, tuple(map(Read._make, zip(*reads, strict=True)))))
     _check_rows(path, rows)
-    return rows, {key: value for key, value in metadata.items() if key != "ARROW:schema"}
+    return rows, {key: value for key, value in metadata.items() if key not in ("format", "ARROW:schema")}
 
 
 def _check_rows(path: Path, rows: Sequence[Row]) -> None:
     steps: dict[int, int] = {}
     for row in rows:
         at = f"schedule = {str(path)!r}: agent {row.agent} at step {row.step}"
-        if row.agent < 0 or not row.start <= row.ready <= row.end:
+        if row.agent < 0 or not -math.inf < row.start <= row.ready <= row.end < math.inf:
             raise ValueError(f"{at} has the times {row.start}, {row.ready}, {row.end}; allowed are rising times")
         if row.step != steps.get(row.agent, 0):
             raise ValueError(f"{at} is out of turn; allowed is step {steps.get(row.agent, 0)}")
         steps[row.agent] = row.step + 1
         neighbors = [read.neighbor for read in row.reads]
-        if neighbors != sorted(set(neighbors)):
-            raise ValueError(f"{at} reads the agents {neighbors}; allowed are rising numbers")
+        if neighbors != sorted({*neighbors} - {row.agent}):
+            raise ValueError(f"{at} reads the agents {neighbors}; allowed are rising numbers other than its own")
         for read in row.reads:
             if min(read) < 0 or read.age > row.step:
                 raise ValueError(f"{at} has the read {read}; allowed are numbers from 0 on, and an age up to the step")
@@ -86,18 +92,25 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def check_fits(rows: Sequence[Row], neighbors: Sequence[Sequence[int]], num_steps: int) -> None:
     """Raise ``ValueError`` where a schedule does not fit a run with these neighbors and steps."""
-    agents = {row.agent for row in rows}
+    counts = Counter(row.agent for row in rows)
+    agents = set(counts)
     if agents != set(range(len(neighbors))):
         raise ValueError(f"num_agents = {len(neighbors)}: allowed beside the schedule is {max(agents, default=-1) + 1}")
-    taken = min(sum(row.agent == agent for row in rows) for agent in agents)
+    taken = min(counts.values())
     if taken < num_steps:
         raise ValueError(f"num_steps = {num_steps}: allowed beside the schedule are 1 to {taken}")
+    linked = [frozenset(of_agent) for of_agent in neighbors]
     for row in rows:
-        for read in row.reads:
-            if read.neighbor not in neighbors[row.agent]:
+        for read in row.reads if row.step < num_steps else ():
+            if read.neighbor not in linked[row.agent]:
                 raise ValueError(
                     f"topology: agents {row.agent} and {read.neighbor} are no neighbors; the schedule has the first "
                     f"read the second at step {row.step}"
+                )
+            if read.version > num_steps:
+                raise ValueError(
+                    f"num_steps = {num_steps}: too few for the schedule, whose agent {row.agent} reads version "
+                    f"{read.version} of agent {read.neighbor} at step {row.step}; allowed is {taken}"
                 )
 
 
@@ -118,38 +131,114 @@ def first_difference(rows: Iterable[Row], others: Iterable[Row]) -> str | None:
     return None
 
 
-def in_causal_order(rows: Sequence[Row]) -> list[Row]:
+def in_causal_order(rows: Iterable[Row]) -> list[Row]:
     """Return the rows in an order in which each can be executed, by time as far as possible.
 
     A row needs its agent's row before it, the row that published each version it reads, and, where that version is
     stale, its neighbor's next row, since only that computes the direction at the version. The clocks of a live
-    run's machines differ, and staleness is an estimate there: where it says that a neighbor had moved on and the
-    rows say that it had not, it becomes 0.
+    run's machines differ, and staleness is an estimate there: where needs of the last kind form a cycle, or name a
+    row that is not there because the neighbor has stopped, that read's staleness becomes 0. Rows that can never be
+    executed, because no row publishes a version that they read, come last.
     """
-    waiting = sorted(rows, key=lambda row: (row.end, row.step, row.agent))
-    done: dict[int, int] = {}
-    ordered: list[Row] = []
-    while waiting:
-        left: list[Row] = []
-        for row in waiting:
-            if _may_run(row, done, directions=True):
-                done[row.agent] = row.step + 1
-                ordered.append(row)
-            else:
-                left.append(row)
-        if len(left) == len(waiting):
-            place = next((n for n, row in enumerate(left) if _may_run(row, done, directions=False)), None)
-            if place is None:
-                break  # what is left reads versions that no row publishes: the engine says which
-            row = left.pop(place)
-            reads = tuple(r if done.get(r.neighbor, 0) > r.version else r._replace(staleness=0) for r in row.reads)
-            done[row.agent] = row.step + 1
-            ordered.append(row._replace(reads=reads))
-        waiting = left
-    return ordered + waiting
+    by_key = {(row.agent, row.step): row for row in rows}
+    lost = _never_executable(by_key)
+    executable = {key: row for key, row in by_key.items() if key not in lost}
+    return _Ordering(executable).ordered() + _by_time(lost.values())
 
 
-def _may_run(row: Row, done: Mapping[int, int], directions: bool) -> bool:
-    return done.get(row.agent, 0) == row.step and all(
-        done.get(read.neighbor, 0) >= read.version + (1 if directions and read.staleness else 0) for read in row.reads
-    )
+_Key = tuple[int, int]
+"""An agent and its step."""
+
+
+def _versions_needed(row: Row) -> Iterator[_Key]:
+    if row.step:
+        yield row.agent, row.step - 1
+    yield from ((read.neighbor, read.version - 1) for read in row.reads if read.version)
+
+
+def _directions_needed(row: Row) -> Iterator[_Key]:
+    return ((read.neighbor, read.version) for read in row.reads if read.staleness)
+
+
+def _without_direction(row: Row, neighbor: int) -> Row:
+    return row._replace(reads=tuple(r._replace(staleness=0) if r.neighbor == neighbor else r for r in row.reads))
+
+
+def _by_time(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (row.end, row.step, row.agent))
+
+
+def _never_executable(by_key: Mapping[_Key, Row]) -> dict[_Key, Row]:
+    dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
+    for key, row in by_key.items():
+        for need in _versions_needed(row):
+            dependents[need].append(key)
+    lost: dict[_Key, Row] = {}
+    missing = [need for need in dependents if need not in by_key]
+    while missing:
+        for key in dependents[missing.pop()]:
+            if key not in lost:
+                lost[key] = by_key[key]
+                missing.append(key)
+    return lost
+
+
+class _Ordering:
+    """Topological sorting that gives up directions where they form cycles; all needed versions are there."""
+
+    def __init__(self, rows: dict[_Key, Row]) -> None:
+        self.left = rows
+        self.num_needs: Counter[_Key] = Counter()
+        self.dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
+        self.ready: list[tuple[float, int, int]] = []
+        for key in rows:
+            for agent, step in _directions_needed(rows[key]):
+                if (agent, step) not in rows:
+                    rows[key] = _without_direction(rows[key], agent)
+            for need in self.needs(key):
+                self.num_needs[key] += 1
+                self.dependents[need].append(key)
+        for key in rows:
+            self.enter_if_ready(key)
+
+    def ordered(self) -> list[Row]:
+        result: list[Row] = []
+        while self.left:
+            while not self.ready:
+                if not self.break_cycle():
+                    return result + _by_time(self.left.values())
+            _, step, agent = heapq.heappop(self.ready)
+            result.append(self.left.pop((agent, step)))
+            for key in self.dependents[agent, step]:
+                self.num_needs[key] -= 1
+                self.enter_if_ready(key)
+        return result
+
+    def needs(self, key: _Key) -> Iterator[_Key]:
+        return chain(_versions_needed(self.left[key]), _directions_needed(self.left[key]))
+
+    def enter_if_ready(self, key: _Key) -> None:
+        if not self.num_needs[key]:
+            heapq.heappush(self.ready, (self.left[key].end, key[1], key[0]))
+
+    def break_cycle(self) -> bool:
+        """Give up the direction, in a cycle of needs, that comes latest for its reader; return whether there is one."""
+        pairs = [(key, need) for key, need in self.cycle() if need in _directions_needed(self.left[key])]
+        if not pairs:
+            return False
+        key, need = max(pairs, key=lambda pair: self.left[pair[1]].end - self.left[pair[0]].end)
+        self.left[key] = _without_direction(self.left[key], need[0])
+        self.dependents[need].remove(key)
+        self.num_needs[key] -= 1
+        self.enter_if_ready(key)
+        return True
+
+    def cycle(self) -> list[tuple[_Key, _Key]]:
+        """Return a cycle's rows, each with the one that it needs; there is one, since all that are left need one."""
+        path: dict[_Key, _Key] = {}
+        key = min(self.left, key=lambda key: (self.left[key].end, key))
+        while key not in path:
+            path[key] = next(need for need in self.needs(key) if need in self.left)
+            key = path[key]
+        pairs = list(path.items())
+        return pairs[list(path).index(key) :]
