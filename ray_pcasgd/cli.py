@@ -46,7 +46,7 @@ def train(
 @app.command()
 def replay(
     run: Annotated[Path, typer.Argument(help="Folder of the run whose recorded schedule is replayed.")],
-    assignments: Assignments = [],  # noqa: B006
+    assignments: Assignments = [],
     engine: EngineName = "local",
     name: RunName = None,
 ) -> None:
@@ -60,20 +60,20 @@ def replay(
 @app.command("compare")
 def compare_command(
     config: ConfigFile = None,
-    assignments: Assignments = [],  # noqa: B006
+    assignments: Assignments = [],
     engine: EngineName = "local",
     name: RunName = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own upwards.")] = 3,
     algorithm: Annotated[
         list[str],
         typer.Option(metavar="NAME[,KEY=VALUE...]", help="A method to compare; may be given several times."),
-    ] = [],  # noqa: B006
+    ] = [],
 ) -> None:
     """Run several algorithms under the same schedule and seeds, beside D-PSGD without delay."""
     console = Console()
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     methods = [UNDELAYED, *map(parse_method, algorithm)] if algorithm else METHODS
-    comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label))
+    comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label, details=False))
     labels = dict(zip(comparison.runs["path"], comparison.runs["label"], strict=True))
     report = write_report(
         [Path(path) for path in labels],
@@ -81,7 +81,7 @@ def compare_command(
         comparison.path.name,
         labels=list(labels.values()),
     )
-    print_comparison(comparison, settings, console)
+    print_comparison(comparison, console)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
     failed = comparison.runs[comparison.runs["error"].notna()]
     for _, row in failed.iterrows():

@@ -1,0 +1,140 @@
+"""What the command line shows of a run: live progress, events, and the final tables."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from ray_pcasgd.compare import Comparison
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.plan import Plan
+from ray_pcasgd.progress import Progress, print_table
+from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.tasks.partition import label_histogram
+from ray_pcasgd.trainer import Result, Watcher
+from ray_pcasgd.wording import main_metric, spoken, written
+
+_HISTOGRAM_CLASSES = 10
+"""Label counts of shards are shown up to so many classes."""
+
+
+class Terminal(Watcher):
+    """Shows a run as it goes."""
+
+    def __init__(self, console: Console, title: str = "", details: bool = True) -> None:
+        self._console = console
+        self._title = title
+        self._details = details
+        self._progress: Progress | None = None
+
+    def started(self, plan: Plan, path: Path) -> None:
+        """Say what is going to run."""
+        config = plan.config
+        at_once = isinstance(config.engine, RaySettings)
+        self._progress = Progress(self._console, config.num_agents, config.num_steps, at_once, self._title)
+        if not self._details:
+            return
+        mode = f"ray, {config.engine.mode}" if isinstance(config.engine, RaySettings) else "local"
+        self._say(
+            f"{config.algorithm.name} on {config.num_agents} agents, {config.num_steps} steps each; engine {mode}"
+        )
+        self._say(
+            f"topology {config.topology.name}, spectral gap {plan.network.spectral_gap:.3g}; "
+            f"clusters {', '.join(map(str, _groups(plan.clusters)))}"
+        )
+        self._say(f"shards of {_shards(plan)}")
+        self._say(f"run folder {path}")
+
+    def stepped(self, report: StepReport) -> None:
+        """Show one step."""
+        assert self._progress is not None
+        reads = report.row.reads
+        staleness = sum(read.staleness for read in reads) / len(reads) if reads else 0.0
+        predicting = report.measures["predicting"] if report.measures.get("choosing") else None
+        self._progress.step(report.row.agent, report.row.step + 1, report.loss, staleness, predicting)
+
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show test metrics."""
+        assert self._progress is not None
+        for row in rows:
+            tested = {name: value for name, value in row.items() if name.startswith("test_")}
+            self._progress.evaluation(None if pd.isna(row["agent"]) else row["agent"], tested)
+
+    def happened(self, event: Event) -> None:
+        """Show an event."""
+        assert self._progress is not None
+        if event.kind in ("agent_lost", "agent_isolated"):
+            self._progress.leave(event.agent)
+        if event.kind != "agent_started":
+            self._say(f"{event.kind.replace('_', ' ')}: {event.detail}")
+
+    def finished(self) -> None:
+        """End the display."""
+        assert self._progress is not None
+        self._progress.finish()
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_final_table(result: Result, console: Console) -> None:
+    """Print the last evaluation: every agent, and the averaged model."""
+    frame = result.metrics_dataframe
+    if not frame.empty:
+        metric = main_metric(frame.columns) or "test_loss"
+        agents = frame[frame["agent"].notna()].groupby("agent").last()
+        rows = [_final_row(f"agent {agent}", row, metric) for agent, row in agents.iterrows()]
+        averaged = frame[frame["agent"].isna()].drop(columns="agent")
+        if len(averaged):
+            rows.append(_final_row("averaged model", averaged.iloc[-1], metric))
+        print_table(rows, console)
+    lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
+    if (Path(result.path) / "report.html").exists():
+        lines.append(f"report {Path(result.path) / 'report.html'}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print one line per method: mean and standard deviation over seeds."""
+    metric = main_metric(comparison.runs.columns)
+    if metric is None:
+        return
+    rows = []
+    for label, line in comparison.table(metric.removeprefix("test_")).iterrows():
+        rows.append(
+            {
+                "method": str(label),
+                f"averaged model, {spoken(metric)}": written(metric, line["averaged_mean"], line["averaged_std"]),
+                "agents' mean": written(metric, line["agents_mean"], line["agents_std"]),
+                "consensus distance": written("", line["consensus_distance_mean"], line["consensus_distance_std"]),
+            }
+        )
+    print_table(rows, console)
+    hashes = comparison.runs.groupby("seed")["schedule_hash"].agg(lambda column: ", ".join(dict.fromkeys(column)))
+    for seed, text in hashes.items():
+        console.print(f"schedules of seed {seed}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _final_row(name: str, row: pd.Series, metric: str) -> dict[str, str]:
+    columns = [metric, *(["test_loss"] if metric != "test_loss" else []), "train_loss", "staleness_mean"]
+    columns += ["theta", "predicting_share", "consensus_distance"]
+    shown = {spoken(column): written(column, float(row[column])) for column in columns if row[column] == row[column]}
+    return {"": name, "step": str(int(row["step"])), **shown}
+
+
+def _groups(clusters: Sequence[int]) -> list[list[int]]:
+    return [[agent for agent, own in enumerate(clusters) if own == cluster] for cluster in sorted(set(clusters))]
+
+
+def _shards(plan: Plan) -> str:
+    sizes = [len(spec.shard) for spec in plan.specs]
+    text = f"{min(sizes)} to {max(sizes)} samples" if min(sizes) != max(sizes) else f"{sizes[0]} samples"
+    classes = plan.data.num_classes
+    labels = plan.data.train.labels()
+    if plan.config.partition.name == "iid" or labels is None or classes is None or classes > _HISTOGRAM_CLASSES:
+        return text
+    counts = label_histogram(plan.data.train, tuple(spec.shard for spec in plan.specs), classes)
+    return text + "".join(f"\n  agent {agent}: {' '.join(map(str, row))}" for agent, row in enumerate(counts))
