@@ -1,0 +1,91 @@
+"""The pictures of a page, each with a sentence that says what to look for."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from ray_pcasgd.report.drawing import HALF, as_data_uri
+from ray_pcasgd.report.groups import Group
+from ray_pcasgd.report.pictures import (
+    adaptivity_notes,
+    consensus_distance,
+    loss_against,
+    metric_against,
+    predicting_share,
+)
+from ray_pcasgd.report.schedule_pictures import staleness_histogram, time_line, waiting_bars
+from ray_pcasgd.wording import spoken
+
+
+class Illustration(NamedTuple):
+    """A picture and its words."""
+
+    title: str
+    caption: str
+    figure: Figure | None
+
+
+def illustrations(groups: Sequence[Group], metric: str | None) -> str:
+    """Return all pictures that have something to show, as HTML; empty where there are none."""
+    drawn = [_html(each.title, each.caption, each.figure) for each in _all(groups, metric) if each.figure is not None]
+    return '<div class="pictures">\n' + "\n".join(drawn) + "\n</div>" if drawn else ""
+
+
+def _all(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:
+    yield from _learning(groups, metric)
+    yield Illustration(
+        "Share of predicting choices",
+        " ".join(["Near 0 or 1 the method always does the same.", *adaptivity_notes(groups)]),
+        predicting_share(groups),
+    )
+    yield Illustration(
+        "Consensus distance",
+        "While it grows, the agents drift apart; the averaged model can then be worse, or better, than any of them.",
+        consensus_distance(groups),
+    )
+    yield Illustration(
+        "Staleness of what was read",
+        "Steps that a neighbor had taken since the version that was read; 0 is fresh.",
+        staleness_histogram(groups),
+    )
+    if len(groups) == 1 and len(groups[0].runs) == 1:
+        run = groups[0].runs[0]
+        yield Illustration(
+            "Waiting", "Agents that wait much are held up by slower ones, through the barrier.", waiting_bars(run)
+        )
+        yield Illustration(
+            "The first steps",
+            "A dot is where a version was sent, its line ends where it was read: the longer, the older the news.",
+            time_line(run),
+        )
+
+
+def _learning(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:
+    if metric is not None:
+        name = spoken(metric)
+        yield Illustration(
+            f"{name.capitalize()} against steps",
+            "What the same number of steps buys; a gap between averaged model and agents says that they disagree.",
+            metric_against(groups, metric, "step"),
+        )
+        yield Illustration(
+            f"{name.capitalize()} against seconds",
+            "What the same time buys: a method that waits for slow neighbors falls behind here alone.",
+            metric_against(groups, metric, "seconds"),
+        )
+    yield Illustration(
+        "Loss against steps",
+        "Training loss that falls while test loss rises is overfitting; both rising is divergence.",
+        loss_against(groups, "step"),
+    )
+    yield Illustration("Loss against seconds", "The same against time.", loss_against(groups, "seconds"))
+
+
+def _html(title: str, caption: str, figure: Figure) -> str:
+    kind = ' class="wide"' if figure.get_figwidth() > HALF else ""
+    return (
+        f'<figure{kind}>\n<img alt="{escape(title)}" src="{as_data_uri(figure)}">\n'
+        f"<figcaption><strong>{escape(title)}.</strong> {escape(caption)}</figcaption>\n</figure>"
+    )

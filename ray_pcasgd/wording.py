@@ -1,0 +1,60 @@
+"""How measured values are written for people, on the terminal and in the report alike."""
+
+import math
+from collections.abc import Iterable
+
+NOTHING = "–"
+"""Stands where there is no value."""
+
+
+def main_metric(columns: Iterable[str]) -> str | None:
+    """Return the column of the metric to look at first: the first ``test_...`` but the loss, else the loss if any.
+
+    >>> main_metric(["step", "test_loss", "test_accuracy"])
+    'test_accuracy'
+    """
+    tests = [column for column in columns if column.startswith("test_")]
+    return next((column for column in tests if column != "test_loss"), tests[0] if tests else None)
+
+
+def is_share(column: str) -> bool:
+    """Return whether a column's values lie in [0, 1] and are written in percent."""
+    return "accuracy" in column or column.endswith("share")
+
+
+def spoken(column: str) -> str:
+    """Return a column's name in words.
+
+    >>> spoken("test_top-5-accuracy")
+    'test top-5-accuracy'
+    """
+    return column.replace("_", " ")
+
+
+def written(column: str, value: float | None, deviation: float | None = None) -> str:
+    """Return a column's value as text, with its standard deviation where there is one.
+
+    >>> written("test_accuracy", 0.9593, 0.0042), written("test_mse", 0.012345), written("test_mse", 0.02, 0.0034)
+    ('95.9 ± 0.4 %', '0.01235', '0.0200 ± 0.0034')
+    """
+    if value is None or math.isnan(value):
+        return NOTHING
+    spread = None if deviation is None or math.isnan(deviation) else deviation
+    if is_share(column):
+        return f"{100 * value:.1f}" + (f" ± {100 * spread:.1f} %" if spread is not None else " %")
+    if spread is None or not 1e-6 < spread < 1e7:
+        return (f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}") + ("" if spread is None else " ± 0")
+    # Both to the place of the deviation's second digit.
+    places = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{value:,.{places}f} ± {spread:,.{places}f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as minutes and seconds, with hours where it has any.
+
+    >>> duration(75.2), duration(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
