@@ -136,7 +136,8 @@ def run_command(command: Callable[[], Any]) -> int:
     """Run a command; print errors of settings as lines, and return the exit status."""
     try:
         command()
-    except SettingsError as error:
+    except ValueError as error:
+        # Every error of settings is one, and so is a folder that is no run folder; our own mistakes are asserted.
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return SETTINGS_ERROR

@@ -154,10 +154,9 @@ def _path(location: Sequence[int | str], tree: Any) -> tuple[str, Any]:
     """Return a pydantic location as a dotted path without the tags of unions, and the value that stands there."""
     parts = []
     for part in location:
-        if isinstance(tree, Mapping) and part in tree:
-            parts.append(str(part))
-            tree = tree[part]
-        elif isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree):  # noqa: SIM114, for mypy
+        if (isinstance(tree, Mapping) and part in tree) or (
+            isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
+        ):
             parts.append(str(part))
             tree = tree[part]
         elif isinstance(tree, Settings) and isinstance(part, str) and hasattr(tree, part):

@@ -119,9 +119,11 @@ class _Run:
 
     def execute(self) -> Result:
         self.watcher.started(self.plan, self.folder.path)
-        error = self.train()
-        self.watcher.evaluated(self.monitor.finish())
-        self.watcher.finished()
+        try:
+            error = self.train()
+            self.watcher.evaluated(self.monitor.finish())
+        finally:
+            self.watcher.finished()
         return self.conclude(error)
 
     def train(self) -> Exception | None:

@@ -59,7 +59,10 @@ BARRIERS: dict[str, Any] = {
     "bounded": {"barrier": {"name": "bounded", "staleness": 1}} | UNEVEN,
     "sampled": {"barrier": {"name": "sampled", "beta": 1}} | UNEVEN,
     "all": {"barrier": {"name": "all"}} | UNEVEN,
-    "seconds on a ring": {"topology": "ring", "links": [{"unit": "seconds", "delay": {"name": "uniform", "low": 0, "high": 2}}]},
+    "seconds on a ring": {
+        "topology": "ring",
+        "links": [{"unit": "seconds", "delay": {"name": "uniform", "low": 0, "high": 2}}],
+    },
     "batch norm": {
         "task": {
             "data": {"name": "custom", "train": "tests.engines.images:TRAIN", "test": "tests.engines.images:TEST"},
