@@ -28,7 +28,7 @@ class CheckpointSettings(Settings):
     """Which models are kept on the way."""
 
     every_evaluations: int | None = Field(None, ge=1)
-    """Keep the consensus model of every so many evaluations; not given: only the last one is kept, as model.safetensors."""
+    """Keep the consensus model of every so many evaluations; not given: none but the last, as model.safetensors."""
     num_to_keep: int | None = Field(None, ge=1)
     """How many are kept: the newest, or the best by ``score``; not given: all."""
     score: str | None = None
@@ -94,7 +94,7 @@ class Config(Settings):
     evaluate_every: int = Field(50, ge=1)
     """Agents and the averaged model are tested after every so many steps, and at the end."""
     on_non_finite_loss: Literal["stop", "isolate"] = "stop"
-    """When an agent's loss is not finite: ``stop`` the run, or ``isolate`` the agent, which the others then leave out."""
+    """Where an agent's loss is not finite: ``stop`` the run, or ``isolate`` the agent and go on without it."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Which models are kept on the way."""
     max_failures: int = Field(0, ge=-1)
