@@ -1,7 +1,6 @@
 """Plans who reads which version when: an event-driven simulation of timing alone, without weights."""
 
 import heapq
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ class Planner:
     **Choice**: of what happens at one instant. Arrivals come first. Then all agents that may proceed end their steps
     together, none of them reading what another publishes in that same round. Then messages without latency arrive,
     and whoever waited for them proceeds in a next round at the same instant. So equal speeds without delay are plain
-    synchronous SGD, with or without a barrier, and a barrier never costs a step.
+    synchronous SGD, with or without a barrier, and a barrier never costs a step. For a read's age, what the reader
+    publishes in the same round as its neighbor comes before that, what it publishes in a later round comes after it.
 
     Rows come in the order of ``end``, of the round within that instant, and of the agent.
     """
@@ -48,13 +48,14 @@ class Planner:
 
 class _Message(NamedTuple):
     version: int
-    sent_at: int
     arrives_at: int
     known_at: int
     """The version of its sender that must be known before this one's weights may be read."""
+    reader_step: int
+    """The step that the reader was at when this was sent."""
 
 
-_START = _Message(version=0, sent_at=-1, arrives_at=-1, known_at=0)
+_START = _Message(version=0, arrives_at=-1, known_at=0, reader_step=0)
 """Version 0, which all have before the first step."""
 
 
@@ -66,16 +67,12 @@ class _Agent:
         self.incoming: dict[int, _Link] = {}
         """By sender."""
         self.outgoing: list[_Link] = []
-        self.ends: list[int] = []
-        """Nanosecond at which each version was published, from version 1 on."""
+        self.step = 0
+        """The step that it is at, which is its newest version."""
         self.start = 0
         self.ready = 0
         self.waits = False
         """Whether the barrier has been tested in vain at this step."""
-
-    @property
-    def step(self) -> int:
-        return len(self.ends)
 
 
 class _Link:
@@ -100,7 +97,7 @@ class _Link:
         latency = round(self._times.latency_seconds(version, second) * _NANOSECONDS)
         self._last_arrival = max(self._last_arrival, now + latency)
         known_at = version + self._times.hold_steps(version, second)
-        self.in_flight.append(_Message(version, now, self._last_arrival, known_at))
+        self.in_flight.append(_Message(version, self._last_arrival, known_at, self.receiver.step))
         return self._last_arrival
 
     def advance(self, now: int) -> None:
@@ -121,9 +118,8 @@ class _Link:
         while self._held and self._held[0].known_at <= known:
             self._last = self._held.popleft()
         version = self._last.version
-        own_version_then = bisect_right(self.receiver.ends, self._last.sent_at)
         # What an earlier, uncapped read has seen may be newer than the cap.
-        return Read(self.sender.number, version, max(0, published - version), step - own_version_then)
+        return Read(self.sender.number, version, max(0, published - version), step - self._last.reader_step)
 
 
 class _Simulation:
@@ -188,7 +184,7 @@ class _Simulation:
     def publish(self, agents: list[_Agent], now: int) -> set[int]:
         """Publish the next version of each of the agents; return who tests in the next round of this instant."""
         for agent in agents:
-            agent.ends.append(now)
+            agent.step += 1
             agent.waits = False
         entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < self.plan.num_steps]
         for agent in agents:

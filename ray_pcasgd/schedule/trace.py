@@ -93,12 +93,14 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
 def check_fits(rows: Sequence[Row], neighbors: Sequence[Sequence[int]], num_steps: int) -> None:
     """Raise ``ValueError`` where a schedule does not fit a run with these neighbors and steps."""
     counts = Counter(row.agent for row in rows)
-    agents = set(counts)
-    if agents != set(range(len(neighbors))):
-        raise ValueError(f"num_agents = {len(neighbors)}: allowed beside the schedule is {max(agents, default=-1) + 1}")
-    taken = min(counts.values())
+    num_agents = max(counts, default=-1) + 1
+    if num_agents != len(neighbors):
+        raise ValueError(f"num_agents = {len(neighbors)}: allowed beside the schedule is {num_agents}")
+    taken, shortest = min((counts[agent], agent) for agent in range(num_agents))
     if taken < num_steps:
-        raise ValueError(f"num_steps = {num_steps}: allowed beside the schedule are 1 to {taken}")
+        raise ValueError(
+            f"num_steps = {num_steps}: allowed beside the schedule is up to {taken}, what agent {shortest} takes in it"
+        )
     linked = [frozenset(of_agent) for of_agent in neighbors]
     for row in rows:
         for read in row.reads if row.step < num_steps else ():

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,7 @@ def test_outages_in_steps_follow_the_versions() -> None:
     outage = LinkDelay(delay=law({"name": "outage", "mean_up": 5, "mean_down": 5}))
     found = holds([outage], 400)
     # While a link is down, a version later means a step less to wait.
-    falls = [later - earlier for earlier, later in zip(found, found[1:], strict=False) if earlier > 1 and later]
+    falls = [later - earlier for earlier, later in pairwise(found) if earlier > 1 and later]
     assert falls.count(-1) > 0.8 * len(falls) > 30
 
 

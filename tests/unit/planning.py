@@ -1,0 +1,116 @@
+"""A slow planner, written from the semantics and sharing nothing with the real one but laws and records.
+
+It keeps every version ever published and searches all of them at every read; in every round of every instant it looks
+at every agent. Barriers are written out.
+"""
+
+from itertools import count
+from typing import NamedTuple
+
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule.barrier import AllBarrier, BoundedBarrier
+from ray_pcasgd.schedule.planner import Planner
+from ray_pcasgd.timing import LinkTimes
+
+Moment = tuple[int, int]
+"""Nanosecond, and round within it."""
+
+
+class Sent(NamedTuple):
+    version: int
+    moment: Moment
+    arrival: int
+    delayed: bool
+    hold: int
+
+
+def slow_rows(plan: Planner) -> list[Row]:
+    """Return the rows of a plan whose barrier is none, all or bounded."""
+    return _SlowPlanner(plan).rows()
+
+
+class _SlowPlanner:
+    def __init__(self, plan: Planner) -> None:
+        self.plan = plan
+        self.agents = range(len(plan.neighbors))
+        self.seconds = [plan.compute.sampler(plan.seed, i) for i in self.agents]
+        self.published: list[list[Moment]] = [[] for _ in self.agents]
+        self.start = [0 for _ in self.agents]
+        self.ready = [self.nanoseconds(self.seconds[i](0.0)) for i in self.agents]
+        self.times = {
+            (k, i): LinkTimes(plan.links, plan.clusters, plan.seed, k, i)
+            for i in self.agents
+            for k in plan.neighbors[i]
+        }
+        self.sent: dict[tuple[int, int], list[Sent]] = {link: [] for link in self.times}
+
+    def nanoseconds(self, seconds: float) -> int:
+        return round(seconds * 1e9)
+
+    def rows(self) -> list[Row]:
+        result: list[Row] = []
+        moment = (-1, 0)
+        while True:
+            left = [i for i in self.agents if len(self.published[i]) < self.plan.num_steps]
+            if not left:
+                return result
+            arrivals = [message.arrival for messages in self.sent.values() for message in messages]
+            now = min(time for time in arrivals + [self.ready[i] for i in left] if time > moment[0])
+            for turn in count():
+                moment = (now, turn)
+                ended = [i for i in self.agents if self.may_end(i, moment)]
+                if not ended:
+                    break
+                result += [self.row(i, moment) for i in ended]
+                for i in ended:
+                    self.publish(i, moment)
+
+    def known(self, k: int, i: int, moment: Moment) -> list[Sent]:
+        """Return what i has from k: instantaneous messages from the next round on, late ones when they are due."""
+        start = Sent(0, (-1, 0), -1, True, 0)
+        return [start] + [
+            message
+            for message in self.sent[k, i]
+            if message.arrival <= moment[0] and (message.delayed or message.moment < moment)
+        ]
+
+    def may_end(self, i: int, moment: Moment) -> bool:
+        step = len(self.published[i])
+        if step == self.plan.num_steps or self.ready[i] > moment[0]:
+            return False
+        newest = [max(message.version for message in self.known(k, i, moment)) for k in self.plan.neighbors[i]]
+        match self.plan.barrier:
+            case AllBarrier():
+                return all(version >= step for version in newest)
+            case BoundedBarrier(staleness=staleness):
+                return all(version >= step - staleness for version in newest)
+        return True
+
+    def row(self, i: int, moment: Moment) -> Row:
+        reads = tuple(self.read(k, i, moment) for k in self.plan.neighbors[i])
+        return Row(i, len(self.published[i]), self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9, reads)
+
+    def read(self, k: int, i: int, moment: Moment) -> Read:
+        step = len(self.published[i])
+        cap = step if isinstance(self.plan.barrier, AllBarrier) else 10**9
+        messages = self.known(k, i, moment)
+        newest_known = min(cap, max(message.version for message in messages))
+        chosen = max(message for message in messages if message.version + message.hold <= newest_known)
+        published = min(cap, len([m for m in self.published[k] if m < moment]))
+        own_then = len([m for m in self.published[i] if m <= chosen.moment])
+        return Read(k, chosen.version, published - chosen.version, step - own_then)
+
+    def publish(self, i: int, moment: Moment) -> None:
+        self.published[i].append(moment)
+        version, second = len(self.published[i]), moment[0] / 1e9
+        for receiver in self.agents:
+            if i in self.plan.neighbors[receiver]:
+                earlier = self.sent[i, receiver]
+                times = self.times[i, receiver]
+                due = moment[0] + self.nanoseconds(times.latency_seconds(version, second))
+                arrival = max([due, *(message.arrival for message in earlier)])
+                hold = times.hold_steps(version, second)
+                earlier.append(Sent(version, moment, arrival, arrival > moment[0], hold))
+        if version < self.plan.num_steps:
+            self.start[i] = moment[0]
+            self.ready[i] = moment[0] + self.nanoseconds(self.seconds[i](second))
