@@ -6,7 +6,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.settings import Settings, from_name
 
 
 class ConstantCompensation(Settings):
@@ -59,11 +59,12 @@ class AdaptiveCompensation(Settings):
         return lambda_0 / (state[neighbor] + 1e-7).sqrt()
 
 
-def _from_number(value: Any) -> Any:
-    return {"name": "constant", "lambda_0": value} if isinstance(value, int | float) else value
+def _from_shorthand(value: Any) -> Any:
+    return {"name": "constant", "lambda_0": value} if isinstance(value, int | float) else from_name(value)
 
 
 Compensation = Annotated[
-    Annotated[ConstantCompensation | AdaptiveCompensation, Field(discriminator="name")], BeforeValidator(_from_number)
+    Annotated[ConstantCompensation | AdaptiveCompensation, Field(discriminator="name")],
+    BeforeValidator(_from_shorthand),
 ]
-"""How lambda is found; a bare number is a constant lambda."""
+"""How lambda is found; a bare number is a constant lambda, a bare name the settings of that name."""

@@ -16,6 +16,9 @@ Condition = Literal["descent", "gradient", "smoothed", "pull", "probe"]
 
 _SMOOTHING = 0.9
 
+_ROUNDING = 16
+"""Rounding errors, relative to the weights' norm, that a step over some dozens of neighbors may sum up to."""
+
 
 class PracticalState(NamedTuple):
     """The memory of PC-ASGD-PV."""
@@ -93,14 +96,26 @@ class PCASGDPV(PredictingRule):
     def _agreement(self, candidates: tuple[Tensor, ...], own: Own, smoothed: Tensor) -> Tensor:
         """Return the cosine by which the condition judges each candidate, shape (M,)."""
         direction = smoothed if self.condition == "smoothed" else own.direction
+        displacement = _pull if self.condition == "pull" else _displacement
         sign = 1.0 if self.condition == "gradient" else -1.0
-        own_step = own.step_size * own.direction if self.condition == "pull" else 0.0
-        return torch.stack([sign * numerics.cosine(c - own.weights + own_step, direction) for c in candidates])
+        return torch.stack([sign * numerics.cosine(displacement(c, own), direction) for c in candidates])
+
+
+def _displacement(candidate: Tensor, own: Own) -> Tensor:
+    return candidate - own.weights
+
+
+def _pull(candidate: Tensor, own: Own) -> Tensor:
+    """Return the displacement that is due to the neighbors, zero where it is no more than rounding."""
+    pull = candidate - own.weights + own.step_size * own.direction
+    rounding = _ROUNDING * torch.finfo(pull.dtype).eps * numerics.norm(own.weights)
+    # The sum of a row differs from 1 by its rounding, and the cosine of that would be an arbitrary number.
+    return torch.where(numerics.norm(pull) > rounding, pull, 0.0)
 
 
 def _choose(scores: Tensor, thetas: tuple[Tensor, ...], candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Return theta and weights of the highest score, of the largest theta among equals; NaN counts as lowest."""
-    scores = torch.where(scores.isnan(), -torch.inf, scores)
+    """Return theta and weights of the highest score, of the largest theta among equals; non-finite is lowest."""
+    scores = torch.where(scores.isfinite(), scores, -torch.inf)
     best, chosen, weights = scores[0], thetas[0], candidates[0]
     for score, theta, candidate in zip(scores.unbind()[1:], thetas[1:], candidates[1:], strict=True):
         better = score >= best

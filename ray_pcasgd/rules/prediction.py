@@ -71,7 +71,7 @@ class PredictingRule(Rule):
 
     def guessed(self, reads: Reads) -> Tensor:
         """Return the mask, shape (K,), of the unreliable neighbors whose weights can be predicted."""
-        return ~reads.reliable & (reads.age <= self.oldest_age) & (reads.mixing > 0)
+        return ~reads.reliable & (reads.age <= self.oldest_age)
 
     def blends(self, thetas: tuple[Tensor, ...], state: Vectors, own: Own, reads: Reads) -> tuple[Vectors, Vectors]:
         """Return the compensation's next state and ``theta x_pre + (1 - theta) x_cli``, shape (D,), of each theta.

@@ -1,0 +1,201 @@
+"""Slow references of the rules in float64, element by element and step by step, written from the formulas alone.
+
+Notation of the papers: agent i, neighbor k, step t; x weights, u directions, w mixing weights, tau staleness.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .scenarios import Link, Scenario
+
+Vector = list[float]
+Row = dict[int, float]
+
+
+@dataclass
+class Method:
+    """Settings of a reference run, in plain values."""
+
+    theta: Callable[[int, int], float] | None = None
+    """theta of (agent, step); not given: plain averaging, D-ASGD."""
+    lambda_0: float = 0.04
+    decay: float | None = None
+    """Given: adaptive lambda."""
+    renormalize: bool = False
+    oldest_age: int = 64
+    condition: str | None = None
+    """Given: the practical variant."""
+    candidates: tuple[float, ...] = (0.0, 1.0)
+    probe_every: int = 1
+
+
+@dataclass
+class Memory:
+    """What one agent remembers."""
+
+    mean_square: dict[int, Vector] = field(default_factory=dict)
+    smoothed: Vector = field(default_factory=list)
+    choice: float = 0.0
+
+
+@dataclass
+class Result:
+    weights: list[list[Vector]]
+    """By version and agent."""
+    thetas: list[list[float]]
+    """By step and agent."""
+    choosing: list[list[bool]]
+
+
+def run_reference(method: Method, scenario: Scenario) -> Result:
+    """Run every agent for every step of the scenario, all in step."""
+    num_agents, size = scenario.start.shape
+    versions: list[list[Vector]] = [[[float(v) for v in row] for row in scenario.start]]
+    directions: list[list[Vector]] = []
+    memories = [Memory(smoothed=[0.0] * size, choice=method.candidates[0]) for _ in range(num_agents)]
+    result = Result(versions, [], [])
+    for t in range(len(scenario.links)):
+        gradients = []
+        for i in range(num_agents):
+            u = []
+            for d in range(size):
+                slope = scenario.curvature[i, d] * (versions[t][i][d] - scenario.target[i, d])
+                u.append(float(slope + scenario.noise[t, i, d]))
+            gradients.append(u)
+        directions.append(gradients)
+        moved = [_step(method, scenario, versions, directions, memories[i], i) for i in range(num_agents)]
+        versions.append([x for x, _, _ in moved])
+        result.thetas.append([theta for _, theta, _ in moved])
+        result.choosing.append([choosing for _, _, choosing in moved])
+    return result
+
+
+def _step(
+    method: Method,
+    scenario: Scenario,
+    versions: list[list[Vector]],
+    directions: list[list[Vector]],
+    memory: Memory,
+    i: int,
+) -> tuple[Vector, float, bool]:
+    t = len(directions) - 1
+    links = scenario.links[t][i]
+    u = directions[t][i]
+    x = versions[t][i]
+    size = len(x)
+    eta = scenario.step_size
+    path = [versions[s][i] for s in range(t + 1)]
+    heard = {link.neighbor: versions[t - link.age][link.neighbor] for link in links}
+    weights = {link.neighbor: float(scenario.mixing[i, link.neighbor]) for link in links}
+
+    def average(row: Row, own: float, others: dict[int, Vector]) -> Vector:
+        averaged = []
+        for d in range(size):
+            total = own * x[d]
+            for k in row:
+                total += row[k] * others[k][d]
+            averaged.append(total - eta * u[d])
+        return averaged
+
+    if method.theta is None and method.condition is None:
+        return average(weights, float(scenario.mixing[i, i]), heard), math.nan, False
+
+    predicted = dict(heard)
+    guessed = set()
+    for link in links:
+        if not link.reliable and link.age <= method.oldest_age:
+            guessed.add(link.neighbor)
+            u_k = directions[t - link.age][link.neighbor]
+            strength = _lambda(method, memory, link, u_k)
+            predicted[link.neighbor] = _predict(heard[link.neighbor], u_k, strength, path, link, eta)
+    reliable = {link.neighbor for link in links if link.reliable}
+    own_mixing = float(scenario.mixing[i, i])
+    clipped = average(*_keep(method, weights, own_mixing, reliable), heard)
+    forward = average(*_keep(method, weights, own_mixing, reliable | guessed), predicted)
+
+    def blend(theta: float) -> Vector:
+        return [theta * forward[d] + (1 - theta) * clipped[d] for d in range(size)]
+
+    if method.condition is None:
+        assert method.theta is not None
+        theta = method.theta(i, t)
+        return blend(theta), theta, bool(guessed)
+
+    for d in range(size):
+        memory.smoothed[d] = 0.9 * memory.smoothed[d] + 0.1 * u[d]
+    judged = method.condition != "probe" or t % method.probe_every == 0
+    if judged and guessed:
+        scored = [(_score(method, scenario, memory, i, t, x, u, blend(theta)), theta) for theta in method.candidates]
+        memory.choice = max(scored)[1]
+    return blend(memory.choice), memory.choice, bool(guessed)
+
+
+def _keep(method: Method, weights: Row, own: float, kept: set[int]) -> tuple[Row, float]:
+    row = {k: weights[k] for k in weights if k in kept}
+    if not method.renormalize:
+        return row, own + sum(weights[k] for k in weights if k not in kept)
+    left = own + sum(row.values())
+    return {k: row[k] / left for k in row}, own / left
+
+
+def _lambda(method: Method, memory: Memory, link: Link, u_k: Vector) -> Vector:
+    if method.decay is None:
+        return [method.lambda_0 for _ in u_k]
+    squares = memory.mean_square.setdefault(link.neighbor, [0.0] * len(u_k))
+    if link.staleness > 0:
+        for d in range(len(u_k)):
+            squares[d] = method.decay * squares[d] + (1 - method.decay) * u_k[d] * u_k[d]
+    return [method.lambda_0 / math.sqrt(square + 1e-7) for square in squares]
+
+
+def _predict(x_k: Vector, u_k: Vector, strength: Vector, path: list[Vector], link: Link, eta: float) -> Vector:
+    """Roll x_k forward over the missed steps, one by one where own and neighbor's steps correspond."""
+    t = len(path) - 1
+    tau, age = link.staleness, link.age
+    rolled = []
+    for d in range(len(x_k)):
+        value = x_k[d]
+        if tau == age:
+            for r in range(tau):
+                displacement = path[t - tau + r][d] - path[t - tau][d]
+                value -= eta * (u_k[d] + strength[d] * u_k[d] * u_k[d] * displacement)
+        else:
+            mean = 0.0
+            for r in range(age):
+                mean += (path[t - age + r][d] - path[t - age][d]) / age
+            for _ in range(tau):
+                value -= eta * (u_k[d] + strength[d] * u_k[d] * u_k[d] * mean)
+        rolled.append(value)
+    return rolled
+
+
+def _score(
+    method: Method, scenario: Scenario, memory: Memory, i: int, t: int, x: Vector, u: Vector, candidate: Vector
+) -> float:
+    displacement = [c - v for c, v in zip(candidate, x, strict=True)]
+    downhill = [-v for v in u]
+    match method.condition:
+        case "probe":
+            loss = 0.0
+            for d in range(len(x)):
+                loss += scenario.curvature[i, d] * (candidate[d] - scenario.probe_target[t, i, d]) ** 2 / 2
+            return -float(loss)
+        case "descent":
+            return _cosine(displacement, downhill)
+        case "gradient":
+            return -_cosine(displacement, downhill)
+        case "smoothed":
+            return _cosine(displacement, [-v for v in memory.smoothed])
+        case "pull":
+            pulled = [v + scenario.step_size * g for v, g in zip(displacement, u, strict=True)]
+            if max(map(abs, pulled)) < 1e-14:  # Zero but for rounding: no neighbor pulls.
+                return 0.0
+            return _cosine(pulled, downhill)
+    raise AssertionError(method.condition)
+
+
+def _cosine(a: Vector, b: Vector) -> float:
+    product = sum(p * q for p, q in zip(a, b, strict=True))
+    length = math.sqrt(sum(p * p for p in a)) * math.sqrt(sum(q * q for q in b))
+    return product / length if length > 0 else 0.0
