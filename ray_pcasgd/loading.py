@@ -106,10 +106,12 @@ def merge(base: Any, changes: Mapping[str, Any]) -> Any:
         return items
     if isinstance(base, str) and "name" not in changes:
         base = {"name": base}
-    if not isinstance(base, Mapping) or changes.get("name", base.get("name")) != base.get("name"):
-        # Another name is another kind of thing: the old one's settings mean nothing to it. The run's own name does not.
-        if not (isinstance(base, Mapping) and "num_agents" in base):
-            return dict(changes)
+    if not isinstance(base, Mapping):
+        return dict(changes)
+    is_run = "num_agents" in base
+    if not is_run and changes.get("name", base.get("name")) != base.get("name"):
+        # Another name is another kind of thing: the old one's settings mean nothing to it. A run's name is only a name.
+        return dict(changes)
     result = dict(base)
     for key, change in changes.items():
         old = result.get(key)
@@ -154,14 +156,17 @@ def _path(location: Sequence[int | str], tree: Any) -> tuple[str, Any]:
     """Return a pydantic location as a dotted path without the tags of unions, and the value that stands there."""
     parts = []
     for part in location:
-        if (isinstance(tree, Mapping) and part in tree) or (
-            isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
-        ):
-            parts.append(str(part))
+        if isinstance(tree, Mapping) and part in tree:
+            tree = tree[part]
+        elif isinstance(part, int):
+            if not isinstance(tree, list | tuple) or part >= len(tree):
+                continue
             tree = tree[part]
         elif isinstance(tree, Settings) and isinstance(part, str) and hasattr(tree, part):
-            parts.append(part)
             tree = getattr(tree, part)
+        else:
+            continue  # the tag of a union, which nobody writes
+        parts.append(str(part))
     return ".".join(parts), tree
 
 

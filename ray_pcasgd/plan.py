@@ -1,6 +1,7 @@
 """From settings to everything that a run needs, checked before any actor starts."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ class Plan:
     data: TaskData
     specs: tuple[AgentSpec, ...]
     schedule: Schedule
+
+    @cached_property
+    def last_steps(self) -> dict[int, int]:
+        """The last steps of agents that a recorded schedule has leave before the end, by agent."""
+        if not isinstance(self.schedule, Recorded):
+            return {}
+        last = {row.agent: row.step for row in self.schedule.recorded}
+        return {agent: step for agent, step in last.items() if step < self.config.num_steps - 1}
 
     @property
     def is_live(self) -> bool:
@@ -142,8 +151,9 @@ def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Sc
             seed=config.seed,
         )
     path = Path(config.schedule)
-    rows, _ = read_rows(path)
-    check_fits(rows, network.neighbors, config.num_steps)
+    rows, metadata = read_rows(path)
+    left = frozenset(map(int, metadata.get("left", "").split()))
+    check_fits(rows, network.neighbors, config.num_steps, left)
     return Recorded(tuple(row for row in in_causal_order(rows) if row.step < config.num_steps))
 
 

@@ -65,7 +65,7 @@ class Terminal(Watcher):
     def happened(self, event: Event) -> None:
         """Show an event."""
         assert self._progress is not None
-        if event.kind in ("agent_lost", "agent_isolated"):
+        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
             self._progress.leave(event.agent)
         if event.kind != "agent_started":
             self._say(f"{event.kind.replace('_', ' ')}: {event.detail}")

@@ -1,6 +1,7 @@
 """The loop over an engine's reports: metrics, checkpoints and files exist once, here, above the engines."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,8 @@ class _Run:
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.rows: list[Row] = []
         self.lost: list[Event] = []
+        self.left: set[int] = set()
+        """Agents that were lost or isolated."""
         self.started_at = time.perf_counter()
         self.first_step_at: float | None = None
 
@@ -139,6 +142,8 @@ class _Run:
             return error
         finally:
             self.write()
+        if len(self.left) == self.plan.config.num_agents:
+            return RunError("every agent has left the run; events.jsonl says why")
         allowed = self.plan.config.max_failures
         if allowed >= 0 and len(self.lost) > allowed:
             names = ", ".join(f"agent {event.agent}" for event in self.lost)
@@ -150,13 +155,16 @@ class _Run:
         self.rows.append(report.row)
         self.watcher.stepped(report)
         self.take_rows(self.monitor.take(report))
+        if self.plan.last_steps.get(report.row.agent) == report.row.step:
+            self.take_event(Event("agent_left", report.row.agent, report.row.step + 1, "the recorded run lost it here"))
 
     def take_event(self, event: Event) -> None:
         self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
         self.watcher.happened(event)
         if event.kind == "agent_lost":
             self.lost.append(event)
-        if event.kind in ("agent_lost", "agent_isolated"):
+        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
+            self.left.add(event.agent)
             self.take_rows(self.monitor.leave(event.agent))
 
     def take_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -170,14 +178,28 @@ class _Run:
 
     def write(self) -> None:
         """Write everything that there is so far."""
-        if self.plan.is_live:
-            # Clocks differ and staleness was an estimate: make the record one that can be executed.
-            self.rows = in_causal_order(self.rows)
+        self.make_executable()
         self.folder.write_metrics(self.monitor.frame())
         self.folder.write_schedule(self.rows, self.schedule_metadata())
         if self.monitor.latest is not None:
             metadata = {"format": "pt", "run": self.folder.path.name, "algorithm": self.plan.config.algorithm.name}
             self.folder.write_model(self.model.state_dict(self.monitor.latest.mean), metadata)
+
+    def make_executable(self) -> None:
+        """Make the record one that can be executed: agents die, clocks differ, a live run's staleness is a guess."""
+        taken = Counter(row.agent for row in self.rows)
+        unknown = [r for row in self.rows for r in row.reads if r.version > taken[r.neighbor]]
+        if unknown:
+            # The last steps of an agent that was killed are not known, though others have read what came of them.
+            agents = ", ".join(f"agent {agent}" for agent in sorted({read.neighbor for read in unknown}))
+            detail = f"{len(unknown)} reads of unreported versions of {agents} are left out of the schedule"
+            self.take_event(Event("reads_unrecorded", unknown[0].neighbor, unknown[0].version, detail))
+            self.rows = [
+                row._replace(reads=tuple(read for read in row.reads if read.version <= taken[read.neighbor]))
+                for row in self.rows
+            ]
+        if self.plan.is_live:
+            self.rows = in_causal_order(self.rows)
 
     def schedule_metadata(self) -> dict[str, str]:
         config = self.plan.config
@@ -187,6 +209,7 @@ class _Run:
             "algorithm": config.algorithm.name,
             "num_agents": str(config.num_agents),
             "seed": str(config.seed),
+            "left": " ".join(map(str, sorted(self.left))),
         }
 
     def conclude(self, error: Exception | None) -> Result:

@@ -166,6 +166,8 @@ class _Execution:
     def execute(self, rows: list[Row]) -> Iterator[StepReport]:
         agents = [self.agents[row.agent] for row in rows]
         received = [self.receive(row) for row in rows]
+        # Reported is what was really read: agents that have left the run are not.
+        rows = [row._replace(reads=tuple(r.read for r in own)) for row, own in zip(rows, received, strict=True)]
         losses = [self.losses[row.agent] for row in rows]
         measures = apply_together(agents, received) if len(rows) > 1 else [agents[0].apply(received[0])]
         for row, agent in zip(rows, agents, strict=True):

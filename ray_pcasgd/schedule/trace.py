@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -90,13 +90,18 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
                 )
 
 
-def check_fits(rows: Sequence[Row], neighbors: Sequence[Sequence[int]], num_steps: int) -> None:
-    """Raise ``ValueError`` where a schedule does not fit a run with these neighbors and steps."""
+def check_fits(
+    rows: Sequence[Row], neighbors: Sequence[Sequence[int]], num_steps: int, left: Collection[int] = ()
+) -> None:
+    """Raise ``ValueError`` where a schedule does not fit a run with these neighbors and steps.
+
+    Agents that have left the recorded run (``left``) may take fewer steps.
+    """
     counts = Counter(row.agent for row in rows)
     num_agents = max(counts, default=-1) + 1
     if num_agents != len(neighbors):
         raise ValueError(f"num_agents = {len(neighbors)}: allowed beside the schedule is {num_agents}")
-    taken, shortest = min((counts[agent], agent) for agent in range(num_agents))
+    taken, shortest = min((counts[agent], agent) for agent in range(num_agents) if agent not in left)
     if taken < num_steps:
         raise ValueError(
             f"num_steps = {num_steps}: allowed beside the schedule is up to {taken}, what agent {shortest} takes in it"

@@ -250,7 +250,7 @@ class PlannedAgentActor(AgentActor):
             found = self.await_reads(row)
             measures = self.agent.apply([self.open(item) for item in found])
             self.publish()
-            self.finish_step(row, loss, measures)
+            self.finish_step(row._replace(reads=tuple(item.read for item in found)), loss, measures)
 
     def await_reads(self, row: Row) -> list[Found]:
         """Wait for every version that the row names; leave out those of agents that left the run before them."""

@@ -1,0 +1,128 @@
+"""Live runs on real actors: who is slow, who dies, who waits for whom."""
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_pcasgd.agent import NonFiniteLossError
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.trainer import Result, Trainer, Watcher
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+LIVE = {"name": "ray", "mode": "live"}
+SMALL: dict[str, Any] = {"num_agents": 3, "num_steps": 40, "evaluate_every": 40, "links": []}
+
+
+class Killer(Watcher):
+    """Kills an agent's process once another agent has taken a certain step."""
+
+    def __init__(self, agent: int, at_step: int) -> None:
+        self._agent = agent
+        self._at_step = at_step
+        self._process: int | None = None
+        self.events: list[Event] = []
+
+    def happened(self, event: Event) -> None:
+        self.events.append(event)
+        if event.kind == "agent_started" and event.agent == self._agent:
+            found = re.match(r"process (\d+)", event.detail)
+            assert found
+            self._process = int(found[1])
+
+    def stepped(self, report: StepReport) -> None:
+        if self._process is not None and report.row.step == self._at_step:
+            os.kill(self._process, signal.SIGKILL)
+            self._process = None
+
+
+def fit(folder: Path, watcher: Watcher | None = None, **settings: Any) -> Result:
+    changes = {"engine": LIVE, "storage_path": str(folder)} | settings
+    return Trainer(SMALL, watcher=watcher, **changes).fit()
+
+
+def test_fast_agents_do_not_wait_for_a_slow_one(tmp_path: Path) -> None:
+    result = fit(tmp_path, compute={"stragglers": {2: 0.05}})
+    assert result.error is None
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    last = {agent: max(row.end for row in rows if row.agent == agent) for agent in range(3)}
+    # The slow one waits 40 times 50 ms; the others need none of that.
+    assert last[2] > 2.0
+    assert max(last[0], last[1]) < last[2]
+    assert any(read.age - read.staleness > 5 for row in rows for read in row.reads if read.neighbor == 2)
+
+
+def test_a_barrier_keeps_live_agents_in_step(tmp_path: Path) -> None:
+    result = fit(tmp_path, algorithm="d-psgd", compute={"stragglers": {2: 0.01}})
+    assert result.error is None
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    assert {read.version - row.step for row in rows for read in row.reads} == {0}
+
+
+def test_a_live_run_goes_on_without_an_agent_that_was_killed(tmp_path: Path) -> None:
+    killer = Killer(agent=1, at_step=5)
+    result = fit(tmp_path, killer, max_failures=1, compute={"stragglers": {0: 0.02, 1: 0.02, 2: 0.02}}, num_steps=120)
+    assert result.error is None
+    assert ("agent_lost", 1) in {(event.kind, event.agent) for event in killer.events}
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    taken = [sum(row.agent == agent for row in rows) for agent in range(3)]
+    assert taken[0] == taken[2] == 120
+    assert taken[1] < 120
+    assert result.metrics["step"] == 120
+    schedule = str(Path(result.path) / "schedule.parquet")
+    replayed = fit(tmp_path / "replay", engine="local", num_steps=120, schedule=schedule)
+    assert replayed.error is None
+    assert replayed.metrics["step"] == 120
+
+
+def test_a_lost_agent_fails_a_live_run_that_allows_none_and_keeps_its_files(tmp_path: Path) -> None:
+    result = fit(tmp_path, Killer(agent=1, at_step=5), compute={"stragglers": {0: 0.01, 1: 0.01, 2: 0.01}})
+    assert isinstance(result.error, RunError)
+    assert "agent 1 lost" in str(result.error)
+    assert (Path(result.path) / "model.safetensors").exists()
+
+
+def test_a_lost_agent_ends_a_planned_run_with_its_name_and_its_files(tmp_path: Path) -> None:
+    result = fit(tmp_path, Killer(agent=1, at_step=3), engine={"name": "ray"}, num_steps=3000)
+    assert isinstance(result.error, RunError)
+    assert "agent 1 was lost" in str(result.error)
+    assert read_rows(Path(result.path) / "schedule.parquet")[0]
+
+
+@pytest.mark.parametrize("mode", ["planned", "live"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_agent_and_step(mode: str, tmp_path: Path) -> None:
+    result = fit(tmp_path, engine={"name": "ray", "mode": mode}, step_size=1e20)
+    assert isinstance(result.error, NonFiniteLossError)
+    assert re.fullmatch(r"agent \d has loss (nan|inf) at step \d+", str(result.error))
+
+
+def test_isolating_agents_is_the_same_on_both_engines(tmp_path: Path) -> None:
+    settings = {"task": {"loss": {"name": "custom", "function": "tests.ray.losses:nan_for_bright_batches"}}}
+    on_ray, local = (
+        fit(tmp_path / engine["name"], engine=engine, on_non_finite_loss="isolate", **settings)
+        for engine in ({"name": "ray"}, {"name": "local", "batched": "never"})
+    )
+    assert on_ray.error is None
+    assert local.error is None
+    assert on_ray.schedule_hash == local.schedule_hash
+    rows, _ = read_rows(Path(local.path) / "schedule.parquet")
+    assert sum(row.step == 39 for row in rows) < 3
+    assert on_ray.checkpoint
+    assert local.checkpoint
+    weights = local.checkpoint.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in on_ray.checkpoint.state_dict().items())
+
+
+def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_path: Path) -> None:
+    engine = {"name": "ray", "gpus_per_agent": 1, "placement_seconds": 1}
+    result = fit(tmp_path, engine=engine)
+    assert isinstance(result.error, RunError)
+    assert "3 agents ask for" in str(result.error)
+    assert "3 GPU" in str(result.error)
+    assert "engine.placement_seconds = 1" in str(result.error)
