@@ -1,14 +1,16 @@
 """A slow planner, written from the semantics and sharing nothing with the real one but laws and records.
 
 It keeps every version ever published and searches all of them at every read; in every round of every instant it looks
-at every agent. Barriers are written out.
+at every agent. Barriers are written out, but for the sampled one: that is asked once when the gradient is ready, and
+then whenever a newer version has become known.
 """
 
 from itertools import count
 from typing import NamedTuple
 
+from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.schedule.barrier import AllBarrier, BoundedBarrier
+from ray_pcasgd.schedule.barrier import AllBarrier, BoundedBarrier, Proceed, SampledBarrier
 from ray_pcasgd.schedule.planner import Planner
 from ray_pcasgd.timing import LinkTimes
 
@@ -24,8 +26,11 @@ class Sent(NamedTuple):
     hold: int
 
 
+START = Sent(0, (-1, 0), -1, True, 0)
+
+
 def slow_rows(plan: Planner) -> list[Row]:
-    """Return the rows of a plan whose barrier is none, all or bounded."""
+    """Return all rows of a plan."""
     return _SlowPlanner(plan).rows()
 
 
@@ -43,6 +48,10 @@ class _SlowPlanner:
             for k in plan.neighbors[i]
         }
         self.sent: dict[tuple[int, int], list[Sent]] = {link: [] for link in self.times}
+        self.last_read = dict.fromkeys(self.times, START)
+        self.draws = [generator(plan.seed, "barrier", i) for i in self.agents]
+        self.tested: dict[int, object] = {}
+        self.capped: dict[int, frozenset[int]] = {}
 
     def nanoseconds(self, seconds: float) -> int:
         return round(seconds * 1e9)
@@ -67,8 +76,7 @@ class _SlowPlanner:
 
     def known(self, k: int, i: int, moment: Moment) -> list[Sent]:
         """Return what i has from k: instantaneous messages from the next round on, late ones when they are due."""
-        start = Sent(0, (-1, 0), -1, True, 0)
-        return [start] + [
+        return [START] + [
             message
             for message in self.sent[k, i]
             if message.arrival <= moment[0] and (message.delayed or message.moment < moment)
@@ -78,12 +86,21 @@ class _SlowPlanner:
         step = len(self.published[i])
         if step == self.plan.num_steps or self.ready[i] > moment[0]:
             return False
-        newest = [max(message.version for message in self.known(k, i, moment)) for k in self.plan.neighbors[i]]
+        newest = {k: max(message.version for message in self.known(k, i, moment)) for k in self.plan.neighbors[i]}
+        self.capped[i] = frozenset()
         match self.plan.barrier:
             case AllBarrier():
-                return all(version >= step for version in newest)
+                self.capped[i] = frozenset(newest)
+                return all(version >= step for version in newest.values())
             case BoundedBarrier(staleness=staleness):
-                return all(version >= step - staleness for version in newest)
+                return all(version >= step - staleness for version in newest.values())
+            case SampledBarrier():
+                if self.tested.get(i) == (step, newest):
+                    return False
+                self.tested[i] = (step, newest)
+                decision = self.plan.barrier.decide(step, newest, self.draws[i])
+                self.capped[i] = decision.capped if isinstance(decision, Proceed) else frozenset()
+                return isinstance(decision, Proceed)
         return True
 
     def row(self, i: int, moment: Moment) -> Row:
@@ -92,13 +109,14 @@ class _SlowPlanner:
 
     def read(self, k: int, i: int, moment: Moment) -> Read:
         step = len(self.published[i])
-        cap = step if isinstance(self.plan.barrier, AllBarrier) else 10**9
+        cap = step if k in self.capped[i] else 10**9
         messages = self.known(k, i, moment)
         newest_known = min(cap, max(message.version for message in messages))
-        chosen = max(message for message in messages if message.version + message.hold <= newest_known)
+        readable = [message for message in messages if message.version + message.hold <= newest_known]
+        chosen = self.last_read[k, i] = max(self.last_read[k, i], *readable)
         published = min(cap, len([m for m in self.published[k] if m < moment]))
         own_then = len([m for m in self.published[i] if m <= chosen.moment])
-        return Read(k, chosen.version, published - chosen.version, step - own_then)
+        return Read(k, chosen.version, max(0, published - chosen.version), step - own_then)
 
     def publish(self, i: int, moment: Moment) -> None:
         self.published[i].append(moment)

@@ -80,10 +80,22 @@ def plans(draw: st.DrawFn, barriers: st.SearchStrategy[Barrier], computing: st.S
     )
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
-@given(plans(BARRIERS))
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_equal_those_of_the_slow_planner(plan: Planner) -> None:
     assert list(plan) == slow_rows(plan)
+
+
+def test_sampled_rows_equal_those_of_the_slow_planner_where_agents_drift_apart() -> None:
+    """Reads that are capped below what was read before, and waits with several messages under way on a link."""
+    for seed in range(30):
+        plan = planner(
+            compute=ComputeTimes(law=law({"name": "exponential", "mean": 1}), agents={0: law(3)}),
+            links=(LinkDelay(delay=law({"name": "exponential", "mean": 3}), unit="seconds"),),
+            barrier=SampledBarrier(beta=1 + seed % 2),
+            seed=seed,
+        )
+        assert list(plan) == slow_rows(plan)
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)

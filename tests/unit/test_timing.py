@@ -91,6 +91,16 @@ def test_outages_hold_messages_until_the_link_is_up() -> None:
     assert down.sum() * 0.5 / len(ends) == pytest.approx(10, rel=0.06)
 
 
+def test_an_outage_is_over_when_its_messages_arrive() -> None:
+    law = Outage(mean_up=3, mean_down=3)
+    first, second = (law.sampler(generator(0, "test")) for _ in range(2))
+    arrivals = sorted({moment + first(moment) for moment in map(float, range(1, 400)) if first(moment) > 0})
+    assert len(arrivals) > 20
+    for arrival in arrivals:
+        assert second(arrival - 1e-6) > 0
+        assert second(arrival + 1e-6) == 0
+
+
 def test_a_link_starts_up() -> None:
     law = Outage(mean_up=5, mean_down=5)
     assert all(law.sampler(generator(seed, "test"))(0.0) == 0 for seed in range(50))

@@ -122,6 +122,7 @@ CONTRADICTIONS: dict[str, list[Row]] = {
     "agent -1": changed(ROWS, 0, agent=-1),
     "nan": changed(ROWS, 4, end=float("nan")),
     "inf": changed(ROWS, 4, end=float("inf")),
+    "times -inf": changed(ROWS, 4, start=-float("inf")),
     "rising numbers other than its own": changed(ROWS, 4, reads=ROWS[4].reads[::-1]),
     "numbers other than its own": changed_read(ROWS, 4, neighbor=ROWS[4].agent),
     "numbers from 0 on": changed_read(ROWS, 4, staleness=-1),
