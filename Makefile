@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 .PHONY: train compare test check format lock clean
 
 train: $(READY)  ## Eight Ray actors with stale neighbors; then the very same schedule under plain asynchronous SGD
+	@rm -rf runs/first runs/first-under-d-asgd
 	$(BIN)/ray-pcasgd train --name first
-	$(BIN)/ray-pcasgd replay runs/first --name first-d-asgd --set algorithm.name=d-asgd
-	$(BIN)/ray-pcasgd report runs/first runs/first-d-asgd --output runs/first-against-d-asgd.html
+	$(BIN)/ray-pcasgd replay runs/first --name first-under-d-asgd --set algorithm=d-asgd
 
 compare: $(READY)  ## All methods under the same schedule
 	$(BIN)/ray-pcasgd compare

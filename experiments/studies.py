@@ -1,10 +1,11 @@
-"""What the studies share: a comparison at several step sizes, and its page written from the measured figures."""
+"""What the studies share: a comparison under several settings, and its page written from the measured figures."""
 
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,37 +16,37 @@ from ray_pcasgd.loading import load_config
 from ray_pcasgd.report.page import write_report
 
 
-def compare_step_sizes(
-    config: Config, methods: Sequence[Method], step_sizes: Sequence[float], seeds: int, storage: Path
+def compare_settings(
+    config: Config, methods: Sequence[Method], changes: Mapping[str, Mapping[str, Any]], seeds: int, storage: Path
 ) -> pd.DataFrame:
-    """Return one row per step size, method and seed; the run folders lie in ``storage``, with a report each."""
+    """Return one row per named change of the settings, method and seed.
+
+    The run folders lie in ``storage``, in a folder for each change, with a report.
+    """
     frames = []
-    for step_size in step_sizes:
+    for case, change in changes.items():
         began = time.perf_counter()
-        settings = load_config(
-            config, changes={"step_size": step_size, "storage_path": str(storage), "name": f"step-{step_size:g}"}
-        )
-        comparison = compare(settings, methods, seeds)
-        labels = comparison.runs["label"].tolist()
-        write_report([Path(p) for p in comparison.runs["path"]], comparison.path / "report.html", "comparison", labels)
-        seconds = time.perf_counter() - began
-        frames.append(comparison.runs.assign(step_size=step_size))
-        print(f"step size {step_size:g}: {seconds:.0f} s", file=sys.stderr, flush=True)
+        place = {"storage_path": str(storage), "name": case.replace(" ", "-")}
+        comparison = compare(load_config(config, changes={**change, **place}), methods, seeds)
+        folders = [Path(path) for path in comparison.runs["path"]]
+        write_report(folders, comparison.path / "report.html", case, comparison.runs["label"].tolist())
+        frames.append(comparison.runs.assign(case=case))
+        print(f"{case}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     return pd.concat(frames, ignore_index=True)
 
 
 def table(runs: pd.DataFrame) -> str:
-    """Return a Markdown table: mean (and standard deviation over seeds) in percent, by method and step size."""
+    """Return a Markdown table: mean (and standard deviation over seeds) in percent, by case and method."""
     lines = [
-        "| method | step size | averaged model | agents' mean | worst agent | consensus distance | predicting share |",
+        "| case | method | averaged model | agents' mean | worst agent | consensus distance | predicting share |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (label, step_size), group in runs.groupby(["label", "step_size"], sort=False):
+    for (case, label), group in runs.groupby(["case", "label"], sort=False):
         cells = [_percent(group[name]) for name in ("test_accuracy", "agents_mean_test_accuracy")]
         cells += [_percent(group["agents_min_test_accuracy"]), f"{group['consensus_distance'].mean():.3g}"]
         share = group["predicting_share"].mean()
         cells.append("–" if share != share else f"{share:.2f}")
-        lines.append(f"| {label} | {step_size:g} | " + " | ".join(cells) + " |")
+        lines.append(f"| {case} | {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """The command line: ``ray-pcasgd train | compare | replay | report``."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,11 +50,11 @@ def replay(
     engine: EngineName = "local",
     name: RunName = None,
 ) -> None:
-    """Run a recorded schedule again, under other settings."""
+    """Run a recorded schedule again, under other settings; the report shows both runs."""
     console = Console()
     source = read_yaml(run / "config.yaml") | {"name": None, "schedule": str(run / "schedule.parquet")}
     settings = load_config(source, [*_shortcuts(engine, name), *assignments])
-    _finish(Trainer(settings, watcher=Terminal(console)).fit(), console)
+    _finish(Trainer(settings, watcher=Terminal(console)).fit(), console, beside=[run])
 
 
 @app.command("compare")
@@ -117,10 +117,11 @@ def _shortcuts(engine: str | None, name: str | None) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
-def _finish(result: Result, console: Console) -> None:
+def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> None:
     path = Path(result.path)
     if path.is_dir():
-        write_report([path], path / "report.html", path.name)
+        runs = [*beside, path]
+        write_report(runs, path / "report.html", " against ".join(run.name for run in runs))
     print_final_table(result, console)
     if result.error:
         print(f"error: {result.error}", file=sys.stderr)

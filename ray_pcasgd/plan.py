@@ -154,7 +154,8 @@ def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Sc
     rows, metadata = read_rows(path)
     left = frozenset(map(int, metadata.get("left", "").split()))
     check_fits(rows, network.neighbors, config.num_steps, left)
-    return Recorded(tuple(row for row in in_causal_order(rows) if row.step < config.num_steps))
+    # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
+    return Recorded(tuple(in_causal_order([row for row in rows if row.step < config.num_steps])))
 
 
 def _recipe(config: Config, clusters: tuple[int, ...]) -> Recipe:

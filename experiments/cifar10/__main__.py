@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.studies import compare_step_sizes, machine, table
+from experiments.studies import compare_settings, machine, table
 from ray_pcasgd.compare import METHODS
 from ray_pcasgd.loading import load_config
 
@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("assignments", nargs="*", metavar="KEY=VALUE", help="settings, as with --set")
     arguments = parser.parse_args()
     config = load_config(HERE / "config.yaml", arguments.assignments)
-    runs = compare_step_sizes(config, METHODS, STEP_SIZES, arguments.seeds, arguments.storage)
+    changes = {f"step size {step_size:g}": {"step_size": step_size} for step_size in STEP_SIZES}
+    runs = compare_settings(config, METHODS, changes, arguments.seeds, arguments.storage)
     runs.drop(columns="path").to_parquet(HERE / "results.parquet", index=False)
     (HERE / "RESULTS.md").write_text(page(runs, config.num_steps, arguments.seeds), encoding="utf-8")
 

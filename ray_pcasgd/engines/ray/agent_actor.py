@@ -86,7 +86,8 @@ class AgentActor:
         with self.changed:
             self.mailbox.put(Message(header, contents), time.monotonic())
             self.took_in(header.sender)
-            self.changed.notify_all()
+            if self.is_worth_waking():
+                self.changed.notify_all()
 
     @ray.method(concurrency_group="mail")
     def stop(self) -> None:
@@ -109,6 +110,10 @@ class AgentActor:
         finally:
             self.report(flush=True)
         self.outbox.flush()
+
+    def is_worth_waking(self) -> bool:
+        """Return whether the training thread has something to do about a message; called with the lock held."""
+        return True
 
     def took_in(self, neighbor: int) -> None:
         """Note that a message of this neighbor has come; called with the lock held."""
@@ -233,6 +238,9 @@ def _portable(snapshot: Snapshot) -> Any:
 class PlannedAgentActor(AgentActor):
     """Waits for exactly the versions that its rows name: the result does not depend on the machine's timing."""
 
+    awaited: Row | None = None
+    """The row whose reads are waited for."""
+
     def take_steps(self) -> None:
         """Execute the agent's rows in order."""
         rows: deque[Row] = deque()
@@ -254,25 +262,32 @@ class PlannedAgentActor(AgentActor):
 
     def await_reads(self, row: Row) -> list[Found]:
         """Wait for every version that the row names; leave out those of agents that left the run before them."""
-        recipe, mailbox = self.spec.recipe, self.mailbox
-
-        def missing(read: Read) -> bool:
-            if mailbox.isolated(read.neighbor, read.version):
-                return False
-            if mailbox.get(read.neighbor, read.version) is None:
-                return True
-            return (
-                recipe.needs_direction(row.agent, read)
-                and self.direction_of(read.neighbor, read.version) is None
-                and not mailbox.left(read.neighbor)
-            )
 
         def names() -> str:
-            return " and ".join(f"version {r.version} of agent {r.neighbor}" for r in row.reads if missing(r))
+            missing = (read for read in row.reads if self.is_missing(read))
+            return " and ".join(f"version {read.version} of agent {read.neighbor}" for read in missing)
 
         with self.changed:
-            self.wait_until(lambda: not any(map(missing, row.reads)), names)
-            found = [self.find(read) for read in row.reads if not mailbox.isolated(read.neighbor, read.version)]
+            self.awaited = row
+            self.wait_until(self.is_worth_waking, names)
+            gone = self.mailbox.isolated
+            found = [self.find(read) for read in row.reads if not gone(read.neighbor, read.version)]
             for read in row.reads:
-                mailbox.forget(read.neighbor, read.version)
+                self.mailbox.forget(read.neighbor, read.version)
             return found
+
+    def is_worth_waking(self) -> bool:
+        """Return whether all that the awaited row names is here: to wake up at each message would cost more than it."""
+        return self.awaited is None or not any(map(self.is_missing, self.awaited.reads))
+
+    def is_missing(self, read: Read) -> bool:
+        """Return whether something is still to come that this read needs."""
+        if self.mailbox.isolated(read.neighbor, read.version):
+            return False
+        if self.mailbox.get(read.neighbor, read.version) is None:
+            return True
+        return (
+            self.spec.recipe.needs_direction(self.spec.agent, read)
+            and self.direction_of(read.neighbor, read.version) is None
+            and not self.mailbox.left(read.neighbor)
+        )

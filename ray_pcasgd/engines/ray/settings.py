@@ -30,7 +30,7 @@ class RaySettings(Settings):
     """Threads that torch uses within one operation of one agent."""
     address: str | None = None
     """Address of a running cluster; not given: RAY_ADDRESS, or a cluster of its own on this machine."""
-    dashboard: bool = True
-    """Whether a cluster of its own has Ray's dashboard, on this machine's loopback address."""
+    dashboard: bool = False
+    """Whether a cluster of its own has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to start."""
     log_to_driver: bool = False
     """Whether the agents' standard output is shown."""

@@ -64,7 +64,7 @@ class Outbox:
     """Sends an agent's messages, notices neighbors that are gone, and never waits for one."""
 
     def __init__(self, neighbors: Mapping[int, ActorHandle[Any]]) -> None:
-        self._neighbors = dict(neighbors)
+        self._neighbors: dict[int, Any] = {k: handle.receive for k, handle in neighbors.items()}
         self._pending: dict[int, deque[Any]] = {k: deque() for k in neighbors}
 
     def send(self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool) -> list[int]:
@@ -75,9 +75,9 @@ class Outbox:
         gone = [k for k in self._neighbors if len(self._pending[k]) >= CHECKED_CALLS and not self._is_alive(k)]
         for k in gone:
             del self._neighbors[k], self._pending[k]
-        for k, handle in self._neighbors.items():
+        for k, receive in self._neighbors.items():
             if not may_skip or len(self._pending[k]) < PENDING_CALLS:
-                self._pending[k].append(handle.receive.remote(headers[k], contents))
+                self._pending[k].append(receive.remote(headers[k], contents))
         return gone
 
     def flush(self) -> None:
