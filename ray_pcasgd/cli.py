@@ -130,6 +130,8 @@ def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> No
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, and end the process with its exit status: 2 for settings, 1 for a failed run."""
+    # Import paths in settings are looked up from where the command is given, as `python -m` does.
+    sys.path.insert(0, str(Path.cwd()))
     sys.exit(run_command(lambda: app(arguments, standalone_mode=True)))
 
 

@@ -5,12 +5,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 
 from ray_pcasgd.agent import AgentSpec, Recipe
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Engine
-from ray_pcasgd.engines.local import LocalEngine
+from ray_pcasgd.engines.local import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.loading import SettingsError, explain
 from ray_pcasgd.reliability import Measured
@@ -110,6 +111,9 @@ def resolve(config: Config) -> Config:
         raise SettingsError(
             "schedule: allowed beside engine.mode = 'live' is none; a recorded schedule is replayed planned"
         )
+    engine = config.engine
+    if isinstance(engine, LocalSettings) and engine.device != "cpu" and not torch.cuda.is_available():
+        raise SettingsError(f"engine.device = {engine.device!r}: allowed on this machine is 'cpu'; it has no GPU")
     reliability = config.reliability
     if isinstance(reliability, Measured) and reliability.staleness is None:
         reliability = Measured(staleness=1 if live else 0)
@@ -159,7 +163,8 @@ def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Sc
 
 
 def _recipe(config: Config, clusters: tuple[int, ...]) -> Recipe:
-    on_gpu = isinstance(config.engine, RaySettings) and config.engine.gpus_per_agent > 0
+    engine = config.engine
+    on_gpu = isinstance(engine, RaySettings) and engine.gpus_per_agent > 0
     return Recipe(
         seed=config.seed,
         num_steps=config.num_steps,
@@ -171,7 +176,7 @@ def _recipe(config: Config, clusters: tuple[int, ...]) -> Recipe:
         reliability=config.reliability,
         clusters=clusters,
         task=config.task,
-        device="cuda" if on_gpu else getattr(config.engine, "device", "cpu"),
+        device=engine.device if isinstance(engine, LocalSettings) else "cuda" if on_gpu else "cpu",
         evaluate_every=config.evaluate_every,
         isolate_non_finite=config.on_non_finite_loss == "isolate",
     )

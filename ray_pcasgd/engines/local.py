@@ -17,6 +17,8 @@ from ray_pcasgd.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.settings import Settings
+from ray_pcasgd.tasks.models import CustomModel, Torchvision
+from ray_pcasgd.tasks.objective import CustomMeasure
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -25,8 +27,10 @@ class LocalSettings(Settings):
 
     name: Literal["local"] = "local"
     batched: Literal["auto", "always", "never"] = "auto"
-    """Whether agents' steps run stacked under vmap: ``auto`` where that is faster, for networks without convolutions
-    and dropout. ``never`` gives the very bits of the ray engine's planned mode."""
+    """Whether agents' steps run stacked under vmap: ``auto`` for the package's own networks without convolutions, where
+    it is faster and always possible. ``never`` gives the very bits of the ray engine's planned mode."""
+    device: str = Field("cpu", pattern="^(cpu|cuda(:[0-9]+)?)$")
+    """Where the agents compute: cpu, cuda, or cuda:1 for one of several GPUs."""
     threads: int = Field(1, ge=1)
     """Threads that torch uses within one operation."""
 
@@ -219,5 +223,8 @@ class _Execution:
 def _runs_batched(settings: LocalSettings, agent: Agent) -> bool:
     if settings.batched != "auto":
         return settings.batched == "always"
-    unsuitable = (torch.nn.modules.conv._ConvNd, torch.nn.modules.dropout._DropoutNd, torch.nn.RNNBase)
-    return not any(isinstance(m, unsuitable) for m in agent.replica.module.modules())
+    task = agent.spec.recipe.task
+    if isinstance(task.model, CustomModel | Torchvision) or isinstance(task.loss, CustomMeasure):
+        return False  # the user's own code may hold what cannot run stacked
+    slower = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)
+    return not any(isinstance(module, slower) for module in agent.replica.module.modules())

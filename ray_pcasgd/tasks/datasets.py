@@ -1,7 +1,7 @@
 """The data sets that settings name; the libraries that decode them are imported where they are used."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -144,11 +144,18 @@ class CustomData(Standardized):
         return max(found)
 
 
+def _from_pair(value: Any) -> Any:
+    """Return a pair of data sets as settings of them."""
+    if isinstance(value, tuple) and len(value) == 2:
+        return {"name": "custom", "train": value[0], "test": value[1]}
+    return from_name(value)
+
+
 Data = Annotated[
     Annotated[
         Digits | CIFAR10 | CIFAR100 | FashionMNIST | ImageFolder | ImageParquet | Text | CustomData,
         Field(discriminator="name"),
     ],
-    BeforeValidator(from_name),
+    BeforeValidator(_from_pair),
 ]
-"""One of the data sets, by its ``name``."""
+"""One of the data sets, by its ``name``; from Python also a pair of map-style data sets."""

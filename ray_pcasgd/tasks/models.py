@@ -183,12 +183,19 @@ class CustomModel(_Model):
         return network
 
 
+def _from_factory(value: Any) -> Any:
+    """Return a function or class that makes a module as settings of it."""
+    if callable(value) and not isinstance(value, Settings):
+        return {"name": "custom", "factory": value}
+    return from_name(value)
+
+
 Model = Annotated[
     Annotated[
         MLP | SmallCNNModel | ResNet20 | ResNet56 | PreResNet110 | DenseNet | Torchvision | CharLMModel | CustomModel,
         Field(discriminator="name"),
     ],
-    BeforeValidator(from_name),
+    BeforeValidator(_from_factory),
 ]
 """One of the models, by its ``name``."""
 

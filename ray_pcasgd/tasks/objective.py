@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -111,19 +111,27 @@ class CustomMeasure(Measure):
         return result
 
 
+def _from_function(value: Any) -> Any:
+    """Return a function as settings of it."""
+    if callable(value) and not isinstance(value, Settings):
+        return {"name": "custom", "function": value}
+    return from_name(value)
+
+
 Loss = Annotated[
-    Annotated[CrossEntropy | MeanSquaredError | CustomMeasure, Field(discriminator="name")], BeforeValidator(from_name)
+    Annotated[CrossEntropy | MeanSquaredError | CustomMeasure, Field(discriminator="name")],
+    BeforeValidator(_from_function),
 ]
-"""What is minimized, by its ``name``."""
+"""What is minimized, by its ``name``; from Python also a function."""
 
 Metric = Annotated[
     Annotated[
         Accuracy | TopAccuracy | CrossEntropy | MeanSquaredError | MeanAbsoluteError | CustomMeasure,
         Field(discriminator="name"),
     ],
-    BeforeValidator(from_name),
+    BeforeValidator(_from_function),
 ]
-"""What is reported beside the loss, by its ``name``."""
+"""What is reported beside the loss, by its ``name``; from Python also a function."""
 
 
 def _rows(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
