@@ -75,12 +75,13 @@ def make_plan(config: Config) -> Plan:
     """
     config = resolve(config)
     try:
+        config.algorithm.check(config.num_agents)
+        data = config.task.load()
+        # Before the network: a number of agents that is far too large would first make a matrix of its square.
+        shards = config.partition.split(data.train, config.num_agents, config.seed)
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
         clusters = cluster_of_each_agent(config)
         check_timing(config.compute, config.links, config.num_agents)
-        config.algorithm.check(config.num_agents)
-        data = config.task.load()
-        shards = config.partition.split(data.train, config.num_agents, config.seed)
         config.task.build_model(data, config.seed)
         schedule = _schedule(config, network, clusters)
     except ValidationError as error:

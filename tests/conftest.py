@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# Tiny operations on as many threads as there are cores take a hundred times as long when the cores are busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

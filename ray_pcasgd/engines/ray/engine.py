@@ -7,7 +7,7 @@ from typing import Any
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -89,9 +89,7 @@ class _Run:
         self.lost: list[int] = []
 
     def reports(self) -> Iterator[StepReport | Event]:
-        places: list[str] = ray.get([actor.ready.remote() for actor in self.actors])
-        for agent, place in enumerate(places):
-            yield Event("agent_started", agent, 0, place)
+        yield from self.started()
         ray.get(
             [
                 actor.connect.remote({k: self.actors[k] for k in spec.neighbors})
@@ -117,6 +115,17 @@ class _Run:
             raise failures[0]
         if len(self.lost) == len(self.actors):
             raise RunError("every agent was lost")
+
+    def started(self) -> Iterator[Event]:
+        """Wait until every agent is built, and report where."""
+        ready: list[Any] = [actor.ready.remote() for actor in self.actors]
+        for agent, place in enumerate(ready):
+            try:
+                yield Event("agent_started", agent, 0, ray.get(place))
+            except RayTaskError as error:
+                raise RunError(f"agent {agent} could not be built: {error.cause}") from error
+            except RayError as error:
+                raise RunError(f"agent {agent} could not be started: {str(error).splitlines()[0]}") from error
 
     def failure(self, call: Any, agent: int) -> Exception | Event | None:
         """Return what ended an agent's training other than its last step."""
