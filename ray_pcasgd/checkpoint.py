@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_pcasgd.config import CheckpointSettings
-from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.run_folder import RunFolder
 
 
@@ -35,20 +34,12 @@ class Checkpoints:
         self.kept: list[tuple[Checkpoint, dict[str, Any]]] = []
 
     def offer(self, row: Mapping[str, Any], state_dict: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Keep the model of an evaluation (``row`` is the averaged model's), if the settings ask for it.
-
-        Raises:
-            SettingsError: the score is none of the task's metrics.
-
-        """
+        """Keep the model of an evaluation (``row`` is the averaged model's), if the settings ask for it."""
         every = self._settings.every_evaluations
         self._offered += 1
         if every is None or self._offered % every:
             return
         metrics = {name.removeprefix("test_"): value for name, value in row.items() if name.startswith("test_")}
-        score = self._settings.score
-        if score is not None and score not in metrics:
-            raise SettingsError(f"checkpoint.score = {score!r}: allowed are {', '.join(metrics)}")
         path = self._folder.keep_checkpoint(row["step"], state_dict(), metrics)
         self.kept.append((Checkpoint(str(path)), metrics))
         limit = self._settings.num_to_keep

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.settings import Settings, from_name
 
 
 class Constant(Settings):
@@ -14,6 +14,7 @@ class Constant(Settings):
 
     name: Literal["constant"] = "constant"
     value: float
+    """The value."""
 
     def at(self, step: int) -> float:
         """Return the value at ``step``."""
@@ -29,8 +30,11 @@ class Linear(Settings):
 
     name: Literal["linear"] = "linear"
     start: float
+    """Value at step 0."""
     end: float
+    """Value from step ``steps`` on."""
     steps: int = Field(ge=1)
+    """Steps from ``start`` to ``end``."""
 
     def at(self, step: int) -> float:
         """Return the value at ``step``."""
@@ -46,8 +50,11 @@ class Cosine(Settings):
 
     name: Literal["cosine"] = "cosine"
     start: float
+    """Value at step 0."""
     end: float = 0.0
+    """Value from step ``steps`` on."""
     steps: int = Field(ge=1)
+    """Steps from ``start`` to ``end``."""
 
     def at(self, step: int) -> float:
         """Return the value at ``step``."""
@@ -64,8 +71,11 @@ class MultiStep(Settings):
 
     name: Literal["multi-step"] = "multi-step"
     start: float
+    """Value at step 0."""
     factor: float = Field(0.1, gt=0)
+    """What the value is multiplied by, above 0."""
     at_steps: tuple[int, ...]
+    """Steps at which it is multiplied: rising, from 1 on."""
 
     @model_validator(mode="after")
     def _sorted(self) -> "MultiStep":
@@ -83,7 +93,7 @@ class MultiStep(Settings):
 
 
 def _from_number(value: Any) -> Any:
-    return {"name": "constant", "value": value} if isinstance(value, int | float) else value
+    return {"name": "constant", "value": value} if isinstance(value, int | float) else from_name(value)
 
 
 Curve = Annotated[

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field, model_validator
 
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.settings import Settings, from_name
 
 Sampler = Callable[[float], float]
 """Draws the next value; the argument is when it is drawn for: a time, or a version where the unit is steps."""
@@ -212,7 +212,7 @@ class Measured(Settings):
 
 
 def _from_number(value: Any) -> Any:
-    return {"name": "constant", "value": value} if isinstance(value, int | float) else value
+    return {"name": "constant", "value": value} if isinstance(value, int | float) else from_name(value)
 
 
 Law = Annotated[

@@ -1,5 +1,7 @@
 """From settings to everything that a run needs, checked before any actor starts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +15,15 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Engine
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.loading import SettingsError, explain
+from ray_pcasgd.explanation import explain, one_line
+from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.reliability import Measured
+from ray_pcasgd.replica import Replica
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, NoBarrier
 from ray_pcasgd.schedule.planner import Planner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.trace import check_fits, in_causal_order, read_rows
-from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.tasks.task import Task, TaskData
 from ray_pcasgd.timing import check_timing
 from ray_pcasgd.topology import Network, build_network
 
@@ -76,18 +80,19 @@ def make_plan(config: Config) -> Plan:
     config = resolve(config)
     try:
         config.algorithm.check(config.num_agents)
+        _check_settings(config)
         data = config.task.load()
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
         shards = config.partition.split(data.train, config.num_agents, config.seed)
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
         clusters = cluster_of_each_agent(config)
         check_timing(config.compute, config.links, config.num_agents)
-        config.task.build_model(data, config.seed)
+        _try_out(config.task, data, config.seed)
         schedule = _schedule(config, network, clusters)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, {}))) from None
     except ValueError as error:
-        raise SettingsError(str(error)) from None
+        raise SettingsError(one_line(error)) from None
     recipe = _recipe(config, clusters)
     specs = tuple(_spec(recipe, network, agent, shard) for agent, shard in enumerate(shards))
     return Plan(config, network, clusters, data, specs, schedule)
@@ -143,6 +148,44 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
     return tuple(number[agent] for agent in range(config.num_agents))
 
 
+def _check_settings(config: Config) -> None:
+    lowest = min(config.step_size.extremes())
+    if lowest < 0:
+        raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
+    kept = config.checkpoint
+    metrics = ["loss", *(metric.key for metric in config.task.metrics)]
+    if kept.score is not None and kept.score not in metrics:
+        raise ValueError(f"checkpoint.score = {kept.score!r}: allowed are {', '.join(metrics)}")
+    for setting, value in (("score", kept.score), ("num_to_keep", kept.num_to_keep)):
+        if value is not None and kept.every_evaluations is None:
+            raise ValueError(f"checkpoint.{setting} = {value!r}: allowed beside checkpoint.every_evaluations only")
+
+
+def _try_out(task: Task, data: TaskData, seed: int) -> None:
+    """Raise ``ValueError`` where model, loss or metrics do not take the data."""
+    replica = Replica(task.build_model(data, seed), torch.device("cpu"))
+    replica.module.eval()
+    inputs, targets = data.train.take(range(min(2, len(data.train))))
+    with torch.random.fork_rng(devices=[]), _naming(f"task.model.name = {task.model.name!r}"):
+        outputs = replica.module(data.normalization(inputs))
+    with _naming(f"task.loss.name = {task.loss.name!r}"):
+        loss = task.loss(outputs, targets)
+        if loss.ndim or not loss.requires_grad:
+            raise ValueError(f"{loss}; allowed is a scalar that depends on the model's parameters")
+    for metric in task.metrics:
+        with _naming(f"task.metrics: {metric.key}"):
+            metric(outputs, targets).item()
+
+
+@contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Name the setting in whatever its object raises, which may be the user's own code."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{setting}: fails on the first samples ({error})") from error
+
+
 def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Schedule:
     if config.schedule is None:
         assert config.barrier is not None
@@ -156,6 +199,8 @@ def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Sc
             seed=config.seed,
         )
     path = Path(config.schedule)
+    if not path.is_file():
+        raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
     rows, metadata = read_rows(path)
     left = frozenset(map(int, metadata.get("left", "").split()))
     check_fits(rows, network.neighbors, config.num_steps, left)

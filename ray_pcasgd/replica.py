@@ -84,4 +84,4 @@ def _flatten(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[tuple
 def _require_float32(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
-            raise ValueError(f"model: parameter or buffer {name} is {tensor.dtype}; allowed is torch.float32")
+            raise ValueError(f"task.model: parameter or buffer {name} is {tensor.dtype}; allowed is torch.float32")
