@@ -52,7 +52,7 @@ class Config(Settings):
     """Every random draw of the run follows from it."""
     num_agents: int = Field(8, ge=1)
     """Number of agents, N."""
-    num_steps: int = Field(400, ge=1)
+    num_steps: int = Field(300, ge=1)
     """Steps that each agent takes."""
     batch_size: int = Field(16, ge=1)
     """Samples of one agent's mini-batch."""

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from ray_pcasgd.tasks.resnet import he_initialize
+
 
 class SmallCNN(nn.Module):
     """Blocks of 3x3 convolution, ReLU and 2x2 max-pooling, then one linear layer."""
@@ -19,6 +21,7 @@ class SmallCNN(nn.Module):
             depth, height, width = wide, height // 2, width // 2
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(depth * height * width, num_outputs)
+        he_initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return outputs (n, num_outputs) for images (n, channels, height, width)."""
