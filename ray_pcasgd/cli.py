@@ -39,7 +39,7 @@ def train(
 ) -> None:
     """Train agents whose news of each other is late."""
     console = Console()
-    settings = load_config(config, [*assignments, *_shortcuts(engine, name)])
+    settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     _finish(Trainer(settings, watcher=Terminal(console)).fit(), console)
 
 
