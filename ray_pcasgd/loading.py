@@ -43,10 +43,8 @@ def load_config(
 
     """
     tree = _tree(source)
-    if changes:
-        tree = merge(tree, changes)
-    for assignment in assignments:
-        tree = merge(tree, parse_assignment(assignment))
+    for change in [*([changes] if changes else []), *map(parse_assignment, assignments)]:
+        tree = merge(_spelled_out(tree), change)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -54,12 +52,29 @@ def load_config(
 
 
 def _tree(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
-    if source is None:
-        return Config().model_dump()
-    if isinstance(source, Config):
-        return dict(source.model_dump())
+    if source is None or isinstance(source, Config):
+        return dict(_as_tree(source or Config()))
     given = read_yaml(Path(source)) if isinstance(source, str | Path) else source
-    return dict(merge(Config().model_dump(), given))
+    return dict(merge(_as_tree(Config()), given))
+
+
+def _as_tree(value: Any) -> Any:
+    """Return settings as nested mappings; the user's own objects stay what they are, unlike in ``model_dump``."""
+    if isinstance(value, Settings):
+        return {name: _as_tree(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, tuple) and value and all(isinstance(item, Settings) for item in value):
+        return [_as_tree(item) for item in value]
+    if isinstance(value, dict) and value and all(isinstance(item, Settings) for item in value.values()):
+        return {key: _as_tree(item) for key, item in value.items()}
+    return value
+
+
+def _spelled_out(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without short forms, whose parts nobody could address, if they are valid already."""
+    try:
+        return dict(_as_tree(Config.model_validate(tree)))
+    except ValidationError:
+        return tree
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -107,8 +122,7 @@ def merge(base: Any, changes: Mapping[str, Any], path: str = "") -> Any:
     >>> merge({"engine": {"name": "ray", "mode": "live"}, "seed": 1}, {"engine": {"name": "local"}})
     {'engine': {'name': 'local'}, 'seed': 1}
     """
-    if isinstance(base, Settings):
-        base = base.model_dump()
+    base = _as_tree(base)
     if isinstance(base, list | tuple) and changes and all(str(key).isdigit() for key in changes):
         return _merge_items(list(base), changes, path)
     if isinstance(base, str) and "name" not in changes:

@@ -16,6 +16,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.records import Row
 from ray_pcasgd.schedule.trace import write_rows
+from ray_pcasgd.tasks.imports import import_path
 
 
 class RunFolder:
@@ -47,8 +48,9 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise SettingsError(f"storage_path = {config.storage_path!r}: cannot be written ({error})") from None
+        written = config.model_dump(mode="json", fallback=import_path)
         (folder.path / "config.yaml").write_text(
-            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+            yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
         return folder
 
