@@ -34,6 +34,7 @@ _ALLOWED = {
     "dict_type": "allowed is a mapping",
     "model_type": "allowed is a mapping of settings",
     "model_attributes_type": "allowed is a mapping with a name",
+    "invalid_key": "no such setting",
     "missing": "is required",
     "union_tag_not_found": "is required",
 }

@@ -79,7 +79,6 @@ def make_plan(config: Config) -> Plan:
     """
     config = resolve(config)
     try:
-        config.algorithm.check(config.num_agents)
         _check_settings(config)
         data = config.task.load()
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
@@ -149,6 +148,10 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
 
 
 def _check_settings(config: Config) -> None:
+    try:
+        config.algorithm.check(config.num_agents)
+    except ValueError as error:
+        raise ValueError(f"algorithm.{error}") from None
     lowest = min(config.step_size.extremes())
     if lowest < 0:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
