@@ -21,14 +21,17 @@ from ray_pcasgd.tasks.models import CustomModel, Torchvision
 from ray_pcasgd.tasks.objective import CustomMeasure
 from ray_pcasgd.tasks.task import TaskData
 
+MANY_AGENTS = 32
+"""From so many agents on, stacking saves more than it costs (measured on CPUs: experiments/benchmarks)."""
+
 
 class LocalSettings(Settings):
     """The local engine: one process and virtual time."""
 
     name: Literal["local"] = "local"
     batched: Literal["auto", "always", "never"] = "auto"
-    """Whether agents' steps run stacked under vmap: ``auto`` for the package's own networks without convolutions, where
-    it is faster and always possible. ``never`` gives the very bits of the ray engine's planned mode."""
+    """Whether agents' steps run stacked under vmap: ``auto`` for 32 agents or more of the package's own networks
+    without convolutions, where it is faster. ``never`` gives the very bits of the ray engine's planned mode."""
     device: str = Field("cpu", pattern="^(cpu|cuda(:[0-9]+)?)$")
     """Where the agents compute: cpu, cuda, or cuda:1 for one of several GPUs."""
     threads: int = Field(1, ge=1)
@@ -70,7 +73,7 @@ class _Execution:
     ) -> None:
         self.recipe = specs[0].recipe
         self.agents = [Agent(spec, data) for spec in specs]
-        self.batched = _runs_batched(settings, self.agents[0])
+        self.batched = _runs_batched(settings, self.agents)
         self.rows = rows
         self.window: deque[Row] = deque()
         self.published: list[dict[int, _Published]] = [{0: _Published(a.weights, a.buffers)} for a in self.agents]
@@ -220,11 +223,11 @@ class _Execution:
         )
 
 
-def _runs_batched(settings: LocalSettings, agent: Agent) -> bool:
-    if settings.batched != "auto":
+def _runs_batched(settings: LocalSettings, agents: Sequence[Agent]) -> bool:
+    if settings.batched != "auto" or len(agents) < MANY_AGENTS:
         return settings.batched == "always"
-    task = agent.spec.recipe.task
+    task = agents[0].spec.recipe.task
     if isinstance(task.model, CustomModel | Torchvision) or isinstance(task.loss, CustomMeasure):
         return False  # the user's own code may hold what cannot run stacked
     slower = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)
-    return not any(isinstance(module, slower) for module in agent.replica.module.modules())
+    return not any(isinstance(module, slower) for module in agents[0].replica.module.modules())

@@ -1,0 +1,71 @@
+"""All benchmarks: ``python -m experiments.benchmarks [--only NAME ...] [--repeats 5]``, from the repository's root."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+
+import ray
+import torch
+
+from experiments.benchmarks import engine, live, local, rule, transport
+from experiments.benchmarks.measuring import Figure
+
+HERE = Path(__file__).parent
+BENCHMARKS = {"rule": rule, "local": local, "transport": transport, "engine": engine, "live": live}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS))
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=8)
+    results = json.loads((HERE / "results.json").read_text()) if (HERE / "results.json").exists() else {}
+    for name in arguments.only:
+        figures = [figure._asdict() for figure in BENCHMARKS[name].benchmark(arguments.repeats)]
+        results[name] = {"figures": figures, "date": datetime.date.today().isoformat(), "repeats": arguments.repeats}
+        if name == "live":
+            gaps = [live.longest_gap_after_a_kill() for _ in range(arguments.repeats)]
+            results[name]["longest_gap_seconds"] = {"median": statistics.median(gaps), "max": max(gaps)}
+        (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (HERE / "RESULTS.md").write_text(page(results), encoding="utf-8")
+        print(f"{name}: done", flush=True)
+    ray.shutdown()
+    print(page(results))
+
+
+def page(results: dict[str, dict]) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python -m experiments.benchmarks`. What is compared runs in turn, A B A B; the ratio is the median",
+        f"of the pairs, with the smallest and the largest. {os.cpu_count()} shared cores, no GPU, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, Ray {ray.__version__}.",
+        "",
+        "| what | against | ratio | from | to | measured | reference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in BENCHMARKS:
+        for fields in results.get(name, {}).get("figures", ()):
+            figure = Figure(**fields)
+            sides = f"{figure.measured:.3g} {figure.unit} | {figure.reference:.3g} {figure.unit}"
+            ratios = f"{figure.ratio:.2f} | {figure.low:.2f} | {figure.high:.2f}"
+            lines.append(f"| {figure.name} | {figure.against} | {ratios} | {sides} |")
+    gap = results.get("live", {}).get("longest_gap_seconds")
+    if gap:
+        lines += [
+            "",
+            "Four live agents of 20 ms a step, one killed in the middle: the longest time between two steps of any other",
+            f"was {gap['median']:.3f} s in the median of the runs, {gap['max']:.3f} s at most.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Paired measurement: what is compared runs in turn, A B A B, and the ratio is taken pair by pair."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.loading import load_config
+from ray_pcasgd.plan import make_plan
+from ray_pcasgd.records import StepReport
+
+
+class Figure(NamedTuple):
+    """One ratio: the median, smallest and largest of several pairs, and the medians of both sides."""
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+    measured: float
+    reference: float
+    unit: str
+    against: str
+
+
+def paired(
+    name: str, measured: Callable[[], float], reference: Callable[[], float], unit: str, against: str, repeats: int
+) -> Figure:
+    """Return the ratio of two measured quantities, taken in turn."""
+    pairs = [(measured(), reference()) for _ in range(repeats)]
+    ratios = [a / b for a, b in pairs]
+    sides = [statistics.median(side) for side in zip(*pairs, strict=True)]
+    return Figure(name, statistics.median(ratios), min(ratios), max(ratios), sides[0], sides[1], unit, against)
+
+
+def steps_per_second(times: Iterable[Sequence[float]], skip: int) -> float:
+    """Return the agents' steps a second in all, from each one's times of finished steps, without the first ones."""
+    return sum((len(own) - 1 - skip) / (own[-1] - own[skip]) for own in times)
+
+
+def run_times(config: Config | None = None, **changes: Any) -> list[list[float]]:
+    """Run the engine alone, without a run folder, and return the wall times of each agent's steps."""
+    settings = load_config(config, changes={"evaluate_every": 10**6, **changes})
+    plan = make_plan(settings)
+    times: list[list[float]] = [[] for _ in plan.specs]
+    for report in plan.engine().run(plan.specs, plan.data):
+        if isinstance(report, StepReport):
+            times[report.row.agent].append(report.wall_seconds)
+    return times
