@@ -1,5 +1,6 @@
 """Several algorithms under the same schedule and seeds."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,8 +8,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.loading import SettingsError, load_config, parse_assignment
-from ray_pcasgd.run_folder import is_remote, run_name
+from ray_pcasgd.loading import SettingsError, load_config, merge, parse_assignment
+from ray_pcasgd.plan import resolve
+from ray_pcasgd.run_folder import free_name, is_remote
 from ray_pcasgd.trainer import Result, Trainer, Watcher
 
 
@@ -19,7 +21,7 @@ class Method(NamedTuple):
     changes: Mapping[str, Any]
 
 
-UNDELAYED = Method("d-psgd without delay", {"algorithm": {"name": "d-psgd"}, "links": []})
+UNDELAYED = Method("d-psgd without delay", {"algorithm": {"name": "d-psgd"}, "links": [], "schedule": None})
 """The upper line: what the same agents reach when no message is late."""
 
 METHODS = (
@@ -59,10 +61,10 @@ def parse_method(text: str) -> Method:
     >>> parse_method("pc-asgd,theta=0.5")
     Method(label='pc-asgd,theta=0.5', changes={'algorithm': {'name': 'pc-asgd', 'theta': 0.5}})
     """
-    name, *assignments = text.split(",")
+    name, *assignments = re.split(r",(?![^\[{]*[\]}])", text)  # not at the commas within a list
     changes: dict[str, Any] = {"name": name.strip()}
     for assignment in assignments:
-        changes |= parse_assignment(assignment)
+        changes = merge(changes, parse_assignment(assignment))
     return Method(text, {"algorithm": changes})
 
 
@@ -82,10 +84,8 @@ def compare(
         raise SettingsError(
             f"storage_path = {config.storage_path!r}: allowed for a comparison is a folder of this machine"
         )
-    storage = Path(config.storage_path)
-    name = config.name or run_name(config.model_copy(update={"name": None}), storage).replace(
-        config.algorithm.name, "comparison"
-    )
+    storage = Path(config.storage_path).expanduser()
+    name = config.name or free_name("comparison", storage)
     path = storage / name
     if path.exists():
         raise SettingsError(f"name = {name!r}: the folder {path} exists; allowed is a name that is not in use")
@@ -100,6 +100,8 @@ def compare(
         for method in methods
         for seed in range(config.seed, config.seed + num_seeds)
     }
+    for trainer in trainers.values():
+        resolve(trainer.config)  # refuses what cannot be run, before the first of them runs
     rows = [_row(label, seed, trainer.fit()) for (label, seed), trainer in trainers.items()]
     comparison = Comparison(path, pd.DataFrame(rows))
     comparison.runs.to_parquet(path / "comparison.parquet", index=False)

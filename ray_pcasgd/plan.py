@@ -79,7 +79,6 @@ def make_plan(config: Config) -> Plan:
     """
     config = resolve(config)
     try:
-        _check_settings(config)
         data = config.task.load()
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
         shards = config.partition.split(data.train, config.num_agents, config.seed)
@@ -101,9 +100,13 @@ def resolve(config: Config) -> Config:
     """Return the settings with what was left to the run filled in: barrier and reliable staleness.
 
     Raises:
-        SettingsError: a setting has no meaning beside another one.
+        SettingsError: a setting has no meaning, or none beside another one.
 
     """
+    try:
+        _check_settings(config)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     asked = config.algorithm.default_barrier
     barrier: Barrier = config.barrier or (AllBarrier() if asked == "all" else NoBarrier())
     if asked == "all" and barrier.name != "all" and config.schedule is None:

@@ -111,9 +111,12 @@ def is_remote(storage_path: str) -> bool:
 
 def run_name(config: Config, storage: Path) -> str:
     """Return the run's name: the given one, or the algorithm and the first number that is free."""
-    if config.name is not None:
-        return config.name
+    return config.name or free_name(config.algorithm.name, storage)
+
+
+def free_name(kind: str, storage: Path) -> str:
+    """Return a name that is not in use: the kind of thing, and the first number that is free."""
     number = 1
-    while (storage / f"{config.algorithm.name}-{number}").exists():
+    while (storage / f"{kind}-{number}").exists():
         number += 1
-    return f"{config.algorithm.name}-{number}"
+    return f"{kind}-{number}"
