@@ -44,8 +44,8 @@ def page(results: dict[str, dict]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python -m experiments.benchmarks`. What is compared runs in turn, A B A B; the ratio is the median",
-        f"of the pairs, with the smallest and the largest. {os.cpu_count()} shared cores, no GPU, Python "
+        "Written by `python -m experiments.benchmarks`. What is compared runs in turn, A B A B; the ratio is the",
+        f"median of the pairs, with the smallest and the largest. {os.cpu_count()} shared cores, no GPU, Python "
         f"{platform.python_version()}, torch {torch.__version__}, Ray {ray.__version__}.",
         "",
         "| what | against | ratio | from | to | measured | reference |",
@@ -61,8 +61,8 @@ def page(results: dict[str, dict]) -> str:
     if gap:
         lines += [
             "",
-            "Four live agents of 20 ms a step, one killed in the middle: the longest time between two steps of any other",
-            f"was {gap['median']:.3f} s in the median of the runs, {gap['max']:.3f} s at most.",
+            "Four live agents of 20 ms a step, one killed in the middle: the longest time between two steps of any",
+            f"other was {gap['median']:.3f} s in the median of the runs, {gap['max']:.3f} s at most.",
         ]
     return "\n".join(lines) + "\n"
 

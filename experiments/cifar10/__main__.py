@@ -10,7 +10,7 @@ from ray_pcasgd.compare import METHODS
 from ray_pcasgd.loading import load_config
 
 HERE = Path(__file__).parent
-STEP_SIZES = (0.02, 0.05)
+STEP_SIZES = (0.02,)
 
 
 def main() -> None:
