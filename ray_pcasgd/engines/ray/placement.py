@@ -17,11 +17,16 @@ def connect(settings: RaySettings) -> bool:
         return False
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=settings.log_to_driver)
+        ray.init(address=address, log_to_driver=settings.log_to_driver, logging_level="WARNING")
         return False
     # One user's own cluster on one machine, gone with the run: nothing but this process has its address.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(include_dashboard=settings.dashboard, log_to_driver=settings.log_to_driver)
+    ray.init(
+        address="local",
+        include_dashboard=settings.dashboard,
+        log_to_driver=settings.log_to_driver,
+        logging_level="INFO" if settings.dashboard else "WARNING",
+    )
     return True
 
 

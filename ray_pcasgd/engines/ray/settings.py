@@ -29,7 +29,8 @@ class RaySettings(Settings):
     threads: int = Field(1, ge=1)
     """Threads that torch uses within one operation of one agent."""
     address: str | None = None
-    """Address of a running cluster; not given: RAY_ADDRESS, or a cluster of its own on this machine."""
+    """Address of a running cluster, ``auto`` for the one on this machine; not given: what the environment variable
+    RAY_ADDRESS names, or a cluster of its own on this machine, which ends with the run."""
     dashboard: bool = False
     """Whether a cluster of its own has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to start."""
     log_to_driver: bool = False
