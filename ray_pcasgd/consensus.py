@@ -60,6 +60,8 @@ class AveragedModel:
     def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
         """Return the test loss and metrics of a snapshot."""
         self._replica.load(snapshot.weights, snapshot.buffers)
+        for name, buffer in self._replica.integer_buffers.items():
+            buffer.copy_(snapshot.integer_buffers[name])
         return self._task.evaluate(self._replica.module, self._data, self._replica.device)
 
     def state_dict(self, snapshot: Snapshot) -> dict[str, Tensor]:

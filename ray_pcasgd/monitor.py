@@ -41,7 +41,7 @@ class _Tally:
         return {
             "train_loss": _mean(self.losses),
             "staleness_mean": _mean(self.staleness),
-            "staleness_max": float(max(self.staleness)) if self.staleness else NAN,
+            "staleness_max": _largest(self.staleness),
             "theta": _mean(self.thetas),
             "predicting_share": self.predicting / self.choosing if self.choosing else NAN,
             "waited_seconds": self.waited_seconds,
@@ -114,7 +114,7 @@ class Monitor:
             **tested,
             "consensus_distance": consensus.distance,
             **{name: _mean(row[name] for row in done) for name in ("train_loss", "staleness_mean", "theta")},
-            "staleness_max": max(row["staleness_max"] for row in done),
+            "staleness_max": _largest(row["staleness_max"] for row in done),
             "predicting_share": _mean(row["predicting_share"] for row in done),
             "waited_seconds": sum(row["waited_seconds"] for row in done),
             "bytes_sent": sum(row["bytes_sent"] for row in done),
@@ -122,6 +122,10 @@ class Monitor:
         del self._open[version]
         self.rows.extend([*done, averaged])
         return [*done, averaged]
+
+
+def _largest(values: Iterable[float]) -> float:
+    return float(max((value for value in values if value == value), default=NAN))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -24,21 +24,25 @@ class Replica:
     """One agent's copy of the network.
 
     ``weights`` (D,), ``gradient`` (D,) and ``buffers`` (F,) are the storage of the module's own tensors: writing to
-    them in place changes the module, and a backward pass adds to ``gradient``.
+    them in place changes the module, and a backward pass adds to ``gradient``. Frozen parameters are no part of
+    ``weights``: they stay as they are, neither decayed nor sent.
+
+    Raises:
+        ValueError: a trained parameter or a floating-point buffer is not float32.
+
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module = module.to(device)
         self.device = device
-        parameters = dict(self.module.named_parameters())
+        parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         _require_float32(parameters)
         self.layout, self.weights = _flatten(parameters, device)
         self.gradient = torch.zeros_like(self.weights)
         for slot in self.layout:
             parameter = parameters[slot.name]
             parameter.data = _view(self.weights, slot)
-            if parameter.requires_grad:
-                parameter.grad = _view(self.gradient, slot)
+            parameter.grad = _view(self.gradient, slot)
         floating = {name: b for name, b in self.module.named_buffers() if b.is_floating_point()}
         _require_float32(floating)
         self.buffer_layout, self.buffers = _flatten(floating, device)
@@ -58,11 +62,15 @@ class Replica:
     def state_dict(self, weights: Tensor, buffers: Tensor, integer_buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict that plain PyTorch loads, with the given flat values in place of the module's own."""
         named = self.named(weights, buffers) | dict(integer_buffers)
-        aliases = {t.data_ptr(): name for name, t in [*self.module.named_parameters(), *self.module.named_buffers()]}
-        return {
-            name: named[name if name in named else aliases[tensor.data_ptr()]].detach().cpu().clone()
-            for name, tensor in self.module.state_dict().items()
+        first_names = {
+            t.data_ptr(): name for name, t in [*self.module.named_parameters(), *self.module.named_buffers()]
         }
+
+        def value(name: str, tensor: Tensor) -> Tensor:
+            # Tied tensors are named once; frozen ones are the module's own.
+            return named.get(name, named.get(first_names.get(tensor.data_ptr(), name), tensor))
+
+        return {name: value(name, t).detach().cpu().clone() for name, t in self.module.state_dict().items()}
 
 
 def _view(flat: Tensor, slot: Slot) -> Tensor:
