@@ -13,6 +13,7 @@ import torch
 
 from experiments.benchmarks import engine, live, local, rule, transport
 from experiments.benchmarks.measuring import Figure
+from ray_pcasgd.engines.ray.settings import RaySettings
 
 HERE = Path(__file__).parent
 BENCHMARKS = {"rule": rule, "local": local, "transport": transport, "engine": engine, "live": live}
@@ -25,7 +26,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=8)
+    store = int(RaySettings().object_store_gigabytes * 1e9)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=8, object_store_memory=store)
     results = json.loads((HERE / "results.json").read_text()) if (HERE / "results.json").exists() else {}
     for name in arguments.only:
         figures = [figure._asdict() for figure in BENCHMARKS[name].benchmark(arguments.repeats)]

@@ -23,6 +23,7 @@ def connect(settings: RaySettings) -> bool:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
         address="local",
+        object_store_memory=int(settings.object_store_gigabytes * 1e9),
         include_dashboard=settings.dashboard,
         log_to_driver=settings.log_to_driver,
         logging_level="INFO" if settings.dashboard else "WARNING",
