@@ -1,5 +1,6 @@
 """Where agents run: one placement group for all of them, or a clear error."""
 
+import logging
 import os
 from typing import Any
 
@@ -17,7 +18,7 @@ def connect(settings: RaySettings) -> bool:
         return False
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=settings.log_to_driver, logging_level="WARNING")
+        ray.init(address=address, log_to_driver=settings.log_to_driver, logging_level=logging.WARNING)
         return False
     # One user's own cluster on one machine, gone with the run: nothing but this process has its address.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -26,7 +27,7 @@ def connect(settings: RaySettings) -> bool:
         object_store_memory=int(settings.object_store_gigabytes * 1e9),
         include_dashboard=settings.dashboard,
         log_to_driver=settings.log_to_driver,
-        logging_level="INFO" if settings.dashboard else "WARNING",
+        logging_level=logging.INFO if settings.dashboard else logging.WARNING,
     )
     return True
 

@@ -32,8 +32,8 @@ class RaySettings(Settings):
     """Address of a running cluster, ``auto`` for the one on this machine; not given: what the environment variable
     RAY_ADDRESS names, or a cluster of its own on this machine, which ends with the run."""
     object_store_gigabytes: float = Field(2.0, gt=0.1)
-    """Shared memory for messages, in a cluster of its own; what does not fit is spilled to disk. Ray's own choice, 30 % of
-    the machine, is slower: it takes long until memory that was touched before is used again."""
+    """Shared memory for messages, in a cluster of its own; what does not fit is spilled to disk. Ray's own choice, 30 %
+    of the machine, is slower: it takes long until memory that was touched before is used again."""
     dashboard: bool = False
     """Whether a cluster of its own has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to start."""
     log_to_driver: bool = False
