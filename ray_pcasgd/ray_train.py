@@ -1,17 +1,31 @@
 """Ray Train's configuration objects, read where their meaning is the same as ours; Ray itself is not imported."""
 
+import re
 from typing import Any
 
 from ray_pcasgd.loading import SettingsError
+
+_MEANINGLESS = {
+    "scaling_config": ("trainer_resources", "accelerator_type", "label_selector", "use_tpu", "topology"),
+    "run_config": ("storage_filesystem", "callbacks", "worker_runtime_env"),
+}
 
 
 def from_ray_train(scaling_config: Any, run_config: Any) -> dict[str, Any]:
     """Return the settings that Ray's ``ScalingConfig`` and ``RunConfig`` stand for.
 
+    What has Ray's default there changes nothing here.
+
     Raises:
         SettingsError: they ask for something that has no meaning here.
 
     """
+    for name, config in (("scaling_config", scaling_config), ("run_config", run_config)):
+        for field in _MEANINGLESS[name]:
+            if getattr(config, field, None):
+                raise SettingsError(
+                    f"{name}.{field} = {getattr(config, field)!r}: has no meaning here; allowed is none"
+                )
     return _scaling(scaling_config) | _run(run_config)
 
 
@@ -41,11 +55,12 @@ def _run(config: Any) -> dict[str, Any]:
     if config is None:
         return {}
     changes: dict[str, Any] = {}
-    if config.name is not None:
+    # Ray fills in a name and a folder of its own where none is given.
+    if config.name is not None and not re.fullmatch(r"ray_train_run-[0-9_-]+", config.name):
         changes["name"] = config.name
-    if config.storage_path is not None:
+    if config.storage_path is not None and config.storage_path != type(config)().storage_path:
         changes["storage_path"] = str(config.storage_path)
-    if config.failure_config is not None:
+    if config.failure_config is not None and config.failure_config.max_failures:
         changes["max_failures"] = config.failure_config.max_failures
     kept = config.checkpoint_config
     if kept is not None and (kept.num_to_keep is not None or kept.checkpoint_score_attribute is not None):
