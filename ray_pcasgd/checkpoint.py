@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from ray_pcasgd.config import CheckpointSettings
-from ray_pcasgd.run_folder import RunFolder
+from ray_pcasgd.run_folder import RunFolder, is_remote
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,17 @@ class Checkpoint:
     """A folder with a consensus model, ``model.safetensors``."""
 
     path: str
+    """A folder of this machine, or a location that pyarrow knows."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the model's state dict, for ``torch.nn.Module.load_state_dict``."""
-        return load_file(Path(self.path) / "model.safetensors")
+        if not is_remote(self.path):
+            return load_file(Path(self.path) / "model.safetensors")
+        from pyarrow import fs
+
+        source, root = fs.FileSystem.from_uri(self.path)
+        with source.open_input_file(f"{root}/model.safetensors") as file:
+            return load(file.read())
 
 
 class Checkpoints:
@@ -45,6 +52,13 @@ class Checkpoints:
         limit = self._settings.num_to_keep
         if limit is not None and len(self.kept) > limit:
             self._drop_worst()
+
+    def published(self, location: str) -> None:
+        """Take in that the run folder has moved to a remote location."""
+        self.kept = [
+            (Checkpoint(f"{location}/checkpoints/{Path(checkpoint.path).name}"), metrics)
+            for checkpoint, metrics in self.kept
+        ]
 
     def _drop_worst(self) -> None:
         score = self._settings.score

@@ -85,7 +85,7 @@ def compare(
             f"storage_path = {config.storage_path!r}: allowed for a comparison is a folder of this machine"
         )
     storage = Path(config.storage_path).expanduser()
-    name = config.name or free_name("comparison", storage)
+    name = config.name or free_name("comparison", lambda name: (storage / name).exists())
     path = storage / name
     if path.exists():
         raise SettingsError(f"name = {name!r}: the folder {path} exists; allowed is a name that is not in use")

@@ -3,7 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.explanation import one_line
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.records import Row
 from ray_pcasgd.schedule.trace import write_rows
@@ -35,17 +37,19 @@ class RunFolder:
             SettingsError: the folder exists, or cannot be made.
 
         """
+        is_taken = _taken_names(config.storage_path)
+        name = config.name or free_name(config.algorithm.name, is_taken)
+        if is_taken(name):
+            raise SettingsError(
+                f"name = {name!r}: the run folder {config.storage_path}/{name} exists; allowed is a name that is not "
+                "in use"
+            )
+        storage = Path(config.storage_path).expanduser()
         if is_remote(config.storage_path):
-            folder = cls(Path(tempfile.mkdtemp(prefix="ray_pcasgd_")) / run_name(config, Path("/nonexistent")))
-        else:
-            storage = Path(config.storage_path).expanduser()
-            folder = cls(storage / run_name(config, storage))
+            storage = Path(tempfile.mkdtemp(prefix="ray_pcasgd_"))
+        folder = cls(storage / name)
         try:
             folder.path.mkdir(parents=True)
-        except FileExistsError:
-            raise SettingsError(
-                f"name = {config.name!r}: the run folder {folder.path} exists; allowed is a name that is not in use"
-            ) from None
         except OSError as error:
             raise SettingsError(f"storage_path = {config.storage_path!r}: cannot be written ({error})") from None
         written = config.model_dump(mode="json", fallback=import_path)
@@ -109,14 +113,21 @@ def is_remote(storage_path: str) -> bool:
     return "://" in storage_path
 
 
-def run_name(config: Config, storage: Path) -> str:
-    """Return the run's name: the given one, or the algorithm and the first number that is free."""
-    return config.name or free_name(config.algorithm.name, storage)
-
-
-def free_name(kind: str, storage: Path) -> str:
+def free_name(kind: str, is_taken: Callable[[str], bool]) -> str:
     """Return a name that is not in use: the kind of thing, and the first number that is free."""
-    number = 1
-    while (storage / f"{kind}-{number}").exists():
-        number += 1
-    return f"{kind}-{number}"
+    return next(name for number in count(1) if not is_taken(name := f"{kind}-{number}"))
+
+
+def _taken_names(storage_path: str) -> Callable[[str], bool]:
+    """Return what says whether a storage path holds a name."""
+    if not is_remote(storage_path):
+        return lambda name: (Path(storage_path).expanduser() / name).exists()
+    from pyarrow import ArrowException, fs
+
+    try:
+        target, root = fs.FileSystem.from_uri(storage_path)
+        target.get_file_info(root)
+    except (ArrowException, OSError) as error:
+        reason = one_line(error)
+        raise SettingsError(f"storage_path = {storage_path!r}: cannot be reached ({reason})") from None
+    return lambda name: target.get_file_info(f"{root}/{name}").type != fs.FileType.NotFound
