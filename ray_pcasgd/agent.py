@@ -1,5 +1,6 @@
 """An agent: its replica, its optimizer, its batches and its rule. No clock, no Ray, no files."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,7 +30,8 @@ class NonFiniteLossError(RuntimeError):
         self.loss = loss
 
     def __str__(self) -> str:
-        return f"agent {self.agent} has loss {self.loss} at step {self.step}"
+        gradient = " with a gradient that is not finite" if math.isfinite(self.loss) else ""
+        return f"agent {self.agent} has loss {self.loss}{gradient} at step {self.step}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +185,10 @@ class Agent:
             torch.default_generator.manual_seed(seed)
 
     def check_finite(self, loss: float) -> float:
-        """Return the loss, or raise ``NonFiniteLossError``."""
-        if not -float("inf") < loss < float("inf"):
+        """Return the loss, or raise ``NonFiniteLossError`` where it or the direction is not finite."""
+        # A sum, since one pass is all that it costs: a finite loss may have a gradient that is none (a norm at 0),
+        # and weights that are moved by it would reach the neighbors before the next loss is known.
+        if not (math.isfinite(loss) and math.isfinite(self.direction.sum().item())):
             raise NonFiniteLossError(self.spec.agent, self.version, loss)
         return loss
 

@@ -99,7 +99,10 @@ def report(
 ) -> None:
     """Draw one page about one run, or several runs side by side."""
     folders = [folder for run in runs for folder in _run_folders(run)]
-    page = write_report(folders, output or runs[0] / "report.html", " against ".join(run.name for run in runs))
+    try:
+        page = write_report(folders, output or runs[0] / "report.html", " against ".join(run.name for run in runs))
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
@@ -139,8 +142,7 @@ def run_command(command: Callable[[], Any]) -> int:
     """Run a command; print errors of settings as lines, and return the exit status."""
     try:
         command()
-    except ValueError as error:
-        # Every error of settings is one, and so is a folder that is no run folder; our own mistakes are asserted.
+    except SettingsError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return SETTINGS_ERROR

@@ -42,10 +42,12 @@ class Plan:
 
     @cached_property
     def last_steps(self) -> dict[int, int]:
-        """The last steps of agents that a recorded schedule has leave before the end, by agent."""
+        """The last steps of agents that leave a recorded schedule before its end, by agent; -1 if they take none."""
         if not isinstance(self.schedule, Recorded):
             return {}
-        last = {row.agent: row.step for row in self.schedule.recorded}
+        last = dict.fromkeys(range(self.config.num_agents), -1)
+        for row in self.schedule.recorded:
+            last[row.agent] = max(last[row.agent], row.step)
         return {agent: step for agent, step in last.items() if step < self.config.num_steps - 1}
 
     @property

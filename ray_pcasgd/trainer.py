@@ -20,7 +20,7 @@ from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.records import Event, Row, StepReport
-from ray_pcasgd.run_folder import RunFolder
+from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
 
 
@@ -92,8 +92,8 @@ class Trainer:
         watcher: Watcher | None = None,
         **settings: Any,
     ) -> None:
-        changes = from_ray_train(scaling_config, run_config) | settings
-        self.config = load_config(config, changes=changes)
+        config = load_config(config, changes=from_ray_train(scaling_config, run_config))
+        self.config = load_config(config, changes=settings)
         self._watcher = watcher or Watcher()
 
     def fit(self) -> Result:
@@ -124,13 +124,15 @@ class _Run:
         self.watcher.started(self.plan, self.folder.path)
         try:
             error = self.train()
-            self.watcher.evaluated(self.monitor.finish())
         finally:
             self.watcher.finished()
         return self.conclude(error)
 
     def train(self) -> Exception | None:
         """Consume all reports; return what ended the run early."""
+        for agent, last in self.plan.last_steps.items():
+            if last < 0:
+                self.note_departure(agent, last)
         try:
             for report in self.plan.engine().run(self.plan.specs, self.plan.data):
                 if isinstance(report, Event):
@@ -141,6 +143,7 @@ class _Run:
             self.folder.add_event({"kind": "run_failed", "detail": str(error)})
             return error
         finally:
+            self.watcher.evaluated(self.monitor.finish())
             self.write()
         if len(self.left) == self.plan.config.num_agents:
             return RunError("every agent has left the run; events.jsonl says why")
@@ -156,7 +159,12 @@ class _Run:
         self.watcher.stepped(report)
         self.take_rows(self.monitor.take(report))
         if self.plan.last_steps.get(report.row.agent) == report.row.step:
-            self.take_event(Event("agent_left", report.row.agent, report.row.step + 1, "the recorded run lost it here"))
+            self.note_departure(report.row.agent, report.row.step)
+
+    def note_departure(self, agent: int, last_step: int) -> None:
+        """Note that a recorded run lost an agent after ``last_step``."""
+        detail = f"the recorded run lost agent {agent} after {last_step + 1} steps"
+        self.take_event(Event("agent_left", agent, last_step + 1, detail))
 
     def take_event(self, event: Event) -> None:
         self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
@@ -228,12 +236,17 @@ class _Run:
             "error": str(error) if error else None,
         }
         self.folder.write_result(summary)
-        checkpoint = Checkpoint(str(self.folder.path)) if self.folder.model.exists() else None
+        has_model, path = self.folder.model.exists(), str(self.folder.path)
+        storage = self.plan.config.storage_path
+        if is_remote(storage):
+            path = self.folder.publish(storage)
+            self.checkpoints.published(path)
+        checkpoint = Checkpoint(path) if has_model else None
         return Result(
             metrics=_flat(final),
             metrics_dataframe=frame,
             checkpoint=checkpoint,
-            path=str(self.folder.path),
+            path=path,
             error=error,
             best_checkpoints=self.checkpoints.kept,
             schedule_hash=digest,

@@ -304,3 +304,32 @@ def test_what_has_no_meaning_here_is_refused() -> None:
         Trainer(scaling_config=ScalingConfig(num_workers=2, use_gpu=True, accelerator_type="A100"))
     with pytest.raises(SettingsError, match=r"^run_config\.worker_runtime_env = .*: has no meaning here"):
         Trainer(run_config=RunConfig(worker_runtime_env={"pip": ["x"]}))
+
+
+def test_the_file_holds_the_rows_of_evaluations_that_some_agent_never_reached(tmp_path: Path) -> None:
+    # Agents are evaluated at different times; the run ends between them.
+    settings = SMALL | {"evaluate_every": 4, "task": {"model": {"name": "custom", "factory": Broken}}}
+    late = {"compute": {"agents": {3: 9.0}}, "algorithm": "d-asgd", "storage_path": str(tmp_path)}
+    result = Trainer(settings | late).fit()
+    assert result.error is not None
+    frame = result.metrics_dataframe
+    assert frame["agent"].notna().all()
+    pd.testing.assert_frame_equal(pd.read_parquet(Path(result.path) / "metrics.parquet"), frame)
+
+
+def test_a_remote_run_is_published(tmp_path: Path) -> None:
+    checkpoint = {"every_evaluations": 1}
+    result = Trainer(SMALL, num_steps=10, storage_path=f"file://{tmp_path}/runs", checkpoint=checkpoint).fit()
+    assert result.path == f"file://{tmp_path}/runs/pc-asgd-1"
+    assert (tmp_path / "runs" / "pc-asgd-1" / "result.json").exists()
+    assert result.checkpoint is not None
+    for one in (result.checkpoint, result.best_checkpoints[0][0]):
+        assert accuracy(one.state_dict()) == pytest.approx(result.metrics["test_accuracy"])
+
+
+def test_parts_of_the_engine_s_settings_are_added_to_ray_train_s() -> None:
+    from ray.train import ScalingConfig
+
+    scaling = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
+    engine = Trainer(scaling_config=scaling, engine={"mode": "live"}).config.engine.model_dump()
+    assert (engine["mode"], engine["cpus_per_agent"]) == ("live", 0.5)
