@@ -1,64 +1,28 @@
 """An agent: its replica, its optimizer, its batches and its rule. No clock, no Ray, no files."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ray_pcasgd.curves import Curve
 from ray_pcasgd.displacement import Displacements
-from ray_pcasgd.optimizer import SGD
-from ray_pcasgd.randomness import stream_seed
-from ray_pcasgd.records import Own, Read, Reads, Snapshot, Update
+from ray_pcasgd.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.records import Own, Read, Reads, Update
 from ray_pcasgd.reliability import Declared, Measured
-from ray_pcasgd.replica import Replica
 from ray_pcasgd.rules.base import Probe, Rule, clipped_row, mix
-from ray_pcasgd.tasks.batches import Batches
-from ray_pcasgd.tasks.task import Task, TaskData
-
-
-class NonFiniteLossError(RuntimeError):
-    """A mini-batch loss that is infinite or not a number, or weights that are."""
-
-    def __init__(self, agent: int, step: int, loss: float) -> None:
-        super().__init__(agent, step, loss)
-        self.agent = agent
-        self.step = step
-        self.loss = loss
-
-    def __str__(self) -> str:
-        gradient = " with a gradient that is not finite" if math.isfinite(self.loss) else ""
-        return f"agent {self.agent} has loss {self.loss}{gradient} at step {self.step}"
+from ray_pcasgd.tasks.task import TaskData
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What all agents of a run share."""
+class Recipe(Training):
+    """What all peers of a run share."""
 
-    seed: int
-    num_steps: int
-    batch_size: int
     rule: Rule
-    optimizer: SGD
-    step_size: Curve
-    warmup_steps: int
     reliability: Measured | Declared
     clusters: tuple[int, ...]
     """The cluster of each agent."""
-    task: Task
-    device: str
-    evaluate_every: int
-    """Agents are evaluated and their replicas shown after every so many steps, and after the last one."""
-    isolate_non_finite: bool = False
-    """Whether an agent whose loss is not finite leaves the run alone, instead of ending it."""
-
-    def step_size_at(self, step: int) -> float:
-        """Return eta at ``step``, with the linear warm-up of the first ``warmup_steps`` steps."""
-        eta = self.step_size.at(step)
-        return eta * (step + 1) / self.warmup_steps if step < self.warmup_steps else eta
 
     def reliable(self, agent: int, read: Read) -> bool:
         """Return whether ``agent`` trusts what it reads as it is."""
@@ -68,24 +32,15 @@ class Recipe:
         """Return whether ``agent`` needs the direction at the version that it reads, not its weights alone."""
         return self.rule.needs_directions and read.staleness > 0 and not self.reliable(agent, read)
 
-    def evaluates_at(self, version: int) -> bool:
-        """Return whether version ``version`` of an agent is evaluated."""
-        return version % self.evaluate_every == 0 or version == self.num_steps
-
 
 @dataclass(frozen=True, kw_only=True)
-class AgentSpec:
-    """What one agent is built from, where it lives."""
+class AgentSpec(LearnerSpec):
+    """What one peer is built from, where it lives."""
 
-    agent: int
     recipe: Recipe
-    neighbors: tuple[int, ...]
-    """Sorted."""
     mixing: tuple[float, ...]
     """w_ik, for each neighbor."""
     own_mixing: float
-    shard: Any
-    """Indices of the agent's training samples, a NumPy integer array."""
 
 
 class Received(NamedTuple):
@@ -113,47 +68,23 @@ class Gathered(NamedTuple):
     buffers: tuple[Tensor, ...]
 
 
-class Agent:
-    """One agent of a run: ``step(received)`` takes it from one version to the next.
+class Agent(Learner):
+    """One peer of a run: ``step(received)`` takes it from one version to the next.
 
     A step is ``compute`` (mini-batch, loss, direction at the current weights) and then ``apply`` (the rule over what
     was read). Engines call the two apart, because a direction is needed by others before its agent has read.
     """
 
+    spec: AgentSpec
+
     def __init__(self, spec: AgentSpec, data: TaskData) -> None:
-        recipe = spec.recipe
-        self.spec = spec
-        self.data = data
-        self.version = 0
-        self.replica = Replica(recipe.task.build_model(data, recipe.seed), torch.device(recipe.device))
-        self.replica.module.train()
-        self.weights = self.replica.weights.clone()
-        """The current version's weights, never changed in place: they are what neighbors are sent."""
-        self.buffers = self.replica.buffers.clone()
-        self.direction = torch.zeros_like(self.weights)
-        self.batches, self.probe_batches = (
-            recipe.task.batches(data, spec.shard, recipe.batch_size, recipe.seed, spec.agent, purpose)
-            for purpose in ("batches", "probes")
-        )
-        self.optimizer_state = recipe.optimizer.init(self.weights)
-        self.rule_state = recipe.rule.init(self.weights, len(spec.neighbors))
-        self.displacements = (
-            Displacements(self.weights, recipe.rule.age_max) if recipe.rule.needs_drift and spec.neighbors else None
-        )
+        super().__init__(spec, data)
+        rule = spec.recipe.rule
+        self.probe_batches = self.stream("probes")
+        self.rule_state = rule.init(self.weights, len(spec.neighbors))
+        self.displacements = Displacements(self.weights, rule.age_max) if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = torch.zeros_like(self.weights)
-
-    def compute(self) -> float:
-        """Set ``direction`` to u_i of the next mini-batch at the current weights, and return the batch's loss."""
-        inputs, targets = self.draw(self.batches)
-        self.replica.gradient.zero_()
-        self.seed_forward_pass()
-        loss = self.spec.recipe.task.loss(self.replica.module(inputs), targets)
-        torch.autograd.backward(loss)
-        self.optimizer_state, self.direction = self.spec.recipe.optimizer.direction(
-            self.optimizer_state, self.weights, self.replica.gradient.clone()
-        )
-        return loss.item()
 
     def apply(self, received: Sequence[Received]) -> dict[str, float]:
         """Take the rule's step over what was read of the neighbors, and return the rule's measures."""
@@ -169,28 +100,6 @@ class Agent:
         """Take one whole step; return the mini-batch loss and the rule's measures."""
         loss = self.compute()
         return loss, self.apply(received)
-
-    def draw(self, batches: Batches) -> tuple[Tensor, Tensor]:
-        """Return the next mini-batch of one of the agent's two streams, on the agent's device."""
-        inputs, targets = batches.next()
-        return inputs.to(self.replica.device), targets.to(self.replica.device)
-
-    def seed_forward_pass(self) -> None:
-        """Seed the device's global generator, which dropout draws from and cannot be told otherwise."""
-        seed = stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.version)
-        # Not torch.manual_seed: without a GPU it formats a stack trace at every call, half of a small network's step.
-        if self.replica.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        else:
-            torch.default_generator.manual_seed(seed)
-
-    def check_finite(self, loss: float) -> float:
-        """Return the loss, or raise ``NonFiniteLossError`` where it or the direction is not finite."""
-        # A sum, since one pass is all that it costs: a finite loss may have a gradient that is none (a norm at 0),
-        # and weights that are moved by it would reach the neighbors before the next loss is known.
-        if not (math.isfinite(loss) and math.isfinite(self.direction.sum().item())):
-            raise NonFiniteLossError(self.spec.agent, self.version, loss)
-        return loss
 
     def gather(self, received: Sequence[Received]) -> Gathered:
         """Return what the rule is going to see, neighbor by neighbor; those that were not read weigh nothing."""
@@ -293,12 +202,3 @@ class Agent:
         """Bytes of one version's message: weights, floating-point buffers and, where it is needed, the direction."""
         numbers = self.weights.numel() * (2 if self.spec.recipe.rule.needs_directions else 1) + self.buffers.numel()
         return 4 * numbers
-
-    def snapshot(self) -> Snapshot:
-        """Return the replica as the current version left it."""
-        integer_buffers = {name: buffer.clone() for name, buffer in self.replica.integer_buffers.items()}
-        return Snapshot(self.weights, self.buffers, integer_buffers)
-
-    def evaluate(self) -> dict[str, float]:
-        """Return the current version's test loss and metrics."""
-        return self.spec.recipe.task.evaluate(self.replica.module, self.data, self.replica.device)

@@ -73,7 +73,7 @@ class Monitor:
         tally.take(report)
         if report.snapshot is None:
             return []
-        version = row.step + 1
+        version = report.progress
         tested = {f"test_{name}": value for name, value in (report.evaluation or {}).items()}
         times = {"agent": row.agent, "step": version, "seconds": row.end, "wall_seconds": report.wall_seconds}
         self._open.setdefault(version, {})[row.agent] = {**times, **tested, "consensus_distance": NAN, **tally.row()}

@@ -5,7 +5,7 @@ Notation: ``N`` agents, ``D`` parameters, ``F`` values in floating-point buffers
 common start. Staleness and age are counted in steps, times in seconds.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -21,11 +21,21 @@ class Read(NamedTuple):
     """Steps that the reader itself has taken since that version was sent."""
 
 
+RowKind = Literal["step", "cancelled"]
+"""``step``: a step that was taken. ``cancelled``: a worker's gradient that was given up at ``end``, and that nobody
+reads; the worker still goes on to its next version."""
+
+
 class Row(NamedTuple):
     """One step of one agent: the unit of a schedule.
 
-    From ``start`` to ``ready`` the agent computes its gradient at its version ``step``; from ``ready`` to ``end``
-    it waits for its barrier; at ``end`` it reads, applies its rule and publishes version ``step + 1``.
+    Between peers: from ``start`` to ``ready`` the agent computes its gradient at its version ``step``; from ``ready``
+    to ``end`` it waits for its barrier; at ``end`` it reads, applies its rule and publishes version ``step + 1``.
+
+    A worker reads its server's version at ``start``, computes until ``ready``, which is its ``end``, and publishes
+    its version ``step + 1``, which is its gradient number ``step + 1``. A server waits from ``start`` to ``end``,
+    and then reads gradients: a worker may stand in its reads several times, with different versions. Of a gradient,
+    staleness and age are the server's steps since the version that it was computed at.
     """
 
     agent: int
@@ -34,7 +44,9 @@ class Row(NamedTuple):
     ready: float
     end: float
     reads: tuple[Read, ...]
-    """Sorted by neighbor. A neighbor that is not here is not read: its mixing weight goes to the agent itself."""
+    """Sorted by neighbor and version. A neighbor that is not here is not read: its mixing weight goes to the agent
+    itself."""
+    kind: RowKind = "step"
 
 
 class Version(NamedTuple):
@@ -102,17 +114,20 @@ class StepReport(NamedTuple):
     """What an engine tells the trainer about one executed row."""
 
     row: Row
+    progress: int
+    """Steps taken so far in the sense of the run's ``num_steps``: a peer's own, or, at a server, the gradients that
+    it has taken over the number of its workers, rounded down."""
     loss: float
-    """Mini-batch training loss at version ``row.step``."""
+    """Mini-batch training loss at version ``row.step``; at a server the mean over the gradients of its step."""
     measures: dict[str, float]
     """The rule's measures: theta, predicting, ..."""
     bytes_sent: int
     wall_seconds: float
     """Real seconds since the run's first step, as the executing process saw them."""
     snapshot: Snapshot | None = None
-    """The replica at version ``row.step + 1``, where the run asked for it."""
+    """The replica after the row, where the run asked for it; a server's part of it."""
     evaluation: dict[str, float] | None = None
-    """The agent's own test metrics at version ``row.step + 1``, where the run asked for them."""
+    """The agent's own test metrics after the row, where the run asked for them."""
 
 
 class Event(NamedTuple):

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ray_pcasgd.agent import NonFiniteLossError
 from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
 from ray_pcasgd.config import Config
 from ray_pcasgd.consensus import AveragedModel
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan, make_plan

@@ -10,9 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ray_pcasgd.agent import Agent, AgentSpec, NonFiniteLossError, Received
+from ray_pcasgd.agent import Agent, AgentSpec, Received
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.batching import apply_together, compute_together
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Schedule
@@ -211,9 +212,10 @@ class _Execution:
         return self.agents[agent].version < self.recipe.num_steps and agent not in self.isolated
 
     def report(self, row: Row, agent: Agent, loss: float, measures: dict[str, float]) -> StepReport:
-        evaluates = self.recipe.evaluates_at(agent.version)
+        evaluates = self.recipe.evaluates_at(agent.progress)
         return StepReport(
             row=row,
+            progress=agent.progress,
             loss=loss,
             measures=measures,
             bytes_sent=agent.message_bytes * len(agent.spec.neighbors),

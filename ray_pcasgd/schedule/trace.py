@@ -7,13 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_pcasgd.records import Read, Row
+from ray_pcasgd.records import Read, Row, RowKind
 
-FORMAT = "ray_pcasgd schedule 1"
+FORMAT = "ray_pcasgd schedule 2"
 
 _SCHEMA = pa.schema(
     [
@@ -26,6 +27,7 @@ _SCHEMA = pa.schema(
         ("versions", pa.list_(pa.int32())),
         ("staleness", pa.list_(pa.int32())),
         ("ages", pa.list_(pa.int32())),
+        ("kind", pa.string()),
     ]
 )
 
@@ -35,6 +37,7 @@ def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> 
     rows = list(rows)
     columns = [[getattr(row, name) for row in rows] for name in ("agent", "step", "start", "ready", "end")]
     columns += [[[read[place] for read in row.reads] for row in rows] for place in range(4)]
+    columns += [[row.kind for row in rows]]
     schema = _SCHEMA.with_metadata({**metadata, "format": FORMAT})
     pq.write_table(
         pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema), path, write_page_checksum=True
@@ -58,10 +61,16 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
     if any(column.null_count for column in table.columns):
         raise ValueError(f"schedule = {str(path)!r}: has empty fields")
     rows = []
-    for agent, step, start, ready, end, *reads in zip(*(column.to_pylist() for column in table.columns), strict=True):
+    columns = (column.to_pylist() for column in table.columns)
+    for agent, step, start, ready, end, *reads, kind in zip(*columns, strict=True):
         if len({len(column) for column in reads}) != 1 or any(value is None for column in reads for value in column):
             raise ValueError(f"schedule = {str(path)!r}: the reads of agent {agent} at step {step} are incomplete")
-        rows.append(Row(agent, step, start, ready, end, tuple(map(Read._make, zip(*reads, strict=True)))))
+        if kind not in get_args(RowKind):
+            raise ValueError(
+                f"schedule = {str(path)!r}: agent {agent} at step {step} has the kind {kind!r}; allowed are "
+                f"{', '.join(get_args(RowKind))}"
+            )
+        rows.append(Row(agent, step, start, ready, end, tuple(map(Read._make, zip(*reads, strict=True))), kind))
     _check_rows(path, rows)
     return rows, {key: value for key, value in metadata.items() if key not in ("format", "ARROW:schema")}
 
@@ -75,8 +84,9 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
         if row.step != steps.get(row.agent, 0):
             raise ValueError(f"{at} is out of turn; allowed is step {steps.get(row.agent, 0)}")
         steps[row.agent] = row.step + 1
-        neighbors = [read.neighbor for read in row.reads]
-        if neighbors != sorted({*neighbors} - {row.agent}):
+        read_from = [read[:2] for read in row.reads]
+        if read_from != sorted(set(read_from)) or any(agent == row.agent for agent, _ in read_from):
+            neighbors = [agent for agent, _ in read_from]
             raise ValueError(f"{at} reads the agents {neighbors}; allowed are rising numbers other than its own")
         for read in row.reads:
             if min(read) < 0 or read.age > row.step:
@@ -125,17 +135,25 @@ def trace_hash(rows: Iterable[Row]) -> str:
     """Return a hash of who read which version, with which staleness and age; times and the rows' order do not count."""
     digest = hashlib.blake2b(digest_size=8)
     for row in sorted(rows, key=lambda row: row[:2]):
-        digest.update(repr((row.agent, row.step, *(tuple(read) for read in row.reads))).encode())
+        marks = () if row.kind == "step" else (row.kind,)
+        digest.update(repr((row.agent, row.step, *marks, *(tuple(read) for read in row.reads))).encode())
     return digest.hexdigest()
 
 
 def first_difference(rows: Iterable[Row], others: Iterable[Row]) -> str | None:
     """Return where two schedules first part, in one line; nothing where they are the same."""
-    left, right = ({row[:2]: row.reads for row in part} for part in (rows, others))
+    left, right = ({row[:2]: (row.reads, row.kind) for row in part} for part in (rows, others))
     for key in sorted(left.keys() | right.keys(), key=lambda key: (key[1], key[0])):
         if left.get(key) != right.get(key):
-            return f"agent {key[0]} at step {key[1]}: {left.get(key, 'no row')} against {right.get(key, 'no row')}"
+            return f"agent {key[0]} at step {key[1]}: {_told(left.get(key))} against {_told(right.get(key))}"
     return None
+
+
+def _told(found: tuple[tuple[Read, ...], RowKind] | None) -> str:
+    if found is None:
+        return "no row"
+    reads, kind = found
+    return str(reads) if kind == "step" else f"{kind} {reads}"
 
 
 def in_causal_order(rows: Iterable[Row]) -> list[Row]:

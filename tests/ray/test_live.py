@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from ray_pcasgd.agent import NonFiniteLossError
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Result, Trainer, Watcher

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_pcasgd.agent import Agent, NonFiniteLossError, Received
+from ray_pcasgd.agent import Agent, Received
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.records import Read, Row

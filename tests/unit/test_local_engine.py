@@ -16,9 +16,9 @@ from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ray_pcasgd.agent import NonFiniteLossError
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings, _Execution
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.records import Event, Read, Row, StepReport

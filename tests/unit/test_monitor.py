@@ -25,6 +25,7 @@ def report(
     evaluates = weights is not None
     return StepReport(
         row=Row(agent, step, float(step), step + 1.0, step + 1.0 + waited, reads),
+        progress=step + 1,
         loss=loss,
         measures=measures or {},
         bytes_sent=100,

@@ -69,6 +69,7 @@ def test_a_file_is_plain_parquet(tmp_path: Path) -> None:
         "versions",
         "staleness",
         "ages",
+        "kind",
     ]
     assert table["versions"].to_pylist() == [[read.version for read in row.reads] for row in rows]
 

@@ -12,7 +12,7 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from ray_pcasgd.agent import NonFiniteLossError
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, StepReport

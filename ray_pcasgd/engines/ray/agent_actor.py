@@ -14,9 +14,10 @@ from ray.actor import ActorHandle
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ray_pcasgd.agent import Agent, AgentSpec, NonFiniteLossError, Received
+from ray_pcasgd.agent import Agent, AgentSpec, Received
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, Parcel, pack, unpack
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Read, Row, Snapshot, StepReport
 from ray_pcasgd.tasks.task import TaskData
@@ -207,11 +208,12 @@ class AgentActor:
     def finish_step(self, row: Row, loss: float, measures: dict[str, float]) -> None:
         """Report a step that was taken, with an evaluation where the recipe asks for one."""
         agent = self.agent
-        evaluates = self.spec.recipe.evaluates_at(agent.version)
+        evaluates = self.spec.recipe.evaluates_at(agent.progress)
         snapshot: Any = ray.put(_portable(agent.snapshot())) if evaluates else None
         self.unsent.append(
             StepReport(
                 row=row,
+                progress=agent.progress,
                 loss=loss,
                 measures=measures,
                 bytes_sent=agent.message_bytes * len(self.spec.neighbors),

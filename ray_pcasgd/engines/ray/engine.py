@@ -11,12 +11,13 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_pcasgd.agent import AgentSpec, NonFiniteLossError
+from ray_pcasgd.agent import AgentSpec
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.agent_actor import Driving, PlannedAgentActor
 from ray_pcasgd.engines.ray.live import Injection, LiveAgentActor
 from ray_pcasgd.engines.ray.placement import connect, reserve
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.records import Event, Snapshot, StepReport
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, Scheduler
 from ray_pcasgd.tasks.task import TaskData

@@ -1,0 +1,159 @@
+"""What computes gradients: a replica of the model, a shard's batches and the local optimizer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.curves import Curve
+from ray_pcasgd.optimizer import SGD
+from ray_pcasgd.randomness import stream_seed
+from ray_pcasgd.records import Snapshot
+from ray_pcasgd.replica import Replica
+from ray_pcasgd.tasks.batches import Batches
+from ray_pcasgd.tasks.task import Task, TaskData
+
+
+class NonFiniteLossError(RuntimeError):
+    """A mini-batch loss that is infinite or not a number, or weights that are."""
+
+    def __init__(self, agent: int, step: int, loss: float) -> None:
+        super().__init__(agent, step, loss)
+        self.agent = agent
+        self.step = step
+        self.loss = loss
+
+    def __str__(self) -> str:
+        gradient = " with a gradient that is not finite" if math.isfinite(self.loss) else ""
+        return f"agent {self.agent} has loss {self.loss}{gradient} at step {self.step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all agents of any run share."""
+
+    seed: int
+    num_steps: int
+    batch_size: int
+    optimizer: SGD
+    step_size: Curve
+    warmup_steps: int
+    task: Task
+    device: str
+    evaluate_every: int
+    """Agents are evaluated and their replicas shown after every so many steps, and after the last one."""
+    isolate_non_finite: bool = False
+    """Whether an agent whose loss is not finite leaves the run alone, instead of ending it."""
+
+    def step_size_at(self, step: int) -> float:
+        """Return eta at ``step``, with the linear warm-up of the first ``warmup_steps`` steps."""
+        eta = self.step_size.at(step)
+        return eta * (step + 1) / self.warmup_steps if step < self.warmup_steps else eta
+
+    def evaluates_at(self, progress: int) -> bool:
+        """Return whether an agent is evaluated that has taken so many steps."""
+        return progress % self.evaluate_every == 0 or progress == self.num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSpec:
+    """What any agent is built from, where it lives."""
+
+    agent: int
+    recipe: Training
+    neighbors: tuple[int, ...]
+    """Sorted."""
+    shard: Any
+    """Indices of the agent's training samples, a NumPy integer array."""
+
+
+class Learner:
+    """One agent's replica, batches and optimizer."""
+
+    def __init__(self, spec: LearnerSpec, data: TaskData) -> None:
+        recipe = spec.recipe
+        self.spec = spec
+        self.data = data
+        self.version = 0
+        self.replica = Replica(recipe.task.build_model(data, recipe.seed), torch.device(recipe.device))
+        self.replica.module.train()
+        self.weights = self.replica.weights.clone()
+        """The current version's weights, never changed in place: they are what neighbors are sent."""
+        self.buffers = self.replica.buffers.clone()
+        self.direction = torch.zeros_like(self.weights)
+        self.batches = self.stream("batches")
+        self.optimizer_state = recipe.optimizer.init(self.weights)
+
+    @property
+    def progress(self) -> int:
+        """Steps taken so far, of ``num_steps``."""
+        return self.version
+
+    def stream(self, purpose: str) -> Batches:
+        """Return the mini-batches of one of the agent's streams."""
+        recipe, spec = self.spec.recipe, self.spec
+        return recipe.task.batches(self.data, spec.shard, recipe.batch_size, recipe.seed, spec.agent, purpose)
+
+    def compute(self) -> float:
+        """Set ``direction`` to u of the next mini-batch at the current weights, and return the batch's loss."""
+        loss = self.compute_unless(lambda: False)
+        assert loss is not None
+        return loss
+
+    def compute_unless(self, cancelled: Callable[[], bool], pieces: int = 1) -> float | None:
+        """Do what ``compute`` does, unless it is cancelled on the way.
+
+        The batch is taken in so many pieces of almost equal size; before each of them, ``cancelled`` is asked, and
+        nothing is returned where it says so.
+        """
+        inputs, targets = self.draw(self.batches)
+        self.replica.gradient.zero_()
+        self.seed_forward_pass()
+        total = 0.0
+        for some, wanted in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            if cancelled():
+                return None
+            if len(some):
+                loss = self.spec.recipe.task.loss(self.replica.module(some), wanted)
+                if pieces > 1:
+                    loss = loss * (len(some) / len(inputs))
+                torch.autograd.backward(loss)
+                total += loss.item()
+        self.optimizer_state, self.direction = self.spec.recipe.optimizer.direction(
+            self.optimizer_state, self.weights, self.replica.gradient.clone()
+        )
+        return total
+
+    def draw(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        """Return the next mini-batch of one of the agent's streams, on the agent's device."""
+        inputs, targets = batches.next()
+        return inputs.to(self.replica.device), targets.to(self.replica.device)
+
+    def seed_forward_pass(self) -> None:
+        """Seed the device's global generator, which dropout draws from and cannot be told otherwise."""
+        seed = stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.version)
+        # Not torch.manual_seed: without a GPU it formats a stack trace at every call, half of a small network's step.
+        if self.replica.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
+    def check_finite(self, loss: float) -> float:
+        """Return the loss, or raise ``NonFiniteLossError`` where it or the direction is not finite."""
+        # A sum, since one pass is all that it costs: a finite loss may have a gradient that is none (a norm at 0),
+        # and weights that are moved by it would reach the neighbors before the next loss is known.
+        if not (math.isfinite(loss) and math.isfinite(self.direction.sum().item())):
+            raise NonFiniteLossError(self.spec.agent, self.version, loss)
+        return loss
+
+    def snapshot(self) -> Snapshot:
+        """Return the replica as the current version left it."""
+        integer_buffers = {name: buffer.clone() for name, buffer in self.replica.integer_buffers.items()}
+        return Snapshot(self.weights, self.buffers, integer_buffers)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the current version's test loss and metrics."""
+        return self.spec.recipe.task.evaluate(self.replica.module, self.data, self.replica.device)

@@ -1,0 +1,1 @@
+"""Workers and their servers: the same shape as peers, a server's neighbors being its workers."""
