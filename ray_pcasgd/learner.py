@@ -85,7 +85,8 @@ class Learner:
         self.buffers = self.replica.buffers.clone()
         self.direction = torch.zeros_like(self.weights)
         self.batches = self.stream("batches")
-        self.optimizer_state = recipe.optimizer.init(self.weights)
+        self.optimizer = recipe.optimizer
+        self.optimizer_state = self.optimizer.init(self.weights)
 
     @property
     def progress(self) -> int:
@@ -122,10 +123,14 @@ class Learner:
                     loss = loss * (len(some) / len(inputs))
                 torch.autograd.backward(loss)
                 total += loss.item()
-        self.optimizer_state, self.direction = self.spec.recipe.optimizer.direction(
+        self.optimizer_state, self.direction = self.optimizer.direction(
             self.optimizer_state, self.weights, self.replica.gradient.clone()
         )
         return total
+
+    def skip_batch(self) -> None:
+        """Pass over the next mini-batch."""
+        self.batches.restore(self.batches.state() + 1)
 
     def draw(self, batches: Batches) -> tuple[Tensor, Tensor]:
         """Return the next mini-batch of one of the agent's streams, on the agent's device."""
@@ -134,7 +139,7 @@ class Learner:
 
     def seed_forward_pass(self) -> None:
         """Seed the device's global generator, which dropout draws from and cannot be told otherwise."""
-        seed = stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.version)
+        seed = stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.batches.state())
         # Not torch.manual_seed: without a GPU it formats a stack trace at every call, half of a small network's step.
         if self.replica.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -1,1 +1,206 @@
 """Workers and their servers: the same shape as peers, a server's neighbors being its workers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.optimizer import SGD
+from ray_pcasgd.records import Read, Snapshot
+from ray_pcasgd.replica import Replica
+from ray_pcasgd.rules.correction import Late
+from ray_pcasgd.schedule.server_planner import Position
+from ray_pcasgd.server_rules import Delivered, ServerRule
+from ray_pcasgd.tasks.task import TaskData
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerRecipe(Training):
+    """What all workers and servers of a run share."""
+
+    rule: ServerRule
+    num_workers: int
+
+    @property
+    def num_servers(self) -> int:
+        """Servers that share the parameters."""
+        return self.rule.shards
+
+    def part(self, server: int, num_parameters: int) -> slice:
+        """Return the parameters of a server, counted from 0; the parts differ in size by one at most."""
+        share, larger = divmod(num_parameters, self.num_servers)
+        start = server * share + min(server, larger)
+        return slice(start, start + share + (server < larger))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec(LearnerSpec):
+    """What a worker is built from; its neighbors are the servers."""
+
+    recipe: ServerRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSpec(LearnerSpec):
+    """What a server is built from; its neighbors are the workers, and it has no samples."""
+
+    recipe: ServerRecipe
+
+    @property
+    def place(self) -> int:
+        """The server's number among the servers, from 0."""
+        return self.agent - self.recipe.num_workers
+
+
+class State(NamedTuple):
+    """A message as it came to hand: a server's part of the weights, or a part of what a worker sends."""
+
+    read: Read
+    vector: Tensor
+    buffers: Tensor
+    """Floating-point buffers; the first server's alone, empty elsewhere."""
+
+
+class Worker(Learner):
+    """Computes at its servers' weights; ``step`` takes it from one version, which is one message, to the next."""
+
+    spec: WorkerSpec
+
+    def __init__(self, spec: WorkerSpec, data: TaskData) -> None:
+        super().__init__(spec, data)
+        rule = spec.recipe.rule
+        # Momentum and weight decay are the server's, after its correction, unless workers keep weights of their own.
+        self.optimizer = spec.recipe.optimizer if rule.workers_step else SGD()
+        self.optimizer_state = self.optimizer.init(self.weights)
+
+    @property
+    def progress(self) -> int:
+        """Mini-batches so far."""
+        return self.version * self.spec.recipe.rule.local_steps
+
+    def begin(self, received: Sequence[State]) -> None:
+        """Take in the servers' weights, sorted by server."""
+        center = torch.cat([state.vector for state in received])
+        self.weights = self.spec.recipe.rule.begin(self.weights, center)
+        self.buffers = received[0].buffers
+        self.replica.load(self.weights, self.buffers)
+
+    def step(self, cancelled: Callable[[], bool] = lambda: False) -> float | None:
+        """Compute what the next message holds, and return the mean loss; nothing where that was cancelled.
+
+        Raises:
+            NonFiniteLossError: the loss or the gradient is not finite.
+
+        """
+        rule = self.spec.recipe.rule
+        losses = []
+        for _ in range(rule.local_steps):
+            loss = self.compute_unless(cancelled, rule.pieces)
+            if loss is None:
+                self.version += 1
+                return None
+            losses.append(self.check_finite(loss))
+            if rule.workers_step:
+                eta = torch.tensor(self.spec.recipe.step_size_at(self.progress + len(losses) - 1))
+                self.weights = self.weights - eta.to(self.weights.device) * self.direction
+                self.replica.load(self.weights, self.replica.buffers.clone())
+        self.buffers = self.replica.buffers.clone()
+        self.version += 1
+        return sum(losses) / len(losses)
+
+    def skip(self) -> None:
+        """Pass over a step whose work was cancelled, with its mini-batches."""
+        for _ in range(self.spec.recipe.rule.local_steps):
+            self.skip_batch()
+        self.version += 1
+
+    @property
+    def message(self) -> Tensor:
+        """What the worker sends: its gradient, or its weights; shape (D,)."""
+        return self.weights if self.spec.recipe.rule.workers_step else self.direction
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of one step's messages to all servers."""
+        return 4 * (self.weights.numel() + self.buffers.numel())
+
+
+class Server:
+    """Holds a part of the weights; ``step`` takes it over one update to its next version."""
+
+    def __init__(self, spec: ServerSpec, data: TaskData) -> None:
+        recipe = spec.recipe
+        self.spec = spec
+        self.device = torch.device(recipe.device)
+        replica = Replica(recipe.task.build_model(data, recipe.seed), self.device)
+        self.layout = replica.layout
+        self.version = 0
+        self.weights = replica.weights[recipe.part(spec.place, replica.weights.numel())].clone()
+        """The server's part, never changed in place."""
+        # Buffers are few: the first server keeps them all.
+        self.buffers = replica.buffers.clone() if spec.place == 0 else replica.buffers[:0].clone()
+        self.integer_buffers = {name: buffer.clone() for name, buffer in replica.integer_buffers.items()}
+        self.optimizer_state = recipe.optimizer.init(self.weights)
+        self.rule_state = recipe.rule.init(self.weights, recipe.num_workers)
+        self.position = Position(recipe.num_workers, recipe.rule.local_steps)
+        self.history: dict[int, Tensor] = {0: self.weights}
+        """Weights by version, of versions that may still be asked for: the newest, and with a correction that needs
+        the gap those that workers compute at."""
+
+    @property
+    def progress(self) -> int:
+        """Steps taken, of ``num_steps``: mini-batches over the number of workers, rounded down."""
+        return self.position.steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps of the run are taken."""
+        return self.progress >= self.spec.recipe.num_steps
+
+    def step(self, received: Sequence[State]) -> dict[str, float]:
+        """Take one update over what was received, sorted by worker and version; return what was measured."""
+        recipe = self.spec.recipe
+        eta = torch.tensor(recipe.step_size_at(self.progress), device=self.device)
+        delivered = [self._delivered(state, eta) for state in received]
+        self.rule_state, moved = recipe.rule.gather(self.rule_state, self.weights, delivered)
+        if recipe.rule.workers_step:
+            self.weights = moved
+        else:
+            self.optimizer_state, direction = recipe.optimizer.direction(self.optimizer_state, self.weights, moved)
+            self.weights = self.weights - eta * direction
+        if self.buffers.numel():
+            total = received[0].buffers
+            for state in received[1:]:
+                total = total + state.buffers
+            self.buffers = total / len(received)
+        self.version += 1
+        self.history[self.version] = self.weights
+        self.position.advance(len(received))
+        return {"gradients": float(len(received))}
+
+    def keep(self, is_needed: Callable[[int], bool]) -> None:
+        """Forget the old weights, but for versions that are needed and the present one."""
+        for version in [v for v in self.history if v != self.version and not is_needed(v)]:
+            del self.history[version]
+
+    def _delivered(self, state: State, eta: Tensor) -> Delivered:
+        read, recipe = state.read, self.spec.recipe
+        gap = self.weights[:0]
+        if recipe.rule.needs_gap:
+            gap = self.weights - self.history[self.version - read.staleness]
+        tau, workers = (
+            torch.tensor(float(number), device=self.device) for number in (read.staleness, recipe.num_workers)
+        )
+        return Delivered(read.neighbor, Late(state.vector, gap, tau, eta, workers))
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of one version's message to one worker."""
+        return 4 * (self.weights.numel() + self.buffers.numel())
+
+    def snapshot(self) -> Snapshot:
+        """Return the server's part of the replica as the current version left it."""
+        return Snapshot(self.weights, self.buffers, self.integer_buffers)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ray_pcasgd.agent import Agent, Gathered, Received
+from ray_pcasgd.learner import Learner
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.replica import unflatten
 from ray_pcasgd.rules.base import Probe
@@ -35,8 +36,8 @@ def unstack(tree: Any, count: int) -> list[Any]:
     return [tree_unflatten([column[i] for column in columns], spec) for i in range(count)]
 
 
-def compute_together(agents: Sequence[Agent]) -> Tensor:
-    """Do ``Agent.compute`` for several agents of one recipe; return their losses, shape (B,), unchecked."""
+def compute_together(agents: Sequence[Learner]) -> Tensor:
+    """Do ``Learner.compute`` for several agents of one recipe; return their losses, shape (B,), unchecked."""
     first = agents[0]
     drawn = [agent.draw(agent.batches) for agent in agents]
     inputs, targets = (torch.stack(list(column)) for column in zip(*drawn, strict=True))
@@ -54,7 +55,7 @@ def compute_together(agents: Sequence[Agent]) -> Tensor:
         weights, buffers, integers, inputs, targets
     )
     states = stack([agent.optimizer_state for agent in agents])
-    direction = torch.func.vmap(first.spec.recipe.optimizer.direction)
+    direction = torch.func.vmap(first.optimizer.direction)
     states, directions = direction(states, weights, gradients)
     for agent, state, u, own_buffers, own_integers in zip(
         agents, unstack(states, len(agents)), directions, buffers, unstack(integers, len(agents)), strict=True
@@ -127,7 +128,7 @@ def _by_neighbor(tensors: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 
 
 def _loss(
-    agent: Agent, weights: Tensor, buffers: Tensor, integers: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    agent: Learner, weights: Tensor, buffers: Tensor, integers: dict[str, Tensor], inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return the loss, and the floating-point and integer buffers as the forward pass left them."""
     replica = agent.replica

@@ -15,7 +15,7 @@ LAYERS = [
     "settings wording records numerics randomness curves",
     "laws topology timing rules optimizer",
     "schedule mailbox tasks reliability",
-    "replica displacement learner agent server consensus",
+    "replica displacement server_rules learner agent server consensus",
     "engines",
     "config explanation loading plan trainer checkpoint monitor run_folder ray_train",
     "report compare terminal progress cli",

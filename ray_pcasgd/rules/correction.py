@@ -1,0 +1,185 @@
+"""How a server applies a gradient that was computed at weights it no longer has."""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+
+from ray_pcasgd import numerics
+from ray_pcasgd.settings import Settings, from_name
+
+State = tuple[Tensor, ...]
+
+
+class Late(NamedTuple):
+    """One worker's gradient as the server takes it."""
+
+    gradient: Tensor
+    """g_l, shape (D,)."""
+    gap: Tensor
+    """``w - w_bak(l)``: how far the server has come since the weights of the gradient; shape (D,), or (0,) where the
+    correction does not need it."""
+    staleness: Tensor
+    """tau_l, shape (): the server's updates since those weights."""
+    step_size: Tensor
+    """eta at this update, shape ()."""
+    num_workers: Tensor
+    """P, shape ()."""
+
+
+class Correction(Settings, ABC):
+    """From a late gradient to what is averaged into the update; weight decay and momentum come after it.
+
+    Pure: nothing is mutated, and there is no ``if`` on a tensor.
+    """
+
+    needs_gap: ClassVar[bool] = False
+    """Whether the server must keep the weights that workers compute at."""
+    elementwise: ClassVar[bool] = True
+    """Whether a part of the parameters can be corrected without the others, on a server of its own."""
+
+    def init(self, weights: Tensor, num_workers: int) -> State:
+        """Return the state before the first update, for weights of shape (D,)."""
+        return ()
+
+    @abstractmethod
+    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
+        """Return the next state and the corrected gradient, shape (D,); ``worker`` counts from 0 to P - 1."""
+
+
+class NoCorrection(Correction):
+    """The gradient as it is."""
+
+    name: Literal["none"] = "none"
+
+    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
+        """Return ``g``."""
+        return state, late.gradient
+
+
+class StalenessAware(Correction):
+    """The step size divided by the staleness (Zhang, Gupta, Lian, Liu, IJCAI 2016, eq. 5 for one gradient)."""
+
+    name: Literal["staleness-aware"] = "staleness-aware"
+
+    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
+        """Return ``g / max(1, tau)``."""
+        return state, late.gradient / late.staleness.clamp(min=1)
+
+
+class ConstantDelayCompensation(Correction):
+    """DC-ASGD-c: a first-order Taylor step to the present weights, its Hessian ``lambda_0 g .* g`` on the diagonal.
+
+    Zheng, Meng, Wang, Chen, Yu, Ma, Liu, ICML 2017, eq. 10.
+    """
+
+    needs_gap: ClassVar[bool] = True
+
+    name: Literal["dc-asgd-c"] = "dc-asgd-c"
+    lambda_0: float = Field(0.04, ge=0)
+    """Factor of the Hessian's approximation, 0 or more; the paper's setting is 0.04. 0 is no correction."""
+
+    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
+        """Return ``g + lambda_0 g .* g .* (w - w_bak)``."""
+        g = late.gradient
+        return state, g + self.lambda_0 * g * g * late.gap
+
+
+class AdaptiveDelayCompensation(Correction):
+    """DC-ASGD-a: delay compensation with ``lambda = lambda_0 / sqrt(MS + 1e-7)``, element by element.
+
+    ``MS <- m MS + (1 - m) g .* g`` from 0, updated before it is used, without bias correction (Zheng et al., ICML
+    2017, eq. 14 and the authors' code).
+    """
+
+    needs_gap: ClassVar[bool] = True
+
+    name: Literal["dc-asgd-a"] = "dc-asgd-a"
+    lambda_0: float = Field(2.0, ge=0)
+    """Factor of the Hessian's approximation, 0 or more; the paper's setting for CIFAR-10 is 2. 0 is no correction."""
+    decay: float = Field(0.95, ge=0, lt=1)
+    """m: share of the mean square that is kept, in [0, 1)."""
+    shared: bool = False
+    """One mean square for all workers, instead of one for each (as in the authors' code)."""
+
+    def init(self, weights: Tensor, num_workers: int) -> State:
+        """Return mean squares of zeros, one of shape (D,) for each worker, or one for all."""
+        return tuple(torch.zeros_like(weights) for _ in range(1 if self.shared else num_workers))
+
+    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
+        """Return ``g + lambda g .* g .* (w - w_bak)``."""
+        g, place = late.gradient, 0 if self.shared else worker
+        square = self.decay * state[place] + (1 - self.decay) * g * g
+        state = (*state[:place], square, *state[place + 1 :])
+        return state, g + self.lambda_0 / torch.sqrt(square + 1e-7) * g * g * late.gap
+
+
+class GapBounded(Correction):
+    """The step size ``min(C / |w - w_bak|^2, eta)``, eta where the gap is 0 (Dutta et al. 2021, eq. 13)."""
+
+    needs_gap: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = False
+
+    name: Literal["gap-bounded"] = "gap-bounded"
+    bound: float = Field(gt=0)
+    """C, above 0: the step size is below the run's own where the squared gap is above ``C / eta``."""
+
+    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
+        """Return ``g min(1, C / (eta |w - w_bak|^2))``, the norm over all parameters."""
+        scaled_gap = late.step_size * numerics.inner(late.gap, late.gap)
+        bounded = scaled_gap > self.bound
+        factor = torch.where(bounded, self.bound / torch.where(bounded, scaled_gap, 1.0), 1.0)
+        return state, factor * late.gradient
+
+
+class DelayAdaptive(Correction):
+    """A step size that falls with the staleness where that is above the number of workers P.
+
+    ``scale``: ``eta P / max(P, tau)`` (Mishchenko, Bach, Even, Woodworth, NeurIPS 2022). ``shrink``: ``eta`` up to P
+    and ``min(eta, 1 / (4 L tau))`` above it; ``drop``: gradients above it are not used (both Koloskova, Stich, Jaggi,
+    NeurIPS 2022).
+    """
+
+    name: Literal["delay-adaptive"] = "delay-adaptive"
+    above: Literal["scale", "shrink", "drop"] = "scale"
+    """What happens above a staleness of P."""
+    smoothness: float | None = Field(None, gt=0)
+    """L, the gradient's Lipschitz constant; for ``shrink`` alone, which needs it."""
+
+    @model_validator(mode="after")
+    def _smoothness_where_needed(self) -> Self:
+        if (self.above == "shrink") != (self.smoothness is not None):
+            raise ValueError(
+                f"smoothness = {self.smoothness or 'null'}: allowed is a number beside above = 'shrink', null beside "
+                "the others"
+            )
+        return self
+
+    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
+        """Return ``g`` times the step size's factor."""
+        within, tau = late.staleness <= late.num_workers, late.staleness
+        if self.above == "scale":
+            factor = late.num_workers / torch.maximum(late.num_workers, tau)
+        elif self.smoothness is not None:
+            limit = 1 / (4 * self.smoothness * late.step_size * tau.clamp(min=1))
+            factor = torch.where(within, 1.0, limit.clamp(max=1.0))
+        else:
+            factor = within.to(late.gradient.dtype)
+        return state, factor * late.gradient
+
+
+AnyCorrection = Annotated[
+    Annotated[
+        NoCorrection
+        | StalenessAware
+        | ConstantDelayCompensation
+        | AdaptiveDelayCompensation
+        | GapBounded
+        | DelayAdaptive,
+        Field(discriminator="name"),
+    ],
+    BeforeValidator(from_name),
+]
+"""Any correction's settings, told apart by ``name``."""
