@@ -12,6 +12,7 @@ from ray_pcasgd.optimizer import SGD
 from ray_pcasgd.reliability import Measured, Reliability
 from ray_pcasgd.rules import PCASGD, Algorithm
 from ray_pcasgd.schedule.barrier import Barrier
+from ray_pcasgd.server_rules import ElasticAveraging, ParameterServer
 from ray_pcasgd.settings import Settings, from_name
 from ray_pcasgd.tasks.partition import IID, Partition
 from ray_pcasgd.tasks.task import Task
@@ -22,6 +23,13 @@ Engine = Annotated[
     Annotated[RaySettings | LocalSettings, Field(discriminator="name")],
     BeforeValidator(from_name),
 ]
+
+
+AnyAlgorithm = Annotated[
+    Annotated[Algorithm | ParameterServer | ElasticAveraging, Field(discriminator="name")],
+    BeforeValidator(from_name),
+]
+"""A rule between peers, or an algorithm with a server."""
 
 
 class CheckpointSettings(Settings):
@@ -51,27 +59,30 @@ class Config(Settings):
     seed: int = Field(0, ge=0)
     """Every random draw of the run follows from it."""
     num_agents: int = Field(8, ge=1)
-    """Number of agents, N."""
+    """Number of agents, N; beside a server the number of its workers, P. Servers are the agents from N on."""
     num_steps: int = Field(300, ge=1)
-    """Steps that each agent takes."""
+    """Steps that each agent takes; a server has taken as many once it has taken so many mini-batches for each
+    worker. Step sizes, evaluations and delays in steps go by these, so that methods meet at equal epochs."""
     batch_size: int = Field(16, ge=1)
     """Samples of one agent's mini-batch."""
 
-    algorithm: Annotated[Algorithm, BeforeValidator(from_name)] = PCASGD(theta=Constant(value=0.3))
-    """The update rule."""
+    algorithm: AnyAlgorithm = PCASGD(theta=Constant(value=0.3))
+    """The update rule between peers, or what a server does."""
     step_size: Curve = Constant(value=0.1)
     """eta: a number, or a curve over the agent's steps."""
     warmup_steps: int = Field(0, ge=0)
     """The step size rises linearly over so many first steps."""
     optimizer: SGD = SGD()
-    """The local optimizer, from gradient to direction."""
+    """The local optimizer, from gradient to direction; beside a server it is the server's, unless workers keep
+    weights of their own."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
     """Which agents are neighbors."""
     mixing: Annotated[Mixing, BeforeValidator(from_name)] = Metropolis()
     """The weights with which neighbors are averaged."""
     clusters: int | tuple[tuple[int, ...], ...] = 2
-    """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which."""
+    """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which.
+    Servers are in the cluster of agent 0."""
     reliability: Annotated[Reliability, BeforeValidator(from_name)] = Measured()
     """Which neighbors are trusted as they are read."""
 

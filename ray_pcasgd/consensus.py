@@ -37,6 +37,14 @@ def average(snapshots: Mapping[int, Snapshot]) -> Consensus:
     return Consensus(mean, distances)
 
 
+def join(snapshots: Mapping[int, Snapshot]) -> Consensus:
+    """Return the model whose parts are the servers' snapshots, in the servers' order; nobody is far from it."""
+    parts = [snapshots[server] for server in sorted(snapshots)]
+    weights = torch.cat([part.weights for part in parts])
+    buffers = torch.cat([part.buffers for part in parts])
+    return Consensus(Snapshot(weights, buffers, parts[0].integer_buffers), dict.fromkeys(snapshots, 0.0))
+
+
 def _mean(tensors: list[Tensor]) -> Tensor:
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     for tensor in tensors:

@@ -1,11 +1,11 @@
 """From step reports to the rows of ``metrics.parquet``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from ray_pcasgd.consensus import Consensus, average
+from ray_pcasgd.consensus import Consensus, average, join
 from ray_pcasgd.records import Snapshot, StepReport
 
 NAN = float("nan")
@@ -14,13 +14,18 @@ NAN = float("nan")
 class _Tally:
     """What one agent did since its last evaluation, and since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_worker: bool) -> None:
+        self.is_worker = is_worker
+        """Whether it waits between its rows, instead of within them."""
         self.waited_seconds = 0.0
         self.bytes_sent = 0
+        self.cancelled_steps = 0
+        self.last_end: float | None = None
         self.start_afresh()
 
     def start_afresh(self) -> None:
         self.losses: list[float] = []
+        self.gradients: list[float] = []
         self.staleness: list[int] = []
         self.thetas: list[float] = []
         self.predicting = 0.0
@@ -31,7 +36,13 @@ class _Tally:
         self.losses.append(report.loss)
         self.staleness.extend(read.staleness for read in row.reads)
         self.waited_seconds += row.end - row.ready
+        if self.is_worker and self.last_end is not None:
+            self.waited_seconds += max(0.0, row.start - self.last_end)
+        self.last_end = row.end
+        self.cancelled_steps += row.kind == "cancelled"
         self.bytes_sent += report.bytes_sent
+        if "gradients" in measures:
+            self.gradients.append(measures["gradients"])
         if "theta" in measures:
             self.thetas.append(measures["theta"])
         self.predicting += measures.get("predicting", 0.0) * measures.get("choosing", 0.0)
@@ -46,6 +57,8 @@ class _Tally:
             "predicting_share": self.predicting / self.choosing if self.choosing else NAN,
             "waited_seconds": self.waited_seconds,
             "bytes_sent": float(self.bytes_sent),
+            "cancelled_steps": float(self.cancelled_steps),
+            "gradients_per_update": _mean(self.gradients),
         }
 
 
@@ -53,12 +66,17 @@ class Monitor:
     """Gathers reports into one metrics row per agent and evaluation, and one per evaluation of the averaged model.
 
     An evaluation is complete once every agent that still takes part has reported it; agents that have left
-    (``leave``) are not waited for.
+    (``leave``) are not waited for. Beside servers, these alone report evaluations, and their parts of the weights make
+    the model.
     """
 
-    def __init__(self, num_agents: int, evaluate: Callable[[Snapshot], dict[str, float]]) -> None:
+    def __init__(
+        self, num_agents: int, evaluate: Callable[[Snapshot], dict[str, float]], servers: Collection[int] = ()
+    ) -> None:
         self._evaluate = evaluate
-        self._tallies = [_Tally() for _ in range(num_agents)]
+        self._tallies = [_Tally(is_worker=bool(servers) and i not in servers) for i in range(num_agents)]
+        self._servers = servers
+        self._evaluated = servers or range(num_agents)
         self._left: set[int] = set()
         self._open: dict[int, dict[int, dict[str, Any]]] = {}
         self._snapshots: dict[int, dict[int, Snapshot]] = {}
@@ -100,12 +118,17 @@ class Monitor:
 
     def _complete(self, version: int) -> list[dict[str, Any]]:
         rows = self._open[version]
-        if any(agent not in rows and agent not in self._left for agent in range(len(self._tallies))):
+        if any(agent not in rows and agent not in self._left for agent in self._evaluated):
             return []
-        consensus = average(self._snapshots.pop(version))
+        snapshots = self._snapshots.pop(version)
+        consensus = join(snapshots) if self._servers else average(snapshots)
         self.latest = consensus
-        done = [rows[agent] | {"consensus_distance": consensus.distances[agent]} for agent in sorted(rows)]
         tested = {f"test_{name}": value for name, value in self._evaluate(consensus.mean).items()}
+        done = [rows[agent] | {"consensus_distance": consensus.distances[agent]} for agent in sorted(rows)]
+        workers: list[dict[str, Any]] = []
+        if self._servers:
+            done = [row | tested for row in done]
+            workers = [self._row_of_worker(k, done[0]) for k in range(len(self._tallies)) if k not in self._servers]
         averaged = {
             "agent": pd.NA,
             "step": version,
@@ -116,12 +139,24 @@ class Monitor:
             **{name: _mean(row[name] for row in done) for name in ("train_loss", "staleness_mean", "theta")},
             "staleness_max": _largest(row["staleness_max"] for row in done),
             "predicting_share": _mean(row["predicting_share"] for row in done),
-            "waited_seconds": sum(row["waited_seconds"] for row in done),
-            "bytes_sent": sum(row["bytes_sent"] for row in done),
+            **{
+                name: sum(row[name] for row in [*workers, *done])
+                for name in ("waited_seconds", "bytes_sent", "cancelled_steps")
+            },
+            "gradients_per_update": _mean(row["gradients_per_update"] for row in done),
         }
         del self._open[version]
-        self.rows.extend([*done, averaged])
-        return [*done, averaged]
+        completed = [*workers, *done, averaged]
+        self.rows.extend(completed)
+        return completed
+
+    def _row_of_worker(self, worker: int, server: Mapping[str, Any]) -> dict[str, Any]:
+        tally = self._tallies[worker]
+        times = {name: server[name] for name in ("step", "seconds", "wall_seconds")}
+        untested = {name: NAN for name in server if name.startswith("test_")}
+        row = {"agent": worker, **times, **untested, "consensus_distance": NAN, **tally.row()}
+        tally.start_afresh()
+        return row
 
 
 def _largest(values: Iterable[float]) -> float:

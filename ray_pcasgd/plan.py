@@ -1,10 +1,11 @@
 """From settings to everything that a run needs, checked before any actor starts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,18 @@ from ray_pcasgd.engines.base import Engine
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.explanation import explain, one_line
+from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.reliability import Measured
 from ray_pcasgd.replica import Replica
+from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, NoBarrier
 from ray_pcasgd.schedule.planner import Planner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.trace import check_fits, in_causal_order, read_rows
+from ray_pcasgd.server import ServerRecipe, ServerSpec, WorkerSpec
+from ray_pcasgd.server_plan import check_family, check_server_settings, server_schedule
+from ray_pcasgd.server_rules import ServerRule
 from ray_pcasgd.tasks.task import Task, TaskData
 from ray_pcasgd.timing import check_timing
 from ray_pcasgd.topology import Network, build_network
@@ -34,16 +40,23 @@ class Plan:
 
     config: Config
     """The settings, with everything filled in that was left to the run."""
-    network: Network
+    network: Network | None
+    """Between peers; nothing beside a server."""
     clusters: tuple[int, ...]
     data: TaskData
-    specs: tuple[AgentSpec, ...]
+    specs: tuple[LearnerSpec, ...]
+    """Of all agents; servers come last."""
     schedule: Schedule
+
+    @property
+    def servers(self) -> range:
+        """The numbers of the servers, where there are any."""
+        return range(self.config.num_agents, len(self.specs))
 
     @cached_property
     def last_steps(self) -> dict[int, int]:
         """The last steps of agents that leave a recorded schedule before its end, by agent; -1 if they take none."""
-        if not isinstance(self.schedule, Recorded):
+        if not isinstance(self.schedule, Recorded) or self.servers:
             return {}
         last = dict.fromkeys(range(self.config.num_agents), -1)
         for row in self.schedule.recorded:
@@ -84,18 +97,41 @@ def make_plan(config: Config) -> Plan:
         data = config.task.load()
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
         shards = config.partition.split(data.train, config.num_agents, config.seed)
-        network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
         clusters = cluster_of_each_agent(config)
-        check_timing(config.compute, config.links, config.num_agents)
         _try_out(config.task, data, config.seed)
-        schedule = _schedule(config, network, clusters)
+        if isinstance(config.algorithm, ServerRule):
+            return _with_servers(config, config.algorithm, clusters, data, shards)
+        return _between_peers(config, config.algorithm, clusters, data, shards)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, {}))) from None
     except ValueError as error:
         raise SettingsError(one_line(error)) from None
-    recipe = _recipe(config, clusters)
+
+
+def _between_peers(
+    config: Config, rule: Rule, clusters: tuple[int, ...], data: TaskData, shards: Sequence[np.ndarray]
+) -> Plan:
+    network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+    check_timing(config.compute, config.links, config.num_agents)
+    schedule = _schedule(config, network, clusters)
+    recipe = Recipe(**_shared(config), rule=rule, reliability=config.reliability, clusters=clusters)
     specs = tuple(_spec(recipe, network, agent, shard) for agent, shard in enumerate(shards))
     return Plan(config, network, clusters, data, specs, schedule)
+
+
+def _with_servers(
+    config: Config, rule: ServerRule, clusters: tuple[int, ...], data: TaskData, shards: Sequence[np.ndarray]
+) -> Plan:
+    clusters = (*clusters, *[clusters[0]] * rule.shards)
+    check_timing(config.compute, config.links, len(clusters))
+    schedule = server_schedule(config, rule, clusters)
+    recipe = ServerRecipe(**_shared(config), rule=rule, num_workers=config.num_agents)
+    workers, servers = (tuple(range(config.num_agents)), tuple(range(config.num_agents, len(clusters))))
+    specs = (
+        *(WorkerSpec(agent=k, recipe=recipe, neighbors=servers, shard=shards[k]) for k in workers),
+        *(ServerSpec(agent=s, recipe=recipe, neighbors=workers, shard=shards[0][:0]) for s in servers),
+    )
+    return Plan(config, None, clusters, data, specs, schedule)
 
 
 def resolve(config: Config) -> Config:
@@ -109,7 +145,7 @@ def resolve(config: Config) -> Config:
         _check_settings(config)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    asked = config.algorithm.default_barrier
+    asked = config.algorithm.default_barrier if isinstance(config.algorithm, Rule) else "none"
     barrier: Barrier = config.barrier or (AllBarrier() if asked == "all" else NoBarrier())
     if asked == "all" and barrier.name != "all" and config.schedule is None:
         raise SettingsError(
@@ -153,6 +189,8 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
 
 
 def _check_settings(config: Config) -> None:
+    if isinstance(config.algorithm, ServerRule):
+        check_server_settings(config)
     try:
         config.algorithm.check(config.num_agents)
     except ValueError as error:
@@ -210,30 +248,29 @@ def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Sc
     if not path.is_file():
         raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
     rows, metadata = read_rows(path)
+    check_family(config.schedule, metadata, 0)
     left = frozenset(map(int, metadata.get("left", "").split()))
     check_fits(rows, network.neighbors, config.num_steps, left)
     # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
     return Recorded(tuple(in_causal_order([row for row in rows if row.step < config.num_steps])))
 
 
-def _recipe(config: Config, clusters: tuple[int, ...]) -> Recipe:
+def _shared(config: Config) -> dict[str, Any]:
+    """Return what every recipe holds."""
     engine = config.engine
     on_gpu = isinstance(engine, RaySettings) and engine.gpus_per_agent > 0
-    return Recipe(
-        seed=config.seed,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        rule=config.algorithm,
-        optimizer=config.optimizer,
-        step_size=config.step_size,
-        warmup_steps=config.warmup_steps,
-        reliability=config.reliability,
-        clusters=clusters,
-        task=config.task,
-        device=engine.device if isinstance(engine, LocalSettings) else "cuda" if on_gpu else "cpu",
-        evaluate_every=config.evaluate_every,
-        isolate_non_finite=config.on_non_finite_loss == "isolate",
-    )
+    return {
+        "seed": config.seed,
+        "num_steps": config.num_steps,
+        "batch_size": config.batch_size,
+        "optimizer": config.optimizer,
+        "step_size": config.step_size,
+        "warmup_steps": config.warmup_steps,
+        "task": config.task,
+        "device": engine.device if isinstance(engine, LocalSettings) else "cuda" if on_gpu else "cpu",
+        "evaluate_every": config.evaluate_every,
+        "isolate_non_finite": config.on_non_finite_loss == "isolate",
+    }
 
 
 def _spec(recipe: Recipe, network: Network, agent: int, shard: np.ndarray) -> AgentSpec:

@@ -29,6 +29,7 @@ class Progress:
     Args:
         console: where to write; decides whether it is a terminal.
         num_agents: number of agents.
+        num_servers: how many of them, the last ones, are servers; these alone say how far the run is.
         num_steps: steps that each agent takes.
         at_once: whether agents run at the same time, so that the slowest one decides how long it takes still;
             otherwise they share one process, and only the number of steps left counts.
@@ -45,6 +46,7 @@ class Progress:
         at_once: bool = False,
         title: str = "",
         clock: Callable[[], float] = time.perf_counter,
+        num_servers: int = 0,
     ) -> None:
         self._console = console
         self._num_steps = num_steps
@@ -52,6 +54,9 @@ class Progress:
         self._title = title
         self._clock = clock
         self._agents = [_Agent(str(number)) for number in range(num_agents)]
+        self._leading = self._agents[num_agents - num_servers :] if num_servers else self._agents
+        for place, server in enumerate(self._leading if num_servers else ()):
+            server.name = "server" if num_servers == 1 else f"server {place}"
         self._averaged: dict[str, float] = {}
         self._averaged_step = 0
         self._reported = 0
@@ -114,13 +119,14 @@ class Progress:
         going = [one for one in self._taking_part() if one.steps < self._num_steps]
         # The clock starts with the first report, which therefore does not count.
         if not self._at_once:
-            return sum(self._num_steps - one.steps for one in going) * elapsed / (self._reported - 1)
+            rate = elapsed / max(1, sum(one.reported for one in self._leading) - 1)
+            return sum(self._num_steps - one.steps for one in going) * rate
         if any(one.reported < 2 for one in going):
             return None
         return max(((self._num_steps - one.steps) * elapsed / (one.reported - 1) for one in going), default=0.0)
 
     def _taking_part(self) -> list["_Agent"]:
-        return [one for one in self._agents if not one.has_left]
+        return [one for one in self._leading if not one.has_left]
 
     def _show(self, now: float) -> None:
         if self._is_terminal:
@@ -139,7 +145,7 @@ class Progress:
         self._console.print(f"{prefix}{line}", markup=False, highlight=False, soft_wrap=True)
 
     def _step_line(self, now: float) -> str:
-        every = _mean_line(self._agents, "", None)
+        every = _mean_line(self._leading, "", None)
         parts = [f"step {every.steps} of {self._num_steps}", f"loss {written('loss', every.loss)}"]
         parts.append(f"staleness {written('staleness', every.staleness)}")
         if not math.isnan(every.predicting):
@@ -180,8 +186,8 @@ class Progress:
         return [*lines, _mean_line(others, f"{len(others)} more", metric)] if others else lines
 
     def _status(self, now: float, metric: str | None) -> str:
-        total = sum(one.steps for one in self._agents)
-        parts = [f"{total}/{len(self._agents) * self._num_steps} agent-steps", self._rate_text(now)]
+        total = sum(one.steps for one in self._leading)
+        parts = [f"{total}/{len(self._leading) * self._num_steps} agent-steps", self._rate_text(now)]
         parts.append(self._left_text(now))
         if metric in self._averaged:
             value = written(str(metric), self._averaged[str(metric)])

@@ -33,9 +33,9 @@ class Row(NamedTuple):
     to ``end`` it waits for its barrier; at ``end`` it reads, applies its rule and publishes version ``step + 1``.
 
     A worker reads its server's version at ``start``, computes until ``ready``, which is its ``end``, and publishes
-    its version ``step + 1``, which is its gradient number ``step + 1``. A server waits from ``start`` to ``end``,
-    and then reads gradients: a worker may stand in its reads several times, with different versions. Of a gradient,
-    staleness and age are the server's steps since the version that it was computed at.
+    its version ``step + 1``, which is its gradient number ``step + 1``. A server's row is an instant, when it
+    reads gradients: a worker may stand in its reads several times, with different versions. Of a gradient, staleness
+    and age are the server's steps since the version that it was computed at.
     """
 
     agent: int

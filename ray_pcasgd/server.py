@@ -82,19 +82,22 @@ class Worker(Learner):
         return self.version * self.spec.recipe.rule.local_steps
 
     def begin(self, received: Sequence[State]) -> None:
-        """Take in the servers' weights, sorted by server."""
+        """Take in the servers' versions, sorted by server."""
         center = torch.cat([state.vector for state in received])
         self.weights = self.spec.recipe.rule.begin(self.weights, center)
         self.buffers = received[0].buffers
         self.replica.load(self.weights, self.buffers)
 
-    def step(self, cancelled: Callable[[], bool] = lambda: False) -> float | None:
-        """Compute what the next message holds, and return the mean loss; nothing where that was cancelled.
+    def step(self, received: Sequence[State], cancelled: Callable[[], bool] = lambda: False) -> float | None:
+        """Compute at what was received what the next message holds, and return the mean loss.
+
+        Nothing is returned where the work was cancelled; there is a next version all the same.
 
         Raises:
             NonFiniteLossError: the loss or the gradient is not finite.
 
         """
+        self.begin(received)
         rule = self.spec.recipe.rule
         losses = []
         for _ in range(rule.local_steps):
@@ -107,9 +110,13 @@ class Worker(Learner):
                 eta = torch.tensor(self.spec.recipe.step_size_at(self.progress + len(losses) - 1))
                 self.weights = self.weights - eta.to(self.weights.device) * self.direction
                 self.replica.load(self.weights, self.replica.buffers.clone())
+        self.finish()
+        return sum(losses) / len(losses)
+
+    def finish(self) -> None:
+        """Make what was computed the next version."""
         self.buffers = self.replica.buffers.clone()
         self.version += 1
-        return sum(losses) / len(losses)
 
     def skip(self) -> None:
         """Pass over a step whose work was cancelled, with its mini-batches."""
@@ -204,3 +211,12 @@ class Server:
     def snapshot(self) -> Snapshot:
         """Return the server's part of the replica as the current version left it."""
         return Snapshot(self.weights, self.buffers, self.integer_buffers)
+
+    def evaluation_point(self, progress_before: int) -> int | None:
+        """Return the progress that the last update has reached and that is evaluated, if there is one."""
+        recipe = self.spec.recipe
+        if self.is_done:
+            return recipe.num_steps
+        every = recipe.evaluate_every
+        reached = self.progress // every * every
+        return reached if reached > progress_before else None

@@ -76,6 +76,20 @@ class ServerRule(Settings, ABC):
         """Return the server's next state and what moves it: a gradient for its optimizer, or its next weights."""
 
 
+def described(algorithm: Settings) -> str:
+    """Return an algorithm's name, with what it waits for and how it corrects where there is a server.
+
+    >>> described(ParameterServer())
+    'server, gathering asgd, correction none'
+    """
+    parts = [str(getattr(algorithm, "name", ""))]
+    if isinstance(algorithm, ServerRule):
+        parts.append(f"gathering {algorithm.gathering.name}")
+    if isinstance(algorithm, ParameterServer):
+        parts.append(f"correction {algorithm.correction.name}")
+    return ", ".join(parts)
+
+
 class ParameterServer(ServerRule):
     """A server holds the weights, workers send gradients: ``w <- w - eta u``, u the optimizer's direction of the mean.
 

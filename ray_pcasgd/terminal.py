@@ -12,6 +12,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.progress import Progress, print_table
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
 from ray_pcasgd.trainer import Result, Watcher
 from ray_pcasgd.wording import main_metric, spoken, written
@@ -33,17 +34,20 @@ class Terminal(Watcher):
         """Say what is going to run."""
         config = plan.config
         at_once = isinstance(config.engine, RaySettings)
-        self._progress = Progress(self._console, config.num_agents, config.num_steps, at_once, self._title)
+        self._progress = Progress(
+            self._console, len(plan.specs), config.num_steps, at_once, self._title, num_servers=len(plan.servers)
+        )
         if not self._details:
             return
         mode = f"ray, {config.engine.mode}" if isinstance(config.engine, RaySettings) else "local"
-        self._say(
-            f"{config.algorithm.name} on {config.num_agents} agents, {config.num_steps} steps each; engine {mode}"
-        )
-        self._say(
-            f"topology {config.topology.name}, spectral gap {plan.network.spectral_gap:.3g}; "
-            f"clusters {', '.join(map(str, _groups(plan.clusters)))}"
-        )
+        agents = f"{config.num_agents} agents"
+        if isinstance(config.algorithm, ServerRule):
+            agents = f"{config.num_agents} workers and {len(plan.servers)} server(s)"
+        self._say(f"{described(config.algorithm)} on {agents}, {config.num_steps} steps each; engine {mode}")
+        clusters = f"clusters {', '.join(map(str, _groups(plan.clusters)))}"
+        if plan.network:
+            clusters = f"topology {config.topology.name}, spectral gap {plan.network.spectral_gap:.3g}; {clusters}"
+        self._say(clusters)
         self._say(f"shards of {_shards(plan)}")
         self._say(f"run folder {path}")
 
@@ -53,7 +57,7 @@ class Terminal(Watcher):
         reads = report.row.reads
         staleness = sum(read.staleness for read in reads) / len(reads) if reads else 0.0
         predicting = report.measures["predicting"] if report.measures.get("choosing") else None
-        self._progress.step(report.row.agent, report.row.step + 1, report.loss, staleness, predicting)
+        self._progress.step(report.row.agent, report.progress, report.loss, staleness, predicting)
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show test metrics."""
@@ -85,7 +89,9 @@ def print_final_table(result: Result, console: Console) -> None:
     if not frame.empty:
         metric = main_metric(frame.columns) or "test_loss"
         agents = frame[frame["agent"].notna()].groupby("agent").last()
-        rows = [_final_row(f"agent {agent}", row, metric) for agent, row in agents.iterrows()]
+        # A server's workers are not tested.
+        tested = agents[agents[metric].notna()] if metric in agents else agents
+        rows = [_final_row(f"agent {agent}", row, metric) for agent, row in tested.iterrows()]
         averaged = frame[frame["agent"].isna()].drop(columns="agent")
         if len(averaged):
             rows.append(_final_row("averaged model", averaged.iloc[-1], metric))
@@ -130,11 +136,12 @@ def _groups(clusters: Sequence[int]) -> list[list[int]]:
 
 
 def _shards(plan: Plan) -> str:
-    sizes = [len(spec.shard) for spec in plan.specs]
+    learners = plan.specs[: plan.config.num_agents]
+    sizes = [len(spec.shard) for spec in learners]
     text = f"{min(sizes)} to {max(sizes)} samples" if min(sizes) != max(sizes) else f"{sizes[0]} samples"
     classes = plan.data.num_classes
     labels = plan.data.train.labels()
     if plan.config.partition.name == "iid" or labels is None or classes is None or classes > _HISTOGRAM_CLASSES:
         return text
-    counts = label_histogram(plan.data.train, tuple(spec.shard for spec in plan.specs), classes)
+    counts = label_histogram(plan.data.train, tuple(spec.shard for spec in learners), classes)
     return text + "".join(f"\n  agent {agent}: {' '.join(map(str, row))}" for agent, row in enumerate(counts))

@@ -111,7 +111,7 @@ class _Run:
         config = plan.config
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AveragedModel(config.task, plan.data, config.seed, device)
-        self.monitor = Monitor(config.num_agents, self.model.evaluate)
+        self.monitor = Monitor(len(plan.specs), self.model.evaluate, plan.servers)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.rows: list[Row] = []
         self.lost: list[Event] = []
@@ -145,7 +145,7 @@ class _Run:
         finally:
             self.watcher.evaluated(self.monitor.finish())
             self.write()
-        if len(self.left) == self.plan.config.num_agents:
+        if len(self.left) == len(self.plan.specs):
             return RunError("every agent has left the run; events.jsonl says why")
         allowed = self.plan.config.max_failures
         if allowed >= 0 and len(self.lost) > allowed:
@@ -207,7 +207,7 @@ class _Run:
                 for row in self.rows
             ]
         if self.plan.is_live:
-            self.rows = in_causal_order(self.rows)
+            self.rows = in_causal_order(self.rows, with_directions=not self.plan.servers)
 
     def schedule_metadata(self) -> dict[str, str]:
         config = self.plan.config
@@ -216,6 +216,7 @@ class _Run:
             "mode": "live" if self.plan.is_live else "planned",
             "algorithm": config.algorithm.name,
             "num_agents": str(config.num_agents),
+            "num_servers": str(len(self.plan.servers)),
             "seed": str(config.seed),
             "left": " ".join(map(str, sorted(self.left))),
         }
@@ -232,7 +233,7 @@ class _Run:
             "wall_seconds": round(time.perf_counter() - self.started_at, 3),
             "agent_steps_per_second": round(len(self.rows) / max(training_seconds, 1e-9), 1),
             "final": final,
-            "shard_sizes": [len(spec.shard) for spec in self.plan.specs],
+            "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
             "error": str(error) if error else None,
         }
         self.folder.write_result(summary)

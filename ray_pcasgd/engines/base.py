@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.tasks.task import TaskData
 
@@ -11,7 +11,7 @@ from ray_pcasgd.tasks.task import TaskData
 class Engine(Protocol):
     """Executes the agents of one run; only the driving differs between engines, never what an agent computes."""
 
-    def run(self, specs: Sequence[AgentSpec], data: TaskData) -> Iterator[StepReport | Event]:
+    def run(self, specs: Sequence[LearnerSpec], data: TaskData) -> Iterator[StepReport | Event]:
         """Execute every agent's steps and report them, each agent's in order.
 
         Closing the iterator early stops the run and frees what it holds.

@@ -13,10 +13,12 @@ from torch import Tensor
 from ray_pcasgd.agent import Agent, AgentSpec, Received
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.batching import apply_together, compute_together
-from ray_pcasgd.learner import NonFiniteLossError
+from ray_pcasgd.engines.local_server import server_reports
+from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.server import ServerSpec, WorkerSpec
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.tasks.models import CustomModel, Torchvision
 from ray_pcasgd.tasks.objective import CustomMeasure
@@ -57,20 +59,26 @@ class LocalEngine:
         self._settings = settings
         self._schedule = schedule
 
-    def run(self, specs: Sequence[AgentSpec], data: TaskData) -> Iterator[StepReport | Event]:
+    def run(self, specs: Sequence[LearnerSpec], data: TaskData) -> Iterator[StepReport | Event]:
         """Execute all rows; see ``Engine.run``."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
+        rows = iter(self._schedule)
+        peers = [spec for spec in specs if isinstance(spec, AgentSpec)]
+        others = [spec for spec in specs if isinstance(spec, WorkerSpec | ServerSpec)]
         try:
             with torch.random.fork_rng():
-                yield from _Execution(self._settings, iter(self._schedule), specs, data).reports()
+                if peers:
+                    yield from _Execution(self._settings, rows, peers, data).reports()
+                else:
+                    yield from server_reports(rows, others, data, self._settings.batched == "always")
         finally:
             torch.set_num_threads(threads)
 
 
 class _Execution:
     def __init__(
-        self, settings: LocalSettings, rows: Iterator[Row], specs: Sequence[AgentSpec], data: TaskData
+        self, settings: LocalSettings, rows: Iterator[Row | None], specs: Sequence[AgentSpec], data: TaskData
     ) -> None:
         self.recipe = specs[0].recipe
         self.agents = [Agent(spec, data) for spec in specs]

@@ -6,14 +6,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.schedule.server_planner import ServerRows
 
 
 class Schedule(Protocol):
     """Who reads which version when: planned, or recorded."""
 
-    def __iter__(self) -> Iterator[Row]:
-        """Return the rows from the first one on, in an order in which they can be executed."""
+    def __iter__(self) -> Iterator[Row | None]:
+        """Return the rows from the first one on, in an order in which they can be executed.
+
+        Nothing (``None``) stands where what comes next depends on losses that have not been told (``tell``).
+        """
         ...
+
+
+def tell(rows: Iterator[Row | None], row: Row, loss: float) -> None:
+    """Tell a schedule's rows the loss of one that was executed; only some plans care."""
+    if isinstance(rows, ServerRows) and row.kind == "step":
+        rows.tell(row, loss)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,6 @@ class _Server:
         self.number = number
         self.gatherer = Gatherer(plan.gathering, plan.num_workers)
         self.position = Position(plan.num_workers, plan.local_steps)
-        self.updated = 0
         self.to_worker = [_Channel(plan, plan.num_workers + number, k) for k in range(plan.num_workers)]
         self.given = [0] * plan.num_workers
         """The version that each worker was told to read last."""
@@ -245,10 +244,9 @@ class _Simulation:
         version = server.gatherer.version - 1
         staleness = [version - one.computed_at for one in taken]
         reads = sorted(Read(one.worker, one.version, tau, tau) for one, tau in zip(taken, staleness, strict=True))
-        begun, server.updated = server.updated, now
         server.position.advance(len(taken))
-        times = (begun / _NANOSECONDS, begun / _NANOSECONDS, now / _NANOSECONDS)
-        return Row(self.plan.num_workers + server.number, version, *times, tuple(reads))
+        moment = now / _NANOSECONDS
+        return Row(self.plan.num_workers + server.number, version, moment, moment, moment, tuple(reads))
 
     def answer(self, server: _Server, worker: int, version: int, now: int) -> None:
         """Send the server's newest version, or the one that the link lets through, to a worker."""

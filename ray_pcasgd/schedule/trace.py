@@ -156,19 +156,20 @@ def _told(found: tuple[tuple[Read, ...], RowKind] | None) -> str:
     return str(reads) if kind == "step" else f"{kind} {reads}"
 
 
-def in_causal_order(rows: Iterable[Row]) -> list[Row]:
+def in_causal_order(rows: Iterable[Row], with_directions: bool = True) -> list[Row]:
     """Return the rows in an order in which each can be executed, by time as far as possible.
 
     A row needs its agent's row before it, the row that published each version it reads, and, where that version is
     stale, its neighbor's next row, since only that computes the direction at the version. The clocks of a live
     run's machines differ, and staleness is an estimate there: where needs of the last kind form a cycle, or name a
     row that is not there because the neighbor has stopped, that read's staleness becomes 0. Rows that can never be
-    executed, because no row publishes a version that they read, come last.
+    executed, because no row publishes a version that they read, come last. Between workers and servers no directions
+    travel (``with_directions``).
     """
     by_key = {(row.agent, row.step): row for row in rows}
     lost = _never_executable(by_key)
     executable = {key: row for key, row in by_key.items() if key not in lost}
-    return _Ordering(executable).ordered() + _by_time(lost.values())
+    return _Ordering(executable, with_directions).ordered() + _by_time(lost.values())
 
 
 _Key = tuple[int, int]
@@ -211,13 +212,14 @@ def _never_executable(by_key: Mapping[_Key, Row]) -> dict[_Key, Row]:
 class _Ordering:
     """Topological sorting that gives up directions where they form cycles; all needed versions are there."""
 
-    def __init__(self, rows: dict[_Key, Row]) -> None:
+    def __init__(self, rows: dict[_Key, Row], with_directions: bool) -> None:
         self.left = rows
+        self.with_directions = with_directions
         self.num_needs: Counter[_Key] = Counter()
         self.dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
         self.ready: list[tuple[float, int, int]] = []
         for key in rows:
-            for agent, step in _directions_needed(rows[key]):
+            for agent, step in self.directions_needed(key):
                 if (agent, step) not in rows:
                     rows[key] = _without_direction(rows[key], agent)
             for need in self.needs(key):
@@ -240,7 +242,10 @@ class _Ordering:
         return result
 
     def needs(self, key: _Key) -> Iterator[_Key]:
-        return chain(_versions_needed(self.left[key]), _directions_needed(self.left[key]))
+        return chain(_versions_needed(self.left[key]), self.directions_needed(key))
+
+    def directions_needed(self, key: _Key) -> Iterator[_Key]:
+        return _directions_needed(self.left[key]) if self.with_directions else iter(())
 
     def enter_if_ready(self, key: _Key) -> None:
         if not self.num_needs[key]:
@@ -248,7 +253,7 @@ class _Ordering:
 
     def break_cycle(self) -> bool:
         """Give up the direction, in a cycle of needs, that comes latest for its reader; return whether there is one."""
-        pairs = [(key, need) for key, need in self.cycle() if need in _directions_needed(self.left[key])]
+        pairs = [(key, need) for key, need in self.cycle() if need in self.directions_needed(key)]
         if not pairs:
             return False
         key, need = max(pairs, key=lambda pair: self.left[pair[1]].end - self.left[pair[0]].end)

@@ -17,7 +17,7 @@ LAYERS = [
     "schedule mailbox tasks reliability",
     "replica displacement server_rules learner agent server consensus",
     "engines",
-    "config explanation loading plan trainer checkpoint monitor run_folder ray_train",
+    "config explanation loading server_plan plan trainer checkpoint monitor run_folder ray_train",
     "report compare terminal progress cli",
     "__init__",
 ]

@@ -11,13 +11,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_pcasgd.agent import AgentSpec
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.agent_actor import Driving, PlannedAgentActor
 from ray_pcasgd.engines.ray.live import Injection, LiveAgentActor
 from ray_pcasgd.engines.ray.placement import connect, reserve
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.learner import NonFiniteLossError
+from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.records import Event, Snapshot, StepReport
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, Scheduler
 from ray_pcasgd.tasks.task import TaskData
@@ -39,7 +38,7 @@ class RayEngine:
         self._settings = settings
         self._schedule = schedule
 
-    def run(self, specs: Sequence[AgentSpec], data: TaskData) -> Iterator[StepReport | Event]:
+    def run(self, specs: Sequence[LearnerSpec], data: TaskData) -> Iterator[StepReport | Event]:
         """Execute all agents; see ``Engine.run``."""
         started_cluster = connect(self._settings)
         try:
@@ -62,7 +61,7 @@ class _Run:
         self,
         settings: RaySettings,
         schedule: Schedule | Injection,
-        specs: Sequence[AgentSpec],
+        specs: Sequence[LearnerSpec],
         data: TaskData,
         group: PlacementGroup,
         bundle: dict[str, float],

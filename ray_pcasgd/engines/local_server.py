@@ -1,0 +1,187 @@
+"""The local engine's execution of a schedule with servers, in the order of its data flow."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.batching import compute_together
+from ray_pcasgd.records import Row, StepReport
+from ray_pcasgd.schedule.scheduler import tell
+from ray_pcasgd.server import Server, ServerSpec, State, Worker, WorkerSpec
+from ray_pcasgd.tasks.task import TaskData
+
+
+def server_reports(
+    rows: Iterator[Row | None], specs: Sequence[WorkerSpec | ServerSpec], data: TaskData, stacks: bool
+) -> Iterator[StepReport]:
+    """Execute rows of workers and servers; a row runs once everything exists that it reads.
+
+    Workers' rows that are ready together run as one batch where ``stacks`` says so.
+    """
+    return _Execution(rows, specs, data, stacks).reports()
+
+
+class _Execution:
+    def __init__(
+        self, rows: Iterator[Row | None], specs: Sequence[WorkerSpec | ServerSpec], data: TaskData, stacks: bool
+    ) -> None:
+        self.rows = rows
+        self.specs = specs
+        self.workers = {spec.agent: Worker(spec, data) for spec in specs if isinstance(spec, WorkerSpec)}
+        self.servers = {spec.agent: Server(spec, data) for spec in specs if isinstance(spec, ServerSpec)}
+        rule = specs[0].recipe.rule
+        self.stacks = stacks and rule.pieces == 1 and not rule.workers_step
+        self.window: deque[Row] = deque()
+        self.versions = {s: {0: (server.weights, server.buffers)} for s, server in self.servers.items()}
+        """Of each server, what its workers may still read."""
+        self.messages: dict[int, dict[int, _Message]] = {k: {} for k in self.workers}
+        """Of each worker by version, what some server has not read."""
+        self.last_read = {(i, k): 0 for i in self.workers for k in self.servers} | {
+            (k, i): 0 for i in self.workers for k in self.servers
+        }
+        """The version that an agent has read last of another."""
+        self.started = time.perf_counter()
+
+    def reports(self) -> Iterator[StepReport]:
+        while ready := self.take_ready():
+            computing = [row for row in ready if row.agent in self.workers and row.kind == "step"]
+            if self.stacks and len(computing) > 1:
+                yield from self.compute_together(computing)
+                ready = [row for row in ready if row not in computing]
+            for row in ready:
+                yield self.execute(row)
+
+    def take_ready(self) -> list[Row]:
+        """Take the rows that can run now, in the schedule's order; nothing once all rows have run."""
+        limit = 2 * len(self.specs) if self.stacks else 1
+        while True:
+            ended = False
+            while len(self.window) < limit:
+                try:
+                    row = next(self.rows)
+                except StopIteration:
+                    ended = True
+                    break
+                if row is None:
+                    break  # what comes next depends on rows that are in the window
+                self.window.append(row)
+            ready = [row for row in self.window if self.is_ready(row)]
+            if ready or (ended and not self.window):
+                self.window = deque(row for row in self.window if row not in ready)
+                return ready
+            if len(self.window) < limit:
+                raise RunError(self.why_stuck(self.window[0]))
+            limit *= 2
+
+    def is_ready(self, row: Row) -> bool:
+        if row.agent in self.servers:
+            server = self.servers[row.agent]
+            return server.version == row.step and all(r.version in self.messages[r.neighbor] for r in row.reads)
+        worker = self.workers[row.agent]
+        return worker.version == row.step and (
+            row.kind == "cancelled" or all(r.version in self.versions[r.neighbor] for r in row.reads)
+        )
+
+    def why_stuck(self, row: Row) -> str:
+        return (
+            f"schedule: agent {row.agent} at step {row.step} reads {', '.join(map(str, row.reads))}, and no row before "
+            "it publishes all of that"
+        )
+
+    def execute(self, row: Row) -> StepReport:
+        if row.agent in self.servers:
+            return self.update(row)
+        worker = self.workers[row.agent]
+        if row.kind == "cancelled":
+            worker.skip()
+            return self.computed(row, None)
+        loss = worker.step(self.read_by_worker(row))
+        assert loss is not None
+        return self.computed(row, loss)
+
+    def compute_together(self, rows: list[Row]) -> Iterator[StepReport]:
+        workers = [self.workers[row.agent] for row in rows]
+        for row, worker in zip(rows, workers, strict=True):
+            worker.begin(self.read_by_worker(row))
+        losses = compute_together(workers).tolist()
+        for row, worker, loss in zip(rows, workers, losses, strict=True):
+            worker.check_finite(loss)
+            worker.finish()
+            yield self.computed(row, loss)
+
+    def read_by_worker(self, row: Row) -> list[State]:
+        states = []
+        for read in row.reads:
+            states.append(State(read, *self.versions[read.neighbor][read.version]))
+            self.last_read[row.agent, read.neighbor] = read.version
+            self.forget_versions(read.neighbor)
+        return states
+
+    def computed(self, row: Row, loss: float | None) -> StepReport:
+        """Keep a worker's message, and report the row."""
+        worker = self.workers[row.agent]
+        if loss is not None:
+            self.messages[row.agent][worker.version] = _Message(
+                worker, {r.neighbor: r.version for r in row.reads}, loss
+            )
+            tell(self.rows, row, loss)
+        return StepReport(
+            row=row,
+            progress=worker.progress,
+            loss=float("nan") if loss is None else loss,
+            measures={},
+            bytes_sent=0 if loss is None else worker.message_bytes,
+            wall_seconds=time.perf_counter() - self.started,
+        )
+
+    def update(self, row: Row) -> StepReport:
+        server = self.servers[row.agent]
+        part = server.spec.recipe.part(server.spec.place, self.workers[0].weights.numel())
+        messages = [self.messages[read.neighbor][read.version] for read in row.reads]
+        received = [
+            State(read, message.vector[part], message.buffers if server.spec.place == 0 else message.buffers[:0])
+            for read, message in zip(row.reads, messages, strict=True)
+        ]
+        before = server.progress
+        measures = server.step(received)
+        self.versions[row.agent][server.version] = (server.weights, server.buffers)
+        for read in row.reads:
+            self.last_read[row.agent, read.neighbor] = read.version
+            self.forget_messages(read.neighbor)
+        self.forget_versions(row.agent)
+        point = server.evaluation_point(before)
+        return StepReport(
+            row=row,
+            progress=server.progress if point is None else point,
+            loss=sum(message.loss for message in messages) / len(messages),
+            measures=measures,
+            bytes_sent=server.message_bytes * len(messages),
+            wall_seconds=time.perf_counter() - self.started,
+            snapshot=None if point is None else server.snapshot(),
+        )
+
+    def forget_messages(self, worker: int) -> None:
+        """Drop the messages that every server has read, or passed over."""
+        oldest = min(self.last_read[server, worker] for server in self.servers)
+        for version in [v for v in self.messages[worker] if v <= oldest]:
+            del self.messages[worker][version]
+
+    def forget_versions(self, server: int) -> None:
+        """Drop the versions that no worker can read any more, and that no message was computed at."""
+        oldest = min(self.last_read[worker, server] for worker in self.workers)
+        published = self.versions[server]
+        for version in [v for v in published if v < oldest]:
+            del published[version]
+        needed = {m.computed_at[server] for messages in self.messages.values() for m in messages.values()}
+        self.servers[server].keep(lambda version: version >= oldest or version in needed)
+
+
+class _Message:
+    """What a worker has sent."""
+
+    def __init__(self, worker: Worker, computed_at: dict[int, int], loss: float) -> None:
+        self.vector = worker.message
+        self.buffers = worker.buffers
+        self.computed_at = computed_at
+        self.loss = loss

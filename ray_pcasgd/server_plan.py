@@ -1,0 +1,101 @@
+"""What a run with servers needs beyond one between peers: its checks, and its schedule."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.records import Row
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule
+from ray_pcasgd.schedule.server_planner import Position, ServerPlanner
+from ray_pcasgd.schedule.trace import in_causal_order, read_rows
+from ray_pcasgd.server_rules import ServerRule
+
+
+def check_server_settings(config: Config) -> None:
+    """Raise ``ValueError`` where a setting has no meaning beside a server."""
+    if config.barrier is not None:
+        raise ValueError(
+            f"barrier.name = {config.barrier.name!r}: allowed beside a server is none; algorithm.gathering says who is "
+            "waited for"
+        )
+    if config.on_non_finite_loss == "isolate":
+        raise ValueError(
+            "on_non_finite_loss = 'isolate': allowed beside a server is stop; all workers compute at its weights"
+        )
+
+
+def check_family(path: str, metadata: Mapping[str, str], num_servers: int) -> None:
+    """Raise ``ValueError`` where a schedule was recorded with another number of servers."""
+    recorded = metadata.get("num_servers", "0")
+    if recorded != str(num_servers):
+        raise ValueError(
+            f"schedule = {path!r}: was recorded with {recorded} server(s); allowed beside the algorithm is one with "
+            f"{num_servers}"
+        )
+
+
+def server_schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Schedule:
+    """Return a run's schedule, planned or recorded.
+
+    Raises:
+        ValueError: there is no such recorded schedule, or it does not fit the run.
+
+    """
+    if config.schedule is None:
+        return ServerPlanner(
+            num_workers=config.num_agents,
+            num_servers=rule.shards,
+            gathering=rule.gathering,
+            num_steps=config.num_steps,
+            local_steps=rule.local_steps,
+            reads_before=rule.reads_before,
+            compute=config.compute,
+            links=config.links,
+            clusters=clusters,
+            seed=config.seed,
+        )
+    path = Path(config.schedule)
+    if not path.is_file():
+        raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
+    rows, metadata = read_rows(path)
+    check_family(config.schedule, metadata, rule.shards)
+    if metadata.get("num_agents") != str(config.num_agents):
+        raise ValueError(
+            f"num_agents = {config.num_agents}: allowed beside the schedule is {metadata.get('num_agents')}"
+        )
+    return Recorded(tuple(in_causal_order(_within(rows, config, rule), with_directions=False)))
+
+
+def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
+    """Return the rows that the run executes: until each server has taken all steps.
+
+    Raises:
+        ValueError: the schedule is too short, or a row reads what a run with servers does not.
+
+    """
+    first = config.num_agents
+    last: dict[int, int] = {}
+    for server in range(first, first + rule.shards):
+        position = Position(config.num_agents, rule.local_steps)
+        for row in rows:
+            if row.agent == server and position.steps < config.num_steps:
+                position.advance(len(row.reads))
+                last[server] = row.step
+        if position.steps < config.num_steps:
+            raise ValueError(
+                f"num_steps = {config.num_steps}: allowed beside the schedule is up to {position.steps}, what "
+                "its server takes"
+            )
+    kept = []
+    for row in rows:
+        if any((read.neighbor < first) == (row.agent < first) for read in row.reads):
+            raise ValueError(
+                f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step} reads one of its own kind; "
+                "allowed are servers that read workers, and workers that read servers"
+            )
+        if row.agent >= first:
+            if row.step <= last[row.agent]:
+                kept.append(row)
+        elif all(read.version <= last[read.neighbor] + 1 for read in row.reads):
+            kept.append(row)
+    return kept
