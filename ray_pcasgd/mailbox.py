@@ -8,6 +8,25 @@ FALLBACK_VERSIONS = 1
 """How many versions below the last one read are kept: a live reader may fall back by one, see ``schedule.reading``."""
 
 
+class Answer(NamedTuple):
+    """What a server says to a worker, beside the version that the worker is to read."""
+
+    newest: int
+    """The server's newest version."""
+    answers: int
+    """The worker's newest gradient that this answers."""
+
+
+class Delivery(NamedTuple):
+    """What a worker says of its gradient."""
+
+    computed_at: int
+    """The server's version that it was computed at."""
+    round: int
+    """The newest version of the server that the worker knew when it started."""
+    loss: float
+
+
 class Header(NamedTuple):
     """What travels with every message, and is known to the reader before any weights are fetched."""
 
@@ -25,6 +44,8 @@ class Header(NamedTuple):
     """Injected: the message counts as arrived only so much later."""
     hold_steps: int = 0
     """Injected: its weights count as readable only once the sender's version ``version + hold_steps`` is known."""
+    note: Answer | Delivery | None = None
+    """Between workers and servers alone."""
 
 
 class Message(NamedTuple, Generic[Payload]):
@@ -124,3 +145,31 @@ class Mailbox(Generic[Payload]):
 
     def __len__(self) -> int:
         return sum(map(len, self._messages.values()))
+
+
+class Inbox(Mailbox[Payload]):
+    """A mailbox that also knows in which order messages have come, and in which each is read once."""
+
+    def __init__(self, neighbors: tuple[int, ...]) -> None:
+        super().__init__(neighbors)
+        self._arrived: list[Header] = []
+
+    def _arrive(self, message: Message[Payload]) -> None:
+        super()._arrive(message)
+        self._arrived.append(message.header)
+
+    @property
+    def has_news(self) -> bool:
+        """Return whether something has come since ``news`` was called last."""
+        return bool(self._arrived)
+
+    def news(self) -> list[Header]:
+        """Return the headers that have come since the last call, in their order."""
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def drop(self, neighbor: int, last: int) -> None:
+        """Drop the neighbor's messages up to version ``last``."""
+        messages = self._messages[neighbor]
+        for version in [v for v in messages if v <= last]:
+            del messages[version]

@@ -75,7 +75,7 @@ class Plan:
         if not isinstance(settings, RaySettings):
             return LocalEngine(settings, self.schedule)
         from ray_pcasgd.engines.ray.engine import RayEngine
-        from ray_pcasgd.engines.ray.live import Injection
+        from ray_pcasgd.engines.ray.injection import Injection
 
         if self.is_live:
             config = self.config

@@ -203,14 +203,17 @@ class Gatherer:
         self.k = gathering.num_gradients(num_workers)
         self.version = 0
         """The server's version."""
-        self._waiting: list[Arrival] = []
+        self.waiting: list[Arrival] = []
+        """Gradients that the next update will take."""
         self._adaptive = _AdaptiveK(gathering, num_workers) if isinstance(gathering, AdaSync) else None
 
     def arrive(self, arrival: Arrival) -> bool:
         """Take in a gradient; return whether it counts, or comes too late for a policy that cancels."""
         if self.gathering.cancels and arrival.round < self.version:
+            if self._adaptive is not None:
+                self._adaptive.ignore(arrival)
             return False
-        self._waiting.append(arrival)
+        self.waiting.append(arrival)
         if self._adaptive is not None:
             self._adaptive.expect(arrival)
         return True
@@ -220,11 +223,11 @@ class Gatherer:
 
         What is returned is taken: the server's version rises by one.
         """
-        if len(self._waiting) < self.k:
+        if len(self.waiting) < self.k:
             return ()
-        taken, left = self._waiting[: self.k], self._waiting[self.k :]
+        taken, left = self.waiting[: self.k], self.waiting[self.k :]
         self.version += 1
-        self._waiting = [] if self.gathering.cancels else left
+        self.waiting = [] if self.gathering.cancels else left
         return tuple(taken)
 
     def lose(self) -> None:
@@ -269,6 +272,9 @@ class _AdaptiveK:
             self._add(key, self._early.pop(key))
         else:
             self._owed.add(key)
+
+    def ignore(self, arrival: Arrival) -> None:
+        self._early.pop((arrival.worker, arrival.version), None)
 
     def tell(self, worker: int, version: int, loss: float) -> None:
         if (worker, version) in self._owed:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ray_pcasgd.records import Event, Row, StepReport
-from ray_pcasgd.schedule.server_planner import ServerRows
+from ray_pcasgd.schedule.gathering import AdaSync
+from ray_pcasgd.schedule.server_planner import ServerPlanner, ServerRows
 
 
 class Schedule(Protocol):
@@ -36,6 +37,11 @@ class Recorded:
         return iter(self.recorded)
 
 
+def waits_for_losses(schedule: Schedule) -> bool:
+    """Return whether a schedule's rows depend on losses."""
+    return isinstance(schedule, ServerPlanner) and isinstance(schedule.gathering, AdaSync)
+
+
 class Scheduler:
     """Deals a planned schedule's rows to agents, and gathers what agents report. Never touches weights.
 
@@ -47,15 +53,31 @@ class Scheduler:
         self._undealt: list[deque[Row]] = [deque() for _ in range(num_agents)]
         self._reports: list[StepReport | Event] = []
 
-    def deal(self, agent: int, count: int) -> list[Row]:
-        """Return the agent's next rows, at most ``count``; nothing once its schedule is at its end."""
+    def deal(self, agent: int, count: int) -> list[Row] | None:
+        """Return the agent's next rows, at most ``count``; an empty list once its schedule is at its end.
+
+        Nothing (``None``) is returned where its next row depends on losses that have not been recorded.
+        """
         own = self._undealt[agent]
-        while len(own) < count and (row := next(self._rows, None)) is not None:
+        is_open = False
+        while len(own) < count:
+            try:
+                row = next(self._rows)
+            except StopIteration:
+                break
+            if row is None:
+                is_open = True
+                break
             self._undealt[row.agent].append(row)
+        if is_open and not own:
+            return None
         return [own.popleft() for _ in range(min(count, len(own)))]
 
     def record(self, reports: list[StepReport | Event]) -> None:
         """Take in what an agent reports, each agent's in order."""
+        for report in reports:
+            if isinstance(report, StepReport):
+                tell(self._rows, report.row, report.loss)
         self._reports.extend(reports)
 
     def drain(self) -> list[StepReport | Event]:

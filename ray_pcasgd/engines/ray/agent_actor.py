@@ -1,44 +1,20 @@
 """The actor around an agent: it waits, reads the clock, sends and receives; what is computed it leaves to the agent."""
 
-import contextlib
-import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ray
 import torch
 from ray.actor import ActorHandle
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agent import Agent, AgentSpec, Received
-from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.ray.transport import Contents, Outbox, Parcel, pack, unpack
+from ray_pcasgd.engines.ray.shell import Driving, Shell
+from ray_pcasgd.engines.ray.transport import Contents, Parcel, pack, portable, unpack
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.mailbox import Header, Mailbox, Message
-from ray_pcasgd.records import Event, Read, Row, Snapshot, StepReport
+from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.tasks.task import TaskData
-
-REPORT_SECONDS = 0.25
-"""Agents hand their reports to the scheduler about this often."""
-
-DEAL_ROWS = 64
-"""Rows that an agent asks for at a time; the next ones are under way while these are executed."""
-
-
-class StoppedError(Exception):
-    """The run is being stopped; not an error of the agent."""
-
-
-class Driving(NamedTuple):
-    """How an agent actor is driven; the same for all agents of a run."""
-
-    wait_seconds: float
-    """Longest wait for one message before the run is given up."""
-    threads: int
 
 
 class Found(NamedTuple):
@@ -49,79 +25,32 @@ class Found(NamedTuple):
     direction: Parcel | None
 
 
-class AgentActor:
-    """One agent with its mailbox. Training runs in a thread of its own, so no message ever waits for a gradient."""
+class AgentActor(Shell):
+    """The actor of a peer."""
+
+    spec: AgentSpec
 
     def __init__(self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any]) -> None:
-        torch.set_num_threads(driving.threads)
-        torch.backends.cudnn.deterministic = True
+        super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler)
         self.agent = Agent(spec, data)
-        self.spec = spec
-        self.driving = driving
-        self.scheduler = scheduler
-        self.mailbox: Mailbox[Contents] = Mailbox(spec.neighbors)
-        self.changed = threading.Condition()
-        self.stopped = False
-        self.outbox = Outbox({})
         self.gone: set[int] = set()
-        self.unsent: list[StepReport | Event] = []
-        self.sent_at = time.perf_counter()
-        self.started_at = 0.0
         self.step_seconds = 0.0
 
-    def __repr__(self) -> str:
-        return f"Agent({self.spec.agent})"
+    @property
+    def version(self) -> int:
+        """The agent's version."""
+        return self.agent.version
 
-    def ready(self) -> str:
-        """Return where the agent lives, once it is built."""
-        return f"process {os.getpid()} on {ray.util.get_node_ip_address()}, {self.agent.replica.device}"
+    @property
+    def device(self) -> torch.device:
+        """Where the agent computes."""
+        return self.agent.replica.device
 
-    def connect(self, neighbors: dict[int, ActorHandle[Any]]) -> None:
-        """Take in the neighbors' actors."""
-        self.outbox = Outbox(neighbors)
-
-    # Without task events: Ray's record of every single message would cost more than the messages.
-    @ray.method(concurrency_group="mail", enable_task_events=False)
-    def receive(self, header: Header, contents: Contents | None) -> None:
-        """Take in a neighbor's message."""
-        with self.changed:
-            self.mailbox.put(Message(header, contents), time.monotonic())
-            self.took_in(header.sender)
-            if self.is_worth_waking():
-                self.changed.notify_all()
-
-    @ray.method(concurrency_group="mail")
-    def stop(self) -> None:
-        """Stop training before the next step."""
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
-
-    @ray.method(concurrency_group="train")
-    def train(self, started_at: float) -> None:
-        """Take all steps; ``started_at`` is the run's start in wall-clock seconds."""
-        self.started_at = started_at
+    def begin(self) -> None:
+        """Put the version that all start from into the mailbox."""
         start = Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
-        with self.changed:
-            for k in self.spec.neighbors:
-                self.mailbox.start(Message(Header(k, 0, started_at, 0.0), start))
-        try:
-            with contextlib.suppress(StoppedError):
-                self.take_steps()
-        finally:
-            self.report(flush=True)
-        self.outbox.flush()
-
-    def is_worth_waking(self) -> bool:
-        """Return whether the training thread has something to do about a message; called with the lock held."""
-        return True
-
-    def took_in(self, neighbor: int) -> None:
-        """Note that a message of this neighbor has come; called with the lock held."""
-
-    def take_steps(self) -> None:
-        """Take all steps, in the manner of the mode."""
-        raise AssertionError("AgentActor is abstract")
+        for k in self.spec.neighbors:
+            self.mailbox.start(Message(Header(k, 0, self.started_at, 0.0), start))
 
     def compute(self) -> float | None:
         """Compute the direction; nothing where the agent leaves the run, because its loss is not finite."""
@@ -133,30 +62,6 @@ class AgentActor:
             self.unsent.append(Event("agent_isolated", error.agent, error.step, str(error)))
             self.send(None, isolated=True)
             return None
-
-    def wait_until(self, condition: Callable[[], bool], missing: Callable[[], str]) -> None:
-        """Wait until a condition on the mailbox holds; called with the lock held.
-
-        Raises:
-            RunError: it did not hold within ``wait_seconds``; the message names what ``missing`` returns.
-            StoppedError: the run is being stopped.
-
-        """
-        deadline = time.monotonic() + self.driving.wait_seconds
-        while True:
-            if self.stopped:
-                raise StoppedError
-            now = time.monotonic()
-            self.mailbox.advance(now)
-            if condition():
-                return
-            if now >= deadline:
-                raise RunError(
-                    f"agent {self.spec.agent} waited {self.driving.wait_seconds:g} s at step {self.agent.version} "
-                    f"for {missing()}"
-                )
-            due = self.mailbox.next_due()
-            self.changed.wait(min(deadline, due if due is not None else deadline) - now)
 
     def find(self, read: Read) -> Found:
         """Return where what is read lies; called with the lock held, since a newer message may replace it any time."""
@@ -209,7 +114,7 @@ class AgentActor:
         """Report a step that was taken, with an evaluation where the recipe asks for one."""
         agent = self.agent
         evaluates = self.spec.recipe.evaluates_at(agent.progress)
-        snapshot: Any = ray.put(_portable(agent.snapshot())) if evaluates else None
+        snapshot: Any = ray.put(portable(agent.snapshot())) if evaluates else None
         self.unsent.append(
             StepReport(
                 row=row,
@@ -224,18 +129,6 @@ class AgentActor:
         )
         self.report(flush=evaluates)
 
-    def report(self, flush: bool = False) -> None:
-        """Hand what has gathered to the scheduler, now or when it is due."""
-        now = time.perf_counter()
-        if self.unsent and (flush or now - self.sent_at > REPORT_SECONDS):
-            self.scheduler.record.remote(self.unsent)
-            self.unsent = []
-            self.sent_at = now
-
-
-def _portable(snapshot: Snapshot) -> Any:
-    return tree_map(lambda tensor: tensor.detach().cpu().numpy(), tuple(snapshot))
-
 
 class PlannedAgentActor(AgentActor):
     """Waits for exactly the versions that its rows name: the result does not depend on the machine's timing."""
@@ -245,18 +138,12 @@ class PlannedAgentActor(AgentActor):
 
     def take_steps(self) -> None:
         """Execute the agent's rows in order."""
-        rows: deque[Row] = deque()
-        asked: Any = self.scheduler.deal.remote(self.spec.agent, DEAL_ROWS)
-        while self.agent.version < self.spec.recipe.num_steps:
-            if not rows:
-                rows.extend(ray.get(asked))
-                asked = self.scheduler.deal.remote(self.spec.agent, DEAL_ROWS)
-            if not rows:
+        for row in self.rows():
+            if self.agent.version >= self.spec.recipe.num_steps:
                 return
             loss = self.compute()
             if loss is None:
                 return
-            row = rows.popleft()
             found = self.await_reads(row)
             measures = self.agent.apply([self.open(item) for item in found])
             self.publish()

@@ -11,14 +11,21 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ray_pcasgd.agent import AgentSpec
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.ray.agent_actor import Driving, PlannedAgentActor
-from ray_pcasgd.engines.ray.live import Injection, LiveAgentActor
+from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
+from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.live import LiveAgentActor
 from ray_pcasgd.engines.ray.placement import connect, reserve
+from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
+from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWorkerActor
+from ray_pcasgd.engines.ray.server_live import LiveServerActor, LiveWorkerActor
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.records import Event, Snapshot, StepReport
-from ray_pcasgd.schedule.scheduler import Recorded, Schedule, Scheduler
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
+from ray_pcasgd.server import ServerSpec, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 POLL_SECONDS = 0.1
@@ -26,9 +33,17 @@ POLL_SECONDS = 0.1
 
 _remote: Any = ray.remote  # its stubs know no concurrency groups
 _GROUPS = {"train": 1, "mail": 1}
-SchedulerRemote = _remote(num_cpus=0)(Scheduler)
-PlannedRemote = _remote(concurrency_groups=_GROUPS)(PlannedAgentActor)
-LiveRemote = _remote(concurrency_groups=_GROUPS)(LiveAgentActor)
+SchedulerRemote = _remote(num_cpus=0)(SchedulerActor)
+PLANNED: dict[type[LearnerSpec], Any] = {
+    AgentSpec: _remote(concurrency_groups=_GROUPS)(PlannedAgentActor),
+    WorkerSpec: _remote(concurrency_groups=_GROUPS)(PlannedWorkerActor),
+    ServerSpec: _remote(concurrency_groups=_GROUPS)(PlannedServerActor),
+}
+LIVE: dict[type[LearnerSpec], Any] = {
+    AgentSpec: _remote(concurrency_groups=_GROUPS)(LiveAgentActor),
+    WorkerSpec: _remote(concurrency_groups=_GROUPS)(LiveWorkerActor),
+    ServerSpec: _remote(concurrency_groups=_GROUPS)(LiveServerActor),
+}
 
 
 class RayEngine:
@@ -69,7 +84,9 @@ class _Run:
         live = isinstance(schedule, Injection)
         self.is_live = live
         planned = Recorded() if isinstance(schedule, Injection) else schedule
-        self.scheduler = SchedulerRemote.remote(planned, len(specs))
+        # Where rows depend on losses, each agent may wait in it for its rows, and still it takes reports.
+        threads = len(specs) + 2 if waits_for_losses(planned) else 1
+        self.scheduler = SchedulerRemote.options(max_concurrency=threads).remote(planned, len(specs))
         driving = Driving(settings.message_seconds, settings.threads)
         shared = ray.put(data)
         self.actors: list[ActorHandle[Any]] = []
@@ -80,11 +97,9 @@ class _Run:
                 "resources": {k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place),
             }
-            if live:
-                actor = LiveRemote.options(**options).remote(spec, shared, driving, self.scheduler, schedule)
-            else:
-                actor = PlannedRemote.options(**options).remote(spec, shared, driving, self.scheduler)
-            self.actors.append(actor)
+            actor_class = (LIVE if live else PLANNED)[type(spec)].options(**options)
+            extra = (schedule,) if live else ()
+            self.actors.append(actor_class.remote(spec, shared, driving, self.scheduler, *extra))
         self.specs = specs
         self.lost: list[int] = []
 
@@ -137,7 +152,10 @@ class _Run:
         except RayActorError as error:
             self.lost.append(agent)
             reason = str(error).splitlines()[0]
-            if self.is_live:
+            if self.is_live and not isinstance(self.specs[agent], ServerSpec):
+                for server, spec in enumerate(self.specs):
+                    if isinstance(spec, ServerSpec) and server not in self.lost:
+                        self.actors[server].neighbor_lost.remote(agent)
                 return Event("agent_lost", agent, -1, reason)
             return RunError(f"agent {agent} was lost: {reason}")
         return None

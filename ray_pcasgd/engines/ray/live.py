@@ -1,36 +1,25 @@
 """The agent actor of live mode: it reads whatever has come, and what it read is recorded."""
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.engines.ray.agent_actor import AgentActor, Driving, Found
+from ray_pcasgd.engines.ray.agent_actor import AgentActor, Found
+from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import is_local
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, Proceed, SampledBarrier, WaitFor
+from ray_pcasgd.schedule.barrier import AllBarrier, Proceed, SampledBarrier, WaitFor
 from ray_pcasgd.schedule.reading import OwnTimes, choose_read
 from ray_pcasgd.tasks.task import TaskData
-from ray_pcasgd.timing import ComputeTimes, LinkDelay, LinkTimes
+from ray_pcasgd.timing import LinkTimes
 
 STEP_SECONDS_SMOOTHING = 0.8
 """Share of the old mean in the running mean of an agent's step time, by which others judge its staleness."""
-
-
-@dataclass(frozen=True)
-class Injection:
-    """What a live run adds to the real network and the real machines."""
-
-    seed: int
-    compute: ComputeTimes
-    """Of which only ``stragglers`` count."""
-    links: tuple[LinkDelay, ...]
-    clusters: tuple[int, ...]
-    barrier: Barrier
 
 
 class LiveAgentActor(AgentActor):

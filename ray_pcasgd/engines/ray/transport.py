@@ -12,8 +12,10 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ray_pcasgd.mailbox import Header
+from ray_pcasgd.records import Snapshot
 
 INLINE_BYTES = 64 * 1024
 """Arrays up to this size travel inside the call; Ray's own limit for that is 100 KiB."""
@@ -60,6 +62,11 @@ def unpack(parcel: Parcel, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device)
 
 
+def portable(snapshot: Snapshot) -> Any:
+    """Return a snapshot as NumPy arrays, which travel on their own."""
+    return tree_map(lambda tensor: tensor.detach().cpu().numpy(), tuple(snapshot))
+
+
 class Outbox:
     """Sends an agent's messages, notices neighbors that are gone, and never waits for one."""
 
@@ -68,16 +75,16 @@ class Outbox:
         self._pending: dict[int, deque[Any]] = {k: deque() for k in neighbors}
 
     def send(self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool) -> list[int]:
-        """Send one message to each neighbor, and return the neighbors found to be gone.
+        """Send one message to each neighbor that has a header, and return the neighbors found to be gone.
 
         With ``may_skip``, a neighbor that has left many messages unanswered is left out.
         """
         gone = [k for k in self._neighbors if len(self._pending[k]) >= CHECKED_CALLS and not self._is_alive(k)]
         for k in gone:
             del self._neighbors[k], self._pending[k]
-        for k, receive in self._neighbors.items():
-            if not may_skip or len(self._pending[k]) < PENDING_CALLS:
-                self._pending[k].append(receive.remote(headers[k], contents))
+        for k, header in headers.items():
+            if k in self._neighbors and not (may_skip and len(self._pending[k]) >= PENDING_CALLS):
+                self._pending[k].append(self._neighbors[k].remote(header, contents))
         return gone
 
     def flush(self) -> None:

@@ -1,0 +1,202 @@
+"""The actors around workers and servers in planned mode: each waits for exactly the versions that its rows name."""
+
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from ray_pcasgd.engines.ray.shell import Driving, Shell
+from ray_pcasgd.engines.ray.transport import Contents, pack, portable, unpack
+from ray_pcasgd.mailbox import Delivery, Header, Inbox, Message
+from ray_pcasgd.records import Read, Row, StepReport
+from ray_pcasgd.server import Server, ServerSpec, State, Worker, WorkerSpec
+from ray_pcasgd.tasks.task import TaskData
+
+
+class StarShell(Shell):
+    """What workers and servers have in common: messages are parts of vectors, each read once."""
+
+    mailbox: Inbox[Contents]
+
+    def await_reads(self, row: Row) -> list[tuple[Read, Header, Contents]]:
+        """Wait for all that a row reads, and return where it lies."""
+
+        def missing() -> list[Read]:
+            return [read for read in row.reads if self.mailbox.get(read.neighbor, read.version) is None]
+
+        def names() -> str:
+            return " and ".join(f"version {read.version} of agent {read.neighbor}" for read in missing())
+
+        with self.changed:
+            self.wait_until(lambda: not missing(), names)
+            self.mailbox.news()
+            return [self.find(read) for read in row.reads]
+
+    def find(self, read: Read) -> tuple[Read, Header, Contents]:
+        """Return where a message lies; called with the lock held."""
+        message = self.mailbox.get(read.neighbor, read.version)
+        assert message is not None, read
+        assert message.contents is not None, read
+        return read, message.header, message.contents
+
+    def open(self, read: Read, contents: Contents) -> State:
+        """Return a message's contents, fetched; called without the lock, since a fetch may take its time."""
+        return State(read, unpack(contents.weights, self.device), unpack(contents.buffers, self.device))
+
+
+class WorkerActor(StarShell):
+    """The actor of a worker."""
+
+    spec: WorkerSpec
+
+    def __init__(self, spec: WorkerSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any]) -> None:
+        super().__init__(spec, Inbox(spec.neighbors), driving, scheduler)
+        self.worker = Worker(spec, data)
+
+    def __repr__(self) -> str:
+        return f"Worker({self.spec.agent})"
+
+    @property
+    def version(self) -> int:
+        """The worker's version."""
+        return self.worker.version
+
+    @property
+    def device(self) -> torch.device:
+        """Where the worker computes."""
+        return self.worker.replica.device
+
+    def part(self, server: int) -> slice:
+        """Return the parameters of a server, which is counted as an agent."""
+        return self.spec.recipe.part(server - self.spec.recipe.num_workers, self.worker.weights.numel())
+
+    def begin(self) -> None:
+        """Put the servers' first version into the mailbox."""
+        for place, server in enumerate(self.spec.neighbors):
+            buffers = self.worker.buffers if place == 0 else self.worker.buffers[:0]
+            start = Contents(pack(self.worker.weights[self.part(server)].clone()), pack(buffers), None)
+            self.mailbox.start(Message(Header(server, 0, self.started_at, 0.0), start))
+
+    def deliver(self, headers: dict[int, Header]) -> None:
+        """Send each server its part of the worker's message."""
+        for place, (server, header) in enumerate(headers.items()):
+            buffers = self.worker.buffers if place == 0 else self.worker.buffers[:0]
+            part = self.worker.message[self.part(server)]
+            self.outbox.send({server: header}, Contents(pack(part), pack(buffers), None), may_skip=False)
+
+    def submit(self, row: Row, loss: float | None) -> None:
+        """Report a row."""
+        delivered = loss is not None
+        self.unsent.append(
+            StepReport(
+                row=row,
+                progress=self.worker.progress,
+                loss=float("nan") if loss is None else loss,
+                measures={},
+                bytes_sent=self.worker.message_bytes if delivered else 0,
+                wall_seconds=self.now(),
+            )
+        )
+        self.report()
+
+
+class ServerActor(StarShell):
+    """The actor of a server."""
+
+    spec: ServerSpec
+
+    def __init__(self, spec: ServerSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any]) -> None:
+        super().__init__(spec, Inbox(spec.neighbors), driving, scheduler)
+        self.server = Server(spec, data)
+
+    def __repr__(self) -> str:
+        return f"Server({self.spec.agent})"
+
+    @property
+    def version(self) -> int:
+        """The server's version."""
+        return self.server.version
+
+    @property
+    def device(self) -> torch.device:
+        """Where the server computes."""
+        return self.server.device
+
+    def submit(self, row: Row, losses: list[float], measures: dict[str, float], before: int, receivers: int) -> None:
+        """Report an update; ``before`` is the server's progress before it."""
+        server = self.server
+        point = server.evaluation_point(before)
+        snapshot: Any = None if point is None else ray.put(portable(server.snapshot()))
+        self.unsent.append(
+            StepReport(
+                row=row,
+                progress=server.progress if point is None else point,
+                loss=sum(losses) / len(losses),
+                measures=measures,
+                bytes_sent=server.message_bytes * receivers,
+                wall_seconds=self.now(),
+                snapshot=snapshot,
+            )
+        )
+        self.report(flush=point is not None)
+
+
+class PlannedWorkerActor(WorkerActor):
+    """Executes the worker's rows; work that the plan cancels is never begun."""
+
+    def take_steps(self) -> None:
+        """Execute the worker's rows in order."""
+        for row in self.rows():
+            if row.kind == "cancelled":
+                self.worker.skip()
+                self.submit(row, None)
+                continue
+            found = self.await_reads(row)
+            loss = self.worker.step([self.open(read, contents) for read, _, contents in found])
+            assert loss is not None
+            headers = {
+                read.neighbor: Header(
+                    self.spec.agent,
+                    self.worker.version,
+                    self.now(),
+                    0.0,
+                    note=Delivery(read.version, read.version + read.staleness, loss),
+                )
+                for read, _, _ in found
+            }
+            self.deliver(headers)
+            with self.changed:
+                for read, _, _ in found:
+                    self.mailbox.drop(read.neighbor, read.version - 1)
+            self.submit(row, loss)
+
+
+class PlannedServerActor(ServerActor):
+    """Executes the server's rows, and sends every version to every worker."""
+
+    def take_steps(self) -> None:
+        """Execute the server's rows in order."""
+        computed_at = dict.fromkeys(self.spec.neighbors, 0)
+        for row in self.rows():
+            found = self.await_reads(row)
+            states = [self.open(read, contents) for read, _, contents in found]
+            before = self.server.progress
+            measures = self.server.step(states)
+            self.publish()
+            for read in row.reads:
+                computed_at[read.neighbor] = row.step - read.staleness
+            oldest = min(computed_at.values())
+            self.server.keep(lambda version, oldest=oldest: version >= oldest)  # type: ignore[misc]
+            with self.changed:
+                for read in row.reads:
+                    self.mailbox.drop(read.neighbor, read.version)
+            losses = [header.note.loss for _, header, _ in found if isinstance(header.note, Delivery)]
+            self.submit(row, losses, measures, before, len(self.spec.neighbors))
+
+    def publish(self) -> None:
+        """Send the present version to all workers."""
+        server = self.server
+        header = Header(self.spec.agent, server.version, self.now(), 0.0)
+        contents = Contents(pack(server.weights), pack(server.buffers), None)
+        self.outbox.send(dict.fromkeys(self.spec.neighbors, header), contents, may_skip=False)
