@@ -157,8 +157,9 @@ class Progress:
         if name is None:
             return f"step {self._averaged_step}: evaluated"
         values = [one.metrics[name] for one in self._taking_part() if name in one.metrics]
-        line = f"step {self._averaged_step}: {spoken(name)} of the averaged model {written(name, self._averaged[name])}"
-        if not values:
+        model = "averaged model" if self._leading is self._agents else "server's model"
+        line = f"step {self._averaged_step}: {spoken(name)} of the {model} {written(name, self._averaged[name])}"
+        if not values or self._leading is not self._agents:
             return line
         low, mean, high = (written(name, value) for value in (min(values), sum(values) / len(values), max(values)))
         return f"{line}, of the agents {mean} ({low} to {high})"

@@ -91,10 +91,11 @@ def print_final_table(result: Result, console: Console) -> None:
         agents = frame[frame["agent"].notna()].groupby("agent").last()
         # A server's workers are not tested.
         tested = agents[agents[metric].notna()] if metric in agents else agents
-        rows = [_final_row(f"agent {agent}", row, metric) for agent, row in tested.iterrows()]
+        with_server = len(tested) < len(agents)
+        rows = [] if with_server else [_final_row(f"agent {agent}", row, metric) for agent, row in tested.iterrows()]
         averaged = frame[frame["agent"].isna()].drop(columns="agent")
         if len(averaged):
-            rows.append(_final_row("averaged model", averaged.iloc[-1], metric))
+            rows.append(_final_row("server's model" if with_server else "averaged model", averaged.iloc[-1], metric))
         print_table(rows, console)
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
     if (Path(result.path) / "report.html").exists():
@@ -126,8 +127,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 def _final_row(name: str, row: pd.Series, metric: str) -> dict[str, str]:
     columns = [metric, *(["test_loss"] if metric != "test_loss" else []), "train_loss", "staleness_mean"]
-    columns += ["theta", "predicting_share", "consensus_distance"]
+    columns += ["theta", "predicting_share", "gradients_per_update", "cancelled_steps", "consensus_distance"]
     shown = {spoken(column): written(column, float(row[column])) for column in columns if row[column] == row[column]}
+    if not row["cancelled_steps"]:
+        del shown["cancelled steps"]
     return {"": name, "step": str(int(row["step"])), **shown}
 
 

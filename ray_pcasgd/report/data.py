@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
@@ -25,8 +26,9 @@ _METRICS = (
     "staleness_mean",
     "predicting_share",
     "waited_seconds",
+    "gradients_per_update",
 )
-_SCHEDULE = ("agent", "step", "start", "ready", "end", "neighbors", "versions", "staleness")
+_SCHEDULE = ("agent", "step", "start", "ready", "end", "neighbors", "versions", "staleness", "kind")
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,20 @@ class RunData:
         rows = self.metrics[self.metrics["agent"].notna()].sort_values(["agent", "step"])
         return {agent: rows[rows["agent"] == agent] for agent in sorted(set(rows["agent"].astype(int)))}
 
+    @property
+    def num_workers(self) -> int | None:
+        """The workers of a run with servers, which are the agents after them; nothing between peers."""
+        algorithm = self.config.get("algorithm")
+        gathers = isinstance(algorithm, Mapping) and "gathering" in algorithm
+        return int(self.config["num_agents"]) if gathers else None
+
     @cached_property
     def staleness(self) -> Numbers:
-        """The staleness of every read, in steps."""
-        values = self.schedule["staleness"].combine_chunks().flatten()
+        """The staleness of every read between peers, of every gradient at a server, in steps."""
+        readers = self.schedule
+        if self.num_workers is not None:
+            readers = readers.filter(compute.greater_equal(readers["agent"], self.num_workers))
+        values = readers["staleness"].combine_chunks().flatten()
         return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
     def final(self, *keys: str) -> float | None:
@@ -102,7 +114,12 @@ class RunData:
         """Return each agent's share of the time, in [0, 1], that it waited for others."""
         last = {agent: rows.iloc[-1] for agent, rows in self.agents.items()}
         shares = {agent: float(row["waited_seconds"] / row["seconds"]) for agent, row in last.items() if row["seconds"]}
-        return {agent: share for agent, share in shares.items() if np.isfinite(share)}
+        # Servers do nothing but wait.
+        return {
+            agent: share
+            for agent, share in shares.items()
+            if np.isfinite(share) and (self.num_workers is None or agent < self.num_workers)
+        }
 
 
 def load_run(path: Path) -> RunData:
@@ -142,5 +159,5 @@ def _schedule(path: Path) -> pa.Table:
     if path.exists():
         return pq.read_table(path, columns=list(_SCHEDULE))
     steps = pa.list_(pa.int32())
-    types = (pa.int32(), pa.int32(), *[pa.float64()] * 3, *[steps] * 3)
+    types = (pa.int32(), pa.int32(), *[pa.float64()] * 3, *[steps] * 3, pa.string())
     return pa.table({name: pa.array([], kind) for name, kind in zip(_SCHEDULE, types, strict=True)})

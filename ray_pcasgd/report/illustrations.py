@@ -11,11 +11,13 @@ from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import (
     adaptivity_notes,
     consensus_distance,
+    gradients_per_update,
     loss_against,
     metric_against,
     predicting_share,
 )
 from ray_pcasgd.report.schedule_pictures import staleness_histogram, time_line, waiting_bars
+from ray_pcasgd.report.server_pictures import server_time_line
 from ray_pcasgd.wording import spoken
 
 
@@ -41,13 +43,19 @@ def _all(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:
         predicting_share(groups),
     )
     yield Illustration(
+        "Gradients of one update",
+        "What a server averages over; AdaSync lets it grow as the loss falls.",
+        gradients_per_update(groups),
+    )
+    yield Illustration(
         "Consensus distance",
         "While it grows, the agents drift apart; the averaged model can then be worse, or better, than any of them.",
         consensus_distance(groups),
     )
     yield Illustration(
         "Staleness of what was read",
-        "Steps that a neighbor had taken since the version that was read; 0 is fresh.",
+        "Between peers, steps that a neighbor had taken since the version that was read; at a server, its updates "
+        "since the version that a gradient was computed at. 0 is fresh.",
         staleness_histogram(groups),
     )
     if len(groups) == 1 and len(groups[0].runs) == 1:
@@ -55,11 +63,14 @@ def _all(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:
         yield Illustration(
             "Waiting", "Agents that wait much are held up by slower ones, through the barrier.", waiting_bars(run)
         )
-        yield Illustration(
-            "The first steps",
-            "A dot is where a version was sent, its line ends where it was read: the longer, the older the news.",
-            time_line(run),
-        )
+        if run.num_workers is None:
+            caption = (
+                "A dot is where a version was sent, its line ends where it was read: the longer, the older the news."
+            )
+            yield Illustration("The first steps", caption, time_line(run))
+        else:
+            caption = "Each line is an update of a server; it ends at the workers whose gradients it takes."
+            yield Illustration("The first steps", caption, server_time_line(run))
 
 
 def _learning(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:

@@ -21,9 +21,16 @@ def label_of(config: Mapping[str, Any]) -> str:
         return "run" if algorithm is None else str(algorithm)
     parts = [str(algorithm.get("name", "run"))]
     parts += [f"{key} {value_text(algorithm[key])}" for key in ("theta", "condition") if key in algorithm]
+    parts += [_with_numbers(algorithm[key]) for key in ("gathering", "correction") if key in algorithm]
+    parts = [part for part in parts if part != "none"]
     if config.get("links") == [] and config.get("schedule") is None:
         parts.append("no link delay")
     return ", ".join(parts)
+
+
+def _with_numbers(value: Mapping[str, Any]) -> str:
+    told = [f"{key} {value_text(value[key])}" for key in ("base", "k", "n") if key in value]
+    return f"{value['name']} ({', '.join(told)})" if told else str(value["name"])
 
 
 def labels_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:

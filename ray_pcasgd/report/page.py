@@ -103,6 +103,8 @@ def _what_ran(groups: Sequence[Group]) -> str:
         "engine.name": "engine {}",
         "engine.mode": "{}",
     }
+    if any(run.num_workers is not None for run in runs):
+        del phrases["topology.name"]
     parts += [phrase.format(common[key]) for key, phrase in phrases.items() if key in common]
     seconds = sum(float(run.result.get("wall_seconds", 0.0)) for run in runs)
     return " · ".join([*parts, f"wall time {duration(seconds)}"])

@@ -68,11 +68,24 @@ def predicting_share(groups: Sequence[Group], axis: Axis = "step") -> Figure | N
     return figure
 
 
+def gradients_per_update(groups: Sequence[Group], axis: Axis = "seconds") -> Figure | None:
+    """Draw how many gradients a server takes at once; nothing where nobody's number changes."""
+    column = "gradients_per_update"
+    figure, (axes,) = new_figure()
+    drawn = _lines(axes, groups, lambda run: [averaged_curve(run, column, axis)])
+    if all(np.ptp(values) == 0 for values in drawn.values()):
+        return None
+    axes.set_ylim(bottom=0)
+    name_axes(axes, time_name(groups, axis), "gradients of one update")
+    _legend(figure, groups, drawn)
+    return figure
+
+
 def consensus_distance(groups: Sequence[Group], axis: Axis = "step") -> Figure | None:
     """Draw how far the agents are from their mean: over agents, the root of the mean square."""
     column = "consensus_distance"
     figure, (axes,) = new_figure()
-    drawn = _lines(axes, groups, lambda run: [averaged_curve(run, column, axis)])
+    drawn = _lines(axes, groups, lambda run: [averaged_curve(run, column, axis)] if run.num_workers is None else [])
     if not drawn:
         return None
     if len(groups) == 1 and not _has_seeds(groups):
