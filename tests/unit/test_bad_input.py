@@ -1,7 +1,7 @@
 """Whatever is wrong with settings is refused before a run, in one line: the setting, its value, what is allowed."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -10,10 +10,13 @@ import torch
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules import Algorithm
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.schedule.trace import write_rows
+from ray_pcasgd.server_rules import ElasticAveraging, ParameterServer
 
-ALGORITHMS = "d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd, pc-asgd-pv"
+KINDS = (*get_args(get_args(Algorithm)[0]), ParameterServer, ElasticAveraging)
+ALGORITHMS = ", ".join(kind.model_fields["name"].default for kind in KINDS)
 PATH4 = [[0, 1], [1, 2], [2, 3]]
 
 

@@ -70,10 +70,11 @@ def schedule_of(config: dict[str, Any], delay: int = 5) -> pa.Table:
             staleness = [min(step, delay) if is_far else 0 for is_far in far]
             times = {"start": float(step), "ready": step + 0.75, "end": step + 1.0}
             reads = (neighbors, [step - late for late in staleness], staleness, staleness)
-            rows.append({"agent": agent, "step": step, **times, **dict(zip(LISTS, reads, strict=True))})
+            rows.append({"agent": agent, "step": step, "kind": "step", **times, **dict(zip(LISTS, reads, strict=True))})
     integers = {name: pa.list_(pa.int32()) for name in LISTS}
     kinds = {"agent": pa.int32(), "step": pa.int32()} | dict.fromkeys(("start", "ready", "end"), pa.float64())
-    return pa.Table.from_pylist(rows, schema=pa.schema(list((kinds | integers).items())))
+    fields = kinds | integers | {"kind": pa.string()}
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(fields.items())))
 
 
 def final_of(metrics: pd.DataFrame) -> dict[str, Any]:

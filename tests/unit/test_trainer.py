@@ -80,6 +80,7 @@ def test_the_run_folder_is_complete(result: Result) -> None:
         "mode": "planned",
         "algorithm": "pc-asgd",
         "num_agents": "4",
+        "num_servers": "0",
         "seed": "0",
         "left": "",
     }
