@@ -1,6 +1,8 @@
 """What the studies share: a comparison under several settings, and its page written from the measured figures."""
 
+import json
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +14,10 @@ import torch
 
 from ray_pcasgd.compare import Method, compare
 from ray_pcasgd.config import Config
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.report.page import write_report
+from ray_pcasgd.trainer import Trainer
 
 
 def compare_settings(
@@ -33,6 +37,25 @@ def compare_settings(
         frames.append(comparison.runs.assign(case=case))
         print(f"{case}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     return pd.concat(frames, ignore_index=True)
+
+
+def ensure_run(config: Config) -> dict[str, Any]:
+    """Return the final metrics of the run of that name and place; it is run unless it is there, complete.
+
+    A run whose loss was not finite has no metrics; any other error is raised.
+    """
+    assert config.name is not None
+    result_file = Path(config.storage_path) / config.name / "result.json"
+    if not result_file.exists():
+        shutil.rmtree(result_file.parent, ignore_errors=True)
+        result = Trainer(config).fit()
+        if result.error is not None and not isinstance(result.error, NonFiniteLossError):
+            raise result.error
+    summary = json.loads(result_file.read_text(encoding="utf-8"))
+    if summary["error"] is not None:
+        return {}
+    final = summary["final"]
+    return {**final["averaged"], "staleness_mean": final["staleness_mean"]}
 
 
 def table(runs: pd.DataFrame) -> str:

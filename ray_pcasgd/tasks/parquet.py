@@ -1,7 +1,9 @@
 """Images in Parquet files as the Hugging Face hub keeps them: encoded, one a row, beside their label."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -48,10 +50,15 @@ class ImageParquet(Standardized):
 
     def _samples(self, setting: str, limit: int | None) -> Samples:
         pattern = getattr(self, setting)
-        source = f"task.data.{setting} = {pattern!r}"
         paths = sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not paths:
-            raise ValueError(f"{source}: no such file; allowed are Parquet files of images")
+            raise ValueError(f"task.data.{setting} = {pattern!r}: no such file; allowed are Parquet files of images")
+        # With their times, since files may change while a session that has read them goes on.
+        return _decoded(self, setting, limit, tuple((path, Path(path).stat().st_mtime_ns) for path in paths))
+
+    def decoded(self, setting: str, limit: int | None, paths: Sequence[str]) -> Samples:
+        """Return the images of the files, or the first so many of them."""
+        source = f"task.data.{setting} = {getattr(self, setting)!r}"
         encoded: list[bytes] = []
         labels: list[np.ndarray] = []
         for images, part in self._batches(paths, source):
@@ -65,7 +72,7 @@ class ImageParquet(Standardized):
         targets = torch.from_numpy(np.concatenate(labels)[:number].astype(np.int64))
         return Samples(decode(encoded[:number], number, source), targets)
 
-    def _batches(self, paths: list[str], source: str) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    def _batches(self, paths: Sequence[str], source: str) -> Iterator[tuple[list[bytes], np.ndarray]]:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -85,6 +92,12 @@ class ImageParquet(Standardized):
                 raise ValueError(
                     f"task.data.{setting} = {getattr(self, setting)!r}: not in {source}; allowed are {', '.join(names)}"
                 )
+
+
+@lru_cache(maxsize=4)
+def _decoded(data: ImageParquet, setting: str, limit: int | None, files: tuple[tuple[str, int], ...]) -> Samples:
+    """Decode once what several runs of one process train on; samples are never written to."""
+    return data.decoded(setting, limit, [path for path, _ in files])
 
 
 def _encoded(column: Any) -> list[bytes]:

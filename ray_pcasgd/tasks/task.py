@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
+from ray_pcasgd.randomness import generator
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.batches import Batches
@@ -30,6 +31,10 @@ class Task(Settings):
     augmentation: Augmentation = Augmentation()
     """Random changes of training images."""
 
+    validation_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the training samples that is held out, and takes the place of the test samples: for choosing settings
+    without a look at the test. Which samples does not depend on the run's seed. 0: the test samples."""
+
     @model_validator(mode="after")
     def _different_keys(self) -> "Task":
         keys = ["loss", *(metric.key for metric in self.metrics)]
@@ -44,13 +49,27 @@ class Task(Settings):
             ValueError: It is missing, or loss, metrics or augmentation do not suit it.
 
         """
-        data = self.data.load()
+        data = self._validating(self.data.load())
         for setting, measure in (("loss", self.loss), *(("metrics", metric) for metric in self.metrics)):
             if data.num_classes is None and isinstance(measure, CrossEntropy | Accuracy):
                 raise ValueError(f"task.{setting} = {measure.name!r}: the targets are no classes; allowed is 'mse'")
         # Tried once here, so that what cannot be cropped or flipped is refused before anything runs.
         self.augmentation.apply(data.train.take([0])[0], torch.Generator())
         return data
+
+    def _validating(self, data: TaskData) -> TaskData:
+        if not self.validation_share:
+            return data
+        number = len(data.train)
+        held_out = round(self.validation_share * number)
+        if not 0 < held_out < number:
+            raise ValueError(
+                f"task.validation_share = {self.validation_share:g}: allowed are shares that leave one of {number} "
+                "training samples on each side"
+            )
+        order = generator(0, "validation").permutation(number)
+        test, train = (data.train.subset(np.sort(part)) for part in (order[:held_out], order[held_out:]))
+        return data._replace(train=train, test=test)
 
     def build_model(self, data: TaskData, seed: int) -> nn.Module:
         """Return the model for the data, its weights drawn from the seed's own stream.
