@@ -11,7 +11,7 @@ from ray_pcasgd.displacement import Displacements
 from ray_pcasgd.learner import Learner, LearnerSpec, Training
 from ray_pcasgd.records import Own, Read, Reads, Update
 from ray_pcasgd.reliability import Declared, Measured
-from ray_pcasgd.rules.base import Probe, Rule, clipped_row, mix
+from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -41,6 +41,8 @@ class AgentSpec(LearnerSpec):
     mixing: tuple[float, ...]
     """w_ik, for each neighbor."""
     own_mixing: float
+    samples: tuple[int, ...]
+    """Size of each neighbor's shard."""
 
 
 class Received(NamedTuple):
@@ -80,6 +82,7 @@ class Agent(Learner):
     def __init__(self, spec: AgentSpec, data: TaskData) -> None:
         super().__init__(spec, data)
         rule = spec.recipe.rule
+        self.optimizes_later = rule.corrects_gradients
         self.probe_batches = self.stream("probes")
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.displacements = Displacements(self.weights, rule.age_max) if rule.needs_drift and spec.neighbors else None
@@ -91,6 +94,9 @@ class Agent(Learner):
         rule = self.spec.recipe.rule
         gathered = self.gather(received)
         own, reads = self.rule_inputs(gathered)
+        if rule.corrects_gradients:
+            self.optimize(rule.correct(own, reads))
+            own = own._replace(direction=self.direction)
         probe = self.probe() if rule.probes_at(self.version) else None
         self.rule_state, update = rule.step(self.rule_state, own, reads, probe)
         self.commit(update, self.mix_buffers(gathered))
@@ -115,7 +121,7 @@ class Agent(Learner):
             own=[
                 spec.own_mixing + missing,
                 recipe.step_size_at(self.version),
-                *recipe.rule.numbers(spec.agent, self.version).values(),
+                *self.numbers(received).values(),
             ],
             mixing=[0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)],
             staleness=[0.0 if s is None else float(s.read.staleness) for s in slots],
@@ -126,6 +132,14 @@ class Agent(Learner):
             drift=tuple(drifts[self._drift_age(s, r)] for s, r in zip(slots, reliable, strict=True)),
             buffers=tuple(torch.zeros_like(self.buffers) if s is None else s.buffers for s in slots),
         )
+
+    def numbers(self, received: Sequence[Received]) -> dict[str, float]:
+        """Return the rule's own numbers at this step."""
+        spec, rule = self.spec, self.spec.recipe.rule
+        samples = dict(zip(spec.neighbors, spec.samples, strict=True))
+        others = [Taken(r.read.version + r.read.staleness, samples[r.read.neighbor]) for r in received]
+        own = Taken(self.version, len(spec.shard))
+        return rule.numbers(spec.agent, self.version) | rule.observed(own, others)
 
     def rule_inputs(self, gathered: Gathered) -> tuple[Own, Reads]:
         """Return the rule's arguments for this agent alone."""

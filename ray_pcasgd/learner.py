@@ -123,10 +123,19 @@ class Learner:
                     loss = loss * (len(some) / len(inputs))
                 torch.autograd.backward(loss)
                 total += loss.item()
-        self.optimizer_state, self.direction = self.optimizer.direction(
-            self.optimizer_state, self.weights, self.replica.gradient.clone()
-        )
+        self.direction = self.replica.gradient.clone()
+        if not self.optimizes_later:
+            self.optimize(self.direction)
         return total
+
+    optimizes_later = False
+    """Whether ``compute`` leaves the bare gradient in ``direction``, because it is going to be corrected."""
+
+    def optimize(self, gradient: Tensor) -> None:
+        """Set ``direction`` to the optimizer's for a gradient of shape (D,)."""
+        self.optimizer_state, self.direction = self.optimizer.direction(
+            self.optimizer_state, self.weights, gradient, self.replica.sizes
+        )
 
     def skip_batch(self) -> None:
         """Pass over the next mini-batch."""

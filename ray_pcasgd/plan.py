@@ -115,7 +115,7 @@ def _between_peers(
     check_timing(config.compute, config.links, config.num_agents)
     schedule = _schedule(config, network, clusters)
     recipe = Recipe(**_shared(config), rule=rule, reliability=config.reliability, clusters=clusters)
-    specs = tuple(_spec(recipe, network, agent, shard) for agent, shard in enumerate(shards))
+    specs = tuple(_spec(recipe, network, agent, shards) for agent in range(config.num_agents))
     return Plan(config, network, clusters, data, specs, schedule)
 
 
@@ -150,7 +150,7 @@ def resolve(config: Config) -> Config:
     if asked == "all" and barrier.name != "all" and config.schedule is None:
         raise SettingsError(
             f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is all "
-            "(without a barrier it is d-asgd)"
+            "(d-asgd is the asynchronous form)"
         )
     live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
     if live and config.schedule is not None:
@@ -190,7 +190,7 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
 
 def _check_settings(config: Config) -> None:
     if isinstance(config.algorithm, ServerRule):
-        check_server_settings(config)
+        check_server_settings(config, config.algorithm)
     try:
         config.algorithm.check(config.num_agents)
     except ValueError as error:
@@ -273,8 +273,15 @@ def _shared(config: Config) -> dict[str, Any]:
     }
 
 
-def _spec(recipe: Recipe, network: Network, agent: int, shard: np.ndarray) -> AgentSpec:
+def _spec(recipe: Recipe, network: Network, agent: int, shards: Sequence[np.ndarray]) -> AgentSpec:
     own, weights = network.row(agent)
+    neighbors = network.neighbors[agent]
     return AgentSpec(
-        agent=agent, recipe=recipe, neighbors=network.neighbors[agent], mixing=weights, own_mixing=own, shard=shard
+        agent=agent,
+        recipe=recipe,
+        neighbors=neighbors,
+        mixing=weights,
+        own_mixing=own,
+        samples=tuple(len(shards[k]) for k in neighbors),
+        shard=shards[agent],
     )

@@ -50,6 +50,11 @@ class Replica:
             floating[slot.name].data = _view(self.buffers, slot)
         self.integer_buffers = {name: b for name, b in self.module.named_buffers() if not b.is_floating_point()}
 
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each parameter tensor, in the order of the flat vector."""
+        return [slot.shape.numel() for slot in self.layout]
+
     def load(self, weights: Tensor, buffers: Tensor) -> None:
         """Copy flat weights (D,) and buffers (F,) into the module."""
         self.weights.copy_(weights)

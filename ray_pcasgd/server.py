@@ -143,7 +143,7 @@ class Server:
         self.spec = spec
         self.device = torch.device(recipe.device)
         replica = Replica(recipe.task.build_model(data, recipe.seed), self.device)
-        self.layout = replica.layout
+        self.sizes = replica.sizes
         self.version = 0
         self.weights = replica.weights[recipe.part(spec.place, replica.weights.numel())].clone()
         """The server's part, never changed in place."""
@@ -176,7 +176,9 @@ class Server:
         if recipe.rule.workers_step:
             self.weights = moved
         else:
-            self.optimizer_state, direction = recipe.optimizer.direction(self.optimizer_state, self.weights, moved)
+            self.optimizer_state, direction = recipe.optimizer.direction(
+                self.optimizer_state, self.weights, moved, self.sizes
+            )
             self.weights = self.weights - eta * direction
         if self.buffers.numel():
             total = received[0].buffers

@@ -11,12 +11,17 @@ from ray_pcasgd.schedule.trace import in_causal_order, read_rows
 from ray_pcasgd.server_rules import ServerRule
 
 
-def check_server_settings(config: Config) -> None:
+def check_server_settings(config: Config, rule: ServerRule) -> None:
     """Raise ``ValueError`` where a setting has no meaning beside a server."""
     if config.barrier is not None:
         raise ValueError(
             f"barrier.name = {config.barrier.name!r}: allowed beside a server is none; algorithm.gathering says who is "
             "waited for"
+        )
+    if config.optimizer.braking is not None and rule.shards > 1:
+        raise ValueError(
+            f"optimizer.braking = {config.optimizer.braking:g}: allowed beside algorithm.shards = "
+            f"{rule.shards} is null, since it looks at whole tensors"
         )
     if config.on_non_finite_loss == "isolate":
         raise ValueError(

@@ -71,10 +71,10 @@ def _comparisons(final: pd.DataFrame) -> list[str]:
             ours, others = (_rows(final, method, workers)["error"] for method in (better, worse))
             gap = others.mean() - ours.mean()
             noise = (ours.var(ddof=1) / len(ours) + others.var(ddof=1) / len(others)) ** 0.5
-            lines.append(
-                f"- {workers} workers, {better} better than {worse} "
-                f"(paper: {paper[worse] - paper[better]:.2f} points): {_verdict(gap, noise)}, {gap:+.2f} ± {noise:.2f} points."
+            claim = (
+                f"{workers} workers, {better} better than {worse} (paper: {paper[worse] - paper[better]:.2f} points)"
             )
+            lines.append(f"- {claim}: {_verdict(gap, noise)}, {gap:+.2f} ± {noise:.2f} points.")
     return lines
 
 

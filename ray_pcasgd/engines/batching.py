@@ -5,6 +5,7 @@ products keep their bits; forward and backward passes use other kernels, and dif
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,18 +55,29 @@ def compute_together(agents: Sequence[Learner]) -> Tensor:
     gradients, (losses, buffers, integers) = torch.func.vmap(torch.func.grad(loss_of, has_aux=True))(
         weights, buffers, integers, inputs, targets
     )
-    states = stack([agent.optimizer_state for agent in agents])
-    direction = torch.func.vmap(first.optimizer.direction)
-    states, directions = direction(states, weights, gradients)
-    for agent, state, u, own_buffers, own_integers in zip(
-        agents, unstack(states, len(agents)), directions, buffers, unstack(integers, len(agents)), strict=True
-    ):
-        agent.optimizer_state, agent.direction = state, u
+    if first.optimizes_later:
+        for agent, gradient in zip(agents, gradients, strict=True):
+            agent.direction = gradient
+    else:
+        _optimize_together(agents, weights, gradients)
+    for agent, own_buffers, own_integers in zip(agents, buffers, unstack(integers, len(agents)), strict=True):
         agent.replica.buffers.copy_(own_buffers)
         for name, value in own_integers.items():
             agent.replica.integer_buffers[name].copy_(value)
     result: Tensor = losses.detach()
     return result
+
+
+def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Tensor) -> Tensor:
+    """Do ``Learner.optimize`` for several agents; return their directions, shape (B, D)."""
+    first = agents[0]
+    states = stack([agent.optimizer_state for agent in agents])
+    direction = torch.func.vmap(partial(first.optimizer.direction, sizes=first.replica.sizes))
+    states, directions = direction(states, weights, gradients)
+    for agent, state, u in zip(agents, unstack(states, len(agents)), directions, strict=True):
+        agent.optimizer_state, agent.direction = state, u
+    stacked: Tensor = directions
+    return stacked
 
 
 def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received]]) -> list[dict[str, float]]:
@@ -74,6 +86,9 @@ def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received
     rule = first.spec.recipe.rule
     gathered = [agent.gather(r) for agent, r in zip(agents, received, strict=True)]
     own, reads = _rule_inputs(agents, gathered)
+    if rule.corrects_gradients:
+        corrected = torch.func.vmap(rule.correct)(own, reads)
+        own = own._replace(direction=_optimize_together(agents, own.weights, corrected))
     buffers = [agent.mix_buffers(g) for agent, g in zip(agents, gathered, strict=True)]
     states = stack([agent.rule_state for agent in agents])
     if rule.probes_at(first.version):

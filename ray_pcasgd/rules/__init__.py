@@ -4,11 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ray_pcasgd.rules.dcs3gd import DCS3GD
 from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
+from ray_pcasgd.rules.importance import DASGDImportance
 from ray_pcasgd.rules.pcasgd import CASGD, PASGD, PCASGD
 from ray_pcasgd.rules.practical import PCASGDPV
 
-Algorithm = Annotated[DPSGD | DASGD | CASGD | PASGD | PCASGD | PCASGDPV, Field(discriminator="name")]
+Algorithm = Annotated[
+    DPSGD | DASGD | CASGD | PASGD | PCASGD | PCASGDPV | DCS3GD | DASGDImportance, Field(discriminator="name")
+]
 """Any rule's settings, told apart by ``name``."""
 
-__all__ = ["CASGD", "DASGD", "DPSGD", "PASGD", "PCASGD", "PCASGDPV", "Algorithm"]
+__all__ = ["CASGD", "DASGD", "DCS3GD", "DPSGD", "PASGD", "PCASGD", "PCASGDPV", "Algorithm", "DASGDImportance"]

@@ -1,8 +1,8 @@
 """The interface of a rule: what an agent computes from its own state, its direction and what it read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ Probe = Callable[[tuple[Tensor, ...]], Tensor]
 """Losses, shape (M,), of M candidate weight vectors of shape (D,) on one independent mini-batch."""
 
 
+class Taken(NamedTuple):
+    """How much one agent has contributed so far, as another one knows."""
+
+    steps: int
+    samples: int
+    """Size of its shard."""
+
+
 class Rule(Settings, ABC):
     """A decentralised update rule: its fields are its settings, its methods are pure.
 
@@ -30,6 +38,8 @@ class Rule(Settings, ABC):
     """Whether messages must carry the directions ``u_k``."""
     needs_drift: ClassVar[bool] = False
     """Whether agents must keep the history of their own weights."""
+    corrects_gradients: ClassVar[bool] = False
+    """Whether ``correct`` changes the gradient before the local optimizer sees it; not beside ``needs_directions``."""
     default_barrier: ClassVar[Literal["none", "all"]] = "none"
     """The barrier between agents under which the rule is the published algorithm."""
 
@@ -46,6 +56,10 @@ class Rule(Settings, ABC):
         """Return the numeric settings of one agent at one step; they come back as ``own.numbers``."""
         return {}
 
+    def observed(self, own: Taken, neighbors: Sequence[Taken]) -> dict[str, float]:
+        """Return the numbers among ``numbers`` that depend on who has taken how many steps, by what was read."""
+        return {}
+
     def probes_at(self, step: int) -> bool:
         """Return whether ``step`` is handed a probe at this step."""
         return False
@@ -53,6 +67,10 @@ class Rule(Settings, ABC):
     def init(self, weights: Tensor, num_neighbors: int) -> Any:
         """Return the state before the first step for weights of shape (D,)."""
         return ()
+
+    def correct(self, own: Own, reads: Reads) -> Tensor:
+        """Return the corrected gradient, shape (D,); ``own.direction`` is the gradient as it was computed."""
+        return own.direction
 
     @abstractmethod
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:

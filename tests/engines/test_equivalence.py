@@ -52,6 +52,10 @@ ALGORITHMS: dict[str, Any] = {
     }
     | UNEVEN,
     "pc-asgd, adaptive lambda": {"algorithm": {"name": "pc-asgd", "compensation": {"name": "adaptive"}}} | UNEVEN,
+    "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
+    "d-asgd-importance": {"algorithm": "d-asgd-importance"} | UNEVEN,
+    "d-asgd, braking": {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "braking": 0.5, "weight_decay": 1e-4}}
+    | UNEVEN,
     "pc-asgd-pv, probe": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | UNEVEN,
     "pc-asgd-pv, descent": {"algorithm": {"name": "pc-asgd-pv", "condition": "descent"}} | UNEVEN,
 }

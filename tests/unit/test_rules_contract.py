@@ -14,7 +14,7 @@ from torch import Tensor
 from ray_pcasgd import numerics
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules import CASGD, DASGD, DPSGD, PASGD, PCASGD, PCASGDPV, Algorithm
+from ray_pcasgd.rules import CASGD, DASGD, DCS3GD, DPSGD, PASGD, PCASGD, PCASGDPV, Algorithm, DASGDImportance
 from ray_pcasgd.rules.base import Probe, Rule
 from ray_pcasgd.rules.compensation import AdaptiveCompensation
 
@@ -43,6 +43,8 @@ CASES = [
     Case(PCASGD(theta=0.3)),
     Case(PCASGD(theta=0.3, compensation=ADAPTIVE, clipping="renormalize")),
     Case(PCASGD(theta=0.0), keeps_mean=True),
+    Case(DCS3GD(), keeps_mean=True),
+    Case(DASGDImportance(), keeps_mean=True),
     Case(PCASGDPV(condition="descent")),
     Case(PCASGDPV(condition="gradient")),
     Case(PCASGDPV(condition="smoothed")),
@@ -77,7 +79,10 @@ def probe_towards(target: Tensor) -> Probe:
 
 def call(rule: Rule, inputs: Inputs) -> tuple[Any, Update]:
     probe = probe_towards(inputs.probe_target) if rule.probes_at(0) else None
-    return rule.step(inputs.state, inputs.own, inputs.reads, probe)
+    own = inputs.own
+    if rule.corrects_gradients:
+        own = own._replace(direction=rule.correct(own, inputs.reads))
+    return rule.step(inputs.state, own, inputs.reads, probe)
 
 
 def random_inputs(rule: Rule, size: int, num_neighbors: int = 3, seed: int = 0) -> Inputs:
@@ -278,7 +283,7 @@ def test_an_agent_without_neighbors_takes_its_local_step(case: Case) -> None:
     assert torch.equal(update.weights, own.weights - own.step_size * own.direction)
 
 
-@every_rule
+@pytest.mark.parametrize("case", [case for case in CASES if not case.rule.corrects_gradients], ids=label)
 @pytest.mark.parametrize("theta", [0.0, 0.3, 1.0])
 def test_with_reliable_neighbors_only_every_rule_is_d_psgd_to_the_bit(case: Case, theta: float) -> None:
     """Even for a row that sums to 1 but for rounding."""
@@ -348,5 +353,5 @@ def test_a_network_with_late_links_reaches_its_common_minimum(case: Case) -> Non
     assert spread(trajectory._replace(weights=trajectory.weights[:1]), minimum) > 1.0
 
 
-def test_only_d_psgd_asks_all_agents_to_wait() -> None:
-    assert {type(c.rule) for c in CASES if c.rule.default_barrier == "all"} == {DPSGD}
+def test_only_synchronous_rules_ask_all_agents_to_wait() -> None:
+    assert {type(c.rule) for c in CASES if c.rule.default_barrier == "all"} == {DPSGD, DCS3GD}
