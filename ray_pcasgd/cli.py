@@ -1,4 +1,4 @@
-"""The command line: ``ray-pcasgd train | compare | replay | report``."""
+"""The command line: ``ray-pcasgd train | compare | replay | report | theory``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from rich.console import Console
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
-from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table
+from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_theory
 from ray_pcasgd.trainer import Result, Trainer
 
 SETTINGS_ERROR = 2
@@ -88,6 +88,31 @@ def compare_command(
         print(f"error: {row['label']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
     if len(failed):
         raise typer.Exit(RUN_ERROR)
+
+
+@app.command()
+def theory(
+    config: ConfigFile = None,
+    assignments: Assignments = [],
+    updates: Annotated[int, typer.Option(min=100, help="Updates that are planned for each policy.")] = 4000,
+    staleness_penalty: Annotated[
+        float, typer.Option(min=0, max=0.99, help="gamma of the error bound: how much stale gradients are off.")
+    ] = 0.5,
+    output: Annotated[Path, typer.Option(help="Folder of the table and the picture.")] = Path("runs/theory"),
+) -> None:
+    """Draw error against runtime for each way to gather gradients, under the settings' compute times."""
+    # Here, since SciPy's distributions take a second to import, which no other command needs.
+    from ray_pcasgd.report.theory_page import check_theory, theory_table, write_theory
+    from ray_pcasgd.theory import Bound
+
+    settings = load_config(config, assignments)
+    check_theory(settings)
+    console = Console()
+    bound = Bound(staleness_penalty=staleness_penalty)
+    table = theory_table(settings.compute.law, settings.num_agents, updates, settings.seed)
+    print_theory(table, console)
+    for path in write_theory(table, settings.num_agents, output, bound):
+        console.print(str(path), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -125,6 +125,25 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"schedules of seed {seed}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_theory(table: pd.DataFrame, console: Console) -> None:
+    """Print one line per policy: seconds per update and staleness, by the theory and in the plan."""
+    signs = {"exact": "", "at most": "≤ ", "about": "~ "}
+    rows = [
+        {
+            "policy": f"{row['policy']}, K = {row['K']}",
+            "seconds per update": f"{signs[row['kind']]}{row['theory']:.4g}",
+            "planned": f"{row['planned']:.4g} ± {row['standard_error']:.2g}",
+            "ratio": f"{row['ratio']:.3f}",
+            "staleness": f"{row['staleness_theory']:.3g}",
+            "staleness planned": f"{row['staleness_planned']:.3g}",
+            "at most": str(row["staleness_max"]),
+            "cancelled per update": f"{row['cancelled_per_update']:.3g}",
+        }
+        for row in table.to_dict("records")
+    ]
+    print_table(rows, console)
+
+
 def _final_row(name: str, row: pd.Series, metric: str) -> dict[str, str]:
     columns = [metric, *(["test_loss"] if metric != "test_loss" else []), "train_loss", "staleness_mean"]
     columns += ["theta", "predicting_share", "gradients_per_update", "cancelled_steps", "consensus_distance"]

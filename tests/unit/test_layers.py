@@ -18,7 +18,7 @@ LAYERS = [
     "replica displacement server_rules learner agent server consensus",
     "engines",
     "config explanation loading server_plan plan trainer checkpoint monitor run_folder ray_train",
-    "report compare terminal progress cli",
+    "theory report compare terminal progress cli",
     "__init__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
