@@ -211,6 +211,16 @@ class Agent(Learner):
         if self.displacements is not None:
             self.displacements.record(self.weights)
 
+    def partners(self) -> tuple[int, ...]:
+        """Return the neighbors that the agent reads at its next step."""
+        spec = self.spec
+        return spec.recipe.rule.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
+
+    def receivers(self) -> tuple[int, ...]:
+        """Return the neighbors that the present version is sent to."""
+        spec = self.spec
+        return spec.recipe.rule.receivers(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
+
     @property
     def message_bytes(self) -> int:
         """Bytes of one version's message: weights, floating-point buffers and, where it is needed, the direction."""

@@ -113,7 +113,7 @@ def _between_peers(
 ) -> Plan:
     network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
     check_timing(config.compute, config.links, config.num_agents)
-    schedule = _schedule(config, network, clusters)
+    schedule = _schedule(config, rule, network, clusters)
     recipe = Recipe(**_shared(config), rule=rule, reliability=config.reliability, clusters=clusters)
     specs = tuple(_spec(recipe, network, agent, shards) for agent in range(config.num_agents))
     return Plan(config, network, clusters, data, specs, schedule)
@@ -151,6 +151,12 @@ def resolve(config: Config) -> Config:
         raise SettingsError(
             f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is all "
             "(d-asgd is the asynchronous form)"
+        )
+    once = isinstance(config.algorithm, Rule) and config.algorithm.reads_once
+    if once and barrier.name != "none" and config.schedule is None:
+        raise SettingsError(
+            f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is none; not "
+            "every version is sent to everybody"
         )
     live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
     if live and config.schedule is not None:
@@ -232,7 +238,7 @@ def _naming(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: fails on the first samples ({error})") from error
 
 
-def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Schedule:
+def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...]) -> Schedule:
     if config.schedule is None:
         assert config.barrier is not None
         return Planner(
@@ -243,6 +249,7 @@ def _schedule(config: Config, network: Network, clusters: tuple[int, ...]) -> Sc
             clusters=clusters,
             barrier=config.barrier,
             seed=config.seed,
+            rule=rule,
         )
     path = Path(config.schedule)
     if not path.is_file():

@@ -83,9 +83,9 @@ def page(results: pd.DataFrame, softsync: dict[int, np.ndarray], gradients: int)
     table, softsync_table = "\n".join(lines), "\n".join(stale)
     return f"""# The planner against the runtime theory
 
-Mean seconds between updates in plans of {gradients} gradients, for every K from 1 to P, against Dutta et al.'s formulas
-(K-batch-sync beyond the memoryless law: integrated numerically; K = 1 and K = P of K-async: exact for every law). Written
-by `python -m experiments.runtime_theory` ({machine()}); `results.parquet` has each K.
+Mean seconds between updates in plans of {gradients} gradients, for every K from 1 to P, against Dutta et al.'s
+formulas (K-batch-sync beyond the memoryless law: integrated numerically; K = 1 and K = P of K-async: exact for every
+law). Written by `python -m experiments.runtime_theory` ({machine()}); `results.parquet` has each K.
 
 {table}
 
@@ -97,8 +97,8 @@ For K-async under 1 + exponential(1) the formula bounds from above: planned over
 ASGD's mean staleness is P - 1 for every law: {means}. Staleness counts the server's updates between the version that a
 gradient was computed at and the update that takes it, that one not included.
 
-n-softsync, 8 workers of 0.9 to 1.1 s (Zhang et al. 2016 report staleness near n, and hardly any of 2n and more). Its mean
-is n (P - 1) / P here, since a worker's own last gradient does not count:
+n-softsync, 8 workers of 0.9 to 1.1 s (Zhang et al. 2016 report staleness near n, and hardly any of 2n and more). Its
+mean is n (P - 1) / P here, since a worker's own last gradient does not count:
 
 {softsync_table}
 

@@ -226,7 +226,7 @@ class _Execution:
             progress=agent.progress,
             loss=loss,
             measures=measures,
-            bytes_sent=agent.message_bytes * len(agent.spec.neighbors),
+            bytes_sent=agent.message_bytes * len(agent.receivers()),
             wall_seconds=time.perf_counter() - self.started,
             snapshot=agent.snapshot() if evaluates else None,
             evaluation=agent.evaluate() if evaluates else None,

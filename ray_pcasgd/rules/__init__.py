@@ -6,13 +6,27 @@ from pydantic import Field
 
 from ray_pcasgd.rules.dcs3gd import DCS3GD
 from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
+from ray_pcasgd.rules.gossip import GossipPull, GossipPush
 from ray_pcasgd.rules.importance import DASGDImportance
 from ray_pcasgd.rules.pcasgd import CASGD, PASGD, PCASGD
 from ray_pcasgd.rules.practical import PCASGDPV
 
 Algorithm = Annotated[
-    DPSGD | DASGD | CASGD | PASGD | PCASGD | PCASGDPV | DCS3GD | DASGDImportance, Field(discriminator="name")
+    DPSGD | DASGD | CASGD | PASGD | PCASGD | PCASGDPV | DCS3GD | DASGDImportance | GossipPull | GossipPush,
+    Field(discriminator="name"),
 ]
 """Any rule's settings, told apart by ``name``."""
 
-__all__ = ["CASGD", "DASGD", "DCS3GD", "DPSGD", "PASGD", "PCASGD", "PCASGDPV", "Algorithm", "DASGDImportance"]
+__all__ = [
+    "CASGD",
+    "DASGD",
+    "DCS3GD",
+    "DPSGD",
+    "PASGD",
+    "PCASGD",
+    "PCASGDPV",
+    "Algorithm",
+    "DASGDImportance",
+    "GossipPull",
+    "GossipPush",
+]

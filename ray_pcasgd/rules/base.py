@@ -40,6 +40,8 @@ class Rule(Settings, ABC):
     """Whether agents must keep the history of their own weights."""
     corrects_gradients: ClassVar[bool] = False
     """Whether ``correct`` changes the gradient before the local optimizer sees it; not beside ``needs_directions``."""
+    reads_once: ClassVar[bool] = False
+    """Whether a version that has been read is not read again; there can be no barrier then."""
     default_barrier: ClassVar[Literal["none", "all"]] = "none"
     """The barrier between agents under which the rule is the published algorithm."""
 
@@ -51,6 +53,14 @@ class Rule(Settings, ABC):
     def age_max(self) -> int:
         """The oldest age, in own steps, for which the drift is asked; 0 where ``needs_drift`` is false."""
         return 0
+
+    def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the neighbors that an agent reads at this step, rising; the same in every engine."""
+        return neighbors
+
+    def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the neighbors that an agent sends a version to, rising; the same in every engine."""
+        return neighbors
 
     def numbers(self, agent: int, step: int) -> dict[str, float]:
         """Return the numeric settings of one agent at one step; they come back as ``own.numbers``."""

@@ -3,11 +3,13 @@
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.dpsgd import DASGD
 from ray_pcasgd.schedule.barrier import Barrier, WaitFor
 from ray_pcasgd.timing import ComputeTimes, LinkDelay, LinkTimes
 
@@ -41,6 +43,8 @@ class Planner:
     """The cluster of each agent."""
     barrier: Barrier
     seed: int
+    rule: Rule = field(default_factory=DASGD)
+    """Says who reads whom, and who sends to whom."""
 
     def __iter__(self) -> Iterator[Row]:
         return _Simulation(self).rows()
@@ -110,13 +114,19 @@ class _Link:
                 self._held.pop()
             self._held.append(message)
 
-    def read(self, step: int, capped: bool) -> Read:
-        """Return what the receiver reads at its step; reads never go backwards."""
+    def read(self, step: int, capped: bool, once: bool) -> Read | None:
+        """Return what the receiver reads at its step; reads never go backwards.
+
+        With ``once`` nothing is read where nothing new has come.
+        """
+        last = self._last
         known, published = self.newest, self.sender.step
         if capped:
             known, published = min(known, step), min(published, step)
         while self._held and self._held[0].known_at <= known:
             self._last = self._held.popleft()
+        if once and self._last is last:
+            return None
         version = self._last.version
         # What an earlier, uncapped read has seen may be newer than the cap.
         return Read(self.sender.number, version, max(0, published - version), step - self._last.reader_step)
@@ -169,9 +179,17 @@ class _Simulation:
         if isinstance(decision, WaitFor):
             self.wait(agent)
             return None
-        reads = tuple(link.read(step, k in decision.capped) for k, link in agent.incoming.items())
+        reads = tuple(self.reads(agent, decision.capped))
         times = (agent.start / _NANOSECONDS, agent.ready / _NANOSECONDS, now / _NANOSECONDS)
         return Row(agent.number, step, *times, reads)
+
+    def reads(self, agent: _Agent, capped: frozenset[int]) -> Iterator[Read]:
+        """Yield what the agent reads at its step."""
+        rule, neighbors = self.plan.rule, self.plan.neighbors[agent.number]
+        for k in rule.partners(self.plan.seed, agent.number, agent.step, neighbors):
+            read = agent.incoming[k].read(agent.step, k in capped, rule.reads_once)
+            if read is not None:
+                yield read
 
     def wait(self, agent: _Agent) -> None:
         if agent.waits:
@@ -188,7 +206,11 @@ class _Simulation:
             agent.waits = False
         entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < self.plan.num_steps]
         for agent in agents:
+            neighbors = self.plan.neighbors[agent.number]
+            receivers = self.plan.rule.receivers(self.plan.seed, agent.number, agent.step, neighbors)
             for link in agent.outgoing:
+                if link.receiver.number not in receivers:
+                    continue
                 arrives_at = link.send(now)
                 if link.receiver.waits:
                     entries.append((arrives_at, link.receiver.number))

@@ -54,6 +54,8 @@ ALGORITHMS: dict[str, Any] = {
     "pc-asgd, adaptive lambda": {"algorithm": {"name": "pc-asgd", "compensation": {"name": "adaptive"}}} | UNEVEN,
     "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
     "d-asgd-importance": {"algorithm": "d-asgd-importance"} | UNEVEN,
+    "gossip-pull": {"algorithm": {"name": "gossip-pull", "every": 2}} | UNEVEN,
+    "gossip-push": {"algorithm": {"name": "gossip-push", "every": 1.5}} | UNEVEN,
     "d-asgd, braking": {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "braking": 0.5, "weight_decay": 1e-4}}
     | UNEVEN,
     "pc-asgd-pv, probe": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | UNEVEN,
@@ -96,7 +98,7 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["d-asgd", "pc-asgd", "pc-asgd-pv"])
+@pytest.mark.parametrize("algorithm", ["d-asgd", "pc-asgd", "pc-asgd-pv", "gossip-pull", "gossip-push"])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, tmp_path: Path) -> None:
     settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {3: 0.01}}}

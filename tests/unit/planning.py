@@ -104,8 +104,13 @@ class _SlowPlanner:
         return True
 
     def row(self, i: int, moment: Moment) -> Row:
-        reads = tuple(self.read(k, i, moment) for k in self.plan.neighbors[i])
-        return Row(i, len(self.published[i]), self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9, reads)
+        step, plan = len(self.published[i]), self.plan
+        before = dict(self.last_read)
+        asked = plan.rule.partners(plan.seed, i, step, plan.neighbors[i])
+        reads = [self.read(k, i, moment) for k in asked]
+        if plan.rule.reads_once:
+            reads = [read for read in reads if self.last_read[read.neighbor, i] != before[read.neighbor, i]]
+        return Row(i, step, self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9, tuple(reads))
 
     def read(self, k: int, i: int, moment: Moment) -> Read:
         step = len(self.published[i])
@@ -122,7 +127,8 @@ class _SlowPlanner:
         self.published[i].append(moment)
         version, second = len(self.published[i]), moment[0] / 1e9
         for receiver in self.agents:
-            if i in self.plan.neighbors[receiver]:
+            neighbors = self.plan.neighbors[i]
+            if receiver in neighbors and receiver in self.plan.rule.receivers(self.plan.seed, i, version, neighbors):
                 earlier = self.sent[i, receiver]
                 times = self.times[i, receiver]
                 due = moment[0] + self.nanoseconds(times.latency_seconds(version, second))

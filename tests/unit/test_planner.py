@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from itertools import islice, pairwise
 from typing import Any
@@ -10,6 +11,8 @@ from pydantic import TypeAdapter
 
 from ray_pcasgd.laws import Law
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules import GossipPull, GossipPush
+from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier, SampledBarrier
 from ray_pcasgd.schedule.planner import Planner
 from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
@@ -96,6 +99,13 @@ def test_sampled_rows_equal_those_of_the_slow_planner_where_agents_drift_apart()
             seed=seed,
         )
         assert list(plan) == slow_rows(plan)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(plans(st.just(NoBarrier())), st.sampled_from([GossipPull(every=2), GossipPush(), GossipPush(every=3)]))
+def test_rows_of_gossip_equal_those_of_the_slow_planner(plan: Planner, rule: Rule) -> None:
+    plan = dataclasses.replace(plan, rule=rule)
+    assert list(plan) == slow_rows(plan)
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)

@@ -14,7 +14,19 @@ from torch import Tensor
 from ray_pcasgd import numerics
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules import CASGD, DASGD, DCS3GD, DPSGD, PASGD, PCASGD, PCASGDPV, Algorithm, DASGDImportance
+from ray_pcasgd.rules import (
+    CASGD,
+    DASGD,
+    DCS3GD,
+    DPSGD,
+    PASGD,
+    PCASGD,
+    PCASGDPV,
+    Algorithm,
+    DASGDImportance,
+    GossipPull,
+    GossipPush,
+)
 from ray_pcasgd.rules.base import Probe, Rule
 from ray_pcasgd.rules.compensation import AdaptiveCompensation
 
@@ -30,6 +42,10 @@ class Case(NamedTuple):
     rule: Rule
     keeps_mean: bool = False
     """Fresh reads and symmetric unreliability leave the mean of all agents where it was, up to the local steps."""
+    averages: bool = True
+    """With reliable neighbors only, it is D-PSGD."""
+    ordered: bool = False
+    """Neighbors come in one after another, so that their order counts."""
 
 
 ADAPTIVE = AdaptiveCompensation()
@@ -43,8 +59,10 @@ CASES = [
     Case(PCASGD(theta=0.3)),
     Case(PCASGD(theta=0.3, compensation=ADAPTIVE, clipping="renormalize")),
     Case(PCASGD(theta=0.0), keeps_mean=True),
-    Case(DCS3GD(), keeps_mean=True),
+    Case(DCS3GD(), keeps_mean=True, averages=False),
     Case(DASGDImportance(), keeps_mean=True),
+    Case(GossipPull(), averages=False, ordered=True),
+    Case(GossipPush(), averages=False, ordered=True),
     Case(PCASGDPV(condition="descent")),
     Case(PCASGDPV(condition="gradient")),
     Case(PCASGDPV(condition="smoothed")),
@@ -193,7 +211,7 @@ def test_neighbors_of_weight_zero_change_no_bit(case: Case, place: int) -> None:
         assert_same_bits(update, expected)
 
 
-@every_rule
+@pytest.mark.parametrize("case", [case for case in CASES if not case.ordered], ids=label)
 def test_the_order_of_neighbors_changes_only_the_rounding(case: Case) -> None:
     """By no more than one rounding for each of about 3 K terms of the size of the largest."""
     inputs = random_inputs(case.rule, 200)._replace(state=case.rule.init(torch.zeros(200), 3))
@@ -283,7 +301,7 @@ def test_an_agent_without_neighbors_takes_its_local_step(case: Case) -> None:
     assert torch.equal(update.weights, own.weights - own.step_size * own.direction)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.rule.corrects_gradients], ids=label)
+@pytest.mark.parametrize("case", [case for case in CASES if case.averages], ids=label)
 @pytest.mark.parametrize("theta", [0.0, 0.3, 1.0])
 def test_with_reliable_neighbors_only_every_rule_is_d_psgd_to_the_bit(case: Case, theta: float) -> None:
     """Even for a row that sums to 1 but for rounding."""

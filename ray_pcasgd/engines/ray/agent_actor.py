@@ -94,7 +94,9 @@ class AgentActor(Shell):
         version = self.agent.version
         final = version == self.spec.recipe.num_steps
         common = Header(self.spec.agent, version, time.time(), self.step_seconds, final=final, isolated=isolated)
-        headers = {k: self.address(common, k) for k in self.spec.neighbors}
+        # That an agent has left the run concerns all, not only those whom this version would be sent to.
+        receivers = self.spec.neighbors if isolated else self.agent.receivers()
+        headers = {k: self.address(common, k) for k in receivers}
         for k in self.outbox.send(headers, contents, may_skip=self.may_skip):
             self.gone.add(k)
             self.unsent.append(Event("neighbor_lost", self.spec.agent, version, f"agent {k} does not answer"))
@@ -121,7 +123,7 @@ class AgentActor(Shell):
                 progress=agent.progress,
                 loss=loss,
                 measures=measures,
-                bytes_sent=agent.message_bytes * len(self.spec.neighbors),
+                bytes_sent=agent.message_bytes * len(agent.receivers()),
                 wall_seconds=time.time() - self.started_at,
                 snapshot=snapshot,
                 evaluation=agent.evaluate() if evaluates else None,

@@ -37,6 +37,8 @@ class LiveAgentActor(AgentActor):
         self.links = {
             k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.neighbors
         }
+        self.last_read = dict.fromkeys(spec.neighbors, 0 if spec.recipe.rule.reads_once else -1)
+        """The versions that are not read again."""
         self.own_times = OwnTimes(1, [])
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
         self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier)
@@ -112,12 +114,14 @@ class LiveAgentActor(AgentActor):
         """Return what is read of each neighbor now; called with the lock held."""
         now = time.time()
         reads = []
-        for k in self.spec.neighbors:
+        for k in self.agent.partners():
             cap = step if k in capped else None
             if self.mailbox.left(k):
                 continue
             read = choose_read(self.mailbox, k, cap, now, self.own_times, self.may_read)
-            if read is not None:
+            if read is not None and read.version > self.last_read[k]:
+                if self.spec.recipe.rule.reads_once:
+                    self.last_read[k] = read.version
                 reads.append(read)
                 self.mailbox.forget(k, read.version)
         return reads

@@ -1,0 +1,59 @@
+"""Gossiping SGD: now and then one random neighbor, instead of all of them at each step (Jin et al. 2016)."""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from ray_pcasgd.numerics import Vectors, blockwise
+from ray_pcasgd.randomness import generator
+from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.rules.base import Probe, Rule
+
+
+class _Gossip(Rule):
+    every: float = Field(1.0, ge=1)
+    """q: an agent talks to a neighbor every so many steps in the mean, 1 or more."""
+
+    def draw(self, seed: int, agent: int, number: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return one random neighbor with probability ``1 / every``, else nobody."""
+        random = generator(seed, "gossip", agent, number)
+        if not neighbors or random.random() >= 1 / self.every:
+            return ()
+        return (neighbors[int(random.integers(len(neighbors)))],)
+
+    def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
+        """Return ``x - eta u`` with ``x <- (x + x_k) / 2`` for each neighbor that was read, one after another."""
+
+        def moved(mine: Vectors, neighbors: Vectors) -> Vectors:
+            x, u = mine
+            for k, neighbor in enumerate(neighbors):
+                x = x + torch.where(reads.mixing[k] > 0, 0.5, 0.0) * (neighbor - x)
+            return (x - own.step_size * u,)
+
+        return state, Update(blockwise(moved, (own.weights, own.direction), reads.weights)[0], {})
+
+
+class GossipPull(_Gossip):
+    """Gossiping SGD, pulling: ``x_i <- (x_i + x_k) / 2`` for one random neighbor every ``every`` steps in the mean."""
+
+    name: Literal["gossip-pull"] = "gossip-pull"
+
+    def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return whom the agent pulls from at this step."""
+        return self.draw(seed, agent, step, neighbors)
+
+
+class GossipPush(_Gossip):
+    """Gossiping SGD, pushing: the averaging is the receiver's, at its next step.
+
+    **Choice**: of several versions that one sender has pushed since the receiver's last step, the newest counts.
+    """
+
+    reads_once: ClassVar[bool] = True
+
+    name: Literal["gossip-push"] = "gossip-push"
+
+    def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return whom the agent pushes this version to."""
+        return self.draw(seed, agent, version, neighbors)
