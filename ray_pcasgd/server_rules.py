@@ -164,7 +164,7 @@ class ElasticAveraging(ServerRule):
         """Raise ``ValueError`` where the settings do not fit so many workers, or not each other."""
         super().check(num_workers)
         gathering = self.gathering
-        if gathering.cancels or not gathering.waits:
+        if gathering.cancels or not gathering.waits or isinstance(gathering, AdaSync):
             raise ValueError(
                 f"gathering.name = {gathering.name!r}: allowed beside elastic averaging are sync, k-async, asgd; "
                 "each exchange is waited for, and none is cancelled"
