@@ -48,7 +48,7 @@ CASES: dict[str, Any] = {
     "asgd, dc-asgd-c, batch norm": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}) | {"task": IMAGES},
     "asgd, gap-bounded": server("asgd", {"name": "gap-bounded", "bound": 1e-3}),
     "n-softsync, delay-adaptive": server({"name": "n-softsync", "n": 3}, {"name": "delay-adaptive", "above": "drop"}),
-    "adasync": server(ADASYNC) | {"num_steps": 40, "evaluate_every": 10, "step_size": 0.3},
+    "adasync": server(ADASYNC) | {"num_steps": 40, "evaluate_every": 10, "step_size": 0.3, "optimizer": {}, "task": {}},
     "elastic averaging, sync": {
         "algorithm": {"name": "elastic-averaging", "gathering": "sync", "period": 2, "alpha": 0.3}
     },
