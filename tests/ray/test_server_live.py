@@ -8,8 +8,8 @@ import pytest
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Result, Trainer
-
 from tests.unit.server_planning import check_rows
+
 from .test_live import Killer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -20,7 +20,6 @@ from ray_pcasgd.rules.correction import AnyCorrection, Correction, Late, State
 Array = npt.NDArray[np.float64]
 
 NUM_WORKERS = 4
-STEP_SIZE = 0.25
 
 
 def correction(value: Any) -> Correction:
@@ -35,6 +34,7 @@ class Given(NamedTuple):
     gradient: Array
     gap: Array
     staleness: int
+    step_size: float
 
 
 def random_deliveries(seed: int, count: int = 12) -> list[Given]:
@@ -45,12 +45,13 @@ def random_deliveries(seed: int, count: int = 12) -> list[Given]:
     for _ in range(count):
         tau = int(draw.choice([0, 0, 1, 2, NUM_WORKERS, NUM_WORKERS + 1, 9]))
         gap = draw.normal(size=size) * draw.choice([0.01, 1.0, 10.0]) if tau else np.zeros(size)
-        deliveries.append(Given(int(draw.integers(NUM_WORKERS)), draw.normal(size=size) * 3, gap, tau))
+        eta = float(draw.choice([0.01, 0.25, 2.0]))
+        deliveries.append(Given(int(draw.integers(NUM_WORKERS)), draw.normal(size=size) * 3, gap, tau, eta))
     return deliveries
 
 
 def late(one: Given, dtype: torch.dtype = torch.float64) -> Late:
-    numbers = (torch.tensor(float(number), dtype=dtype) for number in (one.staleness, STEP_SIZE, NUM_WORKERS))
+    numbers = (torch.tensor(float(number), dtype=dtype) for number in (one.staleness, one.step_size, NUM_WORKERS))
     return Late(torch.tensor(one.gradient, dtype=dtype), torch.tensor(one.gap, dtype=dtype), *numbers)
 
 
@@ -75,14 +76,14 @@ def scaled(factor: Callable[[Given], float]) -> Callable[[list[Given]], list[lis
 def gap_bounded_factor(one: Given) -> float:
     """eq. 13: eta' = min(C / |w - w_bak|^2, eta_max), C = 2."""
     square = math.fsum(float(value) ** 2 for value in one.gap)
-    return min(2.0 / square, STEP_SIZE) / STEP_SIZE if square > 0 else 1.0
+    return min(2.0 / square, one.step_size) / one.step_size if square > 0 else 1.0
 
 
 def shrink_factor(one: Given) -> float:
     """eta up to P, and above it min(eta, 1 / (4 L tau)), L = 0.5."""
     if one.staleness <= NUM_WORKERS:
         return 1.0
-    return min(STEP_SIZE, 1 / (4 * 0.5 * one.staleness)) / STEP_SIZE
+    return min(one.step_size, 1 / (4 * 0.5 * one.staleness)) / one.step_size
 
 
 def constant_compensation(deliveries: list[Given]) -> list[list[float]]:

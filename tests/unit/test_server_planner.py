@@ -310,6 +310,16 @@ def test_staleness_of_asgd_has_mean_p_minus_1_and_a_tail_that_depends_on_the_law
     assert np.percentile(staleness, 99) == pytest.approx(tail, rel=0.1)
 
 
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+def test_n_softsync_stays_near_n_and_below_2n(n: int) -> None:
+    """Zhang et al. (2016), section 3: for homogeneous workers staleness is about n, and rarely above 2n."""
+    even = ComputeTimes(law=law({"name": "uniform", "low": 0.9, "high": 1.1}))
+    rows = updates(rows_of(planner(NSoftsync(n=n), 8, num_steps=300, compute=even)), 8)
+    staleness = [read.staleness for row in rows for read in row.reads]
+    assert max(staleness) <= 2 * n
+    assert n - 1.05 <= sum(staleness) / len(staleness) <= n
+
+
 @pytest.mark.parametrize("hold", [0, 1, 3])
 def test_a_constant_hold_gives_every_gradient_the_same_staleness(hold: int) -> None:
     links = (LinkDelay(delay=law(hold), unit="steps"),)
