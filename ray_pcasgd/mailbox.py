@@ -153,10 +153,12 @@ class Inbox(Mailbox[Payload]):
     def __init__(self, neighbors: tuple[int, ...]) -> None:
         super().__init__(neighbors)
         self._arrived: list[Header] = []
+        self._dropped = dict.fromkeys(neighbors, -1)
 
     def _arrive(self, message: Message[Payload]) -> None:
         super()._arrive(message)
         self._arrived.append(message.header)
+        self.drop(message.header.sender, -1)
 
     @property
     def has_news(self) -> bool:
@@ -169,7 +171,8 @@ class Inbox(Mailbox[Payload]):
         return arrived
 
     def drop(self, neighbor: int, last: int) -> None:
-        """Drop the neighbor's messages up to version ``last``."""
+        """Drop the neighbor's messages up to version ``last``, those too that are still to come."""
+        self._dropped[neighbor] = max(self._dropped[neighbor], last)
         messages = self._messages[neighbor]
-        for version in [v for v in messages if v <= last]:
+        for version in [v for v in messages if v <= self._dropped[neighbor]]:
             del messages[version]

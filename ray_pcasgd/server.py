@@ -153,9 +153,8 @@ class Server:
         self.optimizer_state = recipe.optimizer.init(self.weights)
         self.rule_state = recipe.rule.init(self.weights, recipe.num_workers)
         self.position = Position(recipe.num_workers, recipe.rule.local_steps)
-        self.history: dict[int, Tensor] = {0: self.weights}
-        """Weights by version, of versions that may still be asked for: the newest, and with a correction that needs
-        the gap those that workers compute at."""
+        self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap else {}
+        """Where the correction needs the gap: weights by version, of those that workers compute at, and the newest."""
 
     @property
     def progress(self) -> int:
@@ -186,7 +185,8 @@ class Server:
                 total = total + state.buffers
             self.buffers = total / len(received)
         self.version += 1
-        self.history[self.version] = self.weights
+        if recipe.rule.needs_gap:
+            self.history[self.version] = self.weights
         self.position.advance(len(received))
         return {"gradients": float(len(received))}
 

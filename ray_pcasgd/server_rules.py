@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
-from ray_pcasgd.schedule.gathering import ASGD, AnyGathering
+from ray_pcasgd.schedule.gathering import ASGD, AdaSync, AnyGathering
 from ray_pcasgd.settings import Settings
 
 
@@ -62,6 +62,14 @@ class ServerRule(Settings, ABC):
             self.gathering.check(num_workers)
         except ValueError as error:
             raise ValueError(f"gathering.{error}") from None
+        gathering = self.gathering
+        # Servers that take different ones first would leave each worker waiting for a server that waits for others.
+        takes_some = isinstance(gathering, AdaSync) or 1 < gathering.num_gradients(num_workers) < num_workers
+        if self.shards > 1 and takes_some and gathering.waits and not gathering.cancels:
+            raise ValueError(
+                f"shards = {self.shards}: allowed beside gathering.name = {gathering.name!r} is 1, unless its k is 1 "
+                "or the number of workers; k-batch-async has no such limit"
+            )
 
     def begin(self, own: Tensor, center: Tensor) -> Tensor:
         """Return the weights at which a worker computes: its own ones are ``own``, the server's ``center``; (D,)."""
@@ -156,7 +164,7 @@ class ElasticAveraging(ServerRule):
         """Raise ``ValueError`` where the settings do not fit so many workers, or not each other."""
         super().check(num_workers)
         gathering = self.gathering
-        if gathering.cancels or not gathering.waits:
+        if gathering.cancels or not gathering.waits or isinstance(gathering, AdaSync):
             raise ValueError(
                 f"gathering.name = {gathering.name!r}: allowed beside elastic averaging are sync, k-async, asgd; "
                 "each exchange is waited for, and none is cancelled"

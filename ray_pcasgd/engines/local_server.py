@@ -31,6 +31,7 @@ class _Execution:
         self.workers = {spec.agent: Worker(spec, data) for spec in specs if isinstance(spec, WorkerSpec)}
         self.servers = {spec.agent: Server(spec, data) for spec in specs if isinstance(spec, ServerSpec)}
         rule = specs[0].recipe.rule
+        self.cancels = rule.gathering.cancels
         self.stacks = stacks and rule.pieces == 1 and not rule.workers_step
         self.window: deque[Row] = deque()
         self.versions = {s: {0: (server.weights, server.buffers)} for s, server in self.servers.items()}
@@ -95,6 +96,7 @@ class _Execution:
         worker = self.workers[row.agent]
         if row.kind == "cancelled":
             worker.skip()
+            self.pass_over(row)
             return self.computed(row, None)
         loss = worker.step(self.read_by_worker(row))
         assert loss is not None
@@ -111,20 +113,21 @@ class _Execution:
             yield self.computed(row, loss)
 
     def read_by_worker(self, row: Row) -> list[State]:
-        states = []
+        states = [State(read, *self.versions[read.neighbor][read.version]) for read in row.reads]
+        self.pass_over(row)
+        return states
+
+    def pass_over(self, row: Row) -> None:
+        """Note what a worker has read, or would have read for work that was cancelled."""
         for read in row.reads:
-            states.append(State(read, *self.versions[read.neighbor][read.version]))
             self.last_read[row.agent, read.neighbor] = read.version
             self.forget_versions(read.neighbor)
-        return states
 
     def computed(self, row: Row, loss: float | None) -> StepReport:
         """Keep a worker's message, and report the row."""
         worker = self.workers[row.agent]
         if loss is not None:
-            self.messages[row.agent][worker.version] = _Message(
-                worker, {r.neighbor: r.version for r in row.reads}, loss
-            )
+            self.messages[row.agent][worker.version] = _Message(worker, row, loss)
             tell(self.rows, row, loss)
         return StepReport(
             row=row,
@@ -148,7 +151,8 @@ class _Execution:
         self.versions[row.agent][server.version] = (server.weights, server.buffers)
         for read in row.reads:
             self.last_read[row.agent, read.neighbor] = read.version
-            self.forget_messages(read.neighbor)
+        for worker in self.workers:
+            self.forget_messages(worker)
         self.forget_versions(row.agent)
         point = server.evaluation_point(before)
         return StepReport(
@@ -162,10 +166,15 @@ class _Execution:
         )
 
     def forget_messages(self, worker: int) -> None:
-        """Drop the messages that every server has read, or passed over."""
+        """Drop the messages that every server has read, passed over, or will not take."""
         oldest = min(self.last_read[server, worker] for server in self.servers)
-        for version in [v for v in self.messages[worker] if v <= oldest]:
-            del self.messages[worker][version]
+        messages = self.messages[worker]
+        for version in [v for v, message in messages.items() if v <= oldest or self.is_too_late(message)]:
+            del messages[version]
+
+    def is_too_late(self, message: "_Message") -> bool:
+        """Return whether an update of every server has cancelled the message."""
+        return self.cancels and all(self.servers[s].version > begun for s, begun in message.begun_at.items())
 
     def forget_versions(self, server: int) -> None:
         """Drop the versions that no worker can read any more, and that no message was computed at."""
@@ -180,8 +189,10 @@ class _Execution:
 class _Message:
     """What a worker has sent."""
 
-    def __init__(self, worker: Worker, computed_at: dict[int, int], loss: float) -> None:
+    def __init__(self, worker: Worker, row: Row, loss: float) -> None:
         self.vector = worker.message
         self.buffers = worker.buffers
-        self.computed_at = computed_at
+        self.computed_at = {read.neighbor: read.version for read in row.reads}
+        self.begun_at = {read.neighbor: read.version + read.staleness for read in row.reads}
+        """The newest version of each server when the work was begun."""
         self.loss = loss

@@ -246,7 +246,7 @@ class Gatherer:
             return True
         if self._adaptive.is_owed_losses():
             return False
-        self.k = self._adaptive.next_k(self.k)
+        self.k = min(self._adaptive.next_k(self.k), self.num_workers)
         return self.adapt(now)
 
 

@@ -1,22 +1,31 @@
 """Whatever is wrong with settings is refused before a run, in one line: the setting, its value, what is allowed."""
 
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pandas as pd
 import pytest
 import torch
 
+from ray_pcasgd.config import AnyAlgorithm
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules import Algorithm
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.schedule.trace import write_rows
-from ray_pcasgd.server_rules import ElasticAveraging, ParameterServer
 
-KINDS = (*get_args(get_args(Algorithm)[0]), ParameterServer, ElasticAveraging)
-ALGORITHMS = ", ".join(kind.model_fields["name"].default for kind in KINDS)
+
+def names_in(union: Any) -> list[str]:
+    """Return the names of a union's members, in their order."""
+    if get_origin(union) is Annotated:
+        return names_in(get_args(union)[0])
+    if get_origin(union) is UnionType or get_origin(union) is Union:
+        return [name for member in get_args(union) for name in names_in(member)]
+    return list(get_args(union.model_fields["name"].annotation))
+
+
+ALGORITHMS = ", ".join(names_in(AnyAlgorithm))
 PATH4 = [[0, 1], [1, 2], [2, 3]]
 
 
@@ -322,6 +331,138 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused(tmp_path: Path) -> None
     assert line.startswith("topology: agents 3 and 0 are no neighbors; the schedule has the first read the second")
     live = with_schedule(path, engine={"name": "ray", "mode": "live"})
     assert live.startswith("schedule: allowed beside engine.mode = 'live' is none")
+
+
+SERVER: dict[str, Any] = {"num_agents": 4, "clusters": 1, "links": []}
+
+
+def with_server(algorithm: Any, **settings: Any) -> str:
+    return refusal(**(SERVER | {"algorithm": algorithm} | settings))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (
+            {"gathering": {"name": "k-sync", "k": 5}},
+            "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
+        ),
+        (
+            {"gathering": {"name": "k-batch-async", "k": 5}},
+            "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
+        ),
+        ({"gathering": {"name": "k-async", "k": 0}}, "algorithm.gathering.k = 0: allowed are values from 1 on"),
+        ({"gathering": "k-async"}, "algorithm.gathering.k: is required"),
+        (
+            {"gathering": {"name": "n-softsync", "n": 5}},
+            "algorithm.gathering.n = 5: allowed are 1 to the number of workers, 4",
+        ),
+        (
+            {"gathering": {"name": "adasync", "initial_k": 4, "every_seconds": 1}},
+            "algorithm.gathering.initial_k = 4: allowed are values below the number of workers, 4",
+        ),
+        (
+            {"gathering": "k-syn"},
+            "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, asgd, "
+            "n-softsync, adasync; did you mean k-sync?",
+        ),
+        (
+            {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},
+            "algorithm.shards = 2: allowed beside correction.name = 'gap-bounded' is 1, since it looks at all "
+            "parameters at once",
+        ),
+        (
+            {"gathering": {"name": "k-async", "k": 2}, "shards": 3},
+            "algorithm.shards = 3: allowed beside gathering.name = 'k-async' is 1, unless its k is 1 or the number of "
+            "workers; k-batch-async has no such limit",
+        ),
+        (
+            {"gathering": {"name": "adasync", "every_seconds": 1}, "shards": 2},
+            "algorithm.shards = 2: allowed beside gathering.name = 'adasync' is 1, unless its k is 1 or the number of "
+            "workers; k-batch-async has no such limit",
+        ),
+        (
+            {"correction": {"name": "delay-adaptive", "above": "shrink"}},
+            "algorithm.correction.smoothness = null: allowed is a number beside above = 'shrink', null beside the "
+            "others",
+        ),
+        ({"correction": "gap-bounded"}, "algorithm.correction.bound: is required"),
+        (
+            {"correction": {"name": "dc-asgd-c", "lamda_0": 1}},
+            "algorithm.correction.lamda_0 = 1: no such setting; did you mean algorithm.correction.lambda_0?",
+        ),
+    ],
+)
+def test_a_server_s_settings_that_do_not_fit_are_refused(algorithm: dict[str, Any], expected: str) -> None:
+    assert with_server({"name": "server"} | algorithm) == expected
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_shards_may_wait_for_one_worker_or_for_all(k: int) -> None:
+    algorithm = {"name": "server", "gathering": {"name": "k-async", "k": k}, "shards": 3}
+    make_plan(load_config({"engine": "local"} | SERVER | {"algorithm": algorithm}))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (
+            {"gathering": {"name": "k-sync", "k": 2}},
+            "algorithm.gathering.name = 'k-sync': allowed beside elastic averaging are sync, k-async, asgd; each "
+            "exchange is waited for, and none is cancelled",
+        ),
+        (
+            {"gathering": {"name": "k-batch-async", "k": 2}},
+            "algorithm.gathering.name = 'k-batch-async': allowed beside elastic averaging are sync, k-async, asgd; "
+            "each exchange is waited for, and none is cancelled",
+        ),
+        (
+            {"gathering": {"name": "adasync", "every_seconds": 1}},
+            "algorithm.gathering.name = 'adasync': allowed beside elastic averaging are sync, k-async, asgd; each "
+            "exchange is waited for, and none is cancelled",
+        ),
+        (
+            {"gathering": "sync", "alpha": 0.3},
+            "algorithm.alpha = 0.3: allowed are values up to 0.25, one over the number of workers that move the "
+            "center at once",
+        ),
+        ({"alpha": 1}, "algorithm.alpha = 1: allowed are values below 1"),
+    ],
+)
+def test_elastic_averaging_s_settings_that_do_not_fit_are_refused(algorithm: dict[str, Any], expected: str) -> None:
+    assert with_server({"name": "elastic-averaging"} | algorithm) == expected
+
+
+@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging"])
+def test_settings_of_peers_have_no_meaning_beside_a_server(algorithm: str) -> None:
+    assert with_server(algorithm, barrier="all") == (
+        "barrier.name = 'all': allowed beside a server is none; algorithm.gathering says who is waited for"
+    )
+    assert with_server(algorithm, on_non_finite_loss="isolate") == (
+        "on_non_finite_loss = 'isolate': allowed beside a server is stop; all workers compute at its weights"
+    )
+
+
+def test_a_schedule_of_another_family_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.parquet"
+    write_rows(path, rows(4, 3), {"num_agents": "4", "num_servers": "0"})
+    line = with_schedule(path, algorithm="server")
+    assert line == ("schedule = 'PATH': was recorded with 0 server(s); allowed beside the algorithm is one with 1")
+    config = load_config({"engine": "local", "num_steps": 3, "algorithm": "server"} | SERVER)
+    own = [row for row in make_plan(config).schedule if row is not None]
+    write_rows(path, own, {"num_agents": "4", "num_servers": "1"})
+    fitting = {"engine": "local", "num_steps": 3, "algorithm": "server", "schedule": str(path)} | SERVER
+    make_plan(load_config(fitting))
+    assert with_schedule(path, algorithm="d-asgd") == (
+        "schedule = 'PATH': was recorded with 1 server(s); allowed beside the algorithm is one with 0"
+    )
+    assert with_schedule(path, algorithm={"name": "server", "shards": 2}) == (
+        "schedule = 'PATH': was recorded with 1 server(s); allowed beside the algorithm is one with 2"
+    )
+    assert with_schedule(path, algorithm="server", num_agents=3) == ("num_agents = 3: allowed beside the schedule is 4")
+    assert with_schedule(path, algorithm="server", num_steps=4) == (
+        "num_steps = 4: allowed beside the schedule is up to 3, what its server takes"
+    )
 
 
 def test_a_run_folder_that_exists_or_cannot_be_made_is_refused(tmp_path: Path) -> None:

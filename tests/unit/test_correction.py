@@ -1,151 +1,286 @@
-"""Each correction against a slow reference in float64, written from the papers' formulas."""
+"""Corrections against references in float64 written from the papers' formulas, and by hand on small vectors."""
 
 import math
 import pickle
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from ray_pcasgd.randomness import generator
-from ray_pcasgd.rules.correction import (
-    AdaptiveDelayCompensation,
-    AnyCorrection,
-    ConstantDelayCompensation,
-    Correction,
-    DelayAdaptive,
-    GapBounded,
-    Late,
-    NoCorrection,
-    StalenessAware,
-)
+from ray_pcasgd.rules.correction import AnyCorrection, Correction, Late, State
 
-SIZE = 7
-CORRECTIONS: dict[str, Correction] = {
-    "none": NoCorrection(),
-    "staleness-aware": StalenessAware(),
-    "dc-asgd-c": ConstantDelayCompensation(lambda_0=0.7),
-    "dc-asgd-a": AdaptiveDelayCompensation(lambda_0=1.5, decay=0.8),
-    "dc-asgd-a, shared": AdaptiveDelayCompensation(lambda_0=1.5, decay=0.8, shared=True),
-    "gap-bounded": GapBounded(bound=0.05),
-    "scale": DelayAdaptive(),
-    "shrink": DelayAdaptive(above="shrink", smoothness=2.0),
-    "drop": DelayAdaptive(above="drop"),
+Array = npt.NDArray[np.float64]
+
+NUM_WORKERS = 4
+
+
+def correction(value: Any) -> Correction:
+    made: Correction = TypeAdapter(AnyCorrection).validate_python(value)
+    return made
+
+
+class Given(NamedTuple):
+    """One worker's gradient, as the references see it."""
+
+    worker: int
+    gradient: Array
+    gap: Array
+    staleness: int
+    step_size: float
+
+
+def random_deliveries(seed: int, count: int = 12) -> list[Given]:
+    """Return gradients of 1 to 6 elements, some of them fresh and then without a gap."""
+    draw = generator(seed, "deliveries")
+    size = int(draw.integers(1, 7))
+    deliveries = []
+    for _ in range(count):
+        tau = int(draw.choice([0, 0, 1, 2, NUM_WORKERS, NUM_WORKERS + 1, 9]))
+        gap = draw.normal(size=size) * draw.choice([0.01, 1.0, 10.0]) if tau else np.zeros(size)
+        eta = float(draw.choice([0.01, 0.25, 2.0]))
+        deliveries.append(Given(int(draw.integers(NUM_WORKERS)), draw.normal(size=size) * 3, gap, tau, eta))
+    return deliveries
+
+
+def late(one: Given, dtype: torch.dtype = torch.float64) -> Late:
+    numbers = (torch.tensor(float(number), dtype=dtype) for number in (one.staleness, one.step_size, NUM_WORKERS))
+    return Late(torch.tensor(one.gradient, dtype=dtype), torch.tensor(one.gap, dtype=dtype), *numbers)
+
+
+def run(rule: Correction, deliveries: list[Given], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Return the corrected gradients, one after another."""
+    state = rule.init(torch.zeros(len(deliveries[0].gradient), dtype=dtype), NUM_WORKERS)
+    results = []
+    for one in deliveries:
+        state, corrected = rule.apply(state, one.worker, late(one, dtype))
+        results.append(corrected)
+    return results
+
+
+# The references: from all deliveries to all corrected gradients, element by element.
+
+
+def scaled(factor: Callable[[Given], float]) -> Callable[[list[Given]], list[list[float]]]:
+    """Return the reference of a correction that only changes the step size: ``factor`` is the new one over eta."""
+    return lambda deliveries: [[float(g) * factor(one) for g in one.gradient] for one in deliveries]
+
+
+def gap_bounded_factor(one: Given) -> float:
+    """eq. 13: eta' = min(C / |w - w_bak|^2, eta_max), C = 2."""
+    square = math.fsum(float(value) ** 2 for value in one.gap)
+    return min(2.0 / square, one.step_size) / one.step_size if square > 0 else 1.0
+
+
+def shrink_factor(one: Given) -> float:
+    """eta up to P, and above it min(eta, 1 / (4 L tau)), L = 0.5."""
+    if one.staleness <= NUM_WORKERS:
+        return 1.0
+    return min(one.step_size, 1 / (4 * 0.5 * one.staleness)) / one.step_size
+
+
+def constant_compensation(deliveries: list[Given]) -> list[list[float]]:
+    return [[float(g + 0.7 * g**2 * h) for g, h in zip(one.gradient, one.gap, strict=True)] for one in deliveries]
+
+
+def adaptive_compensation(shared: bool) -> Callable[[list[Given]], list[list[float]]]:
+    def reference(deliveries: list[Given]) -> list[list[float]]:
+        results = []
+        for place, one in enumerate(deliveries):
+            # The mean square written out: all gradients so far that count for it, the newest with weight 1 - m.
+            counting = [e.gradient for e in deliveries[: place + 1] if shared or e.worker == one.worker]
+            corrected = []
+            for d, (g, h) in enumerate(zip(one.gradient, one.gap, strict=True)):
+                square = sum(0.1 * 0.9**age * float(old[d]) ** 2 for age, old in enumerate(reversed(counting)))
+                corrected.append(float(g + 2.0 / math.sqrt(square + 1e-7) * g**2 * h))
+            results.append(corrected)
+        return results
+
+    return reference
+
+
+Reference = Callable[[list[Given]], list[list[float]]]
+PAIRS: dict[str, tuple[Any, Reference]] = {
+    "none": ("none", scaled(lambda one: 1.0)),
+    "staleness-aware": ("staleness-aware", scaled(lambda one: 1 / one.staleness if one.staleness else 1.0)),
+    "dc-asgd-c": ({"name": "dc-asgd-c", "lambda_0": 0.7}, constant_compensation),
+    "dc-asgd-a": ({"name": "dc-asgd-a", "decay": 0.9}, adaptive_compensation(shared=False)),
+    "dc-asgd-a, shared": ({"name": "dc-asgd-a", "decay": 0.9, "shared": True}, adaptive_compensation(shared=True)),
+    "gap-bounded": ({"name": "gap-bounded", "bound": 2.0}, scaled(gap_bounded_factor)),
+    "delay-adaptive": ("delay-adaptive", scaled(lambda one: NUM_WORKERS / max(NUM_WORKERS, one.staleness))),
+    "shrink": ({"name": "delay-adaptive", "above": "shrink", "smoothness": 0.5}, scaled(shrink_factor)),
+    "drop": ({"name": "delay-adaptive", "above": "drop"}, scaled(lambda one: float(one.staleness <= NUM_WORKERS))),
 }
 
 
-def late(seed: int, staleness: int = 3, eta: float = 0.1, workers: int = 4) -> Late:
-    draw = generator(seed, "late")
-    gradient, gap = (torch.from_numpy(draw.standard_normal(SIZE).astype(np.float32)) for _ in range(2))
-    return Late(gradient, gap, torch.tensor(float(staleness)), torch.tensor(eta), torch.tensor(float(workers)))
+@pytest.mark.parametrize("name", PAIRS)
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(seed=st.integers(0, 2**32))
+def test_a_correction_follows_its_reference(name: str, seed: int) -> None:
+    value, reference = PAIRS[name]
+    deliveries = random_deliveries(seed)
+    expected = np.array(reference(deliveries))
+    in_double = torch.stack(run(correction(value), deliveries)).numpy()
+    np.testing.assert_allclose(in_double, expected, rtol=1e-12, atol=1e-12)
+    in_single = torch.stack(run(correction(value), deliveries, torch.float32)).numpy()
+    np.testing.assert_allclose(in_single, expected, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(expected).max()))
 
 
-def reference(name: str, arrivals: list[tuple[int, Late]]) -> list[list[float]]:
-    """Return the corrected gradients of several arrivals, number by number."""
-    squares: dict[int, list[float]] = {}
-    results = []
-    for worker, one in arrivals:
-        g, d = one.gradient.double().tolist(), one.gap.double().tolist()
-        tau, eta, workers = (float(x) for x in (one.staleness, one.step_size.double(), one.num_workers))
-        if name == "none":
-            result = g
-        elif name == "staleness-aware":
-            result = [x / tau if tau > 1 else x for x in g]
-        elif name == "dc-asgd-c":
-            result = [x + 0.7 * x * x * y for x, y in zip(g, d, strict=True)]
-        elif name.startswith("dc-asgd-a"):
-            own = squares.setdefault(0 if "shared" in name else worker, [0.0] * SIZE)
-            own[:] = [0.8 * m + 0.2 * x * x for m, x in zip(own, g, strict=True)]
-            result = [x + 1.5 / math.sqrt(m + 1e-7) * x * x * y for x, y, m in zip(g, d, own, strict=True)]
-        elif name == "gap-bounded":
-            distance = sum(y * y for y in d)
-            step_size = min(0.05 / distance, eta) if distance else eta
-            result = [x * step_size / eta for x in g]
-        elif name == "scale":
-            result = [x * workers / max(workers, tau) for x in g]
-        elif name == "shrink":
-            step_size = eta if tau <= workers else min(eta, 1 / (4 * 2.0 * tau))
-            result = [x * step_size / eta for x in g]
-        else:
-            result = g if tau <= workers else [0.0] * SIZE
-        results.append(result)
-    return results
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "none"])
+def test_a_correction_changes_some_gradients_and_leaves_fresh_ones(name: str) -> None:
+    """Lest the test above compare gradients that are all as they came."""
+    deliveries = [one for seed in range(5) for one in random_deliveries(seed)]
+    for one in deliveries:
+        (corrected,) = run(correction(PAIRS[name][0]), [one])
+        if one.staleness == 0:
+            assert torch.equal(corrected, torch.tensor(one.gradient))
+    changed = [not np.array_equal(run(correction(PAIRS[name][0]), [one])[0], one.gradient) for one in deliveries]
+    assert any(changed)
+    assert not all(changed)
 
 
-def corrected(correction: Correction, arrivals: list[tuple[int, Late]]) -> list[torch.Tensor]:
-    state = correction.init(torch.zeros(SIZE), 4)
-    results = []
-    for worker, one in arrivals:
-        state, result = correction.apply(state, worker, one)
-        results.append(result)
-    return results
+WEIGHTS, BACKUP = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.5, 1.0, 0.5])
+GRADIENT = torch.tensor([2.0, -3.0, 4.0])
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
-@given(
-    arrivals=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 99), st.integers(0, 20), st.sampled_from([0.01, 0.1, 2.0])),
-        min_size=1,
-        max_size=6,
-    )
+def one_late(gap: Tensor, staleness: float = 1.0) -> Late:
+    return Late(GRADIENT, gap, torch.tensor(staleness), torch.tensor(0.5), torch.tensor(2.0))
+
+
+def test_delay_compensation_is_lambda_times_the_squared_gradient_times_the_gap() -> None:
+    rule = correction({"name": "dc-asgd-c", "lambda_0": 0.5})
+    _, corrected = rule.apply((), 0, one_late(WEIGHTS - BACKUP))
+    # 0.5 * (4, 9, 16) * (0.5, -3, 0)
+    assert (corrected - GRADIENT).tolist() == [1.0, -13.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "none",
+        {"name": "dc-asgd-c", "lambda_0": 0},
+        {"name": "dc-asgd-a", "lambda_0": 0},
+        "staleness-aware",
+        {"name": "gap-bounded", "bound": 1e9},
+        "delay-adaptive",
+        {"name": "delay-adaptive", "above": "drop"},
+        {"name": "delay-adaptive", "above": "shrink", "smoothness": 1e-6},
+    ],
 )
-def test_a_correction_equals_its_slow_reference(name: str, arrivals: list[tuple[int, int, int, float]]) -> None:
-    given_late = [(worker, late(seed, tau, eta)) for worker, seed, tau, eta in arrivals]
-    for actual, expected in zip(corrected(CORRECTIONS[name], given_late), reference(name, given_late), strict=True):
-        np.testing.assert_allclose(actual.numpy(), expected, rtol=2e-5, atol=1e-7)
+def test_without_strength_or_at_staleness_1_the_gradient_stays_to_the_bit(value: Any) -> None:
+    rule = correction(value)
+    gradient = torch.from_numpy(generator(0, "gradient").normal(size=1000)).float()
+    gap = torch.from_numpy(generator(0, "gap").normal(size=1000)).float()
+    for tau in (0.0, 1.0):
+        one = one_late(gap, tau)._replace(gradient=gradient)
+        assert torch.equal(rule.apply(rule.init(gradient, 2), 1, one)[1], gradient)
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
-def test_nothing_that_is_given_is_changed(name: str) -> None:
-    one, before = late(5), late(5)
-    state = CORRECTIONS[name].init(torch.zeros(SIZE), 4)
-    kept = tuple(tensor.clone() for tensor in state)
-    CORRECTIONS[name].apply(state, 1, one)
-    assert all(torch.equal(a, b) for a, b in zip(one, before, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(state, kept, strict=True))
+def test_staleness_aware_divides_by_the_staleness() -> None:
+    divided = [correction("staleness-aware").apply((), 0, one_late(WEIGHTS, tau))[1] for tau in (0, 1, 2, 4)]
+    assert [(GRADIENT / one).tolist() for one in divided] == [[1.0] * 3, [1.0] * 3, [2.0] * 3, [4.0] * 3]
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
-def test_settings_survive_yaml_and_pickling(name: str) -> None:
-    adapter: TypeAdapter[Any] = TypeAdapter(AnyCorrection)
-    assert adapter.validate_python(CORRECTIONS[name].model_dump()) == CORRECTIONS[name]
-    assert pickle.loads(pickle.dumps(CORRECTIONS[name])) == CORRECTIONS[name]
+def test_mean_squares_belong_to_a_worker_or_to_all() -> None:
+    own, shared = (correction({"name": "dc-asgd-a", "decay": 0.75, "shared": value}) for value in (False, True))
+    states: list[State] = []
+    for rule in (own, shared):
+        state = rule.init(GRADIENT, 3)
+        for worker in (2, 0):
+            state, _ = rule.apply(state, worker, one_late(WEIGHTS))
+        states.append(state)
+    square = GRADIENT * GRADIENT
+    assert [one.tolist() for one in states[0]] == [(0.25 * square).tolist(), [0.0] * 3, (0.25 * square).tolist()]
+    assert [one.tolist() for one in states[1]] == [((0.75 * 0.25 + 0.25) * square).tolist()]
 
 
-def test_delay_compensation_on_a_vector_by_hand() -> None:
-    """Section 4, point 2: the correction is lambda g^2 (w - w_bak), and not zero."""
-    one = late(0)._replace(gradient=torch.tensor([1.0, -2.0]), gap=torch.tensor([0.5, 0.25]))
-    _, result = ConstantDelayCompensation(lambda_0=0.1).apply((), 0, one)
-    assert result.tolist() == pytest.approx([1.0 + 0.1 * 1 * 0.5, -2.0 + 0.1 * 4 * 0.25])
+def test_the_gap_bounds_the_step_size() -> None:
+    """eta = 0.5 and |gap|^2 = 4: the step size is min(C / 4, 0.5); the norm is over all elements."""
+    gap = torch.tensor([0.0, 2.0, 0.0])
+    for bound, step_size in ((1.0, 0.25), (0.5, 0.125), (2.0, 0.5), (100.0, 0.5)):
+        _, corrected = correction({"name": "gap-bounded", "bound": bound}).apply((), 0, one_late(gap))
+        assert (0.5 * corrected).tolist() == (step_size * GRADIENT).tolist()
 
 
-@pytest.mark.parametrize("correction", [ConstantDelayCompensation(lambda_0=0), AdaptiveDelayCompensation(lambda_0=0)])
-def test_lambda_zero_changes_no_bit(correction: Correction) -> None:
-    one = late(1)
-    assert torch.equal(correction.apply(correction.init(one.gradient, 4), 0, one)[1], one.gradient)
+def test_at_a_gap_of_0_the_step_size_is_the_run_s() -> None:
+    _, corrected = correction({"name": "gap-bounded", "bound": 1e-30}).apply((), 0, one_late(torch.zeros(3)))
+    assert torch.equal(corrected, GRADIENT)
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_staleness_aware_changes_no_bit_up_to_staleness_one(staleness: int) -> None:
-    one = late(1, staleness)
-    assert torch.equal(StalenessAware().apply((), 0, one)[1], one.gradient)
+@pytest.mark.parametrize(
+    ("above", "factors"),
+    [
+        # P = 2 and eta = 0.5; for shrink L = 1, so above P the step size is 1 / (4 tau).
+        ("scale", [1, 1, 1, 2 / 4, 2 / 8]),
+        ("shrink", [1, 1, 1, 1 / 8, 1 / 16]),
+        ("drop", [1, 1, 1, 0, 0]),
+    ],
+)
+def test_the_three_forms_of_delay_adaptive_step_sizes(above: str, factors: list[float]) -> None:
+    rule = correction({"name": "delay-adaptive", "above": above} | ({"smoothness": 1.0} if above == "shrink" else {}))
+    for tau, factor in zip((0, 1, 2, 4, 8), factors, strict=True):
+        assert rule.apply((), 0, one_late(WEIGHTS, tau))[1].tolist() == (factor * GRADIENT).tolist()
 
 
-def test_gap_bounded_takes_the_whole_step_where_the_gap_is_zero() -> None:
-    one = late(2)._replace(gap=torch.zeros(SIZE))
-    assert torch.equal(GapBounded(bound=1e-6).apply((), 0, one)[1], one.gradient)
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"name": "delay-adaptive", "above": "shrink"},
+        {"name": "delay-adaptive", "above": "scale", "smoothness": 1.0},
+        {"name": "gap-bounded"},
+        {"name": "gap-bounded", "bound": 0},
+        {"name": "dc-asgd-c", "lambda_0": -0.1},
+        {"name": "dc-asgd-a", "decay": 1},
+    ],
+)
+def test_settings_without_meaning_are_refused(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        correction(value)
 
 
-def test_mean_squares_are_kept_for_each_worker_unless_shared() -> None:
-    assert len(AdaptiveDelayCompensation().init(torch.zeros(SIZE), 5)) == 5
-    assert len(AdaptiveDelayCompensation(shared=True).init(torch.zeros(SIZE), 5)) == 1
+@pytest.mark.parametrize("name", PAIRS)
+def test_corrections_change_nothing_that_they_are_given_and_pickle(name: str) -> None:
+    rule = correction(PAIRS[name][0])
+    deliveries = random_deliveries(3)
+    state = rule.init(torch.zeros(len(deliveries[0].gradient), dtype=torch.float64), NUM_WORKERS)
+    for one in deliveries:
+        given = late(one)
+        copies = [tensor.clone() for tensor in (*given, *state)]
+        again = pickle.loads(pickle.dumps(rule))
+        after, corrected = rule.apply(state, one.worker, given)
+        assert all(torch.equal(tensor, copy) for tensor, copy in zip((*given, *state), copies, strict=True))
+        state_again, corrected_again = again.apply(state, one.worker, given)
+        assert torch.equal(corrected, corrected_again)
+        assert all(torch.equal(left, right) for left, right in zip(after, state_again, strict=True))
+        state = after
+    assert again == rule
 
 
-@pytest.mark.parametrize("settings", [{"above": "shrink"}, {"above": "scale", "smoothness": 1.0}])
-def test_smoothness_stands_where_it_is_needed_and_nowhere_else(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="smoothness"):
-        DelayAdaptive(**settings)
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "gap-bounded"])
+def test_elementwise_corrections_can_be_made_part_by_part(name: str) -> None:
+    rule = correction(PAIRS[name][0])
+    assert rule.elementwise
+    deliveries = [one for one in (random_deliveries(seed) for seed in range(9)) if len(one[0].gradient) > 2]
+    assert deliveries
+    for whole in deliveries:
+        parts = [
+            [one._replace(gradient=one.gradient[part], gap=one.gap[part]) for one in whole]
+            for part in (slice(0, 2), slice(2, None))
+        ]
+        for left, right, both in zip(*(run(rule, part) for part in parts), run(rule, whole), strict=True):
+            assert torch.equal(torch.cat([left, right]), both)
+    assert not correction(PAIRS["gap-bounded"][0]).elementwise
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if "dc-" not in name and name != "gap-bounded"])
+def test_corrections_that_need_no_gap_do_without_it(name: str) -> None:
+    rule = correction(PAIRS[name][0])
+    assert not rule.needs_gap
+    assert rule.apply((), 0, one_late(WEIGHTS[:0], 4.0))[1].shape == GRADIENT.shape

@@ -1,155 +1,310 @@
-"""When a server updates: arrivals in, decisions out."""
+"""What a server waits for: arrivals go in, decisions come out."""
 
-import itertools
 import math
-import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
-from ray_pcasgd.schedule.gathering import (
-    ASGD,
-    AdaSync,
-    Arrival,
-    Gatherer,
-    Gathering,
-    KAsync,
-    KBatchAsync,
-    KBatchSync,
-    KSync,
-    NSoftsync,
-    Sync,
-)
+from ray_pcasgd.schedule.gathering import AdaSync, AnyGathering, Arrival, Gatherer, Gathering
 
 
-def arrival(worker: int, version: int = 1, round: int = 0) -> Arrival:
-    return Arrival(worker, version, round, round)
+def gathering(value: Any) -> Gathering:
+    made: Gathering = TypeAdapter(AnyGathering).validate_python(value)
+    return made
 
 
-def updates(gathering: Gathering, arrivals: list[Arrival], num_workers: int = 4) -> list[list[int]]:
-    """Return the workers of each update."""
-    gatherer = Gatherer(gathering, num_workers)
-    taken = []
-    for one in arrivals:
-        gatherer.arrive(one)
-        if update := gatherer.take():
-            taken.append([each.worker for each in update])
-    return taken
+def gatherer(value: Any, num_workers: int = 4) -> Gatherer:
+    return Gatherer(gathering(value), num_workers)
 
 
-def test_each_policy_waits_for_its_own_number() -> None:
-    each_once = [arrival(worker) for worker in (2, 0, 3, 1)]
-    assert updates(Sync(), each_once) == [[2, 0, 3, 1]]
-    assert updates(ASGD(), each_once) == [[2], [0], [3], [1]]
-    assert updates(KAsync(k=2), each_once) == [[2, 0], [3, 1]]
-    assert updates(KBatchAsync(k=3), each_once) == [[2, 0, 3]]
-    assert updates(NSoftsync(n=2), each_once) == [[2, 0], [3, 1]]
-    assert updates(NSoftsync(n=3), each_once) == [[2], [0], [3], [1]]
+def arrival(worker: int, version: int = 1, round_: int = 0, computed_at: int | None = None) -> Arrival:
+    return Arrival(worker, version, round_ if computed_at is None else computed_at, round_)
 
 
-def test_n_softsync_with_n_workers_updates_on_each_gradient_and_one_learner_may_fill_two_slots() -> None:
-    """Section 4, point 4."""
-    assert updates(NSoftsync(n=4), [arrival(1, 1), arrival(1, 2)]) == [[1], [1]]
-    assert updates(NSoftsync(n=2), [arrival(1, 1), arrival(1, 2)]) == [[1, 1]]
-
-
-@pytest.mark.parametrize("gathering", [KSync(k=2), KBatchSync(k=2)])
-def test_what_was_begun_before_an_update_is_too_late_where_it_cancels(gathering: Gathering) -> None:
-    gatherer = Gatherer(gathering, 4)
-    assert gatherer.arrive(arrival(0))
-    assert gatherer.arrive(arrival(1))
-    assert [one.worker for one in gatherer.take()] == [0, 1]
-    assert not gatherer.arrive(arrival(2, round=0))
-    assert gatherer.arrive(arrival(3, round=1))
-    assert [one.worker for one in gatherer.waiting] == [3]
-
-
-def test_what_is_left_over_stays_unless_the_update_cancels_it() -> None:
-    for gathering, left in ((KAsync(k=2), [2]), (KSync(k=2), [])):
-        gatherer = Gatherer(gathering, 4)
-        for worker in range(3):
-            gatherer.arrive(arrival(worker))
-        gatherer.take()
-        assert [one.worker for one in gatherer.waiting] == left
-
-
-def test_a_lost_worker_is_not_waited_for() -> None:
-    gatherer = Gatherer(Sync(), 3)
-    gatherer.arrive(arrival(0))
-    gatherer.arrive(arrival(2))
-    assert gatherer.take() == ()
-    gatherer.lose()
-    assert [one.worker for one in gatherer.take()] == [0, 2]
+def workers_of(taken: tuple[Arrival, ...]) -> list[int]:
+    return [one.worker for one in taken]
 
 
 @pytest.mark.parametrize(
-    ("gathering", "words"),
+    ("value", "k"),
     [
-        (KSync(k=5), "k = 5: allowed are 1 to the number of workers, 4"),
-        (NSoftsync(n=5), "n = 5: allowed are 1 to the number of workers, 4"),
-        (AdaSync(initial_k=4, every_seconds=1), "initial_k = 4: allowed are values below the number of workers, 4"),
+        ("sync", 4),
+        ("asgd", 1),
+        ({"name": "k-sync", "k": 3}, 3),
+        ({"name": "k-batch-sync", "k": 3}, 3),
+        ({"name": "k-async", "k": 2}, 2),
+        ({"name": "k-batch-async", "k": 2}, 2),
+        ({"name": "n-softsync", "n": 1}, 4),
+        ({"name": "n-softsync", "n": 2}, 2),
+        ({"name": "n-softsync", "n": 3}, 1),
+        ({"name": "n-softsync", "n": 4}, 1),
+        ({"name": "adasync", "initial_k": 2, "every_seconds": 1}, 2),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(gathering: Gathering, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        gathering.check(4)
+def test_an_update_is_due_with_the_k_th_gradient_and_takes_them_in_order(value: Any, k: int) -> None:
+    own = gatherer(value)
+    order = [2, 0, 3, 1]
+    for place, worker in enumerate(order):
+        assert own.version == place // k
+        assert own.arrive(arrival(worker, version=1, round_=own.version))
+        taken = own.take()
+        assert workers_of(taken) == (order[place + 1 - k : place + 1] if (place + 1) % k == 0 else [])
+    assert own.take() == ()
 
 
-@given(
-    base=st.sampled_from(["k-sync", "k-batch-sync", "k-async", "k-batch-async"]),
-    workers=st.integers(2, 40),
-    data=st.data(),
-    ratio=st.floats(0.01, 1e6),
+@pytest.mark.parametrize(
+    ("name", "waits", "cancels"),
+    [
+        ("sync", True, False),
+        ("k-sync", True, True),
+        ("k-batch-sync", False, True),
+        ("k-async", True, False),
+        ("k-batch-async", False, False),
+        ("asgd", True, False),
+        ("n-softsync", False, False),
+    ],
 )
-def test_adasync_solves_its_equation(base: Any, workers: int, data: Any, ratio: float) -> None:
-    first = data.draw(st.integers(1, workers - 1))
-    policy = AdaSync(base=base, initial_k=first, every_seconds=1)
-    chosen = policy.adapted(workers, first, ratio)
-    if "batch" in base:
-        exact = min(workers, first * math.sqrt(ratio))
-    else:
-        # By bisection on K^2 / (P - K), which rises from 0 to infinity.
-        wanted = ratio * first**2 / (workers - first)
-        low, high = 0.0, float(workers)
-        for _ in range(200):
-            middle = (low + high) / 2
-            low, high = (middle, high) if middle**2 < wanted * (workers - middle) else (low, middle)
-        exact = low
-    assert abs(chosen - max(first, exact)) <= 0.5 + 1e-6
-    assert first <= chosen <= workers
+def test_who_waits_and_who_is_cancelled(name: str, waits: bool, cancels: bool) -> None:
+    numbers = {"n-softsync": {"n": 2}, "sync": {}, "asgd": {}}.get(name, {"k": 2})
+    own = gathering({"name": name} | numbers)
+    assert (own.waits, own.cancels) == (waits, cancels)
+    if name.startswith("k-"):
+        adaptive = gathering({"name": "adasync", "base": name, "every_seconds": 1})
+        assert (adaptive.waits, adaptive.cancels) == (waits, cancels)
 
 
-def test_adasync_never_falls_and_takes_a_vanishing_loss_for_all_workers() -> None:
-    policy = AdaSync(base="k-async", initial_k=1, every_seconds=1)
-    assert policy.adapted(8, 5, 0.5) == 5
-    assert policy.adapted(8, 1, math.inf) == 8
-    assert AdaSync(base="k-batch-async", every_seconds=1).adapted(8, 1, math.inf) == 8
+@pytest.mark.parametrize("name", ["k-sync", "k-batch-sync"])
+def test_what_was_begun_before_an_update_comes_too_late(name: str) -> None:
+    own = gatherer({"name": name, "k": 2})
+    assert own.arrive(arrival(0))
+    assert own.arrive(arrival(3))
+    assert workers_of(own.take()) == [0, 3]
+    assert not own.arrive(arrival(1))
+    assert own.take() == ()
+    # Computed at an older version, as links in steps have it, but begun after the update: it counts.
+    assert own.arrive(arrival(1, version=2, round_=1, computed_at=0))
+    assert own.arrive(arrival(0, version=2, round_=1))
+    assert [one.computed_at for one in own.take()] == [0, 1]
+    assert own.version == 2
 
 
-def test_adasync_asks_for_losses_and_takes_them_in_any_order() -> None:
-    losses = {(worker, version): 4.0 / version for worker in range(4) for version in (1, 2, 3)}
-    chosen = set()
-    for order in itertools.islice(itertools.permutations(losses), 0, 20_000_000, 2_000_000):
-        gatherer = Gatherer(AdaSync(base="k-batch-async", initial_k=1, every_seconds=10), 4)
-        for key in losses:
-            gatherer.arrive(Arrival(*key, 0, 0))
-            gatherer.take()
-        assert gatherer.adapt(9.9)
-        assert gatherer.k == 1
-        shuffled = random.Random(str(order)).sample(list(losses), len(losses))
-        for key in shuffled[:-1]:
-            gatherer.tell(*key, losses[key])
-        assert not gatherer.adapt(10.0)
-        gatherer.tell(*shuffled[-1], losses[shuffled[-1]])
-        assert gatherer.adapt(10.0)
-        chosen.add(gatherer.k)
-    # F(w_0) = 4, the mean of all is 4 (1 + 1/2 + 1/3) / 3, and the root of their ratio rounds to 1.
-    assert chosen == {round(math.sqrt(3 / (1 + 1 / 2 + 1 / 3)))}
+@pytest.mark.parametrize("value", [{"name": "k-async", "k": 2}, {"name": "k-batch-async", "k": 2}, "asgd", "sync"])
+def test_without_cancelling_a_late_gradient_counts(value: Any) -> None:
+    own = gatherer(value)
+    while own.version < 3:
+        for worker in range(4):
+            own.arrive(arrival(worker, version=own.version + 1, round_=own.version))
+            own.take()
+    assert own.arrive(arrival(1, version=9, round_=0))
+    assert own.waiting[-1].computed_at == 0
 
 
-def test_adasync_keeps_k_where_nothing_has_come() -> None:
-    gatherer = Gatherer(AdaSync(base="k-async", initial_k=2, every_seconds=1), 4)
-    assert gatherer.adapt(5.5)
-    assert gatherer.k == 2
+def test_one_worker_fills_several_places_in_batch_policies() -> None:
+    own = gatherer({"name": "k-batch-async", "k": 3})
+    own.arrive(arrival(2, version=1))
+    own.arrive(arrival(2, version=2))
+    own.arrive(arrival(0, version=1))
+    assert [one[:2] for one in own.take()] == [(2, 1), (2, 2), (0, 1)]
+
+
+def test_a_cancelling_policy_forgets_what_is_left_over_and_others_keep_it() -> None:
+    for name, left in (("k-batch-sync", []), ("k-batch-async", [3])):
+        own = gatherer({"name": name, "k": 2})
+        for worker in (1, 2, 3):
+            own.arrive(arrival(worker))
+        assert workers_of(own.take()) == [1, 2]
+        assert workers_of(tuple(own.waiting)) == left
+
+
+def test_a_lost_worker_is_not_waited_for() -> None:
+    own = gatherer("sync", num_workers=3)
+    own.arrive(arrival(0))
+    own.arrive(arrival(2))
+    assert own.take() == ()
+    own.lose()
+    assert workers_of(own.take()) == [0, 2]
+    own.lose()
+    own.lose()
+    assert own.k == 1
+    small = gatherer({"name": "k-async", "k": 2}, num_workers=4)
+    small.lose()
+    assert small.k == 2
+
+
+# AdaSync.
+
+BASES = ("k-sync", "k-async", "k-batch-sync", "k-batch-async")
+
+
+def wanted_k(base: str, initial_k: int, num_workers: int, ratio: float) -> float:
+    """Return the K of the paper's equations, by bisection where they do not give it outright."""
+    if base in ("k-batch-sync", "k-batch-async"):
+        return min(initial_k * math.sqrt(ratio), num_workers)
+    low, high = 0.0, float(num_workers)
+    for _ in range(200):
+        middle = (low + high) / 2
+        # K^2 / (P - K) = r K_0^2 / (P - K_0), both sides times both divisors.
+        if middle**2 * (num_workers - initial_k) < ratio * initial_k**2 * (num_workers - middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(
+    base=st.sampled_from(BASES),
+    num_workers=st.integers(2, 40),
+    initial=st.integers(1, 39),
+    ratio=st.floats(1e-3, 1e4),
+    before=st.integers(1, 40),
+)
+def test_k_follows_its_equation_and_never_falls(
+    base: Any, num_workers: int, initial: int, ratio: float, before: int
+) -> None:
+    initial_k = min(initial, num_workers - 1)
+    k = min(max(before, initial_k), num_workers)
+    policy = AdaSync(base=base, initial_k=initial_k, every_seconds=1)
+    adapted = policy.adapted(num_workers, k, ratio)
+    assert k <= adapted <= num_workers
+    wanted = wanted_k(base, initial_k, num_workers, ratio)
+    if abs(wanted % 1 - 0.5) > 1e-6:
+        assert adapted == max(k, round(wanted))
+    assert policy.adapted(num_workers, k, math.inf) == num_workers
+    assert policy.adapted(num_workers, initial_k, 1.0) == initial_k
+
+
+def adaptive(base: str = "k-async", num_workers: int = 8, every: float = 10.0) -> Gatherer:
+    return gatherer({"name": "adasync", "base": base, "every_seconds": every}, num_workers)
+
+
+def feed(own: Gatherer, worker: int, version: int, loss: float) -> None:
+    own.tell(worker, version, loss)
+    own.arrive(arrival(worker, version, own.version))
+    own.take()
+
+
+def test_k_is_set_anew_when_it_is_due_from_the_losses_since_then() -> None:
+    own = adaptive("k-batch-async")
+    feed(own, 0, 1, 6.0)
+    feed(own, 1, 1, 10.0)
+    assert own.adapt(9.9)
+    assert own.k == 1
+    # F(w_0) = 8 = F(w): K stays. Then 8 / 2: K = sqrt(4).
+    assert own.adapt(10.0)
+    assert own.k == 1
+    feed(own, 0, 2, 1.0)
+    feed(own, 0, 3, 3.0)
+    assert own.adapt(19.9)
+    assert own.k == 1
+    assert own.adapt(20.0)
+    assert own.k == 2
+    # Nothing has come since: K stays; and it stays where the loss rises again.
+    assert own.adapt(45.0)
+    assert own.k == 2
+    feed(own, 1, 2, 100.0)
+    assert own.adapt(50.0)
+    assert own.k == 2
+    # A loss of 0: all workers.
+    feed(own, 1, 3, 0.0)
+    assert own.adapt(60.0)
+    assert own.k == 8
+
+
+def test_the_first_loss_of_every_worker_counts_as_the_loss_at_the_start() -> None:
+    own = adaptive("k-batch-async")
+    feed(own, 0, 1, 4.0)
+    assert own.adapt(10.0)
+    feed(own, 1, 1, 12.0)  # comes in a later interval, and raises F(w_0) to 8
+    feed(own, 0, 2, 0.0)
+    feed(own, 0, 3, 0.0)
+    feed(own, 0, 4, 0.0)
+    feed(own, 0, 5, 0.0)
+    feed(own, 0, 6, 0.0)  # the mean since then: 2
+    assert own.adapt(20.0)
+    assert own.k == 2
+
+
+def test_k_waits_for_the_losses_of_what_has_arrived() -> None:
+    own = adaptive("k-batch-async")
+    own.arrive(arrival(0, 1))
+    own.arrive(arrival(1, 1))
+    own.tell(0, 1, 4.0)
+    assert own.adapt(5.0)
+    assert not own.adapt(10.0)
+    own.tell(1, 1, 4.0)
+    assert own.adapt(10.0)
+    assert own.adapt(10.0)
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(
+    losses=st.lists(st.floats(1e-3, 10), min_size=6, max_size=6),
+    shuffled=st.permutations(range(6)),
+    early=st.integers(0, 6),
+    base=st.sampled_from(("k-async", "k-batch-async")),
+)
+def test_the_order_in_which_losses_are_told_changes_nothing(
+    losses: list[float], shuffled: list[int], early: int, base: str
+) -> None:
+    """Planned runs learn losses in whatever order rows are executed, some before their gradients have arrived."""
+    keys = [(worker, version) for version in (1, 2) for worker in range(3)]
+    found = []
+    for order, told_first in ((list(range(6)), 0), (shuffled, early)):
+        own = adaptive(base, every=1.0)
+        for place in order[:told_first]:
+            own.tell(*keys[place], losses[place])
+        for half in (0, 1):
+            for worker, version in keys[3 * half : 3 * half + 3]:
+                own.arrive(arrival(worker, version, own.version))
+                own.take()
+            for place in order[told_first:]:
+                if place // 3 == half:
+                    own.tell(*keys[place], losses[place])
+            assert own.adapt(half + 1.0)
+            found.append((half, own.k))
+    assert found[:2] == found[2:]
+
+
+def test_losses_of_gradients_that_came_too_late_do_not_count() -> None:
+    own = adaptive("k-batch-sync", num_workers=4)
+    feed(own, 0, 1, 4.0)
+    assert own.version == 1
+    own.tell(1, 1, 1000.0)
+    assert not own.arrive(arrival(1, 1, 0))
+    feed(own, 0, 2, 4.0)
+    assert own.adapt(10.0)
+    feed(own, 0, 3, 1.0)
+    assert own.adapt(20.0)
+    # 4 / 1 = 4, and not 502 / 1.
+    assert own.k == 2
+
+
+def test_k_does_not_rise_above_the_workers_that_are_left() -> None:
+    own = adaptive("k-async", num_workers=4)
+    feed(own, 0, 1, 4.0)
+    assert own.adapt(10.0)
+    own.lose()
+    feed(own, 0, 2, 0.0)
+    assert own.adapt(20.0)
+    assert own.k == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"name": "k-sync", "k": 5}, "k = 5: allowed are 1 to the number of workers, 4"),
+        ({"name": "n-softsync", "n": 5}, "n = 5: allowed are 1 to the number of workers, 4"),
+        (
+            {"name": "adasync", "initial_k": 4, "every_seconds": 1},
+            "initial_k = 4: allowed are values below the number of workers, 4",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_number_of_workers_is_refused(value: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        gathering(value).check(4)
+    gathering(value).check(5)

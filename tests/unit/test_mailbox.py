@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ray_pcasgd.mailbox import FALLBACK_VERSIONS, Header, Mailbox, Message
+from ray_pcasgd.mailbox import FALLBACK_VERSIONS, Header, Inbox, Mailbox, Message
 
 NEIGHBORS = (1, 4)
 
@@ -84,3 +84,32 @@ def test_versions_after_the_last_of_an_isolated_neighbor_are_gone() -> None:
     assert mailbox.left(1)
     assert not mailbox.isolated(1, 3)
     assert mailbox.isolated(1, 4)
+
+
+def test_an_inbox_tells_what_has_come_once_and_in_order() -> None:
+    inbox: Inbox[str] = Inbox(NEIGHBORS)
+    inbox.put(message(4, 1, latency=1.0), 0.0)
+    inbox.put(message(1, 1), 0.0)
+    assert [header[:2] for header in inbox.news()] == [(1, 1)]
+    assert not inbox.has_news
+    inbox.advance(1.0)
+    assert inbox.has_news
+    assert [header[:2] for header in inbox.news()] == [(4, 1)]
+    assert inbox.news() == []
+
+
+def test_an_inbox_drops_what_is_still_to_come_too() -> None:
+    """A worker whose work is always cancelled runs ahead of its server's versions, and must not keep them all."""
+    inbox: Inbox[str] = Inbox(NEIGHBORS)
+    inbox.put(message(1, 0), 0.0)
+    inbox.put(message(1, 1), 0.0)
+    inbox.drop(1, 3)
+    assert len(inbox) == 0
+    for version in range(2, 6):
+        inbox.put(message(1, version), 0.0)
+        inbox.put(message(4, version), 0.0)
+    assert inbox.versions(1) == [4, 5]
+    assert inbox.versions(4) == [2, 3, 4, 5]
+    inbox.drop(1, 2)
+    assert inbox.versions(1) == [4, 5]
+    assert len(inbox.news()) == 10

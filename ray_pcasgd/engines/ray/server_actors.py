@@ -150,6 +150,7 @@ class PlannedWorkerActor(WorkerActor):
         for row in self.rows():
             if row.kind == "cancelled":
                 self.worker.skip()
+                self.drop_before(row)
                 self.submit(row, None)
                 continue
             found = self.await_reads(row)
@@ -166,10 +167,14 @@ class PlannedWorkerActor(WorkerActor):
                 for read, _, _ in found
             }
             self.deliver(headers)
-            with self.changed:
-                for read, _, _ in found:
-                    self.mailbox.drop(read.neighbor, read.version - 1)
+            self.drop_before(row)
             self.submit(row, loss)
+
+    def drop_before(self, row: Row) -> None:
+        """Drop the versions before those that a row reads, or would have read: no later row reads them."""
+        with self.changed:
+            for read in row.reads:
+                self.mailbox.drop(read.neighbor, read.version - 1)
 
 
 class PlannedServerActor(ServerActor):
@@ -191,8 +196,20 @@ class PlannedServerActor(ServerActor):
             with self.changed:
                 for read in row.reads:
                     self.mailbox.drop(read.neighbor, read.version)
+                self.drop_late()
             losses = [header.note.loss for _, header, _ in found if isinstance(header.note, Delivery)]
             self.submit(row, losses, measures, before, len(self.spec.neighbors))
+
+    def drop_late(self) -> None:
+        """Drop the gradients that the present version has cancelled; called with the lock held."""
+        if not self.spec.recipe.rule.gathering.cancels:
+            return
+        for worker in self.spec.neighbors:
+            for version in self.mailbox.versions(worker):
+                message = self.mailbox.get(worker, version)
+                note = message.header.note if message else None
+                if isinstance(note, Delivery) and note.round < self.server.version:
+                    self.mailbox.drop(worker, version)
 
     def publish(self) -> None:
         """Send the present version to all workers."""

@@ -187,7 +187,7 @@ class LiveServerActor(ServerActor):
             for header in news:
                 if not self.server.is_done:
                     self.arrive(header)
-        final = {k: self.answer(k, 0)._replace(final=True) for k in self.spec.neighbors}
+        final = {k: self.answer(k, 0)._replace(final=True) for k in self.given}
         self.send(final)
 
     def lose(self, agent: int) -> None:

@@ -1,0 +1,225 @@
+"""One schedule around servers, any engine, the same bits; and special cases that are plain SGD to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_pcasgd.schedule.trace import first_difference, read_rows
+from ray_pcasgd.trainer import Result
+
+from .test_equivalence import PLANNED, UNBATCHED, assert_same_bits
+from .test_equivalence import train as train_peers
+
+LIVE = {"name": "ray", "mode": "live"}
+SMALL: dict[str, Any] = {
+    "num_agents": 3,
+    "num_steps": 8,
+    "evaluate_every": 4,
+    "links": [],
+    "task": {"model": {"hidden": [12]}},
+    "compute": {"law": {"name": "exponential", "mean": 1.0}},
+}
+SECONDS = {"links": [{"unit": "seconds", "delay": {"name": "uniform", "low": 0, "high": 1}}]}
+
+
+def train(folder: Path, engine: Any, **settings: Any) -> Result:
+    return train_peers(folder, engine, **(SMALL | settings))
+
+
+def server(gathering: Any = "asgd", correction: Any = "none", **more: Any) -> dict[str, Any]:
+    return {"algorithm": {"name": "server", "gathering": gathering, "correction": correction, **more}}
+
+
+ADASYNC = {"name": "adasync", "base": "k-async", "every_seconds": 2.0}
+IMAGES = {
+    "data": {"name": "custom", "train": "tests.engines.images:TRAIN", "test": "tests.engines.images:TEST"},
+    "model": {"name": "small-cnn", "channels": [4], "batch_norm": True},
+}
+# Every gathering and every correction once: a run on Ray costs seconds.
+CASES: dict[str, Any] = {
+    "k-sync": server({"name": "k-sync", "k": 2}) | SECONDS,
+    "k-batch-sync, dc-asgd-c": server({"name": "k-batch-sync", "k": 2}, {"name": "dc-asgd-c", "lambda_0": 2.0})
+    | {"links": [{"delay": 2}]},
+    "k-async, staleness-aware": server({"name": "k-async", "k": 2}, "staleness-aware") | SECONDS,
+    "k-batch-async, dc-asgd-a, three shards": server({"name": "k-batch-async", "k": 2}, "dc-asgd-a", shards=3)
+    | SECONDS,
+    "asgd, dc-asgd-c, batch norm": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}) | {"task": IMAGES},
+    "asgd, gap-bounded": server("asgd", {"name": "gap-bounded", "bound": 1e-3}),
+    "n-softsync, delay-adaptive": server({"name": "n-softsync", "n": 3}, {"name": "delay-adaptive", "above": "drop"}),
+    "adasync": server(ADASYNC) | {"num_steps": 40, "evaluate_every": 10, "step_size": 0.3, "optimizer": {}, "task": {}},
+    "elastic averaging, sync": {
+        "algorithm": {"name": "elastic-averaging", "gathering": "sync", "period": 2, "alpha": 0.3}
+    },
+    "elastic averaging, asgd, two shards": {
+        "algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.3, "shards": 2}
+    },
+}
+CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c")
+
+
+def assert_same_run(result: Result, other: Result) -> None:
+    """Assert the same rows, weights and measurements, but for when workers' reports have come in."""
+    rows, others = (read_rows(Path(r.path) / "schedule.parquet")[0] for r in (result, other))
+    assert first_difference(rows, others) is None
+    assert [row[2:5] for row in sorted(rows)] == [row[2:5] for row in sorted(others)]
+    assert_same_weights(result, other)
+    mine, theirs = (
+        frame[frame["agent"].isna() | (frame["agent"] >= SMALL["num_agents"])]
+        .drop(columns=["wall_seconds", "waited_seconds", "bytes_sent", "cancelled_steps"])
+        .sort_values(["step", "agent"])
+        .reset_index(drop=True)
+        for frame in (result.metrics_dataframe, other.metrics_dataframe)
+    )
+    assert len(mine) > 2
+    assert mine.equals(theirs)
+
+
+def assert_same_weights(left: Result, right: Result) -> None:
+    assert left.checkpoint
+    assert right.checkpoint
+    weights, others = left.checkpoint.state_dict(), right.checkpoint.state_dict()
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("ray_cluster")
+def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
+    local = train(tmp_path / "local", UNBATCHED, **CASES[name])
+    assert_same_run(train(tmp_path / "ray", PLANNED, **CASES[name]), local)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cases_are_what_they_are_named_for(name: str, tmp_path: Path) -> None:
+    """Work is cancelled, gradients are late, and AdaSync's K rises."""
+    local = train(tmp_path, UNBATCHED, **CASES[name])
+    rows, _ = read_rows(Path(local.path) / "schedule.parquet")
+    assert any(row.kind == "cancelled" for row in rows) == (name in CANCELLING)
+    frame = local.metrics_dataframe
+    last = frame[frame["agent"].isna()].iloc[-1]
+    assert (last["cancelled_steps"] > 0) == (name in CANCELLING)
+    late = max(read.staleness for row in rows if row.agent >= 3 for read in row.reads)
+    assert late == {"k-sync": 0, "elastic averaging, sync": 1}.get(name, late)
+    assert (late > 0) == (name != "k-sync")
+    if name == "adasync":
+        measured = frame[frame["agent"] == 3]["gradients_per_update"].tolist()
+        assert measured == sorted(measured)
+        assert measured[0] < 1.5
+        assert measured[-1] == 2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> None:
+    batched = train(tmp_path / "batched", {"name": "local", "batched": "always"}, **CASES[name])
+    alone = train(tmp_path / "alone", UNBATCHED, **CASES[name])
+    assert batched.schedule_hash == alone.schedule_hash
+    assert batched.checkpoint
+    assert alone.checkpoint
+    expected = alone.checkpoint.state_dict()
+    for key, value in batched.checkpoint.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+
+
+# Cases that are the same method.
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_k_sync_with_all_workers_is_synchronous_sgd_to_the_bit(tmp_path: Path) -> None:
+    # Batches whole: a gradient in pieces is the same only within rounding.
+    everyone = server({"name": "k-sync", "k": 3}, micro_batches=1)
+    synchronous = train(tmp_path / "sync", UNBATCHED, **server("sync"))
+    assert_same_bits(train(tmp_path / "local", UNBATCHED, **everyone), synchronous)
+    assert_same_run(train(tmp_path / "ray", PLANNED, **everyone), synchronous)
+    assert_same_run(train(tmp_path / "sync on ray", PLANNED, **server("sync")), synchronous)
+
+
+def test_k_async_with_all_workers_is_synchronous_sgd_to_the_bit(tmp_path: Path) -> None:
+    everyone = train(tmp_path / "k", UNBATCHED, **server({"name": "k-async", "k": 3}))
+    assert_same_bits(everyone, train(tmp_path / "sync", UNBATCHED, **server("sync")))
+
+
+@pytest.mark.parametrize("correction", ["dc-asgd-c", "dc-asgd-a"])
+def test_delay_compensation_without_strength_is_asgd_to_the_bit(correction: str, tmp_path: Path) -> None:
+    weak, strong = (server("asgd", {"name": correction, "lambda_0": value}) for value in (0.0, 5.0))
+    plain = train(tmp_path / "asgd", UNBATCHED, **server())
+    assert_same_bits(train(tmp_path / "weak", UNBATCHED, **weak), plain)
+    compensated = train(tmp_path / "strong", UNBATCHED, **strong)
+    assert compensated.schedule_hash == plain.schedule_hash
+    assert compensated.metrics["test_loss"] != plain.metrics["test_loss"]
+
+
+ALONE: dict[str, Any] = {
+    **{name: server(name) for name in ("sync", "asgd")},
+    **{name: server({"name": name, "k": 1}) for name in ("k-async", "k-batch-async")},
+    **{name: server({"name": name, "k": 1}, micro_batches=1) for name in ("k-sync", "k-batch-sync")},
+    "n-softsync": server({"name": "n-softsync", "n": 1}),
+    "three shards": server("asgd", shards=3),
+    **{name: server("asgd", name) for name in ("staleness-aware", "dc-asgd-c", "dc-asgd-a", "delay-adaptive")},
+    "gap-bounded": server("asgd", {"name": "gap-bounded", "bound": 1e-9}),
+    "shrink": server("asgd", {"name": "delay-adaptive", "above": "shrink", "smoothness": 1e9}),
+    "drop": server("asgd", {"name": "delay-adaptive", "above": "drop"}),
+}
+
+
+def test_one_worker_is_plain_sgd_to_the_bit_whatever_the_gathering_and_correction(tmp_path: Path) -> None:
+    """Section 4, point 1: no delay."""
+    alone = {"num_agents": 1, "clusters": 1, "num_steps": 15}
+    plain = train(tmp_path / "plain", UNBATCHED, algorithm="d-asgd", **alone)
+    assert plain.metrics["step"] == 15
+    for name, settings in ALONE.items():
+        found = train(tmp_path / name, UNBATCHED, **settings, **alone)
+        assert found.metrics["test_loss"] == plain.metrics["test_loss"], name
+        assert_same_weights(found, plain)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
+    settings = CASES["k-async, staleness-aware"]
+    first, again, other = (
+        train(tmp_path / f"{n}", UNBATCHED, **settings, seed=seed) for n, seed in enumerate((5, 5, 6))
+    )
+    assert_same_bits(first, again)
+    assert other.schedule_hash != first.schedule_hash
+    assert other.metrics["test_loss"] != first.metrics["test_loss"]
+
+
+# Live runs, recorded and replayed.
+
+RECORDED: dict[str, Any] = {
+    "asgd, dc-asgd-a": server("asgd", "dc-asgd-a"),
+    "k-sync": server({"name": "k-sync", "k": 2}),
+    "k-batch-async, three shards": server({"name": "k-batch-async", "k": 2}, "dc-asgd-c", shards=3),
+    "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3}},
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_path: Path) -> None:
+    settings = RECORDED[name] | {"num_steps": 20, "compute": {"stragglers": {2: 0.005}}}
+    live = train(tmp_path / "live", LIVE, **settings)
+    schedule = Path(live.path) / "schedule.parquet"
+    rows, metadata = read_rows(schedule)
+    assert metadata["mode"] == "live"
+    if "asgd" in name or "async" in name:
+        assert max(read.staleness for row in rows if row.agent >= 3 for read in row.reads) > 0
+    replayed = train(tmp_path / "replay", UNBATCHED, **settings, schedule=str(schedule))
+    assert replayed.schedule_hash == live.schedule_hash
+    assert_same_weights(live, replayed)
+    if name == "k-sync":  # what was cancelled live is passed over on planned actors too
+        on_ray = train(tmp_path / "planned", PLANNED, **settings, schedule=str(schedule))
+        assert_same_weights(on_ray, replayed)
+
+
+def test_a_schedule_replays_under_another_correction(tmp_path: Path) -> None:
+    """The fair comparison: the very same gradients late by as much, and shorter if wanted."""
+    plain = train(tmp_path / "plain", UNBATCHED, **server(), num_steps=12)
+    schedule = str(Path(plain.path) / "schedule.parquet")
+    shorter = train(tmp_path / "shorter", UNBATCHED, **server(), num_steps=9)
+    cut = train(tmp_path / "cut", UNBATCHED, **server(), num_steps=9, schedule=schedule)
+    assert_same_weights(cut, shorter)
+    other = train(tmp_path / "other", UNBATCHED, **server("asgd", "dc-asgd-a"), num_steps=12, schedule=schedule)
+    assert other.schedule_hash == plain.schedule_hash
+    assert other.metrics["test_loss"] != plain.metrics["test_loss"]

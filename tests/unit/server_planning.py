@@ -1,0 +1,250 @@
+"""A slow planner around servers, written from the semantics and sharing nothing with the real one but laws and records.
+
+It keeps every message and every update there ever was, and works out what anybody knows by searching all of them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule.server_planner import ServerPlanner
+from ray_pcasgd.timing import LinkTimes
+
+# Who waits and who is cancelled, as section 2 of the literature tells it.
+WAITING = {"sync", "k-sync", "k-async", "asgd"}
+CANCELLING = {"k-sync", "k-batch-sync"}
+
+
+def gradients_of_one_update(gathering: Any, num_workers: int) -> int:
+    match gathering.name:
+        case "sync":
+            return num_workers
+        case "asgd":
+            return 1
+        case "n-softsync":
+            return num_workers // int(gathering.n)
+    return int(gathering.k)
+
+
+@dataclass
+class Letter:
+    """A gradient to a server, or a server's word to a worker."""
+
+    kind: str
+    worker: int
+    server: int
+    arrival: int
+    number: int
+    """The worker's gradient that is sent, or answered."""
+    newest: int
+    """The server's newest version, as the sender knows it."""
+    read: int
+    """The server's version that the gradient was computed at, or that the worker is to read."""
+    opened: bool = False
+    accepted: bool = False
+    taken_by: int | None = None
+    """The update that took it, or threw it away."""
+
+
+@dataclass
+class Task:
+    """What a worker computes or has computed."""
+
+    start: int
+    ready: int
+    newest: list[int]
+    read: list[int]
+    ended: bool = False
+
+
+@dataclass
+class Update:
+    taken: list[Letter] = field(default_factory=list)
+
+
+def slow_rows(plan: ServerPlanner) -> list[Row]:
+    """Return all rows of a plan."""
+    return _SlowPlanner(plan).run()
+
+
+class _SlowPlanner:
+    def __init__(self, plan: ServerPlanner) -> None:
+        self.plan = plan
+        self.k = gradients_of_one_update(plan.gathering, plan.num_workers)
+        self.waits = plan.gathering.name in WAITING
+        self.cancels = plan.gathering.name in CANCELLING
+        self.seconds = [plan.compute.sampler(plan.seed, i) for i in range(plan.num_workers)]
+        agents = range(plan.num_workers + plan.num_servers)
+        self.times = {
+            (i, j): LinkTimes(plan.links, plan.clusters, plan.seed, i, j)
+            for i in agents
+            for j in agents
+            if (i < plan.num_workers) != (j < plan.num_workers)
+        }
+        self.letters: list[Letter] = []
+        self.tasks: list[list[Task]] = [[] for _ in range(plan.num_workers)]
+        self.updates: list[list[Update]] = [[] for _ in range(plan.num_servers)]
+        self.told: dict[tuple[int, int], list[int]] = {}
+        self.result: list[Row] = []
+
+    def run(self) -> list[Row]:
+        for worker in range(self.plan.num_workers):
+            self.begin(worker, 0)
+        while not all(self.progress(server) >= self.plan.num_steps for server in range(self.plan.num_servers)):
+            self.one_event()
+        return self.result
+
+    def one_event(self) -> None:
+        """Of all that is to come let the first happen: words before gradients before what becomes ready."""
+        coming: list[tuple[int, int, int, int, int]] = [
+            (letter.arrival, 0 if letter.kind == "word" else 1, letter.worker, letter.server, place)
+            for place, letter in enumerate(self.letters)
+            if not letter.opened
+        ]
+        for worker, tasks in enumerate(self.tasks):
+            if not tasks[-1].ended:
+                coming.append((tasks[-1].ready, 2, worker, 0, 0))
+        now, rank, worker, _, place = min(coming)
+        if rank == 2:
+            self.finish(worker, now)
+            return
+        letter = self.letters[place]
+        letter.opened = True
+        if rank == 0:
+            self.hear(worker, now)
+        else:
+            self.take_in(letter, now)
+
+    # Workers.
+
+    def words(self, worker: int, server: int) -> list[Letter]:
+        return [x for x in self.letters if (x.kind, x.worker, x.server, x.opened) == ("word", worker, server, True)]
+
+    def newest_known(self, worker: int, server: int) -> int:
+        return max([0, *(word.newest for word in self.words(worker, server))])
+
+    def begin(self, worker: int, now: int) -> None:
+        seconds = 0.0
+        for _ in range(self.plan.local_steps):
+            seconds += self.seconds[worker](now / 1e9 + seconds)
+        servers = range(self.plan.num_servers)
+        newest = [self.newest_known(worker, server) for server in servers]
+        read = [max([0, *(word.read for word in self.words(worker, server))]) for server in servers]
+        self.tasks[worker].append(Task(now, now + round(seconds * 1e9), newest, read))
+
+    def hear(self, worker: int, now: int) -> None:
+        task = self.tasks[worker][-1]
+        moved_on = [self.newest_known(worker, s) > task.newest[s] for s in range(self.plan.num_servers)]
+        if not task.ended and self.cancels and all(moved_on):
+            task.ended = True
+            self.write_row(worker, now, "cancelled")
+        if task.ended:
+            delivered = len(self.tasks[worker])
+            answered = [
+                any(word.number == delivered for word in self.words(worker, s)) or (self.cancels and moved_on[s])
+                for s in range(self.plan.num_servers)
+            ]
+            if all(answered):
+                self.begin(worker, now)
+
+    def finish(self, worker: int, now: int) -> None:
+        task = self.tasks[worker][-1]
+        task.ended = True
+        self.write_row(worker, now, "step")
+        number = len(self.tasks[worker])
+        for server in range(self.plan.num_servers):
+            self.send("gradient", worker, server, now, number, task.newest[server], task.read[server], number)
+
+    def write_row(self, worker: int, now: int, kind: Any) -> None:
+        task = self.tasks[worker][-1]
+        reads = tuple(
+            Read(self.plan.num_workers + server, read, newest - read, 0)
+            for server, (newest, read) in enumerate(zip(task.newest, task.read, strict=True))
+        )
+        self.result.append(
+            Row(worker, len(self.tasks[worker]) - 1, task.start / 1e9, now / 1e9, now / 1e9, reads, kind)
+        )
+
+    def send(
+        self, kind: str, worker: int, server: int, now: int, number: int, newest: int, read: int, version: int
+    ) -> None:
+        ends = (worker, self.plan.num_workers + server)
+        times = self.times[ends if kind == "gradient" else ends[::-1]]
+        before = [x.arrival for x in self.letters if (x.kind, x.worker, x.server) == (kind, worker, server)]
+        arrival = max([now + round(times.latency_seconds(version, now / 1e9) * 1e9), *before])
+        self.letters.append(Letter(kind, worker, server, arrival, number, newest, read))
+
+    # Servers.
+
+    def steps_at(self, server: int, version: int) -> int:
+        """Return how many mini-batches for each worker had been taken at a version."""
+        batches = sum(len(update.taken) for update in self.updates[server][:version]) * self.plan.local_steps
+        return batches // self.plan.num_workers
+
+    def progress(self, server: int) -> int:
+        return self.steps_at(server, len(self.updates[server]))
+
+    def take_in(self, letter: Letter, now: int) -> None:
+        server, updates = letter.server, self.updates[letter.server]
+        is_over = self.progress(server) >= self.plan.num_steps
+        letter.accepted = not is_over and not (self.cancels and letter.newest < len(updates))
+        taken: list[Letter] = []
+        if letter.accepted:
+            waiting = [x for x in self.letters if x.accepted and x.server == server and x.taken_by is None]
+            # In the order of their arrival, which is not that of their sending.
+            waiting.sort(key=lambda x: (x is letter, x.arrival, x.worker, x.number))
+            if len(waiting) == self.k:
+                taken = waiting
+        if taken:
+            self.update(server, taken, now)
+        if self.cancels and taken:
+            for worker in range(self.plan.num_workers):
+                self.answer(server, worker, letter.number if worker == letter.worker else 0, now)
+        elif self.waits and letter.accepted:
+            for one in taken:
+                self.answer(server, one.worker, one.number, now)
+        else:
+            self.answer(server, letter.worker, letter.number, now)
+
+    def update(self, server: int, taken: list[Letter], now: int) -> None:
+        version = len(self.updates[server])
+        reads = sorted(Read(x.worker, x.number, version - x.read, version - x.read) for x in taken)
+        for one in taken:
+            one.taken_by = version
+        self.updates[server].append(Update(taken))
+        moment = now / 1e9
+        self.result.append(Row(self.plan.num_workers + server, version, moment, moment, moment, tuple(reads)))
+
+    def answer(self, server: int, worker: int, number: int, now: int) -> None:
+        newest, steps = len(self.updates[server]), self.progress(server)
+        hold = self.times[self.plan.num_workers + server, worker].hold_steps(steps, now / 1e9)
+        old_enough = [v for v in range(newest + 1) if hold <= 0 or self.steps_at(server, v) <= steps - hold]
+        told = self.told.setdefault((server, worker), [0])
+        told.append(max(told[-1], min(max(old_enough, default=0), newest - self.plan.reads_before)))
+        self.send("word", worker, server, now, number, newest, told[-1], newest)
+
+
+def check_rows(rows: list[Row], num_workers: int) -> None:
+    """Assert what holds in every schedule with servers, whoever wrote it."""
+    steps: dict[int, int] = {}
+    kinds: dict[tuple[int, int], str] = {}
+    computed_at: dict[tuple[int, int, int], int] = {}
+    taken: set[tuple[int, int, int]] = set()
+    for row in rows:
+        assert row.step == steps.get(row.agent, 0)
+        assert row.start <= row.ready == row.end
+        for read in row.reads:
+            # What is read was published before.
+            assert 0 <= read.version <= steps.get(read.neighbor, 0)
+            assert (read.neighbor < num_workers) != (row.agent < num_workers)
+            if row.agent < num_workers:
+                assert 0 <= read.staleness <= steps.get(read.neighbor, 0) - read.version
+                computed_at[row.agent, row.step + 1, read.neighbor] = read.version
+            else:
+                assert kinds[read.neighbor, read.version] == "step"
+                assert (row.agent, read.neighbor, read.version) not in taken
+                taken.add((row.agent, read.neighbor, read.version))
+                late = row.step - computed_at[read.neighbor, read.version, row.agent]
+                assert read.staleness == read.age == late
+        steps[row.agent] = row.step + 1
+        kinds[row.agent, row.step + 1] = row.kind
