@@ -19,7 +19,9 @@ from experiments.slow_worker.page import page, picture
 from experiments.slow_worker.study import (
     DDP,
     EQUAL,
+    HERE,
     METHODS,
+    SLOWDOWN,
     SLOWED,
     STEP_SIZES,
     SYNC,
@@ -29,9 +31,6 @@ from experiments.slow_worker.study import (
 )
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import load_config
-
-HERE = Path(__file__).parent
-SLOWDOWN = 4
 
 
 def main() -> None:

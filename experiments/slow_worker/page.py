@@ -12,6 +12,7 @@ from experiments.slow_worker.study import (
     EQUAL,
     METHODS,
     SLOW,
+    SLOWDOWN,
     SLOWED,
     STEP_SIZES,
     SYNC,
@@ -19,6 +20,7 @@ from experiments.slow_worker.study import (
     TEST_IMAGES,
     VALIDATION_SHARE,
 )
+from experiments.slow_worker.track import seconds_to
 from experiments.studies import machine
 from ray_pcasgd.config import Config
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
@@ -29,40 +31,43 @@ OTHERS = [method for method in METHODS if method != DDP]
 def page(runs: pd.DataFrame, search: pd.DataFrame, config: Config) -> str:
     """Return the page as Markdown."""
     seconds, interval = runs["seconds"].max(), runs["seconds"].drop_duplicates().sort_values().iloc[1]
-    extra = runs["extra_seconds"].max()
-    seeds = runs["seed"].nunique()
-    loads = runs["load_before"]
+    extra, seeds = runs["extra_seconds"].max(), runs["seed"].nunique()
+    undisturbed, testing = extra / (SLOWDOWN - 1), runs["test_seconds"].mean()
+    slowed, equal = (runs[runs["case"] == case] for case in (SLOWED, EQUAL))
+    loads = runs.drop_duplicates(["method", "case", "seed"])["load_before"]
     return f"""# One worker of four really slowed, live
 
-{config.num_agents} workers on a machine with {os.cpu_count()} cores, CIFAR-10, small CNN (67 thousand parameters), batch
-{config.batch_size}, plain SGD, IID shards, {seeds} seed(s), {seconds:g} s of training for each method. A step of a worker
-took {extra / 3:.3f} s in the median while all of them trained undisturbed, timed at the run's start; then worker {SLOW}
-sleeps {extra:.3f} s longer at each of its steps, so that it takes 4 times as long. All start from the same weights, and a
-worker's mini-batches are the same under all methods. DDP is Ray Train's `TorchTrainer` over gloo, Ray {ray.__version__};
-the others are `engine.mode = live`. PC-ASGD: complete graph, theta 0.3, the model that is tested is the mean of all four.
+{config.num_agents} workers on a machine with {os.cpu_count()} cores, CIFAR-10, small CNN (67 thousand parameters),
+batch {config.batch_size}, plain SGD, IID shards, {seeds} seed(s), {seconds:g} s of training for each method. A worker's
+step took {undisturbed:.3f} s in the median while all of them trained undisturbed, timed at the run's start; worker
+{SLOW} sleeps {extra:.3f} s, three times as long, at each of its steps, so that it would take 4 times as long. All
+start from the same weights, and a worker's mini-batches are the same under all methods. DDP is Ray Train's
+`TorchTrainer` over gloo, Ray {ray.__version__}; the others run with `engine.mode = live`. PC-ASGD: complete graph,
+theta 0.3; what is tested is the mean of the four models.
 
-Nothing is tested while anything trains: weights are noted with their times (every second step of a worker or
-{2 * config.num_agents} mini-batches at a server), and the newest ones at each multiple of {interval:g} s are tested after
-the run on the first {TEST_IMAGES} test images (standard deviation of an accuracy: up to 0.8 points). Seconds count from
-the first step; what it takes to get there stands apart. Written by `python -m experiments.slow_worker` ({machine()}).
+Nothing is tested while anything trains: weights are noted with their times (at every second step of a peer, every
+{2 * config.num_agents} mini-batches of a server, every second step of DDP), and the newest ones at each multiple of
+{interval:g} s are tested after the run on the first {TEST_IMAGES} test images (standard deviation of one accuracy: up
+to 0.8 points). Seconds count from the first step; what it takes to get there stands apart. Written by
+`python -m experiments.slow_worker` ({machine()}).
 
 ![Accuracy against seconds](accuracy.svg)
 
 ## {SLOWED}
 
-{_table(runs[runs["case"] == SLOWED])}
+{_table(slowed)}
 
-{_ratios(runs[runs["case"] == SLOWED])}
+{_ratios(slowed)}
 
 ## {EQUAL}
 
-{_table(runs[runs["case"] == EQUAL])}
+{_table(equal)}
 
-{_ratios(runs[runs["case"] == EQUAL])}
+{_ratios(equal)}
 
-A number of seconds is that of the first test at which the accuracy is reached, – that it is not within {seconds:g} s.
-A peer's step is an update. "Fast" and "slow" are medians of the seconds of a worker's own step, without what it waits for
-others; DDP's hold that too, since it talks while it computes.
+Seconds are those of the first test at which an accuracy is reached; – means not within {seconds:g} s. A peer's step is
+an update. "Fast" and "slow" are the median seconds of a step of the others and of worker {SLOW}, without what it waits
+for others; DDP's hold that too, since it talks while it computes.
 
 ## Does DDP the same as sync SGD?
 
@@ -70,22 +75,23 @@ others; DDP's hold that too, since it talks while it computes.
 
 ## What blurs this
 
-- {config.num_agents} workers share {os.cpu_count()} cores: a worker that sleeps or waits leaves its core to the others, so
-  they are faster beside a slow worker than among equals, and a synchronous method's steps take less time. The fast
-  workers' step under each method stands in the tables: the more a method keeps all of them busy, the longer it is. On a
-  machine with a core for each worker, asynchronous methods would gain more.
-- The driver's process, which fetches the noted weights, took {100 * _share(runs, OTHERS):.1f} % of one core beside the live
-  engine and {100 * _share(runs, [DDP]):.1f} % beside Ray Train. Testing one model took
-  {runs["test_seconds"].mean():.1f} s, {runs["test_seconds"].mean() / (extra / 3):.0f} steps of a worker: done on the way,
-  it would have been most of what is measured.
-- One minute's load of the machine before each run (with what was left of the one before): median {loads.median():.1f},
-  {loads.min():.1f} to {loads.max():.1f}.
-- The images are re-encoded (JPEG) and the runs are short: compare the lines with each other, not with published figures.
+- {config.num_agents} workers share {os.cpu_count()} cores. One that sleeps or waits leaves its core to the others,
+  whose steps then may take less than the {undisturbed:.3f} s of the undisturbed ones, while the seconds slept stay: the
+  real durations stand in the table. With a core for each worker, ASGD would compute 3.25 times as many mini-batches a
+  second as sync SGD (3 + 1/4 against 4/4); here it is {_batches(slowed, "ASGD"):.1f} times as many beside the slow
+  worker, and {_batches(equal, "ASGD"):.2f} times without it.
+- The driver's process, which fetches the noted weights, took {100 * _share(runs, OTHERS):.1f} % of one core beside the
+  live engine and {100 * _share(runs, [DDP]):.1f} % beside Ray Train. Testing one model took {testing:.1f} s,
+  {testing / undisturbed:.0f} steps of a worker: done on the way, every test would have been felt.
+- One minute's load of the machine before each run (with what was left of the test before it): median
+  {loads.median():.1f}, {loads.min():.1f} to {loads.max():.1f}.
+- The images are re-encoded (JPEG) and the runs are short: compare the lines with each other, not with published
+  figures.
 
 ## The search for step sizes
 
-Validation loss ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) after {search["seconds"].max():g} s
-beside the slow worker. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
+Validation loss ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) after
+{search["seconds"].max():g} s beside the slow worker. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
 
 {_search_table(search)}
 """
@@ -103,12 +109,6 @@ def picture(runs: pd.DataFrame) -> bytes:
         name_axes(axes, "seconds", "test accuracy" if case == SLOWED else "", case)
     legend(figure, [(method, *style(place)) for place, method in enumerate(METHODS)])
     return as_svg(figure)
-
-
-def seconds_to(rows: pd.DataFrame, target: float) -> float:
-    """Return the mean over seeds of the first tested time with the accuracy; nan where a seed never has it."""
-    reached = rows[rows["accuracy"] >= target].groupby("seed")["seconds"].min()
-    return float(reached.mean()) if len(reached) == rows["seed"].nunique() else float("nan")
 
 
 def _table(runs: pd.DataFrame) -> str:
@@ -163,6 +163,12 @@ def _agreement(runs: pd.DataFrame) -> str:
             f"updates differs by {apart[:20].max():.1e} of itself at most in the first 20, {apart.max():.1e} in all."
         )
     return "\n".join(lines)
+
+
+def _batches(runs: pd.DataFrame, method: str) -> float:
+    """Return the mini-batches of a method over those of sync SGD."""
+    end = runs[runs["seconds"] == runs["seconds"].max()].groupby("method")["batches"].mean()
+    return float(end[method] / end[SYNC])
 
 
 def _share(runs: pd.DataFrame, methods: list[str]) -> float:

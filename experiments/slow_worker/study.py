@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.slow_worker.ddp import run_ddp
 from experiments.slow_worker.live import run_live
-from experiments.slow_worker.track import Track, tested
+from experiments.slow_worker.track import Track, measured_at
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import load_config
 
@@ -26,7 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PC-ASGD": {"name": "pc-asgd", "theta": 0.3},
 }
 """The algorithm of each; DDP is what Ray Train and PyTorch make of it, the others are this package's."""
-SLOW = 3
+SLOW, SLOWDOWN = 3, 4
 SLOWED, EQUAL = "worker 3 slowed", "no worker slowed"
 STEP_SIZES = (0.05, 0.1, 0.2, 0.4)
 VALIDATION_SHARE = 0.1
@@ -44,7 +44,7 @@ def measure(config: Config, method: str, case: str, extra: float, seconds: float
     data = data._replace(test=data.test.subset(range(min(TEST_IMAGES, len(data.test)))))
     times = [interval * number for number in range(int(seconds / interval) + 1)]
     began = time.perf_counter()
-    rows = pd.DataFrame(tested(track, config, data, times))
+    rows = pd.DataFrame(measured_at(track, config, data, times))
     test_seconds = (time.perf_counter() - began) / len(times)
     last = rows.iloc[-1]
     message = f"{method}, {case}, eta {config.step_size.at(0):g}, seed {config.seed}: {last['accuracy']:.1%}"

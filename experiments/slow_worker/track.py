@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -45,7 +46,7 @@ class Track(NamedTuple):
     """CPU seconds of the driver's process over seconds of the run: it takes them from the workers."""
 
 
-def tested(track: Track, config: Config, data: TaskData, times: Sequence[float]) -> list[dict[str, float]]:
+def measured_at(track: Track, config: Config, data: TaskData, times: Sequence[float]) -> list[dict[str, float]]:
     """Return the metrics of the model that was there at each time: the mean of the newest weights of all models."""
     model = AveragedModel(config.task, data, config.seed, "cpu")
     start = torch.nn.utils.parameters_to_vector(config.task.build_model(data, config.seed).parameters()).detach()
@@ -64,3 +65,9 @@ def tested(track: Track, config: Config, data: TaskData, times: Sequence[float])
             }
         )
     return rows
+
+
+def seconds_to(rows: pd.DataFrame, target: float) -> float:
+    """Return the mean over seeds of the first tested time with the accuracy; nan where a seed never has it."""
+    reached = rows[rows["accuracy"] >= target].groupby("seed")["seconds"].min()
+    return float(reached.mean()) if len(reached) == rows["seed"].nunique() else float("nan")
