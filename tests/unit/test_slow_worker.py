@@ -8,7 +8,7 @@ from experiments.slow_worker.track import Noted, Step, Track, measured_at, secon
 from ray_pcasgd.loading import load_config
 
 
-def test_the_newest_weights_of_all_models_are_averaged_and_measured_at() -> None:
+def test_the_newest_weights_of_all_models_are_averaged_and_tested() -> None:
     config = load_config(None, ["task.model={name: mlp, hidden: []}", "engine=local"])
     data = config.task.load()
     start = torch.cat([p.detach().flatten() for p in config.task.build_model(data, config.seed).parameters()])
