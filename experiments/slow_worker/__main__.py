@@ -1,0 +1,103 @@
+"""One slow worker, really: ``python -m experiments.slow_worker [--seeds 1] [--seconds 60]`` from the root.
+
+The steps of all workers are timed first; then one of them sleeps three times as long at each of its steps. Every method
+trains the same model from the same weights for the same seconds on this machine, live, and what it had at each moment
+is tested afterwards. ``--search`` looks for each method's step size instead, on validation samples.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+import ray
+import torch
+
+from experiments.slow_worker.live import calibrated
+from experiments.slow_worker.page import page, picture
+from experiments.slow_worker.study import (
+    DDP,
+    EQUAL,
+    HERE,
+    METHODS,
+    SLOWDOWN,
+    SLOWED,
+    STEP_SIZES,
+    SYNC,
+    VALIDATION_SHARE,
+    chosen_step_sizes,
+    measure,
+)
+from ray_pcasgd.config import Config
+from ray_pcasgd.loading import load_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of training, for each run")
+    parser.add_argument("--interval", type=float, default=3.0, help="seconds between tests")
+    parser.add_argument("--calibration", type=float, default=10.0, help="seconds for which undisturbed steps are timed")
+    parser.add_argument("--search", action="store_true", help="look for the step sizes on validation samples")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder for what is measured")
+    parser.add_argument("assignments", nargs="*", metavar="KEY=VALUE", help="settings, as with --set")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    # Workers sleep, so more of them than cores may be placed here.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    config = load_config(HERE / "config.yaml", arguments.assignments)
+    ray.init(
+        address="local",
+        num_cpus=2 * config.num_agents,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=2 * 10**9,
+    )
+    sync = load_config(config, changes={"algorithm": METHODS[SYNC]})
+    undisturbed = calibrated(sync, arguments.calibration)
+    print(f"a step takes {undisturbed:.4f} s, with all workers training", file=sys.stderr, flush=True)
+    extra = (SLOWDOWN - 1) * undisturbed
+    if arguments.search:
+        search(config, extra, arguments)
+    else:
+        compare(config, extra, arguments)
+    ray.shutdown()
+
+
+def search(config: Config, extra: float, arguments: argparse.Namespace) -> None:
+    """Try every step size with every method beside a slow worker, tested on validation samples."""
+    frames = []
+    for method in METHODS:
+        for step_size in STEP_SIZES:
+            if method == DDP:
+                continue
+            changes = {"step_size": step_size, "task": {"validation_share": VALIDATION_SHARE}, "seed": 1000}
+            frames.append(
+                measure(
+                    load_config(config, changes=changes), method, SLOWED, extra, arguments.seconds, arguments.seconds
+                )
+            )
+    pd.concat(frames).to_parquet(arguments.output / "search.parquet", index=False)
+
+
+def compare(config: Config, extra: float, arguments: argparse.Namespace) -> None:
+    """Run every method in both cases, and write what came of it after each run."""
+    found = pd.read_parquet(HERE / "search.parquet")
+    step_sizes = chosen_step_sizes(found)
+    frames = []
+    for seed in range(arguments.seeds):
+        for case in (SLOWED, EQUAL):
+            for method in METHODS:
+                changes = {"step_size": step_sizes[method], "seed": seed}
+                settings = load_config(config, changes=changes)
+                frames.append(measure(settings, method, case, extra, arguments.seconds, arguments.interval))
+                runs = pd.concat(frames, ignore_index=True)
+                runs.to_parquet(arguments.output / "results.parquet", index=False)
+    (arguments.output / "RESULTS.md").write_text(page(runs, found, config), encoding="utf-8")
+    (arguments.output / "accuracy.svg").write_bytes(picture(runs))
+
+
+if __name__ == "__main__":
+    main()
