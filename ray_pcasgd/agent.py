@@ -43,6 +43,13 @@ class AgentSpec(LearnerSpec):
     own_mixing: float
     samples: tuple[int, ...]
     """Size of each neighbor's shard."""
+    out_neighbors: tuple[int, ...] | None = None
+    """Who reads the agent; not given: its neighbors, as on every undirected graph."""
+
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        """Who may be sent messages."""
+        return self.neighbors if self.out_neighbors is None else self.out_neighbors
 
 
 class Received(NamedTuple):
@@ -53,10 +60,15 @@ class Received(NamedTuple):
     buffers: Tensor
     direction: Tensor | None
     """Required where ``Recipe.needs_direction`` says so."""
+    mass: float = 1.0
+    """Of the sender's version, where rules push shares of it."""
 
 
 class Gathered(NamedTuple):
-    """What one step's rule is going to see, before it becomes tensors; lists and tuples have one item a neighbor."""
+    """What one step's rule is going to see, before it becomes tensors; lists and tuples have one item a neighbor.
+
+    Where every version is read, they have one item a version, and ``mixing`` is the mass that comes with it.
+    """
 
     own: list[float]
     """w_ii, eta, and the rule's own numbers."""
@@ -85,6 +97,8 @@ class Agent(Learner):
         self.optimizes_later = rule.corrects_gradients
         self.probe_batches = self.stream("probes")
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
+        self.mass = 1.0
+        """Where rules push shares of it: the weights times the mass are what all agents together conserve."""
         self.displacements = Displacements(self.weights, rule.age_max) if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = torch.zeros_like(self.weights)
@@ -99,7 +113,7 @@ class Agent(Learner):
             own = own._replace(direction=self.direction)
         probe = self.probe() if rule.probes_at(self.version) else None
         self.rule_state, update = rule.step(self.rule_state, own, reads, probe)
-        self.commit(update, self.mix_buffers(gathered))
+        self.commit(update, gathered)
         return {name: value.item() for name, value in update.measures.items()}
 
     def step(self, received: Sequence[Received]) -> tuple[float, dict[str, float]]:
@@ -109,6 +123,8 @@ class Agent(Learner):
 
     def gather(self, received: Sequence[Received]) -> Gathered:
         """Return what the rule is going to see, neighbor by neighbor; those that were not read weigh nothing."""
+        if self.pushes:
+            return self.gather_shares(received)
         spec, recipe = self.spec, self.spec.recipe
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
@@ -131,6 +147,32 @@ class Agent(Learner):
             directions=tuple(self._direction(s) for s in slots),
             drift=tuple(drifts[self._drift_age(s, r)] for s, r in zip(slots, reliable, strict=True)),
             buffers=tuple(torch.zeros_like(self.buffers) if s is None else s.buffers for s in slots),
+        )
+
+    @property
+    def pushes(self) -> bool:
+        """Whether agents push shares of their mass."""
+        return self.spec.recipe.rule.reading == "every"
+
+    def gather_shares(self, received: Sequence[Received]) -> Gathered:
+        """Return what the rule is going to see of each version; what the agent sent to others is no longer its own."""
+        spec, recipe = self.spec, self.spec.recipe
+        shares = dict(zip(spec.neighbors, spec.mixing, strict=True))
+        nothing = (self._nothing,) * len(received)
+        return Gathered(
+            own=[
+                spec.own_mixing * self.mass,
+                recipe.step_size_at(self.version),
+                *self.numbers(received).values(),
+            ],
+            mixing=[shares[r.read.neighbor] * r.mass for r in received],
+            staleness=[float(r.read.staleness) for r in received],
+            age=[float(r.read.age) for r in received],
+            reliable=[True] * len(received),
+            weights=tuple(r.weights for r in received),
+            directions=nothing,
+            drift=nothing,
+            buffers=tuple(r.buffers for r in received),
         )
 
     def numbers(self, received: Sequence[Received]) -> dict[str, float]:
@@ -159,6 +201,10 @@ class Agent(Learner):
         if not self.buffers.numel():
             return self.buffers
         device = self.buffers.device
+        if self.pushes:
+            total = self.mass_of(gathered)
+            shares = torch.tensor([value / total for value in (gathered.own[0], *gathered.mixing)], device=device)
+            return mix(shares[0], self.replica.buffers, shares[1:], gathered.buffers)
         mixing = torch.tensor(gathered.mixing, device=device)
         reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
         own, kept = clipped_row(torch.tensor(gathered.own[0], device=device), mixing, reliable)
@@ -202,8 +248,16 @@ class Agent(Learner):
 
         return losses
 
-    def commit(self, update: Update, buffers: Tensor) -> None:
+    @staticmethod
+    def mass_of(gathered: Gathered) -> float:
+        """Return the mass that is left and that has come."""
+        return gathered.own[0] + sum(gathered.mixing)
+
+    def commit(self, update: Update, gathered: Gathered) -> None:
         """Make the update the agent's next version."""
+        buffers = self.mix_buffers(gathered)
+        if self.pushes:
+            self.mass = self.mass_of(gathered)
         self.weights = update.weights
         self.buffers = buffers.clone() if buffers.numel() else buffers
         self.replica.load(self.weights, self.buffers)
@@ -217,9 +271,9 @@ class Agent(Learner):
         return spec.recipe.rule.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
 
     def receivers(self) -> tuple[int, ...]:
-        """Return the neighbors that the present version is sent to."""
+        """Return whom the present version is sent to."""
         spec = self.spec
-        return spec.recipe.rule.receivers(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
+        return spec.recipe.rule.receivers(spec.recipe.seed, spec.agent, self.version, spec.receivers)
 
     @property
     def message_bytes(self) -> int:

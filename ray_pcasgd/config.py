@@ -91,7 +91,7 @@ class Config(Settings):
     links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10.0)),)
     """How late messages are; of entries that name the same link, the last one counts."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
-    """Who waits for whom; not given: what the algorithm asks for, ``all`` for d-psgd, ``none`` for the others."""
+    """Who waits for whom; not given: what the algorithm asks for, ``all`` for d-psgd, ``none`` for most."""
     schedule: str | None = None
     """A schedule file to replay, in place of ``compute``, ``links`` and ``barrier``."""
 

@@ -69,6 +69,11 @@ class LearnerSpec:
     shard: Any
     """Indices of the agent's training samples, a NumPy integer array."""
 
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        """Who may be sent messages."""
+        return self.neighbors
+
 
 class Learner:
     """One agent's replica, batches and optimizer."""

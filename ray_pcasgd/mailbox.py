@@ -46,6 +46,8 @@ class Header(NamedTuple):
     """Injected: its weights count as readable only once the sender's version ``version + hold_steps`` is known."""
     note: Answer | Delivery | None = None
     """Between workers and servers alone."""
+    mass: float = 1.0
+    """Of the sender's version, where rules push shares of it."""
 
 
 class Message(NamedTuple, Generic[Payload]):
@@ -128,20 +130,24 @@ class Mailbox(Generic[Payload]):
 
     def readable(self, neighbor: int, cap: int | None) -> int | None:
         """Return the newest version whose weights may be read, none newer than ``cap`` where one is given."""
-        newest = self._newest.get(neighbor)
-        if newest is None:
-            return None
-        known = newest.version if cap is None else min(newest.version, cap)
-        return max(
-            (v for v, m in self._messages[neighbor].items() if v + m.header.hold_steps <= known),
-            default=None,
-        )
+        versions = (v for v in self._messages[neighbor] if self.is_readable(neighbor, v, cap))
+        return max(versions, default=None)
+
+    def is_readable(self, neighbor: int, version: int, cap: int | None) -> bool:
+        """Return whether a version that is here is not held back, with what is known up to ``cap``."""
+        newest = self._newest[neighbor].version
+        hold = self._messages[neighbor][version].header.hold_steps
+        return version + hold <= (newest if cap is None else min(newest, cap))
 
     def forget(self, neighbor: int, before: int) -> None:
         """Drop what no later step can ask for, once version ``before`` of the neighbor has been read."""
         messages = self._messages[neighbor]
         for version in [v for v in messages if v < before - FALLBACK_VERSIONS]:
             del messages[version]
+
+    def discard(self, neighbor: int, version: int) -> None:
+        """Drop one version, which is not read again."""
+        self._messages[neighbor].pop(version, None)
 
     def __len__(self) -> int:
         return sum(map(len, self._messages.values()))

@@ -21,17 +21,17 @@ from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.reliability import Measured
 from ray_pcasgd.replica import Replica
-from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, NoBarrier
+from ray_pcasgd.rules.base import DefaultBarrier, Rule
+from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.planner import Planner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
-from ray_pcasgd.schedule.trace import check_fits, in_causal_order, read_rows
+from ray_pcasgd.schedule.trace import check_fits, in_causal_order, newest_reads, read_rows
 from ray_pcasgd.server import ServerRecipe, ServerSpec, WorkerSpec
 from ray_pcasgd.server_plan import check_family, check_server_settings, server_schedule
 from ray_pcasgd.server_rules import ServerRule
 from ray_pcasgd.tasks.task import Task, TaskData
 from ray_pcasgd.timing import check_timing
-from ray_pcasgd.topology import Network, build_network
+from ray_pcasgd.topology import Metropolis, Network, build_network, build_push_network
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,10 @@ def make_plan(config: Config) -> Plan:
 def _between_peers(
     config: Config, rule: Rule, clusters: tuple[int, ...], data: TaskData, shards: Sequence[np.ndarray]
 ) -> Plan:
-    network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+    if rule.reading == "every":
+        network = build_push_network(config.topology, config.num_agents, config.seed)
+    else:
+        network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
     check_timing(config.compute, config.links, config.num_agents)
     schedule = _schedule(config, rule, network, clusters)
     recipe = Recipe(**_shared(config), rule=rule, reliability=config.reliability, clusters=clusters)
@@ -146,14 +149,20 @@ def resolve(config: Config) -> Config:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     asked = config.algorithm.default_barrier if isinstance(config.algorithm, Rule) else "none"
-    barrier: Barrier = config.barrier or (AllBarrier() if asked == "all" else NoBarrier())
+    barrier = config.barrier or _BARRIERS[asked]
     if asked == "all" and barrier.name != "all" and config.schedule is None:
+        asynchronous = _ASYNCHRONOUS.get(config.algorithm.name)
         raise SettingsError(
-            f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is all "
-            "(d-asgd is the asynchronous form)"
+            f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is all"
+            + (f" ({asynchronous} is the asynchronous form)" if asynchronous else "")
         )
-    once = isinstance(config.algorithm, Rule) and config.algorithm.reads_once
-    if once and barrier.name != "none" and config.schedule is None:
+    reading = config.algorithm.reading if isinstance(config.algorithm, Rule) else "newest"
+    if reading == "every" and config.mixing != Metropolis():
+        raise SettingsError(
+            f"mixing.name = {config.mixing.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is none; "
+            "everyone keeps and sends equal shares"
+        )
+    if reading == "news" and barrier.name != "none" and config.schedule is None:
         raise SettingsError(
             f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is none; not "
             "every version is sent to everybody"
@@ -170,6 +179,14 @@ def resolve(config: Config) -> Config:
     if isinstance(reliability, Measured) and reliability.staleness is None:
         reliability = Measured(staleness=1 if live else 0)
     return config.model_copy(update={"barrier": barrier, "reliability": reliability})
+
+
+_BARRIERS: dict[DefaultBarrier, Barrier] = {
+    "none": NoBarrier(),
+    "all": AllBarrier(),
+    "bounded": BoundedBarrier(staleness=1),
+}
+_ASYNCHRONOUS = {"d-psgd": "d-asgd", "sgp": "sgp-overlap"}
 
 
 def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
@@ -257,9 +274,19 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
     rows, metadata = read_rows(path)
     check_family(config.schedule, metadata, 0)
     left = frozenset(map(int, metadata.get("left", "").split()))
+    if rule.reading != metadata.get("reading") and "every" in (rule.reading, metadata.get("reading")):
+        if rule.reading == "every":
+            raise ValueError(
+                f"schedule = {config.schedule!r}: its agents may read a version twice, or never; allowed beside "
+                f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
+            )
+        rows = newest_reads(rows)
     check_fits(rows, network.neighbors, config.num_steps, left)
     # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
-    return Recorded(tuple(in_causal_order([row for row in rows if row.step < config.num_steps])))
+    rows = [row for row in rows if row.step < config.num_steps]
+    if rule.reading == "every":
+        rows = [row._replace(reads=tuple(r for r in row.reads if r.version < config.num_steps)) for row in rows]
+    return Recorded(tuple(in_causal_order(rows)))
 
 
 def _shared(config: Config) -> dict[str, Any]:
@@ -290,5 +317,6 @@ def _spec(recipe: Recipe, network: Network, agent: int, shards: Sequence[np.ndar
         mixing=weights,
         own_mixing=own,
         samples=tuple(len(shards[k]) for k in neighbors),
+        out_neighbors=network.readers(agent),
         shard=shards[agent],
     )

@@ -144,21 +144,67 @@ class Edges(Settings):
 
     def graph(self, num_agents: int, seed: int) -> nx.Graph:
         """Return the graph on agents 0 to N - 1."""
-        for i, k in self.edges:
-            if i == k or not (0 <= i < num_agents and 0 <= k < num_agents):
-                raise ValueError(
-                    f"topology.edges: the pair [{i}, {k}]; allowed are two different agents of 0 to {num_agents - 1}"
-                )
+        _check_edges(self.edges, num_agents)
         graph = nx.empty_graph(num_agents)
         graph.add_edges_from(self.edges)
         return graph
 
 
+class DirectedRing(Settings):
+    """Each agent sends to the one after it alone."""
+
+    name: Literal["directed-ring"] = "directed-ring"
+
+    def graph(self, num_agents: int, seed: int) -> nx.DiGraph:
+        """Return the graph on agents 0 to N - 1; edges point the way that messages go."""
+        return _simple(nx.cycle_graph(num_agents, create_using=nx.DiGraph))
+
+
+class DirectedExponential(Settings):
+    """Each agent sends to those 1, 2, 4, ... places after it around a ring (Assran et al. 2019, all at once)."""
+
+    name: Literal["directed-exponential"] = "directed-exponential"
+
+    def graph(self, num_agents: int, seed: int) -> nx.DiGraph:
+        """Return the graph on agents 0 to N - 1; edges point the way that messages go."""
+        graph = nx.empty_graph(num_agents, create_using=nx.DiGraph)
+        graph.add_edges_from(
+            (i, (i + distance) % num_agents) for i in range(num_agents) for distance in _powers_below(num_agents)
+        )
+        return _simple(graph)
+
+
+class DirectedEdges(Settings):
+    """The user's own directed graph."""
+
+    name: Literal["directed-edges"] = "directed-edges"
+    edges: tuple[tuple[int, int], ...]
+    """Pairs of a sender and who reads it."""
+
+    def graph(self, num_agents: int, seed: int) -> nx.DiGraph:
+        """Return the graph on agents 0 to N - 1; edges point the way that messages go."""
+        _check_edges(self.edges, num_agents)
+        graph = nx.empty_graph(num_agents, create_using=nx.DiGraph)
+        graph.add_edges_from(self.edges)
+        return graph
+
+
 Topology = Annotated[
-    Complete | Ring | Torus | Star | Hypercube | StaticExponential | ErdosRenyi | Regular | Edges,
+    Complete
+    | Ring
+    | Torus
+    | Star
+    | Hypercube
+    | StaticExponential
+    | ErdosRenyi
+    | Regular
+    | Edges
+    | DirectedRing
+    | DirectedExponential
+    | DirectedEdges,
     Field(discriminator="name"),
 ]
-"""A connected graph of agents, by its ``name``."""
+"""A connected graph of agents, by its ``name``; directed ones are for algorithms that push shares (sgp)."""
 
 
 class Metropolis(Settings):
@@ -216,15 +262,19 @@ class Network(NamedTuple):
     """The graph and the mixing matrix of a run."""
 
     neighbors: tuple[tuple[int, ...], ...]
-    """For each agent its neighbors, rising."""
+    """For each agent those that it reads, rising."""
     matrix: np.ndarray
-    """W, float64 of shape (N, N): symmetric, doubly stochastic."""
+    """W, float64 of shape (N, N): symmetric and doubly stochastic, or the shares of push-sum: columns sum to 1."""
 
     @property
     def spectral_gap(self) -> float:
         """``1 - |lambda_2(W)|`` in [0, 1]: how fast averaging alone brings the agents together; 1 for one agent."""
-        moduli = np.sort(np.abs(np.linalg.eigvalsh(self.matrix)))
+        moduli = np.sort(np.abs(np.linalg.eigvals(self.matrix)))
         return 1.0 if len(moduli) == 1 else float(1 - moduli[-2])
+
+    def readers(self, agent: int) -> tuple[int, ...]:
+        """Return those that read an agent, rising."""
+        return tuple(i for i, read in enumerate(self.neighbors) if agent in read)
 
     def row(self, agent: int) -> tuple[float, tuple[float, ...]]:
         """Return ``w_ii`` and the weights of the agent's neighbors, in their order."""
@@ -239,6 +289,11 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
 
     """
     graph = topology.graph(num_agents, seed)
+    if graph.is_directed():
+        raise ValueError(
+            f"topology.name = {topology.name!r}: allowed beside this algorithm are undirected graphs; directed ones "
+            "are for sgp and sgp-overlap"
+        )
     if not nx.is_connected(graph):
         apart = sorted(min(part) for part in nx.connected_components(graph))
         raise ValueError(
@@ -250,6 +305,40 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
     if not nx.is_connected(linked):
         raise ValueError("mixing.rows: the weights above 0 do not connect all agents; allowed are matrices that do")
     return Network(tuple(tuple(sorted(graph[i])) for i in range(num_agents)), matrix)
+
+
+def build_push_network(topology: Any, num_agents: int, seed: int) -> Network:
+    """Return the network in which everyone sends equal shares to itself and to all that read it.
+
+    The share of i in what k sends is ``W[i, k] = 1 / (1 + out-degree of k)``; columns sum to 1.
+
+    Raises:
+        ValueError: there is not a path from everyone to everyone, or the graph does not fit the number of agents.
+
+    """
+    graph = topology.graph(num_agents, seed).to_directed()
+    if not nx.is_strongly_connected(graph):
+        parts = nx.condensation(graph)
+        sink = next(part for part in parts if parts.out_degree(part) == 0)
+        inside = min(parts.nodes[sink]["members"])
+        outside = min(set(graph) - parts.nodes[sink]["members"])
+        raise ValueError(
+            f"topology.name = {topology.name!r}: there is no path from agent {inside} to agent {outside}; allowed are "
+            "graphs with a path from everyone to everyone"
+        )
+    matrix = np.zeros((num_agents, num_agents))
+    for k in graph:
+        for i in (k, *graph.successors(k)):
+            matrix[i, k] = 1 / (1 + graph.out_degree(k))
+    return Network(tuple(tuple(sorted(graph.predecessors(i))) for i in range(num_agents)), matrix)
+
+
+def _check_edges(edges: tuple[tuple[int, int], ...], num_agents: int) -> None:
+    for i, k in edges:
+        if i == k or not (0 <= i < num_agents and 0 <= k < num_agents):
+            raise ValueError(
+                f"topology.edges: the pair [{i}, {k}]; allowed are two different agents of 0 to {num_agents - 1}"
+            )
 
 
 def _check_doubly_stochastic(matrix: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
 
@@ -215,6 +216,7 @@ class _Run:
             "run": self.folder.path.name,
             "mode": "live" if self.plan.is_live else "planned",
             "algorithm": config.algorithm.name,
+            "reading": config.algorithm.reading if isinstance(config.algorithm, Rule) else "",
             "num_agents": str(config.num_agents),
             "num_servers": str(len(self.plan.servers)),
             "seed": str(config.seed),

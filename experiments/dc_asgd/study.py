@@ -15,7 +15,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "DC-ASGD-c": {"gathering": "asgd", "correction": "dc-asgd-c"},
     "DC-ASGD-a": {"gathering": "asgd", "correction": "dc-asgd-a"},
 }
-STEP_SIZES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+STEP_SIZES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 WORKERS = (4, 8)
 SEEDS = (1, 2, 3)
 TUNING_SEED = 0

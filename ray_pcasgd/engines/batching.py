@@ -81,7 +81,7 @@ def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Te
 
 
 def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received]]) -> list[dict[str, float]]:
-    """Do ``Agent.apply`` for several agents of one recipe and equally many neighbors; return their measures."""
+    """Do ``Agent.apply`` for several agents of one recipe that gather equally much; return their measures."""
     first = agents[0]
     rule = first.spec.recipe.rule
     gathered = [agent.gather(r) for agent, r in zip(agents, received, strict=True)]
@@ -89,7 +89,6 @@ def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received
     if rule.corrects_gradients:
         corrected = torch.func.vmap(rule.correct)(own, reads)
         own = own._replace(direction=_optimize_together(agents, own.weights, corrected))
-    buffers = [agent.mix_buffers(g) for agent, g in zip(agents, gathered, strict=True)]
     states = stack([agent.rule_state for agent in agents])
     if rule.probes_at(first.version):
         drawn = [agent.draw(agent.probe_batches) for agent in agents]
@@ -102,11 +101,11 @@ def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received
     else:
         states, updates = torch.func.vmap(rule.step)(states, own, reads)
     measures = {name: values.tolist() for name, values in updates.measures.items()}
-    for agent, state, weights, own_buffers in zip(
-        agents, unstack(states, len(agents)), updates.weights.unbind(), buffers, strict=True
+    for agent, state, weights, own_gathered in zip(
+        agents, unstack(states, len(agents)), updates.weights.unbind(), gathered, strict=True
     ):
         agent.rule_state = state
-        agent.commit(Update(weights, {}), own_buffers)
+        agent.commit(Update(weights, {}), own_gathered)
     return [{name: values[b] for name, values in measures.items()} for b in range(len(agents))]
 
 

@@ -46,6 +46,7 @@ class _Published:
     weights: Tensor
     buffers: Tensor
     direction: Tensor | None = None
+    mass: float = 1.0
 
 
 class LocalEngine:
@@ -90,6 +91,8 @@ class _Execution:
         self.isolated: dict[int, int] = {}
         self.last_read: dict[tuple[int, int], int] = {(s.agent, k): 0 for s in specs for k in s.neighbors}
         self.readers = [[s.agent for s in specs if k in s.neighbors] for k in range(len(specs))]
+        self.unread: list[dict[int, set[int]]] = [{0: set(readers)} for readers in self.readers]
+        """Where every version is read: who has yet to read each."""
         self.events: list[Event] = []
         self.started = time.perf_counter()
 
@@ -170,12 +173,14 @@ class _Execution:
         return f"schedule: agent {row.agent} has a row for step {row.step} and none for the step before it"
 
     def grouped(self, rows: list[Row]) -> list[list[Row]]:
-        """Return the groups that may run as one batch: as many neighbors, and alike in probing."""
+        """Return the groups that may run as one batch: as much to gather, and alike in probing."""
         if not self.batched:
             return [[row] for row in rows]
         groups: dict[tuple[int, bool], list[Row]] = {}
         for row in rows:
-            key = (len(self.agents[row.agent].spec.neighbors), self.recipe.rule.probes_at(row.step))
+            agent = self.agents[row.agent]
+            gathers = len(row.reads) if agent.pushes else len(agent.spec.neighbors)
+            key = (gathers, self.recipe.rule.probes_at(row.step))
             groups.setdefault(key, []).append(row)
         return list(groups.values())
 
@@ -188,7 +193,7 @@ class _Execution:
         measures = apply_together(agents, received) if len(rows) > 1 else [agents[0].apply(received[0])]
         for row, agent in zip(rows, agents, strict=True):
             self.losses[row.agent] = None
-            self.published[row.agent][agent.version] = _Published(agent.weights, agent.buffers)
+            self.published[row.agent][agent.version] = _Published(agent.weights, agent.buffers, mass=agent.mass)
             self.forget(row)
         for row, agent, loss, measured in zip(rows, agents, losses, measures, strict=True):
             assert loss is not None
@@ -202,11 +207,14 @@ class _Execution:
                 direction = version.direction
                 if direction is None and self.recipe.rule.needs_directions:
                     direction = torch.zeros_like(version.weights)
-                received.append(Received(read, version.weights, version.buffers, direction))
+                received.append(Received(read, version.weights, version.buffers, direction, version.mass))
         return received
 
     def forget(self, row: Row) -> None:
         """Drop the versions that no later row can ask for: reads of one link never fall back by more than one."""
+        if self.agents[row.agent].pushes:
+            self.forget_read(row)
+            return
         for read in row.reads:
             self.last_read[row.agent, read.neighbor] = read.version
         for k in (row.agent, *(read.neighbor for read in row.reads)):
@@ -215,6 +223,16 @@ class _Execution:
             horizon = min([newest, *(version - FALLBACK_VERSIONS for version in needed)])
             for version in [v for v in self.published[k] if v < horizon]:
                 del self.published[k][version]
+
+    def forget_read(self, row: Row) -> None:
+        """Drop the versions that everybody has read who reads each version once, in whatever order."""
+        for read in row.reads:
+            self.unread[read.neighbor].get(read.version, set()).discard(row.agent)
+        self.unread[row.agent][row.step + 1] = set(self.readers[row.agent])
+        for k in (row.agent, *(read.neighbor for read in row.reads)):
+            for version, readers in list(self.unread[k].items()):
+                if version < self.agents[k].version and not any(map(self.is_running, readers)):
+                    del self.unread[k][version], self.published[k][version]
 
     def is_running(self, agent: int) -> bool:
         return self.agents[agent].version < self.recipe.num_steps and agent not in self.isolated

@@ -10,9 +10,21 @@ from ray_pcasgd.rules.gossip import GossipPull, GossipPush
 from ray_pcasgd.rules.importance import DASGDImportance
 from ray_pcasgd.rules.pcasgd import CASGD, PASGD, PCASGD
 from ray_pcasgd.rules.practical import PCASGDPV
+from ray_pcasgd.rules.push import SGP, OverlapSGP
 
 Algorithm = Annotated[
-    DPSGD | DASGD | CASGD | PASGD | PCASGD | PCASGDPV | DCS3GD | DASGDImportance | GossipPull | GossipPush,
+    DPSGD
+    | DASGD
+    | CASGD
+    | PASGD
+    | PCASGD
+    | PCASGDPV
+    | DCS3GD
+    | DASGDImportance
+    | GossipPull
+    | GossipPush
+    | SGP
+    | OverlapSGP,
     Field(discriminator="name"),
 ]
 """Any rule's settings, told apart by ``name``."""
@@ -25,8 +37,10 @@ __all__ = [
     "PASGD",
     "PCASGD",
     "PCASGDPV",
+    "SGP",
     "Algorithm",
     "DASGDImportance",
     "GossipPull",
     "GossipPush",
+    "OverlapSGP",
 ]

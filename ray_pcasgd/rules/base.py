@@ -14,6 +14,12 @@ from ray_pcasgd.settings import Settings
 State = tuple[Tensor, ...]
 """A rule's memory between steps: an empty tuple, or a NamedTuple of tensors of fixed shapes."""
 
+Reading = Literal["newest", "news", "every"]
+"""What of a neighbor is read at a step, see ``Rule.reading``."""
+
+DefaultBarrier = Literal["none", "all", "bounded"]
+"""A barrier by its name; ``bounded`` with a staleness of 1."""
+
 Probe = Callable[[tuple[Tensor, ...]], Tensor]
 """Losses, shape (M,), of M candidate weight vectors of shape (D,) on one independent mini-batch."""
 
@@ -40,9 +46,11 @@ class Rule(Settings, ABC):
     """Whether agents must keep the history of their own weights."""
     corrects_gradients: ClassVar[bool] = False
     """Whether ``correct`` changes the gradient before the local optimizer sees it; not beside ``needs_directions``."""
-    reads_once: ClassVar[bool] = False
-    """Whether a version that has been read is not read again; there can be no barrier then."""
-    default_barrier: ClassVar[Literal["none", "all"]] = "none"
+    reading: ClassVar[Reading] = "newest"
+    """What of a neighbor is read at a step: its ``newest`` version, be it for the second time; the newest only where
+    it is ``news``, without a barrier; or ``every`` version, each exactly once, since it is a part of the sender's mass
+    (push-sum): then, and only then, graphs may be directed."""
+    default_barrier: ClassVar[DefaultBarrier] = "none"
     """The barrier between agents under which the rule is the published algorithm."""
 
     def check(self, num_agents: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ray_pcasgd import numerics
 from ray_pcasgd.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import Probe, Rule, averaged_step, mix
+from ray_pcasgd.rules.base import DefaultBarrier, Probe, Rule, averaged_step, mix
 
 
 class DCS3GD(Rule):
@@ -23,7 +23,7 @@ class DCS3GD(Rule):
     """
 
     corrects_gradients: ClassVar[bool] = True
-    default_barrier: ClassVar[Literal["none", "all"]] = "all"
+    default_barrier: ClassVar[DefaultBarrier] = "all"
 
     name: Literal["dc-s3gd"] = "dc-s3gd"
     lambda_0: float = Field(0.2, ge=0)

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import Probe, Rule, averaged_step
+from ray_pcasgd.rules.base import DefaultBarrier, Probe, Rule, averaged_step
 
 
 class DPSGD(Rule):
@@ -11,7 +11,7 @@ class DPSGD(Rule):
 
     name: Literal["d-psgd"] = "d-psgd"
 
-    default_barrier: ClassVar[Literal["none", "all"]] = "all"
+    default_barrier: ClassVar[DefaultBarrier] = "all"
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``w_ii x_i + sum_k w_ik x_k - eta u_i``."""

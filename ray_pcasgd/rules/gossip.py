@@ -8,7 +8,7 @@ from pydantic import Field
 from ray_pcasgd.numerics import Vectors, blockwise
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import Probe, Rule
+from ray_pcasgd.rules.base import Probe, Reading, Rule
 
 
 class _Gossip(Rule):
@@ -50,7 +50,7 @@ class GossipPush(_Gossip):
     **Choice**: of several versions that one sender has pushed since the receiver's last step, the newest counts.
     """
 
-    reads_once: ClassVar[bool] = True
+    reading: ClassVar[Reading] = "news"
 
     name: Literal["gossip-push"] = "gossip-push"
 

@@ -34,7 +34,7 @@ class Planner:
     """
 
     neighbors: tuple[tuple[int, ...], ...]
-    """Of each agent, rising."""
+    """Whom each agent reads, rising."""
     num_steps: int
     """Steps that each agent takes."""
     compute: ComputeTimes
@@ -82,17 +82,18 @@ class _Agent:
 class _Link:
     """What one reader knows of one neighbor."""
 
-    def __init__(self, times: LinkTimes, sender: _Agent, receiver: _Agent) -> None:
+    def __init__(self, times: LinkTimes, sender: _Agent, receiver: _Agent, reads_every: bool) -> None:
         self.sender = sender
         self.receiver = receiver
+        self.reads_every = reads_every
         self.newest = 0
         """Newest version whose message has arrived."""
         self.in_flight: deque[_Message] = deque()
         self._times = times
         self._last = _START
         """What was read last."""
-        self._held: deque[_Message] = deque()
-        """What has arrived and may yet be read, by rising version and rising ``known_at``."""
+        self._held: deque[_Message] = deque([_START] if reads_every else [])
+        """What has arrived and may yet be read, by rising version and, unless every one is read, ``known_at``."""
         self._last_arrival = 0
 
     def send(self, now: int) -> int:
@@ -110,26 +111,29 @@ class _Link:
             message = self.in_flight.popleft()
             self.newest = message.version
             # Versions that become readable no earlier than a newer one are never the newest readable.
-            while self._held and self._held[-1].known_at >= message.known_at:
+            while not self.reads_every and self._held and self._held[-1].known_at >= message.known_at:
                 self._held.pop()
             self._held.append(message)
 
-    def read(self, step: int, capped: bool, once: bool) -> Read | None:
-        """Return what the receiver reads at its step; reads never go backwards.
+    def read(self, step: int, capped: bool, once: bool) -> Iterator[Read]:
+        """Yield what the receiver reads at its step: one version, unless every one is read; never an older one.
 
         With ``once`` nothing is read where nothing new has come.
         """
-        last = self._last
-        known, published = self.newest, self.sender.step
-        if capped:
-            known, published = min(known, step), min(published, step)
-        while self._held and self._held[0].known_at <= known:
-            self._last = self._held.popleft()
-        if once and self._last is last:
-            return None
-        version = self._last.version
-        # What an earlier, uncapped read has seen may be newer than the cap.
-        return Read(self.sender.number, version, max(0, published - version), step - self._last.reader_step)
+        known = min(self.newest, step) if capped else self.newest
+        published = min(self.sender.step, step) if capped else self.sender.step
+        if self.reads_every:
+            taken = [message for message in self._held if message.known_at <= known]
+            self._held = deque(message for message in self._held if message.known_at > known)
+        else:
+            last = self._last
+            while self._held and self._held[0].known_at <= known:
+                self._last = self._held.popleft()
+            taken = [] if once and self._last is last else [self._last]
+        for message in taken:
+            # What an earlier, uncapped read has seen may be newer than the cap.
+            staleness = max(0, published - message.version)
+            yield Read(self.sender.number, message.version, staleness, step - message.reader_step)
 
 
 class _Simulation:
@@ -139,7 +143,7 @@ class _Simulation:
         for receiver in self.agents:
             for k in plan.neighbors[receiver.number]:
                 times = LinkTimes(plan.links, plan.clusters, plan.seed, k, receiver.number)
-                link = _Link(times, self.agents[k], receiver)
+                link = _Link(times, self.agents[k], receiver, plan.rule.reading == "every")
                 receiver.incoming[k] = link
                 self.agents[k].outgoing.append(link)
         self.calendar: list[tuple[int, int]] = []
@@ -187,9 +191,10 @@ class _Simulation:
         """Yield what the agent reads at its step."""
         rule, neighbors = self.plan.rule, self.plan.neighbors[agent.number]
         for k in rule.partners(self.plan.seed, agent.number, agent.step, neighbors):
-            read = agent.incoming[k].read(agent.step, k in capped, rule.reads_once)
-            if read is not None:
-                yield read
+            for read in agent.incoming[k].read(agent.step, k in capped, rule.reading == "news"):
+                # The last version is nobody's to pass on: its agent splits it no more.
+                if rule.reading != "every" or read.version < self.plan.num_steps:
+                    yield read
 
     def wait(self, agent: _Agent) -> None:
         if agent.waits:
@@ -206,8 +211,8 @@ class _Simulation:
             agent.waits = False
         entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < self.plan.num_steps]
         for agent in agents:
-            neighbors = self.plan.neighbors[agent.number]
-            receivers = self.plan.rule.receivers(self.plan.seed, agent.number, agent.step, neighbors)
+            readers = tuple(link.receiver.number for link in agent.outgoing)
+            receivers = self.plan.rule.receivers(self.plan.seed, agent.number, agent.step, readers)
             for link in agent.outgoing:
                 if link.receiver.number not in receivers:
                     continue

@@ -43,17 +43,37 @@ def choose_read(
     The newest version, none newer than ``cap``, of which everything that is needed is here: ``may_read(read)``. A
     stale version whose direction has not come yet so gives way to the one before it.
     """
-    newest = mailbox.newest(neighbor)
     readable = mailbox.readable(neighbor, cap)
-    if newest is None or readable is None:
+    if readable is None:
         return None
+    reads = _reads(mailbox, neighbor, cap, now, own)
+    return next((read for read in reversed(reads) if read.version <= readable and may_read(read)), None)
+
+
+def choose_all(
+    mailbox: Mailbox[Any],
+    neighbor: int,
+    cap: int | None,
+    now: float,
+    own: OwnTimes,
+    may_read: Callable[[Read], bool],
+) -> list[Read]:
+    """Return every version of one neighbor that may be read at time ``now``, oldest first."""
+    reads = _reads(mailbox, neighbor, cap, now, own)
+    return [read for read in reads if mailbox.is_readable(neighbor, read.version, cap) and may_read(read)]
+
+
+def _reads(mailbox: Mailbox[Any], neighbor: int, cap: int | None, now: float, own: OwnTimes) -> list[Read]:
+    """Return the versions of a neighbor that are here as reads, oldest first."""
+    newest = mailbox.newest(neighbor)
+    if newest is None:
+        return []
     known = newest.version if cap is None else min(newest.version, cap)
     missed = steps_missed(newest, now) if cap is None else 0
-    for version in sorted(mailbox.versions(neighbor), reverse=True):
+    reads = []
+    for version in sorted(mailbox.versions(neighbor)):
         message = mailbox.get(neighbor, version)
-        if version <= readable and message is not None:
-            age = own.steps_since(message.header.sent_at)
-            read = Read(neighbor, version, known - version + missed, age)
-            if may_read(read):
-                return read
-    return None
+        assert message is not None
+        age = own.steps_since(message.header.sent_at)
+        reads.append(Read(neighbor, version, known - version + missed, age))
+    return reads

@@ -131,6 +131,11 @@ def check_fits(
                 )
 
 
+def newest_reads(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows with one read of each neighbor, the newest version."""
+    return [row._replace(reads=tuple({read.neighbor: read for read in row.reads}.values())) for row in rows]
+
+
 def trace_hash(rows: Iterable[Row]) -> str:
     """Return a hash of who read which version, with which staleness and age; times and the rows' order do not count."""
     digest = hashlib.blake2b(digest_size=8)

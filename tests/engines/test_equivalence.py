@@ -42,6 +42,12 @@ def assert_same_bits(result: Result, other: Result) -> None:
     assert mine.equals(theirs)
 
 
+BATCH_NORM: dict[str, Any] = {
+    "task": {
+        "data": {"name": "custom", "train": "tests.engines.images:TRAIN", "test": "tests.engines.images:TEST"},
+        "model": {"name": "small-cnn", "channels": [4], "batch_norm": True},
+    }
+}
 ALGORITHMS: dict[str, Any] = {
     "d-psgd": {"algorithm": "d-psgd"},
     "d-asgd": {"algorithm": "d-asgd"} | UNEVEN,
@@ -56,6 +62,10 @@ ALGORITHMS: dict[str, Any] = {
     "d-asgd-importance": {"algorithm": "d-asgd-importance"} | UNEVEN,
     "gossip-pull": {"algorithm": {"name": "gossip-pull", "every": 2}} | UNEVEN,
     "gossip-push": {"algorithm": {"name": "gossip-push", "every": 1.5}} | UNEVEN,
+    "sgp, directed": {"algorithm": "sgp", "topology": "directed-exponential"} | UNEVEN,
+    "sgp-overlap, directed, batch norm": {"algorithm": "sgp-overlap", "topology": "directed-ring"}
+    | BATCH_NORM
+    | UNEVEN,
     "d-asgd, braking": {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "braking": 0.5, "weight_decay": 1e-4}}
     | UNEVEN,
     "pc-asgd-pv, probe": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | UNEVEN,
@@ -69,12 +79,7 @@ BARRIERS: dict[str, Any] = {
         "topology": "ring",
         "links": [{"unit": "seconds", "delay": {"name": "uniform", "low": 0, "high": 2}}],
     },
-    "batch norm": {
-        "task": {
-            "data": {"name": "custom", "train": "tests.engines.images:TRAIN", "test": "tests.engines.images:TEST"},
-            "model": {"name": "small-cnn", "channels": [4], "batch_norm": True},
-        }
-    },
+    "batch norm": BATCH_NORM,
 }
 
 
@@ -98,7 +103,7 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["d-asgd", "pc-asgd", "pc-asgd-pv", "gossip-pull", "gossip-push"])
+@pytest.mark.parametrize("algorithm", ["d-asgd", "pc-asgd", "pc-asgd-pv", "gossip-pull", "gossip-push", "sgp-overlap"])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, tmp_path: Path) -> None:
     settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {3: 0.01}}}

@@ -49,6 +49,7 @@ class _SlowPlanner:
         }
         self.sent: dict[tuple[int, int], list[Sent]] = {link: [] for link in self.times}
         self.last_read = dict.fromkeys(self.times, START)
+        self.taken: set[tuple[int, int, int]] = set()
         self.draws = [generator(plan.seed, "barrier", i) for i in self.agents]
         self.tested: dict[int, object] = {}
         self.capped: dict[int, frozenset[int]] = {}
@@ -107,8 +108,11 @@ class _SlowPlanner:
         step, plan = len(self.published[i]), self.plan
         before = dict(self.last_read)
         asked = plan.rule.partners(plan.seed, i, step, plan.neighbors[i])
+        if plan.rule.reading == "every":
+            reads = [read for k in asked for read in self.read_every(k, i, moment)]
+            return Row(i, step, self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9, tuple(reads))
         reads = [self.read(k, i, moment) for k in asked]
-        if plan.rule.reads_once:
+        if plan.rule.reading == "news":
             reads = [read for read in reads if self.last_read[read.neighbor, i] != before[read.neighbor, i]]
         return Row(i, step, self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9, tuple(reads))
 
@@ -123,12 +127,29 @@ class _SlowPlanner:
         own_then = len([m for m in self.published[i] if m <= chosen.moment])
         return Read(k, chosen.version, max(0, published - chosen.version), step - own_then)
 
+    def read_every(self, k: int, i: int, moment: Moment) -> list[Read]:
+        """Return every version but the last one that i may read of k, and has not read."""
+        step = len(self.published[i])
+        cap = step if k in self.capped[i] else 10**9
+        messages = self.known(k, i, moment)
+        newest_known = min(cap, max(message.version for message in messages))
+        published = min(cap, len([m for m in self.published[k] if m < moment]))
+        reads = []
+        for message in messages:
+            key = (k, i, message.version)
+            if message.version + message.hold <= newest_known and message.version < self.plan.num_steps:
+                if key not in self.taken:
+                    own_then = len([m for m in self.published[i] if m <= message.moment])
+                    reads.append(Read(k, message.version, max(0, published - message.version), step - own_then))
+                self.taken.add(key)
+        return reads
+
     def publish(self, i: int, moment: Moment) -> None:
         self.published[i].append(moment)
         version, second = len(self.published[i]), moment[0] / 1e9
         for receiver in self.agents:
-            neighbors = self.plan.neighbors[i]
-            if receiver in neighbors and receiver in self.plan.rule.receivers(self.plan.seed, i, version, neighbors):
+            readers = tuple(k for k in self.agents if i in self.plan.neighbors[k])
+            if receiver in readers and receiver in self.plan.rule.receivers(self.plan.seed, i, version, readers):
                 earlier = self.sent[i, receiver]
                 times = self.times[i, receiver]
                 due = moment[0] + self.nanoseconds(times.latency_seconds(version, second))

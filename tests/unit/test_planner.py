@@ -11,13 +11,23 @@ from pydantic import TypeAdapter
 
 from ray_pcasgd.laws import Law
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules import GossipPull, GossipPush
+from ray_pcasgd.rules import GossipPull, GossipPush, OverlapSGP
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier, SampledBarrier
 from ray_pcasgd.schedule.planner import Planner
 from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
 from ray_pcasgd.timing import ComputeTimes, LinkDelay
-from ray_pcasgd.topology import Complete, ErdosRenyi, Metropolis, Ring, Star, build_network
+from ray_pcasgd.topology import (
+    Complete,
+    DirectedExponential,
+    DirectedRing,
+    ErdosRenyi,
+    Metropolis,
+    Ring,
+    Star,
+    build_network,
+    build_push_network,
+)
 
 from .planning import slow_rows
 
@@ -106,6 +116,26 @@ def test_sampled_rows_equal_those_of_the_slow_planner_where_agents_drift_apart()
 def test_rows_of_gossip_equal_those_of_the_slow_planner(plan: Planner, rule: Rule) -> None:
     plan = dataclasses.replace(plan, rule=rule)
     assert list(plan) == slow_rows(plan)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(plans(st.one_of(BARRIERS, SAMPLED)))
+def test_rows_of_push_sum_equal_those_of_the_slow_planner(plan: Planner) -> None:
+    plan = dataclasses.replace(plan, rule=OverlapSGP())
+    assert list(plan) == slow_rows(plan)
+
+
+@pytest.mark.parametrize("topology", [DirectedRing(), DirectedExponential()])
+@pytest.mark.parametrize("barrier", [NoBarrier(), AllBarrier(), BoundedBarrier(staleness=1)])
+def test_rows_on_directed_graphs_equal_those_of_the_slow_planner(topology: Any, barrier: Barrier) -> None:
+    network = build_push_network(topology, 5, 0)
+    link = LinkDelay(delay=law({"name": "exponential", "mean": 1}), unit="seconds")
+    compute = ComputeTimes(law=law({"name": "exponential", "mean": 1}))
+    plan = planner(5, compute=compute, links=(link,), barrier=barrier)
+    plan = dataclasses.replace(plan, neighbors=network.neighbors, rule=OverlapSGP())
+    rows = list(plan)
+    assert rows == slow_rows(plan)
+    assert {(read.neighbor, row.agent) for row in rows for read in row.reads} == set(topology.graph(5, 0).edges)
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)

@@ -22,10 +22,12 @@ from ray_pcasgd.rules import (
     PASGD,
     PCASGD,
     PCASGDPV,
+    SGP,
     Algorithm,
     DASGDImportance,
     GossipPull,
     GossipPush,
+    OverlapSGP,
 )
 from ray_pcasgd.rules.base import Probe, Rule
 from ray_pcasgd.rules.compensation import AdaptiveCompensation
@@ -61,6 +63,8 @@ CASES = [
     Case(PCASGD(theta=0.0), keeps_mean=True),
     Case(DCS3GD(), keeps_mean=True, averages=False),
     Case(DASGDImportance(), keeps_mean=True),
+    Case(SGP(), averages=False),
+    Case(OverlapSGP(), averages=False),
     Case(GossipPull(), averages=False, ordered=True),
     Case(GossipPush(), averages=False, ordered=True),
     Case(PCASGDPV(condition="descent")),
@@ -372,4 +376,4 @@ def test_a_network_with_late_links_reaches_its_common_minimum(case: Case) -> Non
 
 
 def test_only_synchronous_rules_ask_all_agents_to_wait() -> None:
-    assert {type(c.rule) for c in CASES if c.rule.default_barrier == "all"} == {DPSGD, DCS3GD}
+    assert {type(c.rule) for c in CASES if c.rule.default_barrier == "all"} == {DPSGD, DCS3GD, SGP}

@@ -23,6 +23,7 @@ class Found(NamedTuple):
     read: Read
     state: Contents
     direction: Parcel | None
+    mass: float
 
 
 class AgentActor(Shell):
@@ -68,7 +69,8 @@ class AgentActor(Shell):
         message = self.mailbox.get(read.neighbor, read.version)
         assert message is not None, read
         assert message.contents is not None, read
-        return Found(read, message.contents, self.direction_of(read.neighbor, read.version))
+        direction = self.direction_of(read.neighbor, read.version)
+        return Found(read, message.contents, direction, message.header.mass)
 
     def open(self, found: Found) -> Received:
         """Return what was found, fetched; called without the lock, since a fetch may take its time."""
@@ -80,22 +82,37 @@ class AgentActor(Shell):
             if found.direction is not None:
                 direction = unpack(found.direction, device)
         weights, buffers = (unpack(parcel, device) for parcel in (found.state.weights, found.state.buffers))
-        return Received(found.read, weights, buffers, direction)
+        return Received(found.read, weights, buffers, direction, found.mass)
+
+    def forget(self, read: Read) -> None:
+        """Drop what no later step asks for, once this has been read; called with the lock held."""
+        if self.agent.pushes:
+            self.mailbox.discard(read.neighbor, read.version)
+        else:
+            self.mailbox.forget(read.neighbor, read.version)
 
     def publish(self) -> None:
         """Send the agent's new version to its neighbors."""
         agent = self.agent
         needed = self.spec.recipe.rule.needs_directions
-        direction = pack(agent.direction) if needed and self.spec.neighbors else None
-        self.send(Contents(pack(agent.weights), pack(agent.buffers), direction) if self.spec.neighbors else None)
+        direction = pack(agent.direction) if needed and self.spec.receivers else None
+        self.send(Contents(pack(agent.weights), pack(agent.buffers), direction) if self.spec.receivers else None)
 
     def send(self, contents: Contents | None, isolated: bool = False) -> None:
         """Send one message to every neighbor, and report those that are gone."""
         version = self.agent.version
         final = version == self.spec.recipe.num_steps
-        common = Header(self.spec.agent, version, time.time(), self.step_seconds, final=final, isolated=isolated)
+        common = Header(
+            self.spec.agent,
+            version,
+            time.time(),
+            self.step_seconds,
+            final=final,
+            isolated=isolated,
+            mass=self.agent.mass,
+        )
         # That an agent has left the run concerns all, not only those whom this version would be sent to.
-        receivers = self.spec.neighbors if isolated else self.agent.receivers()
+        receivers = self.spec.receivers if isolated else self.agent.receivers()
         headers = {k: self.address(common, k) for k in receivers}
         for k in self.outbox.send(headers, contents, may_skip=self.may_skip):
             self.gone.add(k)
@@ -164,7 +181,7 @@ class PlannedAgentActor(AgentActor):
             gone = self.mailbox.isolated
             found = [self.find(read) for read in row.reads if not gone(read.neighbor, read.version)]
             for read in row.reads:
-                self.mailbox.forget(read.neighbor, read.version)
+                self.forget(read)
             return found
 
     def is_worth_waking(self) -> bool:

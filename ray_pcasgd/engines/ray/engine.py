@@ -107,7 +107,7 @@ class _Run:
         yield from self.started()
         ray.get(
             [
-                actor.connect.remote({k: self.actors[k] for k in spec.neighbors})
+                actor.connect.remote({k: self.actors[k] for k in spec.receivers})
                 for actor, spec in zip(self.actors, self.specs, strict=True)
             ]
         )

@@ -14,7 +14,7 @@ from ray_pcasgd.mailbox import Header
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, Proceed, SampledBarrier, WaitFor
-from ray_pcasgd.schedule.reading import OwnTimes, choose_read
+from ray_pcasgd.schedule.reading import OwnTimes, choose_all, choose_read
 from ray_pcasgd.tasks.task import TaskData
 from ray_pcasgd.timing import LinkTimes
 
@@ -25,8 +25,6 @@ STEP_SECONDS_SMOOTHING = 0.8
 class LiveAgentActor(AgentActor):
     """Never waits beyond its barrier, for no message and for no neighbor."""
 
-    may_skip = True
-
     def __init__(
         self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], injection: Injection
     ) -> None:
@@ -35,13 +33,15 @@ class LiveAgentActor(AgentActor):
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self.barrier_draws = generator(injection.seed, "barrier", spec.agent)
         self.links = {
-            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.neighbors
+            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.receivers
         }
-        self.last_read = dict.fromkeys(spec.neighbors, 0 if spec.recipe.rule.reads_once else -1)
-        """The versions that are not read again."""
+        self.last_read = dict.fromkeys(spec.neighbors, 0)
+        """Where only news are read: the newest version that was."""
+        self.reads_news = spec.recipe.rule.reading == "news"
         self.own_times = OwnTimes(1, [])
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
-        self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier)
+        self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier) and not self.agent.pushes
+        self.may_skip = not self.agent.pushes
 
     def take_steps(self) -> None:
         """Take all steps as fast as the barrier allows."""
@@ -99,7 +99,11 @@ class LiveAgentActor(AgentActor):
 
         with self.changed:
             self.wait_until(may_end, missing)
-            return [self.find(read) for read in self.choose_reads(decided[0].capped, step)]
+            found = [self.find(read) for read in self.choose_reads(decided[0].capped, step)]
+            if self.agent.pushes:
+                for item in found:
+                    self.forget(item.read)
+            return found
 
     def newest(self) -> dict[int, int]:
         """Return each neighbor's newest known version; those that have finished or left hold nobody up."""
@@ -118,16 +122,22 @@ class LiveAgentActor(AgentActor):
             cap = step if k in capped else None
             if self.mailbox.left(k):
                 continue
+            if self.agent.pushes:
+                reads += choose_all(self.mailbox, k, cap, now, self.own_times, self.may_read)
+                continue
             read = choose_read(self.mailbox, k, cap, now, self.own_times, self.may_read)
-            if read is not None and read.version > self.last_read[k]:
-                if self.spec.recipe.rule.reads_once:
-                    self.last_read[k] = read.version
-                reads.append(read)
-                self.mailbox.forget(k, read.version)
+            if read is None or (self.reads_news and read.version <= self.last_read[k]):
+                continue
+            self.last_read[k] = read.version
+            reads.append(read)
+            self.mailbox.forget(k, read.version)
         return reads
 
     def may_read(self, read: Read) -> bool:
         """Return whether everything that the rule needs of a version is here, and needs no waiting for the network."""
+        # The last version is nobody's to pass on: its agent splits it no more.
+        if self.agent.pushes and read.version == self.spec.recipe.num_steps:
+            return False
         if not self.is_here(read.neighbor, read.version):
             return False
         if not self.spec.recipe.needs_direction(self.spec.agent, read):

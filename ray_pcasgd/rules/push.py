@@ -1,0 +1,55 @@
+"""Stochastic gradient push: averaging on directed graphs, where nobody needs an answer (Assran et al. 2019)."""
+
+from typing import Any, ClassVar, Literal
+
+from ray_pcasgd.numerics import Vectors, blockwise
+from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.rules.base import DefaultBarrier, Probe, Reading, Rule, mix
+
+
+class _Push(Rule):
+    """The step that both forms share.
+
+    Everyone sends equal shares of its biased weights ``x = w z`` and of its mass ``w`` to itself and to all that read
+    it. With ``m_k`` the mass that a version brings (``own.mixing`` is what the agent has kept, ``reads.mixing`` what
+    has come), ``w <- m_i + sum_k m_k`` and ``z <- (m_i z_i + sum_k m_k z_k - eta u_i) / w``. Reliability does not
+    count: to leave a share out would lose it.
+
+    **Choice**: messages hold ``z`` and ``w`` of a version, and the gradient at ``z_i`` comes in after the shares, as
+    in D-PSGD here; Assran et al. send after the gradient.
+    """
+
+    reading: ClassVar[Reading] = "every"
+
+    def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
+        """Return the de-biased weights after one step; the measure ``mass`` is w."""
+        total = own.mixing
+        for k in range(len(reads.weights)):
+            total = total + reads.mixing[k]
+
+        def step(mine: Vectors, others: Vectors) -> Vectors:
+            z, u = mine
+            return ((mix(own.mixing, z, reads.mixing, others) - own.step_size * u) / total,)
+
+        weights = blockwise(step, (own.weights, own.direction), reads.weights)[0]
+        return state, Update(weights, {"mass": total})
+
+
+class SGP(_Push):
+    """Stochastic gradient push: step t takes in version t of everyone that the agent reads."""
+
+    default_barrier: ClassVar[DefaultBarrier] = "all"
+
+    name: Literal["sgp"] = "sgp"
+
+
+class OverlapSGP(_Push):
+    """Stochastic gradient push, overlapped: each share is taken in when it has come.
+
+    ``barrier: {name: bounded, staleness: tau}`` makes it their tau-overlap: nobody gets more than tau steps ahead of
+    whom it reads. Without a barrier the mass gathers at stragglers, and those who have little take steps too large.
+    """
+
+    default_barrier: ClassVar[DefaultBarrier] = "bounded"
+
+    name: Literal["sgp-overlap"] = "sgp-overlap"
