@@ -9,6 +9,7 @@ from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.laws import Constant as ConstantDelay
 from ray_pcasgd.optimizer import SGD
+from ray_pcasgd.pairs import ADPSGD
 from ray_pcasgd.reliability import Measured, Reliability
 from ray_pcasgd.rules import PCASGD, Algorithm
 from ray_pcasgd.schedule.barrier import Barrier
@@ -26,10 +27,10 @@ Engine = Annotated[
 
 
 AnyAlgorithm = Annotated[
-    Annotated[Algorithm | ParameterServer | ElasticAveraging, Field(discriminator="name")],
+    Annotated[Algorithm | ADPSGD | ParameterServer | ElasticAveraging, Field(discriminator="name")],
     BeforeValidator(from_name),
 ]
-"""A rule between peers, or an algorithm with a server."""
+"""A rule between peers, averaging in pairs, or an algorithm with a server."""
 
 
 class CheckpointSettings(Settings):

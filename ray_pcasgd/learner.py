@@ -165,7 +165,7 @@ class Learner:
         # A sum, since one pass is all that it costs: a finite loss may have a gradient that is none (a norm at 0),
         # and weights that are moved by it would reach the neighbors before the next loss is known.
         if not (math.isfinite(loss) and math.isfinite(self.direction.sum().item())):
-            raise NonFiniteLossError(self.spec.agent, self.version, loss)
+            raise NonFiniteLossError(self.spec.agent, self.progress, loss)
         return loss
 
     def snapshot(self) -> Snapshot:

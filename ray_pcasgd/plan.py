@@ -17,8 +17,10 @@ from ray_pcasgd.engines.base import Engine
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.explanation import explain, one_line
-from ray_pcasgd.learner import LearnerSpec
+from ray_pcasgd.learner import LearnerSpec, Training
 from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.pair_plan import check_pair_settings, divide, pair_schedule
+from ray_pcasgd.pairs import ADPSGD, PairSpec
 from ray_pcasgd.reliability import Measured
 from ray_pcasgd.replica import Replica
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
@@ -53,10 +55,16 @@ class Plan:
         """The numbers of the servers, where there are any."""
         return range(self.config.num_agents, len(self.specs))
 
+    @property
+    def reading(self) -> str:
+        """What rows read, for the schedule's metadata: as the rule says, ``pairs``, or nothing beside servers."""
+        algorithm = self.config.algorithm
+        return algorithm.reading if isinstance(algorithm, Rule) else "pairs" if isinstance(algorithm, ADPSGD) else ""
+
     @cached_property
     def last_steps(self) -> dict[int, int]:
         """The last steps of agents that leave a recorded schedule before its end, by agent; -1 if they take none."""
-        if not isinstance(self.schedule, Recorded) or self.servers:
+        if not isinstance(self.schedule, Recorded) or not isinstance(self.config.algorithm, Rule):
             return {}
         last = dict.fromkeys(range(self.config.num_agents), -1)
         for row in self.schedule.recorded:
@@ -101,6 +109,8 @@ def make_plan(config: Config) -> Plan:
         _try_out(config.task, data, config.seed)
         if isinstance(config.algorithm, ServerRule):
             return _with_servers(config, config.algorithm, clusters, data, shards)
+        if isinstance(config.algorithm, ADPSGD):
+            return _in_pairs(config, clusters, data, shards)
         return _between_peers(config, config.algorithm, clusters, data, shards)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, {}))) from None
@@ -119,6 +129,19 @@ def _between_peers(
     schedule = _schedule(config, rule, network, clusters)
     recipe = Recipe(**_shared(config), rule=rule, reliability=config.reliability, clusters=clusters)
     specs = tuple(_spec(recipe, network, agent, shards) for agent in range(config.num_agents))
+    return Plan(config, network, clusters, data, specs, schedule)
+
+
+def _in_pairs(config: Config, clusters: tuple[int, ...], data: TaskData, shards: Sequence[np.ndarray]) -> Plan:
+    network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+    check_timing(config.compute, config.links, config.num_agents)
+    division = divide(network, config.topology.name)
+    schedule = pair_schedule(config, division, clusters)
+    recipe = Training(**_shared(config))
+    specs = tuple(
+        PairSpec(agent=i, recipe=recipe, neighbors=others, shard=shards[i], is_active=i in division.active)
+        for i, others in enumerate(division.neighbors)
+    )
     return Plan(config, network, clusters, data, specs, schedule)
 
 
@@ -214,10 +237,13 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
 def _check_settings(config: Config) -> None:
     if isinstance(config.algorithm, ServerRule):
         check_server_settings(config, config.algorithm)
-    try:
-        config.algorithm.check(config.num_agents)
-    except ValueError as error:
-        raise ValueError(f"algorithm.{error}") from None
+    if isinstance(config.algorithm, ADPSGD):
+        check_pair_settings(config)
+    else:
+        try:
+            config.algorithm.check(config.num_agents)
+        except ValueError as error:
+            raise ValueError(f"algorithm.{error}") from None
     lowest = min(config.step_size.extremes())
     if lowest < 0:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
@@ -273,6 +299,8 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
         raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
     rows, metadata = read_rows(path)
     check_family(config.schedule, metadata, 0)
+    if metadata.get("reading") == "pairs":
+        raise ValueError(f"schedule = {config.schedule!r}: is one of ad-psgd; allowed is it beside ad-psgd alone")
     left = frozenset(map(int, metadata.get("left", "").split()))
     if rule.reading != metadata.get("reading") and "every" in (rule.reading, metadata.get("reading")):
         if rule.reading == "every":

@@ -21,9 +21,10 @@ class Read(NamedTuple):
     """Steps that the reader itself has taken since that version was sent."""
 
 
-RowKind = Literal["step", "cancelled"]
+RowKind = Literal["step", "cancelled", "passive"]
 """``step``: a step that was taken. ``cancelled``: a worker's gradient that was given up at ``end``, and that nobody
-reads; the worker still goes on to its next version."""
+reads; the worker still goes on to its next version. ``passive``: an agent of AD-PSGD was averaged with, at an
+instant and while it computed; so it came to its next version without a step of its own."""
 
 
 class Row(NamedTuple):

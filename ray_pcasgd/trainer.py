@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -20,7 +20,7 @@ from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.records import Event, Row, StepReport
-from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
 
@@ -208,7 +208,7 @@ class _Run:
                 for row in self.rows
             ]
         if self.plan.is_live:
-            self.rows = in_causal_order(self.rows, with_directions=not self.plan.servers)
+            self.rows = in_causal_order(self.rows, with_directions=self.plan.reading in get_args(Reading))
 
     def schedule_metadata(self) -> dict[str, str]:
         config = self.plan.config
@@ -216,7 +216,7 @@ class _Run:
             "run": self.folder.path.name,
             "mode": "live" if self.plan.is_live else "planned",
             "algorithm": config.algorithm.name,
-            "reading": config.algorithm.reading if isinstance(config.algorithm, Rule) else "",
+            "reading": self.plan.reading,
             "num_agents": str(config.num_agents),
             "num_servers": str(len(self.plan.servers)),
             "seed": str(config.seed),
@@ -228,12 +228,13 @@ class _Run:
         final = final_metrics(frame)
         training_seconds = time.perf_counter() - (self.first_step_at or self.started_at)
         digest = trace_hash(self.rows)
+        agent_steps = sum(row.kind != "passive" for row in self.rows)
         summary = {
             "schedule_hash": digest,
             "num_parameters": self.model.num_parameters,
-            "agent_steps": len(self.rows),
+            "agent_steps": agent_steps,
             "wall_seconds": round(time.perf_counter() - self.started_at, 3),
-            "agent_steps_per_second": round(len(self.rows) / max(training_seconds, 1e-9), 1),
+            "agent_steps_per_second": round(agent_steps / max(training_seconds, 1e-9), 1),
             "final": final,
             "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
             "error": str(error) if error else None,

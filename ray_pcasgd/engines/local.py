@@ -13,9 +13,11 @@ from torch import Tensor
 from ray_pcasgd.agent import Agent, AgentSpec, Received
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.batching import apply_together, compute_together
+from ray_pcasgd.engines.local_pairs import pair_reports
 from ray_pcasgd.engines.local_server import server_reports
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.mailbox import FALLBACK_VERSIONS
+from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.server import ServerSpec, WorkerSpec
@@ -67,10 +69,13 @@ class LocalEngine:
         rows = iter(self._schedule)
         peers = [spec for spec in specs if isinstance(spec, AgentSpec)]
         others = [spec for spec in specs if isinstance(spec, WorkerSpec | ServerSpec)]
+        pairs = [spec for spec in specs if isinstance(spec, PairSpec)]
         try:
             with torch.random.fork_rng():
                 if peers:
                     yield from _Execution(self._settings, rows, peers, data).reports()
+                elif pairs:
+                    yield from pair_reports(rows, pairs, data)
                 else:
                     yield from server_reports(rows, others, data, self._settings.batched == "always")
         finally:

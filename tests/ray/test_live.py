@@ -126,3 +126,22 @@ def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_pa
     assert "3 agents ask for" in str(result.error)
     assert "3 GPU" in str(result.error)
     assert "engine.placement_seconds = 1" in str(result.error)
+
+
+@pytest.mark.parametrize("lost", [1, 2], ids=["who answers", "who asks"])
+def test_pairs_go_on_without_an_agent_that_was_killed(lost: int, tmp_path: Path) -> None:
+    killer = Killer(agent=lost, at_step=12)
+    slow = dict.fromkeys(range(4), 0.02)
+    result = fit(
+        tmp_path, killer, algorithm="ad-psgd", num_agents=4, max_failures=1, compute={"stragglers": slow}, num_steps=80
+    )
+    assert result.error is None
+    assert ("agent_lost", lost) in {(event.kind, event.agent) for event in killer.events}
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    own = [row for row in rows if row.kind == "step"]
+    taken = [sum(row.agent == agent for row in own) for agent in range(4)]
+    assert [taken[agent] for agent in range(4) if agent != lost] == [80, 80, 80]
+    assert taken[lost] < 80
+    # Those who ask go on asking those who are left.
+    asking = [agent for agent in (0, 2) if agent != lost]
+    assert {row.reads[0].neighbor for row in own[-20:] if row.agent in asking} == {1, 3} - {lost}

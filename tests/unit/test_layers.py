@@ -15,9 +15,9 @@ LAYERS = [
     "settings wording records numerics randomness curves",
     "laws topology timing rules optimizer",
     "schedule mailbox tasks reliability",
-    "replica displacement server_rules learner agent server consensus",
+    "replica displacement server_rules learner agent server pairs consensus",
     "engines",
-    "config explanation loading server_plan plan trainer checkpoint monitor run_folder ray_train",
+    "config explanation loading server_plan pair_plan plan trainer checkpoint monitor run_folder ray_train",
     "theory report compare terminal progress cli",
     "__init__",
 ]

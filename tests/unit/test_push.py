@@ -31,7 +31,10 @@ CASES: dict[str, dict[str, Any]] = {
         "links": [{"delay": {"name": "exponential", "mean": 2}, "unit": "seconds"}],
         "barrier": "none",
     },
-    "directed exponential, held back": {"topology": "directed-exponential", "links": [{"delay": {"name": "uniform", "low": 0, "high": 6}}]},
+    "directed exponential, held back": {
+        "topology": "directed-exponential",
+        "links": [{"delay": {"name": "uniform", "low": 0, "high": 6}}],
+    },
     "own edges, bounded": {
         "topology": {"name": "directed-edges", "edges": [[0, 1], [1, 2], [2, 0], [2, 3], [3, 4], [4, 0], [0, 3]]},
         "links": [{"delay": 1, "unit": "seconds"}],

@@ -79,6 +79,7 @@ def test_the_run_folder_is_complete(result: Result) -> None:
         "run": "pc-asgd-1",
         "mode": "planned",
         "algorithm": "pc-asgd",
+        "reading": "newest",
         "num_agents": "4",
         "num_servers": "0",
         "seed": "0",

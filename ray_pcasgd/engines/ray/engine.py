@@ -16,6 +16,7 @@ from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live import LiveAgentActor
+from ray_pcasgd.engines.ray.pair_actors import LivePairActor, PlannedPairActor
 from ray_pcasgd.engines.ray.placement import connect, reserve
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
 from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWorkerActor
@@ -23,6 +24,7 @@ from ray_pcasgd.engines.ray.server_live import LiveServerActor, LiveWorkerActor
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
+from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, Snapshot, StepReport
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.server import ServerSpec, WorkerSpec
@@ -38,11 +40,13 @@ PLANNED: dict[type[LearnerSpec], Any] = {
     AgentSpec: _remote(concurrency_groups=_GROUPS)(PlannedAgentActor),
     WorkerSpec: _remote(concurrency_groups=_GROUPS)(PlannedWorkerActor),
     ServerSpec: _remote(concurrency_groups=_GROUPS)(PlannedServerActor),
+    PairSpec: _remote(concurrency_groups=_GROUPS)(PlannedPairActor),
 }
 LIVE: dict[type[LearnerSpec], Any] = {
     AgentSpec: _remote(concurrency_groups=_GROUPS)(LiveAgentActor),
     WorkerSpec: _remote(concurrency_groups=_GROUPS)(LiveWorkerActor),
     ServerSpec: _remote(concurrency_groups=_GROUPS)(LiveServerActor),
+    PairSpec: _remote(concurrency_groups=_GROUPS)(LivePairActor),
 }
 
 

@@ -93,7 +93,8 @@ class Shell:
             with contextlib.suppress(StoppedError):
                 self.take_steps()
         finally:
-            self.report(flush=True)
+            with self.changed:
+                self.report(flush=True)
         self.outbox.flush()
 
     @property

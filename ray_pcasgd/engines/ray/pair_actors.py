@@ -1,0 +1,206 @@
+"""The actors of AD-PSGD: planned, where partners send each other what they were before they average, and live."""
+
+import time
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.shell import Driving, Shell, StoppedError
+from ray_pcasgd.engines.ray.transport import Contents, pack, portable, unpack
+from ray_pcasgd.mailbox import Header, Mailbox
+from ray_pcasgd.pairs import PairAgent, PairSpec
+from ray_pcasgd.records import Event, Read, Row, StepReport, Version
+from ray_pcasgd.schedule.pair_planner import draw_partner
+from ray_pcasgd.schedule.reading import OwnTimes
+from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.timing import LinkTimes
+
+
+class PairActor(Shell):
+    """The actor of an agent that averages in pairs."""
+
+    spec: PairSpec
+
+    def __init__(self, spec: PairSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any]) -> None:
+        super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler)
+        self.agent = PairAgent(spec, data)
+
+    @property
+    def version(self) -> int:
+        """The agent's version."""
+        return self.agent.version
+
+    @property
+    def device(self) -> torch.device:
+        """Where the agent computes."""
+        return self.agent.replica.device
+
+    def header(self) -> Header:
+        """Return the header of the agent's present version."""
+        return Header(self.spec.agent, self.agent.version, time.time(), 0.0)
+
+    def contents(self) -> Contents:
+        """Return the agent's present version, as it travels."""
+        return Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
+
+    def open(self, contents: Contents) -> Version:
+        """Return a partner's version, fetched."""
+        return Version(unpack(contents.weights, self.device), unpack(contents.buffers, self.device))
+
+    def submit(self, row: Row, loss: float) -> None:
+        """Report a row, with an evaluation where the recipe asks for one."""
+        agent = self.agent
+        evaluates = row.kind == "step" and self.spec.recipe.evaluates_at(agent.progress)
+        snapshot: Any = ray.put(portable(agent.snapshot())) if evaluates else None
+        report = StepReport(
+            row=row,
+            progress=agent.progress,
+            loss=loss,
+            measures={},
+            bytes_sent=agent.message_bytes * len(row.reads),
+            wall_seconds=self.now(),
+            snapshot=snapshot,
+            evaluation=agent.evaluate() if evaluates else None,
+        )
+        with self.changed:
+            self.unsent.append(report)
+            self.report(flush=evaluates)
+
+
+class PlannedPairActor(PairActor):
+    """Takes its rows in order; for each averaging it sends what it is, and waits for what its partner is."""
+
+    def take_steps(self) -> None:
+        """Execute the agent's rows."""
+        agent = self.agent
+        loss = agent.check_finite(agent.compute())
+        for row in self.rows():
+            partner = self.meet(row.reads[0]) if row.reads else None
+            if row.kind == "passive":
+                assert partner is not None
+                agent.answer(partner)
+                self.submit(row, float("nan"))
+                continue
+            agent.step(partner)
+            self.submit(row, loss)
+            if agent.steps < self.spec.recipe.num_steps:
+                loss = agent.check_finite(agent.compute())
+
+    def meet(self, read: Read) -> Version:
+        """Send the partner the present version, and wait for its own."""
+        self.outbox.send({read.neighbor: self.header()}, self.contents(), may_skip=False)
+        with self.changed:
+            self.wait_until(
+                lambda: self.mailbox.get(read.neighbor, read.version) is not None,
+                lambda: f"version {read.version} of agent {read.neighbor}",
+            )
+            message = self.mailbox.get(read.neighbor, read.version)
+            self.mailbox.discard(read.neighbor, read.version)
+        assert message is not None
+        assert message.contents is not None
+        return self.open(message.contents)
+
+
+class LivePairActor(PairActor):
+    """An active agent asks, and waits for the answer; a passive one answers at once, whatever it is doing."""
+
+    def __init__(
+        self, spec: PairSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], injection: Injection
+    ) -> None:
+        super().__init__(spec, data, driving, scheduler)
+        self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
+        self.links = {
+            link: LinkTimes(injection.links, injection.clusters, injection.seed, *link)
+            for k in spec.neighbors
+            for link in ((spec.agent, k), (k, spec.agent))
+        }
+        self.partners: dict[int, ActorHandle[Any]] = {}
+        self.own_times = OwnTimes(1, [])
+        self.has_begun = False
+        self.is_over = False
+
+    def begin(self) -> None:
+        """Let those who ask know what the time is; called with the lock held."""
+        self.has_begun = True
+        self.changed.notify_all()
+
+    def connect(self, neighbors: dict[int, ActorHandle[Any]]) -> None:
+        """Take in the neighbors' actors."""
+        super().connect(neighbors)
+        self.partners = neighbors if self.spec.is_active else {}
+
+    @ray.method(concurrency_group="mail")
+    def exchange(self, header: Header, contents: Contents) -> tuple[int, Contents]:
+        """Average with whoever asks; return the version before that, and what it held."""
+        asking = self.open(contents)
+        with self.changed:
+            self.changed.wait_for(lambda: self.has_begun, self.driving.wait_seconds)
+            moment, version, before = self.now(), self.agent.version, self.contents()
+            self.agent.answer(asking)
+            age = self.own_times.steps_since(header.sent_at)
+            self.own_times.sent_at.append(time.time())
+            read = Read(header.sender, header.version, 0, age)
+            self.submit(Row(self.spec.agent, version, moment, moment, moment, (read,), "passive"), float("nan"))
+            if self.is_over:
+                # Nobody else would hand it in, and the run ends once those who ask have what they asked for.
+                ray.get(self.scheduler.record.remote(self.unsent))
+                self.unsent = []
+        return version, before
+
+    def take_steps(self) -> None:
+        """Take all own steps as fast as partners answer."""
+        while self.agent.steps < self.spec.recipe.num_steps:
+            self.take_step()
+        with self.changed:
+            self.report(flush=True)
+            self.is_over = True
+
+    def take_step(self) -> None:
+        """Compute, ask a partner where there is one, and take the step."""
+        agent, start = self.agent, self.now()
+        loss = agent.check_finite(agent.compute())
+        self.pause(self.extra_seconds(start))
+        ready = self.now()
+        found = self.ask()
+        with self.changed:
+            partner, reads = (None, ()) if found is None else (found[1], (found[0],))
+            version, end = agent.version, self.now()
+            agent.step(partner)
+            self.own_times.sent_at.append(time.time())
+        self.submit(Row(self.spec.agent, version, start, ready, end, reads), loss)
+
+    def ask(self) -> tuple[Read, Version] | None:
+        """Ask a random partner that is alive, and return what it was; nothing where there is none."""
+        agent = self.spec.agent
+        while (k := draw_partner(self.spec.recipe.seed, agent, self.agent.steps, tuple(self.partners))) is not None:
+            self.pause(self.links[agent, k].latency_seconds(self.agent.version, self.now()))
+            try:
+                exchange: Any = self.partners[k].exchange
+                answer = exchange.remote(self.header(), self.contents())
+                version, contents = ray.get(answer, timeout=self.driving.wait_seconds)
+            except RayActorError:
+                del self.partners[k]
+                self.unsent.append(Event("neighbor_lost", agent, self.agent.version, f"agent {k} does not answer"))
+                continue
+            except GetTimeoutError:
+                raise RunError(
+                    f"agent {agent} waited {self.driving.wait_seconds:g} s at step {self.agent.steps} for the answer "
+                    f"of agent {k}"
+                ) from None
+            self.pause(self.links[k, agent].latency_seconds(version, self.now()))
+            return Read(k, version, 0, 0), self.open(contents)
+        return None
+
+    def pause(self, seconds: float) -> None:
+        """Wait for so many injected seconds, unless the run is stopped."""
+        deadline = time.monotonic() + seconds
+        with self.changed:
+            while seconds > 0 and (left := deadline - time.monotonic()) > 0:
+                if self.stopped:
+                    raise StoppedError
+                self.changed.wait(left)

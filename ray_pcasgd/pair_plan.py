@@ -1,0 +1,124 @@
+"""What AD-PSGD needs beyond other runs between peers: its checks, its active and passive agents, and its schedule."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import networkx as nx
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.local import LocalSettings
+from ray_pcasgd.records import Row
+from ray_pcasgd.schedule.pair_planner import PairPlanner
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule
+from ray_pcasgd.schedule.trace import in_causal_order, read_rows
+from ray_pcasgd.topology import Metropolis, Network
+
+
+class Division(NamedTuple):
+    """Who asks whom: every pair has one active and one passive agent."""
+
+    neighbors: tuple[tuple[int, ...], ...]
+    """Of each agent those of the other kind, rising."""
+    active: frozenset[int]
+
+    @property
+    def partners(self) -> tuple[tuple[int, ...], ...]:
+        """Whom each agent asks."""
+        return tuple(others if i in self.active else () for i, others in enumerate(self.neighbors))
+
+
+def check_pair_settings(config: Config) -> None:
+    """Raise ``ValueError`` where a setting has no meaning for AD-PSGD."""
+    reason = "pairs average what both are at that moment"
+    for place, link in enumerate(config.links):
+        if link.unit == "steps" and config.schedule is None:
+            raise ValueError(f"links.{place}.unit = 'steps': allowed beside ad-psgd is seconds; {reason}")
+    if config.barrier is not None and config.barrier.name != "none":
+        raise ValueError(f"barrier.name = {config.barrier.name!r}: allowed beside ad-psgd is none; {reason}")
+    if config.mixing != Metropolis():
+        raise ValueError(f"mixing.name = {config.mixing.name!r}: allowed beside ad-psgd is none; halves are averaged")
+    if config.on_non_finite_loss == "isolate":
+        raise ValueError("on_non_finite_loss = 'isolate': allowed beside ad-psgd is stop")
+    if isinstance(config.engine, LocalSettings) and config.engine.batched == "always":
+        raise ValueError("engine.batched = 'always': allowed beside ad-psgd are auto and never")
+
+
+def divide(network: Network, topology: str) -> Division:
+    """Return active and passive agents: the two sides of a bipartite graph, else the even and the odd numbers.
+
+    **Choice**: of the graph then remain the edges between even and odd numbers.
+
+    Raises:
+        ValueError: these edges leave agents without a path to each other.
+
+    """
+    number = len(network.neighbors)
+    graph = nx.empty_graph(number)
+    graph.add_edges_from((i, k) for i, others in enumerate(network.neighbors) for k in others)
+    if nx.is_bipartite(graph):
+        color = nx.bipartite.color(graph)
+        active = frozenset(i for i in graph if color[i] == color[0])
+    else:
+        active = frozenset(range(0, number, 2))
+        graph.remove_edges_from([(i, k) for i, k in graph.edges if (i in active) == (k in active)])
+        if not nx.is_connected(graph):
+            raise ValueError(
+                f"topology.name = {topology!r}: allowed beside ad-psgd are graphs that are bipartite, or connected by "
+                "the edges between even and odd numbers, since only active agents ask, and only passive ones answer"
+            )
+    return Division(tuple(tuple(sorted(graph[i])) for i in range(number)), active)
+
+
+def pair_schedule(config: Config, division: Division, clusters: tuple[int, ...]) -> Schedule:
+    """Return a run's schedule, planned or recorded.
+
+    Raises:
+        ValueError: there is no such recorded schedule, or it does not fit the run.
+
+    """
+    if config.schedule is None:
+        return PairPlanner(
+            partners=division.partners,
+            num_steps=config.num_steps,
+            compute=config.compute,
+            links=config.links,
+            clusters=clusters,
+            seed=config.seed,
+        )
+    path = Path(config.schedule)
+    if not path.is_file():
+        raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
+    rows, metadata = read_rows(path)
+    if metadata.get("reading") != "pairs":
+        raise ValueError(f"schedule = {config.schedule!r}: allowed beside ad-psgd are schedules of ad-psgd")
+    _check_pairs(rows, config, division)
+    return Recorded(tuple(in_causal_order(rows, with_directions=False)))
+
+
+def _check_pairs(rows: Sequence[Row], config: Config, division: Division) -> None:
+    """Raise ``ValueError`` unless the rows are a whole run of pairs, each of which knows of the other."""
+    steps = Counter(row.agent for row in rows if row.kind == "step")
+    agents = {row.agent for row in rows}
+    if agents != set(range(config.num_agents)):
+        raise ValueError(
+            f"num_agents = {config.num_agents}: allowed beside the schedule is {max(agents, default=-1) + 1}"
+        )
+    for agent, taken in sorted(steps.items()):
+        if taken != config.num_steps:
+            raise ValueError(
+                f"num_steps = {config.num_steps}: allowed beside the schedule is {taken}, what agent {agent} takes in "
+                "it; pairs cannot be cut apart"
+            )
+    met = {(row.agent, row.step): row for row in rows}
+    for row in rows:
+        at = f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step}"
+        if len(row.reads) > 1 or (row.kind == "passive" and not row.reads):
+            raise ValueError(f"{at} reads {len(row.reads)} agents; allowed is one, its partner")
+        for read in row.reads:
+            if read.neighbor not in division.neighbors[row.agent]:
+                raise ValueError(f"{at} averages with agent {read.neighbor}; the topology does not allow that")
+            partner = met.get((read.neighbor, read.version))
+            if partner is None or [r[:2] for r in partner.reads] != [(row.agent, row.step)]:
+                raise ValueError(f"{at} averages with agent {read.neighbor}, of which the schedule knows nothing")

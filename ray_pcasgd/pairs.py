@@ -1,0 +1,94 @@
+"""AD-PSGD: pairs of agents average, one pair after another, while all go on computing (Lian et al., ICML 2018)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ray_pcasgd.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.records import Snapshot, Version
+from ray_pcasgd.settings import Settings
+from ray_pcasgd.tasks.task import TaskData
+
+
+class ADPSGD(Settings):
+    """AD-PSGD: once its gradient is ready, an agent averages with one random neighbor, then takes its own step.
+
+    ``x_i, x_k <- (x_i + x_k) / 2`` as one act, then ``x_i <- x_i - eta u_i``, with ``u_i`` at the weights that i had
+    when it began to compute. Only active agents ask, only passive ones are asked, at any moment: nobody who waits is
+    waited for, so there is no deadlock (section 4 of the paper).
+    """
+
+    name: Literal["ad-psgd"] = "ad-psgd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSpec(LearnerSpec):
+    """What one agent is built from."""
+
+    recipe: Training
+    is_active: bool
+    """Whether it asks its neighbors; if not, they ask it."""
+
+
+class PairAgent(Learner):
+    """One agent. ``step`` is its own; ``answer`` may come at any moment, also while it computes.
+
+    Each of the two makes a version; ``progress`` counts the agent's own steps alone.
+    """
+
+    def __init__(self, spec: PairSpec, data: TaskData) -> None:
+        super().__init__(spec, data)
+        self.steps = 0
+        self.computed_at = Version(self.weights, self.buffers)
+        """What its own last step left, where its next gradient is computed, and where it is tested."""
+
+    @property
+    def progress(self) -> int:
+        """Its own steps so far, of ``num_steps``."""
+        return self.steps
+
+    @property
+    def state(self) -> Version:
+        """What a partner averages with."""
+        return Version(self.weights, self.buffers)
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of one version's message."""
+        return 4 * (self.weights.numel() + self.buffers.numel())
+
+    def optimize(self, gradient: Tensor) -> None:
+        """Set ``direction`` to the optimizer's, at the weights that the gradient was computed at."""
+        self.optimizer_state, self.direction = self.optimizer.direction(
+            self.optimizer_state, self.computed_at.weights, gradient, self.replica.sizes
+        )
+
+    def answer(self, partner: Version) -> None:
+        """Average with whoever asks; a gradient that is being computed is not disturbed."""
+        self.weights = 0.5 * (self.weights + partner.weights)
+        self.buffers = 0.5 * (self.buffers + partner.buffers)
+        self.version += 1
+
+    def step(self, partner: Version | None) -> None:
+        """Average with a partner, where there is one, and take the agent's own step.
+
+        **Choice**: what the forward pass changed in the buffers is added to their average.
+        """
+        eta = self.spec.recipe.step_size_at(self.steps)
+        mine = self.state
+        averaged = mine if partner is None else Version(*(0.5 * (a + b) for a, b in zip(mine, partner, strict=True)))
+        self.weights = averaged.weights - eta * self.direction
+        passed = self.replica.buffers
+        if averaged.buffers is self.computed_at.buffers:
+            self.buffers = passed.clone()
+        else:
+            self.buffers = averaged.buffers + (passed - self.computed_at.buffers)
+        self.computed_at = self.state
+        self.replica.load(self.weights, self.buffers)
+        self.version += 1
+        self.steps += 1
+
+    def snapshot(self) -> Snapshot:
+        """Return the replica as the agent's own last step left it."""
+        return super().snapshot()._replace(**self.computed_at._asdict())
