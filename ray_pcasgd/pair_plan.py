@@ -1,19 +1,24 @@
 """What AD-PSGD needs beyond other runs between peers: its checks, its active and passive agents, and its schedule."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
+import numpy as np
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local import LocalSettings
+from ray_pcasgd.learner import Training
+from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Row
+from ray_pcasgd.roster import Roster
 from ray_pcasgd.schedule.pair_planner import PairPlanner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.trace import in_causal_order, read_rows
-from ray_pcasgd.topology import Metropolis, Network
+from ray_pcasgd.timing import check_timing
+from ray_pcasgd.topology import Metropolis, Network, build_network
 
 
 class Division(NamedTuple):
@@ -69,6 +74,27 @@ def divide(network: Network, topology: str) -> Division:
                 "the edges between even and odd numbers, since only active agents ask, and only passive ones answer"
             )
     return Division(tuple(tuple(sorted(graph[i])) for i in range(number)), active)
+
+
+def pair_roster(
+    config: Config, training: Mapping[str, Any], clusters: tuple[int, ...], shards: Sequence[np.ndarray]
+) -> Roster:
+    """Return a run's active and passive agents.
+
+    Raises:
+        ValueError: the network or a recorded schedule does not fit the run.
+
+    """
+    network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+    check_timing(config.compute, config.links, config.num_agents)
+    division = divide(network, config.topology.name)
+    schedule = pair_schedule(config, division, clusters)
+    recipe = Training(**training)
+    specs = tuple(
+        PairSpec(agent=i, recipe=recipe, neighbors=others, shard=shards[i], is_active=i in division.active)
+        for i, others in enumerate(division.neighbors)
+    )
+    return Roster(network, clusters, specs, schedule)
 
 
 def pair_schedule(config: Config, division: Division, clusters: tuple[int, ...]) -> Schedule:

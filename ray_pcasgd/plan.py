@@ -4,36 +4,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
-from ray_pcasgd.agent import AgentSpec, Recipe
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Engine
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.explanation import explain, one_line
-from ray_pcasgd.learner import LearnerSpec, Training
+from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.loading import SettingsError
-from ray_pcasgd.pair_plan import check_pair_settings, divide, pair_schedule
-from ray_pcasgd.pairs import ADPSGD, PairSpec
+from ray_pcasgd.pair_plan import check_pair_settings, pair_roster
+from ray_pcasgd.pairs import ADPSGD
+from ray_pcasgd.peer_plan import barrier_of, peer_roster
 from ray_pcasgd.reliability import Measured
 from ray_pcasgd.replica import Replica
-from ray_pcasgd.rules.base import DefaultBarrier, Rule
-from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
-from ray_pcasgd.schedule.planner import Planner
+from ray_pcasgd.roster import Roster
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
-from ray_pcasgd.schedule.trace import check_fits, in_causal_order, newest_reads, read_rows
-from ray_pcasgd.server import ServerRecipe, ServerSpec, WorkerSpec
-from ray_pcasgd.server_plan import check_family, check_server_settings, server_schedule
+from ray_pcasgd.server_plan import check_server_settings, server_roster
 from ray_pcasgd.server_rules import ServerRule
 from ray_pcasgd.tasks.task import Task, TaskData
-from ray_pcasgd.timing import check_timing
-from ray_pcasgd.topology import Metropolis, Network, build_network, build_push_network
+from ray_pcasgd.topology import Network
 
 
 @dataclass(frozen=True)
@@ -107,57 +103,22 @@ def make_plan(config: Config) -> Plan:
         shards = config.partition.split(data.train, config.num_agents, config.seed)
         clusters = cluster_of_each_agent(config)
         _try_out(config.task, data, config.seed)
-        if isinstance(config.algorithm, ServerRule):
-            return _with_servers(config, config.algorithm, clusters, data, shards)
-        if isinstance(config.algorithm, ADPSGD):
-            return _in_pairs(config, clusters, data, shards)
-        return _between_peers(config, config.algorithm, clusters, data, shards)
+        roster = _roster(config, clusters, shards)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, {}))) from None
     except ValueError as error:
         raise SettingsError(one_line(error)) from None
+    return Plan(config, roster.network, roster.clusters, data, roster.specs, roster.schedule)
 
 
-def _between_peers(
-    config: Config, rule: Rule, clusters: tuple[int, ...], data: TaskData, shards: Sequence[np.ndarray]
-) -> Plan:
-    if rule.reading == "every":
-        network = build_push_network(config.topology, config.num_agents, config.seed)
-    else:
-        network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
-    check_timing(config.compute, config.links, config.num_agents)
-    schedule = _schedule(config, rule, network, clusters)
-    recipe = Recipe(**_shared(config), rule=rule, reliability=config.reliability, clusters=clusters)
-    specs = tuple(_spec(recipe, network, agent, shards) for agent in range(config.num_agents))
-    return Plan(config, network, clusters, data, specs, schedule)
-
-
-def _in_pairs(config: Config, clusters: tuple[int, ...], data: TaskData, shards: Sequence[np.ndarray]) -> Plan:
-    network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
-    check_timing(config.compute, config.links, config.num_agents)
-    division = divide(network, config.topology.name)
-    schedule = pair_schedule(config, division, clusters)
-    recipe = Training(**_shared(config))
-    specs = tuple(
-        PairSpec(agent=i, recipe=recipe, neighbors=others, shard=shards[i], is_active=i in division.active)
-        for i, others in enumerate(division.neighbors)
-    )
-    return Plan(config, network, clusters, data, specs, schedule)
-
-
-def _with_servers(
-    config: Config, rule: ServerRule, clusters: tuple[int, ...], data: TaskData, shards: Sequence[np.ndarray]
-) -> Plan:
-    clusters = (*clusters, *[clusters[0]] * rule.shards)
-    check_timing(config.compute, config.links, len(clusters))
-    schedule = server_schedule(config, rule, clusters)
-    recipe = ServerRecipe(**_shared(config), rule=rule, num_workers=config.num_agents)
-    workers, servers = (tuple(range(config.num_agents)), tuple(range(config.num_agents, len(clusters))))
-    specs = (
-        *(WorkerSpec(agent=k, recipe=recipe, neighbors=servers, shard=shards[k]) for k in workers),
-        *(ServerSpec(agent=s, recipe=recipe, neighbors=workers, shard=shards[0][:0]) for s in servers),
-    )
-    return Plan(config, None, clusters, data, specs, schedule)
+def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarray]) -> Roster:
+    """Return who takes part, as the algorithm's family has it."""
+    training, algorithm = _training(config), config.algorithm
+    if isinstance(algorithm, ServerRule):
+        return server_roster(config, algorithm, training, clusters, shards)
+    if isinstance(algorithm, ADPSGD):
+        return pair_roster(config, training, clusters, shards)
+    return peer_roster(config, algorithm, training, clusters, shards)
 
 
 def resolve(config: Config) -> Config:
@@ -167,29 +128,13 @@ def resolve(config: Config) -> Config:
         SettingsError: a setting has no meaning, or none beside another one.
 
     """
+    barrier: Barrier = config.barrier or NoBarrier()
     try:
         _check_settings(config)
+        if isinstance(config.algorithm, Rule):
+            barrier = barrier_of(config, config.algorithm)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    asked = config.algorithm.default_barrier if isinstance(config.algorithm, Rule) else "none"
-    barrier = config.barrier or _BARRIERS[asked]
-    if asked == "all" and barrier.name != "all" and config.schedule is None:
-        asynchronous = _ASYNCHRONOUS.get(config.algorithm.name)
-        raise SettingsError(
-            f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is all"
-            + (f" ({asynchronous} is the asynchronous form)" if asynchronous else "")
-        )
-    reading = config.algorithm.reading if isinstance(config.algorithm, Rule) else "newest"
-    if reading == "every" and config.mixing != Metropolis():
-        raise SettingsError(
-            f"mixing.name = {config.mixing.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is none; "
-            "everyone keeps and sends equal shares"
-        )
-    if reading == "news" and barrier.name != "none" and config.schedule is None:
-        raise SettingsError(
-            f"barrier.name = {barrier.name!r}: allowed beside algorithm.name = {config.algorithm.name!r} is none; not "
-            "every version is sent to everybody"
-        )
     live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
     if live and config.schedule is not None:
         raise SettingsError(
@@ -202,14 +147,6 @@ def resolve(config: Config) -> Config:
     if isinstance(reliability, Measured) and reliability.staleness is None:
         reliability = Measured(staleness=1 if live else 0)
     return config.model_copy(update={"barrier": barrier, "reliability": reliability})
-
-
-_BARRIERS: dict[DefaultBarrier, Barrier] = {
-    "none": NoBarrier(),
-    "all": AllBarrier(),
-    "bounded": BoundedBarrier(staleness=1),
-}
-_ASYNCHRONOUS = {"d-psgd": "d-asgd", "sgp": "sgp-overlap"}
 
 
 def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
@@ -281,43 +218,7 @@ def _naming(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: fails on the first samples ({error})") from error
 
 
-def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...]) -> Schedule:
-    if config.schedule is None:
-        assert config.barrier is not None
-        return Planner(
-            neighbors=network.neighbors,
-            num_steps=config.num_steps,
-            compute=config.compute,
-            links=config.links,
-            clusters=clusters,
-            barrier=config.barrier,
-            seed=config.seed,
-            rule=rule,
-        )
-    path = Path(config.schedule)
-    if not path.is_file():
-        raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
-    rows, metadata = read_rows(path)
-    check_family(config.schedule, metadata, 0)
-    if metadata.get("reading") == "pairs":
-        raise ValueError(f"schedule = {config.schedule!r}: is one of ad-psgd; allowed is it beside ad-psgd alone")
-    left = frozenset(map(int, metadata.get("left", "").split()))
-    if rule.reading != metadata.get("reading") and "every" in (rule.reading, metadata.get("reading")):
-        if rule.reading == "every":
-            raise ValueError(
-                f"schedule = {config.schedule!r}: its agents may read a version twice, or never; allowed beside "
-                f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
-            )
-        rows = newest_reads(rows)
-    check_fits(rows, network.neighbors, config.num_steps, left)
-    # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
-    rows = [row for row in rows if row.step < config.num_steps]
-    if rule.reading == "every":
-        rows = [row._replace(reads=tuple(r for r in row.reads if r.version < config.num_steps)) for row in rows]
-    return Recorded(tuple(in_causal_order(rows)))
-
-
-def _shared(config: Config) -> dict[str, Any]:
+def _training(config: Config) -> dict[str, Any]:
     """Return what every recipe holds."""
     engine = config.engine
     on_gpu = isinstance(engine, RaySettings) and engine.gpus_per_agent > 0
@@ -333,18 +234,3 @@ def _shared(config: Config) -> dict[str, Any]:
         "evaluate_every": config.evaluate_every,
         "isolate_non_finite": config.on_non_finite_loss == "isolate",
     }
-
-
-def _spec(recipe: Recipe, network: Network, agent: int, shards: Sequence[np.ndarray]) -> AgentSpec:
-    own, weights = network.row(agent)
-    neighbors = network.neighbors[agent]
-    return AgentSpec(
-        agent=agent,
-        recipe=recipe,
-        neighbors=neighbors,
-        mixing=weights,
-        own_mixing=own,
-        samples=tuple(len(shards[k]) for k in neighbors),
-        out_neighbors=network.readers(agent),
-        shard=shards[agent],
-    )

@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Row
+from ray_pcasgd.roster import Roster
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.server_planner import Position, ServerPlanner
 from ray_pcasgd.schedule.trace import in_causal_order, read_rows
+from ray_pcasgd.server import ServerRecipe, ServerSpec, WorkerSpec
 from ray_pcasgd.server_rules import ServerRule
+from ray_pcasgd.timing import check_timing
 
 
 def check_server_settings(config: Config, rule: ServerRule) -> None:
@@ -37,6 +43,31 @@ def check_family(path: str, metadata: Mapping[str, str], num_servers: int) -> No
             f"schedule = {path!r}: was recorded with {recorded} server(s); allowed beside the algorithm is one with "
             f"{num_servers}"
         )
+
+
+def server_roster(
+    config: Config,
+    rule: ServerRule,
+    training: Mapping[str, Any],
+    clusters: tuple[int, ...],
+    shards: Sequence[np.ndarray],
+) -> Roster:
+    """Return a run's workers and servers.
+
+    Raises:
+        ValueError: timing or a recorded schedule does not fit the run.
+
+    """
+    clusters = (*clusters, *[clusters[0]] * rule.shards)
+    check_timing(config.compute, config.links, len(clusters))
+    schedule = server_schedule(config, rule, clusters)
+    recipe = ServerRecipe(**training, rule=rule, num_workers=config.num_agents)
+    workers, servers = (tuple(range(config.num_agents)), tuple(range(config.num_agents, len(clusters))))
+    specs = (
+        *(WorkerSpec(agent=k, recipe=recipe, neighbors=servers, shard=shards[k]) for k in workers),
+        *(ServerSpec(agent=s, recipe=recipe, neighbors=workers, shard=shards[0][:0]) for s in servers),
+    )
+    return Roster(None, clusters, specs, schedule)
 
 
 def server_schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Schedule:

@@ -17,7 +17,8 @@ LAYERS = [
     "schedule mailbox tasks reliability",
     "replica displacement server_rules learner agent server pairs consensus",
     "engines",
-    "config explanation loading server_plan pair_plan plan trainer checkpoint monitor run_folder ray_train",
+    "config explanation loading roster server_plan pair_plan peer_plan plan",
+    "trainer checkpoint monitor run_folder ray_train",
     "theory report compare terminal progress cli",
     "__init__",
 ]
