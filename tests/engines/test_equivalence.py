@@ -12,7 +12,7 @@ from ray_pcasgd.trainer import Result, Trainer
 UNBATCHED = {"name": "local", "batched": "never"}
 PLANNED = {"name": "ray", "mode": "planned"}
 SMALL = {
-    "num_agents": 4,
+    "num_agents": 3,
     "num_steps": 12,
     "evaluate_every": 6,
     "links": [{"between": "clusters", "delay": 3}],
@@ -85,7 +85,25 @@ BARRIERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", [*ALGORITHMS, *BARRIERS])
+# What a rule computes is the agent's own code on either engine. Here stands once what the engines do by themselves:
+# waiting for weights, directions, buffers, probes, masses; who is sent what; in which order. A run costs seconds.
+ON_RAY = [
+    "d-psgd",
+    "d-asgd",
+    "pc-asgd, linear theta",
+    "pc-asgd-pv, probe",
+    "dc-s3gd",
+    "d-asgd-importance",
+    "gossip-pull",
+    "gossip-push",
+    "sgp-overlap, directed, batch norm",
+    "ad-psgd, batch norm",
+    "seconds on a ring",
+    "batch norm",
+]
+
+
+@pytest.mark.parametrize("name", ON_RAY)
 @pytest.mark.usefixtures("ray_cluster")
 def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
     settings = (ALGORITHMS | BARRIERS)[name]
@@ -105,12 +123,10 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["d-asgd", "pc-asgd", "pc-asgd-pv", "gossip-pull", "gossip-push", "sgp-overlap", "ad-psgd"]
-)
+@pytest.mark.parametrize("algorithm", ["pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd"])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, tmp_path: Path) -> None:
-    settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {3: 0.01}}}
+    settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {2: 0.01}}}
     if algorithm == "ad-psgd":
         settings["links"] = [{"delay": 0.001, "unit": "seconds"}]
     live = train(tmp_path / "live", {"name": "ray", "mode": "live"}, **settings)
