@@ -97,11 +97,11 @@ def _summary(final: pd.DataFrame) -> str:
         table = pd.DataFrame({t: {m: _times(final, law, m, t) for m in METHODS} for t in TARGETS})
         common = [t for t in TARGETS if np.isfinite(table[t]).all()]
         if not common:
-            lines.append(f"Under {law}, no accuracy of {TARGETS[0]:.0%} or more is reached by all.")
+            lines.append(f"- Under {law}, no accuracy of {TARGETS[0]:.0%} or more is reached by all.")
             continue
         order = table[common[-1]].sort_values()
         ranking = ", ".join(f"{method} {value:.0f} s" for method, value in order.items())
-        lines.append(f"Under {law}, {common[-1]:.0%} is reached by {ranking}.")
+        lines.append(f"- Under {law}, {common[-1]:.0%} is reached by {ranking}.")
     return "\n".join(lines)
 
 

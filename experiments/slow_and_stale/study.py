@@ -89,5 +89,4 @@ def measure(case: Case, seconds: float, storage: Path) -> pd.DataFrame:
         metrics = pd.DataFrame({"agent": [pd.NA], "seconds": [seconds], "test_loss": [float("inf")]})
     rows = metrics[metrics["agent"].isna()]
     columns = {name: rows[name].to_numpy() for name in ("seconds", "test_loss", "test_accuracy") if name in rows}
-    staleness = metrics.dropna(subset="agent").get("staleness_mean", pd.Series([float("nan")])).mean()
-    return pd.DataFrame({**case._asdict(), **columns, "staleness": staleness})
+    return pd.DataFrame({**case._asdict(), **columns, "staleness": finished.get("staleness_mean", float("nan"))})

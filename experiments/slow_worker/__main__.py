@@ -17,10 +17,10 @@ import torch
 from experiments.slow_worker.live import calibrated
 from experiments.slow_worker.page import page, picture
 from experiments.slow_worker.study import (
-    DDP,
     EQUAL,
     HERE,
     METHODS,
+    OTHERS,
     SLOWDOWN,
     SLOWED,
     STEP_SIZES,
@@ -30,6 +30,7 @@ from experiments.slow_worker.study import (
     measure,
 )
 from ray_pcasgd.config import Config
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=3.0, help="seconds between tests")
     parser.add_argument("--calibration", type=float, default=10.0, help="seconds for which undisturbed steps are timed")
     parser.add_argument("--search", action="store_true", help="look for the step sizes on validation samples")
+    parser.add_argument("--methods", nargs="+", default=OTHERS, choices=OTHERS, help="whose step sizes are looked for")
     parser.add_argument("--output", type=Path, default=HERE, help="folder for what is measured")
     parser.add_argument("assignments", nargs="*", metavar="KEY=VALUE", help="settings, as with --set")
     arguments = parser.parse_args()
@@ -69,17 +71,21 @@ def main() -> None:
 def search(config: Config, extra: float, arguments: argparse.Namespace) -> None:
     """Try every step size with every method beside a slow worker, tested on validation samples."""
     frames = []
-    for method in METHODS:
+    for method in arguments.methods:
         for step_size in STEP_SIZES:
-            if method == DDP:
-                continue
             changes = {"step_size": step_size, "task": {"validation_share": VALIDATION_SHARE}, "seed": 1000}
-            frames.append(
-                measure(
-                    load_config(config, changes=changes), method, SLOWED, extra, arguments.seconds, arguments.seconds
-                )
-            )
-    pd.concat(frames).to_parquet(arguments.output / "search.parquet", index=False)
+            settings, seconds = load_config(config, changes=changes), arguments.seconds
+            try:
+                frames.append(measure(settings, method, SLOWED, extra, seconds, seconds))
+            except NonFiniteLossError as error:
+                print(f"{method}, eta {step_size:g}: {error}", file=sys.stderr, flush=True)
+                diverged = {"method": method, "step_size": step_size, "seconds": seconds, "loss": float("inf")}
+                frames.append(pd.DataFrame([diverged]))
+    file = arguments.output / "search.parquet"
+    if file.exists():
+        known = pd.read_parquet(file)
+        frames.append(known[~known["method"].isin(arguments.methods)])
+    pd.concat(frames).to_parquet(file, index=False)
 
 
 def compare(config: Config, extra: float, arguments: argparse.Namespace) -> None:

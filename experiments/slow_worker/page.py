@@ -11,6 +11,7 @@ from experiments.slow_worker.study import (
     DDP,
     EQUAL,
     METHODS,
+    OTHERS,
     SLOW,
     SLOWDOWN,
     SLOWED,
@@ -19,13 +20,12 @@ from experiments.slow_worker.study import (
     TARGETS,
     TEST_IMAGES,
     VALIDATION_SHARE,
+    last_of_search,
 )
 from experiments.slow_worker.track import seconds_to
 from experiments.studies import machine
 from ray_pcasgd.config import Config
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
-
-OTHERS = [method for method in METHODS if method != DDP]
 
 
 def page(runs: pd.DataFrame, search: pd.DataFrame, config: Config) -> str:
@@ -90,8 +90,8 @@ for others; DDP's hold that too, since it talks while it computes.
 
 ## The search for step sizes
 
-Validation loss ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) after
-{search["seconds"].max():g} s beside the slow worker. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
+Validation loss ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) beside the slow worker, after
+the seconds in the table. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
 
 {_search_table(search)}
 """
@@ -176,16 +176,17 @@ def _share(runs: pd.DataFrame, methods: list[str]) -> float:
 
 
 def _edges(search: pd.DataFrame) -> str:
-    last = search[search["seconds"] == search["seconds"].max()].reset_index()
+    last = last_of_search(search)
     best = last.loc[last.groupby("method")["loss"].idxmin()]
     edges = best[best["step_size"].isin((STEP_SIZES[0], STEP_SIZES[-1]))]["method"]
     return f"At the edge of the grid: {', '.join(edges)}." if len(edges) else "No choice lies at the edge of the grid."
 
 
 def _search_table(search: pd.DataFrame) -> str:
-    last = search[search["seconds"] == search["seconds"].max()]
-    lines = [f"| method | {' | '.join(f'{eta:g}' for eta in STEP_SIZES)} |", "|---" * (1 + len(STEP_SIZES)) + "|"]
+    last = last_of_search(search)
+    lines = [f"| method | s | {' | '.join(f'{eta:g}' for eta in STEP_SIZES)} |", "|---" * (2 + len(STEP_SIZES)) + "|"]
     for method in OTHERS:
         losses = last[last["method"] == method].set_index("step_size")["loss"]
-        lines.append(f"| {method} | {' | '.join(f'{losses[eta]:.3f}' for eta in STEP_SIZES)} |")
+        seconds = last[last["method"] == method]["seconds"].max()
+        lines.append(f"| {method} | {seconds:g} | {' | '.join(f'{losses[eta]:.3f}' for eta in STEP_SIZES)} |")
     return "\n".join(lines)

@@ -26,6 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PC-ASGD": {"name": "pc-asgd", "theta": 0.3},
 }
 """The algorithm of each; DDP is what Ray Train and PyTorch make of it, the others are this package's."""
+OTHERS = [method for method in METHODS if method != DDP]
 SLOW, SLOWDOWN = 3, 4
 SLOWED, EQUAL = "worker 3 slowed", "no worker slowed"
 STEP_SIZES = (0.05, 0.1, 0.2, 0.4)
@@ -69,9 +70,15 @@ def _duration(track: Track, agents: Any) -> float:
     return statistics.median(step.duration for step in track.steps if step.agent in agents)
 
 
+def last_of_search(search: pd.DataFrame) -> pd.DataFrame:
+    """Return what each method of the search had at its end."""
+    ends = search.groupby("method")["seconds"].transform("max")
+    return search[search["seconds"] == ends].reset_index(drop=True)
+
+
 def chosen_step_sizes(search: pd.DataFrame) -> dict[str, float]:
     """Return the step size of each method: that of the lowest validation loss at the search's end."""
-    last = search[search["seconds"] == search["seconds"].max()].reset_index()
+    last = last_of_search(search)
     best = last.loc[last.groupby("method")["loss"].idxmin()]
     chosen = dict(zip(best["method"], best["step_size"], strict=True))
     # The same mathematics, so the same step size: DDP is not searched for.

@@ -155,6 +155,8 @@ class LivePairActor(PairActor):
     def take_steps(self) -> None:
         """Take all own steps as fast as partners answer."""
         while self.agent.steps < self.spec.recipe.num_steps:
+            if self.stopped:
+                raise StoppedError
             self.take_step()
         with self.changed:
             self.report(flush=True)
