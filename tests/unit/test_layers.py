@@ -18,7 +18,7 @@ LAYERS = [
     "replica displacement server_rules learner agent server pairs consensus",
     "engines",
     "config explanation loading roster server_plan pair_plan peer_plan plan",
-    "trainer checkpoint monitor run_folder ray_train",
+    "trainer checkpoint monitor run_folder ray_train sweep_settings sweep_results sweep",
     "theory report compare terminal progress cli",
     "__init__",
 ]
