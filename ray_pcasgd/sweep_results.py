@@ -12,6 +12,7 @@ from ray.tune.search.repeater import TRIAL_INDEX
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import load_config
+from ray_pcasgd.report.sweep_page import write_sweep_report
 from ray_pcasgd.sweep_settings import Point, SweepConfig, nested
 
 TRIALS_FILE = "trials.parquet"
@@ -29,9 +30,11 @@ class SweepResult:
     metric: str
     mode: str
     trials: pd.DataFrame
-    """One row per trial: the point, its seed, the last metrics, ``error`` where it failed, its folder."""
+    """One row per trial: the point, its seed, the last metrics, whether it ``finished``, ``error`` where it failed, its
+    folder."""
     points: pd.DataFrame
-    """One row per point, the best first: mean and spread of the metric over the seeds, and how many finished."""
+    """One row per point, the best first: mean and spread of the metric over the seeds, and how many of these finished,
+    were stopped early, or failed."""
 
     @property
     def best(self) -> Point | None:
@@ -42,7 +45,7 @@ class SweepResult:
         return {key: _plain(self.points[key].iloc[0]) for key in keys}
 
 
-_STATISTICS = ("mean", "std", "finished", "failed")
+_STATISTICS = ("mean", "std", "finished", "stopped", "failed")
 
 
 def conclude(config: SweepConfig, base: Config, path: Path, grid: tune.ResultGrid) -> SweepResult:
@@ -58,26 +61,33 @@ def conclude(config: SweepConfig, base: Config, path: Path, grid: tune.ResultGri
         best = load_config(base, changes=nested(result.best) | {"name": None})
         text = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
         (path / BEST_FILE).write_text(text, encoding="utf-8")
+        write_sweep_report(path, result.points, trials, list(config.space), metric, text)
     return result
 
 
 def summarized(trials: pd.DataFrame, keys: Sequence[str], metric: str, mode: str) -> pd.DataFrame:
-    """Return one row per point, the best mean first; points of which a trial failed come last."""
+    """Return one row per point, the best mean first; points of which not every trial finished come after the others.
+
+    Where some trials finished, those count; where all were stopped early, what they had then.
+    """
+    failed = trials["error"].notna()
     values = trials[metric] if metric in trials else pd.Series(float("nan"), index=trials.index)
-    values = values.where(trials["error"].isna())
-    frame = trials[list(keys)].assign(value=values, failed=trials["error"].notna())
+    any_finished = trials.groupby(list(keys), dropna=False)["finished"].transform("any")
+    counts = ~failed & (trials["finished"] | ~any_finished)
+    stopped = ~failed & ~trials["finished"]
+    frame = trials[[*keys, "finished"]].assign(value=values.where(counts), stopped=stopped, failed=failed)
     groups = frame.groupby(list(keys), sort=False, dropna=False)
     table = pd.DataFrame(
         {
             "mean": groups["value"].mean(),
             "std": groups["value"].std(ddof=0),
-            "finished": groups["value"].count(),
-            "failed": groups["failed"].sum(),
+            **{name: groups[name].sum() for name in ("finished", "stopped", "failed")},
         }
     ).reset_index()
-    table["incomplete"] = table["failed"] > 0
-    table = table.sort_values(["incomplete", "mean"], ascending=[True, mode == "min"], na_position="last")
-    return table.drop(columns="incomplete").reset_index(drop=True)
+    complete = (table["stopped"] + table["failed"]) == 0
+    order = table.assign(rank=(~complete).astype(int) + (table["finished"] == 0))
+    order = order.sort_values(["rank", "mean"], ascending=[True, mode == "min"], na_position="last")
+    return order.drop(columns="rank").reset_index(drop=True)
 
 
 def _row(result: Any, keys: Sequence[str], base: Config) -> dict[str, Any]:
@@ -86,7 +96,9 @@ def _row(result: Any, keys: Sequence[str], base: Config) -> dict[str, Any]:
     seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
     measured = {name: value for name, value in metrics.items() if name in _MEASURED or name.startswith("test_")}
     error = None if result.error is None else str(result.error).strip().splitlines()[-1]
-    return {**{key: config.get(key) for key in keys}, "seed": seed, **measured, "error": error, "path": result.path}
+    finished = error is None and metrics.get("step") == base.num_steps
+    point = {key: config.get(key) for key in keys}
+    return {**point, "seed": seed, **measured, "finished": finished, "error": error, "path": result.path}
 
 
 _MEASURED = ("step", "seconds", "wall_seconds", "consensus_distance", "train_loss", "staleness_mean", "time_total_s")

@@ -18,8 +18,8 @@ LAYERS = [
     "replica displacement server_rules learner agent server pairs consensus",
     "engines",
     "config explanation loading roster server_plan pair_plan peer_plan plan",
-    "trainer checkpoint monitor run_folder ray_train sweep_settings sweep_results sweep",
-    "theory report compare terminal progress cli",
+    "trainer checkpoint monitor run_folder ray_train sweep_settings",
+    "theory report compare terminal progress sweep_results sweep cli",
     "__init__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
