@@ -1,6 +1,7 @@
 """Sweeps with Ray Tune: many runs of one configuration, some settings of which vary."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan, resolve
 from ray_pcasgd.run_folder import free_name, is_remote
-from ray_pcasgd.sweep_results import SweepResult, conclude
+from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import ASHA, GridSearch, OptunaSearch, Point, Range, SweepConfig, load_sweep, nested
 from ray_pcasgd.trainer import Trainer, Watcher
 
@@ -38,15 +39,19 @@ class _Reporting(Watcher):
                 tune.report({name: float(value) for name, value in row.items() if name != "agent"})
 
 
-def run_trial(point: Point, base: Config) -> None:
-    """Run one trial, in Tune's process for it; a trial that fails raises what ended its run."""
+def run_trial(point: Point, base: Config, folder: str) -> None:
+    """Run one trial, in Tune's process for it; a trial that fails raises what ended its run.
+
+    Its run folder lies in ``folder`` under the trial's number. One that is there was interrupted.
+    """
     point = dict(point)
     # Tune's repeater numbers the trials of one point; a grid has its seeds in the point.
     repeat = point.pop(TRIAL_INDEX, None)
     if repeat is not None:
         point["seed"] = base.seed + int(repeat)
-    folder = tune.get_context().get_trial_dir()
-    config = load_config(base, changes=nested(point) | {"storage_path": folder, "name": "run"})
+    name = tune.get_context().get_trial_id()
+    shutil.rmtree(Path(folder) / name, ignore_errors=True)
+    config = load_config(base, changes=nested(point) | {"storage_path": folder, "name": name})
     result = Trainer(config, watcher=_Reporting()).fit()
     if result.error is not None:
         raise result.error
@@ -105,7 +110,9 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     started_cluster = connect(base.engine if isinstance(base.engine, RaySettings) else RaySettings())
     try:
-        trainable = tune.with_resources(tune.with_parameters(run_trial, base=base), _resources(base))
+        trainable = tune.with_resources(
+            tune.with_parameters(run_trial, base=base, folder=str(path / RUNS_FOLDER)), _resources(base)
+        )
         if resume:
             tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
         else:

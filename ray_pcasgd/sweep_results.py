@@ -16,6 +16,7 @@ from ray_pcasgd.report.sweep_page import write_sweep_report
 from ray_pcasgd.sweep_settings import Point, SweepConfig, nested
 
 TRIALS_FILE = "trials.parquet"
+RUNS_FOLDER = "runs"
 BEST_FILE = "best.yaml"
 
 
@@ -31,7 +32,7 @@ class SweepResult:
     mode: str
     trials: pd.DataFrame
     """One row per trial: the point, its seed, the last metrics, whether it ``finished``, ``error`` where it failed, its
-    folder."""
+    run folder."""
     points: pd.DataFrame
     """One row per point, the best first: mean and spread of the metric over the seeds, and how many of these finished,
     were stopped early, or failed."""
@@ -52,7 +53,7 @@ def conclude(config: SweepConfig, base: Config, path: Path, grid: tune.ResultGri
     """Write the table of trials and the best settings into the sweep's folder, and return both."""
     metric, mode = config.judged_by(base)
     trials = pd.DataFrame(
-        [_row(result, list(config.space), base) for result in map(grid.__getitem__, range(len(grid)))]
+        [_row(result, list(config.space), base, path) for result in map(grid.__getitem__, range(len(grid)))]
     )
     trials = trials.sort_values([*map(str, config.space), "seed"], key=_sortable).reset_index(drop=True)
     trials.to_parquet(path / TRIALS_FILE, index=False)
@@ -90,7 +91,7 @@ def summarized(trials: pd.DataFrame, keys: Sequence[str], metric: str, mode: str
     return order.drop(columns="rank").reset_index(drop=True)
 
 
-def _row(result: Any, keys: Sequence[str], base: Config) -> dict[str, Any]:
+def _row(result: Any, keys: Sequence[str], base: Config, folder: Path) -> dict[str, Any]:
     config = result.config or {}
     metrics = result.metrics or {}
     seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
@@ -98,7 +99,9 @@ def _row(result: Any, keys: Sequence[str], base: Config) -> dict[str, Any]:
     error = None if result.error is None else str(result.error).strip().splitlines()[-1]
     finished = error is None and metrics.get("step") == base.num_steps
     point = {key: config.get(key) for key in keys}
-    return {**point, "seed": seed, **measured, "finished": finished, "error": error, "path": result.path}
+    run = folder / RUNS_FOLDER / str(metrics.get("trial_id"))
+    own = str(run if run.is_dir() else result.path)
+    return {**point, "seed": seed, **measured, "finished": finished, "error": error, "path": own}
 
 
 _MEASURED = ("step", "seconds", "wall_seconds", "consensus_distance", "train_loss", "staleness_mean", "time_total_s")

@@ -85,6 +85,6 @@ def _failures(failed: pd.DataFrame, keys: Sequence[str]) -> list[dict[str, str]]
 def _curves(points: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str], metric: str) -> list[pd.DataFrame]:
     """Return the averaged model's metrics of the best point's finished trials, as their run folders hold them."""
     chosen = trials.merge(points.head(1)[list(keys)], on=list(keys))
-    files = [Path(path) / "run" / "metrics.parquet" for path in chosen[chosen["finished"]]["path"]]
+    files = [Path(path) / "metrics.parquet" for path in chosen[chosen["finished"]]["path"]]
     frames = [pd.read_parquet(file) for file in files if file.exists()]
     return [frame[frame["agent"].isna()] for frame in frames if metric in frame]
