@@ -11,7 +11,7 @@ from rich.console import Console
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
-from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_theory
+from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_sweep, print_theory
 from ray_pcasgd.trainer import Result, Trainer
 
 SETTINGS_ERROR = 2
@@ -87,6 +87,33 @@ def compare_command(
     for _, row in failed.iterrows():
         print(f"error: {row['label']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
     if len(failed):
+        raise typer.Exit(RUN_ERROR)
+
+
+@app.command("sweep")
+def sweep_command(
+    config: Annotated[Path, typer.Argument(metavar="SWEEP.yaml|SWEEP", help="Settings of a sweep; or its folder.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the sweep and of its folder.")] = None,
+    schedule: Annotated[Path | None, typer.Option(help="A recorded schedule under which all trials run.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted sweep, whose folder is given.")
+    ] = False,
+) -> None:
+    """Run many trials with Ray Tune, and say which settings are best."""
+    # Here, since Tune and Optuna take seconds to import, which no other command needs.
+    from ray_pcasgd import sweep as sweeping
+    from ray_pcasgd.sweep_settings import load_sweep
+
+    if resume:
+        result = sweeping.resume(config)
+    else:
+        settings = load_sweep(config, {"name": name} if name else {})
+        result = sweeping.sweep(settings, None if schedule is None else str(schedule))
+    print_sweep(result.points, result.metric, result.path, Console())
+    failed = result.trials["error"].notna()
+    for _, row in result.trials[failed].iterrows():
+        print(f"error: {row['path']}: {row['error']}", file=sys.stderr)
+    if failed.all():
         raise typer.Exit(RUN_ERROR)
 
 

@@ -21,6 +21,9 @@ _HISTOGRAM_CLASSES = 10
 """Label counts of shards are shown up to so many classes."""
 
 
+_BEST_POINTS = 10
+
+
 class Terminal(Watcher):
     """Shows a run as it goes."""
 
@@ -142,6 +145,23 @@ def print_theory(table: pd.DataFrame, console: Console) -> None:
         for row in table.to_dict("records")
     ]
     print_table(rows, console)
+
+
+def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console) -> None:
+    """Print the best points of a sweep, and where everything lies."""
+    keys = list(points.columns[: list(points.columns).index("mean")])
+    rows = []
+    for row in points.head(_BEST_POINTS).to_dict("records"):
+        value = written(metric, row["mean"], row["std"] if row["finished"] > 1 else None)
+        shown = {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
+        failed = {"failed": str(row["failed"])} if points["failed"].any() else {}
+        rows.append(shown | {spoken(metric): value, "seeds": str(row["finished"])} | failed)
+    print_table(rows, console)
+    if len(points) > _BEST_POINTS:
+        console.print(f"and {len(points) - _BEST_POINTS} points more", highlight=False)
+    for name in ("best.yaml", "trials.parquet", "report.html"):
+        if (path / name).exists():
+            console.print(str(path / name), highlight=False, soft_wrap=True)
 
 
 def _final_row(name: str, row: pd.Series, metric: str) -> dict[str, str]:

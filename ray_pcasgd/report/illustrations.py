@@ -1,6 +1,6 @@
 """The pictures of a page, each with a sentence that says what to look for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -30,8 +30,13 @@ class Illustration(NamedTuple):
 
 
 def illustrations(groups: Sequence[Group], metric: str | None) -> str:
-    """Return all pictures that have something to show, as HTML; empty where there are none."""
-    drawn = [_html(each.title, each.caption, each.figure) for each in _all(groups, metric) if each.figure is not None]
+    """Return all pictures of runs that have something to show, as HTML; empty where there are none."""
+    return framed(_all(groups, metric))
+
+
+def framed(pictures: Iterable[Illustration]) -> str:
+    """Return pictures as HTML, those that have something to show; empty where there are none."""
+    drawn = [_html(each.title, each.caption, each.figure) for each in pictures if each.figure is not None]
     return '<div class="pictures">\n' + "\n".join(drawn) + "\n</div>" if drawn else ""
 
 

@@ -53,16 +53,20 @@ def page(groups: Sequence[Group], title: str) -> str:
     """Return the page as text."""
     metric = metric_of(groups)
     sections = [
-        _section("Final figures", _final_figures(groups, metric)),
-        _section("Pictures", illustrations(groups, metric)),
-        _section("Schedule", _schedules(groups)),
-        _section("Settings", _settings(groups)),
-        _section("Events", _events(groups)),
+        ("Final figures", _final_figures(groups, metric)),
+        ("Pictures", illustrations(groups, metric)),
+        ("Schedule", _schedules(groups)),
+        ("Settings", _settings(groups)),
+        ("Events", _events(groups)),
     ]
+    return render(title, _headline(groups, metric), sections)
+
+
+def render(title: str, headline: str, sections: Sequence[tuple[str, str]]) -> str:
+    """Return a page of sections, each a heading and its HTML; empty ones are left out."""
     template = Template(resources.files("ray_pcasgd.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(title), headline=_headline(groups, metric), sections="\n".join(filter(None, sections))
-    )
+    drawn = [_section(heading, content) for heading, content in sections]
+    return template.substitute(title=escape(title), headline=headline, sections="\n".join(filter(None, drawn)))
 
 
 def _section(heading: str, content: str) -> str:
@@ -118,7 +122,7 @@ def _final_figures(groups: Sequence[Group], metric: str | None) -> str:
         row["method"] = row["method"] if any(run.error is None for run in group.runs) else f"{row['method']} (failed)"
     note = "Failed runs do not count, unless a method has no others. " if any("failed" in row for row in rows) else ""
     note += "Each agent counts with its last evaluation; consensus distance: root mean square over agents."
-    return _table(rows, "numbers") + f'\n<p class="soft">{note}</p>'
+    return table_of(rows, "numbers") + f'\n<p class="soft">{note}</p>'
 
 
 def _settings(groups: Sequence[Group]) -> str:
@@ -129,7 +133,7 @@ def _settings(groups: Sequence[Group]) -> str:
     rows = differing_settings(groups)
     if not rows:
         return "<p>All runs have the same settings.</p>"
-    return "<p>Only what differs is shown.</p>\n" + _table(rows, "text")
+    return "<p>Only what differs is shown.</p>\n" + table_of(rows, "text")
 
 
 def differing_settings(groups: Sequence[Group]) -> list[dict[str, str]]:
@@ -162,7 +166,7 @@ def _schedules(groups: Sequence[Group]) -> str:
         {"schedule hash": digest or NOTHING, "runs": ", ".join(_with_seeds(*member) for member in members.items())}
         for digest, members in by_hash.items()
     ]
-    return f"<p>The {num_runs} runs were under {len(known)} different schedules.</p>\n" + _table(rows, "text")
+    return f"<p>The {num_runs} runs were under {len(known)} different schedules.</p>\n" + table_of(rows, "text")
 
 
 def _with_seeds(label: str, seeds: Sequence[str]) -> str:
@@ -173,10 +177,11 @@ def _events(groups: Sequence[Group]) -> str:
     events = [(run.path.name, event) for group in groups for run in group.runs for event in run.events]
     rows = [{"run": name} | {key: str(value) for key, value in event.items()} for name, event in events[:_MOST_EVENTS]]
     more = len(events) - len(rows)
-    return (_table(rows, "text") + (f"\n<p>And {more} more in events.jsonl.</p>" if more else "")) if rows else ""
+    return (table_of(rows, "text") + (f"\n<p>And {more} more in events.jsonl.</p>" if more else "")) if rows else ""
 
 
-def _table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+def table_of(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """Return rows as an HTML table of the class ``numbers`` or ``text``."""
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = "\n".join(

@@ -8,7 +8,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_pcasgd.agent import AgentSpec
@@ -17,7 +17,7 @@ from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live import LiveAgentActor
 from ray_pcasgd.engines.ray.pair_actors import LivePairActor, PlannedPairActor
-from ray_pcasgd.engines.ray.placement import connect, reserve
+from ray_pcasgd.engines.ray.placement import Reservation, connect, reserve
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
 from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWorkerActor
 from ray_pcasgd.engines.ray.server_live import LiveServerActor, LiveWorkerActor
@@ -61,15 +61,16 @@ class RayEngine:
         """Execute all agents; see ``Engine.run``."""
         started_cluster = connect(self._settings)
         try:
-            group, bundle = reserve(self._settings, len(specs))
+            reserved = reserve(self._settings, len(specs))
             try:
-                run = _Run(self._settings, self._schedule, specs, data, group, bundle)
+                run = _Run(self._settings, self._schedule, specs, data, reserved)
                 try:
                     yield from run.reports()
                 finally:
                     run.close()
             finally:
-                remove_placement_group(group)
+                if reserved.is_own:
+                    remove_placement_group(reserved.group)
         finally:
             if started_cluster:
                 ray.shutdown()
@@ -82,8 +83,7 @@ class _Run:
         schedule: Schedule | Injection,
         specs: Sequence[LearnerSpec],
         data: TaskData,
-        group: PlacementGroup,
-        bundle: dict[str, float],
+        reserved: Reservation,
     ) -> None:
         live = isinstance(schedule, Injection)
         self.is_live = live
@@ -95,11 +95,12 @@ class _Run:
         shared = ray.put(data)
         self.actors: list[ActorHandle[Any]] = []
         for place, spec in enumerate(specs):
+            bundle, strategy = reserved.bundle, PlacementGroupSchedulingStrategy
             options: dict[str, Any] = {
                 "num_cpus": bundle.get("CPU", 0),
                 "num_gpus": bundle.get("GPU", 0),
                 "resources": {k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place),
+                "scheduling_strategy": strategy(reserved.group, placement_group_bundle_index=reserved.first + place),
             }
             actor_class = (LIVE if live else PLANNED)[type(spec)].options(**options)
             extra = (schedule,) if live else ()

@@ -1,0 +1,115 @@
+"""What came of a sweep: a table of trials, the best point, and settings to train from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from ray import tune
+from ray.tune.search.repeater import TRIAL_INDEX
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.loading import load_config
+from ray_pcasgd.report.sweep_page import write_sweep_report
+from ray_pcasgd.sweep_settings import Point, SweepConfig, nested
+
+TRIALS_FILE = "trials.parquet"
+RUNS_FOLDER = "runs"
+BEST_FILE = "best.yaml"
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep left."""
+
+    grid: tune.ResultGrid
+    """Tune's own results."""
+    path: Path
+    """The sweep's folder."""
+    metric: str
+    mode: str
+    trials: pd.DataFrame
+    """One row per trial: the point, its seed, the last metrics, whether it ``finished``, ``error`` where it failed, its
+    run folder."""
+    points: pd.DataFrame
+    """One row per point, the best first: mean and spread of the metric over the seeds, and how many of these finished,
+    were stopped early, or failed."""
+
+    @property
+    def best(self) -> Point | None:
+        """The best point; nothing where no trial reported anything."""
+        if self.points.empty or self.points["mean"].isna().all():
+            return None
+        keys = [name for name in self.points.columns if name not in _STATISTICS]
+        return {key: _plain(self.points[key].iloc[0]) for key in keys}
+
+
+_STATISTICS = ("mean", "std", "finished", "stopped", "failed")
+
+
+def conclude(config: SweepConfig, base: Config, path: Path, grid: tune.ResultGrid) -> SweepResult:
+    """Write the table of trials and the best settings into the sweep's folder, and return both."""
+    metric, mode = config.judged_by(base)
+    trials = pd.DataFrame(
+        [_row(result, list(config.space), base, path) for result in map(grid.__getitem__, range(len(grid)))]
+    )
+    trials = trials.sort_values([*map(str, config.space), "seed"], key=_sortable).reset_index(drop=True)
+    trials.to_parquet(path / TRIALS_FILE, index=False)
+    result = SweepResult(grid, path, metric, mode, trials, summarized(trials, list(config.space), metric, mode))
+    if result.best is not None:
+        best = load_config(base, changes=nested(result.best) | {"name": None})
+        text = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
+        (path / BEST_FILE).write_text(text, encoding="utf-8")
+        write_sweep_report(path, result.points, trials, list(config.space), metric, text)
+    return result
+
+
+def summarized(trials: pd.DataFrame, keys: Sequence[str], metric: str, mode: str) -> pd.DataFrame:
+    """Return one row per point, the best mean first; points of which not every trial finished come after the others.
+
+    Where some trials finished, those count; where all were stopped early, what they had then.
+    """
+    failed = trials["error"].notna()
+    values = trials[metric] if metric in trials else pd.Series(float("nan"), index=trials.index)
+    any_finished = trials.groupby(list(keys), dropna=False)["finished"].transform("any")
+    counts = ~failed & (trials["finished"] | ~any_finished)
+    stopped = ~failed & ~trials["finished"]
+    frame = trials[[*keys, "finished"]].assign(value=values.where(counts), stopped=stopped, failed=failed)
+    groups = frame.groupby(list(keys), sort=False, dropna=False)
+    table = pd.DataFrame(
+        {
+            "mean": groups["value"].mean(),
+            "std": groups["value"].std(ddof=0),
+            **{name: groups[name].sum() for name in ("finished", "stopped", "failed")},
+        }
+    ).reset_index()
+    complete = (table["stopped"] + table["failed"]) == 0
+    order = table.assign(rank=(~complete).astype(int) + (table["finished"] == 0))
+    order = order.sort_values(["rank", "mean"], ascending=[True, mode == "min"], na_position="last")
+    return order.drop(columns="rank").reset_index(drop=True)
+
+
+def _row(result: Any, keys: Sequence[str], base: Config, folder: Path) -> dict[str, Any]:
+    config = result.config or {}
+    metrics = result.metrics or {}
+    seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
+    measured = {name: value for name, value in metrics.items() if name in _MEASURED or name.startswith("test_")}
+    error = None if result.error is None else str(result.error).strip().splitlines()[-1]
+    finished = error is None and metrics.get("step") == base.num_steps
+    point = {key: config.get(key) for key in keys}
+    run = folder / RUNS_FOLDER / str(metrics.get("trial_id"))
+    own = str(run if run.is_dir() else result.path)
+    return {**point, "seed": seed, **measured, "finished": finished, "error": error, "path": own}
+
+
+_MEASURED = ("step", "seconds", "wall_seconds", "consensus_distance", "train_loss", "staleness_mean", "time_total_s")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _sortable(column: pd.Series) -> pd.Series:
+    return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)

@@ -1,0 +1,181 @@
+"""What a sweep is told: which settings vary, how points are chosen, how much may be spent."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.explanation import explain
+from ray_pcasgd.loading import SettingsError, load_config, read_yaml
+from ray_pcasgd.settings import Settings, from_name
+
+Point = dict[str, Any]
+"""Values by the names of settings, for example ``{"algorithm.theta": 0.3}``."""
+
+
+class Range(Settings):
+    """Numbers between two limits."""
+
+    low: float
+    """The smallest value."""
+    high: float
+    """The largest value."""
+    log: bool = False
+    """Whether values are drawn evenly in their logarithm."""
+    integer: bool = False
+    """Whether values are whole numbers."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low:g}, high = {self.high:g}: allowed is low < high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low = {self.low:g}: allowed beside log are values above 0")
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"low = {self.low:g}, high = {self.high:g}: allowed beside integer are whole numbers")
+        return self
+
+
+class GridSearch(Settings):
+    """Every combination of the listed values."""
+
+    name: Literal["grid"] = "grid"
+
+
+class RandomSearch(Settings):
+    """Points drawn at random."""
+
+    name: Literal["random"] = "random"
+    num_points: int = Field(20, ge=1)
+    """How many points are drawn."""
+
+
+class OptunaSearch(Settings):
+    """Points that Optuna proposes (tree-structured Parzen estimators), from the results of those before."""
+
+    name: Literal["optuna"] = "optuna"
+    num_points: int = Field(20, ge=1)
+    """How many points are tried."""
+
+
+class RunAll(Settings):
+    """Every trial runs to its end."""
+
+    name: Literal["fifo"] = "fifo"
+
+
+class ASHA(Settings):
+    """Asynchronous successive halving: the worse trials are stopped early (Li et al. 2020)."""
+
+    name: Literal["asha"] = "asha"
+    grace_steps: int | None = Field(None, ge=1)
+    """Steps that every trial takes; not given: those to its first evaluation."""
+    reduction: float = Field(3.0, gt=1)
+    """One of so many trials goes on at each rung."""
+
+
+Search = Annotated[GridSearch | RandomSearch | OptunaSearch, Field(discriminator="name")]
+TrialScheduler = Annotated[RunAll | ASHA, Field(discriminator="name")]
+
+
+class SweepConfig(Settings):
+    """One sweep."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the sweep and of its folder; not given: sweep and a number."""
+    storage_path: str = "runs"
+    """Folder of the sweep's folder."""
+    config: dict[str, Any] | str = Field(default_factory=dict)
+    """What all trials share: settings of a run, or the path of a YAML file of them."""
+    space: dict[str, tuple[Any, ...] | Range] = Field(min_length=1)
+    """What varies, by the name of the setting: a list of values, or a range of numbers."""
+    seeds: int = Field(1, ge=1)
+    """Seeds of each point, from the settings' own upwards; points are judged by their mean."""
+    search: Annotated[Search, BeforeValidator(from_name)] = GridSearch()
+    """How points are chosen."""
+    scheduler: Annotated[TrialScheduler, BeforeValidator(from_name)] = RunAll()
+    """Which trials go on."""
+    metric: str | None = None
+    """The averaged model's metric; not given: test_accuracy where there is one, else test_loss."""
+    mode: Literal["max", "min"] | None = None
+    """Whether more of the metric is better; not given: max for accuracy, min for anything else."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Trials at the same time; not given: as many as there is room for."""
+    seconds: float | None = Field(None, gt=0)
+    """No trial starts, and none goes on, after so many seconds; not given: no limit."""
+
+    def base(self, schedule: str | None = None) -> Config:
+        """Return the settings that all trials share.
+
+        Raises:
+            SettingsError: they are no settings of a run.
+
+        """
+        changes = {} if schedule is None else {"schedule": str(Path(schedule).resolve())}
+        return load_config(self.config, changes=changes)
+
+    def points(self) -> Iterator[Point]:
+        """Yield every combination of the listed values; for a range, its two limits stand for it."""
+        listed = {
+            key: values if isinstance(values, tuple) else (values.low, values.high)
+            for key, values in self.space.items()
+        }
+        for combination in itertools.product(*listed.values()):
+            yield dict(zip(listed, combination, strict=True))
+
+    def judged_by(self, base: Config) -> tuple[str, Literal["max", "min"]]:
+        """Return the metric and its mode."""
+        known = ["test_loss", *(f"test_{metric.key}" for metric in base.task.metrics)]
+        metric = self.metric or ("test_accuracy" if "test_accuracy" in known else "test_loss")
+        if metric not in known:
+            raise SettingsError(f"metric = {metric!r}: allowed are {', '.join(known)}")
+        return metric, self.mode or ("max" if metric == "test_accuracy" else "min")
+
+
+def load_sweep(
+    source: str | Path | Mapping[str, Any] | SweepConfig, changes: Mapping[str, Any] | None = None
+) -> SweepConfig:
+    """Return checked settings of a sweep; every combination of listed values makes settings that can be run.
+
+    Raises:
+        SettingsError: something is unknown, or not allowed.
+
+    """
+    tree = source.model_dump() if isinstance(source, SweepConfig) else source
+    if isinstance(tree, str | Path):
+        tree = read_yaml(Path(tree))
+    tree = {**tree, **(changes or {})}
+    try:
+        sweep = SweepConfig.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError("\n".join(explain(error, tree))) from None
+    for key, values in sweep.space.items():
+        if isinstance(values, Range) and sweep.search.name == "grid":
+            raise SettingsError(f"space.{key}: a range; allowed beside search.name = 'grid' are lists of values")
+        if isinstance(values, tuple) and not values:
+            raise SettingsError(f"space.{key} = []: allowed is one value or more")
+        if key == "seed":
+            raise SettingsError("space.seed: allowed is the setting seeds, over which results are averaged")
+    return sweep
+
+
+def nested(point: Point) -> dict[str, Any]:
+    """Return a point as nested changes of settings.
+
+    >>> nested({"algorithm.theta": 0.3, "seed": 1})
+    {'algorithm': {'theta': 0.3}, 'seed': 1}
+    """
+    changes: dict[str, Any] = {}
+    # Names first: a name of another kind drops what was set before it.
+    for key in sorted(point, key=lambda key: (key.count("."), not key.endswith("name"))):
+        place = changes
+        *parts, last = key.split(".")
+        for part in parts:
+            inner = place.get(part, {})
+            place[part] = {"name": inner} if isinstance(inner, str) else dict(inner)
+            place = place[part]
+        place[last] = point[key]
+    return changes

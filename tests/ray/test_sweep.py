@@ -1,0 +1,114 @@
+"""Sweeps on real Ray: trials on both engines, what fails, what is stopped, and what an interruption leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from ray_pcasgd.loading import SettingsError, load_config
+from ray_pcasgd.sweep import sweep
+from ray_pcasgd.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+BASE = {"engine": "local", "num_agents": 3, "num_steps": 20, "evaluate_every": 10, "task": {"model": {"hidden": [8]}}}
+
+
+def settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"storage_path": str(folder), "name": "tried", "config": BASE} | changes
+
+
+def test_a_grid_is_run_and_its_best_point_trains(tmp_path: Path) -> None:
+    space = {"algorithm.theta": [0, 0.5], "step_size": [0.05, 0.2]}
+    result = sweep(settings(tmp_path, space=space, seeds=2, max_concurrent=2))
+    assert len(result.trials) == len(result.grid) == 8
+    assert result.trials["error"].isna().all()
+    assert result.trials["finished"].all()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tried" / "trials.parquet"), result.trials)
+    best = result.trials.groupby(list(space))["test_accuracy"].mean().idxmax()
+    assert result.best == {"algorithm.theta": best[0], "step_size": best[1]}
+    assert (tmp_path / "tried" / "report.html").exists()
+    # A trial is the very run that its settings give by themselves.
+    row = result.trials.iloc[-1]
+    assert (row["algorithm.theta"], row["step_size"], row["seed"]) == (0.5, 0.2, 1)
+    alone = Trainer(
+        load_config(tmp_path / "tried" / "best.yaml"),
+        algorithm={"name": "pc-asgd", "theta": 0.5},
+        step_size=0.2,
+        seed=1,
+        storage_path=str(tmp_path),
+        name="alone",
+    ).fit()
+    assert alone.metrics["test_loss"] == row["test_loss"]
+
+
+def test_a_trial_that_fails_says_why_and_the_others_go_on(tmp_path: Path) -> None:
+    result = sweep(settings(tmp_path, space={"step_size": [0.1, 1e20]}))
+    failed = result.trials.set_index("step_size")["error"]
+    assert failed[0.1] is None
+    assert "has loss" in failed[1e20]
+    assert result.best == {"step_size": 0.1}
+
+
+def test_optuna_proposes_points_and_their_seeds_are_averaged(tmp_path: Path) -> None:
+    space = {"step_size": {"low": 0.01, "high": 1, "log": True}, "algorithm": ["d-asgd", "c-asgd"]}
+    result = sweep(settings(tmp_path, space=space, seeds=2, search={"name": "optuna", "num_points": 3}))
+    assert len(result.points) == 3
+    assert result.trials["seed"].tolist().count(0) == result.trials["seed"].tolist().count(1) == 3
+    assert result.trials["step_size"].between(0.01, 1).all()
+
+
+def test_successive_halving_stops_the_worse(tmp_path: Path) -> None:
+    base = BASE | {"num_steps": 60, "evaluate_every": 5}
+    space = {"step_size": [0.1, 1e-5, 1e-6, 1e-7]}
+    result = sweep(
+        settings(tmp_path, config=base, space=space, scheduler={"name": "asha", "reduction": 4}, max_concurrent=1)
+    )
+    finished = result.trials.set_index("step_size")["finished"]
+    assert finished[0.1]
+    assert not finished[1e-7]
+    assert result.best == {"step_size": 0.1}
+
+
+def test_trials_on_the_ray_engine_take_room_for_all_their_agents_at_once(tmp_path: Path) -> None:
+    """Eight cores, trials of three agents: two at a time, and the others wait instead of holding half of their room."""
+    engine = {"name": "ray", "cpus_per_agent": 1.0}
+    base = BASE | {"engine": engine, "num_steps": 10}
+    result = sweep(settings(tmp_path, config=base, space={"algorithm.theta": [0, 0.2, 0.4]}))
+    assert result.trials["error"].isna().all()
+    local = sweep(settings(tmp_path, name="local", config=BASE | {"num_steps": 10}, space={"algorithm.theta": [0.2]}))
+    planned = result.trials.set_index("algorithm.theta").loc[0.2]
+    assert planned["test_loss"] == local.trials["test_loss"].iloc[0]
+
+
+def test_an_interrupted_sweep_resumes_to_the_same_table(tmp_path: Path) -> None:
+    base = BASE | {"num_steps": 200, "evaluate_every": 50}
+    space = {"algorithm.theta": [0, 0.1, 0.2, 0.3, 0.4, 0.5]}
+    whole = sweep(settings(tmp_path, name="whole", config=base, space=space))
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(settings(tmp_path, config=base, space=space, max_concurrent=1)))
+    command = [sys.executable, "-m", "ray_pcasgd", "sweep"]
+    environment = os.environ | {"RAY_ADDRESS": ""}
+    with subprocess.Popen([*command, str(file)], env=environment, start_new_session=True) as process:
+        runs = tmp_path / "tried" / "runs"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(list(runs.glob("*/result.json"))) < 2:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert len(list(runs.glob("*/result.json"))) < 6
+    subprocess.run([*command, str(tmp_path / "tried"), "--resume"], env=environment, check=True)
+    columns = ["algorithm.theta", "seed", "step", "test_loss", "test_accuracy", "finished", "error"]
+    resumed = pd.read_parquet(tmp_path / "tried" / "trials.parquet")
+    pd.testing.assert_frame_equal(resumed[columns], whole.trials[columns])
+
+
+def test_a_point_that_cannot_be_run_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"at the point algorithm.theta = 2: algorithm.theta"):
+        sweep(settings(tmp_path, space={"algorithm.theta": [0.1, 2]}))
+    assert not (tmp_path / "tried").exists()
