@@ -51,7 +51,7 @@ def test_a_grid_is_run_and_its_best_point_trains(tmp_path: Path) -> None:
 def test_a_trial_that_fails_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     result = sweep(settings(tmp_path, space={"step_size": [0.1, 1e20]}))
     failed = result.trials.set_index("step_size")["error"]
-    assert failed[0.1] is None
+    assert pd.isna(failed[0.1])
     assert "has loss" in failed[1e20]
     assert result.best == {"step_size": 0.1}
 
@@ -77,10 +77,10 @@ def test_successive_halving_stops_the_worse(tmp_path: Path) -> None:
 
 
 def test_trials_on_the_ray_engine_take_room_for_all_their_agents_at_once(tmp_path: Path) -> None:
-    """Eight cores, trials of three agents: two at a time, and the others wait instead of holding half of their room."""
+    """Trials of three agents on eight cores: one that has no room for all of them waits, instead of holding part of it."""
     engine = {"name": "ray", "cpus_per_agent": 1.0}
     base = BASE | {"engine": engine, "num_steps": 10}
-    result = sweep(settings(tmp_path, config=base, space={"algorithm.theta": [0, 0.2, 0.4]}))
+    result = sweep(settings(tmp_path, config=base, space={"algorithm.theta": [0, 0.2]}))
     assert result.trials["error"].isna().all()
     local = sweep(settings(tmp_path, name="local", config=BASE | {"num_steps": 10}, space={"algorithm.theta": [0.2]}))
     planned = result.trials.set_index("algorithm.theta").loc[0.2]

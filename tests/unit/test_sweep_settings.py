@@ -96,7 +96,8 @@ def test_points_are_judged_by_the_mean_of_their_finished_trials_and_incomplete_o
     np.testing.assert_allclose(points["mean"], [0.85, 0.99, 0.95, 0.65])
     assert points["std"].iloc[0] == pytest.approx(0.05)
     assert points[["finished", "stopped", "failed"]].to_numpy().tolist() == [[2, 0, 0], [1, 1, 0], [1, 0, 1], [0, 2, 0]]
-    assert summarized(table.assign(test_loss=table["test_accuracy"]), KEYS, "test_loss", "min")["mean"].iloc[0] == pytest.approx(0.85)
+    by_loss = summarized(table.assign(test_loss=table["test_accuracy"]), KEYS, "test_loss", "min")
+    assert by_loss["mean"].iloc[0] == pytest.approx(0.85)
 
 
 def grid(value: Any) -> pd.DataFrame:
