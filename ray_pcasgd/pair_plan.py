@@ -113,10 +113,7 @@ def pair_schedule(config: Config, division: Division, clusters: tuple[int, ...])
             clusters=clusters,
             seed=config.seed,
         )
-    path = Path(config.schedule)
-    if not path.is_file():
-        raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
-    rows, metadata = read_rows(path)
+    rows, metadata = read_rows(Path(config.schedule))
     if metadata.get("reading") != "pairs":
         raise ValueError(f"schedule = {config.schedule!r}: allowed beside ad-psgd are schedules of ad-psgd")
     _check_pairs(rows, config, division)

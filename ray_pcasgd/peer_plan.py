@@ -85,10 +85,7 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
             seed=config.seed,
             rule=rule,
         )
-    path = Path(config.schedule)
-    if not path.is_file():
-        raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
-    rows, metadata = read_rows(path)
+    rows, metadata = read_rows(Path(config.schedule))
     check_family(config.schedule, metadata, 0)
     if metadata.get("reading") == "pairs":
         raise ValueError(f"schedule = {config.schedule!r}: is one of ad-psgd; allowed is it beside ad-psgd alone")

@@ -90,10 +90,7 @@ def server_schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...])
             clusters=clusters,
             seed=config.seed,
         )
-    path = Path(config.schedule)
-    if not path.is_file():
-        raise ValueError(f"schedule = {config.schedule!r}: no such file; allowed is the schedule.parquet of a run")
-    rows, metadata = read_rows(path)
+    rows, metadata = read_rows(Path(config.schedule))
     check_family(config.schedule, metadata, rule.shards)
     if metadata.get("num_agents") != str(config.num_agents):
         raise ValueError(

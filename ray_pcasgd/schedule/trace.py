@@ -51,6 +51,8 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
         ValueError: there is no such file, or it holds no schedule that can be executed.
 
     """
+    if not path.is_file():
+        raise ValueError(f"schedule = {str(path)!r}: no such file; allowed is the schedule.parquet of a run")
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:

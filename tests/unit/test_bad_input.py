@@ -400,7 +400,8 @@ def test_a_server_s_settings_that_do_not_fit_are_refused(algorithm: dict[str, An
 @pytest.mark.parametrize("k", [1, 4])
 def test_shards_may_wait_for_one_worker_or_for_all(k: int) -> None:
     algorithm = {"name": "server", "gathering": {"name": "k-async", "k": k}, "shards": 3}
-    make_plan(load_config({"engine": "local"} | SERVER | {"algorithm": algorithm}))
+    plan = make_plan(load_config({"engine": "local"} | SERVER | {"algorithm": algorithm}))
+    assert len(plan.servers) == 3
 
 
 @pytest.mark.parametrize(
