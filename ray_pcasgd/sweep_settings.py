@@ -165,8 +165,8 @@ def load_sweep(
 def nested(point: Point) -> dict[str, Any]:
     """Return a point as nested changes of settings.
 
-    >>> nested({"algorithm.theta": 0.3, "seed": 1})
-    {'algorithm': {'theta': 0.3}, 'seed': 1}
+    >>> nested({"seed": 1, "algorithm.theta": 0.3})
+    {'seed': 1, 'algorithm': {'theta': 0.3}}
     """
     changes: dict[str, Any] = {}
     # Names first: a name of another kind drops what was set before it.

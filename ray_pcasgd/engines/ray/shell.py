@@ -4,12 +4,14 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.transport import Contents, Outbox
@@ -52,6 +54,8 @@ class Shell:
         self.stopped = False
         self.outbox = Outbox({})
         self.unsent: list[StepReport | Event] = []
+        self.handed_in: deque[Any] = deque(maxlen=64)
+        """The last calls with reports; earlier ones are long done."""
         self.sent_at = time.perf_counter()
         self.started_at = 0.0
 
@@ -95,6 +99,9 @@ class Shell:
         finally:
             with self.changed:
                 self.report(flush=True)
+            # The driver looks for reports once this call has ended, and its own call could overtake these.
+            with contextlib.suppress(RayActorError):
+                ray.get(list(self.handed_in))
         self.outbox.flush()
 
     @property
@@ -162,6 +169,6 @@ class Shell:
         """Hand what has gathered to the scheduler, now or when it is due."""
         now = time.perf_counter()
         if self.unsent and (flush or now - self.sent_at > REPORT_SECONDS):
-            self.scheduler.record.remote(self.unsent)
+            self.handed_in.append(self.scheduler.record.remote(self.unsent))
             self.unsent = []
             self.sent_at = now
