@@ -77,8 +77,8 @@ def test_successive_halving_stops_the_worse(tmp_path: Path) -> None:
 
 
 def test_trials_on_the_ray_engine_take_room_for_all_their_agents_at_once(tmp_path: Path) -> None:
-    """A trial that has no room for all of its agents waits, instead of holding a part of it."""
-    engine = {"name": "ray", "cpus_per_agent": 1.0}
+    """A trial that has no room for all of its agents waits, instead of holding a part of it: two need 12 CPUs of 8."""
+    engine = {"name": "ray", "cpus_per_agent": 2.0}
     base = BASE | {"engine": engine, "num_steps": 10}
     result = sweep(settings(tmp_path, config=base, space={"algorithm.theta": [0, 0.2]}))
     assert result.trials["error"].isna().all()

@@ -20,6 +20,7 @@ from ray_pcasgd.pair_plan import divide
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.pair_planner import PairPlanner, draw_partner
+from ray_pcasgd.schedule.trace import read_rows, write_rows
 from ray_pcasgd.timing import ComputeTimes, LinkDelay, LinkTimes
 from ray_pcasgd.topology import Complete, Metropolis, Ring, Star, Torus, build_network
 from ray_pcasgd.trainer import Trainer
@@ -247,6 +248,13 @@ def test_schedules_replay_and_are_for_pairs_alone(tmp_path: Path) -> None:
         make_plan(load_config(settings | {"num_steps": 5, "schedule": schedule}))
     with pytest.raises(SettingsError, match=r"averages with agent \d; the topology does not allow"):
         make_plan(load_config(settings | {"topology": "star", "schedule": schedule}))
+    rows, metadata = read_rows(Path(schedule))
+    alone = next(place for place, row in enumerate(rows) if row.kind == "passive")
+    changed = (rows[alone].reads[0].version + 1) % 12
+    rows[alone] = rows[alone]._replace(reads=(rows[alone].reads[0]._replace(version=changed),))
+    write_rows(tmp_path / "unmatched.parquet", rows, metadata)
+    with pytest.raises(SettingsError, match=r"averages with agent \d, of which the schedule knows nothing"):
+        make_plan(load_config(settings | {"schedule": str(tmp_path / "unmatched.parquet")}))
     other = Trainer(settings | {"algorithm": "d-asgd", "name": "other"}).fit()
     with pytest.raises(SettingsError, match="allowed beside ad-psgd are schedules of ad-psgd"):
         make_plan(load_config(settings | {"schedule": str(Path(other.path) / "schedule.parquet")}))
