@@ -6,16 +6,17 @@ if TYPE_CHECKING:
     from ray_pcasgd.compare import compare
     from ray_pcasgd.config import Config
     from ray_pcasgd.loading import SettingsError, load_config
-    from ray_pcasgd.trainer import Result, Trainer, Watcher
+    from ray_pcasgd.run import Result, Watcher
+    from ray_pcasgd.trainer import Trainer
 
 __all__ = ["Config", "Result", "SettingsError", "Trainer", "Watcher", "compare", "load_config"]
 
 _HOMES = {
     "Config": "config",
-    "Result": "trainer",
+    "Result": "run",
     "SettingsError": "loading",
     "Trainer": "trainer",
-    "Watcher": "trainer",
+    "Watcher": "run",
     "compare": "compare",
     "load_config": "loading",
 }

@@ -177,11 +177,15 @@ class Agent(Learner):
 
     def numbers(self, received: Sequence[Received]) -> dict[str, float]:
         """Return the rule's own numbers at this step."""
-        spec, rule = self.spec, self.spec.recipe.rule
+        return self.spec.recipe.rule.numbers(self.spec.agent, self.version) | self.observed(received)
+
+    def observed(self, received: Sequence[Received]) -> dict[str, float]:
+        """Return those of the rule's numbers that follow from what was read."""
+        spec = self.spec
         samples = dict(zip(spec.neighbors, spec.samples, strict=True))
         others = [Taken(r.read.version + r.read.staleness, samples[r.read.neighbor]) for r in received]
         own = Taken(self.version, len(spec.shard))
-        return rule.numbers(spec.agent, self.version) | rule.observed(own, others)
+        return spec.recipe.rule.observed(own, others)
 
     def rule_inputs(self, gathered: Gathered) -> tuple[Own, Reads]:
         """Return the rule's arguments for this agent alone."""
@@ -204,11 +208,16 @@ class Agent(Learner):
         if self.pushes:
             total = self.mass_of(gathered)
             shares = torch.tensor([value / total for value in (gathered.own[0], *gathered.mixing)], device=device)
-            return mix(shares[0], self.replica.buffers, shares[1:], gathered.buffers)
+            return mix(shares[0], self.running_buffers, shares[1:], gathered.buffers)
         mixing = torch.tensor(gathered.mixing, device=device)
         reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
         own, kept = clipped_row(torch.tensor(gathered.own[0], device=device), mixing, reliable)
-        return mix(own, self.replica.buffers, kept, gathered.buffers)
+        return mix(own, self.running_buffers, kept, gathered.buffers)
+
+    @property
+    def running_buffers(self) -> Tensor:
+        """The floating-point buffers as the last forward pass left them."""
+        return self.replica.buffers
 
     def _direction(self, slot: Received | None) -> Tensor:
         if not self.spec.recipe.rule.needs_directions:
@@ -248,6 +257,15 @@ class Agent(Learner):
 
         return losses
 
+    def probe_at(self, inputs: Tensor, targets: Tensor, buffers: Tensor, integers: dict[str, Tensor]) -> Probe:
+        """Return the losses of candidate weights on a mini-batch, where they run stacked; pure."""
+
+        def losses(candidates: tuple[Tensor, ...]) -> Tensor:
+            with torch.no_grad():
+                return torch.stack([self.loss_at(x, buffers, integers, inputs, targets)[0] for x in candidates])
+
+        return losses
+
     @staticmethod
     def mass_of(gathered: Gathered) -> float:
         """Return the mass that is left and that has come."""
@@ -260,10 +278,14 @@ class Agent(Learner):
             self.mass = self.mass_of(gathered)
         self.weights = update.weights
         self.buffers = buffers.clone() if buffers.numel() else buffers
-        self.replica.load(self.weights, self.buffers)
+        self.load()
         self.version += 1
         if self.displacements is not None:
             self.displacements.record(self.weights)
+
+    def load(self) -> None:
+        """Put the present version into the replica."""
+        self.replica.load(self.weights, self.buffers)
 
     def partners(self) -> tuple[int, ...]:
         """Return the neighbors that the agent reads at its next step."""
@@ -278,5 +300,6 @@ class Agent(Learner):
     @property
     def message_bytes(self) -> int:
         """Bytes of one version's message: weights, floating-point buffers and, where it is needed, the direction."""
-        numbers = self.weights.numel() * (2 if self.spec.recipe.rule.needs_directions else 1) + self.buffers.numel()
+        vectors = 2 if self.spec.recipe.rule.needs_directions else 1
+        numbers = vectors * self.weights.shape[-1] + self.buffers.shape[-1]
         return 4 * numbers

@@ -11,8 +11,9 @@ from rich.console import Console
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
+from ray_pcasgd.run import Result
 from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_sweep, print_theory
-from ray_pcasgd.trainer import Result, Trainer
+from ray_pcasgd.trainer import Trainer
 
 SETTINGS_ERROR = 2
 RUN_ERROR = 1

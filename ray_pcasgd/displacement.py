@@ -14,8 +14,8 @@ class Displacements:
 
     def __init__(self, weights: Tensor, age_max: int) -> None:
         self.age_max = age_max
-        # C_{-1} = 0, so that a window which begins at version 0 has a left edge.
-        self._sums = torch.zeros(age_max + 2, weights.shape[0], dtype=torch.float64, device=weights.device)
+        # Weights may have a leading axis, of variants. C_{-1} = 0: a window that begins at version 0 has a left edge.
+        self._sums = torch.zeros(age_max + 2, *weights.shape, dtype=torch.float64, device=weights.device)
         self._version = 0
         self._sums[self._slot(0)] = weights
 

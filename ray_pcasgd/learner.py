@@ -12,7 +12,7 @@ from ray_pcasgd.curves import Curve
 from ray_pcasgd.optimizer import SGD
 from ray_pcasgd.randomness import stream_seed
 from ray_pcasgd.records import Snapshot
-from ray_pcasgd.replica import Replica
+from ray_pcasgd.replica import Replica, unflatten
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.task import Task, TaskData
 
@@ -159,6 +159,19 @@ class Learner:
             torch.cuda.manual_seed(seed)
         else:
             torch.default_generator.manual_seed(seed)
+
+    def loss_at(
+        self, weights: Tensor, buffers: Tensor, integers: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the loss at any weights (D,) and buffers, and the buffers as the forward pass left them; pure."""
+        replica = self.replica
+        # Each buffer is cloned by itself: under vmap, what is written to a view of the flat buffer is lost.
+        floating = {name: view.clone() for name, view in unflatten(buffers, replica.buffer_layout).items()}
+        integers = {name: value.clone() for name, value in integers.items()}
+        tensors = unflatten(weights, replica.layout) | floating | integers
+        loss = self.spec.recipe.task.loss(torch.func.functional_call(replica.module, tensors, (inputs,)), targets)
+        left = [floating[slot.name].reshape(-1) for slot in replica.buffer_layout]
+        return loss, torch.cat(left) if left else buffers, integers
 
     def check_finite(self, loss: float) -> float:
         """Return the loss, or raise ``NonFiniteLossError`` where it or the direction is not finite."""

@@ -21,10 +21,12 @@ from ray_pcasgd.engines.ray.placement import bundle_of, connect
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan, resolve
+from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_folder import free_name, is_remote
+from ray_pcasgd.sweep_packs import packs_of, read_packs, run_pack, write_packs
 from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import ASHA, GridSearch, OptunaSearch, Point, Range, SweepConfig, load_sweep, nested
-from ray_pcasgd.trainer import Trainer, Watcher
+from ray_pcasgd.trainer import Trainer
 
 SWEEP_FILE = "sweep.yaml"
 BASE_FILE = "base.yaml"
@@ -110,25 +112,35 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     started_cluster = connect(base.engine if isinstance(base.engine, RaySettings) else RaySettings())
     try:
-        trainable = tune.with_resources(
-            tune.with_parameters(run_trial, base=base, folder=str(path / RUNS_FOLDER)), _resources(base)
-        )
+        if resume:
+            packs = read_packs(path)
+        else:
+            packs = packs_of(config, base, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+            write_packs(path, packs)
+        if packs is None:
+            function, space = tune.with_parameters(run_trial, base=base, folder=str(path / RUNS_FOLDER)), None
+        else:
+            function = tune.with_parameters(run_pack, packs=packs, base=base, folder=str(path / RUNS_FOLDER))
+            space = {"pack": tune.grid_search(list(range(len(packs))))}
+        trainable = tune.with_resources(function, _resources(base))
         if resume:
             tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
         else:
-            tuner = _tuner(config, base, trainable, path)
-        return conclude(config, base, path, tuner.fit())
+            tuner = _tuner(config, base, trainable, path, space)
+        return conclude(config, base, path, tuner.fit(), packs)
     finally:
         if started_cluster:
             ray.shutdown()
 
 
-def _tuner(config: SweepConfig, base: Config, trainable: Any, path: Path) -> tune.Tuner:
+def _tuner(config: SweepConfig, base: Config, trainable: Any, path: Path, packs: dict[str, Any] | None) -> tune.Tuner:
     metric, mode = config.judged_by(base)
-    space = {key: _domain(values, config) for key, values in config.space.items()}
+    space = packs or {key: _domain(values, config) for key, values in config.space.items()}
     searcher: Any = None
     number = 1
-    if isinstance(config.search, GridSearch):
+    if packs is not None:
+        metric = "step"  # the points of a pack are judged one by one
+    elif isinstance(config.search, GridSearch):
         space["seed"] = tune.grid_search([base.seed + k for k in range(config.seeds)])
     else:
         number = config.search.num_points * config.seeds

@@ -1,6 +1,6 @@
 """What came of a sweep: a table of trials, the best point, and settings to train from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ray.tune.search.repeater import TRIAL_INDEX
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.report.sweep_page import write_sweep_report
+from ray_pcasgd.sweep_packs import Pack
 from ray_pcasgd.sweep_settings import Point, SweepConfig, nested
 
 TRIALS_FILE = "trials.parquet"
@@ -49,12 +50,18 @@ class SweepResult:
 _STATISTICS = ("mean", "std", "finished", "stopped", "failed")
 
 
-def conclude(config: SweepConfig, base: Config, path: Path, grid: tune.ResultGrid) -> SweepResult:
+def conclude(
+    config: SweepConfig, base: Config, path: Path, grid: tune.ResultGrid, packs: Sequence[Pack] | None
+) -> SweepResult:
     """Write the table of trials and the best settings into the sweep's folder, and return both."""
     metric, mode = config.judged_by(base)
-    trials = pd.DataFrame(
-        [_row(result, list(config.space), base, path) for result in map(grid.__getitem__, range(len(grid)))]
-    )
+    keys = list(config.space)
+    results = [grid[place] for place in range(len(grid))]
+    if packs is None:
+        rows = [_row(result, keys, base, path) for result in results]
+    else:
+        rows = [row for result in results for row in _rows_of_pack(result, packs, keys, base, path)]
+    trials = pd.DataFrame(rows)
     trials = trials.sort_values([*map(str, config.space), "seed"], key=_sortable).reset_index(drop=True)
     trials.to_parquet(path / TRIALS_FILE, index=False)
     result = SweepResult(grid, path, metric, mode, trials, summarized(trials, list(config.space), metric, mode))
@@ -91,17 +98,39 @@ def summarized(trials: pd.DataFrame, keys: Sequence[str], metric: str, mode: str
     return order.drop(columns="rank").reset_index(drop=True)
 
 
+def _rows_of_pack(
+    result: Any, packs: Sequence[Pack], keys: Sequence[str], base: Config, folder: Path
+) -> Iterator[dict[str, Any]]:
+    metrics = result.metrics or {}
+    lost = None if result.error is None else _last_line(result.error)
+    for job in packs[result.config["pack"]]:
+        measured = metrics.get("points", {}).get(job.name, {})
+        error = metrics.get("errors", {}).get(job.name, lost)
+        finished = error is None and measured.get("step") == base.num_steps
+        run = str(folder / RUNS_FOLDER / job.name)
+        point = {key: job.point[key] for key in keys}
+        yield {**point, "seed": job.seed, **_measured(measured), "finished": finished, "error": error, "path": run}
+
+
 def _row(result: Any, keys: Sequence[str], base: Config, folder: Path) -> dict[str, Any]:
     config = result.config or {}
     metrics = result.metrics or {}
     seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
-    measured = {name: value for name, value in metrics.items() if name in _MEASURED or name.startswith("test_")}
-    error = None if result.error is None else str(result.error).strip().splitlines()[-1]
+    measured = _measured(metrics)
+    error = None if result.error is None else _last_line(result.error)
     finished = error is None and metrics.get("step") == base.num_steps
     point = {key: config.get(key) for key in keys}
     run = folder / RUNS_FOLDER / str(metrics.get("trial_id"))
     own = str(run if run.is_dir() else result.path)
     return {**point, "seed": seed, **measured, "finished": finished, "error": error, "path": own}
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name in _MEASURED or name.startswith("test_")}
 
 
 _MEASURED = ("step", "seconds", "wall_seconds", "consensus_distance", "train_loss", "staleness_mean", "time_total_s")

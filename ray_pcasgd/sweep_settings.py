@@ -98,6 +98,10 @@ class SweepConfig(Settings):
     """How points are chosen."""
     scheduler: Annotated[TrialScheduler, BeforeValidator(from_name)] = RunAll()
     """Which trials go on."""
+    batched: Literal["auto", "always", "never"] = "auto"
+    """Whether points of a grid that differ only in numbers (step size, theta, lambda) run together in one process, on
+    the local engine: ``auto`` where that is faster, for the package's own networks without convolutions. Seeds are
+    apart, since each has a schedule of its own."""
     metric: str | None = None
     """The averaged model's metric; not given: test_accuracy where there is one, else test_loss."""
     mode: Literal["max", "min"] | None = None

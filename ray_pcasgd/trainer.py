@@ -1,67 +1,18 @@
-"""The loop over an engine's reports: metrics, checkpoints and files exist once, here, above the engines."""
+"""Where a run starts: from settings to its result."""
 
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import pandas as pd
-import torch
-
-from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
 from ray_pcasgd.config import Config
-from ray_pcasgd.consensus import AveragedModel
-from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.learner import NonFiniteLossError
+from ray_pcasgd.engines.local import LocalSettings
+from ray_pcasgd.engines.local_variants import variant_reports
 from ray_pcasgd.loading import load_config
-from ray_pcasgd.monitor import Monitor
-from ray_pcasgd.plan import Plan, make_plan
+from ray_pcasgd.plan import make_plan
 from ray_pcasgd.ray_train import from_ray_train
-from ray_pcasgd.records import Event, Row, StepReport
-from ray_pcasgd.rules.base import Reading
-from ray_pcasgd.run_folder import RunFolder, is_remote
-from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
-
-
-class Watcher:
-    """What is told of a run as it goes; the default looks away."""
-
-    def started(self, plan: Plan, path: Path) -> None:
-        """Take in the plan, and the run's folder, before the first step."""
-
-    def stepped(self, report: StepReport) -> None:
-        """Take in one step."""
-
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take in metrics rows; that of the averaged model has no agent."""
-
-    def happened(self, event: Event) -> None:
-        """Take in an event."""
-
-    def finished(self) -> None:
-        """Take in that there will be no more steps."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run left, in the manner of Ray Train's ``Result``."""
-
-    metrics: dict[str, Any]
-    """The last evaluation of the averaged model, with the agents' mean under ``agents_mean_...``."""
-    metrics_dataframe: pd.DataFrame
-    """One row per agent and evaluation, and one for the averaged model, whose ``agent`` is missing."""
-    checkpoint: Checkpoint | None
-    """The averaged model of the last complete evaluation."""
-    path: str
-    """The run folder."""
-    error: Exception | None
-    """What ended the run before its last step; nothing if it is complete."""
-    best_checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = field(default_factory=list)
-    """The checkpoints that were kept, with the averaged model's metrics."""
-    schedule_hash: str = ""
-    """Depends on who read which version; equal for runs under the same schedule."""
+from ray_pcasgd.run import Result, Run, Watcher
+from ray_pcasgd.run_folder import RunFolder
+from ray_pcasgd.variant_plan import make_variants
 
 
 class Trainer:
@@ -101,191 +52,34 @@ class Trainer:
         """Run to the end, and return what came of it; a run that fails returns its error, with its files intact."""
         plan = make_plan(self.config)
         folder = RunFolder.create(plan.config)
-        return _Run(plan, folder, self._watcher).execute()
+        return Run(plan, folder, self._watcher).execute()
 
 
-class _Run:
-    def __init__(self, plan: Plan, folder: RunFolder, watcher: Watcher) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.watcher = watcher
-        config = plan.config
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AveragedModel(config.task, plan.data, config.seed, device)
-        self.monitor = Monitor(len(plan.specs), self.model.evaluate, plan.servers)
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
-        self.rows: list[Row] = []
-        self.lost: list[Event] = []
-        self.left: set[int] = set()
-        """Agents that were lost or isolated."""
-        self.started_at = time.perf_counter()
-        self.first_step_at: float | None = None
+def fit_together(configs: Sequence[Config], watchers: Sequence[Watcher] | None = None) -> list[Result]:
+    """Run variants of one configuration that differ only in numbers (``plan.same_but_for_numbers``), all at once.
 
-    def execute(self) -> Result:
-        self.watcher.started(self.plan, self.folder.path)
-        try:
-            error = self.train()
-        finally:
-            self.watcher.finished()
-        return self.conclude(error)
+    Each has its own run folder; one whose loss is not finite ends there, and the others go on.
 
-    def train(self) -> Exception | None:
-        """Consume all reports; return what ended the run early."""
-        for agent, last in self.plan.last_steps.items():
-            if last < 0:
-                self.note_departure(agent, last)
-        try:
-            for report in self.plan.engine().run(self.plan.specs, self.plan.data):
-                if isinstance(report, Event):
-                    self.take_event(report)
-                else:
-                    self.take_step(report)
-        except (NonFiniteLossError, RunError) as error:
-            self.folder.add_event({"kind": "run_failed", "detail": str(error)})
-            return error
-        finally:
-            self.watcher.evaluated(self.monitor.finish())
-            self.write()
-        if len(self.left) == len(self.plan.specs):
-            return RunError("every agent has left the run; events.jsonl says why")
-        allowed = self.plan.config.max_failures
-        if allowed >= 0 and len(self.lost) > allowed:
-            names = ", ".join(f"agent {event.agent}" for event in self.lost)
-            return RunError(f"{names} lost; allowed are max_failures = {allowed}. The other agents finished")
-        return None
+    Raises:
+        SettingsError: settings cannot be run, or not together; nothing was started.
 
-    def take_step(self, report: StepReport) -> None:
-        self.first_step_at = self.first_step_at or time.perf_counter()
-        self.rows.append(report.row)
-        self.watcher.stepped(report)
-        self.take_rows(self.monitor.take(report))
-        if self.plan.last_steps.get(report.row.agent) == report.row.step:
-            self.note_departure(report.row.agent, report.row.step)
-
-    def note_departure(self, agent: int, last_step: int) -> None:
-        """Note that a recorded run lost an agent after ``last_step``."""
-        detail = f"the recorded run lost agent {agent} after {last_step + 1} steps"
-        self.take_event(Event("agent_left", agent, last_step + 1, detail))
-
-    def take_event(self, event: Event) -> None:
-        self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
-        self.watcher.happened(event)
-        if event.kind == "agent_lost":
-            self.lost.append(event)
-        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
-            self.left.add(event.agent)
-            self.take_rows(self.monitor.leave(event.agent))
-
-    def take_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
-        if not rows:
-            return
-        self.watcher.evaluated(rows)
-        consensus = self.monitor.latest
-        assert consensus is not None
-        self.checkpoints.offer(rows[-1], lambda: self.model.state_dict(consensus.mean))
-
-    def write(self) -> None:
-        """Write everything that there is so far."""
-        self.make_executable()
-        self.folder.write_metrics(self.monitor.frame())
-        self.folder.write_schedule(self.rows, self.schedule_metadata())
-        if self.monitor.latest is not None:
-            metadata = {"format": "pt", "run": self.folder.path.name, "algorithm": self.plan.config.algorithm.name}
-            self.folder.write_model(self.model.state_dict(self.monitor.latest.mean), metadata)
-
-    def make_executable(self) -> None:
-        """Make the record one that can be executed: agents die, clocks differ, a live run's staleness is a guess."""
-        taken = Counter(row.agent for row in self.rows)
-        unknown = [r for row in self.rows for r in row.reads if r.version > taken[r.neighbor]]
-        if unknown:
-            # The last steps of an agent that was killed are not known, though others have read what came of them.
-            agents = ", ".join(f"agent {agent}" for agent in sorted({read.neighbor for read in unknown}))
-            detail = f"{len(unknown)} reads of unreported versions of {agents} are left out of the schedule"
-            self.take_event(Event("reads_unrecorded", unknown[0].neighbor, unknown[0].version, detail))
-            self.rows = [
-                row._replace(reads=tuple(read for read in row.reads if read.version <= taken[read.neighbor]))
-                for row in self.rows
-            ]
-        if self.plan.is_live:
-            self.rows = in_causal_order(self.rows, with_directions=self.plan.reading in get_args(Reading))
-
-    def schedule_metadata(self) -> dict[str, str]:
-        config = self.plan.config
-        return {
-            "run": self.folder.path.name,
-            "mode": "live" if self.plan.is_live else "planned",
-            "algorithm": config.algorithm.name,
-            "reading": self.plan.reading,
-            "num_agents": str(config.num_agents),
-            "num_servers": str(len(self.plan.servers)),
-            "seed": str(config.seed),
-            "left": " ".join(map(str, sorted(self.left))),
-        }
-
-    def conclude(self, error: Exception | None) -> Result:
-        frame = self.monitor.frame()
-        final = final_metrics(frame)
-        training_seconds = time.perf_counter() - (self.first_step_at or self.started_at)
-        digest = trace_hash(self.rows)
-        agent_steps = sum(row.kind != "passive" for row in self.rows)
-        summary = {
-            "schedule_hash": digest,
-            "num_parameters": self.model.num_parameters,
-            "agent_steps": agent_steps,
-            "wall_seconds": round(time.perf_counter() - self.started_at, 3),
-            "agent_steps_per_second": round(agent_steps / max(training_seconds, 1e-9), 1),
-            "final": final,
-            "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
-            "error": str(error) if error else None,
-        }
-        self.folder.write_result(summary)
-        has_model, path = self.folder.model.exists(), str(self.folder.path)
-        storage = self.plan.config.storage_path
-        if is_remote(storage):
-            path = self.folder.publish(storage)
-            self.checkpoints.published(path)
-        checkpoint = Checkpoint(path) if has_model else None
-        return Result(
-            metrics=_flat(final),
-            metrics_dataframe=frame,
-            checkpoint=checkpoint,
-            path=path,
-            error=error,
-            best_checkpoints=self.checkpoints.kept,
-            schedule_hash=digest,
-        )
-
-
-def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the last evaluation: of the averaged model, and of the agents as mean, std, min and max."""
-    if frame.empty:
-        return {}
-    final: dict[str, Any] = {}
-    tests = [name for name in frame.columns if name.startswith("test_")]
-    averaged = frame[frame["agent"].isna()]
-    if len(averaged):
-        last = averaged.drop(columns="agent").iloc[-1]
-        final["step"] = int(last["step"])
-        final["averaged"] = {name: float(last[name]) for name in tests}
-        final["consensus_distance"] = float(last["consensus_distance"])
-        final |= {name: float(last[name]) for name in ("staleness_mean", "predicting_share", "theta")}
-    newest = frame[frame["agent"].notna()].groupby("agent").last()
-    final["agents"] = {
-        name: {
-            "mean": float(newest[name].mean()),
-            "std": float(newest[name].std(ddof=0)),
-            "min": float(newest[name].min()),
-            "max": float(newest[name].max()),
-        }
-        for name in tests
-    }
-    return final
-
-
-def _flat(final: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value for name, value in final.items() if not isinstance(value, dict)}
-    flat |= final.get("averaged", {})
-    for name, spread in final.get("agents", {}).items():
-        flat |= {f"agents_{statistic}_{name}": value for statistic, value in spread.items()}
-    return flat
+    """
+    plans = make_variants(configs)
+    settings = plans[0].config.engine
+    assert isinstance(settings, LocalSettings)
+    watchers = watchers or [Watcher() for _ in plans]
+    runs = [Run(plan, RunFolder.create(plan.config), watcher) for plan, watcher in zip(plans, watchers, strict=True)]
+    errors: dict[int, Exception] = {}
+    for run in runs:
+        run.start()
+    try:
+        specs = [plan.specs for plan in plans]
+        for variant, report in variant_reports(settings, plans[0].schedule, specs, plans[0].data):
+            if isinstance(report, Exception):
+                errors[variant] = report
+            else:
+                runs[variant].take(report)
+    finally:
+        for run in runs:
+            run.finish()
+    return [run.conclude(errors.get(variant)) for variant, run in enumerate(runs)]

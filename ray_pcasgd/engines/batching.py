@@ -15,8 +15,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ray_pcasgd.agent import Agent, Gathered, Received
 from ray_pcasgd.learner import Learner
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.replica import unflatten
-from ray_pcasgd.rules.base import Probe
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -49,7 +47,7 @@ def compute_together(agents: Sequence[Learner]) -> Tensor:
     def loss_of(
         weights: Tensor, buffers: Tensor, integers: dict[str, Tensor], inputs: Tensor, targets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        loss, buffers, integers = _loss(first, weights, buffers, integers, inputs, targets)
+        loss, buffers, integers = first.loss_at(weights, buffers, integers, inputs, targets)
         return loss, (loss, buffers, integers)
 
     gradients, (losses, buffers, integers) = torch.func.vmap(torch.func.grad(loss_of, has_aux=True))(
@@ -96,7 +94,7 @@ def apply_together(agents: Sequence[Agent], received: Sequence[Sequence[Received
             [(*xy, a.replica.buffers, dict(a.replica.integer_buffers)) for a, xy in zip(agents, drawn, strict=True)]
         )
         states, updates = torch.func.vmap(
-            lambda state, own, reads, extra: rule.step(state, own, reads, _probe(first, *extra))
+            lambda state, own, reads, extra: rule.step(state, own, reads, first.probe_at(*extra))
         )(states, own, reads, extras)
     else:
         states, updates = torch.func.vmap(rule.step)(states, own, reads)
@@ -139,25 +137,3 @@ def _rule_inputs(agents: Sequence[Agent], gathered: Sequence[Gathered]) -> tuple
 def _by_neighbor(tensors: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Return, for each place among the neighbors, all agents' tensors stacked."""
     return tuple(torch.stack(column) for column in zip(*tensors, strict=True))
-
-
-def _loss(
-    agent: Learner, weights: Tensor, buffers: Tensor, integers: dict[str, Tensor], inputs: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return the loss, and the floating-point and integer buffers as the forward pass left them."""
-    replica = agent.replica
-    # Each buffer is cloned by itself: under vmap, what is written to a view of the flat buffer is lost.
-    floating = {name: view.clone() for name, view in unflatten(buffers, replica.buffer_layout).items()}
-    integers = {name: value.clone() for name, value in integers.items()}
-    tensors = unflatten(weights, replica.layout) | floating | integers
-    loss = agent.spec.recipe.task.loss(torch.func.functional_call(replica.module, tensors, (inputs,)), targets)
-    left = [floating[slot.name].reshape(-1) for slot in replica.buffer_layout]
-    return loss, torch.cat(left) if left else buffers, integers
-
-
-def _probe(agent: Agent, inputs: Tensor, targets: Tensor, buffers: Tensor, integers: dict[str, Tensor]) -> Probe:
-    def losses(candidates: tuple[Tensor, ...]) -> Tensor:
-        with torch.no_grad():
-            return torch.stack([_loss(agent, x, buffers, integers, inputs, targets)[0] for x in candidates])
-
-    return losses

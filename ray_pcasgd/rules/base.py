@@ -50,6 +50,9 @@ class Rule(Settings, ABC):
     """What of a neighbor is read at a step: its ``newest`` version, be it for the second time; the newest only where
     it is ``news``, without a barrier; or ``every`` version, each exactly once, since it is a part of the sender's mass
     (push-sum): then, and only then, graphs may be directed."""
+    numeric_settings: ClassVar[tuple[str, ...]] = ()
+    """The settings that reach ``step`` through ``numbers`` alone, by dotted names: runs that differ in nothing but
+    these and the step size can be stepped together."""
     default_barrier: ClassVar[DefaultBarrier] = "none"
     """The barrier between agents under which the rule is the published algorithm."""
 

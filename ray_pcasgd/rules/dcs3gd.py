@@ -24,6 +24,7 @@ class DCS3GD(Rule):
 
     corrects_gradients: ClassVar[bool] = True
     default_barrier: ClassVar[DefaultBarrier] = "all"
+    numeric_settings: ClassVar[tuple[str, ...]] = ("lambda_0",)
 
     name: Literal["dc-s3gd"] = "dc-s3gd"
     lambda_0: float = Field(0.2, ge=0)

@@ -1,6 +1,6 @@
 """PC-ASGD: a blend of predicting and of clipping the stale neighbors (Wang et al., TMLR 2024, arXiv 2208.13154)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -43,6 +43,8 @@ class PASGD(PredictingRule):
 
 class PCASGD(PredictingRule):
     """PC-ASGD: ``theta`` times the predicting step plus ``1 - theta`` times the clipping step."""
+
+    numeric_settings: ClassVar[tuple[str, ...]] = ("theta", *PredictingRule.numeric_settings)
 
     name: Literal["pc-asgd"] = "pc-asgd"
     theta: Theta = Field(default=Constant(value=0.5))

@@ -55,6 +55,7 @@ class PredictingRule(Rule):
 
     needs_directions: ClassVar[bool] = True
     needs_drift: ClassVar[bool] = True
+    numeric_settings: ClassVar[tuple[str, ...]] = ("compensation.lambda_0",)
 
     @property
     def age_max(self) -> int:

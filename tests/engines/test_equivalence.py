@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from ray_pcasgd.run import Result
 from ray_pcasgd.schedule.trace import first_difference, read_rows
-from ray_pcasgd.trainer import Result, Trainer
+from ray_pcasgd.trainer import Trainer
 
 UNBATCHED = {"name": "local", "batched": "never"}
 PLANNED = {"name": "ray", "mode": "planned"}

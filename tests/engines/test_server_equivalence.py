@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from ray_pcasgd.run import Result
 from ray_pcasgd.schedule.trace import first_difference, read_rows
-from ray_pcasgd.trainer import Result
 
 from .test_equivalence import PLANNED, UNBATCHED, assert_same_bits
 from .test_equivalence import train as train_peers

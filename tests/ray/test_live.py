@@ -12,8 +12,9 @@ import torch
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.run import Result, Watcher
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Result, Trainer, Watcher
+from ray_pcasgd.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE = {"name": "ray", "mode": "live"}

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.run import Result
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Result, Trainer
+from ray_pcasgd.trainer import Trainer
 from tests.unit.server_planning import check_rows
 
 from .test_live import Killer

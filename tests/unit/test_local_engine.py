@@ -16,6 +16,7 @@ from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ray_pcasgd.agent import Agent
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings, _Execution
 from ray_pcasgd.learner import NonFiniteLossError
@@ -118,7 +119,7 @@ def test_a_run_that_every_agent_leaves_has_failed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("algorithm", "delay"), [("pc-asgd", 5), ("d-asgd", 2), ("d-asgd", 0)])
 def test_memory_stays_bounded_under_a_constant_delay(algorithm: str, delay: int) -> None:
     own = plan(num_steps=40, algorithm=algorithm, links=[{"delay": delay}], num_agents=5, topology="ring", clusters=1)
-    execution = _Execution(LocalSettings(), iter(own.schedule), own.specs, own.data)
+    execution = _Execution(LocalSettings(), iter(own.schedule), [Agent(spec, own.data) for spec in own.specs])
     kept = [max(map(len, execution.published)) for _ in execution.reports()]
     assert len(kept) == 200
     # Those held back, the newest, that of the step going on, and two to which a late reader may fall back.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ray_pcasgd.agent import Agent
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings, _Execution
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
@@ -52,7 +53,7 @@ def plan(**settings: Any) -> Plan:
 def executed(own: Plan) -> Iterator[tuple[_Execution, Row]]:
     settings = own.config.engine
     assert isinstance(settings, LocalSettings)
-    execution = _Execution(settings, iter(own.schedule), own.specs, own.data)  # type: ignore[arg-type]
+    execution = _Execution(settings, iter(own.schedule), [Agent(spec, own.data) for spec in own.specs])  # type: ignore[arg-type]
     for report in execution.reports():
         yield execution, report.row  # type: ignore[union-attr]
 
@@ -105,7 +106,7 @@ def test_runs_equal_the_slow_push_sum_and_lose_no_mass(name: str) -> None:
 
 
 def build_start(own: Plan) -> np.ndarray:
-    (agent, *_) = _Execution(LocalSettings(), iter(()), own.specs, own.data).agents  # type: ignore[arg-type]
+    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
     return agent.weights.double().numpy()
 
 

@@ -16,8 +16,9 @@ from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.run import Result, Watcher
 from ray_pcasgd.schedule.trace import read_rows, trace_hash
-from ray_pcasgd.trainer import Result, Trainer, Watcher
+from ray_pcasgd.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "num_agents": 4,

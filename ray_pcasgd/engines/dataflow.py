@@ -1,0 +1,136 @@
+"""The data flow of a schedule in one process: which rows can run, and which versions some row may still ask for."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.agent import Agent, Received
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.mailbox import FALLBACK_VERSIONS
+from ray_pcasgd.records import Read, Row
+
+
+@dataclass
+class Published:
+    """One version of an agent, as its readers see it; the direction comes once it is computed."""
+
+    weights: Tensor
+    buffers: Tensor
+    direction: Tensor | None = None
+    mass: float = 1.0
+
+
+class DataFlow:
+    """Executes a schedule's rows in the order of their data flow, not of their clocks.
+
+    A row can run once its agent is at the row's step and every version that it reads is published, with its direction
+    where the rule needs that.
+    """
+
+    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Agent]) -> None:
+        specs = [agent.spec for agent in agents]
+        self.recipe = specs[0].recipe
+        self.agents = agents
+        self.rows = rows
+        self.window: deque[Row] = deque()
+        self.published: list[dict[int, Published]] = [{0: Published(a.weights, a.buffers)} for a in agents]
+        self.isolated: dict[int, int] = {}
+        """The last versions of agents that have left the run."""
+        self.last_read: dict[tuple[int, int], int] = {(s.agent, k): 0 for s in specs for k in s.neighbors}
+        self.readers = [[s.agent for s in specs if k in s.neighbors] for k in range(len(specs))]
+        self.unread: list[dict[int, set[int]]] = [{0: set(readers)} for readers in self.readers]
+        """Where every version is read: who has yet to read each."""
+
+    def take_ready(self) -> list[Row]:
+        """Take the rows that can run now, in the schedule's order; nothing once all rows have run."""
+        limit = 2 * len(self.agents)
+        while True:
+            while len(self.window) < limit and (row := next(self.rows, None)) is not None:
+                if row.step < self.recipe.num_steps:
+                    self.window.append(row)
+            rows = [row for row in self.window if row.agent not in self.isolated]
+            ready = [row for row in rows if self.is_ready(row)]
+            if ready or not rows:
+                taken = set(ready)
+                self.window = deque(row for row in rows if row not in taken)
+                if ready or len(self.window) == 0:
+                    return ready
+            if len(self.window) < limit:
+                raise RunError(self.why_stuck(rows[0]))
+            limit *= 2
+
+    def is_ready(self, row: Row) -> bool:
+        """Return whether a row can run now."""
+        return self.agents[row.agent].version == row.step and all(
+            self.is_gone(read.neighbor, read.version) or self.is_here(row.agent, read) for read in row.reads
+        )
+
+    def is_gone(self, agent: int, version: int) -> bool:
+        """Return whether an agent left the run before it came to that version."""
+        return agent in self.isolated and version > self.isolated[agent]
+
+    def is_here(self, agent: int, read: Read) -> bool:
+        """Return whether what an agent reads is published."""
+        published = self.published[read.neighbor].get(read.version)
+        if published is None or not self.recipe.needs_direction(agent, read):
+            return published is not None
+        return published.direction is not None or read.neighbor in self.isolated
+
+    def why_stuck(self, row: Row) -> str:
+        """Return why a row never becomes ready."""
+        for read in row.reads:
+            if not self.is_here(row.agent, read):
+                return (
+                    f"schedule: agent {row.agent} reads version {read.version} of agent {read.neighbor} at step "
+                    f"{row.step}, and no row before it publishes that version"
+                )
+        return f"schedule: agent {row.agent} has a row for step {row.step} and none for the step before it"
+
+    def receive(self, row: Row) -> list[Received]:
+        """Return what a row reads; agents that have left the run are not read."""
+        received = []
+        for read in row.reads:
+            if not self.is_gone(read.neighbor, read.version):
+                version = self.published[read.neighbor][read.version]
+                direction = version.direction
+                if direction is None and self.recipe.rule.needs_directions:
+                    direction = torch.zeros_like(version.weights)
+                received.append(Received(read, version.weights, version.buffers, direction, version.mass))
+        return received
+
+    def publish(self, row: Row) -> None:
+        """Publish the version that a row came to, and drop what is not needed any more."""
+        agent = self.agents[row.agent]
+        self.published[row.agent][agent.version] = Published(agent.weights, agent.buffers, mass=agent.mass)
+        self.forget(row)
+
+    def forget(self, row: Row) -> None:
+        """Drop the versions that no later row can ask for: reads of one link never fall back by more than one."""
+        if self.agents[row.agent].pushes:
+            self.forget_read(row)
+            return
+        for read in row.reads:
+            self.last_read[row.agent, read.neighbor] = read.version
+        for k in (row.agent, *(read.neighbor for read in row.reads)):
+            newest = self.agents[k].version
+            needed = [self.last_read[i, k] for i in self.readers[k] if self.is_running(i)]
+            horizon = min([newest, *(version - FALLBACK_VERSIONS for version in needed)])
+            for version in [v for v in self.published[k] if v < horizon]:
+                del self.published[k][version]
+
+    def forget_read(self, row: Row) -> None:
+        """Drop the versions that everybody has read who reads each version once, in whatever order."""
+        for read in row.reads:
+            self.unread[read.neighbor].get(read.version, set()).discard(row.agent)
+        self.unread[row.agent][row.step + 1] = set(self.readers[row.agent])
+        for k in (row.agent, *(read.neighbor for read in row.reads)):
+            for version, readers in list(self.unread[k].items()):
+                if version < self.agents[k].version and not any(map(self.is_running, readers)):
+                    del self.unread[k][version], self.published[k][version]
+
+    def is_running(self, agent: int) -> bool:
+        """Return whether an agent takes further steps."""
+        return self.agents[agent].version < self.recipe.num_steps and agent not in self.isolated

@@ -1,0 +1,88 @@
+"""One process, virtual time, several runs at once that differ only in numbers."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.engines.dataflow import DataFlow
+from ray_pcasgd.engines.local import LocalSettings
+from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
+from ray_pcasgd.records import Row, StepReport
+from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.variants import Variants
+
+VariantReport = tuple[int, StepReport | NonFiniteLossError]
+"""The variant's number, and its step; or what ended it: it reports no more, and the others go on."""
+
+
+def variant_reports(
+    settings: LocalSettings, schedule: Schedule, specs: Sequence[Sequence[LearnerSpec]], data: TaskData
+) -> Iterator[VariantReport]:
+    """Execute a schedule's rows for all variants at once; ``specs`` has the agents of each variant."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with torch.random.fork_rng():
+            peers = [[spec for spec in own if isinstance(spec, AgentSpec)] for own in specs]
+            agents = [Variants(of_one, data) for of_one in zip(*peers, strict=True)]
+            yield from _Execution(iter(schedule), agents).reports()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Execution(DataFlow):
+    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Variants]) -> None:
+        super().__init__(rows, agents)
+        self.variants = agents
+        self.losses: list[list[float] | None] = [None] * len(agents)
+        self.going = set(range(len(agents[0].specs)))
+        self.started = time.perf_counter()
+
+    def reports(self) -> Iterator[VariantReport]:
+        while self.going:
+            yield from self.compute_pending()
+            ready = self.take_ready()
+            if not ready:
+                return
+            for row in ready:
+                yield from self.execute(row)
+
+    def compute_pending(self) -> Iterator[VariantReport]:
+        """Compute the directions of every agent that has a next step, and say which variants this ends."""
+        for number, agent in enumerate(self.variants):
+            if self.losses[number] is None and agent.version < self.recipe.num_steps:
+                losses = agent.compute_all()
+                self.losses[number] = losses
+                self.published[number][agent.version].direction = agent.direction
+                errors = agent.errors(losses)
+                for variant in sorted(self.going):
+                    if error := errors[variant]:
+                        self.going.discard(variant)
+                        yield variant, error
+
+    def execute(self, row: Row) -> Iterator[VariantReport]:
+        agent, losses = self.variants[row.agent], self.losses[row.agent]
+        assert losses is not None
+        measures = agent.apply_all(self.receive(row))
+        self.losses[row.agent] = None
+        self.publish(row)
+        evaluates = self.recipe.evaluates_at(agent.progress)
+        snapshots = agent.snapshots() if evaluates else [None] * len(losses)
+        evaluations = agent.evaluate_all() if evaluates else [None] * len(losses)
+        for variant in sorted(self.going):
+            yield (
+                variant,
+                StepReport(
+                    row=row,
+                    progress=agent.progress,
+                    loss=losses[variant],
+                    measures=measures[variant],
+                    bytes_sent=agent.message_bytes * len(agent.receivers()),
+                    wall_seconds=time.perf_counter() - self.started,
+                    snapshot=snapshots[variant],
+                    evaluation=evaluations[variant],
+                ),
+            )

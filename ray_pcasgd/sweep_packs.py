@@ -1,0 +1,164 @@
+"""Packs: points of a grid that differ only in numbers, run together in one process, as one of Tune's trials."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from ray import tune
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.loading import SettingsError, load_config
+from ray_pcasgd.plan import Plan, make_plan
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.run import Watcher
+from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
+from ray_pcasgd.trainer import Trainer, fit_together
+from ray_pcasgd.variant_plan import is_faster_together, shared_settings, why_alone
+
+_FEWEST = 4
+"""Points in a group from which on stacking is worth its overhead."""
+_MOST = 32
+"""Points of a pack: more of them gain little, and are lost together where a pack is interrupted."""
+_PACKS_PER_CORE = 3
+"""So that cores that are slower, or get the smaller packs, are not waited for long."""
+_PACK_BYTES = 2**30
+"""Of what the agents of a pack remember."""
+_PACKS_FILE = "packs.json"
+
+
+class Job(NamedTuple):
+    """One point with one seed."""
+
+    name: str
+    """Of its run folder."""
+    point: Point
+    seed: int
+
+    def config(self, base: Config, folder: str) -> Config:
+        """Return the settings of its run."""
+        return load_config(
+            base, changes=nested(self.point) | {"seed": self.seed, "storage_path": folder, "name": self.name}
+        )
+
+
+Pack = tuple[Job, ...]
+
+
+def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None:
+    """Return the packs of a sweep's grid; nothing where trials run one by one.
+
+    Raises:
+        SettingsError: packs are asked for, and cannot be made.
+
+    """
+    reason = _why_not(config, base)
+    if config.batched == "never" or (config.batched == "auto" and reason):
+        return None
+    if reason:
+        raise SettingsError(f"batched = 'always': {reason}")
+    seeds = range(base.seed, base.seed + config.seeds)
+    jobs = [
+        Job(f"{number:04d}-seed{seed}", point, seed) for number, point in enumerate(config.points()) for seed in seeds
+    ]
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        settings = job.config(base, base.storage_path)
+        alone = why_alone(settings)
+        key = job.name if alone else json.dumps(shared_settings(settings), sort_keys=True)
+        groups.setdefault(key, []).append(job)
+    if config.batched == "auto" and max(map(len, groups.values())) < _FEWEST:
+        return None
+    share = math.ceil(len(jobs) / (cores * _PACKS_PER_CORE))
+    packs: list[Pack] = []
+    for group in groups.values():
+        plan = make_plan(group[0].config(base, base.storage_path))
+        fast = config.batched == "always" or is_faster_together(plan.config, plan)
+        most = max(1, min(_MOST, share, _PACK_BYTES // _bytes_of(plan))) if fast else 1
+        number = math.ceil(len(group) / most)
+        packs.extend(tuple(group[place::number]) for place in range(number))
+    return packs
+
+
+def _why_not(config: SweepConfig, base: Config) -> str | None:
+    if not isinstance(config.search, GridSearch):
+        return f"search.name = {config.search.name!r}: allowed beside it is 'grid'"
+    if not isinstance(config.scheduler, RunAll):
+        return f"scheduler.name = {config.scheduler.name!r}: allowed beside it is 'fifo'"
+    first = load_config(base, changes=nested(next(config.points())))
+    reason = why_alone(first)
+    return None if "algorithm" in config.space or "algorithm.name" in config.space else reason
+
+
+def _bytes_of(plan: Plan) -> int:
+    """Return about how much the agents of one run remember: their recent path, and versions that are under way."""
+    parameters = sum(p.numel() for p in plan.config.task.build_model(plan.data, plan.config.seed).parameters())
+    path = 8 * plan.config.algorithm.age_max if isinstance(plan.config.algorithm, Rule) else 0
+    return int(plan.config.num_agents * parameters * (path + 4 * 32))
+
+
+def write_packs(path: Path, packs: Sequence[Pack] | None) -> None:
+    """Note the packs in a sweep's folder: how they are made depends on the machine."""
+    if packs is not None:
+        (path / _PACKS_FILE).write_text(json.dumps(packs, indent=1) + "\n", encoding="utf-8")
+
+
+def read_packs(path: Path) -> list[Pack] | None:
+    """Return what ``write_packs`` noted; nothing where trials run one by one."""
+    file = path / _PACKS_FILE
+    if not file.exists():
+        return None
+    return [tuple(Job(*job) for job in pack) for pack in json.loads(file.read_text(encoding="utf-8"))]
+
+
+class _Evaluations:
+    """Reports to Tune what all runs of a pack came to, once all of them have come so far."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, dict[str, float]] = {}
+        self.errors: dict[str, str] = {}
+        self.step = 0
+
+    def take(self, name: str, row: Mapping[str, Any]) -> None:
+        if self.points and int(row["step"]) != self.step:
+            self.report()
+        self.step = int(row["step"])
+        self.points[name] = {key: float(value) for key, value in row.items() if key != "agent"}
+
+    def report(self) -> None:
+        tune.report({"step": self.step, "points": dict(self.points), "errors": dict(self.errors)})
+
+
+class _OfOne(Watcher):
+    """Watches one run of a pack."""
+
+    def __init__(self, name: str, evaluations: _Evaluations) -> None:
+        self._name = name
+        self._evaluations = evaluations
+
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            if row["agent"] is pd.NA:
+                self._evaluations.take(self._name, row)
+
+
+def run_pack(settings: Mapping[str, Any], packs: Sequence[Pack], base: Config, folder: str) -> None:
+    """Run one pack, in Tune's process for it; runs that fail are reported, and the others go on.
+
+    Run folders that are there were interrupted.
+    """
+    pack = packs[settings["pack"]]
+    for job in pack:
+        shutil.rmtree(Path(folder) / job.name, ignore_errors=True)
+    evaluations = _Evaluations()
+    configs = [job.config(base, folder) for job in pack]
+    watchers = [_OfOne(job.name, evaluations) for job in pack]
+    alone = len(pack) == 1
+    results = [Trainer(configs[0], watcher=watchers[0]).fit()] if alone else fit_together(configs, watchers)
+    evaluations.errors = {
+        job.name: str(result.error) for job, result in zip(pack, results, strict=True) if result.error is not None
+    }
+    evaluations.report()
