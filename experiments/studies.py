@@ -55,7 +55,8 @@ def ensure_run(config: Config) -> dict[str, Any]:
     if summary["error"] is not None:
         return {}
     final = summary["final"]
-    return {**final["averaged"], "staleness_mean": final["staleness_mean"]}
+    kept = {name: final[name] for name in ("staleness_mean", "consensus_distance", "predicting_share")}
+    return {**final["averaged"], **kept, "run_seconds": summary["wall_seconds"]}
 
 
 def table(runs: pd.DataFrame) -> str:
@@ -65,8 +66,8 @@ def table(runs: pd.DataFrame) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for (case, label), group in runs.groupby(["case", "label"], sort=False):
-        cells = [_percent(group[name]) for name in ("test_accuracy", "agents_mean_test_accuracy")]
-        cells += [_percent(group["agents_min_test_accuracy"]), f"{group['consensus_distance'].mean():.3g}"]
+        cells = [percent(group[name]) for name in ("test_accuracy", "agents_mean_test_accuracy")]
+        cells += [percent(group["agents_min_test_accuracy"]), f"{group['consensus_distance'].mean():.3g}"]
         share = group["predicting_share"].mean()
         cells.append("–" if share != share else f"{share:.2f}")
         lines.append(f"| {case} | {label} | " + " | ".join(cells) + " |")
@@ -78,6 +79,13 @@ def machine() -> str:
     return f"Python {platform.python_version()}, torch {torch.__version__}, CPU only, one thread a process"
 
 
-def _percent(values: pd.Series) -> str:
+def total_time(runs: pd.DataFrame) -> str:
+    """Return how many runs were made, and how long they took together, one after the other."""
+    distinct = runs.drop_duplicates("run") if "run" in runs else runs
+    return f"{len(distinct)} runs of {distinct['run_seconds'].sum() / 60:.0f} minutes together, one core each"
+
+
+def percent(values: pd.Series) -> str:
+    """Return the mean in percent, with the standard deviation where there are several values."""
     spread = f" ± {100 * values.std(ddof=0):.1f}" if len(values) > 1 else ""
     return f"{100 * values.mean():.1f}{spread} %"

@@ -23,7 +23,9 @@ from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan, resolve
 from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_folder import free_name, is_remote
-from ray_pcasgd.sweep_packs import packs_of, read_packs, run_pack, write_packs
+from ray_pcasgd.sweep_budget import SampleBudget
+from ray_pcasgd.sweep_packs import Pack, packs_of, read_packs, run_pack, write_packs
+from ray_pcasgd.sweep_progress import SweepProgress
 from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import ASHA, GridSearch, OptunaSearch, Point, Range, SweepConfig, load_sweep, nested
 from ray_pcasgd.trainer import Trainer
@@ -118,28 +120,27 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
             packs = packs_of(config, base, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
             write_packs(path, packs)
         if packs is None:
-            function, space = tune.with_parameters(run_trial, base=base, folder=str(path / RUNS_FOLDER)), None
+            function = tune.with_parameters(run_trial, base=base, folder=str(path / RUNS_FOLDER))
         else:
             function = tune.with_parameters(run_pack, packs=packs, base=base, folder=str(path / RUNS_FOLDER))
-            space = {"pack": tune.grid_search(list(range(len(packs))))}
         trainable = tune.with_resources(function, _resources(base))
         if resume:
             tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
         else:
-            tuner = _tuner(config, base, trainable, path, space)
+            tuner = _tuner(config, base, trainable, path, packs)
         return conclude(config, base, path, tuner.fit(), packs)
     finally:
         if started_cluster:
             ray.shutdown()
 
 
-def _tuner(config: SweepConfig, base: Config, trainable: Any, path: Path, packs: dict[str, Any] | None) -> tune.Tuner:
+def _tuner(config: SweepConfig, base: Config, trainable: Any, path: Path, packs: Sequence[Pack] | None) -> tune.Tuner:
     metric, mode = config.judged_by(base)
-    space = packs or {key: _domain(values, config) for key, values in config.space.items()}
+    space = {key: _domain(values, config) for key, values in config.space.items()}
     searcher: Any = None
     number = 1
     if packs is not None:
-        metric = "step"  # the points of a pack are judged one by one
+        space = {"pack": tune.grid_search(list(range(len(packs))))}
     elif isinstance(config.search, GridSearch):
         space["seed"] = tune.grid_search([base.seed + k for k in range(config.seeds)])
     else:
@@ -162,8 +163,9 @@ def _tuner(config: SweepConfig, base: Config, trainable: Any, path: Path, packs:
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric=metric,
-            mode=mode,
+            # The points of a pack are judged one by one, when all is done.
+            metric=metric if packs is None else None,
+            mode=mode if packs is None else None,
             num_samples=number,
             search_alg=searcher,
             scheduler=scheduler,
@@ -171,7 +173,13 @@ def _tuner(config: SweepConfig, base: Config, trainable: Any, path: Path, packs:
             time_budget_s=config.seconds,
             reuse_actors=not isinstance(base.engine, RaySettings),
         ),
-        run_config=tune.RunConfig(name=path.name, storage_path=str(path.parent), verbose=1),
+        run_config=tune.RunConfig(
+            name=path.name,
+            storage_path=str(path.parent),
+            verbose=int(config.tables),
+            callbacks=[] if config.tables else [SweepProgress(metric, mode, packs)],
+            stop=None if config.samples is None else SampleBudget(config.samples, base),
+        ),
     )
 
 

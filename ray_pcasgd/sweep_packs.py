@@ -47,6 +47,13 @@ class Job(NamedTuple):
 
 Pack = tuple[Job, ...]
 
+_KEPT = ("step", "seconds", "wall_seconds", "consensus_distance", "train_loss", "staleness_mean", "time_total_s")
+
+
+def kept_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of an evaluation's metrics that a sweep's table has."""
+    return {name: value for name, value in metrics.items() if name in _KEPT or name.startswith("test_")}
+
 
 def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None:
     """Return the packs of a sweep's grid; nothing where trials run one by one.
@@ -126,7 +133,7 @@ class _Evaluations:
         if self.points and int(row["step"]) != self.step:
             self.report()
         self.step = int(row["step"])
-        self.points[name] = {key: float(value) for key, value in row.items() if key != "agent"}
+        self.points[name] = {**kept_metrics(row), "step": self.step}
 
     def report(self) -> None:
         tune.report({"step": self.step, "points": dict(self.points), "errors": dict(self.errors)})

@@ -1,6 +1,6 @@
 """What came of a sweep: a table of trials, the best point, and settings to train from."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ray.tune.search.repeater import TRIAL_INDEX
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.report.sweep_page import write_sweep_report
-from ray_pcasgd.sweep_packs import Pack
+from ray_pcasgd.sweep_packs import Pack, kept_metrics
 from ray_pcasgd.sweep_settings import Point, SweepConfig, nested
 
 TRIALS_FILE = "trials.parquet"
@@ -109,14 +109,14 @@ def _rows_of_pack(
         finished = error is None and measured.get("step") == base.num_steps
         run = str(folder / RUNS_FOLDER / job.name)
         point = {key: job.point[key] for key in keys}
-        yield {**point, "seed": job.seed, **_measured(measured), "finished": finished, "error": error, "path": run}
+        yield {**point, "seed": job.seed, **kept_metrics(measured), "finished": finished, "error": error, "path": run}
 
 
 def _row(result: Any, keys: Sequence[str], base: Config, folder: Path) -> dict[str, Any]:
     config = result.config or {}
     metrics = result.metrics or {}
     seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
-    measured = _measured(metrics)
+    measured = kept_metrics(metrics)
     error = None if result.error is None else _last_line(result.error)
     finished = error is None and metrics.get("step") == base.num_steps
     point = {key: config.get(key) for key in keys}
@@ -127,13 +127,6 @@ def _row(result: Any, keys: Sequence[str], base: Config, folder: Path) -> dict[s
 
 def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
-
-
-def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name in _MEASURED or name.startswith("test_")}
-
-
-_MEASURED = ("step", "seconds", "wall_seconds", "consensus_distance", "train_loss", "staleness_mean", "time_total_s")
 
 
 def _plain(value: Any) -> Any:

@@ -108,6 +108,11 @@ class SweepConfig(Settings):
     """Whether more of the metric is better; not given: max for accuracy, min for anything else."""
     max_concurrent: int | None = Field(None, ge=1)
     """Trials at the same time; not given: as many as there is room for."""
+    samples: int | None = Field(None, ge=1)
+    """No trial starts, and none goes on, once all trials together have taken about so many training samples; not
+    given: no limit."""
+    tables: bool = False
+    """Whether Tune shows its own tables while it runs, instead of a line every few seconds."""
     seconds: float | None = Field(None, gt=0)
     """No trial starts, and none goes on, after so many seconds; not given: no limit."""
 

@@ -35,21 +35,22 @@ def shared_settings(config: Config) -> dict[str, Any]:
 
 def why_alone(config: Config) -> str | None:
     """Return why a run cannot be stepped together with others, or nothing if it can."""
-    task = config.task
     if not isinstance(config.engine, LocalSettings):
         return f"engine.name = {config.engine.name!r}: allowed is 'local'"
     if not isinstance(config.algorithm, Rule):
         return f"algorithm.name = {config.algorithm.name!r}: allowed are rules between peers"
     if config.on_non_finite_loss != "stop":
         return f"on_non_finite_loss = {config.on_non_finite_loss!r}: allowed is 'stop'"
-    if isinstance(task.model, CustomModel | Torchvision) or isinstance(task.loss, CustomMeasure):
-        # The user's own code may hold what cannot run stacked.
-        return f"task.model.name = {task.model.name!r}: allowed are the package's own networks and losses"
     return None
 
 
 def is_faster_together(config: Config, plan: Plan) -> bool:
-    """Return whether stacking gains on a CPU: not with convolutions or recurrent networks."""
+    """Return whether stacking gains on a CPU: not with convolutions or recurrent networks.
+
+    Nor with the user's own code, which may hold what cannot run stacked.
+    """
+    if isinstance(config.task.model, CustomModel | Torchvision) or isinstance(config.task.loss, CustomMeasure):
+        return False
     module = config.task.build_model(plan.data, config.seed)
     return not any(isinstance(part, _ConvNd | RNNBase) for part in module.modules())
 
