@@ -12,6 +12,7 @@ from ray_pcasgd.learner import Learner, LearnerSpec, Training
 from ray_pcasgd.records import Own, Read, Reads, Update
 from ray_pcasgd.reliability import Declared, Measured
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
+from ray_pcasgd.run_state import State, leaves_of, with_leaves
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -214,11 +215,6 @@ class Agent(Learner):
         own, kept = clipped_row(torch.tensor(gathered.own[0], device=device), mixing, reliable)
         return mix(own, self.running_buffers, kept, gathered.buffers)
 
-    @property
-    def running_buffers(self) -> Tensor:
-        """The floating-point buffers as the last forward pass left them."""
-        return self.replica.buffers
-
     def _direction(self, slot: Received | None) -> Tensor:
         if not self.spec.recipe.rule.needs_directions:
             return self._nothing
@@ -282,6 +278,54 @@ class Agent(Learner):
         self.version += 1
         if self.displacements is not None:
             self.displacements.record(self.weights)
+
+    def state(self) -> State:
+        """Return all that the steps to come depend on; its tensors are the agent's own."""
+        return {
+            "version": self.version,
+            "weights": self.weights,
+            "buffers": self.buffers,
+            "running_buffers": self.running_buffers,
+            "integer_buffers": self.integer_buffers,
+            "direction": self.direction,
+            "batches": self.batches.state(),
+            "probe_batches": self.probe_batches.state(),
+            "optimizer": leaves_of(self.optimizer_state),
+            "rule": leaves_of(self.rule_state),
+            "mass": self.mass,
+            "displacements": self.displacements.state() if self.displacements else None,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of an agent with the same settings, numbers excepted."""
+        device = self.replica.device
+        self.version, self.mass = state["version"], state["mass"]
+        self.weights, self.buffers, self.direction = (
+            state[name].to(device) for name in ("weights", "buffers", "direction")
+        )
+        self.restore_replica(state["running_buffers"].to(device), state["integer_buffers"])
+        self.batches.restore(state["batches"])
+        self.probe_batches.restore(state["probe_batches"])
+        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
+        self.rule_state = with_leaves(self.rule_state, state["rule"])
+        if self.displacements is not None:
+            self.displacements.restore(state["displacements"])
+
+    @property
+    def running_buffers(self) -> Tensor:
+        """The floating-point buffers as the last forward pass left them."""
+        return self.replica.buffers
+
+    @property
+    def integer_buffers(self) -> dict[str, Tensor]:
+        """The integer buffers as the last forward pass left them."""
+        return dict(self.replica.integer_buffers)
+
+    def restore_replica(self, running_buffers: Tensor, integer_buffers: dict[str, Tensor]) -> None:
+        """Put the present version into the replica, with the buffers that the last forward pass left."""
+        self.replica.load(self.weights, running_buffers)
+        for name, values in integer_buffers.items():
+            self.replica.integer_buffers[name].copy_(values)
 
     def load(self) -> None:
         """Put the present version into the replica."""

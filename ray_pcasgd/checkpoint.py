@@ -1,5 +1,6 @@
 """Models that are kept on the way."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,21 @@ class Checkpoints:
         limit = self._settings.num_to_keep
         if limit is not None and len(self.kept) > limit:
             self._drop_worst()
+
+    def state(self) -> int:
+        """Return how many models were offered."""
+        return self._offered
+
+    def restore(self, offered: int, step: int) -> None:
+        """Go on after ``step``, with the models that the folder holds up to there."""
+        self._offered = offered
+        self.kept = []
+        for path in sorted((self._folder.path / "checkpoints").glob("step_*")):
+            if int(path.name.removeprefix("step_")) > step:
+                shutil.rmtree(path)
+            else:
+                metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+                self.kept.append((Checkpoint(str(path)), metrics))
 
     def published(self, location: str) -> None:
         """Take in that the run folder has moved to a remote location."""

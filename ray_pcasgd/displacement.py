@@ -1,5 +1,7 @@
 """An agent's own recent path, for the drift that predicts a stale neighbor."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,15 @@ class Displacements:
         before = self._sums[self._slot(self._version - age - 1)]
         first = self._sums[self._slot(self._version - age)] - before
         return ((last - before).div_(age).sub_(first)).float()
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``restore`` goes on from."""
+        return {"sums": self._sums, "version": self._version}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._sums.copy_(state["sums"])
+        self._version = state["version"]
 
     def _slot(self, version: int) -> int:
         return version % (self.age_max + 2)

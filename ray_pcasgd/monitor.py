@@ -7,6 +7,7 @@ import pandas as pd
 
 from ray_pcasgd.consensus import Consensus, average, join
 from ray_pcasgd.records import Snapshot, StepReport
+from ray_pcasgd.run_state import State
 
 NAN = float("nan")
 
@@ -115,6 +116,25 @@ class Monitor:
         """Return all rows so far; ``agent`` is missing where a row is the averaged model's."""
         frame = pd.DataFrame(self.rows)
         return frame if frame.empty else frame.astype({"agent": "Int64", "step": "int64"})
+
+    def state(self) -> State:
+        """Return what ``restore`` goes on from."""
+        return {
+            "rows": [row | {"agent": None if row["agent"] is pd.NA else row["agent"]} for row in self.rows],
+            "open": self._open,
+            "snapshots": self._snapshots,
+            "tallies": [vars(tally) for tally in self._tallies],
+            "left": sorted(self._left),
+            "latest": None if self.latest is None else [self.latest.mean, self.latest.distances],
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.rows = [row | {"agent": pd.NA if row["agent"] is None else row["agent"]} for row in state["rows"]]
+        self._open, self._snapshots, self._left = state["open"], state["snapshots"], set(state["left"])
+        for tally, own in zip(self._tallies, state["tallies"], strict=True):
+            vars(tally).update(own)
+        self.latest = None if state["latest"] is None else Consensus(*state["latest"])
 
     def _complete(self, version: int) -> list[dict[str, Any]]:
         rows = self._open[version]

@@ -49,7 +49,7 @@ class PairAgent(Learner):
         return self.steps
 
     @property
-    def state(self) -> Version:
+    def present(self) -> Version:
         """What a partner averages with."""
         return Version(self.weights, self.buffers)
 
@@ -76,7 +76,7 @@ class PairAgent(Learner):
         **Choice**: what the forward pass changed in the buffers is added to their average.
         """
         eta = self.spec.recipe.step_size_at(self.steps)
-        mine = self.state
+        mine = self.present
         averaged = mine if partner is None else Version(*(0.5 * (a + b) for a, b in zip(mine, partner, strict=True)))
         self.weights = averaged.weights - eta * self.direction
         passed = self.replica.buffers
@@ -84,7 +84,7 @@ class PairAgent(Learner):
             self.buffers = passed.clone()
         else:
             self.buffers = averaged.buffers + (passed - self.computed_at.buffers)
-        self.computed_at = self.state
+        self.computed_at = self.present
         self.replica.load(self.weights, self.buffers)
         self.version += 1
         self.steps += 1

@@ -73,6 +73,11 @@ class Plan:
         engine = self.config.engine
         return isinstance(engine, RaySettings) and engine.mode == "live"
 
+    @property
+    def pauses(self) -> bool:
+        """Whether the run can be left on its way, and taken up from its state."""
+        return isinstance(self.config.engine, LocalSettings) and isinstance(self.config.algorithm, Rule)
+
     def engine(self) -> Engine:
         """Return the engine that executes the run."""
         settings = self.config.engine

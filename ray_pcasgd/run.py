@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -12,13 +12,15 @@ import torch
 
 from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
 from ray_pcasgd.consensus import AveragedModel
-from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.base import Pause, Report, RunError
+from ray_pcasgd.engines.local import LocalEngine
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.run_folder import RunFolder, is_remote
+from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
 
 
@@ -36,6 +38,9 @@ class Watcher:
 
     def happened(self, event: Event) -> None:
         """Take in an event."""
+
+    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
+        """Take in that the run can be left here; ``state`` returns what it goes on from, if called at once."""
 
     def finished(self) -> None:
         """Take in that there will be no more steps."""
@@ -80,18 +85,54 @@ class Run:
         self.started_at = time.perf_counter()
         self.first_step_at: float | None = None
 
-    def execute(self) -> Result:
-        """Run the plan's engine to its end, and return what came of it."""
+    def execute(self, state: State | None = None) -> Result:
+        """Run the plan's engine to its end, from ``state`` on where one is given, and return what came of it."""
         error: Exception | None = None
         try:
             self.start()
-            for report in self.plan.engine().run(self.plan.specs, self.plan.data):
-                self.take(report)
+            if state is not None:
+                self.restore(state["run"])
+            for report in self._reports(None if state is None else state["engine"]):
+                if isinstance(report, Pause):
+                    self.pause(report)
+                else:
+                    self.take(report)
         except (NonFiniteLossError, RunError) as ended:
             error = ended
         finally:
             self.finish()
         return self.conclude(error)
+
+    def _reports(self, state: State | None) -> Iterator[Report]:
+        engine = self.plan.engine()
+        if isinstance(engine, LocalEngine):
+            return engine.run_with_pauses(self.plan.specs, self.plan.data, state)
+        assert state is None, "only the local engine goes on from a state"
+        return engine.run(self.plan.specs, self.plan.data)
+
+    def pause(self, pause: Pause) -> None:
+        """Offer the state of the whole run to the watcher."""
+        self.watcher.paused(pause, lambda: {"engine": pause.state(), "run": self.state()})
+
+    def state(self) -> State:
+        """Return what the run's files to come depend on, beside the engine's state."""
+        return {
+            "rows": self.rows,
+            "monitor": self.monitor.state(),
+            "checkpoints": self.checkpoints.state(),
+            "left": sorted(self.left),
+            "lost": self.lost,
+            "seconds": time.perf_counter() - self.started_at,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
+        self.monitor.restore(state["monitor"])
+        step = max((row["step"] for row in self.monitor.rows), default=0)
+        self.checkpoints.restore(state["checkpoints"], step)
+        self.started_at = time.perf_counter() - state["seconds"]
+        self.folder.add_event({"time": round(state["seconds"], 3), "kind": "resumed", "step": step})
 
     def start(self) -> None:
         """Take in the plan, before the first report."""

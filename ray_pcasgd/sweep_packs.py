@@ -3,24 +3,28 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from traceback import format_exception_only
 from typing import Any, NamedTuple
 
 import pandas as pd
 from ray import tune
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.run import Watcher
+from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
+from ray_pcasgd.sweep_states import StateKeeper, last_state
 from ray_pcasgd.trainer import Trainer, fit_together
 from ray_pcasgd.variant_plan import is_faster_together, shared_settings, why_alone
 
 _FEWEST = 4
-"""Points in a group from which on stacking is worth its overhead."""
+"""Points in a group, and in a pack where there are so many, from which on stacking is worth its overhead."""
 _MOST = 32
 """Points of a pack: more of them gain little, and are lost together where a pack is interrupted."""
 _PACKS_PER_CORE = 3
@@ -84,7 +88,8 @@ def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None
     for group in groups.values():
         plan = make_plan(group[0].config(base, base.storage_path))
         fast = config.batched == "always" or is_faster_together(plan.config, plan)
-        most = max(1, min(_MOST, share, _PACK_BYTES // _bytes_of(plan))) if fast else 1
+        fitting = max(1, _PACK_BYTES // _bytes_of(plan))
+        most = min(_MOST, fitting, max(_FEWEST, share)) if fast else 1
         number = math.ceil(len(group) / most)
         packs.extend(tuple(group[place::number]) for place in range(number))
     return packs
@@ -124,19 +129,21 @@ def read_packs(path: Path) -> list[Pack] | None:
 class _Evaluations:
     """Reports to Tune what all runs of a pack came to, once all of them have come so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: StateKeeper) -> None:
+        self._keeper = keeper
         self.points: dict[str, dict[str, float]] = {}
         self.errors: dict[str, str] = {}
         self.step = 0
 
     def take(self, name: str, row: Mapping[str, Any]) -> None:
-        if self.points and int(row["step"]) != self.step:
-            self.report()
         self.step = int(row["step"])
         self.points[name] = {**kept_metrics(row), "step": self.step}
 
-    def report(self) -> None:
-        tune.report({"step": self.step, "points": dict(self.points), "errors": dict(self.errors)})
+    def metrics(self) -> dict[str, Any]:
+        return {"step": self.step, "points": dict(self.points), "errors": dict(self.errors)}
+
+    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
+        self._keeper.report(self.metrics(), pause, state)
 
 
 class _OfOne(Watcher):
@@ -151,21 +158,30 @@ class _OfOne(Watcher):
             if row["agent"] is pd.NA:
                 self._evaluations.take(self._name, row)
 
+    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
+        self._evaluations.paused(pause, state)
 
-def run_pack(settings: Mapping[str, Any], packs: Sequence[Pack], base: Config, folder: str) -> None:
-    """Run one pack, in Tune's process for it; runs that fail are reported, and the others go on.
+
+def run_pack(
+    settings: Mapping[str, Any], packs: Sequence[Pack], base: Config, folder: str, checkpoint_seconds: float
+) -> None:
+    """Run one pack, or what is left of it; runs that fail are reported, and the others go on.
 
     Run folders that are there were interrupted.
     """
     pack = packs[settings["pack"]]
     for job in pack:
         shutil.rmtree(Path(folder) / job.name, ignore_errors=True)
-    evaluations = _Evaluations()
+    evaluations = _Evaluations(StateKeeper(checkpoint_seconds, None))
     configs = [job.config(base, folder) for job in pack]
     watchers = [_OfOne(job.name, evaluations) for job in pack]
-    alone = len(pack) == 1
-    results = [Trainer(configs[0], watcher=watchers[0]).fit()] if alone else fit_together(configs, watchers)
+    if len(pack) == 1:
+        results = [Trainer(configs[0], watcher=watchers[0]).fit(last_state())]
+    else:
+        results = fit_together(configs, watchers, evaluations.paused, last_state())
     evaluations.errors = {
-        job.name: str(result.error) for job, result in zip(pack, results, strict=True) if result.error is not None
+        job.name: "".join(format_exception_only(result.error)).strip()
+        for job, result in zip(pack, results, strict=True)
+        if result.error is not None
     }
-    evaluations.report()
+    tune.report(evaluations.metrics())

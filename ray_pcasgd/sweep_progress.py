@@ -19,11 +19,13 @@ class SweepProgress(tune.Callback):
         self,
         metric: str,
         mode: str,
+        total: int,
         packs: Sequence[Pack] | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metric = metric
         self._sign = 1 if mode == "max" else -1
+        self._total = total
         self._packs = packs
         self._clock = clock
         self._started = self._next = clock()
@@ -39,7 +41,7 @@ class SweepProgress(tune.Callback):
             if self._best is None or self._sign * value > self._sign * self._best[0]:
                 self._best = (value, label)
         if self._clock() >= self._next:
-            self._say(self.line(sum(self._number_of(each) for each in trials)))
+            self._say(self.line())
             self._next = self._clock() + _LINE_SECONDS
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
@@ -55,9 +57,9 @@ class SweepProgress(tune.Callback):
         self._failed += self._number_of(trial)
         self._say(f"{_label(trial.config)} failed; see {trial.error_file}")
 
-    def line(self, known: int) -> str:
-        """Return what is to be said of so many trials."""
-        parts = [f"{self._done} of {known} trials done"]
+    def line(self) -> str:
+        """Return how far the sweep is."""
+        parts = [f"{self._done} of {self._total} trials done"]
         if self._failed:
             parts.append(f"{self._failed} failed")
         if self._best is not None:

@@ -14,7 +14,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.report.sweep_page import write_sweep_report
 from ray_pcasgd.sweep_packs import Pack, kept_metrics
-from ray_pcasgd.sweep_settings import Point, SweepConfig, nested
+from ray_pcasgd.sweep_settings import Point, PopulationBased, SweepConfig, nested
 
 TRIALS_FILE = "trials.parquet"
 RUNS_FOLDER = "runs"
@@ -66,7 +66,12 @@ def conclude(
     trials.to_parquet(path / TRIALS_FILE, index=False)
     result = SweepResult(grid, path, metric, mode, trials, summarized(trials, list(config.space), metric, mode))
     if result.best is not None:
-        best = load_config(base, changes=nested(result.best) | {"name": None})
+        if isinstance(config.scheduler, PopulationBased):
+            # Its numbers changed on its way, as its own settings say.
+            own = Path(trials.loc[_best_of(trials, metric, mode), "path"])
+            best = load_config(own / "config.yaml", changes={"name": None, "storage_path": base.storage_path})
+        else:
+            best = load_config(base, changes=nested(result.best) | {"name": None})
         text = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
         (path / BEST_FILE).write_text(text, encoding="utf-8")
         write_sweep_report(path, result.points, trials, list(config.space), metric, text)
@@ -96,6 +101,11 @@ def summarized(trials: pd.DataFrame, keys: Sequence[str], metric: str, mode: str
     order = table.assign(rank=(~complete).astype(int) + (table["finished"] == 0))
     order = order.sort_values(["rank", "mean"], ascending=[True, mode == "min"], na_position="last")
     return order.drop(columns="rank").reset_index(drop=True)
+
+
+def _best_of(trials: pd.DataFrame, metric: str, mode: str) -> Any:
+    values = trials[metric].where(trials["error"].isna() & trials["finished"])
+    return values.idxmax() if mode == "max" else values.idxmin()
 
 
 def _rows_of_pack(

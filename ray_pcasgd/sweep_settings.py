@@ -8,12 +8,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.explanation import explain
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
+from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.settings import Settings, from_name
 
 Point = dict[str, Any]
 """Values by the names of settings, for example ``{"algorithm.theta": 0.3}``."""
+
+
+_CHANGED_ON_THE_WAY = ("step_size", "algorithm.theta")
+"""Settings that are curves over steps, so that what was changed when can be written down."""
 
 
 class Range(Settings):
@@ -77,8 +83,26 @@ class ASHA(Settings):
     """One of so many trials goes on at each rung."""
 
 
+class PopulationBased(Settings):
+    """Population-based training (Jaderberg et al. 2017): the worst trials go on from the best ones' states.
+
+    They do so with other numbers: a trial's step size or theta changes on its way, and its own settings say when.
+    The space may vary ``step_size`` and ``algorithm.theta`` alone. What is drawn by ``search`` is the population. Which
+    trial goes on from which is drawn anew in each sweep; ``best.yaml`` has what came of it, and trains to the same
+    bits.
+    """
+
+    name: Literal["population"] = "population"
+    interval_steps: int | None = Field(None, ge=1)
+    """Steps from one exchange to the next, a multiple of evaluate_every; not given: evaluate_every."""
+    quantile: float = Field(0.25, gt=0, le=0.5)
+    """Share of the trials that is replaced, and from which replacements come."""
+    resample: float = Field(0.25, ge=0, le=1)
+    """Probability that a number is drawn anew instead of being changed by a fifth."""
+
+
 Search = Annotated[GridSearch | RandomSearch | OptunaSearch, Field(discriminator="name")]
-TrialScheduler = Annotated[RunAll | ASHA, Field(discriminator="name")]
+TrialScheduler = Annotated[RunAll | ASHA | PopulationBased, Field(discriminator="name")]
 
 
 class SweepConfig(Settings):
@@ -113,6 +137,9 @@ class SweepConfig(Settings):
     given: no limit."""
     tables: bool = False
     """Whether Tune shows its own tables while it runs, instead of a line every few seconds."""
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    """A trial between peers on the local engine writes its state at the first evaluation after so many seconds, from
+    which it goes on where the sweep was interrupted."""
     seconds: float | None = Field(None, gt=0)
     """No trial starts, and none goes on, after so many seconds; not given: no limit."""
 
@@ -126,6 +153,27 @@ class SweepConfig(Settings):
         changes = {} if schedule is None else {"schedule": str(Path(schedule).resolve())}
         return load_config(self.config, changes=changes)
 
+    def check_beside(self, base: Config) -> None:
+        """Raise ``SettingsError`` where the scheduler cannot be used with a run's settings."""
+        if not isinstance(self.scheduler, PopulationBased):
+            return
+        steps, every = self.scheduler.interval_steps, base.evaluate_every
+        if steps is not None and steps % every:
+            raise SettingsError(
+                f"scheduler.interval_steps = {steps}: allowed are multiples of evaluate_every = {every}"
+            )
+        if not (isinstance(base.engine, LocalSettings) and isinstance(base.algorithm, Rule)):
+            raise SettingsError(
+                "scheduler.name = 'population': allowed beside rules between peers on the local engine, whose runs can "
+                "be left and taken up"
+            )
+
+    def exchange_steps(self, base: Config) -> int | None:
+        """Return after how many steps every trial's state is written; nothing where time decides."""
+        if not isinstance(self.scheduler, PopulationBased):
+            return None
+        return self.scheduler.interval_steps or base.evaluate_every
+
     def points(self) -> Iterator[Point]:
         """Yield every combination of the listed values; for a range, its two limits stand for it."""
         listed = {
@@ -134,6 +182,12 @@ class SweepConfig(Settings):
         }
         for combination in itertools.product(*listed.values()):
             yield dict(zip(listed, combination, strict=True))
+
+    @property
+    def num_trials(self) -> int:
+        """Runs that there will be, one for each point and seed."""
+        drawn = None if isinstance(self.search, GridSearch) else self.search.num_points
+        return self.seeds * (sum(1 for _ in self.points()) if drawn is None else drawn)
 
     def judged_by(self, base: Config) -> tuple[str, Literal["max", "min"]]:
         """Return the metric and its mode."""
@@ -168,7 +222,20 @@ def load_sweep(
             raise SettingsError(f"space.{key} = []: allowed is one value or more")
         if key == "seed":
             raise SettingsError("space.seed: allowed is the setting seeds, over which results are averaged")
+    if isinstance(sweep.scheduler, PopulationBased):
+        _check_population(sweep)
     return sweep
+
+
+def _check_population(sweep: SweepConfig) -> None:
+    if other := sorted(set(sweep.space) - set(_CHANGED_ON_THE_WAY)):
+        raise SettingsError(
+            f"space.{other[0]}: allowed beside scheduler.name = 'population' are {' and '.join(_CHANGED_ON_THE_WAY)}"
+        )
+    if sweep.seeds > 1:
+        raise SettingsError(f"seeds = {sweep.seeds}: allowed beside scheduler.name = 'population' is 1")
+    if isinstance(sweep.search, OptunaSearch):
+        raise SettingsError("search.name = 'optuna': allowed beside scheduler.name = 'population' are grid and random")
 
 
 def nested(point: Point) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """Where a run starts: from settings to its result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.engines.local_variants import variant_reports
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.run import Result, Run, Watcher
 from ray_pcasgd.run_folder import RunFolder
+from ray_pcasgd.run_state import State
 from ray_pcasgd.variant_plan import make_variants
 
 
@@ -48,17 +52,26 @@ class Trainer:
         self.config = load_config(config, changes=settings)
         self._watcher = watcher or Watcher()
 
-    def fit(self) -> Result:
-        """Run to the end, and return what came of it; a run that fails returns its error, with its files intact."""
+    def fit(self, state: State | None = None) -> Result:
+        """Run to the end, and return what came of it; a run that fails returns its error, with its files intact.
+
+        Where a ``state`` is given (``Watcher.paused``), the run goes on from there.
+        """
         plan = make_plan(self.config)
         folder = RunFolder.create(plan.config)
-        return Run(plan, folder, self._watcher).execute()
+        return Run(plan, folder, self._watcher).execute(state)
 
 
-def fit_together(configs: Sequence[Config], watchers: Sequence[Watcher] | None = None) -> list[Result]:
+def fit_together(
+    configs: Sequence[Config],
+    watchers: Sequence[Watcher] | None = None,
+    pausing: Callable[[Pause, Callable[[], State]], None] = lambda pause, state: None,
+    state: State | None = None,
+) -> list[Result]:
     """Run variants of one configuration that differ only in numbers (``plan.same_but_for_numbers``), all at once.
 
-    Each has its own run folder; one whose loss is not finite ends there, and the others go on.
+    Each has its own run folder; one whose loss is not finite ends there, and the others go on. ``pausing`` is called
+    where all of them can be left, with what returns the state from which they go on.
 
     Raises:
         SettingsError: settings cannot be run, or not together; nothing was started.
@@ -69,12 +82,21 @@ def fit_together(configs: Sequence[Config], watchers: Sequence[Watcher] | None =
     assert isinstance(settings, LocalSettings)
     watchers = watchers or [Watcher() for _ in plans]
     runs = [Run(plan, RunFolder.create(plan.config), watcher) for plan, watcher in zip(plans, watchers, strict=True)]
-    errors: dict[int, Exception] = {}
+    errors: dict[int, NonFiniteLossError] = {}
     for run in runs:
         run.start()
+    if state is not None:
+        for run, own in zip(runs, state["runs"], strict=True):
+            run.restore(own)
+        errors = {variant: NonFiniteLossError(*parts) for variant, parts in state["errors"].items()}
     try:
         specs = [plan.specs for plan in plans]
-        for variant, report in variant_reports(settings, plans[0].schedule, specs, plans[0].data):
+        engine_state = None if state is None else state["engine"]
+        for said in variant_reports(settings, plans[0].schedule, specs, plans[0].data, engine_state):
+            if isinstance(said, Pause):
+                pausing(said, partial(_state_of_all, said, runs, errors))
+                continue
+            variant, report = said
             if isinstance(report, Exception):
                 errors[variant] = report
             else:
@@ -83,3 +105,11 @@ def fit_together(configs: Sequence[Config], watchers: Sequence[Watcher] | None =
         for run in runs:
             run.finish()
     return [run.conclude(errors.get(variant)) for variant, run in enumerate(runs)]
+
+
+def _state_of_all(pause: Pause, runs: Sequence[Run], errors: Mapping[int, NonFiniteLossError]) -> State:
+    return {
+        "engine": pause.state(),
+        "runs": [run.state() for run in runs],
+        "errors": {variant: list(error.args) for variant, error in errors.items()},
+    }

@@ -27,6 +27,7 @@ class Variants(Agent):
     def __init__(self, specs: Sequence[AgentSpec], data: TaskData) -> None:
         super().__init__(specs[0], data)
         self.specs = specs
+        self._integers: dict[str, Tensor]
         self.weights, self.buffers, self.direction, self.optimizer_state, self.rule_state, self._integers = tree_map(
             lambda tensor: tensor.expand(len(specs), *tensor.shape).clone(),
             (
@@ -52,6 +53,16 @@ class Variants(Agent):
     def load(self) -> None:
         """Make the present version's buffers those of the next forward pass."""
         self._running_buffers = self.buffers
+
+    @property
+    def integer_buffers(self) -> dict[str, Tensor]:
+        """The integer buffers as the last forward pass left them, with a leading axis of P."""
+        return self._integers
+
+    def restore_replica(self, running_buffers: Tensor, integer_buffers: dict[str, Tensor]) -> None:
+        """Take in the buffers that the last forward pass left."""
+        self._running_buffers = running_buffers
+        self._integers = {name: values.to(self.weights.device) for name, values in integer_buffers.items()}
 
     def compute_all(self) -> list[float]:
         """Do what ``compute`` does for every variant; return their losses, unchecked."""

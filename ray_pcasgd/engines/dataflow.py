@@ -1,16 +1,19 @@
 """The data flow of a schedule in one process: which rows can run, and which versions some row may still ask for."""
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ray_pcasgd.agent import Agent, Received
-from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.base import Pause, RunError
 from ray_pcasgd.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.run_state import State
 
 
 @dataclass
@@ -21,6 +24,16 @@ class Published:
     buffers: Tensor
     direction: Tensor | None = None
     mass: float = 1.0
+
+    def parts(self) -> list[Any]:
+        """Return what ``of`` makes a version of again."""
+        return [self.weights, self.buffers, self.direction, self.mass]
+
+    @classmethod
+    def of(cls, parts: list[Any], device: torch.device) -> "Published":
+        """Return a version from its parts."""
+        weights, buffers, direction, mass = parts
+        return cls(weights.to(device), buffers.to(device), None if direction is None else direction.to(device), mass)
 
 
 class DataFlow:
@@ -43,12 +56,59 @@ class DataFlow:
         self.readers = [[s.agent for s in specs if k in s.neighbors] for k in range(len(specs))]
         self.unread: list[dict[int, set[int]]] = [{0: set(readers)} for readers in self.readers]
         """Where every version is read: who has yet to read each."""
+        self.losses: list[Any] = [None] * len(agents)
+        """Of each agent's next step, where it is computed already."""
+        self.drawn = 0
+        """Rows that the schedule was asked for."""
+        self.evaluations = 0
+        """Evaluations that all agents have come to."""
+        self.started = time.perf_counter()
+
+    def pause(self) -> Iterator[Pause]:
+        """Yield a pause where all agents have come to a further evaluation; to be called between rows."""
+        running = [agent.version for agent in self.agents if self.is_running(agent.spec.agent)]
+        if running and min(running) // self.recipe.evaluate_every > self.evaluations:
+            self.evaluations = min(running) // self.recipe.evaluate_every
+            yield Pause(min(running), max(agent.version for agent in self.agents), self.state)
+
+    def state(self) -> State:
+        """Return all that the rows to come depend on; its tensors are those in use."""
+        return {
+            "agents": [agent.state() for agent in self.agents],
+            "losses": self.losses,
+            "window": list(self.window),
+            "published": [{v: p.parts() for v, p in versions.items()} for versions in self.published],
+            "isolated": self.isolated,
+            "last_read": self.last_read,
+            "unread": [{v: sorted(readers) for v, readers in versions.items()} for versions in self.unread],
+            "drawn": self.drawn,
+            "evaluations": self.evaluations,
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state, with the same schedule from its beginning."""
+        device = self.agents[0].weights.device
+        for agent, own in zip(self.agents, state["agents"], strict=True):
+            agent.restore(own)
+        self.losses, self.isolated, self.last_read = state["losses"], state["isolated"], state["last_read"]
+        self.window = deque(state["window"])
+        self.published = [
+            {version: Published.of(parts, device) for version, parts in versions.items()}
+            for versions in state["published"]
+        ]
+        self.unread = [{v: set(readers) for v, readers in versions.items()} for versions in state["unread"]]
+        self.drawn, self.evaluations = state["drawn"], state["evaluations"]
+        self.started = time.perf_counter() - state["seconds"]
+        for _ in range(self.drawn):
+            next(self.rows)
 
     def take_ready(self) -> list[Row]:
         """Take the rows that can run now, in the schedule's order; nothing once all rows have run."""
         limit = 2 * len(self.agents)
         while True:
             while len(self.window) < limit and (row := next(self.rows, None)) is not None:
+                self.drawn += 1
                 if row.step < self.recipe.num_steps:
                     self.window.append(row)
             rows = [row for row in self.window if row.agent not in self.isolated]

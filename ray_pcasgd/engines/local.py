@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from ray_pcasgd.agent import Agent, AgentSpec
+from ray_pcasgd.engines.base import Pause, Report
 from ray_pcasgd.engines.batching import apply_together, compute_together
 from ray_pcasgd.engines.dataflow import DataFlow
 from ray_pcasgd.engines.local_pairs import pair_reports
@@ -15,6 +16,7 @@ from ray_pcasgd.engines.local_server import server_reports
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.server import ServerSpec, WorkerSpec
 from ray_pcasgd.settings import Settings
@@ -52,6 +54,17 @@ class LocalEngine:
 
     def run(self, specs: Sequence[LearnerSpec], data: TaskData) -> Iterator[StepReport | Event]:
         """Execute all rows; see ``Engine.run``."""
+        for report in self.run_with_pauses(specs, data):
+            if not isinstance(report, Pause):
+                yield report
+
+    def run_with_pauses(
+        self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
+    ) -> Iterator[Report]:
+        """Execute all rows, or those that are left after ``state``, and say where the run can be left.
+
+        Only runs between peers pause.
+        """
         threads = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
         rows = iter(self._schedule)
@@ -61,7 +74,10 @@ class LocalEngine:
         try:
             with torch.random.fork_rng():
                 if peers:
-                    yield from _Execution(self._settings, rows, [Agent(spec, data) for spec in peers]).reports()
+                    execution = _Execution(self._settings, rows, [Agent(spec, data) for spec in peers])
+                    if state is not None:
+                        execution.restore(state)
+                    yield from execution.reports()
                 elif pairs:
                     yield from pair_reports(rows, pairs, data)
                 else:
@@ -75,11 +91,9 @@ class _Execution(DataFlow):
         super().__init__(rows, agents)
         self.agents = agents
         self.batched = _runs_batched(settings, agents)
-        self.losses: list[float | None] = [None] * len(agents)
         self.events: list[Event] = []
-        self.started = time.perf_counter()
 
-    def reports(self) -> Iterator[StepReport | Event]:
+    def reports(self) -> Iterator[Report]:
         while True:
             self.compute_pending()
             yield from self.events
@@ -89,6 +103,7 @@ class _Execution(DataFlow):
                 return
             for group in self.grouped(ready):
                 yield from self.execute(group)
+            yield from self.pause()
 
     def compute_pending(self) -> None:
         """Compute the direction of every agent that has a next step, as soon as its version exists."""

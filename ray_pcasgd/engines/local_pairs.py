@@ -54,8 +54,8 @@ class _Execution:
                 f"schedule: agent {row.agent} averages at step {row.step} with version {read.version} of agent "
                 f"{read.neighbor}, which is at version {partner.version}, and was not averaged with there"
             )
-        self.kept[row.agent, row.step] = self.agents[row.agent].state
-        return partner.state
+        self.kept[row.agent, row.step] = self.agents[row.agent].present
+        return partner.present
 
     def report(self, row: Row, agent: PairAgent, loss: float) -> StepReport:
         evaluates = row.kind == "step" and agent.spec.recipe.evaluates_at(agent.progress)

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.dataflow import DataFlow
 from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.records import Row, StepReport
+from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.tasks.task import TaskData
 from ray_pcasgd.variants import Variants
@@ -19,16 +21,26 @@ VariantReport = tuple[int, StepReport | NonFiniteLossError]
 
 
 def variant_reports(
-    settings: LocalSettings, schedule: Schedule, specs: Sequence[Sequence[LearnerSpec]], data: TaskData
-) -> Iterator[VariantReport]:
-    """Execute a schedule's rows for all variants at once; ``specs`` has the agents of each variant."""
+    settings: LocalSettings,
+    schedule: Schedule,
+    specs: Sequence[Sequence[LearnerSpec]],
+    data: TaskData,
+    state: State | None = None,
+) -> Iterator[VariantReport | Pause]:
+    """Execute a schedule's rows for all variants at once, those that are left after ``state`` where one is given.
+
+    ``specs`` has the agents of each variant.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         with torch.random.fork_rng():
             peers = [[spec for spec in own if isinstance(spec, AgentSpec)] for own in specs]
             agents = [Variants(of_one, data) for of_one in zip(*peers, strict=True)]
-            yield from _Execution(iter(schedule), agents).reports()
+            execution = _Execution(iter(schedule), agents)
+            if state is not None:
+                execution.restore(state)
+            yield from execution.reports()
     finally:
         torch.set_num_threads(threads)
 
@@ -37,11 +49,16 @@ class _Execution(DataFlow):
     def __init__(self, rows: Iterator[Row | None], agents: Sequence[Variants]) -> None:
         super().__init__(rows, agents)
         self.variants = agents
-        self.losses: list[list[float] | None] = [None] * len(agents)
         self.going = set(range(len(agents[0].specs)))
-        self.started = time.perf_counter()
 
-    def reports(self) -> Iterator[VariantReport]:
+    def state(self) -> State:
+        return super().state() | {"going": sorted(self.going)}
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self.going = set(state["going"])
+
+    def reports(self) -> Iterator[VariantReport | Pause]:
         while self.going:
             yield from self.compute_pending()
             ready = self.take_ready()
@@ -49,6 +66,7 @@ class _Execution(DataFlow):
                 return
             for row in ready:
                 yield from self.execute(row)
+            yield from self.pause()
 
     def compute_pending(self) -> Iterator[VariantReport]:
         """Compute the directions of every agent that has a next step, and say which variants this ends."""

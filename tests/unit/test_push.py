@@ -12,7 +12,7 @@ from ray_pcasgd.agent import Agent
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings, _Execution
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
-from ray_pcasgd.records import Row
+from ray_pcasgd.records import Row, StepReport
 from ray_pcasgd.topology import DirectedEdges, DirectedExponential, DirectedRing, Ring, build_push_network
 from ray_pcasgd.trainer import Trainer
 
@@ -55,7 +55,8 @@ def executed(own: Plan) -> Iterator[tuple[_Execution, Row]]:
     assert isinstance(settings, LocalSettings)
     execution = _Execution(settings, iter(own.schedule), [Agent(spec, own.data) for spec in own.specs])  # type: ignore[arg-type]
     for report in execution.reports():
-        yield execution, report.row  # type: ignore[union-attr]
+        if isinstance(report, StepReport):
+            yield execution, report.row
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,46 @@
+"""Trials that can be left and taken up: their reports to Tune, with a run's state where one is due."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.run_state import State, load_state, save_state
+
+_STATE_FILE = "state.pt"
+
+
+class StateKeeper:
+    """Reports to Tune what a trial came to, and from time to time the state from which it goes on."""
+
+    def __init__(self, every_seconds: float, every_steps: int | None) -> None:
+        self._every_seconds = every_seconds
+        self._every_steps = every_steps
+        self._last = time.monotonic()
+
+    def report(self, metrics: Mapping[str, Any], pause: Pause, state: Callable[[], State]) -> None:
+        """Report metrics, at a pause."""
+        if not self._is_due(pause.step):
+            tune.report(dict(metrics))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(Path(folder) / _STATE_FILE, {**state(), "next_step": pause.next_step})
+            tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
+        self._last = time.monotonic()
+
+    def _is_due(self, step: int) -> bool:
+        if self._every_steps is not None:
+            return step % self._every_steps == 0
+        return time.monotonic() - self._last >= self._every_seconds
+
+
+def last_state() -> State | None:
+    """Return the state from which the trial that runs here goes on; nothing where it starts."""
+    checkpoint = tune.get_checkpoint()
+    with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder:
+        return None if folder is None else load_state(Path(folder) / _STATE_FILE)

@@ -1,0 +1,101 @@
+"""One trial of a sweep: a run of its own, in Tune's process for it."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray import tune
+from ray.tune.search.repeater import TRIAL_INDEX
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.curves import Constant, Stairs, continued
+from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.loading import load_config
+from ray_pcasgd.plan import Plan
+from ray_pcasgd.run import Watcher
+from ray_pcasgd.run_state import State
+from ray_pcasgd.sweep_settings import Point, nested
+from ray_pcasgd.sweep_states import StateKeeper, last_state
+from ray_pcasgd.trainer import Trainer
+
+
+class _Reporting(Watcher):
+    """Reports each evaluation of the averaged model to Tune."""
+
+    def __init__(self, keeper: StateKeeper, config: Config) -> None:
+        self._keeper = keeper
+        self._config = config
+        self._pending: dict[str, float] | None = None
+        self._pauses = False
+
+    def started(self, plan: Plan, path: Path) -> None:
+        self._pauses = plan.pauses
+
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            if row["agent"] is pd.NA:
+                self._flush()
+                self._pending = {name: float(value) for name, value in row.items() if name != "agent"}
+        if not self._pauses:
+            self._flush()
+
+    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
+        if self._pending is not None:
+            metrics, self._pending = self._pending, None
+            settings = self._config.model_dump(mode="json", include={"step_size", "algorithm"})
+            self._keeper.report(metrics, pause, lambda: {**state(), "settings": settings})
+
+    def finished(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._pending is not None:
+            metrics, self._pending = self._pending, None
+            tune.report(metrics)
+
+
+def run_trial(
+    point: Point, base: Config, folder: str, checkpoint_seconds: float, checkpoint_steps: int | None = None
+) -> None:
+    """Run one trial, or what is left of it; a trial that fails raises what ended its run.
+
+    Its run folder lies in ``folder`` under the trial's number. One that is there was interrupted.
+    """
+    point = dict(point)
+    # Tune's repeater numbers the trials of one point; a grid has its seeds in the point.
+    repeat = point.pop(TRIAL_INDEX, None)
+    if repeat is not None:
+        point["seed"] = base.seed + int(repeat)
+    name = tune.get_context().get_trial_id()
+    shutil.rmtree(Path(folder) / name, ignore_errors=True)
+    config = load_config(base, changes=nested(point) | {"storage_path": folder, "name": name})
+    state = last_state()
+    if state is not None:
+        config = with_past(config, load_config(config, changes=state["settings"]), state["next_step"])
+    keeper = StateKeeper(checkpoint_seconds, checkpoint_steps)
+    result = Trainer(config, watcher=_Reporting(keeper, config)).fit(state)
+    if result.error is not None:
+        raise result.error
+
+
+def with_past(config: Config, past: Config, step: int) -> Config:
+    """Return settings whose step size and theta are those of ``past`` before ``step``, as curves.
+
+    So a trial of population-based training has settings of its own, with which ``train`` takes the same steps.
+    """
+    changes: dict[str, Any] = {}
+    if (curve := _joined(past.step_size, config.step_size, step)) is not None:
+        changes["step_size"] = curve
+    thetas = (getattr(past.algorithm, "theta", None), getattr(config.algorithm, "theta", None))
+    if (curve := _joined(*thetas, step)) is not None:
+        changes["algorithm"] = {"theta": curve}
+    return load_config(config, changes=changes)
+
+
+def _joined(past: Any, present: Any, step: int) -> dict[str, Any] | None:
+    """Return the curve that is ``past`` before ``step``; nothing where nothing changes."""
+    if past == present or not isinstance(past, Constant | Stairs) or not isinstance(present, Constant):
+        return None
+    return continued(past, step, present.value).model_dump()
