@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,18 @@ class StateKeeper:
 
 
 def last_state() -> State | None:
-    """Return the state from which the trial that runs here goes on; nothing where it starts."""
+    """Return the state from which the trial that runs here goes on; nothing where it starts.
+
+    Tune notes a state before it drops the one before; a sweep that is killed between the two, or within a copy, leaves
+    a note of what is not there. Then the newest state beside it that is whole is gone on from.
+    """
     checkpoint = tune.get_checkpoint()
-    with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder:
-        return None if folder is None else load_state(Path(folder) / _STATE_FILE)
+    if checkpoint is None:
+        return None
+    noted = Path(checkpoint.path)
+    for folder in [noted, *sorted(noted.parent.glob("checkpoint_*"), reverse=True)]:
+        try:
+            return load_state(folder / _STATE_FILE)
+        except (OSError, RuntimeError, EOFError) as error:
+            print(f"{folder / _STATE_FILE}: not gone on from ({type(error).__name__})", flush=True)
+    return None

@@ -49,7 +49,7 @@ def make_tuner(
             verbose=int(config.tables),
             callbacks=[] if config.tables else [SweepProgress(metric, mode, config.num_trials, packs)],
             stop=None if config.samples is None else SampleBudget(config.samples, base),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_OF_POPULATION if exchanges else 1),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_OF_POPULATION if exchanges else 2),
         ),
     )
 
