@@ -62,12 +62,13 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
         SettingsError: some settings cannot be run, or not together.
 
     """
-    resolved = [resolve(config) for config in configs]
-    first = make_plan(resolved[0])
-    plans = []
-    for config in resolved:
+    for config in configs:
         if reason := why_alone(config):
             raise SettingsError(f"{reason} where runs are stepped together")
+    resolved = [resolve(config) for config in configs]
+    first = make_plan(configs[0])
+    plans = []
+    for config in resolved:
         if shared_settings(config) != shared_settings(resolved[0]):
             raise SettingsError("runs that are stepped together may differ in step size and the rule's numbers alone")
         specs = tuple(_with_numbers(spec, config) for spec in first.specs if isinstance(spec, AgentSpec))

@@ -205,10 +205,10 @@ def _rule(results: pd.DataFrame) -> str:
     low, high = min(limit[0] for limit in skewed), max(limit[1] for limit in skewed)
     if low == float("inf") or high == 0:
         return "None at this scale: one of the two is never ahead."
-    return f"""With shards that differ, predict (theta near 1) while step size x delay x curvature stays below {low:.2g},
-clip (theta = 0) above {high:.2g}; between, a theta between them, or probing, decides. Curvature is the largest
-eigenvalue of the loss's Hessian; for networks, where it is unknown, one over the largest stable step size without delay stands for
-it, up to a factor of two.
+    return f"""With shards that differ, predict (theta near 1) while step size x delay x curvature stays below
+{low:.2g}, clip (theta = 0) above {high:.2g}; between, a theta between them, or probing, decides. Curvature is the
+largest eigenvalue of the loss's Hessian; for networks, where it is unknown, one over the largest stable step size
+without delay stands for it, up to a factor of two.
 
 Its limits: strongly convex problems, two clusters of four, constant delays, plain SGD. It says what is left at the end
 of training, not how fast one gets there."""
