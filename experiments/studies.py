@@ -74,6 +74,13 @@ def table(runs: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def task_of(settings: Mapping[str, Any]) -> str:
+    """Return a study's data and network in words."""
+    task = load_config(settings["config"]).task
+    data = "CIFAR-10" if task.data.name in ("cifar10", "image-parquet") else task.data.name
+    return f"{data}, {task.model.name}"
+
+
 def machine() -> str:
     """Return what the figures were measured on."""
     return f"Python {platform.python_version()}, torch {torch.__version__}, CPU only, one thread a process"

@@ -1,50 +1,60 @@
-"""DC-ASGD and its rivals at equal epochs: ``python -m experiments.dc_asgd [--processes 2]`` from the root.
+"""DC-ASGD and its rivals at equal epochs: ``python -m experiments.dc_asgd [--scale smoke|cpu|paper]`` from the root.
 
 Every method's step size is searched for on a validation split, by the same grid; then it is trained on all training
 samples with several seeds, and tested once. Runs that are complete are not run again.
 """
 
-import argparse
 import itertools
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from experiments.dc_asgd.page import page
-from experiments.dc_asgd.study import HERE, METHODS, SEEDS, STEP_SIZES, TUNING_SEED, WORKERS, Case, measure
+from experiments.dc_asgd.study import HERE, METHODS, TUNING_SEED, Case, measure
+from experiments.running import arguments_of, settings_of
 
 
 def main() -> None:
     """Run what is missing, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--storage", type=Path, default=Path("runs/dc_asgd"))
-    arguments = parser.parse_args()
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+    arguments = arguments_of(HERE, __doc__)
+    settings = settings_of(HERE, arguments.scale)
+    if not arguments.page:
+        run_all(settings, arguments.storage, arguments.processes).to_parquet(
+            arguments.output / "results.parquet", index=False
+        )
+    results = pd.read_parquet(arguments.output / "results.parquet")
+    text = page(results[results["validates"]], results[~results["validates"]], settings, arguments.scale)
+    (arguments.output / "RESULTS.md").write_text(text, encoding="utf-8")
+
+
+def run_all(settings: dict[str, Any], storage: Path, processes: int) -> pd.DataFrame:
+    """Return what every run of the search came to, and every run with a step size that was chosen by it."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
 
         def run(cases: list[Case]) -> pd.DataFrame:
-            jobs = [pool.submit(measure, case, arguments.epochs, arguments.storage) for case in cases]
+            jobs = [pool.submit(measure, case, settings, storage) for case in cases]
             return pd.DataFrame([job.result() for job in jobs])
 
         tuning = run(
             [
                 Case(method, workers, step_size, TUNING_SEED, True)
-                for method, workers, step_size in itertools.product(METHODS, WORKERS, STEP_SIZES)
-                if method != "sequential SGD" or workers == WORKERS[0]
+                for method, workers, step_size in itertools.product(
+                    METHODS, settings["workers"], settings["step_sizes"]
+                )
+                if method != "sequential SGD" or workers == settings["workers"][0]
             ]
         )
         final = run(
             [
                 Case(method, workers, group.loc[group["loss"].idxmin(), "step_size"], seed, False)
                 for (method, workers), group in tuning.groupby(["method", "workers"], sort=False)
-                for seed in SEEDS
+                for seed in settings["seeds"]
             ]
         )
-    pd.concat([tuning, final]).to_parquet(HERE / "results.parquet", index=False)
-    (HERE / "RESULTS.md").write_text(page(tuning, final, arguments.epochs), encoding="utf-8")
+    return pd.concat([tuning, final], ignore_index=True)
 
 
 if __name__ == "__main__":

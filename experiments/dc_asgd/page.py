@@ -1,38 +1,43 @@
 """The study's page, written from what was measured."""
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
-from experiments.dc_asgd.study import METHODS, PAPER, SEEDS, STEP_SIZES, WORKERS
-from experiments.studies import machine
+from experiments.dc_asgd.study import METHODS, PAPER
+from experiments.studies import machine, task_of
 
 VERDICTS = ("reproduces", "does NOT reproduce, the reverse holds", "cannot be told here")
 
 
-def page(tuning: pd.DataFrame, final: pd.DataFrame, epochs: float) -> str:
+def page(tuning: pd.DataFrame, final: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
     """Return the page as Markdown."""
     chosen = final.groupby(["method", "workers"])["step_size"].first()
-    edges = [f"{method} with {workers} workers" for (method, workers), eta in chosen.items() if _is_edge(eta)]
+    seeds = final["seed"].nunique()
+    limits = (min(settings["step_sizes"]), max(settings["step_sizes"]))
+    edges = [f"{method} with {workers} workers" for (method, workers), eta in chosen.items() if eta in limits]
     edge_note = f"At the edge of the grid: {', '.join(edges)}." if edges else "No choice lies at the edge of the grid."
-    grid = ", ".join(f"{eta:g}" for eta in STEP_SIZES)
+    grid = ", ".join(f"{eta:g}" for eta in settings["step_sizes"])
     comparisons = _comparisons(final)
     counts = {verdict: sum(verdict in line for line in comparisons) for verdict in VERDICTS}
     summary = (
         f"Of {len(comparisons)} orderings in the paper's table, {counts[VERDICTS[0]]} reproduce here, in "
-        f"{counts[VERDICTS[1]]} the reverse holds, and {counts[VERDICTS[2]]} cannot be told from {len(SEEDS)} seeds."
+        f"{counts[VERDICTS[1]]} the reverse holds, and {counts[VERDICTS[2]]} cannot be told from {seeds} seeds."
     )
     listed = "\n".join(comparisons)
-    return f"""# DC-ASGD and its rivals on CIFAR-10, at equal epochs
+    return f"""# DC-ASGD and its rivals, at equal epochs
 
 {summary}
 
-Small CNN (26 thousand parameters), batch 32, {epochs:g} epochs, no momentum, IID shards, compute times 0.75 s +
+{task_of(settings)}, batch {settings["config"]["batch_size"]},
+{settings["epochs"]:g} epochs, no momentum, IID shards, compute times 0.75 s +
 exponential of mean 0.25 s. lambda_0 is the paper's: 0.04 (c), 2 (a, m = 0.95). Step sizes {grid}
 were searched for each method and number of workers on 10 % of the training samples, held out (one seed, lowest
-validation loss); then {len(SEEDS)} other seeds on all training samples, tested once. {edge_note}
+validation loss); then {seeds} other seeds on all training samples, tested once. {edge_note}
 The images are re-encoded (JPEG) and the run is short: compare the lines with each other, not with published figures.
-Written by `python -m experiments.dc_asgd` ({machine()}).
+Written by `python -m experiments.dc_asgd --scale {scale}` ({machine()}).
 
 {_table(final)}
 
@@ -54,15 +59,11 @@ Validation loss by step size (infinite: diverged).
 """
 
 
-def _is_edge(step_size: float) -> bool:
-    return step_size in (STEP_SIZES[0], STEP_SIZES[-1])
-
-
 def _table(final: pd.DataFrame) -> str:
     lines = ["| workers | method | step size | mean staleness | test error | paper (ResNet-20, 160 epochs) |"]
     lines.append("|---|---|---|---|---|---|")
-    for workers, method in itertools.product(WORKERS, METHODS):
-        if method == "sequential SGD" and workers != WORKERS[0]:
+    for workers, method in itertools.product(final["workers"].unique(), METHODS):
+        if method == "sequential SGD" and workers != final["workers"].iloc[0]:
             continue
         rows = _rows(final, method, workers)
         number = 1 if method == "sequential SGD" else workers
@@ -74,7 +75,7 @@ def _table(final: pd.DataFrame) -> str:
 
 
 def _rows(frame: pd.DataFrame, method: str, workers: int) -> pd.DataFrame:
-    place = WORKERS[0] if method == "sequential SGD" else workers
+    place = frame["workers"].iloc[0] if method == "sequential SGD" else workers
     return frame[(frame["method"] == method) & (frame["workers"] == place)]
 
 
@@ -82,6 +83,8 @@ def _comparisons(final: pd.DataFrame) -> list[str]:
     """Return a line for each pair that the paper orders."""
     lines = []
     for workers, paper in PAPER.items():
+        if workers not in set(final["workers"]):
+            continue
         for better, worse in itertools.combinations(sorted(paper, key=lambda method: paper[method]), 2):
             ours, others = (_rows(final, method, workers).set_index("seed")["error"] for method in (better, worse))
             # By seed: the start, the shards and the schedule are the same, and much of the spread with them.
@@ -101,9 +104,10 @@ def _verdict(gap: float, noise: float) -> str:
 
 
 def _search_table(tuning: pd.DataFrame) -> str:
-    lines = [f"| workers | method | {' | '.join(f'{eta:g}' for eta in STEP_SIZES)} |"]
-    lines.append("|---" * (2 + len(STEP_SIZES)) + "|")
+    step_sizes = sorted(tuning["step_size"].unique())
+    lines = [f"| workers | method | {' | '.join(f'{eta:g}' for eta in step_sizes)} |"]
+    lines.append("|---" * (2 + len(step_sizes)) + "|")
     for (workers, method), group in tuning.groupby(["workers", "method"], sort=False):
         losses = group.set_index("step_size")["loss"]
-        lines.append(f"| {workers} | {method} | " + " | ".join(f"{losses[eta]:.3f}" for eta in STEP_SIZES) + " |")
+        lines.append(f"| {workers} | {method} | " + " | ".join(f"{losses[eta]:.3f}" for eta in step_sizes) + " |")
     return "\n".join(lines)

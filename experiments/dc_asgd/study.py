@@ -1,5 +1,6 @@
 """The runs of the study: methods, workers, step sizes and seeds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "DC-ASGD-c": {"gathering": "asgd", "correction": "dc-asgd-c"},
     "DC-ASGD-a": {"gathering": "asgd", "correction": "dc-asgd-a"},
 }
-STEP_SIZES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
-WORKERS = (4, 8)
-SEEDS = (1, 2, 3)
 TUNING_SEED = 0
 VALIDATION_SHARE = 0.1
 PAPER = {
@@ -42,17 +40,20 @@ class Case(NamedTuple):
         kind = "tuning" if self.validates else "final"
         return f"{kind}-{self.method.replace(' ', '-')}-{self.workers}-{self.step_size:g}-{self.seed}"
 
-    def settings(self, num_samples: int, epochs: float, storage: Path) -> dict[str, Any]:
+    def changes(self, settings: Mapping[str, Any], storage: Path) -> dict[str, Any]:
         """Return what the case changes of the configuration."""
         workers = 1 if self.method == "sequential SGD" else self.workers
-        num_steps = round(epochs * num_samples / (32 * workers))
+        samples = int(settings["samples"] * (1 - VALIDATION_SHARE * self.validates))
+        steps_per_epoch = samples / (settings["config"]["batch_size"] * workers)
+        num_steps = max(1, round(settings["epochs"] * steps_per_epoch))
+        cuts = [round(epoch * steps_per_epoch) for epoch in settings.get("cut_at_epochs", ())]
         return {
             "algorithm": {"name": "server", **METHODS[self.method]},
             "num_agents": workers,
             "clusters": 1,
             "num_steps": num_steps,
             "evaluate_every": num_steps,
-            "step_size": self.step_size,
+            "step_size": {"name": "multi-step", "start": self.step_size, "at_steps": cuts} if cuts else self.step_size,
             "seed": self.seed,
             "task": {"validation_share": VALIDATION_SHARE if self.validates else 0.0},
             "storage_path": str(storage),
@@ -60,10 +61,9 @@ class Case(NamedTuple):
         }
 
 
-def measure(case: Case, epochs: float, storage: Path) -> dict[str, Any]:
+def measure(case: Case, settings: Mapping[str, Any], storage: Path) -> dict[str, Any]:
     """Return what a case reached; a diverged run has an infinite loss and the error of guessing."""
-    number = 50_000 * (1 - VALIDATION_SHARE * case.validates)
-    config = load_config(HERE / "config.yaml", changes=case.settings(int(number), epochs, storage))
+    config = load_config(settings["config"], changes=case.changes(settings, storage))
     metrics = ensure_run(config)
     return {
         **case._asdict(),

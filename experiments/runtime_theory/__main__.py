@@ -1,6 +1,5 @@
-"""The planner against the theory, for every K: ``python -m experiments.runtime_theory`` from the root."""
+"""The planner against the theory, for every K: ``python -m experiments.runtime_theory [--scale smoke|cpu|paper]``."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from experiments.running import arguments_of
 from experiments.studies import machine
 from ray_pcasgd.laws import Exponential, Law, Pareto, ShiftedExponential, Uniform
 from ray_pcasgd.report.drawing import COLORS, as_svg, name_axes, new_figure
@@ -21,28 +21,28 @@ LAWS: dict[str, Law] = {
     "1 + exponential(1)": ShiftedExponential(shift=1, mean=1),
     "pareto(2.5, 1)": Pareto(shape=2.5, scale=1),
 }
-WORKERS = (8, 16)
+SCALES = {"smoke": ((4,), 2_000), "cpu": ((8, 16), 60_000), "paper": ((8, 16, 32), 600_000)}
+"""Numbers of workers, and the gradients that are taken in each plan, at least."""
 SOFTNESS = (1, 2, 4, 8)
 
 
 def main() -> None:
     """Plan everything, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gradients", type=int, default=60_000, help="gradients that are taken in each plan, at least")
-    arguments = parser.parse_args()
+    arguments = arguments_of(HERE, __doc__)
+    workers, gradients = SCALES[arguments.scale]
     tables = []
     for name, law in LAWS.items():
-        for number in WORKERS:
+        for number in workers:
             kinds = (KSync, KBatchSync, KAsync, KBatchAsync)
             for k in range(1, number + 1):
-                table = theory_table(law, number, arguments.gradients // k, 0, [kind(k=k) for kind in kinds])
+                table = theory_table(law, number, gradients // k, 0, [kind(k=k) for kind in kinds])
                 tables.append(table.assign(law=name, workers=number))
-            tables.append(theory_table(law, number, arguments.gradients, 0, [ASGD()]).assign(law=name, workers=number))
+            tables.append(theory_table(law, number, gradients, 0, [ASGD()]).assign(law=name, workers=number))
     results = pd.concat(tables, ignore_index=True)
-    results.to_parquet(HERE / "results.parquet", index=False)
+    results.to_parquet(arguments.output / "results.parquet", index=False)
     softsync = {n: plan_updates(NSoftsync(n=n), Uniform(low=0.9, high=1.1), 8, 4000).staleness for n in SOFTNESS}
-    (HERE / "n-softsync.svg").write_bytes(as_svg(histogram(softsync)))
-    (HERE / "RESULTS.md").write_text(page(results, softsync, arguments.gradients), encoding="utf-8")
+    (arguments.output / "n-softsync.svg").write_bytes(as_svg(histogram(softsync)))
+    (arguments.output / "RESULTS.md").write_text(page(results, softsync, gradients), encoding="utf-8")
 
 
 def histogram(softsync: dict[int, np.ndarray]) -> Figure:

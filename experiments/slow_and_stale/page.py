@@ -1,5 +1,8 @@
 """The study's page and its picture, made from what was measured."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -10,12 +13,9 @@ from experiments.slow_and_stale.study import (
     LAWS,
     METHODS,
     NUM_WORKERS,
-    SEEDS,
-    STEP_SIZES,
-    TARGETS,
     mini_batches,
 )
-from experiments.studies import machine
+from experiments.studies import machine, task_of
 from ray_pcasgd.report.drawing import legend, line, name_axes, new_figure, style
 
 
@@ -58,25 +58,28 @@ def seconds_to(rows: pd.DataFrame, target: float) -> float:
     return float(np.interp(target, reached[place - 1 : place + 1], times[place - 1 : place + 1]))
 
 
-def page(tuning: pd.DataFrame, final: pd.DataFrame, seconds: float) -> str:
+def page(tuning: pd.DataFrame, final: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
     """Return the page as Markdown."""
+    seconds, targets, seeds = settings["seconds"], settings["targets"], final["seed"].nunique()
+    grid = ", ".join(f"{eta:g}" for eta in settings["step_sizes"])
     return f"""# Error against runtime, where workers are slow at random
 
-{_summary(final)}
+{_summary(final, targets)}
 
-CIFAR-10, small CNN, {NUM_WORKERS} workers (or peers on a complete graph), batch 32, no momentum, no delays of links,
-{seconds:g} virtual seconds. Step sizes {", ".join(f"{eta:g}" for eta in STEP_SIZES)} were searched for each method and
-law on 10 % of the training samples, held out (one seed, lowest validation loss at the end); then {len(SEEDS)} other
-seeds on all training samples. {_edges(final)} The images are re-encoded (JPEG). PC-ASGD's theta is 0.3, and what is
-tested of it is the average of all peers. Written by `python -m experiments.slow_and_stale` ({machine()}).
+{task_of(settings)}, {NUM_WORKERS} workers (or peers on a complete graph), batch 32, no momentum, no delays of links,
+{seconds:g} virtual seconds. Step sizes {grid} were searched for each method and
+law on 10 % of the training samples, held out (one seed, lowest validation loss at the end); then {seeds} other
+seeds on all training samples. {_edges(tuning, final)} The images are re-encoded (JPEG). PC-ASGD's theta is 0.3, and
+what is tested of it is the average of all peers. Written by `python -m experiments.slow_and_stale --scale {scale}`
+({machine()}).
 
 ![test error against virtual seconds](error.svg)
 
 ## Virtual seconds to an accuracy
 
-Mean of {len(SEEDS)} seeds, over those of sync SGD in parentheses; - where not every seed reached it.
+Mean of {seeds} seeds, over those of sync SGD in parentheses; - where not every seed reached it.
 
-{_table(final, seconds)}
+{_table(final, seconds, targets)}
 
 ## The search
 
@@ -90,14 +93,14 @@ def _times(final: pd.DataFrame, law: str, method: str, target: float) -> float:
     return float(np.mean([seconds_to(rows, target) for _, rows in rows_of(final, law, method).groupby("seed")]))
 
 
-def _summary(final: pd.DataFrame) -> str:
+def _summary(final: pd.DataFrame, targets: Sequence[float]) -> str:
     """Return who is first and who last at the highest accuracy that all reach, under each law."""
     lines = []
     for law in LAWS:
-        table = pd.DataFrame({t: {m: _times(final, law, m, t) for m in METHODS} for t in TARGETS})
-        common = [t for t in TARGETS if np.isfinite(table[t]).all()]
+        table = pd.DataFrame({t: {m: _times(final, law, m, t) for m in METHODS} for t in targets})
+        common = [t for t in targets if np.isfinite(table[t]).all()]
         if not common:
-            lines.append(f"- Under {law}, no accuracy of {TARGETS[0]:.0%} or more is reached by all.")
+            lines.append(f"- Under {law}, no accuracy of {targets[0]:.0%} or more is reached by all.")
             continue
         order = table[common[-1]].sort_values()
         ranking = ", ".join(f"{method} {value:.0f} s" for method, value in order.items())
@@ -105,23 +108,24 @@ def _summary(final: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _edges(final: pd.DataFrame) -> str:
+def _edges(tuning: pd.DataFrame, final: pd.DataFrame) -> str:
     chosen = final.groupby(["law", "method"])["step_size"].first()
-    edges = [f"{method} ({law})" for (law, method), eta in chosen.items() if eta in (STEP_SIZES[0], STEP_SIZES[-1])]
+    limits = (tuning["step_size"].min(), tuning["step_size"].max())
+    edges = [f"{method} ({law})" for (law, method), eta in chosen.items() if eta in limits]
     return f"At the edge of the grid: {', '.join(edges)}." if edges else "No choice lies at the edge of the grid."
 
 
-def _table(final: pd.DataFrame, seconds: float) -> str:
-    heads = " | ".join(f"{target:.0%}" for target in TARGETS)
+def _table(final: pd.DataFrame, seconds: float, targets: Sequence[float]) -> str:
+    heads = " | ".join(f"{target:.0%}" for target in targets)
     lines = [f"| law | method | step size | mini-batches a worker | mean staleness | {heads} | accuracy at the end |"]
-    lines.append("|---" * (6 + len(TARGETS)) + "|")
+    lines.append("|---" * (6 + len(targets)) + "|")
     for law in LAWS:
-        first = {target: _times(final, law, "sync", target) for target in TARGETS}
+        first = {target: _times(final, law, "sync", target) for target in targets}
         for method in METHODS:
             rows = rows_of(final, law, method)
             cells = [f"{rows['step_size'].iloc[0]:g}", str(mini_batches(method, LAWS[law], seconds))]
             cells.append(f"{rows.groupby('seed')['staleness'].first().mean():.1f}")
-            for target in TARGETS:
+            for target in targets:
                 own = _times(final, law, method, target)
                 ratio = f" ({own / first[target]:.2f})" if np.isfinite(first[target]) else ""
                 cells.append(f"{own:.0f}{ratio}" if np.isfinite(own) else "-")
@@ -131,9 +135,10 @@ def _table(final: pd.DataFrame, seconds: float) -> str:
 
 
 def _search_table(tuning: pd.DataFrame) -> str:
-    lines = [f"| law | method | {' | '.join(f'{eta:g}' for eta in STEP_SIZES)} |", "|---" * (2 + len(STEP_SIZES)) + "|"]
+    step_sizes = sorted(tuning["step_size"].unique())
+    lines = [f"| law | method | {' | '.join(f'{eta:g}' for eta in step_sizes)} |", "|---" * (2 + len(step_sizes)) + "|"]
     last = tuning.groupby(["law", "method", "step_size"], sort=False)["test_loss"].last()
     for (law, method), losses in last.groupby(level=[0, 1], sort=False):
         values = losses.droplevel([0, 1])
-        lines.append(f"| {law} | {method} | {' | '.join(f'{values[eta]:.3f}' for eta in STEP_SIZES)} |")
+        lines.append(f"| {law} | {method} | {' | '.join(f'{values[eta]:.3f}' for eta in step_sizes)} |")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The runs of the study: laws of compute times, methods, step sizes and seeds, for the same virtual seconds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +26,9 @@ GATHERINGS: dict[str, Gathering] = {
     "AdaSync from K = 2": AdaSync(base="k-async", initial_k=2, every_seconds=25),
 }
 METHODS = (*GATHERINGS, PEERS)
-STEP_SIZES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
-SEEDS = (1, 2, 3)
 TUNING_SEED = 0
 VALIDATION_SHARE = 0.1
 EVALUATIONS = 16
-TARGETS = (0.4, 0.45, 0.5, 0.55)
 
 
 class Case(NamedTuple):
@@ -80,9 +78,10 @@ def mini_batches(method: str, law: Law, seconds: float) -> int:
     return round(seconds / planned.seconds * gathering.num_gradients(NUM_WORKERS) / NUM_WORKERS)
 
 
-def measure(case: Case, seconds: float, storage: Path) -> pd.DataFrame:
+def measure(case: Case, settings: Mapping[str, Any], storage: Path) -> pd.DataFrame:
     """Return the averaged model's (or the server's) tests of a case by virtual second; none where it diverged."""
-    config: Config = load_config(HERE / "config.yaml", changes=case.settings(seconds, storage))
+    seconds = settings["seconds"]
+    config: Config = load_config(settings["config"], changes=case.settings(seconds, storage))
     finished = ensure_run(config)
     metrics = pd.read_parquet(storage / case.name / "metrics.parquet")
     if not finished or metrics.empty:

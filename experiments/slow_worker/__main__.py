@@ -1,4 +1,4 @@
-"""One slow worker, really: ``python -m experiments.slow_worker [--seeds 1] [--seconds 60]`` from the root.
+"""One slow worker, really: ``python -m experiments.slow_worker [--scale smoke|cpu|paper]`` from the root.
 
 The steps of all workers are timed first; then one of them sleeps three times as long at each of its steps. Every method
 trains the same model from the same weights for the same seconds on this machine, live, and what it had at each moment
@@ -8,12 +8,15 @@ is tested afterwards. ``--search`` looks for each method's step size instead, on
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import ray
 import torch
 
+from experiments.running import SCALES, settings_of
 from experiments.slow_worker.live import calibrated
 from experiments.slow_worker.page import page, picture
 from experiments.slow_worker.study import (
@@ -36,19 +39,19 @@ from ray_pcasgd.loading import load_config
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of training, for each run")
-    parser.add_argument("--interval", type=float, default=3.0, help="seconds between tests")
-    parser.add_argument("--calibration", type=float, default=10.0, help="seconds for which undisturbed steps are timed")
+    parser.add_argument("--scale", choices=SCALES, default="cpu", help="smoke: seconds; cpu: 2 cores; paper: GPUs")
     parser.add_argument("--search", action="store_true", help="look for the step sizes on validation samples")
     parser.add_argument("--methods", nargs="+", default=OTHERS, choices=OTHERS, help="whose step sizes are looked for")
-    parser.add_argument("--output", type=Path, default=HERE, help="folder for what is measured")
+    parser.add_argument("--output", type=Path, help="folder for what is measured")
     parser.add_argument("assignments", nargs="*", metavar="KEY=VALUE", help="settings, as with --set")
     arguments = parser.parse_args()
+    scale = settings_of(HERE, arguments.scale)
+    output = arguments.output or (HERE if arguments.scale == "cpu" else Path("runs") / f"slow_worker-{arguments.scale}")
+    output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     # Workers sleep, so more of them than cores may be placed here.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    config = load_config(HERE / "config.yaml", arguments.assignments)
+    config = load_config(scale["config"], arguments.assignments)
     ray.init(
         address="local",
         num_cpus=2 * config.num_agents,
@@ -58,51 +61,51 @@ def main() -> None:
         object_store_memory=2 * 10**9,
     )
     sync = load_config(config, changes={"algorithm": METHODS[SYNC]})
-    undisturbed = calibrated(sync, arguments.calibration)
+    undisturbed = calibrated(sync, scale["calibration"])
     print(f"a step takes {undisturbed:.4f} s, with all workers training", file=sys.stderr, flush=True)
     extra = (SLOWDOWN - 1) * undisturbed
     if arguments.search:
-        search(config, extra, arguments)
+        search(config, extra, scale["seconds"], arguments.methods, output)
     else:
-        compare(config, extra, arguments)
+        compare(config, extra, scale, output)
     ray.shutdown()
 
 
-def search(config: Config, extra: float, arguments: argparse.Namespace) -> None:
+def search(config: Config, extra: float, seconds: float, methods: Sequence[str], output: Path) -> None:
     """Try every step size with every method beside a slow worker, tested on validation samples."""
     frames = []
-    for method in arguments.methods:
+    for method in methods:
         for step_size in STEP_SIZES:
             changes = {"step_size": step_size, "task": {"validation_share": VALIDATION_SHARE}, "seed": 1000}
-            settings, seconds = load_config(config, changes=changes), arguments.seconds
+            settings = load_config(config, changes=changes)
             try:
                 frames.append(measure(settings, method, SLOWED, extra, seconds, seconds))
             except NonFiniteLossError as error:
                 print(f"{method}, eta {step_size:g}: {error}", file=sys.stderr, flush=True)
                 diverged = {"method": method, "step_size": step_size, "seconds": seconds, "loss": float("inf")}
                 frames.append(pd.DataFrame([diverged]))
-    file = arguments.output / "search.parquet"
+    file = output / "search.parquet"
     if file.exists():
         known = pd.read_parquet(file)
-        frames.append(known[~known["method"].isin(arguments.methods)])
+        frames.append(known[~known["method"].isin(methods)])
     pd.concat(frames).to_parquet(file, index=False)
 
 
-def compare(config: Config, extra: float, arguments: argparse.Namespace) -> None:
+def compare(config: Config, extra: float, scale: Mapping[str, Any], output: Path) -> None:
     """Run every method in both cases, and write what came of it after each run."""
     found = pd.read_parquet(HERE / "search.parquet")
     step_sizes = chosen_step_sizes(found)
     frames = []
-    for seed in range(arguments.seeds):
+    for seed in range(scale["seeds"]):
         for case in (SLOWED, EQUAL):
             for method in METHODS:
                 changes = {"step_size": step_sizes[method], "seed": seed}
                 settings = load_config(config, changes=changes)
-                frames.append(measure(settings, method, case, extra, arguments.seconds, arguments.interval))
+                frames.append(measure(settings, method, case, extra, scale["seconds"], scale["interval"]))
                 runs = pd.concat(frames, ignore_index=True)
-                runs.to_parquet(arguments.output / "results.parquet", index=False)
-    (arguments.output / "RESULTS.md").write_text(page(runs, found, config), encoding="utf-8")
-    (arguments.output / "accuracy.svg").write_bytes(picture(runs))
+                runs.to_parquet(output / "results.parquet", index=False)
+    (output / "RESULTS.md").write_text(page(runs, found, config), encoding="utf-8")
+    (output / "accuracy.svg").write_bytes(picture(runs))
 
 
 if __name__ == "__main__":
