@@ -87,7 +87,12 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
         else:
             packs = packs_of(config, base, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
             write_packs(path, packs)
-        shared = {"base": base, "folder": str(path / RUNS_FOLDER), "checkpoint_seconds": config.checkpoint_seconds}
+        shared = {
+            "base": base,
+            "folder": str(path / RUNS_FOLDER),
+            "checkpoint_seconds": config.checkpoint_seconds,
+            "directory": str(Path.cwd()),
+        }
         if packs is None:
             function = tune.with_parameters(run_trial, **shared, checkpoint_steps=config.exchange_steps(base))
         else:

@@ -19,7 +19,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
-from ray_pcasgd.sweep_states import StateKeeper, last_state
+from ray_pcasgd.sweep_states import StateKeeper, last_state, working_in
 from ray_pcasgd.trainer import Trainer, fit_together
 from ray_pcasgd.variant_plan import is_faster_together, shared_settings, why_alone
 
@@ -163,7 +163,12 @@ class _OfOne(Watcher):
 
 
 def run_pack(
-    settings: Mapping[str, Any], packs: Sequence[Pack], base: Config, folder: str, checkpoint_seconds: float
+    settings: Mapping[str, Any],
+    packs: Sequence[Pack],
+    base: Config,
+    folder: str,
+    checkpoint_seconds: float,
+    directory: str,
 ) -> None:
     """Run one pack, or what is left of it; runs that fail are reported, and the others go on.
 
@@ -175,10 +180,11 @@ def run_pack(
     evaluations = _Evaluations(StateKeeper(checkpoint_seconds, None))
     configs = [job.config(base, folder) for job in pack]
     watchers = [_OfOne(job.name, evaluations) for job in pack]
-    if len(pack) == 1:
-        results = [Trainer(configs[0], watcher=watchers[0]).fit(last_state())]
-    else:
-        results = fit_together(configs, watchers, evaluations.paused, last_state())
+    with working_in(directory):
+        if len(pack) == 1:
+            results = [Trainer(configs[0], watcher=watchers[0]).fit(last_state())]
+        else:
+            results = fit_together(configs, watchers, evaluations.paused, last_state())
     evaluations.errors = {
         job.name: "".join(format_exception_only(result.error)).strip()
         for job, result in zip(pack, results, strict=True)

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, chdir, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.run_state import State, load_state, save_state
 
 _STATE_FILE = "state.pt"
+
+
+def working_in(directory: str) -> AbstractContextManager[None]:
+    """Look paths up from a directory, as the sweep's command does; Tune has gone to a folder of the trial's.
+
+    Where another machine has no such directory, only whole paths are found.
+    """
+    return chdir(directory) if Path(directory).is_dir() else nullcontext()
 
 
 class StateKeeper:

@@ -17,7 +17,7 @@ from ray_pcasgd.plan import Plan
 from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import Point, nested
-from ray_pcasgd.sweep_states import StateKeeper, last_state
+from ray_pcasgd.sweep_states import StateKeeper, last_state, working_in
 from ray_pcasgd.trainer import Trainer
 
 
@@ -57,11 +57,17 @@ class _Reporting(Watcher):
 
 
 def run_trial(
-    point: Point, base: Config, folder: str, checkpoint_seconds: float, checkpoint_steps: int | None = None
+    point: Point,
+    base: Config,
+    folder: str,
+    checkpoint_seconds: float,
+    directory: str,
+    checkpoint_steps: int | None = None,
 ) -> None:
     """Run one trial, or what is left of it; a trial that fails raises what ended its run.
 
-    Its run folder lies in ``folder`` under the trial's number. One that is there was interrupted.
+    Its run folder lies in ``folder`` under the trial's number. One that is there was interrupted. Paths in its settings
+    are looked up from ``directory``.
     """
     point = dict(point)
     # Tune's repeater numbers the trials of one point; a grid has its seeds in the point.
@@ -75,7 +81,8 @@ def run_trial(
     if state is not None:
         config = with_past(config, load_config(config, changes=state["settings"]), state["next_step"])
     keeper = StateKeeper(checkpoint_seconds, checkpoint_steps)
-    result = Trainer(config, watcher=_Reporting(keeper, config)).fit(state)
+    with working_in(directory):
+        result = Trainer(config, watcher=_Reporting(keeper, config)).fit(state)
     if result.error is not None:
         raise result.error
 

@@ -128,6 +128,18 @@ def test_points_run_together_come_to_the_same_as_each_alone(tmp_path: Path) -> N
     assert b"points/0000-seed0/test_accuracy" in events.read_bytes()
 
 
+def test_paths_in_settings_are_looked_up_from_where_the_sweep_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Trainer(load_config(BASE, changes={"name": "first", "storage_path": "runs"})).fit()
+    base = BASE | {"schedule": "runs/first/schedule.parquet"}
+    for number in (1, 4):  # one by one, and together
+        space = {"algorithm.theta": [0.1 * k for k in range(number)]}
+        result = sweep(settings(tmp_path, name=f"points-{number}", config=base, space=space))
+        assert result.trials["error"].isna().all()
+
+
 def test_a_population_exchanges_states_and_its_best_settings_train_to_the_same(tmp_path: Path) -> None:
     space = {"step_size": {"low": 0.01, "high": 1, "log": True}, "algorithm.theta": [0, 0.3, 0.6]}
     result = sweep(
