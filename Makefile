@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: train compare test check format lock clean
+.PHONY: train compare test studies check format lock clean
 
 train: $(READY)  ## Eight Ray actors with stale neighbors; then the very same schedule under plain asynchronous SGD
 	@rm -rf runs/first runs/first-under-d-asgd
@@ -16,6 +16,10 @@ compare: $(READY)  ## All methods under the same schedule
 
 test: $(READY)  ## The whole test suite
 	$(BIN)/python -m pytest
+
+studies: $(READY)  ## Every study at its smallest scale, in seconds each
+	for study in pcasgd staleness_aware convergence dc_asgd slow_and_stale runtime_theory; do \
+		$(BIN)/python -m experiments.$$study --scale smoke || exit 1; done
 
 check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff check .

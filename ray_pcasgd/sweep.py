@@ -80,7 +80,7 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     # Tune notes every so often which states there are; what it has not noted is not gone on from.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{min(10.0, config.checkpoint_seconds):g}")
-    started_cluster = connect(base.engine if isinstance(base.engine, RaySettings) else RaySettings())
+    started_cluster = connect(base.engine if isinstance(base.engine, RaySettings) else RaySettings(dashboard=config.dashboard))
     try:
         if resume:
             packs = read_packs(path)

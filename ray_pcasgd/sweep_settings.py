@@ -135,6 +135,9 @@ class SweepConfig(Settings):
     samples: int | None = Field(None, ge=1)
     """No trial starts, and none goes on, once all trials together have taken about so many training samples; not
     given: no limit."""
+    dashboard: bool = False
+    """Whether a cluster that the sweep starts for itself has Ray's dashboard, which shows the trials as actors; for
+    trials on the ray engine, ``engine.dashboard`` says so."""
     tables: bool = False
     """Whether Tune shows its own tables while it runs, instead of a line every few seconds."""
     checkpoint_seconds: float = Field(60.0, gt=0)

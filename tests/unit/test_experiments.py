@@ -1,0 +1,129 @@
+"""The studies' settings are settings, at every scale, and pages say what the figures say."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.convergence.page import crossover, exponents
+from experiments.convergence.problem import optimum
+from experiments.convergence.study import _rate
+from experiments.dc_asgd import study as dc_asgd
+from experiments.pcasgd import study as pcasgd
+from experiments.pcasgd.page import _verdict
+from experiments.running import SCALES, Job, named, settings_of
+from experiments.slow_and_stale import study as slow_and_stale
+from experiments.slow_worker import study as slow_worker
+from experiments.staleness_aware import study as staleness_aware
+from experiments.staleness_aware.page import comparisons
+from ray_pcasgd.config import Config
+from ray_pcasgd.loading import load_config
+from ray_pcasgd.plan import resolve
+
+EVERY = 7
+"""One of so many runs is checked at the larger scales."""
+
+
+def of_tasks(jobs_of: Callable[[str, Mapping[str, Any]], Iterator[Job]], settings: Mapping[str, Any]) -> list[Config]:
+    return [job.config for task, own in settings.items() for job in jobs_of(task, own)]
+
+
+def of_dc_asgd(settings: Mapping[str, Any]) -> list[Config]:
+    cases = [dc_asgd.Case(method, settings["workers"][0], 0.1, 1, False) for method in dc_asgd.METHODS]
+    return [load_config(settings["config"], changes=case.changes(settings, Path("runs"))) for case in cases]
+
+
+def of_slow_and_stale(settings: Mapping[str, Any]) -> list[Config]:
+    law = next(iter(slow_and_stale.LAWS))
+    cases = [slow_and_stale.Case(law, method, 0.1, 1, False) for method in ("sync", slow_and_stale.PEERS)]
+    return [load_config(settings["config"], changes=case.settings(10.0, Path("runs"))) for case in cases]
+
+
+def of_slow_worker(settings: Mapping[str, Any]) -> list[Config]:
+    methods = slow_worker.METHODS.values()
+    return [load_config(settings["config"], changes={"algorithm": algorithm}) for algorithm in methods]
+
+
+STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
+    "pcasgd": (pcasgd.HERE, lambda settings: of_tasks(pcasgd.jobs_of, settings)),
+    "staleness_aware": (staleness_aware.HERE, lambda settings: of_tasks(staleness_aware.jobs_of, settings)),
+    "dc_asgd": (dc_asgd.HERE, of_dc_asgd),
+    "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),
+    "slow_worker": (slow_worker.HERE, of_slow_worker),
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_run_of_a_study_could_be_started(study: str, scale: str) -> None:
+    folder, configs_of = STUDIES[study]
+    configs = configs_of(settings_of(folder, scale))
+    assert configs
+    for config in configs if len(configs) < 100 else configs[::EVERY]:
+        resolve(config)
+
+
+def test_runs_are_named_after_all_but_their_place(tmp_path: Path) -> None:
+    one, other = named(Config(), tmp_path), named(Config(name="x", storage_path="elsewhere"), tmp_path)
+    assert one == other
+    assert named(Config(seed=1), tmp_path).name != one.name
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "verdict"),
+    [(0.03, 0.01, "ahead"), (-0.03, 0.01, "behind"), (0.01, 0.01, "even"), (0.5, float("inf"), "even")],
+)
+def test_a_difference_counts_from_two_standard_errors_on(difference: float, error: float, verdict: str) -> None:
+    assert _verdict(difference, error) == verdict
+
+
+def test_the_modulated_step_size_is_compared_seed_by_seed() -> None:
+    rows = [
+        {"task": "t", "workers": workers, "step_size": 0.1, "n": workers, "seed": seed, "correction": correction}
+        | {"test_accuracy": 0.1 * seed + gain * (correction == "modulated") + 0.01 * seed * (correction == "modulated")}
+        for workers, gain in ((2, 0.2), (4, -0.2), (8, -0.01))
+        for seed in (0, 1, 2)
+        for correction in ("modulated", "not modulated")
+    ]
+    assert comparisons(pd.DataFrame(rows))["verdict"].tolist() == ["better", "worse", "even"]
+
+
+@pytest.mark.parametrize("problem", ["least squares", "logistic"])
+def test_the_optimum_is_one(problem: str) -> None:
+    """The gradient that the engine would take of all shards at once is zero there."""
+    import torch
+
+    from experiments.convergence.problem import CLASSES, Digits, squared_error
+
+    shards = (np.arange(0, 600), np.arange(600, 1797))
+    best = optimum(problem, shards, 0.1)
+    inputs, labels = (tensor for tensor in Digits().tensors)
+    weights = best.weights.clone().requires_grad_()
+    matrix, bias = weights[:-CLASSES].view(CLASSES, -1), weights[-CLASSES:]
+    loss = squared_error if problem == "least squares" else torch.nn.functional.cross_entropy
+    objective = 0.05 * weights.square().sum()
+    for shard in shards:
+        outputs = inputs[shard].double() @ matrix.T + bias
+        objective = objective + loss(outputs, labels[shard]) / len(shards)
+    (gradient,) = torch.autograd.grad(objective, weights)
+    assert gradient.norm() < 1e-8
+    assert 0.1 <= best.smallest < best.largest
+
+
+def test_rates_exponents_and_crossovers_are_found() -> None:
+    steps = np.arange(0, 400, 10)
+    curve = pd.DataFrame({"step": steps, "error": np.exp(-0.05 * steps) + 1e-6})
+    assert _rate(curve, 1e-6) == pytest.approx(0.05, rel=0.05)
+    rows = [
+        {"problem": "p", "partition": "q", "theta": 1.0, "topology": "t", "delay": delay, "step_size": eta}
+        | {"consensus": 3 * eta**1.5 * delay**0.5, "product": eta * delay}
+        for delay in (1, 4)
+        for eta in (0.01, 0.1)
+    ]
+    (found,) = exponents(pd.DataFrame(rows)).to_dict("records")
+    assert (found["step size"], found["delay"]) == (pytest.approx(1.5), pytest.approx(0.5))
+    ratios = pd.DataFrame({"product": [0.1, 0.5, 1.0, 2.0], "ratio": [0.5, 0.9, 1.2, float("inf")]})
+    assert crossover(ratios) == (1.0, 0.5)
