@@ -1,7 +1,6 @@
 """Sweeps with Ray Tune: many runs of one configuration, some settings of which vary."""
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,9 +77,8 @@ def _check_points(config: SweepConfig, base: Config) -> None:
 
 def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> SweepResult:
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
-    # Tune notes every so often which states there are; what it has not noted is not gone on from.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{min(10.0, config.checkpoint_seconds):g}")
-    started_cluster = connect(base.engine if isinstance(base.engine, RaySettings) else RaySettings(dashboard=config.dashboard))
+    own = RaySettings(dashboard=config.dashboard)
+    started_cluster = connect(base.engine if isinstance(base.engine, RaySettings) else own)
     try:
         if resume:
             packs = read_packs(path)

@@ -19,7 +19,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
-from ray_pcasgd.sweep_states import StateKeeper, last_state, working_in
+from ray_pcasgd.sweep_states import StateKeeper, working_in
 from ray_pcasgd.trainer import Trainer, fit_together
 from ray_pcasgd.variant_plan import is_faster_together, shared_settings, why_alone
 
@@ -177,17 +177,19 @@ def run_pack(
     pack = packs[settings["pack"]]
     for job in pack:
         shutil.rmtree(Path(folder) / job.name, ignore_errors=True)
-    evaluations = _Evaluations(StateKeeper(checkpoint_seconds, None))
+    keeper = StateKeeper(Path(folder) / f"pack-{settings['pack']}.pt", checkpoint_seconds)
+    evaluations = _Evaluations(keeper)
     configs = [job.config(base, folder) for job in pack]
     watchers = [_OfOne(job.name, evaluations) for job in pack]
     with working_in(directory):
         if len(pack) == 1:
-            results = [Trainer(configs[0], watcher=watchers[0]).fit(last_state())]
+            results = [Trainer(configs[0], watcher=watchers[0]).fit(keeper.last())]
         else:
-            results = fit_together(configs, watchers, evaluations.paused, last_state())
+            results = fit_together(configs, watchers, evaluations.paused, keeper.last())
     evaluations.errors = {
         job.name: "".join(format_exception_only(result.error)).strip()
         for job, result in zip(pack, results, strict=True)
         if result.error is not None
     }
+    keeper.forget()
     tune.report(evaluations.metrics())

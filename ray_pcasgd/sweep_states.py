@@ -24,42 +24,37 @@ def working_in(directory: str) -> AbstractContextManager[None]:
 
 
 class StateKeeper:
-    """Reports to Tune what a trial came to, and from time to time the state from which it goes on."""
+    """Reports to Tune what a trial came to, and from time to time keeps the state from which it goes on.
 
-    def __init__(self, every_seconds: float, every_steps: int | None) -> None:
+    A trial's state is kept in a file of its own, which is whole at any time. Only where trials go on from each other's
+    states do these go through Tune's checkpoints: a sweep that is killed while Tune drops one could not be resumed.
+    """
+
+    def __init__(self, file: Path, every_seconds: float, every_steps: int | None = None) -> None:
+        self._file = file
         self._every_seconds = every_seconds
         self._every_steps = every_steps
         self._last = time.monotonic()
 
     def report(self, metrics: Mapping[str, Any], pause: Pause, state: Callable[[], State]) -> None:
         """Report metrics, at a pause."""
-        if not self._is_due(pause.step):
-            tune.report(dict(metrics))
+        if self._every_steps is not None and pause.step % self._every_steps == 0:
+            with tempfile.TemporaryDirectory() as folder:
+                save_state(Path(folder) / _STATE_FILE, {**state(), "next_step": pause.next_step})
+                tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
             return
-        with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder) / _STATE_FILE, {**state(), "next_step": pause.next_step})
-            tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
-        self._last = time.monotonic()
+        tune.report(dict(metrics))
+        if self._every_steps is None and time.monotonic() - self._last >= self._every_seconds:
+            save_state(self._file, {**state(), "next_step": pause.next_step})
+            self._last = time.monotonic()
 
-    def _is_due(self, step: int) -> bool:
-        if self._every_steps is not None:
-            return step % self._every_steps == 0
-        return time.monotonic() - self._last >= self._every_seconds
+    def last(self) -> State | None:
+        """Return the state from which the trial goes on; nothing where it starts."""
+        if (checkpoint := tune.get_checkpoint()) is not None:
+            with checkpoint.as_directory() as folder:
+                return load_state(Path(folder) / _STATE_FILE)
+        return load_state(self._file) if self._file.exists() else None
 
-
-def last_state() -> State | None:
-    """Return the state from which the trial that runs here goes on; nothing where it starts.
-
-    Tune notes a state before it drops the one before; a sweep that is killed between the two, or within a copy, leaves
-    a note of what is not there. Then the newest state beside it that is whole is gone on from.
-    """
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is None:
-        return None
-    noted = Path(checkpoint.path)
-    for folder in [noted, *sorted(noted.parent.glob("checkpoint_*"), reverse=True)]:
-        try:
-            return load_state(folder / _STATE_FILE)
-        except (OSError, RuntimeError, EOFError) as error:
-            print(f"{folder / _STATE_FILE}: not gone on from ({type(error).__name__})", flush=True)
-    return None
+    def forget(self) -> None:
+        """Drop what was kept, once the trial is done."""
+        self._file.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from ray_pcasgd.plan import Plan
 from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import Point, nested
-from ray_pcasgd.sweep_states import StateKeeper, last_state, working_in
+from ray_pcasgd.sweep_states import StateKeeper, working_in
 from ray_pcasgd.trainer import Trainer
 
 
@@ -77,12 +77,13 @@ def run_trial(
     name = tune.get_context().get_trial_id()
     shutil.rmtree(Path(folder) / name, ignore_errors=True)
     config = load_config(base, changes=nested(point) | {"storage_path": folder, "name": name})
-    state = last_state()
+    keeper = StateKeeper(Path(folder) / f"{name}.pt", checkpoint_seconds, checkpoint_steps)
+    state = keeper.last()
     if state is not None:
         config = with_past(config, load_config(config, changes=state["settings"]), state["next_step"])
-    keeper = StateKeeper(checkpoint_seconds, checkpoint_steps)
     with working_in(directory):
         result = Trainer(config, watcher=_Reporting(keeper, config)).fit(state)
+    keeper.forget()
     if result.error is not None:
         raise result.error
 

@@ -28,7 +28,6 @@ def make_tuner(
     """Return what runs the trials of a sweep in the folder ``path``."""
     metric, mode = config.judged_by(base)
     space, number, searcher = _search(config, base, packs)
-    exchanges = isinstance(config.scheduler, PopulationBased)
     return tune.Tuner(
         trainable,
         param_space=space,
@@ -49,7 +48,7 @@ def make_tuner(
             verbose=int(config.tables),
             callbacks=[] if config.tables else [SweepProgress(metric, mode, config.num_trials, packs)],
             stop=None if config.samples is None else SampleBudget(config.samples, base),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_OF_POPULATION if exchanges else 2),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_OF_POPULATION),
         ),
     )
 

@@ -156,7 +156,7 @@ def _rate(curve: pd.DataFrame, floor: float) -> float:
         return math.nan
     logarithms = far["error"].map(math.log)
     steps = far["step"] - far["step"].mean()
-    return -float((steps * logarithms).sum() / steps.square().sum())
+    return -float((steps * logarithms).sum() / (steps**2).sum())
 
 
 def iterations(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -77,7 +77,7 @@ def test_a_key_that_is_near_to_none_is_answered_with_all() -> None:
         ("task.loss=mes", "task.loss = 'mes': allowed are cross-entropy, mse, custom; did you mean mse?"),
         ("barrier=al", "barrier = 'al': allowed are none, all, bounded, sampled; did you mean all?"),
         ("barrier.staleness=1", "barrier.name: is required"),
-        ("step_size=abc", "step_size = 'abc': allowed are numbers, constant, linear, cosine, multi-step"),
+        ("step_size=abc", "step_size = 'abc': allowed are numbers, constant, linear, cosine, multi-step, stairs"),
         (
             "links.0.delay.name=unifom",
             "links.0.delay.name = 'unifom': allowed are constant, uniform, exponential, shifted-exponential, pareto, "

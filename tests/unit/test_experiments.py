@@ -110,7 +110,8 @@ def test_the_optimum_is_one(problem: str) -> None:
         objective = objective + loss(outputs, labels[shard]) / len(shards)
     (gradient,) = torch.autograd.grad(objective, weights)
     assert gradient.norm() < 1e-8
-    assert 0.1 <= best.smallest < best.largest
+    assert best.smallest == pytest.approx(0.1, abs=1e-6)  # of the biases' common shift, or of pixels that never differ
+    assert best.largest > best.smallest
 
 
 def test_rates_exponents_and_crossovers_are_found() -> None:

@@ -148,8 +148,8 @@ class LivePairActor(PairActor):
             self.submit(Row(self.spec.agent, version, moment, moment, moment, (read,), "passive"), float("nan"))
             if self.is_over:
                 # Nobody else would hand it in, and the run ends once those who ask have what they asked for.
-                ray.get(self.scheduler.record.remote(self.unsent))
-                self.unsent = []
+                self.report(flush=True)
+                ray.get(list(self.handed_in))
         return version, before
 
     def take_steps(self) -> None:

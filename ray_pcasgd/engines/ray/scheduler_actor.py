@@ -12,6 +12,9 @@ class SchedulerActor:
     def __init__(self, schedule: Schedule, num_agents: int) -> None:
         self.scheduler = Scheduler(schedule, num_agents)
         self.changed = threading.Condition()
+        self._early: list[dict[int, list[StepReport | Event]]] = [{} for _ in range(num_agents)]
+        """Reports of each agent that came before others that it had sent first, by their number."""
+        self._taken = [0] * num_agents
 
     def deal(self, agent: int, count: int) -> list[Row]:
         """Return the agent's next rows once they are known; nothing once its schedule is at its end."""
@@ -20,10 +23,14 @@ class SchedulerActor:
                 self.changed.wait()
             return rows
 
-    def record(self, reports: list[StepReport | Event]) -> None:
-        """Take in what an agent reports, each agent's in order."""
+    def record(self, agent: int, number: int, reports: list[StepReport | Event]) -> None:
+        """Take in what an agent reports; ``number`` counts its calls, from 0: threads may take them out of turn."""
         with self.changed:
-            self.scheduler.record(reports)
+            early = self._early[agent]
+            early[number] = reports
+            while (turn := early.pop(self._taken[agent], None)) is not None:
+                self.scheduler.record(turn)
+                self._taken[agent] += 1
             self.changed.notify_all()
 
     def drain(self) -> list[StepReport | Event]:

@@ -54,6 +54,7 @@ class Shell:
         self.stopped = False
         self.outbox = Outbox({})
         self.unsent: list[StepReport | Event] = []
+        self.reports_sent = 0
         self.handed_in: deque[Any] = deque(maxlen=64)
         """The last calls with reports; earlier ones are long done."""
         self.sent_at = time.perf_counter()
@@ -169,6 +170,7 @@ class Shell:
         """Hand what has gathered to the scheduler, now or when it is due."""
         now = time.perf_counter()
         if self.unsent and (flush or now - self.sent_at > REPORT_SECONDS):
-            self.handed_in.append(self.scheduler.record.remote(self.unsent))
+            self.handed_in.append(self.scheduler.record.remote(self.spec.agent, self.reports_sent, self.unsent))
+            self.reports_sent += 1
             self.unsent = []
             self.sent_at = now
