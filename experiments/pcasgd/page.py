@@ -46,8 +46,8 @@ as delays and numbers of agents grow. The paper's figures are of PreResNet-110 a
 size for all methods of a task, so orders may differ where a method wants another step size: the grid at the end of
 each task shows how much that matters for PC-ASGD. Skewed shards (non-iid) are dealt by Dirichlet(0.3). Links between
 the two clusters are late, those within are not; planned schedules, so that all methods of a seed read the very same
-versions. Accuracy is that of the averaged model. Braking has momentum 0.9 and a tenth of the step size, at which it hardly moves
-here: its line says nothing of what it reaches with a step size of its own. Written by
+versions. Accuracy is that of the averaged model. Braking has momentum 0.9 and a tenth of the step size, at which it
+hardly moves here: its line says nothing of what it reaches with a step size of its own. Written by
 `python -m experiments.pcasgd --scale {scale}` ({machine()};
 {total_time(runs)}).
 
