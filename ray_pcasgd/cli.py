@@ -1,4 +1,4 @@
-"""The command line: ``ray-pcasgd train | compare | replay | report | theory``."""
+"""The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``."""
 
 import sys
 from collections.abc import Callable, Sequence

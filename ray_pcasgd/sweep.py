@@ -15,7 +15,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan, resolve
 from ray_pcasgd.run_folder import free_name, is_remote
-from ray_pcasgd.sweep_packs import packs_of, read_packs, run_pack, write_packs
+from ray_pcasgd.sweep_packs import check_batched, packs_of, read_packs, run_pack, write_packs
 from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import SweepConfig, load_sweep, nested
 from ray_pcasgd.sweep_trials import run_trial
@@ -23,6 +23,8 @@ from ray_pcasgd.sweep_tuner import make_tuner
 
 SWEEP_FILE = "sweep.yaml"
 BASE_FILE = "base.yaml"
+DIRECTORY_FILE = "started_in"
+"""Notes from where paths in the settings are looked up, also when the sweep goes on."""
 
 
 def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | None = None) -> SweepResult:
@@ -43,9 +45,11 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
         raise SettingsError(f"name = {name!r}: the folder {path} exists; allowed is a name that is not in use")
     config.judged_by(base)
     config.check_beside(base)
+    check_batched(config, base)
     _check_points(config, base)
     path.mkdir(parents=True)
     (path / SWEEP_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    (path / DIRECTORY_FILE).write_text(str(Path.cwd()), encoding="utf-8")
     (path / BASE_FILE).write_text(yaml.safe_dump(base.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     return _execute(config, base, path, resume=False)
 
@@ -89,7 +93,7 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
             "base": base,
             "folder": str(path / RUNS_FOLDER),
             "checkpoint_seconds": config.checkpoint_seconds,
-            "directory": str(Path.cwd()),
+            "directory": (path / DIRECTORY_FILE).read_text(encoding="utf-8"),
         }
         if packs is None:
             function = tune.with_parameters(run_trial, **shared, checkpoint_steps=config.exchange_steps(base))

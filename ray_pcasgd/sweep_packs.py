@@ -59,18 +59,16 @@ def kept_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name in _KEPT or name.startswith("test_")}
 
 
-def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None:
-    """Return the packs of a sweep's grid; nothing where trials run one by one.
-
-    Raises:
-        SettingsError: packs are asked for, and cannot be made.
-
-    """
-    reason = _why_not(config, base)
-    if config.batched == "never" or (config.batched == "auto" and reason):
-        return None
-    if reason:
+def check_batched(config: SweepConfig, base: Config) -> None:
+    """Raise ``SettingsError`` where packs are asked for, and cannot be made."""
+    if config.batched == "always" and (reason := _why_not(config, base)):
         raise SettingsError(f"batched = 'always': {reason}")
+
+
+def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None:
+    """Return the packs of a sweep's grid; nothing where trials run one by one."""
+    if config.batched == "never" or _why_not(config, base):
+        return None
     seeds = range(base.seed, base.seed + config.seeds)
     jobs = [
         Job(f"{number:04d}-seed{seed}", point, seed) for number, point in enumerate(config.points()) for seed in seeds

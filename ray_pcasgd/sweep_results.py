@@ -116,7 +116,7 @@ def _rows_of_pack(
     for job in packs[result.config["pack"]]:
         measured = metrics.get("points", {}).get(job.name, {})
         error = metrics.get("errors", {}).get(job.name, lost)
-        finished = error is None and measured.get("step") == base.num_steps
+        finished = error is None and measured.get("step") == job.point.get("num_steps", base.num_steps)
         run = str(folder / RUNS_FOLDER / job.name)
         point = {key: job.point[key] for key in keys}
         yield {**point, "seed": job.seed, **kept_metrics(measured), "finished": finished, "error": error, "path": run}
@@ -128,7 +128,7 @@ def _row(result: Any, keys: Sequence[str], base: Config, folder: Path) -> dict[s
     seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
     measured = kept_metrics(metrics)
     error = None if result.error is None else _last_line(result.error)
-    finished = error is None and metrics.get("step") == base.num_steps
+    finished = error is None and metrics.get("step") == config.get("num_steps", base.num_steps)
     point = {key: config.get(key) for key in keys}
     run = folder / RUNS_FOLDER / str(metrics.get("trial_id"))
     own = str(run if run.is_dir() else result.path)

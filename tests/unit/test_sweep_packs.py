@@ -9,7 +9,7 @@ import pytest
 from ray_pcasgd.curves import Constant, Stairs, continued
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.sweep_budget import SampleBudget
-from ray_pcasgd.sweep_packs import packs_of, read_packs, write_packs
+from ray_pcasgd.sweep_packs import check_batched, packs_of, read_packs, write_packs
 from ray_pcasgd.sweep_progress import SweepProgress
 from ray_pcasgd.sweep_settings import Range, load_sweep
 from ray_pcasgd.sweep_trials import with_past
@@ -68,7 +68,7 @@ def test_where_stacking_does_not_pay_trials_run_one_by_one() -> None:
 )
 def test_packs_that_are_asked_for_and_cannot_be_made(settings: Any, base: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        packs(base=base, batched="always", **settings)
+        check_batched(load_sweep(settings | {"batched": "always"}), load_config(BASE, changes=base))
 
 
 def test_packs_are_read_as_they_were_written(tmp_path: Path) -> None:
