@@ -14,6 +14,7 @@ from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figur
 EVEN = 0.05
 """Floors that differ by less than this share count as even."""
 CASE = ["problem", "partition"]
+_GRAY = "#5F5F5F"
 
 
 def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
@@ -43,13 +44,23 @@ def picture(results: pd.DataFrame) -> Figure:
     shown = shown[shown["partition"] == shown["partition"].iloc[-1]]
     for place, (delay, part) in enumerate(shown.groupby("delay")):
         kept = part[np.isfinite(part["consensus"])]
-        line(left, kept["step_size"].to_numpy(), kept["consensus"].to_numpy(), *style(place))
+        # Gray: the legend's colors are those of the cases in the other panels.
+        line(left, kept["step_size"].to_numpy(), kept["consensus"].to_numpy(), _GRAY, style(place * 7)[1])
         if len(kept):
             end = kept.iloc[-1]
-            left.annotate(f"delay {delay}", (end["step_size"], end["consensus"]), fontsize=8, color=style(place)[0])
+            left.annotate(f" {delay}", (end["step_size"], end["consensus"]), fontsize=9, color=_GRAY)
     left.set_xscale("log")
     left.set_yscale("log")
-    name_axes(left, "step size", "consensus distance", f"predicting, {shown['partition'].iloc[0]}")
+    step_sizes = sorted(shown["step_size"].unique())
+    title = f"predicting, {shown['problem'].iloc[0]}, {shown['partition'].iloc[0]}, by delay"
+    left.set_xticks(step_sizes, [f"{eta:g}" for eta in step_sizes])
+    left.minorticks_off()
+    name_axes(
+        left,
+        "step size",
+        "consensus distance",
+        f"predicting, {shown['problem'].iloc[0]}, {shown['partition'].iloc[0]}, by delay",
+    )
     ratios = ratio_of_floors(results)
     entries = []
     for place, (case, part) in enumerate(ratios.groupby(CASE, sort=False)):
