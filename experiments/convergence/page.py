@@ -55,12 +55,7 @@ def picture(results: pd.DataFrame) -> Figure:
     title = f"predicting, {shown['problem'].iloc[0]}, {shown['partition'].iloc[0]}, by delay"
     left.set_xticks(step_sizes, [f"{eta:g}" for eta in step_sizes])
     left.minorticks_off()
-    name_axes(
-        left,
-        "step size",
-        "consensus distance",
-        f"predicting, {shown['problem'].iloc[0]}, {shown['partition'].iloc[0]}, by delay",
-    )
+    name_axes(left, "step size", "consensus distance", title)
     ratios = ratio_of_floors(results)
     entries = []
     for place, (case, part) in enumerate(ratios.groupby(CASE, sort=False)):
