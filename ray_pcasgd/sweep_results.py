@@ -61,6 +61,9 @@ def conclude(
         rows = [_row(result, keys, base, path) for result in results]
     else:
         rows = [row for result in results for row in _rows_of_pack(result, packs, keys, base, path)]
+    # What is left are the states of trials that were stopped: nothing goes on from them.
+    for state in (path / RUNS_FOLDER).glob("*.pt"):
+        state.unlink()
     trials = pd.DataFrame(rows)
     trials = trials.sort_values([*map(str, config.space), "seed"], key=_sortable).reset_index(drop=True)
     trials.to_parquet(path / TRIALS_FILE, index=False)

@@ -162,7 +162,9 @@ def test_a_population_exchanges_states_and_its_best_settings_train_to_the_same(t
 def test_a_sample_budget_ends_the_sweep(tmp_path: Path) -> None:
     space = {"algorithm.theta": [0, 0.1, 0.2, 0.3]}
     one_run = 20 * 3 * 16
-    result = sweep(settings(tmp_path, space=space, batched="never", max_concurrent=1, samples=one_run + 1))
+    limits = {"max_concurrent": 1, "samples": one_run + 1, "checkpoint_seconds": 1e-3}
+    result = sweep(settings(tmp_path, space=space, batched="never", **limits))
+    assert not list(tmp_path.glob("tried/runs/*.pt"))
     assert 1 <= result.trials["finished"].sum() < 4
     assert result.best is not None
 
