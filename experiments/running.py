@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,15 +35,29 @@ def arguments_of(folder: Path, description: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--storage", type=Path, help="folder of the runs; those that are there are not run again")
     parser.add_argument("--output", type=Path, help="folder of what is measured")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at the same time")
+    parser.add_argument("--processes", type=int, help="runs at the same time; a core each, or one on GPUs")
     parser.add_argument("--page", action="store_true", help="only write the page anew, from what was measured")
     arguments = parser.parse_args()
+    # On the ray engine, a run has all of the cluster that its agents ask for.
+    arguments.processes = arguments.processes or (1 if arguments.scale == "paper" else os.cpu_count() or 1)
     own = Path("runs") / f"{folder.name}-{arguments.scale}"
     arguments.storage = arguments.storage or own
     # What the repository holds was measured at the cpu scale.
     arguments.output = arguments.output or (folder if arguments.scale == "cpu" else own)
     arguments.output.mkdir(parents=True, exist_ok=True)
     return arguments
+
+
+def run_study(
+    folder: Path, description: str | None, measure: Callable[..., None], write_page: Callable[..., None]
+) -> None:
+    """Do what a study's command line asks for: ``measure`` what is missing, then ``write_page`` from what is there."""
+    arguments = arguments_of(folder, description)
+    settings = settings_of(folder, arguments.scale)
+    arguments.storage.mkdir(parents=True, exist_ok=True)
+    if not arguments.page:
+        measure(settings, arguments.storage, arguments.output, arguments.processes)
+    write_page(settings, arguments.output, arguments.scale)
 
 
 def settings_of(folder: Path, scale: str) -> dict[str, Any]:

@@ -6,16 +6,7 @@ choices, (5) time of an epoch, and the grid of theta and step size; with IID and
 
 from experiments.pcasgd.page import write_page
 from experiments.pcasgd.study import HERE, measure
-from experiments.running import arguments_of, settings_of
-
-
-def main() -> None:
-    arguments = arguments_of(HERE, __doc__)
-    settings = settings_of(HERE, arguments.scale)
-    if not arguments.page:
-        measure(settings, arguments.storage, arguments.output, arguments.processes)
-    write_page(settings, arguments.output, arguments.scale)
-
+from experiments.running import run_study
 
 if __name__ == "__main__":
-    main()
+    run_study(HERE, __doc__, measure, write_page)

@@ -3,18 +3,9 @@
 Accuracy against the number of workers and n of n-softsync, with and without the staleness-aware step size.
 """
 
-from experiments.running import arguments_of, settings_of
+from experiments.running import run_study
 from experiments.staleness_aware.page import write_page
 from experiments.staleness_aware.study import HERE, measure
 
-
-def main() -> None:
-    arguments = arguments_of(HERE, __doc__)
-    settings = settings_of(HERE, arguments.scale)
-    if not arguments.page:
-        measure(settings, arguments.storage, arguments.output, arguments.processes)
-    write_page(settings, arguments.output, arguments.scale)
-
-
 if __name__ == "__main__":
-    main()
+    run_study(HERE, __doc__, measure, write_page)
