@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ray_pcasgd.displacement import Displacements
 from ray_pcasgd.learner import Learner, LearnerSpec, Training
-from ray_pcasgd.records import Own, Read, Reads, Update
+from ray_pcasgd.records import Own, Read, Reads, Snapshot, Update
 from ray_pcasgd.reliability import Declared, Measured
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.run_state import State, leaves_of, with_leaves
@@ -278,6 +278,43 @@ class Agent(Learner):
         self.version += 1
         if self.displacements is not None:
             self.displacements.record(self.weights)
+
+    def rejoin(self, received: Sequence[Received], version: int) -> None:
+        """Come back into the run at ``version``: as the mean of what was received, or as it is where that is nothing.
+
+        All else that the agent remembers begins anew, so that the weights, and what comes of them, depend on nothing
+        but the versions that were read.
+        """
+        rule = self.spec.recipe.rule
+        if received:
+            share = torch.tensor(1.0 / len(received), device=self.weights.device)
+            shares = share.expand(len(received))
+            nothing = torch.zeros((), device=self.weights.device)
+            self.weights = mix(nothing, self._zeros, shares, tuple(r.weights for r in received))
+            if self.buffers.numel():
+                mean = mix(nothing, torch.zeros_like(self.buffers), shares, tuple(r.buffers for r in received))
+                self.buffers = mean.clone()
+        self.load()
+        self.direction = torch.zeros_like(self.weights)
+        self.forget_the_past()
+        self.mass = 1.0
+        if self.displacements is not None:
+            self.displacements = Displacements(self.weights, rule.age_max)
+        self.version = version
+        self.batches.restore(version)
+        self.probe_batches.restore(version)
+
+    def forget_the_past(self) -> None:
+        """Begin anew in what optimizer and rule remember."""
+        self.optimizer_state = self.optimizer.init(self.weights)
+        self.rule_state = self.spec.recipe.rule.init(self.weights, len(self.spec.neighbors))
+
+    def place(self, version: int, snapshot: Snapshot) -> None:
+        """Put the agent where it was at a version, as its snapshot tells; what else it remembered is lost."""
+        device = self.replica.device
+        self.version = version
+        self.weights, self.buffers = snapshot.weights.to(device), snapshot.buffers.to(device)
+        self.restore_replica(self.buffers, snapshot.integer_buffers)
 
     def state(self) -> State:
         """Return all that the steps to come depend on; its tensors are the agent's own."""

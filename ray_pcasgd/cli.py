@@ -11,9 +11,9 @@ from rich.console import Console
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
-from ray_pcasgd.run import Result
+from ray_pcasgd.result import Result
 from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_sweep, print_theory
-from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.trainer import Trainer, resume
 
 SETTINGS_ERROR = 2
 RUN_ERROR = 1
@@ -37,9 +37,17 @@ def train(
     assignments: Assignments = [],
     engine: EngineName = None,
     name: RunName = None,
+    resumed: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run, whose folder this is.")
+    ] = None,
 ) -> None:
     """Train agents whose news of each other is late."""
     console = Console()
+    if resumed is not None:
+        if config or assignments or engine or name:
+            raise SettingsError("--resume: a run goes on with its own settings; allowed beside it are none")
+        _finish(resume(resumed, Terminal(console)), console)
+        return
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     _finish(Trainer(settings, watcher=Terminal(console)).fit(), console)
 

@@ -34,7 +34,7 @@ AnyAlgorithm = Annotated[
 
 
 class CheckpointSettings(Settings):
-    """Which models are kept on the way."""
+    """What is kept on the way: models, and the states from which a run goes on."""
 
     every_evaluations: int | None = Field(None, ge=1)
     """Keep the consensus model of every so many evaluations; not given: none but the last, as model.safetensors."""
@@ -44,6 +44,11 @@ class CheckpointSettings(Settings):
     """The averaged model's test metric by which the best are kept, for example accuracy; not given: the newest."""
     score_order: Literal["max", "min"] = "max"
     """Whether a higher (max) or a lower (min) score is better."""
+    state_seconds: float | None = Field(60.0, ge=0)
+    """Seconds after which the next state of the whole run is kept, from which it goes on after a failure and with
+    ``train --resume``; none: never. How often changes no bit of what a planned run computes."""
+    states_to_keep: int = Field(2, ge=1)
+    """How many states are kept, the newest; an older one takes the place of one that is damaged."""
 
 
 class Config(Settings):
@@ -108,6 +113,7 @@ class Config(Settings):
     on_non_finite_loss: Literal["stop", "isolate"] = "stop"
     """Where an agent's loss is not finite: ``stop`` the run, or ``isolate`` the agent and go on without it."""
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """Which models are kept on the way."""
-    max_failures: int = Field(0, ge=-1)
-    """Agents that a live run may lose and still count as a success; -1: any number."""
+    """What is kept on the way: models, and the states from which the run goes on."""
+    max_failures: int = Field(3, ge=-1)
+    """Failures that the run outlives, of agents, of nodes, of the scheduler: planned runs go on from their last state,
+    live ones go on meanwhile, and the agent comes back. -1: any number."""

@@ -91,7 +91,7 @@ class Mailbox(Generic[Payload]):
     def _arrive(self, message: Message[Payload]) -> None:
         header = message.header
         if header.isolated:
-            self._isolated[header.sender] = header.version
+            self.isolate(header.sender, header.version)
             return
         self._messages[header.sender][header.version] = message
         known = self._newest.get(header.sender)
@@ -106,6 +106,20 @@ class Mailbox(Generic[Payload]):
     def newest(self, neighbor: int) -> Header | None:
         """Return the header of the neighbor's newest arrived version."""
         return self._newest.get(neighbor)
+
+    def isolate(self, neighbor: int, version: int) -> None:
+        """Take in that the neighbor has left the run after that version."""
+        self._isolated[neighbor] = version
+
+    def readmit(self, neighbor: int) -> None:
+        """Take in that the neighbor comes back into the run; what it was before is read no more."""
+        self._isolated.pop(neighbor, None)
+        self._messages[neighbor].clear()
+        self._in_flight[neighbor].clear()
+
+    def left_at(self, neighbor: int) -> int | None:
+        """Return the last version of a neighbor that has left the run."""
+        return self._isolated.get(neighbor)
 
     def isolated(self, neighbor: int, version: int) -> bool:
         """Return whether the neighbor left the run before it took that version."""

@@ -79,6 +79,10 @@ class Monitor:
         self._servers = servers
         self._evaluated = servers or range(num_agents)
         self._left: set[int] = set()
+        self._since: dict[int, int] = {}
+        """From which version on agents are awaited again that were lost."""
+        self._reported: set[tuple[int, int]] = set()
+        """Agents and versions; an agent that came back from an old state may come by the same version again."""
         self._open: dict[int, dict[int, dict[str, Any]]] = {}
         self._snapshots: dict[int, dict[int, Snapshot]] = {}
         self.rows: list[dict[str, Any]] = []
@@ -93,6 +97,9 @@ class Monitor:
         if report.snapshot is None:
             return []
         version = report.progress
+        if (row.agent, version) in self._reported:
+            return []
+        self._reported.add((row.agent, version))
         tested = {f"test_{name}": value for name, value in (report.evaluation or {}).items()}
         times = {"agent": row.agent, "step": version, "seconds": row.end, "wall_seconds": report.wall_seconds}
         self._open.setdefault(version, {})[row.agent] = {**times, **tested, "consensus_distance": NAN, **tally.row()}
@@ -103,7 +110,16 @@ class Monitor:
     def leave(self, agent: int) -> list[dict[str, Any]]:
         """Wait no longer for an agent, and return the rows that this completes."""
         self._left.add(agent)
+        self._since.pop(agent, None)
         return [row for version in sorted(self._open) for row in self._complete(version)]
+
+    def come_back(self, agent: int, version: int) -> None:
+        """Wait for an agent again, from a version on."""
+        self._left.discard(agent)
+        self._since[agent] = version
+
+    def _is_awaited(self, agent: int, version: int) -> bool:
+        return agent not in self._left and version >= self._since.get(agent, 0)
 
     def finish(self) -> list[dict[str, Any]]:
         """Return the rows of evaluations that some agent never reached; they have no averaged model."""
@@ -125,6 +141,7 @@ class Monitor:
             "snapshots": self._snapshots,
             "tallies": [vars(tally) for tally in self._tallies],
             "left": sorted(self._left),
+            "since": self._since,
             "latest": None if self.latest is None else [self.latest.mean, self.latest.distances],
         }
 
@@ -132,13 +149,16 @@ class Monitor:
         """Go on from a state."""
         self.rows = [row | {"agent": pd.NA if row["agent"] is None else row["agent"]} for row in state["rows"]]
         self._open, self._snapshots, self._left = state["open"], state["snapshots"], set(state["left"])
+        self._since = state["since"]
+        self._reported = {(row["agent"], row["step"]) for row in self.rows if row["agent"] is not pd.NA}
+        self._reported |= {(agent, version) for version, rows in self._open.items() for agent in rows}
         for tally, own in zip(self._tallies, state["tallies"], strict=True):
             vars(tally).update(own)
         self.latest = None if state["latest"] is None else Consensus(*state["latest"])
 
     def _complete(self, version: int) -> list[dict[str, Any]]:
         rows = self._open[version]
-        if any(agent not in rows and agent not in self._left for agent in self._evaluated):
+        if any(agent not in rows and self._is_awaited(agent, version) for agent in self._evaluated):
             return []
         snapshots = self._snapshots.pop(version)
         consensus = join(snapshots) if self._servers else average(snapshots)

@@ -78,20 +78,23 @@ class Plan:
         """Whether the run can be left on its way, and taken up from its state."""
         return isinstance(self.config.engine, LocalSettings) and isinstance(self.config.algorithm, Rule)
 
-    def engine(self) -> Engine:
-        """Return the engine that executes the run."""
+    def engine(self, folder: str = "") -> Engine:
+        """Return the engine that executes the run, whose folder other processes know it by."""
         settings = self.config.engine
         if not isinstance(settings, RaySettings):
             return LocalEngine(settings, self.schedule)
-        from ray_pcasgd.engines.ray.engine import RayEngine
+        from ray_pcasgd.engines.ray.crew import Identity
+        from ray_pcasgd.engines.ray.engine import RayEngine, Upkeep
         from ray_pcasgd.engines.ray.injection import Injection
 
+        config = self.config
+        identity = Identity(folder.rstrip("/").rsplit("/", 1)[-1], folder)
+        upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
         if self.is_live:
-            config = self.config
             assert config.barrier is not None
             injection = Injection(config.seed, config.compute, config.links, self.clusters, config.barrier)
-            return RayEngine(settings, injection)
-        return RayEngine(settings, self.schedule)
+            return RayEngine(settings, injection, identity, upkeep)
+        return RayEngine(settings, self.schedule, identity, upkeep)
 
 
 def make_plan(config: Config) -> Plan:

@@ -21,10 +21,12 @@ class Read(NamedTuple):
     """Steps that the reader itself has taken since that version was sent."""
 
 
-RowKind = Literal["step", "cancelled", "passive"]
+RowKind = Literal["step", "cancelled", "passive", "rejoined"]
 """``step``: a step that was taken. ``cancelled``: a worker's gradient that was given up at ``end``, and that nobody
 reads; the worker still goes on to its next version. ``passive``: an agent of AD-PSGD was averaged with, at an
-instant and while it computed; so it came to its next version without a step of its own."""
+instant and while it computed; so it came to its next version without a step of its own. ``rejoined``: a lost agent
+came back into the run, as the mean of the versions that it read, or as it was where it read none; the versions between
+its last one and this were never published, or are lost."""
 
 
 class Row(NamedTuple):

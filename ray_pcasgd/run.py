@@ -1,31 +1,32 @@
 """One run: metrics, checkpoints and files exist once, here, above the engines."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import pandas as pd
 import torch
 
 from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
 from ray_pcasgd.consensus import AveragedModel
-from ray_pcasgd.engines.base import Pause, Report, RunError
-from ray_pcasgd.engines.local import LocalEngine
+from ray_pcasgd.engines.base import InterruptionError, Pause, RunError
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.result import Result, final_metrics, flat_metrics
 from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.run_state import State
-from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
+from ray_pcasgd.schedule.trace import in_causal_order, published, trace_hash
+from ray_pcasgd.state_files import StateFiles
 
 
 class Watcher:
     """What is told of a run as it goes; the default looks away."""
+
+    keeps_states = False
+    """Whether it keeps the run's states itself, so that the run need not."""
 
     def started(self, plan: Plan, path: Path) -> None:
         """Take in the plan, and the run's folder, before the first step."""
@@ -46,26 +47,6 @@ class Watcher:
         """Take in that there will be no more steps."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run left, in the manner of Ray Train's ``Result``."""
-
-    metrics: dict[str, Any]
-    """The last evaluation of the averaged model, with the agents' mean under ``agents_mean_...``."""
-    metrics_dataframe: pd.DataFrame
-    """One row per agent and evaluation, and one for the averaged model, whose ``agent`` is missing."""
-    checkpoint: Checkpoint | None
-    """The averaged model of the last complete evaluation."""
-    path: str
-    """The run folder."""
-    error: Exception | None
-    """What ended the run before its last step; nothing if it is complete."""
-    best_checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = field(default_factory=list)
-    """The checkpoints that were kept, with the averaged model's metrics."""
-    schedule_hash: str = ""
-    """Depends on who read which version; equal for runs under the same schedule."""
-
-
 class Run:
     """One run as its reports come: an engine's, or those of one variant among several."""
 
@@ -78,10 +59,14 @@ class Run:
         self.model = AveragedModel(config.task, plan.data, config.seed, device)
         self.monitor = Monitor(len(plan.specs), self.model.evaluate, plan.servers)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
+        self.states = StateFiles(folder.states, config.checkpoint)
         self.rows: list[Row] = []
         self.lost: list[Event] = []
         self.left: set[int] = set()
         """Agents that were lost or isolated."""
+        self.taken: set[tuple[int, int]] = set()
+        """Agents and steps of all rows: steps that a run takes again, on from a state, do not count again."""
+        self.interruptions = 0
         self.started_at = time.perf_counter()
         self.first_step_at: float | None = None
 
@@ -92,32 +77,75 @@ class Run:
             self.start()
             if state is not None:
                 self.restore(state["run"])
-            for report in self._reports(None if state is None else state["engine"]):
-                if isinstance(report, Pause):
-                    self.pause(report)
-                else:
-                    self.take(report)
+            while state := self.advance(state):
+                pass
         except (NonFiniteLossError, RunError) as ended:
             error = ended
         finally:
             self.finish()
         return self.conclude(error)
 
-    def _reports(self, state: State | None) -> Iterator[Report]:
-        engine = self.plan.engine()
-        if isinstance(engine, LocalEngine):
-            return engine.run_with_pauses(self.plan.specs, self.plan.data, state)
-        assert state is None, "only the local engine goes on from a state"
-        return engine.run(self.plan.specs, self.plan.data)
+    def advance(self, state: State | None) -> State | None:
+        """Take in the engine's reports, from ``state`` on; return the state to go on from where it was interrupted.
+
+        Raises:
+            InterruptionError: that has happened more often than the settings allow.
+
+        """
+        try:
+            engine = self.plan.engine(self.location)
+            for report in engine.run(self.plan.specs, self.plan.data, state and state["engine"]):
+                if isinstance(report, Pause):
+                    self.pause(report)
+                else:
+                    self.take(report)
+        except InterruptionError as interruption:
+            self.interruptions += 1
+            if 0 <= self.plan.config.max_failures < self.interruptions:
+                raise
+            state = self.last_state() or {"engine": None}
+            step = min(one["version"] for one in state["engine"]["agents"]) if state["engine"] else 0
+            self.take_event(Event("run_restarted", interruption.agent, step, f"{interruption}; on from step {step}"))
+            return state
+        return None
+
+    @property
+    def location(self) -> str:
+        """Where the run's folder is, or will be."""
+        storage = self.plan.config.storage_path
+        if is_remote(storage):
+            return f"{storage.rstrip('/')}/{self.folder.path.name}"
+        return str(self.folder.path.resolve())
 
     def pause(self, pause: Pause) -> None:
-        """Offer the state of the whole run to the watcher."""
-        self.watcher.paused(pause, lambda: {"engine": pause.state(), "run": self.state()})
+        """Offer the state of the whole run to the watcher, and keep it if it is time."""
 
-    def state(self) -> State:
-        """Return what the run's files to come depend on, beside the engine's state."""
+        def state() -> State:
+            return {"engine": pause.state(), "run": self.state(pause.versions)}
+
+        self.watcher.paused(pause, state)
+        if self.states.is_due() and not self.watcher.keeps_states:
+            try:
+                self.states.write(state)
+                if is_remote(self.plan.config.storage_path):
+                    self.folder.mirror(self.plan.config.storage_path)
+            except OSError as error:
+                self.take_event(Event("state_not_kept", -1, pause.step, f"the run's state could not be kept: {error}"))
+
+    def last_state(self) -> State | None:
+        """Return the newest state that was kept and is intact, and say what was wrong with newer ones."""
+        state, problems = self.states.newest()
+        for problem in problems:
+            self.take_event(Event("state_skipped", -1, 0, problem))
+        return state
+
+    def state(self, versions: Sequence[int] | None = None) -> State:
+        """Return what the run's files to come depend on, beside the engine's state.
+
+        Rows are left out from which agents do not go on, but from the ``versions`` that are given.
+        """
         return {
-            "rows": self.rows,
+            "rows": [row for row in self.rows if versions is None or row.step < versions[row.agent]],
             "monitor": self.monitor.state(),
             "checkpoints": self.checkpoints.state(),
             "left": sorted(self.left),
@@ -128,6 +156,7 @@ class Run:
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
+        self.taken = {row[:2] for row in self.rows}
         self.monitor.restore(state["monitor"])
         step = max((row["step"] for row in self.monitor.rows), default=0)
         self.checkpoints.restore(state["checkpoints"], step)
@@ -166,7 +195,10 @@ class Run:
 
     def take_step(self, report: StepReport) -> None:
         """Take in one step."""
+        if report.row[:2] in self.taken:
+            return
         self.first_step_at = self.first_step_at or time.perf_counter()
+        self.taken.add(report.row[:2])
         self.rows.append(report.row)
         self.watcher.stepped(report)
         self.take_rows(self.monitor.take(report))
@@ -182,8 +214,13 @@ class Run:
         """Take in an event."""
         self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
         self.watcher.happened(event)
+        if event.agent in self.left and event.kind == "agent_isolated":
+            return  # isolated anew, on the way that was taken before
         if event.kind == "agent_lost":
             self.lost.append(event)
+        if event.kind == "agent_returned":
+            self.left.discard(event.agent)
+            self.monitor.come_back(event.agent, event.step)
         if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
             self.left.add(event.agent)
             self.take_rows(self.monitor.leave(event.agent))
@@ -208,16 +245,15 @@ class Run:
 
     def make_executable(self) -> None:
         """Make the record one that can be executed: agents die, clocks differ, a live run's staleness is a guess."""
-        taken = Counter(row.agent for row in self.rows)
-        unknown = [r for row in self.rows for r in row.reads if r.version > taken[r.neighbor]]
+        known = published(self.rows)
+        unknown = [read for row in self.rows for read in row.reads if read[:2] not in known]
         if unknown:
             # The last steps of an agent that was killed are not known, though others have read what came of them.
             agents = ", ".join(f"agent {agent}" for agent in sorted({read.neighbor for read in unknown}))
             detail = f"{len(unknown)} reads of unreported versions of {agents} are left out of the schedule"
             self.take_event(Event("reads_unrecorded", unknown[0].neighbor, unknown[0].version, detail))
             self.rows = [
-                row._replace(reads=tuple(read for read in row.reads if read.version <= taken[read.neighbor]))
-                for row in self.rows
+                row._replace(reads=tuple(read for read in row.reads if read[:2] in known)) for row in self.rows
             ]
         if self.plan.is_live:
             self.rows = in_causal_order(self.rows, with_directions=self.plan.reading in get_args(Reading))
@@ -257,6 +293,8 @@ class Run:
             "error": str(error) if error else None,
         }
         self.folder.write_result(summary)
+        if error is None:
+            self.states.drop()
         has_model, path = self.folder.model.exists(), str(self.folder.path)
         storage = self.plan.config.storage_path
         if is_remote(storage):
@@ -264,7 +302,7 @@ class Run:
             self.checkpoints.published(path)
         checkpoint = Checkpoint(path) if has_model else None
         return Result(
-            metrics=_flat(final),
+            metrics=flat_metrics(final),
             metrics_dataframe=frame,
             checkpoint=checkpoint,
             path=path,
@@ -272,37 +310,3 @@ class Run:
             best_checkpoints=self.checkpoints.kept,
             schedule_hash=digest,
         )
-
-
-def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the last evaluation: of the averaged model, and of the agents as mean, std, min and max."""
-    if frame.empty:
-        return {}
-    final: dict[str, Any] = {}
-    tests = [name for name in frame.columns if name.startswith("test_")]
-    averaged = frame[frame["agent"].isna()]
-    if len(averaged):
-        last = averaged.drop(columns="agent").iloc[-1]
-        final["step"] = int(last["step"])
-        final["averaged"] = {name: float(last[name]) for name in tests}
-        final["consensus_distance"] = float(last["consensus_distance"])
-        final |= {name: float(last[name]) for name in ("staleness_mean", "predicting_share", "theta")}
-    newest = frame[frame["agent"].notna()].groupby("agent").last()
-    final["agents"] = {
-        name: {
-            "mean": float(newest[name].mean()),
-            "std": float(newest[name].std(ddof=0)),
-            "min": float(newest[name].min()),
-            "max": float(newest[name].max()),
-        }
-        for name in tests
-    }
-    return final
-
-
-def _flat(final: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {name: value for name, value in final.items() if not isinstance(value, dict)}
-    flat |= final.get("averaged", {})
-    for name, spread in final.get("agents", {}).items():
-        flat |= {f"agents_{statistic}_{name}": value for statistic, value in spread.items()}
-    return flat

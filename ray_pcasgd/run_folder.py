@@ -58,6 +58,38 @@ class RunFolder:
         )
         return folder
 
+    @classmethod
+    def reopen(cls, location: str) -> "RunFolder":
+        """Return the folder of a run that was interrupted; a remote one is copied to this machine.
+
+        Raises:
+            SettingsError: there is no such run, or it is complete.
+
+        """
+        path = Path(location)
+        if is_remote(location):
+            path = _fetched(location)
+        if not (path / "config.yaml").is_file():
+            raise SettingsError(f"{location}: is no run folder; allowed are folders with a config.yaml")
+        folder = cls(path)
+        if folder.is_complete:
+            raise SettingsError(f"{location}: the run is complete; allowed is one that was interrupted")
+        return folder
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has come to its end."""
+        try:
+            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(result, dict) and result.get("error") is None
+
+    @property
+    def states(self) -> Path:
+        """The folder of the run's states."""
+        return self.path / "states"
+
     @property
     def schedule(self) -> Path:
         """The schedule's file."""
@@ -99,18 +131,47 @@ class RunFolder:
 
     def publish(self, storage_path: str) -> str:
         """Copy a finished run to a remote storage path, and return its location there."""
+        location = self.mirror(storage_path)
+        shutil.rmtree(self.path.parent)
+        return location
+
+    def mirror(self, storage_path: str) -> str:
+        """Copy what there is so far to a remote storage path, and return its location there.
+
+        States that are there from before go once the newer ones have come.
+
+        Raises:
+            OSError: it cannot be written.
+
+        """
         from pyarrow import fs
 
         target, root = fs.FileSystem.from_uri(storage_path)
         location = f"{root}/{self.path.name}"
         fs.copy_files(str(self.path), location, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
-        shutil.rmtree(self.path.parent)
+        there = target.get_file_info(fs.FileSelector(f"{location}/{self.states.name}", allow_not_found=True))
+        for state in there:
+            if not (self.states / state.base_name).exists():
+                target.delete_dir(state.path)
         return f"{storage_path.rstrip('/')}/{self.path.name}"
 
 
 def is_remote(storage_path: str) -> bool:
     """Return whether a storage path is a location other than a folder of this machine."""
     return "://" in storage_path
+
+
+def _fetched(location: str) -> Path:
+    """Return a copy of a remote run folder on this machine."""
+    from pyarrow import ArrowException, fs
+
+    path = Path(tempfile.mkdtemp(prefix="ray_pcasgd_")) / location.rstrip("/").rsplit("/", 1)[-1]
+    try:
+        source, root = fs.FileSystem.from_uri(location)
+        fs.copy_files(root, str(path), source_filesystem=source, destination_filesystem=fs.LocalFileSystem())
+    except (ArrowException, OSError) as error:
+        raise SettingsError(f"{location}: cannot be read ({one_line(error)})") from None
+    return path
 
 
 def free_name(kind: str, is_taken: Callable[[str], bool]) -> str:

@@ -24,6 +24,8 @@ from ray_pcasgd.trainer import Trainer
 class _Reporting(Watcher):
     """Reports each evaluation of the averaged model to Tune."""
 
+    keeps_states = True
+
     def __init__(self, keeper: StateKeeper, config: Config) -> None:
         self._keeper = keeper
         self._config = config

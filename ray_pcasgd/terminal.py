@@ -12,7 +12,8 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.progress import Progress, print_table
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.run import Result, Watcher
+from ray_pcasgd.result import Result
+from ray_pcasgd.run import Watcher
 from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
 from ray_pcasgd.wording import main_metric, spoken, written

@@ -13,7 +13,8 @@ from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import make_plan
 from ray_pcasgd.ray_train import from_ray_train
-from ray_pcasgd.run import Result, Run, Watcher
+from ray_pcasgd.result import Result
+from ray_pcasgd.run import Run, Watcher
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State
 from ray_pcasgd.variant_plan import make_variants
@@ -60,6 +61,22 @@ class Trainer:
         plan = make_plan(self.config)
         folder = RunFolder.create(plan.config)
         return Run(plan, folder, self._watcher).execute(state)
+
+
+def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
+    """Go on with a run that was interrupted, from the newest of its states that is intact, in its own folder.
+
+    A run without one begins anew. ``run`` is its folder, or its location on remote storage.
+
+    Raises:
+        SettingsError: there is no such run, it is complete, or its settings cannot be run any more.
+
+    """
+    folder = RunFolder.reopen(str(run))
+    config = load_config(folder.path / "config.yaml")
+    plan = make_plan(config)
+    execution = Run(plan, folder, watcher or Watcher())
+    return execution.execute(execution.last_state())
 
 
 def fit_together(

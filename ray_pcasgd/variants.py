@@ -59,6 +59,12 @@ class Variants(Agent):
         """The integer buffers as the last forward pass left them, with a leading axis of P."""
         return self._integers
 
+    def forget_the_past(self) -> None:
+        """Begin anew in what optimizer and rule remember."""
+        rule, neighbors = self.spec.recipe.rule, len(self.spec.neighbors)
+        self.optimizer_state = self._each(self.optimizer.init)(self.weights)
+        self.rule_state = self._each(lambda weights: rule.init(weights, neighbors))(self.weights)
+
     def restore_replica(self, running_buffers: Tensor, integer_buffers: dict[str, Tensor]) -> None:
         """Take in the buffers that the last forward pass left."""
         self._running_buffers = running_buffers

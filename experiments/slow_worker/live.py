@@ -6,7 +6,7 @@ import torch
 
 from experiments.slow_worker.track import Noted, Step, Track
 from ray_pcasgd.config import Config
-from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.base import Pause, RunError
 from ray_pcasgd.plan import make_plan
 from ray_pcasgd.records import Event
 
@@ -22,6 +22,8 @@ def run_live(config: Config, seconds: float) -> Track:
     noted: list[Noted] = []
     reports = plan.engine().run(plan.specs, data)
     for report in reports:
+        if isinstance(report, Pause):
+            continue
         if isinstance(report, Event):
             if report.kind != "agent_started":
                 raise RunError(f"{report.kind} of agent {report.agent}: {report.detail}")

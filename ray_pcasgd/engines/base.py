@@ -18,27 +18,43 @@ class Pause(NamedTuple):
     """The first step that no agent has taken."""
     state: Callable[[], State]
     """Returns what the engine goes on from; to be called before the next report is taken."""
+    versions: tuple[int, ...] | None = None
+    """What each agent goes on from, where steps that were reported after it will be taken anew, and otherwise."""
+
+
+Report = StepReport | Event | Pause
+"""What an engine says of a run."""
 
 
 class Engine(Protocol):
     """Executes the agents of one run; only the driving differs between engines, never what an agent computes."""
 
-    def run(self, specs: Sequence[LearnerSpec], data: TaskData) -> Iterator[StepReport | Event]:
-        """Execute every agent's steps and report them, each agent's in order.
+    def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
+        """Execute every agent's steps, those after ``state``, and report them, each agent's in order.
 
-        Closing the iterator early stops the run and frees what it holds.
+        Closing the iterator early stops the run and frees what it holds. Where steps are planned, a state is a point
+        in the schedule, and reports of steps that were taken after it before are the same again.
 
         Raises:
             NonFiniteLossError: an agent's loss is not finite, and the recipe does not isolate such agents.
+            InterruptionError: something was lost that executes the run, which goes on from its last state.
             RunError: the run cannot go on, for a reason that its message names.
 
         """
         ...
 
 
-Report = StepReport | Event | Pause
-"""What an engine says that can be left on its way."""
-
-
 class RunError(RuntimeError):
     """A run that started and could not be finished."""
+
+
+class InterruptionError(RunError):
+    """A run that lost a part of what executes it, and can go on from its last state."""
+
+    def __init__(self, message: str, agent: int = -1) -> None:
+        super().__init__(message, agent)
+        self.agent = agent
+        """Who was lost; -1 where it is no agent."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])

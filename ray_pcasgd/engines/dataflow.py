@@ -112,7 +112,9 @@ class DataFlow:
                 if row.step < self.recipe.num_steps:
                     self.window.append(row)
             rows = [row for row in self.window if row.agent not in self.isolated]
-            ready = [row for row in rows if self.is_ready(row)]
+            # Of each agent only its next row can be ready.
+            next_rows = {row.agent: row for row in reversed(rows)}
+            ready = [row for row in rows if next_rows[row.agent] is row and self.is_ready(row)]
             if ready or not rows:
                 taken = set(ready)
                 self.window = deque(row for row in rows if row not in taken)
@@ -124,7 +126,9 @@ class DataFlow:
 
     def is_ready(self, row: Row) -> bool:
         """Return whether a row can run now."""
-        return self.agents[row.agent].version == row.step and all(
+        version = self.agents[row.agent].version
+        at_its_step = version == row.step or (row.kind == "rejoined" and version < row.step)
+        return at_its_step and all(
             self.is_gone(read.neighbor, read.version) or self.is_here(row.agent, read) for read in row.reads
         )
 

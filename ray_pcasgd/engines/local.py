@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from ray_pcasgd.agent import Agent, AgentSpec
-from ray_pcasgd.engines.base import Pause, Report
+from ray_pcasgd.engines.base import Report
 from ray_pcasgd.engines.batching import apply_together, compute_together
 from ray_pcasgd.engines.dataflow import DataFlow
 from ray_pcasgd.engines.local_pairs import pair_reports
@@ -52,19 +52,8 @@ class LocalEngine:
         self._settings = settings
         self._schedule = schedule
 
-    def run(self, specs: Sequence[LearnerSpec], data: TaskData) -> Iterator[StepReport | Event]:
-        """Execute all rows; see ``Engine.run``."""
-        for report in self.run_with_pauses(specs, data):
-            if not isinstance(report, Pause):
-                yield report
-
-    def run_with_pauses(
-        self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
-    ) -> Iterator[Report]:
-        """Execute all rows, or those that are left after ``state``, and say where the run can be left.
-
-        Only runs between peers pause.
-        """
+    def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
+        """Execute all rows; see ``Engine.run``. Only runs between peers pause."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
         rows = iter(self._schedule)
@@ -134,14 +123,28 @@ class _Execution(DataFlow):
         if not self.batched:
             return [[row] for row in rows]
         groups: dict[tuple[int, bool], list[Row]] = {}
+        alone = [[row] for row in rows if row.kind == "rejoined"]
         for row in rows:
+            if row.kind == "rejoined":
+                continue
             agent = self.agents[row.agent]
             gathers = len(row.reads) if agent.pushes else len(agent.spec.neighbors)
             key = (gathers, self.recipe.rule.probes_at(row.step))
             groups.setdefault(key, []).append(row)
-        return list(groups.values())
+        return [*alone, *groups.values()]
+
+    def rejoin(self, row: Row) -> StepReport:
+        """Let an agent come back as it did in the run that was recorded."""
+        agent, received = self.agents[row.agent], self.receive(row)
+        agent.rejoin(received, row.step + 1)
+        self.losses[row.agent] = None
+        self.publish(row)
+        return self.report(row._replace(reads=tuple(r.read for r in received)), agent, float("nan"), {})
 
     def execute(self, rows: list[Row]) -> Iterator[StepReport]:
+        if rows[0].kind == "rejoined":
+            yield self.rejoin(rows[0])
+            return
         agents = [self.agents[row.agent] for row in rows]
         received = [self.receive(row) for row in rows]
         # Reported is what was really read: agents that have left the run are not.

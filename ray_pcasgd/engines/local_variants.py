@@ -84,7 +84,12 @@ class _Execution(DataFlow):
     def execute(self, row: Row) -> Iterator[VariantReport]:
         agent, losses = self.variants[row.agent], self.losses[row.agent]
         assert losses is not None
-        measures = agent.apply_all(self.receive(row))
+        if row.kind == "rejoined":
+            agent.rejoin(self.receive(row), row.step + 1)
+            losses = [float("nan")] * len(losses)
+            measures: list[dict[str, float]] = [{} for _ in losses]
+        else:
+            measures = agent.apply_all(self.receive(row))
         self.losses[row.agent] = None
         self.publish(row)
         evaluates = self.recipe.evaluates_at(agent.progress)

@@ -1,11 +1,11 @@
-"""The one place of a run that knows who reads which version when: it deals rows out, and takes reports in."""
+"""The one place of a run that knows who reads which version when: it deals rows out."""
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.records import Row
 from ray_pcasgd.schedule.gathering import AdaSync
 from ray_pcasgd.schedule.server_planner import ServerPlanner, ServerRows
 
@@ -42,27 +42,61 @@ def waits_for_losses(schedule: Schedule) -> bool:
     return isinstance(schedule, ServerPlanner) and isinstance(schedule.gathering, AdaSync)
 
 
+class Cut(NamedTuple):
+    """A place in a schedule, between two rows.
+
+    The rows before it need nothing of those after it. So the agents, each at the version that it has there, and the
+    messages that are under way there, are a state from which all that comes after is the same.
+    """
+
+    number: int
+    """Cuts of one scheduler are numbered from 1."""
+    rows: int
+    """Rows of the schedule before it."""
+    versions: tuple[int, ...]
+    """What each agent has come to by then, if it takes as many steps."""
+
+
 class Scheduler:
-    """Deals a planned schedule's rows to agents, and gathers what agents report. Never touches weights.
+    """Deals a planned schedule's rows to agents, from ``first_row`` on. Never touches weights.
 
     A plain object: the ray engine puts it into an actor as it is.
     """
 
-    def __init__(self, schedule: Schedule, num_agents: int) -> None:
+    def __init__(self, schedule: Schedule, num_agents: int, first_row: int = 0) -> None:
         self._rows = iter(schedule)
-        self._undealt: list[deque[Row]] = [deque() for _ in range(num_agents)]
-        self._reports: list[StepReport | Event] = []
+        self._undealt: list[deque[Row | Cut]] = [deque() for _ in range(num_agents)]
+        self._drawn = 0
+        self._versions = [0] * num_agents
+        self._cuts = 0
+        for _ in range(first_row):
+            self._draw()
 
-    def deal(self, agent: int, count: int) -> list[Row] | None:
-        """Return the agent's next rows, at most ``count``; an empty list once its schedule is at its end.
+    def cut(self) -> Cut:
+        """Return a cut after the rows that were drawn so far; each agent is dealt it between its own rows."""
+        self._cuts += 1
+        cut = Cut(self._cuts, self._drawn, tuple(self._versions))
+        for own in self._undealt:
+            own.append(cut)
+        return cut
 
-        Nothing (``None``) is returned where its next row depends on losses that have not been recorded.
+    def _draw(self) -> Row | None:
+        row = next(self._rows)
+        if row is not None:
+            self._drawn += 1
+            self._versions[row.agent] = row.step + 1
+        return row
+
+    def deal(self, agent: int, count: int) -> list[Row | Cut] | None:
+        """Return what comes next for the agent, at most ``count``; an empty list once its schedule is at its end.
+
+        Nothing (``None``) is returned where its next row depends on losses that have not been told.
         """
         own = self._undealt[agent]
         is_open = False
         while len(own) < count:
             try:
-                row = next(self._rows)
+                row = self._draw()
             except StopIteration:
                 break
             if row is None:
@@ -73,14 +107,6 @@ class Scheduler:
             return None
         return [own.popleft() for _ in range(min(count, len(own)))]
 
-    def record(self, reports: list[StepReport | Event]) -> None:
-        """Take in what an agent reports, each agent's in order."""
-        for report in reports:
-            if isinstance(report, StepReport):
-                tell(self._rows, report.row, report.loss)
-        self._reports.extend(reports)
-
-    def drain(self) -> list[StepReport | Event]:
-        """Return what has been reported since the last call."""
-        reports, self._reports = self._reports, []
-        return reports
+    def tell(self, row: Row, loss: float) -> None:
+        """Tell the schedule the loss of a row that was executed; only some plans care."""
+        tell(self._rows, row, loss)

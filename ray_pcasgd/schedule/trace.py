@@ -83,8 +83,9 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
         at = f"schedule = {str(path)!r}: agent {row.agent} at step {row.step}"
         if row.agent < 0 or not -math.inf < row.start <= row.ready <= row.end < math.inf:
             raise ValueError(f"{at} has the times {row.start}, {row.ready}, {row.end}; allowed are rising times")
-        if row.step != steps.get(row.agent, 0):
-            raise ValueError(f"{at} is out of turn; allowed is step {steps.get(row.agent, 0)}")
+        next_step = steps.get(row.agent, 0)
+        if row.step != next_step and not (row.kind == "rejoined" and row.step > next_step):
+            raise ValueError(f"{at} is out of turn; allowed is step {next_step}")
         steps[row.agent] = row.step + 1
         read_from = [read[:2] for read in row.reads]
         if read_from != sorted(set(read_from)) or any(agent == row.agent for agent, _ in read_from):
@@ -93,13 +94,21 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
         for read in row.reads:
             if min(read) < 0 or read.age > row.step:
                 raise ValueError(f"{at} has the read {read}; allowed are numbers from 0 on, and an age up to the step")
+    known = published(rows)
     for row in rows:
         for read in row.reads:
-            if read.version > steps.get(read.neighbor, 0):
+            if read[:2] not in known:
                 raise ValueError(
                     f"schedule = {str(path)!r}: agent {row.agent} reads version {read.version} of agent "
                     f"{read.neighbor}, which takes {steps.get(read.neighbor, 0)} steps"
                 )
+
+
+def published(rows: Iterable[Row]) -> set[tuple[int, int]]:
+    """Return all agents and versions that rows read or publish: the first versions, and what comes of each row."""
+    rows = list(rows)
+    first = {(agent, 0) for row in rows for agent in (row.agent, *(read.neighbor for read in row.reads))}
+    return first | {(row.agent, row.step + 1) for row in rows}
 
 
 def check_fits(
@@ -109,7 +118,9 @@ def check_fits(
 
     Agents that have left the recorded run (``left``) may take fewer steps.
     """
-    counts = Counter(row.agent for row in rows)
+    counts: Counter[int] = Counter()
+    for row in rows:
+        counts[row.agent] = max(counts[row.agent], row.step + 1)
     num_agents = max(counts, default=-1) + 1
     if num_agents != len(neighbors):
         raise ValueError(f"num_agents = {len(neighbors)}: allowed beside the schedule is {num_agents}")
@@ -183,10 +194,25 @@ _Key = tuple[int, int]
 """An agent and its step."""
 
 
-def _versions_needed(row: Row) -> Iterator[_Key]:
-    if row.step:
+def _versions_needed(row: Row, before: Mapping[_Key, _Key]) -> Iterator[_Key]:
+    if (row.agent, row.step) in before:
+        yield before[row.agent, row.step]
+    elif row.step and row.kind != "rejoined":
         yield row.agent, row.step - 1
     yield from ((read.neighbor, read.version - 1) for read in row.reads if read.version)
+
+
+def _rows_before(rows: Iterable[Row]) -> dict[_Key, _Key]:
+    """Return the row before each that an agent came back with: the last one that it took before it was lost."""
+    steps: defaultdict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        steps[row.agent].append(row.step)
+    before: dict[_Key, _Key] = {}
+    for row in rows:
+        earlier = [step for step in steps[row.agent] if step < row.step] if row.kind == "rejoined" else []
+        if earlier:
+            before[row.agent, row.step] = (row.agent, max(earlier))
+    return before
 
 
 def _directions_needed(row: Row) -> Iterator[_Key]:
@@ -203,8 +229,9 @@ def _by_time(rows: Iterable[Row]) -> list[Row]:
 
 def _never_executable(by_key: Mapping[_Key, Row]) -> dict[_Key, Row]:
     dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
+    before = _rows_before(by_key.values())
     for key, row in by_key.items():
-        for need in _versions_needed(row):
+        for need in _versions_needed(row, before):
             dependents[need].append(key)
     lost: dict[_Key, Row] = {}
     missing = [need for need in dependents if need not in by_key]
@@ -222,6 +249,7 @@ class _Ordering:
     def __init__(self, rows: dict[_Key, Row], with_directions: bool) -> None:
         self.left = rows
         self.with_directions = with_directions
+        self.before = _rows_before(rows.values())
         self.num_needs: Counter[_Key] = Counter()
         self.dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
         self.ready: list[tuple[float, int, int]] = []
@@ -249,7 +277,7 @@ class _Ordering:
         return result
 
     def needs(self, key: _Key) -> Iterator[_Key]:
-        return chain(_versions_needed(self.left[key]), self.directions_needed(key))
+        return chain(_versions_needed(self.left[key], self.before), self.directions_needed(key))
 
     def directions_needed(self, key: _Key) -> Iterator[_Key]:
         return _directions_needed(self.left[key]) if self.with_directions else iter(())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ray_pcasgd.run import Result
+from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import first_difference, read_rows
 from ray_pcasgd.trainer import Trainer
 

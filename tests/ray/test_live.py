@@ -1,8 +1,6 @@
 """Live runs on real actors: who is slow, who dies, who waits for whom."""
 
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +9,16 @@ import torch
 
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.learner import NonFiniteLossError
-from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.run import Result, Watcher
+from ray_pcasgd.result import Result
+from ray_pcasgd.run import Watcher
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer
+from tests.ray.faults import Killer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE = {"name": "ray", "mode": "live"}
+ALL_SLOW = {"stragglers": {0: 0.02, 1: 0.02, 2: 0.02}}
 SMALL: dict[str, Any] = {"num_agents": 3, "num_steps": 40, "evaluate_every": 40, "links": []}
-
-
-class Killer(Watcher):
-    """Kills an agent's process once another agent has taken a certain step."""
-
-    def __init__(self, agent: int, at_step: int) -> None:
-        self._agent = agent
-        self._at_step = at_step
-        self._process: int | None = None
-        self.events: list[Event] = []
-
-    def happened(self, event: Event) -> None:
-        self.events.append(event)
-        if event.kind == "agent_started" and event.agent == self._agent:
-            found = re.match(r"process (\d+)", event.detail)
-            assert found
-            self._process = int(found[1])
-
-    def stepped(self, report: StepReport) -> None:
-        if self._process is not None and report.row.step == self._at_step:
-            os.kill(self._process, signal.SIGKILL)
-            self._process = None
 
 
 def fit(folder: Path, watcher: Watcher | None = None, **settings: Any) -> Result:
@@ -67,8 +45,8 @@ def test_a_barrier_keeps_live_agents_in_step(tmp_path: Path) -> None:
 
 
 def test_a_live_run_goes_on_without_an_agent_that_was_killed(tmp_path: Path) -> None:
-    killer = Killer(agent=1, at_step=5)
-    result = fit(tmp_path, killer, max_failures=1, compute={"stragglers": {0: 0.02, 1: 0.02, 2: 0.02}}, num_steps=120)
+    killer = Killer((5, 1))
+    result = fit(tmp_path, killer, max_failures=1, compute=ALL_SLOW, num_steps=120)
     assert result.error is None
     assert ("agent_lost", 1) in {(event.kind, event.agent) for event in killer.events}
     rows, _ = read_rows(Path(result.path) / "schedule.parquet")
@@ -83,14 +61,14 @@ def test_a_live_run_goes_on_without_an_agent_that_was_killed(tmp_path: Path) -> 
 
 
 def test_a_lost_agent_fails_a_live_run_that_allows_none_and_keeps_its_files(tmp_path: Path) -> None:
-    result = fit(tmp_path, Killer(agent=1, at_step=5), compute={"stragglers": {0: 0.01, 1: 0.01, 2: 0.01}})
+    result = fit(tmp_path, Killer((5, 1)), max_failures=0, compute=ALL_SLOW)
     assert isinstance(result.error, RunError)
     assert "agent 1 lost" in str(result.error)
     assert (Path(result.path) / "model.safetensors").exists()
 
 
 def test_a_lost_agent_ends_a_planned_run_with_its_name_and_its_files(tmp_path: Path) -> None:
-    result = fit(tmp_path, Killer(agent=1, at_step=3), engine={"name": "ray"}, num_steps=3000)
+    result = fit(tmp_path, Killer((3, 1)), engine={"name": "ray"}, num_steps=3000, max_failures=0)
     assert isinstance(result.error, RunError)
     assert "agent 1 was lost" in str(result.error)
     assert read_rows(Path(result.path) / "schedule.parquet")[0]
@@ -131,7 +109,7 @@ def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_pa
 
 @pytest.mark.parametrize("lost", [1, 2], ids=["who answers", "who asks"])
 def test_pairs_go_on_without_an_agent_that_was_killed(lost: int, tmp_path: Path) -> None:
-    killer = Killer(agent=lost, at_step=12)
+    killer = Killer((12, lost))
     slow = dict.fromkeys(range(4), 0.02)
     result = fit(
         tmp_path, killer, algorithm="ad-psgd", num_agents=4, max_failures=1, compute={"stragglers": slow}, num_steps=80

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ray_pcasgd.agent import Agent
-from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.base import Report, RunError
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings, _Execution
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan, make_plan
-from ray_pcasgd.records import Event, Read, Row, StepReport
+from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Recorded
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer
@@ -141,7 +141,7 @@ def test_closing_the_run_restores_threads_and_global_random_numbers() -> None:
 # Schedules that are no schedules.
 
 
-def execute(own: Plan, rows: list[Row]) -> list[StepReport | Event]:
+def execute(own: Plan, rows: list[Row]) -> list[Report]:
     return list(LocalEngine(LocalSettings(), Recorded(tuple(rows))).run(own.specs, own.data))
 
 

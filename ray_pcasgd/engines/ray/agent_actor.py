@@ -9,11 +9,13 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from ray_pcasgd.agent import Agent, AgentSpec, Received
+from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, Parcel, pack, portable, unpack
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Read, Row, StepReport
+from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -31,11 +33,30 @@ class AgentActor(Shell):
 
     spec: AgentSpec
 
-    def __init__(self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any]) -> None:
-        super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler)
+    def __init__(
+        self,
+        spec: AgentSpec,
+        data: TaskData,
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        restored: Restored | None = None,
+        first_call: int = 0,
+    ) -> None:
+        super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler, first_call)
         self.agent = Agent(spec, data)
-        self.gone: set[int] = set()
         self.step_seconds = 0.0
+        self.is_isolated = False
+        self.is_restored = restored is not None
+        if restored is not None:
+            self.restore(restored)
+
+    def restore(self, restored: Restored) -> None:
+        """Go on from the agent's part of a state."""
+        self.is_isolated = restored.is_isolated
+        for message in restored.messages:
+            self.mailbox.start(message)
+        for neighbor, version in restored.left.items():
+            self.mailbox.isolate(neighbor, version)
 
     @property
     def version(self) -> int:
@@ -49,6 +70,8 @@ class AgentActor(Shell):
 
     def begin(self) -> None:
         """Put the version that all start from into the mailbox."""
+        if self.is_restored:
+            return
         start = Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
         for k in self.spec.neighbors:
             self.mailbox.start(Message(Header(k, 0, self.started_at, 0.0), start))
@@ -61,6 +84,7 @@ class AgentActor(Shell):
             if not self.spec.recipe.isolate_non_finite:
                 raise
             self.unsent.append(Event("agent_isolated", error.agent, error.step, str(error)))
+            self.is_isolated = True
             self.send(None, isolated=True)
             return None
 
@@ -100,25 +124,24 @@ class AgentActor(Shell):
 
     def send(self, contents: Contents | None, isolated: bool = False) -> None:
         """Send one message to every neighbor, and report those that are gone."""
-        version = self.agent.version
-        final = version == self.spec.recipe.num_steps
-        common = Header(
-            self.spec.agent,
-            version,
-            time.time(),
-            self.step_seconds,
-            final=final,
-            isolated=isolated,
-            mass=self.agent.mass,
-        )
+        common = self.header()._replace(isolated=isolated)
         # That an agent has left the run concerns all, not only those whom this version would be sent to.
         receivers = self.spec.receivers if isolated else self.agent.receivers()
         headers = {k: self.address(common, k) for k in receivers}
         for k in self.outbox.send(headers, contents, may_skip=self.may_skip):
-            self.gone.add(k)
-            self.unsent.append(Event("neighbor_lost", self.spec.agent, version, f"agent {k} does not answer"))
+            self.lose(k)
+            self.unsent.append(Event("neighbor_lost", self.spec.agent, self.version, f"agent {k} does not answer"))
+
+    def header(self) -> Header:
+        """Return the header of the agent's present version."""
+        version = self.agent.version
+        final = version == self.spec.recipe.num_steps
+        return Header(self.spec.agent, version, time.time(), self.step_seconds, final=final, mass=self.agent.mass)
 
     may_skip = False
+
+    def lose(self, neighbor: int) -> None:
+        """Take in that a neighbor is gone."""
 
     def address(self, header: Header, neighbor: int) -> Header:
         """Return the header for one neighbor."""
@@ -155,11 +178,28 @@ class PlannedAgentActor(AgentActor):
     awaited: Row | None = None
     """The row whose reads are waited for."""
 
+    def restore(self, restored: Restored) -> None:
+        """Go on from the agent's part of a state."""
+        super().restore(restored)
+        self.agent.restore(restored.agent)
+
+    def own_part(self, cut: Cut) -> Part:
+        """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
+        left = {k: version for k in self.spec.neighbors if (version := self.mailbox.left_at(k)) is not None}
+        messages = messages_before(cut, self.mailbox, self.spec.neighbors)
+        state = portable_state(self.agent.state())
+        return Part(self.spec.agent, self.version, cut.number, state, messages, left, self.is_isolated)
+
     def take_steps(self) -> None:
         """Execute the agent's rows in order."""
+        if self.is_isolated:
+            return
         for row in self.rows():
             if self.agent.version >= self.spec.recipe.num_steps:
                 return
+            if row.kind == "rejoined":
+                self.rejoin(row)
+                continue
             loss = self.compute()
             if loss is None:
                 return
@@ -167,6 +207,13 @@ class PlannedAgentActor(AgentActor):
             measures = self.agent.apply([self.open(item) for item in found])
             self.publish()
             self.finish_step(row._replace(reads=tuple(item.read for item in found)), loss, measures)
+
+    def rejoin(self, row: Row) -> None:
+        """Come back as the agent of a recorded run did."""
+        found = self.await_reads(row)
+        self.agent.rejoin([self.open(item) for item in found], row.step + 1)
+        self.publish()
+        self.finish_step(row, float("nan"), {})
 
     def await_reads(self, row: Row) -> list[Found]:
         """Wait for every version that the row names; leave out those of agents that left the run before them."""

@@ -4,15 +4,19 @@ import time
 from typing import Any
 
 from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError
 
-from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.engines.ray.agent_actor import AgentActor, Found
+from ray_pcasgd.agent import AgentSpec, Received
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.ray.agent_actor import Found
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
+from ray_pcasgd.engines.ray.returning import ReturningAgentActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import is_local
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.randomness import generator
-from ray_pcasgd.records import Read, Row
+from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, Proceed, SampledBarrier, WaitFor
 from ray_pcasgd.schedule.reading import OwnTimes, choose_all, choose_read
 from ray_pcasgd.tasks.task import TaskData
@@ -22,13 +26,20 @@ STEP_SECONDS_SMOOTHING = 0.8
 """Share of the old mean in the running mean of an agent's step time, by which others judge its staleness."""
 
 
-class LiveAgentActor(AgentActor):
+class LiveAgentActor(ReturningAgentActor):
     """Never waits beyond its barrier, for no message and for no neighbor."""
 
     def __init__(
-        self, spec: AgentSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], injection: Injection
+        self,
+        spec: AgentSpec,
+        data: TaskData,
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        injection: Injection,
+        restored: Restored | None = None,
+        first_call: int = 0,
     ) -> None:
-        super().__init__(spec, data, driving, scheduler)
+        super().__init__(spec, data, driving, scheduler, restored, first_call)
         self.barrier = injection.barrier
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self.barrier_draws = generator(injection.seed, "barrier", spec.agent)
@@ -42,12 +53,27 @@ class LiveAgentActor(AgentActor):
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
         self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier) and not self.agent.pushes
         self.may_skip = not self.agent.pushes
+        self.silent: set[int] = set()
+        """Neighbors that are not known to be gone, and from which nothing has come for too long."""
+        self.kept_at = time.monotonic()
 
     def take_steps(self) -> None:
         """Take all steps as fast as the barrier allows."""
-        while self.agent.version < self.spec.recipe.num_steps:
+        if self.is_restored and not self.is_back:
+            self.rejoin([], self.version + 1)
+        while self.agent.version < self.spec.recipe.num_steps and not self.is_isolated:
             if not self.take_step():
                 return
+            self.keep_part()
+
+    def keep_part(self) -> None:
+        """Give the driver the agent's part of the run's state, if it is time."""
+        every, now = self.driving.state_seconds, time.monotonic()
+        if every is None or now - self.kept_at < every:
+            return
+        state = portable_state(self.kept_state())
+        self.unsent.append(Part(self.spec.agent, self.version, 0, state, is_isolated=self.is_isolated))
+        self.kept_at = now
 
     def take_step(self) -> bool:
         """Take one step; return whether the agent is still in the run."""
@@ -59,7 +85,8 @@ class LiveAgentActor(AgentActor):
         ready = time.time()
         found = self.await_barrier(step)
         waited = time.time() - ready
-        measures = self.agent.apply([self.open(item) for item in found])
+        received = self.open_all(found)
+        measures = self.agent.apply(received)
         end = time.time()
         spent = end - start - waited
         keep = STEP_SECONDS_SMOOTHING if self.step_seconds else 0.0
@@ -67,7 +94,7 @@ class LiveAgentActor(AgentActor):
         self.own_times.sent_at.append(end)
         self.publish()
         began, computed, ended = (moment - self.started_at for moment in (start, ready, end))
-        reads = tuple(item.read for item in found)
+        reads = tuple(item.read for item in received)
         self.finish_step(Row(self.spec.agent, step, began, computed, ended, reads), loss, measures)
         return True
 
@@ -98,7 +125,15 @@ class LiveAgentActor(AgentActor):
             return " and ".join(f"version {v} of agent {k}" for k, v in waits_for[-1].versions.items())
 
         with self.changed:
-            self.wait_until(may_end, missing)
+            while True:
+                try:
+                    self.wait_until(may_end, missing)
+                    break
+                except RunError as error:
+                    late = waits_for[-1].versions
+                    self.silent |= set(late)
+                    tested.clear()
+                    self.unsent.append(Event("neighbor_silent", self.spec.agent, step, f"{error}; it goes on without"))
             found = [self.find(read) for read in self.choose_reads(decided[0].capped, step)]
             if self.agent.pushes:
                 for item in found:
@@ -110,7 +145,7 @@ class LiveAgentActor(AgentActor):
         result = {}
         for k in self.spec.neighbors:
             header = self.mailbox.newest(k)
-            over = header is None or header.final or self.mailbox.left(k) or k in self.gone
+            over = header is None or header.final or self.mailbox.left(k) or k in self.lost or k in self.silent
             result[k] = self.spec.recipe.num_steps if over or header is None else header.version
         return result
 
@@ -120,7 +155,7 @@ class LiveAgentActor(AgentActor):
         reads = []
         for k in self.agent.partners():
             cap = step if k in capped else None
-            if self.mailbox.left(k):
+            if self.mailbox.left(k) or k in self.lost or k in self.silent:
                 continue
             if self.agent.pushes:
                 reads += choose_all(self.mailbox, k, cap, now, self.own_times, self.may_read)
@@ -157,6 +192,7 @@ class LiveAgentActor(AgentActor):
 
     def took_in(self, neighbor: int) -> None:
         """Drop what the newest message replaces."""
+        self.silent.discard(neighbor)
         if self.replaces:
             readable = self.mailbox.readable(neighbor, None)
             if readable is not None:
@@ -166,6 +202,18 @@ class LiveAgentActor(AgentActor):
         """Return the newest readable version whose transfer is done; older ones are of no use any more."""
         versions = sorted((v for v in self.mailbox.versions(neighbor) if v <= readable), reverse=True)
         return next((v for v in versions if self.is_here(neighbor, v)), 0)
+
+    def open_all(self, found: list[Found]) -> list[Received]:
+        """Return what was found, fetched, but for what was lost with its sender meanwhile."""
+        received = []
+        for item in found:
+            try:
+                received.append(self.open(item))
+            except ObjectLostError as error:
+                k, version = item.read[:2]
+                detail = f"version {version} of agent {k} was lost ({type(error).__name__})"
+                self.unsent.append(Event("message_lost", self.spec.agent, self.version, detail))
+        return received
 
     def address(self, header: Header, neighbor: int) -> Header:
         """Return the header for one neighbor, with the delays that are injected on the link to it."""

@@ -149,7 +149,7 @@ class LivePairActor(PairActor):
             if self.is_over:
                 # Nobody else would hand it in, and the run ends once those who ask have what they asked for.
                 self.report(flush=True)
-                ray.get(list(self.handed_in))
+                ray.get([call.answer for call in self.handed_in])
         return version, before
 
     def take_steps(self) -> None:

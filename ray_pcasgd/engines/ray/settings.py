@@ -25,7 +25,8 @@ class RaySettings(Settings):
     placement_seconds: float = Field(60.0, gt=0)
     """How long to wait for the cluster to have the resources, before the run is given up."""
     message_seconds: float = Field(300.0, gt=0)
-    """Longest wait of an agent for one message, before the run is given up."""
+    """Longest wait of an agent for one message: after it, a planned run is taken for interrupted, and a live agent goes
+    on without the neighbor."""
     threads: int = Field(1, ge=1)
     """Threads that torch uses within one operation of one agent."""
     address: str | None = None

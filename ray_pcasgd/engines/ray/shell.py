@@ -4,8 +4,9 @@ import contextlib
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
@@ -14,35 +15,61 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.ray.parts import Part
+from ray_pcasgd.engines.ray.scheduler_actor import Said
 from ray_pcasgd.engines.ray.transport import Contents, Outbox
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.mailbox import Header, Mailbox, Message
-from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.records import Row
+from ray_pcasgd.schedule.scheduler import Cut
 
 REPORT_SECONDS = 0.25
 """Agents hand their reports to the scheduler about this often."""
 
 DEAL_ROWS = 64
-"""Rows that an agent asks for at a time; the next ones are under way while these are executed."""
+"""Most rows that an agent asks for at a time; the next ones are under way while these are executed."""
+
+DEAL_SECONDS = 0.5
+"""An agent asks for fewer rows where they take longer than this: a cut comes after all rows that are dealt."""
 
 
 class StoppedError(Exception):
     """The run is being stopped; not an error of the agent."""
 
 
+FOREVER = 2**62
+"""The mark of an agent that has sent its last message: it stands for that of any cut to come."""
+
+
 class Driving(NamedTuple):
     """How an agent actor is driven; the same for all agents of a run."""
 
     wait_seconds: float
-    """Longest wait for one message before the run is given up."""
+    """Longest wait for one message."""
     threads: int
+    state_seconds: float | None
+    """How often states are kept, if at all."""
+
+
+@dataclass
+class HandedIn:
+    """Reports that were handed to the scheduler in one call."""
+
+    number: int
+    said: list[Said]
+    answer: Any = None
 
 
 class Shell:
     """One agent's actor. Training runs in a thread of its own, so no message ever waits for a gradient."""
 
     def __init__(
-        self, spec: LearnerSpec, mailbox: Mailbox[Contents], driving: Driving, scheduler: ActorHandle[Any]
+        self,
+        spec: LearnerSpec,
+        mailbox: Mailbox[Contents],
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        first_call: int = 0,
     ) -> None:
         torch.set_num_threads(driving.threads)
         torch.backends.cudnn.deterministic = True
@@ -53,12 +80,16 @@ class Shell:
         self.changed = threading.Condition()
         self.stopped = False
         self.outbox = Outbox({})
-        self.unsent: list[StepReport | Event] = []
-        self.reports_sent = 0
-        self.handed_in: deque[Any] = deque(maxlen=64)
-        """The last calls with reports; earlier ones are long done."""
+        self.unsent: list[Said] = []
+        self.calls_made = first_call
+        self.handed_in: deque[HandedIn] = deque()
+        """What the driver is not known to have yet."""
         self.sent_at = time.perf_counter()
         self.started_at = 0.0
+        self.received: Counter[int] = Counter()
+        """Messages of each neighbor that have come."""
+        self.marks: dict[int, dict[int, int]] = {k: {} for k in spec.neighbors}
+        """Of each neighbor, how many messages it had sent before each cut."""
 
     def __repr__(self) -> str:
         return f"Agent({self.spec.agent})"
@@ -76,10 +107,18 @@ class Shell:
     def receive(self, header: Header, contents: Contents | None) -> None:
         """Take in a neighbor's message."""
         with self.changed:
+            self.received[header.sender] += 1
             self.mailbox.put(Message(header, contents), time.monotonic())
             self.took_in(header.sender)
             if self.is_worth_waking():
                 self.changed.notify_all()
+
+    @ray.method(concurrency_group="mail", enable_task_events=False)
+    def take_mark(self, neighbor: int, cut: int, sent: int) -> None:
+        """Take in how many messages a neighbor had sent before a cut."""
+        with self.changed:
+            self.marks[neighbor][cut] = sent
+            self.changed.notify_all()
 
     @ray.method(concurrency_group="mail")
     def stop(self) -> None:
@@ -94,6 +133,10 @@ class Shell:
         self.started_at = started_at
         with self.changed:
             self.begin()
+        self.train_on()
+
+    def train_on(self) -> None:
+        """Take the steps that are left, and let everything arrive that they brought."""
         try:
             with contextlib.suppress(StoppedError):
                 self.take_steps()
@@ -102,7 +145,9 @@ class Shell:
                 self.report(flush=True)
             # The driver looks for reports once this call has ended, and its own call could overtake these.
             with contextlib.suppress(RayActorError):
-                ray.get(list(self.handed_in))
+                ray.get([call.answer for call in self.handed_in])
+        if self.driving.state_seconds is not None:
+            self.outbox.mark(self.spec.agent, FOREVER)
         self.outbox.flush()
 
     @property
@@ -135,12 +180,41 @@ class Shell:
 
     def rows(self) -> Iterator[Row]:
         """Yield the agent's planned rows in order; the next ones are under way while these are executed."""
-        asked: Any = self.scheduler.deal.remote(self.spec.agent, DEAL_ROWS)
+        count = 4
+        asked: Any = self.scheduler.deal.remote(self.spec.agent, count)
         while dealt := ray.get(asked):
-            asked = self.scheduler.deal.remote(self.spec.agent, DEAL_ROWS)
-            yield from dealt
+            asked = self.scheduler.deal.remote(self.spec.agent, count)
+            began = time.monotonic()
+            for item in dealt:
+                if isinstance(item, Cut):
+                    self.pass_cut(item)
+                else:
+                    yield item
+            count = min(2 * count, DEAL_ROWS) if time.monotonic() - began < DEAL_SECONDS / 2 else max(count // 2, 1)
             # What comes next may depend on the losses of these.
             self.report(flush=True)
+
+    def pass_cut(self, cut: Cut) -> None:
+        """Give the driver the agent's part of the run's state at a cut, once all messages before it are here."""
+        self.outbox.mark(self.spec.agent, cut.number)
+        with self.changed:
+            self.wait_until(
+                lambda: all(self.has_all(k, cut.number) for k in self.marks),
+                lambda: f"cut {cut.number} of {[k for k in self.marks if not self.has_all(k, cut.number)]}",
+            )
+            for marks in self.marks.values():
+                for number in [n for n in marks if n <= cut.number]:
+                    del marks[number]
+            self.unsent.append(self.own_part(cut))
+            self.report(flush=True)
+
+    def has_all(self, neighbor: int, cut: int) -> bool:
+        """Return whether everything has come that a neighbor sent before a cut."""
+        return any(number >= cut and self.received[neighbor] >= sent for number, sent in self.marks[neighbor].items())
+
+    def own_part(self, cut: Cut) -> Part:
+        """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
+        raise AssertionError("Shell is abstract")
 
     def wait_until(self, condition: Callable[[], bool], missing: Callable[[], str]) -> None:
         """Wait until a condition on the mailbox holds; called with the lock held.
@@ -169,8 +243,34 @@ class Shell:
     def report(self, flush: bool = False) -> None:
         """Hand what has gathered to the scheduler, now or when it is due."""
         now = time.perf_counter()
-        if self.unsent and (flush or now - self.sent_at > REPORT_SECONDS):
-            self.handed_in.append(self.scheduler.record.remote(self.spec.agent, self.reports_sent, self.unsent))
-            self.reports_sent += 1
+        if not self.unsent or not (flush or now - self.sent_at > REPORT_SECONDS):
+            return
+        with self.changed:
+            self.forget_received()
+            self.handed_in.append(HandedIn(self.calls_made, self.unsent))
+            self.calls_made += 1
             self.unsent = []
             self.sent_at = now
+            self.hand_in(self.handed_in[-1])
+
+    def hand_in(self, call: HandedIn) -> None:
+        """Hand one call's reports to the scheduler; called with the lock held."""
+        oldest = self.handed_in[0].number
+        call.answer = self.scheduler.record.remote(self.spec.agent, call.number, oldest, call.said)
+
+    def forget_received(self) -> None:
+        """Forget the reports that the driver has; called with the lock held."""
+        answers = [call.answer for call in self.handed_in]
+        answered = ray.wait(answers, num_returns=len(answers), timeout=0)[0] if answers else []
+        with contextlib.suppress(RayActorError):
+            with_driver = max(ray.get(answered), default=0)
+            while self.handed_in and self.handed_in[0].number < with_driver:
+                self.handed_in.popleft()
+
+    @ray.method(concurrency_group="mail")
+    def adopt(self, scheduler: ActorHandle[Any]) -> None:
+        """Take a new scheduler for a lost one, and hand in again what the driver may not have."""
+        with self.changed:
+            self.scheduler = scheduler
+            for call in self.handed_in:
+                self.hand_in(call)

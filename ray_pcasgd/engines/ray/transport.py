@@ -1,8 +1,9 @@
 """How a version gets from one agent to another: Ray's object store, NumPy arrays, read without a copy."""
 
 import contextlib
+import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -68,31 +69,59 @@ def portable(snapshot: Snapshot) -> Any:
 
 
 class Outbox:
-    """Sends an agent's messages, notices neighbors that are gone, and never waits for one."""
+    """Sends an agent's messages, notices neighbors that are gone, and never waits for one.
+
+    One that has come back is taken in by another thread (``welcome``); everything else is the sender's own.
+    """
 
     def __init__(self, neighbors: Mapping[int, ActorHandle[Any]]) -> None:
+        self._handles: dict[int, Any] = dict(neighbors)
         self._neighbors: dict[int, Any] = {k: handle.receive for k, handle in neighbors.items()}
         self._pending: dict[int, deque[Any]] = {k: deque() for k in neighbors}
+        self._sent = Counter[int]()
+        self._lock = threading.Lock()
+
+    def welcome(self, neighbor: int, handle: ActorHandle[Any]) -> None:
+        """Send to a neighbor that has come back, or come in, from now on."""
+        with self._lock:
+            self._handles[neighbor] = handle
+            self._neighbors[neighbor] = handle.receive
+            self._pending[neighbor] = deque()
+
+    def drop(self, neighbor: int) -> None:
+        """Send to a neighbor no more."""
+        with self._lock:
+            self._neighbors.pop(neighbor, None)
+            self._pending.pop(neighbor, None)
+
+    def mark(self, sender: int, cut: int) -> None:
+        """Tell every neighbor how many messages were sent to it before a cut."""
+        with self._lock:
+            for k in self._neighbors:
+                self._pending[k].append(self._handles[k].take_mark.remote(sender, cut, self._sent[k]))
 
     def send(self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool) -> list[int]:
         """Send one message to each neighbor that has a header, and return the neighbors found to be gone.
 
         With ``may_skip``, a neighbor that has left many messages unanswered is left out.
         """
-        gone = [k for k in self._neighbors if len(self._pending[k]) >= CHECKED_CALLS and not self._is_alive(k)]
-        for k in gone:
-            del self._neighbors[k], self._pending[k]
-        for k, header in headers.items():
-            if k in self._neighbors and not (may_skip and len(self._pending[k]) >= PENDING_CALLS):
-                self._pending[k].append(self._neighbors[k].remote(header, contents))
-        return gone
+        with self._lock:
+            gone = [k for k in self._neighbors if len(self._pending[k]) >= CHECKED_CALLS and not self._is_alive(k)]
+            for k in gone:
+                del self._neighbors[k], self._pending[k]
+            for k, header in headers.items():
+                if k in self._neighbors and not (may_skip and len(self._pending[k]) >= PENDING_CALLS):
+                    self._pending[k].append(self._neighbors[k].remote(header, contents))
+                    self._sent[k] += 1
+            return gone
 
     def flush(self) -> None:
         """Wait until every neighbor that is alive has every message."""
-        for pending in self._pending.values():
+        with self._lock:
+            under_way = [list(pending) for pending in self._pending.values()]
+        for calls in under_way:
             with contextlib.suppress(RayActorError):
-                ray.get(list(pending))
-            pending.clear()
+                ray.get(calls)
 
     def _is_alive(self, neighbor: int) -> bool:
         """Return whether the neighbor has not failed to take a message; forget those that it took."""

@@ -1,0 +1,168 @@
+"""The actors of one run: made where there is room for them, made again where one was lost, and ended."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.engines.base import InterruptionError, RunError
+from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
+from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.live import LiveAgentActor
+from ray_pcasgd.engines.ray.pair_actors import LivePairActor, PlannedPairActor
+from ray_pcasgd.engines.ray.parts import Restored
+from ray_pcasgd.engines.ray.placement import Reservation
+from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
+from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWorkerActor
+from ray_pcasgd.engines.ray.server_live import LiveServerActor, LiveWorkerActor
+from ray_pcasgd.engines.ray.shell import Driving
+from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
+from ray_pcasgd.pairs import PairSpec
+from ray_pcasgd.records import Event
+from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
+from ray_pcasgd.server import ServerSpec, WorkerSpec
+from ray_pcasgd.tasks.task import TaskData
+
+_remote: Any = ray.remote  # its stubs know no concurrency groups
+_GROUPS = {"train": 1, "mail": 1}
+_SCHEDULER = _remote(num_cpus=0)(SchedulerActor)
+_PLANNED: dict[type[LearnerSpec], Any] = {
+    AgentSpec: _remote(concurrency_groups=_GROUPS)(PlannedAgentActor),
+    WorkerSpec: _remote(concurrency_groups=_GROUPS)(PlannedWorkerActor),
+    ServerSpec: _remote(concurrency_groups=_GROUPS)(PlannedServerActor),
+    PairSpec: _remote(concurrency_groups=_GROUPS)(PlannedPairActor),
+}
+_LIVE: dict[type[LearnerSpec], Any] = {
+    AgentSpec: _remote(concurrency_groups=_GROUPS)(LiveAgentActor),
+    WorkerSpec: _remote(concurrency_groups=_GROUPS)(LiveWorkerActor),
+    ServerSpec: _remote(concurrency_groups=_GROUPS)(LiveServerActor),
+    PairSpec: _remote(concurrency_groups=_GROUPS)(LivePairActor),
+}
+
+
+class Identity(NamedTuple):
+    """How a run's actors are named on a cluster."""
+
+    run: str
+    """The run's name."""
+    location: str
+    """Its folder, by which other processes find its scheduler."""
+
+    @property
+    def namespace(self) -> str:
+        """Ray's namespace of the run's actors."""
+        return f"ray_pcasgd {self.location}"
+
+
+class Crew:
+    """Makes and ends the actors of one run."""
+
+    def __init__(
+        self, identity: Identity, specs: Sequence[LearnerSpec], data: TaskData, reserved: Reservation, driving: Driving
+    ) -> None:
+        self.identity = identity
+        self.specs = specs
+        self._data = ray.put(data)
+        self._reserved = reserved
+        self._driving = driving
+        self.actors: dict[int, ActorHandle[Any]] = {}
+        self.scheduler: ActorHandle[Any] | None = None
+
+    def make_scheduler(self, schedule: Schedule, first_row: int = 0) -> ActorHandle[Any]:
+        """Make the scheduler's actor, also in the place of a lost one."""
+        # Where rows depend on losses, each agent may wait in it for its rows, and still it takes reports.
+        threads = len(self.specs) + 2 if waits_for_losses(schedule) else 1
+        options = {"name": f"{self.identity.run} scheduler", "namespace": self.identity.namespace}
+        if self.scheduler is not None:
+            ray.kill(self.scheduler)
+        made: ActorHandle[Any] = _SCHEDULER.options(max_concurrency=threads, **options).remote(
+            schedule, len(self.specs), first_row
+        )
+        self.scheduler = made
+        return made
+
+    def make(
+        self, agent: int, injection: Injection | None, restored: Restored | None = None, first_call: int = 0
+    ) -> ActorHandle[Any]:
+        """Make an agent's actor; a live one where there is an injection."""
+        bundle, spec = self._reserved.bundle, self.specs[agent]
+        place = PlacementGroupSchedulingStrategy(
+            self._reserved.group, placement_group_bundle_index=self._reserved.first + agent
+        )
+        actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)].options(
+            num_cpus=bundle.get("CPU", 0),
+            num_gpus=bundle.get("GPU", 0),
+            resources={k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
+            scheduling_strategy=place,
+        )
+        extra: dict[str, Any] = {} if injection is None else {"injection": injection}
+        if isinstance(spec, AgentSpec):
+            extra |= {"restored": restored, "first_call": first_call}
+        made: ActorHandle[Any] = actor_class.remote(spec, self._data, self._driving, self.scheduler, **extra)
+        self.actors[agent] = made
+        return made
+
+    def started(self) -> Iterator[Event]:
+        """Wait until every agent is built, and report where.
+
+        Raises:
+            InterruptionError: an agent was lost meanwhile.
+            RunError: an agent could not be built.
+
+        """
+        ready: list[Any] = [actor.ready.remote() for actor in self.actors.values()]
+        for agent, place in zip(self.actors, ready, strict=True):
+            try:
+                yield Event("agent_started", agent, 0, ray.get(place))
+            except RayTaskError as error:
+                raise RunError(f"agent {agent} could not be built: {error.cause}") from error
+            except RayError as error:
+                reason = str(error).splitlines()[0]
+                if isinstance(error, RayActorError) and "creation task" not in str(error):
+                    raise InterruptionError(f"agent {agent} was lost: {reason}", agent) from error
+                raise RunError(f"agent {agent} could not be started: {reason}") from error
+
+    def connect(self) -> None:
+        """Tell every agent whom it sends to."""
+        calls = [
+            actor.connect.remote({k: self.actors[k] for k in self.specs[agent].receivers if k in self.actors})
+            for agent, actor in self.actors.items()
+        ]
+        try:
+            ray.get(calls)
+        except RayActorError as error:
+            raise InterruptionError(f"an agent was lost: {str(error).splitlines()[0]}") from error
+
+    def stop(self, agents: Sequence[int], training: Sequence[Any], seconds: float = 30.0) -> None:
+        """Ask agents to stop, and wait for those that can."""
+        for agent in agents:
+            self.actors[agent].stop.remote()
+        if training:
+            ray.wait(list(training), num_returns=len(training), timeout=seconds)
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in [*self.actors.values(), *([self.scheduler] if self.scheduler else [])]:
+            ray.kill(actor)
+
+
+def failure(call: Any, agent: int) -> Exception | None:
+    """Return what ended an agent's training, if it was not its last step."""
+    try:
+        ray.get(call)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, ObjectLostError | RayActorError):
+            return InterruptionError(f"agent {agent} lost a message or its scheduler: {_first_line(cause)}", agent)
+        return cause if isinstance(cause, NonFiniteLossError | RunError) else error
+    except RayActorError as error:
+        return InterruptionError(f"agent {agent} was lost: {_first_line(error)}", agent)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,175 @@
+"""A live run on actors: agents that are lost come back, and nobody waits for them."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.engines.base import InterruptionError, Pause, Report, RunError
+from ray_pcasgd.engines.ray.collecting import Collector
+from ray_pcasgd.engines.ray.crew import Crew, failure
+from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.parts import Part, Restored, fetched
+from ray_pcasgd.engines.ray.planned_run import POLL_SECONDS
+from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.run_state import State
+from ray_pcasgd.schedule.scheduler import Recorded
+from ray_pcasgd.server import ServerSpec
+
+
+class LiveRun:
+    """Drives the actors of a live run."""
+
+    def __init__(
+        self, crew: Crew, injection: Injection, max_failures: int, state_seconds: float | None, state: State | None
+    ) -> None:
+        self.crew = crew
+        self.injection = injection
+        self.max_failures = max_failures
+        self.state_seconds = state_seconds
+        self.started_at = time.time() - (0.0 if state is None else state["seconds"])
+        self.collector = Collector(crew.make_scheduler(Recorded()), len(crew.specs))
+        self.states: dict[int, State] = {} if state is None else dict(enumerate(state["agents"]))
+        """Each agent's newest part of the run's state."""
+        for agent in range(len(crew.specs)):
+            crew.make(agent, injection, self.restored(agent))
+        self.versions = [0] * len(crew.specs)
+        """What each agent is known to have come to."""
+        self.training: dict[Any, int] = {}
+        self.away: set[int] = set()
+        """Agents that are lost, or have left."""
+        self.returning: dict[Any, int] = {}
+        """Those of them that are being made again; the calls return once there is room for them and they are built."""
+        self.finished: set[int] = set()
+        self.failures = 0
+        self.kept_at = time.monotonic()
+
+    def restored(self, agent: int) -> Restored | None:
+        """Return what an agent goes on from, if anything of it was kept."""
+        state = self.states.get(agent)
+        return None if state is None else Restored(state, (), {}, state.get("isolated", False))
+
+    def reports(self) -> Iterator[Report]:
+        """Let all agents train, and yield what they say."""
+        try:
+            yield from self.crew.started()
+            self.crew.connect()
+        except InterruptionError as interruption:
+            raise RunError(str(interruption)) from interruption
+        self.training = {actor.train.remote(self.started_at): agent for agent, actor in self.crew.actors.items()}
+        failures: list[Exception] = []
+        while (self.training or (self.returning and not self.finished)) and not failures:
+            done, _ = ray.wait(list(self.training), num_returns=len(self.training), timeout=POLL_SECONDS)
+            for call in done:
+                agent = self.training.pop(call)
+                error = failure(call, agent)
+                if isinstance(error, InterruptionError):
+                    yield from self.lose(agent, error)
+                elif error is not None:
+                    failures.append(error)
+                else:
+                    self.finished.add(agent)
+            yield from self.drain()
+            yield from self.look_for_those_who_return()
+            yield from self.pauses()
+        if failures:
+            self.crew.stop([agent for agent in self.training.values() if agent not in self.away], [*self.training])
+            yield from self.drain()
+            raise failures[0]
+        if not self.finished:
+            raise RunError("every agent was lost")
+
+    def lose(self, agent: int, error: InterruptionError) -> Iterator[Report]:
+        """Go on without an agent, until it comes back.
+
+        Raises:
+            RunError: it is one that the run cannot do without.
+
+        """
+        yield from self.drain()
+        if isinstance(self.crew.specs[agent], ServerSpec):
+            raise RunError(str(error))
+        self.failures += 1
+        self.away.add(agent)
+        yield Event("agent_lost", agent, self.versions[agent], str(error))
+        for other, spec in enumerate(self.crew.specs):
+            is_told = isinstance(spec, ServerSpec) or (
+                isinstance(spec, AgentSpec) and agent in {*spec.neighbors, *spec.receivers}
+            )
+            if is_told and other not in self.away:
+                self.crew.actors[other].neighbor_lost.remote(agent)
+        self.collector.scheduler.forget.remote(agent)
+        if isinstance(self.crew.specs[agent], AgentSpec) and (
+            self.max_failures < 0 or self.failures <= self.max_failures
+        ):
+            self.bring_back(agent)
+
+    def bring_back(self, agent: int) -> None:
+        """Make a lost agent's actor again, and let it come back once there is room for it."""
+        ray.kill(self.crew.actors[agent])
+        made = self.crew.make(agent, self.injection, self.restored(agent), self.collector.next_call(agent))
+        self.returning[made.ready.remote()] = agent
+
+    def look_for_those_who_return(self) -> Iterator[Report]:
+        """Let agents come back that are built again; those for which there is no room are left out at the end."""
+        if not self.returning:
+            return
+        built, _ = ray.wait(list(self.returning), num_returns=len(self.returning), timeout=0)
+        for call in built:
+            agent = self.returning.pop(call)
+            error = failure(call, agent)
+            if isinstance(error, InterruptionError):
+                yield from self.lose(agent, error)
+                continue
+            if error is not None:
+                raise RunError(f"agent {agent} could not be built again: {error}")
+            yield Event("agent_started", agent, self.versions[agent], ray.get(call))
+            spec = self.crew.specs[agent]
+            others = {k: self.crew.actors[k] for k in {*spec.neighbors, *spec.receivers} if k not in self.away}
+            self.away.discard(agent)
+            actor = self.crew.actors[agent]
+            self.training[actor.come_back.remote(others, self.started_at, self.versions[agent] + 1)] = agent
+
+    def drain(self) -> Iterator[Report]:
+        """Yield what agents have said; keep their parts of the state."""
+        try:
+            said = self.collector.drain()
+        except RayError as error:
+            yield from self.replace_scheduler(error)
+            said = self.collector.drain()
+        for one in said:
+            if isinstance(one, Part):
+                try:
+                    self.states[one.agent] = fetched(one.state) | {"isolated": one.is_isolated}
+                except RayError:
+                    continue  # lost together with its agent; an older one stays
+            else:
+                if isinstance(one, StepReport):
+                    self.versions[one.row.agent] = one.row.step + 1
+                yield one
+
+    def replace_scheduler(self, error: RayError) -> Iterator[Report]:
+        """Put another scheduler in the place of one that was lost; agents say again what it may have taken with it."""
+        self.failures += 1
+        yield Event("scheduler_lost", -1, -1, f"the scheduler was lost: {str(error).splitlines()[0]}")
+        scheduler = self.crew.make_scheduler(Recorded())
+        self.collector.replace(scheduler)
+        calls: list[Any] = [
+            actor.adopt.remote(scheduler) for agent, actor in self.crew.actors.items() if agent not in self.away
+        ]
+        ray.wait(calls, num_returns=len(calls), timeout=30.0)
+
+    def pauses(self) -> Iterator[Pause]:
+        """Yield a pause if it is time, and every agent that is there has given its part of the state."""
+        if self.state_seconds is None or time.monotonic() - self.kept_at < self.state_seconds:
+            return
+        if self.crew.actors.keys() - self.away - self.states.keys():
+            return
+        agents = [self.states.get(agent) for agent in range(len(self.crew.specs))]
+        state = {"seconds": time.time() - self.started_at, "agents": agents}
+        versions = tuple(0 if one is None else int(one["version"]) for one in agents)
+        yield Pause(min(versions), max(versions), lambda: state, versions)
+        self.kept_at = time.monotonic()

@@ -1,0 +1,110 @@
+"""The parts of a run's state, as its actors give them, and the state that they make together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ray_pcasgd.engines.ray.transport import Contents, Parcel, pack
+from ray_pcasgd.mailbox import Header, Mailbox, Message
+from ray_pcasgd.run_state import State
+from ray_pcasgd.schedule.scheduler import Cut
+
+
+class Part(NamedTuple):
+    """What one agent adds to the run's state."""
+
+    agent: int
+    version: int
+    cut: int
+    """The cut's number; 0 where the agent chose the moment by itself."""
+    state: Any
+    """A reference to the agent's own state."""
+    messages: tuple[Message[Contents], ...] = ()
+    """Those that it has before the cut, and may still read after it."""
+    left: Mapping[int, int] = {}
+    """Neighbors that have left the run, and their last versions."""
+    is_isolated: bool = False
+    """Whether the agent itself has left the run."""
+
+
+class Restored(NamedTuple):
+    """What one agent goes on from."""
+
+    agent: State
+    messages: tuple[Message[Contents], ...]
+    left: Mapping[int, int]
+    is_isolated: bool
+
+
+def portable_state(state: State) -> Any:
+    """Return a reference to an agent's state, with its tensors as NumPy arrays."""
+    return ray.put(tree_map(lambda leaf: leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) else leaf, state))
+
+
+def fetched(reference: Any) -> State:
+    """Return an agent's state from its reference."""
+    state: State = tree_map(_tensor, ray.get(reference))
+    return state
+
+
+def _tensor(leaf: Any) -> Any:
+    # A copy: what Ray returns is a view of its shared memory, which it would have to keep.
+    return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
+
+
+def join_parts(cut: Cut, parts: Sequence[Part], seconds: float) -> State:
+    """Return the run's state at a cut; what several agents have of one neighbor's version is in it once."""
+    messages: dict[tuple[int, int], list[Any]] = {}
+    for part in parts:
+        for header, contents in part.messages:
+            key = (header.sender, header.version)
+            if contents is not None and key not in messages:
+                messages[key] = [*map(_opened, contents), header.mass]
+    return {
+        "rows": cut.rows,
+        "seconds": seconds,
+        "agents": [fetched(part.state) for part in parts],
+        "inboxes": [[list(message.header[:2]) for message in part.messages] for part in parts],
+        "messages": messages,
+        "left": [dict(part.left) for part in parts],
+        "isolated": [part.is_isolated for part in parts],
+    }
+
+
+def restored_parts(state: State) -> list[Restored]:
+    """Return what each agent goes on from; what travels to several of them lies in the object store once."""
+    contents = {key: Contents(*map(_packed, parts[:3])) for key, parts in state["messages"].items()}
+    return [
+        Restored(
+            agent,
+            tuple(
+                Message(Header(k, v, 0.0, 0.0, mass=state["messages"][k, v][3]), contents[k, v])
+                for k, v in state["inboxes"][number]
+            ),
+            state["left"][number],
+            state["isolated"][number],
+        )
+        for number, agent in enumerate(state["agents"])
+    ]
+
+
+def messages_before(cut: Cut, mailbox: Mailbox[Contents], neighbors: Sequence[int]) -> tuple[Message[Contents], ...]:
+    """Return the messages of a mailbox that were sent before the cut."""
+    found = (mailbox.get(k, v) for k in neighbors for v in sorted(mailbox.versions(k)) if v <= cut.versions[k])
+    return tuple(message for message in found if message is not None)
+
+
+def _opened(parcel: Parcel | None) -> Tensor | None:
+    if parcel is None:
+        return None
+    array = ray.get(parcel[0]) if isinstance(parcel, list) else parcel
+    return torch.from_numpy(array.copy())
+
+
+def _packed(tensor: Tensor | None) -> Any:
+    return None if tensor is None else pack(tensor)

@@ -1,0 +1,106 @@
+"""A planned run on actors: each waits for exactly what its rows name, so what is lost can be done again."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ray_pcasgd.engines.base import InterruptionError, Pause, Report
+from ray_pcasgd.engines.ray.collecting import Collector
+from ray_pcasgd.engines.ray.crew import Crew, failure
+from ray_pcasgd.engines.ray.parts import Part, join_parts, restored_parts
+from ray_pcasgd.records import Event
+from ray_pcasgd.run_state import State
+from ray_pcasgd.schedule.scheduler import Cut, Schedule
+
+POLL_SECONDS = 0.1
+"""How often the driver asks for reports while agents train."""
+
+
+class PlannedRun:
+    """Drives the actors of a planned run, and cuts its schedule from time to time to keep the run's state."""
+
+    def __init__(self, crew: Crew, schedule: Schedule, state_seconds: float | None, state: State | None) -> None:
+        self.crew = crew
+        self.state_seconds = state_seconds
+        """How often the schedule is cut; nothing where the run's agents have no state to give."""
+        self.started_at = time.time() - (0.0 if state is None else state["seconds"])
+        scheduler = crew.make_scheduler(schedule, 0 if state is None else state["rows"])
+        restored = [None] * len(crew.specs) if state is None else restored_parts(state)
+        for agent, own in enumerate(restored):
+            crew.make(agent, None, own)
+        self.scheduler = scheduler
+        self.collector = Collector(scheduler, len(crew.specs))
+        self.training: dict[Any, int] = {}
+        self.cut: Cut | None = None
+        self.parts: dict[int, Part] = {}
+        self.cut_at = time.monotonic()
+
+    def reports(self) -> Iterator[Report]:
+        """Let all agents train, and yield what they say."""
+        yield from self.crew.started()
+        self.crew.connect()
+        self.training = {actor.train.remote(self.started_at): agent for agent, actor in self.crew.actors.items()}
+        failures: list[Exception] = []
+        while self.training and not failures:
+            done, _ = ray.wait(list(self.training), num_returns=len(self.training), timeout=POLL_SECONDS)
+            ended = [failure(call, self.training.pop(call)) for call in done]
+            failures = [error for error in ended if error is not None]
+            yield from self.drain()
+            if not failures:
+                yield from self.pauses()
+        if failures:
+            # What has no remedy goes first: others wait in vain for an agent whose loss is not finite.
+            error = min(failures, key=lambda error: isinstance(error, InterruptionError))
+            if not isinstance(error, InterruptionError):
+                self.crew.stop([*self.training.values()], [*self.training])
+            yield from self.drain()
+            raise error
+
+    def drain(self) -> Iterator[Report]:
+        """Yield what agents have said; keep their parts of the state.
+
+        Raises:
+            InterruptionError: the scheduler was lost, or an evaluation together with its agent.
+
+        """
+        try:
+            said = self.collector.drain()
+        except RayError as error:
+            raise InterruptionError(f"the scheduler was lost: {str(error).splitlines()[0]}") from error
+        for one in said:
+            if isinstance(one, Part):
+                self.parts[one.agent] = one
+            elif isinstance(one, Event) and one.kind == "evaluation_lost":
+                raise InterruptionError(one.detail, one.agent)
+            else:
+                yield one
+
+    def pauses(self) -> Iterator[Pause]:
+        """Cut the schedule if it is time; yield a pause once all agents have come to the cut."""
+        if self.state_seconds is None:
+            return
+        try:
+            if self.cut is None:
+                if time.monotonic() - self.cut_at >= self.state_seconds:
+                    self.parts = {}
+                    asked: Any = self.scheduler.cut.remote()
+                    self.cut = ray.get(asked)
+                return
+            # Those who have taken their last step come to no cut any more.
+            for agent in self.crew.actors.keys() - self.parts.keys() - set(self.training.values()):
+                asked = self.crew.actors[agent].own_part.remote(self.cut)
+                self.parts[agent] = ray.get(asked)
+            if len(self.parts) < len(self.crew.actors):
+                return
+            parts = [self.parts[agent] for agent in sorted(self.parts)]
+            state = join_parts(self.cut, parts, time.time() - self.started_at)
+        except RayError:
+            # An agent is lost, of which its own call says more.
+            self.cut, self.cut_at = None, time.monotonic()
+            return
+        versions = [part.version for part in parts]
+        yield Pause(min(versions), max(versions), lambda: state)
+        self.cut, self.cut_at = None, time.monotonic()

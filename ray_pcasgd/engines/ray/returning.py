@@ -1,0 +1,155 @@
+"""How an agent comes back into a live run, or leaves it on purpose, and how its neighbors take that."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+
+from ray_pcasgd.agent import Received
+from ray_pcasgd.engines.ray.agent_actor import AgentActor, Found
+from ray_pcasgd.engines.ray.parts import Restored
+from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
+from ray_pcasgd.mailbox import Header, Message
+from ray_pcasgd.records import Event, Read, Row, Snapshot
+
+WELCOME_SECONDS = 30.0
+"""How long an agent that comes back waits for its neighbors' versions; who has not answered by then is left out."""
+
+
+class Offer(NamedTuple):
+    """What a neighbor tells an agent that comes back."""
+
+    header: Header
+    """Of the neighbor's own newest version."""
+    contents: Contents
+    known: int
+    """The newest version that the neighbor knows of the agent which comes back."""
+
+
+class ReturningAgentActor(AgentActor):
+    """An agent's actor whose neighbors may be lost, and come back."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self.lost: set[int] = set()
+        """Neighbors that are known to be gone."""
+        self.published: tuple[Header, Contents] | None = None
+        """The newest version, as it travels."""
+        self.is_back = False
+        """Whether it has come back into the run since its actor was made."""
+        self.is_leaving = False
+        super().__init__(*arguments, **more)
+
+    def restore(self, restored: Restored) -> None:
+        """Be where the agent was when its state was kept."""
+        super().restore(restored)
+        state = restored.agent
+        self.agent.place(state["version"], Snapshot(state["weights"], state["buffers"], state["integers"]))
+
+    def kept_state(self) -> dict[str, Any]:
+        """Return what ``restore`` needs."""
+        weights, buffers, integers = self.agent.snapshot()
+        return {"version": self.version, "weights": weights, "buffers": buffers, "integers": integers}
+
+    def send(self, contents: Contents | None, isolated: bool = False) -> None:
+        """Send one message to every neighbor, and remember it for those who come back."""
+        if contents is not None:
+            self.published = (self.header(), contents)
+        super().send(contents, isolated)
+
+    def lose(self, neighbor: int) -> None:
+        """Take in that a neighbor is gone: it is waited for no more, and what it is known to be is read no more."""
+        self.lost.add(neighbor)
+
+    @ray.method(concurrency_group="mail")
+    def neighbor_lost(self, neighbor: int) -> None:
+        """Take in that a neighbor is gone, from the driver, which notices first."""
+        with self.changed:
+            self.lose(neighbor)
+            self.outbox.drop(neighbor)
+            self.changed.notify_all()
+
+    @ray.method(concurrency_group="mail")
+    def welcome(self, neighbor: int, handle: ActorHandle[Any]) -> Offer:
+        """Take a neighbor in that comes back, and tell it what it comes back from."""
+        with self.changed:
+            known = 0
+            if neighbor in self.spec.neighbors:
+                newest = self.mailbox.newest(neighbor)
+                known = newest.version if newest else 0
+                self.mailbox.readmit(neighbor)
+            if neighbor in self.spec.receivers:
+                self.outbox.welcome(neighbor, handle)
+            self.lost.discard(neighbor)
+            if self.published is None:
+                self.published = (self.header(), Contents(pack(self.agent.weights), pack(self.agent.buffers), None))
+            header, contents = self.published
+            return Offer(header, contents, known)
+
+    @ray.method(concurrency_group="train")
+    def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:
+        """Come back into a run and train on; the agent's next version is ``at_least`` this one."""
+        self.started_at = started_at
+        self.outbox = Outbox({k: handle for k, handle in neighbors.items() if k in self.spec.receivers})
+        self.lost = {k for k in self.spec.neighbors if k not in neighbors}
+        offers = self.ask(neighbors)
+        at_least = max([at_least, *(offer.known + 1 for offer in offers.values())])
+        here = {k: offer for k, offer in offers.items() if k in self.spec.neighbors}
+        mean = sum(offer.header.version for offer in here.values()) / len(here) if here else 0.0
+        if here and (not self.is_restored or self.version < mean):
+            with self.changed:
+                for offer in here.values():
+                    self.mailbox.start(Message(offer.header, offer.contents))
+            found = [
+                Found(Read(k, offer.header.version, 0, 0), offer.contents, None, 1.0)
+                for k, offer in sorted(here.items())
+            ]
+            self.rejoin(found, max(at_least, int(mean)))
+        else:
+            self.rejoin([], max(at_least, self.version + 1))
+        self.train_on()
+
+    def ask(self, neighbors: Mapping[int, ActorHandle[Any]]) -> dict[int, Offer]:
+        """Return what those neighbors offer that answer soon."""
+        myself = ray.get_runtime_context().current_actor
+        asked: dict[Any, int] = {handle.welcome.remote(self.spec.agent, myself): k for k, handle in neighbors.items()}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WELCOME_SECONDS) if asked else ([], [])
+        offers = {}
+        for call in answered:
+            try:
+                offers[asked[call]] = ray.get(call)
+            except RayActorError:
+                self.lose(asked[call])
+        return offers
+
+    def rejoin(self, found: list[Found], version: int) -> None:
+        """Be in the run again at a version, as the mean of what was found, or as the agent is where that is nothing."""
+        version = min(version, self.spec.recipe.num_steps)
+        received: list[Received] = []
+        for item in found:
+            try:
+                received.append(self.open(item))
+            except RayError as error:
+                detail = f"version {item.read.version} of agent {item.read.neighbor} was lost ({type(error).__name__})"
+                self.unsent.append(Event("message_lost", self.spec.agent, version, detail))
+        self.agent.rejoin(received, version)
+        self.is_back = True
+        now = time.time() - self.started_at
+        whence = " and ".join(f"agent {one.read.neighbor}" for one in received)
+        detail = f"agent {self.spec.agent} is back at step {version}, " + (
+            f"as the mean of {whence}" if received else "as it was when its state was kept"
+        )
+        self.unsent.append(Event("agent_returned", self.spec.agent, version, detail))
+        self.publish()
+        reads = tuple(one.read for one in received)
+        self.finish_step(Row(self.spec.agent, version - 1, now, now, now, reads, "rejoined"), float("nan"), {})
+
+    @ray.method(concurrency_group="mail")
+    def leave(self) -> None:
+        """Leave the run on purpose, after the present step."""
+        with self.changed:
+            self.is_leaving = True
+            self.stopped = True
+            self.changed.notify_all()
