@@ -60,6 +60,8 @@ class Run:
         self.monitor = Monitor(len(plan.specs), self.model.evaluate, plan.servers)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.states = StateFiles(folder.states, config.checkpoint)
+        self.storage_error: RunError | None = None
+        """What kept the run's files from being written."""
         self.rows: list[Row] = []
         self.lost: list[Event] = []
         self.left: set[int] = set()
@@ -180,8 +182,21 @@ class Run:
     def finish(self) -> None:
         """Write what there is, after the last report; whatever else went wrong, too."""
         self.watcher.evaluated(self.monitor.finish())
-        self.write()
+        self.make_executable()
+        self.saving(self.write)
         self.watcher.finished()
+
+    def saving(self, write: Callable[[], None]) -> None:
+        """Write files; where the run's folder does not take them, to one that does, and say so."""
+        try:
+            write()
+        except OSError as error:
+            wanted, kept = self.folder.path, self.folder.rescue()
+            self.storage_error = RunError(
+                f"storage_path = {self.plan.config.storage_path!r}: {wanted} could not be written ({error}); the run's "
+                f"files are in {kept}"
+            )
+            write()
 
     def shortfall(self) -> RunError | None:
         """Return what makes a run that came to its end a failure."""
@@ -212,8 +227,11 @@ class Run:
 
     def take_event(self, event: Event) -> None:
         """Take in an event."""
-        self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
+        error = self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
         self.watcher.happened(event)
+        if error is not None:
+            detail = f"{self.folder.path} cannot be written ({error}); the run goes on, and tries again"
+            self.watcher.happened(Event("storage_failed", -1, -1, detail))
         if event.agent in self.left and event.kind == "agent_isolated":
             return  # isolated anew, on the way that was taken before
         if event.kind == "agent_lost":
@@ -232,11 +250,14 @@ class Run:
         self.watcher.evaluated(rows)
         consensus = self.monitor.latest
         assert consensus is not None
-        self.checkpoints.offer(rows[-1], lambda: self.model.state_dict(consensus.mean))
+        try:
+            self.checkpoints.offer(rows[-1], lambda: self.model.state_dict(consensus.mean))
+        except OSError as error:
+            step = rows[-1]["step"]
+            self.take_event(Event("model_not_kept", -1, step, f"the model of step {step} could not be kept: {error}"))
 
     def write(self) -> None:
         """Write everything that there is so far."""
-        self.make_executable()
         self.folder.write_metrics(self.monitor.frame())
         self.folder.write_schedule(self.rows, self.schedule_metadata())
         if self.monitor.latest is not None:
@@ -276,7 +297,7 @@ class Run:
         """Return what came of the run, which ended early with ``error`` where one is given."""
         if error is not None:
             self.folder.add_event({"kind": "run_failed", "detail": str(error)})
-        error = error or self.shortfall()
+        error = error or self.shortfall() or self.storage_error
         frame = self.monitor.frame()
         final = final_metrics(frame)
         training_seconds = time.perf_counter() - (self.first_step_at or self.started_at)
@@ -292,14 +313,20 @@ class Run:
             "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
             "error": str(error) if error else None,
         }
-        self.folder.write_result(summary)
+        self.saving(lambda: self.folder.write_result(summary))
         if error is None:
             self.states.drop()
         has_model, path = self.folder.model.exists(), str(self.folder.path)
         storage = self.plan.config.storage_path
         if is_remote(storage):
-            path = self.folder.publish(storage)
-            self.checkpoints.published(path)
+            try:
+                path = self.folder.publish(storage)
+                self.checkpoints.published(path)
+            except OSError as failed:
+                error = error or RunError(
+                    f"storage_path = {storage!r}: cannot be written ({failed}); the run's files are in {path}"
+                )
+        error = error or self.storage_error
         checkpoint = Checkpoint(path) if has_model else None
         return Result(
             metrics=flat_metrics(final),

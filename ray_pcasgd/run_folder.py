@@ -1,5 +1,6 @@
 """The files of one run."""
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ray_pcasgd.config import Config
@@ -26,6 +27,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unwritten = ""
+        """Events that could not be written yet."""
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
@@ -100,10 +103,27 @@ class RunFolder:
         """The consensus model's file."""
         return self.path / "model.safetensors"
 
-    def add_event(self, event: Mapping[str, Any]) -> None:
-        """Append one event."""
+    def add_event(self, event: Mapping[str, Any]) -> OSError | None:
+        """Append one event; return what kept it from being written, in which case the next call tries again."""
+        self._unwritten += json.dumps(event) + "\n"
+        try:
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(self._unwritten)
+        except OSError as error:
+            return error
+        self._unwritten = ""
+        return None
+
+    def rescue(self) -> Path:
+        """Go on in a temporary folder of this machine, since the run's own cannot be written."""
+        unwritable, self.path = self.path, Path(tempfile.mkdtemp(prefix="ray_pcasgd_")) / self.path.name
+        self.path.mkdir()
+        for name in ("config.yaml", "events.jsonl"):
+            with contextlib.suppress(OSError):
+                shutil.copy(unwritable / name, self.path / name)
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(self._unwritten)
+        return self.path
 
     def write_metrics(self, frame: pd.DataFrame) -> None:
         """Write the metrics rows so far."""
@@ -115,7 +135,7 @@ class RunFolder:
 
     def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path | None = None) -> None:
         """Write a state dict as a safetensors file."""
-        save_file(dict(tensors), path or self.model, metadata=dict(metadata))
+        (path or self.model).write_bytes(save(dict(tensors), metadata=dict(metadata)))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the run's summary."""

@@ -19,7 +19,7 @@ from ray_pcasgd.timing import check_timing
 
 def check_server_settings(config: Config, rule: ServerRule) -> None:
     """Raise ``ValueError`` where a setting has no meaning beside a server."""
-    if config.barrier is not None:
+    if config.barrier is not None and config.barrier.name != "none":
         raise ValueError(
             f"barrier.name = {config.barrier.name!r}: allowed beside a server is none; algorithm.gathering says who is "
             "waited for"

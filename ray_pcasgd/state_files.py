@@ -58,9 +58,9 @@ class StateFiles:
             for path in (unfinished / _STATE, unfinished / _CHECKSUM, unfinished):
                 _reach_disk(path)
             unfinished.rename(self._folder / f"{number:06d}")
-        except OSError:
+        except (OSError, RuntimeError) as error:  # torch turns an error of the file system into its own
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+            raise OSError(str(error).splitlines()[0]) from error
         for name in [*names, f"{number:06d}"][: -self._settings.states_to_keep]:
             shutil.rmtree(self._folder / name)
 
