@@ -17,7 +17,7 @@ from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.result import Result, final_metrics, flat_metrics
 from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.run_folder import RunFolder, is_remote
-from ray_pcasgd.run_state import State
+from ray_pcasgd.run_state import State, step_of
 from ray_pcasgd.schedule.trace import in_causal_order, published, trace_hash
 from ray_pcasgd.state_files import StateFiles
 
@@ -79,6 +79,8 @@ class Run:
             self.start()
             if state is not None:
                 self.restore(state["run"])
+                step = step_of(state["engine"])
+                self.take_event(Event("run_resumed", -1, step, f"on from the state of step {step}"))
             while state := self.advance(state):
                 pass
         except (NonFiniteLossError, RunError) as ended:
@@ -106,7 +108,7 @@ class Run:
             if 0 <= self.plan.config.max_failures < self.interruptions:
                 raise
             state = self.last_state() or {"engine": None}
-            step = min(one["version"] for one in state["engine"]["agents"]) if state["engine"] else 0
+            step = step_of(state["engine"])
             self.take_event(Event("run_restarted", interruption.agent, step, f"{interruption}; on from step {step}"))
             return state
         return None
@@ -160,10 +162,9 @@ class Run:
         self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
         self.taken = {row[:2] for row in self.rows}
         self.monitor.restore(state["monitor"])
-        step = max((row["step"] for row in self.monitor.rows), default=0)
-        self.checkpoints.restore(state["checkpoints"], step)
+        evaluated = max((row["step"] for row in self.monitor.rows), default=0)
+        self.checkpoints.restore(state["checkpoints"], evaluated)
         self.started_at = time.perf_counter() - state["seconds"]
-        self.folder.add_event({"time": round(state["seconds"], 3), "kind": "resumed", "step": step})
 
     def start(self) -> None:
         """Take in the plan, before the first report."""

@@ -29,6 +29,12 @@ def load_state(path: Path) -> State:
     return state
 
 
+def step_of(engine: State | None) -> int:
+    """Return the step from which all agents go on with an engine's state."""
+    agents = engine["agents"] if engine else []
+    return min((int(one["version"]) if one else 0 for one in agents), default=0)
+
+
 def leaves_of(tree: Any) -> list[Any]:
     """Return the tensors and numbers of a tree, in its order."""
     return list(tree_leaves(tree))

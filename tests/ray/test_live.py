@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.faults.injecting import Fault, kill
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.result import Result
 from ray_pcasgd.run import Watcher
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer
-from tests.ray.faults import Killer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE = {"name": "ray", "mode": "live"}
@@ -45,7 +45,7 @@ def test_a_barrier_keeps_live_agents_in_step(tmp_path: Path) -> None:
 
 
 def test_a_live_run_goes_on_without_an_agent_that_was_killed(tmp_path: Path) -> None:
-    killer = Killer((5, 1))
+    killer = Fault(5, kill(1))
     result = fit(tmp_path, killer, max_failures=1, compute=ALL_SLOW, num_steps=120)
     assert result.error is None
     assert ("agent_lost", 1) in {(event.kind, event.agent) for event in killer.events}
@@ -61,14 +61,14 @@ def test_a_live_run_goes_on_without_an_agent_that_was_killed(tmp_path: Path) -> 
 
 
 def test_a_lost_agent_fails_a_live_run_that_allows_none_and_keeps_its_files(tmp_path: Path) -> None:
-    result = fit(tmp_path, Killer((5, 1)), max_failures=0, compute=ALL_SLOW)
+    result = fit(tmp_path, Fault(5, kill(1)), max_failures=0, compute=ALL_SLOW)
     assert isinstance(result.error, RunError)
     assert "agent 1 lost" in str(result.error)
     assert (Path(result.path) / "model.safetensors").exists()
 
 
 def test_a_lost_agent_ends_a_planned_run_with_its_name_and_its_files(tmp_path: Path) -> None:
-    result = fit(tmp_path, Killer((3, 1)), engine={"name": "ray"}, num_steps=3000, max_failures=0)
+    result = fit(tmp_path, Fault(3, kill(1)), engine={"name": "ray"}, num_steps=3000, max_failures=0)
     assert isinstance(result.error, RunError)
     assert "agent 1 was lost" in str(result.error)
     assert read_rows(Path(result.path) / "schedule.parquet")[0]
@@ -109,7 +109,7 @@ def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_pa
 
 @pytest.mark.parametrize("lost", [1, 2], ids=["who answers", "who asks"])
 def test_pairs_go_on_without_an_agent_that_was_killed(lost: int, tmp_path: Path) -> None:
-    killer = Killer((12, lost))
+    killer = Fault(12, kill(lost))
     slow = dict.fromkeys(range(4), 0.02)
     result = fit(
         tmp_path, killer, algorithm="ad-psgd", num_agents=4, max_failures=1, compute={"stragglers": slow}, num_steps=80

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
+from experiments.faults.injecting import Fault, kill
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer
 from tests.unit.server_planning import check_rows
-
-from .test_live import Killer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -62,7 +61,7 @@ def test_no_gradient_that_was_cancelled_is_ever_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gathering", [{"name": "k-async", "k": 2}, "sync"], ids=["k-async", "sync"])
 def test_a_run_goes_on_without_a_worker_that_was_killed(gathering: Any, tmp_path: Path) -> None:
-    killer = Killer((5, 1))
+    killer = Fault(5, kill(1))
     compute = {"stragglers": {0: 0.02, 1: 0.02, 2: 0.02}}
     result = fit(tmp_path, gathering, killer, max_failures=1, compute=compute, num_steps=60)
     assert result.error is None
@@ -84,7 +83,7 @@ def test_a_run_goes_on_without_a_worker_that_was_killed(gathering: Any, tmp_path
 def test_a_lost_worker_fails_a_run_that_allows_none_and_keeps_its_files(tmp_path: Path) -> None:
     compute = {"stragglers": {0: 0.01, 1: 0.01, 2: 0.01}}
     settings: dict[str, Any] = {"compute": compute, "num_steps": 40, "max_failures": 0}
-    result = fit(tmp_path, {"name": "k-async", "k": 2}, Killer((5, 1)), **settings)
+    result = fit(tmp_path, {"name": "k-async", "k": 2}, Fault(5, kill(1)), **settings)
     assert isinstance(result.error, RunError)
     assert "agent 1 lost" in str(result.error)
     assert (Path(result.path) / "model.safetensors").exists()
@@ -94,7 +93,7 @@ def test_a_lost_worker_fails_a_run_that_allows_none_and_keeps_its_files(tmp_path
 def test_a_lost_server_ends_a_run_with_its_name(mode: str, tmp_path: Path) -> None:
     engine = {"name": "ray", "mode": mode}
     compute = {"stragglers": {0: 0.01, 1: 0.01, 2: 0.01}} if mode == "live" else {}
-    killer = Killer((5, 3))
+    killer = Fault(5, kill(3))
     result = fit(tmp_path, "asgd", killer, engine=engine, compute=compute, max_failures=0, num_steps=3000)
     assert isinstance(result.error, RunError)
     assert "agent 3 was lost" in str(result.error)

@@ -115,6 +115,7 @@ class Crew:
 
         """
         ready: list[Any] = [actor.ready.remote() for actor in self.actors.values()]
+        yield self.scheduler_started()
         for agent, place in zip(self.actors, ready, strict=True):
             try:
                 yield Event("agent_started", agent, 0, ray.get(place))
@@ -125,6 +126,20 @@ class Crew:
                 if isinstance(error, RayActorError) and "creation task" not in str(error):
                     raise InterruptionError(f"agent {agent} was lost: {reason}", agent) from error
                 raise RunError(f"agent {agent} could not be started: {reason}") from error
+
+    def scheduler_started(self) -> Event:
+        """Wait until the scheduler is there, and report where.
+
+        Raises:
+            InterruptionError: it was lost meanwhile.
+
+        """
+        assert self.scheduler is not None
+        place: Any = self.scheduler.ready.remote()
+        try:
+            return Event("scheduler_started", -1, 0, ray.get(place))
+        except RayActorError as error:
+            raise InterruptionError(f"the scheduler was lost: {_first_line(error)}") from error
 
     def connect(self) -> None:
         """Tell every agent whom it sends to."""

@@ -7,7 +7,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError
 
 from ray_pcasgd.agent import AgentSpec, Received
-from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.ray.agent_actor import Found
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
@@ -129,7 +129,7 @@ class LiveAgentActor(ReturningAgentActor):
                 try:
                     self.wait_until(may_end, missing)
                     break
-                except RunError as error:
+                except InterruptionError as error:
                     late = waits_for[-1].versions
                     self.silent |= set(late)
                     tested.clear()

@@ -55,10 +55,15 @@ class LiveRun:
     def reports(self) -> Iterator[Report]:
         """Let all agents train, and yield what they say."""
         try:
-            yield from self.crew.started()
-            self.crew.connect()
+            yield from self.train()
         except InterruptionError as interruption:
+            # What is lost at the start, or with a scheduler in the place of another, has no remedy here.
             raise RunError(str(interruption)) from interruption
+
+    def train(self) -> Iterator[Report]:
+        """Let all agents train, and yield what they say."""
+        yield from self.crew.started()
+        self.crew.connect()
         self.training = {actor.train.remote(self.started_at): agent for agent, actor in self.crew.actors.items()}
         failures: list[Exception] = []
         while (self.training or (self.returning and not self.finished)) and not failures:
@@ -161,6 +166,7 @@ class LiveRun:
             actor.adopt.remote(scheduler) for agent, actor in self.crew.actors.items() if agent not in self.away
         ]
         ray.wait(calls, num_returns=len(calls), timeout=30.0)
+        yield self.crew.scheduler_started()
 
     def pauses(self) -> Iterator[Pause]:
         """Yield a pause if it is time, and every agent that is there has given its part of the state."""

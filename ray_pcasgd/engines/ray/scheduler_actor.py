@@ -1,8 +1,11 @@
 """The actor around the scheduler: where rows depend on losses, agents wait in it for their next rows."""
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import ray
 
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.records import Event, Row, StepReport
@@ -38,6 +41,10 @@ class SchedulerActor:
 
     def __repr__(self) -> str:
         return "Scheduler"
+
+    def ready(self) -> str:
+        """Return where the scheduler lives."""
+        return f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
     def deal(self, agent: int, count: int) -> list[Row | Cut]:
         """Return what comes next for the agent once it is known; nothing once its schedule is at its end."""

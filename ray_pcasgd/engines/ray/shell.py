@@ -14,7 +14,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.scheduler_actor import Said
 from ray_pcasgd.engines.ray.transport import Contents, Outbox
@@ -220,7 +220,7 @@ class Shell:
         """Wait until a condition on the mailbox holds; called with the lock held.
 
         Raises:
-            RunError: it did not hold within ``wait_seconds``; the message names what ``missing`` returns.
+            InterruptionError: it did not hold within ``wait_seconds``; the message names what ``missing`` returns.
             StoppedError: the run is being stopped.
 
         """
@@ -233,7 +233,7 @@ class Shell:
             if condition():
                 return
             if now >= deadline:
-                raise RunError(
+                raise InterruptionError(
                     f"agent {self.spec.agent} waited {self.driving.wait_seconds:g} s at step {self.version} "
                     f"for {missing()}"
                 )

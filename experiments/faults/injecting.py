@@ -1,0 +1,98 @@
+"""Faults that are done to a run on real actors, each at a step of its own."""
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from ray_pcasgd.plan import Plan
+from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.run import Watcher
+
+SCHEDULER = -1
+"""Stands among the agents for the scheduler."""
+
+
+class Fault(Watcher):
+    """Does something to a run once any of its agents has come to a step."""
+
+    def __init__(self, at_step: int, act: Callable[["Fault"], None]) -> None:
+        self.at_step = at_step
+        self.act: Callable[[Fault], None] | None = act
+        self.processes: dict[int, int] = {}
+        """By agent."""
+        self.folder = Path()
+        self.events: list[Event] = []
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of all events, in order."""
+        return [event.kind for event in self.events]
+
+    def started(self, plan: Plan, path: Path) -> None:
+        """Note where the run's folder is."""
+        self.folder = path
+
+    def happened(self, event: Event) -> None:
+        """Note where agents live."""
+        self.events.append(event)
+        if event.kind in ("agent_started", "scheduler_started"):
+            found = re.match(r"process (\d+)", event.detail)
+            assert found
+            self.processes[event.agent] = int(found[1])
+
+    def stepped(self, report: StepReport) -> None:
+        """Act when it is time."""
+        if self.act is not None and report.row.step >= self.at_step:
+            act, self.act = self.act, None
+            act(self)
+
+
+def kill(agent: int) -> Callable[[Fault], None]:
+    """Return what kills an agent's process, or the scheduler's."""
+    return lambda fault: os.kill(fault.processes[agent], signal.SIGKILL)
+
+
+def silence(agent: int) -> Callable[[Fault], None]:
+    """Return what halts an agent's process, which then answers nobody and is not gone either."""
+    return lambda fault: os.kill(fault.processes[agent], signal.SIGSTOP)
+
+
+def kill_driver(fault: Fault) -> None:
+    """Kill this process, which is the run's driver."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def take_states_away(fault: Fault) -> None:
+    """Make the run's states impossible to write from now on, as a full or lost disk does."""
+    shutil.rmtree(fault.folder / "states", ignore_errors=True)
+    (fault.folder / "states").write_text("in the way")
+
+
+class Several(Watcher):
+    """Several faults of one run."""
+
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = faults
+
+    @property
+    def events(self) -> list[Event]:
+        """All events."""
+        return self.faults[0].events
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of all events, in order."""
+        return self.faults[0].kinds()
+
+    def started(self, plan: Plan, path: Path) -> None:
+        for fault in self.faults:
+            fault.started(plan, path)
+
+    def happened(self, event: Event) -> None:
+        for fault in self.faults:
+            fault.happened(event)
+
+    def stepped(self, report: StepReport) -> None:
+        for fault in self.faults:
+            fault.stepped(report)
