@@ -1,4 +1,4 @@
-"""The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``."""
+"""The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``, and ``cli_control``'s."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ray_pcasgd import cli_control
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
@@ -20,6 +21,8 @@ RUN_ERROR = 1
 INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+cli_control.register(app)
 
 Assignments = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for example algorithm.theta=0.5.")

@@ -88,7 +88,8 @@ class Plan:
         from ray_pcasgd.engines.ray.injection import Injection
 
         config = self.config
-        identity = Identity(folder.rstrip("/").rsplit("/", 1)[-1], folder)
+        about = {"mode": settings.mode, "algorithm": config.algorithm.name, "num_steps": config.num_steps}
+        identity = Identity(folder.rstrip("/").rsplit("/", 1)[-1], folder, about)
         upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
         if self.is_live:
             assert config.barrier is not None
@@ -149,12 +150,24 @@ def resolve(config: Config) -> Config:
             "schedule: allowed beside engine.mode = 'live' is none; a recorded schedule is replayed planned"
         )
     engine = config.engine
+    if isinstance(engine, RaySettings) and engine.join_later:
+        _check_join_later(config, engine)
     if isinstance(engine, LocalSettings) and engine.device != "cpu" and not torch.cuda.is_available():
         raise SettingsError(f"engine.device = {engine.device!r}: allowed on this machine is 'cpu'; it has no GPU")
     reliability = config.reliability
     if isinstance(reliability, Measured) and reliability.staleness is None:
         reliability = Measured(staleness=1 if live else 0)
     return config.model_copy(update={"barrier": barrier, "reliability": reliability})
+
+
+def _check_join_later(config: Config, engine: RaySettings) -> None:
+    """Raise ``SettingsError`` where the agents that join later are none of a live run between peers."""
+    setting = f"engine.join_later = {list(engine.join_later)}"
+    if engine.mode != "live" or not isinstance(config.algorithm, Rule):
+        raise SettingsError(f"{setting}: allowed in live runs between peers only")
+    absent = set(engine.join_later)
+    if not absent < set(range(config.num_agents)):
+        raise SettingsError(f"{setting}: allowed are some of the agents 0 to {config.num_agents - 1}, not all")
 
 
 def cluster_of_each_agent(config: Config) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ class Terminal(Watcher):
         assert self._progress is not None
         if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
             self._progress.leave(event.agent)
-        if event.kind not in ("agent_started", "scheduler_started"):
+        if event.kind not in ("agent_started", "scheduler_started", "cluster_joined"):
             self._say(f"{event.kind.replace('_', ' ')}: {event.detail}")
 
     def finished(self) -> None:

@@ -1,10 +1,11 @@
 """How long agents compute and how late messages are, in a run's settings and link by link."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ray_pcasgd.law_text import parse_delay
 from ray_pcasgd.laws import Constant, Law, Sampler
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.settings import Settings
@@ -48,6 +49,15 @@ class LinkDelay(Settings):
     """Counts for versions from this one on."""
     from_second: float = Field(0.0, ge=0)
     """Counts for messages sent from this second of the run on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_word(cls, values: Any) -> Any:
+        """Take a delay such as ``pareto(2, 0.1s)``, which says its unit itself."""
+        if isinstance(values, dict) and isinstance(values.get("delay"), str) and "(" in values["delay"]:
+            written = parse_delay(values["delay"])
+            return {**values, "delay": written.delay, "unit": values.get("unit", written.unit)}
+        return values
 
     @model_validator(mode="after")
     def _one_place(self) -> "LinkDelay":

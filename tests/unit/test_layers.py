@@ -12,15 +12,15 @@ import ray_pcasgd
 
 PACKAGE = Path(ray_pcasgd.__file__).parent
 LAYERS = [
-    "settings wording records run_state numerics randomness curves",
-    "laws topology timing rules optimizer",
-    "schedule mailbox tasks reliability",
+    "settings wording reaching records run_state numerics randomness curves",
+    "laws law_text topology timing rules optimizer",
+    "commands status schedule mailbox tasks reliability",
     "replica displacement server_rules learner agent variants server pairs consensus",
     "engines",
     "config explanation loading roster server_plan pair_plan peer_plan plan variant_plan",
     "trainer run result checkpoint state_files monitor run_folder ray_train sweep_settings",
     "theory report compare terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "
-    "sweep_results sweep_tuner sweep cli",
+    "sweep_results sweep_tuner sweep cli_control cli",
     "__init__ __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}

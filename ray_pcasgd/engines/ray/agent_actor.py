@@ -127,7 +127,7 @@ class AgentActor(Shell):
         common = self.header()._replace(isolated=isolated)
         # That an agent has left the run concerns all, not only those whom this version would be sent to.
         receivers = self.spec.receivers if isolated else self.agent.receivers()
-        headers = {k: self.address(common, k) for k in receivers}
+        headers = {k: self.address(common, k) for k in receivers if self.can_reach(k)}
         for k in self.outbox.send(headers, contents, may_skip=self.may_skip):
             self.lose(k)
             self.unsent.append(Event("neighbor_lost", self.spec.agent, self.version, f"agent {k} does not answer"))
@@ -139,6 +139,10 @@ class AgentActor(Shell):
         return Header(self.spec.agent, version, time.time(), self.step_seconds, final=final, mass=self.agent.mass)
 
     may_skip = False
+
+    def can_reach(self, neighbor: int) -> bool:
+        """Return whether messages get through to a neighbor."""
+        return True
 
     def lose(self, neighbor: int) -> None:
         """Take in that a neighbor is gone."""

@@ -1,6 +1,7 @@
 """The actors of one run: made where there is room for them, made again where one was lost, and ended."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import ray
@@ -29,7 +30,7 @@ from ray_pcasgd.tasks.task import TaskData
 
 _remote: Any = ray.remote  # its stubs know no concurrency groups
 _GROUPS = {"train": 1, "mail": 1}
-_SCHEDULER = _remote(num_cpus=0)(SchedulerActor)
+_SCHEDULER = _remote(num_cpus=0, concurrency_groups={"control": 4})(SchedulerActor)
 _PLANNED: dict[type[LearnerSpec], Any] = {
     AgentSpec: _remote(concurrency_groups=_GROUPS)(PlannedAgentActor),
     WorkerSpec: _remote(concurrency_groups=_GROUPS)(PlannedWorkerActor),
@@ -44,6 +45,13 @@ _LIVE: dict[type[LearnerSpec], Any] = {
 }
 
 
+SCHEDULER_NAME = "scheduler"
+"""The scheduler's name in its run's namespace."""
+
+
+_MOST_NAMES = 1000
+
+
 class Identity(NamedTuple):
     """How a run's actors are named on a cluster."""
 
@@ -51,6 +59,9 @@ class Identity(NamedTuple):
     """The run's name."""
     location: str
     """Its folder, by which other processes find its scheduler."""
+
+    about: Mapping[str, Any] = {}
+    """What its status says of the run as a whole."""
 
     @property
     def namespace(self) -> str:
@@ -76,14 +87,26 @@ class Crew:
         """Make the scheduler's actor, also in the place of a lost one."""
         # Where rows depend on losses, each agent may wait in it for its rows, and still it takes reports.
         threads = len(self.specs) + 2 if waits_for_losses(schedule) else 1
-        options = {"name": f"{self.identity.run} scheduler", "namespace": self.identity.namespace}
         if self.scheduler is not None:
             ray.kill(self.scheduler)
-        made: ActorHandle[Any] = _SCHEDULER.options(max_concurrency=threads, **options).remote(
-            schedule, len(self.specs), first_row
-        )
-        self.scheduler = made
-        return made
+        arguments = (schedule, len(self.specs), first_row)
+        self.scheduler = self._named(SCHEDULER_NAME, _SCHEDULER, {"max_concurrency": threads}, *arguments)
+        return self.scheduler
+
+    def _named(
+        self, name: str, actor_class: Any, options: Mapping[str, Any], *arguments: Any, **more: Any
+    ) -> ActorHandle[Any]:
+        """Return a new actor; one that takes the place of another has a number behind its name."""
+        for number in count(1):
+            numbered = name if number == 1 else f"{name} ({number})"
+            named = actor_class.options(name=numbered, namespace=self.identity.namespace, **options)
+            try:
+                made: ActorHandle[Any] = named.remote(*arguments, **more)
+                return made
+            except ValueError:  # the name is taken, also for a while after its actor was killed
+                if number == _MOST_NAMES:
+                    raise
+        raise AssertionError("unreachable")
 
     def make(
         self, agent: int, injection: Injection | None, restored: Restored | None = None, first_call: int = 0
@@ -93,16 +116,18 @@ class Crew:
         place = PlacementGroupSchedulingStrategy(
             self._reserved.group, placement_group_bundle_index=self._reserved.first + agent
         )
-        actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)].options(
-            num_cpus=bundle.get("CPU", 0),
-            num_gpus=bundle.get("GPU", 0),
-            resources={k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
-            scheduling_strategy=place,
-        )
+        options = {
+            "num_cpus": bundle.get("CPU", 0),
+            "num_gpus": bundle.get("GPU", 0),
+            "resources": {k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
+            "scheduling_strategy": place,
+        }
         extra: dict[str, Any] = {} if injection is None else {"injection": injection}
         if isinstance(spec, AgentSpec):
             extra |= {"restored": restored, "first_call": first_call}
-        made: ActorHandle[Any] = actor_class.remote(spec, self._data, self._driving, self.scheduler, **extra)
+        actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)]
+        arguments = (spec, self._data, self._driving, self.scheduler)
+        made = self._named(f"{self.identity.run} agent {agent}", actor_class, options, *arguments, **extra)
         self.actors[agent] = made
         return made
 

@@ -1,5 +1,6 @@
 """The ray engine: finds room for the actors, lets them run, and takes everything down again."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.engines.base import Report
+from ray_pcasgd.engines.base import Pause, Report
 from ray_pcasgd.engines.ray.crew import Crew, Identity
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live_run import LiveRun
@@ -16,9 +17,14 @@ from ray_pcasgd.engines.ray.planned_run import PlannedRun
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.learner import LearnerSpec
+from ray_pcasgd.records import Event
 from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.status import RunStatus
 from ray_pcasgd.tasks.task import TaskData
+
+SHOWN_SECONDS = 0.5
+"""How often the status that others see of a run is made anew."""
 
 
 class Upkeep(NamedTuple):
@@ -53,9 +59,12 @@ class RayEngine:
                 crew = Crew(self._identity, specs, data, reserved, driving)
                 try:
                     if isinstance(self._schedule, Injection):
-                        yield from LiveRun(crew, self._schedule, self._upkeep.max_failures, pausing, state).reports()
+                        absent = self._settings.join_later
+                        max_failures = self._upkeep.max_failures
+                        live = LiveRun(crew, self._schedule, max_failures, pausing, state, absent)
+                        yield from self._shown(crew, live.reports())
                     else:
-                        yield from PlannedRun(crew, self._schedule, pausing, state).reports()
+                        yield from self._shown(crew, PlannedRun(crew, self._schedule, pausing, state).reports())
                 finally:
                     crew.close()
             finally:
@@ -64,3 +73,17 @@ class RayEngine:
         finally:
             if started_cluster:
                 ray.shutdown()
+
+    def _shown(self, crew: Crew, reports: Iterator[Report]) -> Iterator[Report]:
+        """Pass reports on, and show the scheduler from time to time what they say of the run's status."""
+        status = RunStatus({**self._identity.about, "run": self._identity.run}, len(crew.specs))
+        context = ray.get_runtime_context()
+        yield Event("cluster_joined", -1, -1, context.gcs_address)
+        shown_at = 0.0
+        for report in reports:
+            if not isinstance(report, Pause):
+                status.take(report)
+            if time.monotonic() - shown_at > SHOWN_SECONDS and crew.scheduler is not None:
+                crew.scheduler.show.remote(status.view())
+                shown_at = time.monotonic()
+            yield report

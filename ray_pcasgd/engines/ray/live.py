@@ -20,7 +20,6 @@ from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, Proceed, SampledBarrier, WaitFor
 from ray_pcasgd.schedule.reading import OwnTimes, choose_all, choose_read
 from ray_pcasgd.tasks.task import TaskData
-from ray_pcasgd.timing import LinkTimes
 
 STEP_SECONDS_SMOOTHING = 0.8
 """Share of the old mean in the running mean of an agent's step time, by which others judge its staleness."""
@@ -43,9 +42,7 @@ class LiveAgentActor(ReturningAgentActor):
         self.barrier = injection.barrier
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self.barrier_draws = generator(injection.seed, "barrier", spec.agent)
-        self.links = {
-            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.receivers
-        }
+        self.set_links(injection)
         self.last_read = dict.fromkeys(spec.neighbors, 0)
         """Where only news are read: the newest version that was."""
         self.reads_news = spec.recipe.rule.reading == "news"
@@ -214,6 +211,15 @@ class LiveAgentActor(ReturningAgentActor):
                 detail = f"version {version} of agent {k} was lost ({type(error).__name__})"
                 self.unsent.append(Event("message_lost", self.spec.agent, self.version, detail))
         return received
+
+    def set_links(self, injection: Injection) -> None:
+        """Take in what an injection says of links."""
+        self.changes = injection.changes
+        self.links = injection.links_from(self.spec.agent, self.spec.receivers)
+
+    def can_reach(self, neighbor: int) -> bool:
+        """Return whether messages get through to a neighbor."""
+        return not self.changes.cuts(self.spec.agent, neighbor)
 
     def address(self, header: Header, neighbor: int) -> Header:
         """Return the header for one neighbor, with the delays that are injected on the link to it."""

@@ -1,13 +1,14 @@
 """A live run on actors: agents that are lost come back, and nobody waits for them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.commands import Command, Isolate, Join, Leave, agents_named
 from ray_pcasgd.engines.base import InterruptionError, Pause, Report, RunError
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
@@ -24,7 +25,13 @@ class LiveRun:
     """Drives the actors of a live run."""
 
     def __init__(
-        self, crew: Crew, injection: Injection, max_failures: int, state_seconds: float | None, state: State | None
+        self,
+        crew: Crew,
+        injection: Injection,
+        max_failures: int,
+        state_seconds: float | None,
+        state: State | None,
+        absent: Sequence[int] = (),
     ) -> None:
         self.crew = crew
         self.injection = injection
@@ -35,12 +42,14 @@ class LiveRun:
         self.states: dict[int, State] = {} if state is None else dict(enumerate(state["agents"]))
         """Each agent's newest part of the run's state."""
         for agent in range(len(crew.specs)):
-            crew.make(agent, injection, self.restored(agent))
+            if agent not in absent:
+                crew.make(agent, injection, self.restored(agent))
         self.versions = [0] * len(crew.specs)
         """What each agent is known to have come to."""
         self.training: dict[Any, int] = {}
-        self.away: set[int] = set()
-        """Agents that are lost, or have left."""
+        self.away: set[int] = set(absent)
+        """Agents that are lost, have left, or are not there yet."""
+        self.leaving: set[int] = set()
         self.returning: dict[Any, int] = {}
         """Those of them that are being made again; the calls return once there is room for them and they are built."""
         self.finished: set[int] = set()
@@ -62,8 +71,12 @@ class LiveRun:
 
     def train(self) -> Iterator[Report]:
         """Let all agents train, and yield what they say."""
+        for agent in sorted(self.away):
+            yield Event("agent_left", agent, 0, f"agent {agent} is not there yet; 'ray-pcasgd join' lets it come in")
         yield from self.crew.started()
         self.crew.connect()
+        for agent in self.away:
+            self.tell_of_absence(agent)
         self.training = {actor.train.remote(self.started_at): agent for agent, actor in self.crew.actors.items()}
         failures: list[Exception] = []
         while (self.training or (self.returning and not self.finished)) and not failures:
@@ -75,9 +88,12 @@ class LiveRun:
                     yield from self.lose(agent, error)
                 elif error is not None:
                     failures.append(error)
+                elif agent in self.leaving:
+                    self.away.add(agent)
                 else:
                     self.finished.add(agent)
             yield from self.drain()
+            yield from self.obey()
             yield from self.look_for_those_who_return()
             yield from self.pauses()
         if failures:
@@ -100,21 +116,27 @@ class LiveRun:
         self.failures += 1
         self.away.add(agent)
         yield Event("agent_lost", agent, self.versions[agent], str(error))
-        for other, spec in enumerate(self.crew.specs):
-            is_told = isinstance(spec, ServerSpec) or (
-                isinstance(spec, AgentSpec) and agent in {*spec.neighbors, *spec.receivers}
-            )
-            if is_told and other not in self.away:
-                self.crew.actors[other].neighbor_lost.remote(agent)
+        self.tell_of_absence(agent)
         self.collector.scheduler.forget.remote(agent)
         if isinstance(self.crew.specs[agent], AgentSpec) and (
             self.max_failures < 0 or self.failures <= self.max_failures
         ):
             self.bring_back(agent)
 
+    def tell_of_absence(self, agent: int) -> None:
+        """Tell an agent's neighbors that it is not there."""
+        for other, spec in enumerate(self.crew.specs):
+            is_told = isinstance(spec, ServerSpec) or (
+                isinstance(spec, AgentSpec) and agent in {*spec.neighbors, *spec.receivers}
+            )
+            if is_told and other not in self.away:
+                self.crew.actors[other].neighbor_lost.remote(agent)
+
     def bring_back(self, agent: int) -> None:
         """Make a lost agent's actor again, and let it come back once there is room for it."""
-        ray.kill(self.crew.actors[agent])
+        if agent in self.crew.actors:
+            ray.kill(self.crew.actors[agent])
+        self.leaving.discard(agent)
         made = self.crew.make(agent, self.injection, self.restored(agent), self.collector.next_call(agent))
         self.returning[made.ready.remote()] = agent
 
@@ -137,6 +159,48 @@ class LiveRun:
             self.away.discard(agent)
             actor = self.crew.actors[agent]
             self.training[actor.come_back.remote(others, self.started_at, self.versions[agent] + 1)] = agent
+
+    def obey(self) -> Iterator[Report]:
+        """Do what operators have said, and say what was done."""
+        try:
+            commands: list[tuple[int, Command]] = ray.get(self.collector.scheduler.commands.remote())
+        except RayError:
+            return  # draining finds out that the scheduler is lost
+        for number, command in commands:
+            refusal = self.refusal(command)
+            self.collector.scheduler.answer.remote(number, f"refused: {refusal}" if refusal else command.describe())
+            if refusal is None:
+                yield Event(f"command_{command.name}", -1, -1, command.describe())
+                self.execute(command)
+
+    def refusal(self, command: Command) -> str | None:
+        """Return why a command cannot be carried out."""
+        unknown = [agent for agent in agents_named(command) if not 0 <= agent < len(self.crew.specs)]
+        if unknown:
+            return f"agent {unknown[0]}; allowed are 0 to {len(self.crew.specs) - 1}"
+        spec = self.crew.specs[0]
+        if isinstance(command, Isolate | Leave | Join) and not isinstance(spec, AgentSpec):
+            return f"{command.name}: allowed are runs between peers"
+        if isinstance(command, Isolate) and isinstance(spec, AgentSpec) and spec.recipe.rule.reading == "every":
+            return "isolate: what agents push must arrive, or its mass is lost; allowed are other algorithms"
+        if isinstance(command, Leave) and command.agent not in self.training.values():
+            return f"agent {command.agent} does not train"
+        if isinstance(command, Join) and (command.agent not in self.away or command.agent in self.returning.values()):
+            return f"agent {command.agent} is there, or on its way"
+        return None
+
+    def execute(self, command: Command) -> None:
+        """Carry a command out."""
+        if isinstance(command, Leave):
+            self.leaving.add(command.agent)
+            self.crew.actors[command.agent].leave.remote()
+        elif isinstance(command, Join):
+            self.collector.scheduler.forget.remote(command.agent)
+            self.bring_back(command.agent)
+        else:
+            self.injection = self.injection.changed(self.injection.changes.after(command))
+            for agent in self.crew.actors.keys() - self.away:
+                self.crew.actors[agent].change_links.remote(self.injection)
 
     def drain(self) -> Iterator[Report]:
         """Yield what agents have said; keep their parts of the state."""

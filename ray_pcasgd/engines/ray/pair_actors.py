@@ -18,7 +18,6 @@ from ray_pcasgd.records import Event, Read, Row, StepReport, Version
 from ray_pcasgd.schedule.pair_planner import draw_partner
 from ray_pcasgd.schedule.reading import OwnTimes
 from ray_pcasgd.tasks.task import TaskData
-from ray_pcasgd.timing import LinkTimes
 
 
 class PairActor(Shell):
@@ -114,15 +113,17 @@ class LivePairActor(PairActor):
     ) -> None:
         super().__init__(spec, data, driving, scheduler)
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
-        self.links = {
-            link: LinkTimes(injection.links, injection.clusters, injection.seed, *link)
-            for k in spec.neighbors
-            for link in ((spec.agent, k), (k, spec.agent))
-        }
+        self.set_links(injection)
         self.partners: dict[int, ActorHandle[Any]] = {}
         self.own_times = OwnTimes(1, [])
         self.has_begun = False
         self.is_over = False
+
+    def set_links(self, injection: Injection) -> None:
+        """Take in what an injection says of links."""
+        agent = self.spec.agent
+        self.links = {(agent, k): times for k, times in injection.links_from(agent, self.spec.neighbors).items()}
+        self.links |= {(k, agent): injection.links_from(k, (agent,))[agent] for k in self.spec.neighbors}
 
     def begin(self) -> None:
         """Let those who ask know what the time is; called with the lock held."""

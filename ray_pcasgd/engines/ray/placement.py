@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
@@ -19,10 +20,12 @@ def connect(settings: RaySettings) -> bool:
         return False
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=settings.log_to_driver, logging_level=logging.WARNING)
+        join_cluster(address, logging.WARNING, log_to_driver=settings.log_to_driver)
         return False
-    # One user's own cluster on one machine, gone with the run: nothing but this process has its address.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Whoever can talk to a cluster can run code on it: one's own listens on loopback alone, and asks for the token that
+    # Ray keeps for its user, about which Ray would print a warning.
+    _listen(on_loopback=True)
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
         address="local",
         object_store_memory=int(settings.object_store_gigabytes * 1e9),
@@ -31,6 +34,30 @@ def connect(settings: RaySettings) -> bool:
         logging_level=logging.INFO if settings.dashboard else logging.WARNING,
     )
     return True
+
+
+def join_cluster(address: str, logging_level: int, log_to_driver: bool = False) -> None:
+    """Join a cluster, which may be another process's own on this machine."""
+    _listen(on_loopback=host_of(address).startswith("127."))
+    ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging_level)
+
+
+def host_of(address: str) -> str:
+    """Return the host of an address."""
+    return address.rpartition("//")[2].partition(":")[0]
+
+
+def _listen(on_loopback: bool) -> None:
+    """Let Ray's processes listen on the loopback address alone, as they do by themselves on a desktop's system, or not.
+
+    Ray has no setting for it on Linux, where it takes the machine's outer address; this is what its own switch between
+    the two does, for the processes that it starts, and for this one, which has read the switch already.
+    """
+    if on_loopback:
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    else:
+        os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
+    ray_constants.ENABLE_RAY_CLUSTER = not on_loopback
 
 
 class Reservation(NamedTuple):

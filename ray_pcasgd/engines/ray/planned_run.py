@@ -1,5 +1,6 @@
 """A planned run on actors: each waits for exactly what its rows name, so what is lost can be done again."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -50,6 +51,7 @@ class PlannedRun:
             failures = [error for error in ended if error is not None]
             yield from self.drain()
             if not failures:
+                self.refuse_commands()
                 yield from self.pauses()
         if failures:
             # What has no remedy goes first: others wait in vain for an agent whose loss is not finite.
@@ -77,6 +79,14 @@ class PlannedRun:
                 raise InterruptionError(one.detail, one.agent)
             else:
                 yield one
+
+    def refuse_commands(self) -> None:
+        """Say to operators that a planned run is as its schedule has it."""
+        with contextlib.suppress(RayError):  # draining finds out that the scheduler is lost
+            asked: Any = self.scheduler.commands.remote()
+            for number, command in ray.get(asked):
+                reason = f"refused: {command.name}: a planned run follows its schedule; allowed are live runs"
+                self.scheduler.answer.remote(number, reason)
 
     def pauses(self) -> Iterator[Pause]:
         """Cut the schedule if it is time; yield a pause once all agents have come to the cut."""

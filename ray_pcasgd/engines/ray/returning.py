@@ -146,6 +146,13 @@ class ReturningAgentActor(AgentActor):
         reads = tuple(one.read for one in received)
         self.finish_step(Row(self.spec.agent, version - 1, now, now, now, reads, "rejoined"), float("nan"), {})
 
+    def say_goodbye(self) -> None:
+        """Tell the neighbors that the agent has left, if it was asked to."""
+        if self.is_leaving:
+            self.send(None, isolated=True)
+            detail = f"agent {self.spec.agent} has left at step {self.version}, as it was asked to"
+            self.unsent.append(Event("agent_left", self.spec.agent, self.version, detail))
+
     @ray.method(concurrency_group="mail")
     def leave(self) -> None:
         """Leave the run on purpose, after the present step."""

@@ -3,16 +3,21 @@
 import os
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 
+from ray_pcasgd.commands import Command
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut, Schedule, Scheduler
 
 Said = StepReport | Event | Part
 """What an agent says to the driver."""
+
+
+ANSWER_SECONDS = 60.0
+"""How long a command waits for the driver."""
 
 
 class Call(NamedTuple):
@@ -38,6 +43,10 @@ class SchedulerActor:
         self._first_kept = 0
         """How many calls the driver is known to have."""
         self._with_driver = [0] * num_agents
+        self._status: dict[str, Any] = {}
+        self._commands: list[tuple[int, Command]] = []
+        self._commands_given = 0
+        self._answers: dict[int, str] = {}
 
     def __repr__(self) -> str:
         return "Scheduler"
@@ -87,6 +96,39 @@ class SchedulerActor:
         with self.changed:
             self._early[agent] = {}
             self._taken[agent] = None
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> dict[str, Any]:
+        """Return how the run is, as the driver has shown last."""
+        with self.changed:
+            return self._status
+
+    def show(self, status: dict[str, Any]) -> None:
+        """Take in how the run is."""
+        with self.changed:
+            self._status = status
+
+    @ray.method(concurrency_group="control")
+    def command(self, command: Command) -> str:
+        """Hand an operator's command to the driver; return what the driver says to it."""
+        with self.changed:
+            number = self._commands_given
+            self._commands_given += 1
+            self._commands.append((number, command))
+            self.changed.wait_for(lambda: number in self._answers, ANSWER_SECONDS)
+            return self._answers.pop(number, "refused: the run does not answer")
+
+    def commands(self) -> list[tuple[int, Command]]:
+        """Return the commands that the driver has not taken yet."""
+        with self.changed:
+            commands, self._commands = self._commands, []
+            return commands
+
+    def answer(self, number: int, text: str) -> None:
+        """Take in what the driver says to a command."""
+        with self.changed:
+            self._answers[number] = text
+            self.changed.notify_all()
 
     def drain(self, received: int) -> list[Call]:
         """Return what has been said since, where the driver has received so many calls."""

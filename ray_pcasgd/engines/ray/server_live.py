@@ -16,7 +16,6 @@ from ray_pcasgd.records import Event, Read, Row, RowKind
 from ray_pcasgd.schedule.gathering import Arrival, Gatherer
 from ray_pcasgd.server import ServerSpec, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
-from ray_pcasgd.timing import LinkTimes
 
 _START = Header(0, 0, 0.0, 0.0, note=Answer(0, 0))
 
@@ -33,9 +32,11 @@ class LiveWorkerActor(WorkerActor):
         self.reading = dict(self.known)
         """Those that the present work was begun with."""
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
-        self.links = {
-            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.neighbors
-        }
+        self.set_links(injection)
+
+    def set_links(self, injection: Injection) -> None:
+        """Take in what an injection says of links."""
+        self.links = injection.links_from(self.spec.agent, self.spec.neighbors)
 
     def take_steps(self) -> None:
         """Take steps until every server has taken all of its own."""
@@ -160,10 +161,12 @@ class LiveServerActor(ServerActor):
         """By version, what workers may still be told to read."""
         self.lost: list[int] = []
         """Workers whose loss has not been taken in."""
-        self.links = {
-            k: LinkTimes(injection.links, injection.clusters, injection.seed, spec.agent, k) for k in spec.neighbors
-        }
+        self.set_links(injection)
         self.holds = any(entry.unit == "steps" for entry in injection.links)
+
+    def set_links(self, injection: Injection) -> None:
+        """Take in what an injection says of links."""
+        self.links = injection.links_from(self.spec.agent, self.spec.neighbors)
 
     def packed(self) -> Contents:
         """Return the present version as it travels."""

@@ -29,6 +29,8 @@ class RaySettings(Settings):
     on without the neighbor."""
     threads: int = Field(1, ge=1)
     """Threads that torch uses within one operation of one agent."""
+    join_later: tuple[int, ...] = ()
+    """Live: agents that are not started with the run, but by ``ray-pcasgd join``."""
     address: str | None = None
     """Address of a running cluster, ``auto`` for the one on this machine; not given: what the environment variable
     RAY_ADDRESS names, or a cluster of its own on this machine, which ends with the run."""

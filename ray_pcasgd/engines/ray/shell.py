@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.scheduler_actor import Said
 from ray_pcasgd.engines.ray.transport import Contents, Outbox
@@ -121,6 +122,15 @@ class Shell:
             self.changed.notify_all()
 
     @ray.method(concurrency_group="mail")
+    def change_links(self, injection: Injection) -> None:
+        """Take in that links are otherwise from now on; in live mode."""
+        with self.changed:
+            self.set_links(injection)
+
+    def set_links(self, injection: Injection) -> None:
+        """Take in what an injection says of links; called with the lock held."""
+
+    @ray.method(concurrency_group="mail")
     def stop(self) -> None:
         """Stop training before the next step."""
         with self.changed:
@@ -138,8 +148,10 @@ class Shell:
     def train_on(self) -> None:
         """Take the steps that are left, and let everything arrive that they brought."""
         try:
-            with contextlib.suppress(StoppedError):
+            try:
                 self.take_steps()
+            except StoppedError:
+                self.say_goodbye()
         finally:
             with self.changed:
                 self.report(flush=True)
@@ -207,6 +219,9 @@ class Shell:
                     del marks[number]
             self.unsent.append(self.own_part(cut))
             self.report(flush=True)
+
+    def say_goodbye(self) -> None:
+        """Tell others, where that is due, that the agent was stopped on its way."""
 
     def has_all(self, neighbor: int, cut: int) -> bool:
         """Return whether everything has come that a neighbor sent before a cut."""

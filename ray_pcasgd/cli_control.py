@@ -1,0 +1,167 @@
+"""The command line's part for runs on their way: ``ray-pcasgd status | delay | leave | join``."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from ray_pcasgd.commands import Command, Heal, Isolate, Join, Leave, SetDelay
+from ray_pcasgd.law_text import parse_delay
+from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.progress import print_table
+from ray_pcasgd.reaching import NotRunningError, address_of, present_token
+from ray_pcasgd.timing import LinkDelay
+from ray_pcasgd.wording import duration
+
+REFUSED = 1
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run that is on its way.")]
+Address = Annotated[
+    str | None, typer.Option(help="The cluster's address; what the run has noted, or RAY_ADDRESS, if left out.")
+]
+AgentNumber = Annotated[int, typer.Option("--agent", help="Which agent.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (status, delay, leave, join):
+        app.command()(command)
+
+
+def status(
+    run: RunFolder,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show how a run on its way is: steps, losses, staleness of every link, who is lost."""
+    view = _reached(run, lambda: _control().status_of(run, address), address)
+    if as_json:
+        print(json.dumps(view))
+        return
+    print_status(view, Console())
+
+
+def print_status(view: dict[str, Any], console: Console) -> None:
+    """Print a run's status."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    if not view:
+        say("the run is starting")
+        return
+    say(f"{view['run']}: {view['algorithm']}, {view['mode']}, {view['num_steps']} steps each")
+    agents = view["agents"]
+    print_table([_row(one, [other["agent"] for other in agents]) for one in agents], console)
+    for event in view["events"]:
+        if event["kind"] not in ("agent_started", "scheduler_started"):
+            say(f"{event['kind'].replace('_', ' ')}: {event['detail']}")
+
+
+def _row(one: dict[str, Any], agents: Sequence[int]) -> dict[str, str]:
+    heard = "" if one["heard_at"] is None else f"{duration(max(0.0, time.time() - one['heard_at']))} ago"
+    # JSON and Ray keep the keys as they are: numbers here, texts where a JSON file was read.
+    staleness = {int(neighbor): str(value) for neighbor, value in one["staleness"].items()}
+    return {
+        "agent": str(one["agent"]),
+        "health": one["health"],
+        "step": str(one["step"]),
+        "loss": f"{one['loss']:.4g}",
+        "s a step": f"{one['step_seconds']:.3g}",
+        "heard of": heard,
+        **{f"staleness of {k}": staleness.get(k, "") for k in agents},
+    }
+
+
+def delay(
+    run: RunFolder,
+    link: Annotated[
+        list[str], typer.Option("--link", metavar="A-B", help="Two agents, whose messages to each other are late.")
+    ] = [],
+    law: Annotated[
+        str | None, typer.Option(metavar="LAW", help="How late: 'pareto(2, 0.1s)', 'constant(10)' steps, 200ms.")
+    ] = None,
+    isolate: Annotated[list[int], typer.Option("--isolate", metavar="AGENT", help="Cut all links of an agent.")] = [],
+    heal: Annotated[bool, typer.Option("--heal", help="Take back all changes of links.")] = False,
+    address: Address = None,
+) -> None:
+    """Change the links of a live run on its way: delays, isolated agents, and back again."""
+    commands = delay_commands(link, law, isolate, heal)
+    for command in commands:
+        _tell(run, command, address)
+
+
+def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int], heal: bool) -> list[Command]:
+    """Return the commands that the options stand for.
+
+    Raises:
+        SettingsError: they stand for none.
+
+    """
+    if bool(link) != (law is not None):
+        raise SettingsError("--link and --law: allowed is both of them, or neither")
+    commands: list[Command] = [Heal()] if heal else []
+    if law is not None:
+        try:
+            written = parse_delay(law)
+            pairs = [_pair(text) for text in link]
+            commands.append(SetDelay(entry=LinkDelay.model_validate({**written._asdict(), "links": pairs})))
+        except ValidationError as error:
+            raise SettingsError(f"--law {law!r}: {error.errors()[0]['msg']}") from None
+        except ValueError as error:
+            raise SettingsError(f"--{error}") from None
+    if isolate:
+        commands.append(Isolate(agents=tuple(isolate)))
+    if not commands:
+        raise SettingsError("delay: allowed are --link with --law, --isolate and --heal")
+    return commands
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("-")
+    if not (first.isdecimal() and second.isdecimal()):
+        raise ValueError(f"link {text!r}: allowed are two agents, such as 0-3")
+    return int(first), int(second)
+
+
+def leave(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
+    """Let an agent leave a live run on its way."""
+    _tell(run, Leave(agent=agent), address)
+
+
+def join(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
+    """Let an agent come into a live run: one that has left, was lost, or is of engine.join_later."""
+    _tell(run, Join(agent=agent), address)
+
+
+def _control() -> Any:
+    from ray_pcasgd.engines.ray import control
+
+    return control
+
+
+def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
+    """Return what comes of an act on a run's cluster.
+
+    Raises:
+        SettingsError: the run is not on its way.
+
+    """
+    try:
+        address_of(run, address)
+        present_token()
+        return act()
+    except NotRunningError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _tell(run: str, command: Command, address: str | None) -> None:
+    answer: str = _reached(run, lambda: _control().tell(run, command, address), address)
+    if answer.startswith("refused"):
+        print(f"error: {answer}", file=sys.stderr)
+        raise typer.Exit(REFUSED)
+    print(answer)
