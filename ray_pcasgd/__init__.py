@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from ray_pcasgd.config import Config
     from ray_pcasgd.loading import SettingsError, load_config
     from ray_pcasgd.result import Result
-    from ray_pcasgd.run import Watcher
     from ray_pcasgd.trainer import Trainer
+    from ray_pcasgd.watching import Watcher
 
 __all__ = ["Config", "Result", "SettingsError", "Trainer", "Watcher", "compare", "load_config"]
 

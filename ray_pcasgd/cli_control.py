@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ray_pcasgd.commands import Command, Heal, Isolate, Join, Leave, SetDelay
+from ray_pcasgd.explanation import explain
 from ray_pcasgd.law_text import parse_delay
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.progress import print_table
@@ -109,9 +110,10 @@ def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int],
         try:
             written = parse_delay(law)
             pairs = [_pair(text) for text in link]
-            commands.append(SetDelay(entry=LinkDelay.model_validate({**written._asdict(), "links": pairs})))
+            tree = {**written._asdict(), "links": pairs}
+            commands.append(SetDelay(entry=LinkDelay.model_validate(tree)))
         except ValidationError as error:
-            raise SettingsError(f"--law {law!r}: {error.errors()[0]['msg']}") from None
+            raise SettingsError("\n".join(f"--law {law!r}: {line}" for line in explain(error, tree))) from None
         except ValueError as error:
             raise SettingsError(f"--{error}") from None
     if isolate:

@@ -11,9 +11,9 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.loading import SettingsError, load_config, merge, parse_assignment
 from ray_pcasgd.plan import resolve
 from ray_pcasgd.result import Result
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_folder import free_name, is_remote
 from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.watching import Watcher
 
 
 class Method(NamedTuple):

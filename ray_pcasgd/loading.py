@@ -123,7 +123,7 @@ def merge(base: Any, changes: Mapping[str, Any], path: str = "") -> Any:
     {'engine': {'name': 'local'}, 'seed': 1}
     """
     base = _as_tree(base)
-    if isinstance(base, list | tuple) and changes and all(str(key).isdigit() for key in changes):
+    if isinstance(base, list | tuple) and changes and all(_is_number(key) for key in changes):
         return _merge_items(list(base), changes, path)
     if isinstance(base, str) and "name" not in changes:
         base = {"name": base}
@@ -136,7 +136,7 @@ def merge(base: Any, changes: Mapping[str, Any], path: str = "") -> Any:
     result = dict(base)
     for key, change in changes.items():
         # The command line's keys are texts, those of a mapping by agent are numbers.
-        place: Any = int(key) if key not in result and str(key).isdigit() and int(key) in result else key
+        place: Any = int(key) if key not in result and _is_number(key) and int(key) in result else key
         result[place] = _changed(result.get(place), change, f"{path}{key}.")
     return result
 
@@ -147,6 +147,11 @@ def _merge_items(items: list[Any], changes: Mapping[str, Any], path: str) -> lis
             raise SettingsError(f"{path}{key}: no such item; allowed are numbers below {len(items)}")
         items[int(key)] = _changed(items[int(key)], change, f"{path}{key}.")
     return items
+
+
+def _is_number(key: Any) -> bool:
+    """Return whether a key is a number, also where it was written as a text; short, as the places of lists are."""
+    return bool(re.fullmatch("[0-9]{1,9}", str(key)))
 
 
 def _changed(old: Any, change: Any, path: str) -> Any:

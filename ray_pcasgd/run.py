@@ -1,8 +1,7 @@
 """One run: metrics, checkpoints and files exist once, here, above the engines."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
@@ -20,31 +19,7 @@ from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.run_state import State, step_of
 from ray_pcasgd.schedule.trace import in_causal_order, published, trace_hash
 from ray_pcasgd.state_files import StateFiles
-
-
-class Watcher:
-    """What is told of a run as it goes; the default looks away."""
-
-    keeps_states = False
-    """Whether it keeps the run's states itself, so that the run need not."""
-
-    def started(self, plan: Plan, path: Path) -> None:
-        """Take in the plan, and the run's folder, before the first step."""
-
-    def stepped(self, report: StepReport) -> None:
-        """Take in one step."""
-
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take in metrics rows; that of the averaged model has no agent."""
-
-    def happened(self, event: Event) -> None:
-        """Take in an event."""
-
-    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
-        """Take in that the run can be left here; ``state`` returns what it goes on from, if called at once."""
-
-    def finished(self) -> None:
-        """Take in that there will be no more steps."""
+from ray_pcasgd.watching import Watcher
 
 
 class Run:

@@ -16,12 +16,12 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
 from ray_pcasgd.sweep_states import StateKeeper, working_in
 from ray_pcasgd.trainer import Trainer, fit_together
 from ray_pcasgd.variant_plan import is_faster_together, shared_settings, why_alone
+from ray_pcasgd.watching import Watcher
 
 _FEWEST = 4
 """Points in a group, and in a pack where there are so many, from which on stacking is worth its overhead."""

@@ -14,11 +14,11 @@ from ray_pcasgd.curves import Constant, Stairs, continued
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import Point, nested
 from ray_pcasgd.sweep_states import StateKeeper, working_in
 from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.watching import Watcher
 
 
 class _Reporting(Watcher):

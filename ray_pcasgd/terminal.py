@@ -13,9 +13,9 @@ from ray_pcasgd.plan import Plan
 from ray_pcasgd.progress import Progress, print_table
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.result import Result
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
+from ray_pcasgd.watching import Watcher
 from ray_pcasgd.wording import main_metric, spoken, written
 
 _HISTOGRAM_CLASSES = 10

@@ -11,13 +11,14 @@ from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.engines.local_variants import variant_reports
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
-from ray_pcasgd.plan import make_plan
+from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.result import Result
-from ray_pcasgd.run import Run, Watcher
+from ray_pcasgd.run import Run
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State
 from ray_pcasgd.variant_plan import make_variants
+from ray_pcasgd.watching import Watcher, Watchers
 
 
 class Trainer:
@@ -60,7 +61,7 @@ class Trainer:
         """
         plan = make_plan(self.config)
         folder = RunFolder.create(plan.config)
-        return Run(plan, folder, self._watcher).execute(state)
+        return Run(plan, folder, _exporting(plan, self._watcher)).execute(state)
 
 
 def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
@@ -75,8 +76,17 @@ def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
     folder = RunFolder.reopen(str(run))
     config = load_config(folder.path / "config.yaml")
     plan = make_plan(config)
-    execution = Run(plan, folder, watcher or Watcher())
+    execution = Run(plan, folder, _exporting(plan, watcher or Watcher()))
     return execution.execute(execution.last_state())
+
+
+def _exporting(plan: Plan, watcher: Watcher) -> Watcher:
+    """Return a watcher that also hands the metrics of a run on a cluster to Ray."""
+    if isinstance(plan.config.engine, LocalSettings):
+        return watcher
+    from ray_pcasgd.exporter import Exporter
+
+    return Watchers(watcher, Exporter())
 
 
 def fit_together(

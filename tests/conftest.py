@@ -9,6 +9,7 @@ import torch
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
 
 # Tiny operations on as many threads as there are cores take a hundred times as long when the cores are busy.
 torch.set_num_threads(1)

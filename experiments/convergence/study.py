@@ -17,9 +17,9 @@ from experiments.convergence.problem import LOSSES, Digits, FewDigits, Optimum, 
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import make_plan
 from ray_pcasgd.records import StepReport
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.topology import build_network
 from ray_pcasgd.trainer import fit_together
+from ray_pcasgd.watching import Watcher
 
 HERE = Path(__file__).parent
 TAIL = 0.25

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.run import Watcher
+from ray_pcasgd.watching import Watcher
 
 SCHEDULER = -1
 """Stands among the agents for the scheduler."""

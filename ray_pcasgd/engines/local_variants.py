@@ -46,6 +46,8 @@ def variant_reports(
 
 
 class _Execution(DataFlow):
+    rejects_non_finite = False  # a variant with such weights ends by itself, and the others read on
+
     def __init__(self, rows: Iterator[Row | None], agents: Sequence[Variants]) -> None:
         super().__init__(rows, agents)
         self.variants = agents

@@ -15,9 +15,9 @@ import yaml
 from experiments.faults.injecting import SCHEDULER, Fault, Several, kill, silence, take_states_away
 from ray_pcasgd.records import Row
 from ray_pcasgd.result import Result
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, resume
+from ray_pcasgd.watching import Watcher
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {

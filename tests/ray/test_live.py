@@ -11,9 +11,9 @@ from experiments.faults.injecting import Fault, kill
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.result import Result
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.watching import Watcher
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE = {"name": "ray", "mode": "live"}

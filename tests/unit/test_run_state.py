@@ -14,10 +14,11 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import make_plan
 from ray_pcasgd.result import Result
-from ray_pcasgd.run import Run, Watcher
+from ray_pcasgd.run import Run
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State, load_state, save_state
 from ray_pcasgd.trainer import fit_together
+from ray_pcasgd.watching import Watcher
 
 SMALL = {
     "engine": "local",

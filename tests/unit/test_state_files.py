@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ray_pcasgd.cli import app
@@ -16,9 +14,9 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.records import Event
 from ray_pcasgd.result import Result
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.state_files import StateFiles
 from ray_pcasgd.trainer import Trainer, resume
+from ray_pcasgd.watching import Watcher
 
 SMALL: dict[str, Any] = {
     "engine": "local",
@@ -184,18 +182,3 @@ def test_a_run_outlives_its_folder_and_says_where_its_files_are(tmp_path: Path) 
     assert all(torch.equal(value, weights[name]) for name, value in result.checkpoint.state_dict().items())
     assert (Path(result.path) / "schedule.parquet").exists()
     assert "state_not_kept" in (Path(result.path) / "events.jsonl").read_text()
-
-
-@given(st.data())
-@settings(max_examples=200, deadline=None)
-def test_damage_never_passes_for_a_state(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    folder = tmp_path_factory.mktemp("states")
-    files = StateFiles(folder / "states", CheckpointSettings(state_seconds=0))
-    files.write(lambda: {"number": 1, "weights": torch.arange(8.0)})
-    state = folder / "states" / "000001" / "state.pt"
-    content = bytearray(state.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= data.draw(st.integers(1, 255))
-    state.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
-    assert files.newest()[0] is None
-    shutil.rmtree(folder)

@@ -17,9 +17,9 @@ from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.result import Result
-from ray_pcasgd.run import Watcher
 from ray_pcasgd.schedule.trace import read_rows, trace_hash
 from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.watching import Watcher
 
 SMALL: dict[str, Any] = {
     "num_agents": 4,

@@ -1,6 +1,7 @@
 """The actor around an agent: it waits, reads the clock, sends and receives; what is computed it leaves to the agent."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -9,9 +10,10 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from ray_pcasgd.agent import Agent, AgentSpec, Received
+from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
 from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
-from ray_pcasgd.engines.ray.transport import Contents, Parcel, pack, portable, unpack
+from ray_pcasgd.engines.ray.transport import Contents, Parcel, pack, portable
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Read, Row, StepReport
@@ -88,24 +90,52 @@ class AgentActor(Shell):
             self.send(None, isolated=True)
             return None
 
-    def find(self, read: Read) -> Found:
-        """Return where what is read lies; called with the lock held, since a newer message may replace it any time."""
+    @property
+    def expected(self) -> Expected:
+        """What the agent's messages must be."""
+        sizes = (self.agent.weights.numel(), self.agent.buffers.numel())
+        return Expected(self.spec.neighbors, self.spec.recipe.num_steps, *sizes)
+
+    def find(self, read: Read) -> Found | None:
+        """Return where what is read lies; nothing where it was rejected.
+
+        Called with the lock held, since a newer message may replace it any time.
+        """
         message = self.mailbox.get(read.neighbor, read.version)
         assert message is not None, read
-        assert message.contents is not None, read
+        if message.contents is None:
+            return None
         direction = self.direction_of(read.neighbor, read.version)
         return Found(read, message.contents, direction, message.header.mass)
 
+    def open_all(self, found: Sequence[Found]) -> list[Received]:
+        """Return what was found, fetched, but for what is rejected; without the lock, since a fetch takes its time."""
+        received = []
+        for item in found:
+            try:
+                received.append(self.open(item))
+            except RejectedError as error:
+                with self.changed:
+                    self.reject(item.read.neighbor, item.read.version, error)
+        return received
+
     def open(self, found: Found) -> Received:
-        """Return what was found, fetched; called without the lock, since a fetch may take its time."""
+        """Return what was found, fetched.
+
+        Raises:
+            RejectedError: it is not what it must be.
+
+        """
         device = self.agent.replica.device
+        expected = self.expected
         direction: Tensor | None = None
         if self.spec.recipe.needs_direction(self.spec.agent, found.read):
             # Only an agent that has left the run owes a direction: it has moved nowhere since.
             direction = torch.zeros_like(self.agent.weights)
             if found.direction is not None:
-                direction = unpack(found.direction, device)
-        weights, buffers = (unpack(parcel, device) for parcel in (found.state.weights, found.state.buffers))
+                direction = fetch_checked("direction", found.direction, expected.weights, device)
+        weights = fetch_checked("weights", found.state.weights, expected.weights, device)
+        buffers = fetch_checked("buffers", found.state.buffers, expected.buffers, device)
         return Received(found.read, weights, buffers, direction, found.mass)
 
     def forget(self, read: Read) -> None:
@@ -208,14 +238,15 @@ class PlannedAgentActor(AgentActor):
             if loss is None:
                 return
             found = self.await_reads(row)
-            measures = self.agent.apply([self.open(item) for item in found])
+            received = self.open_all(found)
+            measures = self.agent.apply(received)
             self.publish()
-            self.finish_step(row._replace(reads=tuple(item.read for item in found)), loss, measures)
+            self.finish_step(row._replace(reads=tuple(item.read for item in received)), loss, measures)
 
     def rejoin(self, row: Row) -> None:
         """Come back as the agent of a recorded run did."""
         found = self.await_reads(row)
-        self.agent.rejoin([self.open(item) for item in found], row.step + 1)
+        self.agent.rejoin(self.open_all(found), row.step + 1)
         self.publish()
         self.finish_step(row, float("nan"), {})
 
@@ -230,10 +261,10 @@ class PlannedAgentActor(AgentActor):
             self.awaited = row
             self.wait_until(self.is_worth_waking, names)
             gone = self.mailbox.isolated
-            found = [self.find(read) for read in row.reads if not gone(read.neighbor, read.version)]
+            here = [self.find(read) for read in row.reads if not gone(read.neighbor, read.version)]
             for read in row.reads:
                 self.forget(read)
-            return found
+            return [item for item in here if item is not None]
 
     def is_worth_waking(self) -> bool:
         """Return whether all that the awaited row names is here: to wake up at each message would cost more than it."""

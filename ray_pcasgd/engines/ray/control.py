@@ -64,5 +64,5 @@ def _scheduler_of(run: str, address: str | None) -> Iterator[ActorHandle[Any]]:
 
 def _number(name: str) -> int:
     """Return which of several actors it is that have taken each other's place."""
-    digits = "".join(filter(str.isdigit, name))
+    digits = "".join(filter(str.isdecimal, name))
     return int(digits) if digits else 1

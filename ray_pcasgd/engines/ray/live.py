@@ -1,6 +1,7 @@
 """The agent actor of live mode: it reads whatever has come, and what it read is recorded."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -131,7 +132,8 @@ class LiveAgentActor(ReturningAgentActor):
                     self.silent |= set(late)
                     tested.clear()
                     self.unsent.append(Event("neighbor_silent", self.spec.agent, step, f"{error}; it goes on without"))
-            found = [self.find(read) for read in self.choose_reads(decided[0].capped, step)]
+            here = [self.find(read) for read in self.choose_reads(decided[0].capped, step)]
+            found = [item for item in here if item is not None]
             if self.agent.pushes:
                 for item in found:
                     self.forget(item.read)
@@ -200,12 +202,12 @@ class LiveAgentActor(ReturningAgentActor):
         versions = sorted((v for v in self.mailbox.versions(neighbor) if v <= readable), reverse=True)
         return next((v for v in versions if self.is_here(neighbor, v)), 0)
 
-    def open_all(self, found: list[Found]) -> list[Received]:
-        """Return what was found, fetched, but for what was lost with its sender meanwhile."""
-        received = []
+    def open_all(self, found: Sequence[Found]) -> list[Received]:
+        """Return what was found, fetched, but for what is rejected, or was lost with its sender meanwhile."""
+        received: list[Received] = []
         for item in found:
             try:
-                received.append(self.open(item))
+                received += super().open_all([item])
             except ObjectLostError as error:
                 k, version = item.read[:2]
                 detail = f"version {version} of agent {k} was lost ({type(error).__name__})"

@@ -9,9 +9,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_contents, check_header, fetch_checked
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.shell import Driving, Shell, StoppedError
-from ray_pcasgd.engines.ray.transport import Contents, pack, portable, unpack
+from ray_pcasgd.engines.ray.transport import Contents, pack, portable
 from ray_pcasgd.mailbox import Header, Mailbox
 from ray_pcasgd.pairs import PairAgent, PairSpec
 from ray_pcasgd.records import Event, Read, Row, StepReport, Version
@@ -39,6 +40,11 @@ class PairActor(Shell):
         """Where the agent computes."""
         return self.agent.replica.device
 
+    @property
+    def expected(self) -> Expected:
+        """What the agent's messages must be; its partners' averagings count as versions, without a bound."""
+        return Expected(self.spec.neighbors, None, self.agent.weights.numel(), self.agent.buffers.numel())
+
     def header(self) -> Header:
         """Return the header of the agent's present version."""
         return Header(self.spec.agent, self.agent.version, time.time(), 0.0)
@@ -49,7 +55,11 @@ class PairActor(Shell):
 
     def open(self, contents: Contents) -> Version:
         """Return a partner's version, fetched."""
-        return Version(unpack(contents.weights, self.device), unpack(contents.buffers, self.device))
+        expected = self.expected
+        return Version(
+            fetch_checked("weights", contents.weights, expected.weights, self.device),
+            fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
+        )
 
     def submit(self, row: Row, loss: float) -> None:
         """Report a row, with an evaluation where the recipe asks for one."""
@@ -101,7 +111,9 @@ class PlannedPairActor(PairActor):
             message = self.mailbox.get(read.neighbor, read.version)
             self.mailbox.discard(read.neighbor, read.version)
         assert message is not None
-        assert message.contents is not None
+        if message.contents is None:
+            # Who averages must be averaged with: there is no going on without it.
+            raise RunError(f"agent {self.spec.agent} was sent a message by agent {read.neighbor} that it had to reject")
         return self.open(message.contents)
 
 
@@ -138,6 +150,8 @@ class LivePairActor(PairActor):
     @ray.method(concurrency_group="mail")
     def exchange(self, header: Header, contents: Contents) -> tuple[int, Contents]:
         """Average with whoever asks; return the version before that, and what it held."""
+        check_header(self.expected, header)
+        check_contents(self.expected, header, contents)
         asking = self.open(contents)
         with self.changed:
             self.changed.wait_for(lambda: self.has_begun, self.driving.wait_seconds)
@@ -186,6 +200,9 @@ class LivePairActor(PairActor):
                 exchange: Any = self.partners[k].exchange
                 answer = exchange.remote(self.header(), self.contents())
                 version, contents = ray.get(answer, timeout=self.driving.wait_seconds)
+            except RejectedError as error:
+                self.reject(k, self.agent.version, error)
+                return None
             except RayActorError:
                 del self.partners[k]
                 self.unsent.append(Event("neighbor_lost", agent, self.agent.version, f"agent {k} does not answer"))

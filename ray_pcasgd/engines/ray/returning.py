@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
-from ray_pcasgd.agent import Received
 from ray_pcasgd.engines.ray.agent_actor import AgentActor, Found
+from ray_pcasgd.engines.ray.checking import RejectedError, check_contents, check_header
 from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
 from ray_pcasgd.mailbox import Header, Message
@@ -118,22 +118,23 @@ class ReturningAgentActor(AgentActor):
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WELCOME_SECONDS) if asked else ([], [])
         offers = {}
         for call in answered:
+            k = asked[call]
             try:
-                offers[asked[call]] = ray.get(call)
+                offer = ray.get(call)
+                if k in self.spec.neighbors:
+                    check_header(self.expected, offer.header)
+                    check_contents(self.expected, offer.header, offer.contents)
+                offers[k] = offer
+            except RejectedError as error:
+                self.reject(k, -1, error)
             except RayActorError:
-                self.lose(asked[call])
+                self.lose(k)
         return offers
 
     def rejoin(self, found: list[Found], version: int) -> None:
         """Be in the run again at a version, as the mean of what was found, or as the agent is where that is nothing."""
         version = min(version, self.spec.recipe.num_steps)
-        received: list[Received] = []
-        for item in found:
-            try:
-                received.append(self.open(item))
-            except RayError as error:
-                detail = f"version {item.read.version} of agent {item.read.neighbor} was lost ({type(error).__name__})"
-                self.unsent.append(Event("message_lost", self.spec.agent, version, detail))
+        received = self.open_all(found)
         self.agent.rejoin(received, version)
         self.is_back = True
         now = time.time() - self.started_at

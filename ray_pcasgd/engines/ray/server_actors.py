@@ -6,8 +6,10 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
 from ray_pcasgd.engines.ray.shell import Driving, Shell
-from ray_pcasgd.engines.ray.transport import Contents, pack, portable, unpack
+from ray_pcasgd.engines.ray.transport import Contents, pack, portable
 from ray_pcasgd.mailbox import Delivery, Header, Inbox, Message
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.server import Server, ServerSpec, State, Worker, WorkerSpec
@@ -37,12 +39,21 @@ class StarShell(Shell):
         """Return where a message lies; called with the lock held."""
         message = self.mailbox.get(read.neighbor, read.version)
         assert message is not None, read
-        assert message.contents is not None, read
+        if message.contents is None:
+            raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected; events.jsonl says why")
         return read, message.header, message.contents
 
     def open(self, read: Read, contents: Contents) -> State:
         """Return a message's contents, fetched; called without the lock, since a fetch may take its time."""
-        return State(read, unpack(contents.weights, self.device), unpack(contents.buffers, self.device))
+        expected = self.expected
+        try:
+            return State(
+                read,
+                fetch_checked("weights", contents.weights, expected.weights, self.device),
+                fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
+            )
+        except RejectedError as error:
+            raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected: {error}") from error
 
 
 class WorkerActor(StarShell):
@@ -66,6 +77,12 @@ class WorkerActor(StarShell):
     def device(self) -> torch.device:
         """Where the worker computes."""
         return self.worker.replica.device
+
+    @property
+    def expected(self) -> Expected:
+        """What the servers' messages must be; each has a part of the weights of its own."""
+        size = None if self.spec.recipe.num_servers > 1 else self.worker.weights.numel()
+        return Expected(self.spec.neighbors, None, size, self.worker.buffers.numel())
 
     def part(self, server: int) -> slice:
         """Return the parameters of a server, which is counted as an agent."""
@@ -122,6 +139,11 @@ class ServerActor(StarShell):
     def device(self) -> torch.device:
         """Where the server computes."""
         return self.server.device
+
+    @property
+    def expected(self) -> Expected:
+        """What the workers' messages must be."""
+        return Expected(self.spec.neighbors, None, self.server.weights.numel(), self.server.buffers.numel())
 
     def submit(self, row: Row, losses: list[float], measures: dict[str, float], before: int, receivers: int) -> None:
         """Report an update; ``before`` is the server's progress before it."""

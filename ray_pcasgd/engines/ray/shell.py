@@ -1,6 +1,7 @@
 """What every actor of a run has: a mailbox with a thread of its own, waiting that can be stopped, and reports."""
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -15,13 +16,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_contents, check_header
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.scheduler_actor import Said
 from ray_pcasgd.engines.ray.transport import Contents, Outbox
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.mailbox import Header, Mailbox, Message
-from ray_pcasgd.records import Row
+from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut
 
 REPORT_SECONDS = 0.25
@@ -89,6 +91,8 @@ class Shell:
         self.started_at = 0.0
         self.received: Counter[int] = Counter()
         """Messages of each neighbor that have come."""
+        self.rejected: Counter[int] = Counter()
+        """Messages of each neighbor that were not what they must be; -1 where that is no neighbor."""
         self.marks: dict[int, dict[int, int]] = {k: {} for k in spec.neighbors}
         """Of each neighbor, how many messages it had sent before each cut."""
 
@@ -108,11 +112,34 @@ class Shell:
     def receive(self, header: Header, contents: Contents | None) -> None:
         """Take in a neighbor's message."""
         with self.changed:
+            try:
+                check_header(self.expected, header)
+            except RejectedError as error:
+                self.reject(-1, -1, error)
+                return
             self.received[header.sender] += 1
+            try:
+                check_contents(self.expected, header, contents)
+            except RejectedError as error:
+                self.reject(header.sender, header.version, error)
+                contents = None
             self.mailbox.put(Message(header, contents), time.monotonic())
             self.took_in(header.sender)
             if self.is_worth_waking():
                 self.changed.notify_all()
+
+    def reject(self, sender: int, version: int, error: Exception) -> None:
+        """Count a message that is not what it must be, and say so of the first, the tenth, the hundredth..."""
+        self.rejected[sender] += 1
+        if math.log10(self.rejected[sender]).is_integer():
+            who = f"version {version} of agent {sender}" if sender >= 0 else "a message"
+            detail = f"agent {self.spec.agent} rejects {who}: {error}; rejected so far: {self.rejected[sender]}"
+            self.unsent.append(Event("message_rejected", self.spec.agent, self.version, detail))
+
+    @property
+    def expected(self) -> Expected:
+        """What the agent's messages must be."""
+        raise AssertionError("Shell is abstract")
 
     @ray.method(concurrency_group="mail", enable_task_events=False)
     def take_mark(self, neighbor: int, cut: int, sent: int) -> None:

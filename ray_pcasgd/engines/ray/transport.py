@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from torch import Tensor
@@ -55,12 +54,6 @@ def is_local(parcel: Parcel) -> bool:
         return True
     ready, _ = ray.wait(parcel, timeout=0, fetch_local=True)
     return bool(ready)
-
-
-def unpack(parcel: Parcel, device: torch.device) -> Tensor:
-    """Return a parcel's tensor; on the CPU a read-only view of shared memory."""
-    array = ray.get(parcel[0]) if isinstance(parcel, list) else parcel
-    return torch.from_numpy(array).to(device)
 
 
 def portable(snapshot: Snapshot) -> Any:

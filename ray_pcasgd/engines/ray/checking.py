@@ -1,0 +1,103 @@
+"""What a peer's message must be, before anything of it is believed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from ray_pcasgd.engines.ray.transport import Contents, Parcel
+from ray_pcasgd.mailbox import Answer, Delivery, Header
+
+
+class RejectedError(ValueError):
+    """A message that is not what it must be; it is never applied."""
+
+
+class Expected(NamedTuple):
+    """What an agent's messages must be."""
+
+    senders: Sequence[int]
+    last_version: int | None
+    """The largest version; nothing where there is no bound."""
+    weights: int | None
+    """Numbers in the weights, and in a direction; nothing where senders have parts of different sizes."""
+    buffers: int
+    """Numbers in the floating-point buffers; a message may also have none."""
+
+
+def check_header(expected: Expected, header: Any) -> None:
+    """Raise ``RejectedError`` where a header is none of a message that the agent could have been sent."""
+    if not isinstance(header, Header):
+        raise RejectedError(f"its header is of type {type(header).__name__}")
+    if not _is_count(header.sender) or header.sender not in expected.senders:
+        raise RejectedError(f"its sender is {header.sender!r:.80}; allowed are {list(expected.senders)}")
+    last = math.inf if expected.last_version is None else expected.last_version
+    if not _is_count(header.version) or header.version > last:
+        raise RejectedError(f"its version is {header.version!r:.80}; allowed are 0 to {last}")
+    for name in ("sent_at", "step_seconds", "latency_seconds", "mass"):
+        value = getattr(header, name)
+        if not isinstance(value, float | int) or not math.isfinite(value) or value < 0:
+            raise RejectedError(f"its {name} is {value!r:.80}; allowed are finite numbers from 0 on")
+    if not _is_count(header.hold_steps):
+        raise RejectedError(f"its hold_steps is {header.hold_steps!r:.80}; allowed are numbers from 0 on")
+    if not isinstance(header.final, bool) or not isinstance(header.isolated, bool):
+        raise RejectedError("its flags are none")
+    if not isinstance(header.note, Answer | Delivery | None):
+        raise RejectedError(f"its note is of type {type(header.note).__name__}")
+
+
+def check_contents(expected: Expected, header: Header, contents: Any) -> None:
+    """Raise ``RejectedError`` where a message's contents are not what the agent expects.
+
+    What lies in the object store is checked once it is fetched: ``fetch_checked``.
+    """
+    if contents is None:
+        if not header.isolated:
+            raise RejectedError("it is empty; allowed is that where its sender has left the run")
+        return
+    if not isinstance(contents, Contents):
+        raise RejectedError(f"its contents are of type {type(contents).__name__}")
+    sizes = (expected.weights, expected.buffers, expected.weights)
+    for name, parcel, size in zip(contents._fields, contents, sizes, strict=True):
+        if parcel is None and name == "direction":
+            continue
+        if isinstance(parcel, list):
+            if len(parcel) != 1 or not isinstance(parcel[0], ray.ObjectRef):
+                raise RejectedError(f"its {name} are a list of {len(parcel)}; allowed is one reference")
+        else:
+            check_array(name, parcel, size)
+
+
+def fetch_checked(name: str, parcel: Parcel, size: int | None, device: torch.device) -> Tensor:
+    """Return a parcel's tensor, on the CPU a read-only view of shared memory.
+
+    Raises:
+        RejectedError: it is not what it must be.
+
+    """
+    if not isinstance(parcel, list):
+        return torch.from_numpy(parcel).to(device)
+    array = ray.get(parcel[0])
+    check_array(name, array, size)
+    return torch.from_numpy(array).to(device)
+
+
+def check_array(name: str, array: Any, size: int | None) -> None:
+    """Raise ``RejectedError`` where an array is not float32 of shape (size,), with finite numbers."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 1:
+        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise RejectedError(f"its {name} are {kind}; allowed is float32 in one dimension")
+    if size is not None and array.size != size and not (name == "buffers" and array.size == 0):
+        raise RejectedError(f"its {name} have {array.size} numbers; allowed are {size}")
+    # The sum costs one pass and no memory; where finite numbers overflow in it, each is looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(array.sum()) and not np.isfinite(array).all():
+            raise RejectedError(f"its {name} have numbers that are not finite")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,177 @@
+"""An operator watches a live run and changes it on its way; strangers' messages are never applied."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from experiments.faults.injecting import Fault, Several
+from ray_pcasgd.commands import Heal, Isolate, Join, Leave, SetDelay
+from ray_pcasgd.engines.ray.control import status_of, tell
+from ray_pcasgd.engines.ray.transport import Contents
+from ray_pcasgd.laws import Constant
+from ray_pcasgd.mailbox import Header
+from ray_pcasgd.records import Row
+from ray_pcasgd.result import Result
+from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.timing import LinkDelay
+from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.watching import Watcher
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+LIVE: dict[str, Any] = {
+    "engine": {"name": "ray", "mode": "live"},
+    "num_agents": 3,
+    "num_steps": 600,
+    "evaluate_every": 300,
+    "links": [],
+    "algorithm": "d-asgd",
+    "step_size": 0.02,
+    "compute": {"stragglers": dict.fromkeys(range(3), 0.02)},
+}
+
+
+class Operator:
+    """Acts from a thread of its own, as another process would."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.threads: list[threading.Thread] = []
+
+    def at(self, step: int, act: Callable[[Path], Any]) -> Fault:
+        def start(fault: Fault) -> None:
+            thread = threading.Thread(target=lambda: self.said.append(act(fault.folder)))
+            self.threads.append(thread)
+            thread.start()
+
+        return Fault(step, start)
+
+    def answers(self) -> list[Any]:
+        for thread in self.threads:
+            thread.join()
+        return self.said
+
+
+def fit(folder: Path, watcher: Watcher | None = None, **settings: Any) -> Result:
+    return Trainer(LIVE, watcher=watcher, storage_path=str(folder), **settings).fit()
+
+
+def rows_of(result: Result) -> list[Row]:
+    return read_rows(Path(result.path) / "schedule.parquet")[0]
+
+
+def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> None:
+    operator = Operator()
+    late = SetDelay(entry=LinkDelay(delay=Constant(value=20), links=((0, 1),)))
+    watcher = Several(
+        operator.at(50, lambda folder: status_of(str(folder))),
+        operator.at(100, lambda folder: tell(str(folder), late)),
+        operator.at(250, lambda folder: tell(str(folder), Isolate(agents=(2,)))),
+        operator.at(400, lambda folder: tell(str(folder), Heal())),
+        operator.at(450, lambda folder: tell(str(folder), Isolate(agents=(7,)))),
+    )
+    result = fit(tmp_path, watcher)
+    assert result.error is None
+    status, *answers = operator.answers()
+    assert (status["algorithm"], status["mode"], len(status["agents"])) == ("d-asgd", "live", 3)
+    assert {one["health"] for one in status["agents"]} == {"training"}
+    assert all(one["step"] > 0 for one in status["agents"])
+    assert answers == [
+        "links [[0, 1]]: constant(20) steps",
+        "agents [2] are isolated",
+        "all links are as the settings have them",
+        "refused: agent 7; allowed are 0 to 2",
+    ]
+    assert {"command_delay", "command_isolate", "command_heal"} <= set(watcher.kinds())
+
+    def staleness(reader: int, neighbor: int, first: int, last: int) -> list[int]:
+        reads = [r for row in rows_of(result) if row.agent == reader and first <= row.step < last for r in row.reads]
+        return [read.staleness for read in reads if read.neighbor == neighbor]
+
+    assert np.median(staleness(0, 1, 0, 100)) < 5
+    assert np.median(staleness(0, 1, 180, 250)) >= 19
+    assert np.median(staleness(0, 2, 180, 250)) < 5
+    assert max(staleness(0, 2, 330, 400)) > 40
+    assert np.median(staleness(0, 2, 500, 600)) < 5
+    assert np.median(staleness(0, 1, 500, 600)) < 5
+    schedule = str(Path(result.path) / "schedule.parquet")
+    replayed = fit(tmp_path / "replay", engine="local", schedule=schedule)
+    assert replayed.schedule_hash == result.schedule_hash
+
+
+def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
+    operator = Operator()
+    watcher = Several(
+        operator.at(20, lambda folder: tell(str(folder), Join(agent=2))),
+        operator.at(30, lambda folder: tell(str(folder), Join(agent=1))),
+        operator.at(450, lambda folder: tell(str(folder), Leave(agent=0))),
+    )
+    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "live", "join_later": [2]})
+    assert result.error is None
+    assert operator.answers() == [
+        "agent 2 is asked to come in",
+        "refused: agent 1 is there, or on its way",
+        "agent 0 is asked to leave",
+    ]
+    rows = rows_of(result)
+    first = min(row.step for row in rows if row.agent == 2)
+    assert first > 20  # it came in at the others' step
+    assert max(row.step for row in rows if row.agent == 2) == 599
+    assert 450 <= max(row.step for row in rows if row.agent == 0) < 599
+    later = [row for row in rows if row.agent == 1 and row.step > 580]
+    assert {read.neighbor for row in later for read in row.reads} == {2}
+
+
+def test_a_planned_run_refuses_commands(tmp_path: Path) -> None:
+    operator = Operator()
+    watcher = operator.at(50, lambda folder: tell(str(folder), Heal()))
+    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "planned"}, num_steps=1000, compute={})
+    assert result.error is None
+    assert operator.answers() == ["refused: heal: a planned run follows its schedule; allowed are live runs"]
+
+
+def test_a_stranger_s_messages_are_counted_and_never_applied(tmp_path: Path) -> None:
+    def send(folder: Path) -> None:
+        namespace = f"ray_pcasgd {folder}"
+        agent = ray.get_actor(f"{folder.name} agent 0", namespace=namespace)
+        good = Contents(np.zeros(3, np.float32), np.zeros(0, np.float32), None)
+        header = Header(1, 300, 0.0, 0.0)
+        calls = [
+            agent.receive.remote("header", None),
+            agent.receive.remote(header._replace(sender=5), good),
+            agent.receive.remote(header._replace(version=10**6), good),
+            agent.receive.remote(header, good),
+            agent.receive.remote(header, Contents([ray.put(np.full(4810, np.nan))], good.buffers, None)),
+            agent.receive.remote(header, "contents"),
+        ]
+        ray.get(calls)
+
+    operator = Operator()
+    watcher = operator.at(100, send)
+    result = fit(tmp_path, watcher, num_steps=400, evaluate_every=400)
+    operator.answers()
+    assert result.error is None
+    rejected = [event.detail for event in watcher.events if event.kind == "message_rejected"]
+    assert rejected
+    assert any("its header is of type str" in detail for detail in rejected)
+    assert any("version 300 of agent 1" in detail for detail in rejected)
+    assert result.metrics["test_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"name": "ray", "mode": "planned", "join_later": [1]}, "allowed in live runs between peers only"),
+        ({"name": "ray", "mode": "live", "join_later": [0, 1, 2]}, "allowed are some of the agents 0 to 2, not all"),
+        ({"name": "ray", "mode": "live", "join_later": [9]}, "allowed are some of the agents 0 to 2"),
+    ],
+)
+def test_wrong_settings_of_who_joins_later_are_refused(engine: dict[str, Any], said: str, tmp_path: Path) -> None:
+    from ray_pcasgd.loading import SettingsError
+
+    with pytest.raises(SettingsError, match=said):
+        fit(tmp_path, engine=engine)
