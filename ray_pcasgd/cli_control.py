@@ -56,17 +56,16 @@ def print_status(view: dict[str, Any], console: Console) -> None:
         say("the run is starting")
         return
     say(f"{view['run']}: {view['algorithm']}, {view['mode']}, {view['num_steps']} steps each")
-    agents = view["agents"]
-    print_table([_row(one, [other["agent"] for other in agents]) for one in agents], console)
+    print_table([_row(one) for one in view["agents"]], console)
     for event in view["events"]:
         if event["kind"] not in ("agent_started", "scheduler_started"):
             say(f"{event['kind'].replace('_', ' ')}: {event['detail']}")
 
 
-def _row(one: dict[str, Any], agents: Sequence[int]) -> dict[str, str]:
+def _row(one: dict[str, Any]) -> dict[str, str]:
     heard = "" if one["heard_at"] is None else f"{duration(max(0.0, time.time() - one['heard_at']))} ago"
     # JSON and Ray keep the keys as they are: numbers here, texts where a JSON file was read.
-    staleness = {int(neighbor): str(value) for neighbor, value in one["staleness"].items()}
+    staleness = sorted((int(neighbor), value) for neighbor, value in one["staleness"].items())
     return {
         "agent": str(one["agent"]),
         "health": one["health"],
@@ -74,7 +73,7 @@ def _row(one: dict[str, Any], agents: Sequence[int]) -> dict[str, str]:
         "loss": f"{one['loss']:.4g}",
         "s a step": f"{one['step_seconds']:.3g}",
         "heard of": heard,
-        **{f"staleness of {k}": staleness.get(k, "") for k in agents},
+        "staleness of each neighbor": "  ".join(f"{neighbor}: {value}" for neighbor, value in staleness),
     }
 
 

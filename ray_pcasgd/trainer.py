@@ -9,6 +9,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.engines.local_variants import variant_reports
+from ray_pcasgd.event_log import EventLog
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan, make_plan
@@ -81,12 +82,14 @@ def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
 
 
 def _exporting(plan: Plan, watcher: Watcher) -> Watcher:
-    """Return a watcher that also hands the metrics of a run on a cluster to Ray."""
-    if isinstance(plan.config.engine, LocalSettings):
+    """Return a watcher that also hands the metrics of a run on a cluster to Ray, and logs its events if asked to."""
+    engine = plan.config.engine
+    if isinstance(engine, LocalSettings):
         return watcher
     from ray_pcasgd.exporter import Exporter
 
-    return Watchers(watcher, Exporter())
+    logs = [EventLog()] if engine.log_format == "json" else []
+    return Watchers(watcher, Exporter(), *logs)
 
 
 def fit_together(

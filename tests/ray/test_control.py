@@ -129,7 +129,7 @@ def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
 def test_a_planned_run_refuses_commands(tmp_path: Path) -> None:
     operator = Operator()
     watcher = operator.at(50, lambda folder: tell(str(folder), Heal()))
-    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "planned"}, num_steps=1000, compute={})
+    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "planned"}, num_steps=300, evaluate_every=300)
     assert result.error is None
     assert operator.answers() == ["refused: heal: a planned run follows its schedule; allowed are live runs"]
 

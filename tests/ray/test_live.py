@@ -44,22 +44,6 @@ def test_a_barrier_keeps_live_agents_in_step(tmp_path: Path) -> None:
     assert {read.version - row.step for row in rows for read in row.reads} == {0}
 
 
-def test_a_live_run_goes_on_without_an_agent_that_was_killed(tmp_path: Path) -> None:
-    killer = Fault(5, kill(1))
-    result = fit(tmp_path, killer, max_failures=1, compute=ALL_SLOW, num_steps=120)
-    assert result.error is None
-    assert ("agent_lost", 1) in {(event.kind, event.agent) for event in killer.events}
-    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
-    taken = [sum(row.agent == agent for row in rows) for agent in range(3)]
-    assert taken[0] == taken[2] == 120
-    assert taken[1] < 120
-    assert result.metrics["step"] == 120
-    schedule = str(Path(result.path) / "schedule.parquet")
-    replayed = fit(tmp_path / "replay", engine="local", num_steps=120, schedule=schedule)
-    assert replayed.error is None
-    assert replayed.metrics["step"] == 120
-
-
 def test_a_lost_agent_fails_a_live_run_that_allows_none_and_keeps_its_files(tmp_path: Path) -> None:
     result = fit(tmp_path, Fault(5, kill(1)), max_failures=0, compute=ALL_SLOW)
     assert isinstance(result.error, RunError)
@@ -107,8 +91,8 @@ def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_pa
     assert "engine.placement_seconds = 1" in str(result.error)
 
 
-@pytest.mark.parametrize("lost", [1, 2], ids=["who answers", "who asks"])
-def test_pairs_go_on_without_an_agent_that_was_killed(lost: int, tmp_path: Path) -> None:
+def test_pairs_go_on_without_an_agent_that_was_killed(tmp_path: Path) -> None:
+    lost = 1
     killer = Fault(12, kill(lost))
     slow = dict.fromkeys(range(4), 0.02)
     result = fit(

@@ -1,5 +1,7 @@
 """What Prometheus finds at Ray's own endpoint while a run is on its way."""
 
+import inspect
+import json
 import re
 import urllib.request
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import ray
 
 from experiments.faults.injecting import Fault
+from ray_pcasgd import exporter
 from ray_pcasgd.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -57,3 +60,13 @@ def test_prometheus_finds_a_run_s_metrics(tmp_path: Path) -> None:
     assert float(seen[f"ray_pcasgd_step_seconds_count{{{own.format('')}}}"]) > 50
     assert 'ray_pcasgd_test_accuracy{agent="averaged",run="watched"}' in seen
     assert 'ray_pcasgd_events_total{kind="agent_started",run="watched"}' in seen
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    text = (Path(__file__).resolve().parents[2] / "monitoring" / "grafana-dashboard.json").read_text()
+    dashboard = json.loads(text)
+    assert [panel["id"] for panel in dashboard["panels"]] == list(range(1, len(dashboard["panels"]) + 1))
+    asked = set(re.findall(r"ray_(pcasgd_\w+)", text))
+    source = inspect.getsource(exporter)
+    made = set(re.findall(r'"(pcasgd_\w+)"', source)) | {"pcasgd_test_accuracy", "pcasgd_step_seconds_bucket"}
+    assert asked <= made

@@ -20,6 +20,9 @@ from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Recorded
 from ray_pcasgd.server import ServerSpec
 
+RETURN_SECONDS = 60.0
+"""How long a run whose other agents are done waits for one that is on its way back."""
+
 
 class LiveRun:
     """Drives the actors of a live run."""
@@ -53,6 +56,8 @@ class LiveRun:
         self.returning: dict[Any, int] = {}
         """Those of them that are being made again; the calls return once there is room for them and they are built."""
         self.finished: set[int] = set()
+        self.alone_since: float | None = None
+        """Since when nobody trains, while somebody is on the way back."""
         self.failures = 0
         self.kept_at = time.monotonic()
 
@@ -79,8 +84,10 @@ class LiveRun:
             self.tell_of_absence(agent)
         self.training = {actor.train.remote(self.started_at): agent for agent, actor in self.crew.actors.items()}
         failures: list[Exception] = []
-        while (self.training or (self.returning and not self.finished)) and not failures:
-            done, _ = ray.wait(list(self.training), num_returns=len(self.training), timeout=POLL_SECONDS)
+        while (self.training or self.awaits_returns()) and not failures:
+            calls = [*self.training, *self.returning]
+            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=POLL_SECONDS)
+            done = [call for call in ready if call in self.training]
             for call in done:
                 agent = self.training.pop(call)
                 error = failure(call, agent)
@@ -102,6 +109,14 @@ class LiveRun:
             raise failures[0]
         if not self.finished:
             raise RunError("every agent was lost")
+
+    def awaits_returns(self) -> bool:
+        """Return whether the run ends later, because an agent is still on its way back while nobody trains."""
+        if self.training or not self.returning:
+            self.alone_since = None
+            return False
+        self.alone_since = self.alone_since or time.monotonic()
+        return time.monotonic() - self.alone_since < RETURN_SECONDS
 
     def lose(self, agent: int, error: InterruptionError) -> Iterator[Report]:
         """Go on without an agent, until it comes back.
@@ -226,10 +241,10 @@ class LiveRun:
         yield Event("scheduler_lost", -1, -1, f"the scheduler was lost: {str(error).splitlines()[0]}")
         scheduler = self.crew.make_scheduler(Recorded())
         self.collector.replace(scheduler)
-        calls: list[Any] = [
-            actor.adopt.remote(scheduler) for agent, actor in self.crew.actors.items() if agent not in self.away
-        ]
-        ray.wait(calls, num_returns=len(calls), timeout=30.0)
+        # Those who are being made again were told of the lost one, too; they take the new one in once they are there.
+        calls: dict[int, Any] = {agent: actor.adopt.remote(scheduler) for agent, actor in self.crew.actors.items()}
+        there = [call for agent, call in calls.items() if agent not in self.away]
+        ray.wait(there, num_returns=len(there), timeout=30.0)
         yield self.crew.scheduler_started()
 
     def pauses(self) -> Iterator[Pause]:

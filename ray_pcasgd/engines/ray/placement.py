@@ -20,7 +20,7 @@ def connect(settings: RaySettings) -> bool:
         return False
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address:
-        join_cluster(address, logging.WARNING, log_to_driver=settings.log_to_driver)
+        join_cluster(address, logging.WARNING, settings)
         return False
     # Whoever can talk to a cluster can run code on it: one's own listens on loopback alone, and asks for the token that
     # Ray keeps for its user, about which Ray would print a warning.
@@ -32,14 +32,25 @@ def connect(settings: RaySettings) -> bool:
         include_dashboard=settings.dashboard,
         log_to_driver=settings.log_to_driver,
         logging_level=logging.INFO if settings.dashboard else logging.WARNING,
+        logging_config=_logging_config(settings),
     )
     return True
 
 
-def join_cluster(address: str, logging_level: int, log_to_driver: bool = False) -> None:
+def join_cluster(address: str, logging_level: int, settings: RaySettings | None = None) -> None:
     """Join a cluster, which may be another process's own on this machine."""
+    settings = settings or RaySettings()
     _listen(on_loopback=host_of(address).startswith("127."))
-    ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging_level)
+    ray.init(
+        address=address,
+        log_to_driver=settings.log_to_driver,
+        logging_level=logging_level,
+        logging_config=_logging_config(settings),
+    )
+
+
+def _logging_config(settings: RaySettings) -> Any:
+    return ray.LoggingConfig(encoding="JSON", log_level="INFO") if settings.log_format == "json" else None
 
 
 def host_of(address: str) -> str:

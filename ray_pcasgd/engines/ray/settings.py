@@ -39,5 +39,7 @@ class RaySettings(Settings):
     of the machine, is slower: it takes long until memory that was touched before is used again."""
     dashboard: bool = False
     """Whether a cluster of its own has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to start."""
+    log_format: Literal["text", "json"] = "text"
+    """``json``: the run's events, and all log lines of its processes, are JSON with run, agent, node and job."""
     log_to_driver: bool = False
     """Whether the agents' standard output is shown."""
