@@ -12,7 +12,18 @@ from ray_pcasgd.records import Event, Read, Row, Snapshot
 State = dict[str, Any]
 """Tensors, numbers, texts and the package's records, in dicts and lists."""
 
+_RARER = 20
+"""States are kept so rarely that they take no more than one part in so many of the time."""
+
 _RECORDS: list[Any] = [Event, Read, Row, Snapshot]
+
+
+def pace(seconds: float, cost_seconds: float) -> float:
+    """Return how long to wait for the next state: as was asked for, but longer where a state takes its time to keep.
+
+    With 0 seconds, every opportunity is taken, whatever it costs.
+    """
+    return max(seconds, _RARER * cost_seconds) if seconds else 0.0
 
 
 def save_state(path: Path, state: State) -> None:

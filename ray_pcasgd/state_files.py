@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ray_pcasgd.config import CheckpointSettings
-from ray_pcasgd.run_state import State, load_state, save_state
+from ray_pcasgd.run_state import State, load_state, pace, save_state
 
 _STATE, _CHECKSUM = "state.pt", "checksum"
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -28,16 +28,13 @@ class StateFiles:
         self._folder = folder
         self._settings = settings
         self._last = time.monotonic()
-
-    @property
-    def are_kept(self) -> bool:
-        """Whether the settings ask for states."""
-        return self._settings.state_seconds is not None
+        self._cost_seconds = 0.0
+        """What the last state took to write."""
 
     def is_due(self) -> bool:
         """Return whether it is time for the next state."""
         seconds = self._settings.state_seconds
-        return seconds is not None and time.monotonic() - self._last >= seconds
+        return seconds is not None and time.monotonic() - self._last >= pace(seconds, self._cost_seconds)
 
     def write(self, state: Callable[[], State]) -> None:
         """Write a state, and drop the ones that are too many.
@@ -46,7 +43,7 @@ class StateFiles:
             OSError: it could not be written; the states before it are as they were.
 
         """
-        self._last = time.monotonic()
+        began = time.monotonic()
         names = self._names()
         number = int(names[-1]) + 1 if names else 1
         unfinished = self._folder / f"{number:06d}.unfinished"
@@ -61,6 +58,9 @@ class StateFiles:
         except (OSError, RuntimeError) as error:  # torch turns an error of the file system into its own
             shutil.rmtree(unfinished, ignore_errors=True)
             raise OSError(str(error).splitlines()[0]) from error
+        finally:
+            self._last = time.monotonic()
+            self._cost_seconds = self._last - began
         for name in [*names, f"{number:06d}"][: -self._settings.states_to_keep]:
             shutil.rmtree(self._folder / name)
 

@@ -13,7 +13,7 @@ from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
 from ray_pcasgd.engines.ray.parts import Part, join_parts, restored_parts
 from ray_pcasgd.records import Event
-from ray_pcasgd.run_state import State
+from ray_pcasgd.run_state import State, pace
 from ray_pcasgd.schedule.scheduler import Cut, Schedule
 
 POLL_SECONDS = 0.1
@@ -38,6 +38,8 @@ class PlannedRun:
         self.cut: Cut | None = None
         self.parts: dict[int, Part] = {}
         self.cut_at = time.monotonic()
+        self.cost_seconds = 0.0
+        """What the last state took to join and to keep."""
 
     def reports(self) -> Iterator[Report]:
         """Let all agents train, and yield what they say."""
@@ -94,11 +96,12 @@ class PlannedRun:
             return
         try:
             if self.cut is None:
-                if time.monotonic() - self.cut_at >= self.state_seconds:
+                if time.monotonic() - self.cut_at >= pace(self.state_seconds, self.cost_seconds):
                     self.parts = {}
                     asked: Any = self.scheduler.cut.remote()
                     self.cut = ray.get(asked)
                 return
+            began = time.monotonic()
             # Those who have taken their last step come to no cut any more.
             for agent in self.crew.actors.keys() - self.parts.keys() - set(self.training.values()):
                 asked = self.crew.actors[agent].own_part.remote(self.cut)
@@ -114,3 +117,4 @@ class PlannedRun:
         versions = [part.version for part in parts]
         yield Pause(min(versions), max(versions), lambda: state)
         self.cut, self.cut_at = None, time.monotonic()
+        self.cost_seconds = self.cut_at - began

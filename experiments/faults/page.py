@@ -1,0 +1,60 @@
+"""The page of the fault benchmark, from what was measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from experiments.studies import machine
+
+_WITHIN = 0.01
+"""Accuracy by which a disturbed live run may differ from the undisturbed one."""
+
+
+def page(results: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
+    """Return the page as Markdown."""
+    lines = [
+        "# Faults at random steps",
+        "",
+        "Written by `python -m experiments.faults"
+        + ("" if scale == "cpu" else f" --scale {scale}")
+        + f"`; {machine()}. Handwritten digits on 4 agents (PC-ASGD, theta 0.3, links between clusters 5 steps late),",
+        f"{settings['num_steps']} steps, on a Ray cluster of three nodes on one machine; each fault once with each of "
+        f"{settings['seeds']} seeds, at a step drawn between a fifth and four fifths of the run, to a random agent.",
+        "",
+    ]
+    for mode in ("planned", "live"):
+        lines += _table(results[results["mode"] == mode], mode)
+    failed = results[results["error"] != ""]
+    if len(failed):
+        lines += ["## Runs that did not finish", ""]
+        lines += [
+            f"- {row['fault']}, {row['mode']}, seed {row['seed']}, step {row['at_step']}: {row['error']}"
+            for row in failed.to_dict("records")
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(rows: pd.DataFrame, mode: str) -> list[str]:
+    undisturbed = rows[rows["fault"] == "none"].set_index("seed")
+    last = "same bits as undisturbed" if mode == "planned" else "accuracy against undisturbed, mean (worst)"
+    lines = [
+        f"## {mode.capitalize()} runs",
+        "",
+        f"| fault | runs | finished | {last} | restarts | agents that came back | seconds lost (median) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for fault, group in rows.groupby("fault", sort=False):
+        finished = group[group["error"] == ""]
+        if mode == "planned":
+            outcome = f"{int(group['same_bits'].sum())} of {len(group)}"
+        else:
+            difference = 100 * (group.set_index("seed")["accuracy"] - undisturbed["accuracy"]).dropna()
+            outcome = f"{difference.mean():+.2f} ({difference.min():+.2f}) points" if fault != "none" else "-"
+        spent = (group.set_index("seed")["seconds"] - undisturbed["seconds"]).dropna().median()
+        lines.append(
+            f"| {fault} | {len(group)} | {len(finished)} | {outcome} | {int(group['restarts'].sum())} | "
+            f"{int(group['returned'].sum())} | {'-' if fault == 'none' else f'{spent:.1f}'} |"
+        )
+    return [*lines, ""]

@@ -1,0 +1,125 @@
+"""Every kind of fault, done to a planned and to a live run at a random step, on a cluster of three nodes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from experiments.faults.injecting import SCHEDULER, Fault, kill, silence, take_states_away
+from experiments.faults.nodes import lose_node
+from ray_pcasgd.checkpoint import Checkpoint
+from ray_pcasgd.randomness import generator
+from ray_pcasgd.result import Result
+from ray_pcasgd.trainer import Trainer, resume
+
+FAULTS = ("none", "agent killed", "node lost", "scheduler killed", "driver killed", "agent silent", "states unwritable")
+AGENTS = 4
+MESSAGE_SECONDS = 5.0
+"""After which an agent that hangs is taken for silent."""
+
+_DRIVER = """
+import sys
+from experiments.faults.injecting import Fault, kill_driver
+from ray_pcasgd.trainer import Trainer
+Trainer(sys.argv[1], watcher=Fault(int(sys.argv[2]), kill_driver)).fit()
+"""
+
+
+def settings_of(mode: str, seed: int, num_steps: int, folder: Path) -> dict[str, Any]:
+    """Return a run's settings: handwritten digits on four agents in two clusters whose links are late."""
+    engine = {"name": "ray", "mode": mode, "cpus_per_agent": 1, "message_seconds": MESSAGE_SECONDS}
+    tree: dict[str, Any] = {
+        "seed": seed,
+        "num_agents": AGENTS,
+        "num_steps": num_steps,
+        "evaluate_every": num_steps // 2,
+        "algorithm": {"name": "pc-asgd", "theta": 0.3},
+        "step_size": 0.05,
+        "links": [{"between": "clusters", "delay": 5}],
+        "compute": {"law": {"name": "exponential", "mean": 1.0}},
+        "checkpoint": {"state_seconds": 0 if mode == "planned" else 1},
+        "storage_path": str(folder),
+        "engine": engine,
+    }
+    if mode == "live":
+        # So long a step is that of a small network on a GPU; and there are fewer cores here than agents.
+        tree["compute"] = {"stragglers": dict.fromkeys(range(AGENTS), 0.02)}
+    return tree
+
+
+class Scenarios:
+    """Runs faults, one after another, on one cluster."""
+
+    def __init__(self, cluster: Any, nodes: list[Any], folder: Path) -> None:
+        self.cluster = cluster
+        self.nodes = nodes
+        self.folder = folder
+
+    def measure(self, fault: str, mode: str, seed: int, num_steps: int) -> dict[str, Any]:
+        """Return what came of one fault in one run."""
+        random = generator(seed, f"fault {fault} {mode}")
+        at_step = int(random.integers(num_steps // 5, 4 * num_steps // 5))
+        agent = int(random.integers(AGENTS))
+        tree = settings_of(mode, seed, num_steps, self.folder)
+        began = time.monotonic()
+        result, kinds = self.run(fault, tree, at_step, agent)
+        row: dict[str, Any] = {
+            "fault": fault,
+            "mode": mode,
+            "seed": seed,
+            "at_step": at_step,
+            "agent": agent,
+            "seconds": time.monotonic() - began,
+            "error": str(result.error or ""),
+            "accuracy": float(result.metrics.get("test_accuracy", float("nan"))),
+            "restarts": kinds.count("run_restarted") + kinds.count("run_resumed"),
+            "returned": kinds.count("agent_returned"),
+        }
+        if mode == "planned":
+            row["same_bits"] = self.has_same_bits(result, tree)
+        return row
+
+    def run(self, fault: str, tree: dict[str, Any], at_step: int, agent: int) -> tuple[Result, list[str]]:
+        """Run settings and do the fault to them; return the result and the kinds of the run's events."""
+        if fault == "driver killed":
+            return self.run_twice(tree, at_step)
+        acts = {
+            "none": lambda fault: None,
+            "agent killed": kill(agent),
+            "node lost": lose_node(self.cluster, self.nodes),
+            "scheduler killed": kill(SCHEDULER),
+            "agent silent": silence(agent),
+            "states unwritable": take_states_away,
+        }
+        watcher = Fault(at_step, acts[fault])
+        result = Trainer(tree, watcher=watcher).fit()
+        return result, watcher.kinds()
+
+    def run_twice(self, tree: dict[str, Any], at_step: int) -> tuple[Result, list[str]]:
+        """Run settings in a process that is killed at a step, and go on here."""
+        name = f"driver-{time.time_ns()}"
+        settings = self.folder / f"{name}.yaml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(yaml.safe_dump({**tree, "name": name}), encoding="utf-8")
+        command = [sys.executable, "-c", _DRIVER, str(settings), str(at_step)]
+        environment = os.environ | {"RAY_ADDRESS": self.cluster.address}
+        killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if killed.returncode != -9:
+            raise RuntimeError(f"the driver ended by itself: {killed.stderr[-2000:]}")
+        watcher = Fault(10**9, lambda fault: None)
+        return resume(self.folder / name, watcher), watcher.kinds()
+
+    def has_same_bits(self, result: Result, tree: dict[str, Any]) -> bool:
+        """Return whether a planned run ended as an undisturbed one on the local engine."""
+        engine = {"name": "local", "batched": "never"}
+        whole = Trainer({**tree, "engine": engine, "checkpoint": {"state_seconds": None}}).fit()
+        if result.checkpoint is None or whole.checkpoint is None or result.schedule_hash != whole.schedule_hash:
+            return False
+        weights = whole.checkpoint.state_dict()
+        found = Checkpoint(result.path).state_dict()
+        return all(torch.equal(value, weights[name]) for name, value in found.items())
