@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: train compare test studies check format lock clean
+.PHONY: train compare test test-all studies check format lock clean
 
 train: $(READY)  ## Eight Ray actors with stale neighbors; then the very same schedule under plain asynchronous SGD
 	@rm -rf runs/first runs/first-under-d-asgd
@@ -14,8 +14,11 @@ train: $(READY)  ## Eight Ray actors with stale neighbors; then the very same sc
 compare: $(READY)  ## All methods under the same schedule
 	$(BIN)/ray-pcasgd compare
 
-test: $(READY)  ## The whole test suite
+test: $(READY)  ## The test suite, in minutes
 	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## The slow tests as well: every fault, every family on real actors, the mock of the cloud
+	$(BIN)/python -m pytest -m ""
 
 studies: $(READY)  ## Every study at its smallest scale, in seconds each
 	for study in pcasgd staleness_aware convergence dc_asgd slow_and_stale runtime_theory; do \

@@ -14,6 +14,7 @@ from ray_pcasgd.randomness import stream_seed
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.replica import Replica, unflatten
 from ray_pcasgd.tasks.batches import Batches
+from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import Task, TaskData
 
 
@@ -98,7 +99,7 @@ class Learner:
         """Steps taken so far, of ``num_steps``."""
         return self.version
 
-    def stream(self, purpose: str) -> Batches:
+    def stream(self, purpose: str) -> Batches | StreamBatches:
         """Return the mini-batches of one of the agent's streams."""
         recipe, spec = self.spec.recipe, self.spec
         return recipe.task.batches(self.data, spec.shard, recipe.batch_size, recipe.seed, spec.agent, purpose)
@@ -146,7 +147,7 @@ class Learner:
         """Pass over the next mini-batch."""
         self.batches.restore(self.batches.state() + 1)
 
-    def draw(self, batches: Batches) -> tuple[Tensor, Tensor]:
+    def draw(self, batches: Batches | StreamBatches) -> tuple[Tensor, Tensor]:
         """Return the next mini-batch of one of the agent's streams, on the agent's device."""
         inputs, targets = batches.next()
         return inputs.to(self.replica.device), targets.to(self.replica.device)

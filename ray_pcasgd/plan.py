@@ -28,6 +28,7 @@ from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.server_plan import check_server_settings, server_roster
 from ray_pcasgd.server_rules import ServerRule
+from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.task import Task, TaskData
 from ray_pcasgd.topology import Network
 
@@ -108,6 +109,8 @@ def make_plan(config: Config) -> Plan:
     config = resolve(config)
     try:
         data = config.task.load()
+        if isinstance(data.train, StreamedImages) and isinstance(config.engine, LocalSettings):
+            raise ValueError("engine.name = 'local': allowed beside task.data.streamed is ray")
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
         shards = config.partition.split(data.train, config.num_agents, config.seed)
         clusters = cluster_of_each_agent(config)

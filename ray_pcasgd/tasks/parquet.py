@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 
 from ray_pcasgd.tasks.images import Standardized, decode
-from ray_pcasgd.tasks.samples import Samples, TaskData
+from ray_pcasgd.tasks.ray_stream import RowGroup, StreamedImages
+from ray_pcasgd.tasks.samples import AnySamples, Samples, TaskData
 
 
 class ImageParquet(Standardized):
@@ -31,6 +32,10 @@ class ImageParquet(Standardized):
     test_limit: int | None = Field(None, ge=1)
     """Take only the first so many test images; empty: all."""
 
+    streamed: bool = False
+    """Read the training images through Ray Data when they are needed, instead of decoding all of them at the start: for
+    data larger than memory, on the ray engine. Whole row groups are dealt to the agents, by ``iid``."""
+
     def load(self) -> TaskData:
         """Return the data set, decoded.
 
@@ -38,21 +43,50 @@ class ImageParquet(Standardized):
             ValueError: A file or column is missing, an image cannot be decoded, or image sizes differ.
 
         """
-        train = self._samples("train", self.limit)
+        train: AnySamples = self._stream() if self.streamed else self._samples("train", self.limit)
         test = self._samples("test", self.test_limit)
-        if train.inputs.shape[1:] != test.inputs.shape[1:]:
+        shape = train.take([0])[0].shape[1:]
+        if shape != test.inputs.shape[1:]:
             raise ValueError(
                 f"task.data.test = {self.test!r}: its images have shape {tuple(test.inputs.shape[1:])}; "
-                f"allowed is {tuple(train.inputs.shape[1:])}, as the training images have"
+                f"allowed is {tuple(shape)}, as the training images have"
             )
-        num_classes = int(max(train.targets.max(), test.targets.max())) + 1
+        largest = train.targets.max() if isinstance(train, Samples) else 0
+        num_classes = int(max(largest, test.targets.max())) + 1
         return self.task_data(train, test, num_classes)
 
-    def _samples(self, setting: str, limit: int | None) -> Samples:
+    def _paths(self, setting: str) -> list[str]:
         pattern = getattr(self, setting)
         paths = sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not paths:
             raise ValueError(f"task.data.{setting} = {pattern!r}: no such file; allowed are Parquet files of images")
+        return paths
+
+    def _stream(self) -> StreamedImages:
+        """Return the training images as they are on the disk."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        source = f"task.data.train = {self.train!r}"
+        groups: list[RowGroup] = []
+        for path in self._paths("train"):
+            try:
+                with parquet.ParquetFile(path) as file:
+                    self._check_columns(file.schema_arrow.names, source)
+                    rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{source}: {path} is no Parquet file ({error})") from error
+            whole = str(Path(path).resolve())
+            groups += [RowGroup(whole, number, count) for number, count in enumerate(rows) if count]
+        if self.limit is not None:
+            before = np.cumsum([0, *(group.rows for group in groups)])[:-1]
+            groups = [group for group, first in zip(groups, before, strict=True) if first < self.limit]
+        if not groups:
+            raise ValueError(f"{source}: it is empty; allowed is at least one image")
+        return StreamedImages(groups, self.image_column, self.label_column, source)
+
+    def _samples(self, setting: str, limit: int | None) -> Samples:
+        paths = self._paths(setting)
         # With their times, since files may change while a session that has read them goes on.
         return _decoded(self, setting, limit, tuple((path, Path(path).stat().st_mtime_ns) for path in paths))
 

@@ -22,8 +22,9 @@ class _Partition(Settings, ABC):
             ValueError: There are more agents than samples, or the samples do not allow such a partition.
 
         """
-        if not 1 <= num_agents <= len(samples):
-            raise ValueError(f"num_agents = {num_agents}: allowed are 1 to {len(samples)}, the training samples")
+        if not 1 <= num_agents <= samples.num_units:
+            what = "the training samples" if samples.num_units == len(samples) else "the row groups of streamed files"
+            raise ValueError(f"num_agents = {num_agents}: allowed are 1 to {samples.num_units}, {what}")
         shards = self._shards(samples, num_agents, generator(seed, "partition"))
         return tuple(np.sort(shard) for shard in shards)
 
@@ -37,7 +38,7 @@ class IID(_Partition):
     name: Literal["iid"] = "iid"
 
     def _shards(self, samples: AnySamples, num_agents: int, random: np.random.Generator) -> list[np.ndarray]:
-        return np.array_split(random.permutation(len(samples)), num_agents)
+        return np.array_split(random.permutation(samples.num_units), num_agents)
 
 
 class Dirichlet(_Partition):

@@ -45,6 +45,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def num_units(self) -> int:
+        """What a partition deals."""
+        return len(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _from_numpy, (self.inputs.numpy(), self.targets.numpy())
 
@@ -71,6 +76,11 @@ class MapSamples:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def num_units(self) -> int:
+        """What a partition deals: samples, or what holds several of them."""
+        return len(self)
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets at ``indices``, stacked."""

@@ -12,6 +12,7 @@ from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.datasets import Data, Digits
 from ray_pcasgd.tasks.models import MLP, Model
 from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Loss, Metric, evaluate
+from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
 from ray_pcasgd.tasks.samples import TaskData
 
 __all__ = ["Task", "TaskData"]
@@ -60,6 +61,8 @@ class Task(Settings):
     def _validating(self, data: TaskData) -> TaskData:
         if not self.validation_share:
             return data
+        if isinstance(data.train, StreamedImages):
+            raise ValueError(f"task.validation_share = {self.validation_share:g}: allowed beside streamed data is 0")
         number = len(data.train)
         held_out = round(self.validation_share * number)
         if not 0 < held_out < number:
@@ -82,8 +85,12 @@ class Task(Settings):
 
     def batches(
         self, data: TaskData, shard: np.ndarray, batch_size: int, seed: int, agent: int, purpose: str = "batches"
-    ) -> Batches:
+    ) -> Batches | StreamBatches:
         """Return the mini-batches of one agent's shard, augmented and normalized."""
+        if isinstance(data.train, StreamedImages):
+            return StreamBatches(
+                data.train, shard, batch_size, seed, agent, purpose, self.augmentation, data.normalization
+            )
         return Batches(data.train, shard, batch_size, seed, agent, purpose, self.augmentation, data.normalization)
 
     def evaluate(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> dict[str, float]:

@@ -9,6 +9,7 @@ import torch
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import first_difference, read_rows
 from ray_pcasgd.trainer import Trainer
+from tests.speed import slow_unless
 
 UNBATCHED = {"name": "local", "batched": "never"}
 PLANNED = {"name": "ray", "mode": "planned"}
@@ -104,7 +105,10 @@ ON_RAY = [
 ]
 
 
-@pytest.mark.parametrize("name", ON_RAY)
+QUICK = ["pc-asgd, linear theta", "pc-asgd-pv, probe", "gossip-push", "sgp-overlap, directed, batch norm"]
+
+
+@pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
 @pytest.mark.usefixtures("ray_cluster")
 def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
     settings = (ALGORITHMS | BARRIERS)[name]
@@ -124,7 +128,10 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd"])
+RECORDED = ["pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd"]
+
+
+@pytest.mark.parametrize("algorithm", [slow_unless(name in ("pc-asgd", "ad-psgd"), name) for name in RECORDED])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, tmp_path: Path) -> None:
     settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {2: 0.01}}}

@@ -8,6 +8,7 @@ import torch
 
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import first_difference, read_rows
+from tests.speed import slow_unless
 
 from .test_equivalence import PLANNED, UNBATCHED, assert_same_bits
 from .test_equivalence import train as train_peers
@@ -94,7 +95,10 @@ def assert_same_weights(left: Result, right: Result) -> None:
         assert torch.equal(value, others[name]), name
 
 
-@pytest.mark.parametrize("name", ON_RAY)
+QUICK = ["k-sync", "k-batch-async, dc-asgd-a, three shards", "adasync"]
+
+
+@pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
 @pytest.mark.usefixtures("ray_cluster")
 def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
     local = train(tmp_path / "local", UNBATCHED, **CASES[name])
@@ -204,7 +208,7 @@ RECORDED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", [slow_unless(name == "asgd, dc-asgd-a", name) for name in RECORDED])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_path: Path) -> None:
     settings = RECORDED[name] | {"num_steps": 20, "compute": {"stragglers": {2: 0.005}}}

@@ -68,6 +68,7 @@ print("left", len(provider.non_terminated_nodes({})))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_cluster_yaml_goes_through_the_aws_provider(tmp_path: Path) -> None:
     from moto.server import ThreadedMotoServer

@@ -134,6 +134,7 @@ def test_a_planned_run_refuses_commands(tmp_path: Path) -> None:
     assert operator.answers() == ["refused: heal: a planned run follows its schedule; allowed are live runs"]
 
 
+@pytest.mark.slow
 def test_a_stranger_s_messages_are_counted_and_never_applied(tmp_path: Path) -> None:
     def send(folder: Path) -> None:
         namespace = f"ray_pcasgd {folder}"

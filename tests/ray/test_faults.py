@@ -79,6 +79,7 @@ def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
     assert_same_run(disturbed, fit_local(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_planned_run_without_states_begins_anew_to_the_bit(tmp_path: Path) -> None:
     algorithm = {"name": "server", "gathering": {"name": "k-async", "k": 2}}
     settings = {"algorithm": algorithm, "links": [], "num_steps": 60}
@@ -89,6 +90,7 @@ def test_a_planned_run_without_states_begins_anew_to_the_bit(tmp_path: Path) -> 
     assert_same_weights(disturbed, fit_local(tmp_path, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_planned_run_outlives_a_node_to_the_bit(tmp_path: Path) -> None:
     settings = SMALL | {"num_agents": 4, "storage_path": str(tmp_path), "engine": {"name": "ray", "cpus_per_agent": 1}}
@@ -163,6 +165,7 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
     assert_replays(result, **SLOW)
 
 
+@pytest.mark.slow
 def test_live_agents_go_on_without_a_silent_one_and_take_it_in_again(tmp_path: Path) -> None:
     engine = LIVE | {"message_seconds": 1}
 
@@ -182,6 +185,7 @@ def test_live_agents_go_on_without_a_silent_one_and_take_it_in_again(tmp_path: P
     assert any(read.neighbor == 1 for row in later for read in row.reads)
 
 
+@pytest.mark.slow
 def test_a_live_run_whose_driver_was_killed_is_resumed(tmp_path: Path) -> None:
     run = run_and_kill_driver(tmp_path, 150, engine=LIVE, **SLOW)
     resumed = resume(run)

@@ -37,6 +37,7 @@ def test_fast_agents_do_not_wait_for_a_slow_one(tmp_path: Path) -> None:
     assert any(read.age - read.staleness > 5 for row in rows for read in row.reads if read.neighbor == 2)
 
 
+@pytest.mark.slow
 def test_a_barrier_keeps_live_agents_in_step(tmp_path: Path) -> None:
     result = fit(tmp_path, algorithm="d-psgd", compute={"stragglers": {2: 0.01}})
     assert result.error is None
@@ -44,6 +45,7 @@ def test_a_barrier_keeps_live_agents_in_step(tmp_path: Path) -> None:
     assert {read.version - row.step for row in rows for read in row.reads} == {0}
 
 
+@pytest.mark.slow
 def test_a_lost_agent_fails_a_live_run_that_allows_none_and_keeps_its_files(tmp_path: Path) -> None:
     result = fit(tmp_path, Fault(5, kill(1)), max_failures=0, compute=ALL_SLOW)
     assert isinstance(result.error, RunError)
@@ -91,6 +93,7 @@ def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_pa
     assert "engine.placement_seconds = 1" in str(result.error)
 
 
+@pytest.mark.slow
 def test_pairs_go_on_without_an_agent_that_was_killed(tmp_path: Path) -> None:
     lost = 1
     killer = Fault(12, kill(lost))

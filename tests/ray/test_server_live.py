@@ -48,6 +48,7 @@ def test_k_sync_cancels_a_slow_worker_and_never_waits_for_it(tmp_path: Path) -> 
     assert begun == sorted(set(begun))
 
 
+@pytest.mark.slow
 def test_no_gradient_that_was_cancelled_is_ever_taken(tmp_path: Path) -> None:
     """Workers of many speeds under K-batch-sync: whatever is taken was begun at the server's present version."""
     compute = {"stragglers": {1: 0.004, 2: {"name": "uniform", "low": 0, "high": 0.02}}}
@@ -59,7 +60,7 @@ def test_no_gradient_that_was_cancelled_is_ever_taken(tmp_path: Path) -> None:
     assert {read.staleness for row in rows if row.agent == 3 for read in row.reads} == {0}
 
 
-@pytest.mark.parametrize("gathering", [{"name": "k-async", "k": 2}, "sync"], ids=["k-async", "sync"])
+@pytest.mark.parametrize("gathering", [{"name": "k-async", "k": 2}, pytest.param("sync", marks=pytest.mark.slow)])
 def test_a_run_goes_on_without_a_worker_that_was_killed(gathering: Any, tmp_path: Path) -> None:
     killer = Fault(5, kill(1))
     compute = {"stragglers": {0: 0.02, 1: 0.02, 2: 0.02}}
@@ -80,6 +81,7 @@ def test_a_run_goes_on_without_a_worker_that_was_killed(gathering: Any, tmp_path
     assert replayed.metrics["step"] == 50
 
 
+@pytest.mark.slow
 def test_a_lost_worker_fails_a_run_that_allows_none_and_keeps_its_files(tmp_path: Path) -> None:
     compute = {"stragglers": {0: 0.01, 1: 0.01, 2: 0.01}}
     settings: dict[str, Any] = {"compute": compute, "num_steps": 40, "max_failures": 0}
@@ -89,6 +91,7 @@ def test_a_lost_worker_fails_a_run_that_allows_none_and_keeps_its_files(tmp_path
     assert (Path(result.path) / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["live", "planned"])
 def test_a_lost_server_ends_a_run_with_its_name(mode: str, tmp_path: Path) -> None:
     engine = {"name": "ray", "mode": mode}

@@ -49,6 +49,7 @@ def test_a_grid_is_run_and_its_best_point_trains(tmp_path: Path) -> None:
     assert alone.metrics["test_loss"] == row["test_loss"]
 
 
+@pytest.mark.slow
 def test_optuna_proposes_points_and_their_seeds_are_averaged(tmp_path: Path) -> None:
     space = {"step_size": {"low": 0.01, "high": 1, "log": True}, "algorithm": ["d-asgd", "c-asgd"]}
     result = sweep(settings(tmp_path, space=space, seeds=2, search={"name": "optuna", "num_points": 3}))
@@ -57,6 +58,7 @@ def test_optuna_proposes_points_and_their_seeds_are_averaged(tmp_path: Path) -> 
     assert result.trials["step_size"].between(0.01, 1).all()
 
 
+@pytest.mark.slow
 def test_successive_halving_stops_the_worse(tmp_path: Path) -> None:
     base = BASE | {"num_steps": 60, "evaluate_every": 5}
     space = {"step_size": [0.1, 1e-5, 1e-6, 1e-7]}
@@ -69,6 +71,7 @@ def test_successive_halving_stops_the_worse(tmp_path: Path) -> None:
     assert result.best == {"step_size": 0.1}
 
 
+@pytest.mark.slow
 def test_trials_on_the_ray_engine_take_room_for_all_their_agents_at_once(tmp_path: Path) -> None:
     """A trial that has no room for all of its agents waits, instead of holding a part of it: two need 12 CPUs of 8."""
     engine = {"name": "ray", "cpus_per_agent": 2.0}
@@ -138,6 +141,7 @@ def test_paths_in_settings_are_looked_up_from_where_the_sweep_was_started(
         assert (result.trials["step"] == result.trials["num_steps"]).all()
 
 
+@pytest.mark.slow
 def test_a_population_exchanges_states_and_its_best_settings_train_to_the_same(tmp_path: Path) -> None:
     space = {"step_size": {"low": 0.01, "high": 1, "log": True}, "algorithm.theta": [0, 0.3, 0.6]}
     result = sweep(
@@ -158,6 +162,7 @@ def test_a_population_exchanges_states_and_its_best_settings_train_to_the_same(t
 
 
 # Tune leaves the files of a sweep open that is stopped as a whole.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_sample_budget_ends_the_sweep(tmp_path: Path) -> None:
     space = {"algorithm.theta": [0, 0.1, 0.2, 0.3]}
