@@ -1,0 +1,57 @@
+"""The live runs, one after another, on the cluster that this process joins: every method with every seed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray_pcasgd.trainer import Trainer
+
+METHODS: dict[str, Any] = {
+    "pc-asgd": {"name": "pc-asgd", "theta": 0.3},
+    "d-asgd": {"name": "d-asgd"},
+    "k-async, k = 2": {"name": "server", "gathering": {"name": "k-async", "k": 2}},
+    "sync SGD": {"name": "server", "gathering": "sync"},
+}
+AGENTS = 4
+
+
+def settings_of(chosen: dict[str, Any], method: str, seed: int, data: Path, storage: Path) -> dict[str, Any]:
+    """Return a run's settings: CIFAR-10 on four agents, two on each host."""
+    return {
+        "name": f"{method.split(',')[0].replace(' ', '-')}-seed{seed}",
+        "storage_path": str(storage),
+        "seed": seed,
+        "num_agents": AGENTS,
+        "num_steps": chosen["num_steps"],
+        "evaluate_every": chosen["evaluate_every"],
+        "batch_size": 32,
+        "step_size": 0.05,
+        "algorithm": METHODS[method],
+        "links": [],  # the network's own delays, none injected
+        "task": {
+            "data": {
+                "name": "image-parquet",
+                "train": str(data / "train.parquet"),
+                "test": str(data / "test.parquet"),
+                "limit": chosen["limit"],
+                "test_limit": 1000,
+            },
+            "model": {"name": "small-cnn"},
+        },
+        "engine": {"name": "ray", "mode": "live", "cpus_per_agent": 0.5, "placement_strategy": "SPREAD"},
+    }
+
+
+def main() -> None:
+    """Run what ``chosen`` says; one line of JSON for each run on standard output."""
+    chosen, data, storage = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    for seed in range(chosen["seeds"]):
+        for method in METHODS:
+            result = Trainer(settings_of(chosen, method, seed, data, storage)).fit()
+            print(json.dumps({"method": method, "seed": seed, "path": result.path, "error": str(result.error or "")}))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
