@@ -15,8 +15,9 @@ def page(found: Mapping[str, Any], chosen: Mapping[str, Any], scale: str) -> str
         "# Two hosts with a slow network between them",
         "",
         f"Written by `{command}`; {machine()}. Two hosts in network namespaces of one machine with 2 cores,",
-        "between them a relay with real latency, jitter and 200 Mbit/s; Ray across both. CIFAR-10, a small CNN, four live",
-        f"agents, two on each host, {chosen['num_steps']} steps of 32 images, {chosen['seeds']} seed(s), no delay injected.",
+        "between them a relay with real latency, jitter and 200 Mbit/s; Ray across both. CIFAR-10, a small CNN,",
+        f"four live agents, two on each host, {chosen['num_steps']} steps of 32 images, {chosen['seeds']} seed(s), "
+        "no delay injected.",
         "",
     ]
     for network in found["networks"]:
