@@ -15,6 +15,8 @@ from ray_pcasgd.wording import NOTHING, duration, main_metric, spoken, written
 
 _FRAME_SECONDS = 0.25
 _LINE_SECONDS = 5.0
+_MOST_LINES = 50
+"""Of the log of a run that has gone on for long, every further line comes after one part in so many of its time."""
 _WINDOW = 20
 """Losses, staleness and choices are shown as means over about so many steps."""
 _OTHER_LINES = 7
@@ -138,7 +140,8 @@ class Progress:
             self._next = self._clock() + _FRAME_SECONDS
         else:
             self._print(self._step_line(now))
-            self._next = now + _LINE_SECONDS
+            assert self._first is not None
+            self._next = now + max(_LINE_SECONDS, (now - self._first) / _MOST_LINES)
 
     def _print(self, line: str) -> None:
         prefix = f"{self._title}: " if self._title else ""

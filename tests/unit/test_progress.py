@@ -56,6 +56,18 @@ def test_plain_lines_come_every_five_seconds_and_at_evaluations() -> None:
     assert "\x1b" not in screen.file.getvalue()
 
 
+def test_a_long_run_s_log_grows_ever_more_slowly() -> None:
+    screen = Screen(is_terminal=False)
+    progress = Progress(screen.console, 2, 10**6, clock=screen.clock)
+    lengths = []
+    for hour in range(1, 49):
+        train(progress, screen, 2, 360 * (hour - 1) + 1, 360 * hour, 5.0)
+        lengths.append(len(screen.lines()))
+    assert lengths[0] > 100  # in the first hour
+    assert lengths[-1] - lengths[-2] <= 2  # in the last of two days
+    assert lengths[-1] < 400
+
+
 def test_a_title_stands_before_each_plain_line() -> None:
     screen = Screen(is_terminal=False)
     progress = Progress(screen.console, 1, 10, title="[d-asgd], seed 1", clock=screen.clock)
