@@ -17,7 +17,7 @@ from ray_pcasgd.result import Result, final_metrics, flat_metrics
 from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.run_state import State, step_of
-from ray_pcasgd.schedule.trace import in_causal_order, published, trace_hash
+from ray_pcasgd.schedule.trace import in_causal_order, published, rows_up_to, trace_hash
 from ray_pcasgd.state_files import StateFiles
 from ray_pcasgd.watching import Watcher
 
@@ -54,8 +54,6 @@ class Run:
             self.start()
             if state is not None:
                 self.restore(state["run"])
-                step = step_of(state["engine"])
-                self.take_event(Event("run_resumed", -1, step, f"on from the state of step {step}"))
             while state := self.advance(state):
                 pass
         except (NonFiniteLossError, RunError) as ended:
@@ -121,10 +119,13 @@ class Run:
     def state(self, versions: Sequence[int] | None = None) -> State:
         """Return what the run's files to come depend on, beside the engine's state.
 
-        Rows are left out from which agents do not go on, but from the ``versions`` that are given.
+        Where agents go on from ``versions`` and take the steps after them otherwise, those rows are left out, and what
+        others have read of them: under its number there will be another version.
         """
+        rows, left_out = (self.rows, 0) if versions is None else rows_up_to(self.rows, versions)
         return {
-            "rows": [row for row in self.rows if versions is None or row.step < versions[row.agent]],
+            "rows": rows,
+            "reads_left_out": left_out,
             "monitor": self.monitor.state(),
             "checkpoints": self.checkpoints.state(),
             "left": sorted(self.left),
@@ -140,6 +141,14 @@ class Run:
         evaluated = max((row["step"] for row in self.monitor.rows), default=0)
         self.checkpoints.restore(state["checkpoints"], evaluated)
         self.started_at = time.perf_counter() - state["seconds"]
+        if state["reads_left_out"]:
+            detail = f"{state['reads_left_out']} reads of versions after the state are left out of the schedule"
+            self.take_event(Event("reads_unrecorded", -1, -1, detail))
+        newest: dict[int, int] = {}
+        for row in self.rows:
+            newest[row.agent] = row.step + 1
+        step = min(newest.values(), default=0)
+        self.take_event(Event("run_resumed", -1, step, f"on from the state of step {step}"))
 
     def start(self) -> None:
         """Take in the plan, before the first report."""

@@ -149,6 +149,21 @@ def newest_reads(rows: Iterable[Row]) -> list[Row]:
     return [row._replace(reads=tuple({read.neighbor: read for read in row.reads}.values())) for row in rows]
 
 
+def rows_up_to(rows: Iterable[Row], versions: Sequence[int]) -> tuple[list[Row], int]:
+    """Return the rows by which agents came to these versions, and how many of their reads were of later ones.
+
+    Those reads are left out.
+    """
+    kept: list[Row] = []
+    left_out = 0
+    for row in rows:
+        if row.step < versions[row.agent]:
+            reads = tuple(read for read in row.reads if read.version <= versions[read.neighbor])
+            left_out += len(row.reads) - len(reads)
+            kept.append(row._replace(reads=reads))
+    return kept, left_out
+
+
 def trace_hash(rows: Iterable[Row]) -> str:
     """Return a hash of who read which version, with which staleness and age; times and the rows' order do not count."""
     digest = hashlib.blake2b(digest_size=8)

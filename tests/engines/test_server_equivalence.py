@@ -95,7 +95,7 @@ def assert_same_weights(left: Result, right: Result) -> None:
         assert torch.equal(value, others[name]), name
 
 
-QUICK = ["k-sync", "k-batch-async, dc-asgd-a, three shards", "adasync"]
+QUICK = ["k-sync", "adasync"]
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
@@ -139,6 +139,7 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
 # Cases that are the same method.
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_k_sync_with_all_workers_is_synchronous_sgd_to_the_bit(tmp_path: Path) -> None:
     # Batches whole: a gradient in pieces is the same only within rounding.

@@ -109,6 +109,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_table(tmp_path: Path) -> None:
     assert any("resumed" in path.read_text() for path in folder.glob("runs/*/events.jsonl"))
 
 
+@pytest.mark.slow
 def test_points_run_together_come_to_the_same_as_each_alone(tmp_path: Path) -> None:
     space = {"algorithm.theta": [0, 0.5], "step_size": [0.1, 1e20, 0.2]}
     together = sweep(settings(tmp_path, space=space, batched="always"))
@@ -127,6 +128,7 @@ def test_points_run_together_come_to_the_same_as_each_alone(tmp_path: Path) -> N
     assert all(f"points/000{number}-seed0/test_accuracy".encode() in events for number in (0, 2, 3, 5))
 
 
+@pytest.mark.slow
 def test_paths_in_settings_are_looked_up_from_where_the_sweep_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,15 @@ from ray_pcasgd.laws import Exponential
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import NoBarrier
 from ray_pcasgd.schedule.planner import Planner
-from ray_pcasgd.schedule.trace import check_fits, first_difference, in_causal_order, read_rows, trace_hash, write_rows
+from ray_pcasgd.schedule.trace import (
+    check_fits,
+    first_difference,
+    in_causal_order,
+    read_rows,
+    rows_up_to,
+    trace_hash,
+    write_rows,
+)
 from ray_pcasgd.timing import ComputeTimes
 from ray_pcasgd.topology import Complete, Metropolis, build_network
 
@@ -310,3 +318,16 @@ def test_many_agents_are_ordered_quickly() -> None:
     ordered = in_causal_order(rows)
     assert executable(ordered)
     assert len(ordered) == len(rows)
+
+
+def test_rows_up_to_versions_leave_out_what_others_have_read_of_later_ones() -> None:
+    rows = [
+        Row(0, 0, 0, 1, 1, ()),
+        Row(1, 0, 0, 1, 1, (Read(0, 1, 0, 0),)),
+        Row(0, 1, 1, 2, 2, ()),
+        Row(1, 1, 1, 2, 2, (Read(0, 2, 0, 0),)),
+        Row(1, 2, 2, 3, 3, ()),
+    ]
+    kept, left_out = rows_up_to(rows, (1, 2))
+    assert kept == [rows[0], rows[1], rows[3]._replace(reads=())]
+    assert left_out == 1

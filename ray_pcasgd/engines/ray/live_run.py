@@ -42,16 +42,19 @@ class LiveRun:
         self.state_seconds = state_seconds
         self.started_at = time.time() - (0.0 if state is None else state["seconds"])
         self.collector = Collector(crew.make_scheduler(Recorded()), len(crew.specs))
-        self.states: dict[int, State] = {} if state is None else dict(enumerate(state["agents"]))
+        kept = [] if state is None else state["agents"]
+        self.states: dict[int, State] = {agent: own for agent, own in enumerate(kept) if own is not None}
         """Each agent's newest part of the run's state."""
+        # Those of whom nothing was kept come back into a resumed run as the mean of the others.
+        self.unknown = {agent for agent, own in enumerate(kept) if own is None and agent not in absent}
+        self.away = {agent for agent in absent if agent not in self.states} | self.unknown
+        """Agents that are lost, have left, or are not there yet."""
         for agent in range(len(crew.specs)):
-            if agent not in absent:
+            if agent not in self.away:
                 crew.make(agent, injection, self.restored(agent))
         self.versions = [0] * len(crew.specs)
         """What each agent is known to have come to."""
         self.training: dict[Any, int] = {}
-        self.away: set[int] = set(absent)
-        """Agents that are lost, have left, or are not there yet."""
         self.leaving: set[int] = set()
         self.returning: dict[Any, int] = {}
         """Those of them that are being made again; the calls return once there is room for them and they are built."""
@@ -76,13 +79,15 @@ class LiveRun:
 
     def train(self) -> Iterator[Report]:
         """Let all agents train, and yield what they say."""
-        for agent in sorted(self.away):
+        for agent in sorted(self.away - self.unknown):
             yield Event("agent_left", agent, 0, f"agent {agent} is not there yet; 'ray-pcasgd join' lets it come in")
         yield from self.crew.started()
         self.crew.connect()
         for agent in self.away:
             self.tell_of_absence(agent)
         self.training = {actor.train.remote(self.started_at): agent for agent, actor in self.crew.actors.items()}
+        for agent in self.unknown:
+            self.bring_back(agent)
         failures: list[Exception] = []
         while (self.training or self.awaits_returns()) and not failures:
             calls = [*self.training, *self.returning]
