@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.watching import Watcher
+from ray_pcasgd.watching import Watcher, Watchers
 
 SCHEDULER = -1
 """Stands among the agents for the scheduler."""
@@ -70,29 +70,13 @@ def take_states_away(fault: Fault) -> None:
     (fault.folder / "states").write_text("in the way")
 
 
-class Several(Watcher):
+class Several(Watchers):
     """Several faults of one run."""
 
     def __init__(self, *faults: Fault) -> None:
-        self.faults = faults
-
-    @property
-    def events(self) -> list[Event]:
-        """All events."""
-        return self.faults[0].events
+        super().__init__(*faults)
+        self.events = faults[0].events
 
     def kinds(self) -> list[str]:
         """Return the kinds of all events, in order."""
-        return self.faults[0].kinds()
-
-    def started(self, plan: Plan, path: Path) -> None:
-        for fault in self.faults:
-            fault.started(plan, path)
-
-    def happened(self, event: Event) -> None:
-        for fault in self.faults:
-            fault.happened(event)
-
-    def stepped(self, report: StepReport) -> None:
-        for fault in self.faults:
-            fault.stepped(report)
+        return [event.kind for event in self.events]
