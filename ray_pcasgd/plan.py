@@ -113,6 +113,9 @@ def make_plan(config: Config) -> Plan:
             raise ValueError("engine.name = 'local': allowed beside task.data.streamed is ray")
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
         shards = config.partition.split(data.train, config.num_agents, config.seed)
+        if isinstance(data.train, StreamedImages):
+            for agent, shard in enumerate(shards):
+                data.train.batches_an_epoch(shard, config.batch_size, agent)
         clusters = cluster_of_each_agent(config)
         _try_out(config.task, data, config.seed)
         roster = _roster(config, clusters, shards)

@@ -46,6 +46,18 @@ class StreamedImages(MapSamples):
         """What a partition deals: row groups."""
         return len(self.row_groups)
 
+    def batches_an_epoch(self, shard: Indices, batch_size: int, agent: int) -> int:
+        """Return how many batches an agent's row groups make.
+
+        Raises:
+            ValueError: they do not make one.
+
+        """
+        rows = sum(self.row_groups[int(number)].rows for number in shard)
+        if rows < batch_size:
+            raise ValueError(f"batch_size = {batch_size}: allowed are up to {rows}, the images of agent {agent}")
+        return rows // batch_size
+
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Return the images and labels at ``indices``, for a look at a few of them."""
         found = [self._place(int(index)) for index in indices]
@@ -109,10 +121,7 @@ class StreamBatches:
         self._seed, self._agent, self._purpose = seed, agent, purpose
         self._augmentation = augmentation if augmentation is not None else Augmentation()
         self._normalization = normalization if normalization is not None else Normalization()
-        rows = sum(images.row_groups[number].rows for number in self._shard)
-        self._batches_an_epoch = rows // batch_size
-        if not self._batches_an_epoch:
-            raise ValueError(f"batch_size = {batch_size}: allowed are up to {rows}, the images of agent {agent}")
+        self._batches_an_epoch = images.batches_an_epoch(self._shard, batch_size, agent)
         self._taken = 0
         self._open: Iterator[dict[str, np.ndarray]] | None = None
 
