@@ -19,7 +19,8 @@ torch.set_num_threads(1)
 def ray_cluster() -> Iterator[None]:
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    # Not whatever cluster another program has left its address of.
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
     yield
     ray.shutdown()
 

@@ -39,7 +39,7 @@ def settings_of(mode: str, seed: int, num_steps: int, folder: Path) -> dict[str,
         "num_steps": num_steps,
         "evaluate_every": num_steps // 2,
         "algorithm": {"name": "pc-asgd", "theta": 0.3},
-        "step_size": 0.05,
+        "step_size": 0.1,
         "links": [{"between": "clusters", "delay": 5}],
         "compute": {"law": {"name": "exponential", "mean": 1.0}},
         "checkpoint": {"state_seconds": 0 if mode == "planned" else 1},
@@ -59,6 +59,8 @@ class Scenarios:
         self.cluster = cluster
         self.nodes = nodes
         self.folder = folder
+        self.undisturbed: dict[int, Result] = {}
+        """On the local engine, by seed."""
 
     def measure(self, fault: str, mode: str, seed: int, num_steps: int) -> dict[str, Any]:
         """Return what came of one fault in one run."""
@@ -116,8 +118,10 @@ class Scenarios:
 
     def has_same_bits(self, result: Result, tree: dict[str, Any]) -> bool:
         """Return whether a planned run ended as an undisturbed one on the local engine."""
-        engine = {"name": "local", "batched": "never"}
-        whole = Trainer({**tree, "engine": engine, "checkpoint": {"state_seconds": None}}).fit()
+        if tree["seed"] not in self.undisturbed:
+            local = {"engine": {"name": "local", "batched": "never"}, "checkpoint": {"state_seconds": None}}
+            self.undisturbed[tree["seed"]] = Trainer({**tree, **local}).fit()
+        whole = self.undisturbed[tree["seed"]]
         if result.checkpoint is None or whole.checkpoint is None or result.schedule_hash != whole.schedule_hash:
             return False
         weights = whole.checkpoint.state_dict()

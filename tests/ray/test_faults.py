@@ -166,8 +166,18 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
 
 
 @pytest.mark.slow
+def test_an_agent_that_hangs_for_good_is_ended_and_comes_back_into_a_live_run(tmp_path: Path) -> None:
+    faults = Fault(100, silence(1))
+    result = fit(tmp_path, faults, engine=LIVE | {"message_seconds": 1}, **SLOW)
+    assert result.error is None
+    assert {"agent_lost", "agent_returned"} <= set(faults.kinds())
+    assert max(row.step for row in rows_of(result) if row.agent == 1) == 399
+    assert_replays(result, **SLOW)
+
+
+@pytest.mark.slow
 def test_live_agents_go_on_without_a_silent_one_and_take_it_in_again(tmp_path: Path) -> None:
-    engine = LIVE | {"message_seconds": 1}
+    engine = LIVE | {"message_seconds": 3}
 
     def halt(fault: Fault) -> None:
         silence(1)(fault)
@@ -175,7 +185,7 @@ def test_live_agents_go_on_without_a_silent_one_and_take_it_in_again(tmp_path: P
     def wake(fault: Fault) -> None:
         os.kill(fault.processes[1], signal.SIGCONT)
 
-    faults = Several(Fault(50, halt), Fault(150, wake))
+    faults = Several(Fault(50, halt), Fault(60, wake))
     result = fit(tmp_path, faults, engine=engine, algorithm="d-psgd", **SLOW)
     assert result.error is None
     assert "neighbor_silent" in faults.kinds()

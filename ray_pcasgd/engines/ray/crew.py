@@ -79,7 +79,7 @@ class Crew:
         self.specs = specs
         self._data = ray.put(data)
         self._reserved = reserved
-        self._driving = driving
+        self.driving = driving
         self.actors: dict[int, ActorHandle[Any]] = {}
         self.scheduler: ActorHandle[Any] | None = None
 
@@ -126,7 +126,7 @@ class Crew:
         if isinstance(spec, AgentSpec):
             extra |= {"restored": restored, "first_call": first_call}
         actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)]
-        arguments = (spec, self._data, self._driving, self.scheduler)
+        arguments = (spec, self._data, self.driving, self.scheduler)
         made = self._named(f"{self.identity.run} agent {agent}", actor_class, options, *arguments, **extra)
         self.actors[agent] = made
         return made

@@ -13,6 +13,7 @@ from ray_pcasgd.engines.base import InterruptionError, Pause, Report, RunError
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.life import LifeSigns
 from ray_pcasgd.engines.ray.parts import Part, Restored, fetched
 from ray_pcasgd.engines.ray.planned_run import POLL_SECONDS
 from ray_pcasgd.records import Event, StepReport
@@ -55,6 +56,7 @@ class LiveRun:
         self.versions = [0] * len(crew.specs)
         """What each agent is known to have come to."""
         self.training: dict[Any, int] = {}
+        self.life = LifeSigns(crew)
         self.leaving: set[int] = set()
         self.returning: dict[Any, int] = {}
         """Those of them that are being made again; the calls return once there is room for them and they are built."""
@@ -104,6 +106,7 @@ class LiveRun:
                     self.away.add(agent)
                 else:
                     self.finished.add(agent)
+            self.end_silent_agents()
             yield from self.drain()
             yield from self.obey()
             yield from self.look_for_those_who_return()
@@ -114,6 +117,11 @@ class LiveRun:
             raise failures[0]
         if not self.finished:
             raise RunError("every agent was lost")
+
+    def end_silent_agents(self) -> None:
+        """End agents that do not answer, as which they are lost."""
+        for agent in self.life.missing(self.training.values()):
+            ray.kill(self.crew.actors[agent])
 
     def awaits_returns(self) -> bool:
         """Return whether the run ends later, because an agent is still on its way back while nobody trains."""

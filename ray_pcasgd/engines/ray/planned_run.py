@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 from ray_pcasgd.engines.base import InterruptionError, Pause, Report
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
+from ray_pcasgd.engines.ray.life import LifeSigns
 from ray_pcasgd.engines.ray.parts import Part, join_parts, restored_parts
 from ray_pcasgd.records import Event
 from ray_pcasgd.run_state import State, pace
@@ -35,6 +36,7 @@ class PlannedRun:
         self.scheduler = scheduler
         self.collector = Collector(scheduler, len(crew.specs))
         self.training: dict[Any, int] = {}
+        self.life = LifeSigns(crew)
         self.cut: Cut | None = None
         self.parts: dict[int, Part] = {}
         self.cut_at = time.monotonic()
@@ -52,6 +54,9 @@ class PlannedRun:
             ended = [failure(call, self.training.pop(call)) for call in done]
             failures = [error for error in ended if error is not None]
             yield from self.drain()
+            # Mostly those who wait for a silent agent say so first; of the last rows, nobody waits for any.
+            for agent in self.life.missing(self.training.values()):
+                failures.append(InterruptionError(f"agent {agent} has not answered for {self.life.seconds:g} s", agent))
             if not failures:
                 self.refuse_commands()
                 yield from self.pauses()

@@ -26,7 +26,7 @@ class RaySettings(Settings):
     """How long to wait for the cluster to have the resources, before the run is given up."""
     message_seconds: float = Field(300.0, gt=0)
     """Longest wait of an agent for one message: after it, a planned run is taken for interrupted, and a live agent goes
-    on without the neighbor."""
+    on without the neighbor. An agent that has not answered for twice as long is taken for lost."""
     threads: int = Field(1, ge=1)
     """Threads that torch uses within one operation of one agent."""
     join_later: tuple[int, ...] = ()
