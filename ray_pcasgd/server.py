@@ -118,6 +118,14 @@ class Worker(Learner):
         self.buffers = self.replica.buffers.clone()
         self.version += 1
 
+    def rejoin(self, received: Sequence[State], version: int) -> None:
+        """Come back into the run at ``version``, with the servers' weights; what else it remembered is lost."""
+        self.weights = torch.cat([state.vector for state in received])
+        self.buffers = received[0].buffers
+        self.optimizer_state = self.optimizer.init(self.weights)
+        self.version = version
+        self.batches.restore(self.progress)
+
     def skip(self) -> None:
         """Pass over a step whose work was cancelled, with its mini-batches."""
         for _ in range(self.spec.recipe.rule.local_steps):

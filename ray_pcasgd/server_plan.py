@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.records import Row
+from ray_pcasgd.records import Read, Row
 from ray_pcasgd.roster import Roster
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.server_planner import Position, ServerPlanner
@@ -129,6 +129,12 @@ def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
         if row.agent >= first:
             if row.step <= last[row.agent]:
                 kept.append(row)
-        elif all(read.version <= last[read.neighbor] + 1 for read in row.reads):
-            kept.append(row)
+        elif any(read.version <= last[read.neighbor] + 1 for read in row.reads):
+            kept.append(row._replace(reads=tuple(_up_to(read, last[read.neighbor] + 1) for read in row.reads)))
     return kept
+
+
+def _up_to(read: Read, final: int) -> Read:
+    """Return what a worker reads of a server whose last version is ``final``: others may go on longer."""
+    version = min(read.version, final)
+    return read._replace(version=version, staleness=min(read.version + read.staleness, final) - version)

@@ -79,8 +79,11 @@ class _Execution:
         if row.agent in self.servers:
             server = self.servers[row.agent]
             return server.version == row.step and all(r.version in self.messages[r.neighbor] for r in row.reads)
-        worker = self.workers[row.agent]
-        return worker.version == row.step and (
+        if row.kind == "rejoined":
+            at_its_step = row is next(own for own in self.window if own.agent == row.agent)
+        else:
+            at_its_step = self.workers[row.agent].version == row.step
+        return at_its_step and (
             row.kind == "cancelled" or all(r.version in self.versions[r.neighbor] for r in row.reads)
         )
 
@@ -97,6 +100,9 @@ class _Execution:
         if row.kind == "cancelled":
             worker.skip()
             self.pass_over(row)
+            return self.computed(row, None)
+        if row.kind == "rejoined":
+            worker.rejoin(self.read_by_worker(row), row.step + 1)
             return self.computed(row, None)
         loss = worker.step(self.read_by_worker(row))
         assert loss is not None

@@ -200,12 +200,17 @@ class Gatherer:
     def __init__(self, gathering: Gathering, num_workers: int) -> None:
         self.gathering = gathering
         self.num_workers = num_workers
-        self.k = gathering.num_gradients(num_workers)
+        self._wanted = gathering.num_gradients(num_workers)
         self.version = 0
         """The server's version."""
         self.waiting: list[Arrival] = []
         """Gradients that the next update will take."""
         self._adaptive = _AdaptiveK(gathering, num_workers) if isinstance(gathering, AdaSync) else None
+
+    @property
+    def k(self) -> int:
+        """The gradients of the next update: no more than there are workers."""
+        return max(1, min(self._wanted, self.num_workers))
 
     def arrive(self, arrival: Arrival) -> bool:
         """Take in a gradient; return whether it counts, or comes too late for a policy that cancels."""
@@ -233,7 +238,10 @@ class Gatherer:
     def lose(self) -> None:
         """Note that there is a worker less, which nobody waits for."""
         self.num_workers -= 1
-        self.k = max(1, min(self.k, self.num_workers))
+
+    def gain(self) -> None:
+        """Note that a lost worker is back."""
+        self.num_workers += 1
 
     def tell(self, worker: int, version: int, loss: float) -> None:
         """Take in the mini-batch loss of a gradient; only AdaSync cares."""
@@ -246,7 +254,7 @@ class Gatherer:
             return True
         if self._adaptive.is_owed_losses():
             return False
-        self.k = min(self._adaptive.next_k(self.k), self.num_workers)
+        self._wanted = self._adaptive.next_k(self.k)
         return self.adapt(now)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from ray_pcasgd.records import Read, Row
 from ray_pcasgd.result import Result
-from ray_pcasgd.schedule.trace import first_difference, read_rows
+from ray_pcasgd.schedule.trace import first_difference, read_rows, write_rows
 from tests.speed import slow_unless
 
 from .test_equivalence import PLANNED, UNBATCHED, assert_same_bits
@@ -237,3 +238,29 @@ def test_a_schedule_replays_under_another_correction(tmp_path: Path) -> None:
     other = train(tmp_path / "other", UNBATCHED, **server("asgd", "dc-asgd-a"), num_steps=12, schedule=schedule)
     assert other.schedule_hash == plain.schedule_hash
     assert other.metrics["test_loss"] != plain.metrics["test_loss"]
+
+
+def test_a_shortened_schedule_whose_servers_run_apart_reads_the_last_version_of_the_faster_one(tmp_path: Path) -> None:
+    """As live workers do, which go on while one of their servers has taken all of its steps."""
+    worker, fast, slow = range(3)
+
+    def row(agent: int, step: int, time: float, *reads: tuple[int, int]) -> Row:
+        return Row(agent, step, time, time, time, tuple(Read(*read, 0, 0) for read in reads))
+
+    rows = []
+    for step, read in enumerate([(0, 0), (1, 0), (2, 1), (3, 1)]):
+        rows += [row(worker, step, 2.0 * step, (fast, read[0]), (slow, read[1]))]
+        rows += [row(fast, step, 2.0 * step + 1, (worker, step + 1))]
+        rows += [row(slow, step // 2, 2.0 * step + 1, (worker, step + 1))] if step % 2 else []
+    path = tmp_path / "schedule.parquet"
+    write_rows(path, rows, {"num_agents": "1", "num_servers": "2", "rate": "1"})
+    settings = server({"name": "k-batch-async", "k": 1}, shards=2) | {
+        "num_agents": 1,
+        "clusters": 1,
+        "schedule": str(path),
+    }
+    cut = train(tmp_path, UNBATCHED, **settings, num_steps=2, evaluate_every=2)
+    assert cut.error is None
+    executed, _ = read_rows(Path(cut.path) / "schedule.parquet")
+    (last,) = (one for one in executed if one[:2] == (worker, 3))
+    assert [read[:2] for read in last.reads] == [(fast, 2), (slow, 1)]

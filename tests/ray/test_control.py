@@ -163,10 +163,41 @@ def test_a_stranger_s_messages_are_counted_and_never_applied(tmp_path: Path) -> 
     assert result.metrics["test_accuracy"] > 0.5
 
 
+@pytest.mark.slow
+def test_workers_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
+    operator = Operator()
+    watcher = Several(
+        operator.at(20, lambda folder: tell(str(folder), Join(agent=2))),
+        operator.at(30, lambda folder: tell(str(folder), Leave(agent=3))),
+        operator.at(120, lambda folder: tell(str(folder), Isolate(agents=(1,)))),
+        operator.at(900, lambda folder: tell(str(folder), Leave(agent=0))),
+    )
+    settings: dict[str, Any] = {"algorithm": {"name": "server", "gathering": "sync"}, "num_steps": 900}
+    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "live", "join_later": [2]}, **settings)
+    assert result.error is None
+    assert operator.answers() == [
+        "agent 2 is asked to come in",
+        "refused: leave: allowed are workers; agent 3 is a server",
+        "refused: isolate: allowed are runs between peers",
+        "agent 0 is asked to leave",
+    ]
+    updates = [row for row in rows_of(result) if row.agent == 3]
+    taken = [[read.neighbor for read in row.reads] for row in updates]
+    assert taken[0] == [0, 1]
+    assert [0, 1, 2] in taken
+    assert taken[-1] == [1, 2]
+    schedule = str(Path(result.path) / "schedule.parquet")
+    replayed = fit(tmp_path / "replay", engine="local", schedule=schedule, **settings)
+    assert replayed.schedule_hash == result.schedule_hash
+
+
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        ({"name": "ray", "mode": "planned", "join_later": [1]}, "allowed in live runs between peers only"),
+        (
+            {"name": "ray", "mode": "planned", "join_later": [1]},
+            "allowed in live runs alone, between peers or of workers with a server",
+        ),
         ({"name": "ray", "mode": "live", "join_later": [0, 1, 2]}, "allowed are some of the agents 0 to 2, not all"),
         ({"name": "ray", "mode": "live", "join_later": [9]}, "allowed are some of the agents 0 to 2"),
     ],

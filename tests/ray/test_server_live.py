@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.faults.injecting import Fault, kill
+from experiments.faults.injecting import Fault, Several, kill
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
@@ -60,25 +60,42 @@ def test_no_gradient_that_was_cancelled_is_ever_taken(tmp_path: Path) -> None:
     assert {read.staleness for row in rows if row.agent == 3 for read in row.reads} == {0}
 
 
-@pytest.mark.parametrize("gathering", [{"name": "k-async", "k": 2}, pytest.param("sync", marks=pytest.mark.slow)])
-def test_a_run_goes_on_without_a_worker_that_was_killed(gathering: Any, tmp_path: Path) -> None:
+ELASTIC = {"name": "elastic-averaging"}
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"gathering": {"name": "k-async", "k": 2}},
+        pytest.param({"gathering": "sync"}, marks=pytest.mark.slow),
+        pytest.param({"gathering": {"name": "k-batch-sync", "k": 2}, "shards": 2}, marks=pytest.mark.slow),
+        pytest.param(ELASTIC, marks=pytest.mark.slow),
+    ],
+)
+def test_a_worker_that_was_killed_comes_back(algorithm: dict[str, Any], tmp_path: Path) -> None:
     killer = Fault(5, kill(1))
-    compute = {"stragglers": {0: 0.02, 1: 0.02, 2: 0.02}}
-    result = fit(tmp_path, gathering, killer, max_failures=1, compute=compute, num_steps=60)
+    settings: dict[str, Any] = {"algorithm": {"name": "server"} | algorithm}
+    compute = {"stragglers": {0: 0.05, 1: 0.05, 2: 0.05}}
+    result = fit(tmp_path, None, killer, **settings, compute=compute, num_steps=300)
     assert result.error is None
-    assert ("agent_lost", 1) in {(event.kind, event.agent) for event in killer.events}
-    assert ("neighbor_lost", 3) in {(event.kind, event.agent) for event in killer.events}
-    assert result.metrics["step"] == 60
-    rows, metadata = read_rows(Path(result.path) / "schedule.parquet")
-    assert metadata["left"] == "1"
-    updates = [row for row in rows if row.agent == 3]
-    late = [read.neighbor for row in updates[-20:] for read in row.reads]
-    assert set(late) == {0, 2}
-    schedule = str(Path(result.path) / "schedule.parquet")
+    found = {(event.kind, event.agent) for event in killer.events}
+    assert found >= {("agent_lost", 1), ("neighbor_lost", 3), ("agent_returned", 1)}
+    assert result.metrics["step"] == 300
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    (back,) = (row for row in rows if row.kind == "rejoined")
+    assert back.agent == 1
+    servers = sorted({row.agent for row in rows} - {0, 1, 2})
+    assert [read.neighbor for read in back.reads] == servers
+    for server in servers:
+        read = {read.version for row in rows if row.agent == server for read in row.reads if read.neighbor == 1}
+        assert min(read) < back.step
+        assert max(read) > back.step + 1
     # What the dead worker did not report in its last moments is not known, so the record may be a little shorter.
-    replayed = fit(tmp_path / "replay", gathering, engine="local", num_steps=50, schedule=schedule)
-    assert replayed.error is None
-    assert replayed.metrics["step"] == 50
+    schedule = str(Path(result.path) / "schedule.parquet")
+    for engine in ("local", {"name": "ray", "mode": "planned"}):
+        replayed = fit(tmp_path / "replay", None, **settings, engine=engine, num_steps=280, schedule=schedule)
+        assert replayed.error is None
+        assert replayed.metrics["step"] == 280
 
 
 @pytest.mark.slow
@@ -89,6 +106,18 @@ def test_a_lost_worker_fails_a_run_that_allows_none_and_keeps_its_files(tmp_path
     assert isinstance(result.error, RunError)
     assert "agent 1 lost" in str(result.error)
     assert (Path(result.path) / "model.safetensors").exists()
+    assert result.metrics["step"] == 40
+    updates = [row for row in read_rows(Path(result.path) / "schedule.parquet")[0] if row.agent == 3]
+    assert {read.neighbor for row in updates[-10:] for read in row.reads} == {0, 2}
+
+
+@pytest.mark.slow
+def test_a_run_whose_workers_are_all_lost_for_good_says_so(tmp_path: Path) -> None:
+    killers = Several(*(Fault(5, kill(worker)) for worker in range(3)))
+    compute = {"stragglers": {0: 0.01, 1: 0.01, 2: 0.01}}
+    result = fit(tmp_path, "asgd", killers, compute=compute, num_steps=3000, max_failures=0)
+    assert isinstance(result.error, RunError)
+    assert "every worker was lost" in str(result.error)
 
 
 @pytest.mark.slow

@@ -134,6 +134,17 @@ def test_a_lost_worker_is_not_waited_for() -> None:
     assert small.k == 2
 
 
+def test_a_worker_that_is_back_is_waited_for_again() -> None:
+    own = gatherer("sync", num_workers=3)
+    own.lose()
+    own.lose()
+    own.lose()
+    assert own.k == 1
+    for present in (1, 2, 3):
+        own.gain()
+        assert own.k == present
+
+
 # AdaSync.
 
 BASES = ("k-sync", "k-async", "k-batch-sync", "k-batch-async")

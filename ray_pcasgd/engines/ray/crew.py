@@ -125,6 +125,8 @@ class Crew:
         extra: dict[str, Any] = {} if injection is None else {"injection": injection}
         if isinstance(spec, AgentSpec):
             extra |= {"restored": restored, "first_call": first_call}
+        elif isinstance(spec, WorkerSpec):
+            extra |= {"first_call": first_call}
         actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)]
         arguments = (spec, self._data, self.driving, self.scheduler)
         made = self._named(f"{self.identity.run} agent {agent}", actor_class, options, *arguments, **extra)

@@ -16,10 +16,11 @@ from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.life import LifeSigns
 from ray_pcasgd.engines.ray.parts import Part, Restored, fetched
 from ray_pcasgd.engines.ray.planned_run import POLL_SECONDS
+from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Recorded
-from ray_pcasgd.server import ServerSpec
+from ray_pcasgd.server import ServerSpec, WorkerSpec
 
 RETURN_SECONDS = 60.0
 """How long a run whose other agents are done waits for one that is on its way back."""
@@ -104,6 +105,8 @@ class LiveRun:
                     failures.append(error)
                 elif agent in self.leaving:
                     self.away.add(agent)
+                    if isinstance(self.crew.specs[agent], WorkerSpec):  # peers tell each other
+                        self.tell_of_absence(agent)
                 else:
                     self.finished.add(agent)
             self.end_silent_agents()
@@ -111,6 +114,8 @@ class LiveRun:
             yield from self.obey()
             yield from self.look_for_those_who_return()
             yield from self.pauses()
+            if self.is_without_workers() and not failures:
+                failures.append(RunError("every worker was lost, or has left"))
         if failures:
             self.crew.stop([agent for agent in self.training.values() if agent not in self.away], [*self.training])
             yield from self.drain()
@@ -125,11 +130,17 @@ class LiveRun:
 
     def awaits_returns(self) -> bool:
         """Return whether the run ends later, because an agent is still on its way back while nobody trains."""
-        if self.training or not self.returning:
+        servers_are_done = any(isinstance(self.crew.specs[agent], ServerSpec) for agent in self.finished)
+        if self.training or not self.returning or servers_are_done:
             self.alone_since = None
             return False
         self.alone_since = self.alone_since or time.monotonic()
         return time.monotonic() - self.alone_since < RETURN_SECONDS
+
+    def is_without_workers(self) -> bool:
+        """Return whether the run has servers, and no worker any more that trains or is on its way back."""
+        workers = {spec.agent for spec in self.crew.specs if isinstance(spec, WorkerSpec)}
+        return bool(workers) and workers <= self.away - set(self.returning.values())
 
     def lose(self, agent: int, error: InterruptionError) -> Iterator[Report]:
         """Go on without an agent, until it comes back.
@@ -146,7 +157,7 @@ class LiveRun:
         yield Event("agent_lost", agent, self.versions[agent], str(error))
         self.tell_of_absence(agent)
         self.collector.scheduler.forget.remote(agent)
-        if isinstance(self.crew.specs[agent], AgentSpec) and (
+        if isinstance(self.crew.specs[agent], AgentSpec | WorkerSpec) and (
             self.max_failures < 0 or self.failures <= self.max_failures
         ):
             self.bring_back(agent)
@@ -207,8 +218,12 @@ class LiveRun:
         if unknown:
             return f"agent {unknown[0]}; allowed are 0 to {len(self.crew.specs) - 1}"
         spec = self.crew.specs[0]
-        if isinstance(command, Isolate | Leave | Join) and not isinstance(spec, AgentSpec):
-            return f"{command.name}: allowed are runs between peers"
+        if isinstance(command, Isolate) and not isinstance(spec, AgentSpec):
+            return "isolate: allowed are runs between peers"
+        if isinstance(command, Leave | Join) and isinstance(spec, PairSpec):
+            return f"{command.name}: allowed are other algorithms"
+        if isinstance(command, Leave | Join) and isinstance(self.crew.specs[command.agent], ServerSpec):
+            return f"{command.name}: allowed are workers; agent {command.agent} is a server"
         if isinstance(command, Isolate) and isinstance(spec, AgentSpec) and spec.recipe.rule.reading == "every":
             return "isolate: what agents push must arrive, or its mass is lost; allowed are other algorithms"
         if isinstance(command, Leave) and command.agent not in self.training.values():

@@ -61,8 +61,10 @@ class WorkerActor(StarShell):
 
     spec: WorkerSpec
 
-    def __init__(self, spec: WorkerSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any]) -> None:
-        super().__init__(spec, Inbox(spec.neighbors), driving, scheduler)
+    def __init__(
+        self, spec: WorkerSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], first_call: int = 0
+    ) -> None:
+        super().__init__(spec, Inbox(spec.neighbors), driving, scheduler, first_call)
         self.worker = Worker(spec, data)
 
     def __repr__(self) -> str:
@@ -176,7 +178,13 @@ class PlannedWorkerActor(WorkerActor):
                 self.submit(row, None)
                 continue
             found = self.await_reads(row)
-            loss = self.worker.step([self.open(read, contents) for read, _, contents in found])
+            states = [self.open(read, contents) for read, _, contents in found]
+            if row.kind == "rejoined":
+                self.worker.rejoin(states, row.step + 1)
+                self.drop_before(row)
+                self.submit(row, None)
+                continue
+            loss = self.worker.step(states)
             assert loss is not None
             headers = {
                 read.neighbor: Header(

@@ -1,37 +1,53 @@
 """The actors around workers and servers in live mode: what arrives decides, and what was read is recorded."""
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayActorError
 
-from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.server_actors import ServerActor, WorkerActor
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Contents, pack
+from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
 from ray_pcasgd.mailbox import Answer, Delivery, Header
 from ray_pcasgd.records import Event, Read, Row, RowKind
 from ray_pcasgd.schedule.gathering import Arrival, Gatherer
-from ray_pcasgd.server import ServerSpec, WorkerSpec
+from ray_pcasgd.server import ServerSpec, State, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 _START = Header(0, 0, 0.0, 0.0, note=Answer(0, 0))
+
+
+class _Coming(NamedTuple):
+    """A worker that comes back."""
+
+    worker: int
+    handle: ActorHandle[Any]
+    version: int
 
 
 class LiveWorkerActor(WorkerActor):
     """Starts when all servers have answered, and gives up what they have cancelled."""
 
     def __init__(
-        self, spec: WorkerSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], injection: Injection
+        self,
+        spec: WorkerSpec,
+        data: TaskData,
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        injection: Injection,
+        first_call: int = 0,
     ) -> None:
-        super().__init__(spec, data, driving, scheduler)
+        super().__init__(spec, data, driving, scheduler, first_call)
         self.known = {server: _START._replace(sender=server) for server in spec.neighbors}
         """The newest header of each server."""
         self.reading = dict(self.known)
         """Those that the present work was begun with."""
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
+        self.is_leaving = False
         self.set_links(injection)
 
     def set_links(self, injection: Injection) -> None:
@@ -42,6 +58,46 @@ class LiveWorkerActor(WorkerActor):
         """Take steps until every server has taken all of its own."""
         while self.await_answers():
             self.take_step()
+
+    @ray.method(concurrency_group="train")
+    def come_back(self, servers: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:
+        """Come back into a run and train on; the worker's next version is ``at_least`` this one."""
+        self.started_at = started_at
+        self.outbox = Outbox(servers)
+        agent, myself = self.spec.agent, ray.get_runtime_context().current_actor
+        handles: list[Any] = list(servers.values())
+        # Of what a lost worker did last, its servers know more than the driver.
+        known: list[int] = ray.get([server.newest_of.remote(agent) for server in handles])
+        self.worker.version = max([at_least, *(version + 1 for version in known)])
+        if all(ray.get([server.welcome.remote(agent, myself, self.worker.version) for server in handles])):
+            if self.await_answers():
+                self.rejoin()
+            self.train_on()
+
+    @ray.method(concurrency_group="mail")
+    def leave(self) -> None:
+        """Leave the run on purpose, without a gradient that is unfinished."""
+        self.is_leaving = True
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+    def say_goodbye(self) -> None:
+        """Say that the worker has left, if it was asked to."""
+        if self.is_leaving:
+            detail = f"worker {self.spec.agent} has left at step {self.version}, as it was asked to"
+            self.unsent.append(Event("agent_left", self.spec.agent, self.version, detail))
+
+    def rejoin(self) -> None:
+        """Be in the run again, with the weights that the servers have answered."""
+        version, now = self.worker.version, self.now()
+        with self.changed:
+            reads = [self.read_of(header) for header in self.known.values()]
+            found = [self.find(read) for read in reads]
+        self.worker.rejoin([self.open(read, contents) for read, _, contents in found], version)
+        detail = f"worker {self.spec.agent} is back at step {version}, with its servers' weights"
+        self.unsent.append(Event("agent_returned", self.spec.agent, version, detail))
+        self.submit(Row(self.spec.agent, version - 1, now, now, now, tuple(reads), "rejoined"), None)
 
     def await_answers(self) -> bool:
         """Wait until the worker may start; return whether the run goes on."""
@@ -90,10 +146,11 @@ class LiveWorkerActor(WorkerActor):
         return f"an answer of {' and '.join(f'server {server}' for server in late)}"
 
     def has_answered(self, server: int) -> bool:
-        """Return whether a server has answered the last gradient, or cancelled it."""
-        note = self.known[server].note
-        assert isinstance(note, Answer)
-        return note.answers >= self.worker.version or (self.cancels and self.has_moved_on(server))
+        """Return whether a server has answered the last gradient, cancelled it, or answers no more."""
+        header = self.known[server]
+        assert isinstance(header.note, Answer)
+        is_answered = header.final or header.note.answers >= self.worker.version
+        return is_answered or (self.cancels and self.has_moved_on(server))
 
     def has_moved_on(self, server: int) -> bool:
         """Return whether a server is known to have a newer version than when the present work was begun."""
@@ -159,8 +216,11 @@ class LiveServerActor(ServerActor):
         """The version that each worker was told to read last."""
         self.contents = {0: self.packed()}
         """By version, what workers may still be told to read."""
-        self.lost: list[int] = []
-        """Workers whose loss has not been taken in."""
+        self.opened: dict[tuple[int, int], State] = {}
+        """By worker and version, the gradients that wait for an update."""
+        self.comings: list[_Coming | int] = []
+        """Workers that are back, and numbers of those that are gone, as far as it has not been taken in."""
+        self.is_over = False
         self.set_links(injection)
         self.holds = any(entry.unit == "steps" for entry in injection.links)
 
@@ -176,29 +236,68 @@ class LiveServerActor(ServerActor):
     def neighbor_lost(self, agent: int) -> None:
         """Take in that a worker is gone; called from the mail thread."""
         with self.changed:
-            self.lost.append(agent)
+            self.comings.append(agent)
             self.changed.notify_all()
+
+    @ray.method(concurrency_group="mail")
+    def newest_of(self, worker: int) -> int:
+        """Return the newest version of a worker that has come."""
+        with self.changed:
+            newest = self.mailbox.newest(worker)
+            return newest.version if newest else 0
+
+    @ray.method(concurrency_group="mail")
+    def welcome(self, worker: int, handle: ActorHandle[Any], version: int) -> bool:
+        """Take a worker in that comes back at a version, unless all steps are taken; return whether it is."""
+        with self.changed:
+            if not self.is_over:
+                self.comings.append(_Coming(worker, handle, version))
+                self.changed.notify_all()
+            return not self.is_over
 
     def take_steps(self) -> None:
         """Update until all steps are taken, and tell the workers so."""
         while not self.server.is_done:
             with self.changed:
-                self.wait_until(lambda: self.mailbox.has_news or bool(self.lost), lambda: "a gradient of any worker")
-                news, lost, self.lost = self.mailbox.news(), self.lost, []
-            for agent in lost:
-                self.lose(agent)
+                self.wait_until(lambda: self.mailbox.has_news or bool(self.comings), lambda: "a gradient of any worker")
+                news = self.mailbox.news()
+            self.take_in_comings()
             for header in news:
                 if not self.server.is_done:
                     self.arrive(header)
+        with self.changed:
+            self.is_over = True
+        self.take_in_comings()
         final = {k: self.answer(k, 0)._replace(final=True) for k in self.given}
         self.send(final)
+
+    def take_in_comings(self) -> None:
+        """Take in who is gone, and who is back."""
+        with self.changed:
+            comings, self.comings = self.comings, []
+        for coming in comings:
+            if isinstance(coming, _Coming):
+                self.take_back(coming)
+            elif coming in self.given:
+                self.lose(coming)
+
+    def take_back(self, coming: "_Coming") -> None:
+        """Go on with a worker that is back."""
+        self.outbox.welcome(coming.worker, coming.handle)
+        self.gatherer.gain()
+        self.given[coming.worker] = self.newest_given
+        self.send({coming.worker: self.answer(coming.worker, coming.version)})
+
+    @property
+    def newest_given(self) -> int:
+        """The newest version that workers are told to read, where links hold nothing back."""
+        return max(self.server.version - self.spec.recipe.rule.reads_before, 0)
 
     def lose(self, agent: int) -> None:
         """Go on without a worker."""
         self.gatherer.lose()
         self.given.pop(agent)
-        if not self.given:
-            raise RunError("every worker was lost")
+        self.outbox.drop(agent)
         self.unsent.append(Event("neighbor_lost", self.spec.agent, self.version, f"worker {agent} is gone"))
         self.after_arrival(agent, 0, counts=True)
 
@@ -206,6 +305,8 @@ class LiveServerActor(ServerActor):
         """Take in a gradient."""
         note = header.note
         assert isinstance(note, Delivery)
+        if not self.fetch(header):
+            return
         self.losses[header.sender, header.version] = note.loss
         self.gatherer.tell(header.sender, header.version, note.loss)
         self.gatherer.adapt(self.now())
@@ -213,6 +314,20 @@ class LiveServerActor(ServerActor):
         if not counts:
             self.discard(header.sender, header.version)
         self.after_arrival(header.sender, header.version, counts)
+
+    def fetch(self, header: Header) -> bool:
+        """Fetch a gradient; return whether it is there, and not lost together with its worker."""
+        key = (header.sender, header.version)
+        with self.changed:
+            read, _, contents = self.find(Read(*key, 0, 0))
+            self.mailbox.drop(*key)
+        try:
+            self.opened[key] = self.open(read, contents)
+        except (ObjectLostError, RayActorError) as error:
+            detail = f"version {header.version} of agent {header.sender} was lost ({type(error).__name__})"
+            self.unsent.append(Event("message_lost", self.spec.agent, self.version, detail))
+            return False
+        return True
 
     def after_arrival(self, worker: int, version: int, counts: bool) -> None:
         """Update if it is time, and answer those who wait for it."""
@@ -236,15 +351,11 @@ class LiveServerActor(ServerActor):
             Read(one.worker, one.version, server.version - one.computed_at, server.version - one.computed_at)
             for one in taken
         )
-        with self.changed:
-            found = [self.find(read) for read in reads]
-            for read in reads:
-                self.mailbox.drop(read.neighbor, read.version)
         moment, before = self.now(), server.progress
-        measures = server.step([self.open(read, contents) for read, _, contents in found])
+        measures = server.step([self.opened.pop(read[:2])._replace(read=read) for read in reads])
         losses = [self.losses.pop((read.neighbor, read.version)) for read in reads]
         for one in [one for one in self.losses if not any(one == a[:2] for a in self.gatherer.waiting)]:
-            del self.losses[one]
+            del self.losses[one], self.opened[one]
         self.contents[server.version] = self.packed()
         row = Row(self.spec.agent, server.version - 1, moment, moment, moment, tuple(reads))
         self.submit(row, losses, measures, before, len(self.given))
@@ -252,16 +363,14 @@ class LiveServerActor(ServerActor):
     def discard(self, worker: int, version: int) -> None:
         """Drop a gradient that came too late."""
         self.losses.pop((worker, version), None)
-        with self.changed:
-            self.mailbox.drop(worker, version)
+        self.opened.pop((worker, version), None)
 
     def answer(self, worker: int, version: int) -> Header:
         """Return what a worker is told: which version to read."""
         link, position, newest = self.links[worker], self.server.position, self.server.version
         now = self.now()
         held = position.version_before(link.hold_steps(position.steps, now))
-        before = self.spec.recipe.rule.reads_before
-        reads = max(self.given[worker], min(held, newest - before), 0)
+        reads = max(self.given[worker], min(held, self.newest_given))
         self.given[worker] = reads
         return Header(
             self.spec.agent,
@@ -279,9 +388,8 @@ class LiveServerActor(ServerActor):
             by_version.setdefault(header.version, {})[worker] = header
         for version, group in by_version.items():
             self.outbox.send(group, self.contents[version], may_skip=False)
-        newest = self.server.version - self.spec.recipe.rule.reads_before
-        oldest = min(self.given.values()) if self.holds else newest
+        oldest = min(self.given.values(), default=self.newest_given) if self.holds else self.newest_given
         for version in [v for v in self.contents if v < oldest]:
             del self.contents[version]
-        needed = {*self.given.values(), *(one.computed_at for one in self.gatherer.waiting)}
+        needed = {self.newest_given, *self.given.values(), *(one.computed_at for one in self.gatherer.waiting)}
         self.server.keep(needed.__contains__)
