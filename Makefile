@@ -15,10 +15,12 @@ compare: $(READY)  ## All methods under the same schedule
 	$(BIN)/ray-pcasgd compare
 
 test: $(READY)  ## The test suite, in minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical tests/unit ray_pcasgd
+	$(BIN)/python -m pytest tests/cli tests/engines tests/ray
 
 test-all: $(READY)  ## The slow tests as well: every fault, every family on real actors, the mock of the cloud
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "" -n logical tests/unit ray_pcasgd
+	$(BIN)/python -m pytest -m "" tests/cli tests/engines tests/ray
 
 studies: $(READY)  ## Every study at its smallest scale, in seconds each
 	for study in pcasgd staleness_aware convergence dc_asgd slow_and_stale runtime_theory; do \

@@ -17,7 +17,7 @@ def numbered(count: int) -> Samples:
     return Samples(torch.arange(count).reshape(-1, 1).float(), torch.arange(count))
 
 
-@settings(deadline=None, max_examples=80, derandomize=True)
+@settings(max_examples=80)
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**31))
 def test_every_epoch_covers_the_shard_exactly_once(shard_size: int, batch_size: int, seed: int) -> None:
     shard = np.arange(100, 100 + 2 * shard_size, 2)
@@ -40,7 +40,7 @@ def test_each_epoch_has_another_order() -> None:
     assert not torch.equal(first, torch.arange(30))
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 40))
 def test_a_restart_from_the_state_goes_on_with_the_same_batches(shard_size: int, batch_size: int, taken: int) -> None:
     def start() -> Batches:

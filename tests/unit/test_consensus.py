@@ -32,7 +32,7 @@ def snapshots(seed: int, agents: list[int], size: int, num_buffers: int, scale: 
     num_buffers=st.integers(0, 5),
     scale=st.sampled_from([1e-4, 1.0, 1e4]),
 )
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 def test_mean_and_distances_are_numpy_s(
     seed: int, agents: list[int], size: int, num_buffers: int, scale: float
 ) -> None:

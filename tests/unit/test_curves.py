@@ -55,7 +55,7 @@ def test_multi_step_multiplies_from_each_of_its_steps_on() -> None:
     assert MultiStep(start=8.0, at_steps=()).at(100) == 8.0
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200)
 @given(curve=CURVES, step=st.integers(0, 100))
 def test_extremes_bound_every_value(curve: Curve, step: int) -> None:
     slack = 1e-9

@@ -19,7 +19,7 @@ def naive_drift(path: list[np.ndarray], age: int) -> np.ndarray:
     return total / age
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(age_max=st.integers(1, 9), num_steps=st.integers(1, 40), seed=st.integers(0, 99))
 def test_drift_equals_the_naive_sum_for_every_age(age_max: int, num_steps: int, seed: int) -> None:
     random = generator(seed, "path")

@@ -25,7 +25,7 @@ from ray_pcasgd.run_state import load_state
 from ray_pcasgd.schedule.trace import read_rows, write_rows
 from ray_pcasgd.state_files import StateFiles
 
-CASES = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+CASES = settings(max_examples=2000, suppress_health_check=list(HealthCheck))
 
 SCALARS = st.one_of(
     st.none(),

@@ -165,7 +165,7 @@ def wanted_k(base: str, initial_k: int, num_workers: int, ratio: float) -> float
     return low
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200)
 @given(
     base=st.sampled_from(BASES),
     num_workers=st.integers(2, 40),
@@ -251,7 +251,7 @@ def test_k_waits_for_the_losses_of_what_has_arrived() -> None:
     assert own.adapt(10.0)
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100)
 @given(
     losses=st.lists(st.floats(1e-3, 10), min_size=6, max_size=6),
     shuffled=st.permutations(range(6)),

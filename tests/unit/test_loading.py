@@ -137,7 +137,7 @@ LEAVES = [(number, *leaf) for number, dump in enumerate(DUMPS) for leaf in leave
 
 
 @given(st.sampled_from(LEAVES))
-@settings(deadline=None, max_examples=400, derandomize=True)
+@settings(max_examples=400)
 def test_a_leaf_means_the_same_in_yaml_python_and_on_the_command_line(
     tmp_path_factory: pytest.TempPathFactory, leaf: tuple[int, tuple[str, ...], Any]
 ) -> None:

@@ -66,7 +66,7 @@ class MailboxMachine(RuleBasedStateMachine):
 
 
 TestMailbox = MailboxMachine.TestCase
-TestMailbox.settings = settings(deadline=None, max_examples=60, stateful_step_count=30, derandomize=True)
+TestMailbox.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 def test_a_direction_comes_with_the_message_after_its_version() -> None:

@@ -67,7 +67,7 @@ def planners(draw: st.DrawFn) -> PairPlanner:
     )
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200)
 @given(planners())
 def test_both_rows_of_a_pair_know_of_each_other_and_keep_to_the_links(own: PairPlanner) -> None:
     rows = list(own)

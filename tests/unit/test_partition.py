@@ -29,7 +29,7 @@ def cases(draw: st.DrawFn) -> tuple[Samples, int, int]:
     return labelled(np.array(labels)), num_agents, draw(st.integers(0, 2**31))
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(cases())
 def test_iid_deals_every_sample_once_and_evenly(case: tuple[Samples, int, int]) -> None:
     samples, num_agents, seed = case
@@ -39,7 +39,7 @@ def test_iid_deals_every_sample_once_and_evenly(case: tuple[Samples, int, int]) 
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from([0.01, 0.3, 1.0, 100.0]))
 def test_dirichlet_deals_every_sample_once_and_no_agent_too_few(case: tuple[Samples, int, int], alpha: float) -> None:
     samples, num_agents, seed = case
@@ -49,7 +49,7 @@ def test_dirichlet_deals_every_sample_once_and_no_agent_too_few(case: tuple[Samp
     assert min(len(shard) for shard in shards) >= fewest
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(2, 8), st.integers(1, 8), st.integers(0, 2**31))
 def test_by_label_gives_the_stated_number_of_labels(num_agents: int, classes: int, held: int, seed: int) -> None:
     samples = balanced(classes, each=25)

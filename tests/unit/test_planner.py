@@ -93,7 +93,7 @@ def plans(draw: st.DrawFn, barriers: st.SearchStrategy[Barrier], computing: st.S
     )
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(max_examples=300)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_equal_those_of_the_slow_planner(plan: Planner) -> None:
     assert list(plan) == slow_rows(plan)
@@ -111,14 +111,14 @@ def test_sampled_rows_equal_those_of_the_slow_planner_where_agents_drift_apart()
         assert list(plan) == slow_rows(plan)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(plans(st.just(NoBarrier())), st.sampled_from([GossipPull(every=2), GossipPush(), GossipPush(every=3)]))
 def test_rows_of_gossip_equal_those_of_the_slow_planner(plan: Planner, rule: Rule) -> None:
     plan = dataclasses.replace(plan, rule=rule)
     assert list(plan) == slow_rows(plan)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_push_sum_equal_those_of_the_slow_planner(plan: Planner) -> None:
     plan = dataclasses.replace(plan, rule=OverlapSGP())
@@ -138,7 +138,7 @@ def test_rows_on_directed_graphs_equal_those_of_the_slow_planner(topology: Any, 
     assert {(read.neighbor, row.agent) for row in rows for read in row.reads} == set(topology.graph(5, 0).edges)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
     rows = list(plan)
@@ -157,7 +157,7 @@ def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
     assert set(in_causal_order(rows)) == set(rows)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_one_agent_follow_each_other(plan: Planner) -> None:
     for agent in range(len(plan.neighbors)):
@@ -174,7 +174,7 @@ def test_rows_of_one_agent_follow_each_other(plan: Planner) -> None:
         assert all(0 <= read.age <= row.step and read.staleness >= 0 for row in rows for read in row.reads)
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100)
 @given(plans(BARRIERS))
 def test_barriers_are_kept(plan: Planner) -> None:
     for row in plan:
@@ -187,7 +187,7 @@ def test_barriers_are_kept(plan: Planner) -> None:
                     assert published >= row.step - staleness
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(plans(BARRIERS), st.integers(0, 6))
 def test_held_weights_are_read_only_once_their_sender_is_ahead(plan: Planner, hold: int) -> None:
     seconds = tuple(entry for entry in plan.links if entry.unit == "seconds")
@@ -202,7 +202,7 @@ def test_held_weights_are_read_only_once_their_sender_is_ahead(plan: Planner, ho
                 assert read.staleness == hold
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_the_same_plan_gives_the_same_rows(plan: Planner) -> None:
     rows = list(plan)

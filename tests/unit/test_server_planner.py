@@ -106,13 +106,13 @@ def plans(draw: st.DrawFn, links: st.SearchStrategy[Any] = LINKS) -> ServerPlann
     )
 
 
-@settings(deadline=None, max_examples=250, derandomize=True)
+@settings(max_examples=250)
 @given(plans())
 def test_rows_equal_those_of_the_slow_planner(plan: ServerPlanner) -> None:
     assert rows_of(plan) == slow_rows(plan)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(plans())
 def test_rows_can_be_executed_and_are_consistent(plan: ServerPlanner) -> None:
     rows = rows_of(plan)
@@ -127,7 +127,7 @@ def test_rows_can_be_executed_and_are_consistent(plan: ServerPlanner) -> None:
     check_rows(ordered, plan.num_workers)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(plans())
 def test_every_update_takes_what_its_policy_says(plan: ServerPlanner) -> None:
     """How many, of how many workers, how stale; and only policies that cancel do so."""
@@ -144,13 +144,13 @@ def test_every_update_takes_what_its_policy_says(plan: ServerPlanner) -> None:
         assert {row.kind for row in rows} == {"step"}
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(plans())
 def test_the_same_plan_gives_the_same_rows(plan: ServerPlanner) -> None:
     assert rows_of(plan) == rows_of(plan)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(plans(links=st.just(())))
 def test_without_latency_servers_agree(plan: ServerPlanner) -> None:
     rows = rows_of(plan)
@@ -437,7 +437,7 @@ def test_adasync_s_rows_do_not_depend_on_when_losses_are_told(base: Any, num_ser
         assert len(set(sizes)) > 2
 
 
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50)
 @given(advances=st.lists(st.integers(1, 4), max_size=30), num_workers=st.integers(1, 4), steps=st.integers(-1, 9))
 def test_positions(advances: list[int], num_workers: int, steps: int) -> None:
     position = Position(num_workers, local_steps=2)
