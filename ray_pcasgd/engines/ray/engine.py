@@ -55,7 +55,9 @@ class RayEngine:
             try:
                 # Only agents that are peers have a state to give.
                 pausing = self._upkeep.state_seconds if isinstance(specs[0], AgentSpec) else None
-                driving = Driving(self._settings.message_seconds, self._settings.threads, pausing)
+                driving = Driving(
+                    self._settings.message_seconds, self._settings.threads, pausing, self._settings.silent_steps
+                )
                 crew = Crew(self._identity, specs, data, reserved, driving)
                 try:
                     if isinstance(self._schedule, Injection):

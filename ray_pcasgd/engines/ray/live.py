@@ -1,6 +1,8 @@
 """The agent actor of live mode: it reads whatever has come, and what it read is recorded."""
 
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ from ray_pcasgd.engines.ray.transport import is_local
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Event, Read, Row
-from ray_pcasgd.schedule.barrier import AllBarrier, Proceed, SampledBarrier, WaitFor
+from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier, Proceed, SampledBarrier, WaitFor
 from ray_pcasgd.schedule.reading import OwnTimes, choose_all, choose_read
 from ray_pcasgd.tasks.task import TaskData
 
@@ -53,6 +55,10 @@ class LiveAgentActor(ReturningAgentActor):
         self.may_skip = not self.agent.pushes
         self.silent: set[int] = set()
         """Neighbors that are not known to be gone, and from which nothing has come for too long."""
+        self.silences: Counter[int] = Counter()
+        """How often each neighbor was found silent."""
+        self.heard_at: dict[int, float] = {}
+        """When each neighbor's last message came, by ``time.monotonic``."""
         self.kept_at = time.monotonic()
 
     def take_steps(self) -> None:
@@ -154,6 +160,7 @@ class LiveAgentActor(ReturningAgentActor):
         reads = []
         for k in self.agent.partners():
             cap = step if k in capped else None
+            self.notice_silence(k)
             if self.mailbox.left(k) or k in self.lost or k in self.silent:
                 continue
             if self.agent.pushes:
@@ -166,6 +173,26 @@ class LiveAgentActor(ReturningAgentActor):
             reads.append(read)
             self.mailbox.forget(k, read.version)
         return reads
+
+    def notice_silence(self, neighbor: int) -> None:
+        """Take in that nothing has come of a neighbor for many of its steps: it is read no more until something does.
+
+        What a rule makes of a version that grows older and older, whether it predicts or not, is soon worth nothing.
+        """
+        steps, header = self.driving.silent_steps, self.mailbox.newest(neighbor)
+        waits = not isinstance(self.barrier, NoBarrier)
+        if steps is None or waits or self.agent.pushes or neighbor in self.silent | self.lost:
+            return
+        if header is None or header.final or not header.step_seconds or neighbor not in self.heard_at:
+            return
+        quiet = time.monotonic() - self.heard_at[neighbor]
+        if quiet > steps * max(header.step_seconds, self.step_seconds):
+            self.silent.add(neighbor)
+            self.silences[neighbor] += 1
+            if math.log10(self.silences[neighbor]).is_integer():
+                detail = f"nothing has come of agent {neighbor} for {quiet:.3g} s; it is not read until something does"
+                times = f" (silent so far: {self.silences[neighbor]} times)" if self.silences[neighbor] > 1 else ""
+                self.unsent.append(Event("neighbor_silent", self.spec.agent, self.version, detail + times))
 
     def may_read(self, read: Read) -> bool:
         """Return whether everything that the rule needs of a version is here, and needs no waiting for the network."""
@@ -192,6 +219,7 @@ class LiveAgentActor(ReturningAgentActor):
     def took_in(self, neighbor: int) -> None:
         """Drop what the newest message replaces."""
         self.silent.discard(neighbor)
+        self.heard_at[neighbor] = time.monotonic()
         if self.replaces:
             readable = self.mailbox.readable(neighbor, None)
             if readable is not None:

@@ -27,6 +27,10 @@ class RaySettings(Settings):
     message_seconds: float = Field(300.0, gt=0)
     """Longest wait of an agent for one message: after it, a planned run is taken for interrupted, and a live agent goes
     on without the neighbor. An agent that has not answered for twice as long is taken for lost."""
+    silent_steps: float | None = Field(20.0, gt=0)
+    """Live, without a barrier: a neighbor of whom nothing has come for so many of its own steps is not read, and its
+    mixing weight is the reader's own, until something comes; null: it is read however old it gets. Injected delays do
+    not count: late messages come all the same."""
     threads: int = Field(1, ge=1)
     """Threads that torch uses within one operation of one agent."""
     join_later: tuple[int, ...] = ()

@@ -52,6 +52,8 @@ class Driving(NamedTuple):
     threads: int
     state_seconds: float | None
     """How often states are kept, if at all."""
+    silent_steps: float | None
+    """After how many steps without news a live neighbor is not read any more."""
 
 
 @dataclass
