@@ -21,6 +21,8 @@ def page(results: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
         + f"`; {machine()}. Handwritten digits on 4 agents (PC-ASGD, theta 0.3, links between clusters 5 steps late),",
         f"{settings['num_steps']} steps, on a Ray cluster of three nodes on one machine; each fault once with each of "
         f"{settings['seeds']} seeds, at a step drawn between a fifth and four fifths of the run, to a random agent.",
+        "A test set of 359 digits makes steps of 0.28 points. A live run is another one each time: disturbed and",
+        "undisturbed runs of a seed share data, shards and initial weights, and differ in what was read when.",
         "",
     ]
     for mode in ("planned", "live"):
@@ -38,12 +40,14 @@ def page(results: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
 
 def _table(rows: pd.DataFrame, mode: str) -> list[str]:
     undisturbed = rows[rows["fault"] == "none"].set_index("seed")
-    last = "same bits as undisturbed" if mode == "planned" else "accuracy against undisturbed, mean (worst)"
+    last = "same bits as undisturbed"
+    if mode == "live":
+        last = "accuracy against undisturbed, mean (worst) | of these not more than 1 point below"
     lines = [
         f"## {mode.capitalize()} runs",
         "",
         f"| fault | runs | finished | {last} | restarts | agents that came back | seconds lost (median) |",
-        "|---|---|---|---|---|---|---|",
+        "|---" * (7 + last.count("|")) + "|",
     ]
     for fault, group in rows.groupby("fault", sort=False):
         finished = group[group["error"] == ""]
@@ -51,7 +55,11 @@ def _table(rows: pd.DataFrame, mode: str) -> list[str]:
             outcome = f"{int(group['same_bits'].sum())} of {len(group)}"
         else:
             difference = 100 * (group.set_index("seed")["accuracy"] - undisturbed["accuracy"]).dropna()
-            outcome = f"{difference.mean():+.2f} ({difference.min():+.2f}) points" if fault != "none" else "-"
+            near = int((difference >= -100 * _WITHIN - 1e-9).sum())
+            outcome = f"{difference.mean():+.2f} ({difference.min():+.2f}) points | {near} of {len(group)}"
+            if fault == "none":
+                spread = 100 * group["accuracy"]
+                outcome = f"itself {spread.mean():.1f} ({spread.min():.1f} to {spread.max():.1f}) % | -"
         spent = (group.set_index("seed")["seconds"] - undisturbed["seconds"]).dropna().median()
         lines.append(
             f"| {fault} | {len(group)} | {len(finished)} | {outcome} | {int(group['restarts'].sum())} | "

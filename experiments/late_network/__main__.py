@@ -52,15 +52,18 @@ def figures_of(path: Path, accuracy: float) -> dict[str, Any]:
         event = json.loads(line)
         if event["kind"] == "agent_started" and (found := re.search(r" on ([\d.]+)", event["detail"])):
             hosts[event["agent"]] = found[1]
+    rows = read_rows(path / "schedule.parquet")[0]
+    # Starting processes is no part of what is compared.
+    began = min(row.start for row in rows)
     reads = [
         {"far": hosts[row.agent] != hosts[read.neighbor], "staleness": read.staleness, "age": read.age}
-        for row in read_rows(path / "schedule.parquet")[0]
+        for row in rows
         for read in row.reads
     ]
     table = pd.DataFrame(reads).groupby("far")["staleness"]
     return {
-        "seconds": float(reached["wall_seconds"].iloc[0]) if len(reached) else float("nan"),
-        "whole_seconds": float(averaged["wall_seconds"].iloc[-1]),
+        "seconds": float(reached["wall_seconds"].iloc[0]) - began if len(reached) else float("nan"),
+        "whole_seconds": float(averaged["wall_seconds"].iloc[-1]) - began,
         "accuracy": float(averaged["test_accuracy"].iloc[-1]),
         **{f"far_{name}": float(value) for name, value in _spread(table, True).items()},
         **{f"near_{name}": float(value) for name, value in _spread(table, False).items()},

@@ -17,7 +17,7 @@ def page(found: Mapping[str, Any], chosen: Mapping[str, Any], scale: str) -> str
         f"Written by `{command}`; {machine()}. Two hosts in network namespaces of one machine with 2 cores,",
         "between them a relay with real latency, jitter and 200 Mbit/s; Ray across both. CIFAR-10, a small CNN,",
         f"four live agents, two on each host, {chosen['num_steps']} steps of 32 images, {chosen['seeds']} seed(s), "
-        "no delay injected.",
+        "no delay injected. Seconds count from the first step on.",
         "",
     ]
     for network in found["networks"]:
