@@ -19,8 +19,9 @@ from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.placement import Reservation
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
 from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWorkerActor
-from ray_pcasgd.engines.ray.server_live import LiveServerActor, LiveWorkerActor
+from ray_pcasgd.engines.ray.server_live import LiveServerActor
 from ray_pcasgd.engines.ray.shell import Driving
+from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event

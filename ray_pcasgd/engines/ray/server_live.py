@@ -1,7 +1,5 @@
-"""The actors around workers and servers in live mode: what arrives decides, and what was read is recorded."""
+"""The actor around a server in live mode: what arrives decides, and what was read is recorded."""
 
-import time
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
@@ -9,16 +7,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from ray_pcasgd.engines.ray.injection import Injection
-from ray_pcasgd.engines.ray.server_actors import ServerActor, WorkerActor
-from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
+from ray_pcasgd.engines.ray.server_actors import ServerActor
+from ray_pcasgd.engines.ray.shell import Driving
+from ray_pcasgd.engines.ray.transport import Contents, pack
 from ray_pcasgd.mailbox import Answer, Delivery, Header
-from ray_pcasgd.records import Event, Read, Row, RowKind
+from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.gathering import Arrival, Gatherer
-from ray_pcasgd.server import ServerSpec, State, WorkerSpec
+from ray_pcasgd.server import ServerSpec, State
 from ray_pcasgd.tasks.task import TaskData
-
-_START = Header(0, 0, 0.0, 0.0, note=Answer(0, 0))
 
 
 class _Coming(NamedTuple):
@@ -27,180 +23,6 @@ class _Coming(NamedTuple):
     worker: int
     handle: ActorHandle[Any]
     version: int
-
-
-class LiveWorkerActor(WorkerActor):
-    """Starts when all servers have answered, and gives up what they have cancelled."""
-
-    def __init__(
-        self,
-        spec: WorkerSpec,
-        data: TaskData,
-        driving: Driving,
-        scheduler: ActorHandle[Any],
-        injection: Injection,
-        first_call: int = 0,
-    ) -> None:
-        super().__init__(spec, data, driving, scheduler, first_call)
-        self.known = {server: _START._replace(sender=server) for server in spec.neighbors}
-        """The newest header of each server."""
-        self.reading = dict(self.known)
-        """Those that the present work was begun with."""
-        self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
-        self.is_leaving = False
-        self.set_links(injection)
-
-    def set_links(self, injection: Injection) -> None:
-        """Take in what an injection says of links."""
-        self.links = injection.links_from(self.spec.agent, self.spec.neighbors)
-
-    def take_steps(self) -> None:
-        """Take steps until every server has taken all of its own."""
-        while self.await_answers():
-            self.take_step()
-
-    @ray.method(concurrency_group="train")
-    def come_back(self, servers: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:
-        """Come back into a run and train on; the worker's next version is ``at_least`` this one."""
-        self.started_at = started_at
-        self.outbox = Outbox(servers)
-        agent, myself = self.spec.agent, ray.get_runtime_context().current_actor
-        handles: list[Any] = list(servers.values())
-        # Of what a lost worker did last, its servers know more than the driver.
-        known: list[int] = ray.get([server.newest_of.remote(agent) for server in handles])
-        self.worker.version = max([at_least, *(version + 1 for version in known)])
-        if all(ray.get([server.welcome.remote(agent, myself, self.worker.version) for server in handles])):
-            if self.await_answers():
-                self.rejoin()
-            self.train_on()
-
-    @ray.method(concurrency_group="mail")
-    def leave(self) -> None:
-        """Leave the run on purpose, without a gradient that is unfinished."""
-        self.is_leaving = True
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
-
-    def say_goodbye(self) -> None:
-        """Say that the worker has left, if it was asked to."""
-        if self.is_leaving:
-            detail = f"worker {self.spec.agent} has left at step {self.version}, as it was asked to"
-            self.unsent.append(Event("agent_left", self.spec.agent, self.version, detail))
-
-    def rejoin(self) -> None:
-        """Be in the run again, with the weights that the servers have answered."""
-        version, now = self.worker.version, self.now()
-        with self.changed:
-            reads = [self.read_of(header) for header in self.known.values()]
-            found = [self.find(read) for read in reads]
-        self.worker.rejoin([self.open(read, contents) for read, _, contents in found], version)
-        detail = f"worker {self.spec.agent} is back at step {version}, with its servers' weights"
-        self.unsent.append(Event("agent_returned", self.spec.agent, version, detail))
-        self.submit(Row(self.spec.agent, version - 1, now, now, now, tuple(reads), "rejoined"), None)
-
-    def await_answers(self) -> bool:
-        """Wait until the worker may start; return whether the run goes on."""
-        with self.changed:
-            self.wait_until(self.may_start, self.unanswered)
-            return not self.is_over()
-
-    def take_step(self) -> None:
-        """Compute and deliver, or give up on the way."""
-        started = self.now()
-        with self.changed:
-            self.reading = dict(self.known)
-            reads = [self.read_of(header) for header in self.reading.values()]
-            found = [self.find(read) for read in reads]
-            for read in reads:
-                self.mailbox.drop(read.neighbor, read.version - 1)
-        states = [self.open(read, contents) for read, _, contents in found]
-        if self.wait_longer():
-            loss = self.worker.step(states, self.is_cancelled)
-        else:
-            self.worker.skip()
-            loss = None
-        if self.stopped:
-            raise StoppedError
-        if loss is not None:
-            self.deliver({read.neighbor: self.header(read, loss) for read in reads})
-        ended = self.now()
-        kind: RowKind = "cancelled" if loss is None else "step"
-        row = Row(self.spec.agent, self.worker.version - 1, started, ended, ended, tuple(reads), kind)
-        self.submit(row, loss)
-
-    def take_news(self) -> None:
-        """Take in the headers that have come; called with the lock held."""
-        self.mailbox.advance(time.monotonic())
-        for header in self.mailbox.news():
-            self.known[header.sender] = header
-
-    def may_start(self) -> bool:
-        """Return whether every server has answered, or all are done."""
-        self.take_news()
-        return self.is_over() or all(map(self.has_answered, self.known))
-
-    def unanswered(self) -> str:
-        """Return who has not answered, in words."""
-        late = [server for server in self.known if not self.has_answered(server)]
-        return f"an answer of {' and '.join(f'server {server}' for server in late)}"
-
-    def has_answered(self, server: int) -> bool:
-        """Return whether a server has answered the last gradient, cancelled it, or answers no more."""
-        header = self.known[server]
-        assert isinstance(header.note, Answer)
-        is_answered = header.final or header.note.answers >= self.worker.version
-        return is_answered or (self.cancels and self.has_moved_on(server))
-
-    def has_moved_on(self, server: int) -> bool:
-        """Return whether a server is known to have a newer version than when the present work was begun."""
-        newest, known = self.reading[server].note, self.known[server].note
-        assert isinstance(newest, Answer)
-        assert isinstance(known, Answer)
-        return known.newest > newest.newest
-
-    @property
-    def cancels(self) -> bool:
-        """Whether a server's new version cancels what was begun before it."""
-        return self.spec.recipe.rule.gathering.cancels
-
-    def is_over(self) -> bool:
-        """Return whether all servers have taken their last step."""
-        return all(header.final for header in self.known.values())
-
-    def is_cancelled(self) -> bool:
-        """Return whether the present work is of no use any more."""
-        with self.changed:
-            self.take_news()
-            return self.is_void()
-
-    def is_void(self) -> bool:
-        """Return whether the present work is of no use, by what is known; called with the lock held."""
-        return self.stopped or self.is_over() or (self.cancels and all(map(self.has_moved_on, self.known)))
-
-    def wait_longer(self) -> bool:
-        """Wait for the seconds that a straggler's step takes longer; return whether its work is still wanted."""
-        deadline = time.monotonic() + self.extra_seconds(self.now())
-        with self.changed:
-            while (left := deadline - time.monotonic()) > 0:
-                self.take_news()
-                if self.is_void():
-                    return False
-                due = self.mailbox.next_due()
-                self.changed.wait(left if due is None else min(left, max(0.0, due - time.monotonic())))
-        return True
-
-    def read_of(self, header: Header) -> Read:
-        """Return what is read of a server."""
-        assert isinstance(header.note, Answer)
-        return Read(header.sender, header.version, header.note.newest - header.version, 0)
-
-    def header(self, read: Read, loss: float) -> Header:
-        """Return the header of the message to one server."""
-        now = self.now()
-        latency = self.links[read.neighbor].latency_seconds(self.worker.version, now)
-        note = Delivery(read.version, read.version + read.staleness, loss)
-        return Header(self.spec.agent, self.worker.version, now, 0.0, latency_seconds=latency, note=note)
 
 
 class LiveServerActor(ServerActor):
