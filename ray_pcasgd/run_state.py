@@ -43,7 +43,7 @@ def load_state(path: Path) -> State:
 def step_of(engine: State | None) -> int:
     """Return the step from which all agents go on with an engine's state."""
     agents = engine["agents"] if engine else []
-    return min((int(one["version"]) if one else 0 for one in agents), default=0)
+    return min((int(one.get("progress", one["version"])) if one else 0 for one in agents), default=0)
 
 
 def leaves_of(tree: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from ray_pcasgd.optimizer import SGD
 from ray_pcasgd.records import Read, Snapshot
 from ray_pcasgd.replica import Replica
 from ray_pcasgd.rules.correction import Late
+from ray_pcasgd.run_state import State, leaves_of, with_leaves
 from ray_pcasgd.schedule.server_planner import Position
 from ray_pcasgd.server_rules import Delivered, ServerRule
 from ray_pcasgd.tasks.task import TaskData
@@ -55,7 +56,7 @@ class ServerSpec(LearnerSpec):
         return self.agent - self.recipe.num_workers
 
 
-class State(NamedTuple):
+class Received(NamedTuple):
     """A message as it came to hand: a server's part of the weights, or a part of what a worker sends."""
 
     read: Read
@@ -81,14 +82,14 @@ class Worker(Learner):
         """Mini-batches so far."""
         return self.version * self.spec.recipe.rule.local_steps
 
-    def begin(self, received: Sequence[State]) -> None:
+    def begin(self, received: Sequence[Received]) -> None:
         """Take in the servers' versions, sorted by server."""
         center = torch.cat([state.vector for state in received])
         self.weights = self.spec.recipe.rule.begin(self.weights, center)
         self.buffers = received[0].buffers
         self.replica.load(self.weights, self.buffers)
 
-    def step(self, received: Sequence[State], cancelled: Callable[[], bool] = lambda: False) -> float | None:
+    def step(self, received: Sequence[Received], cancelled: Callable[[], bool] = lambda: False) -> float | None:
         """Compute at what was received what the next message holds, and return the mean loss.
 
         Nothing is returned where the work was cancelled; there is a next version all the same.
@@ -118,13 +119,35 @@ class Worker(Learner):
         self.buffers = self.replica.buffers.clone()
         self.version += 1
 
-    def rejoin(self, received: Sequence[State], version: int) -> None:
+    def rejoin(self, received: Sequence[Received], version: int) -> None:
         """Come back into the run at ``version``, with the servers' weights; what else it remembered is lost."""
         self.weights = torch.cat([state.vector for state in received])
         self.buffers = received[0].buffers
         self.optimizer_state = self.optimizer.init(self.weights)
         self.version = version
         self.batches.restore(self.progress)
+
+    def state(self) -> State:
+        """Return all that the steps to come depend on; its tensors are the worker's own."""
+        return {
+            "version": self.version,
+            "progress": self.progress,
+            "weights": self.weights,
+            "buffers": self.buffers,
+            "integer_buffers": self.replica.integer_buffers,
+            "batches": self.batches.state(),
+            "optimizer": leaves_of(self.optimizer_state),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of a worker with the same settings."""
+        device = self.weights.device
+        self.version = state["version"]
+        self.weights, self.buffers = state["weights"].to(device), state["buffers"].to(device)
+        for name, value in state["integer_buffers"].items():
+            self.replica.integer_buffers[name].copy_(value)
+        self.batches.restore(state["batches"])
+        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
 
     def skip(self) -> None:
         """Pass over a step whose work was cancelled, with its mini-batches."""
@@ -174,7 +197,7 @@ class Server:
         """Whether all steps of the run are taken."""
         return self.progress >= self.spec.recipe.num_steps
 
-    def step(self, received: Sequence[State]) -> dict[str, float]:
+    def step(self, received: Sequence[Received]) -> dict[str, float]:
         """Take one update over what was received, sorted by worker and version; return what was measured."""
         recipe = self.spec.recipe
         eta = torch.tensor(recipe.step_size_at(self.progress), device=self.device)
@@ -198,12 +221,34 @@ class Server:
         self.position.advance(len(received))
         return {"gradients": float(len(received))}
 
+    def state(self) -> State:
+        """Return all that the steps to come depend on; its tensors are the server's own."""
+        return {
+            "version": self.version,
+            "progress": self.progress,
+            "weights": self.weights,
+            "buffers": self.buffers,
+            "optimizer": leaves_of(self.optimizer_state),
+            "rule": leaves_of(self.rule_state),
+            "position": self.position.state(),
+            "history": self.history,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of a server with the same settings."""
+        self.version = state["version"]
+        self.weights, self.buffers = state["weights"].to(self.device), state["buffers"].to(self.device)
+        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
+        self.rule_state = with_leaves(self.rule_state, state["rule"])
+        self.position.restore(state["position"])
+        self.history = {version: weights.to(self.device) for version, weights in state["history"].items()}
+
     def keep(self, is_needed: Callable[[int], bool]) -> None:
         """Forget the old weights, but for versions that are needed and the present one."""
         for version in [v for v in self.history if v != self.version and not is_needed(v)]:
             del self.history[version]
 
-    def _delivered(self, state: State, eta: Tensor) -> Delivered:
+    def _delivered(self, state: Received, eta: Tensor) -> Delivered:
         read, recipe = state.read, self.spec.recipe
         gap = self.weights[:0]
         if recipe.rule.needs_gap:

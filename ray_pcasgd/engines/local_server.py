@@ -8,7 +8,7 @@ from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.batching import compute_together
 from ray_pcasgd.records import Row, StepReport
 from ray_pcasgd.schedule.scheduler import tell
-from ray_pcasgd.server import Server, ServerSpec, State, Worker, WorkerSpec
+from ray_pcasgd.server import Received, Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -118,8 +118,8 @@ class _Execution:
             worker.finish()
             yield self.computed(row, loss)
 
-    def read_by_worker(self, row: Row) -> list[State]:
-        states = [State(read, *self.versions[read.neighbor][read.version]) for read in row.reads]
+    def read_by_worker(self, row: Row) -> list[Received]:
+        states = [Received(read, *self.versions[read.neighbor][read.version]) for read in row.reads]
         self.pass_over(row)
         return states
 
@@ -149,7 +149,7 @@ class _Execution:
         part = server.spec.recipe.part(server.spec.place, self.workers[0].weights.numel())
         messages = [self.messages[read.neighbor][read.version] for read in row.reads]
         received = [
-            State(read, message.vector[part], message.buffers if server.spec.place == 0 else message.buffers[:0])
+            Received(read, message.vector[part], message.buffers if server.spec.place == 0 else message.buffers[:0])
             for read, message in zip(row.reads, messages, strict=True)
         ]
         before = server.progress

@@ -2,7 +2,7 @@
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -85,6 +85,14 @@ class Position:
         """Note an update that takes so many messages."""
         self._batches += num_messages * self._local_steps
         self._at_version.append(self._batches // self.num_workers)
+
+    def state(self) -> list[int]:
+        """Return what ``restore`` needs: the mini-batches so far, and the position at each version."""
+        return [self._batches, *self._at_version]
+
+    def restore(self, state: Sequence[int]) -> None:
+        """Be where a state was taken."""
+        self._batches, *self._at_version = state
 
     def version_before(self, steps: int) -> int:
         """Return the newest version that was reached at least so many steps ago, or version 0."""

@@ -19,6 +19,7 @@ from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
+from tests.speed import slow_unless
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -129,6 +130,26 @@ def run_and_kill_driver(folder: Path, at_step: int, **settings: Any) -> Path:
     process = subprocess.run(command, env=os.environ | {"RAY_ADDRESS": address}, capture_output=True, text=True)
     assert process.returncode == -9, process.stderr
     return folder / "run"
+
+
+SERVERS: dict[str, Any] = {
+    "k-async, dc-asgd-a": {"name": "server", "gathering": {"name": "k-async", "k": 2}, "correction": "dc-asgd-a"},
+    "k-batch-sync, two shards": {"name": "server", "gathering": {"name": "k-batch-sync", "k": 2}, "shards": 2},
+    "elastic averaging, two shards": {"name": "elastic-averaging", "gathering": "asgd", "shards": 2},
+}
+
+
+@pytest.mark.parametrize("name", [slow_unless(name == "k-async, dc-asgd-a", name) for name in SERVERS])
+def test_a_planned_run_with_servers_outlives_them_and_its_workers_to_the_bit(name: str, tmp_path: Path) -> None:
+    settings = {"algorithm": SERVERS[name], "optimizer": {}, "num_steps": 300, "evaluate_every": 150}
+    faults = Several(Fault(60, kill(1)), Fault(150, kill(3)))
+    disturbed = fit(tmp_path, faults, **settings)
+    undisturbed = fit_local(tmp_path, **settings)
+    assert_same_weights(disturbed, undisturbed)
+    assert disturbed.metrics["test_loss"] == undisturbed.metrics["test_loss"]
+    restarted = [event for event in faults.events if event.kind == "run_restarted"]
+    assert len(restarted) == 2
+    assert restarted[-1].step > 0
 
 
 def test_a_planned_run_whose_driver_was_killed_is_resumed_to_the_bit(tmp_path: Path) -> None:

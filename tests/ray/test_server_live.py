@@ -92,7 +92,8 @@ def test_a_worker_that_was_killed_comes_back(algorithm: dict[str, Any], tmp_path
         assert max(read) > back.step + 1
     # What the dead worker did not report in its last moments is not known, so the record may be a little shorter.
     schedule = str(Path(result.path) / "schedule.parquet")
-    for engine in ("local", {"name": "ray", "mode": "planned"}):
+    # Elastic averaging's workers have weights of their own, which they lose.
+    for engine in ("local", *([{"name": "ray", "mode": "planned"}] if algorithm is ELASTIC else [])):
         replayed = fit(tmp_path / "replay", None, **settings, engine=engine, num_steps=280, schedule=schedule)
         assert replayed.error is None
         assert replayed.metrics["step"] == 280

@@ -14,7 +14,7 @@ from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.records import Read, Row, StepReport
-from ray_pcasgd.server import Server, ServerSpec, State, Worker, WorkerSpec
+from ray_pcasgd.server import Received, Server, ServerSpec, Worker, WorkerSpec
 
 Array = npt.NDArray[np.float64]
 
@@ -74,7 +74,7 @@ class Driven:
             worker.skip()
             return
         first = len(self.workers)
-        received = [State(read, *self.versions[read.neighbor - first][read.version]) for read in row.reads]
+        received = [Received(read, *self.versions[read.neighbor - first][read.version]) for read in row.reads]
         assert worker.step(received) is not None
         self.messages[row.agent][worker.version] = (worker.message, worker.buffers)
 
@@ -84,7 +84,7 @@ class Driven:
         received = []
         for read in row.reads:
             vector, buffers = self.messages[read.neighbor][read.version]
-            received.append(State(read, vector[part], buffers if own.spec.place == 0 else buffers[:0]))
+            received.append(Received(read, vector[part], buffers if own.spec.place == 0 else buffers[:0]))
         measures = own.step(received)
         self.versions[own.spec.place].append((own.weights, own.buffers))
         return measures
@@ -403,8 +403,8 @@ def only_worker(micro_batches: int, **settings: Any) -> Worker:
     return Worker(spec, own.data)
 
 
-def start_of(worker: Worker) -> list[State]:
-    return [State(Read(3, 0, 0, 0), worker.weights, worker.buffers)]
+def start_of(worker: Worker) -> list[Received]:
+    return [Received(Read(3, 0, 0, 0), worker.weights, worker.buffers)]
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 10, 16])

@@ -126,6 +126,8 @@ class Crew:
         extra: dict[str, Any] = {} if injection is None else {"injection": injection}
         if isinstance(spec, AgentSpec):
             extra |= {"restored": restored, "first_call": first_call}
+        elif injection is None and isinstance(spec, WorkerSpec | ServerSpec):
+            extra |= {"restored": restored}
         elif isinstance(spec, WorkerSpec):
             extra |= {"first_call": first_call}
         actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)]

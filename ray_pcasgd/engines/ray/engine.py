@@ -19,7 +19,8 @@ from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.records import Event
 from ray_pcasgd.run_state import State
-from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
+from ray_pcasgd.server import WorkerSpec
 from ray_pcasgd.status import RunStatus
 from ray_pcasgd.tasks.task import TaskData
 
@@ -53,8 +54,7 @@ class RayEngine:
         try:
             reserved = reserve(self._settings, len(specs))
             try:
-                # Only agents that are peers have a state to give.
-                pausing = self._upkeep.state_seconds if isinstance(specs[0], AgentSpec) else None
+                pausing = self._upkeep.state_seconds if self._has_states(specs[0]) else None
                 driving = Driving(
                     self._settings.message_seconds, self._settings.threads, pausing, self._settings.silent_steps
                 )
@@ -75,6 +75,13 @@ class RayEngine:
         finally:
             if started_cluster:
                 ray.shutdown()
+
+    def _has_states(self, spec: LearnerSpec) -> bool:
+        """Return whether the run can go on from a state."""
+        if isinstance(self._schedule, Injection):
+            return isinstance(spec, AgentSpec)
+        # A schedule that depends on losses cannot be drawn again without them.
+        return isinstance(spec, AgentSpec | WorkerSpec) and not waits_for_losses(self._schedule)
 
     def _shown(self, crew: Crew, reports: Iterator[Report]) -> Iterator[Report]:
         """Pass reports on, and show the scheduler from time to time what they say of the run's status."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ray_pcasgd.engines.ray.transport import Contents, Parcel, pack
-from ray_pcasgd.mailbox import Header, Mailbox, Message
+from ray_pcasgd.mailbox import Delivery, Header, Mailbox, Message
 from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Cut
 
@@ -30,6 +30,8 @@ class Part(NamedTuple):
     """Neighbors that have left the run, and their last versions."""
     is_isolated: bool = False
     """Whether the agent itself has left the run."""
+    share: tuple[int, ...] = ()
+    """Which part of its neighbors' messages it gets, where not all of them get the same."""
 
 
 class Restored(NamedTuple):
@@ -59,17 +61,18 @@ def _tensor(leaf: Any) -> Any:
 
 def join_parts(cut: Cut, parts: Sequence[Part], seconds: float) -> State:
     """Return the run's state at a cut; what several agents have of one neighbor's version is in it once."""
-    messages: dict[tuple[int, int], list[Any]] = {}
+    messages: dict[tuple[int, ...], list[Any]] = {}
     for part in parts:
         for header, contents in part.messages:
-            key = (header.sender, header.version)
+            key = (header.sender, header.version, *part.share)
             if contents is not None and key not in messages:
                 messages[key] = [*map(_opened, contents), header.mass]
     return {
         "rows": cut.rows,
         "seconds": seconds,
         "agents": [fetched(part.state) for part in parts],
-        "inboxes": [[list(message.header[:2]) for message in part.messages] for part in parts],
+        "inboxes": [[[*header[:2], *(header.note or ())] for header, _ in part.messages] for part in parts],
+        "shares": [list(part.share) for part in parts],
         "messages": messages,
         "left": [dict(part.left) for part in parts],
         "isolated": [part.is_isolated for part in parts],
@@ -79,18 +82,24 @@ def join_parts(cut: Cut, parts: Sequence[Part], seconds: float) -> State:
 def restored_parts(state: State) -> list[Restored]:
     """Return what each agent goes on from; what travels to several of them lies in the object store once."""
     contents = {key: Contents(*map(_packed, parts[:3])) for key, parts in state["messages"].items()}
+
+    def message(entry: Sequence[Any], share: Sequence[int]) -> Message[Contents]:
+        key = (*entry[:2], *share)
+        return Message(_header(*entry, mass=state["messages"][key][3]), contents[key])
+
     return [
         Restored(
             agent,
-            tuple(
-                Message(Header(k, v, 0.0, 0.0, mass=state["messages"][k, v][3]), contents[k, v])
-                for k, v in state["inboxes"][number]
-            ),
+            tuple(message(entry, state["shares"][number]) for entry in state["inboxes"][number]),
             state["left"][number],
             state["isolated"][number],
         )
         for number, agent in enumerate(state["agents"])
     ]
+
+
+def _header(sender: int, version: int, *note: Any, mass: float) -> Header:
+    return Header(sender, version, 0.0, 0.0, note=Delivery(*note) if note else None, mass=mass)
 
 
 def messages_before(cut: Cut, mailbox: Mailbox[Contents], neighbors: Sequence[int]) -> tuple[Message[Contents], ...]:

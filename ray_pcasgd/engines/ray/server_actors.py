@@ -8,11 +8,13 @@ from ray.actor import ActorHandle
 
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
+from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, pack, portable
 from ray_pcasgd.mailbox import Delivery, Header, Inbox, Message
 from ray_pcasgd.records import Read, Row, StepReport
-from ray_pcasgd.server import Server, ServerSpec, State, Worker, WorkerSpec
+from ray_pcasgd.schedule.scheduler import Cut
+from ray_pcasgd.server import Received, Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -43,17 +45,23 @@ class StarShell(Shell):
             raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected; events.jsonl says why")
         return read, message.header, message.contents
 
-    def open(self, read: Read, contents: Contents) -> State:
+    def open(self, read: Read, contents: Contents) -> Received:
         """Return a message's contents, fetched; called without the lock, since a fetch may take its time."""
         expected = self.expected
         try:
-            return State(
+            return Received(
                 read,
                 fetch_checked("weights", contents.weights, expected.weights, self.device),
                 fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
             )
         except RejectedError as error:
             raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected: {error}") from error
+
+    def go_on(self, restored: Restored | None) -> None:
+        """Take in the messages that were under way when a state was kept."""
+        self.is_restored = restored is not None
+        for message in restored.messages if restored else ():
+            self.mailbox.start(message)
 
 
 class WorkerActor(StarShell):
@@ -169,6 +177,29 @@ class ServerActor(StarShell):
 class PlannedWorkerActor(WorkerActor):
     """Executes the worker's rows; work that the plan cancels is never begun."""
 
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        data: TaskData,
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        restored: Restored | None = None,
+    ) -> None:
+        super().__init__(spec, data, driving, scheduler)
+        self.go_on(restored)
+        if restored is not None:
+            self.worker.restore(restored.agent)
+
+    def begin(self) -> None:
+        """Put the servers' first version into the mailbox."""
+        if not self.is_restored:
+            super().begin()
+
+    def own_part(self, cut: Cut) -> Part:
+        """Return the worker's part of the run's state; called with the lock held, or once training has ended."""
+        messages = messages_before(cut, self.mailbox, self.spec.neighbors)
+        return Part(self.spec.agent, self.worker.progress, cut.number, portable_state(self.worker.state()), messages)
+
     def take_steps(self) -> None:
         """Execute the worker's rows in order."""
         for row in self.rows():
@@ -210,9 +241,32 @@ class PlannedWorkerActor(WorkerActor):
 class PlannedServerActor(ServerActor):
     """Executes the server's rows, and sends every version to every worker."""
 
+    def __init__(
+        self,
+        spec: ServerSpec,
+        data: TaskData,
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        restored: Restored | None = None,
+    ) -> None:
+        super().__init__(spec, data, driving, scheduler)
+        self.go_on(restored)
+        self.computed_at = dict.fromkeys(spec.neighbors, 0)
+        """The version that each worker's last gradient was computed at."""
+        if restored is not None:
+            self.server.restore(restored.agent)
+            self.computed_at = restored.agent["computed_at"]
+
+    def own_part(self, cut: Cut) -> Part:
+        """Return the server's part of the run's state; called with the lock held, or once training has ended."""
+        server = self.server
+        state = portable_state(server.state() | {"computed_at": dict(self.computed_at)})
+        messages = messages_before(cut, self.mailbox, self.spec.neighbors)
+        return Part(self.spec.agent, server.progress, cut.number, state, messages, share=(self.spec.place,))
+
     def take_steps(self) -> None:
         """Execute the server's rows in order."""
-        computed_at = dict.fromkeys(self.spec.neighbors, 0)
+        computed_at = self.computed_at
         for row in self.rows():
             found = self.await_reads(row)
             states = [self.open(read, contents) for read, _, contents in found]

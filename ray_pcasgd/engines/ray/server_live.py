@@ -13,7 +13,7 @@ from ray_pcasgd.engines.ray.transport import Contents, pack
 from ray_pcasgd.mailbox import Answer, Delivery, Header
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.gathering import Arrival, Gatherer
-from ray_pcasgd.server import ServerSpec, State
+from ray_pcasgd.server import Received, ServerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -38,7 +38,7 @@ class LiveServerActor(ServerActor):
         """The version that each worker was told to read last."""
         self.contents = {0: self.packed()}
         """By version, what workers may still be told to read."""
-        self.opened: dict[tuple[int, int], State] = {}
+        self.opened: dict[tuple[int, int], Received] = {}
         """By worker and version, the gradients that wait for an update."""
         self.comings: list[_Coming | int] = []
         """Workers that are back, and numbers of those that are gone, as far as it has not been taken in."""
