@@ -25,7 +25,7 @@ from ray_pcasgd.replica import Replica
 from ray_pcasgd.roster import Roster
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
-from ray_pcasgd.schedule.scheduler import Recorded, Schedule
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.server_plan import check_server_settings, server_roster
 from ray_pcasgd.server_rules import ServerRule
 from ray_pcasgd.tasks.ray_stream import StreamedImages
@@ -77,7 +77,8 @@ class Plan:
     @property
     def pauses(self) -> bool:
         """Whether the run can be left on its way, and taken up from its state."""
-        return isinstance(self.config.engine, LocalSettings) and isinstance(self.config.algorithm, Rule)
+        has_states = isinstance(self.config.algorithm, Rule | ServerRule) and not waits_for_losses(self.schedule)
+        return isinstance(self.config.engine, LocalSettings) and has_states
 
     def engine(self, folder: str = "") -> Engine:
         """Return the engine that executes the run, whose folder other processes know it by."""

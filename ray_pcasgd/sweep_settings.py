@@ -141,8 +141,8 @@ class SweepConfig(Settings):
     tables: bool = False
     """Whether Tune shows its own tables while it runs, instead of a line every few seconds."""
     checkpoint_seconds: float = Field(60.0, gt=0)
-    """A trial between peers on the local engine writes its state at the first evaluation after so many seconds, from
-    which it goes on where the sweep was interrupted."""
+    """A trial on the local engine writes its state at the first evaluation after so many seconds, from which it goes on
+    where the sweep was interrupted."""
     seconds: float | None = Field(None, gt=0)
     """No trial starts, and none goes on, after so many seconds; not given: no limit."""
 

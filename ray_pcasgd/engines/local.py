@@ -17,7 +17,7 @@ from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.run_state import State
-from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
 from ray_pcasgd.server import ServerSpec, WorkerSpec
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.tasks.models import CustomModel, Torchvision
@@ -53,7 +53,7 @@ class LocalEngine:
         self._schedule = schedule
 
     def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
-        """Execute all rows; see ``Engine.run``. Only runs between peers pause."""
+        """Execute all rows; see ``Engine.run``. Only AD-PSGD, and plans that depend on losses, do not pause."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
         rows = iter(self._schedule)
@@ -70,7 +70,9 @@ class LocalEngine:
                 elif pairs:
                     yield from pair_reports(rows, pairs, data)
                 else:
-                    yield from server_reports(rows, others, data, self._settings.batched == "always")
+                    pauses = not waits_for_losses(self._schedule)
+                    stacks = self._settings.batched == "always"
+                    yield from server_reports(rows, others, data, stacks, pauses, state)
         finally:
             torch.set_num_threads(threads)
 

@@ -3,23 +3,38 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ray_pcasgd.engines.base import RunError
+import torch
+from torch import Tensor
+
+from ray_pcasgd.engines.base import Pause, RunError
 from ray_pcasgd.engines.batching import compute_together
 from ray_pcasgd.records import Row, StepReport
+from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import tell
 from ray_pcasgd.server import Received, Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 
 def server_reports(
-    rows: Iterator[Row | None], specs: Sequence[WorkerSpec | ServerSpec], data: TaskData, stacks: bool
-) -> Iterator[StepReport]:
+    rows: Iterator[Row | None],
+    specs: Sequence[WorkerSpec | ServerSpec],
+    data: TaskData,
+    stacks: bool,
+    pauses: bool,
+    state: State | None,
+) -> Iterator[StepReport | Pause]:
     """Execute rows of workers and servers; a row runs once everything exists that it reads.
 
-    Workers' rows that are ready together run as one batch where ``stacks`` says so.
+    Workers' rows that are ready together run as one batch where ``stacks`` says so. Where it ``pauses``, it does so at
+    evaluations; from a ``state`` it goes on.
     """
-    return _Execution(rows, specs, data, stacks).reports()
+    execution = _Execution(rows, specs, data, stacks)
+    if state is not None:
+        execution.restore(state)
+    return execution.reports(pauses)
 
 
 class _Execution:
@@ -42,9 +57,13 @@ class _Execution:
             (k, i): 0 for i in self.workers for k in self.servers
         }
         """The version that an agent has read last of another."""
+        self.drawn = 0
+        """Rows that the schedule was asked for."""
+        self.evaluations = 0
+        """Evaluations that all servers have come to."""
         self.started = time.perf_counter()
 
-    def reports(self) -> Iterator[StepReport]:
+    def reports(self, pauses: bool) -> Iterator[StepReport | Pause]:
         while ready := self.take_ready():
             computing = [row for row in ready if row.agent in self.workers and row.kind == "step"]
             if self.stacks and len(computing) > 1:
@@ -52,6 +71,50 @@ class _Execution:
                 ready = [row for row in ready if row not in computing]
             for row in ready:
                 yield self.execute(row)
+            if pauses:
+                yield from self.pause()
+
+    def pause(self) -> Iterator[Pause]:
+        """Yield a pause where all servers have come to a further evaluation; to be called between rows."""
+        steps = [server.progress for server in self.servers.values()]
+        recipe = self.specs[0].recipe
+        if min(steps) < recipe.num_steps and min(steps) // recipe.evaluate_every > self.evaluations:
+            self.evaluations = min(steps) // recipe.evaluate_every
+            yield Pause(min(steps), max(steps), self.state)
+
+    def state(self) -> State:
+        """Return all that the rows to come depend on; its tensors are those in use."""
+        return {
+            "agents": [one.state() for one in self.all()],
+            "window": list(self.window),
+            "versions": {k: {v: list(parts) for v, parts in own.items()} for k, own in self.versions.items()},
+            "messages": {k: {v: vars(message) for v, message in own.items()} for k, own in self.messages.items()},
+            "last_read": self.last_read,
+            "drawn": self.drawn,
+            "evaluations": self.evaluations,
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state, with the same schedule from its beginning."""
+        device = self.workers[0].weights.device
+        for one, own in zip(self.all(), state["agents"], strict=True):
+            one.restore(own)
+        self.window = deque(state["window"])
+        self.versions = {
+            k: {v: (weights.to(device), buffers.to(device)) for v, (weights, buffers) in own.items()}
+            for k, own in state["versions"].items()
+        }
+        for k, own in state["messages"].items():
+            self.messages[k] = {v: _Message(**_on(device, message)) for v, message in own.items()}
+        self.last_read, self.drawn, self.evaluations = state["last_read"], state["drawn"], state["evaluations"]
+        self.started = time.perf_counter() - state["seconds"]
+        for _ in range(self.drawn):
+            next(self.rows)
+
+    def all(self) -> list[Worker | Server]:
+        """Return workers and servers in the order of their numbers."""
+        return [*self.workers.values(), *self.servers.values()]
 
     def take_ready(self) -> list[Row]:
         """Take the rows that can run now, in the schedule's order; nothing once all rows have run."""
@@ -66,6 +129,7 @@ class _Execution:
                     break
                 if row is None:
                     break  # what comes next depends on rows that are in the window
+                self.drawn += 1
                 self.window.append(row)
             ready = [row for row in self.window if self.is_ready(row)]
             if ready or (ended and not self.window):
@@ -133,7 +197,13 @@ class _Execution:
         """Keep a worker's message, and report the row."""
         worker = self.workers[row.agent]
         if loss is not None:
-            self.messages[row.agent][worker.version] = _Message(worker, row, loss)
+            self.messages[row.agent][worker.version] = _Message(
+                worker.message,
+                worker.buffers,
+                computed_at={read.neighbor: read.version for read in row.reads},
+                begun_at={read.neighbor: read.version + read.staleness for read in row.reads},
+                loss=loss,
+            )
             tell(self.rows, row, loss)
         return StepReport(
             row=row,
@@ -192,13 +262,17 @@ class _Execution:
         self.servers[server].keep(lambda version: version >= oldest or version in needed)
 
 
+@dataclass(eq=False)
 class _Message:
     """What a worker has sent."""
 
-    def __init__(self, worker: Worker, row: Row, loss: float) -> None:
-        self.vector = worker.message
-        self.buffers = worker.buffers
-        self.computed_at = {read.neighbor: read.version for read in row.reads}
-        self.begun_at = {read.neighbor: read.version + read.staleness for read in row.reads}
-        """The newest version of each server when the work was begun."""
-        self.loss = loss
+    vector: Tensor
+    buffers: Tensor
+    computed_at: dict[int, int]
+    begun_at: dict[int, int]
+    """The newest version of each server when the work was begun."""
+    loss: float
+
+
+def _on(device: torch.device, fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in fields.items()}

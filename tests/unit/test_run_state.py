@@ -70,6 +70,11 @@ def without_clock(frame: pd.DataFrame) -> pd.DataFrame:
         {"algorithm": "dc-s3gd", "optimizer": {"momentum": 0.9}},
         {"engine": {"name": "local", "batched": "always"}},
         {"checkpoint": {"every_evaluations": 1}},
+        {"algorithm": {"name": "server", "correction": "dc-asgd-a"}, "compute": SOMETIMES_SLOW},
+        {"algorithm": {"name": "server", "gathering": {"name": "k-sync", "k": 2}}, "compute": SOMETIMES_SLOW},
+        {"algorithm": {"name": "server", "gathering": {"name": "k-batch-async", "k": 2}, "shards": 2}},
+        {"algorithm": "elastic-averaging", "optimizer": {"momentum": 0.9}, "compute": SOMETIMES_SLOW},
+        {"algorithm": "server", "optimizer": {"momentum": 0.9}, "engine": {"name": "local", "batched": "always"}},
     ],
     ids=str,
 )

@@ -481,7 +481,7 @@ def test_memory_stays_bounded(gathering: Any, correction: str) -> None:
     specs = [spec for spec in own.specs if isinstance(spec, WorkerSpec | ServerSpec)]
     execution = _Execution(iter(own.schedule), specs, own.data, stacks=False)
     kept = []
-    for _ in execution.reports():
+    for _ in execution.reports(pauses=False):
         history = len(execution.servers[3].history)
         kept.append((history, len(execution.versions[3]), max(map(len, execution.messages.values()))))
     late = kept[len(kept) // 2 :]
