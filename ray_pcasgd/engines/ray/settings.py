@@ -42,8 +42,8 @@ class RaySettings(Settings):
     """Shared memory for messages, in a cluster of its own; what does not fit is spilled to disk. Ray's own choice, 30 %
     of the machine, is slower: it takes long until memory that was touched before is used again."""
     dashboard: bool = False
-    """Whether a cluster of its own has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to start, and asks
-    for Ray's token, which ``ray get-auth-token`` prints."""
+    """Whether a cluster of its own has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to start, and
+    asks for Ray's token, which ``ray get-auth-token`` prints."""
     log_format: Literal["text", "json"] = "text"
     """``json``: the run's events, and all log lines of its processes, are JSON with run, agent, node and job."""
     log_to_driver: bool = False
