@@ -14,8 +14,9 @@ from ray_pcasgd.records import Event, Snapshot, StepReport
 class Collector:
     """Drains the scheduler's actor."""
 
-    def __init__(self, scheduler: ActorHandle[Any], num_agents: int) -> None:
+    def __init__(self, scheduler: ActorHandle[Any], num_agents: int, answer_seconds: float) -> None:
         self.scheduler = scheduler
+        self._answer_seconds = answer_seconds
         self._received = 0
         self._next = [0] * num_agents
         """The number of each agent's next call."""
@@ -33,32 +34,34 @@ class Collector:
         """Return what has been said since the last call.
 
         Raises:
-            RayActorError: the scheduler is lost.
+            RayError: the scheduler is lost, or does not answer.
 
         """
-        calls: list[Call] = ray.get(self.scheduler.drain.remote(self._received))
+        calls: list[Call] = ray.get(self.scheduler.drain.remote(self._received), timeout=self._answer_seconds)
         self._received += len(calls)
         said: list[Said] = []
         for agent, number, own in calls:
             if number >= self._next[agent]:
                 self._next[agent] = number + 1
-                said += [_fetched(one) for one in own]
+                said += [report for one in own for report in self._fetched(one)]
         return said
 
-
-def _fetched(said: Said) -> Said:
-    """Return a report with its snapshot; without one where it was lost together with its agent."""
-    if not isinstance(said, StepReport) or said.snapshot is None:
-        return said
-    reference: Any = said.snapshot
-    try:
-        weights, buffers, integers = ray.get(reference)
-    except RayError as error:
-        detail = f"the evaluation of agent {said.row.agent} at step {said.progress} was lost ({type(error).__name__})"
-        return Event("evaluation_lost", said.row.agent, said.progress, detail)
-    snapshot = Snapshot(
-        torch.from_numpy(weights.copy()),
-        torch.from_numpy(buffers.copy()),
-        {name: torch.as_tensor(value.copy()) for name, value in integers.items()},
-    )
-    return said._replace(snapshot=snapshot)
+    def _fetched(self, said: Said) -> list[Said]:
+        """Return a report with its snapshot; where that was lost together with its agent, this and what is left."""
+        if not isinstance(said, StepReport) or said.snapshot is None:
+            return [said]
+        reference: Any = said.snapshot
+        try:
+            weights, buffers, integers = ray.get(reference, timeout=self._answer_seconds)
+        except RayError as error:
+            agent, reason = said.row.agent, type(error).__name__
+            detail = f"the evaluation of agent {agent} at step {said.progress} was lost ({reason})"
+            lost = Event("evaluation_lost", agent, said.progress, detail)
+            # The step itself was taken: without its row, the rows after it would have none before them.
+            return [lost, said._replace(snapshot=None, evaluation=None)]
+        snapshot = Snapshot(
+            torch.from_numpy(weights.copy()),
+            torch.from_numpy(buffers.copy()),
+            {name: torch.as_tensor(value.copy()) for name, value in integers.items()},
+        )
+        return [said._replace(snapshot=snapshot)]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_pcasgd.agent import AgentSpec
@@ -51,6 +51,9 @@ SCHEDULER_NAME = "scheduler"
 
 
 _MOST_NAMES = 1000
+
+CONNECT_SECONDS = 60.0
+"""Longest wait for agents that are built to take in who their neighbors are."""
 
 
 class Identity(NamedTuple):
@@ -178,8 +181,8 @@ class Crew:
             for agent, actor in self.actors.items()
         ]
         try:
-            ray.get(calls)
-        except RayActorError as error:
+            ray.get(calls, timeout=CONNECT_SECONDS)
+        except (RayActorError, GetTimeoutError) as error:
             raise InterruptionError(f"an agent was lost: {str(error).splitlines()[0]}") from error
 
     def stop(self, agents: Sequence[int], training: Sequence[Any], seconds: float = 30.0) -> None:

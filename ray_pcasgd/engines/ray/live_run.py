@@ -43,7 +43,7 @@ class LiveRun:
         self.max_failures = max_failures
         self.state_seconds = state_seconds
         self.started_at = time.time() - (0.0 if state is None else state["seconds"])
-        self.collector = Collector(crew.make_scheduler(Recorded()), len(crew.specs))
+        self.collector = Collector(crew.make_scheduler(Recorded()), len(crew.specs), crew.driving.answer_seconds)
         kept = [] if state is None else state["agents"]
         self.states: dict[int, State] = {agent: own for agent, own in enumerate(kept) if own is not None}
         """Each agent's newest part of the run's state."""
@@ -202,7 +202,8 @@ class LiveRun:
     def obey(self) -> Iterator[Report]:
         """Do what operators have said, and say what was done."""
         try:
-            commands: list[tuple[int, Command]] = ray.get(self.collector.scheduler.commands.remote())
+            asked: Any = self.collector.scheduler.commands.remote()
+            commands: list[tuple[int, Command]] = ray.get(asked, timeout=self.crew.driving.answer_seconds)
         except RayError:
             return  # draining finds out that the scheduler is lost
         for number, command in commands:
@@ -255,9 +256,10 @@ class LiveRun:
         for one in said:
             if isinstance(one, Part):
                 try:
-                    self.states[one.agent] = fetched(one.state) | {"isolated": one.is_isolated}
+                    state = fetched(one.state, self.crew.driving.answer_seconds)
+                    self.states[one.agent] = state | {"isolated": one.is_isolated}
                 except RayError:
-                    continue  # lost together with its agent; an older one stays
+                    continue  # lost together with its agent, or that hangs; an older one stays
             else:
                 if isinstance(one, StepReport):
                     self.versions[one.row.agent] = one.row.step + 1

@@ -48,9 +48,14 @@ def portable_state(state: State) -> Any:
     return ray.put(tree_map(lambda leaf: leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) else leaf, state))
 
 
-def fetched(reference: Any) -> State:
-    """Return an agent's state from its reference."""
-    state: State = tree_map(_tensor, ray.get(reference))
+def fetched(reference: Any, answer_seconds: float) -> State:
+    """Return an agent's state from its reference.
+
+    Raises:
+        RayError: it was lost with its agent, or the agent does not answer.
+
+    """
+    state: State = tree_map(_tensor, ray.get(reference, timeout=answer_seconds))
     return state
 
 
@@ -59,18 +64,23 @@ def _tensor(leaf: Any) -> Any:
     return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
 
 
-def join_parts(cut: Cut, parts: Sequence[Part], seconds: float) -> State:
-    """Return the run's state at a cut; what several agents have of one neighbor's version is in it once."""
+def join_parts(cut: Cut, parts: Sequence[Part], seconds: float, answer_seconds: float) -> State:
+    """Return the run's state at a cut; what several agents have of one neighbor's version is in it once.
+
+    Raises:
+        RayError: something was lost with its agent, or the agent does not answer.
+
+    """
     messages: dict[tuple[int, ...], list[Any]] = {}
     for part in parts:
         for header, contents in part.messages:
             key = (header.sender, header.version, *part.share)
             if contents is not None and key not in messages:
-                messages[key] = [*map(_opened, contents), header.mass]
+                messages[key] = [*(_opened(parcel, answer_seconds) for parcel in contents), header.mass]
     return {
         "rows": cut.rows,
         "seconds": seconds,
-        "agents": [fetched(part.state) for part in parts],
+        "agents": [fetched(part.state, answer_seconds) for part in parts],
         "inboxes": [[[*header[:2], *(header.note or ())] for header, _ in part.messages] for part in parts],
         "shares": [list(part.share) for part in parts],
         "messages": messages,
@@ -108,10 +118,10 @@ def messages_before(cut: Cut, mailbox: Mailbox[Contents], neighbors: Sequence[in
     return tuple(message for message in found if message is not None)
 
 
-def _opened(parcel: Parcel | None) -> Tensor | None:
+def _opened(parcel: Parcel | None, answer_seconds: float) -> Tensor | None:
     if parcel is None:
         return None
-    array = ray.get(parcel[0]) if isinstance(parcel, list) else parcel
+    array = ray.get(parcel[0], timeout=answer_seconds) if isinstance(parcel, list) else parcel
     return torch.from_numpy(array.copy())
 
 

@@ -34,7 +34,7 @@ class PlannedRun:
         for agent, own in enumerate(restored):
             crew.make(agent, None, own)
         self.scheduler = scheduler
-        self.collector = Collector(scheduler, len(crew.specs))
+        self.collector = Collector(scheduler, len(crew.specs), crew.driving.answer_seconds)
         self.training: dict[Any, int] = {}
         self.life = LifeSigns(crew)
         self.cut: Cut | None = None
@@ -91,7 +91,7 @@ class PlannedRun:
         """Say to operators that a planned run is as its schedule has it."""
         with contextlib.suppress(RayError):  # draining finds out that the scheduler is lost
             asked: Any = self.scheduler.commands.remote()
-            for number, command in ray.get(asked):
+            for number, command in ray.get(asked, timeout=self.crew.driving.answer_seconds):
                 reason = f"refused: {command.name}: a planned run follows its schedule; allowed are live runs"
                 self.scheduler.answer.remote(number, reason)
 
@@ -104,17 +104,18 @@ class PlannedRun:
                 if time.monotonic() - self.cut_at >= pace(self.state_seconds, self.cost_seconds):
                     self.parts = {}
                     asked: Any = self.scheduler.cut.remote()
-                    self.cut = ray.get(asked)
+                    self.cut = ray.get(asked, timeout=self.crew.driving.answer_seconds)
                 return
             began = time.monotonic()
             # Those who have taken their last step come to no cut any more.
             for agent in self.crew.actors.keys() - self.parts.keys() - set(self.training.values()):
                 asked = self.crew.actors[agent].own_part.remote(self.cut)
-                self.parts[agent] = ray.get(asked)
+                self.parts[agent] = ray.get(asked, timeout=self.crew.driving.answer_seconds)
             if len(self.parts) < len(self.crew.actors):
                 return
             parts = [self.parts[agent] for agent in sorted(self.parts)]
-            state = join_parts(self.cut, parts, time.time() - self.started_at)
+            seconds = time.time() - self.started_at
+            state = join_parts(self.cut, parts, seconds, self.crew.driving.answer_seconds)
         except RayError:
             # An agent is lost, of which its own call says more.
             self.cut, self.cut_at = None, time.monotonic()

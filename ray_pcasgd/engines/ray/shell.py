@@ -26,6 +26,9 @@ from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut
 
+LEAST_ANSWER_SECONDS = 10.0
+"""However short messages are waited for, a busy machine has so long to answer the driver."""
+
 REPORT_SECONDS = 0.25
 """Agents hand their reports to the scheduler about this often."""
 
@@ -54,6 +57,11 @@ class Driving(NamedTuple):
     """How often states are kept, if at all."""
     silent_steps: float | None
     """After how many steps without news a live neighbor is not read any more."""
+
+    @property
+    def answer_seconds(self) -> float:
+        """Longest wait of the driver for what an agent or the scheduler holds: a process that hangs gives it never."""
+        return max(self.wait_seconds, LEAST_ANSWER_SECONDS)
 
 
 @dataclass
