@@ -19,8 +19,8 @@ def page(results: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
         "Written by `python -m experiments.faults"
         + ("" if scale == "cpu" else f" --scale {scale}")
         + f"`; {machine()}. Handwritten digits on 4 agents (PC-ASGD, theta 0.3, links between clusters 5 steps late),",
-        f"{settings['num_steps']} steps, on a Ray cluster of three nodes on one machine; each fault once with each seed,",
-        "at a step drawn between a fifth and four fifths of the run, to a random agent.",
+        f"{settings['num_steps']} steps, on a Ray cluster of three nodes on one machine; each fault once with each",
+        "seed, at a step drawn between a fifth and four fifths of the run, to a random agent.",
         "A test set of 359 digits makes steps of 0.28 points. A live run is another one each time: disturbed and",
         "undisturbed runs of a seed share data, shards and initial weights, and differ in what was read when.",
         "",
