@@ -23,6 +23,7 @@ def page(results: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
         "seed, at a step drawn between a fifth and four fifths of the run, to a random agent.",
         "A test set of 359 digits makes steps of 0.28 points. A live run is another one each time: disturbed and",
         "undisturbed runs of a seed share data, shards and initial weights, and differ in what was read when.",
+        "That states cannot be written changes nothing in training: that line shows how far live runs differ anyway.",
         "",
     ]
     for mode in ("planned", "live"):
