@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.speed import slow_unless
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -19,6 +21,9 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return [(f"{name}-{place}", text) for place, (name, text) in enumerate(found)]
 
 
+SHELL = blocks("bash")
+
+
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     binaries = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "RAY_ADDRESS": ""}
@@ -27,7 +32,11 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("name", "script"), blocks("bash"), ids=[name for name, _ in blocks("bash")])
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [slow_unless(name == "README.md-0", name, text) for name, text in SHELL],
+    ids=[name for name, _ in SHELL],
+)
 def test_shell_examples_run(name: str, script: str, tmp_path: Path) -> None:
     result = run(["bash", "-euo", "pipefail", "-c", script], tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

@@ -107,6 +107,7 @@ def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> No
     assert replayed.schedule_hash == result.schedule_hash
 
 
+@pytest.mark.slow
 def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     operator = Operator()
     watcher = Several(

@@ -19,7 +19,6 @@ from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
-from tests.speed import slow_unless
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -139,7 +138,8 @@ SERVERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", [slow_unless(name == "k-async, dc-asgd-a", name) for name in SERVERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVERS)
 def test_a_planned_run_with_servers_outlives_them_and_its_workers_to_the_bit(name: str, tmp_path: Path) -> None:
     settings = {"algorithm": SERVERS[name], "optimizer": {}, "num_steps": 300, "evaluate_every": 150}
     faults = Several(Fault(60, kill(1)), Fault(150, kill(3)))

@@ -84,6 +84,7 @@ def test_trials_on_the_ray_engine_take_room_for_all_their_agents_at_once(tmp_pat
     assert planned["test_loss"] == local.metrics["test_loss"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_same_table(tmp_path: Path) -> None:
     base = BASE | {"num_steps": 300, "evaluate_every": 20}
     space = {"algorithm.theta": [0, 0.1, 0.2, 0.3, 0.4, 0.5]}
