@@ -48,8 +48,12 @@ def main() -> None:
     chosen, data, storage = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     for seed in range(chosen["seeds"]):
         for method in METHODS:
-            result = Trainer(settings_of(chosen, method, seed, data, storage)).fit()
-            print(json.dumps({"method": method, "seed": seed, "path": result.path, "error": str(result.error or "")}))
+            settings = settings_of(chosen, method, seed, data, storage)
+            path = storage / settings["name"]
+            if not (path / "result.json").exists():  # else it was run before the study was interrupted
+                Trainer(settings).fit()
+            error = json.loads((path / "result.json").read_text())["error"]
+            print(json.dumps({"method": method, "seed": seed, "path": str(path), "error": error or ""}))
             sys.stdout.flush()
 
 
