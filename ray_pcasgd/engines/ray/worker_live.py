@@ -38,6 +38,7 @@ class LiveWorkerActor(WorkerActor):
         """Those that the present work was begun with."""
         self.extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self.is_leaving = False
+        self.is_returning = False
         self.set_links(injection)
 
     def set_links(self, injection: Injection) -> None:
@@ -46,6 +47,8 @@ class LiveWorkerActor(WorkerActor):
 
     def take_steps(self) -> None:
         """Take steps until every server has taken all of its own."""
+        if self.is_returning and self.await_answers():
+            self.rejoin()
         while self.await_answers():
             self.take_step()
 
@@ -60,8 +63,7 @@ class LiveWorkerActor(WorkerActor):
         known: list[int] = ray.get([server.newest_of.remote(agent) for server in handles])
         self.worker.version = max([at_least, *(version + 1 for version in known)])
         if all(ray.get([server.welcome.remote(agent, myself, self.worker.version) for server in handles])):
-            if self.await_answers():
-                self.rejoin()
+            self.is_returning = True
             self.train_on()
 
     @ray.method(concurrency_group="mail")
