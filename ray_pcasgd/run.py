@@ -17,7 +17,9 @@ from ray_pcasgd.result import Result, final_metrics, flat_metrics
 from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.run_state import State, step_of
+from ray_pcasgd.schedule.completing import with_unreported
 from ray_pcasgd.schedule.trace import in_causal_order, published, rows_up_to, trace_hash
+from ray_pcasgd.server import ServerRecipe
 from ray_pcasgd.state_files import StateFiles
 from ray_pcasgd.watching import Watcher
 
@@ -251,6 +253,8 @@ class Run:
 
     def make_executable(self) -> None:
         """Make the record one that can be executed: agents die, clocks differ, a live run's staleness is a guess."""
+        if self.plan.is_live and self.plan.servers:
+            self.add_unreported()
         known = published(self.rows)
         unknown = [read for row in self.rows for read in row.reads if read[:2] not in known]
         if unknown:
@@ -263,6 +267,17 @@ class Run:
             ]
         if self.plan.is_live:
             self.rows = in_causal_order(self.rows, with_directions=self.plan.reading in get_args(Reading))
+
+    def add_unreported(self) -> None:
+        """Add the rows of workers that were killed before they reported them."""
+        recipe = self.plan.specs[0].recipe
+        assert isinstance(recipe, ServerRecipe)
+        rows = with_unreported(self.rows, self.plan.servers, recipe.rule.gathering.cancels)
+        if added := rows[len(self.rows) :]:
+            workers = ", ".join(f"agent {agent}" for agent in sorted({row.agent for row in added}))
+            detail = f"{len(added)} unreported steps of {workers} are known by what servers have taken"
+            self.take_event(Event("rows_completed", added[0].agent, added[0].step, detail))
+        self.rows = rows
 
     def schedule_metadata(self) -> dict[str, str]:
         """Return what the schedule's file says of the run."""
