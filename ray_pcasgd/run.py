@@ -1,5 +1,6 @@
 """One run: metrics, checkpoints and files exist once, here, above the engines."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -48,6 +49,8 @@ class Run:
         self.interruptions = 0
         self.started_at = time.perf_counter()
         self.first_step_at: float | None = None
+        self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
+        """The state before the first step."""
 
     def execute(self, state: State | None = None) -> Result:
         """Run the plan's engine to its end, from ``state`` on where one is given, and return what came of it."""
@@ -82,9 +85,13 @@ class Run:
             self.interruptions += 1
             if 0 <= self.plan.config.max_failures < self.interruptions:
                 raise
-            state = self.last_state() or {"engine": None}
+            # A copy: what a state holds becomes the run's own.
+            state = self.last_state() or copy.deepcopy(self.beginning)
             step = step_of(state["engine"])
             self.take_event(Event("run_restarted", interruption.agent, step, f"{interruption}; on from step {step}"))
+            if self.plan.is_live:
+                # The steps after it will be others.
+                self.restore(state["run"])
             return state
         return None
 
