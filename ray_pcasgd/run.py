@@ -3,24 +3,22 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
 from ray_pcasgd.consensus import AveragedModel
 from ray_pcasgd.engines.base import InterruptionError, Pause, RunError
+from ray_pcasgd.executable_rows import executable
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.result import Result, final_metrics, flat_metrics
-from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.run_state import State, step_of
-from ray_pcasgd.schedule.completing import with_unreported
-from ray_pcasgd.schedule.trace import in_causal_order, published, rows_up_to, trace_hash
-from ray_pcasgd.server import ServerRecipe
+from ray_pcasgd.schedule.trace import rows_up_to, trace_hash
 from ray_pcasgd.state_files import StateFiles
 from ray_pcasgd.watching import Watcher
 
@@ -176,7 +174,9 @@ class Run:
     def finish(self) -> None:
         """Write what there is, after the last report; whatever else went wrong, too."""
         self.watcher.evaluated(self.monitor.finish())
-        self.make_executable()
+        self.rows, events = executable(self.rows, self.plan)
+        for event in events:
+            self.take_event(event)
         self.saving(self.write)
         self.watcher.finished()
 
@@ -257,34 +257,6 @@ class Run:
         if self.monitor.latest is not None:
             metadata = {"format": "pt", "run": self.folder.path.name, "algorithm": self.plan.config.algorithm.name}
             self.folder.write_model(self.model.state_dict(self.monitor.latest.mean), metadata)
-
-    def make_executable(self) -> None:
-        """Make the record one that can be executed: agents die, clocks differ, a live run's staleness is a guess."""
-        if self.plan.is_live and self.plan.servers:
-            self.add_unreported()
-        known = published(self.rows)
-        unknown = [read for row in self.rows for read in row.reads if read[:2] not in known]
-        if unknown:
-            # The last steps of an agent that was killed are not known, though others have read what came of them.
-            agents = ", ".join(f"agent {agent}" for agent in sorted({read.neighbor for read in unknown}))
-            detail = f"{len(unknown)} reads of unreported versions of {agents} are left out of the schedule"
-            self.take_event(Event("reads_unrecorded", unknown[0].neighbor, unknown[0].version, detail))
-            self.rows = [
-                row._replace(reads=tuple(read for read in row.reads if read[:2] in known)) for row in self.rows
-            ]
-        if self.plan.is_live:
-            self.rows = in_causal_order(self.rows, with_directions=self.plan.reading in get_args(Reading))
-
-    def add_unreported(self) -> None:
-        """Add the rows of workers that were killed before they reported them."""
-        recipe = self.plan.specs[0].recipe
-        assert isinstance(recipe, ServerRecipe)
-        rows = with_unreported(self.rows, self.plan.servers, recipe.rule.gathering.cancels)
-        if added := rows[len(self.rows) :]:
-            workers = ", ".join(f"agent {agent}" for agent in sorted({row.agent for row in added}))
-            detail = f"{len(added)} unreported steps of {workers} are known by what servers have taken"
-            self.take_event(Event("rows_completed", added[0].agent, added[0].step, detail))
-        self.rows = rows
 
     def schedule_metadata(self) -> dict[str, str]:
         """Return what the schedule's file says of the run."""
