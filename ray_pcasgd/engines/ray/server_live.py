@@ -39,12 +39,9 @@ class LiveServerActor(ServerActor):
         injection: Injection,
         restored: Restored | None = None,
     ) -> None:
-        super().__init__(spec, data, driving, scheduler)
-        self.arrived = dict.fromkeys(spec.neighbors, 0)
+        super().__init__(spec, data, driving, scheduler, restored)
+        self.arrived = restored.agent["arrived"] if restored else dict.fromkeys(spec.neighbors, 0)
         """Each worker's newest gradient that has come."""
-        if restored is not None:
-            self.server.restore(restored.agent)
-            self.arrived = restored.agent["arrived"]
         self.first = self.server.version
         """The version that the server began with; of those before it, nothing is here."""
         self.gatherer = Gatherer(spec.recipe.rule.gathering, spec.recipe.num_workers, self.first)
