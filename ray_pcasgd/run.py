@@ -1,23 +1,24 @@
 """One run: metrics, checkpoints and files exist once, here, above the engines."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
 from ray_pcasgd.consensus import AveragedModel
 from ray_pcasgd.engines.base import InterruptionError, Pause, RunError
+from ray_pcasgd.executable_rows import executable
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.result import Result, final_metrics, flat_metrics
-from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.run_folder import RunFolder, is_remote
 from ray_pcasgd.run_state import State, step_of
-from ray_pcasgd.schedule.trace import in_causal_order, published, rows_up_to, trace_hash
+from ray_pcasgd.schedule.trace import rows_up_to, trace_hash
 from ray_pcasgd.state_files import StateFiles
 from ray_pcasgd.watching import Watcher
 
@@ -46,6 +47,8 @@ class Run:
         self.interruptions = 0
         self.started_at = time.perf_counter()
         self.first_step_at: float | None = None
+        self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
+        """The state before the first step."""
 
     def execute(self, state: State | None = None) -> Result:
         """Run the plan's engine to its end, from ``state`` on where one is given, and return what came of it."""
@@ -80,9 +83,13 @@ class Run:
             self.interruptions += 1
             if 0 <= self.plan.config.max_failures < self.interruptions:
                 raise
-            state = self.last_state() or {"engine": None}
+            # A copy: what a state holds becomes the run's own.
+            state = self.last_state() or copy.deepcopy(self.beginning)
             step = step_of(state["engine"])
             self.take_event(Event("run_restarted", interruption.agent, step, f"{interruption}; on from step {step}"))
+            if self.plan.is_live:
+                # The steps after it will be others.
+                self.restore(state["run"])
             return state
         return None
 
@@ -167,7 +174,9 @@ class Run:
     def finish(self) -> None:
         """Write what there is, after the last report; whatever else went wrong, too."""
         self.watcher.evaluated(self.monitor.finish())
-        self.make_executable()
+        self.rows, events = executable(self.rows, self.plan)
+        for event in events:
+            self.take_event(event)
         self.saving(self.write)
         self.watcher.finished()
 
@@ -248,21 +257,6 @@ class Run:
         if self.monitor.latest is not None:
             metadata = {"format": "pt", "run": self.folder.path.name, "algorithm": self.plan.config.algorithm.name}
             self.folder.write_model(self.model.state_dict(self.monitor.latest.mean), metadata)
-
-    def make_executable(self) -> None:
-        """Make the record one that can be executed: agents die, clocks differ, a live run's staleness is a guess."""
-        known = published(self.rows)
-        unknown = [read for row in self.rows for read in row.reads if read[:2] not in known]
-        if unknown:
-            # The last steps of an agent that was killed are not known, though others have read what came of them.
-            agents = ", ".join(f"agent {agent}" for agent in sorted({read.neighbor for read in unknown}))
-            detail = f"{len(unknown)} reads of unreported versions of {agents} are left out of the schedule"
-            self.take_event(Event("reads_unrecorded", unknown[0].neighbor, unknown[0].version, detail))
-            self.rows = [
-                row._replace(reads=tuple(read for read in row.reads if read[:2] in known)) for row in self.rows
-            ]
-        if self.plan.is_live:
-            self.rows = in_causal_order(self.rows, with_directions=self.plan.reading in get_args(Reading))
 
     def schedule_metadata(self) -> dict[str, str]:
         """Return what the schedule's file says of the run."""

@@ -197,11 +197,11 @@ AnyGathering = Annotated[
 class Gatherer:
     """One server's arrivals: a plain object that the planner and a live server share."""
 
-    def __init__(self, gathering: Gathering, num_workers: int) -> None:
+    def __init__(self, gathering: Gathering, num_workers: int, version: int = 0) -> None:
         self.gathering = gathering
         self.num_workers = num_workers
         self._wanted = gathering.num_gradients(num_workers)
-        self.version = 0
+        self.version = version
         """The server's version."""
         self.waiting: list[Arrival] = []
         """Gradients that the next update will take."""

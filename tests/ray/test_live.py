@@ -1,13 +1,14 @@
 """Live runs on real actors: who is slow, who dies, who waits for whom."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from experiments.faults.injecting import Fault, kill
+from experiments.faults.injecting import Fault, kill, silence
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.result import Result
@@ -94,13 +95,13 @@ def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_pa
 
 
 @pytest.mark.slow
-def test_pairs_go_on_without_an_agent_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("act", [kill, silence])
+def test_pairs_go_on_without_an_agent_that_is_gone_or_hangs(act: Callable[[int], Any], tmp_path: Path) -> None:
     lost = 1
-    killer = Fault(12, kill(lost))
+    killer = Fault(12, act(lost))
     slow = dict.fromkeys(range(4), 0.02)
-    result = fit(
-        tmp_path, killer, algorithm="ad-psgd", num_agents=4, max_failures=1, compute={"stragglers": slow}, num_steps=80
-    )
+    settings: dict[str, Any] = {"num_agents": 4, "num_steps": 80, "max_failures": 1, "compute": {"stragglers": slow}}
+    result = fit(tmp_path, killer, algorithm="ad-psgd", engine=LIVE | {"message_seconds": 3}, **settings)
     assert result.error is None
     assert ("agent_lost", lost) in {(event.kind, event.agent) for event in killer.events}
     rows, _ = read_rows(Path(result.path) / "schedule.parquet")

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from experiments.faults.injecting import Fault, Several, kill
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.trainer import Trainer, resume
 from tests.unit.server_planning import check_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -66,7 +68,8 @@ ELASTIC = {"name": "elastic-averaging"}
 @pytest.mark.parametrize(
     "algorithm",
     [
-        {"gathering": {"name": "k-async", "k": 2}},
+        {"gathering": "asgd"},
+        pytest.param({"gathering": {"name": "k-async", "k": 2}}, marks=pytest.mark.slow),
         pytest.param({"gathering": "sync"}, marks=pytest.mark.slow),
         pytest.param({"gathering": {"name": "k-batch-sync", "k": 2}, "shards": 2}, marks=pytest.mark.slow),
         pytest.param(ELASTIC, marks=pytest.mark.slow),
@@ -90,13 +93,66 @@ def test_a_worker_that_was_killed_comes_back(algorithm: dict[str, Any], tmp_path
         read = {read.version for row in rows if row.agent == server for read in row.reads if read.neighbor == 1}
         assert min(read) < back.step
         assert max(read) > back.step + 1
-    # What the dead worker did not report in its last moments is not known, so the record may be a little shorter.
-    schedule = str(Path(result.path) / "schedule.parquet")
     # Elastic averaging's workers have weights of their own, which they lose.
     for engine in ("local", *([{"name": "ray", "mode": "planned"}] if algorithm is ELASTIC else [])):
-        replayed = fit(tmp_path / "replay", None, **settings, engine=engine, num_steps=280, schedule=schedule)
-        assert replayed.error is None
-        assert replayed.metrics["step"] == 280
+        replay(result, tmp_path / "replay", engine=engine, **settings, num_steps=300)
+
+
+def replay(result: Result, folder: Path, **settings: Any) -> None:
+    """Replay a run with one server, or several, and compare the weights that come of it."""
+    replayed = fit(folder, None, **settings, schedule=str(Path(result.path) / "schedule.parquet"))
+    assert replayed.error is None
+    assert replayed.metrics["step"] == result.metrics["step"]
+    if settings["algorithm"].get("shards", 1) == 1:
+        one, other = (load_file(Path(run.path) / "model.safetensors") for run in (result, replayed))
+        assert all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"gathering": "asgd", "correction": "dc-asgd-a"},
+        pytest.param({"gathering": {"name": "k-batch-sync", "k": 2}}, marks=pytest.mark.slow),
+        pytest.param(ELASTIC, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_from_its_server_s_state(algorithm: dict[str, Any], tmp_path: Path) -> None:
+    """The server is killed; the run goes on by itself, is killed so again beyond what is allowed, and is resumed."""
+    settings: dict[str, Any] = {"algorithm": {"name": "server"} | algorithm, "num_steps": 120}
+    settings["compute"] = {"stragglers": {0: 0.03, 1: 0.03, 2: 0.03}}
+    killers = Several(Fault(30, kill(3)), AfterTheNext("run_restarted", Fault(60, kill(3))))
+    result = fit(tmp_path, None, killers, **settings, max_failures=1, checkpoint={"state_seconds": 0.2})
+    assert isinstance(result.error, RunError)
+    assert "agent 3 was lost" in str(result.error)
+    kinds = killers.kinds()
+    assert kinds.count("run_restarted") == 1
+    assert "agent_returned" in kinds
+    resumed = resume(result.path)
+    assert resumed.error is None
+    assert resumed.metrics["step"] == 120
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    # Each time that all came back, it was to a state and not to the beginning.
+    back = [row for row in rows if row.kind == "rejoined"]
+    assert {row.agent for row in back} == {0, 1, 2}
+    assert min(row.step for row in back) > 2
+    replay(resumed, tmp_path / "replay", engine="local", **settings)
+
+
+class AfterTheNext(Fault):
+    """A fault that waits for an event first."""
+
+    def __init__(self, kind: str, fault: Fault) -> None:
+        super().__init__(fault.at_step, fault.act or (lambda _: None))
+        self.kind = kind
+        self.is_next = False
+
+    def happened(self, event: Event) -> None:
+        super().happened(event)
+        self.is_next = self.is_next or event.kind == self.kind
+
+    def stepped(self, report: StepReport) -> None:
+        if self.is_next:
+            super().stepped(report)
 
 
 @pytest.mark.slow

@@ -127,12 +127,11 @@ class Crew:
             "scheduling_strategy": place,
         }
         extra: dict[str, Any] = {} if injection is None else {"injection": injection}
-        if isinstance(spec, AgentSpec):
-            extra |= {"restored": restored, "first_call": first_call}
-        elif injection is None and isinstance(spec, WorkerSpec | ServerSpec):
-            extra |= {"restored": restored}
-        elif isinstance(spec, WorkerSpec):
+        is_live_worker = injection is not None and isinstance(spec, WorkerSpec)
+        if isinstance(spec, AgentSpec) or is_live_worker:
             extra |= {"first_call": first_call}
+        if not isinstance(spec, PairSpec) and not is_live_worker:
+            extra |= {"restored": restored}
         actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)]
         arguments = (spec, self._data, self.driving, self.scheduler)
         made = self._named(f"{self.identity.run} agent {agent}", actor_class, options, *arguments, **extra)

@@ -19,6 +19,7 @@ from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.records import Event
 from ray_pcasgd.run_state import State
+from ray_pcasgd.schedule.gathering import AdaSync
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
 from ray_pcasgd.server import WorkerSpec
 from ray_pcasgd.status import RunStatus
@@ -49,7 +50,7 @@ class RayEngine:
         self._upkeep = upkeep
 
     def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
-        """Execute all agents; see ``Engine.run``. Only runs between peers pause."""
+        """Execute all agents; see ``Engine.run``."""
         started_cluster = connect(self._settings)
         try:
             reserved = reserve(self._settings, len(specs))
@@ -79,7 +80,11 @@ class RayEngine:
     def _has_states(self, spec: LearnerSpec) -> bool:
         """Return whether the run can go on from a state."""
         if isinstance(self._schedule, Injection):
-            return isinstance(spec, AgentSpec)
+            if not isinstance(spec, WorkerSpec):
+                return isinstance(spec, AgentSpec)
+            # Several servers are at different versions; AdaSync's remember losses.
+            rule = spec.recipe.rule
+            return rule.shards == 1 and not isinstance(rule.gathering, AdaSync)
         # A schedule that depends on losses cannot be drawn again without them.
         return isinstance(spec, AgentSpec | WorkerSpec) and not waits_for_losses(self._schedule)
 

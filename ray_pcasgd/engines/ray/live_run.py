@@ -44,18 +44,21 @@ class LiveRun:
         self.state_seconds = state_seconds
         self.started_at = time.time() - (0.0 if state is None else state["seconds"])
         self.collector = Collector(crew.make_scheduler(Recorded()), len(crew.specs), crew.driving.answer_seconds)
-        kept = [] if state is None else state["agents"]
-        self.states: dict[int, State] = {agent: own for agent, own in enumerate(kept) if own is not None}
+        kept = [None] * len(crew.specs) if state is None else state["agents"]
+        self.versions = [0 if own is None else int(own["version"]) for own in kept]
+        """What each agent is known to have come to."""
+        # A worker's part is its version alone.
+        known = {agent: own for agent, own in enumerate(kept) if own is not None}
+        self.states: dict[int, State] = {k: own for k, own in known.items() if not self.is_worker(k)}
         """Each agent's newest part of the run's state."""
-        # Those of whom nothing was kept come back into a resumed run as the mean of the others.
-        self.unknown = {agent for agent, own in enumerate(kept) if own is None and agent not in absent}
+        # Those of whom nothing was kept come back into a resumed run as the mean of the others, or with their servers'.
+        gone = set() if state is None else set(range(len(kept))) - self.states.keys()
+        self.unknown = gone - set(absent)
         self.away = {agent for agent in absent if agent not in self.states} | self.unknown
         """Agents that are lost, have left, or are not there yet."""
         for agent in range(len(crew.specs)):
             if agent not in self.away:
                 crew.make(agent, injection, self.restored(agent))
-        self.versions = [0] * len(crew.specs)
-        """What each agent is known to have come to."""
         self.training: dict[Any, int] = {}
         self.life = LifeSigns(crew)
         self.leaving: set[int] = set()
@@ -67,6 +70,10 @@ class LiveRun:
         self.failures = 0
         self.kept_at = time.monotonic()
 
+    def is_worker(self, agent: int) -> bool:
+        """Return whether an agent works for servers."""
+        return isinstance(self.crew.specs[agent], WorkerSpec)
+
     def restored(self, agent: int) -> Restored | None:
         """Return what an agent goes on from, if anything of it was kept."""
         state = self.states.get(agent)
@@ -77,6 +84,8 @@ class LiveRun:
         try:
             yield from self.train()
         except InterruptionError as interruption:
+            if self.state_seconds is not None and self.is_worker(0):
+                raise  # the run goes on from its server's state
             # What is lost at the start, or with a scheduler in the place of another, has no remedy here.
             raise RunError(str(interruption)) from interruption
 
@@ -105,7 +114,7 @@ class LiveRun:
                     failures.append(error)
                 elif agent in self.leaving:
                     self.away.add(agent)
-                    if isinstance(self.crew.specs[agent], WorkerSpec):  # peers tell each other
+                    if self.is_worker(agent):  # peers tell each other
                         self.tell_of_absence(agent)
                 else:
                     self.finished.add(agent)
@@ -139,19 +148,19 @@ class LiveRun:
 
     def is_without_workers(self) -> bool:
         """Return whether the run has servers, and no worker any more that trains or is on its way back."""
-        workers = {spec.agent for spec in self.crew.specs if isinstance(spec, WorkerSpec)}
+        workers = {spec.agent for spec in self.crew.specs if self.is_worker(spec.agent)}
         return bool(workers) and workers <= self.away - set(self.returning.values())
 
     def lose(self, agent: int, error: InterruptionError) -> Iterator[Report]:
         """Go on without an agent, until it comes back.
 
         Raises:
-            RunError: it is one that the run cannot do without.
+            InterruptionError: it is a server, which the others cannot do without.
 
         """
         yield from self.drain()
         if isinstance(self.crew.specs[agent], ServerSpec):
-            raise RunError(str(error))
+            raise error
         self.failures += 1
         self.away.add(agent)
         yield Event("agent_lost", agent, self.versions[agent], str(error))
@@ -281,10 +290,18 @@ class LiveRun:
         """Yield a pause if it is time, and every agent that is there has given its part of the state."""
         if self.state_seconds is None or time.monotonic() - self.kept_at < self.state_seconds:
             return
-        if self.crew.actors.keys() - self.away - self.states.keys():
+        if any(agent not in self.states for agent in self.crew.actors.keys() - self.away if not self.is_worker(agent)):
             return
-        agents = [self.states.get(agent) for agent in range(len(self.crew.specs))]
+        agents = [self.kept(agent) for agent in range(len(self.crew.specs))]
         state = {"seconds": time.time() - self.started_at, "agents": agents}
         versions = tuple(0 if one is None else int(one["version"]) for one in agents)
         yield Pause(min(versions), max(versions), lambda: state, versions)
         self.kept_at = time.monotonic()
+
+    def kept(self, agent: int) -> State | None:
+        """Return an agent's part of the state; a worker's is how much of its work its server's state holds."""
+        if not self.is_worker(agent):
+            return self.states.get(agent)
+        (server,) = self.crew.specs[agent].neighbors
+        state = self.states[server]
+        return {"version": state["arrived"][agent], "progress": state["progress"]}

@@ -203,15 +203,13 @@ class LivePairActor(PairActor):
             except RejectedError as error:
                 self.reject(k, self.agent.version, error)
                 return None
-            except RayActorError:
+            except (RayActorError, GetTimeoutError) as error:
+                # One that hangs is ended by the driver: should it still average with this agent, it does so alone.
                 del self.partners[k]
-                self.unsent.append(Event("neighbor_lost", agent, self.agent.version, f"agent {k} does not answer"))
+                waited = f" for {self.driving.wait_seconds:g} s" if isinstance(error, GetTimeoutError) else ""
+                detail = f"agent {k} does not answer{waited}; it is asked no more"
+                self.unsent.append(Event("neighbor_lost", agent, self.agent.version, detail))
                 continue
-            except GetTimeoutError:
-                raise RunError(
-                    f"agent {agent} waited {self.driving.wait_seconds:g} s at step {self.agent.steps} for the answer "
-                    f"of agent {k}"
-                ) from None
             self.pause(self.links[k, agent].latency_seconds(version, self.now()))
             return Read(k, version, 0, 0), self.open(contents)
         return None

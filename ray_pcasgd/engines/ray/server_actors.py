@@ -57,11 +57,13 @@ class StarShell(Shell):
         except RejectedError as error:
             raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected: {error}") from error
 
-    def go_on(self, restored: Restored | None) -> None:
-        """Take in the messages that were under way when a state was kept."""
+    def go_on(self, learner: Worker | Server, restored: Restored | None) -> None:
+        """Be where a state was kept, with the messages that were under way then."""
         self.is_restored = restored is not None
-        for message in restored.messages if restored else ():
-            self.mailbox.start(message)
+        if restored is not None:
+            learner.restore(restored.agent)
+            for message in restored.messages:
+                self.mailbox.start(message)
 
 
 class WorkerActor(StarShell):
@@ -70,10 +72,17 @@ class WorkerActor(StarShell):
     spec: WorkerSpec
 
     def __init__(
-        self, spec: WorkerSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], first_call: int = 0
+        self,
+        spec: WorkerSpec,
+        data: TaskData,
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        restored: Restored | None = None,
+        first_call: int = 0,
     ) -> None:
         super().__init__(spec, Inbox(spec.neighbors), driving, scheduler, first_call)
         self.worker = Worker(spec, data)
+        self.go_on(self.worker, restored)
 
     def __repr__(self) -> str:
         return f"Worker({self.spec.agent})"
@@ -133,9 +142,17 @@ class ServerActor(StarShell):
 
     spec: ServerSpec
 
-    def __init__(self, spec: ServerSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any]) -> None:
+    def __init__(
+        self,
+        spec: ServerSpec,
+        data: TaskData,
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        restored: Restored | None = None,
+    ) -> None:
         super().__init__(spec, Inbox(spec.neighbors), driving, scheduler)
         self.server = Server(spec, data)
+        self.go_on(self.server, restored)
 
     def __repr__(self) -> str:
         return f"Server({self.spec.agent})"
@@ -176,19 +193,6 @@ class ServerActor(StarShell):
 
 class PlannedWorkerActor(WorkerActor):
     """Executes the worker's rows; work that the plan cancels is never begun."""
-
-    def __init__(
-        self,
-        spec: WorkerSpec,
-        data: TaskData,
-        driving: Driving,
-        scheduler: ActorHandle[Any],
-        restored: Restored | None = None,
-    ) -> None:
-        super().__init__(spec, data, driving, scheduler)
-        self.go_on(restored)
-        if restored is not None:
-            self.worker.restore(restored.agent)
 
     def begin(self) -> None:
         """Put the servers' first version into the mailbox."""
@@ -249,13 +253,9 @@ class PlannedServerActor(ServerActor):
         scheduler: ActorHandle[Any],
         restored: Restored | None = None,
     ) -> None:
-        super().__init__(spec, data, driving, scheduler)
-        self.go_on(restored)
-        self.computed_at = dict.fromkeys(spec.neighbors, 0)
+        super().__init__(spec, data, driving, scheduler, restored)
+        self.computed_at = restored.agent["computed_at"] if restored else dict.fromkeys(spec.neighbors, 0)
         """The version that each worker's last gradient was computed at."""
-        if restored is not None:
-            self.server.restore(restored.agent)
-            self.computed_at = restored.agent["computed_at"]
 
     def own_part(self, cut: Cut) -> Part:
         """Return the server's part of the run's state; called with the lock held, or once training has ended."""

@@ -1,5 +1,6 @@
 """The actor around a server in live mode: what arrives decides, and what was read is recorded."""
 
+import time
 from typing import Any, NamedTuple
 
 import ray
@@ -7,6 +8,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.server_actors import ServerActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import Contents, pack
@@ -29,20 +31,31 @@ class LiveServerActor(ServerActor):
     """Updates when its gathering says so, over what has come."""
 
     def __init__(
-        self, spec: ServerSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], injection: Injection
+        self,
+        spec: ServerSpec,
+        data: TaskData,
+        driving: Driving,
+        scheduler: ActorHandle[Any],
+        injection: Injection,
+        restored: Restored | None = None,
     ) -> None:
-        super().__init__(spec, data, driving, scheduler)
-        self.gatherer = Gatherer(spec.recipe.rule.gathering, spec.recipe.num_workers)
+        super().__init__(spec, data, driving, scheduler, restored)
+        self.arrived = restored.agent["arrived"] if restored else dict.fromkeys(spec.neighbors, 0)
+        """Each worker's newest gradient that has come."""
+        self.first = self.server.version
+        """The version that the server began with; of those before it, nothing is here."""
+        self.gatherer = Gatherer(spec.recipe.rule.gathering, spec.recipe.num_workers, self.first)
         self.losses: dict[tuple[int, int], float] = {}
-        self.given = dict.fromkeys(spec.neighbors, 0)
+        self.given = dict.fromkeys(spec.neighbors, self.first)
         """The version that each worker was told to read last."""
-        self.contents = {0: self.packed()}
+        self.contents = {self.first: self.packed()}
         """By version, what workers may still be told to read."""
         self.opened: dict[tuple[int, int], Received] = {}
         """By worker and version, the gradients that wait for an update."""
         self.comings: list[_Coming | int] = []
         """Workers that are back, and numbers of those that are gone, as far as it has not been taken in."""
         self.is_over = False
+        self.kept_at = time.monotonic()
         self.set_links(injection)
         self.holds = any(entry.unit == "steps" for entry in injection.links)
 
@@ -87,11 +100,22 @@ class LiveServerActor(ServerActor):
             for header in news:
                 if not self.server.is_done:
                     self.arrive(header)
+            self.keep_part()
         with self.changed:
             self.is_over = True
         self.take_in_comings()
         final = {k: self.answer(k, 0)._replace(final=True) for k in self.given}
         self.send(final)
+
+    def keep_part(self) -> None:
+        """Give the driver the server's part of the run's state, if it is time; workers go on from its weights."""
+        every, now = self.driving.state_seconds, time.monotonic()
+        if every is None or now - self.kept_at < every:
+            return
+        state = portable_state(self.server.state() | {"arrived": dict(self.arrived)})
+        self.unsent.append(Part(self.spec.agent, self.version, 0, state))
+        self.report()
+        self.kept_at = now
 
     def take_in_comings(self) -> None:
         """Take in who is gone, and who is back."""
@@ -113,7 +137,7 @@ class LiveServerActor(ServerActor):
     @property
     def newest_given(self) -> int:
         """The newest version that workers are told to read, where links hold nothing back."""
-        return max(self.server.version - self.spec.recipe.rule.reads_before, 0)
+        return max(self.server.version - self.spec.recipe.rule.reads_before, self.first)
 
     def lose(self, agent: int) -> None:
         """Go on without a worker."""
@@ -129,6 +153,7 @@ class LiveServerActor(ServerActor):
         assert isinstance(note, Delivery)
         if not self.fetch(header):
             return
+        self.arrived[header.sender] = header.version
         self.losses[header.sender, header.version] = note.loss
         self.gatherer.tell(header.sender, header.version, note.loss)
         self.gatherer.adapt(self.now())

@@ -31,7 +31,7 @@ class LiveWorkerActor(WorkerActor):
         injection: Injection,
         first_call: int = 0,
     ) -> None:
-        super().__init__(spec, data, driving, scheduler, first_call)
+        super().__init__(spec, data, driving, scheduler, first_call=first_call)
         self.known = {server: _START._replace(sender=server) for server in spec.neighbors}
         """The newest header of each server."""
         self.reading = dict(self.known)

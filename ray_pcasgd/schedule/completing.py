@@ -1,0 +1,55 @@
+"""Rows that a worker took and was killed before it reported: its servers' rows tell them."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
+
+from ray_pcasgd.records import Read, Row
+
+_Taken = dict[int, dict[int, tuple[Read, Row]]]
+"""Of one worker, by version and server: the read by which a server has taken it, and the server's row."""
+
+
+def with_unreported(rows: Sequence[Row], servers: Collection[int], cancels: bool) -> list[Row]:
+    """Return the rows together with those that their workers took and never reported.
+
+    A server that has taken a gradient knows at which of its versions that was computed, and so what the worker's row
+    has read. Versions in between that no server has taken are nobody's to read; they become ``cancelled`` rows.
+    Where one of several servers has not taken a version, the row names what the worker read of it before.
+
+    Args:
+        rows: All rows that are known, workers' and servers', each agent's in order.
+        servers: The agents that are servers.
+        cancels: Whether an update cancels work that was begun before it: what was taken was then begun at the
+            server's version of the update, and is recorded so.
+
+    """
+    taken: defaultdict[int, _Taken] = defaultdict(lambda: defaultdict(dict))
+    known: defaultdict[int, dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        known[row.agent][row.step] = row
+        for read in row.reads if row.agent in servers else ():
+            taken[read.neighbor][read.version][row.agent] = (read, row)
+    added = (_missing(worker, known[worker], taken[worker], servers, cancels) for worker in sorted(taken))
+    return [*rows, *chain.from_iterable(added)]
+
+
+def _missing(
+    worker: int, known: dict[int, Row], taken: _Taken, servers: Collection[int], cancels: bool
+) -> Iterator[Row]:
+    """Yield a worker's rows that are not known, in order."""
+    reads = {server: Read(server, 0, 0, 0) for server in servers}
+    end, next_step = 0.0, 0
+    for step in sorted({*known, *(version - 1 for version in taken)}):
+        if step in known:
+            end = known[step].end
+            reads |= {read.neighbor: read for read in known[step].reads}
+        else:
+            for between in range(next_step, step):
+                yield Row(worker, between, end, end, end, tuple(map(reads.__getitem__, sorted(reads))), "cancelled")
+            ended = max(end, *(row.end for _, row in taken[step + 1].values()))
+            for server, (read, row) in taken[step + 1].items():
+                reads[server] = Read(server, row.step - read.staleness, read.staleness if cancels else 0, 0)
+            yield Row(worker, step, end, ended, ended, tuple(map(reads.__getitem__, sorted(reads))))
+            end = ended
+        next_step = step + 1
