@@ -1,5 +1,6 @@
 """Faults at random steps, each with every seed in both modes: ``python -m experiments.faults [--scale smoke|cpu]``."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -20,8 +21,13 @@ def measure(settings: dict[str, Any], storage: Path, output: Path) -> None:
     """Run what is not measured yet; what is lies, a line each, in ``measured.jsonl`` of the runs' folder."""
     notes = storage / "measured.jsonl"
     done = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
-    known = {(row["fault"], row["mode"], row["seed"]) for row in done}
-    cases = [(f, m, s) for s in range(settings["seeds"]) for f in FAULTS for m in MODES if (f, m, s) not in known]
+    known = {(row["algorithm"], row["fault"], row["mode"], row["seed"]) for row in done}
+    cases = [
+        case
+        for algorithm, faults in FAULTS.items()
+        for case in itertools.product([algorithm], faults, MODES, range(settings["seeds"][algorithm]))
+        if case not in known
+    ]
     if cases:
         os.environ |= HEALTH_CHECKS
         import ray
@@ -31,8 +37,8 @@ def measure(settings: dict[str, Any], storage: Path, output: Path) -> None:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         scenarios = Scenarios(cluster, nodes, storage.resolve())
-        for fault, mode, seed in cases:
-            row = scenarios.measure(fault, mode, seed, settings["num_steps"])
+        for algorithm, fault, mode, seed in sorted(cases, key=lambda case: case[3]):
+            row = scenarios.measure(algorithm, fault, mode, seed, settings["num_steps"])
             done.append(row)
             with notes.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -1,5 +1,6 @@
 """The page of the fault benchmark, from what was measured."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,21 +19,24 @@ def page(results: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
         "",
         "Written by `python -m experiments.faults"
         + ("" if scale == "cpu" else f" --scale {scale}")
-        + f"`; {machine()}. Handwritten digits on 4 agents (PC-ASGD, theta 0.3, links between clusters 5 steps late),",
-        f"{settings['num_steps']} steps, on a Ray cluster of three nodes on one machine; each fault once with each",
-        "seed, at a step drawn between a fifth and four fifths of the run, to a random agent.",
+        + f"`; {machine()}. Handwritten digits on 4 agents (PC-ASGD, theta 0.3, links between clusters 5 steps late;",
+        f"or K-async with K = 2 and a server), {settings['num_steps']} steps, on a Ray cluster of three nodes on one",
+        "machine; each fault once with each seed, at a step drawn between a fifth and four fifths of the run, to a",
+        "random agent.",
         "A test set of 359 digits makes steps of 0.28 points. A live run is another one each time: disturbed and",
         "undisturbed runs of a seed share data, shards and initial weights, and differ in what was read when.",
         "That states cannot be written changes nothing in training: that line shows how far live runs differ anyway.",
         "",
     ]
-    for mode in ("planned", "live"):
-        lines += _table(results[results["mode"] == mode], mode)
+    for algorithm, mode in itertools.product(results["algorithm"].unique(), ("planned", "live")):
+        rows = results[(results["mode"] == mode) & (results["algorithm"] == algorithm)]
+        lines += [f"## {mode.capitalize()} runs, {algorithm}", "", *_table(rows, mode)]
     failed = results[results["error"] != ""]
     if len(failed):
         lines += ["## Runs that did not finish", ""]
         lines += [
-            f"- {row['fault']}, {row['mode']}, seed {row['seed']}, step {row['at_step']}: {row['error']}"
+            f"- {row['algorithm']}, {row['fault']}, {row['mode']}, seed {row['seed']}, step {row['at_step']}: "
+            f"{row['error']}"
             for row in failed.to_dict("records")
         ]
         lines.append("")
@@ -44,9 +48,9 @@ def _table(rows: pd.DataFrame, mode: str) -> list[str]:
     last = "same bits as undisturbed"
     if mode == "live":
         last = "accuracy against undisturbed, mean (worst) | of these not more than 1 point below"
+        if rows["same_bits"].notna().all():
+            last += " | the record replays to the same bits"
     lines = [
-        f"## {mode.capitalize()} runs",
-        "",
         f"| fault | runs | finished | {last} | restarts | agents that came back | seconds lost (median) |",
         "|---" * (7 + last.count("|")) + "|",
     ]
@@ -61,6 +65,8 @@ def _table(rows: pd.DataFrame, mode: str) -> list[str]:
             if fault == "none":
                 spread = 100 * group["accuracy"]
                 outcome = f"itself {spread.mean():.1f} ({spread.min():.1f} to {spread.max():.1f}) % | -"
+            if "replays" in last:
+                outcome += f" | {int(group['same_bits'].sum())} of {len(group)}"
         spent = (group.set_index("seed")["seconds"] - undisturbed["seconds"]).dropna().median()
         lines.append(
             f"| {fault} | {len(group)} | {len(finished)} | {outcome} | {int(group['restarts'].sum())} | "

@@ -12,13 +12,26 @@ import yaml
 
 from experiments.faults.injecting import SCHEDULER, Fault, kill, silence, take_states_away
 from experiments.faults.nodes import lose_node
-from ray_pcasgd.checkpoint import Checkpoint
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.result import Result
 from ray_pcasgd.trainer import Trainer, resume
 
-FAULTS = ("none", "agent killed", "node lost", "scheduler killed", "driver killed", "agent silent", "states unwritable")
+FAULTS = {
+    "pc-asgd": (
+        "none",
+        "agent killed",
+        "node lost",
+        "scheduler killed",
+        "driver killed",
+        "agent silent",
+        "states unwritable",
+    ),
+    "2-async": ("none", "agent killed", "server killed"),
+}
+"""What is done to runs of an algorithm."""
 AGENTS = 4
+_LOCAL = {"engine": {"name": "local", "batched": "never"}, "checkpoint": {"state_seconds": None}}
+
 MESSAGE_SECONDS = 5.0
 """After which an agent that hangs is taken for silent."""
 
@@ -30,8 +43,8 @@ Trainer(sys.argv[1], watcher=Fault(int(sys.argv[2]), kill_driver)).fit()
 """
 
 
-def settings_of(mode: str, seed: int, num_steps: int, folder: Path) -> dict[str, Any]:
-    """Return a run's settings: handwritten digits on four agents in two clusters whose links are late."""
+def settings_of(algorithm: str, mode: str, seed: int, num_steps: int, folder: Path) -> dict[str, Any]:
+    """Return a run's settings: handwritten digits on four agents, in two clusters with late links or with a server."""
     engine = {"name": "ray", "mode": mode, "cpus_per_agent": 1, "message_seconds": MESSAGE_SECONDS}
     tree: dict[str, Any] = {
         "seed": seed,
@@ -49,6 +62,9 @@ def settings_of(mode: str, seed: int, num_steps: int, folder: Path) -> dict[str,
     if mode == "live":
         # So long a step is that of a small network on a GPU; and there are fewer cores here than agents.
         tree["compute"] = {"stragglers": dict.fromkeys(range(AGENTS), 0.02)}
+    if algorithm == "2-async":
+        tree |= {"algorithm": {"name": "server", "gathering": {"name": "k-async", "k": 2}}, "links": []}
+        engine["cpus_per_agent"] = 0.6  # the server is one more
     return tree
 
 
@@ -59,18 +75,19 @@ class Scenarios:
         self.cluster = cluster
         self.nodes = nodes
         self.folder = folder
-        self.undisturbed: dict[int, Result] = {}
-        """On the local engine, by seed."""
+        self.undisturbed: dict[tuple[str, int], Result] = {}
+        """On the local engine, by algorithm and seed."""
 
-    def measure(self, fault: str, mode: str, seed: int, num_steps: int) -> dict[str, Any]:
+    def measure(self, algorithm: str, fault: str, mode: str, seed: int, num_steps: int) -> dict[str, Any]:
         """Return what came of one fault in one run."""
         random = generator(seed, f"fault {fault} {mode}")
         at_step = int(random.integers(num_steps // 5, 4 * num_steps // 5))
         agent = int(random.integers(AGENTS))
-        tree = settings_of(mode, seed, num_steps, self.folder)
+        tree = settings_of(algorithm, mode, seed, num_steps, self.folder)
         began = time.monotonic()
         result, kinds = self.run(fault, tree, at_step, agent)
         row: dict[str, Any] = {
+            "algorithm": algorithm,
             "fault": fault,
             "mode": mode,
             "seed": seed,
@@ -79,11 +96,17 @@ class Scenarios:
             "seconds": time.monotonic() - began,
             "error": str(result.error or ""),
             "accuracy": float(result.metrics.get("test_accuracy", float("nan"))),
-            "restarts": kinds.count("run_restarted") + kinds.count("run_resumed"),
+            "restarts": kinds.count("run_restarted") or kinds.count("run_resumed"),
             "returned": kinds.count("agent_returned"),
         }
         if mode == "planned":
-            row["same_bits"] = self.has_same_bits(result, tree)
+            whole = self.run_undisturbed(algorithm, tree)
+            row["same_bits"] = result.schedule_hash == whole.schedule_hash and have_same_weights(result, whole)
+        elif algorithm == "2-async":
+            # Between peers, what a dead agent had not reported is left out of the record.
+            schedule = str(Path(result.path) / "schedule.parquet")
+            replayed = Trainer({**tree, **_LOCAL, "schedule": schedule}).fit()
+            row["same_bits"] = have_same_weights(result, replayed)
         return row
 
     def run(self, fault: str, tree: dict[str, Any], at_step: int, agent: int) -> tuple[Result, list[str]]:
@@ -93,6 +116,7 @@ class Scenarios:
         acts = {
             "none": lambda fault: None,
             "agent killed": kill(agent),
+            "server killed": kill(AGENTS),
             "node lost": lose_node(self.cluster, self.nodes),
             "scheduler killed": kill(SCHEDULER),
             "agent silent": silence(agent),
@@ -116,14 +140,17 @@ class Scenarios:
         watcher = Fault(10**9, lambda fault: None)
         return resume(self.folder / name, watcher), watcher.kinds()
 
-    def has_same_bits(self, result: Result, tree: dict[str, Any]) -> bool:
-        """Return whether a planned run ended as an undisturbed one on the local engine."""
-        if tree["seed"] not in self.undisturbed:
-            local = {"engine": {"name": "local", "batched": "never"}, "checkpoint": {"state_seconds": None}}
-            self.undisturbed[tree["seed"]] = Trainer({**tree, **local}).fit()
-        whole = self.undisturbed[tree["seed"]]
-        if result.checkpoint is None or whole.checkpoint is None or result.schedule_hash != whole.schedule_hash:
-            return False
-        weights = whole.checkpoint.state_dict()
-        found = Checkpoint(result.path).state_dict()
-        return all(torch.equal(value, weights[name]) for name, value in found.items())
+    def run_undisturbed(self, algorithm: str, tree: dict[str, Any]) -> Result:
+        """Return the run of the same settings on the local engine, to which nothing happens."""
+        key = (algorithm, tree["seed"])
+        if key not in self.undisturbed:
+            self.undisturbed[key] = Trainer({**tree, **_LOCAL}).fit()
+        return self.undisturbed[key]
+
+
+def have_same_weights(one: Result, other: Result) -> bool:
+    """Return whether two runs ended with the same weights, to the bit."""
+    if one.checkpoint is None or other.checkpoint is None:
+        return False
+    weights = other.checkpoint.state_dict()
+    return all(torch.equal(value, weights[name]) for name, value in one.checkpoint.state_dict().items())

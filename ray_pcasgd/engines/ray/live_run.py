@@ -53,7 +53,7 @@ class LiveRun:
         """Each agent's newest part of the run's state."""
         # Those of whom nothing was kept come back into a resumed run as the mean of the others, or with their servers'.
         gone = set() if state is None else set(range(len(kept))) - self.states.keys()
-        self.unknown = gone - set(absent)
+        self.unknown = {agent for agent in gone if agent not in absent or self.versions[agent]}
         self.away = {agent for agent in absent if agent not in self.states} | self.unknown
         """Agents that are lost, have left, or are not there yet."""
         for agent in range(len(crew.specs)):

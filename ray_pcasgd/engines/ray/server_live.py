@@ -7,6 +7,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
+from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.server_actors import ServerActor
@@ -94,7 +95,7 @@ class LiveServerActor(ServerActor):
         """Update until all steps are taken, and tell the workers so."""
         while not self.server.is_done:
             with self.changed:
-                self.wait_until(lambda: self.mailbox.has_news or bool(self.comings), lambda: "a gradient of any worker")
+                self.await_news()
                 news = self.mailbox.news()
             self.take_in_comings()
             for header in news:
@@ -106,6 +107,15 @@ class LiveServerActor(ServerActor):
         self.take_in_comings()
         final = {k: self.answer(k, 0)._replace(final=True) for k in self.given}
         self.send(final)
+
+    def await_news(self) -> None:
+        """Wait until a gradient comes, or somebody comes or goes; called with the lock held."""
+        try:
+            self.wait_until(lambda: self.mailbox.has_news or bool(self.comings), lambda: "a gradient of any worker")
+        except InterruptionError:
+            # While nobody is there, the driver knows whether somebody comes back.
+            if self.given:
+                raise
 
     def keep_part(self) -> None:
         """Give the driver the server's part of the run's state, if it is time; workers go on from its weights."""
