@@ -9,7 +9,8 @@ import ray
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired
-from ray_pcasgd.engines.ray.transport import pack, unpack
+from ray_pcasgd.engines.ray.checking import fetch_checked
+from ray_pcasgd.engines.ray.transport import pack
 
 MEGABYTES = 50
 EXCHANGES = 10
@@ -23,7 +24,7 @@ class Peer:
         self.weights = torch.zeros(MEGABYTES * 250_000)
 
     def receive(self, parcel: Any) -> None:
-        self.weights.copy_(unpack(parcel, torch.device("cpu")))
+        self.weights.copy_(fetch_checked("weights", parcel, self.weights.numel(), torch.device("cpu")))
 
     def exchange(self, other: Any) -> float:
         """Return bytes a second over several messages, each taken in before the next one is sent."""

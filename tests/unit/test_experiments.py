@@ -1,5 +1,6 @@
 """The studies' settings are settings, at every scale, and pages say what the figures say."""
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import experiments
 from experiments.convergence.page import crossover, exponents
 from experiments.convergence.problem import optimum
 from experiments.convergence.study import _rate
@@ -54,6 +56,15 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),
     "slow_worker": (slow_worker.HERE, of_slow_worker),
 }
+
+
+ROOT = Path(experiments.__file__).parent
+MODULES = sorted(".".join(path.relative_to(ROOT.parent).with_suffix("").parts) for path in ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_finds_what_it_imports(module: str) -> None:
+    importlib.import_module(module)
 
 
 @pytest.mark.parametrize("scale", SCALES)
