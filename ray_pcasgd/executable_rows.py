@@ -24,7 +24,7 @@ def _completed(rows: Sequence[Row], plan: Plan) -> tuple[list[Row], list[Event]]
     """Return the rows with those of workers that were killed before they reported them."""
     recipe = plan.specs[0].recipe
     assert isinstance(recipe, ServerRecipe)
-    completed = with_unreported(rows, plan.servers, recipe.rule.gathering.cancels)
+    completed = with_unreported(rows, plan.servers, recipe.rule.gathering.cancels, recipe.rule.workers_step)
     added = completed[len(rows) :]
     if not added:
         return completed, []

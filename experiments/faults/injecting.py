@@ -7,8 +7,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.run_state import step_of
+from ray_pcasgd.state_files import StateFiles
 from ray_pcasgd.watching import Watcher, Watchers
 
 SCHEDULER = -1
@@ -16,11 +19,14 @@ SCHEDULER = -1
 
 
 class Fault(Watcher):
-    """Does something to a run once any of its agents has come to a step."""
+    """Does something to a run once any of its agents has come to a step, and what it may wait for beside is true."""
 
-    def __init__(self, at_step: int, act: Callable[["Fault"], None]) -> None:
+    def __init__(
+        self, at_step: int, act: Callable[["Fault"], None], waits_for: Callable[["Fault"], bool] = lambda _: True
+    ) -> None:
         self.at_step = at_step
         self.act: Callable[[Fault], None] | None = act
+        self.waits_for = waits_for
         self.processes: dict[int, int] = {}
         """By agent."""
         self.folder = Path()
@@ -44,9 +50,19 @@ class Fault(Watcher):
 
     def stepped(self, report: StepReport) -> None:
         """Act when it is time."""
-        if self.act is not None and report.row.step >= self.at_step:
+        if self.act is not None and report.row.step >= self.at_step and self.waits_for(self):
             act, self.act = self.act, None
             act(self)
+
+
+def has_kept(step: int) -> Callable[[Fault], bool]:
+    """Return what is true once a run would go on from a step, or a later one."""
+
+    def is_so(fault: Fault) -> bool:
+        state, _ = StateFiles(fault.folder / "states", CheckpointSettings()).newest()
+        return state is not None and step_of(state["engine"]) >= step
+
+    return is_so
 
 
 def kill(agent: int) -> Callable[[Fault], None]:

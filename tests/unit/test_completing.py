@@ -83,6 +83,44 @@ def test_one_that_came_back_is_completed_up_to_its_end_before() -> None:
     ]
 
 
+@pytest.mark.parametrize("workers_step", [False, True])
+def test_a_worker_s_return_that_was_not_reported_is_known_where_it_matters(workers_step: bool) -> None:
+    """Version 3 and its successor were never delivered: the worker died, and died again before it had said so."""
+    rows = [
+        Row(0, 0, 0.0, 1.0, 1.0, (Read(1, 0, 0, 0),)),
+        Row(1, 0, 1.0, 1.0, 1.0, (Read(0, 1, 0, 0),)),
+        Row(1, 6, 9.0, 9.0, 9.0, (Read(0, 4, 2, 2),)),
+    ]
+    completed = with_unreported(rows, (1,), cancels=False, workers_step=workers_step)[3:]
+    assert [(row.step, row.kind, row.reads[0].version) for row in completed] == [
+        (1, "cancelled", 0),
+        (2, "rejoined", 4) if workers_step else (2, "cancelled", 0),
+        (3, "step", 4),
+    ]
+
+
+def with_return(rows: list[Row], step: int) -> list[Row]:
+    """Return the rows of a run whose worker 0 was lost in a step, and is back with what it reads in the next."""
+    (after,) = (row for row in rows if row[:2] == (0, step + 1))
+    back = {(0, step): after._replace(step=step, kind="rejoined")}
+    changed = [back.get(row[:2], row) for row in rows]
+    return [row._replace(reads=tuple(r for r in row.reads if r[:2] != (0, step + 1))) for row in changed]
+
+
+def test_a_return_is_replayed_to_the_same_bits(tmp_path: Path) -> None:
+    """What workers remember beside the weights of their server is lost, and only a row that says so repeats it."""
+    algorithm = {"name": "elastic-averaging", "gathering": {"name": "k-async", "k": 2}}
+    planned = Trainer(settings_of(algorithm, tmp_path)).fit()
+    rows, metadata = read_rows(Path(planned.path) / "schedule.parquet")
+    returned = with_return(rows, 5)
+    known = unreported(returned, {0: 3})
+    completed = with_unreported(known, (3,), cancels=False, workers_step=True)
+    assert len(completed) == len(known) + len([row for row in rows if row.agent == 0 and 3 <= row.step < 24])
+    assert replay_alike([returned, completed], metadata, algorithm, tmp_path, num_steps=22)
+    without = with_unreported(known, (3,), cancels=False)
+    assert not replay_alike([returned, without], metadata, algorithm, tmp_path, num_steps=22)
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -92,7 +130,16 @@ def test_one_that_came_back_is_completed_up_to_its_end_before() -> None:
     ],
 )
 def test_a_completed_schedule_replays_to_the_same_bits(algorithm: dict[str, Any], tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
+    whole = Trainer(settings_of(algorithm, tmp_path)).fit()
+    rows, metadata = read_rows(Path(whole.path) / "schedule.parquet")
+    known = unreported(rows, {0: 2, 2: 5})
+    assert len(known) < len(rows) - 10
+    cancels = algorithm.get("gathering", {}).get("name") == "k-batch-sync"
+    assert replay_alike([rows, with_unreported(known, (3,), cancels)], metadata, algorithm, tmp_path)
+
+
+def settings_of(algorithm: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {
         "engine": "local",
         "num_agents": 3,
         "num_steps": 24,
@@ -101,16 +148,19 @@ def test_a_completed_schedule_replays_to_the_same_bits(algorithm: dict[str, Any]
         "compute": {"law": {"name": "exponential", "mean": 1}},
         "links": [],
         "algorithm": algorithm,
-        "storage_path": str(tmp_path),
+        "storage_path": str(folder),
     }
-    whole = Trainer(settings).fit()
-    rows, metadata = read_rows(Path(whole.path) / "schedule.parquet")
-    known = unreported(rows, {0: 2, 2: 5})
-    assert len(known) < len(rows) - 10
-    cancels = algorithm.get("gathering", {}).get("name") == "k-batch-sync"
-    completed = in_causal_order(with_unreported(known, (3,), cancels), with_directions=False)
-    write_rows(tmp_path / "completed.parquet", completed, metadata)
-    again = Trainer(settings, schedule=str(tmp_path / "completed.parquet")).fit()
-    assert again.error is None
-    first, second = (load_file(Path(result.path) / "model.safetensors") for result in (whole, again))
-    assert all(first[name].equal(second[name]) for name in first)
+
+
+def replay_alike(
+    schedules: list[list[Row]], metadata: dict[str, str], algorithm: dict[str, Any], folder: Path, **changes: Any
+) -> bool:
+    """Replay two schedules, and return whether the same weights come of them."""
+    weights = []
+    for rows in schedules:
+        write_rows(folder / "rows.parquet", in_causal_order(rows, with_directions=False), metadata)
+        result = Trainer(settings_of(algorithm, folder), schedule=str(folder / "rows.parquet"), **changes).fit()
+        assert result.error is None
+        weights.append(load_file(Path(result.path) / "model.safetensors"))
+    first, second = weights
+    return all(first[name].equal(second[name]) for name in first)

@@ -90,6 +90,7 @@ class LiveWorkerActor(WorkerActor):
         detail = f"worker {self.spec.agent} is back at step {version}, with its servers' weights"
         self.unsent.append(Event("agent_returned", self.spec.agent, version, detail))
         self.submit(Row(self.spec.agent, version - 1, now, now, now, tuple(reads), "rejoined"), None)
+        self.report(flush=True)
 
     def await_answers(self) -> bool:
         """Wait until the worker may start; return whether the run goes on."""
