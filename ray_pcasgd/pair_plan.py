@@ -1,7 +1,7 @@
 """What AD-PSGD needs beyond other runs between peers: its checks, its active and passive agents, and its schedule."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,14 +116,24 @@ def pair_schedule(config: Config, division: Division, clusters: tuple[int, ...])
     rows, metadata = read_rows(Path(config.schedule))
     if metadata.get("reading") != "pairs":
         raise ValueError(f"schedule = {config.schedule!r}: allowed beside ad-psgd are schedules of ad-psgd")
-    _check_pairs(rows, config, division)
+    _check_pairs(rows, config, division, frozenset(map(int, metadata.get("left", "").split())))
     return Recorded(tuple(in_causal_order(rows, with_directions=False)))
 
 
-def _check_pairs(rows: Sequence[Row], config: Config, division: Division) -> None:
-    """Raise ``ValueError`` unless the rows are a whole run of pairs, each of which knows of the other."""
-    steps = Counter(row.agent for row in rows if row.kind == "step")
-    agents = {row.agent for row in rows}
+def _check_pairs(rows: Sequence[Row], config: Config, division: Division, left: Set[int]) -> None:
+    """Raise ``ValueError`` unless the rows are a whole run of pairs, each of which knows of the other.
+
+    Where agents were lost, those that have ``left`` for good took fewer steps, and what a lost one did last may be
+    known of its partner alone.
+    """
+    steps = Counter(row.agent for row in rows if row.kind == "step" and row.agent not in left)
+    lost = left | {row.agent for row in rows if row.kind == "rejoined"}
+    if lost and not isinstance(config.engine, LocalSettings):
+        raise ValueError(
+            f"engine.name = {config.engine.name!r}: allowed is local beside a schedule of ad-psgd in which agents were "
+            f"lost, as agent {min(lost)} was"
+        )
+    agents = {row.agent for row in rows} | left
     if agents != set(range(config.num_agents)):
         raise ValueError(
             f"num_agents = {config.num_agents}: allowed beside the schedule is {max(agents, default=-1) + 1}"
@@ -137,11 +147,13 @@ def _check_pairs(rows: Sequence[Row], config: Config, division: Division) -> Non
     met = {(row.agent, row.step): row for row in rows}
     for row in rows:
         at = f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step}"
-        if len(row.reads) > 1 or (row.kind == "passive" and not row.reads):
+        if (len(row.reads) > 1 and row.kind != "rejoined") or (row.kind == "passive" and not row.reads):
             raise ValueError(f"{at} reads {len(row.reads)} agents; allowed is one, its partner")
         for read in row.reads:
             if read.neighbor not in division.neighbors[row.agent]:
                 raise ValueError(f"{at} averages with agent {read.neighbor}; the topology does not allow that")
             partner = met.get((read.neighbor, read.version))
+            if lost:
+                continue  # what it did last may be known of its partner alone
             if partner is None or [r[:2] for r in partner.reads] != [(row.agent, row.step)]:
                 raise ValueError(f"{at} averages with agent {read.neighbor}, of which the schedule knows nothing")

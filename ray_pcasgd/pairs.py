@@ -1,8 +1,10 @@
 """AD-PSGD: pairs of agents average, one pair after another, while all go on computing (Lian et al., ICML 2018)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ray_pcasgd.learner import Learner, LearnerSpec, Training
@@ -88,6 +90,24 @@ class PairAgent(Learner):
         self.replica.load(self.weights, self.buffers)
         self.version += 1
         self.steps += 1
+
+    def rejoin(self, found: Sequence[Version], version: int, steps: int) -> None:
+        """Come back into the run, of an agent just built: as the mean of what was found, or as it is without any.
+
+        Args:
+            found: What neighbors are.
+            version: The version that the agent comes back at, above all that it had before it was lost.
+            steps: Its own steps so far.
+
+        """
+        if found:
+            self.weights = torch.stack([one.weights for one in found]).mean(dim=0)
+            self.buffers = torch.stack([one.buffers for one in found]).mean(dim=0)
+        self.computed_at = self.present
+        self.replica.load(self.weights, self.buffers)
+        self.version = version
+        self.steps = steps
+        self.batches.restore(steps)
 
     def snapshot(self) -> Snapshot:
         """Return the replica as the agent's own last step left it."""

@@ -60,13 +60,17 @@ class Plan:
 
     @cached_property
     def last_steps(self) -> dict[int, int]:
-        """The last steps of agents that leave a recorded schedule before its end, by agent; -1 if they take none."""
-        if not isinstance(self.schedule, Recorded) or not isinstance(self.config.algorithm, Rule):
+        """The last rows' steps of agents that leave a recorded schedule before its end; -1 of those without any."""
+        if not isinstance(self.schedule, Recorded) or self.servers:
             return {}
+        in_pairs = isinstance(self.config.algorithm, ADPSGD)
         last = dict.fromkeys(range(self.config.num_agents), -1)
+        taken = dict.fromkeys(last, 0)
         for row in self.schedule.recorded:
             last[row.agent] = max(last[row.agent], row.step)
-        return {agent: step for agent, step in last.items() if step < self.config.num_steps - 1}
+            # Of those that average in pairs, not every version is a step of their own.
+            taken[row.agent] = taken[row.agent] + (row.kind == "step") if in_pairs else last[row.agent] + 1
+        return {agent: step for agent, step in last.items() if taken[agent] < self.config.num_steps}
 
     @property
     def is_live(self) -> bool:

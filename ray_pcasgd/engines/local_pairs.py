@@ -1,61 +1,69 @@
 """One process, virtual time: executes the rows of AD-PSGD one after another."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.pairs import PairAgent, PairSpec
-from ray_pcasgd.records import Row, StepReport, Version
+from ray_pcasgd.records import Read, Row, StepReport, Version
 from ray_pcasgd.tasks.task import TaskData
 
 
 def pair_reports(rows: Iterator[Row | None], specs: Sequence[PairSpec], data: TaskData) -> Iterator[StepReport]:
     """Execute all rows in their order; see ``Engine.run``."""
-    execution = _Execution(specs, data)
-    for row in rows:
-        assert row is not None
+    known = [row for row in rows if row is not None]
+    execution = _Execution(specs, data, known)
+    for row in known:
         yield execution.execute(row)
 
 
 class _Execution:
-    def __init__(self, specs: Sequence[PairSpec], data: TaskData) -> None:
+    def __init__(self, specs: Sequence[PairSpec], data: TaskData, rows: Sequence[Row]) -> None:
+        self.specs = specs
+        self.data = data
         self.agents = [PairAgent(spec, data) for spec in specs]
         self.losses = [agent.check_finite(agent.compute()) for agent in self.agents]
+        self.to_read = Counter(read[:2] for row in rows for read in row.reads)
+        """By agent and version, how often it will still be read."""
         self.kept: dict[tuple[int, int], Version] = {}
-        """What agents were before an averaging, by agent and version, until their partners have it."""
+        """Versions that their agents have left, and that are still to be read."""
         self.started = time.perf_counter()
 
     def execute(self, row: Row) -> StepReport:
         agent, loss = self.agents[row.agent], self.losses[row.agent]
-        if agent.version != row.step:
+        if agent.version != row.step and (row.kind != "rejoined" or row.step < agent.version):
             raise RunError(f"schedule: agent {row.agent} has a row for step {row.step} at its version {agent.version}")
-        partner = self.read(row)
+        found = [self.read(row, read) for read in row.reads]
+        if self.to_read[row.agent, agent.version]:
+            self.kept[row.agent, agent.version] = agent.present
         if row.kind == "passive":
-            assert partner is not None
-            agent.answer(partner)
+            agent.answer(found[0])
             return self.report(row, agent, float("nan"))
-        agent.step(partner)
+        if row.kind == "rejoined":
+            steps = agent.steps
+            agent = self.agents[row.agent] = PairAgent(self.specs[row.agent], self.data)
+            agent.rejoin(found, row.step + 1, steps)
+            loss = float("nan")
+        else:
+            agent.step(found[0] if found else None)
         report = self.report(row, agent, loss)
         if agent.steps < agent.spec.recipe.num_steps:
             self.losses[row.agent] = agent.check_finite(agent.compute())
         return report
 
-    def read(self, row: Row) -> Version | None:
-        """Return the partner before the averaging: of the two rows of a pair, the second finds it kept by the first."""
-        if not row.reads:
-            return None
-        (read,) = row.reads
-        kept = self.kept.pop((read.neighbor, read.version), None)
-        if kept is not None:
-            return kept
-        partner = self.agents[read.neighbor]
-        if partner.version != read.version:
+    def read(self, row: Row, read: Read) -> Version:
+        """Return another agent as it was at a version: as it is, or as it was kept when it left that."""
+        key, other = read[:2], self.agents[read.neighbor]
+        if key not in self.kept and other.version != read.version:
             raise RunError(
-                f"schedule: agent {row.agent} averages at step {row.step} with version {read.version} of agent "
-                f"{read.neighbor}, which is at version {partner.version}, and was not averaged with there"
+                f"schedule: agent {row.agent} reads at step {row.step} version {read.version} of agent "
+                f"{read.neighbor}, which is at version {other.version}"
             )
-        self.kept[row.agent, row.step] = self.agents[row.agent].present
-        return partner.present
+        self.to_read[key] -= 1
+        if key not in self.kept:
+            return other.present
+        return self.kept[key] if self.to_read[key] else self.kept.pop(key)
 
     def report(self, row: Row, agent: PairAgent, loss: float) -> StepReport:
         evaluates = row.kind == "step" and agent.spec.recipe.evaluates_at(agent.progress)

@@ -18,9 +18,9 @@ from ray_pcasgd.laws import Law
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.pair_plan import divide
 from ray_pcasgd.plan import Plan, make_plan
-from ray_pcasgd.records import Read, Row
+from ray_pcasgd.records import Read, Row, RowKind
 from ray_pcasgd.schedule.pair_planner import PairPlanner, draw_partner
-from ray_pcasgd.schedule.trace import read_rows, write_rows
+from ray_pcasgd.schedule.trace import in_causal_order, read_rows, write_rows
 from ray_pcasgd.timing import ComputeTimes, LinkDelay, LinkTimes
 from ray_pcasgd.topology import Complete, Metropolis, Ring, Star, Torus, build_network
 from ray_pcasgd.trainer import Trainer
@@ -155,38 +155,89 @@ def test_every_pair_has_an_active_and_a_passive_agent(topology: Any, number: int
     assert nx.is_connected(graph)
 
 
-@pytest.mark.parametrize("settings", [{}, {"topology": "star"}, {"optimizer": {"momentum": 0.5}}], ids=str)
-def test_runs_equal_the_slow_reference(settings: dict[str, Any]) -> None:
-    own = plan(**settings)
-    execution = _Execution(own.specs, own.data)  # type: ignore[arg-type]
+def assert_executes_as_the_slow_reference(own: Plan, rows: list[Row]) -> float:
+    """Return how far all agents together have moved otherwise than by their own steps."""
+    execution = _Execution(own.specs, own.data, rows)  # type: ignore[arg-type]
     start = execution.agents[0].weights.double().numpy()
     x = [start.copy() for _ in own.specs]
+    steps = Counter[int]()
+    at = Counter[int]()
     before: dict[tuple[int, int], np.ndarray] = {}
     moved: Any = 0.0
-    rows = list(own.schedule)
     for row in rows:
-        assert row is not None
-        before[row.agent, row.step] = x[row.agent]
+        before[row.agent, at[row.agent]] = x[row.agent]
         direction = execution.agents[row.agent].direction.double().numpy()
-        if row.reads:
-            ((k, version, _, _),) = row.reads
-            x[row.agent] = (x[row.agent] + before.get((k, version), x[k])) / 2
+        found = [before.get(read[:2], x[read.neighbor]) for read in row.reads]
+        if row.kind == "rejoined":
+            x[row.agent] = np.mean(found, axis=0) if found else start
+        elif found:
+            x[row.agent] = (x[row.agent] + found[0]) / 2
         if row.kind == "step":
             x[row.agent] = x[row.agent] - 0.1 * direction
             moved = moved + 0.1 * direction
+            steps[row.agent] += 1
+        at[row.agent] = row.step + 1
         report = execution.execute(row)
-        assert report.progress == execution.agents[row.agent].steps
+        assert report.progress == execution.agents[row.agent].steps == steps[row.agent]
         np.testing.assert_allclose(execution.agents[row.agent].weights.double().numpy(), x[row.agent], atol=1e-5)
-    assert any(row.kind == "passive" for row in rows if row)
     assert not execution.kept
+    return float(np.abs(sum(x) + moved - len(x) * start).max())
+
+
+@pytest.mark.parametrize("settings", [{}, {"topology": "star"}, {"optimizer": {"momentum": 0.5}}], ids=str)
+def test_runs_equal_the_slow_reference(settings: dict[str, Any]) -> None:
+    own = plan(**settings)
+    rows = [row for row in own.schedule if row is not None]
+    assert any(row.kind == "passive" for row in rows)
     # Pairs only exchange: what all agents hold together changes by their own steps alone.
-    np.testing.assert_allclose(sum(x) + moved, len(x) * start, atol=1e-9)
+    assert assert_executes_as_the_slow_reference(own, rows) < 1e-9
+
+
+@st.composite
+def with_losses(draw: st.DrawFn) -> list[Row]:
+    """Rows of four agents of which one or the other dies, also in the middle of an exchange, and comes back."""
+    rows: list[Row] = []
+    at, steps, away = Counter[int](), Counter[int](), set[int]()
+
+    def take(agent: int, kind: RowKind, *reads: Read, step: int | None = None) -> None:
+        now = float(len(rows))
+        rows.append(Row(agent, at[agent] if step is None else step, now, now, now, reads, kind))
+        at[agent] = rows[-1].step + 1
+        steps[agent] += kind == "step"
+
+    for _ in range(draw(st.integers(1, 30))):
+        active, passive = draw(st.sampled_from([0, 2])), draw(st.sampled_from([1, 3]))
+        there = {active, passive} - away
+        if len(there) == 2 and steps[active] < 12:
+            to_passive, to_active = Read(active, at[active], 0, 0), Read(passive, at[passive], 0, 0)
+            lost = draw(st.sampled_from([None, None, active, passive]))
+            if lost != passive:
+                take(passive, "passive", to_passive)
+            if lost != active:
+                take(active, "step", to_active)
+            away |= {lost} - {None}  # type: ignore[arg-type]
+        elif away:
+            back = draw(st.sampled_from(sorted(away)))
+            away.discard(back)
+            reads = [Read(k, at[k], 0, 0) for k in range(4) if k % 2 != back % 2 and k not in away]
+            take(back, "rejoined", *reads, step=at[back] + draw(st.integers(0, 2)))
+        if passive not in away and steps[passive] < 12 and draw(st.booleans()):
+            take(passive, "step")
+    return rows
+
+
+@settings(max_examples=100)
+@given(with_losses())
+def test_agents_that_are_lost_in_the_middle_of_it_and_come_back_are_executed_as_by_the_slow_reference(
+    rows: list[Row],
+) -> None:
+    assert_executes_as_the_slow_reference(plan(num_agents=4), in_causal_order(rows, with_directions=False))
 
 
 def test_gradients_are_computed_where_an_agent_was_when_it_began() -> None:
     """Agent 1 is asked while it computes; its direction stays that of its own last step's weights."""
     own = plan(num_agents=2, num_steps=2, links=[], compute={"law": 1, "agents": {1: 10}})
-    execution = _Execution(own.specs, own.data)  # type: ignore[arg-type]
+    execution = _Execution(own.specs, own.data, list(own.schedule))  # type: ignore[arg-type]
     asked = execution.agents[1]
     direction, start = asked.direction, asked.computed_at.weights
     kinds = []
@@ -263,5 +314,5 @@ def test_schedules_replay_and_are_for_pairs_alone(tmp_path: Path) -> None:
 def test_a_row_whose_partner_averaged_with_another_one_is_an_error() -> None:
     own = plan(num_agents=2)
     rows = [Row(0, 0, 0, 1, 1, (Read(1, 1, 0, 0),))]
-    with pytest.raises(RunError, match="averages at step 0 with version 1 of agent 1, which is at version 0"):
+    with pytest.raises(RunError, match="agent 0 reads at step 0 version 1 of agent 1, which is at version 0"):
         list(pair_reports(iter(rows), own.specs, own.data))  # type: ignore[arg-type]

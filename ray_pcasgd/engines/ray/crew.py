@@ -14,7 +14,8 @@ from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live import LiveAgentActor
-from ray_pcasgd.engines.ray.pair_actors import LivePairActor, PlannedPairActor
+from ray_pcasgd.engines.ray.pair_actors import PlannedPairActor
+from ray_pcasgd.engines.ray.pair_live import LivePairActor
 from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.placement import Reservation
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
@@ -127,10 +128,10 @@ class Crew:
             "scheduling_strategy": place,
         }
         extra: dict[str, Any] = {} if injection is None else {"injection": injection}
-        is_live_worker = injection is not None and isinstance(spec, WorkerSpec)
-        if isinstance(spec, AgentSpec) or is_live_worker:
+        is_live = injection is not None
+        if isinstance(spec, AgentSpec) or (is_live and isinstance(spec, WorkerSpec | PairSpec)):
             extra |= {"first_call": first_call}
-        if not isinstance(spec, PairSpec) and not is_live_worker:
+        if not isinstance(spec, WorkerSpec if is_live else PairSpec):
             extra |= {"restored": restored}
         actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)]
         arguments = (spec, self._data, self.driving, self.scheduler)

@@ -47,6 +47,8 @@ class LiveRun:
         kept = [None] * len(crew.specs) if state is None else state["agents"]
         self.versions = [0 if own is None else int(own["version"]) for own in kept]
         """What each agent is known to have come to."""
+        self.progress = [0] * len(crew.specs)
+        """The steps of its own that each is known to have taken."""
         # A worker's part is its version alone.
         known = {agent: own for agent, own in enumerate(kept) if own is not None}
         self.states: dict[int, State] = {k: own for k, own in known.items() if not self.is_worker(k)}
@@ -76,6 +78,8 @@ class LiveRun:
 
     def restored(self, agent: int) -> Restored | None:
         """Return what an agent goes on from, if anything of it was kept."""
+        if isinstance(self.crew.specs[agent], PairSpec):
+            return Restored({"steps": self.progress[agent]}, (), {}, False)
         state = self.states.get(agent)
         return None if state is None else Restored(state, (), {}, state.get("isolated", False))
 
@@ -114,7 +118,7 @@ class LiveRun:
                     failures.append(error)
                 elif agent in self.leaving:
                     self.away.add(agent)
-                    if self.is_worker(agent):  # peers tell each other
+                    if not isinstance(self.crew.specs[agent], AgentSpec):  # those tell each other
                         self.tell_of_absence(agent)
                 else:
                     self.finished.add(agent)
@@ -166,16 +170,14 @@ class LiveRun:
         yield Event("agent_lost", agent, self.versions[agent], str(error))
         self.tell_of_absence(agent)
         self.collector.scheduler.forget.remote(agent)
-        if isinstance(self.crew.specs[agent], AgentSpec | WorkerSpec) and (
-            self.max_failures < 0 or self.failures <= self.max_failures
-        ):
+        if self.max_failures < 0 or self.failures <= self.max_failures:
             self.bring_back(agent)
 
     def tell_of_absence(self, agent: int) -> None:
         """Tell an agent's neighbors that it is not there."""
         for other, spec in enumerate(self.crew.specs):
             is_told = isinstance(spec, ServerSpec) or (
-                isinstance(spec, AgentSpec) and agent in {*spec.neighbors, *spec.receivers}
+                isinstance(spec, AgentSpec | PairSpec) and agent in {*spec.neighbors, *spec.receivers}
             )
             if is_told and other not in self.away:
                 self.crew.actors[other].neighbor_lost.remote(agent)
@@ -230,8 +232,6 @@ class LiveRun:
         spec = self.crew.specs[0]
         if isinstance(command, Isolate) and not isinstance(spec, AgentSpec):
             return "isolate: allowed are runs between peers"
-        if isinstance(command, Leave | Join) and isinstance(spec, PairSpec):
-            return f"{command.name}: allowed are other algorithms"
         if isinstance(command, Leave | Join) and isinstance(self.crew.specs[command.agent], ServerSpec):
             return f"{command.name}: allowed are workers; agent {command.agent} is a server"
         if isinstance(command, Isolate) and isinstance(spec, AgentSpec) and spec.recipe.rule.reading == "every":
@@ -271,7 +271,9 @@ class LiveRun:
                     continue  # lost together with its agent, or that hangs; an older one stays
             else:
                 if isinstance(one, StepReport):
-                    self.versions[one.row.agent] = one.row.step + 1
+                    agent, step = one.row[:2]
+                    self.versions[agent] = max(self.versions[agent], step + 1)
+                    self.progress[agent] = max(self.progress[agent], one.progress)
                 yield one
 
     def replace_scheduler(self, error: RayError) -> Iterator[Report]:

@@ -2,31 +2,17 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
 from ray_pcasgd.engines.ray.agent_actor import AgentActor, Found
-from ray_pcasgd.engines.ray.checking import RejectedError, check_contents, check_header
+from ray_pcasgd.engines.ray.offers import Offer, offers_of
 from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
 from ray_pcasgd.mailbox import Header, Message
 from ray_pcasgd.records import Event, Read, Row, Snapshot
-
-WELCOME_SECONDS = 30.0
-"""How long an agent that comes back waits for its neighbors' versions; who has not answered by then is left out."""
-
-
-class Offer(NamedTuple):
-    """What a neighbor tells an agent that comes back."""
-
-    header: Header
-    """Of the neighbor's own newest version."""
-    contents: Contents
-    known: int
-    """The newest version that the neighbor knows of the agent which comes back."""
 
 
 class ReturningAgentActor(AgentActor):
@@ -94,7 +80,7 @@ class ReturningAgentActor(AgentActor):
         self.started_at = started_at
         self.outbox = Outbox({k: handle for k, handle in neighbors.items() if k in self.spec.receivers})
         self.lost = {k for k in self.spec.neighbors if k not in neighbors}
-        offers = self.ask(neighbors)
+        offers = offers_of(self, neighbors, self.lose)
         at_least = max([at_least, *(offer.known + 1 for offer in offers.values())])
         here = {k: offer for k, offer in offers.items() if k in self.spec.neighbors}
         mean = sum(offer.header.version for offer in here.values()) / len(here) if here else 0.0
@@ -110,26 +96,6 @@ class ReturningAgentActor(AgentActor):
         else:
             self.rejoin([], max(at_least, self.version + 1))
         self.train_on()
-
-    def ask(self, neighbors: Mapping[int, ActorHandle[Any]]) -> dict[int, Offer]:
-        """Return what those neighbors offer that answer soon."""
-        myself = ray.get_runtime_context().current_actor
-        asked: dict[Any, int] = {handle.welcome.remote(self.spec.agent, myself): k for k, handle in neighbors.items()}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=WELCOME_SECONDS) if asked else ([], [])
-        offers = {}
-        for call in answered:
-            k = asked[call]
-            try:
-                offer = ray.get(call)
-                if k in self.spec.neighbors:
-                    check_header(self.expected, offer.header)
-                    check_contents(self.expected, offer.header, offer.contents)
-                offers[k] = offer
-            except RejectedError as error:
-                self.reject(k, -1, error)
-            except RayActorError:
-                self.lose(k)
-        return offers
 
     def rejoin(self, found: list[Found], version: int) -> None:
         """Be in the run again at a version, as the mean of what was found, or as the agent is where that is nothing."""
