@@ -248,5 +248,5 @@ class LiveServerActor(ServerActor):
         oldest = min(self.given.values(), default=self.newest_given) if self.holds else self.newest_given
         for version in [v for v in self.contents if v < oldest]:
             del self.contents[version]
-        needed = {self.newest_given, *self.given.values(), *(one.computed_at for one in self.gatherer.waiting)}
-        self.server.keep(needed.__contains__)
+        read = {*self.given.values(), *(one.computed_at for one in self.gatherer.waiting)}
+        self.server.keep(lambda version: version >= oldest or version in read)
