@@ -67,8 +67,8 @@ class Monitor:
     """Gathers reports into one metrics row per agent and evaluation, and one per evaluation of the averaged model.
 
     An evaluation is complete once every agent that still takes part has reported it; agents that have left
-    (``leave``) are not waited for. Beside servers, these alone report evaluations, and their parts of the weights make
-    the model.
+    (``leave``) are not waited for. One that comes back and reports the newest evaluation after all makes it complete
+    once more. Beside servers, these alone report evaluations, and their parts of the weights make the model.
     """
 
     def __init__(
@@ -85,6 +85,10 @@ class Monitor:
         """Agents and versions; an agent that came back from an old state may come by the same version again."""
         self._open: dict[int, dict[int, dict[str, Any]]] = {}
         self._snapshots: dict[int, dict[int, Snapshot]] = {}
+        self._newest = -1
+        """The newest version whose evaluation is complete."""
+        self._without_some: tuple[dict[int, dict[str, Any]], dict[int, Snapshot]] | None = None
+        """That evaluation's rows and snapshots, where agents were away that may come back."""
         self.rows: list[dict[str, Any]] = []
         self.latest: Consensus | None = None
         """The newest complete evaluation's consensus."""
@@ -100,6 +104,9 @@ class Monitor:
         if (row.agent, version) in self._reported:
             return []
         self._reported.add((row.agent, version))
+        if version == self._newest and self._without_some is not None and row.agent not in self._left:
+            self._open[version], self._snapshots[version] = self._without_some
+            self.rows = [other for other in self.rows if other["step"] != version]
         tested = {f"test_{name}": value for name, value in (report.evaluation or {}).items()}
         times = {"agent": row.agent, "step": version, "seconds": row.end, "wall_seconds": report.wall_seconds}
         self._open.setdefault(version, {})[row.agent] = {**times, **tested, "consensus_distance": NAN, **tally.row()}
@@ -143,13 +150,16 @@ class Monitor:
             "left": sorted(self._left),
             "since": self._since,
             "latest": None if self.latest is None else [self.latest.mean, self.latest.distances],
+            "newest": self._newest,
+            "without_some": None if self._without_some is None else list(self._without_some),
         }
 
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self.rows = [row | {"agent": pd.NA if row["agent"] is None else row["agent"]} for row in state["rows"]]
         self._open, self._snapshots, self._left = state["open"], state["snapshots"], set(state["left"])
-        self._since = state["since"]
+        self._since, self._newest = state["since"], state["newest"]
+        self._without_some = None if state["without_some"] is None else tuple(state["without_some"])
         self._reported = {(row["agent"], row["step"]) for row in self.rows if row["agent"] is not pd.NA}
         self._reported |= {(agent, version) for version, rows in self._open.items() for agent in rows}
         for tally, own in zip(self._tallies, state["tallies"], strict=True):
@@ -158,9 +168,12 @@ class Monitor:
 
     def _complete(self, version: int) -> list[dict[str, Any]]:
         rows = self._open[version]
-        if any(agent not in rows and self._is_awaited(agent, version) for agent in self._evaluated):
+        missing = any(agent not in rows and self._is_awaited(agent, version) for agent in self._evaluated)
+        if missing or version < self._newest:
             return []
         snapshots = self._snapshots.pop(version)
+        self._newest = version
+        self._without_some = (rows, snapshots) if self._left and not self._servers else None
         consensus = join(snapshots) if self._servers else average(snapshots)
         self.latest = consensus
         tested = {f"test_{name}": value for name, value in self._evaluate(consensus.mean).items()}

@@ -11,6 +11,7 @@ import torch
 from experiments.faults.injecting import Fault, kill, silence
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.learner import NonFiniteLossError
+from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer
@@ -94,16 +95,38 @@ def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_pa
     assert "engine.placement_seconds = 1" in str(result.error)
 
 
+PAIRS: dict[str, Any] = {
+    "algorithm": "ad-psgd",
+    "num_agents": 4,
+    "compute": {"stragglers": dict.fromkeys(range(4), 0.02)},
+}
+
+
+def replay(result: Result, **settings: Any) -> Result:
+    """Replay a run on the local engine, and compare the weights."""
+    path = Path(result.path)
+    local = {"name": "local", "batched": "never"}
+    again = fit(path.parent / "replay", engine=local, schedule=str(path / "schedule.parquet"), **settings)
+    assert again.error is None
+    assert again.schedule_hash == result.schedule_hash
+    assert again.checkpoint
+    assert result.checkpoint
+    weights = result.checkpoint.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in again.checkpoint.state_dict().items())
+    return again
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
 @pytest.mark.parametrize("act", [kill, silence])
-def test_pairs_go_on_without_an_agent_that_is_gone_or_hangs(act: Callable[[int], Any], tmp_path: Path) -> None:
-    lost = 1
+def test_pairs_go_on_without_an_agent_that_is_gone_or_hangs(
+    act: Callable[[int], Any], lost: int, tmp_path: Path
+) -> None:
     killer = Fault(12, act(lost))
-    slow = dict.fromkeys(range(4), 0.02)
-    settings: dict[str, Any] = {"num_agents": 4, "num_steps": 80, "max_failures": 1, "compute": {"stragglers": slow}}
-    result = fit(tmp_path, killer, algorithm="ad-psgd", engine=LIVE | {"message_seconds": 3}, **settings)
-    assert result.error is None
-    assert ("agent_lost", lost) in {(event.kind, event.agent) for event in killer.events}
+    settings = PAIRS | {"num_steps": 80, "max_failures": 0}
+    result = fit(tmp_path, killer, engine=LIVE | {"message_seconds": 3}, **settings)
+    assert isinstance(result.error, RunError)
+    assert f"agent {lost} lost" in str(result.error)
     rows, _ = read_rows(Path(result.path) / "schedule.parquet")
     own = [row for row in rows if row.kind == "step"]
     taken = [sum(row.agent == agent for row in own) for agent in range(4)]
@@ -112,3 +135,24 @@ def test_pairs_go_on_without_an_agent_that_is_gone_or_hangs(act: Callable[[int],
     # Those who ask go on asking those who are left.
     asking = [agent for agent in (0, 2) if agent != lost]
     assert {row.reads[0].neighbor for row in own[-20:] if row.agent in asking} == {1, 3} - {lost}
+    replay(result, **settings)
+    with pytest.raises(SettingsError, match="allowed is local beside a schedule of ad-psgd in which agents were lost"):
+        fit(tmp_path, engine={"name": "ray"}, schedule=str(Path(result.path) / "schedule.parquet"), **settings)
+
+
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_agent_that_averages_in_pairs_comes_back(lost: int, tmp_path: Path) -> None:
+    """Agent 0 asks, and agent 1 is asked."""
+    killer = Fault(12, kill(lost))
+    settings = PAIRS | {"num_steps": 300}
+    result = fit(tmp_path, killer, **settings)
+    assert result.error is None
+    assert [event.agent for event in killer.events if event.kind == "agent_returned"] == [lost]
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    (back,) = (row for row in rows if row.kind == "rejoined")
+    assert (back.agent, {read.neighbor for read in back.reads}) == (lost, {1, 3} if lost == 0 else {0, 2})
+    own = [row for row in rows if row.kind == "step"]
+    assert [sum(row.agent == agent for row in own) for agent in range(4)] == [300] * 4
+    later = [row for row in rows if row.agent == lost and row.step > back.step]
+    assert any(row.reads for row in later)
+    replay(result, **settings)

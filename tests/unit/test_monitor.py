@@ -133,6 +133,28 @@ def test_agents_that_have_left_are_not_waited_for() -> None:
     assert [row["test_accuracy"] for row in rows] == [0.5, 7.0]
 
 
+def test_one_that_comes_back_takes_part_in_the_newest_evaluation_after_all() -> None:
+    monitor = Monitor(3, evaluated_weight)
+    monitor.leave(2)
+    feed(monitor, report(0, 0, weights=1.0), report(1, 0, weights=2.0))
+    feed(monitor, report(0, 1, weights=3.0), report(1, 1, weights=5.0))
+    resumed = Monitor(3, evaluated_weight)
+    resumed.restore(monitor.state())
+    for one in (monitor, resumed):
+        one.come_back(2, 1)
+        # An older evaluation is what it was, and so is the model.
+        assert feed(one, report(2, 0, weights=9.0)) == []
+        assert one.latest is not None
+        assert float(one.latest.mean.weights) == 4.0
+        rows = feed(one, report(2, 1, weights=10.0))
+        assert [(row["step"], row["test_accuracy"]) for row in rows] == [(2, 0.5), (2, 0.6), (2, 0.7), (2, 6.0)]
+        assert float(one.latest.mean.weights) == 6.0
+        one.finish()
+        frame = one.frame()
+        assert frame[frame["agent"].isna()]["test_accuracy"].tolist() == [1.5, 6.0]
+        assert frame.groupby("step").size().tolist() == [4, 4]
+
+
 def test_what_no_longer_completes_comes_at_the_end_without_an_averaged_model() -> None:
     monitor = Monitor(2, evaluated_weight)
     feed(monitor, report(0, 0, weights=1.0), report(1, 0, weights=1.0), report(1, 1, weights=1.0))

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayError
 
 from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.commands import Command, Isolate, Join, Leave, agents_named
+from ray_pcasgd.commands import Command, Isolate, Join, Leave, SetDelay, agents_named
 from ray_pcasgd.engines.base import InterruptionError, Pause, Report, RunError
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
@@ -232,6 +232,8 @@ class LiveRun:
         spec = self.crew.specs[0]
         if isinstance(command, Isolate) and not isinstance(spec, AgentSpec):
             return "isolate: allowed are runs between peers"
+        if isinstance(command, SetDelay) and isinstance(spec, PairSpec) and command.entry.unit == "steps":
+            return "delay in steps: allowed beside ad-psgd is seconds; pairs average what both are at that moment"
         if isinstance(command, Leave | Join) and isinstance(self.crew.specs[command.agent], ServerSpec):
             return f"{command.name}: allowed are workers; agent {command.agent} is a server"
         if isinstance(command, Isolate) and isinstance(spec, AgentSpec) and spec.recipe.rule.reading == "every":
