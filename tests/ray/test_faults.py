@@ -187,6 +187,22 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("at_step", [13, 24])
+def test_the_record_of_a_killed_agent_is_whole_where_steps_take_their_time(at_step: int, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "compute": {"stragglers": dict.fromkeys(range(3), 0.06)},
+        "num_steps": 200,
+        "reliability": {"name": "measured", "staleness": 2},
+    }
+    killer = Fault(at_step, kill(1))
+    live = fit(tmp_path, killer, engine=LIVE, **settings)
+    assert "agent_returned" in killer.kinds()
+    assert "reads_unrecorded" not in (Path(live.path) / "events.jsonl").read_text()
+    schedule = str(Path(live.path) / "schedule.parquet")
+    assert_same_weights(live, fit_local(tmp_path / "replay", schedule=schedule, **settings))
+
+
+@pytest.mark.slow
 def test_an_agent_that_hangs_for_good_is_ended_and_comes_back_into_a_live_run(tmp_path: Path) -> None:
     faults = Fault(100, silence(1))
     result = fit(tmp_path, faults, engine=LIVE | {"message_seconds": 1}, **SLOW)

@@ -203,7 +203,12 @@ class AgentActor(Shell):
                 evaluation=agent.evaluate() if evaluates else None,
             )
         )
-        self.report(flush=evaluates)
+        self.report(flush=evaluates or self.reports_at_once)
+
+    @property
+    def reports_at_once(self) -> bool:
+        """Whether each step is handed in by itself."""
+        return False
 
 
 class PlannedAgentActor(AgentActor):

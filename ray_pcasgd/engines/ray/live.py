@@ -27,6 +27,9 @@ from ray_pcasgd.tasks.task import TaskData
 STEP_SECONDS_SMOOTHING = 0.8
 """Share of the old mean in the running mean of an agent's step time, by which others judge its staleness."""
 
+AT_ONCE_SECONDS = 0.05
+"""Steps that take so long are reported one by one; that of shorter ones would cost too much of their time."""
+
 
 class LiveAgentActor(ReturningAgentActor):
     """Never waits beyond its barrier, for no message and for no neighbor."""
@@ -96,11 +99,21 @@ class LiveAgentActor(ReturningAgentActor):
         keep = STEP_SECONDS_SMOOTHING if self.step_seconds else 0.0
         self.step_seconds = keep * self.step_seconds + (1 - keep) * spent
         self.own_times.sent_at.append(end)
-        self.publish()
         began, computed, ended = (moment - self.started_at for moment in (start, ready, end))
         reads = tuple(item.read for item in received)
-        self.finish_step(Row(self.spec.agent, step, began, computed, ended, reads), loss, measures)
+        row = Row(self.spec.agent, step, began, computed, ended, reads)
+        if self.spec.recipe.evaluates_at(self.agent.progress):
+            self.publish()  # an evaluation is not waited for
+            self.finish_step(row, loss, measures)
+        else:
+            self.finish_step(row, loss, measures)
+            self.publish()
         return True
+
+    @property
+    def reports_at_once(self) -> bool:
+        """Whether each row is handed in before what came of it is sent, so that no version is read without a record."""
+        return self.step_seconds >= AT_ONCE_SECONDS
 
     def wait_longer(self, start: float) -> None:
         """Wait for the seconds that a straggler's step takes longer."""

@@ -109,9 +109,10 @@ class ReturningAgentActor(AgentActor):
             f"as the mean of {whence}" if received else "as it was when its state was kept"
         )
         self.unsent.append(Event("agent_returned", self.spec.agent, version, detail))
-        self.publish()
         reads = tuple(one.read for one in received)
         self.finish_step(Row(self.spec.agent, version - 1, now, now, now, reads, "rejoined"), float("nan"), {})
+        self.report(flush=True)
+        self.publish()
 
     def say_goodbye(self) -> None:
         """Tell the neighbors that the agent has left, if it was asked to."""
