@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
+from ray_pcasgd.run_state import State
 from ray_pcasgd.settings import Settings, from_name
 
 
@@ -235,6 +236,16 @@ class Gatherer:
         self.waiting = [] if self.gathering.cancels else left
         return tuple(taken)
 
+    def state(self) -> State:
+        """Return how K has come to be what it is; what waits for an update is not part of it."""
+        return {"wanted": self._wanted, "adaptive": self._adaptive.state() if self._adaptive else None}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state, with nothing that waits."""
+        self._wanted = state["wanted"]
+        if self._adaptive is not None:
+            self._adaptive.restore(state["adaptive"])
+
     def lose(self) -> None:
         """Note that there is a worker less, which nobody waits for."""
         self.num_workers -= 1
@@ -305,6 +316,12 @@ class _AdaptiveK:
         now = math.fsum(self._losses.values()) / len(self._losses)
         self._losses = {}
         return self._gathering.adapted(self._num_workers, k, before / now if now > 0 else math.inf)
+
+    def state(self) -> State:
+        return {"due": self._due, "first": dict(self._first), "losses": dict(self._losses)}
+
+    def restore(self, state: State) -> None:
+        self._due, self._first, self._losses = state["due"], dict(state["first"]), dict(state["losses"])
 
     def _add(self, key: tuple[int, int], loss: float) -> None:
         self._first.setdefault(key[0], loss)

@@ -112,6 +112,7 @@ def replay(result: Result, folder: Path, **settings: Any) -> None:
     [
         {"gathering": "asgd", "correction": "dc-asgd-a"},
         pytest.param({"gathering": {"name": "k-batch-sync", "k": 2}}, marks=pytest.mark.slow),
+        pytest.param({"gathering": {"name": "adasync", "every_seconds": 0.3}}, marks=pytest.mark.slow),
         pytest.param(ELASTIC, marks=pytest.mark.slow),
     ],
 )

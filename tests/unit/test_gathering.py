@@ -294,6 +294,47 @@ def test_losses_of_gradients_that_came_too_late_do_not_count() -> None:
     assert own.k == 2
 
 
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.floats(0.01, 10), st.floats(0, 4)), max_size=40),
+    st.integers(0, 40),
+)
+def test_one_that_goes_on_from_a_state_comes_to_the_same_k(told: list[tuple[int, float, float]], place: int) -> None:
+    """Of what had not been taken, the losses have been told; only the gradients are lost."""
+    whole, now, ks = adaptive(num_workers=4, every=5.0), 0.0, []
+    for number, (worker, loss, seconds) in enumerate(told):
+        if number == place:
+            following = adaptive(num_workers=4, every=5.0)
+            following.restore(whole.state())
+            whole = following
+        now += seconds
+        feed(whole, worker, number + 1, loss)
+        whole.adapt(now)
+        whole.waiting = []
+        ks.append(whole.k)
+    assert ks == slow_ks(told)
+
+
+def slow_ks(told: list[tuple[int, float, float]]) -> list[int]:
+    """Return K after each loss: four workers, K-async, set anew every 5 s."""
+    first: dict[int, float] = {}
+    since: list[float] = []
+    now, due, k, ks = 0.0, 5.0, 1, []
+    for worker, loss, seconds in told:
+        now += seconds
+        first.setdefault(worker, loss)
+        since.append(loss)
+        while now >= due:
+            if since:
+                before = math.fsum(first.values()) / len(first)
+                ratio = before / (math.fsum(since) / len(since))
+                k = max(k, round(min(wanted_k("k-async", 1, 4, ratio), 4)))
+                since = []
+            due += 5.0
+        ks.append(k)
+    return ks
+
+
 def test_k_does_not_rise_above_the_workers_that_are_left() -> None:
     own = adaptive("k-async", num_workers=4)
     feed(own, 0, 1, 4.0)

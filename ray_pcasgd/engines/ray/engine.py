@@ -19,7 +19,6 @@ from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.records import Event
 from ray_pcasgd.run_state import State
-from ray_pcasgd.schedule.gathering import AdaSync
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
 from ray_pcasgd.server import WorkerSpec
 from ray_pcasgd.status import RunStatus
@@ -82,9 +81,7 @@ class RayEngine:
         if isinstance(self._schedule, Injection):
             if not isinstance(spec, WorkerSpec):
                 return isinstance(spec, AgentSpec)
-            # Several servers are at different versions; AdaSync's remember losses.
-            rule = spec.recipe.rule
-            return rule.shards == 1 and not isinstance(rule.gathering, AdaSync)
+            return spec.recipe.rule.shards == 1  # several servers are at different versions
         # A schedule that depends on losses cannot be drawn again without them.
         return isinstance(spec, AgentSpec | WorkerSpec) and not waits_for_losses(self._schedule)
 

@@ -46,6 +46,8 @@ class LiveServerActor(ServerActor):
         self.first = self.server.version
         """The version that the server began with; of those before it, nothing is here."""
         self.gatherer = Gatherer(spec.recipe.rule.gathering, spec.recipe.num_workers, self.first)
+        if restored:
+            self.gatherer.restore(restored.agent["gatherer"])
         self.losses: dict[tuple[int, int], float] = {}
         self.given = dict.fromkeys(spec.neighbors, self.first)
         """The version that each worker was told to read last."""
@@ -122,7 +124,8 @@ class LiveServerActor(ServerActor):
         every, now = self.driving.state_seconds, time.monotonic()
         if every is None or now - self.kept_at < every:
             return
-        state = portable_state(self.server.state() | {"arrived": dict(self.arrived)})
+        more = {"arrived": dict(self.arrived), "gatherer": self.gatherer.state()}
+        state = portable_state(self.server.state() | more)
         self.unsent.append(Part(self.spec.agent, self.version, 0, state))
         self.report()
         self.kept_at = now
