@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from ray_pcasgd.cli import app
 from ray_pcasgd.config import CheckpointSettings, Config
-from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_contents, check_header
-from ray_pcasgd.engines.ray.transport import Contents
+from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_contents, check_header, checked_contents
+from ray_pcasgd.engines.ray.transport import Contents, InPieces
 from ray_pcasgd.law_text import parse_delay
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.mailbox import Answer, Header
@@ -246,6 +246,7 @@ ARRAYS = st.one_of(
     st.lists(st.floats(width=32), min_size=4, max_size=4).map(lambda values: np.array(values, np.float32)),
     st.lists(ANYTHING, max_size=2),
 )
+PIECES = st.builds(InPieces, st.one_of(st.integers(-1, 3), ANYTHING))
 
 
 def likely(value: Any, other: st.SearchStrategy[Any] = ANYTHING) -> st.SearchStrategy[Any]:
@@ -274,16 +275,17 @@ def likely(value: Any, other: st.SearchStrategy[Any] = ANYTHING) -> st.SearchStr
         ANYTHING,
         st.builds(
             Contents,
-            likely(np.ones(4, np.float32), ARRAYS),
-            likely(np.ones(2, np.float32), ARRAYS),
-            likely(None, ARRAYS),
+            likely(np.ones(4, np.float32), ARRAYS | PIECES),
+            likely(np.ones(2, np.float32), ARRAYS | PIECES),
+            likely(None, ARRAYS | PIECES),
         ),
     ),
+    pieces=st.lists(likely(np.ones(2, np.float32), ARRAYS), max_size=3),
 )
-def test_a_message_is_what_it_must_be_or_rejected(header: Any, contents: Any) -> None:
+def test_a_message_is_what_it_must_be_or_rejected(header: Any, contents: Any, pieces: list[Any]) -> None:
     try:
         check_header(EXPECTED, header)
-        check_contents(EXPECTED, header, contents)
+        contents = checked_contents(EXPECTED, header, contents, pieces)
     except RejectedError as error:
         assert str(error).startswith("its ") or "empty" in str(error)
         return

@@ -13,7 +13,7 @@ from ray_pcasgd.agent import Agent, AgentSpec, Received
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
 from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
-from ray_pcasgd.engines.ray.transport import Contents, Parcel, pack, portable
+from ray_pcasgd.engines.ray.transport import Contents, Parcel, portable
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Read, Row, StepReport
@@ -74,7 +74,7 @@ class AgentActor(Shell):
         """Put the version that all start from into the mailbox."""
         if self.is_restored:
             return
-        start = Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
+        start = self.packed(self.agent.weights, self.agent.buffers)
         for k in self.spec.neighbors:
             self.mailbox.start(Message(Header(k, 0, self.started_at, 0.0), start))
 
@@ -149,8 +149,8 @@ class AgentActor(Shell):
         """Send the agent's new version to its neighbors."""
         agent = self.agent
         needed = self.spec.recipe.rule.needs_directions
-        direction = pack(agent.direction) if needed and self.spec.receivers else None
-        self.send(Contents(pack(agent.weights), pack(agent.buffers), direction) if self.spec.receivers else None)
+        direction = agent.direction if needed else None
+        self.send(self.packed(agent.weights, agent.buffers, direction) if self.spec.receivers else None)
 
     def send(self, contents: Contents | None, isolated: bool = False) -> None:
         """Send one message to every neighbor, and report those that are gone."""

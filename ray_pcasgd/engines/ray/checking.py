@@ -9,7 +9,7 @@ import ray
 import torch
 from torch import Tensor
 
-from ray_pcasgd.engines.ray.transport import Contents, Parcel
+from ray_pcasgd.engines.ray.transport import Contents, Parcel, joined
 from ray_pcasgd.mailbox import Answer, Delivery, Header
 
 
@@ -48,6 +48,21 @@ def check_header(expected: Expected, header: Any) -> None:
         raise RejectedError("its flags are none")
     if not isinstance(header.note, Answer | Delivery | None):
         raise RejectedError(f"its note is of type {type(header.note).__name__}")
+
+
+def checked_contents(expected: Expected, header: Header, contents: Any, pieces: Sequence[Any]) -> Contents | None:
+    """Return a message's contents with the arrays that came in pieces.
+
+    Raises:
+        RejectedError: they are not what the agent expects; see ``check_contents``.
+
+    """
+    try:
+        whole: Contents | None = joined(contents, pieces)
+    except ValueError as error:
+        raise RejectedError(f"its pieces do not fit together: {error!s:.200}") from error
+    check_contents(expected, header, whole)
+    return whole
 
 
 def check_contents(expected: Expected, header: Header, contents: Any) -> None:

@@ -56,7 +56,11 @@ class RayEngine:
             try:
                 pausing = self._upkeep.state_seconds if self._has_states(specs[0]) else None
                 driving = Driving(
-                    self._settings.message_seconds, self._settings.threads, pausing, self._settings.silent_steps
+                    self._settings.message_seconds,
+                    self._settings.threads,
+                    pausing,
+                    self._settings.silent_steps,
+                    self._settings.inline_bytes,
                 )
                 crew = Crew(self._identity, specs, data, reserved, driving)
                 try:

@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.checking import Expected, fetch_checked
 from ray_pcasgd.engines.ray.shell import Driving, Shell
-from ray_pcasgd.engines.ray.transport import Contents, pack, portable
+from ray_pcasgd.engines.ray.transport import Contents, portable
 from ray_pcasgd.mailbox import Header, Mailbox
 from ray_pcasgd.pairs import PairAgent, PairSpec
 from ray_pcasgd.records import Read, Row, StepReport, Version
@@ -49,7 +49,7 @@ class PairActor(Shell):
 
     def contents(self) -> Contents:
         """Return the agent's present version, as it travels."""
-        return Contents(pack(self.agent.weights), pack(self.agent.buffers), None)
+        return self.packed(self.agent.weights, self.agent.buffers)
 
     def open(self, contents: Contents) -> Version:
         """Return a partner's version, fetched."""

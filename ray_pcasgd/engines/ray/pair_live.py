@@ -9,13 +9,13 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from ray_pcasgd.engines.ray.checking import RejectedError, check_contents, check_header
+from ray_pcasgd.engines.ray.checking import RejectedError, check_header, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
 from ray_pcasgd.engines.ray.pair_actors import PairActor
 from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Contents
+from ray_pcasgd.engines.ray.transport import Contents, in_pieces, joined
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, Read, Row, Version
@@ -70,11 +70,12 @@ class LivePairActor(PairActor):
         self.partners = dict(neighbors) if self.spec.is_active else {}
 
     @ray.method(concurrency_group="mail")
-    def exchange(self, header: Header, contents: Contents) -> tuple[int, Contents]:
-        """Average with whoever asks; return the version before that, and what it held."""
+    def exchange(self, header: Header, contents: Contents, *pieces: Any) -> list[Any]:
+        """Average with whoever asks; return the version before that, and what it held, in pieces."""
         check_header(self.expected, header)
-        check_contents(self.expected, header, contents)
-        asking = self.open(contents)
+        asked = checked_contents(self.expected, header, contents, pieces)
+        assert asked is not None  # who has left the run asks nobody
+        asking = self.open(asked)
         with self.changed:
             self.changed.wait_for(lambda: self.has_begun, self.driving.wait_seconds)
             moment, version, before = self.now(), self.agent.version, self.contents()
@@ -88,7 +89,7 @@ class LivePairActor(PairActor):
             if self.is_over:
                 # The run ends once those who ask have what they asked for.
                 ray.get([call.answer for call in self.handed_in])
-        return version, before
+        return [version, *in_pieces(before)]
 
     @ray.method(concurrency_group="mail")
     def neighbor_lost(self, neighbor: int) -> None:
@@ -180,8 +181,10 @@ class LivePairActor(PairActor):
                 continue  # it has left meanwhile
             try:
                 self.report(flush=True)
-                answer = partner.exchange.remote(self.header(), self.contents())
-                version, contents = ray.get(answer, timeout=self.driving.wait_seconds)
+                arguments = in_pieces(self.contents())
+                # What comes back has as many pieces.
+                asked = partner.exchange.options(num_returns=1 + len(arguments)).remote(self.header(), *arguments)
+                version, *answer = ray.get(asked, timeout=self.driving.wait_seconds)
             except RejectedError as error:
                 self.reject(k, self.agent.version, error)
                 return None
@@ -194,7 +197,7 @@ class LivePairActor(PairActor):
                 continue
             self.met[k] = version
             self.pause(self.links[k, agent].latency_seconds(version, self.now()))
-            return Read(k, version, 0, 0), self.open(contents)
+            return Read(k, version, 0, 0), self.open(joined(answer[0], answer[1:]))
         return None
 
     def those_alive(self) -> tuple[int, ...]:

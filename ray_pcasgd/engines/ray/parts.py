@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ray_pcasgd.engines.ray.transport import Contents, Parcel, pack
+from ray_pcasgd.engines.ray.transport import PIECE_BYTES, Contents, Parcel, pack
 from ray_pcasgd.mailbox import Delivery, Header, Mailbox, Message
 from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Cut
@@ -126,4 +126,4 @@ def _opened(parcel: Parcel | None, answer_seconds: float) -> Tensor | None:
 
 
 def _packed(tensor: Tensor | None) -> Any:
-    return None if tensor is None else pack(tensor)
+    return None if tensor is None else pack(tensor, PIECE_BYTES)

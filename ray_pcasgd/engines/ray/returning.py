@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from ray_pcasgd.engines.ray.agent_actor import AgentActor, Found
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
 from ray_pcasgd.engines.ray.parts import Restored
-from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
+from ray_pcasgd.engines.ray.transport import Contents, Outbox
 from ray_pcasgd.mailbox import Header, Message
 from ray_pcasgd.records import Event, Read, Row, Snapshot
 
@@ -70,7 +70,7 @@ class ReturningAgentActor(AgentActor):
                 self.outbox.welcome(neighbor, handle)
             self.lost.discard(neighbor)
             if self.published is None:
-                self.published = (self.header(), Contents(pack(self.agent.weights), pack(self.agent.buffers), None))
+                self.published = (self.header(), self.packed(self.agent.weights, self.agent.buffers))
             header, contents = self.published
             return Offer(header, contents, known)
 

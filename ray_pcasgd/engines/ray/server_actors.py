@@ -10,7 +10,7 @@ from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
 from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
-from ray_pcasgd.engines.ray.transport import Contents, pack, portable
+from ray_pcasgd.engines.ray.transport import Contents, portable
 from ray_pcasgd.mailbox import Delivery, Header, Inbox, Message
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut
@@ -111,7 +111,7 @@ class WorkerActor(StarShell):
         """Put the servers' first version into the mailbox."""
         for place, server in enumerate(self.spec.neighbors):
             buffers = self.worker.buffers if place == 0 else self.worker.buffers[:0]
-            start = Contents(pack(self.worker.weights[self.part(server)].clone()), pack(buffers), None)
+            start = self.packed(self.worker.weights[self.part(server)].clone(), buffers)
             self.mailbox.start(Message(Header(server, 0, self.started_at, 0.0), start))
 
     def deliver(self, headers: dict[int, Header]) -> None:
@@ -119,7 +119,7 @@ class WorkerActor(StarShell):
         for place, (server, header) in enumerate(headers.items()):
             buffers = self.worker.buffers if place == 0 else self.worker.buffers[:0]
             part = self.worker.message[self.part(server)]
-            self.outbox.send({server: header}, Contents(pack(part), pack(buffers), None), may_skip=False)
+            self.outbox.send({server: header}, self.packed(part, buffers), may_skip=False)
 
     def submit(self, row: Row, loss: float | None) -> None:
         """Report a row."""
@@ -299,5 +299,5 @@ class PlannedServerActor(ServerActor):
         """Send the present version to all workers."""
         server = self.server
         header = Header(self.spec.agent, server.version, self.now(), 0.0)
-        contents = Contents(pack(server.weights), pack(server.buffers), None)
+        contents = self.packed(server.weights, server.buffers)
         self.outbox.send(dict.fromkeys(self.spec.neighbors, header), contents, may_skip=False)

@@ -12,7 +12,7 @@ from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.server_actors import ServerActor
 from ray_pcasgd.engines.ray.shell import Driving
-from ray_pcasgd.engines.ray.transport import Contents, pack
+from ray_pcasgd.engines.ray.transport import Contents
 from ray_pcasgd.mailbox import Answer, Delivery, Header
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.gathering import Arrival, Gatherer
@@ -51,7 +51,7 @@ class LiveServerActor(ServerActor):
         self.losses: dict[tuple[int, int], float] = {}
         self.given = dict.fromkeys(spec.neighbors, self.first)
         """The version that each worker was told to read last."""
-        self.contents = {self.first: self.packed()}
+        self.contents = {self.first: self.present()}
         """By version, what workers may still be told to read."""
         self.opened: dict[tuple[int, int], Received] = {}
         """By worker and version, the gradients that wait for an update."""
@@ -66,9 +66,9 @@ class LiveServerActor(ServerActor):
         """Take in what an injection says of links."""
         self.links = injection.links_from(self.spec.agent, self.spec.neighbors)
 
-    def packed(self) -> Contents:
+    def present(self) -> Contents:
         """Return the present version as it travels."""
-        return Contents(pack(self.server.weights), pack(self.server.buffers), None)
+        return self.packed(self.server.weights, self.server.buffers)
 
     @ray.method(concurrency_group="mail")
     def neighbor_lost(self, agent: int) -> None:
@@ -216,7 +216,7 @@ class LiveServerActor(ServerActor):
         losses = [self.losses.pop((read.neighbor, read.version)) for read in reads]
         for one in [one for one in self.losses if not any(one == a[:2] for a in self.gatherer.waiting)]:
             del self.losses[one], self.opened[one]
-        self.contents[server.version] = self.packed()
+        self.contents[server.version] = self.present()
         row = Row(self.spec.agent, server.version - 1, moment, moment, moment, tuple(reads))
         self.submit(row, losses, measures, before, len(self.given))
 

@@ -27,6 +27,10 @@ class RaySettings(Settings):
     message_seconds: float = Field(300.0, gt=0)
     """Longest wait of an agent for one message: after it, a planned run is taken for interrupted, and a live agent goes
     on without the neighbor. An agent that has not answered for twice as long is taken for lost."""
+    inline_bytes: int = Field(512 * 1024, ge=0, le=3 * 1024 * 1024)
+    """Arrays of so many bytes at most (4 a parameter) travel inside their message, there in half a round trip; larger
+    ones through Ray's object store, which takes three round trips more, and on one machine less of its time. Raise it
+    where links are slow."""
     silent_steps: float | None = Field(20.0, gt=0)
     """Live, without a barrier: a neighbor of whom nothing has come for so many of its own steps is not read, and its
     mixing weight is the reader's own, until something comes; null: it is read however old it gets. Injected delays do

@@ -14,13 +14,14 @@ import ray
 import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
+from torch import Tensor
 
 from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_contents, check_header
+from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.scheduler_actor import Said
-from ray_pcasgd.engines.ray.transport import Contents, Outbox
+from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Row
@@ -57,6 +58,8 @@ class Driving(NamedTuple):
     """How often states are kept, if at all."""
     silent_steps: float | None
     """After how many steps without news a live neighbor is not read any more."""
+    inline_bytes: int
+    """Up to which size arrays travel inside the message."""
 
     @property
     def answer_seconds(self) -> float:
@@ -119,7 +122,7 @@ class Shell:
 
     # Without task events: Ray's record of every single message would cost more than the messages.
     @ray.method(concurrency_group="mail", enable_task_events=False)
-    def receive(self, header: Header, contents: Contents | None) -> None:
+    def receive(self, header: Header, contents: Contents | None, *pieces: Any) -> None:
         """Take in a neighbor's message."""
         with self.changed:
             try:
@@ -129,7 +132,7 @@ class Shell:
                 return
             self.received[header.sender] += 1
             try:
-                check_contents(self.expected, header, contents)
+                contents = checked_contents(self.expected, header, contents, pieces)
             except RejectedError as error:
                 self.reject(header.sender, header.version, error)
                 contents = None
@@ -150,6 +153,11 @@ class Shell:
     def expected(self) -> Expected:
         """What the agent's messages must be."""
         raise AssertionError("Shell is abstract")
+
+    def packed(self, weights: Tensor, buffers: Tensor, direction: Tensor | None = None) -> Contents:
+        """Return a message's contents as they travel."""
+        most = self.driving.inline_bytes
+        return Contents(pack(weights, most), pack(buffers, most), None if direction is None else pack(direction, most))
 
     @ray.method(concurrency_group="mail", enable_task_events=False)
     def take_mark(self, neighbor: int, cut: int, sent: int) -> None:

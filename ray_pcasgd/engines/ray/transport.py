@@ -1,10 +1,16 @@
-"""How a version gets from one agent to another: Ray's object store, NumPy arrays, read without a copy."""
+"""How a version gets from one agent to another: NumPy arrays, inside the call or through Ray's object store.
+
+What travels inside the call is there with the call, after half a round trip. From the object store it comes after three
+more: whoever holds a reference asks its owner where the object is, then that machine for it. But on one machine, and to
+several readers on another, the store copies large arrays less often.
+"""
 
 import contextlib
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +23,8 @@ from torch.utils._pytree import tree_map
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.records import Snapshot
 
-INLINE_BYTES = 64 * 1024
-"""Arrays up to this size travel inside the call; Ray's own limit for that is 100 KiB."""
+PIECE_BYTES = 64 * 1024
+"""Larger arrays travel in pieces inside the call: arguments above 100 KiB would go through the object store."""
 
 CHECKED_CALLS = 16
 """Messages to one neighbor after which its answers are looked at; at every message it would cost as much as sending."""
@@ -33,6 +39,12 @@ Parcel = np.ndarray[Any, np.dtype[np.float32]] | list[Any]
 """An array inside the call, or a list of one reference, which Ray then does not fetch by itself."""
 
 
+class InPieces(NamedTuple):
+    """Stands for an array that travels in pieces."""
+
+    number: int
+
+
 class Contents(NamedTuple):
     """What one message carries, as it travels."""
 
@@ -42,10 +54,46 @@ class Contents(NamedTuple):
     """The direction at the version before."""
 
 
-def pack(tensor: Tensor) -> Parcel:
-    """Return a tensor as a parcel; large ones are put into the object store, once for all readers."""
+def pack(tensor: Tensor, inline_bytes: int) -> Parcel:
+    """Return a tensor as a parcel; larger ones are put into the object store, once for all readers."""
     array = tensor.detach().cpu().numpy()
-    return array if array.nbytes <= INLINE_BYTES else [ray.put(array)]
+    return array if array.nbytes <= inline_bytes else [ray.put(array)]
+
+
+def in_pieces(contents: Contents | None) -> list[Any]:
+    """Return the arguments of a call that stand for a message's contents: what they are, then the pieces of arrays."""
+    if contents is None:
+        return [None]
+    pieces: list[Any] = []
+    whole: list[Any] = list(contents)
+    for place, parcel in enumerate(whole):
+        if isinstance(parcel, np.ndarray) and parcel.nbytes > PIECE_BYTES:
+            size = PIECE_BYTES // parcel.itemsize
+            pieces += [parcel[start : start + size] for start in range(0, parcel.size, size)]
+            whole[place] = InPieces(-(-parcel.size // size))
+    return [Contents(*whole), *pieces]
+
+
+def joined(contents: Any, pieces: Sequence[Any]) -> Any:
+    """Return contents as they were before ``in_pieces``.
+
+    Raises:
+        ValueError: the pieces do not make arrays.
+
+    """
+    if not pieces or not isinstance(contents, Contents):
+        return contents
+    left = iter(pieces)
+    try:
+        parcels: list[Any] = [
+            np.concatenate(list(islice(left, p.number))) if isinstance(p, InPieces) else p for p in contents
+        ]
+        whole = Contents(*parcels)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if next(left, None) is not None:
+        raise ValueError(f"there are more pieces than the contents name: {len(pieces)}")
+    return whole
 
 
 def is_local(parcel: Parcel) -> bool:
@@ -98,13 +146,14 @@ class Outbox:
 
         With ``may_skip``, a neighbor that has left many messages unanswered is left out.
         """
+        arguments = in_pieces(contents)
         with self._lock:
             gone = [k for k in self._neighbors if len(self._pending[k]) >= CHECKED_CALLS and not self._is_alive(k)]
             for k in gone:
                 del self._neighbors[k], self._pending[k]
             for k, header in headers.items():
                 if k in self._neighbors and not (may_skip and len(self._pending[k]) >= PENDING_CALLS):
-                    self._pending[k].append(self._neighbors[k].remote(header, contents))
+                    self._pending[k].append(self._neighbors[k].remote(header, *arguments))
                     self._sent[k] += 1
             return gone
 

@@ -1,0 +1,39 @@
+"""How versions travel, apart from Ray: what is cut into pieces is put together again."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_pcasgd.engines.ray.transport import PIECE_BYTES, Contents, InPieces, in_pieces, joined
+
+PIECE = PIECE_BYTES // 4
+SIZES = st.one_of(st.integers(0, 8), st.integers(PIECE - 1, PIECE + 1), st.integers(2 * PIECE - 1, 3 * PIECE + 1))
+
+
+@given(SIZES, SIZES, st.none() | SIZES)
+def test_what_travels_in_pieces_is_put_together_again(weights: int, buffers: int, direction: int | None) -> None:
+    parcels: list[Any] = [None if size is None else np.arange(size, dtype=np.float32) for size in (weights, buffers)]
+    parcels += [None if direction is None else -np.arange(direction, dtype=np.float32)]
+    arguments = in_pieces(Contents(*parcels))
+    assert all(one.nbytes <= PIECE_BYTES for one in arguments[1:])
+    for parcel, told in zip(parcels, arguments[0], strict=True):
+        assert isinstance(told, InPieces) == (parcel is not None and parcel.nbytes > PIECE_BYTES)
+    for parcel, again in zip(parcels, joined(arguments[0], arguments[1:]), strict=True):
+        assert (parcel is None and again is None) or np.array_equal(parcel, again)
+
+
+def test_a_reference_travels_as_it_is_and_so_does_nothing() -> None:
+    reference = [object()]
+    contents = Contents(reference, np.zeros(2, np.float32), None)
+    assert in_pieces(contents) == [contents]
+    assert joined(*in_pieces(None), []) is None
+
+
+@pytest.mark.parametrize(("number", "message"), [(1, "need at least one array"), (4, "there are more pieces than")])
+def test_more_or_fewer_pieces_than_are_named_are_an_error(number: int, message: str) -> None:
+    contents: Any = Contents(InPieces(2), np.zeros(0, np.float32), InPieces(1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        joined(contents, [np.ones(4, np.float32)] * number)
