@@ -174,8 +174,8 @@ def resolve(config: Config) -> Config:
 def _check_join_later(config: Config, engine: RaySettings) -> None:
     """Raise ``SettingsError`` where the agents that join later are none of a live run that they can join."""
     setting = f"engine.join_later = {list(engine.join_later)}"
-    if engine.mode != "live" or not isinstance(config.algorithm, Rule | ServerRule):
-        raise SettingsError(f"{setting}: allowed in live runs alone, between peers or of workers with a server")
+    if engine.mode != "live":
+        raise SettingsError(f"{setting}: allowed in live runs alone")
     absent = set(engine.join_later)
     if not absent < set(range(config.num_agents)):
         raise SettingsError(f"{setting}: allowed are some of the agents 0 to {config.num_agents - 1}, not all")

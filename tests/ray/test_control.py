@@ -169,6 +169,41 @@ def test_a_stranger_s_messages_are_counted_and_never_applied(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_agents_that_average_in_pairs_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
+    operator = Operator()
+    late = SetDelay(entry=LinkDelay(delay=Constant(value=20), links=((0, 1),)))
+    watcher = Several(
+        operator.at(50, lambda folder: tell(str(folder), Join(agent=2))),
+        operator.at(60, lambda folder: tell(str(folder), late)),
+        operator.at(400, lambda folder: tell(str(folder), Leave(agent=0))),
+    )
+    settings: dict[str, Any] = {
+        "algorithm": "ad-psgd",
+        "num_agents": 4,
+        "num_steps": 500,
+        "evaluate_every": 250,
+        "compute": {"stragglers": dict.fromkeys(range(4), 0.02)},
+    }
+    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "live", "join_later": [2]}, **settings)
+    assert result.error is None
+    answers = operator.answers()
+    assert answers[0] == "agent 2 is asked to come in"
+    assert answers[1].startswith("refused: delay in steps: allowed beside ad-psgd is seconds")
+    assert answers[2] == "agent 0 is asked to leave"
+    rows = rows_of(result)
+    first = next(row for row in rows if row.agent == 2)
+    assert first.kind == "rejoined"
+    assert {read.neighbor for read in first.reads} == {1, 3}
+    own = [sum(row.agent == agent and row.kind == "step" for row in rows) for agent in range(4)]
+    assert 0 < own[0] < 500
+    assert own[1:] == [500] * 3
+    schedule = str(Path(result.path) / "schedule.parquet")
+    replayed = fit(tmp_path / "replay", engine={"name": "local", "batched": "never"}, schedule=schedule, **settings)
+    assert replayed.error is None
+    assert replayed.schedule_hash == result.schedule_hash
+
+
+@pytest.mark.slow
 def test_workers_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     operator = Operator()
     watcher = Several(
@@ -199,10 +234,7 @@ def test_workers_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        (
-            {"name": "ray", "mode": "planned", "join_later": [1]},
-            "allowed in live runs alone, between peers or of workers with a server",
-        ),
+        ({"name": "ray", "mode": "planned", "join_later": [1]}, "allowed in live runs alone"),
         ({"name": "ray", "mode": "live", "join_later": [0, 1, 2]}, "allowed are some of the agents 0 to 2, not all"),
         ({"name": "ray", "mode": "live", "join_later": [9]}, "allowed are some of the agents 0 to 2"),
     ],

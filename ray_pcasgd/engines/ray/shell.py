@@ -1,13 +1,11 @@
-"""What every actor of a run has: a mailbox with a thread of its own, waiting that can be stopped, and reports."""
+"""What every actor of a run has: a mailbox with a thread of its own, and waiting that can be stopped."""
 
 import contextlib
 import math
 import os
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
@@ -20,7 +18,7 @@ from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part
-from ray_pcasgd.engines.ray.scheduler_actor import Said
+from ray_pcasgd.engines.ray.reporting import Reporter
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.mailbox import Header, Mailbox, Message
@@ -29,9 +27,6 @@ from ray_pcasgd.schedule.scheduler import Cut
 
 LEAST_ANSWER_SECONDS = 10.0
 """However short messages are waited for, a busy machine has so long to answer the driver."""
-
-REPORT_SECONDS = 0.25
-"""Agents hand their reports to the scheduler about this often."""
 
 DEAL_ROWS = 64
 """Most rows that an agent asks for at a time; the next ones are under way while these are executed."""
@@ -67,16 +62,7 @@ class Driving(NamedTuple):
         return max(self.wait_seconds, LEAST_ANSWER_SECONDS)
 
 
-@dataclass
-class HandedIn:
-    """Reports that were handed to the scheduler in one call."""
-
-    number: int
-    said: list[Said]
-    answer: Any = None
-
-
-class Shell:
+class Shell(Reporter):
     """One agent's actor. Training runs in a thread of its own, so no message ever waits for a gradient."""
 
     def __init__(
@@ -92,15 +78,9 @@ class Shell:
         self.spec = spec
         self.mailbox = mailbox
         self.driving = driving
-        self.scheduler = scheduler
-        self.changed = threading.Condition()
+        super().__init__(spec.agent, scheduler, first_call)
         self.stopped = False
         self.outbox = Outbox({})
-        self.unsent: list[Said] = []
-        self.calls_made = first_call
-        self.handed_in: deque[HandedIn] = deque()
-        """What the driver is not known to have yet."""
-        self.sent_at = time.perf_counter()
         self.started_at = 0.0
         self.received: Counter[int] = Counter()
         """Messages of each neighbor that have come."""
@@ -299,38 +279,3 @@ class Shell:
                 )
             due = self.mailbox.next_due()
             self.changed.wait(min(deadline, due if due is not None else deadline) - now)
-
-    def report(self, flush: bool = False) -> None:
-        """Hand what has gathered to the scheduler, now or when it is due."""
-        now = time.perf_counter()
-        if not self.unsent or not (flush or now - self.sent_at > REPORT_SECONDS):
-            return
-        with self.changed:
-            self.forget_received()
-            self.handed_in.append(HandedIn(self.calls_made, self.unsent))
-            self.calls_made += 1
-            self.unsent = []
-            self.sent_at = now
-            self.hand_in(self.handed_in[-1])
-
-    def hand_in(self, call: HandedIn) -> None:
-        """Hand one call's reports to the scheduler; called with the lock held."""
-        oldest = self.handed_in[0].number
-        call.answer = self.scheduler.record.remote(self.spec.agent, call.number, oldest, call.said)
-
-    def forget_received(self) -> None:
-        """Forget the reports that the driver has; called with the lock held."""
-        answers = [call.answer for call in self.handed_in]
-        answered = ray.wait(answers, num_returns=len(answers), timeout=0)[0] if answers else []
-        with contextlib.suppress(RayActorError):
-            with_driver = max(ray.get(answered), default=0)
-            while self.handed_in and self.handed_in[0].number < with_driver:
-                self.handed_in.popleft()
-
-    @ray.method(concurrency_group="mail")
-    def adopt(self, scheduler: ActorHandle[Any]) -> None:
-        """Take a new scheduler for a lost one, and hand in again what the driver may not have."""
-        with self.changed:
-            self.scheduler = scheduler
-            for call in self.handed_in:
-                self.hand_in(call)
