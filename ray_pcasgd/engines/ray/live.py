@@ -24,8 +24,9 @@ from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier, Proceed, SampledB
 from ray_pcasgd.schedule.reading import OwnTimes, choose_all, choose_read
 from ray_pcasgd.tasks.task import TaskData
 
-STEP_SECONDS_SMOOTHING = 0.8
-"""Share of the old mean in the running mean of an agent's step time, by which others judge its staleness."""
+SMOOTHING = 0.8
+"""Share of the old mean in the running means by which staleness is judged: of an agent's step time, and of how long its
+messages take."""
 
 AT_ONCE_SECONDS = 0.05
 """Steps that take so long are reported one by one; that of shorter ones would cost too much of their time."""
@@ -62,6 +63,8 @@ class LiveAgentActor(ReturningAgentActor):
         """How often each neighbor was found silent."""
         self.heard_at: dict[int, float] = {}
         """When each neighbor's last message came, by ``time.monotonic``."""
+        self.transit_seconds: dict[int, float] = {}
+        """How long each neighbor's messages take to come: a running mean, by both clocks."""
         self.kept_at = time.monotonic()
 
     def take_steps(self) -> None:
@@ -96,7 +99,7 @@ class LiveAgentActor(ReturningAgentActor):
         measures = self.agent.apply(received)
         end = time.time()
         spent = end - start - waited
-        keep = STEP_SECONDS_SMOOTHING if self.step_seconds else 0.0
+        keep = SMOOTHING if self.step_seconds else 0.0
         self.step_seconds = keep * self.step_seconds + (1 - keep) * spent
         self.own_times.sent_at.append(end)
         began, computed, ended = (moment - self.started_at for moment in (start, ready, end))
@@ -176,10 +179,11 @@ class LiveAgentActor(ReturningAgentActor):
             self.notice_silence(k)
             if self.mailbox.left(k) or k in self.lost or k in self.silent:
                 continue
+            transit = self.transit_seconds.get(k, math.inf)
             if self.agent.pushes:
-                reads += choose_all(self.mailbox, k, cap, now, self.own_times, self.may_read)
+                reads += choose_all(self.mailbox, k, cap, now, transit, self.own_times, self.may_read)
                 continue
-            read = choose_read(self.mailbox, k, cap, now, self.own_times, self.may_read)
+            read = choose_read(self.mailbox, k, cap, now, transit, self.own_times, self.may_read)
             if read is None or (self.reads_news and read.version <= self.last_read[k]):
                 continue
             self.last_read[k] = read.version
@@ -229,10 +233,14 @@ class LiveAgentActor(ReturningAgentActor):
             and is_local(message.contents.buffers)
         )
 
-    def took_in(self, neighbor: int) -> None:
+    def took_in(self, header: Header) -> None:
         """Drop what the newest message replaces."""
+        neighbor = header.sender
         self.silent.discard(neighbor)
         self.heard_at[neighbor] = time.monotonic()
+        seconds = max(0.0, time.time() - header.sent_at) + header.latency_seconds
+        keep = SMOOTHING if neighbor in self.transit_seconds else 0.0
+        self.transit_seconds[neighbor] = keep * self.transit_seconds.get(neighbor, 0.0) + (1 - keep) * seconds
         if self.replaces:
             readable = self.mailbox.readable(neighbor, None)
             if readable is not None:

@@ -117,7 +117,7 @@ class Shell(Reporter):
                 self.reject(header.sender, header.version, error)
                 contents = None
             self.mailbox.put(Message(header, contents), time.monotonic())
-            self.took_in(header.sender)
+            self.took_in(header)
             if self.is_worth_waking():
                 self.changed.notify_all()
 
@@ -204,8 +204,8 @@ class Shell(Reporter):
         """Return whether the training thread has something to do about a message; called with the lock held."""
         return True
 
-    def took_in(self, neighbor: int) -> None:
-        """Note that a message of this neighbor has come; called with the lock held."""
+    def took_in(self, header: Header) -> None:
+        """Note that a message has come; called with the lock held."""
 
     def take_steps(self) -> None:
         """Take all steps, in the manner of the mode."""
