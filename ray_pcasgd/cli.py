@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from ray_pcasgd import cli_control
-from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
+from ray_pcasgd.comparison import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
 from ray_pcasgd.result import Result

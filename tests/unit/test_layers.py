@@ -20,7 +20,7 @@ LAYERS = [
     "config explanation loading roster server_plan pair_plan peer_plan plan variant_plan",
     "watching exporter event_log trainer run executable_rows result checkpoint state_files monitor run_folder "
     "ray_train sweep_settings",
-    "theory report compare terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "
+    "theory report comparison terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "
     "sweep_results sweep_tuner sweep cli_control cli",
     "__init__ __main__",
 ]
