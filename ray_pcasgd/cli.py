@@ -1,5 +1,6 @@
 """The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``, and ``cli_control``'s."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -181,7 +182,8 @@ def _run_folders(path: Path) -> list[Path]:
 
 def _shortcuts(engine: str | None, name: str | None) -> list[str]:
     given = {"engine.name": engine, "name": name}
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+    # A JSON text is a text in YAML, too: the name 20240501 is no number.
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
 
 
 def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> None:

@@ -1,8 +1,8 @@
 """The whole of a run's settings: one tree, composed of what each layer defines for itself."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ray_pcasgd.curves import Constant, Curve
 from ray_pcasgd.engines.local import LocalSettings
@@ -58,8 +58,8 @@ class Config(Settings):
     digits by PC-ASGD.
     """
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run and of its folder; not given: the algorithm and a number."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Name of the run and of its folder, up to 100 characters; not given: the algorithm and a number."""
     storage_path: str = "runs"
     """Folder of the run folders; a local path, or a location that pyarrow knows (s3://, gs://)."""
     seed: int = Field(0, ge=0)
@@ -69,7 +69,11 @@ class Config(Settings):
     num_steps: int = Field(300, ge=1)
     """Steps that each agent takes; a server has taken as many once it has taken so many mini-batches for each
     worker. Step sizes, evaluations and delays in steps go by these, so that methods meet at equal epochs."""
-    batch_size: int = Field(16, ge=1)
+    num_epochs: float | None = Field(None, gt=0, le=1e9)
+    """In place of num_steps, passes over the largest shard of an agent: the run takes ceil(num_epochs * samples of the
+    largest shard / batch_size) steps, and notes them as its num_steps. Of the two, the one that is given later counts;
+    given together, they are refused."""
+    batch_size: int = Field(16, ge=1, le=1_000_000)
     """Samples of one agent's mini-batch."""
 
     algorithm: AnyAlgorithm = PCASGD(theta=Constant(value=0.3))
@@ -86,16 +90,16 @@ class Config(Settings):
     """Which agents are neighbors."""
     mixing: Annotated[Mixing, BeforeValidator(from_name)] = Metropolis()
     """The weights with which neighbors are averaged."""
-    clusters: int | tuple[tuple[int, ...], ...] = 2
-    """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which.
-    Servers are in the cluster of agent 0."""
+    clusters: int | tuple[tuple[int, ...], ...] | None = None
+    """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which;
+    not given: two, or one where there is one agent. Servers are in the cluster of agent 0."""
     reliability: Annotated[Reliability, BeforeValidator(from_name)] = Measured()
     """Which neighbors are trusted as they are read."""
 
     compute: ComputeTimes = ComputeTimes()
     """How long an agent computes."""
     links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10.0)),)
-    """How late messages are; of entries that name the same link, the last one counts."""
+    """How late messages are; of entries that name the same link, the last one counts. An empty list: none is late."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Who waits for whom; not given: what the algorithm asks for, ``all`` for d-psgd, ``none`` for most."""
     schedule: str | None = None
@@ -117,3 +121,18 @@ class Config(Settings):
     max_failures: int = Field(3, ge=-1)
     """Failures that the run outlives, of agents, of nodes, of the scheduler: planned runs go on from their last state,
     live ones go on meanwhile, and the agent comes back. -1: any number."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.num_epochs is not None and "num_steps" in self.model_fields_set:
+            steps = self.num_steps
+            raise ValueError(f"num_epochs = {self.num_epochs:g}: allowed is one of num_steps = {steps} and num_epochs")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_steps_of_epochs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``num_steps`` where ``num_epochs`` stands in place of it, so that what is written can be read."""
+        tree: dict[str, Any] = handler(self)
+        if self.num_epochs is not None:
+            tree.pop("num_steps", None)
+        return tree

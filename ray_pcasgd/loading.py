@@ -2,7 +2,7 @@
 
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,11 @@ import yaml
 from pydantic import ValidationError
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.explanation import explain, one_line
+from ray_pcasgd.explanation import explain, one_line, written
+from ray_pcasgd.law_text import Unit, said_unit
+from ray_pcasgd.scalars import follow_core_schema
 from ray_pcasgd.settings import Settings
+from ray_pcasgd.settings_reference import settings_classes
 
 
 class SettingsError(ValueError):
@@ -22,9 +25,7 @@ class _Loader(yaml.SafeLoader):
     """Reads ``1e-3`` as a number, as YAML 1.2 does, where PyYAML sees a text for want of a point."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+follow_core_schema(_Loader)
 
 
 def load_config(
@@ -42,20 +43,92 @@ def load_config(
         SettingsError: a setting is unknown or has a value that is not allowed.
 
     """
-    tree = _tree(source)
-    for change in [*([changes] if changes else []), *map(parse_assignment, assignments)]:
-        tree = merge(_spelled_out(tree), change)
+    layers: list[list[Mapping[str, Any]]] = [[changes or {}], list(map(parse_assignment, assignments))]
+    given = read_yaml(Path(source)) if isinstance(source, str | Path) else source
+    check_classes(given)
+    if given is None or isinstance(given, Config):
+        tree = _settings_tree(given or Config())
+    else:
+        tree = _with_one_length(dict(merge(_as_tree(Config()), given)), given)
+    for layer in layers:
+        for change in layer:
+            check_classes(change)
+            tree = merge(_spelled_out(tree), change)
+        tree = _with_one_length(tree, _together(layer))
+    _check_units([given if isinstance(given, Mapping) else {}, *map(_together, layers)])
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, tree))) from None
 
 
-def _tree(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
-    if source is None or isinstance(source, Config):
-        return dict(_as_tree(source or Config()))
-    given = read_yaml(Path(source)) if isinstance(source, str | Path) else source
-    return dict(merge(_as_tree(Config()), given))
+def _together(layer: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what changes that are given together say, the later ones over the earlier ones."""
+    result: dict[str, Any] = {}
+    for change in layer:
+        for key, value in change.items():
+            inner = result.get(key)
+            is_deeper = isinstance(inner, Mapping) and isinstance(value, Mapping)
+            result[key] = _together([dict(inner or {}), value]) if is_deeper else value
+    return result
+
+
+def _settings_tree(config: Config) -> dict[str, Any]:
+    tree = dict(_as_tree(config))
+    return tree if config.num_epochs is None else {key: tree[key] for key in tree if key != "num_steps"}
+
+
+def _with_one_length(tree: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree in which the later one of ``num_steps`` and ``num_epochs`` counts; given together, both stay."""
+    steps, epochs = (given.get(key) is not None for key in ("num_steps", "num_epochs"))
+    if epochs and not steps:
+        return {key: value for key, value in tree.items() if key != "num_steps"}
+    return tree | {"num_epochs": None} if steps and not epochs else tree
+
+
+def _check_units(layers: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``SettingsError`` where a link's ``unit`` is not the one that its delay says itself.
+
+    A later layer may give another delay, whose unit counts; one that gives the unit alone leaves the delay as it is.
+    """
+    said: dict[str, tuple[Unit | None, Any]] = {}
+    for layer in layers:
+        links = layer.get("links")
+        if isinstance(links, list | tuple):
+            said.clear()
+        for key, entry in _items(links):
+            place, changes = str(key), entry if isinstance(entry, Mapping) else {}
+            if "delay" in changes:
+                said[place] = said_unit(changes["delay"]), changes["delay"]
+            unit, delay = said.get(place, (None, None))
+            if unit is not None and changes.get("unit") not in (None, unit):
+                raise SettingsError(
+                    f"links.{place}.unit = {written(changes['unit'])}: the delay, {written(delay)}, is in {unit}; "
+                    f"allowed is {unit}, or a delay without a unit"
+                )
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple) else ()
+
+
+def check_classes(tree: Any, path: str = "") -> None:
+    """Raise ``SettingsError`` where an object in a tree of settings is of a class that no run could be recorded as."""
+    if isinstance(tree, Settings):
+        if type(tree) not in settings_classes():
+            told = f"{path or 'settings'} = {written(tree)}"
+            raise SettingsError(f"{told}: of a class that config.yaml cannot name; allowed are the package's own")
+        items: Iterable[Any] = ((name, getattr(tree, name)) for name in type(tree).model_fields)
+    elif isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, list | tuple) and tree and isinstance(tree[0], Settings | Mapping):
+        items = enumerate(tree)  # not of a data set, which may be a list, too
+    else:
+        return
+    for key, inner in items:
+        check_classes(inner, f"{path}.{key}" if path else str(key))
 
 
 def _as_tree(value: Any) -> Any:
@@ -72,7 +145,7 @@ def _as_tree(value: Any) -> Any:
 def _spelled_out(tree: dict[str, Any]) -> dict[str, Any]:
     """Return settings without short forms, whose parts nobody could address, if they are valid already."""
     try:
-        return dict(_as_tree(Config.model_validate(tree)))
+        return _settings_tree(Config.model_validate(tree))
     except ValidationError:
         return tree
 
@@ -138,6 +211,8 @@ def merge(base: Any, changes: Mapping[str, Any], path: str = "") -> Any:
         # The command line's keys are texts, those of a mapping by agent are numbers.
         place: Any = int(key) if key not in result and _is_number(key) and int(key) in result else key
         result[place] = _changed(result.get(place), change, f"{path}{key}.")
+    if re.fullmatch(r"links\.[0-9]+\.", path) and "unit" not in changes and said_unit(changes.get("delay")):
+        result["unit"] = None  # the new delay has its own
     return result
 
 

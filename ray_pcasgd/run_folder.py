@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from safetensors.torch import save
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.explanation import one_line
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.records import Row
+from ray_pcasgd.scalars import to_yaml
 from ray_pcasgd.schedule.trace import write_rows
 from ray_pcasgd.tasks.imports import import_path
 
@@ -56,9 +56,7 @@ class RunFolder:
         except OSError as error:
             raise SettingsError(f"storage_path = {config.storage_path!r}: cannot be written ({error})") from None
         written = config.model_dump(mode="json", fallback=import_path)
-        (folder.path / "config.yaml").write_text(
-            yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        (folder.path / "config.yaml").write_text(to_yaml(written), encoding="utf-8")
         return folder
 
     @classmethod

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray import tune
 
 from ray_pcasgd.config import Config
@@ -15,6 +14,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan, resolve
 from ray_pcasgd.run_folder import free_name, is_remote
+from ray_pcasgd.scalars import to_yaml
 from ray_pcasgd.sweep_packs import check_batched, packs_of, read_packs, run_pack, write_packs
 from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import SweepConfig, load_sweep, nested
@@ -48,9 +48,9 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
     check_batched(config, base)
     _check_points(config, base)
     path.mkdir(parents=True)
-    (path / SWEEP_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    (path / SWEEP_FILE).write_text(to_yaml(config.model_dump(mode="json")), encoding="utf-8")
     (path / DIRECTORY_FILE).write_text(str(Path.cwd()), encoding="utf-8")
-    (path / BASE_FILE).write_text(yaml.safe_dump(base.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    (path / BASE_FILE).write_text(to_yaml(base.model_dump(mode="json")), encoding="utf-8")
     return _execute(config, base, path, resume=False)
 
 

@@ -217,7 +217,7 @@ def load_sweep(
     try:
         sweep = SweepConfig.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("\n".join(explain(error, tree))) from None
+        raise SettingsError("\n".join(explain(error, tree, SweepConfig))) from None
     for key, values in sweep.space.items():
         if isinstance(values, Range) and sweep.search.name == "grid":
             raise SettingsError(f"space.{key}: a range; allowed beside search.name = 'grid' are lists of values")

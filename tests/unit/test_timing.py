@@ -123,10 +123,12 @@ def test_measured_delays_are_replayed_in_order_and_again(suffix: str, tmp_path: 
 FILES = {
     "cannot be read": None,
     "column = 'delay': allowed are late, sent": "late,sent\n1,2\n",
-    "holds values that are no delays": "delay\n1\n-2\n",
-    "no delays; allowed are numbers": "delay\n1\nsoon\n",
-    "numbers from 0 on": "delay\n",
-    "values that are no delays; allowed": "delay\n1\ninf\n",
+    "holds values that are no delays, such as '-2' in row 2": "delay\n1\n-2\n",
+    "no delays, such as 'soon' in row 2; allowed are numbers from 0 on, up to 1e+09 seconds": "delay\n1\nsoon\n",
+    "values that are no delays; allowed": "delay\n",
+    "such as 'inf' in row 2": "delay\n1\ninf\n",
+    "such as '2000000000.0' in row 1": "delay\n2e9\n",
+    "column = 'delay': allowed are 23.1; the file seems to have no header: write column: 0": "23.1\n24.0\n",
     "allowed is CSV or Parquet": "",
 }
 
