@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ray_pcasgd import cli_control
+from ray_pcasgd import cli_control, cli_settings
 from ray_pcasgd.comparison import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
@@ -21,12 +21,16 @@ SETTINGS_ERROR = 2
 RUN_ERROR = 1
 INTERRUPTED = 130
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-
-cli_control.register(app)
+app = typer.Typer(cls=cli_settings.Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Assignments = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for example algorithm.theta=0.5.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, for example algorithm.theta=0.5.",
+        autocompletion=cli_settings.complete_assignment,
+    ),
 ]
 EngineName = Annotated[str | None, typer.Option("--engine", help="What executes the agents: ray or local.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
@@ -169,6 +173,10 @@ def report(
     except ValueError as error:
         raise SettingsError(str(error)) from None
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+cli_control.register(app)
+cli_settings.register(app)
 
 
 def _run_folders(path: Path) -> list[Path]:

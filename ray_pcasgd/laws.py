@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -294,7 +295,7 @@ class Measured(Settings):
 
 
 def _from_short_form(value: Any) -> Any:
-    if isinstance(value, int | float):
+    if isinstance(value, Real):
         return {"name": "constant", "value": value}
     return from_name(read_law(value)[0])
 

@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from ray_pcasgd import hints
 from ray_pcasgd.config import Config
 from ray_pcasgd.explanation import explain, one_line, written
 from ray_pcasgd.law_text import Unit, said_unit
 from ray_pcasgd.scalars import follow_core_schema
 from ray_pcasgd.settings import Settings
-from ray_pcasgd.settings_reference import settings_classes
+from ray_pcasgd.settings_reference import kind_of, kinds_in, settings_classes
 
 
 class SettingsError(ValueError):
@@ -44,6 +45,8 @@ def load_config(
 
     """
     layers: list[list[Mapping[str, Any]]] = [[changes or {}], list(map(parse_assignment, assignments))]
+    if isinstance(source, str | Path) and (hint := hints.for_file(Path(source), _algorithms())):
+        raise SettingsError(f"{source}: is no file of settings; {hint}")
     given = read_yaml(Path(source)) if isinstance(source, str | Path) else source
     check_classes(given)
     if given is None or isinstance(given, Config):
@@ -60,6 +63,10 @@ def load_config(
         return Config.model_validate(tree)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, tree))) from None
+
+
+def _algorithms() -> list[str]:
+    return [str(kind_of(kind)) for kind in kinds_in(Config.model_fields["algorithm"].annotation)]
 
 
 def _together(layer: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -219,7 +226,10 @@ def merge(base: Any, changes: Mapping[str, Any], path: str = "") -> Any:
 def _merge_items(items: list[Any], changes: Mapping[str, Any], path: str) -> list[Any]:
     for key, change in changes.items():
         if int(key) >= len(items):
-            raise SettingsError(f"{path}{key}: no such item; allowed are numbers below {len(items)}")
+            name = path.removesuffix(".")
+            raise SettingsError(
+                f"{path}{key}: no such item; allowed are numbers below {len(items)}, or another list, {name}=[...]"
+            )
         items[int(key)] = _changed(items[int(key)], change, f"{path}{key}.")
     return items
 

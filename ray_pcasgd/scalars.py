@@ -1,9 +1,10 @@
 """What a plain YAML scalar is, by one table that reading and writing share: the core schema of YAML 1.2.
 
 A number is written in ASCII digits: ``5``, ``+5``, ``-5``, ``010`` (ten), ``0x10``, ``0o17``, ``5.``, ``.5``,
-``1.5e1``, ``1e-3``; ``.inf`` and ``.nan`` too. ``true`` and ``false`` are booleans, ``null``, ``~`` and an empty value are
-null. Everything else is text: ``1:30``, ``1_000``, ``1,5``, ``0b1``, ``yes``, ``on``, ``2024-05-01``, and whatever stands
-in quotes. PyYAML alone follows YAML 1.1, where ``010`` is eight, ``1:30`` ninety, ``on`` true, and ``1.5e1`` text.
+``1.5e1``, ``1e-3``; ``.inf`` and ``.nan`` too. ``true`` and ``false`` are booleans, ``null``, ``~`` and an empty value
+are null. Everything else is text: ``1:30``, ``1_000``, ``1,5``, ``0b1``, ``yes``, ``on``, ``2024-05-01``, and whatever
+stands in quotes. PyYAML by itself follows YAML 1.1, where ``010`` is eight, ``1:30`` ninety, ``on`` true, and ``1.5e1``
+text.
 """
 
 import re
@@ -90,6 +91,15 @@ _Dumper.yaml_implicit_resolvers = {
     first: [*_resolvers().get(first, []), *yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])]
     for first in {*_resolvers(), *yaml.SafeDumper.yaml_implicit_resolvers}
 }
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # Between single quotes these would be read as a line's end, and become a space.
+    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def to_yaml(tree: Any) -> str:

@@ -48,7 +48,7 @@ class Place(NamedTuple):
     def default(self) -> str:
         """Its default as it would be written in YAML; nothing where it is required."""
         field = self.field
-        return "" if field.is_required() else _written(field.get_default(call_default_factory=True))
+        return "" if field.is_required() else short_form(field.get_default(call_default_factory=True))
 
 
 @cache
@@ -103,6 +103,13 @@ def _settings_in(annotation: Any, suffix: str = "") -> Iterator[tuple[type[Setti
                 yield found
 
 
+def settings_below(annotation: Any) -> list[type[Settings]]:
+    """Return the classes of settings that an annotation holds, however deep in lists and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return list(dict.fromkeys(found for inner in get_args(annotation) for found in settings_below(inner)))
+
+
 def kind_of(owner: type[Settings]) -> str | None:
     """Return the ``name`` by which a union knows a class; ``None`` where it has none."""
     field = owner.model_fields.get("name")
@@ -119,12 +126,9 @@ def describe(annotation: Any, metadata: Any = ()) -> str:
     """Return what a type allows, in words.
 
     >>> describe(bool), describe(float | None), describe(tuple[int, ...])
-    ('true | false', 'a number or null', 'a list of whole numbers')
+    ('true | false', 'a number, or null', 'a list of whole numbers')
     """
-    parts = list(dict.fromkeys(_alternatives(annotation, metadata)))
-    if len(parts) > 1 and parts[-1] == "null":
-        return f"{', '.join(parts[:-1])} or null"
-    return ", or ".join(parts)
+    return ", or ".join(dict.fromkeys(_alternatives(annotation, metadata)))
 
 
 def _alternatives(annotation: Any, metadata: Any = ()) -> Iterator[str]:
@@ -133,12 +137,12 @@ def _alternatives(annotation: Any, metadata: Any = ()) -> Iterator[str]:
         inner, *outer = get_args(annotation)
         yield from _alternatives(inner, [*outer, *metadata])
     elif origin in (Union, types.UnionType):
-        members = get_args(annotation)
-        kinds = [kind for member in members if (kind := _kind_name(member))]
-        yield from (part for member in members if not _kind_name(member) for part in _alternatives(member, metadata))
+        kinds = [str(kind_of(kind)) for kind in kinds_in(annotation)]
         if kinds:
             yield from (["a number"] if _takes_numbers(annotation) else [])
             yield " | ".join(kinds)
+        others = [member for member in get_args(annotation) if not kinds_in(member)]
+        yield from (part for member in others for part in _alternatives(member, metadata))
     elif origin is Literal:
         yield " | ".join(map(str, get_args(annotation)))
     elif origin is tuple:
@@ -148,10 +152,6 @@ def _alternatives(annotation: Any, metadata: Any = ()) -> Iterator[str]:
         yield f"a mapping from {'numbers' if keys is int else 'names'} to {_plural(values)}"
     else:
         yield _simple(annotation, metadata)
-
-
-def _kind_name(member: Any) -> str | None:
-    return kind_of(member) if isinstance(member, type) and issubclass(member, Settings) else None
 
 
 def _takes_numbers(annotation: Any) -> bool:
@@ -168,7 +168,7 @@ def _tuple(arguments: tuple[Any, ...]) -> str:
 
 def _plural(annotation: Any) -> str:
     text = describe(annotation)
-    known = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "null": "nulls"}
+    known = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "any value": "any values"}
     for one, many in known.items():
         if text.startswith(one):
             return many + text.removeprefix(one)
@@ -181,7 +181,9 @@ def _simple(annotation: Any, metadata: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return "a mapping of settings"
     words = {bool: "true | false", str: "text", Path: "a path", type(None): "null"}
-    return words.get(annotation, "a Python object, or the import path module:attribute of one")
+    # What is checked as an import path is of any type, but not without a check.
+    others = "a Python object, or the import path module:attribute of one" if metadata else "any value"
+    return words.get(annotation, others)
 
 
 def _limits(metadata: Any) -> str:
@@ -199,26 +201,65 @@ def _round(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _written(value: Any) -> str:
+def short_form(value: Any) -> str:
     """Return a default as it would be written in YAML, in short form."""
     if isinstance(value, Settings):
-        inner = {key: getattr(value, key) for key in value.model_fields_set if key != "name"}
+        given = [key for key in type(value).model_fields if key in value.model_fields_set - {"name"}]
+        inner = {key: part for key in given if (part := getattr(value, key)) is not None}
         kind = kind_of(type(value))
-        if set(inner) == {"value"} and kind == "constant":
-            return _written(inner["value"])
+        if list(inner) == ["value"] and kind == "constant":
+            return short_form(inner["value"])
         if kind is not None and not inner:
             return kind
         parts = [f"name: {kind}"] if kind is not None else []
-        return "{" + ", ".join([*parts, *(f"{key}: {_written(part)}" for key, part in inner.items())]) + "}"
+        return "{" + ", ".join([*parts, *(f"{key}: {short_form(part)}" for key, part in inner.items())]) + "}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_written, value))}]"
+        return f"[{', '.join(map(short_form, value))}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_written(part)}" for key, part in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {short_form(part)}" for key, part in value.items()) + "}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def summary(owner: type[Settings]) -> str:
-    """Return the first sentence of a class's docstring."""
-    return " ".join(inspect.cleandoc(owner.__doc__ or "").split("\n\n")[0].split())
+def takes_whole_numbers_alone(path: str, config: Config) -> bool:
+    """Return whether a setting takes whole numbers, and no others, in settings of these kinds.
+
+    >>> [takes_whole_numbers_alone(path, Config()) for path in ("num_agents", "algorithm.oldest_age", "step_size")]
+    [True, True, False]
+    """
+    wanted = re.sub(r"\.[0-9]+(?=\.|$)", ".0", path)
+    found = [place for place in places() if place.path == wanted]
+    # Where the kind of thing varies, too, all that it may be are asked.
+    there = [place for place in found if all(_holds(tag, config) for tag in place.given)] or found
+    allowed = [part for place in there for part in _alternatives(place.field.annotation, place.field.metadata)]
+    whole = [part for part in allowed if part.startswith("a whole number")]
+    return bool(whole) and not any(part.startswith("a number") for part in allowed)
+
+
+def _holds(tag: str, config: Config) -> bool:
+    path, kind = tag.rsplit(" = ", 1)
+    value: Any = config
+    for part in path.split("."):
+        value = value[0] if part == "0" and isinstance(value, tuple) and value else getattr(value, part, None)
+    return str(value) == kind
+
+
+def usual(place: Place) -> str:
+    """Return what the default settings have at a place, where that is not the setting's own default."""
+    value: Any = Config()
+    for part in place.path.split("."):
+        owner, value = value, getattr(value, part, None)
+    is_there = isinstance(value, Settings) and type(owner) is place.owner
+    return short_form(value) if is_there and short_form(value) != place.default else ""
+
+
+def documentation(owner: type[Settings]) -> list[str]:
+    """Return the paragraphs of a class's docstring, each in one line, but for indented ones; the first says what it is.
+
+    >>> from ray_pcasgd.laws import LogNormal
+    >>> documentation(LogNormal)
+    ['Log-normal.']
+    """
+    paragraphs = inspect.cleandoc(owner.__doc__ or "").split("\n\n")
+    return [part if part.startswith("    ") else " ".join(part.split()) for part in paragraphs]
