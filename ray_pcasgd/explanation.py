@@ -123,12 +123,12 @@ def _wrong_name(path: str, value: Any, names: list[str]) -> _Finding:
     # What has constants among its kinds takes a bare number for one.
     takes_numbers = not isinstance(value, Mapping) and "constant" in names
     allowed = ", ".join((["numbers"] if takes_numbers else []) + names)
-    name = hints.for_name(path, given, names) if isinstance(given, str) else ""
-    hint = (hints.for_number(given) if takes_numbers else "") or ("" if name else hints.for_value(path, value))
+    hint = hints.for_number(given) if takes_numbers else ""
     if isinstance(given, str) and not hint:
-        name = name or next(iter(difflib.get_close_matches(given, names, 1)), "")
-        hint = f"did you mean {name}?" if name else ""
-    return _Finding(path, f"{place} = {written(given)}", f"allowed are {allowed}", hint)
+        near = difflib.get_close_matches(given, names, 1)
+        name = hints.for_name(path, given, names) or next(iter(near), "")
+        hint = f"did you mean {name}?" if name and ":" not in given else ""
+    return _Finding(path, f"{place} = {written(given)}", f"allowed are {allowed}", hint or hints.for_value(path, value))
 
 
 def _hint(kind: str, path: str, value: Any, context: Mapping[str, Any], takes_null: bool) -> str:

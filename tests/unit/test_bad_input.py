@@ -110,8 +110,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ),
         (
             "algorithm=3",
-            "algorithm = 3: allowed is a mapping with a name; write a name such as pc-asgd, or {name: pc-asgd, theta: "
-            "0.3}",
+            f"algorithm = 3: allowed are {ALGORITHMS}; write a name such as pc-asgd, or {{name: pc-asgd, theta: 0.3}}",
         ),
         (
             "optimizer=sgd",
@@ -129,7 +128,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
             "links=5",
             "links = 5: allowed is a list; write [{delay: 10}] for all links, or [{between: clusters, delay: 200ms}]",
         ),
-        ("links=[5]", "links.0 = 5: allowed is a mapping of settings"),
+        ("links=[5]", "links.0 = 5: allowed is a mapping of settings; write {delay: 5}"),
         (
             "links=[{}]",
             "links.0.delay: is required; allowed is a number, or constant | uniform | exponential | "
