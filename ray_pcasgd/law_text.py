@@ -95,11 +95,10 @@ def read_law(given: Any) -> tuple[Any, Unit | None]:
     """
     if isinstance(given, str):
         return _read_text(given)
-    if isinstance(given, Mapping) and given.get("name") in FORMS:
+    name = given.get("name") if isinstance(given, Mapping) else None
+    if isinstance(name, str) and name in FORMS:
         return _read_mapping(given)
-    if isinstance(given, Mapping) and given.get("name") == "measured":
-        return given, _MEASURED.get(given.get("unit"))
-    return given, None
+    return given, _MEASURED.get(str(given.get("unit"))) if name == "measured" else None
 
 
 def _read_text(text: str) -> tuple[Any, Unit | None]:

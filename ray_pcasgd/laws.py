@@ -204,6 +204,9 @@ _RESOLUTION = 1e-12
 """Share of a time below which turns are too short for floating-point numbers."""
 
 
+_SHOWN = 20
+"""Columns of a file that are named where another one was asked for."""
+
 _PARTS = {"s": 1, "ms": 1e3, "us": 1e6, "steps": 1, None: 1}
 """How many of a unit of measured values make a second, or a step."""
 
@@ -271,7 +274,7 @@ class Measured(Settings):
                 f"path = {str(self.path)!r}: cannot be read ({reason}); allowed is CSV or Parquet"
             ) from None
         if self.column not in frame:
-            found = ", ".join(map(str, frame.columns))
+            found = ", ".join(map(str, frame.columns[:_SHOWN]))
             without = header is not None and not is_parquet and all(number(str(name)) is not None for name in frame)
             hint = "; the file seems to have no header: write column: 0" if without else ""
             raise ValueError(f"column = {self.column!r}: allowed are {found}{hint}")

@@ -186,11 +186,11 @@ def parse_assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise SettingsError(f"--set {text}: allowed is key=value, for example algorithm.theta=0.3")
+        raise SettingsError(f"--set {one_line(text)}: allowed is key=value, for example algorithm.theta=0.3")
     try:
         result = yaml.load(value, _Loader)
     except yaml.YAMLError:
-        raise SettingsError(f"--set {text}: the value is not YAML") from None
+        raise SettingsError(f"--set {one_line(text)}: the value is not YAML") from None
     for part in reversed(parts):
         result = {part: result}
     return typing.cast(dict[str, Any], result)
