@@ -73,7 +73,7 @@ class Config(Settings):
     """In place of num_steps, passes over the largest shard of an agent: the run takes ceil(num_epochs * samples of the
     largest shard / batch_size) steps, and notes them as its num_steps. Of the two, the one that is given later counts;
     given together, they are refused."""
-    batch_size: int = Field(16, ge=1, le=1_000_000)
+    batch_size: int = Field(16, ge=1, le=100_000)
     """Samples of one agent's mini-batch."""
 
     algorithm: AnyAlgorithm = PCASGD(theta=Constant(value=0.3))

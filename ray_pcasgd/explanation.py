@@ -14,10 +14,10 @@ from ray_pcasgd.misspelling import allowed_at, as_written, kinds_at, meant
 from ray_pcasgd.settings import Settings
 
 _ALLOWED = {
-    "greater_than_equal": "allowed are values from {ge:g} on",
-    "greater_than": "allowed are values above {gt:g}",
-    "less_than_equal": "allowed are values up to {le:g}",
-    "less_than": "allowed are values below {lt:g}",
+    "greater_than_equal": "allowed are values from {ge} on",
+    "greater_than": "allowed are values above {gt}",
+    "less_than_equal": "allowed are values up to {le}",
+    "less_than": "allowed are values below {lt}",
     "finite_number": "allowed are finite numbers",
     "int_type": "allowed is a whole number",
     "int_parsing": "allowed is a whole number",
@@ -62,7 +62,7 @@ def explain(error: ValidationError, tree: Any, root: type[Settings] = Config) ->
     lines: dict[str, list[_Finding]] = {}
     for finding in telling:
         lines.setdefault(finding.subject, []).append(finding)
-    return [f"{subject}: {_joined(found)}" for subject, found in lines.items()]
+    return [one_line(f"{subject}: {_joined(found)}") for subject, found in lines.items()]
 
 
 def one_line(message: object) -> str:
@@ -94,14 +94,17 @@ def _joined(findings: list[_Finding]) -> str:
 
 
 def _finding(item: dict[str, Any], tree: Any, root: type[Settings]) -> _Finding:
-    location, kind, context = item["loc"], item["type"], item.get("ctx", {})
+    location, kind = item["loc"], item["type"]
+    context = {key: f"{part:g}" if isinstance(part, float) else part for key, part in item.get("ctx", {}).items()}
     path, value, left = as_written(location, tree)
     subject = f"{path} = {written(value)}"
     if kind == "extra_forbidden":
         return _Finding(path, subject, "no such setting", meant(location, path, root))
     if kind == "missing":
+        allowed = allowed_at(location, root)
+        hint = f"allowed is {allowed}" if allowed else hints.for_value(path, str(value))
         path = f"{path}.{location[-1]}".lstrip(".")
-        return _Finding(path, path, "is required", f"allowed is {allowed_at(location, root)}")
+        return _Finding(path, path, "is required", hint)
     if kind == "union_tag_not_found" and isinstance(value, Mapping):
         return _Finding(path, f"{path}.name", f"is required; allowed are {', '.join(kinds_at(location, root))}")
     if kind in ("union_tag_not_found", "union_tag_invalid", "model_attributes_type"):

@@ -134,8 +134,14 @@ def check_classes(tree: Any, path: str = "") -> None:
         items = enumerate(tree)  # not of a data set, which may be a list, too
     else:
         return
+    if path.count(".") > _DEEPEST:
+        raise SettingsError(f"{path[:100]}...: nested too deeply; allowed are {_DEEPEST} levels")
     for key, inner in items:
         check_classes(inner, f"{path}.{key}" if path else str(key))
+
+
+_DEEPEST = 100
+"""Levels of settings within settings; the tree has nine."""
 
 
 def _as_tree(value: Any) -> Any:

@@ -23,8 +23,10 @@ def as_written(location: Location, tree: Any) -> tuple[str, Any, str]:
     """Return a location as a dotted path without the tags of unions, the value there, and what lies below it."""
     parts, left = [], ""
     for part in location:
-        holds = part in tree if isinstance(tree, Mapping) else isinstance(tree, list | tuple) and isinstance(part, int)
-        if holds:  # else it is the tag of a union, which nobody writes, or a part of what was written in short form
+        is_item = isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
+        if is_item or (
+            isinstance(tree, Mapping) and part in tree
+        ):  # else it is the tag of a union, which nobody writes, or a part of what was written in short form
             tree, left = tree[part], ""
             parts.append(str(part))
         else:

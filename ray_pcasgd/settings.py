@@ -12,6 +12,10 @@ def from_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+_LARGEST = 2**63 - 1
+"""The largest whole number, and how far negative ones go: those of 64 bits, which arithmetic and files take."""
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, str | bytes | bool | np.bool_):
         raise PydanticKnownError("float_type")
@@ -21,6 +25,8 @@ def _number(value: Any) -> Any:
 def _whole_number(value: Any) -> Any:
     if isinstance(value, str | bytes | bool | np.bool_):
         raise PydanticKnownError("int_type")
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        raise PydanticKnownError("less_than_equal", {"le": _LARGEST})
     return value
 
 
@@ -53,7 +59,8 @@ class Settings(BaseModel):
     """Immutable settings whose fields are read from YAML, the command line and Python under one name.
 
     The docstring below a field is its help text. Unknown names are refused, and so is a value of another kind: where a
-    number is asked for, a text such as ``'5'`` or a boolean is none. A whole number may be written ``5.0``.
+    number is asked for, a text such as ``'5'`` or a boolean is none. A whole number has 64 bits, and may be written
+    ``5.0``.
     """
 
     model_config = ConfigDict(

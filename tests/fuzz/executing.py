@@ -83,10 +83,23 @@ def examine(case: Case, resources: Resources, by_command: bool = False) -> Outco
 
 def _in_python(case: Case) -> Outcome:
     config = load_config(case.tree, case.assignments)
-    if not isinstance(config.engine, LocalSettings):
+    if not isinstance(config.engine, LocalSettings) or _takes_long(config):
         make_plan(config)
         return Outcome("planned", "")
     return _checked(config, Trainer(config).fit())
+
+
+def _takes_long(config: Config) -> bool:
+    """Return whether settings are right, but of a run that takes longer than a case may."""
+    numbers = [config.num_agents, config.num_steps / 2, config.batch_size / 20, config.num_epochs or 0]
+    numbers += [getattr(config.algorithm, name, 0) / 2 for name in ("period", "shards", "micro_batches")]
+    numbers += [max(getattr(config.task.model, "hidden", ()), default=0) / 20, config.task.augmentation.crop_padding]
+    numbers += [getattr(config.task.model, name, 0) for name in ("layers", "width", "depth", "growth", "threads")]
+    return max(numbers) > _MOST
+
+
+_MOST = 20
+"""Agents, or what takes as long."""
 
 
 def _checked(config: Config, result: Result) -> Outcome:

@@ -1,5 +1,6 @@
 """Random settings: of every family, with every setting, plausible or nasty; a seed and a number make a case."""
 
+import copy
 import datetime
 import types
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def make_case(seed: int, number: int, resources: Resources) -> Case:
     while random.random() < 0.2:
         path, value = random.choice(_leaves({key: tree[key] for key in tree if key != "storage_path"}) or [("seed", 1)])
         if random.random() < 0.3:
-            value = random.choice(NASTY)
+            value = _nasty(random)
         try:
             assignments.append(f"{path}={to_yaml([value])[2:].strip()}")
         except Exception:
@@ -291,6 +292,10 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def _nasty(random: Random) -> Any:
+    return copy.deepcopy(random.choice(NASTY))  # it may be spoiled itself
+
+
 def _name_of(value: Any) -> str:
     return str(value.get("name")) if isinstance(value, dict) else str(value)
 
@@ -316,4 +321,4 @@ def _spoil(random: Random, tree: dict[str, Any]) -> None:
     key = random.choice(list(place)) if isinstance(place, dict) else random.randrange(len(place))
     if isinstance(place, dict) and random.random() < 0.2:
         key = random.choice([*Config.model_fields, "theta", "foo", "", 3])
-    place[key] = random.choice(NASTY)
+    place[key] = _nasty(random)
