@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic.fields import FieldInfo
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.curves import Curve
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.scalars import to_yaml
 from ray_pcasgd.settings import Settings
@@ -106,9 +107,9 @@ class _Generator:
             "algorithm.candidates": lambda: self.random.choice([[0, 1], [0, 0.5, 1], [0.2, 0.3]]),
             "algorithm.period": lambda: self.random.choice([1, 2, 4]),
             "algorithm.alpha": lambda: self.random.choice([0.01, 0.1, 0.12]),
-            "step_size": lambda: self.random.choice([0, 0.01, 0.1, 0.5, 30, 1e6, self.curve()]),
-            "step_size.at_steps": lambda: [1, 3],
-            "step_size.values": lambda: [0.1, 0.2, 0.05],
+            "step_size": lambda: self.random.choice([0, 0.01, 0.1, 0.5, 30, 1e6, self.curve(), self.curve()]),
+            "curve.at_steps": lambda: self.random.choice([[1, 3], [2], []]),
+            "curve.values": lambda: self.random.choice([[0.1, 0.2, 0.05], [0.1]]),
             "checkpoint.score": lambda: self.random.choice([None, "loss", "accuracy"]),
             "checkpoint.state_seconds": lambda: self.random.choice([None, 0, 0, 60]),
             "optimizer.momentum": lambda: self.random.choice([0, 0.5, 0.99]),
@@ -193,14 +194,7 @@ class _Generator:
         return self.random.choice(fitting or [limits.get("ge", limits.get("le", 1))])
 
     def curve(self) -> Any:
-        return self.random.choice(
-            [
-                {"name": "linear", "start": 0.1, "end": 0.5, "steps": 3},
-                {"name": "cosine", "start": 0.5, "steps": 2},
-                {"name": "multi-step", "start": 0.5, "at_steps": [1, 2]},
-                {"name": "stairs", "values": [0.1, 0.2], "at_steps": [1]},
-            ]
-        )
+        return self.of_type(Curve, (), "curve")
 
     def clusters(self) -> Any:
         return self.random.choice([None, 1, min(2, self.num_agents), self.num_agents, self.groups()])
