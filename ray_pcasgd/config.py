@@ -34,7 +34,7 @@ AnyAlgorithm = Annotated[
 
 
 class CheckpointSettings(Settings):
-    """What is kept on the way: models, and the states from which a run goes on."""
+    """What is kept while a run lasts: models, and the states from which it can go on."""
 
     every_evaluations: int | None = Field(None, ge=1)
     """Keep the consensus model of every so many evaluations; not given: none but the last, as model.safetensors."""
@@ -46,7 +46,7 @@ class CheckpointSettings(Settings):
     """Whether a higher (max) or a lower (min) score is better."""
     state_seconds: float | None = Field(60.0, ge=0)
     """Seconds after which the next state of the whole run is kept, from which it goes on after a failure and with
-    ``train --resume``; none: never. How often changes no bit of what a planned run computes."""
+    ``train --resume``; null: never. How often changes no bit of what a planned run computes."""
     states_to_keep: int = Field(2, ge=1)
     """How many states are kept, the newest; an older one takes the place of one that is damaged."""
 
@@ -65,7 +65,7 @@ class Config(Settings):
     seed: int = Field(0, ge=0)
     """Every random draw of the run follows from it."""
     num_agents: int = Field(8, ge=1)
-    """Number of agents, N; beside a server the number of its workers, P. Servers are the agents from N on."""
+    """Number of agents, N; with a server the number of its workers, P. Servers are the agents from N on."""
     num_steps: int = Field(300, ge=1)
     """Steps that each agent takes; a server has taken as many once it has taken so many mini-batches for each
     worker. Step sizes, evaluations and delays in steps go by these, so that methods meet at equal epochs."""
@@ -83,7 +83,7 @@ class Config(Settings):
     warmup_steps: int = Field(0, ge=0)
     """The step size rises linearly over so many first steps."""
     optimizer: SGD = SGD()
-    """The local optimizer, from gradient to direction; beside a server it is the server's, unless workers keep
+    """The local optimizer, from gradient to direction; with a server it is the server's, unless workers keep
     weights of their own."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
@@ -117,7 +117,7 @@ class Config(Settings):
     on_non_finite_loss: Literal["stop", "isolate"] = "stop"
     """Where an agent's loss is not finite: ``stop`` the run, or ``isolate`` the agent and go on without it."""
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is kept on the way: models, and the states from which the run goes on."""
+    """What is kept while the run lasts: models, and the states from which it can go on."""
     max_failures: int = Field(3, ge=-1)
     """Failures that the run outlives, of agents, of nodes, of the scheduler: planned runs go on from their last state,
     live ones go on meanwhile, and the agent comes back. -1: any number."""

@@ -34,7 +34,7 @@ task:
   loss: mse              # cross-entropy, mse, or {{name: custom, function: '{module}:my_loss'}}
   metrics: [mae, {{name: custom, function: '{module}:within_half_a_deviation'}}]
 
-partition: iid           # how samples are dealt to the agents; beside classes also dirichlet, by-label
+partition: iid           # how samples are dealt to the agents; with classes also dirichlet, by-label
 """
 
 _MODULE = '''\

@@ -27,8 +27,9 @@ def resolve(value: Any) -> Any:
         raise ValueError(f"{value!r}: allowed are import paths of the form module:attribute")
     try:
         result: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"{value!r}: the module {module_name!r} cannot be imported ({error})") from error
+    except Exception as error:  # whatever the module's own code raises, or a name such as `.module`
+        told = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{value!r}: the module {module_name!r} cannot be imported ({told})") from error
     for name in attribute.split("."):
         try:
             result = getattr(result, name)

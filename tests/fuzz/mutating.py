@@ -1,17 +1,18 @@
-"""Damaged settings files: valid ones of the repository, changed byte by byte and line by line."""
+"""Damaged settings files: valid ones of every kind, changed byte by byte and line by line."""
 
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import yaml
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.scalars import to_yaml
 from ray_pcasgd.starter import _SETTINGS
 from tests.fuzz.executing import Outcome, _line, _refused, _where
-from tests.fuzz.generating import Resources
-
-ROOT = Path(__file__).parents[2]
+from tests.fuzz.generating import Resources, make_case
 
 _PIECES = [
     *(b": ", b"- ", b"{", b"}", b"[", b"]", b"&a ", b"*a ", b"!!python/object:os.system ", b"!!binary ", b"'", b'"'),
@@ -23,17 +24,26 @@ _PIECES = [
 
 @cache
 def originals() -> tuple[bytes, ...]:
-    """Return the files that are damaged: whole settings as a run writes them, the studies' own, and the starter."""
-    whole = to_yaml(Config().model_dump(mode="json")).encode()
-    starter = _SETTINGS.format(name="some", module="tests.fuzz.objects").encode()
-    return (whole, starter, *(path.read_bytes() for path in sorted((ROOT / "experiments").rglob("*.yaml"))))
+    """Return the files that are damaged: the defaults as a run writes them, the starter, and settings of every kind."""
+    whole = to_yaml(Config().model_dump(mode="json"))
+    starter = _SETTINGS.format(name="some", module="tests.fuzz.objects")
+    plain = [make_case(0, number, Resources(Path("nowhere"), ())).tree for number in range(60)]
+    return tuple(text.encode() for text in (whole, starter, *filter(None, map(_text, plain))))
+
+
+def _text(tree: dict[str, Any]) -> str | None:
+    try:
+        load_config(tree)
+        return to_yaml(tree)
+    except (SettingsError, yaml.YAMLError):
+        return None
 
 
 def make_file(seed: int, number: int) -> bytes:
     """Return one damaged file; the same each time."""
     random = Random(f"file {seed}:{number}")
     content = bytearray(random.choice(originals()))
-    for _ in range(random.choice([1, 1, 1, 2, 3, 8, 40])):
+    for _ in range(random.choice([1, 1, 1, 1, 2, 3, 8, 40])):
         if not content:
             break
         first = random.randrange(len(content))

@@ -254,6 +254,10 @@ def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, Any],
             "task.data.train = 'no.such:thing': the module 'no.such' cannot be imported",
         ),
         (
+            {"name": "custom", "train": ".here:thing", "test": "math:pi"},
+            "task.data.train = '.here:thing': the module '.here' cannot be imported (TypeError: ",
+        ),
+        (
             {"name": "custom", "train": "math:nothing", "test": "math:pi"},
             "task.data.train = 'math:nothing': the module 'math' has no attribute 'nothing'",
         ),
