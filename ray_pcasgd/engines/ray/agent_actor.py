@@ -158,7 +158,9 @@ class AgentActor(Shell):
         # That an agent has left the run concerns all, not only those whom this version would be sent to.
         receivers = self.spec.receivers if isolated else self.agent.receivers()
         headers = {k: self.address(common, k) for k in receivers if self.can_reach(k)}
-        for k in self.outbox.send(headers, contents, may_skip=self.may_skip):
+        may_skip = self.may_skip and not (common.final or isolated or self.is_back_at == common.version)
+        in_pairs = self.spec.recipe.rule.needs_directions
+        for k in self.outbox.send(headers, contents, may_skip, in_pairs):
             self.lose(k)
             self.unsent.append(Event("neighbor_lost", self.spec.agent, self.version, f"agent {k} does not answer"))
 
@@ -169,6 +171,10 @@ class AgentActor(Shell):
         return Header(self.spec.agent, version, time.time(), self.step_seconds, final=final, mass=self.agent.mass)
 
     may_skip = False
+    """Whether messages may be left out to a neighbor that does not take them: never the last one, nor the first of an
+    agent that is back, nor the news that one has left."""
+    is_back_at = -1
+    """The version at which the agent has come back into the run."""
 
     def can_reach(self, neighbor: int) -> bool:
         """Return whether messages get through to a neighbor."""

@@ -103,6 +103,7 @@ class ReturningAgentActor(AgentActor):
         received = self.open_all(found)
         self.agent.rejoin(received, version)
         self.is_back = True
+        self.is_back_at = version
         now = time.time() - self.started_at
         whence = " and ".join(f"agent {one.read.neighbor}" for one in received)
         detail = f"agent {self.spec.agent} is back at step {version}, " + (

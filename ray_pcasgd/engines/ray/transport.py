@@ -6,7 +6,9 @@ several readers on another, the store copies large arrays less often.
 """
 
 import contextlib
+import math
 import threading
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -29,8 +31,11 @@ PIECE_BYTES = 64 * 1024
 CHECKED_CALLS = 16
 """Messages to one neighbor after which its answers are looked at; at every message it would cost as much as sending."""
 
-PENDING_CALLS = 32
-"""Unanswered messages to one neighbor after which a live agent leaves newer ones out until it answers."""
+FEWEST_PENDING, MOST_PENDING = 4, 32
+"""Bounds of how many unanswered messages to one neighbor a live agent has under way."""
+
+_ANSWER_TIMES = 64
+"""Answers over which the round trip to a neighbor is the smallest."""
 
 # What was read is never written to (rules are pure), so a view of shared memory is safe.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -109,6 +114,74 @@ def portable(snapshot: Snapshot) -> Any:
     return tree_map(lambda tensor: tensor.detach().cpu().numpy(), tuple(snapshot))
 
 
+class _Peer:
+    """One neighbor as its messages are sent to it."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.receive: Any = handle.receive
+        self.pending: deque[tuple[Any, float]] = deque()
+        """Calls that are not known to be answered, and when each was made."""
+        self.answers: deque[float] = deque(maxlen=_ANSWER_TIMES)
+        """Seconds that answers took, at most."""
+        self.interval = 0.0
+        """Mean seconds from one version to the next."""
+        self.offered_at = 0.0
+        self.last_sent = -1
+        """The newest version that was sent."""
+        self.run = 0
+        """How many versions before it were sent without a gap."""
+
+    def offer(self, now: float) -> None:
+        """Take in that there is a version to be sent."""
+        spent = now - self.offered_at
+        if self.offered_at:
+            self.interval = 0.8 * self.interval + 0.2 * min(spent, 4 * self.interval) if self.interval else spent
+        self.offered_at = now
+
+    @property
+    def allowed(self) -> int:
+        """The most calls that may be unanswered: as many as versions come in a round trip, and a few."""
+        return pending_allowed(min(self.answers, default=0.0), self.interval)
+
+    def sent(self, version: int, call: Any, now: float) -> None:
+        """Take in that a version was sent."""
+        self.run = self.run + 1 if version == self.last_sent + 1 else 1
+        self.last_sent = version
+        self.pending.append((call, now))
+
+    def completes_pair(self, version: int) -> bool:
+        """Return whether a version's message has the direction of one that was sent after a gap."""
+        return self.run == 1 and version == self.last_sent + 1
+
+    def is_alive(self, now: float) -> bool:
+        """Return whether the neighbor has not failed to take a message; forget those that it took."""
+        calls = [call for call, _ in self.pending]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
+        try:
+            ray.get(done)
+        except RayActorError:
+            return False
+        answered = set(done)
+        if done:
+            self.answers.append(min(now - sent_at for call, sent_at in self.pending if call in answered))
+        self.pending = deque((call, sent_at) for call, sent_at in self.pending if call not in answered)
+        return True
+
+
+def pending_allowed(round_trip: float, interval: float) -> int:
+    """Return how many messages may be unanswered: answers take ``round_trip`` seconds, versions come every ``interval``.
+
+    More would only wait: at a neighbor that is slow to take them, whose own steps they hold up, or on a link that has
+    not the bandwidth, where each makes those behind it later.
+
+    >>> pending_allowed(0.002, 0.02), pending_allowed(0.1, 0.02), pending_allowed(0.1, 0.001)
+    (5, 9, 32)
+    """
+    more = math.ceil(round_trip / interval) if interval > 0 else 0
+    return min(FEWEST_PENDING + more, MOST_PENDING)
+
+
 class Outbox:
     """Sends an agent's messages, notices neighbors that are gone, and never waits for one.
 
@@ -116,62 +189,71 @@ class Outbox:
     """
 
     def __init__(self, neighbors: Mapping[int, ActorHandle[Any]]) -> None:
-        self._handles: dict[int, Any] = dict(neighbors)
-        self._neighbors: dict[int, Any] = {k: handle.receive for k, handle in neighbors.items()}
-        self._pending: dict[int, deque[Any]] = {k: deque() for k in neighbors}
+        self._peers = {k: _Peer(handle) for k, handle in neighbors.items()}
         self._sent = Counter[int]()
         self._lock = threading.Lock()
 
     def welcome(self, neighbor: int, handle: ActorHandle[Any]) -> None:
         """Send to a neighbor that has come back, or come in, from now on."""
         with self._lock:
-            self._handles[neighbor] = handle
-            self._neighbors[neighbor] = handle.receive
-            self._pending[neighbor] = deque()
+            self._peers[neighbor] = _Peer(handle)
 
     def drop(self, neighbor: int) -> None:
         """Send to a neighbor no more."""
         with self._lock:
-            self._neighbors.pop(neighbor, None)
-            self._pending.pop(neighbor, None)
+            self._peers.pop(neighbor, None)
 
     def mark(self, sender: int, cut: int) -> None:
         """Tell every neighbor how many messages were sent to it before a cut."""
         with self._lock:
-            for k in self._neighbors:
-                self._pending[k].append(self._handles[k].take_mark.remote(sender, cut, self._sent[k]))
+            for k, peer in self._peers.items():
+                call = peer.handle.take_mark.remote(sender, cut, self._sent[k])
+                peer.pending.append((call, time.monotonic()))
 
-    def send(self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool) -> list[int]:
+    def full(self) -> list[int]:
+        """Return the neighbors that have left as many messages unanswered as may be."""
+        now = time.monotonic()
+        with self._lock:
+            return [k for k, peer in self._peers.items() if self._is_full(peer, now)]
+
+    def send(
+        self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
+    ) -> list[int]:
         """Send one message to each neighbor that has a header, and return the neighbors found to be gone.
 
-        With ``may_skip``, a neighbor that has left many messages unanswered is left out.
+        With ``may_skip``, a neighbor that has left many messages unanswered is left out; but where messages are of use
+        ``in_pairs`` (the second has the direction of the first), the second of a pair is always sent.
         """
-        arguments = in_pieces(contents)
+        arguments, now = in_pieces(contents), time.monotonic()
         with self._lock:
-            gone = [k for k in self._neighbors if len(self._pending[k]) >= CHECKED_CALLS and not self._is_alive(k)]
+            gone = [k for k, peer in self._peers.items() if not self._is_here(peer, now)]
             for k in gone:
-                del self._neighbors[k], self._pending[k]
+                del self._peers[k]
             for k, header in headers.items():
-                if k in self._neighbors and not (may_skip and len(self._pending[k]) >= PENDING_CALLS):
-                    self._pending[k].append(self._neighbors[k].remote(header, *arguments))
-                    self._sent[k] += 1
+                if (peer := self._peers.get(k)) is None:
+                    continue
+                peer.offer(now)
+                if may_skip and self._is_full(peer, now) and not (in_pairs and peer.completes_pair(header.version)):
+                    continue
+                peer.sent(header.version, peer.receive.remote(header, *arguments), now)
+                self._sent[k] += 1
             return gone
 
     def flush(self) -> None:
         """Wait until every neighbor that is alive has every message."""
         with self._lock:
-            under_way = [list(pending) for pending in self._pending.values()]
+            under_way = [[call for call, _ in peer.pending] for peer in self._peers.values()]
         for calls in under_way:
             with contextlib.suppress(RayActorError):
                 ray.get(calls)
 
-    def _is_alive(self, neighbor: int) -> bool:
-        """Return whether the neighbor has not failed to take a message; forget those that it took."""
-        pending = self._pending[neighbor]
-        done, left = ray.wait(list(pending), num_returns=len(pending), timeout=0)
-        try:
-            ray.get(done)
-        except RayActorError:
+    @staticmethod
+    def _is_here(peer: _Peer, now: float) -> bool:
+        return len(peer.pending) < CHECKED_CALLS or peer.is_alive(now)
+
+    @staticmethod
+    def _is_full(peer: _Peer, now: float) -> bool:
+        """Return whether as many calls are unanswered as may be; a neighbor that is gone is no longer full."""
+        if len(peer.pending) < FEWEST_PENDING:
             return False
-        self._pending[neighbor] = deque(left)
-        return True
+        return len(peer.pending) >= peer.allowed and peer.is_alive(now) and len(peer.pending) >= peer.allowed
