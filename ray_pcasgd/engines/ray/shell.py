@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from torch import Tensor
 
 from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, checked_contents
+from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, check_mark, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.reporting import Reporter
@@ -112,6 +112,11 @@ class Shell(Reporter):
                 return
             self.received[header.sender] += 1
             try:
+                self.check_turn(header)
+            except RejectedError as error:
+                self.reject(header.sender, header.version, error)
+                return
+            try:
                 contents = checked_contents(self.expected, header, contents, pieces)
             except RejectedError as error:
                 self.reject(header.sender, header.version, error)
@@ -120,6 +125,9 @@ class Shell(Reporter):
             self.took_in(header)
             if self.is_worth_waking():
                 self.changed.notify_all()
+
+    def check_turn(self, header: Header) -> None:
+        """Raise ``RejectedError`` where a message cannot be its sender's next; called with the lock held."""
 
     def reject(self, sender: int, version: int, error: Exception) -> None:
         """Count a message that is not what it must be, and say so of the first, the tenth, the hundredth..."""
@@ -143,6 +151,11 @@ class Shell(Reporter):
     def take_mark(self, neighbor: int, cut: int, sent: int) -> None:
         """Take in how many messages a neighbor had sent before a cut."""
         with self.changed:
+            try:
+                check_mark(self.expected, neighbor, cut, sent)
+            except RejectedError as error:
+                self.reject(-1, -1, error)
+                return
             self.marks[neighbor][cut] = sent
             self.changed.notify_all()
 

@@ -29,7 +29,7 @@ PIECE_BYTES = 64 * 1024
 """Larger arrays travel in pieces inside the call: arguments above 100 KiB would go through the object store."""
 
 CHECKED_CALLS = 16
-"""Messages to one neighbor after which its answers are looked at; at every message it would cost as much as sending."""
+"""Messages to one neighbor after which its answers are looked at in any case."""
 
 FEWEST_PENDING, MOST_PENDING = 4, 32
 """Bounds of how many unanswered messages to one neighbor a live agent has under way."""
@@ -140,9 +140,14 @@ class _Peer:
         self.offered_at = now
 
     @property
-    def allowed(self) -> int:
-        """The most calls that may be unanswered: as many as versions come in a round trip, and a few."""
-        return pending_allowed(min(self.answers, default=0.0), self.interval)
+    def is_full(self) -> bool:
+        """Whether as many calls are unanswered as may be: as versions come in a round trip, and a few."""
+        return len(self.pending) >= pending_allowed(min(self.answers, default=0.0), self.interval)
+
+    @property
+    def is_to_be_checked(self) -> bool:
+        """Whether it is time to look for answers; at every message it would cost as much as sending."""
+        return len(self.pending) >= CHECKED_CALLS or self.is_full
 
     def sent(self, version: int, call: Any, now: float) -> None:
         """Take in that a version was sent."""
@@ -170,7 +175,7 @@ class _Peer:
 
 
 def pending_allowed(round_trip: float, interval: float) -> int:
-    """Return how many messages may be unanswered: answers take ``round_trip`` seconds, versions come every ``interval``.
+    """Return how many messages may be unanswered, with ``round_trip`` seconds to an answer, ``interval`` to a version.
 
     More would only wait: at a neighbor that is slow to take them, whose own steps they hold up, or on a link that has
     not the bandwidth, where each makes those behind it later.
@@ -210,12 +215,6 @@ class Outbox:
                 call = peer.handle.take_mark.remote(sender, cut, self._sent[k])
                 peer.pending.append((call, time.monotonic()))
 
-    def full(self) -> list[int]:
-        """Return the neighbors that have left as many messages unanswered as may be."""
-        now = time.monotonic()
-        with self._lock:
-            return [k for k, peer in self._peers.items() if self._is_full(peer, now)]
-
     def send(
         self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
     ) -> list[int]:
@@ -226,14 +225,14 @@ class Outbox:
         """
         arguments, now = in_pieces(contents), time.monotonic()
         with self._lock:
-            gone = [k for k, peer in self._peers.items() if not self._is_here(peer, now)]
+            gone = [k for k, peer in self._peers.items() if peer.is_to_be_checked and not peer.is_alive(now)]
             for k in gone:
                 del self._peers[k]
             for k, header in headers.items():
                 if (peer := self._peers.get(k)) is None:
                     continue
                 peer.offer(now)
-                if may_skip and self._is_full(peer, now) and not (in_pairs and peer.completes_pair(header.version)):
+                if may_skip and peer.is_full and not (in_pairs and peer.completes_pair(header.version)):
                     continue
                 peer.sent(header.version, peer.receive.remote(header, *arguments), now)
                 self._sent[k] += 1
@@ -246,14 +245,3 @@ class Outbox:
         for calls in under_way:
             with contextlib.suppress(RayActorError):
                 ray.get(calls)
-
-    @staticmethod
-    def _is_here(peer: _Peer, now: float) -> bool:
-        return len(peer.pending) < CHECKED_CALLS or peer.is_alive(now)
-
-    @staticmethod
-    def _is_full(peer: _Peer, now: float) -> bool:
-        """Return whether as many calls are unanswered as may be; a neighbor that is gone is no longer full."""
-        if len(peer.pending) < FEWEST_PENDING:
-            return False
-        return len(peer.pending) >= peer.allowed and peer.is_alive(now) and len(peer.pending) >= peer.allowed
