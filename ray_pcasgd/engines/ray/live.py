@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError
 
 from ray_pcasgd.agent import AgentSpec, Received
 from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.ray.agent_actor import Found
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.returning import ReturningAgentActor
 from ray_pcasgd.engines.ray.shell import Driving
@@ -293,7 +293,7 @@ class LiveAgentActor(ReturningAgentActor):
         for item in found:
             try:
                 received += super().open_all([item])
-            except ObjectLostError as error:
+            except LOST as error:
                 k, version = item.read[:2]
                 detail = f"version {version} of agent {k} was lost ({type(error).__name__})"
                 self.unsent.append(Event("message_lost", self.spec.agent, self.version, detail))

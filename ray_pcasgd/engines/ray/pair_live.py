@@ -7,10 +7,11 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError
 
 from ray_pcasgd.engines.ray.checking import RejectedError, check_header, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
 from ray_pcasgd.engines.ray.pair_actors import PairActor
 from ray_pcasgd.engines.ray.parts import Restored
@@ -196,7 +197,7 @@ class LivePairActor(PairActor):
                 with self.changed:
                     self.reject(k, self.agent.version, error)
                 return None
-            except (RayActorError, GetTimeoutError) as error:
+            except (*GONE, GetTimeoutError) as error:
                 # One that hangs is ended by the driver: should it still average with this agent, it does so alone.
                 self.give_up(k, partner)
                 waited = f" for {self.driving.wait_seconds:g} s" if isinstance(error, GetTimeoutError) else ""

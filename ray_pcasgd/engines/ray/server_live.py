@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError
 
 from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.ray.checking import RejectedError
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.server_actors import ServerActor
 from ray_pcasgd.engines.ray.shell import Driving
@@ -231,7 +231,7 @@ class LiveServerActor(ServerActor):
             return False
         try:
             self.opened[key] = self.fetch(Read(*key, 0, 0), message.contents)
-        except (ObjectLostError, RayActorError) as error:
+        except LOST as error:
             detail = f"version {header.version} of agent {header.sender} was lost ({type(error).__name__})"
             self.unsent.append(Event("message_lost", self.spec.agent, self.version, detail))
             return False

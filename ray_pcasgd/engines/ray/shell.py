@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 from torch import Tensor
 
 from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, check_mark, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.reporting import Reporter
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
@@ -194,7 +194,7 @@ class Shell(Reporter):
             with self.changed:
                 self.report(flush=True)
             # The driver looks for reports once this call has ended, and its own call could overtake these.
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(*GONE):
                 ray.get([call.answer for call in self.handed_in])
         if self.driving.state_seconds is not None:
             self.outbox.mark(self.spec.agent, FOREVER)

@@ -6,6 +6,7 @@ several readers on another, the store copies large arrays less often.
 """
 
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -18,12 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayTaskError
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ray_pcasgd.engines.ray.lost import GONE, first_line
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.records import Snapshot
+
+logger = logging.getLogger("ray_pcasgd")
 
 PIECE_BYTES = 64 * 1024
 """Larger arrays travel in pieces inside the call: arguments above 100 KiB would go through the object store."""
@@ -163,10 +167,14 @@ class _Peer:
         """Return whether the neighbor has not failed to take a message; forget those that it took."""
         calls = [call for call, _ in self.pending]
         done, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
-        try:
-            ray.get(done)
-        except RayActorError:
-            return False
+        for call in done:
+            try:
+                ray.get(call)
+            except GONE:
+                return False
+            except RayTaskError as error:
+                # Whatever it makes of a message, it is there; it says itself what it rejects.
+                logger.warning("a message was not taken: %s", first_line(error))
         answered = set(done)
         if done:
             self.answers.append(min(now - sent_at for call, sent_at in self.pending if call in answered))
@@ -243,5 +251,5 @@ class Outbox:
         with self._lock:
             under_way = [[call for call, _ in peer.pending] for peer in self._peers.values()]
         for calls in under_way:
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(*GONE, RayTaskError):
                 ray.get(calls)
