@@ -64,7 +64,7 @@ class LiveAgentActor(ReturningAgentActor):
         self.own_times = OwnTimes(1, [])
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
         self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier) and not self.agent.pushes
-        self.may_skip = not self.agent.pushes
+        self.may_skip = True
         self.silent: set[int] = set()
         """Neighbors that are not known to be gone, and from which nothing has come for too long."""
         self.silences: Counter[int] = Counter()
@@ -78,11 +78,7 @@ class LiveAgentActor(ReturningAgentActor):
         self.cycle_seconds = 0.0
         """Mean seconds from the end of a step to the end of the next, waiting included."""
         self.kept_at = time.monotonic()
-
-    def ready(self) -> str:
-        """Return where the agent lives, once it is built and its first steps are as fast as those after them."""
         self.agent.warm_up()
-        return super().ready()
 
     def take_steps(self) -> None:
         """Take all steps as fast as the barrier allows."""
@@ -114,7 +110,8 @@ class LiveAgentActor(ReturningAgentActor):
         found = self.await_barrier(step)
         waited = time.time() - ready
         received = self.open_all(found)
-        measures = self.agent.apply(received)
+        held = self.held
+        measures = self.agent.apply(received, len(held))
         end = time.time()
         self.step_seconds = _mean_with(self.step_seconds, end - start - waited)
         self.cycle_seconds = _mean_with(self.cycle_seconds, end - (self.ended_at or start))
@@ -122,7 +119,7 @@ class LiveAgentActor(ReturningAgentActor):
         self.own_times.sent_at.append(end)
         began, computed, ended = (moment - self.started_at for moment in (start, ready, end))
         reads = tuple(item.read for item in received)
-        row = Row(self.spec.agent, step, began, computed, ended, reads)
+        row = Row(self.spec.agent, step, began, computed, ended, reads, held=held)
         if self.spec.recipe.evaluates_at(self.agent.progress):
             self.publish()  # an evaluation is not waited for
             self.finish_step(row, loss, measures)
@@ -305,8 +302,21 @@ class LiveAgentActor(ReturningAgentActor):
         self.links = injection.links_from(self.spec.agent, self.spec.receivers)
 
     def can_reach(self, neighbor: int) -> bool:
-        """Return whether messages get through to a neighbor."""
+        """Return whether messages get through to a neighbor, and a share that is pushed to it is not lost."""
+        if self.agent.pushes and (neighbor in self.lost | self.silent | self.done or self.has_finished(neighbor)):
+            return False
         return not self.changes.cuts(self.spec.agent, neighbor)
+
+    def has_finished(self, neighbor: int) -> bool:
+        """Return whether a neighbor is known to take no step any more."""
+        newest = self.trackers[neighbor].newest if neighbor in self.trackers else None
+        return newest is not None and newest.final
+
+    def begin(self) -> None:
+        """Put the version that all start from into the mailbox; who is not there has no share of it."""
+        super().begin()
+        if self.agent.pushes:
+            self.held = tuple(k for k in self.agent.receivers() if k not in self.outbox)
 
     def address(self, header: Header, neighbor: int) -> Header:
         """Return the header for one neighbor, with the delays that are injected on the link to it."""

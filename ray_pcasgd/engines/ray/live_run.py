@@ -112,10 +112,12 @@ class LiveRun:
                     failures.append(error)
                 elif agent in self.leaving:
                     self.away.add(agent)
-                    if not isinstance(self.crew.specs[agent], AgentSpec):  # those tell each other
+                    # Peers tell each other, but for those who read nothing of whom they push shares to.
+                    if not isinstance(self.crew.specs[agent], AgentSpec) or self.pushes:
                         self.tell_of_absence(agent)
                 else:
                     self.finished.add(agent)
+                    self.tell_of_end(agent)
             self.end_silent_agents()
             yield from self.drain()
             yield from self.obey()
@@ -202,6 +204,18 @@ class LiveRun:
             )
             if is_told and other not in self.away:
                 self.crew.actors[other].neighbor_lost.remote(agent)
+
+    @property
+    def pushes(self) -> bool:
+        """Whether agents push shares of their mass, which must not be lost."""
+        spec = self.crew.specs[0]
+        return isinstance(spec, AgentSpec) and spec.recipe.rule.reading == "every"
+
+    def tell_of_end(self, agent: int) -> None:
+        """Tell those who push shares to an agent that it has taken all its steps."""
+        for other, spec in enumerate(self.crew.specs) if self.pushes else ():
+            if agent in spec.receivers and other not in self.away:
+                self.crew.actors[other].neighbor_done.remote(agent)
 
     def bring_back(self, agent: int) -> None:
         """Make a lost agent's actor again, and let it come back once there is room for it."""

@@ -54,6 +54,7 @@ class LivePairActor(PairActor):
         self.has_begun = False
         self.is_leaving = False
         self.is_over = False
+        self.agent.warm_up()
 
     def set_links(self, injection: Injection) -> None:
         """Take in what an injection says of links."""

@@ -118,6 +118,15 @@ def portable(snapshot: Snapshot) -> Any:
     return tree_map(lambda tensor: tensor.detach().cpu().numpy(), tuple(snapshot))
 
 
+class Sent(NamedTuple):
+    """What became of one version's messages."""
+
+    to: frozenset[int]
+    """Who was sent one."""
+    gone: list[int]
+    """Neighbors that were found to be gone."""
+
+
 class _Peer:
     """One neighbor as its messages are sent to it."""
 
@@ -211,6 +220,9 @@ class Outbox:
         with self._lock:
             self._peers[neighbor] = _Peer(handle)
 
+    def __contains__(self, neighbor: int) -> bool:
+        return neighbor in self._peers
+
     def drop(self, neighbor: int) -> None:
         """Send to a neighbor no more."""
         with self._lock:
@@ -225,14 +237,15 @@ class Outbox:
 
     def send(
         self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
-    ) -> list[int]:
-        """Send one message to each neighbor that has a header, and return the neighbors found to be gone.
+    ) -> Sent:
+        """Send one message to each neighbor that has a header.
 
         With ``may_skip``, a neighbor that has left many messages unanswered is left out; but where messages are of use
         ``in_pairs`` (the second has the direction of the first), the second of a pair is always sent.
         """
         arguments, now = in_pieces(contents), time.monotonic()
         with self._lock:
+            to: set[int] = set()
             gone = [k for k, peer in self._peers.items() if peer.is_to_be_checked and not peer.is_alive(now)]
             for k in gone:
                 del self._peers[k]
@@ -244,7 +257,8 @@ class Outbox:
                     continue
                 peer.sent(header.version, peer.receive.remote(header, *arguments), now)
                 self._sent[k] += 1
-            return gone
+                to.add(k)
+            return Sent(frozenset(to), gone)
 
     def flush(self) -> None:
         """Wait until every neighbor that is alive has every message."""

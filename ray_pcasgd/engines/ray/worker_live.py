@@ -44,6 +44,7 @@ class LiveWorkerActor(WorkerActor):
         self.is_leaving = False
         self.is_returning = False
         self.set_links(injection)
+        self.worker.warm_up()
 
     def set_links(self, injection: Injection) -> None:
         """Take in what an injection says of links."""
