@@ -65,7 +65,7 @@ class NeighborTracker:
         if newest is None or newest.final or newest.step_seconds <= 0:
             return 0
         seconds = min(now - newest.sent_at, self.transit_seconds)
-        return max(0, min(int(seconds / newest.step_seconds), self.last_version - newest.version))
+        return max(0, int(min(seconds / newest.step_seconds, self.last_version - newest.version)))
 
     def lateness(self, now: float) -> float:
         """Return the age of the newest message in seconds, beyond what messages take to come."""
