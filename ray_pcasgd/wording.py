@@ -58,3 +58,15 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def one_line(message: object, longest: int | None = None) -> str:
+    r"""Return a message as one line of printable characters, cut where it is longer than so many.
+
+    Control characters, which a terminal takes for commands, and marks that turn the direction of writing become spaces.
+
+    >>> one_line("a\x1b[2J b\n c"), one_line("much too long", 8)
+    ('a [2J b c', 'much too...')
+    """
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(message)).split())
+    return text if longest is None or len(text) <= longest else f"{text[:longest]}..."
