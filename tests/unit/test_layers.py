@@ -12,7 +12,7 @@ import ray_pcasgd
 
 PACKAGE = Path(ray_pcasgd.__file__).parent
 LAYERS = [
-    "settings wording own_state foreign_files reaching records run_state numerics randomness curves",
+    "settings wording own_state foreign_files foreign_tables reaching records run_state numerics randomness curves",
     "laws law_text topology timing rules optimizer",
     "commands status schedule mailbox tasks reliability",
     "replica displacement server_rules learner agent variants server pairs consensus",
