@@ -19,7 +19,7 @@ from ray_pcasgd.tasks.imports import look_also_in
 from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_sweep, print_theory
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.trust import load_run_settings
-from ray_pcasgd.wording import one_line
+from ray_pcasgd.wording import one_line, printable
 
 SETTINGS_ERROR = 2
 RUN_ERROR = 1
@@ -108,10 +108,10 @@ def compare_command(
         labels=list(labels.values()),
     )
     print_comparison(comparison, console)
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    _say(f"report: {report}", console)
     failed = comparison.runs[comparison.runs["error"].notna()]
     for _, row in failed.iterrows():
-        print(f"error: {row['label']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
+        _complain(f"{row['label']}, seed {row['seed']}: {row['error']}")
     if len(failed):
         raise typer.Exit(RUN_ERROR)
 
@@ -141,7 +141,7 @@ def sweep_command(
     print_sweep(result.points, result.metric, result.path, Console())
     failed = result.trials["error"].notna()
     for _, row in result.trials[failed].iterrows():
-        print(f"error: {row['path']}: {row['error']}", file=sys.stderr)
+        _complain(f"{row['path']}: {row['error']}")
     if failed.all():
         raise typer.Exit(RUN_ERROR)
 
@@ -168,7 +168,7 @@ def theory(
     table = theory_table(settings.compute.law, settings.num_agents, updates, settings.seed)
     print_theory(table, console)
     for path in write_theory(table, settings.num_agents, output, bound):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        _say(str(path), console)
 
 
 @app.command()
@@ -184,7 +184,7 @@ def report(
         page = write_report(folders, output or runs[0] / "report.html", " against ".join(run.name for run in runs))
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+    _say(f"report: {page}", Console())
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -208,8 +208,16 @@ def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> No
         write_report(runs, path / "report.html", " against ".join(run.name for run in runs))
     print_final_table(result, console)
     if result.error:
-        print(f"error: {result.error}", file=sys.stderr)
+        _complain(result.error)
         raise typer.Exit(RUN_ERROR)
+
+
+def _say(line: str, console: Console) -> None:
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _complain(line: object) -> None:
+    print(f"error: {printable(line)}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -225,10 +233,10 @@ def run_command(command: Callable[[], Any]) -> int:
         command()
     except SettingsError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            _complain(line)
         return SETTINGS_ERROR
     except RunError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _complain(one_line(error))
         return RUN_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

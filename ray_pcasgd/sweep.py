@@ -13,6 +13,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.cluster import RayCluster
 from ray_pcasgd.engines.ray.placement import bundle_of
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.foreign_files import read_text
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import joined, make_plan, resolve
 from ray_pcasgd.run_folder import free_name, is_remote
@@ -114,7 +115,7 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
         "base": base,
         "folder": str(path / RUNS_FOLDER),
         "checkpoint_seconds": config.checkpoint_seconds,
-        "directory": (path / DIRECTORY_FILE).read_text(encoding="utf-8"),
+        "directory": read_text(path / DIRECTORY_FILE),
     }
     if packs is None:
         function = tune.with_parameters(run_trial, **shared, checkpoint_steps=config.exchange_steps(base))

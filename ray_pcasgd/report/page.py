@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 import yaml
 
 from ray_pcasgd.report.data import RunData, load_run
@@ -28,7 +29,8 @@ def write_report(runs: Sequence[Path], output: Path, title: str, labels: Sequenc
         ValueError: there is no run, a folder is no run folder, or there are not as many labels as runs.
 
     """
-    text = page(load_groups(runs, labels), title)
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers of runs that diverged
+        text = page(load_groups(runs, labels), title)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     return output

@@ -153,7 +153,17 @@ def check_fits(
             f"num_steps = {num_steps}: allowed beside the schedule is up to {taken}, what agent {shortest} takes in it"
         )
     linked = [frozenset(of_agent) for of_agent in neighbors]
+    back_at: dict[int, int] = {}
+    """The versions at which agents came back, that were lost: what they did before, they do not remember."""
     for row in rows:
+        oldest = max((read.age for read in row.reads), default=0)
+        if row.kind == "rejoined":
+            back_at[row.agent] = row.step + 1
+        elif oldest > row.step - back_at.get(row.agent, 0):
+            raise ValueError(
+                f"schedule: agent {row.agent} at step {row.step} has a read of the age {oldest}; allowed are the steps "
+                f"since it came back at {back_at.get(row.agent, 0)}"
+            )
         for read in row.reads if row.step < num_steps else ():
             if read.neighbor not in linked[row.agent]:
                 raise ValueError(
