@@ -125,8 +125,8 @@ def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
         strangers = [agent for agent in (row.agent, *(read.neighbor for read in row.reads)) if agent not in everybody]
         if strangers:
             raise ValueError(
-                f"schedule = {config.schedule!r}: has the agent {strangers[0]} at step {row.step}, who is neither worker "
-                f"nor server; allowed are 0 to {len(everybody) - 1}"
+                f"schedule = {config.schedule!r}: has the agent {strangers[0]} at step {row.step}, neither worker nor "
+                f"server; allowed are 0 to {len(everybody) - 1}"
             )
         if row.agent < first and row.reads and len({read.neighbor for read in row.reads}) < rule.shards:
             raise ValueError(
