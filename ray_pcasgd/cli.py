@@ -181,7 +181,8 @@ def report(
     """Draw one page about one run, or several runs side by side."""
     folders = [folder for run in runs for folder in _run_folders(run)]
     try:
-        page = write_report(folders, output or runs[0] / "report.html", " against ".join(run.name for run in runs))
+        title = " against ".join(run.absolute().name for run in runs)
+        page = write_report(folders, output or runs[0] / "report.html", title)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     _say(f"report: {page}", Console())

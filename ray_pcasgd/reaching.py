@@ -80,6 +80,9 @@ def address_of(run: str, given: str | None = None) -> Address:
     location = location_of(run)
     if (noted_by_driver := noted_address(location)) is not None:
         return Address("its cluster", noted_by_driver)
+    with contextlib.suppress(OSError):
+        if _note_of(location).exists():
+            raise NotRunningError(f"{run}: its driver has ended; ray-pcasgd train --resume goes on with it")
     if from_environment := os.environ.get("RAY_ADDRESS"):
         return Address("RAY_ADDRESS", from_environment)
     reason = "this user has no run here that is running"

@@ -7,10 +7,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
 import yaml
 
 from ray_pcasgd.report.data import RunData, load_run
+from ray_pcasgd.report.drawing import own_style
 from ray_pcasgd.report.groups import Group, final_table, group_runs, metric_of
 from ray_pcasgd.report.illustrations import illustrations
 from ray_pcasgd.report.labels import differing_keys, flattened, labels_of
@@ -29,7 +29,7 @@ def write_report(runs: Sequence[Path], output: Path, title: str, labels: Sequenc
         ValueError: there is no run, a folder is no run folder, or there are not as many labels as runs.
 
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # numbers of runs that diverged
+    with own_style():
         text = page(load_groups(runs, labels), title)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
