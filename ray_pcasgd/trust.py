@@ -27,12 +27,17 @@ def load_run_settings(
 ) -> Config:
     """Return the checked settings of a run's folder, with changes as ``load_config`` takes them.
 
+    Whom this user trusts once he trusts with the same settings again.
+
     Raises:
         SettingsError: they cannot be read or run, or give powers to somebody that this user has not given him.
 
     """
     tree = read_yaml(folder / "config.yaml")
-    return load_config(tree, assignments, changes, from_strangers=not trust and not _is_known(_powers(tree)))
+    config = load_config(tree, assignments, changes, from_strangers=not trust and not _is_known(_powers(tree)))
+    if trust:
+        _note(_powers(tree))
+    return config
 
 
 def note_settings(text: str) -> None:
@@ -58,7 +63,11 @@ def _powers(tree: Mapping[str, Any]) -> bytes:
     """Return what of settings can run code or reach out; all of that stands in the task and the engine's address."""
     engine = tree.get("engine")
     address = engine.get("address") if isinstance(engine, Mapping) else None
-    return json.dumps([tree.get("task"), address], sort_keys=True, default=repr, skipkeys=True).encode()
+    parts = [tree.get("task"), address]
+    try:
+        return json.dumps(parts, sort_keys=True).encode()
+    except TypeError:  # keys that are texts and numbers
+        return json.dumps(parts).encode()
 
 
 def _contents(folder: Path, names: Sequence[str]) -> bytes:

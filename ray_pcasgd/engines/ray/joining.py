@@ -5,7 +5,7 @@ The token goes to clusters alone that the user has named, or has started himself
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def open_address(subject: str, address: str) -> str:
     """
     named = f"{subject} = {address!r}"
     if address == "auto":
-        address = _own_cluster(named)
+        address = own_cluster(named, frozenset(_own_addresses()), started_last())
     host_and_port(subject, address)
     nodes = _local_nodes(named, address)
     if not nodes:
@@ -111,20 +111,18 @@ _WORDS = {
 }
 
 
-def _own_cluster(named: str) -> str:
-    """Return the address of the cluster that this user runs on this machine.
+def own_cluster(named: str, running: Set[str], started_last: str | None) -> str:
+    """Return the address of the cluster that a user runs on a machine, of the ones that are ``running`` there.
 
     Ray's own ``auto`` takes any process of any user for it that looks like one, and shows the token there.
     """
-    running = set(_own_addresses())
-    noted = _started_last()
-    if noted in running:
-        return str(noted)
+    if started_last is not None and started_last in running:
+        return started_last
     if not running:
         raise ClusterError(f"{named}: this user runs no Ray cluster on this machine; allowed is host:port")
     if len(running) > 1:
         raise ClusterError(f"{named}: this user runs several clusters here; allowed are {', '.join(sorted(running))}")
-    return running.pop()
+    return next(iter(running))
 
 
 def _own_addresses() -> Iterator[str]:
@@ -141,7 +139,7 @@ def _own_addresses() -> Iterator[str]:
                 yield value
 
 
-def _started_last() -> str | None:
+def started_last() -> str | None:
     """Return what ``ray start`` has noted last, if it was this user's: anybody may write to the folder of the note."""
     try:
         descriptor = os.open(Path(get_ray_address_file(None)), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
