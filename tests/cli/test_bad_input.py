@@ -1,5 +1,6 @@
 """The command line answers bad settings with exit status 2 and a line for each error, and nothing is left behind."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,46 @@ def test_a_failed_run_ends_with_status_1_and_says_which_agent_failed(
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith("error: agent 0 has loss ")
     assert (folder / "runs" / "mine" / "metrics.parquet").exists()
+
+
+def test_a_cluster_that_is_none_ends_with_status_1_and_leaves_nothing_behind(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    (folder / "sweep.yaml").write_text("config: {engine: ray, num_agents: 2}\nspace: {step_size: [0.1, 0.2]}\n")
+    commands = [
+        ["train", *TINY[2:]],
+        ["train", *TINY[2:], "--name", "mine", "--set", f"engine.address={address}"],
+        ["compare", *TINY[2:], "--engine", "ray", "--seeds", "1"],
+        ["sweep", "sweep.yaml"],
+    ]
+    for command in commands:
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 1
+        subject = "engine.address" if "mine" in command else "RAY_ADDRESS"
+        said = f"error: {subject} = '{address}': no Ray cluster answers there (connection refused)\n"
+        assert capsys.readouterr() == ("", said)
+    assert [path.name for path in folder.iterdir()] == ["sweep.yaml"]
+
+
+def test_a_ray_that_does_not_start_ends_with_status_1_and_leaves_nothing_behind(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    long = folder / ("long" * 40)
+    long.mkdir()
+    for place, said in ((long, "AF_UNIX path length cannot exceed"), (Path("/dev/null"), "Not a directory")):
+        monkeypatch.setenv("RAY_TMPDIR", str(place))
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *TINY[2:], "--name", "mine"])
+        assert ended.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: Ray does not start: ")
+        assert said in line
+    assert [path.name for path in folder.iterdir()] == [long.name]
 
 
 def test_a_process_of_its_own_ends_with_status_2_and_no_traceback(tmp_path: Path) -> None:
