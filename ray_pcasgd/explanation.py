@@ -61,7 +61,7 @@ def explain(error: ValidationError, tree: Any) -> list[str]:
         allowed = lines.setdefault(finding.subject, [])
         if finding.allowed not in allowed:
             allowed.append(finding.allowed)
-    return [f"{subject}: {_joined(allowed)}" for subject, allowed in lines.items()]
+    return [one_line(f"{subject}: {_joined(allowed)}") for subject, allowed in lines.items()]
 
 
 def written(value: Any) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import platform
 import re
 import threading
 from collections.abc import Iterator
@@ -113,7 +114,8 @@ def noted(location: str, address: str) -> Iterator[None]:
         path = _note_of(location)
         descriptor = _locked(path)
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps({"location": location, "address": address}).encode())
+        note = {"location": location, "address": address, "machine": platform.node()}
+        os.write(descriptor, json.dumps(note).encode())
         _forget_ended(path)
     try:
         yield
@@ -139,10 +141,11 @@ def noted_address(location: str) -> str | None:
         try:
             note = json.loads(file.read(_LONGEST_NOTE))
             address = str(note["address"])
-            host_and_port("address", address)
+            # On another machine that shares the home folder, loopback leads to somebody else.
+            is_reached = note["machine"] == platform.node() or not is_loopback(address)
+            return address if note["location"] == location and is_reached else None
         except (ValueError, KeyError, TypeError, OSError):
             return None
-    return address if note.get("location") == location else None
 
 
 def _note_of(location: str) -> Path:

@@ -204,6 +204,15 @@ def test_a_note_that_is_damaged_is_none(content: bytes, tmp_path: Path, state: P
         assert noted_address(str(tmp_path)) is None
 
 
+def test_loopback_is_another_one_on_another_machine(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with noted(str(tmp_path / "a"), "127.0.0.1:4001"), noted(str(tmp_path / "b"), "192.0.2.1:6379"):
+        monkeypatch.setattr("platform.node", lambda: "another")
+        assert noted_address(str(tmp_path / "a")) is None
+        assert noted_address(str(tmp_path / "b")) == "192.0.2.1:6379"
+
+
 def test_a_run_goes_on_where_nothing_can_be_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
