@@ -49,7 +49,7 @@ def read_table(path: Path, texts: Collection[str] = ()) -> pa.Table:
 
 
 def _size(column: pa.Array) -> int:
-    return len(column.values) if pa.types.is_list(column.type) else len(column)
+    return len(column.flatten()) if pa.types.is_list(column.type) else len(column)
 
 
 def _is_plain(kind: pa.DataType) -> bool:
