@@ -102,7 +102,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts) or len(parts) > DEEPEST:
+    if not equals or not all(parts) or not key.isprintable() or len(parts) > DEEPEST:
         raise SettingsError(f"--set {one_line(text, 200)}: allowed is key=value, for example algorithm.theta=0.3")
     try:
         result = parse_yaml(value)

@@ -96,6 +96,8 @@ def parse_yaml(text: str) -> Any:
             return loader.construct_document(node)
         finally:
             loader.dispose()
+    except UnicodeEncodeError:
+        raise YAMLTextError("is not YAML (it has bytes that are no characters)") from None
     except yaml.YAMLError as error:
         raise YAMLTextError(f"is not YAML ({one_line(_told(error), _LONGEST_REASON)})") from None
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ray_pcasgd.loading import SettingsError, load_config, parse_assignment, read_yaml
+from ray_pcasgd.plan import make_plan
 from ray_pcasgd.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
 
 
@@ -93,6 +94,7 @@ def merged_laughs(levels: int) -> str:
         ("a: [1,\nb: {", "is not YAML ("),
         ("a\x00b", "is not YAML ("),
         ("a: \x1b[2J", "is not YAML ("),
+        ("a: \udcff", "is not YAML (it has bytes that are no characters)"),
         ("a: 1\n--- \nb: 2", "is not YAML (expected a single document"),
         ("%TAG ! tag:yaml.org,2002:\n--- !python/none 1", "is not YAML ("),
     ],
@@ -149,8 +151,20 @@ def test_values_on_the_command_line_are_read_alike() -> None:
             parse_assignment(f"seed={value}")
         assert len(str(caught.value).splitlines()) == 1
         assert len(str(caught.value)) < 500
-    with pytest.raises(SettingsError, match="allowed is key=value"):
-        parse_assignment(".".join("a" * 900) + "=1")
+    for key in (".".join("a" * 900), "a\x1b", "\udcff"):
+        with pytest.raises(SettingsError, match="allowed is key=value") as caught:
+            parse_assignment(f"{key}=1")
+        assert str(caught.value).isprintable()
+
+
+def test_delays_and_images_are_not_read_from_pipes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    measured = {"name": "measured", "path": str(tmp_path / "pipe.csv")}
+    with pytest.raises(SettingsError, match=r"links.0.delay.path = .*: no such file; allowed is CSV or Parquet"):
+        load_config({"links": [{"delay": measured}]})
+    images = {"name": "image-parquet", "train": str(tmp_path / "pipe.csv"), "test": str(tmp_path / "pipe.csv")}
+    with pytest.raises(SettingsError, match=r"task.data.train = .*: no such file; allowed are Parquet files"):
+        make_plan(load_config({"engine": "local", "task": {"data": images}}))
 
 
 def test_trees_that_are_too_deep_are_refused_from_python_too() -> None:
