@@ -4,8 +4,9 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ray_pcasgd.wording import one_line
 
@@ -19,7 +20,7 @@ _LONGEST_TEXT = 2000
 _LARGEST = 10**15
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading, if it is a file: a pipe or a device would be waited for, or never end.
 
     Raises:
@@ -87,7 +88,7 @@ def events_of(path: Path) -> Iterator[dict[str, Any]]:
                 yield event
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(file: BufferedReader) -> Iterator[bytes]:
     """Yield the lines that are not too long."""
     read = 0
     is_inside = False

@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.foreign_files import open_regular
 from ray_pcasgd.loading import load_config, read_yaml
 from ray_pcasgd.own_state import keep_newest, own_folder
 from ray_pcasgd.settings import FROM_STRANGERS
-from ray_pcasgd.yaml_text import parse_yaml
+from ray_pcasgd.yaml_text import YAMLTextError, parse_yaml
 
 _MOST_FINGERPRINTS = 2000
 
@@ -42,11 +43,12 @@ def load_run_settings(
 
 def note_settings(text: str) -> None:
     """Note that this user runs settings, the text of a ``config.yaml``; where nothing can be noted, nothing happens."""
-    tree = parse_yaml(text)
-    try:
-        Config.model_validate(tree, context=FROM_STRANGERS)
-    except ValidationError:  # there is something in them that not everybody's may do
-        _note(_powers(tree))
+    with contextlib.suppress(YAMLTextError):  # too large to be read again
+        tree = parse_yaml(text)
+        try:
+            Config.model_validate(tree, context=FROM_STRANGERS)
+        except ValidationError:  # there is something in them that not everybody's may do
+            _note(_powers(tree))
 
 
 def note_files(folder: Path, names: Sequence[str]) -> None:
@@ -71,8 +73,11 @@ def _powers(tree: Mapping[str, Any]) -> bytes:
 
 
 def _contents(folder: Path, names: Sequence[str]) -> bytes:
-    files = (hashlib.blake2b((folder / name).read_bytes()).hexdigest() for name in names)
-    return "\n".join([str(folder.resolve()), *files]).encode(errors="surrogateescape")
+    digests = []
+    for name in names:
+        with open_regular(folder / name) as file:
+            digests.append(hashlib.file_digest(file, "blake2b").hexdigest())
+    return "\n".join([str(folder.resolve()), *digests]).encode(errors="surrogateescape")
 
 
 def _note(content: bytes) -> None:

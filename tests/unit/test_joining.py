@@ -3,6 +3,7 @@
 import http.server
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -17,6 +18,7 @@ from ray_pcasgd import sweep
 from ray_pcasgd.compare import METHODS, compare
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray import joining
+from ray_pcasgd.engines.ray.cluster import Known
 from ray_pcasgd.engines.ray.joining import ClusterError, open_address, own_cluster, started_last
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.trainer import Trainer
@@ -133,6 +135,16 @@ def test_the_note_of_ray_start_counts_where_it_is_one_s_own_file(
     note.unlink()
     os.mkfifo(note)
     assert started_last() is None
+
+
+def test_workers_look_for_modules_where_this_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["/packages"])
+    known = Known()
+    known.extend(["/packages", str(tmp_path)])
+    assert known == ["/packages"]
+    monkeypatch.setattr(sys, "path", ["", "/packages"])
+    known.extend([str(tmp_path)])
+    assert known == ["/packages", str(tmp_path)]
 
 
 RAY: dict[str, Any] = {"num_agents": 2, "num_steps": 2, "evaluate_every": 2, "name": "mine"}

@@ -124,16 +124,17 @@ def join_cluster(subject: str, address: str, logging_level: int, settings: RaySe
     )
 
 
-class _Known(list[str]):
+class Known(list[str]):
     """Where Ray's workers look for modules: where this process does too, and not in its directory besides."""
 
     def extend(self, places: Iterable[str]) -> None:
+        """Take in those of Ray's places in which this process looks."""
         super().extend(place for place in places if place in sys.path or "" in sys.path)
 
 
 def _init(failing: str, **options: Any) -> None:
     job = JobConfig()
-    job._py_driver_sys_path = _Known()
+    job._py_driver_sys_path = Known()
     try:
         ray.init(job_config=job, **options)
     except Exception as error:  # Ray's parts raise whatever they do

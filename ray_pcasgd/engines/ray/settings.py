@@ -42,7 +42,8 @@ class RaySettings(Settings):
     """Live: agents that are not started with the run, but by ``ray-pcasgd join``."""
     address: str | None = None
     """Address of a running cluster, ``host:port``, or ``auto`` for the one that you run on this machine; not given:
-    what the environment variable RAY_ADDRESS names, or a cluster of its own here, which ends with the run."""
+    what the environment variable RAY_ADDRESS names, or a cluster of its own here, which ends with the run; ``local``:
+    one of its own in any case."""
     object_store_gigabytes: float = Field(2.0, gt=0.1)
     """Shared memory for messages, in a cluster of its own; what does not fit is spilled to disk. Ray's own choice, 30 %
     of the machine, is slower: it takes long until memory that was touched before is used again."""
