@@ -34,15 +34,17 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
+def read_text(path: Path, most_bytes: int = MOST_BYTES, pipes: bool = False) -> str:
     """Return a UTF-8 file's text, with or without a byte order mark.
+
+    ``pipes``: whether it may be a pipe too, as the shell's ``<(...)`` is.
 
     Raises:
         OSError: it cannot be read, or is no file.
         ValueError: it is too long, or not UTF-8.
 
     """
-    with open_regular(path) as file:
+    with path.open("rb") if pipes else open_regular(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"it has more than {most_bytes:,} bytes")

@@ -51,7 +51,7 @@ def load_config(
 def _tree(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
     if source is None or isinstance(source, Config):
         return dict(_as_tree(source or Config()))
-    given = read_yaml(Path(source)) if isinstance(source, str | Path) else source
+    given = read_yaml(Path(source), pipes=True) if isinstance(source, str | Path) else source
     return dict(merge(_as_tree(Config()), given))
 
 
@@ -74,15 +74,15 @@ def _spelled_out(tree: dict[str, Any], context: dict[str, Any] | None) -> dict[s
         return tree
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping; nothing in it is executed.
+def read_yaml(path: Path, pipes: bool = False) -> dict[str, Any]:
+    """Return a YAML file's mapping; nothing in it is executed. ``pipes``: whether it may be a pipe too.
 
     Raises:
         SettingsError: there is no such file, or it holds no mapping.
 
     """
     try:
-        content = parse_yaml(read_text(path))
+        content = parse_yaml(read_text(path, pipes=pipes))
     except YAMLTextError as error:
         raise SettingsError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:

@@ -134,14 +134,23 @@ def test_a_byte_order_mark_is_none_of_the_settings(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "settings.yaml") == {"seed": 1}
 
 
-def test_a_pipe_and_a_folder_are_no_settings(tmp_path: Path) -> None:
+def test_a_pipe_and_a_folder_hold_no_settings_of_a_run(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SettingsError, match=r"pipe: cannot be read \(it is no regular file\)"):
         read_yaml(tmp_path / "pipe")
     with pytest.raises(SettingsError, match="cannot be read"):
         read_yaml(tmp_path)
-    with pytest.raises(SettingsError, match="/dev/zero: cannot be read"):
-        read_yaml(Path("/dev/zero"))
+    for pipes in (False, True):
+        with pytest.raises(SettingsError, match="/dev/zero: cannot be read"):
+            read_yaml(Path("/dev/zero"), pipes)
+
+
+def test_settings_that_are_given_may_come_through_a_pipe() -> None:
+    receiver, sender = os.pipe()
+    os.write(sender, b"seed: 7\n")
+    os.close(sender)
+    assert load_config(f"/dev/fd/{receiver}").seed == 7
+    os.close(receiver)
 
 
 def test_values_on_the_command_line_are_read_alike() -> None:
