@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from safetensors.torch import save
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from ray_pcasgd.records import Row
 from ray_pcasgd.schedule.trace import write_rows
 from ray_pcasgd.tasks.imports import import_path
 from ray_pcasgd.trust import note_settings
+from ray_pcasgd.yaml_text import write_yaml
 
 
 class RunFolder:
@@ -51,7 +51,7 @@ class RunFolder:
         except OSError as error:
             raise SettingsError(f"storage_path = {config.storage_path!r}: cannot be written ({error})") from None
         written = config.model_dump(mode="json", fallback=import_path)
-        text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+        text = write_yaml(written)
         (folder.path / "config.yaml").write_text(text, encoding="utf-8")
         note_settings(text)
         return folder

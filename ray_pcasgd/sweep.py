@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray import tune
 
 from ray_pcasgd.config import Config
@@ -23,6 +22,7 @@ from ray_pcasgd.sweep_settings import SweepConfig, load_sweep, nested
 from ray_pcasgd.sweep_trials import run_trial
 from ray_pcasgd.sweep_tuner import make_tuner
 from ray_pcasgd.trust import is_own, note_files
+from ray_pcasgd.yaml_text import write_yaml
 
 SWEEP_FILE = "sweep.yaml"
 BASE_FILE = "base.yaml"
@@ -59,9 +59,9 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
 
 def _write_settings(config: SweepConfig, base: Config, path: Path) -> None:
     path.mkdir(parents=True)
-    (path / SWEEP_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    (path / SWEEP_FILE).write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
     (path / DIRECTORY_FILE).write_text(str(Path.cwd()), encoding="utf-8")
-    (path / BASE_FILE).write_text(yaml.safe_dump(base.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    (path / BASE_FILE).write_text(write_yaml(base.model_dump(mode="json")), encoding="utf-8")
     note_files(path, _OWN_FILES)
 
 

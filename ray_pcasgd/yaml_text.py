@@ -21,6 +21,10 @@ _LONGEST_REASON = 200
 _LONGEST_LIST = 10_000
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what other readers of YAML, or ours, would take for something else than a text."""
+
+
 class YAMLTextError(ValueError):
     """A text that is not YAML, or none that settings are written in."""
 
@@ -71,7 +75,17 @@ for _tag, _pattern, _first in (
     ),
     ("merge", "<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def write_yaml(tree: Any) -> str:
+    """Return a tree as the text of which ``parse_yaml`` makes it again.
+
+    >>> write_yaml({"name": "1e5"}).strip()
+    "name: '1e5'"
+    """
+    return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def parse_yaml(text: str) -> Any:

@@ -116,6 +116,13 @@ def test_any_events_are_survived_in_one_line(
     assert complaint(capsys, "status", str(run)) == f"{run}: this user has no run here that is running"
 
 
+def test_a_run_that_has_ended_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder_that_names(tmp_path / "run", "127.0.0.1:4001")
+    (run / "result.json").write_text("{}")
+    said = f"{run}: this user has no run here that is running; it has its result already"
+    assert complaint(capsys, "status", str(run)) == said
+
+
 def test_a_torn_last_line_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder_that_names(tmp_path / "run", "192.0.2.7:6379")
     with (run / "events.jsonl").open("a") as file:

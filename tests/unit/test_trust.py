@@ -150,6 +150,11 @@ def test_a_run_with_an_object_s_import_path_is_known_too(tmp_path: Path, mark: P
     assert load_run_settings(Path(own.path)).task.model.name == "custom"
 
 
+def test_a_run_whose_name_looks_like_a_number_is_read_again(tmp_path: Path) -> None:
+    own = Trainer(TINY, name="12e4567", storage_path=str(tmp_path)).fit()
+    assert load_run_settings(Path(own.path)).name == "12e4567"
+
+
 def test_settings_that_are_given_are_like_scripts(tmp_path: Path, mark: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**TINY, "task": {"model": FACTORY}}))
     main_ended(["train", str(tmp_path / "mine.yaml")])

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ray_pcasgd.loading import SettingsError, load_config, parse_assignment, read_yaml
 from ray_pcasgd.plan import make_plan
-from ray_pcasgd.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
+from ray_pcasgd.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml, write_yaml
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,32 @@ def test_values(text: str, value: Any) -> None:
     found = parse_yaml(text)
     assert found == value
     assert type(found) is type(value)
+
+
+TEXTS = [
+    "1e5",
+    "12e4567",
+    "010",
+    "0o17",
+    "1:30",
+    "2024-05-01",
+    "yes",
+    "~",
+    "",
+    "1_000",
+    "<<",
+    "=",
+    ".5",
+    "null",
+    "a: b",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_written_so_that_it_stays_one(text: str) -> None:
+    tree = {"name": text, "values": [text, 1e-5, 7, True, None]}
+    assert parse_yaml(write_yaml(tree)) == tree
+    assert yaml.safe_load(write_yaml(tree)) == tree
 
 
 def laughs(levels: int, width: int = 9) -> str:
