@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+import ray
 
 from ray_pcasgd import sweep
 from ray_pcasgd.compare import METHODS, compare
@@ -150,10 +151,17 @@ def test_workers_look_for_modules_where_this_process_does(tmp_path: Path, monkey
 RAY: dict[str, Any] = {"num_agents": 2, "num_steps": 2, "evaluate_every": 2, "name": "mine"}
 
 
+@pytest.fixture
+def on_no_cluster() -> None:
+    if ray.is_initialized():  # where all tests run in one process, others have started one
+        pytest.skip("this process is on a cluster already")
+
+
 def settings(tmp_path: Path, **engine: Any) -> dict[str, Any]:
     return {**RAY, "engine": {"name": "ray", **engine}, "storage_path": str(tmp_path / "runs")}
 
 
+@pytest.mark.usefixtures("on_no_cluster")
 def test_a_run_without_its_cluster_has_no_folder(tmp_path: Path, closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match=r"engine.address = .* no Ray cluster answers there"):
         Trainer(settings(tmp_path, address=closed)).fit()
@@ -176,6 +184,7 @@ def test_an_address_of_another_form_is_refused_with_the_settings(tmp_path: Path)
         load_config(settings(tmp_path, address="head"))
 
 
+@pytest.mark.usefixtures("on_no_cluster")
 @pytest.mark.parametrize("gigabytes", [1e6, 1e300])
 def test_a_store_that_is_larger_than_the_machine_is_refused(tmp_path: Path, gigabytes: float) -> None:
     with pytest.raises(
