@@ -79,11 +79,11 @@ def address_of(run: str, given: str | None = None) -> Address:
     if given:
         return Address("--address", given)
     location = location_of(run)
-    if (noted_by_driver := noted_address(location)) is not None:
-        return Address("its cluster", noted_by_driver)
-    with contextlib.suppress(OSError):
-        if _note_of(location).exists():
-            raise NotRunningError(f"{run}: its driver has ended; ray-pcasgd train --resume goes on with it")
+    note = _note(location)
+    if note.address is not None:
+        return Address("its cluster", note.address)
+    if note.has_ended:
+        raise NotRunningError(f"{run}: its driver has ended; ray-pcasgd train --resume goes on with it")
     if from_environment := os.environ.get("RAY_ADDRESS"):
         return Address("RAY_ADDRESS", from_environment)
     reason = "this user has no run here that is running"
@@ -128,26 +128,35 @@ def noted(location: str, address: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-def noted_address(location: str) -> str | None:
-    """Return the address of the cluster on which one's own run is running; nothing where no driver of it is alive.
+class _Note(NamedTuple):
+    """What a driver has noted of its run."""
 
-    A driver holds a lock on its note, which ends with it: the port of a cluster that is gone may be another's by now.
+    address: str | None = None
+    """Of its cluster; nothing where there is none that can be reached from here."""
+    has_ended: bool = False
+    """Whether the driver ended without a word."""
+
+
+def _note(location: str) -> _Note:
+    """Return what the driver of a run has noted.
+
+    It holds a lock on its note, which ends with it: the port of a cluster that is gone may be another's by now.
     """
     try:
         descriptor = os.open(_note_of(location), os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
-        return None
+        return _Note()
     with os.fdopen(descriptor, "rb") as file:
         if _lock(file.fileno(), fcntl.LOCK_SH):
-            return None
+            return _Note(has_ended=True)
         try:
             note = json.loads(file.read(_LONGEST_NOTE))
             address = str(note["address"])
             # On another machine that shares the home folder, loopback leads to somebody else.
             is_reached = note["machine"] == platform.node() or not is_loopback(address)
-            return address if note["location"] == location and is_reached else None
+            return _Note(address if note["location"] == location and is_reached else None)
         except (ValueError, KeyError, TypeError, OSError):
-            return None
+            return _Note()
 
 
 def _note_of(location: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ray_pcasgd.cli import main
-from ray_pcasgd.reaching import NotRunningError, address_of, host_and_port, is_loopback, noted, noted_address
+from ray_pcasgd.reaching import NotRunningError, address_of, host_and_port, is_loopback, noted
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,14 @@ def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_STATE_HOME", str(folder))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return folder
+
+
+def noted_address(run: str) -> str | None:
+    """Return the address that a run's driver has noted, if commands would go there."""
+    try:
+        return address_of(run).address
+    except NotRunningError:
+        return None
 
 
 class Listener:
@@ -216,7 +224,8 @@ def test_loopback_is_another_one_on_another_machine(
 ) -> None:
     with noted(str(tmp_path / "a"), "127.0.0.1:4001"), noted(str(tmp_path / "b"), "192.0.2.1:6379"):
         monkeypatch.setattr("platform.node", lambda: "another")
-        assert noted_address(str(tmp_path / "a")) is None
+        with pytest.raises(NotRunningError, match="no run here that is running"):
+            address_of(str(tmp_path / "a"))
         assert noted_address(str(tmp_path / "b")) == "192.0.2.1:6379"
 
 

@@ -196,7 +196,7 @@ def test_values_on_the_command_line_are_read_alike() -> None:
 def test_delays_and_images_are_not_read_from_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     measured = {"name": "measured", "path": str(tmp_path / "pipe.csv")}
-    with pytest.raises(SettingsError, match=r"links.0.delay.path = .*: no such file; allowed is CSV or Parquet"):
+    with pytest.raises(SettingsError, match=r"links.0.delay.path = .*: is no file; allowed is CSV or Parquet"):
         load_config({"links": [{"delay": measured}]})
     images = {"name": "image-parquet", "train": str(tmp_path / "pipe.csv"), "test": str(tmp_path / "pipe.csv")}
     with pytest.raises(SettingsError, match=r"task.data.train = .*: no such file; allowed are Parquet files"):
