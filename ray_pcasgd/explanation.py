@@ -12,6 +12,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.law_text import FORMS
 from ray_pcasgd.misspelling import allowed_at, as_written, kinds_at, meant
 from ray_pcasgd.settings import Settings
+from ray_pcasgd.wording import one_line as one_line
 
 _ALLOWED = {
     "greater_than_equal": "allowed are values from {ge} on",
@@ -63,11 +64,6 @@ def explain(error: ValidationError, tree: Any, root: type[Settings] = Config) ->
     for finding in telling:
         lines.setdefault(finding.subject, []).append(finding)
     return [one_line(f"{subject}: {_joined(found)}") for subject, found in lines.items()]
-
-
-def one_line(message: object) -> str:
-    """Return a message without its line breaks."""
-    return " ".join(str(message).split())
 
 
 def written(value: Any) -> str:

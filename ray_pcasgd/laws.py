@@ -257,6 +257,8 @@ class Measured(Settings):
         return tuple(values.tolist())
 
     def _column(self) -> pd.Series:
+        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for, a device never ends
+            raise ValueError(f"path = {str(self.path)!r}: is no file; allowed is CSV or Parquet")
         is_parquet = self.path.suffix == ".parquet"
         if is_parquet and not isinstance(self.column, str):
             raise ValueError(f"column = {self.column!r}: allowed in a Parquet file is a name")

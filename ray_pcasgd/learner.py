@@ -143,6 +143,24 @@ class Learner:
             self.optimizer_state, self.weights, gradient, self.replica.sizes
         )
 
+    def warm_up(self) -> None:
+        """Run one forward and backward pass, and leave no trace of it: what is loaded at first use is loaded then.
+
+        The first passes take several times as long as later ones. Where agents begin to train together and nobody
+        waits, whoever is through with them first would be far ahead.
+        """
+        replica, batch = self.replica, self.batches.state()
+        buffers = replica.buffers.clone()
+        integers = {name: buffer.clone() for name, buffer in replica.integer_buffers.items()}
+        inputs, targets = self.draw(self.batches)
+        self.batches.restore(batch)
+        self.seed_forward_pass()
+        torch.autograd.backward(self.spec.recipe.task.loss(replica.module(inputs), targets))
+        replica.gradient.zero_()
+        replica.buffers.copy_(buffers)
+        for name, value in integers.items():
+            replica.integer_buffers[name].copy_(value)
+
     def skip_batch(self) -> None:
         """Pass over the next mini-batch."""
         self.batches.restore(self.batches.state() + 1)

@@ -3,13 +3,32 @@
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ModelWrapValidatorHandler, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 
 def from_name(value: Any) -> Any:
     """Return a bare string as settings of that name, so that ``model: resnet-20`` stands for ``{name: resnet-20}``."""
     return {"name": value} if isinstance(value, str) else value
+
+
+FROM_STRANGERS = {"from_strangers": True}
+"""The context in which settings are validated that come with a folder that may be anybody's."""
+
+
+def refuse_of_strangers(value: Any, reason: str, info: ValidationInfo) -> None:
+    """Raise ``ValueError`` where a setting that gives others power here comes from a folder that may be anybody's."""
+    if (info.context or {}).get("from_strangers"):
+        raise ValueError(
+            f"{value!r}: {reason}, and these settings are not known as this user's; allowed with --trust (trust=True)"
+        )
 
 
 _LARGEST = 2**63 - 1

@@ -12,9 +12,9 @@ from ray.tune.search.repeater import TRIAL_INDEX
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.report.sweep_page import write_sweep_report
-from ray_pcasgd.scalars import to_yaml
 from ray_pcasgd.sweep_packs import Pack, kept_metrics
 from ray_pcasgd.sweep_settings import Point, PopulationBased, SweepConfig, nested
+from ray_pcasgd.yaml_text import write_yaml
 
 TRIALS_FILE = "trials.parquet"
 RUNS_FOLDER = "runs"
@@ -75,7 +75,7 @@ def conclude(
             best = load_config(own / "config.yaml", changes={"name": None, "storage_path": base.storage_path})
         else:
             best = load_config(base, changes=nested(result.best) | {"name": None})
-        text = to_yaml(best.model_dump(mode="json"))
+        text = write_yaml(best.model_dump(mode="json"))
         (path / BEST_FILE).write_text(text, encoding="utf-8")
         write_sweep_report(path, result.points, trials, list(config.space), metric, text)
     return result

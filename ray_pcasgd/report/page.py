@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from ray_pcasgd.report.data import RunData, load_run
+from ray_pcasgd.report.drawing import own_style
 from ray_pcasgd.report.groups import Group, final_table, group_runs, metric_of
 from ray_pcasgd.report.illustrations import illustrations
 from ray_pcasgd.report.labels import differing_keys, flattened, labels_of
-from ray_pcasgd.wording import NOTHING, duration, spoken, written
+from ray_pcasgd.wording import NOTHING, duration, printable, spoken, written
 
 _MOST_EVENTS = 30
 
@@ -28,7 +29,8 @@ def write_report(runs: Sequence[Path], output: Path, title: str, labels: Sequenc
         ValueError: there is no run, a folder is no run folder, or there are not as many labels as runs.
 
     """
-    text = page(load_groups(runs, labels), title)
+    with own_style():
+        text = page(load_groups(runs, labels), title)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     return output
@@ -66,7 +68,9 @@ def render(title: str, headline: str, sections: Sequence[tuple[str, str]]) -> st
     """Return a page of sections, each a heading and its HTML; empty ones are left out."""
     template = Template(resources.files("ray_pcasgd.report").joinpath("page.html").read_text(encoding="utf-8"))
     drawn = [_section(heading, content) for heading, content in sections]
-    return template.substitute(title=escape(title), headline=headline, sections="\n".join(filter(None, drawn)))
+    return template.substitute(
+        title=escape(printable(title)), headline=headline, sections="\n".join(filter(None, drawn))
+    )
 
 
 def _section(heading: str, content: str) -> str:

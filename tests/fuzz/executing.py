@@ -21,9 +21,9 @@ from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan
 from ray_pcasgd.result import Result
-from ray_pcasgd.scalars import to_yaml
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.yaml_text import write_yaml
 from tests.fuzz.generating import Case, Resources
 
 FINE = ("ran", "failed", "refused", "planned")
@@ -126,7 +126,7 @@ def _by_command(case: Case, resources: Resources) -> Outcome:
     """Run ``ray-pcasgd train`` in this process, and hold its status against what it says."""
     file = resources.folder / "case.yaml"
     try:
-        file.write_text(to_yaml(case.tree), encoding="utf-8")
+        file.write_text(write_yaml(case.tree), encoding="utf-8")
     except Exception:
         return _in_python(case)  # values that YAML has no form for
     options = [part for assignment in case.assignments for part in ("--set", assignment)]

@@ -9,8 +9,8 @@ import yaml
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import SettingsError, load_config
-from ray_pcasgd.scalars import to_yaml
 from ray_pcasgd.starter import _SETTINGS
+from ray_pcasgd.yaml_text import write_yaml
 from tests.fuzz.executing import Outcome, _line, _refused, _where
 from tests.fuzz.generating import Resources, make_case
 
@@ -25,7 +25,7 @@ _PIECES = [
 @cache
 def originals() -> tuple[bytes, ...]:
     """Return the files that are damaged: the defaults as a run writes them, the starter, and settings of every kind."""
-    whole = to_yaml(Config().model_dump(mode="json"))
+    whole = write_yaml(Config().model_dump(mode="json"))
     starter = _SETTINGS.format(name="some", module="tests.fuzz.objects")
     plain = [make_case(0, number, Resources(Path("nowhere"), ())).tree for number in range(60)]
     return tuple(text.encode() for text in (whole, starter, *filter(None, map(_text, plain))))
@@ -34,7 +34,7 @@ def originals() -> tuple[bytes, ...]:
 def _text(tree: dict[str, Any]) -> str | None:
     try:
         load_config(tree)
-        return to_yaml(tree)
+        return write_yaml(tree)
     except (SettingsError, yaml.YAMLError):
         return None
 

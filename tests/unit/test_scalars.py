@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.loading import SettingsError, load_config, parse_assignment, read_yaml
 from ray_pcasgd.run_folder import RunFolder
-from ray_pcasgd.scalars import number, to_yaml
+from ray_pcasgd.scalars import number
+from ray_pcasgd.yaml_text import write_yaml
 
 PLAIN: list[tuple[str, Any]] = [
     ("5", 5),
@@ -86,9 +87,9 @@ def test_what_is_no_number_in_spite_of_its_tag_is_refused(text: str) -> None:
 def test_every_text_that_is_written_is_read_as_that_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     tree = {"key": text, text: 1}
     file = tmp_path_factory.getbasetemp() / "text.yaml"
-    file.write_text(to_yaml(tree), encoding="utf-8")
+    file.write_text(write_yaml(tree), encoding="utf-8")
     assert read_yaml(file) == tree
-    assert yaml.safe_load(to_yaml(tree)) == tree  # by YAML 1.1, as others read it
+    assert yaml.safe_load(write_yaml(tree)) == tree  # by YAML 1.1, as others read it
 
 
 @given(st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.booleans() | st.none())
@@ -96,7 +97,7 @@ def test_every_value_that_is_written_is_read_as_that_value(
     tmp_path_factory: pytest.TempPathFactory, value: Any
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "value.yaml"
-    file.write_text(to_yaml({"key": value}), encoding="utf-8")
+    file.write_text(write_yaml({"key": value}), encoding="utf-8")
     found = read_yaml(file)["key"]
     assert found == value
     assert type(found) is type(value)
@@ -144,7 +145,7 @@ def test_a_value_of_another_kind_is_refused_wherever_it_is_given(
     path: str, text: str, expected: str, tmp_path: Path
 ) -> None:
     tree: Any = parse_assignment(f"{path}={text}")
-    (tmp_path / "run.yaml").write_text(to_yaml(tree), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(write_yaml(tree), encoding="utf-8")
     for source, assignments in ((tmp_path / "run.yaml", []), (tree, []), (None, [f"{path}={text}"])):
         with pytest.raises(SettingsError) as caught:
             load_config(source, assignments)

@@ -11,7 +11,7 @@ from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_check
 from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
-from ray_pcasgd.mailbox import Delivery, Header, Inbox, Message
+from ray_pcasgd.mailbox import Answer, Delivery, Header, Inbox, Message
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.server import Received, Server, ServerSpec, Worker, WorkerSpec
@@ -22,6 +22,8 @@ class StarShell(Shell):
     """What workers and servers have in common: messages are parts of vectors, each read once."""
 
     mailbox: Inbox[Contents]
+    is_live = False
+    """Whether servers answer their workers, besides sending what a schedule names."""
 
     def await_reads(self, row: Row) -> list[tuple[Read, Header, Contents]]:
         """Wait for all that a row reads, and return where it lies."""
@@ -45,15 +47,29 @@ class StarShell(Shell):
             raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected; events.jsonl says why")
         return read, message.header, message.contents
 
-    def open(self, read: Read, contents: Contents) -> Received:
-        """Return a message's contents, fetched; called without the lock, since a fetch may take its time."""
+    def fetch(self, read: Read, contents: Contents) -> Received:
+        """Return a message's contents; called without the lock, since a fetch may take its time.
+
+        Raises:
+            RejectedError: they are not what they must be.
+
+        """
         expected = self.expected
+        return Received(
+            read,
+            fetch_checked("weights", contents.weights, expected.weights, self.device),
+            fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
+        )
+
+    def open(self, read: Read, contents: Contents) -> Received:
+        """Return a message's contents, without which there is no going on.
+
+        Raises:
+            RunError: they are not what they must be.
+
+        """
         try:
-            return Received(
-                read,
-                fetch_checked("weights", contents.weights, expected.weights, self.device),
-                fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
-            )
+            return self.fetch(read, contents)
         except RejectedError as error:
             raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected: {error}") from error
 
@@ -101,7 +117,7 @@ class WorkerActor(StarShell):
     def expected(self) -> Expected:
         """What the servers' messages must be; each has a part of the weights of its own."""
         size = None if self.spec.recipe.num_servers > 1 else self.worker.weights.numel()
-        return Expected(self.spec.neighbors, None, size, self.worker.buffers.numel())
+        return Expected(self.spec.neighbors, None, size, self.worker.buffers.numel(), Answer if self.is_live else None)
 
     def part(self, server: int) -> slice:
         """Return the parameters of a server, which is counted as an agent."""
@@ -170,7 +186,8 @@ class ServerActor(StarShell):
     @property
     def expected(self) -> Expected:
         """What the workers' messages must be."""
-        return Expected(self.spec.neighbors, None, self.server.weights.numel(), self.server.buffers.numel())
+        sizes = (self.server.weights.numel(), self.server.buffers.numel())
+        return Expected(self.spec.neighbors, None, *sizes, Delivery)
 
     def submit(self, row: Row, losses: list[float], measures: dict[str, float], before: int, receivers: int) -> None:
         """Report an update; ``before`` is the server's progress before it."""
