@@ -20,6 +20,11 @@ class OwnTimes(NamedTuple):
     sent_at: list[float]
     """Wall-clock seconds of ``first_version`` and the versions after it."""
 
+    def pace(self, steps: int) -> float:
+        """Return the mean seconds between the newest versions, over so many of them; 0 before there are two."""
+        recent = self.sent_at[-steps - 1 :]
+        return (recent[-1] - recent[0]) / (len(recent) - 1) if len(recent) > 1 else 0.0
+
     def steps_since(self, moment: float) -> int:
         """Return how many steps the reader has taken since that moment."""
         return len(self.sent_at) - bisect_right(self.sent_at, moment)
