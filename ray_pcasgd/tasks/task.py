@@ -11,7 +11,7 @@ from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.datasets import Data, Digits
 from ray_pcasgd.tasks.models import MLP, Model
-from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Loss, Metric, evaluate
+from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Evaluation, Loss, Metric, examine, with_ignored
 from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
 from ray_pcasgd.tasks.samples import TaskData
 
@@ -94,5 +94,11 @@ class Task(Settings):
         return Batches(data.train, shard, batch_size, seed, agent, purpose, self.augmentation, data.normalization)
 
     def evaluate(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> dict[str, float]:
-        """Return the test loss, under ``loss``, and the metrics, each under its key."""
-        return evaluate(model, data.test, self.loss, self.metrics, device=device, transform=data.normalization)
+        """Return the test loss, under ``loss``, and the metrics, each under its key, over all test samples at once."""
+        return self.examine(model, data, device).values
+
+    def examine(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> Evaluation:
+        """Return what ``evaluate`` does, with what somebody who reads it should know."""
+        ignored = getattr(self.loss, "ignore_index", None)
+        metrics = [with_ignored(metric, ignored) for metric in self.metrics]
+        return examine(model, data.test, self.loss, metrics, device=device, transform=data.normalization)
