@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,9 +12,11 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ray_pcasgd.randomness import stream_seed
 from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.imports import CallableOrPath, resolve
-from ray_pcasgd.tasks.samples import AnySamples
+from ray_pcasgd.tasks.samples import AnySamples, MapSamples
 from ray_pcasgd.tasks.tallies import Gathered, MeanOfTerms, OfMetric, OverBatches, OverWhole, Tally, is_metric
 
 PYTORCH_IGNORES = -100
@@ -302,7 +304,9 @@ def examine(
     model.eval()
     try:
         for first in range(0, len(samples), batch_size):
-            inputs, targets = samples.take(np.arange(first, min(first + batch_size, len(samples))))
+            # Items that are random are the same in every evaluation.
+            with seeded(stream_seed(0, "tested items", first)) if isinstance(samples, MapSamples) else nullcontext():
+                inputs, targets = samples.take(np.arange(first, min(first + batch_size, len(samples))))
             outputs = model(transform(inputs.to(device)))
             targets = targets.to(device)
             for setting, _, tally in tallies:

@@ -13,7 +13,7 @@ from ray_pcasgd.tasks.datasets import Data, Digits
 from ray_pcasgd.tasks.models import MLP, Model
 from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Evaluation, Loss, Metric, examine, with_ignored
 from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
-from ray_pcasgd.tasks.samples import TaskData
+from ray_pcasgd.tasks.samples import MapSamples, TaskData
 
 __all__ = ["Task", "TaskData"]
 
@@ -72,7 +72,12 @@ class Task(Settings):
             )
         order = generator(0, "validation").permutation(number)
         test, train = (data.train.subset(np.sort(part)) for part in (order[:held_out], order[held_out:]))
-        return data._replace(train=train, test=test)
+        remarks = data.remarks
+        if isinstance(test, MapSamples) and test.is_random:
+            remarks += (
+                "task.validation_share: held-out items are random; every evaluation has the same draws of them",
+            )
+        return data._replace(train=train, test=test, remarks=remarks)
 
     def build_model(self, data: TaskData, seed: int) -> nn.Module:
         """Return the model for the data, its weights drawn from the seed's own stream.
