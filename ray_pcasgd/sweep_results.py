@@ -35,8 +35,8 @@ class SweepResult:
     """One row per trial: the point, its seed, the last metrics, whether it ``finished``, ``error`` where it failed, its
     run folder."""
     points: pd.DataFrame
-    """One row per point, the best first: mean and spread of the metric over the seeds, and how many of these finished,
-    were stopped early, or failed."""
+    """One row per point, the best first: mean and sample deviation of the metric over the seeds, how many of these
+    finished, were stopped early, or failed."""
 
     @property
     def best(self) -> Point | None:
@@ -96,7 +96,7 @@ def summarized(trials: pd.DataFrame, keys: Sequence[str], metric: str, mode: str
     table = pd.DataFrame(
         {
             "mean": groups["value"].mean(),
-            "std": groups["value"].std(ddof=0),
+            "std": groups["value"].std(),
             **{name: groups[name].sum() for name in ("finished", "stopped", "failed")},
         }
     ).reset_index()

@@ -14,11 +14,12 @@ from ray_pcasgd.plan import Plan
 from ray_pcasgd.progress import Progress, print_table
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.report.data import load_run
+from ray_pcasgd.report.delays import WITHOUT_EFFECT, has_delays
 from ray_pcasgd.result import Result
 from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
 from ray_pcasgd.watching import Watcher
-from ray_pcasgd.wording import main_metric, spoken, written
+from ray_pcasgd.wording import SPREAD, main_metric, spoken, written
 
 _HISTOGRAM_CLASSES = 10
 """Label counts of shards are shown up to so many classes."""
@@ -113,6 +114,10 @@ def print_final_table(result: Result, console: Console) -> None:
             rows.append(_final_row(name, averaged.iloc[-1], metric, over_run()))
         print_table(rows, console)
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
+    if (Path(result.path) / "config.yaml").exists():
+        run = load_run(Path(result.path))
+        if run.staleness.size and not run.staleness.any() and has_delays(run.config):
+            lines.insert(0, f"The {WITHOUT_EFFECT}")
     if (Path(result.path) / "report.html").exists():
         lines.append(f"report {Path(result.path) / 'report.html'}")
     for line in lines:
@@ -120,7 +125,7 @@ def print_final_table(result: Result, console: Console) -> None:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print one line per method: mean and standard deviation over seeds."""
+    """Print one line per method: mean and sample deviation over seeds."""
     metric = main_metric(comparison.runs.columns)
     if metric is None:
         return
@@ -135,9 +140,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             }
         )
     print_table(rows, console)
+    _print_spread(comparison.runs["seed"].nunique(), console)
     hashes = comparison.runs.groupby("seed")["schedule_hash"].agg(lambda column: ", ".join(dict.fromkeys(column)))
     for seed, text in hashes.items():
         console.print(f"schedules of seed {seed}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_spread(seeds: int, console: Console) -> None:
+    if seeds > 1:
+        console.print(f"{SPREAD}, {seeds} of them", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_theory(table: pd.DataFrame, console: Console) -> None:
@@ -147,7 +158,8 @@ def print_theory(table: pd.DataFrame, console: Console) -> None:
         {
             "policy": f"{row['policy']}, K = {row['K']}",
             "seconds per update": f"{signs[row['kind']]}{row['theory']:.4g}",
-            "planned": f"{row['planned']:.4g} ± {row['standard_error']:.2g}",
+            "planned": f"{row['planned']:.4g}",
+            "its standard error": f"{row['standard_error']:.2g}",
             "ratio": f"{row['ratio']:.3f}",
             "staleness": f"{row['staleness_theory']:.3g}",
             "staleness planned": f"{row['staleness_planned']:.3g}",
@@ -169,6 +181,7 @@ def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console)
         failed = {"failed": str(row["failed"])} if points["failed"].any() else {}
         rows.append(shown | {spoken(metric): value, "seeds": str(row["finished"])} | failed)
     print_table(rows, console)
+    _print_spread(int(points[["finished", "stopped", "failed"]].sum(axis=1).max()), console)
     if len(points) > _BEST_POINTS:
         console.print(f"and {len(points) - _BEST_POINTS} points more", highlight=False)
     for name in ("best.yaml", "trials.parquet", "report.html"):

@@ -91,7 +91,10 @@ def scale_values(axes: Axes, column: str, values: Sequence[Numbers]) -> None:
     if is_share(column):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     elif spans_decades(values):
-        axes.set_yscale("log", nonpositive="mask")
+        smallest = min(float(part[part > 0].min()) for part in values if (part > 0).any())
+        # The lower edge of a band may reach zero, where there is no logarithm: it is cut, not left out.
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], smallest / 10))
 
 
 def spans_decades(values: Sequence[Numbers]) -> bool:
@@ -110,6 +113,14 @@ def as_svg(figure: Figure) -> bytes:
     file = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "ray_pcasgd"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def as_pdf(figure: Figure) -> bytes:
+    """Return a figure as PDF with fonts that publishers take, the same bytes for the same figure."""
+    file = io.BytesIO()
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
     return file.getvalue()
 
 
