@@ -19,7 +19,7 @@ from ray_pcasgd.result import Result
 from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
 from ray_pcasgd.watching import Watcher
-from ray_pcasgd.wording import SPREAD, main_metric, spoken, written
+from ray_pcasgd.wording import NOTHING, SPREAD, main_metric, spoken, written
 
 _HISTOGRAM_CLASSES = 10
 """Label counts of shards are shown up to so many classes."""
@@ -174,12 +174,18 @@ def print_theory(table: pd.DataFrame, console: Console) -> None:
 def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console) -> None:
     """Print the best points of a sweep, and where everything lies."""
     keys = list(points.columns[: list(points.columns).index("mean")])
+    shown = points.head(_BEST_POINTS)
+    with_step = bool((shown["finished"] == 0).any())
     rows = []
-    for row in points.head(_BEST_POINTS).to_dict("records"):
-        value = written(metric, row["mean"], row["std"] if row["finished"] > 1 else None)
-        shown = {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
-        failed = {"failed": str(row["failed"])} if points["failed"].any() else {}
-        rows.append(shown | {spoken(metric): value, "seeds": str(row["finished"])} | failed)
+    for row in shown.to_dict("records"):
+        point = {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
+        point |= {spoken(metric): written(metric, row["mean"], row["std"])}
+        if with_step:
+            point |= {"at step": NOTHING if row["step"] != row["step"] else f"{row['step']:.0f}"}
+        point |= {"seeds": str(row["finished"])}
+        for name, heading in (("stopped", "stopped early"), ("failed", "failed")):
+            point |= {heading: str(row[name])} if points[name].any() else {}
+        rows.append(point)
     print_table(rows, console)
     _print_spread(int(points[["finished", "stopped", "failed"]].sum(axis=1).max()), console)
     if len(points) > _BEST_POINTS:

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from ray_pcasgd.report.data import Numbers, RunData
-from ray_pcasgd.report.drawing import COLORS, WIDE, name_axes, new_figure
+from ray_pcasgd.report.drawing import COLORS, WIDE, in_percent, name_axes, new_figure
 from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import time_name
 from ray_pcasgd.wording import written
@@ -54,7 +54,7 @@ def waiting_bars(run: RunData) -> Figure | None:
         return None
     figure, (axes,) = new_figure(height=3.2)
     axes.bar(list(shares), list(shares.values()), color=COLORS[0], width=0.7)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    in_percent(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     axes.grid(False, axis="x")
     name_axes(axes, "agent" if run.num_workers is None else "worker", "share of time waiting")
@@ -131,7 +131,7 @@ def _histogram(axes: Axes, staleness: Numbers) -> None:
     bins = np.arange(0, staleness.max() + width + 1, width)
     counts, _ = np.histogram(staleness, bins)
     axes.bar(bins[:-1] + (width - 1) / 2, counts / staleness.size, width=0.85 * width, color=COLORS[0])
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    in_percent(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(False, axis="x")
     axes.set_xlim(-0.75 * width, max(4.75, bins[-1] - 0.25 * width))

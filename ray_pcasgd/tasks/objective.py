@@ -33,6 +33,11 @@ class Measure(Settings, ABC):
         """The name under which it is reported."""
         return self.name
 
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Whether more of it is better; None where nobody knows."""
+        return False
+
     @abstractmethod
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the measure of what is given, of shape ().
@@ -135,6 +140,11 @@ class Accuracy(_OfLabels):
 
     name: Literal["accuracy"] = "accuracy"
 
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Whether more of it is better."""
+        return True
+
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         scores, labels = _rows(outputs, targets)
         return (scores.argmax(-1) == labels)[labels != self.ignored]
@@ -151,6 +161,11 @@ class TopAccuracy(_OfLabels):
     def key(self) -> str:
         """The name under which it is reported, ``top-5-accuracy`` for instance."""
         return f"top-{self.k}-accuracy"
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Whether more of it is better."""
+        return True
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: D102
         scores, labels = _rows(outputs, targets)
@@ -180,6 +195,12 @@ class CustomMeasure(Measure):
         """The name under which it is reported."""
         function = resolve(self.function)
         return self.label or str(getattr(function, "__name__", type(function).__name__))
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """Whether more of it is better, where it says so itself, as torchmetrics' do."""
+        value = getattr(self._made, "higher_is_better", None)
+        return value if isinstance(value, bool) else None
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:  # noqa: D102
         if is_metric(self._made):
