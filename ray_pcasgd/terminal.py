@@ -29,10 +29,20 @@ _BEST_POINTS = 10
 
 
 class Terminal(Watcher):
-    """Shows a run as it goes."""
+    """Shows a run as it goes: ``Trainer(..., watcher=Terminal())``.
 
-    def __init__(self, console: Console, title: str = "", details: bool = True) -> None:
-        self._console = console
+    On a terminal one line for each agent, which are drawn anew; elsewhere, as in notebooks and logs, a line of text
+    every few seconds and at each evaluation.
+
+    Args:
+        console: where to write; not given: the process's output, or the notebook's.
+        title: stands before each line.
+        details: whether the first lines say what is going to run.
+
+    """
+
+    def __init__(self, console: Console | None = None, title: str = "", details: bool = True) -> None:
+        self._console = console or Console()
         self._title = title
         self._details = details
         self._progress: Progress | None = None

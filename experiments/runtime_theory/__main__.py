@@ -93,8 +93,8 @@ For K-async under 1 + exponential(1) the formula bounds from above: planned over
 
 ## Staleness
 
-ASGD's mean staleness is P - 1 for every law: {means}. Staleness counts the server's updates between the version that a
-gradient was computed at and the update that takes it, that one not included.
+Without delays of links, as here, ASGD's mean staleness is P - 1 for every law: {means}. Staleness counts the server's
+updates between the version that a gradient was computed at and the update that takes it, that one not included.
 
 n-softsync, 8 workers of 0.9 to 1.1 s (Zhang et al. 2016 report staleness near n, and hardly any of 2n and more). Its
 mean is n (P - 1) / P here, since a worker's own last gradient does not count:
