@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ray_pcasgd import cli_control
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
+from ray_pcasgd.explanation import one_line
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.groups import metric_of
 from ray_pcasgd.report.illustrations import write_figures
@@ -175,12 +176,12 @@ def report(
     try:
         page = write_report(folders, output or runs[0] / "report.html", title, target=target)
         groups = [] if figures is None else load_groups(folders)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
+        paths = [] if figures is None else write_figures(groups, metric_of(groups), figures)
+    except (ValueError, OSError) as error:
+        raise SettingsError(one_line(error)) from None
     console = Console()
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     if figures is not None:
-        paths = write_figures(groups, metric_of(groups), figures)
         console.print(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", highlight=False, soft_wrap=True)
 
 

@@ -237,6 +237,10 @@ def _try_out(task: Task, data: TaskData, seed: int) -> None:
         loss = task.loss(outputs, targets)
         if loss.ndim or not loss.requires_grad:
             raise ValueError(f"{loss}; allowed is a scalar that depends on the model's parameters")
+    # Of test samples, whose targets may be others: training ones may be mixed.
+    inputs, targets = data.test.take(range(min(2, len(data.test))))
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _naming(f"task.model.name = {task.model.name!r}"):
+        outputs = replica.module(data.normalization(inputs))
     for metric in task.metrics:
         if isinstance(metric, CustomMeasure) and metric.over == "whole":
             # F1 or AUC of a few samples of one class mean nothing, and may raise.

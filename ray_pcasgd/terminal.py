@@ -105,16 +105,16 @@ class Terminal(Watcher):
 
 def print_final_table(result: Result, console: Console) -> None:
     """Print the last evaluation: every agent, and the averaged model."""
-    frame = result.metrics_dataframe
+    frame, folder = result.metrics_dataframe, Path(result.path)
+    run = load_run(folder) if (folder / "config.yaml").exists() else None
     if not frame.empty:
         metric = main_metric(frame.columns) or "test_loss"
         agents = frame[frame["agent"].notna()].groupby("agent").last()
         # A server's workers are not tested.
         tested = agents[agents[metric].notna()] if metric in agents else agents
-        with_server = len(tested) < len(agents)
-        folder = Path(result.path)
+        with_server = len(tested) < len(agents) if run is None else run.num_workers is not None
         # As the page has them: what a row has itself is since the evaluation before.
-        over_run = load_run(folder).over_run if (folder / "config.yaml").exists() else lambda agent=None: {}
+        over_run = (lambda agent=None: {}) if run is None else run.over_run
         rows = []
         if not with_server:
             rows = [_final_row(f"agent {k}", row, metric, over_run(int(str(k)))) for k, row in tested.iterrows()]
@@ -124,10 +124,8 @@ def print_final_table(result: Result, console: Console) -> None:
             rows.append(_final_row(name, averaged.iloc[-1], metric, over_run()))
         print_table(rows, console)
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
-    if (Path(result.path) / "config.yaml").exists():
-        run = load_run(Path(result.path))
-        if run.staleness.size and not run.staleness.any() and has_delays(run.config):
-            lines.insert(0, f"The {WITHOUT_EFFECT}")
+    if run is not None and run.staleness.size and not run.staleness.any() and has_delays(run.config):
+        lines.insert(0, f"The {WITHOUT_EFFECT}")
     if (Path(result.path) / "report.html").exists():
         lines.append(f"report {Path(result.path) / 'report.html'}")
     for line in lines:

@@ -199,7 +199,10 @@ class CustomMeasure(Measure):
     @property
     def higher_is_better(self) -> bool | None:
         """Whether more of it is better, where it says so itself, as torchmetrics' do."""
-        value = getattr(self._made, "higher_is_better", None)
+        try:
+            value = getattr(self._made, "higher_is_better", None)
+        except Exception:  # whatever the user's class raises is said where it is tried out
+            return None
         return value if isinstance(value, bool) else None
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:  # noqa: D102
@@ -213,6 +216,12 @@ class CustomMeasure(Measure):
         if is_metric(self._made):
             return OfMetric(self._made)
         return OverBatches(self._made) if self.over == "batches" else OverWhole(self._made, gathered)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # What is made of the settings is made anew elsewhere.
+        state = super().__getstate__()
+        fields = type(self).model_fields
+        return {**state, "__dict__": {key: value for key, value in state["__dict__"].items() if key in fields}}
 
     @cached_property
     def _made(self) -> Any:
