@@ -10,7 +10,6 @@ from rich.console import Console
 
 from ray_pcasgd import cli_control
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
-from ray_pcasgd.explanation import one_line
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.groups import metric_of
 from ray_pcasgd.report.illustrations import write_figures
@@ -173,15 +172,21 @@ def report(
     """Draw one page about one run, or several runs side by side."""
     folders = [folder for run in runs for folder in _run_folders(run)]
     title = " against ".join(run.name for run in runs)
-    try:
-        page = write_report(folders, output or runs[0] / "report.html", title, target=target)
-        groups = [] if figures is None else load_groups(folders)
-        paths = [] if figures is None else write_figures(groups, metric_of(groups), figures)
-    except (ValueError, OSError) as error:
-        raise SettingsError(one_line(error)) from None
+    page = output or runs[0] / "report.html"
     console = Console()
+    try:
+        write_report(folders, page, title, target=target)
+        groups = [] if figures is None else load_groups(folders)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    except OSError as error:
+        raise SettingsError(f"--output {page}: cannot be written ({error})") from None
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     if figures is not None:
+        try:
+            paths = write_figures(groups, metric_of(groups), figures)
+        except OSError as error:
+            raise SettingsError(f"--figures {figures}: cannot be written ({error})") from None
         console.print(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", highlight=False, soft_wrap=True)
 
 

@@ -145,8 +145,10 @@ def _final_figures(groups: Sequence[Group], metric: str | None) -> str:
 
 def _time_to_target(groups: Sequence[Group], metric: str, target: float) -> tuple[str, str]:
     check_target(metric, target)
-    note = "Of the first evaluation at which it is reached; steps, seconds and bytes are those of the averaged model, "
-    note += f"{time_name(groups, 'seconds')}. Means over seeds stand where every seed has reached it."
+    note = (
+        "At the first evaluation that reaches it: steps, seconds and bytes of the averaged model; then the first and "
+    )
+    note += f"the last agent. Time is in {time_name(groups, 'seconds')}. Means over seeds stand where every seed does."
     table = table_of(target_table(groups, metric, target), "numbers")
     return f"Time to a {spoken(metric)} of {written(metric, target)}", f'{table}\n<p class="soft">{note}</p>'
 

@@ -140,6 +140,10 @@ def test_the_report_command_takes_a_target_and_writes_single_figures(
     assert {path.name: path.read_bytes() for path in figures.iterdir()} == before
     with pytest.raises(SettingsError, match="target = 90: allowed for test accuracy are 0 to 1"):
         cli.report([folder], output, 90.0, None)
+    with pytest.raises(SettingsError, match=r"--figures .*page.html: cannot be written"):
+        cli.report([folder], output, None, output)
+    with pytest.raises(SettingsError, match=r"--output .*figures: cannot be written"):
+        cli.report([folder], figures, None, None)
 
 
 # Delays without effect.
