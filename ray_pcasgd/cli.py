@@ -173,20 +173,24 @@ def report(
     folders = [folder for run in runs for folder in _run_folders(run)]
     title = " against ".join(run.name for run in runs)
     page = output or runs[0] / "report.html"
+    # Before anything is drawn, which takes seconds.
+    for option, folder in (("--output", page.parent), ("--figures", figures)):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"{option} {folder}: cannot be written ({error})") from None
+    if page.is_dir():
+        raise SettingsError(f"--output {page}: is a folder; allowed is a file")
     console = Console()
     try:
         write_report(folders, page, title, target=target)
         groups = [] if figures is None else load_groups(folders)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    except OSError as error:
-        raise SettingsError(f"--output {page}: cannot be written ({error})") from None
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     if figures is not None:
-        try:
-            paths = write_figures(groups, metric_of(groups), figures)
-        except OSError as error:
-            raise SettingsError(f"--figures {figures}: cannot be written ({error})") from None
+        paths = write_figures(groups, metric_of(groups), figures)
         console.print(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", highlight=False, soft_wrap=True)
 
 
