@@ -1,5 +1,6 @@
 """The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``, and ``cli_control``'s."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,13 +11,17 @@ from rich.console import Console
 
 from ray_pcasgd import cli_control
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
-from ray_pcasgd.loading import SettingsError, load_config, read_yaml
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.report.groups import metric_of
 from ray_pcasgd.report.illustrations import write_figures
 from ray_pcasgd.report.page import load_groups, write_report
 from ray_pcasgd.result import Result
+from ray_pcasgd.tasks.imports import look_also_in
 from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_sweep, print_theory
 from ray_pcasgd.trainer import Trainer, resume
+from ray_pcasgd.trust import load_run_settings
+from ray_pcasgd.wording import one_line, printable
 
 SETTINGS_ERROR = 2
 RUN_ERROR = 1
@@ -31,6 +36,10 @@ Assignments = Annotated[
 ]
 EngineName = Annotated[str | None, typer.Option("--engine", help="What executes the agents: ray or local.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Follow what the folder's settings name, as if they were yours: code, a cluster."),
+]
 ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; the embedded task where it is left out.")
 ]
@@ -45,14 +54,17 @@ def train(
     resumed: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run, whose folder this is.")
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Train agents whose news of each other is late."""
     console = Console()
     if resumed is not None:
         if config or assignments or engine or name:
             raise SettingsError("--resume: a run goes on with its own settings; allowed beside it are none")
-        _finish(resume(resumed, Terminal(console)), console)
+        _finish(resume(resumed, Terminal(console), trust), console)
         return
+    if trust:
+        raise SettingsError("--trust: allowed beside --resume; settings that are given so are trusted")
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     _finish(Trainer(settings, watcher=Terminal(console)).fit(), console)
 
@@ -63,11 +75,13 @@ def replay(
     assignments: Assignments = [],
     engine: EngineName = "local",
     name: RunName = None,
+    trust: Trust = False,
 ) -> None:
     """Run a recorded schedule again, under other settings; the report shows both runs."""
     console = Console()
-    source = read_yaml(run / "config.yaml") | {"name": None, "schedule": str(run / "schedule.parquet")}
-    settings = load_config(source, [*_shortcuts(engine, name), *assignments])
+    # The new run lies beside the recorded one, wherever that has come from.
+    changes = {"name": None, "schedule": str(run / "schedule.parquet"), "storage_path": str(run.absolute().parent)}
+    settings = load_run_settings(run, [*_shortcuts(engine, name), *assignments], changes, trust)
     _finish(Trainer(settings, watcher=Terminal(console)).fit(), console, beside=[run])
 
 
@@ -96,10 +110,10 @@ def compare_command(
         labels=list(labels.values()),
     )
     print_comparison(comparison, console)
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    _say(f"report: {report}", console)
     failed = comparison.runs[comparison.runs["error"].notna()]
     for _, row in failed.iterrows():
-        print(f"error: {row['label']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
+        _complain(f"{row['label']}, seed {row['seed']}: {row['error']}")
     if len(failed):
         raise typer.Exit(RUN_ERROR)
 
@@ -112,21 +126,24 @@ def sweep_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted sweep, whose folder is given.")
     ] = False,
+    trust: Trust = False,
 ) -> None:
     """Run many trials with Ray Tune, and say which settings are best."""
     # Here, since Tune and Optuna take seconds to import, which no other command needs.
     from ray_pcasgd import sweep as sweeping
     from ray_pcasgd.sweep_settings import load_sweep
 
+    if trust and not resume:
+        raise SettingsError("--trust: allowed beside --resume; settings that are given so are trusted")
     if resume:
-        result = sweeping.resume(config)
+        result = sweeping.resume(config, trust)
     else:
         settings = load_sweep(config, {"name": name} if name else {})
         result = sweeping.sweep(settings, None if schedule is None else str(schedule))
     print_sweep(result.points, result.metric, result.path, Console())
     failed = result.trials["error"].notna()
     for _, row in result.trials[failed].iterrows():
-        print(f"error: {row['path']}: {row['error']}", file=sys.stderr)
+        _complain(f"{row['path']}: {row['error']}")
     if failed.all():
         raise typer.Exit(RUN_ERROR)
 
@@ -153,7 +170,7 @@ def theory(
     table = theory_table(settings.compute.law, settings.num_agents, updates, settings.seed)
     print_theory(table, console)
     for path in write_theory(table, settings.num_agents, output, bound):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        _say(str(path), console)
 
 
 @app.command()
@@ -171,7 +188,7 @@ def report(
 ) -> None:
     """Draw one page about one run, or several runs side by side."""
     folders = [folder for run in runs for folder in _run_folders(run)]
-    title = " against ".join(run.name for run in runs)
+    title = " against ".join(run.absolute().name for run in runs)
     page = output or runs[0] / "report.html"
     # Before anything is drawn, which takes seconds.
     for option, folder in (("--output", page.parent), ("--figures", figures)):
@@ -188,10 +205,10 @@ def report(
         groups = [] if figures is None else load_groups(folders)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    _say(f"report: {page}", console)
     if figures is not None:
         paths = write_figures(groups, metric_of(groups), figures)
-        console.print(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", highlight=False, soft_wrap=True)
+        _say(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", console)
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -215,25 +232,36 @@ def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> No
         write_report(runs, path / "report.html", " against ".join(run.name for run in runs))
     print_final_table(result, console)
     if result.error:
-        print(f"error: {result.error}", file=sys.stderr)
+        _complain(result.error)
         raise typer.Exit(RUN_ERROR)
+
+
+def _say(line: str, console: Console) -> None:
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _complain(line: object) -> None:
+    print(f"error: {printable(line)}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, and end the process with its exit status: 2 for settings, 1 for a failed run."""
-    # Import paths in settings are looked up from where the command is given, as `python -m` does.
-    sys.path.insert(0, str(Path.cwd()))
+    with contextlib.suppress(OSError):  # a directory that was removed
+        look_also_in(Path.cwd())
     sys.exit(run_command(lambda: app(arguments, standalone_mode=True)))
 
 
 def run_command(command: Callable[[], Any]) -> int:
-    """Run a command; print errors of settings as lines, and return the exit status."""
+    """Run a command; print its errors as lines, and return the exit status."""
     try:
         command()
     except SettingsError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            _complain(line)
         return SETTINGS_ERROR
+    except RunError as error:
+        _complain(one_line(error))
+        return RUN_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -1,4 +1,4 @@
-"""The command line's part for runs on their way: ``ray-pcasgd status | delay | leave | join``."""
+"""The command line's part for runs that are running: ``ray-pcasgd status | delay | leave | join``."""
 
 import json
 import sys
@@ -15,14 +15,15 @@ from ray_pcasgd.explanation import explain
 from ray_pcasgd.law_text import parse_delay
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.progress import print_table
-from ray_pcasgd.reaching import NotRunningError, address_of, present_token
+from ray_pcasgd.reaching import NotRunningError, address_of
 from ray_pcasgd.timing import LinkDelay
-from ray_pcasgd.wording import duration
+from ray_pcasgd.wording import NOTHING, duration
 
 REFUSED = 1
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run that is on its way.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run that is running.")]
 Address = Annotated[
-    str | None, typer.Option(help="The cluster's address; what the run has noted, or RAY_ADDRESS, if left out.")
+    str | None,
+    typer.Option(help="The cluster's address; if left out, the one of your own run there, or RAY_ADDRESS."),
 ]
 AgentNumber = Annotated[int, typer.Option("--agent", help="Which agent.")]
 
@@ -38,7 +39,7 @@ def status(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show how a run on its way is: steps, losses, staleness of every link, who is lost."""
+    """Show how a running run is: steps, losses, staleness of every link, who is lost."""
     view = _reached(run, lambda: _control().status_of(run, address), address)
     if as_json:
         print(json.dumps(view))
@@ -64,13 +65,13 @@ def print_status(view: dict[str, Any], console: Console) -> None:
 
 def _row(one: dict[str, Any]) -> dict[str, str]:
     heard = "" if one["heard_at"] is None else f"{duration(max(0.0, time.time() - one['heard_at']))} ago"
-    # JSON and Ray keep the keys as they are: numbers here, texts where a JSON file was read.
+    # In what --json has printed, the keys are texts.
     staleness = sorted((int(neighbor), value) for neighbor, value in one["staleness"].items())
     return {
         "agent": str(one["agent"]),
         "health": one["health"],
         "step": str(one["step"]),
-        "loss": f"{one['loss']:.4g}",
+        "loss": NOTHING if one["loss"] is None else f"{one['loss']:.4g}",
         "s a step": f"{one['step_seconds']:.3g}",
         "heard of": heard,
         "staleness of each neighbor": "  ".join(f"{neighbor}: {value}" for neighbor, value in staleness),
@@ -89,7 +90,7 @@ def delay(
     heal: Annotated[bool, typer.Option("--heal", help="Take back all changes of links.")] = False,
     address: Address = None,
 ) -> None:
-    """Change the links of a live run on its way: delays, isolated agents, and back again."""
+    """Change the links of a live run: delays, isolated agents, and back again."""
     commands = delay_commands(link, law, isolate, heal)
     for command in commands:
         _tell(run, command, address)
@@ -130,7 +131,7 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 def leave(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
-    """Let an agent leave a live run on its way."""
+    """Let an agent leave a live run."""
     _tell(run, Leave(agent=agent), address)
 
 
@@ -149,12 +150,12 @@ def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
     """Return what comes of an act on a run's cluster.
 
     Raises:
-        SettingsError: the run is not on its way.
+        SettingsError: the run is not running, or cannot be reached.
 
     """
     try:
+        # Before Ray is imported, which takes seconds.
         address_of(run, address)
-        present_token()
         return act()
     except NotRunningError as error:
         raise SettingsError(str(error)) from None

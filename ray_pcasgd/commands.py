@@ -1,9 +1,10 @@
-"""What an operator says to a live run on its way."""
+"""What an operator says to a live run; it travels as JSON, and counts only where it is one of these."""
 
-from collections.abc import Sequence
-from typing import Literal
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.timing import LinkDelay
@@ -71,6 +72,39 @@ class Join(Settings):
 
 
 Command = SetDelay | Isolate | Heal | Leave | Join
+
+_COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="name")])
+_LONGEST_COMMAND = 64 * 1024
+"""Characters."""
+
+
+def encoded(command: Command) -> str:
+    """Return a command as it travels."""
+    return command.model_dump_json()
+
+
+def decoded(text: Any) -> Command:
+    """Return the command that came as a text.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    if not isinstance(text, str) or len(text) > _LONGEST_COMMAND:
+        raise ValueError(f"allowed are commands as JSON, of up to {_LONGEST_COMMAND} characters")
+    try:
+        tree = json.loads(text)
+        entry = tree.get("entry") if isinstance(tree, Mapping) else None
+        delay = entry.get("delay") if isinstance(entry, Mapping) else None
+        if isinstance(delay, Mapping) and delay.get("name") == "measured":
+            raise ValueError("delay.name = 'measured': allowed are laws that need no file")
+        return _COMMAND.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        raise ValueError(f"{place or 'command'}: {first['msg']}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 class LinkChanges(Settings):

@@ -10,6 +10,7 @@ import pandas as pd
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event
 from ray_pcasgd.watching import Watcher
+from ray_pcasgd.wording import printable
 
 logger = logging.getLogger("ray_pcasgd")
 _WARNINGS = ("lost", "restarted", "rejected", "silent", "failed", "skipped", "not_kept", "isolated")
@@ -32,7 +33,7 @@ class EventLog(Watcher):
         """Log an event; what went wrong as a warning."""
         level = logging.WARNING if any(word in event.kind for word in _WARNINGS) else logging.INFO
         extra = {"run": self._run, "agent": event.agent, "event": event.kind, "step": event.step}
-        logger.log(level, event.detail, extra=extra)
+        logger.log(level, printable(event.detail), extra=extra)
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log evaluations of the averaged model."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.settings import Settings
+from ray_pcasgd.wording import one_line as one_line
 
 _ALLOWED = {
     "greater_than_equal": "allowed are values from {ge:g} on",
@@ -60,12 +61,7 @@ def explain(error: ValidationError, tree: Any) -> list[str]:
         allowed = lines.setdefault(finding.subject, [])
         if finding.allowed not in allowed:
             allowed.append(finding.allowed)
-    return [f"{subject}: {_joined(allowed)}" for subject, allowed in lines.items()]
-
-
-def one_line(message: object) -> str:
-    """Return a message without its line breaks."""
-    return " ".join(str(message).split())
+    return [one_line(f"{subject}: {_joined(allowed)}") for subject, allowed in lines.items()]
 
 
 def written(value: Any) -> str:

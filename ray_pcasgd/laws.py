@@ -179,6 +179,8 @@ class Measured(Settings):
             ValueError: there is no such file or column, or it holds values that are no delays.
 
         """
+        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for, a device never ends
+            raise ValueError(f"path = {str(self.path)!r}: is no file; allowed is CSV or Parquet")
         try:
             frame = pd.read_parquet(self.path) if self.path.suffix == ".parquet" else pd.read_csv(self.path)
         except (OSError, ValueError) as error:

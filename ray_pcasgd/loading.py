@@ -6,47 +6,44 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.explanation import explain, one_line
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.foreign_files import read_text
+from ray_pcasgd.settings import FROM_STRANGERS, Settings
+from ray_pcasgd.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
 
 
 class SettingsError(ValueError):
     """Settings that cannot be run; the message has one line for each."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads ``1e-3`` as a number, as YAML 1.2 does, where PyYAML sees a text for want of a point."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def load_config(
     source: str | Path | Mapping[str, Any] | Config | None = None,
     assignments: Sequence[str] = (),
     changes: Mapping[str, Any] | None = None,
+    from_strangers: bool = False,
 ) -> Config:
     """Return checked settings.
 
     ``source`` is a YAML file, a mapping or settings; the defaults where it is not given. Then come ``changes`` (a
     nested mapping), then ``assignments`` of the command line such as ``algorithm.theta=0.3`` or
-    ``links.0.delay.value=20``; a changed ``name`` drops the other settings of what had the old name.
+    ``links.0.delay.value=20``; a changed ``name`` drops the other settings of what had the old name. Where they come
+    ``from_strangers``, what would run code or join a cluster is refused.
 
     Raises:
         SettingsError: a setting is unknown or has a value that is not allowed.
 
     """
+    context = FROM_STRANGERS if from_strangers else None
     tree = _tree(source)
     for change in [*([changes] if changes else []), *map(parse_assignment, assignments)]:
-        tree = merge(_spelled_out(tree), change)
+        tree = merge(_spelled_out(tree, context), change)
+    if depth_of(tree) > DEEPEST:
+        raise SettingsError(f"settings: nested deeper than {DEEPEST} levels")
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree, context=context)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, tree))) from None
 
@@ -54,7 +51,7 @@ def load_config(
 def _tree(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
     if source is None or isinstance(source, Config):
         return dict(_as_tree(source or Config()))
-    given = read_yaml(Path(source)) if isinstance(source, str | Path) else source
+    given = read_yaml(Path(source), pipes=True) if isinstance(source, str | Path) else source
     return dict(merge(_as_tree(Config()), given))
 
 
@@ -69,27 +66,27 @@ def _as_tree(value: Any) -> Any:
     return value
 
 
-def _spelled_out(tree: dict[str, Any]) -> dict[str, Any]:
+def _spelled_out(tree: dict[str, Any], context: dict[str, Any] | None) -> dict[str, Any]:
     """Return settings without short forms, whose parts nobody could address, if they are valid already."""
     try:
-        return dict(_as_tree(Config.model_validate(tree)))
+        return dict(_as_tree(Config.model_validate(tree, context=context)))
     except ValidationError:
         return tree
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping; nothing in it is executed.
+def read_yaml(path: Path, pipes: bool = False) -> dict[str, Any]:
+    """Return a YAML file's mapping; nothing in it is executed. ``pipes``: whether it may be a pipe too.
 
     Raises:
         SettingsError: there is no such file, or it holds no mapping.
 
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
+        content = parse_yaml(read_text(path, pipes=pipes))
+    except YAMLTextError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read ({error}); allowed is a YAML file of settings") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: is not YAML ({one_line(error)})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -105,12 +102,12 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise SettingsError(f"--set {text}: allowed is key=value, for example algorithm.theta=0.3")
+    if not equals or not all(parts) or not key.isprintable() or len(parts) > DEEPEST:
+        raise SettingsError(f"--set {one_line(text, 200)}: allowed is key=value, for example algorithm.theta=0.3")
     try:
-        result = yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        raise SettingsError(f"--set {text}: the value is not YAML") from None
+        result = parse_yaml(value)
+    except YAMLTextError as error:
+        raise SettingsError(f"--set {one_line(text, 200)}: the value {error}") from None
     for part in reversed(parts):
         result = {part: result}
     return typing.cast(dict[str, Any], result)

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.engines.base import Engine
+from ray_pcasgd.engines.base import Cluster, Engine
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.explanation import explain, one_line
@@ -85,6 +85,15 @@ class Plan:
         has_states = isinstance(self.config.algorithm, Rule | ServerRule) and not waits_for_losses(self.schedule)
         return isinstance(self.config.engine, LocalSettings) and has_states
 
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The cluster that the run needs, which is there before anything else of it."""
+        if not isinstance(self.config.engine, RaySettings):
+            return Cluster()
+        from ray_pcasgd.engines.ray.cluster import RayCluster
+
+        return RayCluster(self.config.engine)
+
     def engine(self, folder: str = "") -> Engine:
         """Return the engine that executes the run, whose folder other processes know it by."""
         settings = self.config.engine
@@ -101,8 +110,27 @@ class Plan:
         if self.is_live:
             assert config.barrier is not None
             injection = Injection(config.seed, config.compute, config.links, self.clusters, config.barrier)
-            return RayEngine(settings, injection, identity, upkeep)
-        return RayEngine(settings, self.schedule, identity, upkeep)
+            return RayEngine(settings, injection, identity, upkeep, self.cluster)
+        return RayEngine(settings, self.schedule, identity, upkeep, self.cluster)
+
+
+@contextmanager
+def joined(cluster: Cluster) -> Iterator[None]:
+    """Join a cluster for as long as a run is on it.
+
+    Raises:
+        SettingsError: the settings name none that there could be.
+        RunError: it does not start, or does not answer.
+
+    """
+    try:
+        cluster.join()
+    except ValueError as error:
+        raise SettingsError(one_line(error)) from None
+    try:
+        yield
+    finally:
+        cluster.leave()
 
 
 def make_plan(config: Config) -> Plan:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from safetensors.torch import save
 from torch import Tensor
 
@@ -20,6 +19,8 @@ from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.records import Row
 from ray_pcasgd.schedule.trace import write_rows
 from ray_pcasgd.tasks.imports import import_path
+from ray_pcasgd.trust import note_settings
+from ray_pcasgd.yaml_text import write_yaml
 
 
 class RunFolder:
@@ -40,13 +41,7 @@ class RunFolder:
             SettingsError: the folder exists, or cannot be made.
 
         """
-        is_taken = _taken_names(config.storage_path)
-        name = config.name or free_name(config.algorithm.name, is_taken)
-        if is_taken(name):
-            raise SettingsError(
-                f"name = {name!r}: the run folder {config.storage_path}/{name} exists; allowed is a name that is not "
-                "in use"
-            )
+        name = new_name(config)
         storage = Path(config.storage_path).expanduser()
         if is_remote(config.storage_path):
             storage = Path(tempfile.mkdtemp(prefix="ray_pcasgd_"))
@@ -56,9 +51,9 @@ class RunFolder:
         except OSError as error:
             raise SettingsError(f"storage_path = {config.storage_path!r}: cannot be written ({error})") from None
         written = config.model_dump(mode="json", fallback=import_path)
-        (folder.path / "config.yaml").write_text(
-            yaml.safe_dump(written, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        text = write_yaml(written)
+        (folder.path / "config.yaml").write_text(text, encoding="utf-8")
+        note_settings(text)
         return folder
 
     @classmethod
@@ -174,6 +169,22 @@ class RunFolder:
             if not (self.states / state.base_name).exists():
                 target.delete_dir(state.path)
         return f"{storage_path.rstrip('/')}/{self.path.name}"
+
+
+def new_name(config: Config) -> str:
+    """Return the name of a new run's folder.
+
+    Raises:
+        SettingsError: the folder exists, or its place cannot be reached.
+
+    """
+    is_taken = _taken_names(config.storage_path)
+    name = config.name or free_name(config.algorithm.name, is_taken)
+    if is_taken(name):
+        raise SettingsError(
+            f"name = {name!r}: the run folder {config.storage_path}/{name} exists; allowed is a name that is not in use"
+        )
+    return name
 
 
 def is_remote(storage_path: str) -> bool:

@@ -107,6 +107,7 @@ def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
 
     """
     first = config.num_agents
+    everybody = range(first + rule.shards)
     last: dict[int, int] = {}
     for server in range(first, first + rule.shards):
         position = Position(config.num_agents, rule.local_steps)
@@ -121,6 +122,17 @@ def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
             )
     kept = []
     for row in rows:
+        strangers = [agent for agent in (row.agent, *(read.neighbor for read in row.reads)) if agent not in everybody]
+        if strangers:
+            raise ValueError(
+                f"schedule = {config.schedule!r}: has the agent {strangers[0]} at step {row.step}, neither worker nor "
+                f"server; allowed are 0 to {len(everybody) - 1}"
+            )
+        if row.agent < first and row.reads and len({read.neighbor for read in row.reads}) < rule.shards:
+            raise ValueError(
+                f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step} reads "
+                f"{len(row.reads)} server(s); allowed are all {rule.shards}"
+            )
         if any((read.neighbor < first) == (row.agent < first) for read in row.reads):
             raise ValueError(
                 f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step} reads one of its own kind; "

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo
 
 
 class Settings(BaseModel):
@@ -23,3 +23,15 @@ class Settings(BaseModel):
 def from_name(value: Any) -> Any:
     """Return a bare string as settings of that name, so that ``model: resnet-20`` stands for ``{name: resnet-20}``."""
     return {"name": value} if isinstance(value, str) else value
+
+
+FROM_STRANGERS = {"from_strangers": True}
+"""The context in which settings are validated that come with a folder that may be anybody's."""
+
+
+def refuse_of_strangers(value: Any, reason: str, info: ValidationInfo) -> None:
+    """Raise ``ValueError`` where a setting that gives others power here comes from a folder that may be anybody's."""
+    if (info.context or {}).get("from_strangers"):
+        raise ValueError(
+            f"{value!r}: {reason}, and these settings are not known as this user's; allowed with --trust (trust=True)"
+        )

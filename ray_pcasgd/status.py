@@ -1,11 +1,16 @@
-"""How a run on its way is: what each agent has come to, how stale it reads, and who is there."""
+"""How a live or planned run on actors is: what each agent has come to, how stale it reads, and who is there."""
 
+import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.wording import one_line
 
 _LEFT = {"agent_lost": "lost", "agent_isolated": "isolated", "agent_left": "has left"}
 _SMOOTHING = 0.1
@@ -61,7 +66,72 @@ class RunStatus:
         status.staleness |= {read.neighbor: read.staleness for read in report.row.reads}
         status.health = "finished" if report.progress >= self.about["num_steps"] else "training"
 
-    def view(self) -> dict[str, Any]:
-        """Return everything, as plain data."""
-        agents = [asdict(status) for status in self.agents]
-        return {**self.about, "agents": agents, "events": [event._asdict() for event in self.events]}
+    def view(self) -> str:
+        """Return everything, as JSON; see ``RunView``."""
+        agents = [asdict(status) | {"loss": _finite(status.loss)} for status in self.agents]
+        tree = {**self.about, "agents": agents, "events": [event._asdict() for event in self.events]}
+        return json.dumps(tree, default=float)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+_LONGEST_VIEW = 64 * 2**20
+"""Characters; a run of a thousand agents, all neighbors, has 15 million."""
+_Text = Annotated[str, AfterValidator(lambda text: one_line(text, 2000))]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=-(10**15), le=10**15)]
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class AgentView(_Plain):
+    """One agent, as others see it; see ``AgentStatus``."""
+
+    agent: _Count
+    step: _Count
+    loss: _Number | None
+    step_seconds: _Number
+    staleness: dict[_Count, _Count]
+    health: _Text
+    heard_at: _Number | None
+
+
+class EventView(_Plain):
+    """One event, as others see it."""
+
+    kind: _Text
+    agent: _Count
+    step: _Count
+    detail: _Text
+
+
+class RunView(_Plain):
+    """A run's status as it travels: others take nothing else for one."""
+
+    run: _Text
+    algorithm: _Text
+    mode: _Text
+    num_steps: _Count
+    agents: list[AgentView]
+    events: list[EventView] = Field(max_length=_EVENTS)
+
+
+def viewed(text: Any) -> dict[str, Any]:
+    """Return the status that came as a text; empty where the run has shown none yet.
+
+    Raises:
+        ValueError: it is no status.
+
+    """
+    if not isinstance(text, str) or len(text) > _LONGEST_VIEW:
+        raise ValueError("what answers is no run's status")
+    try:
+        return RunView.model_validate_json(text).model_dump() if text else {}
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"what answers is no run's status ({place}: {one_line(first['msg'], 200)})") from None

@@ -6,25 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray import tune
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.engines.ray.placement import bundle_of, connect
+from ray_pcasgd.engines.ray.cluster import RayCluster
+from ray_pcasgd.engines.ray.placement import bundle_of
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.foreign_files import read_text
 from ray_pcasgd.loading import SettingsError, load_config
-from ray_pcasgd.plan import make_plan, resolve
+from ray_pcasgd.plan import joined, make_plan, resolve
 from ray_pcasgd.run_folder import free_name, is_remote
 from ray_pcasgd.sweep_packs import check_batched, packs_of, read_packs, run_pack, write_packs
 from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import SweepConfig, load_sweep, nested
 from ray_pcasgd.sweep_trials import run_trial
 from ray_pcasgd.sweep_tuner import make_tuner
+from ray_pcasgd.trust import is_own, note_files
+from ray_pcasgd.yaml_text import write_yaml
 
 SWEEP_FILE = "sweep.yaml"
 BASE_FILE = "base.yaml"
 DIRECTORY_FILE = "started_in"
 """Notes from where paths in the settings are looked up, also when the sweep goes on."""
+_OWN_FILES = (SWEEP_FILE, DIRECTORY_FILE, BASE_FILE)
+"""By which a sweep is known as this user's."""
 
 
 def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | None = None) -> SweepResult:
@@ -47,25 +52,45 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
     config.check_beside(base)
     check_batched(config, base)
     _check_points(config, base)
+    with joined(_cluster(config, base)):
+        _write_settings(config, base, path)
+        return _execute(config, base, path, resume=False)
+
+
+def _write_settings(config: SweepConfig, base: Config, path: Path) -> None:
     path.mkdir(parents=True)
-    (path / SWEEP_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    (path / SWEEP_FILE).write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
     (path / DIRECTORY_FILE).write_text(str(Path.cwd()), encoding="utf-8")
-    (path / BASE_FILE).write_text(yaml.safe_dump(base.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    return _execute(config, base, path, resume=False)
+    (path / BASE_FILE).write_text(write_yaml(base.model_dump(mode="json")), encoding="utf-8")
+    note_files(path, _OWN_FILES)
 
 
-def resume(path: Path) -> SweepResult:
+def _cluster(config: SweepConfig, base: Config) -> RayCluster:
+    return RayCluster(base.engine if isinstance(base.engine, RaySettings) else RaySettings(dashboard=config.dashboard))
+
+
+def resume(path: Path, trust: bool = False) -> SweepResult:
     """Go on with a sweep that was interrupted: what is complete stays, what was running goes on from its last state.
 
+    What Tune keeps of a sweep runs code as it is read: so it is where this user has started the sweep, in this very
+    place, or with ``trust``.
+
     Raises:
-        SettingsError: the folder is none of a sweep.
+        SettingsError: the folder is none of a sweep, or is not known as this user's.
 
     """
     path = path.expanduser().resolve()
-    if not (path / SWEEP_FILE).is_file() or not tune.Tuner.can_restore(path):
+    if not all((path / name).is_file() for name in _OWN_FILES) or not tune.Tuner.can_restore(path):
         raise SettingsError(f"{path}: is no folder of a sweep that was started")
+    if not trust and not is_own(path, _OWN_FILES):
+        raise SettingsError(
+            f"{path}: a sweep's files may run code, and this sweep is not known as started by this user here; allowed "
+            "with --trust (trust=True)"
+        )
     config = load_sweep(path / SWEEP_FILE)
-    return _execute(config, load_config(path / BASE_FILE), path, resume=True)
+    base = load_config(path / BASE_FILE)
+    with joined(_cluster(config, base)):
+        return _execute(config, base, path, resume=True)
 
 
 def _check_points(config: SweepConfig, base: Config) -> None:
@@ -81,33 +106,27 @@ def _check_points(config: SweepConfig, base: Config) -> None:
 
 def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> SweepResult:
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
-    own = RaySettings(dashboard=config.dashboard)
-    started_cluster = connect(base.engine if isinstance(base.engine, RaySettings) else own)
-    try:
-        if resume:
-            packs = read_packs(path)
-        else:
-            packs = packs_of(config, base, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
-            write_packs(path, packs)
-        shared = {
-            "base": base,
-            "folder": str(path / RUNS_FOLDER),
-            "checkpoint_seconds": config.checkpoint_seconds,
-            "directory": (path / DIRECTORY_FILE).read_text(encoding="utf-8"),
-        }
-        if packs is None:
-            function = tune.with_parameters(run_trial, **shared, checkpoint_steps=config.exchange_steps(base))
-        else:
-            function = tune.with_parameters(run_pack, **shared, packs=packs)
-        trainable = tune.with_resources(function, _resources(base))
-        if resume:
-            tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
-        else:
-            tuner = make_tuner(config, base, trainable, path, packs)
-        return conclude(config, base, path, tuner.fit(), packs)
-    finally:
-        if started_cluster:
-            ray.shutdown()
+    if resume:
+        packs = read_packs(path)
+    else:
+        packs = packs_of(config, base, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+        write_packs(path, packs)
+    shared = {
+        "base": base,
+        "folder": str(path / RUNS_FOLDER),
+        "checkpoint_seconds": config.checkpoint_seconds,
+        "directory": read_text(path / DIRECTORY_FILE),
+    }
+    if packs is None:
+        function = tune.with_parameters(run_trial, **shared, checkpoint_steps=config.exchange_steps(base))
+    else:
+        function = tune.with_parameters(run_pack, **shared, packs=packs)
+    trainable = tune.with_resources(function, _resources(base))
+    if resume:
+        tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
+    else:
+        tuner = make_tuner(config, base, trainable, path, packs)
+    return conclude(config, base, path, tuner.fit(), packs)
 
 
 def _resources(base: Config) -> Any:

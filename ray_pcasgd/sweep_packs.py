@@ -13,6 +13,7 @@ from ray import tune
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.foreign_files import read_text
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.rules.base import Rule
@@ -22,6 +23,7 @@ from ray_pcasgd.sweep_states import StateKeeper, with_axis, working_in
 from ray_pcasgd.trainer import Trainer, fit_together
 from ray_pcasgd.variant_plan import is_faster_together, shared_settings, why_alone
 from ray_pcasgd.watching import Watcher
+from ray_pcasgd.wording import one_line
 
 _FEWEST = 4
 """Points in a group, and in a pack where there are so many, from which on stacking is worth its overhead."""
@@ -117,11 +119,25 @@ def write_packs(path: Path, packs: Sequence[Pack] | None) -> None:
 
 
 def read_packs(path: Path) -> list[Pack] | None:
-    """Return what ``write_packs`` noted; nothing where trials run one by one."""
+    """Return what ``write_packs`` noted; nothing where trials run one by one.
+
+    Raises:
+        SettingsError: it cannot be read.
+
+    """
     file = path / _PACKS_FILE
     if not file.exists():
         return None
-    return [tuple(Job(*job) for job in pack) for pack in json.loads(file.read_text(encoding="utf-8"))]
+    try:
+        return [tuple(_job(*job) for job in pack) for pack in json.loads(read_text(file))]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise SettingsError(f"{file}: cannot be read ({one_line(error, 200)})") from None
+
+
+def _job(name: str, point: Point, seed: int) -> Job:
+    if not (isinstance(name, str) and isinstance(point, dict) and isinstance(seed, int)):
+        raise ValueError("it holds something else than names, points and seeds")
+    return Job(name, point, seed)
 
 
 class _Evaluations:

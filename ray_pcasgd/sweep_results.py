@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
@@ -16,6 +15,7 @@ from ray_pcasgd.report.labels import value_text
 from ray_pcasgd.report.sweep_page import write_sweep_report
 from ray_pcasgd.sweep_packs import Pack, kept_metrics
 from ray_pcasgd.sweep_settings import Point, PopulationBased, Range, SweepConfig, nested
+from ray_pcasgd.yaml_text import write_yaml
 
 TRIALS_FILE = "trials.parquet"
 RUNS_FOLDER = "runs"
@@ -86,7 +86,7 @@ def conclude(
             best = load_config(own / "config.yaml", changes={"name": None, "storage_path": base.storage_path})
         else:
             best = load_config(base, changes=nested(result.best) | {"name": None})
-        text = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
+        text = write_yaml(best.model_dump(mode="json"))
         (path / BEST_FILE).write_text(text, encoding="utf-8")
         logarithmic = [key for key, values in config.space.items() if isinstance(values, Range) and values.log]
         linear = [key for key, values in config.space.items() if isinstance(values, Range) and not values.log]

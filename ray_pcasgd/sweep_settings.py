@@ -219,7 +219,7 @@ def load_sweep(
     """
     tree = source.model_dump() if isinstance(source, SweepConfig) else source
     if isinstance(tree, str | Path):
-        tree = read_yaml(Path(tree))
+        tree = read_yaml(Path(tree), pipes=True)
     tree = {**tree, **(changes or {})}
     try:
         sweep = SweepConfig.model_validate(tree)

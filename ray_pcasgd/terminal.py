@@ -19,7 +19,7 @@ from ray_pcasgd.result import Result
 from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
 from ray_pcasgd.watching import Watcher
-from ray_pcasgd.wording import NOTHING, SPREAD, main_metric, spoken, written
+from ray_pcasgd.wording import NOTHING, SPREAD, main_metric, printable, spoken, written
 
 _HISTOGRAM_CLASSES = 10
 """Label counts of shards are shown up to so many classes."""
@@ -92,7 +92,7 @@ class Terminal(Watcher):
         if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
             self._progress.leave(event.agent)
         if event.kind not in ("agent_started", "scheduler_started", "cluster_joined"):
-            self._say(f"{event.kind.replace('_', ' ')}: {event.detail}")
+            self._say(printable(f"{event.kind.replace('_', ' ')}: {event.detail}"))
 
     def finished(self) -> None:
         """End the display."""
@@ -200,7 +200,7 @@ def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console)
         console.print(f"and {len(points) - _BEST_POINTS} points more", highlight=False)
     for name in ("best.yaml", "trials.parquet", "report.html"):
         if (path / name).exists():
-            console.print(str(path / name), highlight=False, soft_wrap=True)
+            console.print(str(path / name), markup=False, highlight=False, soft_wrap=True)
 
 
 def _final_row(name: str, row: pd.Series, metric: str, over_run: Mapping[str, float | None]) -> dict[str, str]:

@@ -12,12 +12,13 @@ from ray_pcasgd.engines.local_variants import variant_reports
 from ray_pcasgd.event_log import EventLog
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
-from ray_pcasgd.plan import Plan, make_plan
+from ray_pcasgd.plan import Plan, joined, make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.result import Result
 from ray_pcasgd.run import Run
-from ray_pcasgd.run_folder import RunFolder
+from ray_pcasgd.run_folder import RunFolder, new_name
 from ray_pcasgd.run_state import State
+from ray_pcasgd.trust import load_run_settings
 from ray_pcasgd.variant_plan import make_variants
 from ray_pcasgd.watching import Watcher, Watchers
 
@@ -59,26 +60,34 @@ class Trainer:
         """Run to the end, and return what came of it; a run that fails returns its error, with its files intact.
 
         Where a ``state`` is given (``Watcher.paused``), the run goes on from there.
+
+        Raises:
+            SettingsError: the settings cannot be run; nothing was started.
+            RunError: Ray does not start, or does not answer; the run has no folder yet.
+
         """
         plan = make_plan(self.config)
-        folder = RunFolder.create(plan.config)
-        return Run(plan, folder, _exporting(plan, self._watcher)).execute(state)
+        new_name(plan.config)  # refuses what is taken before Ray starts, which takes seconds
+        with joined(plan.cluster):
+            folder = RunFolder.create(plan.config)
+            return Run(plan, folder, _exporting(plan, self._watcher)).execute(state)
 
 
-def resume(run: str | Path, watcher: Watcher | None = None) -> Result:
+def resume(run: str | Path, watcher: Watcher | None = None, trust: bool = False) -> Result:
     """Go on with a run that was interrupted, from the newest of its states that is intact, in its own folder.
 
-    A run without one begins anew. ``run`` is its folder, or its location on remote storage.
+    A run without one begins anew. ``run`` is its folder, or its location on remote storage. Its settings may name code,
+    or a cluster: these are followed where this user has run them before, or with ``trust``.
 
     Raises:
         SettingsError: there is no such run, it is complete, or its settings cannot be run any more.
 
     """
     folder = RunFolder.reopen(str(run))
-    config = load_config(folder.path / "config.yaml")
-    plan = make_plan(config)
-    execution = Run(plan, folder, _exporting(plan, watcher or Watcher()))
-    return execution.execute(execution.last_state())
+    plan = make_plan(load_run_settings(folder.path, trust=trust))
+    with joined(plan.cluster):
+        execution = Run(plan, folder, _exporting(plan, watcher or Watcher()))
+        return execution.execute(execution.last_state())
 
 
 def _exporting(plan: Plan, watcher: Watcher) -> Watcher:

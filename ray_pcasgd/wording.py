@@ -73,3 +73,24 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def printable(text: object) -> str:
+    r"""Return a text whose control characters, which a terminal takes for commands, are spaces; so are line breaks.
+
+    So are marks that turn the direction of writing.
+
+    >>> printable("a\x1b[2J  b")
+    'a [2J  b'
+    """
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def one_line(message: object, longest: int | None = None) -> str:
+    r"""Return a message as one line of printable characters, cut where it is longer than so many.
+
+    >>> one_line("a\x1b[2J b\n c"), one_line("much too long", 8)
+    ('a [2J b c', 'much too...')
+    """
+    text = " ".join(printable(message).split())
+    return text if longest is None or len(text) <= longest else f"{text[:longest]}..."

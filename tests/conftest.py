@@ -1,6 +1,9 @@
 """What all tests share: one real Ray cluster a session, started by the first test that asks for it."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,11 @@ from hypothesis import settings
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
+
+# What the package remembers for its user is none of the tests', nor theirs of each other.
+STATE = tempfile.mkdtemp(prefix="ray_pcasgd_tests_")
+os.environ["XDG_STATE_HOME"] = STATE
+atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 # The same cases each time, however busy the machine is.
 settings.register_profile("deterministic", deadline=None, derandomize=True)

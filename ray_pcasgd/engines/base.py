@@ -44,6 +44,22 @@ class Engine(Protocol):
         ...
 
 
+class Cluster:
+    """What has to be there before a run's processes start; the default, of a run in this process alone, is nothing."""
+
+    def join(self) -> None:
+        """See to it that it is there; where it is already, nothing happens.
+
+        Raises:
+            ValueError: the settings name none that there could be.
+            RunError: it does not start, or does not answer.
+
+        """
+
+    def leave(self) -> None:
+        """End what ``join`` has started."""
+
+
 class RunError(RuntimeError):
     """A run that started and could not be finished."""
 

@@ -168,7 +168,12 @@ class DataFlow:
         received = []
         for read in row.reads:
             if not self.is_gone(read.neighbor, read.version):
-                version = self.published[read.neighbor][read.version]
+                version = self.published[read.neighbor].get(read.version)
+                if version is None:
+                    raise RunError(
+                        f"schedule: agent {row.agent} reads version {read.version} of agent {read.neighbor} at step "
+                        f"{row.step}, after newer ones or once more; allowed is each in its turn"
+                    )
                 if self.rejects_non_finite and not version.is_finite:
                     continue
                 direction = version.direction

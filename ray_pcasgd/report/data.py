@@ -1,6 +1,8 @@
-"""What a run folder holds, read for the report; whatever a failed run did not write is empty."""
+"""What a run folder holds, read for the report; whatever a failed run did not write is empty.
 
-import json
+The folder may be anybody's: nothing in it is run, and what is returned is as the report takes it for granted.
+"""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,25 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as compute
-import pyarrow.parquet as pq
-import yaml
-from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
-
-_METRICS = (
-    "agent",
-    "step",
-    "seconds",
-    "train_loss",
-    "consensus_distance",
-    "staleness_mean",
-    "predicting_share",
-    "waited_seconds",
-    "bytes_sent",
-    "gradients_per_update",
-)
-_SCHEDULE = ("agent", "step", "start", "ready", "end", "neighbors", "versions", "staleness", "kind")
+from ray_pcasgd.foreign_files import is_number
+from ray_pcasgd.report.reading import Numbers as Numbers
+from ray_pcasgd.report.reading import read_config, read_events, read_metrics, read_result, read_schedule
 
 
 @dataclass(frozen=True)
@@ -68,8 +55,9 @@ class RunData:
 
     def initial(self, column: str) -> float | None:
         """Return what the common start, step 0, was tested to be; None where that is not known."""
-        value = (self.result.get("initial") or {}).get(column)
-        return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+        initial = self.result.get("initial")
+        value: Any = initial.get(column) if isinstance(initial, Mapping) else None
+        return float(value) if is_number(value) else None
 
     @cached_property
     def averaged(self) -> pd.DataFrame:
@@ -80,7 +68,7 @@ class RunData:
     def agents(self) -> dict[int, pd.DataFrame]:
         """Each agent's rows, by step."""
         rows = self.metrics[self.metrics["agent"].notna()].sort_values(["agent", "step"])
-        return {agent: rows[rows["agent"] == agent] for agent in sorted(set(rows["agent"].astype(int)))}
+        return {int(agent): own for agent, own in rows.groupby(rows["agent"].astype(int))}
 
     @property
     def num_workers(self) -> int | None:
@@ -113,7 +101,7 @@ class RunData:
         value: Any = self.result.get("final")
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
-        return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+        return float(value) if is_number(value) else None
 
     def predicting_share(self, agent: int | None = None) -> float | None:
         """Return the share of predicting choices over the whole run, of all agents or of one; None without choices."""
@@ -151,34 +139,11 @@ def load_run(path: Path) -> RunData:
 
     """
     path = Path(path)
+    named = f"run = {str(path)!r}"
     if not (path / "config.yaml").is_file():
-        raise ValueError(f"run = {str(path)!r}: is no run folder; allowed are folders with a config.yaml")
+        raise ValueError(f"{named}: is no run folder; allowed are folders with a config.yaml")
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        result = _optional(path / "result.json", json.loads, {})
-        events = _optional(path / "events.jsonl", lambda text: [json.loads(line) for line in text.splitlines()], [])
-        metrics = _metrics(path / "metrics.parquet")
-        schedule = _schedule(path / "schedule.parquet")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"run = {str(path)!r}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict) or not isinstance(result, dict):
-        raise ValueError(f"run = {str(path)!r}: config.yaml and result.json must each hold one mapping")
-    return RunData(path, config, metrics, schedule, tuple(events), result)
-
-
-def _optional(path: Path, parse: Any, otherwise: Any) -> Any:
-    return parse(path.read_text(encoding="utf-8")) if path.exists() else otherwise
-
-
-def _metrics(path: Path) -> pd.DataFrame:
-    frame = pd.read_parquet(path) if path.exists() else pd.DataFrame()
-    absent = [column for column in _METRICS if column not in frame.columns]
-    return frame.reindex(columns=[*frame.columns, *absent])
-
-
-def _schedule(path: Path) -> pa.Table:
-    if path.exists():
-        return pq.read_table(path, columns=list(_SCHEDULE))
-    steps = pa.list_(pa.int32())
-    types = (pa.int32(), pa.int32(), *[pa.float64()] * 3, *[steps] * 3, pa.string())
-    return pa.table({name: pa.array([], kind) for name, kind in zip(_SCHEDULE, types, strict=True)})
+        config, metrics, schedule = read_config(path), read_metrics(path), read_schedule(path)
+        return RunData(path, config, metrics, schedule, read_events(path), read_result(path))
+    except ValueError as error:
+        raise ValueError(f"{named}: cannot be read ({error})") from error

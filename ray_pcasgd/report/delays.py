@@ -26,12 +26,14 @@ WITHOUT_EFFECT = (
 
 def has_delays(config: Mapping[str, Any]) -> bool:
     """Return whether a run's settings make messages late on some link."""
-    entries = config.get("links") or []
-    return config.get("schedule") is None and any(_is_late(entry.get("delay")) for entry in entries)
+    return config.get("schedule") is None and bool(_late_entries(config))
 
 
-def _is_late(law: Any) -> bool:
-    return law is not None and value_text(law) != "0"
+def _late_entries(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    # The settings are those of a folder, which may be anybody's.
+    links = config.get("links")
+    entries = [entry for entry in links if isinstance(entry, Mapping)] if isinstance(links, list) else []
+    return [entry for entry in entries if entry.get("delay") is not None and value_text(entry["delay"]) != "0"]
 
 
 def _same_reads(groups: Sequence[Group]) -> list[str]:
@@ -53,4 +55,4 @@ def _same_reads(groups: Sequence[Group]) -> list[str]:
 
 
 def _delays_of(run: RunData) -> str:
-    return value_text([entry for entry in run.config.get("links") or [] if _is_late(entry.get("delay"))])
+    return value_text(_late_entries(run.config))

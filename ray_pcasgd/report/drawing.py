@@ -3,7 +3,8 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import matplotlib as mpl
@@ -29,6 +30,14 @@ _INK = "#333333"
 
 HALF, WIDE = 6.4, 13.0
 """Widths in inches of a picture that has half a row of the page, and of one that has it all."""
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw as this package does, whatever settings of matplotlib lie where the command is given."""
+    with mpl.rc_context(), np.errstate(over="ignore", invalid="ignore"):  # numbers of runs that diverged
+        mpl.rcdefaults()
+        yield
 
 
 def new_figure(num_panels: int = 1, height: float = 3.6, shared_y: bool = False) -> tuple[Figure, list[Axes]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from ray_pcasgd.report.drawing import HALF, as_data_uri, as_pdf, as_svg
+from ray_pcasgd.report.drawing import HALF, as_data_uri, as_pdf, as_svg, own_style
 from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import (
     adaptivity_notes,
@@ -21,6 +21,8 @@ from ray_pcasgd.report.pictures import (
 from ray_pcasgd.report.schedule_pictures import staleness_histogram, time_line, waiting_bars
 from ray_pcasgd.report.server_pictures import server_time_line
 from ray_pcasgd.wording import spoken
+
+_LONGEST_NAME = 80
 
 
 class Illustration(NamedTuple):
@@ -39,14 +41,15 @@ def illustrations(groups: Sequence[Group], metric: str | None) -> str:
 def write_figures(groups: Sequence[Group], metric: str | None, folder: Path) -> list[Path]:
     """Write each picture of the page of runs into a folder, as PDF and as SVG, and return where they lie."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for each in _all(groups, metric):
-        if each.figure is not None:
-            name = re.sub(r"[^a-z0-9]+", "-", each.title.lower()).strip("-")
-            for suffix, draw in (("pdf", as_pdf), ("svg", as_svg)):
-                written.append(folder / f"{name}.{suffix}")
-                written[-1].write_bytes(draw(each.figure))
-    return written
+    paths = []
+    with own_style():
+        for each in _all(groups, metric):
+            if each.figure is not None:
+                name = re.sub(r"[^a-z0-9]+", "-", each.title.lower()).strip("-")[:_LONGEST_NAME]
+                for suffix, draw in (("pdf", as_pdf), ("svg", as_svg)):
+                    paths.append(folder / f"{name}.{suffix}")
+                    paths[-1].write_bytes(draw(each.figure))
+    return paths
 
 
 def framed(pictures: Iterable[Illustration]) -> str:

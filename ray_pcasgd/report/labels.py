@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_pcasgd.wording import NOTHING
+from ray_pcasgd.wording import NOTHING, one_line
 
 _NOT_A_METHOD = ("name", "seed", "storage_path")
 """Settings in which two runs of one method may differ."""
 _MOST_SETTINGS = 3
+_LONGEST = 100
+"""Characters of a label's parts."""
 
 
 def label_of(config: Mapping[str, Any]) -> str:
@@ -18,14 +20,14 @@ def label_of(config: Mapping[str, Any]) -> str:
     """
     algorithm = config.get("algorithm")
     if not isinstance(algorithm, Mapping):
-        return "run" if algorithm is None else str(algorithm)
+        return "run" if algorithm is None else one_line(algorithm, _LONGEST)
     parts = [str(algorithm.get("name", "run"))]
     parts += [f"{key} {value_text(algorithm[key])}" for key in ("theta", "condition") if key in algorithm]
     parts += [_with_numbers(algorithm[key]) for key in ("gathering", "correction") if key in algorithm]
     parts = [part for part in parts if part != "none"]
     if config.get("links") == [] and config.get("schedule") is None:
         parts.append("no link delay")
-    return ", ".join(parts)
+    return one_line(", ".join(parts), _LONGEST)
 
 
 def _with_numbers(value: Mapping[str, Any]) -> str:
@@ -46,7 +48,7 @@ def labels_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, settings in zip(short, flat, strict=True):
         kin = [other for kin_name, other in zip(short, flat, strict=True) if kin_name == name]
         keys = [key for key in differing_keys(kin) if key not in _NOT_A_METHOD]
-        told = [f"{key} {settings.get(key, NOTHING)}" for key in _leading(keys)[:_MOST_SETTINGS]]
+        told = [one_line(f"{key} {settings.get(key, NOTHING)}", _LONGEST) for key in _leading(keys)[:_MOST_SETTINGS]]
         label = ", ".join([name, *told])
         method = tuple(settings.get(key) for key in keys)
         known = methods.setdefault(label, [])

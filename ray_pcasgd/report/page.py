@@ -11,12 +11,13 @@ import yaml
 
 from ray_pcasgd.report.data import RunData, load_run
 from ray_pcasgd.report.delays import delay_notes
+from ray_pcasgd.report.drawing import own_style
 from ray_pcasgd.report.groups import Group, final_table, group_runs, metric_of
 from ray_pcasgd.report.illustrations import illustrations
 from ray_pcasgd.report.labels import differing_keys, flattened, labels_of
 from ray_pcasgd.report.pictures import time_name
 from ray_pcasgd.report.targets import check_target, target_table
-from ray_pcasgd.wording import NOTHING, SPREAD, deviation_over, duration, spoken, written
+from ray_pcasgd.wording import NOTHING, SPREAD, deviation_over, duration, printable, spoken, written
 
 _MOST_EVENTS = 30
 
@@ -38,7 +39,8 @@ def write_report(
             cannot have that value.
 
     """
-    text = page(load_groups(runs, labels), title, target)
+    with own_style():
+        text = page(load_groups(runs, labels), title, target)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     return output
@@ -82,7 +84,9 @@ def render(title: str, headline: str, sections: Sequence[tuple[str, str]]) -> st
     """Return a page of sections, each a heading and its HTML; empty ones are left out."""
     template = Template(resources.files("ray_pcasgd.report").joinpath("page.html").read_text(encoding="utf-8"))
     drawn = [_section(heading, content) for heading, content in sections]
-    return template.substitute(title=escape(title), headline=headline, sections="\n".join(filter(None, drawn)))
+    return template.substitute(
+        title=escape(printable(title)), headline=headline, sections="\n".join(filter(None, drawn))
+    )
 
 
 def _section(heading: str, content: str) -> str:

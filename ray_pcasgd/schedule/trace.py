@@ -3,18 +3,23 @@
 import hashlib
 import heapq
 import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from pathlib import Path
 from typing import get_args
 
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.parquet as pq
 
+from ray_pcasgd.foreign_tables import read_table
 from ray_pcasgd.records import Read, Row, RowKind
+from ray_pcasgd.wording import one_line
 
 FORMAT = "ray_pcasgd schedule 2"
+_MOST_READS = 30_000_000
 
 _SCHEMA = pa.schema(
     [
@@ -30,6 +35,9 @@ _SCHEMA = pa.schema(
         ("kind", pa.string()),
     ]
 )
+
+_READ_SCHEMA = _SCHEMA.set(9, pa.field("kind", pa.dictionary(pa.int32(), pa.string())))
+"""As it is read: a text may stand in a million rows, so it is looked at before it does."""
 
 
 def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> None:
@@ -51,30 +59,43 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
         ValueError: there is no such file, or it holds no schedule that can be executed.
 
     """
+    named = f"schedule = {str(path)!r}"
     if not path.is_file():
-        raise ValueError(f"schedule = {str(path)!r}: no such file; allowed is the schedule.parquet of a run")
+        raise ValueError(f"{named}: no such file; allowed is the schedule.parquet of a run")
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"schedule = {str(path)!r}: cannot be read ({error}); allowed is a schedule file") from None
-    metadata = {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}
-    if metadata.get("format") != FORMAT or not table.schema.equals(_SCHEMA):
-        raise ValueError(f"schedule = {str(path)!r}: is no schedule; allowed is a schedule.parquet of a run")
+        table = read_table(path, texts=["kind"])
+    except ValueError as error:
+        raise ValueError(f"{named}: cannot be read ({error}); allowed is a schedule file") from None
+    found = (table.schema.metadata or {}).items()
+    metadata = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in found}
+    if metadata.get("format") != FORMAT or not table.schema.equals(_READ_SCHEMA):
+        raise ValueError(f"{named}: is no schedule; allowed is a schedule.parquet of a run")
+    if not re.fullmatch(r"([0-9]{1,9}( [0-9]{1,9})*)?", metadata.get("left", "")):
+        raise ValueError(f"{named}: left = {one_line(metadata['left'], 80)!r}; allowed are numbers of agents")
     if any(column.null_count for column in table.columns):
-        raise ValueError(f"schedule = {str(path)!r}: has empty fields")
+        raise ValueError(f"{named}: has empty fields")
+    _check_sizes(named, table)
     rows = []
-    columns = (column.to_pylist() for column in table.columns)
+    columns = (column.to_pylist() for column in table.set_column(9, "kind", table["kind"].cast(pa.string())).columns)
     for agent, step, start, ready, end, *reads, kind in zip(*columns, strict=True):
         if len({len(column) for column in reads}) != 1 or any(value is None for column in reads for value in column):
-            raise ValueError(f"schedule = {str(path)!r}: the reads of agent {agent} at step {step} are incomplete")
-        if kind not in get_args(RowKind):
-            raise ValueError(
-                f"schedule = {str(path)!r}: agent {agent} at step {step} has the kind {kind!r}; allowed are "
-                f"{', '.join(get_args(RowKind))}"
-            )
+            raise ValueError(f"{named}: the reads of agent {agent} at step {step} are incomplete")
         rows.append(Row(agent, step, start, ready, end, tuple(map(Read._make, zip(*reads, strict=True))), kind))
     _check_rows(path, rows)
     return rows, {key: value for key, value in metadata.items() if key not in ("format", "ARROW:schema")}
+
+
+def _check_sizes(named: str, table: pa.Table) -> None:
+    """Raise ``ValueError`` where a table would take more memory as rows than any machine has, or has other kinds."""
+    for name in ("neighbors", "versions", "staleness", "ages"):
+        reads = compute.sum(compute.list_value_length(table[name])).as_py() or 0
+        if reads > _MOST_READS:
+            raise ValueError(f"{named}: has {reads:,} reads; allowed are {_MOST_READS:,}")
+    kinds = {kind for chunk in table["kind"].chunks for kind in chunk.dictionary.to_pylist()}
+    for kind in kinds - {*get_args(RowKind)}:
+        raise ValueError(
+            f"{named}: has rows of the kind {one_line(kind, 40)!r}; allowed are {', '.join(get_args(RowKind))}"
+        )
 
 
 def _check_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -112,7 +133,7 @@ def published(rows: Iterable[Row]) -> set[tuple[int, int]]:
 
 
 def check_fits(
-    rows: Sequence[Row], neighbors: Sequence[Sequence[int]], num_steps: int, left: Collection[int] = ()
+    rows: Sequence[Row], neighbors: Sequence[Sequence[int]], num_steps: int, left: Set[int] = frozenset()
 ) -> None:
     """Raise ``ValueError`` where a schedule does not fit a run with these neighbors and steps.
 
@@ -124,13 +145,25 @@ def check_fits(
     num_agents = max(counts, default=-1) + 1
     if num_agents != len(neighbors):
         raise ValueError(f"num_agents = {len(neighbors)}: allowed beside the schedule is {num_agents}")
+    if left >= set(range(num_agents)):
+        raise ValueError("schedule: all of its agents have left the run; allowed is one in which some came to its end")
     taken, shortest = min((counts[agent], agent) for agent in range(num_agents) if agent not in left)
     if taken < num_steps:
         raise ValueError(
             f"num_steps = {num_steps}: allowed beside the schedule is up to {taken}, what agent {shortest} takes in it"
         )
     linked = [frozenset(of_agent) for of_agent in neighbors]
+    back_at: dict[int, int] = {}
+    """The versions at which agents came back, that were lost: what they did before, they do not remember."""
     for row in rows:
+        oldest = max((read.age for read in row.reads), default=0)
+        if row.kind == "rejoined":
+            back_at[row.agent] = row.step + 1
+        elif oldest > row.step - back_at.get(row.agent, 0):
+            raise ValueError(
+                f"schedule: agent {row.agent} at step {row.step} has a read of the age {oldest}; allowed are the steps "
+                f"since it came back at {back_at.get(row.agent, 0)}"
+            )
         for read in row.reads if row.step < num_steps else ():
             if read.neighbor not in linked[row.agent]:
                 raise ValueError(

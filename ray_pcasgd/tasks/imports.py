@@ -1,9 +1,13 @@
 """Import paths: how settings name the user's own Python objects."""
 
 import importlib
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, PlainSerializer
+from pydantic import AfterValidator, PlainSerializer, ValidationInfo
+
+from ray_pcasgd.settings import refuse_of_strangers
 
 
 def resolve(value: Any) -> Any:
@@ -25,9 +29,10 @@ def resolve(value: Any) -> Any:
     module_name, colon, attribute = value.partition(":")
     if not (module_name and colon and attribute):
         raise ValueError(f"{value!r}: allowed are import paths of the form module:attribute")
+    sys.path[:0] = [place for place in _places if place not in sys.path]
     try:
         result: Any = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # a module may raise anything as it is imported
         raise ValueError(f"{value!r}: the module {module_name!r} cannot be imported ({error})") from error
     for name in attribute.split("."):
         try:
@@ -35,6 +40,17 @@ def resolve(value: Any) -> Any:
         except AttributeError as error:
             raise ValueError(f"{value!r}: the module {module_name!r} has no attribute {attribute!r}") from error
     return result
+
+
+_places: list[str] = []
+
+
+def look_also_in(folder: Path) -> None:
+    """Look for modules in a folder, too, from the first setting on that names one.
+
+    Not before: the folder in which somebody looks at a run may hold modules that are not his.
+    """
+    _places.append(str(folder))
 
 
 def import_path(value: Any) -> str:
@@ -50,12 +66,16 @@ def import_path(value: Any) -> str:
     return path if named is value else f"<{path}>"
 
 
-def _checked(value: Any) -> Any:
+def _checked(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        refuse_of_strangers(value, "it names code", info)
     resolve(value)
     return value
 
 
-def _checked_callable(value: Any) -> Any:
+def _checked_callable(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        refuse_of_strangers(value, "it names code", info)
     if not callable(resolve(value)):
         raise ValueError(f"{value!r}: allowed is something callable, or the import path of it")
     return value

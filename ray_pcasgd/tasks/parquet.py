@@ -57,7 +57,8 @@ class ImageParquet(Standardized):
 
     def _paths(self, setting: str) -> list[str]:
         pattern = getattr(self, setting)
-        paths = sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        paths = [path for path in found if Path(path).is_file()]  # a pipe would be waited for
         if not paths:
             raise ValueError(f"task.data.{setting} = {pattern!r}: no such file; allowed are Parquet files of images")
         return paths

@@ -5,8 +5,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from ray_pcasgd.settings import refuse_of_strangers
 from ray_pcasgd.tasks.images import Standardized, channels_first
 from ray_pcasgd.tasks.samples import MapSamples, Samples, TaskData
 
@@ -20,6 +21,13 @@ class _Downloadable(Standardized):
     """The folder that holds the data set in torchvision's form."""
     download: bool = False
     """Whether to download it where the folder does not hold it."""
+
+    @field_validator("download")
+    @classmethod
+    def _own(cls, value: bool, info: ValidationInfo) -> bool:
+        if value:
+            refuse_of_strangers(value, "it writes to task.data.root", info)
+        return value
 
     def load(self) -> TaskData:
         """Return the data set.

@@ -1,5 +1,9 @@
 """An operator watches a live run and changes it on its way; strangers' messages are never applied."""
 
+import json
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +133,40 @@ def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     assert 450 <= max(row.step for row in rows if row.agent == 0) < 599
     later = [row for row in rows if row.agent == 1 and row.step > 580]
     assert {read.neighbor for row in later for read in row.reads} == {2}
+
+
+def test_another_process_finds_a_run_by_what_its_driver_has_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def command(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        code = "from ray_pcasgd.cli import main; main()"
+        arguments = [sys.executable, "-c", code, name, str(folder), *options]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+    def commands(folder: Path) -> list[subprocess.CompletedProcess[str]]:
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        done = [
+            command("status", folder, "--json"),
+            command("leave", folder, "--agent", "7"),
+            command("status", copy),
+        ]
+        for agent in range(3):  # which ends the run
+            tell(str(folder), Leave(agent=agent))
+        return done
+
+    operator = Operator()
+    result = fit(tmp_path / "runs", operator.at(20, commands), num_steps=10**6, evaluate_every=10**6)
+    ((status, refused, copied),) = operator.answers()
+    assert str(result.error).startswith("every agent ")
+    assert status.returncode == 0, status.stderr
+    view = json.loads(status.stdout)
+    assert (view["algorithm"], view["num_steps"], len(view["agents"])) == ("d-asgd", 10**6, 3)
+    assert (refused.returncode, refused.stderr) == (1, "error: refused: agent 7; allowed are 0 to 2\n")
+    assert copied.returncode == 2
+    assert "this user has no run here that is running; its events.jsonl names the cluster " in copied.stderr
+    assert command("status", Path(result.path)).returncode == 2
 
 
 def test_a_planned_run_refuses_commands(tmp_path: Path) -> None:

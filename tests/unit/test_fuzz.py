@@ -1,5 +1,6 @@
 """Whatever is in a file, in settings or in a message: a clear error, or something that can be used."""
 
+import json
 import math
 import string
 from pathlib import Path
@@ -21,9 +22,12 @@ from ray_pcasgd.law_text import parse_delay
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.mailbox import Answer, Header
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.report.data import load_run
 from ray_pcasgd.run_state import load_state
 from ray_pcasgd.schedule.trace import read_rows, write_rows
 from ray_pcasgd.state_files import StateFiles
+from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.trust import load_run_settings
 
 CASES = settings(max_examples=2000, suppress_health_check=list(HealthCheck))
 
@@ -197,6 +201,55 @@ def test_any_rows_are_a_schedule_or_an_error(tmp_path_factory: pytest.TempPathFa
     else:
         assert read == rows
         assert all(row.start <= row.ready <= row.end < math.inf for row in read)
+
+
+# Run folders.
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny = {"engine": "local", "num_agents": 2, "num_steps": 4, "evaluate_every": 2}
+    return Path(Trainer(tiny, name="sent", storage_path=str(tmp_path_factory.mktemp("runs"))).fit().path)
+
+
+def damaged(whole: bytes, data: st.DataObject) -> bytes:
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    return bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+
+
+def changed(tree: Any, data: st.DataObject) -> Any:
+    """Return a tree with something else in one place."""
+    if isinstance(tree, dict) and tree and data.draw(st.integers(0, 3)):
+        key = data.draw(st.sampled_from(sorted(tree)))
+        return tree | {key: changed(tree[key], data)}
+    return data.draw(TREES)
+
+
+@settings(CASES, max_examples=500)
+@given(data=st.data())
+def test_any_run_folder_is_read_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, sent: Path, data: st.DataObject
+) -> None:
+    run = tmp_path_factory.getbasetemp() / "folder"
+    run.mkdir(exist_ok=True)
+    names = ["config.yaml", "result.json", "metrics.parquet", "schedule.parquet"]
+    for name in names:
+        (run / name).write_bytes((sent / name).read_bytes())
+    name = data.draw(st.sampled_from([*names, "config.yaml", "events.jsonl"]))
+    whole = (sent / name).read_bytes() if name != "events.jsonl" else b'{"kind": "agent_lost", "agent": 1}\n'
+    if name.endswith("parquet") or data.draw(st.booleans()):
+        (run / name).write_bytes(damaged(whole, data))
+    else:
+        (run / name).write_text(json.dumps(changed(yaml.safe_load(whole), data)))
+    for act in (load_run, load_run_settings):
+        try:
+            act(run)
+        except ValueError as error:
+            assert type(error) in (ValueError, SettingsError)
+            assert all(line.isprintable() for line in str(error).splitlines())
+            assert isinstance(error, SettingsError) or len(str(error).splitlines()) == 1
 
 
 # States.

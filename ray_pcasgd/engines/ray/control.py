@@ -1,4 +1,4 @@
-"""From another process to a run on its way: its status, and an operator's commands."""
+"""From another process to a run that is running: its status, and an operator's commands; both ways as JSON."""
 
 import logging
 from collections.abc import Iterator
@@ -9,54 +9,59 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from ray_pcasgd.commands import Command
+from ray_pcasgd.commands import Command, encoded
+from ray_pcasgd.engines.ray.cluster import join_cluster
 from ray_pcasgd.engines.ray.crew import SCHEDULER_NAME, Identity
-from ray_pcasgd.engines.ray.placement import join_cluster
+from ray_pcasgd.engines.ray.joining import ClusterError
 from ray_pcasgd.reaching import NotRunningError, address_of, location_of
+from ray_pcasgd.status import viewed
+from ray_pcasgd.wording import one_line
+
+_LONGEST_ANSWER = 2000
 
 
 def status_of(run: str, address: str | None = None) -> dict[str, Any]:
-    """Return the status of a run on its way, whose folder is given; see ``status.RunStatus.view``.
+    """Return the status of a run that is running, whose folder is given; see ``status.RunView``.
 
     Raises:
-        NotRunningError: it is not on its way, or its cluster cannot be reached.
+        NotRunningError: it is not running, or its cluster cannot be reached.
 
     """
     with _scheduler_of(run, address) as scheduler:
         answer: Any = scheduler.status.remote()
-        status: dict[str, Any] = ray.get(answer, timeout=30)
-        return status
+        return viewed(ray.get(answer, timeout=30))
 
 
 def tell(run: str, command: Command, address: str | None = None) -> str:
-    """Hand a command to a run on its way, and return what it says to it.
+    """Hand a command to a run that is running, and return what it says to it.
 
     Raises:
-        NotRunningError: it is not on its way, or its cluster cannot be reached.
+        NotRunningError: it is not running, or its cluster cannot be reached.
 
     """
     with _scheduler_of(run, address) as scheduler:
-        answer: Any = scheduler.command.remote(command)
-        said: str = ray.get(answer, timeout=90)
-        return said
+        answer: Any = scheduler.command.remote(encoded(command))
+        said = ray.get(answer, timeout=90)
+        if not isinstance(said, str):
+            raise ValueError(f"what answers says a {type(said).__name__}, no text")
+        return one_line(said, _LONGEST_ANSWER)
 
 
 @contextmanager
 def _scheduler_of(run: str, address: str | None) -> Iterator[ActorHandle[Any]]:
-    address = address_of(run, address)
     is_own = not ray.is_initialized()
     try:
         if is_own:
-            join_cluster(address, logging.ERROR)
+            join_cluster(*address_of(run, address), logging.ERROR)
         namespace = Identity("", location_of(run)).namespace
         actors = [one for one in ray.util.list_named_actors(all_namespaces=True) if one["namespace"] == namespace]
         names = [one["name"] for one in actors if one["name"].startswith(SCHEDULER_NAME)]
         if not names:
-            raise NotRunningError(f"{run}: is not on its way")
+            raise NotRunningError(f"{run}: is not running on that cluster")
         yield ray.get_actor(max(names, key=_number), namespace=namespace)
-    except (ConnectionError, RayError, ValueError) as error:
+    except (ClusterError, ConnectionError, RayError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise NotRunningError(f"{run}: is not on its way ({reason})") from error
+        raise NotRunningError(f"{run}: cannot be reached ({one_line(reason, _LONGEST_ANSWER)})") from error
     finally:
         if is_own:
             ray.shutdown()

@@ -8,15 +8,16 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.engines.base import Pause, Report
+from ray_pcasgd.engines.base import Cluster, Pause, Report, RunError
 from ray_pcasgd.engines.ray.crew import Crew, Identity
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live_run import LiveRun
-from ray_pcasgd.engines.ray.placement import connect, reserve
+from ray_pcasgd.engines.ray.placement import reserve
 from ray_pcasgd.engines.ray.planned_run import PlannedRun
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.learner import LearnerSpec
+from ray_pcasgd.reaching import noted
 from ray_pcasgd.records import Event
 from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
@@ -41,16 +42,25 @@ class RayEngine:
     """Executes agents as actors: planned rows in planned mode, whatever has come in live mode."""
 
     def __init__(
-        self, settings: RaySettings, schedule: Schedule | Injection, identity: Identity, upkeep: Upkeep
+        self,
+        settings: RaySettings,
+        schedule: Schedule | Injection,
+        identity: Identity,
+        upkeep: Upkeep,
+        cluster: Cluster,
     ) -> None:
         self._settings = settings
+        self._cluster = cluster
         self._schedule = schedule
         self._identity = identity
         self._upkeep = upkeep
 
     def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
         """Execute all agents; see ``Engine.run``."""
-        started_cluster = connect(self._settings)
+        try:
+            self._cluster.join()
+        except ValueError as error:
+            raise RunError(str(error)) from error
         try:
             reserved = reserve(self._settings, len(specs))
             try:
@@ -77,8 +87,7 @@ class RayEngine:
                 if reserved.is_own:
                     remove_placement_group(reserved.group)
         finally:
-            if started_cluster:
-                ray.shutdown()
+            self._cluster.leave()
 
     def _has_states(self, spec: LearnerSpec) -> bool:
         """Return whether the run can go on from a state."""
@@ -95,10 +104,11 @@ class RayEngine:
         context = ray.get_runtime_context()
         yield Event("cluster_joined", -1, -1, context.gcs_address)
         shown_at = 0.0
-        for report in reports:
-            if not isinstance(report, Pause):
-                status.take(report)
-            if time.monotonic() - shown_at > SHOWN_SECONDS and crew.scheduler is not None:
-                crew.scheduler.show.remote(status.view())
-                shown_at = time.monotonic()
-            yield report
+        with noted(self._identity.location, context.gcs_address):
+            for report in reports:
+                if not isinstance(report, Pause):
+                    status.take(report)
+                if time.monotonic() - shown_at > SHOWN_SECONDS and crew.scheduler is not None:
+                    crew.scheduler.show.remote(status.view())
+                    shown_at = time.monotonic()
+                yield report

@@ -1,74 +1,14 @@
 """Where agents run: one placement group for all of them, or a clear error."""
 
-import logging
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.settings import RaySettings
-
-
-def connect(settings: RaySettings) -> bool:
-    """Join the cluster that ``address`` or ``RAY_ADDRESS`` names, or start one here; return whether one was started."""
-    if ray.is_initialized():
-        return False
-    address = settings.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        join_cluster(address, logging.WARNING, settings)
-        return False
-    # Whoever can talk to a cluster can run code on it: one's own listens on loopback alone, and asks for the token that
-    # Ray keeps for its user, about which Ray would print a warning.
-    _listen(on_loopback=True)
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        object_store_memory=int(settings.object_store_gigabytes * 1e9),
-        include_dashboard=settings.dashboard,
-        log_to_driver=settings.log_to_driver,
-        logging_level=logging.INFO if settings.dashboard else logging.WARNING,
-        logging_config=_logging_config(settings),
-    )
-    return True
-
-
-def join_cluster(address: str, logging_level: int, settings: RaySettings | None = None) -> None:
-    """Join a cluster, which may be another process's own on this machine."""
-    settings = settings or RaySettings()
-    _listen(on_loopback=host_of(address).startswith("127."))
-    ray.init(
-        address=address,
-        log_to_driver=settings.log_to_driver,
-        logging_level=logging_level,
-        logging_config=_logging_config(settings),
-    )
-
-
-def _logging_config(settings: RaySettings) -> Any:
-    return ray.LoggingConfig(encoding="JSON", log_level="INFO") if settings.log_format == "json" else None
-
-
-def host_of(address: str) -> str:
-    """Return the host of an address."""
-    return address.rpartition("//")[2].partition(":")[0]
-
-
-def _listen(on_loopback: bool) -> None:
-    """Let Ray's processes listen on the loopback address alone, as they do by themselves on a desktop's system, or not.
-
-    Ray has no setting for it on Linux, where it takes the machine's outer address; this is what its own switch between
-    the two does, for the processes that it starts, and for this one, which has read the switch already.
-    """
-    if on_loopback:
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    else:
-        os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
-    ray_constants.ENABLE_RAY_CLUSTER = not on_loopback
 
 
 class Reservation(NamedTuple):

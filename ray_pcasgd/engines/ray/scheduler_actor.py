@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import ray
 
-from ray_pcasgd.commands import Command
+from ray_pcasgd.commands import Command, decoded
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut, Schedule, Scheduler
+from ray_pcasgd.wording import one_line
 
 Said = StepReport | Event | Part
 """What an agent says to the driver."""
@@ -18,6 +19,10 @@ Said = StepReport | Event | Part
 
 ANSWER_SECONDS = 60.0
 """How long a command waits for the driver."""
+_MOST_WAITING = 100
+"""Commands that wait for the driver at once."""
+_LONGEST_REASON = 300
+"""Characters of why a command is refused."""
 
 
 class Call(NamedTuple):
@@ -43,10 +48,11 @@ class SchedulerActor:
         self._first_kept = 0
         """How many calls the driver is known to have."""
         self._with_driver = [0] * num_agents
-        self._status: dict[str, Any] = {}
+        self._status = ""
         self._commands: list[tuple[int, Command]] = []
         self._commands_given = 0
-        self._answers: dict[int, str] = {}
+        self._answers: dict[int, str | None] = {}
+        """By the numbers of the commands that somebody waits for."""
 
     def __repr__(self) -> str:
         return "Scheduler"
@@ -98,25 +104,32 @@ class SchedulerActor:
             self._taken[agent] = None
 
     @ray.method(concurrency_group="control")
-    def status(self) -> dict[str, Any]:
-        """Return how the run is, as the driver has shown last."""
+    def status(self) -> str:
+        """Return how the run is, as the driver has shown last: JSON, empty before it has."""
         with self.changed:
             return self._status
 
-    def show(self, status: dict[str, Any]) -> None:
+    def show(self, status: str) -> None:
         """Take in how the run is."""
         with self.changed:
             self._status = status
 
     @ray.method(concurrency_group="control")
-    def command(self, command: Command) -> str:
-        """Hand an operator's command to the driver; return what the driver says to it."""
+    def command(self, text: Any) -> str:
+        """Hand an operator's command, which is JSON, to the driver; return what the driver says to it."""
+        try:
+            command = decoded(text)
+        except ValueError as error:
+            return f"refused: {one_line(error, _LONGEST_REASON)}"
         with self.changed:
+            if len(self._answers) >= _MOST_WAITING:
+                return f"refused: {_MOST_WAITING} commands are waiting already"
             number = self._commands_given
             self._commands_given += 1
             self._commands.append((number, command))
-            self.changed.wait_for(lambda: number in self._answers, ANSWER_SECONDS)
-            return self._answers.pop(number, "refused: the run does not answer")
+            self._answers[number] = None
+            self.changed.wait_for(lambda: self._answers[number] is not None, ANSWER_SECONDS)
+            return self._answers.pop(number) or "refused: the run does not answer"
 
     def commands(self) -> list[tuple[int, Command]]:
         """Return the commands that the driver has not taken yet."""
@@ -127,8 +140,9 @@ class SchedulerActor:
     def answer(self, number: int, text: str) -> None:
         """Take in what the driver says to a command."""
         with self.changed:
-            self._answers[number] = text
-            self.changed.notify_all()
+            if number in self._answers:
+                self._answers[number] = text
+                self.changed.notify_all()
 
     def drain(self, received: int) -> list[Call]:
         """Return what has been said since, where the driver has received so many calls."""

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.reaching import host_and_port
+from ray_pcasgd.settings import Settings, refuse_of_strangers
 
 
 class RaySettings(Settings):
@@ -40,8 +41,9 @@ class RaySettings(Settings):
     join_later: tuple[int, ...] = ()
     """Live: agents that are not started with the run, but by ``ray-pcasgd join``."""
     address: str | None = None
-    """Address of a running cluster, ``auto`` for the one on this machine; not given: what the environment variable
-    RAY_ADDRESS names, or a cluster of its own on this machine, which ends with the run."""
+    """Address of a running cluster, ``host:port``, or ``auto`` for the one that you run on this machine; not given:
+    what the environment variable RAY_ADDRESS names, or a cluster of its own here, which ends with the run; ``local``:
+    one of its own in any case."""
     object_store_gigabytes: float = Field(2.0, gt=0.1)
     """Shared memory for messages, in a cluster of its own; what does not fit is spilled to disk. Ray's own choice, 30 %
     of the machine, is slower: it takes long until memory that was touched before is used again."""
@@ -52,3 +54,12 @@ class RaySettings(Settings):
     """``json``: the run's events, and all log lines of its processes, are JSON with run, agent, node and job."""
     log_to_driver: bool = False
     """Whether the agents' standard output is shown."""
+
+    @field_validator("address")
+    @classmethod
+    def _of_a_cluster(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            refuse_of_strangers(value, "who joins a cluster runs its code", info)
+            if value not in ("auto", "local"):
+                host_and_port("address", value)
+        return value

@@ -1,0 +1,36 @@
+"""What this package remembers for its user, outside of all run folders: which runs go on where, and what he wrote."""
+
+import os
+import stat
+from pathlib import Path
+
+from platformdirs import user_state_path
+
+_PRIVATE = 0o700
+
+
+def own_folder(name: str) -> Path:
+    """Return a folder for what is remembered, which nobody else can read or write; it is made where it is not there.
+
+    Raises:
+        OSError: there can be none, or it is another user's.
+
+    """
+    root = user_state_path("ray-pcasgd")
+    root.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+    folder = root / name
+    folder.mkdir(mode=_PRIVATE, exist_ok=True)
+    for path in (root, folder):
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise OSError(f"{path} is no folder of this user")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            path.chmod(_PRIVATE)
+    return folder
+
+
+def keep_newest(folder: Path, number: int) -> None:
+    """Remove the files of a folder that are older than the newest so many."""
+    files = [(path.stat().st_mtime_ns, path) for path in folder.iterdir()]
+    for _, path in sorted(files)[: max(0, len(files) - number)]:
+        path.unlink(missing_ok=True)
