@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.replica import Replica
+from ray_pcasgd.tasks.objective import Evaluation
 from ray_pcasgd.tasks.task import Task, TaskData
 
 
@@ -64,6 +65,10 @@ class AveragedModel:
     def num_parameters(self) -> int:
         """D."""
         return self._replica.weights.numel()
+
+    def examine_start(self) -> Evaluation:
+        """Return the test loss and metrics of the common start, version 0, if no snapshot was evaluated yet."""
+        return self._task.examine(self._replica.module, self._data, self._replica.device)
 
     def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
         """Return the test loss and metrics of a snapshot."""

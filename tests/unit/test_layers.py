@@ -14,7 +14,7 @@ PACKAGE = Path(ray_pcasgd.__file__).parent
 LAYERS = [
     "settings wording own_state foreign_files foreign_tables reaching records run_state numerics randomness curves",
     "laws law_text topology timing rules optimizer",
-    "commands status schedule mailbox tasks reliability",
+    "commands status pace schedule mailbox tasks reliability",
     "replica displacement server_rules learner agent variants server pairs consensus",
     "engines",
     "config explanation yaml_text loading roster server_plan pair_plan peer_plan plan variant_plan",
