@@ -36,6 +36,12 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(length > 0, inner(a, b) / torch.where(length > 0, length, 1.0), 0.0)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all of a tensor's numbers are finite."""
+    # A sum is one pass; where finite numbers overflow in it, each is looked at.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def blockwise(function: Callable[..., Vectors], *groups: Vectors) -> Vectors:
     """Return ``function(*groups)`` for an elementwise function, computed block by block where the vectors are long.
 

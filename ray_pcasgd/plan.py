@@ -265,4 +265,5 @@ def _training(config: Config) -> dict[str, Any]:
         "device": engine.device if isinstance(engine, LocalSettings) else "cuda" if on_gpu else "cpu",
         "evaluate_every": config.evaluate_every,
         "isolate_non_finite": config.on_non_finite_loss == "isolate",
+        "mixed_buffers": config.mixed_buffers,
     }

@@ -96,7 +96,9 @@ class LiveAgentActor(ReturningAgentActor):
         found = self.await_barrier(step)
         waited = time.time() - ready
         received = self.open_all(found)
-        measures = self.agent.apply(received)
+        measures = self.apply(received)
+        if measures is None:
+            return False
         end = time.time()
         spent = end - start - waited
         keep = SMOOTHING if self.step_seconds else 0.0
