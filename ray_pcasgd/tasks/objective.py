@@ -182,6 +182,7 @@ def evaluate(
             for key, measure in measures:
                 totals[key] += measure(outputs, targets).item() * len(chosen)
     finally:
+        model.train(modes[0][1])  # the model's own, which may do more than to set modes
         for module, mode in modes:
             module.training = mode
     return {key: total / len(samples) for key, total in totals.items()}
