@@ -9,6 +9,7 @@ from torch import Tensor
 from ray_pcasgd.local_tensors import joined
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.replica import MixedBuffers, Replica
+from ray_pcasgd.tasks.objective import Evaluation
 from ray_pcasgd.tasks.task import Task, TaskData
 
 
@@ -67,6 +68,11 @@ class AveragedModel:
     def num_parameters(self) -> int:
         """D."""
         return self._replica.weights.numel()
+
+    def examine_start(self) -> Evaluation:
+        """Return the test loss and metrics of the common start, version 0, if no snapshot was evaluated yet."""
+        with self._replica.undisturbed():
+            return self._task.examine(self._replica.module, self._data, self._replica.device)
 
     def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
         """Return the test loss and metrics of a snapshot."""

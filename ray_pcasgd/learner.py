@@ -152,16 +152,21 @@ class Learner:
         self.replica.forget_gradients()
         self.seed_forward_pass()
         total = 0.0
+        measure = self.spec.recipe.task.loss
+        whole = measure.weight(targets) if pieces > 1 else 0
+        pieces = pieces if whole else 1
         for some, wanted in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
             if cancelled():
                 with self.following_tensors():
                     self.replica.take_in()
                 self.replica.load_local(before)
                 return None
-            if len(some):
-                loss = self.spec.recipe.task.loss(self.replica.module(some), wanted)
-                if pieces > 1:
-                    loss = loss * (len(some) / len(inputs))
+            weight = measure.weight(wanted) if whole else 0
+            if weight or not whole:
+                loss = measure(self.replica.module(some), wanted)
+                if whole:
+                    # By how much counts in it, so that the pieces' sum is the mean over the batch.
+                    loss = loss * (weight / whole)
                 torch.autograd.backward(loss)
                 total += loss.item()
         with self.following_tensors():

@@ -28,6 +28,7 @@ from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.server_plan import check_server_settings, server_roster
 from ray_pcasgd.server_rules import ServerRule
+from ray_pcasgd.tasks.objective import CustomMeasure, evaluate
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.task import Task, TaskData
 from ray_pcasgd.topology import Network
@@ -237,17 +238,22 @@ def _try_out(task: Task, data: TaskData, seed: int) -> None:
         if loss.ndim or not loss.requires_grad:
             raise ValueError(f"{loss}; allowed is a scalar that depends on the model's parameters")
     for metric in task.metrics:
-        with _naming(f"task.metrics: {metric.key}"):
-            metric(outputs, targets).item()
+        if isinstance(metric, CustomMeasure) and metric.over == "whole":
+            # F1 or AUC of a few samples of one class mean nothing, and may raise.
+            with _naming(f"task.metrics: {metric.key}", "the test samples"):
+                evaluate(replica.module, data.test, metric, transform=data.normalization)
+        else:
+            with _naming(f"task.metrics: {metric.key}"):
+                metric(outputs, targets).item()
 
 
 @contextmanager
-def _naming(setting: str) -> Iterator[None]:
+def _naming(setting: str, where: str = "the first samples") -> Iterator[None]:
     """Name the setting in whatever its object raises, which may be the user's own code."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{setting}: fails on the first samples ({error})") from error
+        raise ValueError(f"{setting}: fails on {where} ({error})") from error
 
 
 def _training(config: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ray_pcasgd.engines.base import InterruptionError, Pause, RunError
 from ray_pcasgd.executable_rows import executable
 from ray_pcasgd.learner import StepError
 from ray_pcasgd.monitor import Monitor
+from ray_pcasgd.pace import Pace, is_agent_step, mean_staleness
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.result import Result, final_metrics, flat_metrics
@@ -45,8 +46,10 @@ class Run:
         self.taken: set[tuple[int, int]] = set()
         """Agents and steps of all rows: steps that a run takes again, on from a state, do not count again."""
         self.interruptions = 0
+        self.initial: dict[str, float] = {}
+        """What the common start of all agents, version 0, is tested to be."""
         self.started_at = time.perf_counter()
-        self.first_step_at: float | None = None
+        self.pace = Pace()
         self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
         """The state before the first step."""
 
@@ -157,12 +160,36 @@ class Run:
         step = min(newest.values(), default=0)
         self.take_event(Event("run_resumed", -1, step, f"on from the state of step {step}"))
 
-    def start(self) -> None:
-        """Take in the plan, before the first report."""
+    def start(self, initial: dict[str, float] | None = None) -> None:
+        """Take in the plan, before the first report, and test the common start unless ``initial`` has what came of it.
+
+        Raises:
+            RunError: the test samples cannot be evaluated.
+
+        """
         self.watcher.started(self.plan, self.folder.path)
+        self.initial = self.tested_start() if initial is None else initial
         for agent, last in self.plan.last_steps.items():
             if last < 0:
                 self.note_departure(agent, last)
+
+    def tested_start(self) -> dict[str, float]:
+        """Return what the common start is tested to be, and say what there is to know about data and test.
+
+        Raises:
+            RunError: as ``start``.
+
+        """
+        try:
+            evaluation = self.model.examine_start()
+        except Exception as error:  # whatever the user's own model, loss or metric raises
+            setting = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+            raise RunError(
+                f"{setting}fails on the test samples before the first step ({type(error).__name__}: {error})"
+            ) from error
+        for remark in (*self.plan.data.remarks, *evaluation.remarks):
+            self.take_event(Event("noticed", -1, 0, remark))
+        return {f"test_{name}": value for name, value in evaluation.values.items()}
 
     def take(self, report: StepReport | Event) -> None:
         """Take in one report."""
@@ -206,7 +233,8 @@ class Run:
         """Take in one step."""
         if report.row[:2] in self.taken:
             return
-        self.first_step_at = self.first_step_at or time.perf_counter()
+        if is_agent_step(report.row, self.plan.servers):
+            self.pace.count(time.perf_counter())
         self.taken.add(report.row[:2])
         self.rows.append(report.row)
         self.watcher.stepped(report)
@@ -279,15 +307,16 @@ class Run:
         error = error or self.shortfall() or self.storage_error
         frame = self.monitor.frame()
         final = final_metrics(frame)
-        training_seconds = time.perf_counter() - (self.first_step_at or self.started_at)
+        if "staleness_mean" in final:
+            final["staleness_mean"] = mean_staleness(self.rows, self.plan.servers)
         digest = trace_hash(self.rows)
-        agent_steps = sum(row.kind != "passive" for row in self.rows)
         summary = {
             "schedule_hash": digest,
             "num_parameters": self.model.num_parameters,
-            "agent_steps": agent_steps,
+            "agent_steps": sum(is_agent_step(row, self.plan.servers) for row in self.rows),
             "wall_seconds": round(time.perf_counter() - self.started_at, 3),
-            "agent_steps_per_second": round(agent_steps / max(training_seconds, 1e-9), 1),
+            "agent_steps_per_second": None if self.pace.rate is None else round(self.pace.rate, 1),
+            "initial": self.initial,
             "final": final,
             "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
             "error": str(error) if error else None,

@@ -9,9 +9,11 @@ from rich.console import Console
 
 from ray_pcasgd.compare import Comparison
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.pace import NAN, is_agent_step
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.progress import Progress, print_table
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.report.data import load_run
 from ray_pcasgd.result import Result
 from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
@@ -33,10 +35,12 @@ class Terminal(Watcher):
         self._title = title
         self._details = details
         self._progress: Progress | None = None
+        self._servers = range(0)
 
     def started(self, plan: Plan, path: Path) -> None:
         """Say what is going to run."""
         config = plan.config
+        self._servers = plan.servers
         at_once = isinstance(config.engine, RaySettings)
         self._progress = Progress(
             self._console, len(plan.specs), config.num_steps, at_once, self._title, num_servers=len(plan.servers)
@@ -61,7 +65,8 @@ class Terminal(Watcher):
         reads = report.row.reads
         staleness = sum(read.staleness for read in reads) / len(reads) if reads else 0.0
         predicting = report.measures["predicting"] if report.measures.get("choosing") else None
-        self._progress.step(report.row.agent, report.progress, report.loss, staleness, predicting)
+        counts = is_agent_step(report.row, self._servers)
+        self._progress.step(report.row.agent, report.progress, report.loss, staleness, predicting, counts)
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show test metrics."""
@@ -96,10 +101,16 @@ def print_final_table(result: Result, console: Console) -> None:
         # A server's workers are not tested.
         tested = agents[agents[metric].notna()] if metric in agents else agents
         with_server = len(tested) < len(agents)
-        rows = [] if with_server else [_final_row(f"agent {agent}", row, metric) for agent, row in tested.iterrows()]
+        folder = Path(result.path)
+        # As the page has them: what a row has itself is since the evaluation before.
+        over_run = load_run(folder).over_run if (folder / "config.yaml").exists() else lambda agent=None: {}
+        rows = []
+        if not with_server:
+            rows = [_final_row(f"agent {k}", row, metric, over_run(int(str(k)))) for k, row in tested.iterrows()]
         averaged = frame[frame["agent"].isna()].drop(columns="agent")
         if len(averaged):
-            rows.append(_final_row("server's model" if with_server else "averaged model", averaged.iloc[-1], metric))
+            name = "server's model" if with_server else "averaged model"
+            rows.append(_final_row(name, averaged.iloc[-1], metric, over_run()))
         print_table(rows, console)
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
     if (Path(result.path) / "report.html").exists():
@@ -165,10 +176,13 @@ def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console)
             console.print(str(path / name), highlight=False, soft_wrap=True)
 
 
-def _final_row(name: str, row: pd.Series, metric: str) -> dict[str, str]:
-    columns = [metric, *(["test_loss"] if metric != "test_loss" else []), "train_loss", "staleness_mean"]
+def _final_row(name: str, row: pd.Series, metric: str, over_run: Mapping[str, float | None]) -> dict[str, str]:
+    columns = [metric, *(["test_loss"] if metric != "test_loss" else []), "train_loss", "mean_staleness"]
     columns += ["theta", "predicting_share", "gradients_per_update", "cancelled_steps", "consensus_distance"]
-    shown = {spoken(column): written(column, float(row[column])) for column in columns if row[column] == row[column]}
+    values = {"mean_staleness": NAN, **row, **{key: NAN if value is None else value for key, value in over_run.items()}}
+    shown = {
+        spoken(column): written(column, float(values[column])) for column in columns if values[column] == values[column]
+    }
     if not row["cancelled_steps"]:
         del shown["cancelled steps"]
     return {"": name, "step": str(int(row["step"])), **shown}

@@ -113,8 +113,9 @@ def fit_together(
     watchers = watchers or [Watcher() for _ in plans]
     runs = [Run(plan, RunFolder.create(plan.config), watcher) for plan, watcher in zip(plans, watchers, strict=True)]
     errors: dict[int, NonFiniteLossError] = {}
-    for run in runs:
-        run.start()
+    runs[0].start()
+    for run in runs[1:]:
+        run.start(runs[0].initial)
     if state is not None:
         for run, own in zip(runs, state["runs"], strict=True):
             run.restore(own)

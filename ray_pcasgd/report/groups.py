@@ -31,6 +31,16 @@ class Group:
         """The runs that figures are made of: those that did not fail; where all did, what there is of them."""
         return tuple(run for run in self.runs if run.error is None) or self.runs
 
+    @cached_property
+    def staleness(self) -> Numbers:
+        """The staleness of all reads of the counted runs, in steps."""
+        return np.concatenate([run.staleness for run in self.counted])
+
+    @property
+    def mean_staleness(self) -> float | None:
+        """The mean over all these reads; None where nothing was read."""
+        return float(self.staleness.mean()) if self.staleness.size else None
+
     def values(self, measure: Callable[[RunData], float | None]) -> Numbers:
         """Return a measured number of every counted run that has it."""
         measured = [measure(run) for run in self.counted]
@@ -123,7 +133,7 @@ def _final_row(group: Group, metric: str, several: bool) -> dict[str, str]:
         "lowest agent": extreme("min", np.min),
         "highest agent": extreme("max", np.max),
         "consensus distance": mean("consensus_distance", lambda run: run.final("consensus_distance"), True),
-        "mean staleness": mean("staleness", lambda run: float(run.staleness.mean()) if run.staleness.size else None),
+        "mean staleness": NOTHING if group.mean_staleness is None else written("staleness", group.mean_staleness),
         "predicting": mean("predicting_share", RunData.predicting_share, True),
         "waiting": mean("waiting_share", _mean_waiting),
         "agent-steps/s": mean("rate", lambda run: _number(run.result.get("agent_steps_per_second"))),

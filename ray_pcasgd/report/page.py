@@ -121,7 +121,10 @@ def _final_figures(groups: Sequence[Group], metric: str | None) -> str:
     for row, group in zip(rows, groups, strict=True):
         row["method"] = row["method"] if any(run.error is None for run in group.runs) else f"{row['method']} (failed)"
     note = "Failed runs do not count, unless a method has no others. " if any("failed" in row for row in rows) else ""
-    note += "Each agent counts with its last evaluation; consensus distance: root mean square over agents."
+    note += (
+        "Each agent counts with its last evaluation; consensus distance: root mean square over agents. Mean staleness and "
+        "predicting: over all reads and steps of the run."
+    )
     return table_of(rows, "numbers") + f'\n<p class="soft">{note}</p>'
 
 

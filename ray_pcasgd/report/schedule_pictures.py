@@ -15,6 +15,7 @@ from ray_pcasgd.report.data import Numbers, RunData
 from ray_pcasgd.report.drawing import COLORS, WIDE, name_axes, new_figure
 from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import time_name
+from ray_pcasgd.wording import written
 
 _MOST_BARS = 40
 _MOST_PANELS = 3
@@ -36,11 +37,12 @@ def staleness_histogram(groups: Sequence[Group]) -> Figure | None:
     chosen = list(panels.values())[:_MOST_PANELS]
     figure, axes = new_figure(len(chosen), height=3.4)
     for panel, members in zip(axes, chosen, strict=True):
-        staleness = np.concatenate([run.staleness for run in members[0].counted])
+        staleness = members[0].staleness
         _histogram(panel, staleness)
         others = f" and {len(members) - 1} more" if len(members) > 1 else ""
         title = (members[0].label + others) if len(groups) > 1 else ""
-        summary = f"mean {staleness.mean():.2f}, most {staleness.max():.0f}, fresh {(staleness == 0).mean():.0%}"
+        mean = written("staleness", members[0].mean_staleness)
+        summary = f"mean {mean}, most {staleness.max():.0f}, fresh {(staleness == 0).mean():.0%}"
         name_axes(panel, "staleness in steps", "share of reads", f"{title}\n{summary}" if title else summary)
     return figure
 

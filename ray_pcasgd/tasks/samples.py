@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.normalization import Normalization
 
 Indices = np.ndarray | Tensor | Sequence[int]
+
+_COMPARED_LABELS = 8
 
 
 def _class_labels(targets: Tensor) -> np.ndarray | None:
@@ -68,11 +71,17 @@ class Samples:
 
 
 class MapSamples:
-    """The samples of a map-style data set, made anew whenever they are taken: for what does not fit into memory."""
+    """The samples of a map-style data set, made anew whenever they are taken: for what does not fit into memory.
 
-    def __init__(self, dataset: Any) -> None:
+    ``labels`` are those of all items, where they are known and the data set itself does not hold them; ``is_random``
+    says that its items are drawn anew each time.
+    """
+
+    def __init__(self, dataset: Any, labels: np.ndarray | None = None, is_random: bool = False) -> None:
         self.dataset = dataset
-        """Its items are pairs (input, target); its ``targets``, where it has them, are all labels."""
+        """Its items are pairs (input, target)."""
+        self.is_random = is_random
+        self._labels = labels
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -96,18 +105,53 @@ class MapSamples:
 
     def subset(self, indices: Indices) -> "MapSamples":
         """Return a view of the samples at ``indices``."""
-        return MapSamples(torch.utils.data.Subset(self.dataset, [int(i) for i in indices]))
+        positions = [int(i) for i in indices]
+        labels = None if self._labels is None else self._labels[positions]
+        return MapSamples(torch.utils.data.Subset(self.dataset, positions), labels, self.is_random)
 
     def labels(self) -> np.ndarray | None:
-        """Return the class of each sample from the data set's ``targets``, int64 of shape (n,); None without."""
-        targets = getattr(self.dataset, "targets", None)
-        return None if targets is None else _class_labels(torch.as_tensor(targets))
+        """Return the class of each sample, int64 of shape (n,); None where these are known by taking all alone."""
+        if self._labels is None:
+            labels = labels_of(self.dataset)
+            self._labels = labels if labels is not None and self._are_of_items(labels) else None
+        return self._labels
+
+    def _are_of_items(self, labels: np.ndarray) -> bool:
+        """Return whether some items have these labels; what a data set's ``targets`` hold may be changed on the way."""
+        places = np.unique(np.linspace(0, len(self) - 1, min(len(self), _COMPARED_LABELS)).astype(int))
+        with seeded(0):
+            targets = self.take(places)[1]
+        return targets.shape == places.shape and bool((targets.numpy() == labels[places]).all())
 
     def in_memory(self) -> Samples:
         """Return all the samples as tensors."""
         parts = [self.take(range(first, min(first + 1024, len(self)))) for first in range(0, len(self), 1024)]
         inputs, targets = zip(*parts, strict=True)
         return Samples(torch.cat(inputs), torch.cat(targets))
+
+
+def labels_of(dataset: Any) -> np.ndarray | None:
+    """Return the classes of a data set's items without taking these, int64 of shape (n,); None where it has none.
+
+    From its ``targets`` or ``labels``, its second tensor, or from the data sets that it is a part of or made of.
+    """
+    for name in ("targets", "labels"):
+        try:
+            labels = _class_labels(torch.as_tensor(getattr(dataset, name)))
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            continue  # it has none, or something else under that name
+        if labels is not None and len(labels) == len(dataset):
+            return labels
+    if isinstance(dataset, torch.utils.data.Subset):
+        whole = labels_of(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, torch.utils.data.ConcatDataset):
+        parts = [labels_of(part) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if len(known) == len(parts) else None
+    if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:
+        return _class_labels(dataset.tensors[1])
+    return None
 
 
 def _as_input(value: Any) -> Any:
@@ -131,6 +175,8 @@ class TaskData(NamedTuple):
     normalization: Normalization = Normalization()
     classes: tuple[str, ...] = ()
     """The classes' names by label, where they are known."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know about the data, in a line each."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:

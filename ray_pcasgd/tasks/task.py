@@ -5,15 +5,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from ray_pcasgd.randomness import generator, seeded, stream_seed
+from ray_pcasgd.randomness import generator, stream_seed
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.datasets import Data, Digits
+from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.models import MLP, Model, give_shape, is_unshaped
-from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Loss, Metric, evaluate
+from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Evaluation, Loss, Metric, examine, with_ignored
 from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
-from ray_pcasgd.tasks.samples import TaskData
+from ray_pcasgd.tasks.samples import MapSamples, TaskData
 
 __all__ = ["Task", "TaskData"]
 
@@ -72,7 +73,12 @@ class Task(Settings):
             )
         order = generator(0, "validation").permutation(number)
         test, train = (data.train.subset(np.sort(part)) for part in (order[:held_out], order[held_out:]))
-        return data._replace(train=train, test=test)
+        remarks = data.remarks
+        if isinstance(test, MapSamples) and test.is_random:
+            remarks += (
+                "task.validation_share: held-out items are random; every evaluation has the same draws of them",
+            )
+        return data._replace(train=train, test=test, remarks=remarks)
 
     def build_model(self, data: TaskData, seed: int) -> nn.Module:
         """Return the model for the data, its weights drawn from the seed's own stream.
@@ -106,5 +112,11 @@ class Task(Settings):
         return Batches(data.train, shard, batch_size, seed, agent, purpose, self.augmentation, data.normalization)
 
     def evaluate(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> dict[str, float]:
-        """Return the test loss, under ``loss``, and the metrics, each under its key."""
-        return evaluate(model, data.test, self.loss, self.metrics, device=device, transform=data.normalization)
+        """Return the test loss, under ``loss``, and the metrics, each under its key, over all test samples at once."""
+        return self.examine(model, data, device).values
+
+    def examine(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> Evaluation:
+        """Return what ``evaluate`` does, with what somebody who reads it should know."""
+        ignored = getattr(self.loss, "ignore_index", None)
+        metrics = [with_ignored(metric, ignored) for metric in self.metrics]
+        return examine(model, data.test, self.loss, metrics, device=device, transform=data.normalization)

@@ -84,6 +84,13 @@ BARRIERS: dict[str, Any] = {
         "links": [{"unit": "seconds", "delay": {"name": "uniform", "low": 0, "high": 2}}],
     },
     "batch norm": BATCH_NORM,
+    "random items": {
+        "task": {
+            "data": BATCH_NORM["task"]["data"] | {"train": "tests.engines.images:Changed"},
+            "model": {"hidden": [8]},
+        }
+    }
+    | UNEVEN,
 }
 
 
@@ -102,6 +109,7 @@ ON_RAY = [
     "ad-psgd, batch norm",
     "seconds on a ring",
     "batch norm",
+    "random items",
 ]
 
 
