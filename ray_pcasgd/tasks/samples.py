@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,16 +92,32 @@ class MapSamples:
         return len(self)
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets at ``indices``, stacked."""
-        positions = [int(i) for i in indices]
-        if hasattr(self.dataset, "__getitems__"):
-            items = self.dataset.__getitems__(positions)
-        else:
-            items = [self.dataset[i] for i in positions]
-        inputs, targets = default_collate([(_as_input(item[0]), item[1]) for item in items])
+        """Return the inputs and targets at ``indices``, stacked.
+
+        Raises:
+            ValueError: an item cannot be made, or is none that can be stacked with the others; it is named.
+
+        """
+        inputs, targets = _collated(self._items([int(i) for i in indices]))
         # What Python's and numpy's numbers collate to, float64 and various integers, no model or loss accepts.
         inputs = inputs.float() if inputs.dtype == torch.float64 else inputs
         return inputs, targets.float() if targets.is_floating_point() else targets.long()
+
+    def _items(self, positions: Sequence[int]) -> dict[int, Any]:
+        """Return the items at some positions."""
+        try:
+            if hasattr(self.dataset, "__getitems__"):
+                return dict(zip(positions, self.dataset.__getitems__(list(positions)), strict=True))
+        except Exception:  # the user's own; what follows finds out which item it is
+            pass
+        return {i: self._item(i) for i in positions}
+
+    def _item(self, position: int) -> Any:
+        try:
+            return self.dataset[position]
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"sample {position} cannot be made ({reason})") from error
 
     def subset(self, indices: Indices) -> "MapSamples":
         """Return a view of the samples at ``indices``."""
@@ -126,6 +142,11 @@ class MapSamples:
     def in_memory(self) -> Samples:
         """Return all the samples as tensors."""
         parts = [self.take(range(first, min(first + 1024, len(self)))) for first in range(0, len(self), 1024)]
+        for what, column in (("inputs", [part[0] for part in parts]), ("targets", [part[1] for part in parts])):
+            for number, one in enumerate(column):
+                if one.shape[1:] != column[0].shape[1:]:
+                    shapes = f"{tuple(column[0].shape[1:])} and {tuple(one.shape[1:])}"
+                    raise ValueError(f"samples 0 and {1024 * number} have {what} of shapes {shapes}; {_ONE_SHAPE}")
         inputs, targets = zip(*parts, strict=True)
         return Samples(torch.cat(inputs), torch.cat(targets))
 
@@ -152,6 +173,45 @@ def labels_of(dataset: Any) -> np.ndarray | None:
     if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:
         return _class_labels(dataset.tensors[1])
     return None
+
+
+_ONE_SHAPE = "allowed is one shape, by padding or cropping for instance"
+
+
+def _collated(items: Mapping[int, Any]) -> tuple[Tensor, Tensor]:
+    """Return the inputs and targets of items, by their positions, stacked.
+
+    Raises:
+        ValueError: an item is no pair, or inputs or targets are no tensors of one shape.
+
+    """
+    for position, item in items.items():
+        if not (isinstance(item, tuple | list) and len(item) == 2):
+            raise ValueError(f"sample {position} is a {type(item).__name__}; allowed are pairs (input, target)")
+    inputs = _stacked("input", {position: _as_input(item[0]) for position, item in items.items()})
+    return inputs, _stacked("target", {position: item[1] for position, item in items.items()})
+
+
+def _stacked(what: str, values: Mapping[int, Any]) -> Tensor:
+    try:
+        stacked = default_collate(list(values.values()))
+    except Exception as error:
+        shapes = {position: _shape(value) for position, value in values.items()}
+        first = next(iter(shapes))
+        other = next((position for position, shape in shapes.items() if shape != shapes[first]), None)
+        if other is None:
+            raise ValueError(f"the {what}s of samples from {first} on cannot be stacked ({error})") from error
+        both = f"{shapes[first]} and {shapes[other]}"
+        raise ValueError(f"samples {first} and {other} have {what}s of shapes {both}; {_ONE_SHAPE}") from error
+    if isinstance(stacked, Tensor):
+        return stacked
+    position, value = next(iter(values.items()))
+    kind = type(value).__name__
+    raise ValueError(f"sample {position} has a {kind} for {what}; allowed are tensors, arrays, numbers and PIL images")
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if hasattr(value, "shape") else f"of a {type(value).__name__}"
 
 
 def _as_input(value: Any) -> Any:

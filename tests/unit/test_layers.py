@@ -17,7 +17,7 @@ LAYERS = [
     "commands status schedule mailbox tasks reliability",
     "replica local_tensors displacement server_rules learner agent variants server pairs consensus",
     "engines",
-    "config explanation loading roster server_plan pair_plan peer_plan plan variant_plan",
+    "config tryout explanation loading roster server_plan pair_plan peer_plan plan variant_plan",
     "watching exporter event_log trainer run executable_rows result checkpoint state_files monitor run_folder "
     "ray_train sweep_settings",
     "theory report compare terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "

@@ -1,0 +1,344 @@
+"""A run's model, loss, metrics and data, tried out together before anything starts: in one line what would crash."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.batching import compute_together
+from ray_pcasgd.engines.local import LocalSettings
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.explanation import one_line, written
+from ray_pcasgd.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.local_tensors import is_same
+from ray_pcasgd.numerics import is_finite
+from ray_pcasgd.randomness import stream_seed
+from ray_pcasgd.replica import Replica, public_name, unflatten
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.server import CHANGED_WEIGHTS
+from ray_pcasgd.server_rules import ServerRule
+from ray_pcasgd.tasks.drawing import seeded
+from ray_pcasgd.tasks.models import CustomModel
+from ray_pcasgd.tasks.objective import CrossEntropy, CustomMeasure, evaluate
+from ray_pcasgd.tasks.ray_stream import StreamedImages
+from ray_pcasgd.tasks.samples import AnySamples, Samples
+from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.variants import Variants
+
+TESTED_AT_ONCE = 128
+"""Samples of one batch in evaluations."""
+
+_LONGEST_REASON = 400
+
+
+class Findings(NamedTuple):
+    """What a model turned out to do."""
+
+    why_alone: str | None
+    """Why agents that have it cannot be stepped together, if so."""
+
+
+def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], training: Mapping[str, Any]) -> Findings:
+    """Train on one batch and test on a few samples, on copies; nothing of the run changes, no generator either.
+
+    Args:
+        config: The settings.
+        data: The data; of streamed images only what makes a first batch is read.
+        shards: The agents' samples.
+        training: The fields of every agent's ``Training``.
+
+    Raises:
+        ValueError: model, loss, metrics and data do not go together.
+
+    """
+    trial = _Trial(config, data, shards[0], Training(**training))
+    with seeded(stream_seed(config.seed, "trial")):
+        trial.check_data()
+        replica = trial.build()
+        findings = trial.train(replica)
+        trial.test(replica)
+        if isinstance(config.engine, LocalSettings) and config.engine.batched == "always" and trial.may_be_stacked:
+            trial.train_stacked(findings)
+    return findings
+
+
+def try_out_variants(variants: Variants) -> None:
+    """Let variants take one step together; they are of no use afterwards.
+
+    Raises:
+        ValueError: the model cannot be stepped so.
+
+    """
+    with seeded(0), _naming(f"task.model.name = {variants.spec.recipe.task.model.name!r}", "where runs are stacked"):
+        variants.compute_all()
+
+
+class _Trial:
+    def __init__(self, config: Config, data: TaskData, shard: np.ndarray, training: Training) -> None:
+        self.config, self.data, self.shard, self.training = config, data, shard, training
+        self.task = config.task
+        self.model = f"task.model.name = {self.task.model.name!r}"
+        self.loss = f"task.loss.name = {self.task.loss.name!r}"
+        on_gpu = isinstance(config.engine, RaySettings) and not torch.cuda.is_available()
+        self.device = torch.device("cpu" if on_gpu else training.device)
+        self.shared: dict[str, Tensor] = {}
+        self.has_checked_labels = False
+
+    def check_data(self) -> None:
+        """Raise ``ValueError`` where samples are missing, or hold numbers that are not finite."""
+        for setting, samples in (("train", self.data.train), ("test", self.data.test)):
+            if len(samples) == 0:
+                raise ValueError(f"task.data: there are no {setting} samples; allowed is at least one")
+            if isinstance(samples, Samples):
+                for what, values in (("input", samples.inputs), ("target", samples.targets)):
+                    _require_finite(f"the {what} of {setting} sample", values)
+
+    def build(self) -> Replica:
+        """Return a replica of the model.
+
+        Raises:
+            ValueError: it cannot be built, or is none that agents can start with alike.
+
+        """
+        replica = self._built()
+        if not replica.layout:
+            raise ValueError(f"{self.model}: no parameter of it is trained; allowed are models that have some")
+        for setting, flat, layout in (
+            (self.model, replica.weights, replica.layout),
+            (f"mixed_buffers = {written(self.config.mixed_buffers)}", replica.buffers, replica.buffer_layout),
+        ):
+            for name, value in unflatten(flat, layout).items():
+                if not is_finite(value):
+                    raise ValueError(f"{setting}: {public_name(name)} has numbers that are not finite at the start")
+        return replica
+
+    def _built(self) -> Replica:
+        try:
+            module = self.task.build_model(self.data, self.config.seed)
+            self.shared = self._shared(module) if isinstance(self.task.model, CustomModel) else {}
+            return Replica(module, self.device, self.config.mixed_buffers)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{self.model}: cannot be built ({_reason(error)})") from error
+
+    def _shared(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return, as copies, the tensors that the factory gives to every model, and none of which may change."""
+        other = self.task.build_model(self.data, self.config.seed)
+        named, others = _named_tensors(module), _named_tensors(other)
+        for name, tensor in named.items():
+            if name not in others or not is_same(tensor.detach(), others[name].detach()):
+                raise ValueError(
+                    f"task.model.factory: {public_name(name)} is another one at each call, although the generators of "
+                    "Python, NumPy and PyTorch are seeded alike; agents must start alike"
+                )
+        known = {id(tensor) for tensor in others.values()}
+        shared = {name: tensor.detach().clone() for name, tensor in named.items() if id(tensor) in known}
+        trained = [name for name in shared if named[name].requires_grad]
+        if trained:
+            raise ValueError(_same_object(trained[0]))
+        return shared
+
+    def train(self, replica: Replica) -> Findings:
+        """Let the replica compute gradients, as its agent will, and return what showed."""
+        algorithm = self.config.algorithm
+        pieces = algorithm.pieces if isinstance(algorithm, ServerRule) else 1
+        weights, own = replica.weights.clone(), replica.copy_of_local()
+        unreached: set[str] = set()
+        # The user's own may fail only at the second batch, on what the first has left.
+        for number in range(2 if isinstance(self.task.model, CustomModel) else 1):
+            inputs, targets = self.batch(number)
+            self.compute(replica, inputs, targets, pieces)
+            _, reached = replica.take_gradient()
+            if reached is not None:
+                missed = [slot.name for slot, got in zip(replica.layout, reached, strict=True) if not got]
+                if len(missed) == len(replica.layout):
+                    raise ValueError(f"{self.loss}: gives no trained parameter a gradient; allowed are those that do")
+                unreached |= set(missed)
+        replica.check_names()
+        now = _named_tensors(replica.module)
+        changed = [name for name, tensor in self.shared.items() if not is_same(tensor, now[name].detach())]
+        if changed:
+            raise ValueError(_same_object(changed[0]))
+        changes_weights = not torch.equal(weights, replica.weights)
+        if changes_weights and isinstance(algorithm, ServerRule) and not algorithm.workers_step:
+            raise ValueError(CHANGED_WEIGHTS)
+        if isinstance(algorithm, Rule) and algorithm.probes_at(0):
+            self.probe(replica, inputs)
+        made = sorted(replica.local().keys() - own.keys())
+        return Findings(self.why_alone(changes_weights, made, sorted(unreached)))
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return one of the first batches of agent 0."""
+        data, config = self.data, self.config
+        if isinstance(data.train, StreamedImages):
+            inputs, targets = data.train.take(range(min(config.batch_size, len(data.train))))
+            changed = self.task.augmentation.apply(inputs, torch.Generator())
+            inputs = data.normalization(changed)
+        else:
+            batches = self.task.batches(data, self.shard, config.batch_size, config.seed, 0)
+            batches.restore(number)
+            inputs, targets = batches.next()
+        _require_finite("the input of the first batch's sample", inputs)
+        return inputs.to(self.device), targets.to(self.device)
+
+    def compute(self, replica: Replica, inputs: Tensor, targets: Tensor, pieces: int) -> None:
+        """Pass forward and backward, in the pieces that workers take."""
+        for some, wanted in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            if not len(some):
+                continue
+            where = f"the first samples, {len(some)} in training"
+            if len(some) < len(inputs):
+                where += f", which is one of algorithm.micro_batches = {pieces} pieces of a batch of {len(inputs)}"
+            with _naming(self.model, where):
+                outputs = replica.module(some)
+            if not self.has_checked_labels:
+                self.check_labels(outputs)
+                self.has_checked_labels = True
+            with _naming(self.loss, where):
+                loss = self.task.loss(outputs, wanted)
+                if loss.ndim or not loss.requires_grad:
+                    raise ValueError(f"{loss}; allowed is a scalar that depends on the model's parameters")
+            with _naming(self.model, f"the backward pass of {where}"):
+                torch.autograd.backward(loss)
+        replica.take_in()
+
+    def check_labels(self, outputs: Any) -> None:
+        """Raise ``ValueError`` where a label, of train or test samples, is none of the model's outputs."""
+        known = [one for one in (self.task.loss, *self.task.metrics) if isinstance(one, CrossEntropy)]
+        if not known or not isinstance(outputs, Tensor) or outputs.ndim < 2:
+            return
+        number, ignored = outputs.shape[-1], known[0].ignored
+        for setting, samples in (("train", self.data.train), ("test", self.data.test)):
+            labels = _labels(samples)
+            if labels is None:
+                continue
+            wrong = ((labels < 0) | (labels >= number)) & (labels != ignored)
+            if wrong.any():
+                place = int(wrong.reshape(len(labels), -1).any(1).nonzero()[0])
+                label = int(labels[place][wrong[place]].reshape(-1)[0])
+                raise ValueError(
+                    f"task.data: the label of {setting} sample {place} is {label}; allowed are 0 to {number - 1}, of "
+                    f"which the model's {number} outputs are the scores"
+                )
+
+    def test_extremes(self, replica: Replica, setting: str, samples: AnySamples) -> None:
+        """Raise ``ValueError`` where the user's own loss fails on the lowest and the highest label that there is."""
+        labels = _labels(samples)
+        if labels is None or labels.ndim != 1 or not isinstance(self.task.loss, CustomMeasure):
+            return
+        places = [int(labels.argmin()), int(labels.argmax())]
+        inputs, targets = samples.take(places)
+        try:
+            outputs = replica.module(self.data.normalization(inputs).to(self.device))
+        except Exception:
+            return  # it takes batches of another size alone
+        where = f"labels {' and '.join(str(int(labels[place])) for place in places)}, of {setting} samples {places}"
+        with _naming(self.loss, where):
+            self.task.loss(outputs, targets.to(self.device))
+
+    def test(self, replica: Replica) -> None:
+        """Test the replica in batches as large as those of an evaluation, the smallest included."""
+        test = self.data.test
+        number = len(test) if len(test) <= TESTED_AT_ONCE else TESTED_AT_ONCE + len(test) % TESTED_AT_ONCE
+        # F1 or AUC of a few samples of one class mean nothing, and may raise.
+        whole = [one for one in self.task.metrics if isinstance(one, CustomMeasure) and one.over == "whole"]
+        task = self.task.model_copy(update={"metrics": tuple(one for one in self.task.metrics if one not in whole)})
+        with replica.undisturbed():
+            with _naming(self.model, "the first test samples"):
+                task.evaluate(replica.module, self.data._replace(test=test.subset(range(number))), self.device)
+            for metric in whole:
+                with _naming(self.model, "the test samples"):
+                    evaluate(replica.module, test, metric, device=self.device, transform=self.data.normalization)
+            replica.check_names()
+            replica.module.eval()
+            with torch.no_grad():
+                self.test_extremes(replica, "train", self.data.train)
+                self.test_extremes(replica, "test", test)
+
+    def probe(self, replica: Replica, inputs: Tensor) -> None:
+        """Let the model run at other weights than its own, as PC-ASGD-PV's probes do."""
+        tensors = replica.named(replica.weights.clone(), replica.buffers.clone()) | replica.copy_of_local()
+        with torch.no_grad(), replica.undisturbed(), _naming(self.model, "a probe of candidate weights"):
+            torch.func.functional_call(replica.module, tensors, (inputs,))
+
+    def why_alone(self, changes_weights: bool, made: Sequence[str], unreached: Sequence[str]) -> str | None:
+        """Return why the model cannot be stepped together with others, if so."""
+        optimizer = self.config.optimizer
+        if changes_weights:
+            return f"{self.model}: its forward pass changes its weights"
+        if made:
+            return f"{self.model}: its forward pass makes or moves {public_name(made[0])}"
+        if unreached and (optimizer.momentum or optimizer.weight_decay):
+            name = public_name(unreached[0])
+            return f"{self.model}: {name} gets no gradient, and momentum and weight decay would move it all the same"
+        return None
+
+    @property
+    def may_be_stacked(self) -> bool:
+        """Whether the algorithm's agents are ever stepped together."""
+        algorithm = self.config.algorithm
+        return not isinstance(algorithm, ServerRule) or (algorithm.pieces == 1 and not algorithm.workers_step)
+
+    def train_stacked(self, findings: Findings) -> None:
+        """Let two agents compute stacked."""
+        setting = "engine.batched = 'always'"
+        if findings.why_alone is not None:
+            raise ValueError(f"{setting}: {findings.why_alone}; allowed are auto and never")
+        spec = LearnerSpec(agent=0, recipe=self.training, neighbors=(), shard=self.shard)
+        try:
+            compute_together([Learner(spec, self.data), Learner(spec, self.data)])
+        except Exception as error:
+            reason = _reason(error)
+            if "randomness" in reason:
+                reason = "it draws random numbers, as dropout does"
+            problem = f"{setting}: {self.model} cannot run stacked ({reason})"
+            raise ValueError(f"{problem}; allowed are auto and never") from error
+
+
+def _labels(samples: AnySamples) -> Tensor | None:
+    """Return all labels that are at hand."""
+    if isinstance(samples, Samples):
+        integers = not samples.targets.is_floating_point() and samples.targets.dtype != torch.bool
+        return samples.targets if integers else None
+    labels = samples.labels()
+    return None if labels is None else torch.from_numpy(labels)
+
+
+def _require_finite(what: str, values: Tensor) -> None:
+    if values.is_floating_point() and not is_finite(values):
+        place = int((~values.isfinite()).reshape(len(values), -1).any(1).nonzero()[0])
+        raise ValueError(f"task.data: {what} {place} has numbers that are not finite; allowed are finite ones")
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _same_object(name: str) -> str:
+    return (
+        f"task.model.factory: {public_name(name)} is the same object in all models that it makes; allowed is a factory "
+        "that makes anew what is trained or changed, or the module itself in its place"
+    )
+
+
+@contextmanager
+def _naming(setting: str, where: str) -> Iterator[None]:
+    """Name the setting, or that which an error's note names, in whatever is raised; it may be the user's own code."""
+    try:
+        yield
+    except Exception as error:
+        noted = next(iter(getattr(error, "__notes__", ())), setting)
+        raise ValueError(f"{noted}: fails on {where} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return an error in one line; its type too, where its message alone would say little."""
+    text = one_line(error)
+    if not isinstance(error, ValueError | RuntimeError) or not text:
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
