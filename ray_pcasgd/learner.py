@@ -148,7 +148,7 @@ class Learner:
         nothing is returned where it says so.
         """
         inputs, targets = self.draw(self.batches)
-        before = self.replica.copy_of_local() if pieces > 1 else {}
+        before = self.replica.copy_of_local() if pieces > 1 else None
         self.replica.forget_gradients()
         self.seed_forward_pass()
         total = 0.0
@@ -157,9 +157,11 @@ class Learner:
         pieces = pieces if whole else 1
         for some, wanted in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
             if cancelled():
-                with self.following_tensors():
-                    self.replica.take_in()
-                self.replica.load_local(before)
+                if before is not None:
+                    # No trace of the pieces that were computed: a replay passes over the whole batch.
+                    with self.following_tensors():
+                        self.replica.take_in()
+                    self.replica.load_local(before)
                 return None
             weight = measure.weight(wanted) if whole else 0
             if weight or not whole:

@@ -11,6 +11,8 @@ from ray_pcasgd.schedule.trace import first_difference, read_rows
 from ray_pcasgd.trainer import Trainer
 from tests.speed import slow_unless
 
+from .restless import restless
+
 UNBATCHED = {"name": "local", "batched": "never"}
 PLANNED = {"name": "ray", "mode": "planned"}
 SMALL = {
@@ -84,6 +86,9 @@ BARRIERS: dict[str, Any] = {
         "links": [{"unit": "seconds", "delay": {"name": "uniform", "low": 0, "high": 2}}],
     },
     "batch norm": BATCH_NORM,
+    "own tensors": {"algorithm": "pc-asgd"} | restless() | UNEVEN,
+    "own tensors, probed": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | restless() | UNEVEN,
+    "own tensors, pairs": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]} | restless() | UNEVEN,
     "random items": {
         "task": {
             "data": BATCH_NORM["task"]["data"] | {"train": "tests.engines.images:Changed"},
@@ -110,10 +115,13 @@ ON_RAY = [
     "seconds on a ring",
     "batch norm",
     "random items",
+    "own tensors",
+    "own tensors, probed",
+    "own tensors, pairs",
 ]
 
 
-QUICK = ["pc-asgd, linear theta", "pc-asgd-pv, probe", "gossip-push", "sgp-overlap, directed, batch norm"]
+QUICK = ["pc-asgd, linear theta", "own tensors, probed", "gossip-push", "sgp-overlap, directed, batch norm"]
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
@@ -123,7 +131,10 @@ def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) 
     assert_same_bits(train(tmp_path / "ray", PLANNED, **settings), train(tmp_path / "local", UNBATCHED, **settings))
 
 
-@pytest.mark.parametrize("name", [name for name in [*ALGORITHMS, *BARRIERS] if "ad-psgd" not in name])
+STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if "ad-psgd" not in name and "own tensors" not in name]
+
+
+@pytest.mark.parametrize("name", STACKED)
 def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> None:
     settings = (ALGORITHMS | BARRIERS)[name]
     batched = train(tmp_path / "batched", {"name": "local", "batched": "always"}, **settings)
@@ -142,7 +153,7 @@ RECORDED = ["pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd"]
 @pytest.mark.parametrize("algorithm", [slow_unless(name in ("pc-asgd", "ad-psgd"), name) for name in RECORDED])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, tmp_path: Path) -> None:
-    settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {2: 0.01}}}
+    settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {2: 0.01}}} | restless()
     if algorithm == "ad-psgd":
         settings["links"] = [{"delay": 0.001, "unit": "seconds"}]
     live = train(tmp_path / "live", {"name": "ray", "mode": "live"}, **settings)

@@ -1,0 +1,265 @@
+"""Models whose own code changes their tensors: one agent without delay is the plain PyTorch loop, to the bit."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+from ray_pcasgd.agent import Agent
+from ray_pcasgd.learner import ModelError
+from ray_pcasgd.loading import load_config
+from ray_pcasgd.plan import Plan, make_plan
+from ray_pcasgd.trainer import Trainer
+
+# A power of two: PyTorch multiplies by the step size and subtracts with one rounding, the rules with two.
+ETA = 0.125
+STEPS = 12
+DECAYED = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+
+
+class Center(nn.Module):
+    """A buffer that is bound to a new tensor at each pass, and another one for which that is not the training's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(64))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.center = 0.9 * self.center + 0.1 * inputs.mean(0).detach()
+        self.passes = self.passes + 1
+        result: Tensor = self.layer(inputs - self.center)
+        return result
+
+
+class RenormByData(nn.Module):
+    """Weights that are bound to new data before they are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(10, 64) + torch.arange(64) / 64)
+        self.bias = nn.Parameter(torch.zeros(10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.weight.data = self.weight.data / self.weight.data.norm(dim=1, keepdim=True)
+        return functional.linear(inputs, self.weight, self.bias)
+
+
+class RenormInPlace(RenormByData):
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.weight.data.mul_(3 / self.weight.data.norm())
+        return functional.linear(inputs, self.weight, self.bias)
+
+
+class RenormByCopy(RenormByData):
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.copy_(self.weight.clamp(-0.5, 1.5))
+        return functional.linear(inputs, self.weight, self.bias)
+
+
+class NewParameter(RenormByData):
+    """A parameter that is another one at each pass: no optimizer ever moves it."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.weight = nn.Parameter(0.99 * self.weight.detach())
+        return functional.linear(inputs, self.weight, self.bias)
+
+
+class RegisteredAnew(Center):
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.register_buffer("center", 0.5 * self.center + 0.5 * inputs.mean(0))
+        result: Tensor = self.layer(inputs - self.center)
+        return result
+
+
+class Lazily(nn.Module):
+    """A buffer that is made by the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first_mean", None)
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.first_mean is None:
+            self.first_mean = inputs.mean(0)
+        result: Tensor = self.layer(inputs - self.first_mean)
+        return result
+
+
+class MomentumEncoder(nn.Module):
+    """A frozen copy that follows the trained layer from within the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.last = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(16, 10)
+        self.key.load_state_dict(self.query.state_dict())
+        self.key.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
+            key.data = 0.9 * key.data + 0.1 * query.data
+        result: Tensor = self.last(torch.cat([self.query(inputs), self.key(inputs)], dim=1).tanh())
+        return result
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.second.weight.data = self.second.weight.data.clamp(-0.1, 0.1)
+        result: Tensor = self.last(self.second(self.first(inputs).tanh()).tanh())
+        return result
+
+
+class Words(nn.Module):
+    """An embedding that renormalizes the rows that it looks up, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(17, 6, max_norm=1.0)
+        self.last = nn.Linear(64 * 6, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.last(self.words((inputs * 16).long()).flatten(1))
+        return result
+
+
+class EverySecond(nn.Module):
+    """Three branches: one is used at every second pass, one at random, one never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.second, self.depth, self.never = (nn.Linear(64, 10) for _ in range(4))
+        self.passes = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.always(inputs)
+        if self.training:
+            self.passes += 1
+        if self.passes % 2:
+            outputs = outputs + self.second(inputs)
+        if self.training and torch.rand(()) < 0.5:
+            outputs = outputs + self.depth(inputs)
+        return outputs
+
+
+class InPlaceWithGraph(nn.Module):
+    """A buffer changed in place by what depends on weights, without a word of ``detach``; then let go of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.register_buffer("mean", torch.zeros(10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs)
+        self.mean = self.mean.detach() + 0.1 * outputs.mean(0)
+        return outputs - self.mean.detach()
+
+
+def normalized(momentum: float | None = 0.1) -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12, momentum=momentum), nn.ReLU(), nn.Linear(12, 10))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "buffer bound anew": Center,
+    "buffer registered anew": RegisteredAnew,
+    "buffer made by the first batch": Lazily,
+    "buffer with a graph": InPlaceWithGraph,
+    "weight.data bound anew": RenormByData,
+    "weight.data in place": RenormInPlace,
+    "weight copied in place": RenormByCopy,
+    "another parameter at each pass": NewParameter,
+    "tied weights bound anew": Tied,
+    "frozen parameters that follow": MomentumEncoder,
+    "embedding with max_norm": Words,
+    "weight norm": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(64, 10))),
+    "spectral norm": lambda: nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(64, 12)), nn.Tanh(), nn.Linear(12, 10)
+    ),
+    "old spectral norm": lambda: nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(64, 10))),
+    "batch norm": normalized,
+    "batch norm, mean over all batches": lambda: normalized(None),
+    "instance norm": lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 16)), nn.InstanceNorm1d(4, track_running_stats=True), nn.Flatten(), nn.Linear(64, 10)
+    ),
+    "branches without gradients": EverySecond,
+}
+
+
+def plan(factory: Any, **settings: Any) -> Plan:
+    base = {
+        "num_agents": 1,
+        "clusters": 1,
+        "links": [],
+        "num_steps": STEPS,
+        "evaluate_every": 5,
+        "batch_size": 8,
+        "step_size": ETA,
+        "engine": {"name": "local", "batched": "never"},
+        "task": {"model": {"name": "custom", "factory": factory}},
+    }
+    return make_plan(load_config(base | settings))
+
+
+def seed_as_the_agent_does(agent: Agent, number: int) -> None:
+    """Dropout and the like: seeded for each batch."""
+    from ray_pcasgd.randomness import stream_seed
+
+    torch.default_generator.manual_seed(stream_seed(agent.spec.recipe.seed, "forward", 0, number))
+
+
+def plain_loop(own: Plan, agent: Agent, optimizer: dict[str, Any]) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    """Yield, step by step, the loss and the state dict of the user's own loop."""
+    model = own.config.task.build_model(own.data, own.config.seed).train()
+    sgd = torch.optim.SGD(model.parameters(), lr=ETA, **optimizer)
+    batches = own.config.task.batches(own.data, own.specs[0].shard, 8, own.config.seed, 0)
+    for number in range(STEPS):
+        inputs, targets = batches.at(number)
+        sgd.zero_grad()
+        with torch.random.fork_rng(devices=[]):
+            seed_as_the_agent_does(agent, number + 1)
+            loss = functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        sgd.step()
+        yield loss.item(), {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", [{}, DECAYED], ids=["plain", "momentum and decay"])
+@pytest.mark.parametrize("name", MODELS)
+def test_an_agent_alone_is_the_plain_loop_to_the_bit(name: str, optimizer: dict[str, Any]) -> None:
+    own = plan(MODELS[name], optimizer=optimizer)
+    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    for expected_loss, expected in plain_loop(own, agent, optimizer):
+        loss, _ = agent.step([])
+        assert loss == expected_loss
+        agent.evaluate()  # which leaves no trace
+        state = agent.replica.state_dict(*agent.snapshot())
+        assert state.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(state[key], value), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_whole_run_keeps_and_saves_what_the_plain_loop_has(name: str, tmp_path: Path) -> None:
+    own = plan(MODELS[name], optimizer=DECAYED)
+    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    *_, (_, expected) = plain_loop(own, agent, DECAYED)
+    result = Trainer(own.config, storage_path=str(tmp_path)).fit()
+    assert result.error is None
+    assert result.checkpoint
+    state = result.checkpoint.state_dict()
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
