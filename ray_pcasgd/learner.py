@@ -20,6 +20,9 @@ from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import Task, TaskData
 
 
+_LARGEST = torch.finfo(torch.float32).max
+
+
 class StepError(RuntimeError):
     """What makes a step impossible, for a reason that lies in the model or the settings."""
 
@@ -240,11 +243,24 @@ class Learner:
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
     def check_finite(self, loss: float) -> float:
-        """Return the loss, or raise ``NonFiniteLossError`` where it or the direction is not finite."""
-        # A sum, since one pass is all that it costs: a finite loss may have a gradient that is none (a norm at 0).
-        if not (math.isfinite(loss) and math.isfinite(self.direction.sum().item())):
+        """Return the loss, or raise ``NonFiniteLossError`` where it is not finite, or what is known to come of the step.
+
+        A finite loss may have a gradient that is none (a norm at 0), or one that is too large for any step.
+        """
+        largest = torch.linalg.vector_norm(self.direction, math.inf).item()
+        if not (math.isfinite(loss) and math.isfinite(largest)):
             raise NonFiniteLossError(self.spec.agent, self.progress, loss)
+        # Now rather than with the next version: by then others have read the direction, and predict with it.
+        if self.own_step_size * largest > _LARGEST:
+            raise NonFiniteLossError(self.spec.agent, self.progress, loss, "weights")
+        if not numerics.is_finite(self.replica.buffers):
+            raise NonFiniteLossError(self.spec.agent, self.progress, loss, "buffers")
         return loss
+
+    @property
+    def own_step_size(self) -> float:
+        """By what the direction is going to be multiplied."""
+        return self.spec.recipe.step_size_at(self.progress)
 
     def check_version(self, weights: Tensor, buffers: Tensor) -> None:
         """Raise ``NonFiniteLossError`` where what is going to be the next version is not finite; nobody is to read it.

@@ -191,6 +191,11 @@ class Worker(Learner):
         self.version += 1
 
     @property
+    def own_step_size(self) -> float:
+        """Nothing: what becomes of a gradient is the server's, and of own weights there is none before their message."""
+        return 0.0
+
+    @property
     def message(self) -> Tensor:
         """What the worker sends: its gradient, or its weights; shape (D,)."""
         return self.weights if self.spec.recipe.rule.workers_step else self.direction

@@ -11,6 +11,7 @@ from ray_pcasgd.schedule.trace import first_difference, read_rows
 from ray_pcasgd.trainer import Trainer
 from tests.speed import slow_unless
 
+from .fragile import fragile
 from .restless import restless
 
 UNBATCHED = {"name": "local", "batched": "never"}
@@ -129,6 +130,20 @@ QUICK = ["pc-asgd, linear theta", "own tensors, probed", "gossip-push", "sgp-ove
 def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
     settings = (ALGORITHMS | BARRIERS)[name]
     assert_same_bits(train(tmp_path / "ray", PLANNED, **settings), train(tmp_path / "local", UNBATCHED, **settings))
+
+
+@pytest.mark.parametrize("what", ["weights", slow_unless(False, "buffers")])
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_agent_that_overflows_leaves_both_engines_alike(what: str, tmp_path: Path) -> None:
+    """Others may read its last version, but neither what it would have come to nor the direction that leads there."""
+    settings = fragile(what) | UNEVEN | {"num_steps": 30, "step_size": 64.0 if what == "weights" else 0.25}
+    settings |= {"algorithm": "pc-asgd", "on_non_finite_loss": "isolate", "optimizer": {}}
+    local = train(tmp_path / "local", UNBATCHED, **settings)
+    assert_same_bits(train(tmp_path / "ray", PLANNED, **settings), local)
+    rows, metadata = read_rows(Path(local.path) / "schedule.parquet")
+    gone = int(metadata["left"])
+    last = max(row.step for row in rows if row.agent == gone) + 1
+    assert any(read.staleness and read[:2] == (gone, last) for row in rows for read in row.reads)
 
 
 STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if "ad-psgd" not in name and "own tensors" not in name]

@@ -11,7 +11,6 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from ray_pcasgd.agent import Agent
-from ray_pcasgd.learner import ModelError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.trainer import Trainer
