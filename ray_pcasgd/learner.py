@@ -247,7 +247,10 @@ class Learner:
 
         A finite loss may have a gradient that is none (a norm at 0), or one that is too large for any step.
         """
-        largest = torch.linalg.vector_norm(self.direction, math.inf).item()
+        # The cheapest bound first; where it tells nothing, each number is looked at.
+        largest = math.sqrt(torch.dot(self.direction, self.direction).item())
+        if not self.own_step_size * largest <= _LARGEST:
+            largest = self.direction.abs().max().item()
         if not (math.isfinite(loss) and math.isfinite(largest)):
             raise NonFiniteLossError(self.spec.agent, self.progress, loss)
         # Now rather than with the next version: by then others have read the direction, and predict with it.
