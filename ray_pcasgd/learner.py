@@ -19,7 +19,6 @@ from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import Task, TaskData
 
-
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -243,7 +242,7 @@ class Learner:
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
     def check_finite(self, loss: float) -> float:
-        """Return the loss, or raise ``NonFiniteLossError`` where it is not finite, or what is known to come of the step.
+        """Return the loss, or raise ``NonFiniteLossError`` where it is not finite, or what comes of its step.
 
         A finite loss may have a gradient that is none (a norm at 0), or one that is too large for any step.
         """

@@ -198,14 +198,16 @@ class Replica:
 
         It walks through the whole module, which ``take_in`` has no time for.
         """
-        known = {place.name for home in self._homes for place in home.places}
-        known |= {place.name for place, _ in [*self._frozen, *self._own]}
-        now = {place.name for group in _places(self.module).values() for place in group}
-        for name in [*sorted(now - known), *sorted(known - now)]:
-            what = "has come" if name in now else "is gone"
+        known = {place.name: place.holder for home in self._homes for place in home.places}
+        known |= {place.name: place.holder for place, _ in [*self._frozen, *self._own]}
+        now = {place.name: place.holder for group in _places(self.module).values() for place in group}
+        for name in sorted(known.keys() | now.keys()):
+            if name in known and name in now and known[name] is now[name]:
+                continue
+            what = "is in a new layer" if name in known and name in now else "has come" if name in now else "is gone"
             raise TensorsChangedError(
-                f"task.model: {public_name(name)} {what} in a forward pass; allowed are the tensors of the start, and "
-                "buffers that were registered as None"
+                f"task.model: {public_name(name)} {what} after a forward pass; allowed are the layers and tensors that "
+                "it was made with, and buffers that were registered as None"
             )
 
     def local(self, all_frozen: bool = False) -> dict[str, Tensor]:

@@ -192,7 +192,7 @@ class Worker(Learner):
 
     @property
     def own_step_size(self) -> float:
-        """Nothing: what becomes of a gradient is the server's, and of own weights there is none before their message."""
+        """Nothing: what becomes of a gradient is the server's affair, and own weights are tested as they are sent."""
         return 0.0
 
     @property

@@ -23,7 +23,7 @@ from ray_pcasgd.server import CHANGED_WEIGHTS
 from ray_pcasgd.server_rules import ServerRule
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.models import CustomModel
-from ray_pcasgd.tasks.objective import CrossEntropy, CustomMeasure, evaluate
+from ray_pcasgd.tasks.objective import CrossEntropy, CustomMeasure
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.samples import AnySamples, Samples
 from ray_pcasgd.tasks.task import TaskData
@@ -73,7 +73,7 @@ def try_out_variants(variants: Variants) -> None:
         ValueError: the model cannot be stepped so.
 
     """
-    with seeded(0), _naming(f"task.model.name = {variants.spec.recipe.task.model.name!r}", "where runs are stacked"):
+    with seeded(0), _naming(f"task.model.name = {variants.spec.recipe.task.model.name!r}", "several runs at once"):
         variants.compute_all()
 
 
@@ -119,8 +119,9 @@ class _Trial:
     def _built(self) -> Replica:
         try:
             module = self.task.build_model(self.data, self.config.seed)
+            replica = Replica(module, self.device, self.config.mixed_buffers)
             self.shared = self._shared(module) if isinstance(self.task.model, CustomModel) else {}
-            return Replica(module, self.device, self.config.mixed_buffers)
+            return replica
         except ValueError:
             raise
         except Exception as error:
@@ -131,7 +132,7 @@ class _Trial:
         other = self.task.build_model(self.data, self.config.seed)
         named, others = _named_tensors(module), _named_tensors(other)
         for name, tensor in named.items():
-            if name not in others or not is_same(tensor.detach(), others[name].detach()):
+            if name not in others or not is_same(tensor.detach().cpu(), others[name].detach().cpu()):
                 raise ValueError(
                     f"task.model.factory: {public_name(name)} is another one at each call, although the generators of "
                     "Python, NumPy and PyTorch are seeded alike; agents must start alike"
@@ -153,13 +154,13 @@ class _Trial:
         for number in range(2 if isinstance(self.task.model, CustomModel) else 1):
             inputs, targets = self.batch(number)
             self.compute(replica, inputs, targets, pieces)
+            replica.check_names()
             _, reached = replica.take_gradient()
             if reached is not None:
                 missed = [slot.name for slot, got in zip(replica.layout, reached, strict=True) if not got]
                 if len(missed) == len(replica.layout):
                     raise ValueError(f"{self.loss}: gives no trained parameter a gradient; allowed are those that do")
                 unreached |= set(missed)
-        replica.check_names()
         now = _named_tensors(replica.module)
         changed = [name for name, tensor in self.shared.items() if not is_same(tensor, now[name].detach())]
         if changed:
@@ -182,7 +183,8 @@ class _Trial:
         else:
             batches = self.task.batches(data, self.shard, config.batch_size, config.seed, 0)
             batches.restore(number)
-            inputs, targets = batches.next()
+            with _naming("task.data", f"batch {number} of agent 0"):
+                inputs, targets = batches.next()
         _require_finite("the input of the first batch's sample", inputs)
         return inputs.to(self.device), targets.to(self.device)
 
@@ -199,10 +201,14 @@ class _Trial:
             if not self.has_checked_labels:
                 self.check_labels(outputs)
                 self.has_checked_labels = True
+            if not isinstance(outputs, Tensor) and not isinstance(self.task.loss, CustomMeasure):
+                kind = type(outputs).__name__
+                raise ValueError(f"{self.model}: puts out a {kind} in training; allowed beside {self.loss} is a tensor")
             with _naming(self.loss, where):
                 loss = self.task.loss(outputs, wanted)
                 if loss.ndim or not loss.requires_grad:
-                    raise ValueError(f"{loss}; allowed is a scalar that depends on the model's parameters")
+                    what = f"has shape {tuple(loss.shape)}" if loss.ndim else "depends on no parameter"
+                    raise ValueError(f"it {what}; allowed is a scalar that depends on the model's parameters")
             with _naming(self.model, f"the backward pass of {where}"):
                 torch.autograd.backward(loss)
         replica.take_in()
@@ -251,9 +257,9 @@ class _Trial:
         with replica.undisturbed():
             with _naming(self.model, "the first test samples"):
                 task.evaluate(replica.module, self.data._replace(test=test.subset(range(number))), self.device)
-            for metric in whole:
+            if whole:
                 with _naming(self.model, "the test samples"):
-                    evaluate(replica.module, test, metric, device=self.device, transform=self.data.normalization)
+                    task.model_copy(update={"metrics": tuple(whole)}).evaluate(replica.module, self.data, self.device)
             replica.check_names()
             replica.module.eval()
             with torch.no_grad():

@@ -263,7 +263,7 @@ def double(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         ({"model": "resnet-20"}, "task.model.name = 'resnet-20': allowed are images of at least 4x4 pixels"),
         (
             {"loss": {"name": "custom", "function": double}},
-            "task.loss.name = 'custom': fails on the first samples, 16 in training (ten",
+            "task.loss.name = 'custom': fails on the first samples, 16 in training (it has shape (16,)",
         ),
         (
             {"model": {"name": "custom", "factory": "math:nothing"}},
