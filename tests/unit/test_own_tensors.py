@@ -1,6 +1,7 @@
 """Models whose own code changes their tensors: one agent without delay is the plain PyTorch loop, to the bit."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from ray_pcasgd.agent import Agent
+from ray_pcasgd.learner import ModelError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.trainer import Trainer
@@ -262,3 +264,166 @@ def test_a_whole_run_keeps_and_saves_what_the_plain_loop_has(name: str, tmp_path
     assert state.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(state[key], value), key
+
+
+SERVED = ["buffer bound anew", "buffer made by the first batch", "batch norm", "branches without gradients"]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("name", [*SERVED, "frozen parameters that follow", "spectral norm"])
+def test_one_worker_of_a_server_is_the_plain_loop_to_the_bit(name: str, shards: int, tmp_path: Path) -> None:
+    own = plan(MODELS[name], optimizer=DECAYED, algorithm={"name": "server", "shards": shards})
+    lone = plan(MODELS[name], optimizer=DECAYED)
+    *_, (_, expected) = plain_loop(lone, Agent(lone.specs[0], lone.data), DECAYED)  # type: ignore[arg-type]
+    result = Trainer(own.config, storage_path=str(tmp_path)).fit()
+    assert result.error is None
+    assert result.checkpoint
+    state = result.checkpoint.state_dict()
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
+
+
+def test_a_server_s_counters_are_those_of_its_first_worker_and_its_means_of_all(tmp_path: Path) -> None:
+    """With gathering ``sync`` each update has all workers, in their order."""
+    own = plan(Center, num_agents=3, algorithm={"name": "server", "gathering": "sync"}, num_steps=4)
+    result = Trainer(own.config, storage_path=str(tmp_path)).fit()
+    assert result.checkpoint
+    state = result.checkpoint.state_dict()
+    centers = []
+    for spec in own.specs[:3]:
+        batches = own.config.task.batches(own.data, spec.shard, 8, own.config.seed, spec.agent)
+        center = torch.zeros(64)
+        for number in range(4):
+            center = 0.9 * center + 0.1 * batches.at(number)[0].mean(0)
+        centers.append(center.double())
+    assert int(state["passes"]) == 4
+    torch.testing.assert_close(state["center"], (sum(centers) / 3).float())
+
+
+class Odd(nn.Module):
+    """Does something that no run can follow, at its fifth pass in training."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.passes = what, 0
+        self.layer = nn.Linear(64, 10)
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += self.training
+        if self.passes == 5 and self.what == "buffer":
+            self.seen = torch.zeros(4)
+        if self.passes == 5 and self.what == "weights":
+            self.layer.weight.data = self.layer.weight.data / 2
+        result: Tensor = self.layer(inputs)
+        return result
+
+
+def test_what_no_run_can_follow_ends_it_with_agent_step_and_name(tmp_path: Path) -> None:
+    changed = plan(partial(Odd, "buffer"))
+    result = Trainer(changed.config, storage_path=str(tmp_path)).fit()
+    assert isinstance(result.error, ModelError)
+    assert str(result.error) == (
+        "agent 0 at step 4: task.model: seen is torch.float32 of shape (4,) on cpu after a forward pass; allowed is "
+        "what it was: torch.float32 of shape (3,) on cpu"
+    )
+
+
+def test_weights_that_change_beside_their_server_end_the_run(tmp_path: Path) -> None:
+    own = plan(partial(Odd, "weights"), algorithm="server")
+    result = Trainer(own.config, storage_path=str(tmp_path)).fit()
+    assert isinstance(result.error, ModelError)
+    assert str(result.error).startswith("agent 0 at step 4: task.model: a forward pass changes the model's own weights")
+
+
+class Frozen(nn.Module):
+    """Batch norm that its own ``train`` leaves as it is, and one that only the first mode decides about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.kept, self.free = nn.Linear(64, 10), nn.BatchNorm1d(10), nn.BatchNorm1d(10)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        self.kept.eval()
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.free(self.kept(self.layer(inputs)))
+        return result
+
+
+def single_out() -> nn.Module:
+    made = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10), nn.BatchNorm1d(10))
+    made[1].eval()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("factory", "kept", "free"),
+    [(Frozen, "kept", "free"), (single_out, "1", "2"), (lambda: single_out().eval(), "", "1")],
+    ids=["its own train", "one layer", "all of it"],
+)
+def test_layers_that_were_put_into_evaluation_mode_stay_there(factory: Any, kept: str, free: str) -> None:
+    """All of it in that mode singles nothing out: then all of it trains."""
+    own = plan(factory)
+    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    for _ in range(3):
+        agent.step([])
+        agent.evaluate()
+    parts = dict(agent.replica.module.named_modules())
+    state = agent.replica.state_dict(*agent.snapshot())
+    assert state[f"{free}.num_batches_tracked"] == 3
+    assert parts[free].training
+    names = [slot.name for slot in agent.replica.buffer_layout]
+    assert f"{free}.running_mean" in names
+    if kept:
+        assert not parts[kept].training
+        assert state[f"{kept}.num_batches_tracked"] == 0
+        assert f"{kept}.running_mean" not in names  # alike for all, and never rounded by averaging
+
+
+class Adapter(nn.Module):
+    """Weights that ``eval`` merges and ``train`` takes apart again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.extra = nn.Linear(64, 10), nn.Parameter(torch.full((10, 64), 0.01))
+        self.is_merged = False
+
+    def train(self, mode: bool = True) -> "Adapter":
+        super().train(mode)
+        if mode == self.is_merged:
+            self.base.weight.data += (1 if not mode else -1) * self.extra.data
+            self.is_merged = not mode
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.base(inputs)
+        return result if self.is_merged else result + inputs @ self.extra.T
+
+
+def test_an_evaluation_leaves_no_trace_whatever_the_modes_do() -> None:
+    own = plan(Adapter)
+    one, other = (Agent(own.specs[0], own.data) for _ in range(2))  # type: ignore[arg-type]
+    for _ in range(3):
+        one.step([])
+        other.step([])
+        other.evaluate()
+    assert torch.equal(one.weights, other.weights)
+    assert other.replica.module.is_merged is False
+
+
+def test_names_of_compiled_modules_are_saved_without_their_wrapper(tmp_path: Path) -> None:
+    def compiled() -> nn.Module:
+        inner = torch.compile(nn.Linear(64, 12), backend="eager")
+        whole = nn.Sequential(inner, nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))  # type: ignore[arg-type]
+        return torch.compile(whole, backend="eager")  # type: ignore[return-value]
+
+    own = plan(compiled, num_agents=2, mixed_buffers=["1.running_*"])
+    result = Trainer(own.config, storage_path=str(tmp_path)).fit()
+    assert result.error is None
+    assert result.checkpoint
+    plainly = nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))
+    plainly.load_state_dict(result.checkpoint.state_dict())
+    assert int(plainly[1].num_batches_tracked) == STEPS  # type: ignore[arg-type]
