@@ -1,5 +1,6 @@
 """A network whose trained parameters and mixed buffers are views of flat vectors, whatever its own code puts there."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -93,6 +94,7 @@ class Replica:
         if lazy:
             raise ValueError(f"task.model: {lazy[0]} has no shape yet, after a first forward pass in evaluation mode")
         _require_float32(parameters)
+        _require_apart(self.module)
         self.layout, self.weights = _flatten(parameters, device)
         places = _places(self.module)
         self._homes = [
@@ -371,6 +373,18 @@ def _require_float32(tensors: Mapping[str, Tensor]) -> None:
         if tensor.dtype != torch.float32:
             raise ValueError(
                 f"task.model: parameter or buffer {public_name(name)} is {tensor.dtype}; allowed is torch.float32"
+            )
+
+
+def _require_apart(module: nn.Module) -> None:
+    """Raise ``ValueError`` where a trained parameter shares memory with another tensor without being it."""
+    tensors = {n: t for n, t in _named_tensors(module).items() if t.numel() and t.layout is torch.strided}
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes, name, t.requires_grad) for name, t in tensors.items())
+    for (_, end, name, trained), (start, _, other, other_trained) in itertools.pairwise(spans):
+        if start < end and (trained or other_trained):
+            raise ValueError(
+                f"task.model: {public_name(name)} and {public_name(other)} share memory; allowed is one tensor in both "
+                "places, or a copy"
             )
 
 

@@ -203,7 +203,9 @@ class _Trial:
                 self.has_checked_labels = True
             if not isinstance(outputs, Tensor) and not isinstance(self.task.loss, CustomMeasure):
                 kind = type(outputs).__name__
-                raise ValueError(f"{self.model}: puts out a {kind} in training; allowed beside {self.loss} is a tensor")
+                problem = f"{self.model}: puts out a {kind} in training; allowed beside {self.loss} is a tensor"
+                hint = ", as with task.model.arguments.aux_logits = false" if "logits" in dir(outputs) else ""
+                raise ValueError(problem + hint)
             with _naming(self.loss, where):
                 loss = self.task.loss(outputs, wanted)
                 if loss.ndim or not loss.requires_grad:
@@ -233,17 +235,24 @@ class _Trial:
                 )
 
     def test_extremes(self, replica: Replica, setting: str, samples: AnySamples) -> None:
-        """Raise ``ValueError`` where the user's own loss fails on the lowest and the highest label that there is."""
+        """Raise ``ValueError`` where the lowest or the highest integer of all inputs, or label, is too much.
+
+        As a character is that no embedding has, or a label for which the user's own loss has no output.
+        """
+        if isinstance(samples, Samples) and _is_integer(samples.inputs):
+            rows = samples.inputs.reshape(len(samples), -1)
+            places = [int(rows.amin(1).argmin()), int(rows.amax(1).argmax())]
+            where = f"inputs from {int(rows.min())} to {int(rows.max())}, of {setting} samples {places}"
+            with _naming(self.model, where):
+                replica.module(self.data.normalization(samples.take(places)[0]).to(self.device))
         labels = _labels(samples)
         if labels is None or labels.ndim != 1 or not isinstance(self.task.loss, CustomMeasure):
             return
         places = [int(labels.argmin()), int(labels.argmax())]
         inputs, targets = samples.take(places)
-        try:
-            outputs = replica.module(self.data.normalization(inputs).to(self.device))
-        except Exception:
-            return  # it takes batches of another size alone
         where = f"labels {' and '.join(str(int(labels[place])) for place in places)}, of {setting} samples {places}"
+        with _naming(self.model, where):
+            outputs = replica.module(self.data.normalization(inputs).to(self.device))
         with _naming(self.loss, where):
             self.task.loss(outputs, targets.to(self.device))
 
@@ -309,10 +318,14 @@ class _Trial:
 def _labels(samples: AnySamples) -> Tensor | None:
     """Return all labels that are at hand."""
     if isinstance(samples, Samples):
-        integers = not samples.targets.is_floating_point() and samples.targets.dtype != torch.bool
-        return samples.targets if integers else None
+        return samples.targets if _is_integer(samples.targets) else None
     labels = samples.labels()
     return None if labels is None else torch.from_numpy(labels)
+
+
+def _is_integer(values: Tensor) -> bool:
+    """Return whether values are numbers of something: neither images nor measurements."""
+    return not (values.is_floating_point() or values.is_complex()) and values.dtype not in (torch.bool, torch.uint8)
 
 
 def _require_finite(what: str, values: Tensor) -> None:

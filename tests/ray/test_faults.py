@@ -19,6 +19,7 @@ from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
+from tests.engines.restless import restless
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -71,12 +72,12 @@ def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
     faults = Several(
         Fault(120, kill(1)), Fault(200, kill(SCHEDULER)), Fault(280, silence(2)), Fault(330, take_states_away)
     )
-    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 2})
+    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 2}, **restless())
     restarts = [event for event in faults.events if event.kind == "run_restarted"]
     assert len(restarts) == 3
     assert all(event.step > 0 for event in restarts[1:])
     assert "state_not_kept" in faults.kinds()
-    assert_same_run(disturbed, fit_local(tmp_path))
+    assert_same_run(disturbed, fit_local(tmp_path, **restless()))
 
 
 @pytest.mark.slow
@@ -142,6 +143,7 @@ SERVERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_planned_run_with_servers_outlives_them_and_its_workers_to_the_bit(name: str, tmp_path: Path) -> None:
     settings = {"algorithm": SERVERS[name], "optimizer": {}, "num_steps": 300, "evaluate_every": 150}
+    settings |= restless(changes_weights="elastic" in name)
     faults = Several(Fault(60, kill(1)), Fault(150, kill(3)))
     disturbed = fit(tmp_path, faults, **settings)
     undisturbed = fit_local(tmp_path, **settings)
@@ -193,6 +195,7 @@ def test_the_record_of_a_killed_agent_is_whole_where_steps_take_their_time(at_st
         "compute": {"stragglers": dict.fromkeys(range(3), 0.06)},
         "num_steps": 200,
         "reliability": {"name": "measured", "staleness": 2},
+        **restless(),
     }
     killer = Fault(at_step, kill(1))
     live = fit(tmp_path, killer, engine=LIVE, **settings)

@@ -141,6 +141,33 @@ def test_a_loss_of_the_users_own_meets_the_lowest_and_the_highest_label() -> Non
     assert line.startswith("task.loss.name = 'custom': fails on labels 0 and 10, of train samples [0, 399] (IndexError")
 
 
+def test_the_highest_integer_of_all_inputs_meets_the_model() -> None:
+    """As characters that no embedding has do, wherever in the data they stand."""
+    characters = (odd.IMAGES * 16).long()
+    characters[399, 3] = 17
+    words = lambda: nn.Sequential(nn.Embedding(17, 2), nn.Flatten(), nn.Linear(128, 10))  # noqa: E731
+    data = {"name": "custom", "train": odd.samples(images=characters), "test": odd.samples(images=characters, last=50)}
+    line = refusal(task={"data": data, "model": words})
+    assert line.startswith(CUSTOM + "fails on inputs from 0 to 17, of train samples [0, 399] (IndexError: index out of")
+
+
+def shares_memory(with_buffer: bool) -> nn.Module:
+    made = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10))
+    if with_buffer:
+        made.register_buffer("target", made[1].weight.data)
+    else:
+        made[1].weight.data = made[0].weight.data
+    return made
+
+
+@pytest.mark.parametrize("with_buffer", [False, True])
+def test_parameters_that_share_memory_with_others_are_refused(with_buffer: bool) -> None:
+    names = {"1.weight", "target"} if with_buffer else {"0.weight", "1.weight"}
+    line = refusal(**of_model(functools.partial(shares_memory, with_buffer)))
+    first, second = line.removeprefix("task.model: ").split(" share memory; ")[0].split(" and ")
+    assert {first, second} == names
+
+
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
