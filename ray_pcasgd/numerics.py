@@ -1,5 +1,6 @@
 """Arithmetic whose bits do not depend on batching or on the number of threads."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -39,7 +40,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all of a tensor's numbers are finite."""
     # A sum is one pass; where finite numbers overflow in it, each is looked at.
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    return not tensor.numel() or math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
 def blockwise(function: Callable[..., Vectors], *groups: Vectors) -> Vectors:
