@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import first_difference, read_rows
 from ray_pcasgd.trainer import Trainer
@@ -156,6 +157,20 @@ def test_an_agent_that_overflows_leaves_both_engines_alike(what: str, tmp_path: 
     last = {(agent, 1 + max((row.step for row in rows if row.agent == agent), default=-1)) for agent in gone}
     assert any(read.staleness and read[:2] in last for row in rows for read in row.reads)
     assert gone < {row.agent for row in rows} | {0}
+
+
+@pytest.mark.parametrize("mode", ["planned", slow_unless(False, "live")])
+@pytest.mark.parametrize("what", ["weights", slow_unless(False, "buffers")])
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_overflow_in_the_very_last_step_ends_a_run_on_actors(what: str, mode: str, tmp_path: Path) -> None:
+    settings = SMALL | {"algorithm": "d-asgd", "optimizer": {}, "step_size": 64.0 if what == "weights" else 0.25}
+    settings = settings | fragile(what)
+    alone = Trainer(settings, engine=UNBATCHED, storage_path=str(tmp_path), num_steps=40).fit()
+    assert isinstance(alone.error, NonFiniteLossError)
+    last = {"num_steps": alone.error.step + 1, "evaluate_every": max(1, alone.error.step)}
+    result = Trainer(settings | last, engine={"name": "ray", "mode": mode}, storage_path=str(tmp_path)).fit()
+    assert isinstance(result.error, NonFiniteLossError)
+    assert str(result.error) == str(alone.error)
 
 
 STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if "ad-psgd" not in name and "own tensors" not in name]
