@@ -1,7 +1,7 @@
 """A network whose trained parameters and mixed buffers are views of flat vectors, whatever its own code puts there."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
@@ -49,6 +49,26 @@ class _Home(NamedTuple):
     tensor: Tensor
     view: Tensor
     places: list[_Place]
+
+    def found(self, known: Mapping[int, "_Home"]) -> Tensor:
+        """Return what the module has in the place of the tensor, which is none of the ``known`` others."""
+        first: Tensor = self.places[0].tensor
+        names = " and ".join(public_name(place.name) for place in self.places)
+        for place in self.places:
+            found = place.tensor
+            if not isinstance(found, Tensor) or _form(found) != _form(self.view):
+                raise TensorsChangedError(_changed(place.name, _form(self.view), found))
+            if found is not first:
+                raise TensorsChangedError(
+                    f"task.model: {names} were one tensor and are two after a forward pass; allowed is what stays one"
+                )
+        other = known.get(id(first), self)
+        if other is not self:
+            raise TensorsChangedError(
+                f"task.model: {names} is the tensor that was {public_name(other.places[0].name)}, after a forward pass; "
+                "allowed are new values in the place of old ones"
+            )
+        return first
 
     def bind(self) -> None:
         """Make the module have the tensor again, where it lies."""
@@ -167,14 +187,17 @@ class Replica:
             TensorsChangedError: a tensor is gone or another one has come, or shape, type or device have changed.
 
         """
+        strangers = []
         for home in self._homes:
             for place in home.places:
                 found = place.tensor
                 if found is not home.tensor or not found.is_set_to(home.view):
-                    _bring_home(home)
+                    strangers.append(home)
                     break
             if home.tensor.requires_grad and not home.tensor.is_leaf:
                 home.tensor.detach_()  # a buffer that was changed in place by what depends on the weights
+        if strangers:
+            self._bring_home(strangers)
         for place, _ in self._own:
             found = place.tensor
             if isinstance(found, Tensor):
@@ -271,21 +294,14 @@ class Replica:
             state = self.module.state_dict()
             return {public_name(name): tensor.detach().cpu().clone() for name, tensor in state.items()}
 
-
-def _bring_home(home: _Home) -> None:
-    """Copy what the module has in the place of one of its tensors to where that one lies."""
-    first = home.places[0].tensor
-    for place in home.places:
-        found = place.tensor
-        if not isinstance(found, Tensor) or _form(found) != _form(home.view):
-            raise TensorsChangedError(_changed(place.name, _form(home.view), found))
-        if found is not first:
-            names = " and ".join(public_name(one.name) for one in home.places)
-            raise TensorsChangedError(
-                f"task.model: {names} were one tensor and are two after a forward pass; allowed is what stays one"
-            )
-    home.view.copy_(first.detach())
-    home.bind()
+    def _bring_home(self, homes: Sequence[_Home]) -> None:
+        """Copy what the module has in the place of some of its tensors to where these lie."""
+        known = {id(home.tensor): home for home in self._homes}
+        # All are copied before one is written: they may be each other's memory.
+        values = [home.found(known).detach().clone() for home in homes]
+        for home, value in zip(homes, values, strict=True):
+            home.view.copy_(value)
+            home.bind()
 
 
 def _into_training(module: nn.Module) -> None:

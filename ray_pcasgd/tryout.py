@@ -149,6 +149,7 @@ class _Trial:
         algorithm = self.config.algorithm
         pieces = algorithm.pieces if isinstance(algorithm, ServerRule) else 1
         weights, own = replica.weights.clone(), replica.copy_of_local()
+        of_loss = self.tensors_of_loss()
         unreached: set[str] = set()
         # The user's own may fail only at the second batch, on what the first has left.
         for number in range(2 if isinstance(self.task.model, CustomModel) else 1):
@@ -161,6 +162,9 @@ class _Trial:
                 if len(missed) == len(replica.layout):
                     raise ValueError(f"{self.loss}: gives no trained parameter a gradient; allowed are those that do")
                 unreached |= set(missed)
+        moved = [name for name, tensor in self.tensors_of_loss().items() if not is_same(tensor, of_loss[name])]
+        if moved:
+            raise ValueError(f"{self.loss}: each call changes its {moved[0]}; allowed are losses that agents can share")
         now = _named_tensors(replica.module)
         changed = [name for name, tensor in self.shared.items() if not is_same(tensor, now[name].detach())]
         if changed:
@@ -172,6 +176,23 @@ class _Trial:
             self.probe(replica, inputs)
         made = sorted(replica.local().keys() - own.keys())
         return Findings(self.why_alone(changes_weights, made, sorted(unreached)))
+
+    def tensors_of_loss(self) -> dict[str, Tensor]:
+        """Return copies of the tensors of a loss that is a module.
+
+        Raises:
+            ValueError: some of them want to be trained.
+
+        """
+        made = self.task.loss.made if isinstance(self.task.loss, CustomMeasure) else None
+        if not isinstance(made, nn.Module):
+            return {}
+        trained = [name for name, parameter in made.named_parameters() if parameter.requires_grad]
+        if trained:
+            raise ValueError(
+                f"{self.loss}: has a parameter {trained[0]}, which nobody trains; allowed are parameters of the model"
+            )
+        return {name: tensor.detach().clone() for name, tensor in _named_tensors(made).items()}
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Return one of the first batches of agent 0."""

@@ -182,19 +182,20 @@ class CustomMeasure(Measure):
         return self.label or str(getattr(function, "__name__", type(function).__name__))
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:  # noqa: D102
-        if is_metric(self._made):
-            metric = OfMetric(self._made)
+        if is_metric(self.made):
+            metric = OfMetric(self.made)
             metric.add(outputs, targets)
             return torch.tensor(metric.result())
-        return torch.as_tensor(self._made(outputs, targets))
+        return torch.as_tensor(self.made(outputs, targets))
 
     def tally(self, gathered: Gathered) -> Tally:  # noqa: D102
-        if is_metric(self._made):
-            return OfMetric(self._made)
-        return OverBatches(self._made) if self.over == "batches" else OverWhole(self._made, gathered)
+        if is_metric(self.made):
+            return OfMetric(self.made)
+        return OverBatches(self.made) if self.over == "batches" else OverWhole(self.made, gathered)
 
     @cached_property
-    def _made(self) -> Any:
+    def made(self) -> Any:
+        """What is called: the function, or an object of the class that was given."""
         function = resolve(self.function)
         if isinstance(function, type):
             return function(**self.arguments)

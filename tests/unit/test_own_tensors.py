@@ -169,6 +169,45 @@ class InPlaceWithGraph(nn.Module):
         return outputs - self.mean.detach()
 
 
+class Swapped(nn.Module):
+    """Two weights that change places, and one that is turned over in its own memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 10), nn.Linear(64, 10)
+        self.turn = nn.Parameter(torch.eye(64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first, second = self.first.weight, self.second.weight
+        first.data, second.data = second.data, first.data
+        self.turn.data = self.turn.data.t()
+        result: Tensor = self.first(inputs @ self.turn) + 2 * self.second(inputs)
+        return result
+
+
+class Codebook(nn.Module):
+    """Frozen codes that move in place, unseen by autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.last = nn.Linear(64, 4), nn.Linear(4, 10)
+        self.codes = nn.Parameter(torch.arange(32.0).reshape(8, 4) / 8 - 2, requires_grad=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = self.encode(inputs)
+        nearest = torch.cdist(found, self.codes).argmin(1)
+        if self.training:
+            self.codes.data[nearest] = 0.9 * self.codes.data[nearest] + 0.1 * found.detach()
+        result: Tensor = self.last(found + (self.codes[nearest] - found).detach())
+        return result
+
+
+def hooked() -> nn.Module:
+    made = nn.Sequential(nn.Linear(64, 10))
+    made[0].register_forward_pre_hook(lambda layer, _: (layer.weight.data.clamp_(-0.05, 0.05), None)[1])
+    return made
+
+
 def normalized(momentum: float | None = 0.1) -> nn.Module:
     return nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12, momentum=momentum), nn.ReLU(), nn.Linear(12, 10))
 
@@ -184,6 +223,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "another parameter at each pass": NewParameter,
     "tied weights bound anew": Tied,
     "frozen parameters that follow": MomentumEncoder,
+    "frozen parameters in place": Codebook,
+    "weights that change places": Swapped,
+    "weights changed by a hook": hooked,
     "embedding with max_norm": Words,
     "weight norm": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(64, 10))),
     "spectral norm": lambda: nn.Sequential(

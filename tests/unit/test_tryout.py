@@ -129,6 +129,20 @@ def test_samples_that_no_model_takes_are_named(train: Any, test: Any, expected: 
     assert line.startswith(f"task.data: {expected}")
 
 
+@pytest.mark.parametrize(
+    ("is_trained", "expected"),
+    [
+        (True, "has a parameter centers, which nobody trains; allowed are parameters of the model"),
+        (False, "each call changes its level; allowed are losses that agents can share"),
+    ],
+)
+def test_a_loss_with_a_state_of_its_own_is_refused(is_trained: bool, expected: str) -> None:
+    line = refusal(task={"model": odd.network, "loss": odd.Centered(is_trained)})
+    assert line == f"task.loss.name = 'custom': {expected}"
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(10))
+    make_plan(load_config(settings(task={"model": odd.network, "loss": weighted})))
+
+
 def test_labels_that_do_not_count_are_no_error() -> None:
     data = of_data(odd.samples(labels=odd.changed(odd.LABELS, 3, -100)), num_classes=10)
     assert make_plan(load_config(settings(**data))).why_alone is None
