@@ -430,6 +430,8 @@ def _with_data(tensor: Tensor, data: Tensor) -> Tensor:
 def _digest(tensor: Tensor) -> int:
     """Return a number that is another one where the tensor is."""
     data = tensor.detach()
+    if not data.numel():
+        return 0
     if data.is_complex():
         data = torch.view_as_real(data)
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[data.element_size()]

@@ -40,8 +40,10 @@ def raw(tensor: Tensor) -> Raw:
 
 def tensor_of(given: Raw) -> Tensor:
     """Return the tensor, on the CPU; ``problem_of`` has found nothing wrong with it."""
-    flat = torch.from_numpy(given.data.copy())
     dtype: torch.dtype = getattr(torch, given.dtype)
+    if not given.data.size:
+        return torch.empty(given.shape, dtype=dtype)
+    flat = torch.from_numpy(given.data.copy())
     return (flat != 0 if dtype is torch.bool else flat.view(dtype)).reshape(given.shape)
 
 
