@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ray_pcasgd import numerics
 from ray_pcasgd.curves import Curve
+from ray_pcasgd.module_tensors import TensorsChangedError
 from ray_pcasgd.optimizer import SGD
 from ray_pcasgd.randomness import stream_seed
 from ray_pcasgd.records import Snapshot
-from ray_pcasgd.replica import MixedBuffers, Replica, TensorsChangedError, unflatten
+from ray_pcasgd.replica import MixedBuffers, Replica, unflatten
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import Task, TaskData

@@ -15,10 +15,12 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.explanation import one_line, written
 from ray_pcasgd.learner import Learner, LearnerSpec, Training
 from ray_pcasgd.local_tensors import is_same
+from ray_pcasgd.module_tensors import named_tensors, public_name
 from ray_pcasgd.numerics import is_finite
 from ray_pcasgd.randomness import stream_seed
-from ray_pcasgd.replica import Replica, public_name, unflatten
+from ray_pcasgd.replica import Replica, unflatten
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.sample_checks import is_integer, labels_of, require_finite, require_labels, require_samples
 from ray_pcasgd.server import CHANGED_WEIGHTS
 from ray_pcasgd.server_rules import ServerRule
 from ray_pcasgd.tasks.drawing import seeded
@@ -57,7 +59,7 @@ def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], traini
     """
     trial = _Trial(config, data, shards[0], Training(**training))
     with seeded(stream_seed(config.seed, "trial")):
-        trial.check_data()
+        require_samples(data)
         replica = trial.build()
         findings = trial.train(replica)
         trial.test(replica)
@@ -87,15 +89,6 @@ class _Trial:
         self.device = torch.device("cpu" if on_gpu else training.device)
         self.shared: dict[str, Tensor] = {}
         self.has_checked_labels = False
-
-    def check_data(self) -> None:
-        """Raise ``ValueError`` where samples are missing, or hold numbers that are not finite."""
-        for setting, samples in (("train", self.data.train), ("test", self.data.test)):
-            if len(samples) == 0:
-                raise ValueError(f"task.data: there are no {setting} samples; allowed is at least one")
-            if isinstance(samples, Samples):
-                for what, values in (("input", samples.inputs), ("target", samples.targets)):
-                    _require_finite(f"the {what} of {setting} sample", values)
 
     def build(self) -> Replica:
         """Return a replica of the model.
@@ -130,7 +123,7 @@ class _Trial:
     def _shared(self, module: nn.Module) -> dict[str, Tensor]:
         """Return, as copies, the tensors that the factory gives to every model, and none of which may change."""
         other = self.task.build_model(self.data, self.config.seed)
-        named, others = _named_tensors(module), _named_tensors(other)
+        named, others = named_tensors(module), named_tensors(other)
         for name, tensor in named.items():
             if name not in others or not is_same(tensor.detach().cpu(), others[name].detach().cpu()):
                 raise ValueError(
@@ -165,7 +158,7 @@ class _Trial:
         moved = [name for name, tensor in self.tensors_of_loss().items() if not is_same(tensor, of_loss[name])]
         if moved:
             raise ValueError(f"{self.loss}: each call changes its {moved[0]}; allowed are losses that agents can share")
-        now = _named_tensors(replica.module)
+        now = named_tensors(replica.module)
         changed = [name for name, tensor in self.shared.items() if not is_same(tensor, now[name].detach())]
         if changed:
             raise ValueError(_same_object(changed[0]))
@@ -192,7 +185,7 @@ class _Trial:
             raise ValueError(
                 f"{self.loss}: has a parameter {trained[0]}, which nobody trains; allowed are parameters of the model"
             )
-        return {name: tensor.detach().clone() for name, tensor in _named_tensors(made).items()}
+        return {name: tensor.detach().clone() for name, tensor in named_tensors(made).items()}
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Return one of the first batches of agent 0."""
@@ -206,7 +199,7 @@ class _Trial:
             batches.restore(number)
             with _naming("task.data", f"batch {number} of agent 0"):
                 inputs, targets = batches.next()
-        _require_finite("the input of the first batch's sample", inputs)
+        require_finite("the input of the first batch's sample", inputs)
         return inputs.to(self.device), targets.to(self.device)
 
     def compute(self, replica: Replica, inputs: Tensor, targets: Tensor, pieces: int) -> None:
@@ -219,8 +212,9 @@ class _Trial:
                 where += f", which is one of algorithm.micro_batches = {pieces} pieces of a batch of {len(inputs)}"
             with _naming(self.model, where):
                 outputs = replica.module(some)
-            if not self.has_checked_labels:
-                self.check_labels(outputs)
+            scored = [one for one in (self.task.loss, *self.task.metrics) if isinstance(one, CrossEntropy)]
+            if scored and not self.has_checked_labels and isinstance(outputs, Tensor) and outputs.ndim > 1:
+                require_labels(self.data, outputs.shape[-1], scored[0].ignored)
                 self.has_checked_labels = True
             if not isinstance(outputs, Tensor) and not isinstance(self.task.loss, CustomMeasure):
                 kind = type(outputs).__name__
@@ -236,37 +230,18 @@ class _Trial:
                 torch.autograd.backward(loss)
         replica.take_in()
 
-    def check_labels(self, outputs: Any) -> None:
-        """Raise ``ValueError`` where a label, of train or test samples, is none of the model's outputs."""
-        known = [one for one in (self.task.loss, *self.task.metrics) if isinstance(one, CrossEntropy)]
-        if not known or not isinstance(outputs, Tensor) or outputs.ndim < 2:
-            return
-        number, ignored = outputs.shape[-1], known[0].ignored
-        for setting, samples in (("train", self.data.train), ("test", self.data.test)):
-            labels = _labels(samples)
-            if labels is None:
-                continue
-            wrong = ((labels < 0) | (labels >= number)) & (labels != ignored)
-            if wrong.any():
-                place = int(wrong.reshape(len(labels), -1).any(1).nonzero()[0])
-                label = int(labels[place][wrong[place]].reshape(-1)[0])
-                raise ValueError(
-                    f"task.data: the label of {setting} sample {place} is {label}; allowed are 0 to {number - 1}, of "
-                    f"which the model's {number} outputs are the scores"
-                )
-
     def test_extremes(self, replica: Replica, setting: str, samples: AnySamples) -> None:
         """Raise ``ValueError`` where the lowest or the highest integer of all inputs, or label, is too much.
 
         As a character is that no embedding has, or a label for which the user's own loss has no output.
         """
-        if isinstance(samples, Samples) and _is_integer(samples.inputs):
+        if isinstance(samples, Samples) and is_integer(samples.inputs):
             rows = samples.inputs.reshape(len(samples), -1)
             places = [int(rows.amin(1).argmin()), int(rows.amax(1).argmax())]
             where = f"inputs from {int(rows.min())} to {int(rows.max())}, of {setting} samples {places}"
             with _naming(self.model, where):
                 replica.module(self.data.normalization(samples.take(places)[0]).to(self.device))
-        labels = _labels(samples)
+        labels = labels_of(samples)
         if labels is None or labels.ndim != 1 or not isinstance(self.task.loss, CustomMeasure):
             return
         places = [int(labels.argmin()), int(labels.argmax())]
@@ -334,29 +309,6 @@ class _Trial:
                 reason = "it draws random numbers, as dropout does"
             problem = f"{setting}: {self.model} cannot run stacked ({reason})"
             raise ValueError(f"{problem}; allowed are auto and never") from error
-
-
-def _labels(samples: AnySamples) -> Tensor | None:
-    """Return all labels that are at hand."""
-    if isinstance(samples, Samples):
-        return samples.targets if _is_integer(samples.targets) else None
-    labels = samples.labels()
-    return None if labels is None else torch.from_numpy(labels)
-
-
-def _is_integer(values: Tensor) -> bool:
-    """Return whether values are numbers of something: neither images nor measurements."""
-    return not (values.is_floating_point() or values.is_complex()) and values.dtype not in (torch.bool, torch.uint8)
-
-
-def _require_finite(what: str, values: Tensor) -> None:
-    if values.is_floating_point() and not is_finite(values):
-        place = int((~values.isfinite()).reshape(len(values), -1).any(1).nonzero()[0])
-        raise ValueError(f"task.data: {what} {place} has numbers that are not finite; allowed are finite ones")
-
-
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _same_object(name: str) -> str:

@@ -15,7 +15,8 @@ LAYERS = [
     "settings wording reaching records run_state numerics randomness curves",
     "laws law_text topology timing rules optimizer",
     "commands status schedule mailbox tasks reliability",
-    "replica local_tensors displacement server_rules learner agent variants server pairs consensus",
+    "module_tensors sample_checks replica local_tensors displacement server_rules learner agent variants server pairs "
+    "consensus",
     "engines",
     "config tryout explanation loading roster server_plan pair_plan peer_plan plan variant_plan",
     "watching exporter event_log trainer run executable_rows result checkpoint state_files monitor run_folder "
