@@ -123,13 +123,13 @@ def make_plan(config: Config) -> Plan:
             for agent, shard in enumerate(shards):
                 data.train.batches_an_epoch(shard, config.batch_size, agent)
         clusters = cluster_of_each_agent(config)
-        findings = try_out(config, data, shards, _training(config))
+        why_alone = try_out(config, data, shards, _training(config))
         roster = _roster(config, clusters, shards)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, {}))) from None
     except ValueError as error:
         raise SettingsError(one_line(error)) from None
-    return Plan(config, roster.network, roster.clusters, data, roster.specs, roster.schedule, findings.why_alone)
+    return Plan(config, roster.network, roster.clusters, data, roster.specs, roster.schedule, why_alone)
 
 
 def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarray]) -> Roster:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,15 +37,10 @@ TESTED_AT_ONCE = 128
 _LONGEST_REASON = 400
 
 
-class Findings(NamedTuple):
-    """What a model turned out to do."""
-
-    why_alone: str | None
-    """Why agents that have it cannot be stepped together, if so."""
-
-
-def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], training: Mapping[str, Any]) -> Findings:
+def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], training: Mapping[str, Any]) -> str | None:
     """Train on one batch and test on a few samples, on copies; nothing of the run changes, no generator either.
+
+    Returns why agents that have the model cannot be stepped together with others, if so.
 
     Args:
         config: The settings.
@@ -61,11 +56,11 @@ def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], traini
     with seeded(stream_seed(config.seed, "trial")):
         require_samples(data)
         replica = trial.build()
-        findings = trial.train(replica)
+        why_alone = trial.train(replica)
         trial.test(replica)
         if isinstance(config.engine, LocalSettings) and config.engine.batched == "always" and trial.may_be_stacked:
-            trial.train_stacked(findings)
-    return findings
+            trial.train_stacked(why_alone)
+    return why_alone
 
 
 def try_out_variants(variants: Variants) -> None:
@@ -137,8 +132,8 @@ class _Trial:
             raise ValueError(_same_object(trained[0]))
         return shared
 
-    def train(self, replica: Replica) -> Findings:
-        """Let the replica compute gradients, as its agent will, and return what showed."""
+    def train(self, replica: Replica) -> str | None:
+        """Let the replica compute gradients, as its agent will; return why it cannot do so stacked, if so."""
         algorithm = self.config.algorithm
         pieces = algorithm.pieces if isinstance(algorithm, ServerRule) else 1
         weights, own = replica.weights.clone(), replica.copy_of_local()
@@ -168,7 +163,7 @@ class _Trial:
         if isinstance(algorithm, Rule) and algorithm.probes_at(0):
             self.probe(replica, inputs)
         made = sorted(replica.local().keys() - own.keys())
-        return Findings(self.why_alone(changes_weights, made, sorted(unreached)))
+        return self.why_alone(changes_weights, made, sorted(unreached))
 
     def tensors_of_loss(self) -> dict[str, Tensor]:
         """Return copies of the tensors of a loss that is a module.
@@ -295,11 +290,11 @@ class _Trial:
         algorithm = self.config.algorithm
         return not isinstance(algorithm, ServerRule) or (algorithm.pieces == 1 and not algorithm.workers_step)
 
-    def train_stacked(self, findings: Findings) -> None:
+    def train_stacked(self, why_alone: str | None) -> None:
         """Let two agents compute stacked."""
         setting = "engine.batched = 'always'"
-        if findings.why_alone is not None:
-            raise ValueError(f"{setting}: {findings.why_alone}; allowed are auto and never")
+        if why_alone is not None:
+            raise ValueError(f"{setting}: {why_alone}; allowed are auto and never")
         spec = LearnerSpec(agent=0, recipe=self.training, neighbors=(), shard=self.shard)
         try:
             compute_together([Learner(spec, self.data), Learner(spec, self.data)])
