@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,19 +98,20 @@ class MapSamples:
             ValueError: an item cannot be made, or is none that can be stacked with the others; it is named.
 
         """
-        inputs, targets = _collated(self._items([int(i) for i in indices]))
+        positions = [int(i) for i in indices]
+        inputs, targets = _collated(positions, self._items(positions))
         # What Python's and numpy's numbers collate to, float64 and various integers, no model or loss accepts.
         inputs = inputs.float() if inputs.dtype == torch.float64 else inputs
         return inputs, targets.float() if targets.is_floating_point() else targets.long()
 
-    def _items(self, positions: Sequence[int]) -> dict[int, Any]:
+    def _items(self, positions: Sequence[int]) -> list[Any]:
         """Return the items at some positions."""
         try:
             if hasattr(self.dataset, "__getitems__"):
-                return dict(zip(positions, self.dataset.__getitems__(list(positions)), strict=True))
+                return list(self.dataset.__getitems__(list(positions)))
         except Exception:  # the user's own; what follows finds out which item it is
             pass
-        return {i: self._item(i) for i in positions}
+        return [self._item(i) for i in positions]
 
     def _item(self, position: int) -> Any:
         try:
@@ -178,36 +179,38 @@ def labels_of(dataset: Any) -> np.ndarray | None:
 _ONE_SHAPE = "allowed is one shape, by padding or cropping for instance"
 
 
-def _collated(items: Mapping[int, Any]) -> tuple[Tensor, Tensor]:
-    """Return the inputs and targets of items, by their positions, stacked.
+def _collated(positions: Sequence[int], items: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Return the inputs and targets of the items at some positions, stacked.
 
     Raises:
         ValueError: an item is no pair, or inputs or targets are no tensors of one shape.
 
     """
-    for position, item in items.items():
+    for position, item in zip(positions, items, strict=True):
         if not (isinstance(item, tuple | list) and len(item) == 2):
             raise ValueError(f"sample {position} is a {type(item).__name__}; allowed are pairs (input, target)")
-    inputs = _stacked("input", {position: _as_input(item[0]) for position, item in items.items()})
-    return inputs, _stacked("target", {position: item[1] for position, item in items.items()})
+    inputs = _stacked("input", positions, [_as_input(item[0]) for item in items])
+    return inputs, _stacked("target", positions, [item[1] for item in items])
 
 
-def _stacked(what: str, values: Mapping[int, Any]) -> Tensor:
+def _stacked(what: str, positions: Sequence[int], values: Sequence[Any]) -> Tensor:
     try:
-        stacked = default_collate(list(values.values()))
+        stacked = default_collate(list(values))
     except Exception as error:
-        shapes = {position: _shape(value) for position, value in values.items()}
-        first = next(iter(shapes))
-        other = next((position for position, shape in shapes.items() if shape != shapes[first]), None)
+        shapes = [_shape(value) for value in values]
+        other = next((k for k, shape in enumerate(shapes) if shape != shapes[0]), None)
         if other is None:
-            raise ValueError(f"the {what}s of samples from {first} on cannot be stacked ({error})") from error
-        both = f"{shapes[first]} and {shapes[other]}"
-        raise ValueError(f"samples {first} and {other} have {what}s of shapes {both}; {_ONE_SHAPE}") from error
+            raise ValueError(f"the {what}s of samples from {positions[0]} on cannot be stacked ({error})") from error
+        both = f"{shapes[0]} and {shapes[other]}"
+        raise ValueError(
+            f"samples {positions[0]} and {positions[other]} have {what}s of shapes {both}; {_ONE_SHAPE}"
+        ) from error
     if isinstance(stacked, Tensor):
         return stacked
-    position, value = next(iter(values.items()))
-    kind = type(value).__name__
-    raise ValueError(f"sample {position} has a {kind} for {what}; allowed are tensors, arrays, numbers and PIL images")
+    kind = type(values[0]).__name__
+    raise ValueError(
+        f"sample {positions[0]} has a {kind} for {what}; allowed are tensors, arrays, numbers and PIL images"
+    )
 
 
 def _shape(value: Any) -> str:

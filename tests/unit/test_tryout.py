@@ -200,6 +200,15 @@ def test_items_of_an_odd_form_are_named(item: Any, expected: str) -> None:
     assert refusal(**of_data(odd.samples(), odd.Items(item))).startswith(f"task.data.test: {expected}")
 
 
+def test_a_batch_may_hold_a_sample_twice() -> None:
+    """Of a shard that is smaller than a batch."""
+    given = of_data(odd.Items(lambda i: (odd.IMAGES[i], int(odd.LABELS[i])), 12), num_classes=10, in_memory=False)
+    own = make_plan(load_config(settings(**given)))
+    inputs, targets = own.config.task.batches(own.data, own.specs[0].shard, 16, 0, 0).next()
+    assert inputs.shape == (16, 64)
+    assert targets.shape == (16,)
+
+
 def test_items_of_later_batches_are_of_the_first_ones_shape() -> None:
     longer = odd.Items(lambda i: (odd.IMAGES[i % 400][: 64 if i < 1024 else 60], 1), 1100)
     assert refusal(**of_data(longer)).startswith(
