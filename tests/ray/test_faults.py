@@ -20,6 +20,7 @@ from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
 from tests.engines.restless import restless
+from tests.speed import slow_unless
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -68,16 +69,19 @@ def fit_local(folder: Path, **settings: Any) -> Result:
     return fit(folder, **{"engine": {"name": "local", "batched": "never"}} | settings)
 
 
-def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, slow_unless(False, restless())], ids=["plain", "own tensors"])
+def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
     faults = Several(
         Fault(120, kill(1)), Fault(200, kill(SCHEDULER)), Fault(280, silence(2)), Fault(330, take_states_away)
     )
-    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 2}, **restless())
+    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 2}, **more)
     restarts = [event for event in faults.events if event.kind == "run_restarted"]
     assert len(restarts) == 3
     assert all(event.step > 0 for event in restarts[1:])
     assert "state_not_kept" in faults.kinds()
-    assert_same_run(disturbed, fit_local(tmp_path, **restless()))
+    assert_same_run(disturbed, fit_local(tmp_path, **more))
 
 
 @pytest.mark.slow
