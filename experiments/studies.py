@@ -60,7 +60,7 @@ def ensure_run(config: Config) -> dict[str, Any]:
 
 
 def table(runs: pd.DataFrame) -> str:
-    """Return a Markdown table: mean (and standard deviation over seeds) in percent, by case and method."""
+    """Return a Markdown table: mean (and sample deviation over seeds) in percent, by case and method."""
     lines = [
         "| case | method | averaged model | agents' mean | worst agent | consensus distance | predicting share |",
         "|---|---|---|---|---|---|---|",
@@ -92,7 +92,16 @@ def total_time(runs: pd.DataFrame) -> str:
     return f"{len(distinct)} runs of {distinct['run_seconds'].sum() / 60:.0f} minutes together, one core each"
 
 
+def num_seeds(number: int) -> str:
+    """Return a number of seeds in words.
+
+    >>> num_seeds(1), num_seeds(3)
+    ('1 seed', '3 seeds')
+    """
+    return f"{number} seed{'s' if number > 1 else ''}"
+
+
 def percent(values: pd.Series) -> str:
-    """Return the mean in percent, with the standard deviation where there are several values."""
-    spread = f" ± {100 * values.std(ddof=0):.1f}" if len(values) > 1 else ""
+    """Return the mean in percent, with the sample deviation where there are several values."""
+    spread = f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
     return f"{100 * values.mean():.1f}{spread} %"

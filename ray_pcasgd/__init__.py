@@ -7,15 +7,17 @@ if TYPE_CHECKING:
     from ray_pcasgd.config import Config
     from ray_pcasgd.loading import SettingsError, load_config
     from ray_pcasgd.result import Result
+    from ray_pcasgd.terminal import Terminal
     from ray_pcasgd.trainer import Trainer
     from ray_pcasgd.watching import Watcher
 
-__all__ = ["Config", "Result", "SettingsError", "Trainer", "Watcher", "compare", "load_config"]
+__all__ = ["Config", "Result", "SettingsError", "Terminal", "Trainer", "Watcher", "compare", "load_config"]
 
 _HOMES = {
     "Config": "config",
     "Result": "run",
     "SettingsError": "loading",
+    "Terminal": "terminal",
     "Trainer": "trainer",
     "Watcher": "run",
     "compare": "compare",

@@ -11,7 +11,9 @@ from rich.console import Console
 from ray_pcasgd import cli_control
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
-from ray_pcasgd.report.page import write_report
+from ray_pcasgd.report.groups import metric_of
+from ray_pcasgd.report.illustrations import write_figures
+from ray_pcasgd.report.page import load_groups, write_report
 from ray_pcasgd.result import Result
 from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_sweep, print_theory
 from ray_pcasgd.trainer import Trainer, resume
@@ -160,14 +162,36 @@ def report(
     output: Annotated[
         Path | None, typer.Option(help="The page; report.html in the first folder where left out.")
     ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="A value of the test metric, such as 0.9: a table says when it was reached.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write each picture into this folder, too, as PDF and SVG.")
+    ] = None,
 ) -> None:
     """Draw one page about one run, or several runs side by side."""
     folders = [folder for run in runs for folder in _run_folders(run)]
+    title = " against ".join(run.name for run in runs)
+    page = output or runs[0] / "report.html"
+    # Before anything is drawn, which takes seconds.
+    for option, folder in (("--output", page.parent), ("--figures", figures)):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"{option} {folder}: cannot be written ({error})") from None
+    if page.is_dir():
+        raise SettingsError(f"--output {page}: is a folder; allowed is a file")
+    console = Console()
     try:
-        page = write_report(folders, output or runs[0] / "report.html", " against ".join(run.name for run in runs))
+        write_report(folders, page, title, target=target)
+        groups = [] if figures is None else load_groups(folders)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    if figures is not None:
+        paths = write_figures(groups, metric_of(groups), figures)
+        console.print(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", highlight=False, soft_wrap=True)
 
 
 def _run_folders(path: Path) -> list[Path]:

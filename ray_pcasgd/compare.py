@@ -41,7 +41,10 @@ class Comparison(NamedTuple):
     """One row per method and seed: label, seed, path, schedule_hash, error, and the final metrics."""
 
     def table(self, metric: str) -> pd.DataFrame:
-        """Return mean and standard deviation over seeds of the averaged model's and of the agents' mean metric."""
+        """Return mean and sample deviation over seeds of the averaged model's and of the agents' mean metric.
+
+        The deviation of a single seed is not a number.
+        """
         columns = {
             "averaged": f"test_{metric}",
             "agents": f"agents_mean_test_{metric}",
@@ -50,7 +53,7 @@ class Comparison(NamedTuple):
         groups = self.runs.groupby("label", sort=False)
         return pd.DataFrame(
             {
-                f"{name}_{statistic}": getattr(groups[column], statistic)(**({"ddof": 0} if statistic == "std" else {}))
+                f"{name}_{statistic}": getattr(groups[column], statistic)()
                 for name, column in columns.items()
                 for statistic in ("mean", "std")
             }

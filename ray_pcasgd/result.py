@@ -30,7 +30,10 @@ class Result:
 
 
 def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the last evaluation: of the averaged model, and of the agents as mean, std, min and max."""
+    """Return the last evaluation: of the averaged model, and of the agents as mean, std, min and max.
+
+    The agents are all that there are, so std is not that of a sample of them.
+    """
     if frame.empty:
         return {}
     final: dict[str, Any] = {}

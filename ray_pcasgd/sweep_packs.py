@@ -18,7 +18,7 @@ from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
-from ray_pcasgd.sweep_states import StateKeeper, working_in
+from ray_pcasgd.sweep_states import StateKeeper, with_axis, working_in
 from ray_pcasgd.trainer import Trainer, fit_together
 from ray_pcasgd.variant_plan import is_faster_together, shared_settings, why_alone
 from ray_pcasgd.watching import Watcher
@@ -190,4 +190,4 @@ def run_pack(
         if result.error is not None
     }
     keeper.forget()
-    tune.report(evaluations.metrics())
+    tune.report(with_axis(evaluations.metrics()))

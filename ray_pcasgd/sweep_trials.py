@@ -16,7 +16,7 @@ from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import Point, nested
-from ray_pcasgd.sweep_states import StateKeeper, working_in
+from ray_pcasgd.sweep_states import StateKeeper, with_axis, working_in
 from ray_pcasgd.trainer import Trainer
 from ray_pcasgd.watching import Watcher
 
@@ -55,7 +55,7 @@ class _Reporting(Watcher):
     def _flush(self) -> None:
         if self._pending is not None:
             metrics, self._pending = self._pending, None
-            tune.report(metrics)
+            tune.report(with_axis(metrics))
 
 
 def run_trial(

@@ -14,11 +14,12 @@ from ray_pcasgd.plan import Plan
 from ray_pcasgd.progress import Progress, print_table
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.report.data import load_run
+from ray_pcasgd.report.delays import WITHOUT_EFFECT, has_delays
 from ray_pcasgd.result import Result
 from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
 from ray_pcasgd.watching import Watcher
-from ray_pcasgd.wording import main_metric, spoken, written
+from ray_pcasgd.wording import NOTHING, SPREAD, main_metric, spoken, written
 
 _HISTOGRAM_CLASSES = 10
 """Label counts of shards are shown up to so many classes."""
@@ -28,10 +29,20 @@ _BEST_POINTS = 10
 
 
 class Terminal(Watcher):
-    """Shows a run as it goes."""
+    """Shows a run as it goes: ``Trainer(..., watcher=Terminal())``.
 
-    def __init__(self, console: Console, title: str = "", details: bool = True) -> None:
-        self._console = console
+    On a terminal one line for each agent, which are drawn anew; elsewhere, as in notebooks and logs, a line of text
+    every few seconds and at each evaluation.
+
+    Args:
+        console: where to write; not given: the process's output, or the notebook's.
+        title: stands before each line.
+        details: whether the first lines say what is going to run.
+
+    """
+
+    def __init__(self, console: Console | None = None, title: str = "", details: bool = True) -> None:
+        self._console = console or Console()
         self._title = title
         self._details = details
         self._progress: Progress | None = None
@@ -94,16 +105,16 @@ class Terminal(Watcher):
 
 def print_final_table(result: Result, console: Console) -> None:
     """Print the last evaluation: every agent, and the averaged model."""
-    frame = result.metrics_dataframe
+    frame, folder = result.metrics_dataframe, Path(result.path)
+    run = load_run(folder) if (folder / "config.yaml").exists() else None
     if not frame.empty:
         metric = main_metric(frame.columns) or "test_loss"
         agents = frame[frame["agent"].notna()].groupby("agent").last()
         # A server's workers are not tested.
         tested = agents[agents[metric].notna()] if metric in agents else agents
-        with_server = len(tested) < len(agents)
-        folder = Path(result.path)
+        with_server = len(tested) < len(agents) if run is None else run.num_workers is not None
         # As the page has them: what a row has itself is since the evaluation before.
-        over_run = load_run(folder).over_run if (folder / "config.yaml").exists() else lambda agent=None: {}
+        over_run = (lambda agent=None: {}) if run is None else run.over_run
         rows = []
         if not with_server:
             rows = [_final_row(f"agent {k}", row, metric, over_run(int(str(k)))) for k, row in tested.iterrows()]
@@ -113,6 +124,8 @@ def print_final_table(result: Result, console: Console) -> None:
             rows.append(_final_row(name, averaged.iloc[-1], metric, over_run()))
         print_table(rows, console)
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
+    if run is not None and run.staleness.size and not run.staleness.any() and has_delays(run.config):
+        lines.insert(0, f"The {WITHOUT_EFFECT}")
     if (Path(result.path) / "report.html").exists():
         lines.append(f"report {Path(result.path) / 'report.html'}")
     for line in lines:
@@ -120,7 +133,7 @@ def print_final_table(result: Result, console: Console) -> None:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print one line per method: mean and standard deviation over seeds."""
+    """Print one line per method: mean and sample deviation over seeds."""
     metric = main_metric(comparison.runs.columns)
     if metric is None:
         return
@@ -135,9 +148,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             }
         )
     print_table(rows, console)
+    _print_spread(comparison.runs["seed"].nunique(), console)
     hashes = comparison.runs.groupby("seed")["schedule_hash"].agg(lambda column: ", ".join(dict.fromkeys(column)))
     for seed, text in hashes.items():
         console.print(f"schedules of seed {seed}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_spread(seeds: int, console: Console) -> None:
+    if seeds > 1:
+        console.print(f"{SPREAD}, {seeds} of them", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_theory(table: pd.DataFrame, console: Console) -> None:
@@ -147,7 +166,8 @@ def print_theory(table: pd.DataFrame, console: Console) -> None:
         {
             "policy": f"{row['policy']}, K = {row['K']}",
             "seconds per update": f"{signs[row['kind']]}{row['theory']:.4g}",
-            "planned": f"{row['planned']:.4g} ± {row['standard_error']:.2g}",
+            "planned": f"{row['planned']:.4g}",
+            "its standard error": f"{row['standard_error']:.2g}",
             "ratio": f"{row['ratio']:.3f}",
             "staleness": f"{row['staleness_theory']:.3g}",
             "staleness planned": f"{row['staleness_planned']:.3g}",
@@ -162,13 +182,20 @@ def print_theory(table: pd.DataFrame, console: Console) -> None:
 def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console) -> None:
     """Print the best points of a sweep, and where everything lies."""
     keys = list(points.columns[: list(points.columns).index("mean")])
+    shown = points.head(_BEST_POINTS)
+    with_step = bool((shown["finished"] == 0).any())
     rows = []
-    for row in points.head(_BEST_POINTS).to_dict("records"):
-        value = written(metric, row["mean"], row["std"] if row["finished"] > 1 else None)
-        shown = {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
-        failed = {"failed": str(row["failed"])} if points["failed"].any() else {}
-        rows.append(shown | {spoken(metric): value, "seeds": str(row["finished"])} | failed)
+    for row in shown.to_dict("records"):
+        point = {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
+        point |= {spoken(metric): written(metric, row["mean"], row["std"])}
+        if with_step:
+            point |= {"at step": NOTHING if row["step"] != row["step"] else f"{row['step']:.0f}"}
+        point |= {"seeds": str(row["finished"])}
+        for name, heading in (("stopped", "stopped early"), ("failed", "failed")):
+            point |= {heading: str(row[name])} if points[name].any() else {}
+        rows.append(point)
     print_table(rows, console)
+    _print_spread(int(points[["finished", "stopped", "failed"]].sum(axis=1).max()), console)
     if len(points) > _BEST_POINTS:
         console.print(f"and {len(points) - _BEST_POINTS} points more", highlight=False)
     for name in ("best.yaml", "trials.parquet", "report.html"):

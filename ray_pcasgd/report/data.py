@@ -26,6 +26,7 @@ _METRICS = (
     "staleness_mean",
     "predicting_share",
     "waited_seconds",
+    "bytes_sent",
     "gradients_per_update",
 )
 _SCHEDULE = ("agent", "step", "start", "ready", "end", "neighbors", "versions", "staleness", "kind")
@@ -64,6 +65,11 @@ class RunData:
         """The hash of who read which version; equal for runs under one schedule."""
         value = self.result.get("schedule_hash")
         return None if value is None else str(value)
+
+    def initial(self, column: str) -> float | None:
+        """Return what the common start, step 0, was tested to be; None where that is not known."""
+        value = (self.result.get("initial") or {}).get(column)
+        return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
 
     @cached_property
     def averaged(self) -> pd.DataFrame:

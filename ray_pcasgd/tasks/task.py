@@ -41,7 +41,10 @@ class Task(Settings):
     def _different_keys(self) -> "Task":
         keys = ["loss", *(metric.key for metric in self.metrics)]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"metrics = {keys[1:]}: allowed are different names, and none of them 'loss'")
+            raise ValueError(
+                f"metrics = {keys[1:]}: allowed are different names, and none of them 'loss'; label gives one of your "
+                "own another name"
+            )
         return self
 
     def load(self) -> TaskData:

@@ -220,6 +220,27 @@ def test_a_run_with_random_items_follows_from_its_seed(tmp_path: Path) -> None:
     assert "task.data.train: its items are random; each batch draws them anew" in told
 
 
+class Mixed(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of samples, mixed at random, and their classes with them."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        share, other = random.random(), random.randrange(60)
+        classes = torch.eye(3)[LABELS]
+        mixed = (share * values[index] + (1 - share) * values[other] for values in (INPUTS, classes))
+        inputs, targets = mixed
+        return inputs, targets
+
+
+def test_mixed_samples_are_trained_on_and_whole_ones_tested(tmp_path: Path) -> None:
+    data = {"name": "custom", "train": Mixed(), "test": Items(as_it_is), "num_classes": 3}
+    loss = {"name": "custom", "function": "torch.nn.functional:cross_entropy"}
+    result = trained(tmp_path, task={"data": data, "model": {"name": "mlp", "hidden": [4]}, "loss": loss})
+    assert result.metrics["test_accuracy"] > 0
+
+
 # Labels.
 
 

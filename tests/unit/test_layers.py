@@ -14,7 +14,7 @@ PACKAGE = Path(ray_pcasgd.__file__).parent
 LAYERS = [
     "settings wording reaching records run_state numerics randomness curves",
     "laws law_text topology timing rules optimizer",
-    "commands status schedule mailbox tasks reliability",
+    "commands status pace schedule mailbox tasks reliability",
     "module_tensors sample_checks replica local_tensors displacement server_rules learner agent variants server pairs "
     "consensus",
     "engines",
