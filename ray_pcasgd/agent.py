@@ -104,10 +104,13 @@ class Agent(Learner):
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = torch.zeros_like(self.weights)
 
-    def apply(self, received: Sequence[Received]) -> dict[str, float]:
-        """Take the rule's step over what was read of the neighbors, and return the rule's measures."""
+    def apply(self, received: Sequence[Received], held: int = 0) -> dict[str, float]:
+        """Take the rule's step over what was read of the neighbors, and return the rule's measures.
+
+        ``held`` receivers were not sent their shares of the present version, where rules push shares.
+        """
         rule = self.spec.recipe.rule
-        gathered = self.gather(received)
+        gathered = self.gather(received, held)
         own, reads = self.rule_inputs(gathered)
         if rule.corrects_gradients:
             self.optimize(rule.correct(own, reads))
@@ -122,10 +125,10 @@ class Agent(Learner):
         loss = self.compute()
         return loss, self.apply(received)
 
-    def gather(self, received: Sequence[Received]) -> Gathered:
+    def gather(self, received: Sequence[Received], held: int = 0) -> Gathered:
         """Return what the rule is going to see, neighbor by neighbor; those that were not read weigh nothing."""
         if self.pushes:
-            return self.gather_shares(received)
+            return self.gather_shares(received, held)
         spec, recipe = self.spec, self.spec.recipe
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
@@ -155,14 +158,17 @@ class Agent(Learner):
         """Whether agents push shares of their mass."""
         return self.spec.recipe.rule.reading == "every"
 
-    def gather_shares(self, received: Sequence[Received]) -> Gathered:
-        """Return what the rule is going to see of each version; what the agent sent to others is no longer its own."""
+    def gather_shares(self, received: Sequence[Received], held: int) -> Gathered:
+        """Return what the rule is going to see of each version; what the agent sent to others is no longer its own.
+
+        All shares of one agent are equal, so ``held`` of them that were not sent are as many of its own.
+        """
         spec, recipe = self.spec, self.spec.recipe
         shares = dict(zip(spec.neighbors, spec.mixing, strict=True))
         nothing = (self._nothing,) * len(received)
         return Gathered(
             own=[
-                spec.own_mixing * self.mass,
+                spec.own_mixing * (1 + held) * self.mass,
                 recipe.step_size_at(self.version),
                 *self.numbers(received).values(),
             ],

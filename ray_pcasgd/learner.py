@@ -211,6 +211,19 @@ class Learner:
         if not torch.equal(self.replica.weights, self.weights):
             self.weights = self.replica.weights.clone()
 
+    def warm_up(self) -> None:
+        """Run one forward and backward pass, and leave no trace of it: what is loaded at first use is loaded then.
+
+        The first passes take several times as long as later ones. Where agents begin to train together and nobody
+        waits, whoever is through with them first would be far ahead.
+        """
+        recipe, batch = self.spec.recipe, self.batches.state()
+        inputs, targets = self.draw(self.batches)
+        self.batches.restore(batch)
+        self.seed_forward_pass()
+        # Of another replica: the model's own code may count its passes.
+        torch.autograd.backward(recipe.task.loss(recipe.build(self.data).module(inputs), targets))
+
     def skip_batch(self) -> None:
         """Pass over the next mini-batch."""
         self.batches.restore(self.batches.state() + 1)

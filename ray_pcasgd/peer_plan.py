@@ -36,6 +36,8 @@ def barrier_of(config: Config, rule: Rule) -> Barrier:
     beside = f"allowed beside algorithm.name = {config.algorithm.name!r} is"
     if rule.reading == "every" and config.mixing != Metropolis():
         raise ValueError(f"mixing.name = {config.mixing.name!r}: {beside} none; everyone keeps and sends equal shares")
+    if rule.reading == "every" and config.on_non_finite_loss == "isolate":
+        raise ValueError(f"on_non_finite_loss = 'isolate': {beside} stop; what is pushed to an isolated agent is lost")
     barrier = config.barrier or _BARRIERS[rule.default_barrier]
     if config.schedule is not None:
         return barrier
@@ -101,7 +103,13 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
     # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
     rows = [row for row in rows if row.step < config.num_steps]
     if rule.reading == "every":
-        rows = [row._replace(reads=tuple(r for r in row.reads if r.version < config.num_steps)) for row in rows]
+        # The last version is nobody's to pass on; but an agent may come back as the mean of such.
+        rows = [
+            row
+            if row.kind == "rejoined"
+            else row._replace(reads=tuple(r for r in row.reads if r.version < config.num_steps))
+            for row in rows
+        ]
     return Recorded(tuple(in_causal_order(rows)))
 
 

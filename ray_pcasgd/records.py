@@ -50,6 +50,9 @@ class Row(NamedTuple):
     """Sorted by neighbor and version. A neighbor that is not here is not read: its mixing weight goes to the agent
     itself."""
     kind: RowKind = "step"
+    held: tuple[int, ...] = ()
+    """Push-sum: who was not sent the agent's version ``step``, since it could not take its share, rising; the agent
+    itself has kept those shares."""
 
 
 class Version(NamedTuple):

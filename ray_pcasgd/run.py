@@ -45,6 +45,8 @@ class Run:
         """Agents that were lost or isolated."""
         self.taken: set[tuple[int, int]] = set()
         """Agents and steps of all rows: steps that a run takes again, on from a state, do not count again."""
+        self.light: set[int] = set()
+        """Agents that were found with little mass."""
         self.interruptions = 0
         self.initial: dict[str, float] = {}
         """What the common start of all agents, version 0, is tested to be."""
@@ -238,9 +240,22 @@ class Run:
         self.taken.add(report.row[:2])
         self.rows.append(report.row)
         self.watcher.stepped(report)
+        self.note_mass(report)
         self.take_rows(self.monitor.take(report))
         if self.plan.last_steps.get(report.row.agent) == report.row.step:
             self.note_departure(report.row.agent, report.row.step)
+
+    def note_mass(self, report: StepReport) -> None:
+        """Note that an agent has little of push-sum's mass left, once for each agent."""
+        smallest, agent = getattr(self.plan.config.algorithm, "smallest_mass", 0.0), report.row.agent
+        mass = report.measures.get("mass", 1.0)
+        if mass < smallest and agent not in self.light:
+            self.light.add(agent)
+            detail = (
+                f"agent {agent} has {mass:.2g} of its mass left: others take its shares late, or lost them; its steps "
+                f"grow no further than at algorithm.smallest_mass = {smallest:g}"
+            )
+            self.take_event(Event("mass_low", agent, report.progress, detail))
 
     def note_departure(self, agent: int, last_step: int) -> None:
         """Note that a recorded run lost an agent after ``last_step``."""

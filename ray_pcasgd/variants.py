@@ -124,10 +124,10 @@ class Variants(Agent):
                 if not (total or is_finite(own)):
                     self.overflows[variant] = NonFiniteLossError(self.spec.agent, self.progress, math.nan, what)
 
-    def apply_all(self, received: Sequence[Received]) -> list[dict[str, float]]:
+    def apply_all(self, received: Sequence[Received], held: int = 0) -> list[dict[str, float]]:
         """Do what ``apply`` does for every variant; return their measures."""
         rule = self.spec.recipe.rule
-        gathered = self.gather(received)
+        gathered = self.gather(received, held)
         own, reads = self.rule_inputs(gathered)
         own = own._replace(**self._numbers_of_each(received))
         in_dims = (Own._make((0, 0, None, 0, dict.fromkeys(own.numbers, 0))), _READ_DIMS)

@@ -78,12 +78,12 @@ def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Te
 
 
 def apply_together(
-    agents: Sequence[Agent], received: Sequence[Sequence[Received]]
+    agents: Sequence[Agent], received: Sequence[Sequence[Received]], held: Sequence[int]
 ) -> list[dict[str, float] | NonFiniteLossError]:
     """Do ``Agent.apply`` for several agents of one recipe that gather equally much; return measures or errors."""
     first = agents[0]
     rule = first.spec.recipe.rule
-    gathered = [agent.gather(r) for agent, r in zip(agents, received, strict=True)]
+    gathered = [agent.gather(r, h) for agent, r, h in zip(agents, received, held, strict=True)]
     own, reads = _rule_inputs(agents, gathered)
     if rule.corrects_gradients:
         corrected = torch.func.vmap(rule.correct)(own, reads)

@@ -1,7 +1,7 @@
 """The data flow of a schedule in one process: which rows can run, and which versions some row may still ask for."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,7 @@ class DataFlow:
     where the rule needs that.
     """
 
-    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Agent]) -> None:
+    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Agent], recorded: Sequence[Row] = ()) -> None:
         specs = [agent.spec for agent in agents]
         self.recipe = specs[0].recipe
         self.agents = agents
@@ -56,6 +56,10 @@ class DataFlow:
         self.readers = [[s.agent for s in specs if k in s.neighbors] for k in range(len(specs))]
         self.unread: list[dict[int, set[int]]] = [{0: set(readers)} for readers in self.readers]
         """Where every version is read: who has yet to read each."""
+        self.to_read = Counter(read[:2] for row in recorded for read in row.reads if row.step < self.recipe.num_steps)
+        """Of a recorded schedule: by agent and version, how often it will still be read. An agent that came back into
+        the recorded run read versions that others have read, too."""
+        self.is_recorded = bool(recorded)
         self.losses: list[Any] = [None] * len(agents)
         """Of each agent's next step, where it is computed already."""
         self.drawn = 0
@@ -81,6 +85,7 @@ class DataFlow:
             "isolated": self.isolated,
             "last_read": self.last_read,
             "unread": [{v: sorted(readers) for v, readers in versions.items()} for versions in self.unread],
+            "to_read": dict(self.to_read),
             "drawn": self.drawn,
             "evaluations": self.evaluations,
             "seconds": time.perf_counter() - self.started,
@@ -98,6 +103,7 @@ class DataFlow:
             for versions in state["published"]
         ]
         self.unread = [{v: set(readers) for v, readers in versions.items()} for versions in state["unread"]]
+        self.to_read = Counter(state["to_read"])
         self.drawn, self.evaluations = state["drawn"], state["evaluations"]
         self.started = time.perf_counter() - state["seconds"]
         for _ in range(self.drawn):
@@ -189,10 +195,12 @@ class DataFlow:
         """Drop the versions that everybody has read who reads each version once, in whatever order."""
         for read in row.reads:
             self.unread[read.neighbor].get(read.version, set()).discard(row.agent)
+            self.to_read[read[:2]] -= 1
         self.unread[row.agent][row.step + 1] = set(self.readers[row.agent])
         for k in (row.agent, *(read.neighbor for read in row.reads)):
             for version, readers in list(self.unread[k].items()):
-                if version < self.agents[k].version and not any(map(self.is_running, readers)):
+                is_wanted = self.to_read[k, version] > 0 if self.is_recorded else any(map(self.is_running, readers))
+                if version < self.agents[k].version and not is_wanted:
                     del self.unread[k][version], self.published[k][version]
 
     def is_running(self, agent: int) -> bool:

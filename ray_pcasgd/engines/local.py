@@ -17,7 +17,7 @@ from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.run_state import State
-from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.server import ServerSpec, WorkerSpec
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.tasks.models import CustomModel, Torchvision
@@ -63,7 +63,8 @@ class LocalEngine:
         try:
             with torch.random.fork_rng():
                 if peers:
-                    execution = _Execution(self._settings, rows, [Agent(spec, data) for spec in peers])
+                    recorded = self._schedule.recorded if isinstance(self._schedule, Recorded) else ()
+                    execution = _Execution(self._settings, rows, [Agent(spec, data) for spec in peers], recorded)
                     if state is not None:
                         execution.restore(state)
                     yield from execution.reports()
@@ -78,8 +79,14 @@ class LocalEngine:
 
 
 class _Execution(DataFlow):
-    def __init__(self, settings: LocalSettings, rows: Iterator[Row | None], agents: Sequence[Agent]) -> None:
-        super().__init__(rows, agents)
+    def __init__(
+        self,
+        settings: LocalSettings,
+        rows: Iterator[Row | None],
+        agents: Sequence[Agent],
+        recorded: Sequence[Row] = (),
+    ) -> None:
+        super().__init__(rows, agents, recorded)
         self.agents = agents
         self.batched = _runs_batched(settings, agents)
         self.events: list[Event] = []
@@ -163,7 +170,12 @@ class _Execution(DataFlow):
         # Reported is what was really read: agents that have left the run are not.
         rows = [row._replace(reads=tuple(r.read for r in own)) for row, own in zip(rows, received, strict=True)]
         losses = [self.losses[row.agent] for row in rows]
-        outcomes = apply_together(agents, received) if len(rows) > 1 else [self.apply(agents[0], received[0])]
+        held = [len(row.held) for row in rows]
+        outcomes: list[dict[str, float] | NonFiniteLossError]
+        if len(rows) == 1:
+            outcomes = [self.apply(agents[0], received[0], held[0])]
+        else:
+            outcomes = apply_together(agents, received, held)
         for row, outcome in zip(rows, outcomes, strict=True):
             self.losses[row.agent] = None
             if isinstance(outcome, NonFiniteLossError):
@@ -175,9 +187,9 @@ class _Execution(DataFlow):
                 assert loss is not None
                 yield self.report(row, agent, loss, outcome)
 
-    def apply(self, agent: Agent, received: list[Received]) -> dict[str, float] | NonFiniteLossError:
+    def apply(self, agent: Agent, received: list[Received], held: int) -> dict[str, float] | NonFiniteLossError:
         try:
-            return agent.apply(received)
+            return agent.apply(received, held)
         except NonFiniteLossError as error:
             return error
 

@@ -12,7 +12,7 @@ from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.records import Row, StepReport
 from ray_pcasgd.run_state import State
-from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.tasks.task import TaskData
 from ray_pcasgd.variants import Variants
 
@@ -37,7 +37,8 @@ def variant_reports(
         with torch.random.fork_rng():
             peers = [[spec for spec in own if isinstance(spec, AgentSpec)] for own in specs]
             agents = [Variants(of_one, data) for of_one in zip(*peers, strict=True)]
-            execution = _Execution(iter(schedule), agents)
+            recorded = schedule.recorded if isinstance(schedule, Recorded) else ()
+            execution = _Execution(iter(schedule), agents, recorded)
             if state is not None:
                 execution.restore(state)
             yield from execution.reports()
@@ -46,8 +47,8 @@ def variant_reports(
 
 
 class _Execution(DataFlow):
-    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Variants]) -> None:
-        super().__init__(rows, agents)
+    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Variants], recorded: Sequence[Row] = ()) -> None:
+        super().__init__(rows, agents, recorded)
         self.variants = agents
         self.going = set(range(len(agents[0].specs)))
 
@@ -92,7 +93,7 @@ class _Execution(DataFlow):
             losses = [float("nan")] * len(losses)
             measures: list[dict[str, float]] = [{} for _ in losses]
         else:
-            measures = agent.apply_all(self.receive(row))
+            measures = agent.apply_all(self.receive(row), len(row.held))
             yield from self.ended(agent.overflows)
         self.losses[row.agent] = None
         self.publish(row)

@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from ray_pcasgd.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import DefaultBarrier, Probe, Reading, Rule, mix
@@ -17,9 +19,17 @@ class _Push(Rule):
 
     **Choice**: messages hold ``z`` and ``w`` of a version, and the gradient at ``z_i`` comes in after the shares, as
     in D-PSGD here; Assran et al. send after the gradient.
+
+    **Choice**: below a mass of ``smallest_mass`` the step is ``eta u_i / smallest_mass``, so that it does not grow
+    without bound where an agent's mass has gone elsewhere: to a straggler that takes its shares late, or with an agent
+    that was lost.
     """
 
     reading: ClassVar[Reading] = "every"
+
+    smallest_mass: float = Field(0.25, gt=0, le=1)
+    """Mass below which an agent's steps grow no further, in (0, 1]; with even speeds and short delays no agent comes
+    near it."""
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the de-biased weights after one step; the measure ``mass`` is w."""
@@ -27,9 +37,11 @@ class _Push(Rule):
         for k in range(len(reads.weights)):
             total = total + reads.mixing[k]
 
+        rate = own.step_size * (total / self.smallest_mass).clamp(max=1.0)
+
         def step(mine: Vectors, others: Vectors) -> Vectors:
             z, u = mine
-            return ((mix(own.mixing, z, reads.mixing, others) - own.step_size * u) / total,)
+            return ((mix(own.mixing, z, reads.mixing, others) - rate * u) / total,)
 
         weights = blockwise(step, (own.weights, own.direction), reads.weights)[0]
         return state, Update(weights, {"mass": total})

@@ -77,6 +77,8 @@ class _Agent:
         self.ready = 0
         self.waits = False
         """Whether the barrier has been tested in vain at this step."""
+        self.held: tuple[int, ...] = ()
+        """Who was not sent the present version, where every version is read once."""
 
 
 class _Link:
@@ -185,7 +187,7 @@ class _Simulation:
             return None
         reads = tuple(self.reads(agent, decision.capped))
         times = (agent.start / _NANOSECONDS, agent.ready / _NANOSECONDS, now / _NANOSECONDS)
-        return Row(agent.number, step, *times, reads)
+        return Row(agent.number, step, *times, reads, held=agent.held)
 
     def reads(self, agent: _Agent, capped: frozenset[int]) -> Iterator[Read]:
         """Yield what the agent reads at its step."""
@@ -204,6 +206,13 @@ class _Simulation:
             for message in link.in_flight:
                 heapq.heappush(self.calendar, (message.arrives_at, agent.number))
 
+    def done(self, agent: _Agent) -> tuple[int, ...]:
+        """Return those readers of an agent that take no step any more: a share that is pushed to them is lost."""
+        if self.plan.rule.reading != "every":
+            return ()
+        readers = sorted(link.receiver.number for link in agent.outgoing)
+        return tuple(number for number in readers if self.agents[number].step == self.plan.num_steps)
+
     def publish(self, agents: list[_Agent], now: int) -> set[int]:
         """Publish the next version of each of the agents; return who tests in the next round of this instant."""
         for agent in agents:
@@ -213,8 +222,9 @@ class _Simulation:
         for agent in agents:
             readers = tuple(link.receiver.number for link in agent.outgoing)
             receivers = self.plan.rule.receivers(self.plan.seed, agent.number, agent.step, readers)
+            agent.held = self.done(agent)
             for link in agent.outgoing:
-                if link.receiver.number not in receivers:
+                if link.receiver.number not in receivers or link.receiver.number in agent.held:
                     continue
                 arrives_at = link.send(now)
                 if link.receiver.waits:

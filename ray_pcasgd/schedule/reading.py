@@ -1,11 +1,16 @@
 """What a live agent reads: the newest that has come, and how stale it takes that to be."""
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
+from statistics import median_low
 from typing import Any, NamedTuple
 
 from ray_pcasgd.mailbox import Header, Mailbox
 from ray_pcasgd.records import Read
+
+TRANSITS = 96
+"""Messages over which a link's transit time is the median: more than twice as many as can wait for a stopped reader."""
 
 
 class OwnTimes(NamedTuple):
@@ -20,16 +25,51 @@ class OwnTimes(NamedTuple):
         return len(self.sent_at) - bisect_right(self.sent_at, moment)
 
 
-def steps_missed(newest: Header, now: float, transit_seconds: float) -> int:
-    """Return how many steps a neighbor has probably taken since its newest known version.
+class NeighborTracker:
+    """How far a neighbor has come, as its messages tell: its newest version, and how long its messages take.
 
-    Nobody can know it: the count is the seconds since that version was sent, in the sender's own mean step times, but
-    no more than its messages take to come. What it had done before those seconds would be known: one that is silent
-    for longer is slow, and not ahead.
+    A message counts from the moment that it is here, also where an injected delay still holds it back: the tracker
+    knows what the reader's process knows. Nobody can know more than that, so what it adds for steps that no message
+    has told of yet is bounded by what a message takes to come, and by the last version that there will be.
     """
-    if newest.final or newest.step_seconds <= 0:
-        return 0
-    return max(0, int(min(now - newest.sent_at, transit_seconds) / newest.step_seconds))
+
+    def __init__(self, last_version: int) -> None:
+        self.last_version = last_version
+        """The version at which the neighbor has taken all its steps."""
+        self.newest: Header | None = None
+        """Of the highest version that a message has told of."""
+        self._transits: deque[float] = deque(maxlen=TRANSITS)
+
+    def take(self, header: Header, now: float) -> None:
+        """Take in a message that has come at wall-clock second ``now``."""
+        self._transits.append(now - header.sent_at)
+        if self.newest is None or header.version >= self.newest.version:
+            self.newest = header
+
+    @property
+    def transit_seconds(self) -> float:
+        """Seconds from sending to arrival, by both clocks: the median of the last messages.
+
+        Not their mean: what kept a few of them waiting, a reader that was stopped above all, says nothing of the
+        messages that are under way now. The clocks of two machines differ, so it may be negative.
+        """
+        return median_low(self._transits) if self._transits else 0.0
+
+    def missed(self, now: float) -> int:
+        """Return how many steps the neighbor has taken since its newest known version, as far as there is evidence.
+
+        The seconds since that version was sent, in the sender's own mean step times, but no more than a message takes
+        to come: a step before that would be known. A neighbor that is silent for longer is slow, and not ahead.
+        """
+        newest = self.newest
+        if newest is None or newest.final or newest.step_seconds <= 0:
+            return 0
+        seconds = min(now - newest.sent_at, self.transit_seconds)
+        return max(0, int(min(seconds / newest.step_seconds, self.last_version - newest.version)))
+
+    def lateness(self, now: float) -> float:
+        """Return the age of the newest message in seconds, beyond what messages take to come."""
+        return 0.0 if self.newest is None else now - self.newest.sent_at - self.transit_seconds
 
 
 def choose_read(
@@ -37,20 +77,19 @@ def choose_read(
     neighbor: int,
     cap: int | None,
     now: float,
-    transit_seconds: float,
+    tracker: NeighborTracker,
     own: OwnTimes,
     may_read: Callable[[Read], bool],
 ) -> Read | None:
-    """Return what to read of one neighbor at time ``now``, or nothing where it has to be left out.
+    """Return what to read of one neighbor at wall-clock second ``now``, or None where it has to be left out.
 
     The newest version, none newer than ``cap``, of which everything that is needed is here: ``may_read(read)``. A
-    stale version whose direction has not come yet so gives way to the one before it. The neighbor's messages take
-    ``transit_seconds`` to come.
+    stale version whose direction has not come yet so gives way to the one before it.
     """
     readable = mailbox.readable(neighbor, cap)
     if readable is None:
         return None
-    reads = _reads(mailbox, neighbor, cap, now, transit_seconds, own)
+    reads = _reads(mailbox, neighbor, cap, now, tracker, own)
     return next((read for read in reversed(reads) if read.version <= readable and may_read(read)), None)
 
 
@@ -59,28 +98,31 @@ def choose_all(
     neighbor: int,
     cap: int | None,
     now: float,
-    transit_seconds: float,
+    tracker: NeighborTracker,
     own: OwnTimes,
     may_read: Callable[[Read], bool],
 ) -> list[Read]:
-    """Return every version of one neighbor that may be read at time ``now``, oldest first."""
-    reads = _reads(mailbox, neighbor, cap, now, transit_seconds, own)
+    """Return every version of one neighbor that may be read at wall-clock second ``now``, oldest first."""
+    reads = _reads(mailbox, neighbor, cap, now, tracker, own)
     return [read for read in reads if mailbox.is_readable(neighbor, read.version, cap) and may_read(read)]
 
 
 def _reads(
-    mailbox: Mailbox[Any], neighbor: int, cap: int | None, now: float, transit_seconds: float, own: OwnTimes
+    mailbox: Mailbox[Any], neighbor: int, cap: int | None, now: float, tracker: NeighborTracker, own: OwnTimes
 ) -> list[Read]:
     """Return the versions of a neighbor that are here as reads, oldest first."""
     newest = mailbox.newest(neighbor)
     if newest is None:
         return []
-    known = newest.version if cap is None else min(newest.version, cap)
-    missed = steps_missed(newest, now, transit_seconds) if cap is None else 0
+    if cap is None:
+        told = newest.version if tracker.newest is None else max(newest.version, tracker.newest.version)
+        reached = told + tracker.missed(now)
+    else:
+        reached = min(newest.version, cap)
     reads = []
     for version in sorted(mailbox.versions(neighbor)):
         message = mailbox.get(neighbor, version)
         assert message is not None
         age = own.steps_since(message.header.sent_at)
-        reads.append(Read(neighbor, version, known - version + missed, age))
+        reads.append(Read(neighbor, version, reached - version, age))
     return reads

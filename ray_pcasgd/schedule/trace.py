@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from ray_pcasgd.records import Read, Row, RowKind
 
 FORMAT = "ray_pcasgd schedule 2"
+FORMAT_WITH_HELD = "ray_pcasgd schedule 3"
+"""The same with a column more, where agents have kept shares of push-sum that others could not take."""
 
 _SCHEMA = pa.schema(
     [
@@ -30,6 +32,8 @@ _SCHEMA = pa.schema(
         ("kind", pa.string()),
     ]
 )
+_SCHEMA_WITH_HELD = _SCHEMA.append(pa.field("held", pa.list_(pa.int32())))
+_SCHEMAS = {FORMAT: _SCHEMA, FORMAT_WITH_HELD: _SCHEMA_WITH_HELD}
 
 
 def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> None:
@@ -38,7 +42,11 @@ def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> 
     columns = [[getattr(row, name) for row in rows] for name in ("agent", "step", "start", "ready", "end")]
     columns += [[[read[place] for read in row.reads] for row in rows] for place in range(4)]
     columns += [[row.kind for row in rows]]
-    schema = _SCHEMA.with_metadata({**metadata, "format": FORMAT})
+    kind = FORMAT
+    if any(row.held for row in rows):
+        kind = FORMAT_WITH_HELD
+        columns += [[list(row.held) for row in rows]]
+    schema = _SCHEMAS[kind].with_metadata({**metadata, "format": kind})
     pq.write_table(
         pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema), path, write_page_checksum=True
     )
@@ -58,13 +66,15 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"schedule = {str(path)!r}: cannot be read ({error}); allowed is a schedule file") from None
     metadata = {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}
-    if metadata.get("format") != FORMAT or not table.schema.equals(_SCHEMA):
+    schema = _SCHEMAS.get(metadata.get("format", ""))
+    if schema is None or not table.schema.equals(schema):
         raise ValueError(f"schedule = {str(path)!r}: is no schedule; allowed is a schedule.parquet of a run")
     if any(column.null_count for column in table.columns):
         raise ValueError(f"schedule = {str(path)!r}: has empty fields")
     rows = []
-    columns = (column.to_pylist() for column in table.columns)
-    for agent, step, start, ready, end, *reads, kind in zip(*columns, strict=True):
+    columns = [column.to_pylist() for column in table.columns]
+    helds = columns.pop() if schema is _SCHEMA_WITH_HELD else [()] * table.num_rows
+    for (agent, step, start, ready, end, *reads, kind), held in zip(zip(*columns, strict=True), helds, strict=True):
         if len({len(column) for column in reads}) != 1 or any(value is None for column in reads for value in column):
             raise ValueError(f"schedule = {str(path)!r}: the reads of agent {agent} at step {step} are incomplete")
         if kind not in get_args(RowKind):
@@ -72,7 +82,8 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
                 f"schedule = {str(path)!r}: agent {agent} at step {step} has the kind {kind!r}; allowed are "
                 f"{', '.join(get_args(RowKind))}"
             )
-        rows.append(Row(agent, step, start, ready, end, tuple(map(Read._make, zip(*reads, strict=True))), kind))
+        read = tuple(map(Read._make, zip(*reads, strict=True)))
+        rows.append(Row(agent, step, start, ready, end, read, kind, tuple(held)))
     _check_rows(path, rows)
     return rows, {key: value for key, value in metadata.items() if key not in ("format", "ARROW:schema")}
 
@@ -91,6 +102,8 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
         if read_from != sorted(set(read_from)) or any(agent == row.agent for agent, _ in read_from):
             neighbors = [agent for agent, _ in read_from]
             raise ValueError(f"{at} reads the agents {neighbors}; allowed are rising numbers other than its own")
+        if list(row.held) != sorted({k for k in row.held if k is not None and k >= 0} - {row.agent}):
+            raise ValueError(f"{at} has held back the agents {list(row.held)}; allowed are rising numbers but its own")
         for read in row.reads:
             if min(read) < 0 or read.age > row.step:
                 raise ValueError(f"{at} has the read {read}; allowed are numbers from 0 on, and an age up to the step")
@@ -144,9 +157,10 @@ def check_fits(
                 )
 
 
-def newest_reads(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows with one read of each neighbor, the newest version."""
-    return [row._replace(reads=tuple({read.neighbor: read for read in row.reads}.values())) for row in rows]
+def newest_reads(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with one read of each neighbor, the newest version, as rules read that push no shares."""
+    newest = ({read.neighbor: read for read in row.reads} for row in rows)
+    return [row._replace(reads=tuple(own.values()), held=()) for row, own in zip(rows, newest, strict=True)]
 
 
 def rows_up_to(rows: Iterable[Row], versions: Sequence[int]) -> tuple[list[Row], int]:
@@ -168,25 +182,27 @@ def trace_hash(rows: Iterable[Row]) -> str:
     """Return a hash of who read which version, with which staleness and age; times and the rows' order do not count."""
     digest = hashlib.blake2b(digest_size=8)
     for row in sorted(rows, key=lambda row: row[:2]):
-        marks = () if row.kind == "step" else (row.kind,)
+        marks: tuple[Any, ...] = () if row.kind == "step" else (row.kind,)
+        marks += (("held", *row.held),) if row.held else ()
         digest.update(repr((row.agent, row.step, *marks, *(tuple(read) for read in row.reads))).encode())
     return digest.hexdigest()
 
 
 def first_difference(rows: Iterable[Row], others: Iterable[Row]) -> str | None:
     """Return where two schedules first part, in one line; nothing where they are the same."""
-    left, right = ({row[:2]: (row.reads, row.kind) for row in part} for part in (rows, others))
+    left, right = ({row[:2]: (row.reads, row.kind, row.held) for row in part} for part in (rows, others))
     for key in sorted(left.keys() | right.keys(), key=lambda key: (key[1], key[0])):
         if left.get(key) != right.get(key):
             return f"agent {key[0]} at step {key[1]}: {_told(left.get(key))} against {_told(right.get(key))}"
     return None
 
 
-def _told(found: tuple[tuple[Read, ...], RowKind] | None) -> str:
+def _told(found: tuple[tuple[Read, ...], RowKind, tuple[int, ...]] | None) -> str:
     if found is None:
         return "no row"
-    reads, kind = found
-    return str(reads) if kind == "step" else f"{kind} {reads}"
+    reads, kind, held = found
+    told = str(reads) if kind == "step" else f"{kind} {reads}"
+    return f"{told}, shares of {list(held)} held" if held else told
 
 
 def in_causal_order(rows: Iterable[Row], with_directions: bool = True) -> list[Row]:

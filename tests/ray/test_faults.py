@@ -193,10 +193,12 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_step", [13, 24])
-def test_the_record_of_a_killed_agent_is_whole_where_steps_take_their_time(at_step: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("at_step", "seconds"), [(13, 0.06), (24, 0.06), (20, 0.052)])
+def test_the_record_of_a_killed_agent_is_whole_where_steps_take_their_time(
+    at_step: int, seconds: float, tmp_path: Path
+) -> None:
     settings: dict[str, Any] = {
-        "compute": {"stragglers": dict.fromkeys(range(3), 0.06)},
+        "compute": {"stragglers": dict.fromkeys(range(3), seconds)},
         "num_steps": 200,
         "reliability": {"name": "measured", "staleness": 2},
         **restless(),
@@ -207,6 +209,25 @@ def test_the_record_of_a_killed_agent_is_whole_where_steps_take_their_time(at_st
     assert "reads_unrecorded" not in (Path(live.path) / "events.jsonl").read_text()
     schedule = str(Path(live.path) / "schedule.parquet")
     assert_same_weights(live, fit_local(tmp_path / "replay", schedule=schedule, **settings))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sgp", "sgp-overlap"])
+def test_push_sum_outlives_an_agent_and_its_record_replays(algorithm: str, tmp_path: Path) -> None:
+    """Shares that were pushed to a dead agent halved the others' masses at each step, and ruined their weights."""
+    settings = SLOW | {"num_agents": 4, "algorithm": algorithm, "links": [], "optimizer": {}, "step_size": 0.1}
+    settings["compute"] = {"stragglers": dict.fromkeys(range(4), 0.06)}
+    killer = Fault(50, kill(1))
+    result = fit(tmp_path, killer, engine=LIVE, **settings)
+    assert result.error is None
+    assert {"agent_lost", "agent_returned"} <= set(killer.kinds())
+    assert result.metrics["test_accuracy"] > 0.9
+    rows = rows_of(result)
+    assert any(row.held == (1,) for row in rows if row.agent != 1)
+    replayed = fit_local(tmp_path / "replay", schedule=str(Path(result.path) / "schedule.parquet"), **settings)
+    if "reads_unrecorded" not in killer.kinds():
+        assert_same_weights(result, replayed)
+    assert replayed.error is None
 
 
 @pytest.mark.slow

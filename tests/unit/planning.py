@@ -53,6 +53,7 @@ class _SlowPlanner:
         self.draws = [generator(plan.seed, "barrier", i) for i in self.agents]
         self.tested: dict[int, object] = {}
         self.capped: dict[int, frozenset[int]] = {}
+        self.held: dict[tuple[int, int], list[int]] = {}
 
     def nanoseconds(self, seconds: float) -> int:
         return round(seconds * 1e9)
@@ -72,6 +73,8 @@ class _SlowPlanner:
                 if not ended:
                     break
                 result += [self.row(i, moment) for i in ended]
+                for i in ended:
+                    self.published[i].append(moment)
                 for i in ended:
                     self.publish(i, moment)
 
@@ -110,7 +113,8 @@ class _SlowPlanner:
         asked = plan.rule.partners(plan.seed, i, step, plan.neighbors[i])
         if plan.rule.reading == "every":
             reads = [read for k in asked for read in self.read_every(k, i, moment)]
-            return Row(i, step, self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9, tuple(reads))
+            times = (self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9)
+            return Row(i, step, *times, tuple(reads), held=tuple(self.held.get((i, step), ())))
         reads = [self.read(k, i, moment) for k in asked]
         if plan.rule.reading == "news":
             reads = [read for read in reads if self.last_read[read.neighbor, i] != before[read.neighbor, i]]
@@ -145,10 +149,13 @@ class _SlowPlanner:
         return reads
 
     def publish(self, i: int, moment: Moment) -> None:
-        self.published[i].append(moment)
         version, second = len(self.published[i]), moment[0] / 1e9
         for receiver in self.agents:
             readers = tuple(k for k in self.agents if i in self.plan.neighbors[k])
+            if self.plan.rule.reading == "every" and len(self.published[receiver]) == self.plan.num_steps:
+                if receiver in readers:
+                    self.held.setdefault((i, version), []).append(receiver)
+                continue
             if receiver in readers and receiver in self.plan.rule.receivers(self.plan.seed, i, version, readers):
                 earlier = self.sent[i, receiver]
                 times = self.times[i, receiver]

@@ -183,6 +183,7 @@ NUMBERS = st.integers(-3, 9)
             end=st.floats(),
             reads=st.lists(st.builds(Read, NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=3).map(tuple),
             kind=st.sampled_from(["step", "cancelled", "passive", "rejoined", "other"]),
+            held=st.lists(NUMBERS, max_size=2).map(tuple),
         ),
         max_size=6,
     )

@@ -12,9 +12,10 @@ from ray_pcasgd.agent import Agent
 from ray_pcasgd.engines.local import LocalEngine, LocalSettings, _Execution
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
-from ray_pcasgd.records import Row, StepReport
+from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.topology import DirectedEdges, DirectedExponential, DirectedRing, Ring, build_push_network
 from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.watching import Watcher
 
 UNEVEN = {"law": {"name": "exponential", "mean": 1.0}}
 SMALL: dict[str, Any] = {
@@ -70,12 +71,18 @@ def test_runs_equal_the_slow_push_sum_and_lose_no_mass(name: str) -> None:
     sent: dict[tuple[int, int, int], tuple[np.ndarray, float]] = {}
     moved: Any = 0.0
 
+    held = {row[:2]: row.held for row in own.schedule if row is not None}
+
     def send(k: int, version: int) -> None:
-        """Split a version; what is left in ``x`` and ``w`` is the agent's own share."""
+        """Split a version; what is left in ``x`` and ``w`` is the agent's own share, and what it could not send."""
+        kept = shares[k, k]
         for i in range(number):
             if i != k and shares[i, k]:
-                sent[k, i, version] = shares[i, k] * x[k], shares[i, k] * w[k]
-        x[k], w[k] = shares[k, k] * x[k], shares[k, k] * w[k]
+                if i in held[k, version]:
+                    kept += shares[i, k]
+                else:
+                    sent[k, i, version] = shares[i, k] * x[k], shares[i, k] * w[k]
+        x[k], w[k] = kept * x[k], kept * w[k]
 
     for execution, row in executed(own):
         if start is None:
@@ -87,7 +94,8 @@ def test_runs_equal_the_slow_push_sum_and_lose_no_mass(name: str) -> None:
         for read in row.reads:
             vector, mass = sent.pop((read.neighbor, i, read.version))
             x[i], w[i] = x[i] + vector, w[i] + mass
-        step = 0.1 * agent.direction.double().numpy()
+        # Steps grow as the mass falls, down to a quarter of it.
+        step = 0.1 * min(1.0, w[i] / 0.25) * agent.direction.double().numpy()
         x[i] = x[i] - step
         moved = moved + step
         np.testing.assert_allclose(agent.weights.double().numpy(), x[i] / w[i], rtol=2e-4, atol=1e-5)
@@ -159,6 +167,7 @@ def test_without_a_path_back_the_graph_is_refused() -> None:
     [
         ({"algorithm": "d-asgd", "topology": "directed-ring"}, "topology.name = 'directed-ring': allowed beside this"),
         ({"mixing": "uniform"}, "mixing.name = 'uniform': allowed beside algorithm.name = 'sgp-overlap' is none"),
+        ({"on_non_finite_loss": "isolate"}, "on_non_finite_loss = 'isolate': allowed beside algorithm.name = 'sgp"),
         ({"algorithm": "sgp", "barrier": "none"}, "is all \\(sgp-overlap is the asynchronous form"),
     ],
 )
@@ -180,6 +189,48 @@ def test_schedules_are_exchanged_only_where_that_makes_sense(tmp_path: Path) -> 
     other = Trainer(settings | {"name": "other", "algorithm": "d-asgd"}).fit()
     with pytest.raises(SettingsError, match="read a version twice, or never"):
         make_plan(load_config(settings | {"schedule": str(Path(other.path) / "schedule.parquet")}))
+
+
+STRAGGLER: dict[str, Any] = {
+    "num_agents": 4,
+    "num_steps": 120,
+    "evaluate_every": 120,
+    "barrier": "none",
+    "compute": {"law": 1.0, "agents": {0: 30.0}},
+    "task": {},
+}
+
+
+def test_a_straggler_that_gathers_the_mass_ruins_nobody_and_is_noticed(tmp_path: Path) -> None:
+    """Steps that grew as masses fell ended in losses that are no numbers."""
+    noted: list[Event] = []
+
+    class Noting(Watcher):
+        def happened(self, event: Event) -> None:
+            noted.append(event)
+
+    result = Trainer(SMALL | STRAGGLER | {"storage_path": str(tmp_path)}, watcher=Noting()).fit()
+    assert result.error is None
+    assert result.metrics["test_accuracy"] > 0.6
+    light = [event for event in noted if event.kind == "mass_low"]
+    assert {event.agent for event in light} >= {1, 2, 3}
+    assert len(light) == len({event.agent for event in light})
+    assert "smallest_mass = 0.25" in light[0].detail
+    ruined = {"name": "sgp-overlap", "smallest_mass": 1e-9}
+    assert Trainer(SMALL | STRAGGLER | {"storage_path": str(tmp_path), "algorithm": ruined}).fit().error is not None
+
+
+def test_nothing_is_pushed_to_who_has_taken_all_steps() -> None:
+    own = plan(**{**STRAGGLER, "num_steps": 20, "evaluate_every": 20})
+    ends = {agent: max(row.end for row in own.schedule if row and row.agent == agent) for agent in range(4)}
+    for row in own.schedule:
+        assert row is not None
+        done = [k for k in range(4) if k != row.agent and ends[k] <= row.start]
+        assert list(row.held) == done
+    *_, (execution, last) = executed(own)
+    assert last.held == (1, 2, 3)
+    # It was alone for hundreds of steps of the others, and has all the mass that was not read any more.
+    assert execution.agents[0].mass > 1
 
 
 def test_a_shorter_run_of_a_schedule_keeps_the_mass(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import NoBarrier
 from ray_pcasgd.schedule.planner import Planner
 from ray_pcasgd.schedule.trace import (
+    FORMAT,
     check_fits,
     first_difference,
     in_causal_order,
@@ -55,6 +56,19 @@ def test_rows_and_metadata_survive_a_file(tmp_path: Path) -> None:
     rows = planned()
     write_rows(tmp_path / "schedule.parquet", rows, METADATA)
     assert read_rows(tmp_path / "schedule.parquet") == (rows, METADATA)
+
+
+def test_shares_that_were_held_survive_a_file_and_count(tmp_path: Path) -> None:
+    rows = changed(ROWS, 4, held=tuple(k for k in range(3) if k != ROWS[4].agent))
+    write_rows(tmp_path / "schedule.parquet", rows, {"reading": "every"})
+    assert read_rows(tmp_path / "schedule.parquet") == (rows, {"reading": "every"})
+    assert trace_hash(rows) != trace_hash(ROWS)
+    difference = first_difference(ROWS, rows)
+    assert difference is not None
+    assert "held" in difference
+    # Files of runs that held nothing are as they always were.
+    write_rows(tmp_path / "schedule.parquet", ROWS, {})
+    assert pq.read_table(tmp_path / "schedule.parquet").schema.metadata[b"format"] == FORMAT.encode()
 
 
 def test_a_lone_agent_and_no_rows_survive_a_file(tmp_path: Path) -> None:
@@ -136,6 +150,9 @@ CONTRADICTIONS: dict[str, list[Row]] = {
     "numbers other than its own": changed_read(ROWS, 4, neighbor=ROWS[4].agent),
     "numbers from 0 on": changed_read(ROWS, 4, staleness=-1),
     "and an age up to the step": changed_read(ROWS, 4, age=ROWS[4].step + 1),
+    "held back the agents [2, 0]": changed(ROWS, 4, held=(2, 0)),
+    "held back the agents [-1]": changed(ROWS, 4, held=(-1,)),
+    "rising numbers but its own": changed(ROWS, 4, held=(ROWS[4].agent,)),
     "which takes 6 steps": changed_read(ROWS, 4, version=7),
     "which takes 0 steps": [Row(0, 0, 0.0, 1.0, 1.0, (Read(1, 1, 0, 0),))],
 }

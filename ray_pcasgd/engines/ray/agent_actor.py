@@ -86,11 +86,11 @@ class AgentActor(Shell):
             self.isolate(error, None)
             return None
 
-    def apply(self, received: Sequence[Received]) -> dict[str, float] | None:
+    def apply(self, received: Sequence[Received], held: int) -> dict[str, float] | None:
         """Take the rule's step; nothing where the agent leaves the run, because what comes of it is not finite."""
         agent = self.agent
         try:
-            return agent.apply(received)
+            return agent.apply(received, held)
         except NonFiniteLossError as error:
             # Its neighbors may still need the direction at its last version, which they know of in every engine.
             owes = self.spec.recipe.rule.needs_directions
@@ -173,7 +173,11 @@ class AgentActor(Shell):
         # That an agent has left the run concerns all, not only those whom this version would be sent to.
         receivers = self.spec.receivers if isolated else self.agent.receivers()
         headers = {k: self.address(common, k) for k in receivers if self.can_reach(k)}
-        for k in self.outbox.send(headers, contents, may_skip=self.may_skip):
+        may_skip = self.may_skip and not (common.final or isolated or self.is_back_at == common.version)
+        in_pairs = self.spec.recipe.rule.needs_directions
+        sent = self.outbox.send(headers, contents, may_skip, in_pairs)
+        self.held = tuple(k for k in receivers if k not in sent.to) if self.agent.pushes else ()
+        for k in sent.gone:
             self.lose(k)
             self.unsent.append(Event("neighbor_lost", self.spec.agent, self.version, f"agent {k} does not answer"))
 
@@ -184,6 +188,12 @@ class AgentActor(Shell):
         return Header(self.spec.agent, version, time.time(), self.step_seconds, final=final, mass=self.agent.mass)
 
     may_skip = False
+    """Whether messages may be left out to a neighbor that does not take them: never the last one, nor the first of an
+    agent that is back, nor the news that one has left."""
+    is_back_at = -1
+    """The version at which the agent has come back into the run."""
+    held: tuple[int, ...] = ()
+    """Where rules push shares: who was not sent the agent's present version."""
 
     def can_reach(self, neighbor: int) -> bool:
         """Return whether messages get through to a neighbor."""
@@ -259,7 +269,7 @@ class PlannedAgentActor(AgentActor):
                 return
             found = self.await_reads(row)
             received = self.open_all(found)
-            measures = self.apply(received)
+            measures = self.apply(received, len(row.held))
             if measures is None:
                 return
             self.publish()

@@ -1,6 +1,6 @@
 """What a peer's message must be, before anything of it is believed."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,16 +18,25 @@ class RejectedError(ValueError):
     """A message that is not what it must be; it is never applied."""
 
 
+_LARGEST_COUNT = 2**31 - 1
+"""Versions and steps are whole numbers of 32 bits wherever they are kept."""
+
+_LARGEST_TIME = 1e11
+"""Seconds of a clock, or of a delay: the year 5138."""
+
+
 class Expected(NamedTuple):
     """What an agent's messages must be."""
 
     senders: Sequence[int]
     last_version: int | None
-    """The largest version; nothing where there is no bound."""
+    """The largest version; None where there is no bound."""
     weights: int | None
-    """Numbers in the weights, and in a direction; nothing where senders have parts of different sizes."""
+    """Numbers in the weights, and in a direction; None where senders have parts of different sizes."""
     buffers: int
     """Numbers in the mixed buffers; a message may also have none."""
+    note: type[Answer] | type[Delivery] | None = None
+    """What a message between workers and servers says besides; None between peers."""
     forms: Mapping[str, Form | None] | None = None
     """Of the tensors that a worker may send with its gradient; not given: nothing is sent with it."""
     num_tensors: int = 0
@@ -39,20 +48,52 @@ def check_header(expected: Expected, header: Any) -> None:
     if not isinstance(header, Header):
         raise RejectedError(f"its header is of type {type(header).__name__}")
     if not _is_count(header.sender) or header.sender not in expected.senders:
-        raise RejectedError(f"its sender is {header.sender!r:.80}; allowed are {list(expected.senders)}")
-    last = math.inf if expected.last_version is None else expected.last_version
+        raise RejectedError(f"its sender is {shown(header.sender)}; allowed are {list(expected.senders)}")
+    last = _LARGEST_COUNT if expected.last_version is None else expected.last_version
     if not _is_count(header.version) or header.version > last:
-        raise RejectedError(f"its version is {header.version!r:.80}; allowed are 0 to {last}")
+        raise RejectedError(f"its version is {shown(header.version)}; allowed are 0 to {last}")
     for name in ("sent_at", "step_seconds", "latency_seconds", "mass"):
         value = getattr(header, name)
-        if not isinstance(value, float | int) or not math.isfinite(value) or value < 0:
-            raise RejectedError(f"its {name} is {value!r:.80}; allowed are finite numbers from 0 on")
+        if not _is_number(value) or not 0 <= value <= _LARGEST_TIME:
+            raise RejectedError(f"its {name} is {shown(value)}; allowed are numbers from 0 to {_LARGEST_TIME:g}")
     if not _is_count(header.hold_steps):
-        raise RejectedError(f"its hold_steps is {header.hold_steps!r:.80}; allowed are numbers from 0 on")
+        raise RejectedError(f"its hold_steps is {shown(header.hold_steps)}; allowed are whole numbers from 0 on")
     if not isinstance(header.final, bool) or not isinstance(header.isolated, bool):
         raise RejectedError("its flags are none")
-    if not isinstance(header.note, Answer | Delivery | None):
-        raise RejectedError(f"its note is of type {type(header.note).__name__}")
+    _check_note(expected, header)
+
+
+def _check_note(expected: Expected, header: Header) -> None:
+    note = header.note
+    if expected.note is None and note is not None:
+        raise RejectedError(f"its note is of type {type(note).__name__}; allowed between peers is none")
+    if expected.note is not None and type(note) is not expected.note:
+        allowed = expected.note.__name__
+        raise RejectedError(f"its note is of type {type(note).__name__}; allowed is {allowed}")
+    if isinstance(note, Answer):
+        if not _is_count(note.newest) or note.newest < header.version:
+            raise RejectedError(
+                f"its newest version is {shown(note.newest)}; allowed are those from {header.version} on"
+            )
+        if not _is_count(note.answers):
+            raise RejectedError(f"it answers {shown(note.answers)}; allowed are whole numbers from 0 on")
+    if isinstance(note, Delivery):
+        if not _is_count(note.computed_at) or not _is_count(note.round) or note.round < note.computed_at:
+            raise RejectedError(
+                f"it was computed at version {shown(note.computed_at)} and begun at {shown(note.round)}; allowed are "
+                "whole numbers, the second not below the first"
+            )
+        # Compared, not converted: a whole number of 400 digits is none that math.isfinite takes.
+        if not _is_number(note.loss) or not -sys.float_info.max <= note.loss <= sys.float_info.max:
+            raise RejectedError(f"its loss is {shown(note.loss)}; allowed are finite numbers")
+
+
+def check_mark(expected: Expected, neighbor: Any, cut: Any, sent: Any) -> None:
+    """Raise ``RejectedError`` where what a neighbor says to have sent before a cut is not what it must be."""
+    if not _is_count(neighbor) or neighbor not in expected.senders:
+        raise RejectedError(f"its sender is {shown(neighbor)}; allowed are {list(expected.senders)}")
+    if not isinstance(cut, int) or cut < 0 or not _is_count(sent):
+        raise RejectedError(f"its cut is {shown(cut)} and its count {shown(sent)}; allowed are whole numbers from 0 on")
 
 
 def checked_contents(expected: Expected, header: Header, contents: Any, pieces: Sequence[Any]) -> Contents | None:
@@ -124,5 +165,16 @@ def check_array(name: str, array: Any, size: int | None) -> None:
             raise RejectedError(f"its {name} have numbers that are not finite")
 
 
+def shown(value: Any) -> str:
+    """Return a value that somebody else has chosen, in a few characters."""
+    if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
+        return f"a whole number of {value.bit_length()} bits"
+    return f"{value!r:.80}"
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)

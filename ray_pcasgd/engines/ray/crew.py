@@ -1,12 +1,12 @@
 """The actors of one run: made where there is room for them, made again where one was lost, and ended."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_pcasgd.agent import AgentSpec
@@ -14,6 +14,7 @@ from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live import LiveAgentActor
+from ray_pcasgd.engines.ray.lost import GONE, LOST, first_line
 from ray_pcasgd.engines.ray.pair_actors import PlannedPairActor
 from ray_pcasgd.engines.ray.pair_live import LivePairActor
 from ray_pcasgd.engines.ray.parts import Restored
@@ -140,25 +141,38 @@ class Crew:
         return made
 
     def started(self) -> Iterator[Event]:
-        """Wait until every agent is built, and report where.
+        """Wait until the scheduler and every agent is built, and report where.
 
         Raises:
-            InterruptionError: an agent was lost meanwhile.
+            InterruptionError: one of them was lost meanwhile.
             RunError: an agent could not be built.
 
         """
-        ready: list[Any] = [actor.ready.remote() for actor in self.actors.values()]
+        places = self.places()
         yield self.scheduler_started()
-        for agent, place in zip(self.actors, ready, strict=True):
-            try:
-                yield Event("agent_started", agent, 0, ray.get(place))
-            except RayTaskError as error:
-                raise RunError(f"agent {agent} could not be built: {error.cause}") from error
-            except RayError as error:
-                reason = str(error).splitlines()[0]
-                if isinstance(error, RayActorError) and "creation task" not in str(error):
-                    raise InterruptionError(f"agent {agent} was lost: {reason}", agent) from error
-                raise RunError(f"agent {agent} could not be started: {reason}") from error
+        for agent, place in places.items():
+            yield self.agent_started(agent, place)
+
+    def places(self) -> dict[int, Any]:
+        """Return calls that return where each agent lives, once it is built."""
+        return {agent: actor.ready.remote() for agent, actor in self.actors.items()}
+
+    def agent_started(self, agent: int, place: Any) -> Event:
+        """Wait until an agent is built, and report where.
+
+        Raises:
+            InterruptionError: it was lost meanwhile.
+            RunError: it could not be built.
+
+        """
+        try:
+            return Event("agent_started", agent, 0, ray.get(place))
+        except RayTaskError as error:
+            raise RunError(f"agent {agent} could not be built: {error.cause}") from error
+        except RayError as error:
+            if isinstance(error, GONE) and "creation task" not in str(error):
+                raise InterruptionError(f"agent {agent} was lost: {first_line(error)}", agent) from error
+            raise RunError(f"agent {agent} could not be started: {first_line(error)}") from error
 
     def scheduler_started(self) -> Event:
         """Wait until the scheduler is there, and report where.
@@ -171,19 +185,25 @@ class Crew:
         place: Any = self.scheduler.ready.remote()
         try:
             return Event("scheduler_started", -1, 0, ray.get(place))
-        except RayActorError as error:
-            raise InterruptionError(f"the scheduler was lost: {_first_line(error)}") from error
+        except GONE as error:
+            raise InterruptionError(f"the scheduler was lost: {first_line(error)}") from error
 
-    def connect(self) -> None:
-        """Tell every agent whom it sends to."""
-        calls = [
-            actor.connect.remote({k: self.actors[k] for k in self.specs[agent].receivers if k in self.actors})
-            for agent, actor in self.actors.items()
-        ]
-        try:
-            ray.get(calls, timeout=CONNECT_SECONDS)
-        except (RayActorError, GetTimeoutError) as error:
-            raise InterruptionError(f"an agent was lost: {str(error).splitlines()[0]}") from error
+    def connect(self, absent: Collection[int] = ()) -> dict[int, InterruptionError]:
+        """Tell every agent whom it sends to; return those that were lost, or do not answer."""
+        there = {agent: actor for agent, actor in self.actors.items() if agent not in absent}
+        calls: dict[int, Any] = {
+            agent: actor.connect.remote({k: there[k] for k in self.specs[agent].receivers if k in there})
+            for agent, actor in there.items()
+        }
+        if calls:
+            ray.wait(list(calls.values()), num_returns=len(calls), timeout=CONNECT_SECONDS)
+        lost = {}
+        for agent, call in calls.items():
+            try:
+                ray.get(call, timeout=0)
+            except (*GONE, GetTimeoutError) as error:
+                lost[agent] = InterruptionError(f"agent {agent} was lost: {first_line(error)}", agent)
+        return lost
 
     def stop(self, agents: Sequence[int], training: Sequence[Any], seconds: float = 30.0) -> None:
         """Ask agents to stop, and wait for those that can."""
@@ -204,13 +224,9 @@ def failure(call: Any, agent: int) -> Exception | None:
         ray.get(call)
     except RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, ObjectLostError | RayActorError):
-            return InterruptionError(f"agent {agent} lost a message or its scheduler: {_first_line(cause)}", agent)
+        if isinstance(cause, LOST):
+            return InterruptionError(f"agent {agent} lost a message or its scheduler: {first_line(cause)}", agent)
         return cause if isinstance(cause, StepError | RunError) else error
-    except RayActorError as error:
-        return InterruptionError(f"agent {agent} was lost: {_first_line(error)}", agent)
+    except GONE as error:
+        return InterruptionError(f"agent {agent} was lost: {first_line(error)}", agent)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

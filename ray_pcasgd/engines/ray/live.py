@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError
 
 from ray_pcasgd.agent import AgentSpec, Received
 from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.ray.agent_actor import Found
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.returning import ReturningAgentActor
 from ray_pcasgd.engines.ray.shell import Driving
@@ -21,15 +21,23 @@ from ray_pcasgd.mailbox import Header
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier, Proceed, SampledBarrier, WaitFor
-from ray_pcasgd.schedule.reading import OwnTimes, choose_all, choose_read
+from ray_pcasgd.schedule.reading import NeighborTracker, OwnTimes, choose_all, choose_read
 from ray_pcasgd.tasks.task import TaskData
 
 SMOOTHING = 0.8
-"""Share of the old mean in the running means by which staleness is judged: of an agent's step time, and of how long its
-messages take."""
+"""Share of the old mean in the running means of an agent's step time."""
+
+LONGEST_RATIO = 4.0
+"""A single step counts as no more than so many mean ones: a process that was stopped has not become slow by that."""
+
+HELD_UP_SECONDS = 0.1
+"""A step that takes ``LONGEST_RATIO`` mean ones and at least this: the agent's process was held up, its mail too."""
+
+SILENT_SECONDS = 1.0
+"""A time shorter than this is no silence, however short steps are: machines pause their processes for as long."""
 
 AT_ONCE_SECONDS = 0.05
-"""Steps that take so long are reported one by one; that of shorter ones would cost too much of their time."""
+"""Steps that come so far apart are reported one by one; that of shorter ones would cost too much of their time."""
 
 
 class LiveAgentActor(ReturningAgentActor):
@@ -56,16 +64,21 @@ class LiveAgentActor(ReturningAgentActor):
         self.own_times = OwnTimes(1, [])
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
         self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier) and not self.agent.pushes
-        self.may_skip = not self.agent.pushes
+        self.may_skip = True
         self.silent: set[int] = set()
         """Neighbors that are not known to be gone, and from which nothing has come for too long."""
         self.silences: Counter[int] = Counter()
         """How often each neighbor was found silent."""
-        self.heard_at: dict[int, float] = {}
-        """When each neighbor's last message came, by ``time.monotonic``."""
-        self.transit_seconds: dict[int, float] = {}
-        """How long each neighbor's messages take to come: a running mean, by both clocks."""
+        self.trackers = {k: NeighborTracker(spec.recipe.num_steps) for k in spec.neighbors}
+        """How far each neighbor has come, as its messages tell."""
+        self.held_up = False
+        """Whether the present step took so long that the agent's process must have been stopped meanwhile."""
+        self.ended_at = 0.0
+        """When the last step ended, in wall-clock seconds."""
+        self.cycle_seconds = 0.0
+        """Mean seconds from the end of a step to the end of the next, waiting included."""
         self.kept_at = time.monotonic()
+        self.agent.warm_up()
 
     def take_steps(self) -> None:
         """Take all steps as fast as the barrier allows."""
@@ -91,22 +104,24 @@ class LiveAgentActor(ReturningAgentActor):
         loss = self.compute()
         if loss is None:
             return False
+        self.held_up = self.is_long(time.time() - start)
         self.wait_longer(start)
         ready = time.time()
         found = self.await_barrier(step)
         waited = time.time() - ready
         received = self.open_all(found)
-        measures = self.apply(received)
+        held = self.held
+        measures = self.apply(received, len(held))
         if measures is None:
             return False
         end = time.time()
-        spent = end - start - waited
-        keep = SMOOTHING if self.step_seconds else 0.0
-        self.step_seconds = keep * self.step_seconds + (1 - keep) * spent
+        self.step_seconds = _mean_with(self.step_seconds, end - start - waited)
+        self.cycle_seconds = _mean_with(self.cycle_seconds, end - (self.ended_at or start))
+        self.ended_at = end
         self.own_times.sent_at.append(end)
         began, computed, ended = (moment - self.started_at for moment in (start, ready, end))
         reads = tuple(item.read for item in received)
-        row = Row(self.spec.agent, step, began, computed, ended, reads)
+        row = Row(self.spec.agent, step, began, computed, ended, reads, held=held)
         if self.spec.recipe.evaluates_at(self.agent.progress):
             self.publish()  # an evaluation is not waited for
             self.finish_step(row, loss, measures)
@@ -118,7 +133,11 @@ class LiveAgentActor(ReturningAgentActor):
     @property
     def reports_at_once(self) -> bool:
         """Whether each row is handed in before what came of it is sent, so that no version is read without a record."""
-        return self.step_seconds >= AT_ONCE_SECONDS
+        return self.cycle_seconds >= AT_ONCE_SECONDS
+
+    def is_long(self, seconds: float) -> bool:
+        """Return whether a gradient took so long that the process must have been stopped meanwhile."""
+        return seconds > max(LONGEST_RATIO * self.step_seconds, HELD_UP_SECONDS) and self.step_seconds > 0
 
     def wait_longer(self, start: float) -> None:
         """Wait for the seconds that a straggler's step takes longer."""
@@ -178,14 +197,16 @@ class LiveAgentActor(ReturningAgentActor):
         reads = []
         for k in self.agent.partners():
             cap = step if k in capped else None
-            self.notice_silence(k)
+            self.notice_silence(k, now)
             if self.mailbox.left(k) or k in self.lost or k in self.silent:
                 continue
-            transit = self.transit_seconds.get(k, math.inf)
+            tracker = self.trackers[k]
             if self.agent.pushes:
-                reads += choose_all(self.mailbox, k, cap, now, transit, self.own_times, self.may_read)
+                reads += choose_all(self.mailbox, k, cap, now, tracker, self.own_times, self.may_read)
                 continue
-            read = choose_read(self.mailbox, k, cap, now, transit, self.own_times, self.may_read)
+            if cap is None and self.is_behind(k, now):
+                continue
+            read = choose_read(self.mailbox, k, cap, now, tracker, self.own_times, self.may_read)
             if read is None or (self.reads_news and read.version <= self.last_read[k]):
                 continue
             self.last_read[k] = read.version
@@ -193,19 +214,33 @@ class LiveAgentActor(ReturningAgentActor):
             self.mailbox.forget(k, read.version)
         return reads
 
-    def notice_silence(self, neighbor: int) -> None:
-        """Take in that nothing has come of a neighbor for many of its steps: it is read no more until something does.
+    def is_behind(self, neighbor: int, now: float) -> bool:
+        """Return whether what is known of a neighbor is older than a pause of the agent itself.
+
+        What came meanwhile is still to be taken in: until then nobody knows how far the neighbor is by now.
+        """
+        newest = self.trackers[neighbor].newest
+        if not self.held_up or newest is None or newest.final:
+            return False
+        return self.trackers[neighbor].lateness(now) > 2 * max(newest.step_seconds, self.step_seconds)
+
+    def notice_silence(self, neighbor: int, now: float) -> None:
+        """Take in that nothing new has come of a neighbor for many of its steps: it is not read until something does.
 
         What a rule makes of a version that grows older and older, whether it predicts or not, is soon worth nothing.
+        News counts by when it was sent: of what has waited for an agent that was stopped itself, nothing is new.
         """
-        steps, header = self.driving.silent_steps, self.mailbox.newest(neighbor)
+        steps, newest = self.driving.silent_steps, self.trackers[neighbor].newest
         waits = not isinstance(self.barrier, NoBarrier)
-        if steps is None or waits or self.agent.pushes or neighbor in self.silent | self.lost:
+        if steps is None or waits or self.agent.pushes or neighbor in self.lost:
             return
-        if header is None or header.final or not header.step_seconds or neighbor not in self.heard_at:
+        if newest is None or newest.final or not newest.step_seconds:
+            self.silent.discard(neighbor)
             return
-        quiet = time.monotonic() - self.heard_at[neighbor]
-        if quiet > steps * max(header.step_seconds, self.step_seconds):
+        quiet = self.trackers[neighbor].lateness(now)
+        if quiet <= max(steps * max(newest.step_seconds, self.step_seconds), SILENT_SECONDS):
+            self.silent.discard(neighbor)
+        elif neighbor not in self.silent:
             self.silent.add(neighbor)
             self.silences[neighbor] += 1
             if math.log10(self.silences[neighbor]).is_integer():
@@ -238,11 +273,9 @@ class LiveAgentActor(ReturningAgentActor):
     def took_in(self, header: Header) -> None:
         """Drop what the newest message replaces."""
         neighbor = header.sender
-        self.silent.discard(neighbor)
-        self.heard_at[neighbor] = time.monotonic()
-        seconds = max(0.0, time.time() - header.sent_at) + header.latency_seconds
-        keep = SMOOTHING if neighbor in self.transit_seconds else 0.0
-        self.transit_seconds[neighbor] = keep * self.transit_seconds.get(neighbor, 0.0) + (1 - keep) * seconds
+        if self.agent.pushes or not isinstance(self.barrier, NoBarrier):
+            self.silent.discard(neighbor)
+        self.trackers[neighbor].take(header, time.time())
         if self.replaces:
             readable = self.mailbox.readable(neighbor, None)
             if readable is not None:
@@ -259,7 +292,7 @@ class LiveAgentActor(ReturningAgentActor):
         for item in found:
             try:
                 received += super().open_all([item])
-            except ObjectLostError as error:
+            except LOST as error:
                 k, version = item.read[:2]
                 detail = f"version {version} of agent {k} was lost ({type(error).__name__})"
                 self.unsent.append(Event("message_lost", self.spec.agent, self.version, detail))
@@ -271,8 +304,21 @@ class LiveAgentActor(ReturningAgentActor):
         self.links = injection.links_from(self.spec.agent, self.spec.receivers)
 
     def can_reach(self, neighbor: int) -> bool:
-        """Return whether messages get through to a neighbor."""
+        """Return whether messages get through to a neighbor, and a share that is pushed to it is not lost."""
+        if self.agent.pushes and (neighbor in self.lost | self.silent | self.done or self.has_finished(neighbor)):
+            return False
         return not self.changes.cuts(self.spec.agent, neighbor)
+
+    def has_finished(self, neighbor: int) -> bool:
+        """Return whether a neighbor is known to take no step any more."""
+        newest = self.trackers[neighbor].newest if neighbor in self.trackers else None
+        return newest is not None and newest.final
+
+    def begin(self) -> None:
+        """Put the version that all start from into the mailbox; who is not there has no share of it."""
+        super().begin()
+        if self.agent.pushes:
+            self.held = tuple(k for k in self.agent.receivers() if k not in self.outbox)
 
     def address(self, header: Header, neighbor: int) -> Header:
         """Return the header for one neighbor, with the delays that are injected on the link to it."""
@@ -280,3 +326,8 @@ class LiveAgentActor(ReturningAgentActor):
         latency = link.latency_seconds(header.version, sent_at)
         hold = link.hold_steps(header.version, sent_at)
         return header._replace(latency_seconds=latency, hold_steps=hold)
+
+
+def _mean_with(mean: float, seconds: float) -> float:
+    """Return a running mean with one value more, which counts as no more than a few mean ones."""
+    return SMOOTHING * mean + (1 - SMOOTHING) * min(seconds, LONGEST_RATIO * mean) if mean else seconds

@@ -14,6 +14,7 @@ from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.life import LifeSigns
+from ray_pcasgd.engines.ray.lost import first_line
 from ray_pcasgd.engines.ray.parts import Part, Restored, fetched
 from ray_pcasgd.engines.ray.planned_run import POLL_SECONDS
 from ray_pcasgd.pairs import PairSpec
@@ -88,22 +89,15 @@ class LiveRun:
         try:
             yield from self.train()
         except InterruptionError as interruption:
-            if self.state_seconds is not None and self.is_worker(0):
-                raise  # the run goes on from its server's state
-            # What is lost at the start, or with a scheduler in the place of another, has no remedy here.
+            if self.is_worker(0) and (self.state_seconds is not None or not any(self.versions)):
+                raise  # the run goes on from its server's state, or begins anew before anything was done
             raise RunError(str(interruption)) from interruption
 
     def train(self) -> Iterator[Report]:
         """Let all agents train, and yield what they say."""
         for agent in sorted(self.away - self.unknown):
             yield Event("agent_left", agent, 0, f"agent {agent} is not there yet; 'ray-pcasgd join' lets it come in")
-        yield from self.crew.started()
-        self.crew.connect()
-        for agent in self.away:
-            self.tell_of_absence(agent)
-        self.training = {actor.train.remote(self.started_at): agent for agent, actor in self.crew.actors.items()}
-        for agent in self.unknown:
-            self.bring_back(agent)
+        yield from self.start()
         failures: list[Exception] = []
         while (self.training or self.awaits_returns()) and not failures:
             calls = [*self.training, *self.returning]
@@ -118,10 +112,12 @@ class LiveRun:
                     failures.append(error)
                 elif agent in self.leaving:
                     self.away.add(agent)
-                    if not isinstance(self.crew.specs[agent], AgentSpec):  # those tell each other
+                    # Peers tell each other, but for those who read nothing of whom they push shares to.
+                    if not isinstance(self.crew.specs[agent], AgentSpec) or self.pushes:
                         self.tell_of_absence(agent)
                 else:
                     self.finished.add(agent)
+                    self.tell_of_end(agent)
             self.end_silent_agents()
             yield from self.drain()
             yield from self.obey()
@@ -135,6 +131,33 @@ class LiveRun:
             raise failures[0]
         if not self.finished:
             raise RunError("every agent was lost")
+
+    def start(self) -> Iterator[Report]:
+        """Wait until the actors are built, and let them begin; those that are lost meanwhile come back."""
+        places = self.crew.places()
+        yield from self.await_scheduler()
+        lost: dict[int, InterruptionError] = {}
+        for agent, place in places.items():
+            try:
+                yield self.crew.agent_started(agent, place)
+            except InterruptionError as interruption:
+                lost[agent] = interruption
+        lost |= self.crew.connect(absent=lost)
+        began = [agent for agent in self.crew.actors if agent not in lost]
+        self.training = {self.crew.actors[agent].train.remote(self.started_at): agent for agent in began}
+        for agent in self.away:
+            self.tell_of_absence(agent)
+        for agent, error in lost.items():
+            yield from self.lose(agent, error)
+        for agent in self.unknown:
+            self.bring_back(agent)
+
+    def await_scheduler(self) -> Iterator[Report]:
+        """Wait until the scheduler is there, or another one in its place."""
+        try:
+            yield self.crew.scheduler_started()
+        except InterruptionError as error:
+            yield from self.replace_scheduler(error)
 
     def end_silent_agents(self) -> None:
         """End agents that do not answer, as which they are lost."""
@@ -181,6 +204,18 @@ class LiveRun:
             )
             if is_told and other not in self.away:
                 self.crew.actors[other].neighbor_lost.remote(agent)
+
+    @property
+    def pushes(self) -> bool:
+        """Whether agents push shares of their mass, which must not be lost."""
+        spec = self.crew.specs[0]
+        return isinstance(spec, AgentSpec) and spec.recipe.rule.reading == "every"
+
+    def tell_of_end(self, agent: int) -> None:
+        """Tell those who push shares to an agent that it has taken all its steps."""
+        for other, spec in enumerate(self.crew.specs) if self.pushes else ():
+            if agent in spec.receivers and other not in self.away:
+                self.crew.actors[other].neighbor_done.remote(agent)
 
     def bring_back(self, agent: int) -> None:
         """Make a lost agent's actor again, and let it come back once there is room for it."""
@@ -259,11 +294,12 @@ class LiveRun:
 
     def drain(self) -> Iterator[Report]:
         """Yield what agents have said; keep their parts of the state."""
-        try:
-            said = self.collector.drain()
-        except RayError as error:
-            yield from self.replace_scheduler(error)
-            said = self.collector.drain()
+        said = None
+        while said is None:
+            try:
+                said = self.collector.drain()
+            except RayError as error:
+                yield from self.replace_scheduler(error)
         for one in said:
             if isinstance(one, Part):
                 try:
@@ -278,17 +314,26 @@ class LiveRun:
                     self.progress[agent] = max(self.progress[agent], one.progress)
                 yield one
 
-    def replace_scheduler(self, error: RayError) -> Iterator[Report]:
-        """Put another scheduler in the place of one that was lost; agents say again what it may have taken with it."""
+    def replace_scheduler(self, error: Exception) -> Iterator[Report]:
+        """Put another scheduler in the place of one that was lost; agents say again what it may have taken with it.
+
+        Raises:
+            RunError: more was lost than the run may outlive.
+
+        """
         self.failures += 1
-        yield Event("scheduler_lost", -1, -1, f"the scheduler was lost: {str(error).splitlines()[0]}")
+        yield Event("scheduler_lost", -1, -1, f"the scheduler was lost: {first_line(error)}")
+        if 0 <= self.max_failures < self.failures:
+            allowed = f"allowed are max_failures = {self.max_failures}"
+            raise RunError(f"the scheduler was lost; {allowed} ({first_line(error)})")
         scheduler = self.crew.make_scheduler(Recorded())
         self.collector.replace(scheduler)
         # Those who are being made again were told of the lost one, too; they take the new one in once they are there.
         calls: dict[int, Any] = {agent: actor.adopt.remote(scheduler) for agent, actor in self.crew.actors.items()}
         there = [call for agent, call in calls.items() if agent not in self.away]
-        ray.wait(there, num_returns=len(there), timeout=30.0)
-        yield self.crew.scheduler_started()
+        if there:
+            ray.wait(there, num_returns=len(there), timeout=30.0)
+        yield from self.await_scheduler()
 
     def pauses(self) -> Iterator[Pause]:
         """Yield a pause if it is time, and every agent that is there has given its part of the state."""

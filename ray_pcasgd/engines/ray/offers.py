@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
 from ray_pcasgd.engines.ray.checking import RejectedError, check_contents, check_header
+from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.shell import Shell
 from ray_pcasgd.engines.ray.transport import Contents
 from ray_pcasgd.mailbox import Header
@@ -44,6 +44,6 @@ def offers_of(
             offers[k] = offer
         except RejectedError as error:
             shell.reject(k, -1, error)
-        except RayActorError:
+        except GONE:
             lose(k)
     return offers

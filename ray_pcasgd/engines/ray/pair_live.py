@@ -7,15 +7,16 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError
 
 from ray_pcasgd.engines.ray.checking import RejectedError, check_header, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
 from ray_pcasgd.engines.ray.pair_actors import PairActor
 from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Contents, in_pieces, joined
+from ray_pcasgd.engines.ray.transport import Contents, in_pieces
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, Read, Row, Version
@@ -53,6 +54,7 @@ class LivePairActor(PairActor):
         self.has_begun = False
         self.is_leaving = False
         self.is_over = False
+        self.agent.warm_up()
 
     def set_links(self, injection: Injection) -> None:
         """Take in what an injection says of links."""
@@ -74,7 +76,8 @@ class LivePairActor(PairActor):
         """Average with whoever asks; return the version before that, and what it held, in pieces."""
         check_header(self.expected, header)
         asked = checked_contents(self.expected, header, contents, pieces)
-        assert asked is not None  # who has left the run asks nobody
+        if asked is None:
+            raise RejectedError("it is empty; who has left the run asks nobody")
         asking = self.open(asked)
         with self.changed:
             self.changed.wait_for(lambda: self.has_begun, self.driving.wait_seconds)
@@ -185,10 +188,17 @@ class LivePairActor(PairActor):
                 # What comes back has as many pieces.
                 asked = partner.exchange.options(num_returns=1 + len(arguments)).remote(self.header(), *arguments)
                 version, *answer = ray.get(asked, timeout=self.driving.wait_seconds)
+                header = self.header()._replace(sender=k, version=version)
+                check_header(self.expected, header)
+                contents = checked_contents(self.expected, header, answer[0], answer[1:])
+                if contents is None:
+                    raise RejectedError("it is empty")
+                found = self.open(contents)
             except RejectedError as error:
-                self.reject(k, self.agent.version, error)
+                with self.changed:
+                    self.reject(k, self.agent.version, error)
                 return None
-            except (RayActorError, GetTimeoutError) as error:
+            except (*GONE, GetTimeoutError) as error:
                 # One that hangs is ended by the driver: should it still average with this agent, it does so alone.
                 self.give_up(k, partner)
                 waited = f" for {self.driving.wait_seconds:g} s" if isinstance(error, GetTimeoutError) else ""
@@ -197,7 +207,7 @@ class LivePairActor(PairActor):
                 continue
             self.met[k] = version
             self.pause(self.links[k, agent].latency_seconds(version, self.now()))
-            return Read(k, version, 0, 0), self.open(joined(answer[0], answer[1:]))
+            return Read(k, version, 0, 0), found
         return None
 
     def those_alive(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from ray_pcasgd.engines.base import InterruptionError, Pause, Report
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
 from ray_pcasgd.engines.ray.life import LifeSigns
+from ray_pcasgd.engines.ray.lost import first_line
 from ray_pcasgd.engines.ray.parts import Part, join_parts, restored_parts
 from ray_pcasgd.records import Event
 from ray_pcasgd.run_state import State, pace
@@ -46,7 +47,8 @@ class PlannedRun:
     def reports(self) -> Iterator[Report]:
         """Let all agents train, and yield what they say."""
         yield from self.crew.started()
-        self.crew.connect()
+        for lost in self.crew.connect().values():
+            raise lost
         self.training = {actor.train.remote(self.started_at): agent for agent, actor in self.crew.actors.items()}
         failures: list[Exception] = []
         while self.training and not failures:
@@ -78,7 +80,7 @@ class PlannedRun:
         try:
             said = self.collector.drain()
         except RayError as error:
-            raise InterruptionError(f"the scheduler was lost: {str(error).splitlines()[0]}") from error
+            raise InterruptionError(f"the scheduler was lost: {first_line(error)}") from error
         for one in said:
             if isinstance(one, Part):
                 self.parts[one.agent] = one

@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
+from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.scheduler_actor import Said
 
 REPORT_SECONDS = 0.25
@@ -61,7 +61,7 @@ class Reporter:
         """Forget the reports that the driver has; called with the lock held."""
         answers = [call.answer for call in self.handed_in]
         answered = ray.wait(answers, num_returns=len(answers), timeout=0)[0] if answers else []
-        with contextlib.suppress(RayActorError):
+        with contextlib.suppress(*GONE):
             with_driver = max(ray.get(answered), default=0)
             while self.handed_in and self.handed_in[0].number < with_driver:
                 self.handed_in.popleft()

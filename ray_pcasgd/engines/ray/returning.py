@@ -21,6 +21,8 @@ class ReturningAgentActor(AgentActor):
     def __init__(self, *arguments: Any, **more: Any) -> None:
         self.lost: set[int] = set()
         """Neighbors that are known to be gone."""
+        self.done: set[int] = set()
+        """Receivers that are known to have taken all their steps."""
         self.published: tuple[Header, Contents] | None = None
         """The newest version, as it travels."""
         self.is_back = False
@@ -57,6 +59,12 @@ class ReturningAgentActor(AgentActor):
             self.changed.notify_all()
 
     @ray.method(concurrency_group="mail")
+    def neighbor_done(self, neighbor: int) -> None:
+        """Take in that a receiver has taken all its steps, from the driver."""
+        with self.changed:
+            self.done.add(neighbor)
+
+    @ray.method(concurrency_group="mail")
     def welcome(self, neighbor: int, handle: ActorHandle[Any]) -> Offer:
         """Take a neighbor in that comes back, and tell it what it comes back from."""
         with self.changed:
@@ -68,6 +76,7 @@ class ReturningAgentActor(AgentActor):
             if neighbor in self.spec.receivers:
                 self.outbox.welcome(neighbor, handle)
             self.lost.discard(neighbor)
+            self.done.discard(neighbor)
             if self.published is None:
                 self.published = (self.header(), self.packed(self.agent.weights, self.agent.buffers))
             header, contents = self.published
@@ -85,7 +94,8 @@ class ReturningAgentActor(AgentActor):
         mean = sum(offer.header.version for offer in here.values()) / len(here) if here else 0.0
         if here and (not self.is_restored or self.version < mean):
             with self.changed:
-                for offer in here.values():
+                # A share is read once, and what neighbors offer is none: they have kept it.
+                for offer in () if self.agent.pushes else here.values():
                     self.mailbox.start(Message(offer.header, offer.contents))
             found = [
                 Found(Read(k, offer.header.version, 0, 0), offer.contents, None, 1.0)
@@ -102,6 +112,7 @@ class ReturningAgentActor(AgentActor):
         received = self.open_all(found)
         self.agent.rejoin(received, version)
         self.is_back = True
+        self.is_back_at = version
         now = time.time() - self.started_at
         whence = " and ".join(f"agent {one.read.neighbor}" for one in received)
         detail = f"agent {self.spec.agent} is back at step {version}, " + (

@@ -12,7 +12,7 @@ from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portab
 from ray_pcasgd.engines.ray.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
-from ray_pcasgd.mailbox import Delivery, Header, Inbox, Message
+from ray_pcasgd.mailbox import Answer, Delivery, Header, Inbox, Message
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.server import Received, Server, ServerSpec, Worker, WorkerSpec
@@ -23,6 +23,8 @@ class StarShell(Shell):
     """What workers and servers have in common: messages are parts of vectors, each read once."""
 
     mailbox: Inbox[Contents]
+    is_live = False
+    """Whether servers answer their workers, besides sending what a schedule names."""
 
     def await_reads(self, row: Row) -> list[tuple[Read, Header, Contents]]:
         """Wait for all that a row reads, and return where it lies."""
@@ -46,23 +48,37 @@ class StarShell(Shell):
             raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected; events.jsonl says why")
         return read, message.header, message.contents
 
-    def open(self, read: Read, contents: Contents) -> Received:
-        """Return a message's contents, fetched; called without the lock, since a fetch may take its time."""
+    def fetch(self, read: Read, contents: Contents) -> Received:
+        """Return a message's contents; called without the lock, since a fetch may take its time.
+
+        Raises:
+            RejectedError: they are not what they must be.
+
+        """
         expected = self.expected
-        try:
-            received = Received(
-                read,
-                fetch_checked("weights", contents.weights, expected.weights, self.device),
-                fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
-            )
-        except RejectedError as error:
-            raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected: {error}") from error
+        received = Received(
+            read,
+            fetch_checked("weights", contents.weights, expected.weights, self.device),
+            fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
+        )
         extra = contents.extra
         if extra is None:
             return received
         local = {name: tensor_of(given).to(self.device) for name, given in extra.local.items()}
         mask = None if extra.with_gradient is None else torch.from_numpy(extra.with_gradient).to(self.device)
         return received._replace(local=local, with_gradient=mask)
+
+    def open(self, read: Read, contents: Contents) -> Received:
+        """Return a message's contents, without which there is no going on.
+
+        Raises:
+            RunError: they are not what they must be.
+
+        """
+        try:
+            return self.fetch(read, contents)
+        except RejectedError as error:
+            raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected: {error}") from error
 
     def go_on(self, learner: Worker | Server, restored: Restored | None) -> None:
         """Be where a state was kept, with the messages that were under way then."""
@@ -108,7 +124,7 @@ class WorkerActor(StarShell):
     def expected(self) -> Expected:
         """What the servers' messages must be; each has a part of the weights of its own."""
         size = None if self.spec.recipe.num_servers > 1 else self.worker.weights.numel()
-        return Expected(self.spec.neighbors, None, size, self.worker.buffers.numel())
+        return Expected(self.spec.neighbors, None, size, self.worker.buffers.numel(), Answer if self.is_live else None)
 
     def part(self, server: int) -> slice:
         """Return the parameters of a server, which is counted as an agent."""
@@ -184,6 +200,7 @@ class ServerActor(StarShell):
             None,
             server.weights.numel(),
             server.buffers.numel(),
+            Delivery,
             forms=server.forms if is_first else {},
             num_tensors=len(server.sizes),
         )

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError
 
 from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.ray.checking import RejectedError
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.server_actors import ServerActor
 from ray_pcasgd.engines.ray.shell import Driving
@@ -48,6 +49,8 @@ class LiveServerActor(ServerActor):
         self.gatherer = Gatherer(spec.recipe.rule.gathering, spec.recipe.num_workers, self.first)
         if restored:
             self.gatherer.restore(restored.agent["gatherer"])
+        self.admitted = {worker: (version, self.first) for worker, version in self.arrived.items()}
+        """Of each worker, its newest gradient that has come, and the server's version then; for the mail thread."""
         self.losses: dict[tuple[int, int], float] = {}
         self.given = dict.fromkeys(spec.neighbors, self.first)
         """The version that each worker was told to read last."""
@@ -143,6 +146,8 @@ class LiveServerActor(ServerActor):
     def take_back(self, coming: "_Coming") -> None:
         """Go on with a worker that is back."""
         self.outbox.welcome(coming.worker, coming.handle)
+        with self.changed:
+            self.admitted[coming.worker] = (coming.version, self.version)
         self.gatherer.gain()
         self.given[coming.worker] = self.newest_given
         self.send({coming.worker: self.answer(coming.worker, coming.version)})
@@ -160,30 +165,73 @@ class LiveServerActor(ServerActor):
         self.unsent.append(Event("neighbor_lost", self.spec.agent, self.version, f"worker {agent} is gone"))
         self.after_arrival(agent, 0, counts=True)
 
-    def arrive(self, header: Header) -> None:
-        """Take in a gradient."""
-        note = header.note
-        assert isinstance(note, Delivery)
-        if not self.fetch(header):
-            return
-        self.arrived[header.sender] = header.version
-        self.losses[header.sender, header.version] = note.loss
-        self.gatherer.tell(header.sender, header.version, note.loss)
-        self.gatherer.adapt(self.now())
-        counts = self.gatherer.arrive(Arrival(header.sender, header.version, note.computed_at, note.round))
-        if not counts:
-            self.discard(header.sender, header.version)
-        self.after_arrival(header.sender, header.version, counts)
+    def check_turn(self, header: Header) -> None:
+        """Raise ``RejectedError`` unless a gradient may be its worker's next one; called with the lock held.
 
-    def fetch(self, header: Header) -> bool:
-        """Fetch a gradient; return whether it is there, and not lost together with its worker."""
+        A worker's versions rise one by one, but for work that was cancelled: one at each of the server's versions.
+        """
+        worker, version = header.sender, header.version
+        newest, moment = self.admitted[worker]
+        last = newest + 1 + (self.version - moment if self.spec.recipe.rule.gathering.cancels else 0)
+        if not newest < version <= last:
+            raise RejectedError(f"its version is {version}; allowed are {newest + 1} to {last}")
+        self.admitted[worker] = (version, self.version)
+
+    def arrive(self, header: Header) -> None:
+        """Take in a gradient; one that is not what it must be is answered, and never applied."""
+        note, worker, version = header.note, header.sender, header.version
+        assert isinstance(note, Delivery)
+        if worker not in self.given:
+            return  # it is gone
+        self.arrived[worker] = version
+        try:
+            counts = self.take_in(header, note)
+        except RejectedError as error:
+            with self.changed:
+                self.reject(worker, version, error)
+            counts = False
+        if not counts:
+            self.discard(worker, version)
+        self.after_arrival(worker, version, counts)
+
+    def take_in(self, header: Header, note: Delivery) -> bool:
+        """Hand a gradient to the gatherer; return whether it counts for an update.
+
+        Raises:
+            RejectedError: it is not what it must be.
+
+        """
+        worker, version = header.sender, header.version
+        if note.computed_at > self.given[worker] or note.round > self.version:
+            raise RejectedError(
+                f"it was computed at version {note.computed_at} and begun at {note.round}; allowed are those up to "
+                f"{self.given[worker]} and {self.version}"
+            )
+        if self.spec.recipe.rule.needs_gap and note.computed_at not in self.server.history:
+            raise RejectedError(f"it was computed at version {note.computed_at}, which no worker reads any more")
+        if not self.keep_opened(header):
+            return False
+        self.losses[worker, version] = note.loss
+        self.gatherer.tell(worker, version, note.loss)
+        self.gatherer.adapt(self.now())
+        return self.gatherer.arrive(Arrival(worker, version, note.computed_at, note.round))
+
+    def keep_opened(self, header: Header) -> bool:
+        """Fetch a gradient; return whether it is there, and was not rejected before or lost together with its worker.
+
+        Raises:
+            RejectedError: it is not what it must be.
+
+        """
         key = (header.sender, header.version)
         with self.changed:
-            read, _, contents = self.find(Read(*key, 0, 0))
+            message = self.mailbox.get(*key)
             self.mailbox.drop(*key)
+        if message is None or message.contents is None:
+            return False
         try:
-            self.opened[key] = self.open(read, contents)
-        except (ObjectLostError, RayActorError) as error:
+            self.opened[key] = self.fetch(Read(*key, 0, 0), message.contents)
+        except LOST as error:
             detail = f"version {header.version} of agent {header.sender} was lost ({type(error).__name__})"
             self.unsent.append(Event("message_lost", self.spec.agent, self.version, detail))
             return False

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 from torch import Tensor
 
 from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, checked_contents
+from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, check_mark, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.reporting import Reporter
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
@@ -112,6 +112,11 @@ class Shell(Reporter):
                 return
             self.received[header.sender] += 1
             try:
+                self.check_turn(header)
+            except RejectedError as error:
+                self.reject(header.sender, header.version, error)
+                return
+            try:
                 contents = checked_contents(self.expected, header, contents, pieces)
             except RejectedError as error:
                 self.reject(header.sender, header.version, error)
@@ -120,6 +125,9 @@ class Shell(Reporter):
             self.took_in(header)
             if self.is_worth_waking():
                 self.changed.notify_all()
+
+    def check_turn(self, header: Header) -> None:
+        """Raise ``RejectedError`` where a message cannot be its sender's next; called with the lock held."""
 
     def reject(self, sender: int, version: int, error: Exception) -> None:
         """Count a message that is not what it must be, and say so of the first, the tenth, the hundredth..."""
@@ -143,6 +151,11 @@ class Shell(Reporter):
     def take_mark(self, neighbor: int, cut: int, sent: int) -> None:
         """Take in how many messages a neighbor had sent before a cut."""
         with self.changed:
+            try:
+                check_mark(self.expected, neighbor, cut, sent)
+            except RejectedError as error:
+                self.reject(-1, -1, error)
+                return
             self.marks[neighbor][cut] = sent
             self.changed.notify_all()
 
@@ -181,7 +194,7 @@ class Shell(Reporter):
             with self.changed:
                 self.report(flush=True)
             # The driver looks for reports once this call has ended, and its own call could overtake these.
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(*GONE):
                 ray.get([call.answer for call in self.handed_in])
         if self.driving.state_seconds is not None:
             self.outbox.mark(self.spec.agent, FOREVER)

@@ -6,7 +6,10 @@ several readers on another, the store copies large arrays less often.
 """
 
 import contextlib
+import logging
+import math
 import threading
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -17,22 +20,28 @@ import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayTaskError
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ray_pcasgd.engines.ray.lost import GONE, first_line
 from ray_pcasgd.engines.ray.raw_tensors import Extra
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.records import Snapshot
+
+logger = logging.getLogger("ray_pcasgd")
 
 PIECE_BYTES = 64 * 1024
 """Larger arrays travel in pieces inside the call: arguments above 100 KiB would go through the object store."""
 
 CHECKED_CALLS = 16
-"""Messages to one neighbor after which its answers are looked at; at every message it would cost as much as sending."""
+"""Messages to one neighbor after which its answers are looked at in any case."""
 
-PENDING_CALLS = 32
-"""Unanswered messages to one neighbor after which a live agent leaves newer ones out until it answers."""
+FEWEST_PENDING, MOST_PENDING = 4, 32
+"""Bounds of how many unanswered messages to one neighbor a live agent has under way."""
+
+_ANSWER_TIMES = 64
+"""Answers over which the round trip to a neighbor is the smallest."""
 
 # What was read is never written to (rules are pure), so a view of shared memory is safe.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -129,6 +138,92 @@ def as_tensor(leaf: Any) -> Any:
     return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
 
 
+class Sent(NamedTuple):
+    """What became of one version's messages."""
+
+    to: frozenset[int]
+    """Who was sent one."""
+    gone: list[int]
+    """Neighbors that were found to be gone."""
+
+
+class _Peer:
+    """One neighbor as its messages are sent to it."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.receive: Any = handle.receive
+        self.pending: deque[tuple[Any, float]] = deque()
+        """Calls that are not known to be answered, and when each was made."""
+        self.answers: deque[float] = deque(maxlen=_ANSWER_TIMES)
+        """Seconds that answers took, at most."""
+        self.interval = 0.0
+        """Mean seconds from one version to the next."""
+        self.offered_at = 0.0
+        self.last_sent = -1
+        """The newest version that was sent."""
+        self.run = 0
+        """How many versions before it were sent without a gap."""
+
+    def offer(self, now: float) -> None:
+        """Take in that there is a version to be sent."""
+        spent = now - self.offered_at
+        if self.offered_at:
+            self.interval = 0.8 * self.interval + 0.2 * min(spent, 4 * self.interval) if self.interval else spent
+        self.offered_at = now
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many calls are unanswered as may be: as versions come in a round trip, and a few."""
+        return len(self.pending) >= pending_allowed(min(self.answers, default=0.0), self.interval)
+
+    @property
+    def is_to_be_checked(self) -> bool:
+        """Whether it is time to look for answers; at every message it would cost as much as sending."""
+        return len(self.pending) >= CHECKED_CALLS or self.is_full
+
+    def sent(self, version: int, call: Any, now: float) -> None:
+        """Take in that a version was sent."""
+        self.run = self.run + 1 if version == self.last_sent + 1 else 1
+        self.last_sent = version
+        self.pending.append((call, now))
+
+    def completes_pair(self, version: int) -> bool:
+        """Return whether a version's message has the direction of one that was sent after a gap."""
+        return self.run == 1 and version == self.last_sent + 1
+
+    def is_alive(self, now: float) -> bool:
+        """Return whether the neighbor has not failed to take a message; forget those that it took."""
+        calls = [call for call, _ in self.pending]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
+        for call in done:
+            try:
+                ray.get(call)
+            except GONE:
+                return False
+            except RayTaskError as error:
+                # Whatever it makes of a message, it is there; it says itself what it rejects.
+                logger.warning("a message was not taken: %s", first_line(error))
+        answered = set(done)
+        if done:
+            self.answers.append(min(now - sent_at for call, sent_at in self.pending if call in answered))
+        self.pending = deque((call, sent_at) for call, sent_at in self.pending if call not in answered)
+        return True
+
+
+def pending_allowed(round_trip: float, interval: float) -> int:
+    """Return how many messages may be unanswered, with ``round_trip`` seconds to an answer, ``interval`` to a version.
+
+    More would only wait: at a neighbor that is slow to take them, whose own steps they hold up, or on a link that has
+    not the bandwidth, where each makes those behind it later.
+
+    >>> pending_allowed(0.002, 0.02), pending_allowed(0.1, 0.02), pending_allowed(0.1, 0.001)
+    (5, 9, 32)
+    """
+    more = math.ceil(round_trip / interval) if interval > 0 else 0
+    return min(FEWEST_PENDING + more, MOST_PENDING)
+
+
 class Outbox:
     """Sends an agent's messages, notices neighbors that are gone, and never waits for one.
 
@@ -136,62 +231,59 @@ class Outbox:
     """
 
     def __init__(self, neighbors: Mapping[int, ActorHandle[Any]]) -> None:
-        self._handles: dict[int, Any] = dict(neighbors)
-        self._neighbors: dict[int, Any] = {k: handle.receive for k, handle in neighbors.items()}
-        self._pending: dict[int, deque[Any]] = {k: deque() for k in neighbors}
+        self._peers = {k: _Peer(handle) for k, handle in neighbors.items()}
         self._sent = Counter[int]()
         self._lock = threading.Lock()
 
     def welcome(self, neighbor: int, handle: ActorHandle[Any]) -> None:
         """Send to a neighbor that has come back, or come in, from now on."""
         with self._lock:
-            self._handles[neighbor] = handle
-            self._neighbors[neighbor] = handle.receive
-            self._pending[neighbor] = deque()
+            self._peers[neighbor] = _Peer(handle)
+
+    def __contains__(self, neighbor: int) -> bool:
+        return neighbor in self._peers
 
     def drop(self, neighbor: int) -> None:
         """Send to a neighbor no more."""
         with self._lock:
-            self._neighbors.pop(neighbor, None)
-            self._pending.pop(neighbor, None)
+            self._peers.pop(neighbor, None)
 
     def mark(self, sender: int, cut: int) -> None:
         """Tell every neighbor how many messages were sent to it before a cut."""
         with self._lock:
-            for k in self._neighbors:
-                self._pending[k].append(self._handles[k].take_mark.remote(sender, cut, self._sent[k]))
+            for k, peer in self._peers.items():
+                call = peer.handle.take_mark.remote(sender, cut, self._sent[k])
+                peer.pending.append((call, time.monotonic()))
 
-    def send(self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool) -> list[int]:
-        """Send one message to each neighbor that has a header, and return the neighbors found to be gone.
+    def send(
+        self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
+    ) -> Sent:
+        """Send one message to each neighbor that has a header.
 
-        With ``may_skip``, a neighbor that has left many messages unanswered is left out.
+        With ``may_skip``, a neighbor that has left many messages unanswered is left out; but where messages are of use
+        ``in_pairs`` (the second has the direction of the first), the second of a pair is always sent.
         """
-        arguments = in_pieces(contents)
+        arguments, now = in_pieces(contents), time.monotonic()
         with self._lock:
-            gone = [k for k in self._neighbors if len(self._pending[k]) >= CHECKED_CALLS and not self._is_alive(k)]
+            to: set[int] = set()
+            gone = [k for k, peer in self._peers.items() if peer.is_to_be_checked and not peer.is_alive(now)]
             for k in gone:
-                del self._neighbors[k], self._pending[k]
+                del self._peers[k]
             for k, header in headers.items():
-                if k in self._neighbors and not (may_skip and len(self._pending[k]) >= PENDING_CALLS):
-                    self._pending[k].append(self._neighbors[k].remote(header, *arguments))
-                    self._sent[k] += 1
-            return gone
+                if (peer := self._peers.get(k)) is None:
+                    continue
+                peer.offer(now)
+                if may_skip and peer.is_full and not (in_pairs and peer.completes_pair(header.version)):
+                    continue
+                peer.sent(header.version, peer.receive.remote(header, *arguments), now)
+                self._sent[k] += 1
+                to.add(k)
+            return Sent(frozenset(to), gone)
 
     def flush(self) -> None:
         """Wait until every neighbor that is alive has every message."""
         with self._lock:
-            under_way = [list(pending) for pending in self._pending.values()]
+            under_way = [[call for call, _ in peer.pending] for peer in self._peers.values()]
         for calls in under_way:
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(*GONE, RayTaskError):
                 ray.get(calls)
-
-    def _is_alive(self, neighbor: int) -> bool:
-        """Return whether the neighbor has not failed to take a message; forget those that it took."""
-        pending = self._pending[neighbor]
-        done, left = ray.wait(list(pending), num_returns=len(pending), timeout=0)
-        try:
-            ray.get(done)
-        except RayActorError:
-            return False
-        self._pending[neighbor] = deque(left)
-        return True

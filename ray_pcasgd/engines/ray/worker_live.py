@@ -1,19 +1,21 @@
 """The actor around a worker in live mode: it starts when its servers have answered, and may come back."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
+from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.ray.checking import RejectedError
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.server_actors import WorkerActor
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Outbox
+from ray_pcasgd.engines.ray.transport import Contents, Outbox
 from ray_pcasgd.mailbox import Answer, Delivery, Header
 from ray_pcasgd.records import Event, Read, Row, RowKind
-from ray_pcasgd.server import WorkerSpec
+from ray_pcasgd.server import Received, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 _START = Header(0, 0, 0.0, 0.0, note=Answer(0, 0))
@@ -21,6 +23,8 @@ _START = Header(0, 0, 0.0, 0.0, note=Answer(0, 0))
 
 class LiveWorkerActor(WorkerActor):
     """Starts when all servers have answered, and gives up what they have cancelled."""
+
+    is_live = True
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class LiveWorkerActor(WorkerActor):
         self.is_leaving = False
         self.is_returning = False
         self.set_links(injection)
+        self.worker.warm_up()
 
     def set_links(self, injection: Injection) -> None:
         """Take in what an injection says of links."""
@@ -86,7 +91,7 @@ class LiveWorkerActor(WorkerActor):
         with self.changed:
             reads = [self.read_of(header) for header in self.known.values()]
             found = [self.find(read) for read in reads]
-        self.worker.rejoin([self.open(read, contents) for read, _, contents in found], version)
+        self.worker.rejoin(self.open_all(found), version)
         detail = f"worker {self.spec.agent} is back at step {version}, with its servers' weights"
         self.unsent.append(Event("agent_returned", self.spec.agent, version, detail))
         self.submit(Row(self.spec.agent, version - 1, now, now, now, tuple(reads), "rejoined"), None)
@@ -107,7 +112,7 @@ class LiveWorkerActor(WorkerActor):
             found = [self.find(read) for read in reads]
             for read in reads:
                 self.mailbox.drop(read.neighbor, read.version - 1)
-        states = [self.open(read, contents) for read, _, contents in found]
+        states = self.open_all(found)
         if self.wait_longer():
             loss = self.worker.step(states, self.is_cancelled)
         else:
@@ -122,10 +127,27 @@ class LiveWorkerActor(WorkerActor):
         row = Row(self.spec.agent, self.worker.version - 1, started, ended, ended, tuple(reads), kind)
         self.submit(row, loss)
 
+    def open_all(self, found: Sequence[tuple[Read, Header, Contents]]) -> list[Received]:
+        """Return the servers' weights, fetched.
+
+        Raises:
+            InterruptionError: they are not what they must be, and there are no others: the worker comes back.
+
+        """
+        try:
+            return [self.fetch(read, contents) for read, _, contents in found]
+        except RejectedError as error:
+            who = self.spec.agent
+            raise InterruptionError(f"worker {who} was sent weights that it had to reject: {error}", who) from error
+
     def take_news(self) -> None:
         """Take in the headers that have come; called with the lock held."""
         self.mailbox.advance(time.monotonic())
         for header in self.mailbox.news():
+            message = self.mailbox.get(header.sender, header.version)
+            if message is not None and message.contents is None:
+                # What it says of its weights was rejected: it is an answer all the same, at the weights before it.
+                header = header._replace(version=self.known[header.sender].version)
             self.known[header.sender] = header
 
     def may_start(self) -> bool:

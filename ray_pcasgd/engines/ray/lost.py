@@ -1,0 +1,22 @@
+"""Which of Ray's errors say that something was lost: an actor, its node, its memory, or what it held."""
+
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RpcError,
+    WorkerCrashedError,
+)
+
+GONE = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError, RpcError)
+"""The process that was called is gone: killed, by Ray's memory monitor too, or lost together with its node."""
+
+LOST = (*GONE, ObjectLostError)
+"""That, or an object was lost with its owner."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
