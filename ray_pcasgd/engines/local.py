@@ -146,9 +146,7 @@ class _Execution(DataFlow):
             if row.kind == "rejoined":
                 continue
             agent = self.agents[row.agent]
-            # Of those who read every version; of others each neighbor has its place, whether it is read or not.
-            read = sum(not self.is_gone(read.neighbor, read.version) for read in row.reads)
-            gathers = read if agent.pushes else len(agent.spec.neighbors)
+            gathers = len(row.reads) if agent.pushes else len(agent.spec.neighbors)
             key = (gathers, self.recipe.rule.probes_at(row.step))
             groups.setdefault(key, []).append(row)
         return [*alone, *groups.values()]

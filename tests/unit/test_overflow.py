@@ -80,7 +80,7 @@ def test_the_run_ends_with_agent_and_step(algorithm: str, what: str, tmp_path: P
 
 @pytest.mark.parametrize("batched", ["never", "always"])
 @pytest.mark.parametrize("what", ["weights", "buffers"])
-@pytest.mark.parametrize("algorithm", ["pc-asgd", "d-asgd", "sgp-overlap"])
+@pytest.mark.parametrize("algorithm", ["pc-asgd", "d-asgd", "gossip-push"])
 def test_that_agent_alone_is_isolated(algorithm: str, what: str, batched: str, tmp_path: Path) -> None:
     agent, step = marked(what)
     engine = {"name": "local", "batched": batched}
