@@ -11,7 +11,7 @@ from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
 from ray_pcasgd.consensus import AveragedModel
 from ray_pcasgd.engines.base import InterruptionError, Pause, RunError
 from ray_pcasgd.executable_rows import executable
-from ray_pcasgd.learner import NonFiniteLossError
+from ray_pcasgd.learner import StepError
 from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.pace import Pace, is_agent_step, mean_staleness
 from ray_pcasgd.plan import Plan
@@ -33,7 +33,7 @@ class Run:
         self.watcher = watcher
         config = plan.config
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AveragedModel(config.task, plan.data, config.seed, device)
+        self.model = AveragedModel(config.task, plan.data, config.seed, device, config.mixed_buffers)
         self.monitor = Monitor(len(plan.specs), self.model.evaluate, plan.servers)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.states = StateFiles(folder.states, config.checkpoint)
@@ -64,7 +64,7 @@ class Run:
                 self.restore(state["run"])
             while state := self.advance(state):
                 pass
-        except (NonFiniteLossError, RunError) as ended:
+        except (StepError, RunError) as ended:
             error = ended
         finally:
             self.finish()

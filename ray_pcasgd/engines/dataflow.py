@@ -4,7 +4,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,12 +25,6 @@ class Published:
     direction: Tensor | None = None
     mass: float = 1.0
 
-    @cached_property
-    def is_finite(self) -> bool:
-        """Whether all weights are finite numbers; others are read by nobody."""
-        # Where finite numbers overflow in the sum, each is looked at.
-        return bool(self.weights.sum().isfinite()) or bool(self.weights.isfinite().all())
-
     def parts(self) -> list[Any]:
         """Return what ``of`` makes a version of again."""
         return [self.weights, self.buffers, self.direction, self.mass]
@@ -49,9 +42,6 @@ class DataFlow:
     A row can run once its agent is at the row's step and every version that it reads is published, with its direction
     where the rule needs that.
     """
-
-    rejects_non_finite = True
-    """Whether agents do not read weights that are not finite."""
 
     def __init__(self, rows: Iterator[Row | None], agents: Sequence[Agent], recorded: Sequence[Row] = ()) -> None:
         specs = [agent.spec for agent in agents]
@@ -180,8 +170,6 @@ class DataFlow:
                         f"schedule: agent {row.agent} reads version {read.version} of agent {read.neighbor} at step "
                         f"{row.step}, after newer ones or once more; allowed is each in its turn"
                     )
-                if self.rejects_non_finite and not version.is_finite:
-                    continue
                 direction = version.direction
                 if direction is None and self.recipe.rule.needs_directions:
                     direction = torch.zeros_like(version.weights)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from ray_pcasgd.agent import Agent, AgentSpec
+from ray_pcasgd.agent import Agent, AgentSpec, Received
 from ray_pcasgd.engines.base import Report
 from ray_pcasgd.engines.batching import apply_together, compute_together
 from ray_pcasgd.engines.dataflow import DataFlow
@@ -94,14 +94,19 @@ class _Execution(DataFlow):
     def reports(self) -> Iterator[Report]:
         while True:
             self.compute_pending()
-            yield from self.events
-            self.events.clear()
+            yield from self.happened()
             ready = self.take_ready()
             if not ready:
                 return
             for group in self.grouped(ready):
                 yield from self.execute(group)
+                yield from self.happened()
             yield from self.pause()
+
+    def happened(self) -> Iterator[Event]:
+        """Yield the events that were not yielded yet."""
+        yield from self.events
+        self.events.clear()
 
     def compute_pending(self) -> None:
         """Compute the direction of every agent that has a next step, as soon as its version exists."""
@@ -120,12 +125,16 @@ class _Execution(DataFlow):
             try:
                 self.losses[agent.spec.agent] = agent.check_finite(loss)
             except NonFiniteLossError as error:
-                if not self.recipe.isolate_non_finite:
-                    raise
-                self.isolated[error.agent] = error.step
-                self.events.append(Event("agent_isolated", error.agent, error.step, str(error)))
+                self.isolate(error)
             else:
                 self.published[agent.spec.agent][agent.version].direction = agent.direction
+
+    def isolate(self, error: NonFiniteLossError) -> None:
+        """Let an agent leave the run after its present version; end the run where that is not asked for."""
+        if not self.recipe.isolate_non_finite:
+            raise error
+        self.isolated[error.agent] = error.step
+        self.events.append(Event("agent_isolated", error.agent, error.step, str(error)))
 
     def grouped(self, rows: list[Row]) -> list[list[Row]]:
         """Return the groups that may run as one batch: as much to gather, and alike in probing."""
@@ -160,13 +169,27 @@ class _Execution(DataFlow):
         rows = [row._replace(reads=tuple(r.read for r in own)) for row, own in zip(rows, received, strict=True)]
         losses = [self.losses[row.agent] for row in rows]
         held = [len(row.held) for row in rows]
-        measures = [agents[0].apply(received[0], held[0])] if len(rows) == 1 else apply_together(agents, received, held)
-        for row in rows:
+        outcomes: list[dict[str, float] | NonFiniteLossError]
+        if len(rows) == 1:
+            outcomes = [self.apply(agents[0], received[0], held[0])]
+        else:
+            outcomes = apply_together(agents, received, held)
+        for row, outcome in zip(rows, outcomes, strict=True):
             self.losses[row.agent] = None
-            self.publish(row)
-        for row, agent, loss, measured in zip(rows, agents, losses, measures, strict=True):
-            assert loss is not None
-            yield self.report(row, agent, loss, measured)
+            if isinstance(outcome, NonFiniteLossError):
+                self.isolate(outcome)
+            else:
+                self.publish(row)
+        for row, agent, loss, outcome in zip(rows, agents, losses, outcomes, strict=True):
+            if not isinstance(outcome, NonFiniteLossError):
+                assert loss is not None
+                yield self.report(row, agent, loss, outcome)
+
+    def apply(self, agent: Agent, received: list[Received], held: int) -> dict[str, float] | NonFiniteLossError:
+        try:
+            return agent.apply(received, held)
+        except NonFiniteLossError as error:
+            return error
 
     def report(self, row: Row, agent: Agent, loss: float, measures: dict[str, float]) -> StepReport:
         evaluates = self.recipe.evaluates_at(agent.progress)

@@ -200,6 +200,8 @@ class _Execution:
             self.messages[row.agent][worker.version] = _Message(
                 worker.message,
                 worker.buffers,
+                worker.changed_local,
+                worker.with_gradient,
                 computed_at={read.neighbor: read.version for read in row.reads},
                 begun_at={read.neighbor: read.version + read.staleness for read in row.reads},
                 loss=loss,
@@ -219,7 +221,13 @@ class _Execution:
         part = server.spec.recipe.part(server.spec.place, self.workers[0].weights.numel())
         messages = [self.messages[read.neighbor][read.version] for read in row.reads]
         received = [
-            Received(read, message.vector[part], message.buffers if server.spec.place == 0 else message.buffers[:0])
+            Received(
+                read,
+                message.vector[part],
+                message.buffers if server.spec.place == 0 else message.buffers[:0],
+                message.local,
+                message.with_gradient,
+            )
             for read, message in zip(row.reads, messages, strict=True)
         ]
         before = server.progress
@@ -268,6 +276,8 @@ class _Message:
 
     vector: Tensor
     buffers: Tensor
+    local: dict[str, Tensor]
+    with_gradient: Tensor | None
     computed_at: dict[int, int]
     begun_at: dict[int, int]
     """The newest version of each server when the work was begun."""
@@ -275,4 +285,5 @@ class _Message:
 
 
 def _on(device: torch.device, fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in fields.items()}
+    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in fields.items()}
+    return moved | {"local": {name: value.to(device) for name, value in fields["local"].items()}}

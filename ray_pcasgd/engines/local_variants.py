@@ -47,8 +47,6 @@ def variant_reports(
 
 
 class _Execution(DataFlow):
-    rejects_non_finite = False  # a variant with such weights ends by itself, and the others read on
-
     def __init__(self, rows: Iterator[Row | None], agents: Sequence[Variants], recorded: Sequence[Row] = ()) -> None:
         super().__init__(rows, agents, recorded)
         self.variants = agents
@@ -78,11 +76,14 @@ class _Execution(DataFlow):
                 losses = agent.compute_all()
                 self.losses[number] = losses
                 self.published[number][agent.version].direction = agent.direction
-                errors = agent.errors(losses)
-                for variant in sorted(self.going):
-                    if error := errors[variant]:
-                        self.going.discard(variant)
-                        yield variant, error
+                yield from self.ended(agent.errors(losses))
+
+    def ended(self, errors: Sequence[NonFiniteLossError | None]) -> Iterator[VariantReport]:
+        """Say which variants have ended, by the error of each."""
+        for variant in sorted(self.going):
+            if error := errors[variant]:
+                self.going.discard(variant)
+                yield variant, error
 
     def execute(self, row: Row) -> Iterator[VariantReport]:
         agent, losses = self.variants[row.agent], self.losses[row.agent]
@@ -93,6 +94,7 @@ class _Execution(DataFlow):
             measures: list[dict[str, float]] = [{} for _ in losses]
         else:
             measures = agent.apply_all(self.receive(row), len(row.held))
+            yield from self.ended(agent.overflows)
         self.losses[row.agent] = None
         self.publish(row)
         evaluates = self.recipe.evaluates_at(agent.progress)

@@ -69,7 +69,7 @@ class NeighborTracker:
         newest = self.newest
         if newest is None or newest.final or newest.step_seconds <= 0:
             return 0
-        seconds = min(now - newest.sent_at, self.transit_seconds)
+        seconds = max(0.0, min(now - newest.sent_at, self.transit_seconds))
         return max(0, int(min(seconds / newest.step_seconds, self.last_version - newest.version)))
 
     def lateness(self, now: float) -> float:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.settings import Settings, from_name
-from ray_pcasgd.tasks.custom_samples import custom_samples
+from ray_pcasgd.tasks.custom_samples import CustomSamples, custom_samples
 from ray_pcasgd.tasks.images import Standardized
 from ray_pcasgd.tasks.imports import ObjectOrPath, resolve
 from ray_pcasgd.tasks.parquet import ImageParquet
@@ -113,9 +113,18 @@ class CustomData(Standardized):
                 decides.
 
         """
-        train, test = (custom_samples(setting, self._dataset(setting), self.in_memory) for setting in ("train", "test"))
+        train, test = (self._samples(setting) for setting in ("train", "test"))
         data = self.task_data(train.samples, test.samples, self._num_classes(train.samples, test.samples))
         return data._replace(remarks=tuple(part.remark for part in (train, test) if part.remark))
+
+    def _samples(self, setting: str) -> CustomSamples:
+        try:
+            return custom_samples(setting, self._dataset(setting), self.in_memory)
+        except Exception as error:  # also the user's own
+            if isinstance(error, ValueError) and str(error).startswith("task.data."):
+                raise
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"task.data.{setting}: {reason}") from error
 
     def _dataset(self, setting: str) -> Any:
         value = resolve(getattr(self, setting))

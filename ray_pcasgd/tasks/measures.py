@@ -194,22 +194,22 @@ class CustomMeasure(Measure):
     def higher_is_better(self) -> bool | None:
         """Whether more of it is better, where it says so itself, as torchmetrics' do."""
         try:
-            value = getattr(self._made, "higher_is_better", None)
+            value = getattr(self.made, "higher_is_better", None)
         except Exception:  # whatever the user's class raises is said where it is tried out
             return None
         return value if isinstance(value, bool) else None
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:  # noqa: D102
-        if is_metric(self._made):
-            metric = OfMetric(self._made)
+        if is_metric(self.made):
+            metric = OfMetric(self.made)
             metric.add(outputs, targets)
             return torch.tensor(metric.result())
-        return torch.as_tensor(self._made(outputs, targets))
+        return torch.as_tensor(self.made(outputs, targets))
 
     def tally(self, gathered: Gathered) -> Tally:  # noqa: D102
-        if is_metric(self._made):
-            return OfMetric(self._made)
-        return OverBatches(self._made) if self.over == "batches" else OverWhole(self._made, gathered)
+        if is_metric(self.made):
+            return OfMetric(self.made)
+        return OverBatches(self.made) if self.over == "batches" else OverWhole(self.made, gathered)
 
     def __getstate__(self) -> dict[Any, Any]:
         # What is made of the settings is made anew elsewhere.
@@ -218,7 +218,8 @@ class CustomMeasure(Measure):
         return {**state, "__dict__": {key: value for key, value in state["__dict__"].items() if key in fields}}
 
     @cached_property
-    def _made(self) -> Any:
+    def made(self) -> Any:
+        """What is called: the function, or an object of the class that was given."""
         function = resolve(self.function)
         if isinstance(function, type):
             return function(**self.arguments)

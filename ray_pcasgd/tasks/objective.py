@@ -134,6 +134,7 @@ def examine(
             if gathered.is_wanted:
                 gathered.add(outputs, targets)
     finally:
+        model.train(modes[0][1])  # the model's own, which may do more than to set modes
         for module, mode in modes:
             module.training = mode
     values = {}

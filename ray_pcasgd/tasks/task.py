@@ -5,12 +5,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from ray_pcasgd.randomness import generator
+from ray_pcasgd.randomness import generator, stream_seed
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.datasets import Data, Digits
-from ray_pcasgd.tasks.models import MLP, Model
+from ray_pcasgd.tasks.drawing import seeded
+from ray_pcasgd.tasks.models import MLP, Model, give_shape, is_unshaped
 from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Evaluation, Loss, Metric, examine, with_ignored
 from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
 from ray_pcasgd.tasks.samples import MapSamples, TaskData
@@ -89,7 +90,19 @@ class Task(Settings):
             ValueError: The model does not take such inputs.
 
         """
-        return self.model.build(data.input_shape, data.num_outputs, seed)
+        model = self.model.build(data.input_shape, data.num_outputs, seed)
+        if is_unshaped(model):
+            with seeded(stream_seed(seed, "lazy initialization")):
+                inputs, _ = data.train.take(range(min(2, len(data.train))))
+                try:
+                    give_shape(model, data.normalization(inputs))
+                except Exception as error:
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise ValueError(
+                        f"task.model.name = {self.model.name!r}: fails on the first samples, which give its layers "
+                        f"their shapes ({reason})"
+                    ) from error
+        return model
 
     def batches(
         self, data: TaskData, shard: np.ndarray, batch_size: int, seed: int, agent: int, purpose: str = "batches"

@@ -15,9 +15,10 @@ LAYERS = [
     "settings wording own_state foreign_files foreign_tables reaching records run_state numerics randomness curves",
     "laws law_text topology timing rules optimizer",
     "commands status pace schedule mailbox tasks reliability",
-    "replica displacement server_rules learner agent variants server pairs consensus",
+    "module_tensors sample_checks replica local_tensors displacement server_rules learner agent variants server pairs "
+    "consensus",
     "engines",
-    "config explanation yaml_text loading roster server_plan pair_plan peer_plan plan variant_plan",
+    "config tryout explanation yaml_text loading roster server_plan pair_plan peer_plan plan variant_plan",
     "watching exporter event_log trainer run executable_rows result checkpoint state_files monitor run_folder trust "
     "ray_train sweep_settings",
     "theory report compare terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "

@@ -83,12 +83,27 @@ class AgentActor(Shell):
         try:
             return self.agent.check_finite(self.agent.compute())
         except NonFiniteLossError as error:
-            if not self.spec.recipe.isolate_non_finite:
-                raise
-            self.unsent.append(Event("agent_isolated", error.agent, error.step, str(error)))
-            self.is_isolated = True
-            self.send(None, isolated=True)
+            self.isolate(error, None)
             return None
+
+    def apply(self, received: Sequence[Received], held: int) -> dict[str, float] | None:
+        """Take the rule's step; nothing where the agent leaves the run, because what comes of it is not finite."""
+        agent = self.agent
+        try:
+            return agent.apply(received, held)
+        except NonFiniteLossError as error:
+            # Its neighbors may still need the direction at its last version, which they know of in every engine.
+            owes = self.spec.recipe.rule.needs_directions
+            self.isolate(error, self.packed(agent.weights, agent.buffers, agent.direction) if owes else None)
+            return None
+
+    def isolate(self, error: NonFiniteLossError, contents: Contents | None) -> None:
+        """Leave the run after the present version; end it where that is not asked for."""
+        if not self.spec.recipe.isolate_non_finite:
+            raise error
+        self.unsent.append(Event("agent_isolated", error.agent, error.step, str(error)))
+        self.is_isolated = True
+        self.send(contents, isolated=True)
 
     @property
     def expected(self) -> Expected:
@@ -254,7 +269,9 @@ class PlannedAgentActor(AgentActor):
                 return
             found = self.await_reads(row)
             received = self.open_all(found)
-            measures = self.agent.apply(received, len(row.held))
+            measures = self.apply(received, len(row.held))
+            if measures is None:
+                return
             self.publish()
             self.finish_step(row._replace(reads=tuple(item.read for item in received)), loss, measures)
 

@@ -24,7 +24,7 @@ from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWork
 from ray_pcasgd.engines.ray.server_live import LiveServerActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
-from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
+from ray_pcasgd.learner import LearnerSpec, StepError
 from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
@@ -226,7 +226,7 @@ def failure(call: Any, agent: int) -> Exception | None:
         cause = error.cause
         if isinstance(cause, LOST):
             return InterruptionError(f"agent {agent} lost a message or its scheduler: {first_line(cause)}", agent)
-        return cause if isinstance(cause, NonFiniteLossError | RunError) else error
+        return cause if isinstance(cause, StepError | RunError) else error
     except GONE as error:
         return InterruptionError(f"agent {agent} was lost: {first_line(error)}", agent)
     return None

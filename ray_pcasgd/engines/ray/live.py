@@ -106,7 +106,9 @@ class LiveAgentActor(ReturningAgentActor):
         found = self.await_barrier(step)
         received = self.open_all(found)
         held = self.held
-        measures = self.agent.apply(received, len(held))
+        measures = self.apply(received, len(held))
+        if measures is None:
+            return False
         end = time.time()
         self.own_times.sent_at.append(end)
         self.step_seconds = self.own_times.pace(RECENT_STEPS)
