@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ray_pcasgd import cli_control
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
+from ray_pcasgd.engines.failures import described
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
 from ray_pcasgd.result import Result
@@ -188,7 +189,10 @@ def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> No
     path = Path(result.path)
     if path.is_dir():
         runs = [*beside, path]
-        write_report(runs, path / "report.html", " against ".join(run.name for run in runs))
+        try:
+            write_report(runs, path / "report.html", " against ".join(run.resolve().name for run in runs))
+        except Exception as error:  # the run itself is safe
+            print(f"error: the report could not be drawn: {described(error)}", file=sys.stderr)
     print_final_table(result, console)
     if result.error:
         print(f"error: {result.error}", file=sys.stderr)
@@ -210,7 +214,7 @@ def run_command(command: Callable[[], Any]) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return SETTINGS_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0

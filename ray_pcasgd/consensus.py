@@ -1,7 +1,7 @@
 """The averaged model of all agents, and how far the agents are from it."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,9 +72,19 @@ class AveragedModel:
             buffer.copy_(snapshot.integer_buffers[name])
         return self._task.evaluate(self._replica.module, self._data, self._replica.device)
 
-    def state_dict(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        """Return the state dict of a snapshot, on the CPU."""
+    def first_snapshot(self) -> Snapshot:
+        """Return the snapshot that the model was built with."""
+        return Snapshot(self._replica.weights, self._replica.buffers, dict(self._replica.integer_buffers))
+
+    def state_dict(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Return the state dict of a snapshot, on the CPU; what a module adds to it need not be a tensor."""
         device = self._replica.device
         return self._replica.state_dict(
             snapshot.weights.to(device), snapshot.buffers.to(device), snapshot.integer_buffers
         )
+
+    def bare_state_dict(self, snapshot: Snapshot) -> dict[str, Tensor]:
+        """Return a snapshot's parameters and buffers by their names, whatever the module itself makes of them."""
+        weights, buffers, integers = snapshot
+        named = self._replica.named(weights.cpu(), buffers.cpu()) | integers
+        return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}

@@ -1,7 +1,8 @@
 """A network whose parameters, gradients and floating-point buffers are views of flat vectors."""
 
+import copy
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,18 +65,27 @@ class Replica:
         """Return the named tensors of flat weights (D,) and buffers (F,), for ``torch.func.functional_call``."""
         return unflatten(weights, self.layout) | unflatten(buffers, self.buffer_layout)
 
-    def state_dict(self, weights: Tensor, buffers: Tensor, integer_buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict that plain PyTorch loads, with the given flat values in place of the module's own."""
+    def state_dict(self, weights: Tensor, buffers: Tensor, integer_buffers: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return a state dict that plain PyTorch loads, with the given flat values in place of the module's own.
+
+        What a module adds to it as extra state need not be a tensor.
+        """
         named = self.named(weights, buffers) | dict(integer_buffers)
-        first_names = {
-            t.data_ptr(): name for name, t in [*self.module.named_parameters(), *self.module.named_buffers()]
-        }
+        own = [*self.module.named_parameters(), *self.module.named_buffers()]
+        first_names = {t.data_ptr(): name for name, t in own if _has_memory(t)}
 
-        def value(name: str, tensor: Tensor) -> Tensor:
+        def value(name: str, found: Any) -> Any:
             # Tied tensors are named once; frozen ones are the module's own.
-            return named.get(name, named.get(first_names.get(tensor.data_ptr(), name), tensor))
+            if name not in named and _has_memory(found):
+                name = first_names.get(found.data_ptr(), name)
+            found = named.get(name, found)
+            return found.detach().cpu().clone() if isinstance(found, Tensor) else copy.deepcopy(found)
 
-        return {name: value(name, t).detach().cpu().clone() for name, t in self.module.state_dict().items()}
+        return {name: value(name, found) for name, found in self.module.state_dict().items()}
+
+
+def _has_memory(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.numel() > 0
 
 
 def _view(flat: Tensor, slot: Slot) -> Tensor:

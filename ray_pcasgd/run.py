@@ -3,24 +3,37 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
 from ray_pcasgd.consensus import AveragedModel
-from ray_pcasgd.engines.base import InterruptionError, Pause, RunError
+from ray_pcasgd.engines.base import Engine, InterruptionError, Pause, RunError, StateError
+from ray_pcasgd.engines.failures import StepError, as_step_error, described, measured, restoring
 from ray_pcasgd.executable_rows import executable
+from ray_pcasgd.interrupting import Interrupts, RunInterrupted
 from ray_pcasgd.learner import NonFiniteLossError
+from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.model_file import encode
 from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan
-from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.records import Event, Row, Snapshot, StepReport
 from ray_pcasgd.result import Result, final_metrics, flat_metrics
-from ray_pcasgd.run_folder import RunFolder, is_remote
+from ray_pcasgd.run_ending import Ending
+from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State, step_of
+from ray_pcasgd.run_states import RunStates
 from ray_pcasgd.schedule.trace import rows_up_to, trace_hash
-from ray_pcasgd.state_files import StateFiles
 from ray_pcasgd.watching import Watcher
+
+_SHOWN_EVALUATIONS = 3
+"""So many evaluations that failed are shown; the events' file has all of them."""
+
+
+class _WatcherError(Exception):
+    """What a watcher raised: it is none of the run's own errors."""
 
 
 class Run:
@@ -33,48 +46,106 @@ class Run:
         config = plan.config
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AveragedModel(config.task, plan.data, config.seed, device)
-        self.monitor = Monitor(len(plan.specs), self.model.evaluate, plan.servers)
+        self.monitor = Monitor(len(plan.specs), self.evaluate, plan.servers)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
-        self.states = StateFiles(folder.states, config.checkpoint)
-        self.storage_error: RunError | None = None
-        """What kept the run's files from being written."""
+        self.ending = Ending(folder, self.take_event)
+        self.interrupts = Interrupts(self.ask_to_leave)
+        self.engine: Engine | None = None
         self.rows: list[Row] = []
         self.lost: list[Event] = []
         self.left: set[int] = set()
         """Agents that were lost or isolated."""
         self.taken: set[tuple[int, int]] = set()
         """Agents and steps of all rows: steps that a run takes again, on from a state, do not count again."""
+        self.failed_evaluations: list[Event] = []
+        self.evaluating = 0
+        """The step of the newest report that brought an evaluation."""
         self.interruptions = 0
+        self.has_bare_model = False
+        """Whether the model's file holds no more than parameters and buffers."""
+        self.has_state = False
+        """Whether a state is left, from which the run could go on."""
+        self.unsaid: list[Event] = []
+        """Events that are still to be taken in."""
+        self.is_leaving = False
+        """Whether the run is to end at its next pause."""
+        self.is_ending = False
+        """Whether there are no more reports."""
+        self.raised_at_end: Exception | None = None
+        """What a watcher raised when there was nothing to end any more."""
         self.started_at = time.perf_counter()
         self.first_step_at: float | None = None
         self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
         """The state before the first step."""
+        self.states = RunStates(
+            folder.states, config.checkpoint, self.beginning["run"], len(plan.specs), self.take_event
+        )
 
-    def execute(self, state: State | None = None) -> Result:
-        """Run the plan's engine to its end, from ``state`` on where one is given, and return what came of it."""
+    def execute(self, state: State | None = None, resumes: bool = False) -> Result:
+        """Run the plan's engine to its end, and return what came of it.
+
+        It goes on from ``state`` where one is given; one that ``resumes``, from the newest state of its folder.
+
+        Raises:
+            SettingsError: the engine cannot run these settings; of a run that is new, nothing is left.
+            RunInterrupted: somebody pressed Ctrl-C; everything is written that there is.
+
+        """
         error: Exception | None = None
+        outside: BaseException | None = None
         try:
-            self.start()
-            if state is not None:
-                self.restore(state["run"])
-            while state := self.advance(state):
-                pass
-        except (NonFiniteLossError, RunError) as ended:
-            error = ended
+            with self.interrupts.handled():
+                try:
+                    self.start()
+                    self.drive(self.first_state(state, resumes))
+                except SettingsError:
+                    if not (resumes or self.rows):
+                        self.folder.discard()
+                    raise
+                except _WatcherError as raised:
+                    outside = raised.__cause__
+                except (NonFiniteLossError, RunError) as ended:
+                    error = ended
+                except Exception as unexpected:
+                    error = as_step_error(unexpected, -1, -1)
+                except BaseException as left:
+                    outside = left
+                self.finish()
+                result = self.conclude(error, outside)
         finally:
-            self.finish()
-        return self.conclude(error)
+            self.folder.close()
+        if isinstance(outside, KeyboardInterrupt):
+            raise RunInterrupted(result, self.has_state) from None
+        if (raised_by_others := outside or self.raised_at_end) is not None:
+            raise raised_by_others
+        return result
+
+    def drive(self, state: State | None) -> None:
+        """Let the engine run to its end, from ``state`` on."""
+        while True:
+            try:
+                state = self.advance(state)
+            except StateError as error:
+                if not self.states.reject(error):
+                    raise RunError(f"the state that was given is none of this run's: {error}") from error
+                state = self.take_up()
+                continue
+            if state is None:
+                return
 
     def advance(self, state: State | None) -> State | None:
         """Take in the engine's reports, from ``state`` on; return the state to go on from where it was interrupted.
 
         Raises:
             InterruptionError: that has happened more often than the settings allow.
+            StateError: the state is none of this run's.
 
         """
         try:
-            engine = self.plan.engine(self.location)
-            for report in engine.run(self.plan.specs, self.plan.data, state and state["engine"]):
+            self.engine = self.plan.engine(self.folder.location)
+            if self.is_leaving:
+                self.engine.leaving.ask()
+            for report in self.engine.run(self.plan.specs, self.plan.data, state and state["engine"]):
                 if isinstance(report, Pause):
                     self.pause(report)
                 else:
@@ -84,22 +155,28 @@ class Run:
             if 0 <= self.plan.config.max_failures < self.interruptions:
                 raise
             # A copy: what a state holds becomes the run's own.
-            state = self.last_state() or copy.deepcopy(self.beginning)
+            state = self.states.take_newest() or copy.deepcopy(self.beginning)
             step = step_of(state["engine"])
             self.take_event(Event("run_restarted", interruption.agent, step, f"{interruption}; on from step {step}"))
             if self.plan.is_live:
                 # The steps after it will be others.
-                self.restore(state["run"])
+                with restoring():
+                    self.restore(state["run"])
             return state
         return None
 
-    @property
-    def location(self) -> str:
-        """Where the run's folder is, or will be."""
-        storage = self.plan.config.storage_path
-        if is_remote(storage):
-            return f"{storage.rstrip('/')}/{self.folder.path.name}"
-        return str(self.folder.path.resolve())
+    def ask_to_leave(self) -> bool:
+        """Let the run end at its next pause, where its state can be kept; return whether there will be one."""
+        settings = self.plan.config.checkpoint
+        if self.engine is None or not self.rows or self.is_ending or not self.engine.can_pause(self.plan.specs):
+            return False
+        if settings.state_seconds is None or self.watcher.keeps_states:
+            return False
+        self.is_leaving = True
+        self.engine.leaving.ask()
+        detail = "the run ends where its state can be kept next; Ctrl-C once more ends it at once"
+        self.unsaid.append(Event("interrupted", -1, -1, detail))
+        return True
 
     def pause(self, pause: Pause) -> None:
         """Offer the state of the whole run to the watcher, and keep it if it is time."""
@@ -107,24 +184,48 @@ class Run:
         def state() -> State:
             return {"engine": pause.state(), "run": self.state(pause.versions)}
 
-        self.watcher.paused(pause, state)
-        if self.states.is_due() and not self.watcher.keeps_states:
+        self.tell(self.watcher.paused, pause, state)
+        if (self.states.is_due() or self.is_leaving) and not self.watcher.keeps_states:
             try:
                 self.states.write(state)
-                if is_remote(self.plan.config.storage_path):
-                    self.folder.mirror(self.plan.config.storage_path)
+                if self.folder.remote is not None:
+                    self.folder.mirror()
             except OSError as error:
                 self.take_event(Event("state_not_kept", -1, pause.step, f"the run's state could not be kept: {error}"))
+                self.move_out_if_gone(error)
+        if self.is_leaving:
+            raise KeyboardInterrupt
 
-    def last_state(self) -> State | None:
-        """Return the newest state that was kept and is intact, and say what was wrong with newer ones."""
-        state, problems = self.states.newest()
-        for problem in problems:
-            self.take_event(Event("state_skipped", -1, 0, problem))
+    def first_state(self, state: State | None, resumes: bool) -> State | None:
+        """Return the state that the run begins with, taken in."""
+        if resumes:
+            return self.take_up()
+        if state is not None:
+            try:
+                with restoring():
+                    self.restore(state["run"])
+            except StateError as error:
+                raise RunError(f"the state that was given is none of this run's: {error}") from error
         return state
 
+    def take_up(self) -> State | None:
+        """Return the newest state of the folder that the run can go on from, taken in; where there is none, say so."""
+        while (state := self.states.take_newest()) is not None:
+            try:
+                with restoring():
+                    self.restore(state["run"])
+                return state
+            except StateError as error:
+                self.states.reject(error)
+        aside = self.folder.put_aside_kept_models()
+        self.restore_parts(copy.deepcopy(self.beginning["run"]))
+        kept = f"; the models that were kept before are in {aside}" if aside else ""
+        detail = f"{self.folder.path} has no state from which it could go on: the run begins anew{kept}"
+        self.take_event(Event("run_begins_anew", -1, 0, detail))
+        return None
+
     def state(self, versions: Sequence[int] | None = None) -> State:
-        """Return what the run's files to come depend on, beside the engine's state.
+        """Return what the run's files to come depend on, together with the engine's state.
 
         Where agents go on from ``versions`` and take the steps after them otherwise, those rows are left out, and what
         others have read of them: under its number there will be another version.
@@ -140,14 +241,20 @@ class Run:
             "seconds": time.perf_counter() - self.started_at,
         }
 
-    def restore(self, state: State) -> None:
-        """Go on from a state."""
+    def restore_parts(self, state: State) -> None:
+        """Take the place of whatever there is by a state."""
         self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
         self.taken = {row[:2] for row in self.rows}
         self.monitor.restore(state["monitor"])
         evaluated = max((row["step"] for row in self.monitor.rows), default=0)
-        self.checkpoints.restore(state["checkpoints"], evaluated)
+        self.monitor.frame()  # which fails on rows that are none
+        for problem in self.checkpoints.restore(state["checkpoints"], evaluated):
+            self.take_event(Event("model_skipped", -1, -1, problem))
         self.started_at = time.perf_counter() - state["seconds"]
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.restore_parts(state)
         if state["reads_left_out"]:
             detail = f"{state['reads_left_out']} reads of versions after the state are left out of the schedule"
             self.take_event(Event("reads_unrecorded", -1, -1, detail))
@@ -159,7 +266,20 @@ class Run:
 
     def start(self) -> None:
         """Take in the plan, before the first report."""
-        self.watcher.started(self.plan, self.folder.path)
+        self.tell(self.watcher.started, self.plan, self.folder.path)
+        if self.folder.why_unlocked is not None:
+            detail = f"nothing keeps another driver from {self.folder.path}: {self.folder.why_unlocked}"
+            self.take_event(Event("folder_not_locked", -1, -1, detail))
+        for link in self.folder.links()[:1]:
+            if self.ending.move_out(OSError(f"{link.name} is a symbolic link, which is not followed for writing")):
+                self.states.write_to(self.folder.states)
+        settings = self.plan.config.storage_path
+        if self.folder.stays_here(settings):
+            detail = f"the run goes on in {self.folder.path}, and is not copied to storage_path = {settings!r}"
+            self.take_event(Event("not_published", -1, -1, detail))
+        *_, reason = encode(self.model_state(self.model.first_snapshot()), {})
+        if reason:
+            self.take_event(Event("model_format", -1, -1, f"the model's file will be model.pt: {reason}"))
         for agent, last in self.plan.last_steps.items():
             if last < 0:
                 self.note_departure(agent, last)
@@ -170,37 +290,24 @@ class Run:
             self.take_event(report)
         else:
             self.take_step(report)
+        self.say_unsaid()
 
-    def finish(self) -> None:
-        """Write what there is, after the last report; whatever else went wrong, too."""
-        self.watcher.evaluated(self.monitor.finish())
-        self.rows, events = executable(self.rows, self.plan)
-        for event in events:
+    def say_unsaid(self) -> None:
+        """Take in the events that have come up meanwhile."""
+        unsaid, self.unsaid = self.unsaid, []
+        for event in unsaid:
             self.take_event(event)
-        self.saving(self.write)
-        self.watcher.finished()
 
-    def saving(self, write: Callable[[], None]) -> None:
-        """Write files; where the run's folder does not take them, to one that does, and say so."""
+    def tell(self, act: Callable[..., None], *arguments: Any) -> None:
+        """Tell the watcher something; what it raises ends the run, but for what it is told at the end."""
         try:
-            write()
-        except OSError as error:
-            wanted, kept = self.folder.path, self.folder.rescue()
-            self.storage_error = RunError(
-                f"storage_path = {self.plan.config.storage_path!r}: {wanted} could not be written ({error}); the run's "
-                f"files are in {kept}"
-            )
-            write()
-
-    def shortfall(self) -> RunError | None:
-        """Return what makes a run that came to its end a failure."""
-        if len(self.left) == len(self.plan.specs):
-            return RunError("every agent has left the run; events.jsonl says why")
-        allowed = self.plan.config.max_failures
-        if allowed >= 0 and len(self.lost) > allowed:
-            names = ", ".join(f"agent {event.agent}" for event in self.lost)
-            return RunError(f"{names} lost; allowed are max_failures = {allowed}. The other agents finished")
-        return None
+            act(*arguments)
+        except KeyboardInterrupt:
+            self.interrupts.interrupt()
+        except Exception as error:
+            if not self.is_ending:
+                raise _WatcherError from error
+            self.raised_at_end = self.raised_at_end or error
 
     def take_step(self, report: StepReport) -> None:
         """Take in one step."""
@@ -209,10 +316,21 @@ class Run:
         self.first_step_at = self.first_step_at or time.perf_counter()
         self.taken.add(report.row[:2])
         self.rows.append(report.row)
-        self.watcher.stepped(report)
-        self.take_rows(self.monitor.take(report))
+        self.evaluating = report.progress
+        rows = self.monitor.take(report)
+        self.tell(self.watcher.stepped, report)
+        self.take_rows(rows)
         if self.plan.last_steps.get(report.row.agent) == report.row.step:
             self.note_departure(report.row.agent, report.row.step)
+
+    def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
+        """Return what the averaged model is worth."""
+        task = self.plan.config.task
+        values, failed = measured(
+            partial(self.model.evaluate, snapshot), task, -1, self.evaluating, "the averaged model"
+        )
+        self.unsaid += [failed] if failed else []
+        return values
 
     def note_departure(self, agent: int, last_step: int) -> None:
         """Note that a recorded run lost an agent after ``last_step``."""
@@ -221,11 +339,15 @@ class Run:
 
     def take_event(self, event: Event) -> None:
         """Take in an event."""
+        if event.kind == "evaluation_failed":
+            self.failed_evaluations.append(event)
         error = self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
-        self.watcher.happened(event)
+        if event.kind != "evaluation_failed" or len(self.failed_evaluations) <= _SHOWN_EVALUATIONS:
+            self.tell(self.watcher.happened, event)
         if error is not None:
             detail = f"{self.folder.path} cannot be written ({error}); the run goes on, and tries again"
-            self.watcher.happened(Event("storage_failed", -1, -1, detail))
+            self.tell(self.watcher.happened, Event("storage_failed", -1, -1, detail))
+            self.move_out_if_gone(error)
         if event.agent in self.left and event.kind == "agent_isolated":
             return  # isolated anew, on the way that was taken before
         if event.kind == "agent_lost":
@@ -237,32 +359,68 @@ class Run:
             self.left.add(event.agent)
             self.take_rows(self.monitor.leave(event.agent))
 
+    def move_out_if_gone(self, error: OSError) -> None:
+        """Go on in another folder where the run's own is not there any more; else it may be written again later."""
+        if self.folder.is_gone and self.ending.move_out(error):
+            self.states.write_to(self.folder.states)
+
     def take_rows(self, rows: list[dict[str, Any]]) -> None:
         """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
         if not rows:
             return
-        self.watcher.evaluated(rows)
+        self.tell(self.watcher.evaluated, rows)
         consensus = self.monitor.latest
         assert consensus is not None
         try:
-            self.checkpoints.offer(rows[-1], lambda: self.model.state_dict(consensus.mean))
-        except OSError as error:
+            self.checkpoints.offer(rows[-1], lambda: self.model_state(consensus.mean))
+        except Exception as error:
             step = rows[-1]["step"]
-            self.take_event(Event("model_not_kept", -1, step, f"the model of step {step} could not be kept: {error}"))
+            detail = f"the model of step {step} could not be kept: {described(error)}"
+            self.take_event(Event("model_not_kept", -1, step, detail))
 
-    def write(self) -> None:
-        """Write everything that there is so far."""
-        self.folder.write_metrics(self.monitor.frame())
-        self.folder.write_schedule(self.rows, self.schedule_metadata())
-        if self.monitor.latest is not None:
-            metadata = {"format": "pt", "run": self.folder.path.name, "algorithm": self.plan.config.algorithm.name}
-            self.folder.write_model(self.model.state_dict(self.monitor.latest.mean), metadata)
+    def finish(self) -> None:
+        """Write what there is, after the last report; whatever else went wrong, too."""
+        self.is_ending = True
+        with self.interrupts.held():
+            rows = self.monitor.finish()
+            self.say_unsaid()
+            try:
+                self.rows, events = executable(self.rows, self.plan)
+            except Exception as error:
+                events = [Event("schedule_not_checked", -1, -1, f"the schedule is as it came: {described(error)}")]
+            for event in events:
+                self.take_event(event)
+            self.ending.write("metrics.parquet", lambda: self.folder.write_metrics(self.monitor.frame()))
+            self.ending.write(
+                "schedule.parquet", lambda: self.folder.write_schedule(self.rows, self.schedule_metadata())
+            )
+            if self.monitor.latest is not None:
+                self.ending.write("the model's file", self.write_model)
+            self.tell(self.watcher.evaluated, rows)
+            self.tell(self.watcher.finished)
+
+    def write_model(self) -> None:
+        """Write the newest consensus model."""
+        assert self.monitor.latest is not None
+        metadata = {"format": "pt", "run": self.folder.name, "algorithm": self.plan.config.algorithm.name}
+        self.folder.write_model(self.model_state(self.monitor.latest.mean), metadata)
+
+    def model_state(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Return a snapshot's state dict; of a module that cannot say its own, parameters and buffers."""
+        try:
+            return self.model.state_dict(snapshot)
+        except Exception as error:
+            if not self.has_bare_model:
+                self.has_bare_model = True
+                detail = f"the model's file holds parameters and buffers alone: {described(error)}"
+                self.take_event(Event("model_format", -1, -1, detail))
+            return dict(self.model.bare_state_dict(snapshot))
 
     def schedule_metadata(self) -> dict[str, str]:
         """Return what the schedule's file says of the run."""
         config = self.plan.config
         return {
-            "run": self.folder.path.name,
+            "run": self.folder.name,
             "mode": "live" if self.plan.is_live else "planned",
             "algorithm": config.algorithm.name,
             "reading": self.plan.reading,
@@ -272,11 +430,32 @@ class Run:
             "left": " ".join(map(str, sorted(self.left))),
         }
 
-    def conclude(self, error: Exception | None) -> Result:
-        """Return what came of the run, which ended early with ``error`` where one is given."""
+    def shortfall(self) -> RunError | None:
+        """Return what makes a run that came to its end a failure."""
+        if len(self.left) == len(self.plan.specs):
+            return RunError("every agent has left the run; events.jsonl says why")
+        allowed = self.plan.config.max_failures
+        if allowed >= 0 and len(self.lost) > allowed:
+            names = ", ".join(f"agent {event.agent}" for event in self.lost)
+            return RunError(f"{names} lost; allowed are max_failures = {allowed}. The other agents finished")
+        if self.failed_evaluations:
+            first, *others = self.failed_evaluations
+            more = f"; and {len(others)} evaluations more" if others else ""
+            return StepError(f"evaluation of {first.detail}{more}", first.agent, first.step)
+        return None
+
+    def conclude(self, error: Exception | None, outside: BaseException | None = None) -> Result:
+        """Write the summary, and return what came of the run.
+
+        It ended early with ``error`` where one is given, or because of what came from ``outside``.
+        """
+        status = "failed"
+        if isinstance(outside, KeyboardInterrupt):
+            error, status = RunError("interrupted"), "interrupted"
+        elif outside is not None:
+            error = RunError(f"ended by a watcher: {described(outside)}")
         if error is not None:
-            self.folder.add_event({"kind": "run_failed", "detail": str(error)})
-        error = error or self.shortfall() or self.storage_error
+            self.folder.add_event({"kind": f"run_{status}", "detail": str(error)})
         frame = self.monitor.frame()
         final = final_metrics(frame)
         training_seconds = time.perf_counter() - (self.first_step_at or self.started_at)
@@ -290,29 +469,43 @@ class Run:
             "agent_steps_per_second": round(agent_steps / max(training_seconds, 1e-9), 1),
             "final": final,
             "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
-            "error": str(error) if error else None,
         }
-        self.saving(lambda: self.folder.write_result(summary))
-        if error is None:
-            self.states.drop()
-        has_model, path = self.folder.model.exists(), str(self.folder.path)
-        storage = self.plan.config.storage_path
-        if is_remote(storage):
+        publishing: RunError | None = None
+
+        def problem() -> Exception | None:
+            return error or self.shortfall() or publishing or self.ending.error
+
+        def write() -> None:
+            failed = problem()
+            trace = {"traceback": failed.trace} if isinstance(failed, StepError) and failed.trace else {}
+            ended = {"status": status if failed else "finished", "error": str(failed) if failed else None}
+            self.folder.write_result({**summary, **ended, **trace})
+
+        with self.interrupts.held():
+            if self.folder.has_unwritten_events:
+                self.ending.write("events.jsonl", self.folder.write_events)
+            self.ending.write("result.json", write)
+            if problem() is None:
+                self.states.drop()
+            self.has_state = self.states.has_any()
+        has_model, path = self.folder.has_model, str(self.folder.path)
+        if self.folder.remote is not None:
             try:
-                path = self.folder.publish(storage)
+                path = self.folder.publish()
                 self.checkpoints.published(path)
-            except OSError as failed:
-                error = error or RunError(
-                    f"storage_path = {storage!r}: cannot be written ({failed}); the run's files are in {path}"
+            except (OSError, KeyboardInterrupt) as failed:
+                storage = self.folder.remote.storage_path
+                reason = str(failed) or "interrupted"
+                publishing = RunError(
+                    f"storage_path = {storage!r}: cannot be written ({reason}); the run's files are in {path}"
                 )
-        error = error or self.storage_error
-        checkpoint = Checkpoint(path) if has_model else None
+                self.ending.write("result.json", write)
         return Result(
             metrics=flat_metrics(final),
             metrics_dataframe=frame,
-            checkpoint=checkpoint,
+            checkpoint=Checkpoint(path) if has_model else None,
             path=path,
-            error=error,
+            error=problem(),
             best_checkpoints=self.checkpoints.kept,
             schedule_hash=digest,
         )

@@ -14,7 +14,8 @@ from ray_pcasgd.engines.ray.placement import bundle_of, connect
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan, resolve
-from ray_pcasgd.run_folder import free_name, is_remote
+from ray_pcasgd.remote_storage import is_remote
+from ray_pcasgd.run_folder import claimed_folder
 from ray_pcasgd.sweep_packs import check_batched, packs_of, read_packs, run_pack, write_packs
 from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import SweepConfig, load_sweep, nested
@@ -38,16 +39,11 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
     base = config.base(schedule)
     if is_remote(config.storage_path):
         raise SettingsError(f"storage_path = {config.storage_path!r}: allowed for a sweep is a folder of this machine")
-    storage = Path(config.storage_path).expanduser().resolve()
-    name = config.name or free_name("sweep", lambda name: (storage / name).exists())
-    path = storage / name
-    if path.exists():
-        raise SettingsError(f"name = {name!r}: the folder {path} exists; allowed is a name that is not in use")
     config.judged_by(base)
     config.check_beside(base)
     check_batched(config, base)
     _check_points(config, base)
-    path.mkdir(parents=True)
+    path = claimed_folder(config.storage_path, config.name, "sweep").resolve()
     (path / SWEEP_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     (path / DIRECTORY_FILE).write_text(str(Path.cwd()), encoding="utf-8")
     (path / BASE_FILE).write_text(yaml.safe_dump(base.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

@@ -71,17 +71,16 @@ class Terminal(Watcher):
             self._progress.evaluation(None if pd.isna(row["agent"]) else row["agent"], tested)
 
     def happened(self, event: Event) -> None:
-        """Show an event."""
-        assert self._progress is not None
-        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
+        """Show an event, which may also come before the run has started."""
+        if event.kind in ("agent_lost", "agent_isolated", "agent_left") and self._progress is not None:
             self._progress.leave(event.agent)
         if event.kind not in ("agent_started", "scheduler_started", "cluster_joined"):
             self._say(f"{event.kind.replace('_', ' ')}: {event.detail}")
 
     def finished(self) -> None:
         """End the display."""
-        assert self._progress is not None
-        self._progress.finish()
+        if self._progress is not None:
+            self._progress.finish()
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

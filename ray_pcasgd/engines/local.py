@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 
 from ray_pcasgd.agent import Agent, AgentSpec
-from ray_pcasgd.engines.base import Report
+from ray_pcasgd.engines.base import Leaving, Report
 from ray_pcasgd.engines.batching import apply_together, compute_together
 from ray_pcasgd.engines.dataflow import DataFlow
+from ray_pcasgd.engines.failures import measured, naming, who_of
 from ray_pcasgd.engines.local_pairs import pair_reports
 from ray_pcasgd.engines.local_server import server_reports
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
@@ -51,6 +52,11 @@ class LocalEngine:
     def __init__(self, settings: LocalSettings, schedule: Schedule) -> None:
         self._settings = settings
         self._schedule = schedule
+        self.leaving = Leaving()
+
+    def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
+        """Return whether the run can be left, and go on from a state."""
+        return not (isinstance(specs[0], PairSpec) or waits_for_losses(self._schedule))
 
     def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
         """Execute all rows; see ``Engine.run``. Only AD-PSGD, and plans that depend on losses, do not pause."""
@@ -63,18 +69,23 @@ class LocalEngine:
         try:
             with torch.random.fork_rng():
                 if peers:
-                    execution = _Execution(self._settings, rows, [Agent(spec, data) for spec in peers])
-                    if state is not None:
-                        execution.restore(state)
+                    execution = _Execution(self._settings, rows, [_built(spec, data) for spec in peers])
+                    execution.leaving = self.leaving
+                    execution.go_on(state)
                     yield from execution.reports()
                 elif pairs:
                     yield from pair_reports(rows, pairs, data)
                 else:
-                    pauses = not waits_for_losses(self._schedule)
                     stacks = self._settings.batched == "always"
-                    yield from server_reports(rows, others, data, stacks, pauses, state)
+                    pauses = self.can_pause(specs)
+                    yield from server_reports(rows, others, data, stacks, pauses, state, self.leaving)
         finally:
             torch.set_num_threads(threads)
+
+
+def _built(spec: AgentSpec, data: TaskData) -> Agent:
+    with naming(spec.agent, 0):
+        return Agent(spec, data)
 
 
 class _Execution(DataFlow):
@@ -106,9 +117,13 @@ class _Execution(DataFlow):
             and agent.spec.agent not in self.isolated
         ]
         if self.batched and len(pending) > 1:
-            losses = compute_together(pending).tolist()
+            with naming(-1, min(agent.version for agent in pending), who_of(pending)):
+                losses = compute_together(pending).tolist()
         else:
-            losses = [agent.compute() for agent in pending]
+            losses = []
+            for agent in pending:
+                with naming(agent.spec.agent, agent.version):
+                    losses.append(agent.compute())
         for agent, loss in zip(pending, losses, strict=True):
             try:
                 self.losses[agent.spec.agent] = agent.check_finite(loss)
@@ -152,16 +167,21 @@ class _Execution(DataFlow):
         # Reported is what was really read: agents that have left the run are not.
         rows = [row._replace(reads=tuple(r.read for r in own)) for row, own in zip(rows, received, strict=True)]
         losses = [self.losses[row.agent] for row in rows]
-        measures = apply_together(agents, received) if len(rows) > 1 else [agents[0].apply(received[0])]
+        with naming(rows[0].agent if len(rows) == 1 else -1, min(row.step for row in rows), who_of(agents)):
+            measures = apply_together(agents, received) if len(rows) > 1 else [agents[0].apply(received[0])]
         for row in rows:
             self.losses[row.agent] = None
             self.publish(row)
-        for row, agent, loss, measured in zip(rows, agents, losses, measures, strict=True):
+        for row, agent, loss, own_measures in zip(rows, agents, losses, measures, strict=True):
             assert loss is not None
-            yield self.report(row, agent, loss, measured)
+            yield self.report(row, agent, loss, own_measures)
 
     def report(self, row: Row, agent: Agent, loss: float, measures: dict[str, float]) -> StepReport:
         evaluates = self.recipe.evaluates_at(agent.progress)
+        evaluation = None
+        if evaluates:
+            evaluation, failed = measured(agent.evaluate, self.recipe.task, row.agent, agent.progress)
+            self.events += [failed] if failed else []
         return StepReport(
             row=row,
             progress=agent.progress,
@@ -170,7 +190,7 @@ class _Execution(DataFlow):
             bytes_sent=agent.message_bytes * len(agent.receivers()),
             wall_seconds=time.perf_counter() - self.started,
             snapshot=agent.snapshot() if evaluates else None,
-            evaluation=agent.evaluate() if evaluates else None,
+            evaluation=evaluation,
         )
 
 

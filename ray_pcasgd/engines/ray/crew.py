@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_pcasgd.agent import AgentSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
+from ray_pcasgd.engines.failures import described_text
 from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live import LiveAgentActor
@@ -153,12 +154,11 @@ class Crew:
             try:
                 yield Event("agent_started", agent, 0, ray.get(place))
             except RayTaskError as error:
-                raise RunError(f"agent {agent} could not be built: {error.cause}") from error
+                raise RunError(f"agent {agent} could not be built: {described_text(str(error))}") from error
             except RayError as error:
-                reason = str(error).splitlines()[0]
-                if isinstance(error, RayActorError) and "creation task" not in str(error):
-                    raise InterruptionError(f"agent {agent} was lost: {reason}", agent) from error
-                raise RunError(f"agent {agent} could not be started: {reason}") from error
+                if isinstance(error, RayActorError) and not error.actor_init_failed:
+                    raise InterruptionError(f"agent {agent} was lost: {_first_line(error)}", agent) from error
+                raise RunError(f"agent {agent} could not be built: {described_text(str(error))}") from error
 
     def scheduler_started(self) -> Event:
         """Wait until the scheduler is there, and report where.

@@ -8,7 +8,7 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.engines.base import Pause, Report
+from ray_pcasgd.engines.base import Leaving, Pause, Report
 from ray_pcasgd.engines.ray.crew import Crew, Identity
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live_run import LiveRun
@@ -16,6 +16,7 @@ from ray_pcasgd.engines.ray.placement import connect, reserve
 from ray_pcasgd.engines.ray.planned_run import PlannedRun
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.shell import Driving
+from ray_pcasgd.engines.ray.state_check import check_state
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.records import Event
 from ray_pcasgd.run_state import State
@@ -47,6 +48,7 @@ class RayEngine:
         self._schedule = schedule
         self._identity = identity
         self._upkeep = upkeep
+        self.leaving = Leaving()
 
     def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
         """Execute all agents; see ``Engine.run``."""
@@ -54,7 +56,7 @@ class RayEngine:
         try:
             reserved = reserve(self._settings, len(specs))
             try:
-                pausing = self._upkeep.state_seconds if self._has_states(specs[0]) else None
+                pausing = self._upkeep.state_seconds if self.can_pause(specs) else None
                 driving = Driving(
                     self._settings.message_seconds,
                     self._settings.threads,
@@ -62,15 +64,18 @@ class RayEngine:
                     self._settings.silent_steps,
                     self._settings.inline_bytes,
                 )
+                if state is not None:
+                    check_state(state, specs, data, is_live=isinstance(self._schedule, Injection))
                 crew = Crew(self._identity, specs, data, reserved, driving)
                 try:
                     if isinstance(self._schedule, Injection):
                         absent = self._settings.join_later
                         max_failures = self._upkeep.max_failures
-                        live = LiveRun(crew, self._schedule, max_failures, pausing, state, absent)
+                        live = LiveRun(crew, self._schedule, max_failures, pausing, state, absent, self.leaving)
                         yield from self._shown(crew, live.reports())
                     else:
-                        yield from self._shown(crew, PlannedRun(crew, self._schedule, pausing, state).reports())
+                        planned = PlannedRun(crew, self._schedule, pausing, state, self.leaving)
+                        yield from self._shown(crew, planned.reports())
                 finally:
                     crew.close()
             finally:
@@ -80,8 +85,9 @@ class RayEngine:
             if started_cluster:
                 ray.shutdown()
 
-    def _has_states(self, spec: LearnerSpec) -> bool:
-        """Return whether the run can go on from a state."""
+    def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
+        """Return whether the run can be left, and go on from a state."""
+        spec = specs[0]
         if isinstance(self._schedule, Injection):
             if not isinstance(spec, WorkerSpec):
                 return isinstance(spec, AgentSpec)

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from torch import Tensor
 
-from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.base import InterruptionError, RunError
+from ray_pcasgd.engines.failures import as_step_error
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.reporting import Reporter
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
-from ray_pcasgd.learner import LearnerSpec
+from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut
@@ -177,6 +178,11 @@ class Shell(Reporter):
                 self.take_steps()
             except StoppedError:
                 self.say_goodbye()
+            except (RunError, NonFiniteLossError, RayError):
+                raise
+            except Exception as error:
+                # Made of texts: the error itself may be of a kind that the driver cannot import.
+                raise as_step_error(error, self.spec.agent, self.version) from None
         finally:
             with self.changed:
                 self.report(flush=True)
