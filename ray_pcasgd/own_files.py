@@ -30,11 +30,11 @@ class TemporaryFolder:
         self.path = Path(tempfile.mkdtemp(prefix="ray_pcasgd_"))
         self._mark = secrets.token_hex(16)
         (self.path / _MARK).write_text(self._mark, encoding="ascii")
-        self._identity = _identity(self.path)
+        self._identity = identity_of(self.path)
 
     def remove(self) -> bool:
         """Remove the folder, and return whether that was done: it is left where it is not the one that was made."""
-        if self.path.is_symlink() or _identity(self.path) != self._identity or not self._is_marked():
+        if self.path.is_symlink() or identity_of(self.path) != self._identity or not self._is_marked():
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return True
@@ -46,7 +46,8 @@ class TemporaryFolder:
             return False
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file or folder from any other that has its name later; ``None`` where there is none."""
     try:
         found = path.stat()
     except OSError:

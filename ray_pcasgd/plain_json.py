@@ -49,3 +49,18 @@ def read_mapping(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_mappings(path: Path) -> list[dict[str, Any]]:
+    """Return the mappings that a file of JSON lines holds; lines that are torn, or hold something else, are none."""
+    if not is_file(path):
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found

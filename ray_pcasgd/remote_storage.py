@@ -76,7 +76,7 @@ class RemoteStorage:
             self._files.get_file_info(root)
         self._root = root.rstrip("/")
         self._seen: set[str] = set()
-        """What of the run's folders has been on this machine."""
+        """The files in the groups' folders that have been on this machine."""
 
     def claim(self, name: str | None, kind: str, file: str, content: bytes) -> str:
         """Make a new folder with one file, and return its name: the given one, or the first free one of its kind.
@@ -119,8 +119,8 @@ class RemoteStorage:
     def mirror(self, path: Path, name: str, groups: Collection[str], files: Collection[str]) -> None:
         """Copy a folder of this machine here.
 
-        Where this machine has dropped a folder of one of the groups, that goes here, too: the files of such names that
-        it had, and nothing that came from elsewhere.
+        Files of such names that were in the groups' folders, and that this machine has dropped since, go here, too;
+        nothing does that came from elsewhere.
 
         Raises:
             OSError: it cannot be written.
@@ -132,8 +132,9 @@ class RemoteStorage:
             local = fs.LocalFileSystem()
             fs.copy_files(str(path), self._at(name), source_filesystem=local, destination_filesystem=self._files)
             here = _inside_groups(path, groups)
-            for dropped in sorted(self._seen - here):
-                self._drop(f"{self._at(name)}/{dropped}", files)
+            for folder in sorted({dropped.rpartition("/")[0] for dropped in self._seen - here}):
+                gone = {one.rpartition("/")[2] for one in self._seen - here if one.rpartition("/")[0] == folder}
+                self._drop(f"{self._at(name)}/{folder}", gone & set(files))
         self._seen = here
 
     def withdraw(self, name: str, files: Collection[str]) -> None:
@@ -196,4 +197,5 @@ class RemoteStorage:
 
 
 def _inside_groups(path: Path, groups: Collection[str]) -> set[str]:
-    return {f"{group}/{one.name}" for group in groups for one in (path / group).glob("*") if one.is_dir()}
+    found = (one for group in groups for one in (path / group).glob("*/*") if one.is_file())
+    return {one.relative_to(path).as_posix() for one in found}

@@ -187,6 +187,7 @@ class Run:
         self.tell(self.watcher.paused, pause, state)
         if (self.states.is_due() or self.is_leaving) and not self.watcher.keeps_states:
             try:
+                self.folder.check()
                 self.states.write(state)
                 if self.folder.remote is not None:
                     self.folder.mirror()

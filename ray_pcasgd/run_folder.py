@@ -1,6 +1,7 @@
 """The files of one run."""
 
 import contextlib
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray_pcasgd.own_files import (
     TemporaryFolder,
     append,
     claim_folder,
+    identity_of,
     is_file,
     make_folder,
     move_aside,
@@ -85,6 +87,7 @@ class RunFolder:
         self._unwritten = ""
         """Events that could not be written yet."""
         self._lock: FolderLock | None = None
+        self._identity: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
@@ -178,6 +181,7 @@ class RunFolder:
         return cls(temporary.path / name, remote, temporary)
 
     def _take_lock(self) -> None:
+        self._identity = identity_of(self.path)
         there = self.remote.local_path(self._name) if self.remote else None
         self._lock = FolderLock((there or self.path) / CONFIG)
 
@@ -209,9 +213,18 @@ class RunFolder:
     @property
     def is_gone(self) -> bool:
         """Whether the folder was removed, or another one put in its place."""
-        if not self.path.is_dir():
+        found = identity_of(self.path)
+        if found is None or not self.path.is_dir():
             return True
-        return not self.remote and self._lock is not None and self._lock.has_lost_its_file()
+        if self.rescued_from or self.remote or self._lock is None:
+            return False
+        # Not by the numbers alone: some storage gives a folder others now and then.
+        return found != self._identity and self._lock.has_lost_its_file()
+
+    def check(self) -> None:
+        """Raise ``OSError`` where the folder was removed, or another one put in its place."""
+        if self.is_gone:
+            raise FileNotFoundError(errno.ENOENT, "the run's folder is not there any more", str(self.path))
 
     @property
     def states(self) -> Path:
@@ -255,6 +268,7 @@ class RunFolder:
             OSError: they still cannot.
 
         """
+        self.check()
         append(self.path / EVENTS, self._unwritten)
         self._unwritten = ""
 
@@ -283,22 +297,27 @@ class RunFolder:
 
     def write_metrics(self, frame: pd.DataFrame) -> None:
         """Write the metrics rows so far."""
+        self.check()
         write_whole(self.path / METRICS, lambda path: frame.to_parquet(path, index=False))
 
     def write_schedule(self, rows: Sequence[Row], metadata: Mapping[str, str]) -> None:
         """Write the rows that were executed."""
+        self.check()
         write_whole(self.schedule, lambda path: write_rows(path, rows, dict(metadata)))
 
     def write_model(self, state: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
         """Write a state dict's file, and return why it is not ``model.safetensors``, if it is not."""
+        self.check()
         return write_model(self.path, state, metadata)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the run's summary."""
+        self.check()
         write_whole(self.path / RESULT, dumps(result, indent=2) + "\n")
 
     def keep_checkpoint(self, step: int, state: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
         """Write a checkpoint folder of the consensus model at ``step``; it has its name only once it is whole."""
+        self.check()
         make_folder(self.checkpoints)
         folder = self.checkpoints / f"step_{step:08d}"
         with whole_folder(folder, KEPT_FILES) as unfinished:

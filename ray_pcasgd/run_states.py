@@ -58,7 +58,8 @@ class RunStates(StateFiles):
     def check(self, state: State) -> None:
         """Raise ``StateError`` where the run's own part of a state is none of it."""
         with restoring():
-            if not isinstance(state, dict) or state.keys() != {"engine", "run"}:
+            is_own = isinstance(state, dict) and state.keys() == {"engine", "run"}
+            if not is_own or not isinstance(state["engine"], dict):
                 raise StateError("it is none of a run")
             own = state["run"]
             if (found := difference(self._example, own)) is not None:

@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from ray_pcasgd.own_files import is_file
+from ray_pcasgd.plain_json import read_mappings
+
 Numbers = NDArray[np.float64]
 
 _METRICS = (
@@ -135,10 +138,10 @@ def load_run(path: Path) -> RunData:
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         result = _optional(path / "result.json", json.loads, {})
-        events = _optional(path / "events.jsonl", lambda text: [json.loads(line) for line in text.splitlines()], [])
+        events = read_mappings(path / "events.jsonl")
         metrics = _metrics(path / "metrics.parquet")
         schedule = _schedule(path / "schedule.parquet")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"run = {str(path)!r}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict) or not isinstance(result, dict):
         raise ValueError(f"run = {str(path)!r}: config.yaml and result.json must each hold one mapping")
@@ -146,7 +149,7 @@ def load_run(path: Path) -> RunData:
 
 
 def _optional(path: Path, parse: Any, otherwise: Any) -> Any:
-    return parse(path.read_text(encoding="utf-8")) if path.exists() else otherwise
+    return parse(path.read_text(encoding="utf-8")) if is_file(path) else otherwise
 
 
 def _metrics(path: Path) -> pd.DataFrame:
