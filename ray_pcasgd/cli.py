@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from ray_pcasgd import cli_control
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.engines.failures import described
+from ray_pcasgd.interrupting import RunInterrupted
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
 from ray_pcasgd.result import Result
@@ -21,7 +23,18 @@ SETTINGS_ERROR = 2
 RUN_ERROR = 1
 INTERRUPTED = 130
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        # Typer itself would end without a word.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            print(str(stopped) or "interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 cli_control.register(app)
 
@@ -86,7 +99,10 @@ def compare_command(
     console = Console()
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     methods = [UNDELAYED, *map(parse_method, algorithm)] if algorithm else METHODS
-    comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label, details=False))
+    try:
+        comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label, details=False))
+    except RunInterrupted as stopped:
+        raise KeyboardInterrupt(f"interrupted; the runs so far are in {Path(stopped.result.path).parent}") from None
     labels = dict(zip(comparison.runs["path"], comparison.runs["label"], strict=True))
     report = write_report(
         [Path(path) for path in labels],

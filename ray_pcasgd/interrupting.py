@@ -35,6 +35,7 @@ class Interrupts:
         self._ask = ask
         """Asks the run to end soon, and returns whether it can."""
         self._is_asked = False
+        self._has_raised = False
         self._is_held = False
 
     @contextmanager
@@ -59,18 +60,19 @@ class Interrupts:
         try:
             yield
         finally:
-            self._is_held = False
+            self._is_held = self._has_raised = False
 
     def interrupt(self) -> None:
-        """Do what Ctrl-C does."""
+        """Do what Ctrl-C does; called where a ``KeyboardInterrupt`` has come from elsewhere, too."""
         if self._is_held:
             return
-        if not self._is_asked and self._ask():
+        if not self._is_asked and not self._has_raised and self._ask():
             self._is_asked = True
             return
-        # Further ones may not come in the way of what is written then.
-        self._is_held = True
+        self._has_raised = True
         raise KeyboardInterrupt
 
     def _came(self, number: int, frame: FrameType | None) -> Any:
-        self.interrupt()
+        # Once one has ended the run, further ones may not come in the way of what is written then.
+        if not self._has_raised:
+            self.interrupt()

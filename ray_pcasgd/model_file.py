@@ -64,7 +64,7 @@ def read_model(content_of: Callable[[str], bytes | None]) -> dict[str, Any]:
     if (content := content_of(SAFETENSORS)) is not None:
         return dict(load(content))
     if (content := content_of(TORCH)) is not None:
-        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        return _from_torch(content)
     raise FileNotFoundError(f"neither {SAFETENSORS} nor {TORCH}")
 
 
@@ -84,11 +84,15 @@ def _as_torch(state: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
+def _from_torch(content: bytes) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tensors of rarer kinds
+        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+
+
 def _is_loadable(value: Any) -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.load(io.BytesIO(_as_torch({"": value})), weights_only=True)
+        _from_torch(_as_torch({"": value}))
     except Exception:
         return False
     return True

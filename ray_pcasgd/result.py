@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ray_pcasgd.checkpoint import Checkpoint
@@ -62,15 +63,16 @@ def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
         final |= {name: float(last[name]) for name in ("staleness_mean", "predicting_share", "theta")}
     # Not ``last``, which passes over what is no number, and would show what an earlier evaluation found.
     newest = frame[frame["agent"].notna()].groupby("agent").tail(1)
-    final["agents"] = {
-        name: {
-            "mean": float(newest[name].mean()),
-            "std": float(newest[name].std(ddof=0)),
-            "min": float(newest[name].min()),
-            "max": float(newest[name].max()),
+    with np.errstate(invalid="ignore"):  # infinite ones have no deviation
+        final["agents"] = {
+            name: {
+                "mean": float(newest[name].mean()),
+                "std": float(newest[name].std(ddof=0)),
+                "min": float(newest[name].min()),
+                "max": float(newest[name].max()),
+            }
+            for name in tests
         }
-        for name in tests
-    }
     return final
 
 

@@ -43,7 +43,7 @@ KEPT_FILES = ("state.pt", "checksum", KEPT_METRICS, *MODEL_FILES)
 _KEPT_MODEL = re.compile(r"step_([0-9]{8,18})")
 
 
-def claimed_folder(storage_path: str, name: str | None, kind: str) -> Path:
+def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str = "folder") -> Path:
     """Make and return a new folder of this machine, for runs of one kind, that nobody else gets.
 
     Raises:
@@ -55,9 +55,9 @@ def claimed_folder(storage_path: str, name: str | None, kind: str) -> Path:
         return claim_folder(storage, name, kind)
     except FileExistsError:
         raise SettingsError(
-            f"name = {name!r}: the folder {storage / str(name)} exists; allowed is a name that is not in use"
+            f"name = {name!r}: the {spoken} {storage / str(name)} exists; allowed is a name that is not in use"
         ) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SettingsError(f"storage_path = {storage_path!r}: cannot be written ({reason_of(error)})") from None
 
 
@@ -106,7 +106,7 @@ class RunFolder:
             if is_remote(storage):
                 folder = cls._in_temporary(storage, config.name, kind, text)
             else:
-                folder = cls(claimed_folder(storage, config.name, kind))
+                folder = cls(claimed_folder(storage, config.name, kind, "run folder"))
         except FileExistsError:
             location = location_in(storage, str(config.name))
             raise SettingsError(

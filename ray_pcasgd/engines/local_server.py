@@ -201,7 +201,7 @@ class _Execution:
             worker.rejoin(self.read_by_worker(row), row.step + 1)
             return self.computed(row, None)
         states = self.read_by_worker(row)
-        with naming(row.agent, row.step):
+        with naming(row.agent, worker.progress):
             loss = worker.step(states)
         assert loss is not None
         return self.computed(row, loss)
@@ -210,7 +210,7 @@ class _Execution:
         workers = [self.workers[row.agent] for row in rows]
         for row, worker in zip(rows, workers, strict=True):
             worker.begin(self.read_by_worker(row))
-        with naming(-1, min(row.step for row in rows), who_of(workers)):
+        with naming(-1, min(worker.progress for worker in workers), who_of(workers)):
             losses = compute_together(workers).tolist()
         for row, worker, loss in zip(rows, workers, losses, strict=True):
             worker.check_finite(loss)
@@ -258,7 +258,7 @@ class _Execution:
             for read, message in zip(row.reads, messages, strict=True)
         ]
         before = server.progress
-        with naming(row.agent, row.step):
+        with naming(row.agent, server.progress):
             measures = server.step(received)
         self.versions[row.agent][server.version] = (server.weights, server.buffers)
         for read in row.reads:

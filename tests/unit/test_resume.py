@@ -23,7 +23,6 @@ from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.own_files import TemporaryFolder, append, claim_folder, remove_files, write_whole
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.result import Result
-from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State, load_state
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
@@ -393,6 +392,11 @@ def test_a_run_that_never_kept_a_state_begins_anew_and_says_so(tmp_path: Path) -
 
 # Models that are kept on the way.
 
+
+def kept_steps(result: Result) -> list[int]:
+    return [int(Path(one.path).name.removeprefix("step_")) for one, _ in result.best_checkpoints]
+
+
 KEEPING = {"checkpoint": {"state_seconds": 0, "every_evaluations": 1}}
 
 
@@ -409,7 +413,9 @@ def test_a_torn_model_is_passed_over_and_left(torn: str, tmp_path: Path) -> None
     watcher = Noting()
     result = resume(run, watcher)
     assert result.error is None
-    assert [Path(one.path).name for one, _ in result.best_checkpoints] == [f"step_000000{step}" for step in (10, 15, 20)]
+    assert [Path(one.path).name for one, _ in result.best_checkpoints] == [
+        f"step_000000{step}" for step in (10, 15, 20)
+    ]
     (skipped,) = watcher.said("model_skipped")
     assert str(model) in skipped
     assert model.is_dir()
@@ -427,9 +433,7 @@ def test_stray_names_among_the_kept_models_are_left_alone(tmp_path: Path) -> Non
     (models / "step_00000016" / "notes.txt").write_text("precious")
     result = resume(run)
     assert result.error is None
-    assert [Path(one.path).name for one, _ in result.best_checkpoints] == [
-        f"step_{step:08d}" for step in (5, 10, 15, 20)
-    ]
+    assert kept_steps(result) == [5, 10, 15, 20]
     assert (models / "step_abc" / "notes.txt").exists()
     assert (models / "step_00000099").read_text() == "a file"
     assert (models / "step_00000016" / "notes.txt").exists()
@@ -471,7 +475,7 @@ def test_no_more_models_are_kept_than_asked_for_after_a_kill_between_two_of_them
     for step in (1, 2, 3):
         shutil.copytree(run / "checkpoints" / "step_00000010", run / "checkpoints" / f"step_{step:08d}")
     result = resume(run)
-    assert [Path(one.path).name for one, _ in result.best_checkpoints] == ["step_00000015", "step_00000020"]
+    assert kept_steps(result) == [15, 20]
     assert len(list((run / "checkpoints").iterdir())) == 2
 
 
@@ -540,7 +544,9 @@ def test_a_forked_child_that_outlives_its_driver_does_not_hold_the_lock(tmp_path
 # The events' file.
 
 
-def test_a_torn_last_line_of_events_is_ended_and_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_last_line_of_events_is_ended_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = killed(tmp_path)
     (run / "events.jsonl").write_text('{"kind": "first", "agent": -1, "step": 0, "detail": "one"}\n{"kind": "tor')
     status, lines, errors = command(["train", "--resume", str(run)], capsys)
@@ -639,21 +645,18 @@ def test_a_written_file_has_the_rights_of_any_other_and_leaves_nothing_aside(tmp
     write_whole(tmp_path / "own", "text")
     (tmp_path / "other").write_text("text")
     assert (tmp_path / "own").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+    def full(unfinished: Path) -> None:
+        unfinished.write_text("half")
+        raise OSError(28, "No space left on device")
+
     with pytest.raises(OSError, match="No space left"):
-        write_whole(Path("/dev/full"), "text") if not (tmp_path / "own").exists() else _full(tmp_path / "own")
+        write_whole(tmp_path / "own", full)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "own"]
     assert (tmp_path / "own").read_text() == "text"
     append(tmp_path / "lines", "one\n")
     append(tmp_path / "lines", "two\n")
     assert (tmp_path / "lines").read_text() == "one\ntwo\n"
-
-
-def _full(path: Path) -> None:
-    def write(unfinished: Path) -> None:
-        unfinished.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    write_whole(path, write)
 
 
 # Folders that go away.
@@ -694,7 +697,6 @@ def test_a_folder_in_the_place_of_a_deleted_one_is_not_written_to(tmp_path: Path
 CLAIMING = """
 import sys
 from ray_pcasgd.loading import load_config
-from ray_pcasgd.run_folder import RunFolder
 sys.stdin.read(1)
 print(RunFolder.create(load_config({"storage_path": sys.argv[1], "engine": "local"})).path.name)
 """
@@ -721,15 +723,15 @@ def test_a_name_is_claimed_by_making_its_folder(tmp_path: Path) -> None:
     assert claim_folder(tmp_path / "deep" / "er", "mine", "sweep").is_dir()
     with pytest.raises(FileExistsError):
         claim_folder(tmp_path, "sweep-1", "sweep")
+    (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
-        (tmp_path / "file").write_text("")
         claim_folder(tmp_path / "file", None, "sweep")
 
 
 def test_a_trainer_that_fits_twice_says_that_its_name_is_taken(tmp_path: Path) -> None:
     trainer = Trainer(SMALL, num_steps=1, storage_path=str(tmp_path))
     assert trainer.fit().error is None
-    with pytest.raises(SettingsError, match=r"^name = 'first': the folder .*first exists; allowed is a name that is not"):
+    with pytest.raises(SettingsError, match=r"^name = 'first': the run folder .*first exists; allowed is a"):
         trainer.fit()
     unnamed = Trainer(SMALL, name=None, num_steps=1, storage_path=str(tmp_path))
     assert [Path(unnamed.fit().path).name for _ in range(2)] == ["pc-asgd-1", "pc-asgd-2"]
@@ -772,4 +774,3 @@ def test_a_function_of_the_script_itself_is_no_import_path(tmp_path: Path) -> No
 def test_the_runner_of_commands_goes_on_too(tmp_path: Path) -> None:
     run = killed(tmp_path)
     assert CliRunner().invoke(app, ["train", "--resume", str(run)]).exit_code == 0
-    assert RunFolder.create is not None

@@ -182,7 +182,7 @@ class Shell(Reporter):
                 raise
             except Exception as error:
                 # Made of texts: the error itself may be of a kind that the driver cannot import.
-                raise as_step_error(error, self.spec.agent, self.version) from None
+                raise as_step_error(error, self.spec.agent, self.progress) from None
         finally:
             with self.changed:
                 self.report(flush=True)
@@ -197,6 +197,11 @@ class Shell(Reporter):
     def version(self) -> int:
         """The agent's version."""
         raise AssertionError("Shell is abstract")
+
+    @property
+    def progress(self) -> int:
+        """The steps that the agent has taken, of the run's ``num_steps``."""
+        return self.version
 
     @property
     def device(self) -> torch.device:
