@@ -431,6 +431,7 @@ def test_a_remote_run_that_is_interrupted_goes_on_from_its_remote_folder(tmp_pat
 CTRL_C = """
 import os, signal, sys
 from ray_pcasgd import run
+from ray_pcasgd.cli import main
 
 def take_step(self, report, take=run.Run.take_step):
     take(self, report)

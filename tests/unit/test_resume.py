@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 from ray_pcasgd.cli import app, main
-from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.own_files import TemporaryFolder, append, claim_folder, remove_files, write_whole
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.result import Result
+from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State, load_state
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
@@ -694,28 +697,33 @@ def test_a_folder_in_the_place_of_a_deleted_one_is_not_written_to(tmp_path: Path
 # Names.
 
 
-CLAIMING = """
-import sys
-from ray_pcasgd.loading import load_config
-sys.stdin.read(1)
-print(RunFolder.create(load_config({"storage_path": sys.argv[1], "engine": "local"})).path.name)
-"""
-
-
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_eight_runs_that_start_at_once_get_eight_names(scheme: str, tmp_path: Path) -> None:
-    # All are ready, and wait for the end of their input.
-    ask = [sys.executable, "-c", CLAIMING, f"{scheme}{tmp_path}/runs"]
-    processes = [subprocess.Popen(ask, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(8)]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.close()
-    names = []
-    for process in processes:
-        with process:
-            assert process.stdout is not None
-            names.append(process.stdout.read().decode().strip())
+    config = load_config({"storage_path": f"{scheme}{tmp_path}/runs", "engine": "local"})
+    together = threading.Barrier(8)
+
+    def start(_: int) -> str:
+        together.wait()
+        return RunFolder.create(config).name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(start, range(8)))
     assert sorted(names) == [f"pc-asgd-{number}" for number in range(1, 9)]
+
+
+def test_a_name_that_another_one_takes_in_that_moment_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, others = Path.mkdir, [tmp_path / "runs" / "pc-asgd-1"]
+
+    def another_is_first(path: Path, *arguments: Any, **options: Any) -> None:
+        if path in others:
+            make(others.pop())
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", another_is_first)
+    result = Trainer(SMALL, name=None, num_steps=1, storage_path=str(tmp_path / "runs")).fit()
+    assert Path(result.path).name == "pc-asgd-2"
 
 
 def test_a_name_is_claimed_by_making_its_folder(tmp_path: Path) -> None:
