@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -12,11 +12,12 @@ from typer.core import TyperGroup
 from ray_pcasgd import cli_control
 from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.engines.failures import described
+from ray_pcasgd.explanation import one_line
 from ray_pcasgd.interrupting import RunInterrupted
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
 from ray_pcasgd.result import Result
-from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_sweep, print_theory
+from ray_pcasgd.terminal import LenientOutput, Terminal, print_comparison, print_final_table, print_sweep, print_theory
 from ray_pcasgd.trainer import Trainer, resume
 
 SETTINGS_ERROR = 2
@@ -59,7 +60,7 @@ def train(
     ] = None,
 ) -> None:
     """Train agents whose news of each other is late."""
-    console = Console()
+    console = _console()
     if resumed is not None:
         if config or assignments or engine or name:
             raise SettingsError("--resume: a run goes on with its own settings; allowed beside it are none")
@@ -77,7 +78,7 @@ def replay(
     name: RunName = None,
 ) -> None:
     """Run a recorded schedule again, under other settings; the report shows both runs."""
-    console = Console()
+    console = _console()
     source = read_yaml(run / "config.yaml") | {"name": None, "schedule": str(run / "schedule.parquet")}
     settings = load_config(source, [*_shortcuts(engine, name), *assignments])
     _finish(Trainer(settings, watcher=Terminal(console)).fit(), console, beside=[run])
@@ -96,7 +97,7 @@ def compare_command(
     ] = [],
 ) -> None:
     """Run several algorithms under the same schedule and seeds, beside D-PSGD without delay."""
-    console = Console()
+    console = _console()
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     methods = [UNDELAYED, *map(parse_method, algorithm)] if algorithm else METHODS
     try:
@@ -181,10 +182,12 @@ def report(
     """Draw one page about one run, or several runs side by side."""
     folders = [folder for run in runs for folder in _run_folders(run)]
     try:
-        page = write_report(folders, output or runs[0] / "report.html", " against ".join(run.name for run in runs))
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+        # Where the user says that it is to lie, a link is followed.
+        page = output.expanduser().resolve() if output else runs[0] / "report.html"
+        write_report(folders, page, " against ".join(run.resolve().name for run in runs))
+    except (OSError, ValueError) as error:
+        raise SettingsError(one_line(error)) from None
+    Console().print(f"report: {output or page}", highlight=False, soft_wrap=True)
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -199,6 +202,10 @@ def _run_folders(path: Path) -> list[Path]:
 def _shortcuts(engine: str | None, name: str | None) -> list[str]:
     given = {"engine.name": engine, "name": name}
     return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _console() -> Console:
+    return Console(file=cast(IO[str], LenientOutput(sys.stdout)))
 
 
 def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> None:

@@ -12,7 +12,7 @@ from ray_pcasgd.records import Event
 from ray_pcasgd.watching import Watcher
 
 logger = logging.getLogger("ray_pcasgd")
-_WARNINGS = ("lost", "restarted", "rejected", "silent", "failed", "skipped", "not_kept", "isolated")
+_WARNINGS = ("lost", "restarted", "rejected", "silent", "failed", "skipped", "not_", "isolated", "anew", "interrupted")
 
 
 class EventLog(Watcher):

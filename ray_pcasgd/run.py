@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -145,11 +146,13 @@ class Run:
             self.engine = self.plan.engine(self.folder.location)
             if self.is_leaving:
                 self.engine.leaving.ask()
-            for report in self.engine.run(self.plan.specs, self.plan.data, state and state["engine"]):
-                if isinstance(report, Pause):
-                    self.pause(report)
-                else:
-                    self.take(report)
+            # Closed at once, whatever ends the run: actors end, and with them what they hold.
+            with closing(self.engine.run(self.plan.specs, self.plan.data, state and state["engine"])) as reports:
+                for report in reports:
+                    if isinstance(report, Pause):
+                        self.pause(report)
+                    else:
+                        self.take(report)
         except InterruptionError as interruption:
             self.interruptions += 1
             if 0 <= self.plan.config.max_failures < self.interruptions:

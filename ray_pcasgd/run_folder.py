@@ -61,6 +61,24 @@ def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str =
         raise SettingsError(f"storage_path = {storage_path!r}: cannot be written ({reason_of(error)})") from None
 
 
+def clear_run(path: Path) -> None:
+    """Make room for a run that begins again under its name: its own files go, whatever else is there is put aside.
+
+    Raises:
+        ValueError: it is no folder of a run.
+
+    """
+    if path.is_symlink() or (path.exists() and not is_file(path / CONFIG)):
+        raise ValueError(f"{path}: is no run folder; allowed are folders with a config.yaml")
+    for group in (STATES, CHECKPOINTS):
+        if not (path / group).is_symlink():
+            for one in (path / group).glob("*"):
+                remove_files(one, KEPT_FILES)
+        remove_files(path / group, ())
+    if not remove_files(path, RUN_FILES):
+        move_aside(path)
+
+
 class RunFolder:
     """One run's folder, written as the run goes, so that a run that fails leaves what it had.
 

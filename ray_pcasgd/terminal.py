@@ -1,6 +1,7 @@
 """What the command line shows of a run: live progress, events, and the final tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,38 @@ _HISTOGRAM_CLASSES = 10
 
 
 _BEST_POINTS = 10
+
+
+class LenientOutput:
+    """Standard output on which a full disk costs lines, and not the run."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Write as far as that is possible."""
+        with _but_for_a_broken_pipe():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush as far as that is possible."""
+        with _but_for_a_broken_pipe():
+            self._file.flush()
+
+
+@contextmanager
+def _but_for_a_broken_pipe() -> Iterator[None]:
+    """Pass over errors, but for that nobody reads any more: then the program ends as any other."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 class Terminal(Watcher):

@@ -1,7 +1,7 @@
 """What an engine is: it executes agents' steps and reports each of them."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
 from ray_pcasgd.learner import LearnerSpec
@@ -60,7 +60,9 @@ class Engine(Protocol):
         """Return whether the run can be left, and go on from a state."""
         ...
 
-    def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
+    def run(
+        self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
+    ) -> Generator[Report, None, None]:
         """Execute every agent's steps, those after ``state``, and report them, each agent's in order.
 
         Closing the iterator early stops the run and frees what it holds. Where steps are planned, a state is a point

@@ -1,7 +1,7 @@
 """One process, virtual time: executes a schedule's rows, those that are ready together as one batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -58,7 +58,9 @@ class LocalEngine:
         """Return whether the run can be left, and go on from a state."""
         return not (isinstance(specs[0], PairSpec) or waits_for_losses(self._schedule))
 
-    def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
+    def run(
+        self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
+    ) -> Generator[Report, None, None]:
         """Execute all rows; see ``Engine.run``. Only AD-PSGD, and plans that depend on losses, do not pause."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ray_pcasgd.own_files import write_whole
 from ray_pcasgd.report.data import RunData, load_run
 from ray_pcasgd.report.groups import Group, final_table, group_runs, metric_of
 from ray_pcasgd.report.illustrations import illustrations
@@ -30,7 +31,7 @@ def write_report(runs: Sequence[Path], output: Path, title: str, labels: Sequenc
     """
     text = page(load_groups(runs, labels), title)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    write_whole(output, text)
     return output
 
 

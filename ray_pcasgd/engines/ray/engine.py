@@ -1,7 +1,7 @@
 """The ray engine: finds room for the actors, lets them run, and takes everything down again."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import ray
@@ -50,7 +50,9 @@ class RayEngine:
         self._upkeep = upkeep
         self.leaving = Leaving()
 
-    def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
+    def run(
+        self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
+    ) -> Generator[Report, None, None]:
         """Execute all agents; see ``Engine.run``."""
         started_cluster = connect(self._settings)
         try:
