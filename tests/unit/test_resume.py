@@ -10,12 +10,14 @@ import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
@@ -27,6 +29,7 @@ from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.result import Result
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State, load_state
+from ray_pcasgd.terminal import Terminal
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
 
@@ -250,19 +253,27 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_command_line_goes_on_from_an_older_state_where_the_newest_is_damaged(
-    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_terminal_shows_that_a_damaged_state_gives_way_to_an_older_one(damage: str, tmp_path: Path) -> None:
     run = killed(tmp_path / "lost")
     newest = newest_state(run)
     DAMAGES[damage](newest)
-    status, lines, errors = command(["train", "--resume", str(run)], capsys)
-    assert (status, errors) == (0, [])
+    output = StringIO()
+    assert_as_undisturbed(resume(run, Terminal(Console(file=output, width=1000))), tmp_path / "whole")
+    lines = output.getvalue().splitlines()
     (skipped,) = (line for line in lines if line.startswith("state skipped: "))
     assert str(newest) in skipped
     assert any(line.startswith("run resumed: on from the state of step 5") for line in lines)
     written = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["kind"] for event in written[-2:]] == ["state_skipped", "run_resumed"]
+
+
+def test_the_command_line_goes_on_from_an_older_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = killed(tmp_path)
+    cut_short(newest_state(run))
+    status, lines, errors = command(["train", "--resume", str(run)], capsys)
+    assert (status, errors) == (0, [])
+    assert any(line.startswith("state skipped: ") for line in lines)
+    assert any(line.startswith("run resumed: on from the state of step 5") for line in lines)
 
 
 class Other:
