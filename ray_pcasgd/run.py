@@ -37,6 +37,15 @@ class _WatcherError(Exception):
     """What a watcher raised: it is none of the run's own errors."""
 
 
+def _wish_behind(error: BaseException) -> BaseException | None:
+    """Return what is no error, such as ``KeyboardInterrupt``, that another one came from or hides."""
+    while (behind := error.__cause__ or error.__context__) is not None:
+        if not isinstance(behind, Exception):
+            return behind
+        error = behind
+    return None
+
+
 class Run:
     """One run as its reports come: an engine's, or those of one variant among several."""
 
@@ -105,10 +114,11 @@ class Run:
                     raise
                 except _WatcherError as raised:
                     outside = raised.__cause__
-                except (NonFiniteLossError, RunError) as ended:
-                    error = ended
-                except Exception as unexpected:
-                    error = as_step_error(unexpected, -1, -1)
+                except Exception as ended:
+                    # What takes an engine down may raise once more, and hide that it was somebody's wish.
+                    outside = _wish_behind(ended)
+                    is_known = isinstance(ended, NonFiniteLossError | RunError)
+                    error = ended if is_known else as_step_error(ended, -1, -1)
                 except BaseException as left:
                     outside = left
                 self.finish()

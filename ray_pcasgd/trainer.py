@@ -23,6 +23,9 @@ from ray_pcasgd.tasks.imports import unreadable
 from ray_pcasgd.variant_plan import make_variants
 from ray_pcasgd.watching import Watcher, Watchers
 
+_ESSENTIAL = ("seed", "num_agents", "num_steps", "algorithm", "task", "engine")
+"""Settings without which a run's file is not whole."""
+
 
 class Trainer:
     """Trains one model on many agents whose news of each other is late.
@@ -104,6 +107,9 @@ def resume(run: str | Path, watcher: Watcher | None = None, *, task: Mapping[str
 def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None) -> Config:
     """Return a run's settings, with a part of its task from elsewhere."""
     tree = read_yaml(folder.path / "config.yaml")
+    # A run writes all of its settings; what is missing would be a default, and another run.
+    if missing := [name for name in _ESSENTIAL if name not in tree]:
+        raise SettingsError(f"{run}: config.yaml is not whole; it has no {', no '.join(missing)}")
     if task is not None:
         tree = merge(tree, {"task": task})
     if objects := unreadable(tree):

@@ -1,5 +1,6 @@
 """Models that raise, where agents run in processes of their own."""
 
+import fcntl
 import os
 
 import torch
@@ -37,6 +38,23 @@ class FailingWhenEvaluated(FailingLater):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.training and torch.is_inference_mode_enabled() == torch.is_grad_enabled():
             raise KeyError("evaluated")
+        outputs: Tensor = self.linear(inputs)
+        return outputs
+
+
+class Gated(FailingLater):
+    """Waits at its 100th forward pass in training mode until nobody holds a file's lock."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(100)
+        self.file = file
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.left -= 1
+            if self.left == 0:
+                with open(self.file) as file:  # noqa: PTH123
+                    fcntl.flock(file, fcntl.LOCK_SH)
         outputs: Tensor = self.linear(inputs)
         return outputs
 

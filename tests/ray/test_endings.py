@@ -1,5 +1,6 @@
 """Runs on real actors that raise, are interrupted, or go on from states that are damaged."""
 
+import fcntl
 import json
 import shutil
 import signal
@@ -18,7 +19,7 @@ from ray_pcasgd.run_state import load_state
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
-from tests.ray.failing import FailingLater, FailingWhenEvaluated
+from tests.ray.failing import FailingLater, FailingWhenEvaluated, Gated
 from tests.unit.test_resume import write_state
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -98,20 +99,29 @@ def test_a_model_that_cannot_be_built_in_an_agent_s_process_is_named(tmp_path: P
 
 
 class Interrupting(Events):
-    def __init__(self, at_step: int) -> None:
+    """Interrupts at the first step that it is told of; before that, no agent takes its 100th one."""
+
+    def __init__(self, gate: Path) -> None:
         super().__init__()
-        self.at_step: int | None = at_step
+        gate.write_text("")
+        self.gate = gate
+        self.task = {"model": {"name": "custom", "factory": Gated, "arguments": {"file": str(gate)}}}
+
+    def started(self, plan: Any, path: Path) -> None:
+        self.file = self.gate.open()
+        fcntl.flock(self.file, fcntl.LOCK_EX)
 
     def stepped(self, report: Any) -> None:
-        if self.at_step is not None and report.row.step >= self.at_step:
-            self.at_step = None
+        if not self.file.closed:
             signal.raise_signal(signal.SIGINT)
+            self.file.close()
 
 
 def test_ctrl_c_keeps_a_state_of_a_planned_run_which_goes_on_to_the_bit(tmp_path: Path) -> None:
-    settings = {"num_steps": 2000, "evaluate_every": 1000}
+    interrupting = Interrupting(tmp_path / "gate")
+    settings = {"num_steps": 600, "evaluate_every": 300, "task": interrupting.task}
     with pytest.raises(RunInterrupted) as stopped:
-        fit(tmp_path / "lost", Interrupting(0), **settings)
+        fit(tmp_path / "lost", interrupting, **settings)
     assert stopped.value.has_state
     assert str(stopped.value).endswith(f"ray-pcasgd train --resume {tmp_path}/lost/first")
     watcher = Events()
@@ -129,9 +139,9 @@ def test_ctrl_c_keeps_a_state_of_a_planned_run_which_goes_on_to_the_bit(tmp_path
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_live_run_without_a_state_ends_it_at_once_with_its_files(tmp_path: Path) -> None:
-    slow = {"compute": {"stragglers": {0: 0.01, 1: 0.01}}, "num_steps": 2000}
+    interrupting = Interrupting(tmp_path / "gate")
     with pytest.raises(RunInterrupted) as stopped:
-        fit(tmp_path, Interrupting(10), **LIVE, **slow)
+        fit(tmp_path, interrupting, num_steps=600, task=interrupting.task, **LIVE)
     assert not stopped.value.has_state
     assert read_rows(tmp_path / "first" / "schedule.parquet")[0]
 
