@@ -87,10 +87,12 @@ def write_whole(path: Path, write: Callable[[Path], None] | bytes | str) -> None
     """Write a file, or let ``write`` do it to the path that it is given; it has its name only once it is on the disk.
 
     Raises:
-        OSError: it cannot be written, or its name is that of a symbolic link.
+        OSError: it cannot be written, or its name is that of a symbolic link, a device, or anything else but a file.
 
     """
     refuse_link(path)
+    if path.exists() and not is_file(path):
+        raise OSError(errno.EINVAL, "is no file", str(path))
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
