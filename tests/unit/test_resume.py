@@ -174,6 +174,52 @@ def test_a_remote_run_goes_on_where_it_is_and_keeps_what_others_put_there(tmp_pa
     assert (remote / "checkpoints" / "step_00000001" / "notes.txt").exists()
 
 
+@pytest.mark.slow
+def test_object_storage_is_gone_on_with_and_keeps_what_others_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "key", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="bucket")
+        options = f"?region=us-east-1&scheme=http&endpoint_override={host}:{port}"
+        with pytest.raises(SettingsError, match=r"^storage_path = 's3://none.*: cannot be written \(Bucket 'none' not"):
+            Trainer(SMALL, storage_path=f"s3://none/runs{options}").fit()
+        with pytest.raises(LeaveError):
+            Trainer(SMALL, storage_path=f"s3://bucket/runs{options}", watcher=Noting(15, leave)).fit()
+        for foreign in ("runs/first/states/000099/notes.txt", "runs/another/result.json"):
+            client.put_object(Bucket="bucket", Key=foreign, Body=b"precious")
+        location = f"s3://bucket/runs/first{options}"
+        watcher = Noting()
+        result = resume(location, watcher)
+        assert result.path == location
+        assert watcher.said("run_resumed")
+        assert_as_undisturbed(result, tmp_path / "whole")
+        keys = {item["Key"] for item in client.list_objects_v2(Bucket="bucket")["Contents"]}
+        files = {key for key in keys if not key.endswith("/")}
+        names = (
+            "config.yaml",
+            "events.jsonl",
+            "metrics.parquet",
+            "schedule.parquet",
+            "model.safetensors",
+            "result.json",
+        )
+        own = {f"runs/first/{name}" for name in names}
+        assert files == own | {"runs/first/states/000099/notes.txt", "runs/another/result.json"}
+        with pytest.raises(SettingsError, match="the run is complete"):
+            resume(location)
+    finally:
+        server.stop()
+
+
 def test_only_a_temporary_folder_of_its_own_is_removed(tmp_path: Path) -> None:
     own, replaced, unmarked, linked = (TemporaryFolder() for _ in range(4))
     assert own.remove()
