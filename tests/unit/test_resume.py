@@ -20,9 +20,8 @@ import yaml
 from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
-from typer.testing import CliRunner
 
-from ray_pcasgd.cli import app, main
+from ray_pcasgd.cli import main
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.own_files import TemporaryFolder, append, claim_folder, remove_files, write_whole
 from ray_pcasgd.records import Event, Read, Row
@@ -84,7 +83,7 @@ def killed(storage: Path, at_step: int = 15, **changes: Any) -> Path:
     """Return the folder as a driver leaves it that is killed: without any of the files that are written at the end."""
     run = interrupted(storage, at_step, **changes)
     for name in ("result.json", "metrics.parquet", "schedule.parquet", "model.safetensors"):
-        (run / name).unlink()
+        (run / name).unlink(missing_ok=True)
     return run
 
 
@@ -840,8 +839,3 @@ def test_a_function_of_the_script_itself_is_no_import_path(tmp_path: Path) -> No
     with pytest.raises(SettingsError, match=r"task\.loss\.function = '__main__:my_loss' was given as objects of a"):
         resume(run)
     assert resume(run, task={"loss": torch.nn.functional.cross_entropy}).error is None
-
-
-def test_the_runner_of_commands_goes_on_too(tmp_path: Path) -> None:
-    run = killed(tmp_path)
-    assert CliRunner().invoke(app, ["train", "--resume", str(run)]).exit_code == 0
