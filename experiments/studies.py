@@ -17,7 +17,7 @@ from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plain_json import read_mapping
 from ray_pcasgd.report.page import write_report
-from ray_pcasgd.run_folder import clear_run
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.trainer import Trainer
 
 

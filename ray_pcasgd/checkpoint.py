@@ -13,7 +13,8 @@ from ray_pcasgd.model_file import MODEL_FILES, read_model
 from ray_pcasgd.own_files import is_file, remove_files
 from ray_pcasgd.plain_json import read_mapping
 from ray_pcasgd.remote_storage import RemoteStorage, is_remote, location_in, parent_of
-from ray_pcasgd.run_folder import CHECKPOINTS, KEPT_FILES, KEPT_METRICS, RunFolder
+from ray_pcasgd.run_files import CHECKPOINTS, KEPT_FILES, KEPT_METRICS
+from ray_pcasgd.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ray_pcasgd.interrupting import RunInterrupted
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.report.page import write_report
 from ray_pcasgd.result import Result
+from ray_pcasgd.tasks.imports import unreadable
 from ray_pcasgd.terminal import LenientOutput, Terminal, print_comparison, print_final_table, print_sweep, print_theory
 from ray_pcasgd.trainer import Trainer, resume
 
@@ -80,6 +81,11 @@ def replay(
     """Run a recorded schedule again, under other settings; the report shows both runs."""
     console = _console()
     source = read_yaml(run / "config.yaml") | {"name": None, "schedule": str(run / "schedule.parquet")}
+    if objects := unreadable(source):
+        raise SettingsError(
+            f"{run}: {' and '.join(objects)}: given as objects of a script, which no file can hold; replay it from "
+            "Python, with Trainer(..., schedule=...) and the same objects"
+        )
     settings = load_config(source, [*_shortcuts(engine, name), *assignments])
     _finish(Trainer(settings, watcher=Terminal(console)).fit(), console, beside=[run])
 

@@ -12,7 +12,7 @@ from ray_pcasgd.loading import SettingsError, load_config, merge, parse_assignme
 from ray_pcasgd.plan import resolve
 from ray_pcasgd.remote_storage import is_remote
 from ray_pcasgd.result import Result
-from ray_pcasgd.run_folder import claimed_folder
+from ray_pcasgd.run_files import claimed_folder
 from ray_pcasgd.trainer import Trainer
 from ray_pcasgd.watching import Watcher
 

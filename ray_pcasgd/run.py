@@ -1,95 +1,38 @@
-"""One run: metrics, checkpoints and files exist once, here, above the engines."""
+"""One run, from its start or a state of it to its end: metrics, checkpoints and files exist once, above the engines."""
 
 import copy
 import time
-from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import partial
-from typing import Any
 
-import torch
-
-from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
-from ray_pcasgd.consensus import AveragedModel
+from ray_pcasgd.checkpoint import Checkpoint
 from ray_pcasgd.engines.base import Engine, InterruptionError, Pause, RunError, StateError
-from ray_pcasgd.engines.failures import StepError, as_step_error, described, measured, restoring
+from ray_pcasgd.engines.failures import StepError, as_step_error, described, restoring
 from ray_pcasgd.executable_rows import executable
-from ray_pcasgd.interrupting import Interrupts, RunInterrupted
+from ray_pcasgd.interrupting import RunInterrupted
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.model_file import encode
-from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.plan import Plan
-from ray_pcasgd.records import Event, Row, Snapshot, StepReport
+from ray_pcasgd.records import Event
 from ray_pcasgd.result import Result, final_metrics, flat_metrics
-from ray_pcasgd.run_ending import Ending
 from ray_pcasgd.run_folder import RunFolder
+from ray_pcasgd.run_record import RunRecord, WatcherError
 from ray_pcasgd.run_state import State, step_of
-from ray_pcasgd.run_states import RunStates
-from ray_pcasgd.schedule.trace import rows_up_to, trace_hash
+from ray_pcasgd.schedule.trace import trace_hash
 from ray_pcasgd.watching import Watcher
 
-_SHOWN_EVALUATIONS = 3
-"""So many evaluations that failed are shown; the events' file has all of them."""
 
-
-class _WatcherError(Exception):
-    """What a watcher raised: it is none of the run's own errors."""
-
-
-def _wish_behind(error: BaseException) -> BaseException | None:
-    """Return what is no error, such as ``KeyboardInterrupt``, that another one came from or hides."""
-    while (behind := error.__cause__ or error.__context__) is not None:
-        if not isinstance(behind, Exception):
-            return behind
-        error = behind
-    return None
-
-
-class Run:
+class Run(RunRecord):
     """One run as its reports come: an engine's, or those of one variant among several."""
 
     def __init__(self, plan: Plan, folder: RunFolder, watcher: Watcher) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.watcher = watcher
-        config = plan.config
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AveragedModel(config.task, plan.data, config.seed, device)
-        self.monitor = Monitor(len(plan.specs), self.evaluate, plan.servers)
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
-        self.ending = Ending(folder, self.take_event)
-        self.interrupts = Interrupts(self.ask_to_leave)
+        super().__init__(plan, folder, watcher)
         self.engine: Engine | None = None
-        self.rows: list[Row] = []
-        self.lost: list[Event] = []
-        self.left: set[int] = set()
-        """Agents that were lost or isolated."""
-        self.taken: set[tuple[int, int]] = set()
-        """Agents and steps of all rows: steps that a run takes again, on from a state, do not count again."""
-        self.failed_evaluations: list[Event] = []
-        self.evaluating = 0
-        """The step of the newest report that brought an evaluation."""
         self.interruptions = 0
-        self.has_bare_model = False
-        """Whether the model's file holds no more than parameters and buffers."""
-        self.has_state = False
-        """Whether a state is left, from which the run could go on."""
-        self.unsaid: list[Event] = []
-        """Events that are still to be taken in."""
         self.is_leaving = False
         """Whether the run is to end at its next pause."""
-        self.is_ending = False
-        """Whether there are no more reports."""
-        self.raised_at_end: Exception | None = None
-        """What a watcher raised when there was nothing to end any more."""
-        self.started_at = time.perf_counter()
-        self.first_step_at: float | None = None
-        self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
-        """The state before the first step."""
-        self.states = RunStates(
-            folder.states, config.checkpoint, self.beginning["run"], len(plan.specs), self.take_event
-        )
+        self.has_state = False
+        """Whether a state is left at the end, from which the run could go on."""
 
     def execute(self, state: State | None = None, resumes: bool = False) -> Result:
         """Run the plan's engine to its end, and return what came of it.
@@ -112,7 +55,7 @@ class Run:
                     if not (resumes or self.rows):
                         self.folder.discard()
                     raise
-                except _WatcherError as raised:
+                except WatcherError as raised:
                     outside = raised.__cause__
                 except Exception as ended:
                     # What takes an engine down may raise once more, and hide that it was somebody's wish.
@@ -238,46 +181,6 @@ class Run:
         self.take_event(Event("run_begins_anew", -1, 0, detail))
         return None
 
-    def state(self, versions: Sequence[int] | None = None) -> State:
-        """Return what the run's files to come depend on, together with the engine's state.
-
-        Where agents go on from ``versions`` and take the steps after them otherwise, those rows are left out, and what
-        others have read of them: under its number there will be another version.
-        """
-        rows, left_out = (self.rows, 0) if versions is None else rows_up_to(self.rows, versions)
-        return {
-            "rows": rows,
-            "reads_left_out": left_out,
-            "monitor": self.monitor.state(),
-            "checkpoints": self.checkpoints.state(),
-            "left": sorted(self.left),
-            "lost": self.lost,
-            "seconds": time.perf_counter() - self.started_at,
-        }
-
-    def restore_parts(self, state: State) -> None:
-        """Take the place of whatever there is by a state."""
-        self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
-        self.taken = {row[:2] for row in self.rows}
-        self.monitor.restore(state["monitor"])
-        evaluated = max((row["step"] for row in self.monitor.rows), default=0)
-        self.monitor.frame()  # which fails on rows that are none
-        for problem in self.checkpoints.restore(state["checkpoints"], evaluated):
-            self.take_event(Event("model_skipped", -1, -1, problem))
-        self.started_at = time.perf_counter() - state["seconds"]
-
-    def restore(self, state: State) -> None:
-        """Go on from a state."""
-        self.restore_parts(state)
-        if state["reads_left_out"]:
-            detail = f"{state['reads_left_out']} reads of versions after the state are left out of the schedule"
-            self.take_event(Event("reads_unrecorded", -1, -1, detail))
-        newest: dict[int, int] = {}
-        for row in self.rows:
-            newest[row.agent] = row.step + 1
-        step = min(newest.values(), default=0)
-        self.take_event(Event("run_resumed", -1, step, f"on from the state of step {step}"))
-
     def start(self) -> None:
         """Take in the plan, before the first report."""
         self.tell(self.watcher.started, self.plan, self.folder.path)
@@ -297,100 +200,6 @@ class Run:
         for agent, last in self.plan.last_steps.items():
             if last < 0:
                 self.note_departure(agent, last)
-
-    def take(self, report: StepReport | Event) -> None:
-        """Take in one report."""
-        if isinstance(report, Event):
-            self.take_event(report)
-        else:
-            self.take_step(report)
-        self.say_unsaid()
-
-    def say_unsaid(self) -> None:
-        """Take in the events that have come up meanwhile."""
-        unsaid, self.unsaid = self.unsaid, []
-        for event in unsaid:
-            self.take_event(event)
-
-    def tell(self, act: Callable[..., None], *arguments: Any) -> None:
-        """Tell the watcher something; what it raises ends the run, but for what it is told at the end."""
-        try:
-            act(*arguments)
-        except KeyboardInterrupt:
-            self.interrupts.interrupt()
-        except Exception as error:
-            if not self.is_ending:
-                raise _WatcherError from error
-            self.raised_at_end = self.raised_at_end or error
-
-    def take_step(self, report: StepReport) -> None:
-        """Take in one step."""
-        if report.row[:2] in self.taken:
-            return
-        self.first_step_at = self.first_step_at or time.perf_counter()
-        self.taken.add(report.row[:2])
-        self.rows.append(report.row)
-        self.evaluating = report.progress
-        rows = self.monitor.take(report)
-        self.tell(self.watcher.stepped, report)
-        self.take_rows(rows)
-        if self.plan.last_steps.get(report.row.agent) == report.row.step:
-            self.note_departure(report.row.agent, report.row.step)
-
-    def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
-        """Return what the averaged model is worth."""
-        task = self.plan.config.task
-        values, failed = measured(
-            partial(self.model.evaluate, snapshot), task, -1, self.evaluating, "the averaged model"
-        )
-        self.unsaid += [failed] if failed else []
-        return values
-
-    def note_departure(self, agent: int, last_step: int) -> None:
-        """Note that a recorded run lost an agent after ``last_step``."""
-        detail = f"the recorded run lost agent {agent} after {last_step + 1} steps"
-        self.take_event(Event("agent_left", agent, last_step + 1, detail))
-
-    def take_event(self, event: Event) -> None:
-        """Take in an event."""
-        if event.kind == "evaluation_failed":
-            self.failed_evaluations.append(event)
-        error = self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
-        if event.kind != "evaluation_failed" or len(self.failed_evaluations) <= _SHOWN_EVALUATIONS:
-            self.tell(self.watcher.happened, event)
-        if error is not None:
-            detail = f"{self.folder.path} cannot be written ({error}); the run goes on, and tries again"
-            self.tell(self.watcher.happened, Event("storage_failed", -1, -1, detail))
-            self.move_out_if_gone(error)
-        if event.agent in self.left and event.kind == "agent_isolated":
-            return  # isolated anew, on the way that was taken before
-        if event.kind == "agent_lost":
-            self.lost.append(event)
-        if event.kind == "agent_returned":
-            self.left.discard(event.agent)
-            self.monitor.come_back(event.agent, event.step)
-        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
-            self.left.add(event.agent)
-            self.take_rows(self.monitor.leave(event.agent))
-
-    def move_out_if_gone(self, error: OSError) -> None:
-        """Go on in another folder where the run's own is not there any more; else it may be written again later."""
-        if self.folder.is_gone and self.ending.move_out(error):
-            self.states.write_to(self.folder.states)
-
-    def take_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
-        if not rows:
-            return
-        self.tell(self.watcher.evaluated, rows)
-        consensus = self.monitor.latest
-        assert consensus is not None
-        try:
-            self.checkpoints.offer(rows[-1], lambda: self.model_state(consensus.mean))
-        except Exception as error:
-            step = rows[-1]["step"]
-            detail = f"the model of step {step} could not be kept: {described(error)}"
-            self.take_event(Event("model_not_kept", -1, step, detail))
 
     def finish(self) -> None:
         """Write what there is, after the last report; whatever else went wrong, too."""
@@ -413,51 +222,6 @@ class Run:
             self.tell(self.watcher.evaluated, rows)
             self.tell(self.watcher.finished)
 
-    def write_model(self) -> None:
-        """Write the newest consensus model."""
-        assert self.monitor.latest is not None
-        metadata = {"format": "pt", "run": self.folder.name, "algorithm": self.plan.config.algorithm.name}
-        self.folder.write_model(self.model_state(self.monitor.latest.mean), metadata)
-
-    def model_state(self, snapshot: Snapshot) -> dict[str, Any]:
-        """Return a snapshot's state dict; of a module that cannot say its own, parameters and buffers."""
-        try:
-            return self.model.state_dict(snapshot)
-        except Exception as error:
-            if not self.has_bare_model:
-                self.has_bare_model = True
-                detail = f"the model's file holds parameters and buffers alone: {described(error)}"
-                self.take_event(Event("model_format", -1, -1, detail))
-            return dict(self.model.bare_state_dict(snapshot))
-
-    def schedule_metadata(self) -> dict[str, str]:
-        """Return what the schedule's file says of the run."""
-        config = self.plan.config
-        return {
-            "run": self.folder.name,
-            "mode": "live" if self.plan.is_live else "planned",
-            "algorithm": config.algorithm.name,
-            "reading": self.plan.reading,
-            "num_agents": str(config.num_agents),
-            "num_servers": str(len(self.plan.servers)),
-            "seed": str(config.seed),
-            "left": " ".join(map(str, sorted(self.left))),
-        }
-
-    def shortfall(self) -> RunError | None:
-        """Return what makes a run that came to its end a failure."""
-        if len(self.left) == len(self.plan.specs):
-            return RunError("every agent has left the run; events.jsonl says why")
-        allowed = self.plan.config.max_failures
-        if allowed >= 0 and len(self.lost) > allowed:
-            names = ", ".join(f"agent {event.agent}" for event in self.lost)
-            return RunError(f"{names} lost; allowed are max_failures = {allowed}. The other agents finished")
-        if self.failed_evaluations:
-            first, *others = self.failed_evaluations
-            more = f"; and {len(others)} evaluations more" if others else ""
-            return StepError(f"evaluation of {first.detail}{more}", first.agent, first.step)
-        return None
-
     def conclude(self, error: Exception | None, outside: BaseException | None = None) -> Result:
         """Write the summary, and return what came of the run.
 
@@ -467,7 +231,7 @@ class Run:
         if isinstance(outside, KeyboardInterrupt):
             error, status = RunError("interrupted"), "interrupted"
         elif outside is not None:
-            error = RunError(f"ended by a watcher: {described(outside)}")
+            error = RunError(f"ended from outside: {described(outside)}")
         if error is not None:
             self.folder.add_event({"kind": f"run_{status}", "detail": str(error)})
         frame = self.monitor.frame()
@@ -523,3 +287,12 @@ class Run:
             best_checkpoints=self.checkpoints.kept,
             schedule_hash=digest,
         )
+
+
+def _wish_behind(error: BaseException) -> BaseException | None:
+    """Return what is no error, such as ``KeyboardInterrupt``, that another one came from or hides."""
+    while (behind := error.__cause__ or error.__context__) is not None:
+        if not isinstance(behind, Exception | GeneratorExit):
+            return behind
+        error = behind
+    return None

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from ray_pcasgd.model_file import MODEL_FILES, write_model
 from ray_pcasgd.own_files import (
     TemporaryFolder,
     append,
-    claim_folder,
     identity_of,
     is_file,
     make_folder,
@@ -29,54 +27,22 @@ from ray_pcasgd.own_files import (
 from ray_pcasgd.plain_json import dumps, read_mapping
 from ray_pcasgd.records import Row
 from ray_pcasgd.remote_storage import RemoteStorage, is_remote, location_in, parent_of, reason_of
+from ray_pcasgd.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    EVENTS,
+    KEPT_FILES,
+    KEPT_METRICS,
+    KEPT_MODEL,
+    METRICS,
+    RESULT,
+    RUN_FILES,
+    SCHEDULE,
+    STATES,
+    claimed_folder,
+)
 from ray_pcasgd.schedule.trace import write_rows
 from ray_pcasgd.tasks.imports import import_path
-
-CONFIG, EVENTS, RESULT = "config.yaml", "events.jsonl", "result.json"
-METRICS, SCHEDULE, REPORT = "metrics.parquet", "schedule.parquet", "report.html"
-STATES, CHECKPOINTS = "states", "checkpoints"
-RUN_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE, REPORT, *MODEL_FILES)
-"""The names of the files that a run leaves in its folder."""
-KEPT_METRICS = "metrics.json"
-KEPT_FILES = ("state.pt", "checksum", KEPT_METRICS, *MODEL_FILES)
-"""The names of the files in the folders of kept states and models."""
-_KEPT_MODEL = re.compile(r"step_([0-9]{8,18})")
-
-
-def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str = "folder") -> Path:
-    """Make and return a new folder of this machine, for runs of one kind, that nobody else gets.
-
-    Raises:
-        SettingsError: the named one exists, or it cannot be made.
-
-    """
-    storage = Path(storage_path).expanduser()
-    try:
-        return claim_folder(storage, name, kind)
-    except FileExistsError:
-        raise SettingsError(
-            f"name = {name!r}: the {spoken} {storage / str(name)} exists; allowed is a name that is not in use"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"storage_path = {storage_path!r}: cannot be written ({reason_of(error)})") from None
-
-
-def clear_run(path: Path) -> None:
-    """Make room for a run that begins again under its name: its own files go, whatever else is there is put aside.
-
-    Raises:
-        ValueError: it is no folder of a run.
-
-    """
-    if path.is_symlink() or (path.exists() and not is_file(path / CONFIG)):
-        raise ValueError(f"{path}: is no run folder; allowed are folders with a config.yaml")
-    for group in (STATES, CHECKPOINTS):
-        if not (path / group).is_symlink():
-            for one in (path / group).glob("*"):
-                remove_files(one, KEPT_FILES)
-        remove_files(path / group, ())
-    if not remove_files(path, RUN_FILES):
-        move_aside(path)
 
 
 class RunFolder:
@@ -348,7 +314,7 @@ class RunFolder:
         """Return the steps and folders of what the run has kept, torn ones too; the names of others are none."""
         if self.checkpoints.is_symlink():
             return []
-        found = [(_KEPT_MODEL.fullmatch(path.name), path) for path in sorted(self.checkpoints.glob("step_*"))]
+        found = [(KEPT_MODEL.fullmatch(path.name), path) for path in sorted(self.checkpoints.glob("step_*"))]
         return [(int(match[1]), path) for match, path in found if match and path.is_dir() and not path.is_symlink()]
 
     def put_aside_kept_models(self) -> Path | None:

@@ -15,7 +15,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import make_plan, resolve
 from ray_pcasgd.remote_storage import is_remote
-from ray_pcasgd.run_folder import claimed_folder
+from ray_pcasgd.run_files import claimed_folder
 from ray_pcasgd.sweep_packs import check_batched, packs_of, read_packs, run_pack, write_packs
 from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import SweepConfig, load_sweep, nested

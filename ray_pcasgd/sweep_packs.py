@@ -15,7 +15,7 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.run_folder import clear_run
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
 from ray_pcasgd.sweep_states import StateKeeper, working_in

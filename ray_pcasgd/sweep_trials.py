@@ -13,7 +13,7 @@ from ray_pcasgd.curves import Constant, Stairs, continued
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan
-from ray_pcasgd.run_folder import clear_run
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import Point, nested
 from ray_pcasgd.sweep_states import StateKeeper, working_in

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies import has_ended
-from ray_pcasgd.run_folder import clear_run
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.trainer import Trainer
 
 METHODS: dict[str, Any] = {

@@ -327,7 +327,7 @@ def test_what_a_watcher_raises_is_raised_again_and_the_files_are_there(tmp_path:
     with pytest.raises(LookupError, match="mine"):
         fit(tmp_path, Raising())
     summary = json.loads((tmp_path / "first" / "result.json").read_text())
-    assert summary["error"].startswith("ended by a watcher: LookupError: mine (")
+    assert summary["error"].startswith("ended from outside: LookupError: mine (")
     assert (tmp_path / "first" / "model.safetensors").exists()
 
 

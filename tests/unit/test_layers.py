@@ -18,8 +18,8 @@ LAYERS = [
     "replica displacement server_rules learner agent variants server pairs consensus",
     "engines",
     "config explanation loading roster server_plan pair_plan peer_plan plan variant_plan",
-    "watching exporter event_log trainer run run_states run_ending interrupting executable_rows result checkpoint "
-    "state_files model_file monitor run_folder remote_storage ray_train sweep_settings",
+    "watching exporter event_log trainer run run_record run_states run_files run_ending run_folder remote_storage "
+    "interrupting executable_rows result checkpoint state_files model_file monitor ray_train sweep_settings",
     "theory report compare terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "
     "sweep_results sweep_tuner sweep cli_control cli",
     "__init__ __main__",

@@ -26,8 +26,10 @@ from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.own_files import TemporaryFolder, append, claim_folder, remove_files, write_whole
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.result import Result
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State, load_state
+from ray_pcasgd.sweep_packs import read_packs, run_pack
 from ray_pcasgd.terminal import Terminal
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
@@ -250,6 +252,55 @@ def test_files_of_other_names_are_never_removed(tmp_path: Path) -> None:
     assert not remove_files(tmp_path / "link", ["notes.txt"])
     assert (tmp_path / "own" / "notes.txt").exists()
     assert remove_files(tmp_path / "nowhere", ["state.pt"])
+
+
+def test_room_is_made_for_a_run_again_by_its_own_files_alone(tmp_path: Path) -> None:
+    run = killed(tmp_path, **KEEPING)
+    clear_run(run)
+    assert not run.exists()
+    clear_run(run)
+    run = killed(tmp_path, **KEEPING)
+    (run / "notes.txt").write_text("precious")
+    (run / "checkpoints" / "step_00000005" / "notes.txt").write_text("precious")
+    clear_run(run)
+    assert not run.exists()
+    aside = tmp_path / "first-before-1"
+    assert {str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()} == {
+        "notes.txt",
+        "checkpoints/step_00000005/notes.txt",
+    }
+    (tmp_path / "link").symlink_to(aside)
+    for other in (tmp_path / "link", aside, tmp_path):
+        with pytest.raises(ValueError, match="is no run folder"):
+            clear_run(other)
+
+
+def test_a_pack_s_names_lead_out_of_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "config.yaml").write_text("")
+    (tmp_path / "sweep" / "packs.json").write_text(json.dumps([[["../../precious", {}, 0]]]))
+    packs = read_packs(tmp_path / "sweep")
+    assert packs is not None
+    with pytest.raises(SettingsError, match=r"^name = '\.\./\.\./precious': allowed is text of the form"):
+        run_pack({"pack": 0}, packs, load_config(SMALL), str(tmp_path / "sweep" / "runs"), 60.0, str(tmp_path))
+    assert (tmp_path / "precious" / "config.yaml").exists()
+
+
+def test_a_report_does_not_follow_a_link_in_a_run_folder_but_one_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Trainer(SMALL, storage_path=str(tmp_path)).fit()
+    (tmp_path / "outside").write_text("precious")
+    (Path(result.path) / "report.html").symlink_to(tmp_path / "outside")
+    status, _, errors = command(["report", result.path], capsys)
+    assert (status, len(errors)) == (2, 1)
+    assert "is a symbolic link, which is not followed for writing" in errors[0]
+    assert (tmp_path / "outside").read_text() == "precious"
+    (tmp_path / "page.html").symlink_to(tmp_path / "elsewhere.html")
+    assert command(["report", result.path, "--output", str(tmp_path / "page.html")], capsys)[0] == 0
+    assert (tmp_path / "page.html").is_symlink()
+    assert "<html" in (tmp_path / "elsewhere.html").read_text()
 
 
 # Damaged states.
@@ -828,6 +879,9 @@ def test_a_run_of_objects_of_a_script_goes_on_with_them(tmp_path: Path, capsys: 
     assert len(errors) == 1
     assert "task.data.train = '<torch.utils.data.dataset:TensorDataset>'" in errors[0]
     assert_as_undisturbed(resume(run, task=objects()), tmp_path / "whole", **changes)
+    status, _, errors = command(["replay", str(run)], capsys)
+    assert status == 2
+    assert "replay it from Python, with Trainer(..., schedule=...)" in errors[0]
 
 
 def test_a_function_of_the_script_itself_is_no_import_path(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""The names of a run folder's files, and what is done to it from outside: it is claimed, and cleared."""
+
+import re
+from pathlib import Path
+
+from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.model_file import MODEL_FILES
+from ray_pcasgd.own_files import claim_folder, is_file, move_aside, remove_files
+from ray_pcasgd.remote_storage import reason_of
+
+CONFIG, EVENTS, RESULT = "config.yaml", "events.jsonl", "result.json"
+METRICS, SCHEDULE, REPORT = "metrics.parquet", "schedule.parquet", "report.html"
+STATES, CHECKPOINTS = "states", "checkpoints"
+RUN_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE, REPORT, *MODEL_FILES)
+"""The names of the files that a run leaves in its folder."""
+KEPT_METRICS = "metrics.json"
+KEPT_FILES = ("state.pt", "checksum", KEPT_METRICS, *MODEL_FILES)
+"""The names of the files in the folders of kept states and models."""
+KEPT_MODEL = re.compile(r"step_([0-9]{8,18})")
+
+
+def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str = "folder") -> Path:
+    """Make and return a new folder of this machine, for runs of one kind, that nobody else gets.
+
+    Raises:
+        SettingsError: the named one exists, or it cannot be made.
+
+    """
+    storage = Path(storage_path).expanduser()
+    try:
+        return claim_folder(storage, name, kind)
+    except FileExistsError:
+        raise SettingsError(
+            f"name = {name!r}: the {spoken} {storage / str(name)} exists; allowed is a name that is not in use"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"storage_path = {storage_path!r}: cannot be written ({reason_of(error)})") from None
+
+
+def clear_run(path: Path) -> None:
+    """Make room for a run that begins again under its name: its own files go, whatever else is there is put aside.
+
+    Raises:
+        ValueError: it is no folder of a run.
+
+    """
+    if path.is_symlink() or (path.exists() and not is_file(path / CONFIG)):
+        raise ValueError(f"{path}: is no run folder; allowed are folders with a config.yaml")
+    for group in (STATES, CHECKPOINTS):
+        if not (path / group).is_symlink():
+            for one in (path / group).glob("*"):
+                remove_files(one, KEPT_FILES)
+        remove_files(path / group, ())
+    if not remove_files(path, RUN_FILES):
+        move_aside(path)
