@@ -20,7 +20,7 @@ from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
 from tests.ray.failing import FailingLater, FailingWhenEvaluated, Gated
-from tests.unit.test_resume import write_state
+from tests.unit.interrupted_runs import write_state
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
