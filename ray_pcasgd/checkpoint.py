@@ -91,6 +91,10 @@ class Checkpoints:
             (Checkpoint(location_in(within, Path(checkpoint.path).name)), metrics) for checkpoint, metrics in self.kept
         ]
 
+    def there(self) -> list[tuple[Checkpoint, dict[str, Any]]]:
+        """Return the models that were kept, without those that went away with their folder."""
+        return [one for one in self.kept if is_remote(one[0].path) or Path(one[0].path).is_dir()]
+
     def _drop_worst(self) -> None:
         score = self._settings.score
         place = 0

@@ -3,6 +3,9 @@
 import copy
 import time
 from contextlib import closing
+from typing import Any
+
+import pandas as pd
 
 from ray_pcasgd.checkpoint import Checkpoint
 from ray_pcasgd.engines.base import Engine, InterruptionError, Pause, RunError, StateError
@@ -50,7 +53,9 @@ class Run(RunRecord):
             with self.interrupts.handled():
                 try:
                     self.start()
-                    self.drive(self.first_state(state, resumes))
+                    state = self.first_state(state, resumes)
+                    self.leave_linked_folder()
+                    self.drive(state)
                 except SettingsError:
                     if not (resumes or self.rows):
                         self.folder.discard()
@@ -174,9 +179,12 @@ class Run(RunRecord):
                 return state
             except StateError as error:
                 self.states.reject(error)
-        aside = self.folder.put_aside_kept_models()
+        try:
+            aside = self.folder.put_aside_kept_models()
+            kept = f"; the models that were kept before are in {aside}" if aside else ""
+        except OSError as error:
+            kept = f"; the models that were kept before could not be put aside ({error})"
         self.restore_parts(copy.deepcopy(self.beginning["run"]))
-        kept = f"; the models that were kept before are in {aside}" if aside else ""
         detail = f"{self.folder.path} has no state from which it could go on: the run begins anew{kept}"
         self.take_event(Event("run_begins_anew", -1, 0, detail))
         return None
@@ -187,9 +195,6 @@ class Run(RunRecord):
         if self.folder.why_unlocked is not None:
             detail = f"nothing keeps another driver from {self.folder.path}: {self.folder.why_unlocked}"
             self.take_event(Event("folder_not_locked", -1, -1, detail))
-        for link in self.folder.links()[:1]:
-            if self.ending.move_out(OSError(f"{link.name} is a symbolic link, which is not followed for writing")):
-                self.states.write_to(self.folder.states)
         settings = self.plan.config.storage_path
         if self.folder.stays_here(settings):
             detail = f"the run goes on in {self.folder.path}, and is not copied to storage_path = {settings!r}"
@@ -200,6 +205,12 @@ class Run(RunRecord):
         for agent, last in self.plan.last_steps.items():
             if last < 0:
                 self.note_departure(agent, last)
+
+    def leave_linked_folder(self) -> None:
+        """Go on in another folder where the run's own has symbolic links in the places that it would write to."""
+        for link in self.folder.links()[:1]:
+            if self.ending.move_out(OSError(f"{link.name} is a symbolic link, which is not followed for writing")):
+                self.states.write_to(self.folder.states)
 
     def finish(self) -> None:
         """Write what there is, after the last report; whatever else went wrong, too."""
@@ -235,19 +246,7 @@ class Run(RunRecord):
         if error is not None:
             self.folder.add_event({"kind": f"run_{status}", "detail": str(error)})
         frame = self.monitor.frame()
-        final = final_metrics(frame)
-        training_seconds = time.perf_counter() - (self.first_step_at or self.started_at)
-        digest = trace_hash(self.rows)
-        agent_steps = sum(row.kind != "passive" for row in self.rows)
-        summary = {
-            "schedule_hash": digest,
-            "num_parameters": self.model.num_parameters,
-            "agent_steps": agent_steps,
-            "wall_seconds": round(time.perf_counter() - self.started_at, 3),
-            "agent_steps_per_second": round(agent_steps / max(training_seconds, 1e-9), 1),
-            "final": final,
-            "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
-        }
+        summary = self.summary(frame)
         publishing: RunError | None = None
 
         def problem() -> Exception | None:
@@ -279,14 +278,29 @@ class Run(RunRecord):
                 )
                 self.ending.write("result.json", write)
         return Result(
-            metrics=flat_metrics(final),
+            metrics=flat_metrics(summary["final"]),
             metrics_dataframe=frame,
             checkpoint=Checkpoint(path) if has_model else None,
             path=path,
             error=problem(),
-            best_checkpoints=self.checkpoints.kept,
-            schedule_hash=digest,
+            best_checkpoints=self.checkpoints.there(),
+            schedule_hash=summary["schedule_hash"],
         )
+
+    def summary(self, frame: pd.DataFrame) -> dict[str, Any]:
+        """Return what the run's result has, but for how it ended."""
+        now = time.perf_counter()
+        training_seconds = now - (self.first_step_at or self.started_at)
+        agent_steps = sum(row.kind != "passive" for row in self.rows)
+        return {
+            "schedule_hash": trace_hash(self.rows),
+            "num_parameters": self.model.num_parameters,
+            "agent_steps": agent_steps,
+            "wall_seconds": round(now - self.started_at, 3),
+            "agent_steps_per_second": round(agent_steps / max(training_seconds, 1e-9), 1),
+            "final": final_metrics(frame),
+            "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
+        }
 
 
 def _wish_behind(error: BaseException) -> BaseException | None:

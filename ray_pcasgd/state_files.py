@@ -37,7 +37,9 @@ class StateFiles:
 
     def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
         self.folder = folder
-        """Where states are."""
+        """Where states are kept."""
+        self._left: list[Path] = []
+        """Where they were kept before."""
         self._settings = settings
         self._last = time.monotonic()
         self._cost_seconds = 0.0
@@ -45,11 +47,12 @@ class StateFiles:
 
     def write_to(self, folder: Path) -> None:
         """Keep states in another folder from now on."""
+        self._left.append(self.folder)
         self.folder = folder
 
     def has_any(self) -> bool:
         """Return whether there is any state."""
-        return bool(self._names())
+        return bool(_names(self.folder))
 
     def is_due(self) -> bool:
         """Return whether it is time for the next state."""
@@ -64,7 +67,7 @@ class StateFiles:
 
         """
         began = time.monotonic()
-        names = self._names()
+        names = _names(self.folder)
         number = int(names[-1]) + 1 if names else 1
         try:
             make_folder(self.folder)
@@ -81,8 +84,8 @@ class StateFiles:
 
     def kept(self) -> Iterator[Kept]:
         """Yield what is there, the newest first."""
-        for name in reversed(self._names()):
-            path = self.folder / name
+        folders = [self.folder, *reversed(self._left)]
+        for path in [folder / name for folder in folders for name in reversed(_names(folder))]:
             try:
                 yield Kept(path, _loaded(path), "")
             except Exception as error:  # whatever a damaged file makes its reader raise
@@ -106,12 +109,11 @@ class StateFiles:
                 remove_files(path, _FILES)
         remove_files(self.folder, ())
 
-    def _names(self) -> list[str]:
-        """Return the names of what was kept, by their numbers."""
-        if self.folder.is_symlink():
-            return []
-        found = (path.name for path in self.folder.glob("[0-9]*") if path.is_dir())
-        return sorted((name for name in found if name.isdecimal() and len(name) <= _MOST_DIGITS), key=int)
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of what was kept in a folder, by their numbers."""
+    found = (path.name for path in folder.glob("[0-9]*") if path.is_dir())
+    return sorted((name for name in found if name.isdecimal() and len(name) <= _MOST_DIGITS), key=int)
 
 
 def _loaded(path: Path) -> State:

@@ -12,7 +12,7 @@ from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.own_files import append, claim_folder, write_whole
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.trainer import Trainer, resume
-from tests.unit.interrupted_runs import KEEPING, SMALL, command, killed, tree_of
+from tests.unit.interrupted_runs import KEEPING, SMALL, Noting, command, killed, tree_of
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ def test_a_link_among_a_run_s_files_is_not_followed_for_writing(
         path.name for path in kept.iterdir()
     }
     assert any(line.startswith(f"run folder {kept}") for line in lines)
+    assert any(line.startswith("run resumed: on from the state of step 10") for line in lines)
 
 
 @pytest.mark.parametrize("name", ["states", "checkpoints"])
@@ -47,9 +48,11 @@ def test_a_linked_folder_within_a_run_is_not_written_to(name: str, tmp_path: Pat
     (run / name).rename(outside)
     (run / name).symlink_to(outside)
     before = tree_of(outside)
-    result = resume(run)
+    watcher = Noting()
+    result = resume(run, watcher)
     assert tree_of(outside) == before
     assert f"{name} is a symbolic link" in str(result.error)
+    assert watcher.said("run_resumed")
     assert (Path(result.path) / "model.safetensors").exists()
 
 
