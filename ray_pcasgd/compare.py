@@ -9,7 +9,7 @@ import pandas as pd
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import SettingsError, load_config, merge, parse_assignment
-from ray_pcasgd.plan import resolve
+from ray_pcasgd.plan import make_plan, resolve
 from ray_pcasgd.remote_storage import is_remote
 from ray_pcasgd.result import Result
 from ray_pcasgd.run_files import claimed_folder
@@ -94,6 +94,7 @@ def compare(
     }
     for own in configs.values():
         resolve(own)  # refuses what cannot be run, before the first of them runs
+    make_plan(next(iter(configs.values())))  # what is known later only of one of them is the same for most
     path = claimed_folder(config.storage_path, config.name, "comparison")
     trainers = {
         (label, seed): Trainer(

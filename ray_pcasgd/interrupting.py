@@ -29,7 +29,7 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Takes Python's place in handling Ctrl-C, where that is Python's to handle: in the main thread."""
+    """Handles Ctrl-C in the main thread, unless the program has a handler of its own."""
 
     def __init__(self, ask: Callable[[], bool]) -> None:
         self._ask = ask
@@ -41,17 +41,17 @@ class Interrupts:
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Handle Ctrl-C within."""
-        is_ours = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
+        before = signal.getsignal(signal.SIGINT)
+        # Tune leaves a handler of its own when a sweep is done.
+        is_default = before is signal.default_int_handler or str(getattr(before, "__module__", "")).startswith("ray.")
+        is_ours = threading.current_thread() is threading.main_thread() and is_default
         if is_ours:
             signal.signal(signal.SIGINT, self._came)
         try:
             yield
         finally:
             if is_ours:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGINT, before)
 
     @contextmanager
     def held(self) -> Iterator[None]:

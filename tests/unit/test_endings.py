@@ -425,6 +425,29 @@ def test_a_remote_run_that_is_interrupted_goes_on_from_its_remote_folder(tmp_pat
     assert watcher.said("run_resumed")
 
 
+def test_a_program_s_own_handler_stays_in_place_and_one_that_tune_has_left_gives_way(tmp_path: Path) -> None:
+    handled: list[int] = []
+
+    def own(number: int, frame: Any) -> None:
+        handled.append(number)
+
+    def left_by_tune(number: int, frame: Any) -> None:
+        handled.append(number)
+
+    left_by_tune.__module__ = "ray.tune.tune"
+    try:
+        signal.signal(signal.SIGINT, own)
+        assert fit(tmp_path / "own", Interrupting(6, press)).error is None
+        assert handled == [signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) is own
+        signal.signal(signal.SIGINT, left_by_tune)
+        with pytest.raises(RunInterrupted):
+            fit(tmp_path / "left", Interrupting(6, press))
+        assert handled == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 CTRL_C = """
 import os, signal, sys
 from ray_pcasgd import run
