@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from ray_pcasgd.engines.base import RunError, StateError
 from ray_pcasgd.learner import Learner, NonFiniteLossError
@@ -92,15 +93,19 @@ def _short(path: Path) -> Path:
         return path
 
 
-@contextmanager
-def naming(agent: int, step: int, who: str = "") -> Iterator[None]:
-    """Name agent and step in whatever is raised, but for what says so already."""
-    try:
-        yield
-    except (RunError, NonFiniteLossError):
-        raise
-    except Exception as error:
-        raise as_step_error(error, agent, step, who) from error
+class naming:  # noqa: N801 - a context, as those of contextlib
+    """Names agent and step in whatever is raised within, but for what says so already."""
+
+    # Not made by ``contextmanager``, which lets a StopIteration through that another error is raised from.
+    def __init__(self, agent: int, step: int, who: str = "") -> None:
+        self._names = (agent, step, who)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, RunError | NonFiniteLossError):
+            raise as_step_error(error, *self._names) from error
 
 
 def who_of(learners: Sequence[Learner]) -> str:

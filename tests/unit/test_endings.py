@@ -171,6 +171,27 @@ def test_a_model_that_raises_is_named_with_agent_step_file_and_line(family: str,
     assert read_rows(Path(result.path) / "schedule.parquet")[0]
 
 
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("nothing to say")
+
+
+@pytest.mark.parametrize(
+    "raised", [StopIteration(3), MemoryError(), SpeechlessError(), ExceptionGroup("g", [OSError()])]
+)
+def test_whatever_is_raised_is_named(raised: Exception, tmp_path: Path) -> None:
+    class Raising(FailingLater):
+        def forward(self, inputs: Tensor) -> Tensor:
+            try:
+                return super().forward(inputs)
+            except ValueError:
+                raise raised from None
+
+    error = fit(tmp_path, task={"model": Raising}).error
+    assert str(error).startswith(f"agent 0 at step 5: {type(raised).__name__}")
+    assert HERE in str(error)
+
+
 def test_what_was_raised_is_the_cause_of_the_error(tmp_path: Path) -> None:
     error = fit(tmp_path, task={"model": FailingLater}).error
     assert isinstance(error, StepError)
@@ -300,11 +321,6 @@ def test_one_line_on_the_terminal_and_status_1(
     assert "run folder runs/first" in lines
     summary = json.loads((tmp_path / "runs" / "first" / "result.json").read_text())
     assert summary["error"] == "agent 0 at step 4: RuntimeError: mine (mine.py:10)"
-
-
-class SpeechlessError(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("nothing to say")
 
 
 def test_errors_are_one_short_line_whatever_they_say() -> None:
