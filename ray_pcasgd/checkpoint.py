@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.model_file import MODEL_FILES, read_model
-from ray_pcasgd.own_files import is_file, remove_files
+from ray_pcasgd.own_files import is_file, remove_whole
 from ray_pcasgd.plain_json import read_mapping
 from ray_pcasgd.remote_storage import RemoteStorage, is_remote, location_in, parent_of
 from ray_pcasgd.run_files import CHECKPOINTS, KEPT_FILES, KEPT_METRICS
@@ -75,7 +75,7 @@ class Checkpoints:
         problems: list[str] = []
         for own_step, path in self._folder.kept_models():
             if own_step > step:
-                remove_files(path, KEPT_FILES)
+                remove_whole(path, KEPT_FILES)
                 continue
             metrics = read_mapping(path / KEPT_METRICS)
             if metrics is None or not any(is_file(path / name) for name in MODEL_FILES):
@@ -101,7 +101,7 @@ class Checkpoints:
         if score is not None:
             place = min(range(len(self.kept)), key=lambda place: self._rank(self.kept[place][1].get(score)))
         checkpoint, _ = self.kept.pop(place)
-        remove_files(Path(checkpoint.path), KEPT_FILES)
+        remove_whole(Path(checkpoint.path), KEPT_FILES)
 
     def _rank(self, score: Any) -> float:
         """Return how good a score is; one that is no number is the worst."""

@@ -180,16 +180,40 @@ def remove_files(folder: Path, names: Collection[str]) -> bool:
     if folder.is_symlink():
         return False
     for path in folder.glob("*"):
-        unfinished = _UNFINISHED_FILE.fullmatch(path.name)
-        is_own = path.name in names or (unfinished and unfinished[1] in names)
-        if is_own and path.is_file() and not path.is_symlink():
-            with suppress(OSError):
-                path.unlink()
+        if path.name in names:
+            _remove_file(path)
+    remove_unfinished(folder, names)
     try:
         folder.rmdir()
     except OSError:
         return not folder.exists()
     return True
+
+
+def remove_unfinished(folder: Path, names: Collection[str]) -> None:
+    """Remove what was left of own files while they were being written, by a process that was killed."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        unfinished = _UNFINISHED_FILE.fullmatch(path.name)
+        if unfinished and unfinished[1] in names:
+            _remove_file(path)
+
+
+def _remove_file(path: Path) -> None:
+    if path.is_file() and not path.is_symlink():
+        with suppress(OSError):
+            path.unlink()
+
+
+def remove_whole(folder: Path, names: Collection[str]) -> None:
+    """Remove an own folder as ``remove_files`` does, without its name: so a part of it is never taken for it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    nameless = folder.with_name(folder.name + UNFINISHED)
+    remove_files(nameless, names)
+    foreign = [path for path in folder.iterdir() if path.name not in names]
+    with suppress(OSError):
+        folder = folder if foreign else folder.rename(nameless)
+    remove_files(folder, names)
 
 
 def move_aside(path: Path) -> Path | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.model_file import MODEL_FILES
-from ray_pcasgd.own_files import claim_folder, is_file, move_aside, remove_files
+from ray_pcasgd.own_files import UNFINISHED, claim_folder, is_file, move_aside, remove_files
 from ray_pcasgd.remote_storage import reason_of
 
 CONFIG, EVENTS, RESULT = "config.yaml", "events.jsonl", "result.json"
@@ -17,6 +17,7 @@ KEPT_METRICS = "metrics.json"
 KEPT_FILES = ("state.pt", "checksum", KEPT_METRICS, *MODEL_FILES)
 """The names of the files in the folders of kept states and models."""
 KEPT_MODEL = re.compile(r"step_([0-9]{8,18})")
+UNFINISHED_FOLDER = re.compile(rf"(step_)?[0-9]+{re.escape(UNFINISHED)}")
 
 
 def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str = "folder") -> Path:

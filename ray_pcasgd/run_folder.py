@@ -14,6 +14,7 @@ from ray_pcasgd.folder_lock import FolderLock, LockedError
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.model_file import MODEL_FILES, write_model
 from ray_pcasgd.own_files import (
+    UNFINISHED,
     TemporaryFolder,
     append,
     identity_of,
@@ -21,6 +22,7 @@ from ray_pcasgd.own_files import (
     make_folder,
     move_aside,
     remove_files,
+    remove_unfinished,
     whole_folder,
     write_whole,
 )
@@ -39,6 +41,7 @@ from ray_pcasgd.run_files import (
     RUN_FILES,
     SCHEDULE,
     STATES,
+    UNFINISHED_FOLDER,
     claimed_folder,
 )
 from ray_pcasgd.schedule.trace import write_rows
@@ -140,6 +143,7 @@ class RunFolder:
                 events = folder.path / EVENTS
                 folder._earlier_bytes = events.stat().st_size if is_file(events) else 0
                 folder._take_lock()
+                folder._tidy()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"{location}: cannot be read ({reason_of(error)})") from None
             except LockedError:
@@ -163,6 +167,15 @@ class RunFolder:
             temporary.remove()
             raise SettingsError(f"{location}: cannot be read ({reason_of(error)})") from None
         return cls(temporary.path / name, remote, temporary)
+
+    def _tidy(self) -> None:
+        """Remove what a driver that was killed was writing."""
+        remove_unfinished(self.path, RUN_FILES)
+        for group in (self.states, self.checkpoints):
+            if not group.is_symlink():
+                for path in group.glob(f"*{UNFINISHED}"):
+                    if UNFINISHED_FOLDER.fullmatch(path.name):
+                        remove_files(path, KEPT_FILES)
 
     def _take_lock(self) -> None:
         self._identity = identity_of(self.path)

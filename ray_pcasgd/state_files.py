@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.explanation import one_line
-from ray_pcasgd.own_files import UNFINISHED, is_file, make_folder, remove_files, whole_folder
+from ray_pcasgd.own_files import UNFINISHED, is_file, make_folder, remove_files, remove_whole, whole_folder
 from ray_pcasgd.run_state import State, load_state, pace, save_state
 
 _STATE, _CHECKSUM = "state.pt", "checksum"
@@ -80,7 +80,7 @@ class StateFiles:
             self._last = time.monotonic()
             self._cost_seconds = self._last - began
         for name in [*names, f"{number:06d}"][: -self._settings.states_to_keep]:
-            remove_files(self.folder / name, _FILES)
+            remove_whole(self.folder / name, _FILES)
 
     def kept(self) -> Iterator[Kept]:
         """Yield what is there, the newest first."""

@@ -17,6 +17,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from ray_pcasgd.own_files import remove_whole
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.run_state import State, load_state
 from ray_pcasgd.terminal import Terminal
@@ -290,6 +291,33 @@ def test_a_driver_that_is_killed_while_it_keeps_a_model_can_be_resumed(tmp_path:
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         f"step_{step:08d}" for step in (5, 10, 15, 20)
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_driver_that_is_killed_at_any_operation_on_files_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    killing = [sys.executable, "-m", "tests.unit.killing", str(tmp_path), "6", "20"]
+    process = subprocess.run(killing, capture_output=True, text=True, check=True)
+    (line,) = process.stdout.splitlines()
+    assert line.endswith(" cases")
+
+
+def test_what_is_dropped_has_lost_its_name_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tmp_path / "step_00000003"
+    whole.mkdir()
+    for name in ("metrics.json", "model.safetensors"):
+        (whole / name).write_text("")
+    seen: list[bool] = []
+    unlink = Path.unlink
+
+    def looking(path: Path, missing_ok: bool = False) -> None:
+        seen.append(whole.exists())
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", looking)
+    remove_whole(whole, ["metrics.json", "model.safetensors"])
+    assert seen == [False, False]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_more_models_are_kept_than_asked_for_after_a_kill_between_two_of_them(tmp_path: Path) -> None:
