@@ -1,8 +1,7 @@
 """What the studies share: a comparison under several settings, and its page written from the measured figures."""
 
-import json
+import math
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,9 @@ from ray_pcasgd.compare import Method, compare
 from ray_pcasgd.config import Config
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
+from ray_pcasgd.plain_json import read_mapping
 from ray_pcasgd.report.page import write_report
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.trainer import Trainer
 
 
@@ -45,18 +46,27 @@ def ensure_run(config: Config) -> dict[str, Any]:
     A run whose loss was not finite has no metrics; any other error is raised.
     """
     assert config.name is not None
-    result_file = Path(config.storage_path) / config.name / "result.json"
-    if not result_file.exists():
-        shutil.rmtree(result_file.parent, ignore_errors=True)
+    folder = Path(config.storage_path) / config.name
+    if not has_ended(folder):
+        clear_run(folder)
         result = Trainer(config).fit()
         if result.error is not None and not isinstance(result.error, NonFiniteLossError):
             raise result.error
-    summary = json.loads(result_file.read_text(encoding="utf-8"))
+    summary = read_mapping(folder / "result.json")
+    assert summary is not None
     if summary["error"] is not None:
         return {}
     final = summary["final"]
     kept = {name: final[name] for name in ("staleness_mean", "consensus_distance", "predicting_share")}
-    return {**final["averaged"], **kept, "run_seconds": summary["wall_seconds"]}
+    # What was no number is null there.
+    figures = {name: math.nan if value is None else value for name, value in {**final["averaged"], **kept}.items()}
+    return {**figures, "run_seconds": summary["wall_seconds"]}
+
+
+def has_ended(folder: Path) -> bool:
+    """Return whether a run has come to its end, or to an error; one that was interrupted has not."""
+    summary = read_mapping(folder / "result.json")
+    return summary is not None and summary.get("status") != "interrupted"
 
 
 def table(runs: pd.DataFrame) -> str:

@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from ray_pcasgd.loading import SettingsError, load_config
     from ray_pcasgd.result import Result
     from ray_pcasgd.terminal import Terminal
-    from ray_pcasgd.trainer import Trainer
+    from ray_pcasgd.trainer import Trainer, resume
     from ray_pcasgd.watching import Watcher
 
-__all__ = ["Config", "Result", "SettingsError", "Terminal", "Trainer", "Watcher", "compare", "load_config"]
+__all__ = ["Config", "Result", "SettingsError", "Terminal", "Trainer", "Watcher", "compare", "load_config", "resume"]
 
 _HOMES = {
     "Config": "config",
@@ -22,6 +22,7 @@ _HOMES = {
     "Watcher": "run",
     "compare": "compare",
     "load_config": "loading",
+    "resume": "trainer",
 }
 
 

@@ -1,12 +1,13 @@
 """The averaged model of all agents, and how far the agents are from it."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ray_pcasgd.local_tensors import joined
+from ray_pcasgd.module_tensors import public_name
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.replica import MixedBuffers, Replica
 from ray_pcasgd.tasks.objective import Evaluation
@@ -81,6 +82,15 @@ class AveragedModel:
             self._replica.load_local(snapshot.local)
             return self._task.evaluate(self._replica.module, self._data, self._replica.device)
 
-    def state_dict(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        """Return the state dict of a snapshot, on the CPU."""
+    def first_snapshot(self) -> Snapshot:
+        """Return the snapshot that the model was built with."""
+        return Snapshot(self._replica.weights, self._replica.buffers, self._replica.copy_of_local())
+
+    def state_dict(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Return the state dict of a snapshot, on the CPU; what a module adds to it need not be a tensor."""
         return self._replica.state_dict(*snapshot)
+
+    def bare_state_dict(self, snapshot: Snapshot) -> dict[str, Tensor]:
+        """Return a snapshot's parameters and buffers by their names, whatever the module itself makes of them."""
+        named = self._replica.named(snapshot.weights, snapshot.buffers) | dict(snapshot.local)
+        return {public_name(name): tensor.detach().cpu().clone() for name, tensor in named.items()}

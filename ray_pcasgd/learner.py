@@ -23,7 +23,7 @@ from ray_pcasgd.tasks.task import Task, TaskData
 _LARGEST = torch.finfo(torch.float32).max
 
 
-class StepError(RuntimeError):
+class LearnerError(RuntimeError):
     """What makes a step impossible, for a reason that lies in the model or the settings."""
 
     def __init__(self, agent: int, step: int, *more: Any) -> None:
@@ -32,7 +32,7 @@ class StepError(RuntimeError):
         self.step = step
 
 
-class NonFiniteLossError(StepError):
+class NonFiniteLossError(LearnerError):
     """A mini-batch loss that is infinite or not a number; or the gradient, the weights or the buffers are."""
 
     def __init__(self, agent: int, step: int, loss: float, what: str = "") -> None:
@@ -48,7 +48,7 @@ class NonFiniteLossError(StepError):
         return f"agent {self.agent} has loss {self.loss}{gradient} at step {self.step}"
 
 
-class ModelError(StepError):
+class ModelError(LearnerError):
     """The model's own code did in a step what no run can follow."""
 
     def __init__(self, agent: int, step: int, reason: str) -> None:

@@ -1,9 +1,10 @@
 """A network whose trained parameters and mixed buffers are views of flat vectors, whatever its own code puts there."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -239,13 +240,15 @@ class Replica:
         """Return the named tensors of flat weights (D,) and buffers (F,), for ``torch.func.functional_call``."""
         return unflatten(weights, self.layout) | unflatten(buffers, self.buffer_layout)
 
-    def state_dict(self, weights: Tensor, buffers: Tensor, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict that plain PyTorch loads, with the given values in place of the module's own."""
+    def state_dict(self, weights: Tensor, buffers: Tensor, local: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return a state dict that plain PyTorch loads, with the given values in place of the module's own.
+
+        What a module adds to it as extra state need not be a tensor.
+        """
         with self.undisturbed():
             self.load(weights, buffers)
             self.load_local(local)
-            state = self.module.state_dict()
-            return {public_name(name): tensor.detach().cpu().clone() for name, tensor in state.items()}
+            return {public_name(name): _kept(value) for name, value in self.module.state_dict().items()}
 
     def _bring_home(self, homes: Sequence[Home]) -> None:
         """Copy what the module has in the place of some of its tensors to where these lie."""
@@ -317,3 +320,7 @@ def _require_float32(tensors: Mapping[str, Tensor]) -> None:
 
 def _dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else copy.deepcopy(value)

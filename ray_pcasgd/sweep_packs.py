@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from traceback import format_exception_only
@@ -17,6 +16,7 @@ from ray_pcasgd.foreign_files import read_text
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
 from ray_pcasgd.sweep_states import StateKeeper, with_axis, working_in
@@ -189,11 +189,12 @@ def run_pack(
     Run folders that are there were interrupted.
     """
     pack = packs[settings["pack"]]
-    for job in pack:
-        shutil.rmtree(Path(folder) / job.name, ignore_errors=True)
     keeper = StateKeeper(Path(folder) / f"pack-{settings['pack']}.pt", checkpoint_seconds)
     evaluations = _Evaluations(keeper)
     configs = [job.config(base, folder) for job in pack]
+    for config in configs:
+        # Checked settings have names without a way out of the folder.
+        clear_run(Path(folder) / str(config.name))
     watchers = [_OfOne(job.name, evaluations) for job in pack]
     with working_in(directory):
         if len(pack) == 1:

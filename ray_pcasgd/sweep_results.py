@@ -1,5 +1,6 @@
 """What came of a sweep: a table of trials, the best point, and settings to train from."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,8 +68,10 @@ def conclude(
     else:
         rows = [row for result in results for row in _rows_of_pack(result, packs, keys, base, path)]
     # What is left are the states of trials that were stopped: nothing goes on from them.
-    for state in (path / RUNS_FOLDER).glob("*.pt"):
-        state.unlink()
+    runs = path / RUNS_FOLDER
+    for state in runs.glob("*.pt"):
+        if re.fullmatch("pack-[0-9]+", state.stem) or (runs / state.stem).is_dir():
+            state.unlink()
     trials, values = tabled(rows, keys)
     trials = trials.sort_values([*keys, "seed"], key=_sortable).reset_index(drop=True)
     trials.to_parquet(path / TRIALS_FILE, index=False)

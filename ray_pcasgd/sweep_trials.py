@@ -1,6 +1,5 @@
 """One trial of a sweep: a run of its own, in Tune's process for it."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ray_pcasgd.curves import Constant, Stairs, continued
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import Point, nested
 from ray_pcasgd.sweep_states import StateKeeper, with_axis, working_in
@@ -77,8 +77,8 @@ def run_trial(
     if repeat is not None:
         point["seed"] = base.seed + int(repeat)
     name = tune.get_context().get_trial_id()
-    shutil.rmtree(Path(folder) / name, ignore_errors=True)
     config = load_config(base, changes=nested(point) | {"storage_path": folder, "name": name})
+    clear_run(Path(folder) / name)
     keeper = StateKeeper(Path(folder) / f"{name}.pt", checkpoint_seconds, checkpoint_steps)
     state = keeper.last()
     if state is not None:

@@ -1,6 +1,7 @@
 """What the command line shows of a run: live progress, events, and the final tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,38 @@ _HISTOGRAM_CLASSES = 10
 
 
 _BEST_POINTS = 10
+
+
+class LenientOutput:
+    """Standard output on which a full disk costs lines, and not the run."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Write as far as that is possible."""
+        with _but_for_a_broken_pipe():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush as far as that is possible."""
+        with _but_for_a_broken_pipe():
+            self._file.flush()
+
+
+@contextmanager
+def _but_for_a_broken_pipe() -> Iterator[None]:
+    """Pass over errors, but for that nobody reads any more: then the program ends as any other."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 class Terminal(Watcher):
@@ -87,17 +120,16 @@ class Terminal(Watcher):
             self._progress.evaluation(None if pd.isna(row["agent"]) else row["agent"], tested)
 
     def happened(self, event: Event) -> None:
-        """Show an event."""
-        assert self._progress is not None
-        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
+        """Show an event, which may also come before the run has started."""
+        if event.kind in ("agent_lost", "agent_isolated", "agent_left") and self._progress is not None:
             self._progress.leave(event.agent)
         if event.kind not in ("agent_started", "scheduler_started", "cluster_joined"):
             self._say(printable(f"{event.kind.replace('_', ' ')}: {event.detail}"))
 
     def finished(self) -> None:
         """End the display."""
-        assert self._progress is not None
-        self._progress.finish()
+        if self._progress is not None:
+            self._progress.finish()
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

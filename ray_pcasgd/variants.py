@@ -167,16 +167,13 @@ class Variants(Agent):
             for p, (weights, buffers) in enumerate(zip(self.weights, self.buffers, strict=True))
         ]
 
-    def evaluate_all(self) -> list[dict[str, float]]:
-        """Return each variant's test loss and metrics at the current version."""
+    def evaluate_at(self, snapshot: Snapshot) -> dict[str, float]:
+        """Return the test loss and metrics of one variant's snapshot."""
         task, replica = self.spec.recipe.task, self.replica
-        measured = []
-        for weights, buffers, local in self.snapshots():
-            with replica.undisturbed():
-                replica.load(weights, buffers)
-                replica.load_local(local)
-                measured.append(task.evaluate(replica.module, self.data, replica.device))
-        return measured
+        with replica.undisturbed():
+            replica.load(snapshot.weights, snapshot.buffers)
+            replica.load_local(snapshot.local)
+            return task.evaluate(replica.module, self.data, replica.device)
 
     @staticmethod
     def _each(function: Any, in_dims: Any = 0) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ray_pcasgd.own_files import write_whole
 from ray_pcasgd.report.data import RunData, load_run
 from ray_pcasgd.report.delays import delay_notes
 from ray_pcasgd.report.drawing import own_style
@@ -42,7 +43,7 @@ def write_report(
     with own_style():
         text = page(load_groups(runs, labels), title, target)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    write_whole(output, text)
     return output
 
 

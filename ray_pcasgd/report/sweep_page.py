@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ray_pcasgd.own_files import write_whole
 from ray_pcasgd.report.illustrations import Illustration, framed
 from ray_pcasgd.report.page import render, table_of
 from ray_pcasgd.report.sweep_pictures import (
@@ -55,7 +56,7 @@ def write_sweep_report(
     if not changed and (sentence := what_matters(points, keys)):
         headline += f"\n<p>{escape(sentence)}</p>"
     page = path / "report.html"
-    page.write_text(render(f"Sweep {path.name}", headline, sections), encoding="utf-8")
+    write_whole(page, render(f"Sweep {path.name}", headline, sections))
     return page
 
 

@@ -10,6 +10,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from ray_pcasgd.agent import Agent, AgentSpec, Received
+from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
 from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
@@ -216,6 +217,10 @@ class AgentActor(Shell):
         agent = self.agent
         evaluates = self.spec.recipe.evaluates_at(agent.progress)
         snapshot: Any = ray.put(portable(agent.snapshot())) if evaluates else None
+        evaluation = None
+        if evaluates:
+            evaluation, failed = measured(agent.evaluate, self.spec.recipe.task, self.spec.agent, agent.progress)
+            self.unsent += [failed] if failed else []
         self.unsent.append(
             StepReport(
                 row=row,
@@ -225,7 +230,7 @@ class AgentActor(Shell):
                 bytes_sent=agent.message_bytes * len(agent.receivers()),
                 wall_seconds=time.time() - self.started_at,
                 snapshot=snapshot,
-                evaluation=agent.evaluate() if evaluates else None,
+                evaluation=evaluation,
             )
         )
         self.report(flush=evaluates or self.reports_at_once)
