@@ -1,8 +1,7 @@
 """What the studies share: a comparison under several settings, and its page written from the measured figures."""
 
-import json
+import math
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,9 @@ from ray_pcasgd.comparison import Method, compare
 from ray_pcasgd.config import Config
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
+from ray_pcasgd.plain_json import read_mapping
 from ray_pcasgd.report.page import write_report
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.trainer import Trainer
 
 
@@ -45,22 +46,31 @@ def ensure_run(config: Config) -> dict[str, Any]:
     A run whose loss was not finite has no metrics; any other error is raised.
     """
     assert config.name is not None
-    result_file = Path(config.storage_path) / config.name / "result.json"
-    if not result_file.exists():
-        shutil.rmtree(result_file.parent, ignore_errors=True)
+    folder = Path(config.storage_path) / config.name
+    if not has_ended(folder):
+        clear_run(folder)
         result = Trainer(config).fit()
         if result.error is not None and not isinstance(result.error, NonFiniteLossError):
             raise result.error
-    summary = json.loads(result_file.read_text(encoding="utf-8"))
+    summary = read_mapping(folder / "result.json")
+    assert summary is not None
     if summary["error"] is not None:
         return {}
     final = summary["final"]
     kept = {name: final[name] for name in ("staleness_mean", "consensus_distance", "predicting_share")}
-    return {**final["averaged"], **kept, "run_seconds": summary["wall_seconds"]}
+    # What was no number is null there.
+    figures = {name: math.nan if value is None else value for name, value in {**final["averaged"], **kept}.items()}
+    return {**figures, "run_seconds": summary["wall_seconds"]}
+
+
+def has_ended(folder: Path) -> bool:
+    """Return whether a run has come to its end, or to an error; one that was interrupted has not."""
+    summary = read_mapping(folder / "result.json")
+    return summary is not None and summary.get("status") != "interrupted"
 
 
 def table(runs: pd.DataFrame) -> str:
-    """Return a Markdown table: mean (and standard deviation over seeds) in percent, by case and method."""
+    """Return a Markdown table: mean (and sample deviation over seeds) in percent, by case and method."""
     lines = [
         "| case | method | averaged model | agents' mean | worst agent | consensus distance | predicting share |",
         "|---|---|---|---|---|---|---|",
@@ -92,7 +102,16 @@ def total_time(runs: pd.DataFrame) -> str:
     return f"{len(distinct)} runs of {distinct['run_seconds'].sum() / 60:.0f} minutes together, one core each"
 
 
+def num_seeds(number: int) -> str:
+    """Return a number of seeds in words.
+
+    >>> num_seeds(1), num_seeds(3)
+    ('1 seed', '3 seeds')
+    """
+    return f"{number} seed{'s' if number > 1 else ''}"
+
+
 def percent(values: pd.Series) -> str:
-    """Return the mean in percent, with the standard deviation where there are several values."""
-    spread = f" ± {100 * values.std(ddof=0):.1f}" if len(values) > 1 else ""
+    """Return the mean in percent, with the sample deviation where there are several values."""
+    spread = f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
     return f"{100 * values.mean():.1f}{spread} %"

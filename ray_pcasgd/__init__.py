@@ -8,20 +8,23 @@ if TYPE_CHECKING:
     from ray_pcasgd.config import Config
     from ray_pcasgd.loading import SettingsError, load_config
     from ray_pcasgd.result import Result
-    from ray_pcasgd.trainer import Trainer
+    from ray_pcasgd.terminal import Terminal
+    from ray_pcasgd.trainer import Trainer, resume
     from ray_pcasgd.watching import Watcher
 
-__all__ = ["Config", "Result", "SettingsError", "Trainer", "Watcher", "compare", "load_config"]
+__all__ = ["Config", "Result", "SettingsError", "Terminal", "Trainer", "Watcher", "compare", "load_config", "resume"]
 
 # No module here may bear a public name: once imported, it would take the name's place.
 _HOMES = {
     "Config": "config",
     "Result": "result",
     "SettingsError": "loading",
+    "Terminal": "terminal",
     "Trainer": "trainer",
     "Watcher": "watching",
     "compare": "comparison",
     "load_config": "loading",
+    "resume": "trainer",
 }
 
 

@@ -159,7 +159,7 @@ class Agent(Learner):
             weights=tuple(self._zeros if s is None else s.weights for s in slots),
             directions=tuple(self._direction(s) for s in slots),
             drift=tuple(drifts[self._drift_age(s, r)] for s, r in zip(slots, reliable, strict=True)),
-            buffers=tuple(torch.zeros_like(self.buffers) if s is None else s.buffers for s in slots),
+            buffers=tuple(self.buffers if s is None else s.buffers for s in slots),
         )
 
     @property
@@ -217,7 +217,7 @@ class Agent(Learner):
         return own, reads
 
     def mix_buffers(self, gathered: Gathered) -> Tensor:
-        """Return the agent's floating-point buffers averaged with those of its reliable neighbors, shape (F,)."""
+        """Return the agent's mixed buffers averaged with those of its reliable neighbors, shape (F,)."""
         if not self.buffers.numel():
             return self.buffers
         device = self.buffers.device
@@ -227,8 +227,10 @@ class Agent(Learner):
             return mix(shares[0], self.running_buffers, shares[1:], gathered.buffers)
         mixing = torch.tensor(gathered.mixing, device=device)
         reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
-        own, kept = clipped_row(torch.tensor(gathered.own[0], device=device), mixing, reliable)
-        return mix(own, self.running_buffers, kept, gathered.buffers)
+        own, weights = clipped_row(torch.tensor(gathered.own[0], device=device), mixing, reliable)
+        # Who is not trusted, or was not read, is left out: a weight of zero does not make every number zero.
+        counting = [k for k, (w, r) in enumerate(zip(gathered.mixing, gathered.reliable, strict=True)) if r and w]
+        return mix(own, self.running_buffers, weights[counting], tuple(gathered.buffers[k] for k in counting))
 
     def _direction(self, slot: Received | None) -> Tensor:
         if not self.spec.recipe.rule.needs_directions:
@@ -256,24 +258,24 @@ class Agent(Learner):
 
         def losses(candidates: tuple[Tensor, ...]) -> Tensor:
             results = []
-            with torch.no_grad():
+            with torch.no_grad(), self.replica.undisturbed():
                 for candidate in candidates:
                     self.seed_forward_pass()
-                    tensors = self.replica.named(candidate, self.replica.buffers.clone()) | {
-                        name: buffer.clone() for name, buffer in self.replica.integer_buffers.items()
-                    }
+                    # Copies: the model's own code may change whatever it is given.
+                    tensors = self.replica.named(candidate.clone(), self.replica.buffers.clone())
+                    tensors |= self.replica.copy_of_local()
                     outputs = torch.func.functional_call(self.replica.module, tensors, (inputs,))
                     results.append(task.loss(outputs, targets))
             return torch.stack(results)
 
         return losses
 
-    def probe_at(self, inputs: Tensor, targets: Tensor, buffers: Tensor, integers: dict[str, Tensor]) -> Probe:
+    def probe_at(self, inputs: Tensor, targets: Tensor, buffers: Tensor, local: dict[str, Tensor]) -> Probe:
         """Return the losses of candidate weights on a mini-batch, where they run stacked; pure."""
 
         def losses(candidates: tuple[Tensor, ...]) -> Tensor:
             with torch.no_grad():
-                return torch.stack([self.loss_at(x, buffers, integers, inputs, targets)[0] for x in candidates])
+                return torch.stack([self.loss_at(x, buffers, local, inputs, targets)[0] for x in candidates])
 
         return losses
 
@@ -283,8 +285,14 @@ class Agent(Learner):
         return gathered.own[0] + sum(gathered.mixing)
 
     def commit(self, update: Update, gathered: Gathered) -> None:
-        """Make the update the agent's next version."""
+        """Make the update the agent's next version.
+
+        Raises:
+            NonFiniteLossError: it has numbers that are not finite; the agent stays at its version.
+
+        """
         buffers = self.mix_buffers(gathered)
+        self.check_version(update.weights, buffers)
         if self.pushes:
             self.mass = self.mass_of(gathered)
         self.weights = update.weights
@@ -308,6 +316,7 @@ class Agent(Learner):
             if self.buffers.numel():
                 mean = mix(nothing, torch.zeros_like(self.buffers), shares, tuple(r.buffers for r in received))
                 self.buffers = mean.clone()
+            self.forget_local()
         self.load()
         self.direction = torch.zeros_like(self.weights)
         self.forget_the_past()
@@ -317,6 +326,10 @@ class Agent(Learner):
         self.version = version
         self.batches.restore(version)
         self.probe_batches.restore(version)
+
+    def forget_local(self) -> None:
+        """Begin anew in the tensors that are the agent's own."""
+        self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
 
     def forget_the_past(self) -> None:
         """Begin anew in what optimizer and rule remember."""
@@ -328,7 +341,7 @@ class Agent(Learner):
         device = self.replica.device
         self.version = version
         self.weights, self.buffers = snapshot.weights.to(device), snapshot.buffers.to(device)
-        self.restore_replica(self.buffers, snapshot.integer_buffers)
+        self.restore_replica(self.buffers, snapshot.local)
 
     def state(self) -> State:
         """Return all that the steps to come depend on; its tensors are the agent's own."""
@@ -337,8 +350,9 @@ class Agent(Learner):
             "weights": self.weights,
             "buffers": self.buffers,
             "running_buffers": self.running_buffers,
-            "integer_buffers": self.integer_buffers,
+            "local": self.local,
             "direction": self.direction,
+            "with_gradient": self.with_gradient,
             "batches": self.batches.state(),
             "probe_batches": self.probe_batches.state(),
             "optimizer": leaves_of(self.optimizer_state),
@@ -354,7 +368,9 @@ class Agent(Learner):
         self.weights, self.buffers, self.direction = (
             state[name].to(device) for name in ("weights", "buffers", "direction")
         )
-        self.restore_replica(state["running_buffers"].to(device), state["integer_buffers"])
+        reached = state["with_gradient"]
+        self.with_gradient = None if reached is None else reached.to(device)
+        self.restore_replica(state["running_buffers"].to(device), state["local"])
         self.batches.restore(state["batches"])
         self.probe_batches.restore(state["probe_batches"])
         self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
@@ -364,19 +380,18 @@ class Agent(Learner):
 
     @property
     def running_buffers(self) -> Tensor:
-        """The floating-point buffers as the last forward pass left them."""
+        """The mixed buffers as the last forward pass left them."""
         return self.replica.buffers
 
     @property
-    def integer_buffers(self) -> dict[str, Tensor]:
-        """The integer buffers as the last forward pass left them."""
-        return dict(self.replica.integer_buffers)
+    def local(self) -> dict[str, Tensor]:
+        """The agent's own tensors as the last forward pass left them."""
+        return self.replica.local()
 
-    def restore_replica(self, running_buffers: Tensor, integer_buffers: dict[str, Tensor]) -> None:
+    def restore_replica(self, running_buffers: Tensor, local: dict[str, Tensor]) -> None:
         """Put the present version into the replica, with the buffers that the last forward pass left."""
         self.replica.load(self.weights, running_buffers)
-        for name, values in integer_buffers.items():
-            self.replica.integer_buffers[name].copy_(values)
+        self.replica.load_local(local)
 
     def load(self) -> None:
         """Put the present version into the replica."""
@@ -394,7 +409,7 @@ class Agent(Learner):
 
     @property
     def message_bytes(self) -> int:
-        """Bytes of one version's message: weights, floating-point buffers and, where it is needed, the direction."""
+        """Bytes of one version's message: weights, mixed buffers and, where it is needed, the direction."""
         vectors = 2 if self.spec.recipe.rule.needs_directions else 1
         numbers = vectors * self.weights.shape[-1] + self.buffers.shape[-1]
         return 4 * numbers

@@ -1,35 +1,37 @@
 """Models that are kept on the way."""
 
-import json
-import shutil
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, load_file
 from torch import Tensor
 
 from ray_pcasgd.config import CheckpointSettings
-from ray_pcasgd.run_folder import RunFolder, is_remote
+from ray_pcasgd.model_file import MODEL_FILES, read_model
+from ray_pcasgd.own_files import is_file, remove_whole
+from ray_pcasgd.plain_json import read_mapping
+from ray_pcasgd.remote_storage import RemoteStorage, is_remote, location_in, parent_of
+from ray_pcasgd.run_files import CHECKPOINTS, KEPT_FILES, KEPT_METRICS
+from ray_pcasgd.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a consensus model, ``model.safetensors``."""
+    """A folder with a consensus model: ``model.safetensors``, or ``model.pt`` where that cannot hold it."""
 
     path: str
     """A folder of this machine, or a location that pyarrow knows."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the model's state dict, for ``torch.nn.Module.load_state_dict``."""
+        """Return the model's state dict, for ``torch.nn.Module.load_state_dict``; nothing in it is executed."""
         if not is_remote(self.path):
-            return load_file(Path(self.path) / "model.safetensors")
-        from pyarrow import fs
-
-        source, root = fs.FileSystem.from_uri(self.path)
-        with source.open_input_file(f"{root}/model.safetensors") as file:
-            return load(file.read())
+            folder = Path(self.path)
+            return read_model(lambda name: (folder / name).read_bytes() if is_file(folder / name) else None)
+        storage, name = parent_of(self.path)
+        remote = RemoteStorage(storage)
+        return read_model(lambda file: remote.read(name, file))
 
 
 class Checkpoints:
@@ -41,46 +43,71 @@ class Checkpoints:
         self._offered = 0
         self.kept: list[tuple[Checkpoint, dict[str, Any]]] = []
 
-    def offer(self, row: Mapping[str, Any], state_dict: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Keep the model of an evaluation (``row`` is the averaged model's), if the settings ask for it."""
+    def offer(self, row: Mapping[str, Any], state_dict: Callable[[], Mapping[str, Any]]) -> None:
+        """Keep the model of an evaluation (``row`` is the averaged model's), if the settings ask for it.
+
+        Raises:
+            OSError: it cannot be kept; what was kept before is as it was.
+
+        """
         every = self._settings.every_evaluations
         self._offered += 1
         if every is None or self._offered % every:
             return
         metrics = {name.removeprefix("test_"): value for name, value in row.items() if name.startswith("test_")}
         path = self._folder.keep_checkpoint(row["step"], state_dict(), metrics)
-        self.kept.append((Checkpoint(str(path)), metrics))
+        self.kept = [one for one in self.kept if one[0].path != str(path)] + [(Checkpoint(str(path)), metrics)]
         limit = self._settings.num_to_keep
-        if limit is not None and len(self.kept) > limit:
+        while limit is not None and len(self.kept) > limit:
             self._drop_worst()
 
     def state(self) -> int:
         """Return how many models were offered."""
         return self._offered
 
-    def restore(self, offered: int, step: int) -> None:
-        """Go on after ``step``, with the models that the folder holds up to there."""
+    def restore(self, offered: int, step: int) -> list[str]:
+        """Go on after ``step``, with the models that the folder holds up to there; return what is wrong with others.
+
+        Those after it are dropped: the run comes by these steps again.
+        """
         self._offered = offered
         self.kept = []
-        for path in sorted((self._folder.path / "checkpoints").glob("step_*")):
-            if int(path.name.removeprefix("step_")) > step:
-                shutil.rmtree(path)
-            else:
-                metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-                self.kept.append((Checkpoint(str(path)), metrics))
+        problems: list[str] = []
+        for own_step, path in self._folder.kept_models():
+            if own_step > step:
+                remove_whole(path, KEPT_FILES)
+                continue
+            metrics = read_mapping(path / KEPT_METRICS)
+            if metrics is None or not any(is_file(path / name) for name in MODEL_FILES):
+                problems.append(f"the model in {path} is not whole; it is left there, and is none of the kept ones")
+                continue
+            self.kept.append((Checkpoint(str(path)), {name: _number(value) for name, value in metrics.items()}))
+        return problems
 
     def published(self, location: str) -> None:
         """Take in that the run folder has moved to a remote location."""
+        within = location_in(location, CHECKPOINTS)
         self.kept = [
-            (Checkpoint(f"{location}/checkpoints/{Path(checkpoint.path).name}"), metrics)
-            for checkpoint, metrics in self.kept
+            (Checkpoint(location_in(within, Path(checkpoint.path).name)), metrics) for checkpoint, metrics in self.kept
         ]
+
+    def there(self) -> list[tuple[Checkpoint, dict[str, Any]]]:
+        """Return the models that were kept, without those that went away with their folder."""
+        return [one for one in self.kept if is_remote(one[0].path) or Path(one[0].path).is_dir()]
 
     def _drop_worst(self) -> None:
         score = self._settings.score
         place = 0
         if score is not None:
-            sign = 1 if self._settings.score_order == "max" else -1
-            place = min(range(len(self.kept)), key=lambda i: sign * self.kept[i][1][score])
+            place = min(range(len(self.kept)), key=lambda place: self._rank(self.kept[place][1].get(score)))
         checkpoint, _ = self.kept.pop(place)
-        shutil.rmtree(checkpoint.path)
+        remove_whole(Path(checkpoint.path), KEPT_FILES)
+
+    def _rank(self, score: Any) -> float:
+        """Return how good a score is; one that is no number is the worst."""
+        value = _number(score)
+        return -math.inf if math.isnan(value) else value if self._settings.score_order == "max" else -value
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else math.nan

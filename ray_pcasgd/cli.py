@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -13,11 +13,15 @@ from rich.console import Console
 from ray_pcasgd import cli_control, cli_settings
 from ray_pcasgd.comparison import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.loading import SettingsError, load_config
-from ray_pcasgd.report.page import write_report
+from ray_pcasgd.engines.failures import described
+from ray_pcasgd.interrupting import RunInterrupted
+from ray_pcasgd.loading import SettingsError, load_config, read_yaml
+from ray_pcasgd.report.groups import metric_of
+from ray_pcasgd.report.illustrations import write_figures
+from ray_pcasgd.report.page import load_groups, write_report
 from ray_pcasgd.result import Result
-from ray_pcasgd.tasks.imports import look_also_in
-from ray_pcasgd.terminal import Terminal, print_comparison, print_final_table, print_sweep, print_theory
+from ray_pcasgd.tasks.imports import look_also_in, unreadable
+from ray_pcasgd.terminal import LenientOutput, Terminal, print_comparison, print_final_table, print_sweep, print_theory
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.trust import load_run_settings
 from ray_pcasgd.wording import one_line, printable
@@ -26,7 +30,18 @@ SETTINGS_ERROR = 2
 RUN_ERROR = 1
 INTERRUPTED = 130
 
-app = typer.Typer(cls=cli_settings.Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+class _Commands(cli_settings.Commands):
+    def invoke(self, ctx: Any) -> Any:
+        # Typer itself would end without a word.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            print(str(stopped) or "interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Assignments = Annotated[
     list[str],
@@ -60,11 +75,11 @@ def train(
     trust: Trust = False,
 ) -> None:
     """Train agents whose news of each other is late."""
-    console = Console()
+    console = _console()
     if resumed is not None:
         if config or assignments or engine or name:
             raise SettingsError("--resume: a run goes on with its own settings; allowed beside it are none")
-        _finish(resume(resumed, Terminal(console), trust), console)
+        _finish(resume(resumed, Terminal(console), trust=trust), console)
         return
     if trust:
         raise SettingsError("--trust: allowed beside --resume; settings that are given so are trusted")
@@ -81,9 +96,14 @@ def replay(
     trust: Trust = False,
 ) -> None:
     """Run a recorded schedule again, under other settings; the report shows both runs."""
-    console = Console()
+    console = _console()
     # The new run lies beside the recorded one, wherever that has come from.
     changes = {"name": None, "schedule": str(run / "schedule.parquet"), "storage_path": str(run.absolute().parent)}
+    if objects := unreadable(read_yaml(run / "config.yaml")):
+        raise SettingsError(
+            f"{run}: {' and '.join(objects)}: given as objects of a script, which no file can hold; replay it from "
+            "Python, with Trainer(..., schedule=...) and the same objects"
+        )
     settings = load_run_settings(run, [*_shortcuts(engine, name), *assignments], changes, trust)
     _finish(Trainer(settings, watcher=Terminal(console)).fit(), console, beside=[run])
 
@@ -101,10 +121,13 @@ def compare_command(
     ] = [],
 ) -> None:
     """Run several algorithms under the same schedule and seeds, beside D-PSGD without delay."""
-    console = Console()
+    console = _console()
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     methods = [UNDELAYED, *map(parse_method, algorithm)] if algorithm else METHODS
-    comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label, details=False))
+    try:
+        comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label, details=False))
+    except RunInterrupted as stopped:
+        raise KeyboardInterrupt(f"interrupted; the runs so far are in {Path(stopped.result.path).parent}") from None
     labels = dict(zip(comparison.runs["path"], comparison.runs["label"], strict=True))
     report = write_report(
         [Path(path) for path in labels],
@@ -143,7 +166,7 @@ def sweep_command(
     else:
         settings = load_sweep(config, {"name": name} if name else {})
         result = sweeping.sweep(settings, None if schedule is None else str(schedule))
-    print_sweep(result.points, result.metric, result.path, Console())
+    print_sweep(result.points, result.metric, result.path, _console())
     failed = result.trials["error"].notna()
     for _, row in result.trials[failed].iterrows():
         _complain(f"{row['path']}: {row['error']}")
@@ -168,7 +191,7 @@ def theory(
 
     settings = load_config(config, assignments)
     check_theory(settings)
-    console = Console()
+    console = _console()
     bound = Bound(staleness_penalty=staleness_penalty)
     table = theory_table(settings.compute.law, settings.num_agents, updates, settings.seed)
     print_theory(table, console)
@@ -182,15 +205,37 @@ def report(
     output: Annotated[
         Path | None, typer.Option(help="The page; report.html in the first folder where left out.")
     ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="A value of the test metric, such as 0.9: a table says when it was reached.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write each picture into this folder, too, as PDF and SVG.")
+    ] = None,
 ) -> None:
     """Draw one page about one run, or several runs side by side."""
     folders = [folder for run in runs for folder in _run_folders(run)]
+    title = " against ".join(run.resolve().name for run in runs)
+    # Where the user says that it is to lie, a link is followed.
+    page = output.expanduser().resolve() if output else runs[0] / "report.html"
+    # Before anything is drawn, which takes seconds.
+    for option, folder in (("--output", page.parent), ("--figures", figures)):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"{option} {folder}: cannot be written ({error})") from None
+    if page.is_dir():
+        raise SettingsError(f"--output {page}: is a folder; allowed is a file")
+    console = _console()
     try:
-        title = " against ".join(run.absolute().name for run in runs)
-        page = write_report(folders, output or runs[0] / "report.html", title)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    _say(f"report: {page}", Console())
+        write_report(folders, page, title, target=target)
+        groups = [] if figures is None else load_groups(folders)
+    except (OSError, ValueError) as error:
+        raise SettingsError(one_line(error)) from None
+    _say(f"report: {output or page}", console)
+    if figures is not None:
+        paths = write_figures(groups, metric_of(groups), figures)
+        _say(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", console)
 
 
 cli_control.register(app)
@@ -212,11 +257,18 @@ def _shortcuts(engine: str | None, name: str | None) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
 
 
+def _console() -> Console:
+    return Console(file=cast(IO[str], LenientOutput(sys.stdout)))
+
+
 def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> None:
     path = Path(result.path)
     if path.is_dir():
         runs = [*beside, path]
-        write_report(runs, path / "report.html", " against ".join(run.name for run in runs))
+        try:
+            write_report(runs, path / "report.html", " against ".join(run.resolve().name for run in runs))
+        except Exception as error:  # the run itself is safe
+            print(f"error: the report could not be drawn: {described(error)}", file=sys.stderr)
     print_final_table(result, console)
     if result.error:
         _complain(result.error)
@@ -249,7 +301,7 @@ def run_command(command: Callable[[], Any]) -> int:
     except RunError as error:
         _complain(one_line(error))
         return RUN_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0

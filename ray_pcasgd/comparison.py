@@ -9,9 +9,10 @@ import pandas as pd
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import SettingsError, load_config, merge, parse_assignment
-from ray_pcasgd.plan import resolve
+from ray_pcasgd.plan import make_plan, resolve
+from ray_pcasgd.remote_storage import is_remote
 from ray_pcasgd.result import Result
-from ray_pcasgd.run_folder import free_name, is_remote
+from ray_pcasgd.run_files import claimed_folder
 from ray_pcasgd.trainer import Trainer
 from ray_pcasgd.watching import Watcher
 
@@ -41,7 +42,10 @@ class Comparison(NamedTuple):
     """One row per method and seed: label, seed, path, schedule_hash, error, and the final metrics."""
 
     def table(self, metric: str) -> pd.DataFrame:
-        """Return mean and standard deviation over seeds of the averaged model's and of the agents' mean metric."""
+        """Return mean and sample deviation over seeds of the averaged model's and of the agents' mean metric.
+
+        The deviation of a single seed is not a number.
+        """
         columns = {
             "averaged": f"test_{metric}",
             "agents": f"agents_mean_test_{metric}",
@@ -50,7 +54,7 @@ class Comparison(NamedTuple):
         groups = self.runs.groupby("label", sort=False)
         return pd.DataFrame(
             {
-                f"{name}_{statistic}": getattr(groups[column], statistic)(**({"ddof": 0} if statistic == "std" else {}))
+                f"{name}_{statistic}": getattr(groups[column], statistic)()
                 for name, column in columns.items()
                 for statistic in ("mean", "std")
             }
@@ -86,24 +90,24 @@ def compare(
         raise SettingsError(
             f"storage_path = {config.storage_path!r}: allowed for a comparison is a folder of this machine"
         )
-    storage = Path(config.storage_path).expanduser()
-    name = config.name or free_name("comparison", lambda name: (storage / name).exists())
-    path = storage / name
-    if path.exists():
-        raise SettingsError(f"name = {name!r}: the folder {path} exists; allowed is a name that is not in use")
-    trainers = {
-        (method.label, seed): Trainer(
-            load_config(config, changes=method.changes),
-            seed=seed,
-            storage_path=str(path),
-            name=f"{_slug(method.label)}-seed{seed}",
-            watcher=watcher(f"{method.label}, seed {seed}"),
-        )
+    configs = {
+        (method.label, seed): load_config(load_config(config, changes=method.changes), changes={"seed": seed})
         for method in methods
         for seed in range(config.seed, config.seed + num_seeds)
     }
-    for trainer in trainers.values():
-        resolve(trainer.config)  # refuses what cannot be run, before the first of them runs
+    for own in configs.values():
+        resolve(own)  # refuses what cannot be run, before the first of them runs
+    make_plan(next(iter(configs.values())))  # what is known later only of one of them is the same for most
+    path = claimed_folder(config.storage_path, config.name, "comparison")
+    trainers = {
+        (label, seed): Trainer(
+            own,
+            storage_path=str(path),
+            name=f"{_slug(label)}-seed{seed}",
+            watcher=watcher(f"{label}, seed {seed}"),
+        )
+        for (label, seed), own in configs.items()
+    }
     rows = [_row(label, seed, trainer.fit()) for (label, seed), trainer in trainers.items()]
     comparison = Comparison(path, pd.DataFrame(rows))
     comparison.runs.to_parquet(path / "comparison.parquet", index=False)

@@ -11,6 +11,7 @@ from ray_pcasgd.laws import Constant as ConstantDelay
 from ray_pcasgd.optimizer import SGD
 from ray_pcasgd.pairs import ADPSGD
 from ray_pcasgd.reliability import Measured, Reliability
+from ray_pcasgd.replica import MixedBuffers
 from ray_pcasgd.rules import PCASGD, Algorithm
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.server_rules import ElasticAveraging, ParameterServer
@@ -90,6 +91,10 @@ class Config(Settings):
     """Which agents are neighbors."""
     mixing: Annotated[Mixing, BeforeValidator(from_name)] = Metropolis()
     """The weights with which neighbors are averaged."""
+    mixed_buffers: MixedBuffers = "statistics"
+    """Which floating-point buffers of the model are averaged as its weights are: ``statistics``, those of normalization
+    layers that are in training mode; ``all``; ``none``; or a list of names and patterns such as ``encoder.*_mean``, in
+    which ``statistics`` may stand too. All other buffers, of any type, are each agent's own."""
     clusters: int | tuple[tuple[int, ...], ...] | None = None
     """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which;
     not given: two, or one where there is one agent. Servers are in the cluster of agent 0."""

@@ -13,7 +13,7 @@ from ray_pcasgd.watching import Watcher
 from ray_pcasgd.wording import printable
 
 logger = logging.getLogger("ray_pcasgd")
-_WARNINGS = ("lost", "restarted", "rejected", "silent", "failed", "skipped", "not_kept", "isolated")
+_WARNINGS = ("lost", "restarted", "rejected", "silent", "failed", "skipped", "not_", "isolated", "anew", "interrupted")
 
 
 class EventLog(Watcher):

@@ -49,7 +49,7 @@ class Exporter(Watcher):
         row = report.row
         self._newest[row.agent] = report
         self._staleness |= {(row.agent, read.neighbor): read.staleness for read in row.reads}
-        self._steps[row.agent] += 1
+        self._steps[row.agent] += row.kind == "step"
         self._bytes[row.agent] += report.bytes_sent
         self._waited[row.agent] += row.end - row.ready
         self._durations.append((row.agent, row.end - row.start))
@@ -94,7 +94,8 @@ class Exporter(Watcher):
             if report.loss == report.loss:
                 made.train_loss.set(report.loss, labels)
             made.progress.set(report.progress, labels)
-            made.steps.inc(self._steps[agent], labels)
+            if self._steps[agent]:
+                made.steps.inc(self._steps[agent], labels)
             if self._bytes[agent]:
                 made.bytes_sent.inc(self._bytes[agent], labels)
             if self._waited[agent] > 0:

@@ -39,7 +39,8 @@ class Header(NamedTuple):
     final: bool = False
     """The sender takes no further step: this version stays its newest."""
     isolated: bool = False
-    """The sender has left the run after version ``version``, without weights in this message."""
+    """The sender has left the run after version ``version``; if this message holds anything, then for the direction at
+    that version."""
     latency_seconds: float = 0.0
     """Injected: the message counts as arrived only so much later."""
     hold_steps: int = 0
@@ -92,6 +93,8 @@ class Mailbox(Generic[Payload]):
         header = message.header
         if header.isolated:
             self.isolate(header.sender, header.version)
+            if message.contents is not None:  # the direction at its last version
+                self._messages[header.sender][header.version + 1] = message
             return
         self._messages[header.sender][header.version] = message
         known = self._newest.get(header.sender)

@@ -1,5 +1,6 @@
 """Arithmetic whose bits do not depend on batching or on the number of threads."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,12 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosine of the angle between two vectors of shape (D,), 0 where either of them is zero."""
     length = norm(a) * norm(b)
     return torch.where(length > 0, inner(a, b) / torch.where(length > 0, length, 1.0), 0.0)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all of a tensor's numbers are finite."""
+    # A sum is one pass; where finite numbers overflow in it, each is looked at.
+    return not tensor.numel() or math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
 def blockwise(function: Callable[..., Vectors], *groups: Vectors) -> Vectors:

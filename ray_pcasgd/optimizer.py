@@ -23,6 +23,9 @@ class SGD(Settings):
     With adaptive braking (Venigalla et al. 2020) each parameter tensor's gradient is first scaled by
     ``alpha = 1 - rho * <gradient, v> / max(|gradient| |v|, 1e-8)``, v the velocity so far: less where it points along
     the velocity, more where it points against it. **Choice**: weight decay is added after, so it is not braked.
+
+    A parameter that got no gradient stays where it is, with its velocity, as under ``torch.optim.SGD``: neither decayed
+    nor moved by its momentum.
     """
 
     momentum: float = Field(0.0, ge=0, lt=1)
@@ -51,12 +54,22 @@ class SGD(Settings):
         return (torch.zeros_like(weights),) if self.momentum else ()
 
     def direction(
-        self, state: tuple[Tensor, ...], weights: Tensor, gradient: Tensor, sizes: Sequence[int] = ()
+        self,
+        state: tuple[Tensor, ...],
+        weights: Tensor,
+        gradient: Tensor,
+        sizes: Sequence[int] = (),
+        moving: Tensor | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the next state and the direction ``u``, shape (D,), at ``weights`` with ``gradient``, both (D,).
 
-        ``sizes`` are those of the parameter tensors, in their order; only braking looks at them.
+        ``sizes`` are those of the parameter tensors, in their order; only braking looks at them. ``moving`` says which
+        numbers got a gradient, shape (D,); not given: all.
         """
+        if moving is not None:
+            following, direction = self.direction(state, weights, gradient, sizes)
+            kept = tuple(torch.where(moving, new, old) for new, old in zip(following, state, strict=True))
+            return kept, torch.where(moving, direction, 0.0)
         if self.braking is not None:
             gradient = self._braked(gradient, state[0], sizes)
         if self.weight_decay:

@@ -44,6 +44,8 @@ class PairAgent(Learner):
         self.steps = 0
         self.computed_at = Version(self.weights, self.buffers)
         """What its own last step left, where its next gradient is computed, and where it is tested."""
+        self.passed = self.computed_at
+        """The same, as the forward pass there left it."""
 
     @property
     def progress(self) -> int:
@@ -63,30 +65,45 @@ class PairAgent(Learner):
     def optimize(self, gradient: Tensor) -> None:
         """Set ``direction`` to the optimizer's, at the weights that the gradient was computed at."""
         self.optimizer_state, self.direction = self.optimizer.direction(
-            self.optimizer_state, self.computed_at.weights, gradient, self.replica.sizes
+            self.optimizer_state, self.passed.weights, gradient, self.replica.sizes, self.moving
         )
 
+    def take_weights(self) -> None:
+        """Take in what the forward pass has left; partners may have changed the present version meanwhile."""
+        at = self.computed_at
+        weights, buffers = self.replica.weights, self.replica.buffers.clone()
+        self.passed = Version(at.weights if torch.equal(weights, at.weights) else weights.clone(), buffers)
+
     def answer(self, partner: Version) -> None:
-        """Average with whoever asks; a gradient that is being computed is not disturbed."""
-        self.weights = 0.5 * (self.weights + partner.weights)
-        self.buffers = 0.5 * (self.buffers + partner.buffers)
+        """Average with whoever asks; a gradient that is being computed is not disturbed.
+
+        Raises:
+            NonFiniteLossError: the average overflows.
+
+        """
+        weights = 0.5 * (self.weights + partner.weights)
+        buffers = 0.5 * (self.buffers + partner.buffers)
+        self.check_version(weights, buffers)
+        self.weights, self.buffers = weights, buffers
         self.version += 1
 
     def step(self, partner: Version | None) -> None:
         """Average with a partner, where there is one, and take the agent's own step.
 
-        **Choice**: what the forward pass changed in the buffers is added to their average.
+        **Choice**: what the forward pass changed in the buffers, or even in the weights, is added to their average.
+
+        Raises:
+            NonFiniteLossError: what comes of it is not finite; the agent stays at its version.
+
         """
         eta = self.spec.recipe.step_size_at(self.steps)
         mine = self.present
         averaged = mine if partner is None else Version(*(0.5 * (a + b) for a, b in zip(mine, partner, strict=True)))
-        self.weights = averaged.weights - eta * self.direction
-        passed = self.replica.buffers
-        if averaged.buffers is self.computed_at.buffers:
-            self.buffers = passed.clone()
-        else:
-            self.buffers = averaged.buffers + (passed - self.computed_at.buffers)
-        self.computed_at = self.present
+        weights, buffers = map(_with_change, averaged, self.computed_at, self.passed)
+        weights = weights - eta * self.direction
+        self.check_version(weights, buffers)
+        self.weights, self.buffers = weights, buffers
+        self.computed_at = self.passed = self.present
         self.replica.load(self.weights, self.buffers)
         self.version += 1
         self.steps += 1
@@ -103,7 +120,7 @@ class PairAgent(Learner):
         if found:
             self.weights = torch.stack([one.weights for one in found]).mean(dim=0)
             self.buffers = torch.stack([one.buffers for one in found]).mean(dim=0)
-        self.computed_at = self.present
+        self.computed_at = self.passed = self.present
         self.replica.load(self.weights, self.buffers)
         self.version = version
         self.steps = steps
@@ -112,3 +129,10 @@ class PairAgent(Learner):
     def snapshot(self) -> Snapshot:
         """Return the replica as the agent's own last step left it."""
         return super().snapshot()._replace(**self.computed_at._asdict())
+
+
+def _with_change(averaged: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Return what was averaged, with the change that a forward pass has made of ``before``."""
+    if after is before:
+        return averaged
+    return after if averaged is before else averaged + (after - before)

@@ -23,7 +23,6 @@ from ray_pcasgd.pair_plan import check_pair_settings, pair_roster
 from ray_pcasgd.pairs import ADPSGD
 from ray_pcasgd.peer_plan import barrier_of, peer_roster
 from ray_pcasgd.reliability import Measured
-from ray_pcasgd.replica import Replica
 from ray_pcasgd.roster import Roster
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
@@ -31,8 +30,9 @@ from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.server_plan import check_server_settings, server_roster
 from ray_pcasgd.server_rules import ServerRule
 from ray_pcasgd.tasks.ray_stream import StreamedImages
-from ray_pcasgd.tasks.task import Task, TaskData
+from ray_pcasgd.tasks.task import TaskData
 from ray_pcasgd.topology import Network
+from ray_pcasgd.tryout import try_out
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Plan:
     specs: tuple[LearnerSpec, ...]
     """Of all agents; servers come last."""
     schedule: Schedule
+    why_alone: str | None = None
+    """Why the model cannot be stepped stacked, if so."""
 
     @property
     def servers(self) -> range:
@@ -153,13 +155,13 @@ def make_plan(config: Config) -> Plan:
             for agent, shard in enumerate(shards):
                 data.train.batches_an_epoch(shard, config.batch_size, agent)
         clusters = cluster_of_each_agent(config)
-        _try_out(config.task, data, config.seed)
+        why_alone = try_out(config, data, shards, _training(config))
         roster = _roster(config, clusters, shards)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, {}))) from None
     except ValueError as error:
         raise SettingsError(one_line(error)) from None
-    return Plan(config, roster.network, roster.clusters, data, roster.specs, roster.schedule)
+    return Plan(config, roster.network, roster.clusters, data, roster.specs, roster.schedule, why_alone)
 
 
 def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarray]) -> Roster:
@@ -271,31 +273,6 @@ def _check_settings(config: Config) -> None:
             raise ValueError(f"checkpoint.{setting} = {value!r}: allowed beside checkpoint.every_evaluations only")
 
 
-def _try_out(task: Task, data: TaskData, seed: int) -> None:
-    """Raise ``ValueError`` where model, loss or metrics do not take the data."""
-    replica = Replica(task.build_model(data, seed), torch.device("cpu"))
-    replica.module.eval()
-    inputs, targets = data.train.take(range(min(2, len(data.train))))
-    with torch.random.fork_rng(devices=[]), _naming(f"task.model.name = {task.model.name!r}"):
-        outputs = replica.module(data.normalization(inputs))
-    with _naming(f"task.loss.name = {task.loss.name!r}"):
-        loss = task.loss(outputs, targets)
-        if loss.ndim or not loss.requires_grad:
-            raise ValueError(f"{loss}; allowed is a scalar that depends on the model's parameters")
-    for metric in task.metrics:
-        with _naming(f"task.metrics: {metric.key}"):
-            metric(outputs, targets).item()
-
-
-@contextmanager
-def _naming(setting: str) -> Iterator[None]:
-    """Name the setting in whatever its object raises, which may be the user's own code."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{setting}: fails on the first samples ({error})") from error
-
-
 def _training(config: Config) -> dict[str, Any]:
     """Return what every recipe holds."""
     engine = config.engine
@@ -311,4 +288,5 @@ def _training(config: Config) -> dict[str, Any]:
         "device": engine.device if isinstance(engine, LocalSettings) else "cuda" if on_gpu else "cpu",
         "evaluate_every": config.evaluate_every,
         "isolate_non_finite": config.on_non_finite_loss == "isolate",
+        "mixed_buffers": config.mixed_buffers,
     }

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ray_pcasgd.pace import Pace
 from ray_pcasgd.wording import NOTHING, duration, main_metric, spoken, written
 
 _FRAME_SECONDS = 0.25
@@ -62,6 +63,7 @@ class Progress:
         self._averaged: dict[str, float] = {}
         self._averaged_step = 0
         self._reported = 0
+        self._pace = Pace()
         self._first: float | None = None
         self._next = 0.0
         self._live: Live | None = None
@@ -69,14 +71,22 @@ class Progress:
         self._finished = False
 
     def step(
-        self, agent: int, steps_taken: int, loss: float, staleness: float, predicting: float | None = None
+        self,
+        agent: int,
+        steps_taken: int,
+        loss: float,
+        staleness: float,
+        predicting: float | None = None,
+        counts: bool = True,
     ) -> None:
         """Take in one step of an agent.
 
         ``steps_taken`` counts it too, ``staleness`` is the mean over its reads, and ``predicting`` its choice in
-        [0, 1], nothing where it made none.
+        [0, 1], nothing where it made none. ``counts`` says whether it is an agent-step (``pace.is_agent_step``).
         """
         now = self._clock()
+        if counts:
+            self._pace.count(now)
         if self._first is None:
             self._first = now
             self._next = now + (0 if self._is_terminal else _LINE_SECONDS)
@@ -110,8 +120,8 @@ class Progress:
             self._live.update(self._table(now), refresh=True)
             self._live.stop()
         if self._first is not None:
-            taken = f"{self._reported} agent-steps in {duration(now - self._first)}"
-            self._print(f"{taken}, {self._rate_text(now)}")
+            taken = f"{self._pace.number} agent-steps in {duration(now - self._first)}"
+            self._print(f"{taken}, {_rate_text(self._pace.rate)}")
 
     def seconds_left(self, now: float) -> float | None:
         """Return how long the run takes still, in seconds, at the speed so far; nothing as long as that is unknown."""
@@ -153,7 +163,7 @@ class Progress:
         parts.append(f"staleness {written('staleness', every.staleness)}")
         if not math.isnan(every.predicting):
             parts.append(f"predicting {written('predicting_share', every.predicting)}")
-        return ", ".join([*parts, self._rate_text(now), self._left_text(now)])
+        return ", ".join([*parts, _rate_text(self._pace.rate_at(now)), self._left_text(now)])
 
     def _evaluation_line(self) -> str:
         name = main_metric(self._averaged)
@@ -190,17 +200,15 @@ class Progress:
         return [*lines, _mean_line(others, f"{len(others)} more", metric)] if others else lines
 
     def _status(self, now: float, metric: str | None) -> str:
-        total = sum(one.steps for one in self._leading)
-        parts = [f"{total}/{len(self._leading) * self._num_steps} agent-steps", self._rate_text(now)]
-        parts.append(self._left_text(now))
+        if self._leading is self._agents:
+            taken = f"{sum(one.steps for one in self._agents)}/{len(self._agents) * self._num_steps} agent-steps"
+        else:
+            taken = f"{min(one.steps for one in self._leading)}/{self._num_steps} steps"
+        parts = [taken, _rate_text(self._pace.rate_at(now)), self._left_text(now)]
         if metric in self._averaged:
             value = written(str(metric), self._averaged[str(metric)])
             parts.append(f"averaged model {value} at step {self._averaged_step}")
         return " · ".join(parts)
-
-    def _rate_text(self, now: float) -> str:
-        elapsed = 0.0 if self._first is None else now - self._first
-        return f"{(self._reported - 1) / elapsed:,.0f} agent-steps/s" if elapsed > 0 else f"{NOTHING} agent-steps/s"
 
     def _left_text(self, now: float) -> str:
         left = self.seconds_left(now)
@@ -228,6 +236,10 @@ class _Agent:
         self.staleness = _towards(self.staleness, staleness, share)
         if predicting is not None:
             self.predicting = _towards(self.predicting, predicting, share)
+
+
+def _rate_text(rate: float | None) -> str:
+    return f"{NOTHING if rate is None else f'{rate:,.0f}'} agent-steps/s"
 
 
 def _towards(mean: float, value: float, share: float) -> float:

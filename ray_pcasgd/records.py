@@ -1,6 +1,6 @@
 """The nouns that cross layers: what a schedule says, what a message holds, what a step reports.
 
-Notation: ``N`` agents, ``D`` parameters, ``F`` values in floating-point buffers (BatchNorm statistics),
+Notation: ``N`` agents, ``D`` parameters, ``F`` values in the buffers that are averaged (BatchNorm statistics),
 ``K`` neighbors of one agent. Version ``v`` of agent ``k`` is its state after ``v`` steps; version 0 is the
 common start. Staleness and age are counted in steps, times in seconds.
 """
@@ -61,7 +61,7 @@ class Version(NamedTuple):
     weights: Tensor
     """Shape (D,), float32."""
     buffers: Tensor
-    """Floating-point buffers, shape (F,), float32; F may be 0."""
+    """Buffers that are averaged, shape (F,), float32; F may be 0."""
 
 
 class Own(NamedTuple):
@@ -113,7 +113,8 @@ class Snapshot(NamedTuple):
 
     weights: Tensor
     buffers: Tensor
-    integer_buffers: dict[str, Tensor]
+    local: dict[str, Tensor]
+    """By name what is the agent's own: buffers that are not averaged, and frozen parameters that have changed."""
 
 
 class StepReport(NamedTuple):

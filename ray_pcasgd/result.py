@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ray_pcasgd.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run left, in the manner of Ray Train's ``Result``."""
 
@@ -22,15 +23,36 @@ class Result:
     path: str
     """The run folder."""
     error: Exception | None
-    """What ended the run before its last step; nothing if it is complete."""
+    """What ended the run before its last step, or what of it is not as it should be; ``None`` if it is complete. What
+    the user's own code raises names agent, step, file and line."""
     best_checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = field(default_factory=list)
     """The checkpoints that were kept, with the averaged model's metrics."""
     schedule_hash: str = ""
     """Depends on who read which version; equal for runs under the same schedule."""
 
+    def __repr__(self) -> str:
+        tested = [name for name in self.metrics if name.startswith("test_")]
+        averaged = ", ".join(f"{name} {_short(self.metrics[name])}" for name in tested)
+        agents = ", ".join(f"{name} {_short(self.metrics.get(f'agents_mean_{name}'))}" for name in tested)
+        lines = [
+            f"path {self.path}",
+            f"error {self.error}",
+            f"step {self.metrics.get('step', 'none')}, averaged model: {averaged or 'not evaluated'}",
+            f"agents' mean: {agents or 'not evaluated'}",
+            f"schedule {self.schedule_hash}",
+        ]
+        return "Result(" + "\n       ".join(lines) + ")"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
 
 def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the last evaluation: of the averaged model, and of the agents as mean, std, min and max."""
+    """Return the last evaluation: of the averaged model, and of the agents as mean, std, min and max.
+
+    The agents are all that there are, so std is not that of a sample of them.
+    """
     if frame.empty:
         return {}
     final: dict[str, Any] = {}
@@ -42,16 +64,18 @@ def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
         final["averaged"] = {name: float(last[name]) for name in tests}
         final["consensus_distance"] = float(last["consensus_distance"])
         final |= {name: float(last[name]) for name in ("staleness_mean", "predicting_share", "theta")}
-    newest = frame[frame["agent"].notna()].groupby("agent").last()
-    final["agents"] = {
-        name: {
-            "mean": float(newest[name].mean()),
-            "std": float(newest[name].std(ddof=0)),
-            "min": float(newest[name].min()),
-            "max": float(newest[name].max()),
+    # Not ``last``, which passes over what is no number, and would show what an earlier evaluation found.
+    newest = frame[frame["agent"].notna()].groupby("agent").tail(1)
+    with np.errstate(invalid="ignore"):  # infinite ones have no deviation
+        final["agents"] = {
+            name: {
+                "mean": float(newest[name].mean()),
+                "std": float(newest[name].std(ddof=0)),
+                "min": float(newest[name].min()),
+                "max": float(newest[name].max()),
+            }
+            for name in tests
         }
-        for name in tests
-    }
     return final
 
 

@@ -1,107 +1,144 @@
-"""One run: metrics, checkpoints and files exist once, here, above the engines."""
+"""One run, from its start or a state of it to its end: metrics, checkpoints and files exist once, above the engines."""
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
-import torch
+import pandas as pd
 
-from ray_pcasgd.checkpoint import Checkpoint, Checkpoints
-from ray_pcasgd.consensus import AveragedModel
-from ray_pcasgd.engines.base import InterruptionError, Pause, RunError
+from ray_pcasgd.checkpoint import Checkpoint
+from ray_pcasgd.engines.base import Engine, InterruptionError, Pause, RunError, StateError
+from ray_pcasgd.engines.failures import StepError, as_step_error, described, restoring
 from ray_pcasgd.executable_rows import executable
-from ray_pcasgd.learner import NonFiniteLossError
-from ray_pcasgd.monitor import Monitor
+from ray_pcasgd.interrupting import RunInterrupted
+from ray_pcasgd.learner import LearnerError
+from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.model_file import encode
+from ray_pcasgd.pace import is_agent_step, mean_staleness
 from ray_pcasgd.plan import Plan
-from ray_pcasgd.records import Event, Row, StepReport
+from ray_pcasgd.records import Event
 from ray_pcasgd.result import Result, final_metrics, flat_metrics
-from ray_pcasgd.run_folder import RunFolder, is_remote
+from ray_pcasgd.run_folder import RunFolder
+from ray_pcasgd.run_record import RunRecord, WatcherError
 from ray_pcasgd.run_state import State, step_of
-from ray_pcasgd.schedule.trace import rows_up_to, trace_hash
-from ray_pcasgd.state_files import StateFiles
+from ray_pcasgd.schedule.trace import trace_hash
 from ray_pcasgd.watching import Watcher
 
 
-class Run:
+class Run(RunRecord):
     """One run as its reports come: an engine's, or those of one variant among several."""
 
     def __init__(self, plan: Plan, folder: RunFolder, watcher: Watcher) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.watcher = watcher
-        config = plan.config
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AveragedModel(config.task, plan.data, config.seed, device)
-        self.monitor = Monitor(len(plan.specs), self.model.evaluate, plan.servers)
-        self.checkpoints = Checkpoints(folder, config.checkpoint)
-        self.states = StateFiles(folder.states, config.checkpoint)
-        self.storage_error: RunError | None = None
-        """What kept the run's files from being written."""
-        self.rows: list[Row] = []
-        self.lost: list[Event] = []
-        self.left: set[int] = set()
-        """Agents that were lost or isolated."""
-        self.taken: set[tuple[int, int]] = set()
-        """Agents and steps of all rows: steps that a run takes again, on from a state, do not count again."""
-        self.light: set[int] = set()
-        """Agents that were found with little mass."""
+        super().__init__(plan, folder, watcher)
+        self.engine: Engine | None = None
         self.interruptions = 0
-        self.started_at = time.perf_counter()
-        self.first_step_at: float | None = None
-        self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
-        """The state before the first step."""
+        self.is_leaving = False
+        """Whether the run is to end at its next pause."""
+        self.has_state = False
+        """Whether a state is left at the end, from which the run could go on."""
 
-    def execute(self, state: State | None = None) -> Result:
-        """Run the plan's engine to its end, from ``state`` on where one is given, and return what came of it."""
+    def execute(self, state: State | None = None, resumes: bool = False) -> Result:
+        """Run the plan's engine to its end, and return what came of it.
+
+        It goes on from ``state`` where one is given; one that ``resumes``, from the newest state of its folder.
+
+        Raises:
+            SettingsError: the engine cannot run these settings; of a run that is new, nothing is left.
+            RunInterrupted: somebody pressed Ctrl-C; everything is written that there is.
+
+        """
         error: Exception | None = None
+        outside: BaseException | None = None
         try:
-            self.start()
-            if state is not None:
-                self.restore(state["run"])
-            while state := self.advance(state):
-                pass
-        except (NonFiniteLossError, RunError) as ended:
-            error = ended
+            with self.interrupts.handled():
+                try:
+                    self.start()
+                    state = self.first_state(state, resumes)
+                    self.leave_linked_folder()
+                    self.drive(state)
+                except SettingsError:
+                    if not (resumes or self.rows):
+                        self.folder.discard()
+                    raise
+                except WatcherError as raised:
+                    outside = raised.__cause__
+                except Exception as ended:
+                    # What takes an engine down may raise once more, and hide that it was somebody's wish.
+                    outside = _wish_behind(ended)
+                    is_known = isinstance(ended, LearnerError | RunError)
+                    error = ended if is_known else as_step_error(ended, -1, -1)
+                except BaseException as left:
+                    outside = left
+                self.finish()
+                result = self.conclude(error, outside)
         finally:
-            self.finish()
-        return self.conclude(error)
+            self.folder.close()
+        if isinstance(outside, KeyboardInterrupt):
+            raise RunInterrupted(result, self.has_state) from None
+        if (raised_by_others := outside or self.raised_at_end) is not None:
+            raise raised_by_others
+        return result
+
+    def drive(self, state: State | None) -> None:
+        """Let the engine run to its end, from ``state`` on."""
+        while True:
+            try:
+                state = self.advance(state)
+            except StateError as error:
+                if not self.states.reject(error):
+                    raise RunError(f"the state that was given is none of this run's: {error}") from error
+                state = self.take_up()
+                continue
+            if state is None:
+                return
 
     def advance(self, state: State | None) -> State | None:
         """Take in the engine's reports, from ``state`` on; return the state to go on from where it was interrupted.
 
         Raises:
             InterruptionError: that has happened more often than the settings allow.
+            StateError: the state is none of this run's.
 
         """
         try:
-            engine = self.plan.engine(self.location)
-            for report in engine.run(self.plan.specs, self.plan.data, state and state["engine"]):
-                if isinstance(report, Pause):
-                    self.pause(report)
-                else:
-                    self.take(report)
+            self.engine = self.plan.engine(self.folder.location)
+            if self.is_leaving:
+                self.engine.leaving.ask()
+            # Closed at once, whatever ends the run: actors end, and with them what they hold.
+            with closing(self.engine.run(self.plan.specs, self.plan.data, state and state["engine"])) as reports:
+                for report in reports:
+                    if isinstance(report, Pause):
+                        self.pause(report)
+                    else:
+                        self.take(report)
         except InterruptionError as interruption:
             self.interruptions += 1
             if 0 <= self.plan.config.max_failures < self.interruptions:
                 raise
             # A copy: what a state holds becomes the run's own.
-            state = self.last_state() or copy.deepcopy(self.beginning)
+            state = self.states.take_newest() or copy.deepcopy(self.beginning)
             step = step_of(state["engine"])
             self.take_event(Event("run_restarted", interruption.agent, step, f"{interruption}; on from step {step}"))
             if self.plan.is_live:
                 # The steps after it will be others.
-                self.restore(state["run"])
+                with restoring():
+                    self.restore(state["run"])
             return state
         return None
 
-    @property
-    def location(self) -> str:
-        """Where the run's folder is, or will be."""
-        storage = self.plan.config.storage_path
-        if is_remote(storage):
-            return f"{storage.rstrip('/')}/{self.folder.path.name}"
-        return str(self.folder.path.resolve())
+    def ask_to_leave(self) -> bool:
+        """Let the run end at its next pause, where its state can be kept; return whether there will be one."""
+        settings = self.plan.config.checkpoint
+        if self.engine is None or not self.rows or self.is_ending or not self.engine.can_pause(self.plan.specs):
+            return False
+        if settings.state_seconds is None or self.watcher.keeps_states:
+            return False
+        self.is_leaving = True
+        self.engine.leaving.ask()
+        detail = "the run ends where its state can be kept next; Ctrl-C once more ends it at once"
+        self.unsaid.append(Event("interrupted", -1, -1, detail))
+        return True
 
     def pause(self, pause: Pause) -> None:
         """Offer the state of the whole run to the watcher, and keep it if it is time."""
@@ -109,225 +146,191 @@ class Run:
         def state() -> State:
             return {"engine": pause.state(), "run": self.state(pause.versions)}
 
-        self.watcher.paused(pause, state)
-        if self.states.is_due() and not self.watcher.keeps_states:
+        self.tell(self.watcher.paused, pause, state)
+        if (self.states.is_due() or self.is_leaving) and not self.watcher.keeps_states:
             try:
+                self.folder.check()
                 self.states.write(state)
-                if is_remote(self.plan.config.storage_path):
-                    self.folder.mirror(self.plan.config.storage_path)
+                if self.folder.remote is not None:
+                    self.folder.mirror()
             except OSError as error:
                 self.take_event(Event("state_not_kept", -1, pause.step, f"the run's state could not be kept: {error}"))
+                self.move_out_if_gone(error)
+        if self.is_leaving:
+            raise KeyboardInterrupt
 
-    def last_state(self) -> State | None:
-        """Return the newest state that was kept and is intact, and say what was wrong with newer ones."""
-        state, problems = self.states.newest()
-        for problem in problems:
-            self.take_event(Event("state_skipped", -1, 0, problem))
+    def first_state(self, state: State | None, resumes: bool) -> State | None:
+        """Return the state that the run begins with, taken in."""
+        if resumes:
+            return self.take_up()
+        if state is not None:
+            try:
+                with restoring():
+                    self.restore(state["run"])
+            except StateError as error:
+                raise RunError(f"the state that was given is none of this run's: {error}") from error
         return state
 
-    def state(self, versions: Sequence[int] | None = None) -> State:
-        """Return what the run's files to come depend on, beside the engine's state.
+    def take_up(self) -> State | None:
+        """Return the newest state of the folder that the run can go on from, taken in; where there is none, say so."""
+        while (state := self.states.take_newest()) is not None:
+            try:
+                with restoring():
+                    self.restore(state["run"])
+                return state
+            except StateError as error:
+                self.states.reject(error)
+        try:
+            aside = self.folder.put_aside_kept_models()
+            kept = f"; the models that were kept before are in {aside}" if aside else ""
+        except OSError as error:
+            kept = f"; the models that were kept before could not be put aside ({error})"
+        self.restore_parts(copy.deepcopy(self.beginning["run"]))
+        detail = f"{self.folder.path} has no state from which it could go on: the run begins anew{kept}"
+        self.take_event(Event("run_begins_anew", -1, 0, detail))
+        return None
 
-        Where agents go on from ``versions`` and take the steps after them otherwise, those rows are left out, and what
-        others have read of them: under its number there will be another version.
+    def start(self, initial: dict[str, float] | None = None) -> None:
+        """Take in the plan, before the first report, and test the common start unless ``initial`` has what came of it.
+
+        Raises:
+            RunError: the test samples cannot be evaluated.
+
         """
-        rows, left_out = (self.rows, 0) if versions is None else rows_up_to(self.rows, versions)
-        return {
-            "rows": rows,
-            "reads_left_out": left_out,
-            "monitor": self.monitor.state(),
-            "checkpoints": self.checkpoints.state(),
-            "left": sorted(self.left),
-            "lost": self.lost,
-            "seconds": time.perf_counter() - self.started_at,
-        }
-
-    def restore(self, state: State) -> None:
-        """Go on from a state."""
-        self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
-        self.taken = {row[:2] for row in self.rows}
-        self.monitor.restore(state["monitor"])
-        evaluated = max((row["step"] for row in self.monitor.rows), default=0)
-        self.checkpoints.restore(state["checkpoints"], evaluated)
-        self.started_at = time.perf_counter() - state["seconds"]
-        if state["reads_left_out"]:
-            detail = f"{state['reads_left_out']} reads of versions after the state are left out of the schedule"
-            self.take_event(Event("reads_unrecorded", -1, -1, detail))
-        newest: dict[int, int] = {}
-        for row in self.rows:
-            newest[row.agent] = row.step + 1
-        step = min(newest.values(), default=0)
-        self.take_event(Event("run_resumed", -1, step, f"on from the state of step {step}"))
-
-    def start(self) -> None:
-        """Take in the plan, before the first report."""
-        self.watcher.started(self.plan, self.folder.path)
+        self.tell(self.watcher.started, self.plan, self.folder.path)
+        if self.folder.why_unlocked is not None:
+            detail = f"nothing keeps another driver from {self.folder.path}: {self.folder.why_unlocked}"
+            self.take_event(Event("folder_not_locked", -1, -1, detail))
+        settings = self.plan.config.storage_path
+        if self.folder.stays_here(settings):
+            detail = f"the run goes on in {self.folder.path}, and is not copied to storage_path = {settings!r}"
+            self.take_event(Event("not_published", -1, -1, detail))
+        *_, reason = encode(self.model_state(self.model.first_snapshot()), {})
+        if reason:
+            self.take_event(Event("model_format", -1, -1, f"the model's file will be model.pt: {reason}"))
+        self.initial = self.tested_start() if initial is None else initial
         for agent, last in self.plan.last_steps.items():
             if last < 0:
                 self.note_departure(agent, last)
 
-    def take(self, report: StepReport | Event) -> None:
-        """Take in one report."""
-        if isinstance(report, Event):
-            self.take_event(report)
-        else:
-            self.take_step(report)
+    def tested_start(self) -> dict[str, float]:
+        """Return what the common start is tested to be, and say what there is to know about data and test.
+
+        Raises:
+            RunError: as ``start``.
+
+        """
+        try:
+            evaluation = self.model.examine_start()
+        except Exception as error:  # whatever the user's own model, loss or metric raises
+            setting = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+            raise RunError(f"{setting}fails on the test samples before the first step ({described(error)})") from error
+        for remark in (*self.plan.data.remarks, *evaluation.remarks):
+            self.take_event(Event("noticed", -1, 0, remark))
+        return {f"test_{name}": value for name, value in evaluation.values.items()}
+
+    def leave_linked_folder(self) -> None:
+        """Go on in another folder where the run's own has symbolic links in the places that it would write to."""
+        for link in self.folder.links()[:1]:
+            if self.ending.move_out(OSError(f"{link.name} is a symbolic link, which is not followed for writing")):
+                self.states.write_to(self.folder.states)
 
     def finish(self) -> None:
         """Write what there is, after the last report; whatever else went wrong, too."""
-        self.watcher.evaluated(self.monitor.finish())
-        self.rows, events = executable(self.rows, self.plan)
-        for event in events:
-            self.take_event(event)
-        self.saving(self.write)
-        self.watcher.finished()
-
-    def saving(self, write: Callable[[], None]) -> None:
-        """Write files; where the run's folder does not take them, to one that does, and say so."""
-        try:
-            write()
-        except OSError as error:
-            wanted, kept = self.folder.path, self.folder.rescue()
-            self.storage_error = RunError(
-                f"storage_path = {self.plan.config.storage_path!r}: {wanted} could not be written ({error}); the run's "
-                f"files are in {kept}"
+        self.is_ending = True
+        with self.interrupts.held():
+            rows = self.monitor.finish()
+            self.say_unsaid()
+            try:
+                self.rows, events = executable(self.rows, self.plan)
+            except Exception as error:
+                events = [Event("schedule_not_checked", -1, -1, f"the schedule is as it came: {described(error)}")]
+            for event in events:
+                self.take_event(event)
+            self.ending.write("metrics.parquet", lambda: self.folder.write_metrics(self.monitor.frame()))
+            self.ending.write(
+                "schedule.parquet", lambda: self.folder.write_schedule(self.rows, self.schedule_metadata())
             )
-            write()
+            if self.monitor.latest is not None:
+                self.ending.write("the model's file", self.write_model)
+            self.tell(self.watcher.evaluated, rows)
+            self.tell(self.watcher.finished)
 
-    def shortfall(self) -> RunError | None:
-        """Return what makes a run that came to its end a failure."""
-        if len(self.left) == len(self.plan.specs):
-            return RunError("every agent has left the run; events.jsonl says why")
-        allowed = self.plan.config.max_failures
-        if allowed >= 0 and len(self.lost) > allowed:
-            names = ", ".join(f"agent {event.agent}" for event in self.lost)
-            return RunError(f"{names} lost; allowed are max_failures = {allowed}. The other agents finished")
-        return None
+    def conclude(self, error: Exception | None, outside: BaseException | None = None) -> Result:
+        """Write the summary, and return what came of the run.
 
-    def take_step(self, report: StepReport) -> None:
-        """Take in one step."""
-        if report.row[:2] in self.taken:
-            return
-        self.first_step_at = self.first_step_at or time.perf_counter()
-        self.taken.add(report.row[:2])
-        self.rows.append(report.row)
-        self.watcher.stepped(report)
-        self.note_mass(report)
-        self.take_rows(self.monitor.take(report))
-        if self.plan.last_steps.get(report.row.agent) == report.row.step:
-            self.note_departure(report.row.agent, report.row.step)
-
-    def note_mass(self, report: StepReport) -> None:
-        """Note that an agent has little of push-sum's mass left, once for each agent."""
-        smallest, agent = getattr(self.plan.config.algorithm, "smallest_mass", 0.0), report.row.agent
-        mass = report.measures.get("mass", 1.0)
-        if mass < smallest and agent not in self.light:
-            self.light.add(agent)
-            detail = (
-                f"agent {agent} has {mass:.2g} of its mass left: others take its shares late, or lost them; its steps "
-                f"grow no further than at algorithm.smallest_mass = {smallest:g}"
-            )
-            self.take_event(Event("mass_low", agent, report.progress, detail))
-
-    def note_departure(self, agent: int, last_step: int) -> None:
-        """Note that a recorded run lost an agent after ``last_step``."""
-        detail = f"the recorded run lost agent {agent} after {last_step + 1} steps"
-        self.take_event(Event("agent_left", agent, last_step + 1, detail))
-
-    def take_event(self, event: Event) -> None:
-        """Take in an event."""
-        error = self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
-        self.watcher.happened(event)
+        It ended early with ``error`` where one is given, or because of what came from ``outside``.
+        """
+        status = "failed"
+        if isinstance(outside, KeyboardInterrupt):
+            error, status = RunError("interrupted"), "interrupted"
+        elif outside is not None:
+            error = RunError(f"ended from outside: {described(outside)}")
         if error is not None:
-            detail = f"{self.folder.path} cannot be written ({error}); the run goes on, and tries again"
-            self.watcher.happened(Event("storage_failed", -1, -1, detail))
-        if event.agent in self.left and event.kind == "agent_isolated":
-            return  # isolated anew, on the way that was taken before
-        if event.kind == "agent_lost":
-            self.lost.append(event)
-        if event.kind == "agent_returned":
-            self.left.discard(event.agent)
-            self.monitor.come_back(event.agent, event.step)
-        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
-            self.left.add(event.agent)
-            self.take_rows(self.monitor.leave(event.agent))
-
-    def take_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
-        if not rows:
-            return
-        self.watcher.evaluated(rows)
-        consensus = self.monitor.latest
-        assert consensus is not None
-        try:
-            self.checkpoints.offer(rows[-1], lambda: self.model.state_dict(consensus.mean))
-        except OSError as error:
-            step = rows[-1]["step"]
-            self.take_event(Event("model_not_kept", -1, step, f"the model of step {step} could not be kept: {error}"))
-
-    def write(self) -> None:
-        """Write everything that there is so far."""
-        self.folder.write_metrics(self.monitor.frame())
-        self.folder.write_schedule(self.rows, self.schedule_metadata())
-        if self.monitor.latest is not None:
-            metadata = {"format": "pt", "run": self.folder.path.name, "algorithm": self.plan.config.algorithm.name}
-            self.folder.write_model(self.model.state_dict(self.monitor.latest.mean), metadata)
-
-    def schedule_metadata(self) -> dict[str, str]:
-        """Return what the schedule's file says of the run."""
-        config = self.plan.config
-        return {
-            "run": self.folder.path.name,
-            "mode": "live" if self.plan.is_live else "planned",
-            "algorithm": config.algorithm.name,
-            "reading": self.plan.reading,
-            "num_agents": str(config.num_agents),
-            "num_servers": str(len(self.plan.servers)),
-            "seed": str(config.seed),
-            "left": " ".join(map(str, sorted(self.left))),
-        }
-
-    def conclude(self, error: Exception | None) -> Result:
-        """Return what came of the run, which ended early with ``error`` where one is given."""
-        if error is not None:
-            self.folder.add_event({"kind": "run_failed", "detail": str(error)})
-        error = error or self.shortfall() or self.storage_error
+            self.folder.add_event({"kind": f"run_{status}", "detail": str(error)})
         frame = self.monitor.frame()
+        summary = self.summary(frame)
+        publishing: RunError | None = None
+
+        def problem() -> Exception | None:
+            return error or self.shortfall() or publishing or self.ending.error
+
+        def write() -> None:
+            failed = problem()
+            trace = {"traceback": failed.trace} if isinstance(failed, StepError) and failed.trace else {}
+            ended = {"status": status if failed else "finished", "error": str(failed) if failed else None}
+            self.folder.write_result({**summary, **ended, **trace})
+
+        with self.interrupts.held():
+            if self.folder.has_unwritten_events:
+                self.ending.write("events.jsonl", self.folder.write_events)
+            self.ending.write("result.json", write)
+            if problem() is None:
+                self.states.drop()
+            self.has_state = self.states.has_any()
+        has_model, path = self.folder.has_model, str(self.folder.path)
+        if self.folder.remote is not None:
+            try:
+                path = self.folder.publish()
+                self.checkpoints.published(path)
+            except (OSError, KeyboardInterrupt) as failed:
+                storage = self.folder.remote.storage_path
+                reason = str(failed) or "interrupted"
+                publishing = RunError(
+                    f"storage_path = {storage!r}: cannot be written ({reason}); the run's files are in {path}"
+                )
+                self.ending.write("result.json", write)
+        return Result(
+            metrics=flat_metrics(summary["final"]),
+            metrics_dataframe=frame,
+            checkpoint=Checkpoint(path) if has_model else None,
+            path=path,
+            error=problem(),
+            best_checkpoints=self.checkpoints.there(),
+            schedule_hash=summary["schedule_hash"],
+        )
+
+    def summary(self, frame: pd.DataFrame) -> dict[str, Any]:
+        """Return what the run's result has, but for how it ended."""
         final = final_metrics(frame)
-        training_seconds = time.perf_counter() - (self.first_step_at or self.started_at)
-        digest = trace_hash(self.rows)
-        agent_steps = sum(row.kind != "passive" for row in self.rows)
-        summary = {
-            "schedule_hash": digest,
+        if "staleness_mean" in final:
+            final["staleness_mean"] = mean_staleness(self.rows, self.plan.servers)
+        return {
+            "schedule_hash": trace_hash(self.rows),
             "num_parameters": self.model.num_parameters,
-            "agent_steps": agent_steps,
+            "agent_steps": sum(is_agent_step(row, self.plan.servers) for row in self.rows),
             "wall_seconds": round(time.perf_counter() - self.started_at, 3),
-            "agent_steps_per_second": round(agent_steps / max(training_seconds, 1e-9), 1),
+            "agent_steps_per_second": None if self.pace.rate is None else round(self.pace.rate, 1),
+            "initial": self.initial,
             "final": final,
             "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
-            "error": str(error) if error else None,
         }
-        self.saving(lambda: self.folder.write_result(summary))
-        if error is None:
-            self.states.drop()
-        has_model, path = self.folder.model.exists(), str(self.folder.path)
-        storage = self.plan.config.storage_path
-        if is_remote(storage):
-            try:
-                path = self.folder.publish(storage)
-                self.checkpoints.published(path)
-            except OSError as failed:
-                error = error or RunError(
-                    f"storage_path = {storage!r}: cannot be written ({failed}); the run's files are in {path}"
-                )
-        error = error or self.storage_error
-        checkpoint = Checkpoint(path) if has_model else None
-        return Result(
-            metrics=flat_metrics(final),
-            metrics_dataframe=frame,
-            checkpoint=checkpoint,
-            path=path,
-            error=error,
-            best_checkpoints=self.checkpoints.kept,
-            schedule_hash=digest,
-        )
+
+
+def _wish_behind(error: BaseException) -> BaseException | None:
+    """Return what is no error, such as ``KeyboardInterrupt``, that another one came from or hides."""
+    while (behind := error.__cause__ or error.__context__) is not None:
+        if not isinstance(behind, Exception | GeneratorExit):
+            return behind
+        error = behind
+    return None

@@ -1,225 +1,390 @@
 """The files of one run."""
 
 import contextlib
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+import errno
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import save
-from torch import Tensor
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.explanation import one_line
+from ray_pcasgd.folder_lock import FolderLock, LockedError
 from ray_pcasgd.loading import SettingsError
+from ray_pcasgd.model_file import MODEL_FILES, write_model
+from ray_pcasgd.own_files import (
+    UNFINISHED,
+    TemporaryFolder,
+    append,
+    identity_of,
+    is_file,
+    make_folder,
+    move_aside,
+    remove_files,
+    remove_unfinished,
+    whole_folder,
+    write_whole,
+)
+from ray_pcasgd.plain_json import dumps, read_mapping
 from ray_pcasgd.records import Row
+from ray_pcasgd.remote_storage import RemoteStorage, is_remote, location_in, parent_of, reason_of
+from ray_pcasgd.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    EVENTS,
+    KEPT_FILES,
+    KEPT_METRICS,
+    KEPT_MODEL,
+    METRICS,
+    RESULT,
+    RUN_FILES,
+    SCHEDULE,
+    STATES,
+    UNFINISHED_FOLDER,
+    claimed_folder,
+    reached,
+    require_free,
+    taken,
+)
 from ray_pcasgd.schedule.trace import write_rows
 from ray_pcasgd.tasks.imports import import_path
 from ray_pcasgd.trust import note_settings
 from ray_pcasgd.yaml_text import write_yaml
 
+_SPOKEN = "run folder"
+
 
 class RunFolder:
-    """One run's folder, written as the run goes, so that a run that fails leaves what it had."""
+    """One run's folder, written as the run goes, so that a run that fails leaves what it had.
 
-    def __init__(self, path: Path) -> None:
+    While it is open, its lock keeps other drivers away.
+    """
+
+    def __init__(
+        self, path: Path, remote: RemoteStorage | None = None, temporary: TemporaryFolder | None = None
+    ) -> None:
         self.path = path
+        self.remote = remote
+        """Where the folder is published, unless it stays where it is."""
+        self.is_reopened = False
+        """Whether it was there before this process."""
+        self.rescued_from: Path | None = None
+        """The folder that could not be written any more, if there was one."""
+        self._name = path.name
+        self._temporary = temporary
+        self._config = ""
+        self._earlier_bytes = 0
+        """Of events of earlier attempts."""
+        self._events: list[str] = []
+        """The lines of this process, so that none is lost with the folder."""
         self._unwritten = ""
         """Events that could not be written yet."""
+        self._lock: FolderLock | None = None
+        self._identity: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
-        """Make a new folder for the run, and write its settings there.
+        """Make a new folder for the run, which nobody else gets, and write its settings there.
 
-        A remote ``storage_path`` is written to a temporary folder, from where ``publish`` copies it.
+        A remote ``storage_path`` is given the settings at once; all else is written to a temporary folder, from where
+        ``publish`` copies it.
 
         Raises:
             SettingsError: the folder exists, or cannot be made.
 
         """
-        name = new_name(config)
-        storage = Path(config.storage_path).expanduser()
-        if is_remote(config.storage_path):
-            storage = Path(tempfile.mkdtemp(prefix="ray_pcasgd_"))
-        folder = cls(storage / name)
+        storage, kind = config.storage_path, config.algorithm.name
+        text = write_yaml(config.model_dump(mode="json", fallback=import_path))
         try:
-            folder.path.mkdir(parents=True)
+            if is_remote(storage):
+                folder = cls._in_temporary(storage, config.name, kind, text)
+            else:
+                folder = cls(claimed_folder(storage, config.name, kind, _SPOKEN))
+        except FileExistsError:
+            raise taken(storage, config.name, _SPOKEN) from None
         except OSError as error:
-            raise SettingsError(f"storage_path = {config.storage_path!r}: cannot be written ({error})") from None
-        written = config.model_dump(mode="json", fallback=import_path)
-        text = write_yaml(written)
-        (folder.path / "config.yaml").write_text(text, encoding="utf-8")
+            raise SettingsError(f"storage_path = {storage!r}: cannot be written ({reason_of(error)})") from None
+        folder._config = text
+        try:
+            write_whole(folder.path / CONFIG, text)
+            folder._take_lock()
+        except OSError as error:
+            folder.discard()
+            raise SettingsError(f"storage_path = {storage!r}: cannot be written ({reason_of(error)})") from None
         note_settings(text)
         return folder
+
+    @staticmethod
+    def require_free(config: Config) -> None:
+        """See to it that a new run can have its name: before Ray starts, which takes seconds.
+
+        Raises:
+            SettingsError: the folder exists, or its place cannot be reached.
+
+        """
+        require_free(config.storage_path, config.name, _SPOKEN)
+
+    @classmethod
+    def _in_temporary(cls, storage: str, name: str | None, kind: str, config: str) -> "RunFolder":
+        remote = reached(storage)
+        name = remote.claim(name, kind, CONFIG, config.encode())
+        temporary = TemporaryFolder()
+        (temporary.path / name).mkdir()
+        return cls(temporary.path / name, remote, temporary)
 
     @classmethod
     def reopen(cls, location: str) -> "RunFolder":
         """Return the folder of a run that was interrupted; a remote one is copied to this machine.
 
+        The run goes on in the folder that is named: a local one is not published, whatever its settings say.
+
         Raises:
-            SettingsError: there is no such run, or it is complete.
+            SettingsError: there is no such run, it is complete, or another driver has it.
 
         """
-        path = Path(location)
-        if is_remote(location):
-            path = _fetched(location)
-        if not (path / "config.yaml").is_file():
-            raise SettingsError(f"{location}: is no run folder; allowed are folders with a config.yaml")
-        folder = cls(path)
-        if folder.is_complete:
-            raise SettingsError(f"{location}: the run is complete; allowed is one that was interrupted")
+        folder = cls._fetched(location) if is_remote(location) else cls(_named(Path(location).expanduser()))
+        folder.is_reopened = True
+        try:
+            if not is_file(folder.path / CONFIG):
+                raise SettingsError(f"{location}: is no run folder; allowed are folders with a config.yaml")
+            if folder.is_complete:
+                raise SettingsError(f"{location}: the run is complete; allowed is one that was interrupted")
+            try:
+                folder._config = (folder.path / CONFIG).read_text(encoding="utf-8")
+                events = folder.path / EVENTS
+                folder._earlier_bytes = events.stat().st_size if is_file(events) else 0
+                folder._take_lock()
+                folder._tidy()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{location}: cannot be read ({reason_of(error)})") from None
+            except LockedError:
+                raise SettingsError(
+                    f"{location}: another driver is running this run; allowed is one driver at a time"
+                ) from None
+        except SettingsError:
+            folder.close()
+            raise
         return folder
+
+    @classmethod
+    def _fetched(cls, location: str) -> "RunFolder":
+        """Return a copy of a remote run folder on this machine."""
+        storage, name = parent_of(location)
+        temporary = TemporaryFolder()
+        try:
+            remote = RemoteStorage(storage)
+            remote.fetch(name, temporary.path / name, (STATES, CHECKPOINTS))
+        except OSError as error:
+            temporary.remove()
+            raise SettingsError(f"{location}: cannot be read ({reason_of(error)})") from None
+        return cls(temporary.path / name, remote, temporary)
+
+    def _tidy(self) -> None:
+        """Remove what a driver that was killed was writing."""
+        remove_unfinished(self.path, RUN_FILES)
+        for group in (self.states, self.checkpoints):
+            if not group.is_symlink():
+                for path in group.glob(f"*{UNFINISHED}"):
+                    if UNFINISHED_FOLDER.fullmatch(path.name):
+                        remove_files(path, KEPT_FILES)
+
+    def _take_lock(self) -> None:
+        self._identity = identity_of(self.path)
+        there = self.remote.local_path(self._name) if self.remote else None
+        self._lock = FolderLock((there or self.path) / CONFIG)
+
+    @property
+    def location(self) -> str:
+        """Where the folder is, or will be."""
+        return location_in(self.remote.storage_path, self._name) if self.remote else str(self.path.resolve())
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._name
+
+    @property
+    def why_unlocked(self) -> str | None:
+        """Why other drivers are not kept away, where that is so."""
+        return self._lock.problem if self._lock else None
+
+    def stays_here(self, storage_path: str) -> bool:
+        """Return whether the run's settings have it published, and it is gone on with where it was copied to."""
+        return is_remote(storage_path) and self.remote is None
 
     @property
     def is_complete(self) -> bool:
         """Whether the run has come to its end."""
-        try:
-            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        result = read_mapping(self.path / RESULT)
+        return result is not None and result.get("error") is None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the folder was removed, or another one put in its place."""
+        found = identity_of(self.path)
+        if found is None or not self.path.is_dir():
+            return True
+        if self.rescued_from or self.remote or self._lock is None:
             return False
-        return isinstance(result, dict) and result.get("error") is None
+        # Not by the numbers alone: some storage gives a folder others now and then.
+        return found != self._identity and self._lock.has_lost_its_file()
+
+    def check(self) -> None:
+        """Raise ``OSError`` where the folder was removed, or another one put in its place."""
+        if self.is_gone:
+            raise FileNotFoundError(errno.ENOENT, "the run's folder is not there any more", str(self.path))
 
     @property
     def states(self) -> Path:
         """The folder of the run's states."""
-        return self.path / "states"
+        return self.path / STATES
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the models that are kept on the way."""
+        return self.path / CHECKPOINTS
 
     @property
     def schedule(self) -> Path:
         """The schedule's file."""
-        return self.path / "schedule.parquet"
+        return self.path / SCHEDULE
 
     @property
-    def model(self) -> Path:
-        """The consensus model's file."""
-        return self.path / "model.safetensors"
+    def has_model(self) -> bool:
+        """Whether there is a consensus model's file."""
+        return any((self.path / name).exists() for name in MODEL_FILES)
+
+    def links(self) -> list[Path]:
+        """Return what in the folder is a symbolic link where the run would write."""
+        paths = [self.path / name for name in (*RUN_FILES, STATES, CHECKPOINTS)]
+        return [path for path in paths if path.is_symlink()]
 
     def add_event(self, event: Mapping[str, Any]) -> OSError | None:
         """Append one event; return what kept it from being written, in which case the next call tries again."""
-        self._unwritten += json.dumps(event) + "\n"
+        self._events.append(dumps(event) + "\n")
+        self._unwritten += self._events[-1]
         try:
-            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(self._unwritten)
+            self.write_events()
         except OSError as error:
             return error
-        self._unwritten = ""
         return None
 
+    def write_events(self) -> None:
+        """Write the events that could not be written yet.
+
+        Raises:
+            OSError: they still cannot.
+
+        """
+        self.check()
+        append(self.path / EVENTS, self._unwritten)
+        self._unwritten = ""
+
+    @property
+    def has_unwritten_events(self) -> bool:
+        """Whether events are still to be written."""
+        return bool(self._unwritten)
+
     def rescue(self) -> Path:
-        """Go on in a temporary folder of this machine, since the run's own cannot be written."""
-        unwritable, self.path = self.path, Path(tempfile.mkdtemp(prefix="ray_pcasgd_")) / self.path.name
-        self.path.mkdir()
-        for name in ("config.yaml", "events.jsonl"):
-            with contextlib.suppress(OSError):
-                shutil.copy(unwritable / name, self.path / name)
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(self._unwritten)
-        return self.path
+        """Go on in a temporary folder of this machine, since the run's own cannot be written.
+
+        Raises:
+            OSError: that cannot be written either.
+
+        """
+        unwritable, rescued = self.path, TemporaryFolder().path / self._name
+        rescued.mkdir()
+        write_whole(rescued / CONFIG, self._config)
+        if self._earlier_bytes and is_file(unwritable / EVENTS):
+            with contextlib.suppress(OSError), (unwritable / EVENTS).open("rb") as file:
+                write_whole(rescued / EVENTS, file.read(self._earlier_bytes))
+        append(rescued / EVENTS, "".join(self._events))
+        self._unwritten = ""
+        self.path, self.rescued_from = rescued, unwritable
+        return rescued
 
     def write_metrics(self, frame: pd.DataFrame) -> None:
         """Write the metrics rows so far."""
-        frame.to_parquet(self.path / "metrics.parquet", index=False)
+        self.check()
+        write_whole(self.path / METRICS, lambda path: frame.to_parquet(path, index=False))
 
     def write_schedule(self, rows: Sequence[Row], metadata: Mapping[str, str]) -> None:
         """Write the rows that were executed."""
-        write_rows(self.schedule, rows, dict(metadata))
+        self.check()
+        write_whole(self.schedule, lambda path: write_rows(path, rows, dict(metadata)))
 
-    def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path | None = None) -> None:
-        """Write a state dict as a safetensors file."""
-        (path or self.model).write_bytes(save(dict(tensors), metadata=dict(metadata)))
+    def write_model(self, state: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+        """Write a state dict's file, and return why it is not ``model.safetensors``, if it is not."""
+        self.check()
+        return write_model(self.path, state, metadata)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the run's summary."""
-        (self.path / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        self.check()
+        write_whole(self.path / RESULT, dumps(result, indent=2) + "\n")
 
-    def keep_checkpoint(self, step: int, tensors: Mapping[str, Tensor], metrics: Mapping[str, float]) -> Path:
-        """Write a checkpoint folder of the consensus model at ``step``."""
-        folder = self.path / "checkpoints" / f"step_{step:08d}"
-        folder.mkdir(parents=True)
-        self.write_model(tensors, {"step": str(step)}, folder / "model.safetensors")
-        (folder / "metrics.json").write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+    def keep_checkpoint(self, step: int, state: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+        """Write a checkpoint folder of the consensus model at ``step``; it has its name only once it is whole."""
+        self.check()
+        make_folder(self.checkpoints)
+        folder = self.checkpoints / f"step_{step:08d}"
+        with whole_folder(folder, KEPT_FILES) as unfinished:
+            write_model(unfinished, state, {"step": str(step)})
+            write_whole(unfinished / KEPT_METRICS, dumps(metrics, indent=2) + "\n")
+            remove_files(folder, KEPT_FILES)  # of an earlier attempt
         return folder
 
-    def publish(self, storage_path: str) -> str:
-        """Copy a finished run to a remote storage path, and return its location there."""
-        location = self.mirror(storage_path)
-        shutil.rmtree(self.path.parent)
+    def kept_models(self) -> list[tuple[int, Path]]:
+        """Return the steps and folders of what the run has kept, torn ones too; the names of others are none."""
+        if self.checkpoints.is_symlink():
+            return []
+        found = [(KEPT_MODEL.fullmatch(path.name), path) for path in sorted(self.checkpoints.glob("step_*"))]
+        return [(int(match[1]), path) for match, path in found if match and path.is_dir() and not path.is_symlink()]
+
+    def put_aside_kept_models(self) -> Path | None:
+        """Give the models of an earlier attempt another place; return it, nothing where there are none."""
+        return move_aside(self.checkpoints)
+
+    def publish(self) -> str:
+        """Copy a finished run to its remote storage path, and return its location there.
+
+        Raises:
+            OSError: it cannot be written; the files are where they were.
+
+        """
+        location = self.mirror()
+        if self._temporary is not None:
+            self._temporary.remove()
         return location
 
-    def mirror(self, storage_path: str) -> str:
-        """Copy what there is so far to a remote storage path, and return its location there.
-
-        States that are there from before go once the newer ones have come.
+    def mirror(self) -> str:
+        """Copy what there is so far to the remote storage path, and return its location there.
 
         Raises:
             OSError: it cannot be written.
 
         """
-        from pyarrow import fs
+        assert self.remote is not None
+        self.remote.mirror(self.path, self._name, (STATES, CHECKPOINTS), KEPT_FILES)
+        return self.location
 
-        target, root = fs.FileSystem.from_uri(storage_path)
-        location = f"{root}/{self.path.name}"
-        fs.copy_files(str(self.path), location, source_filesystem=fs.LocalFileSystem(), destination_filesystem=target)
-        there = target.get_file_info(fs.FileSelector(f"{location}/{self.states.name}", allow_not_found=True))
-        for state in there:
-            if not (self.states / state.base_name).exists():
-                target.delete_dir(state.path)
-        return f"{storage_path.rstrip('/')}/{self.path.name}"
+    def discard(self) -> None:
+        """Take the folder back, of a run that could not be started."""
+        self.close()
+        remove_files(self.path, (CONFIG, EVENTS))
+        if self.remote is not None:
+            with contextlib.suppress(OSError):
+                self.remote.withdraw(self._name, (CONFIG,))
+        if self._temporary is not None:
+            self._temporary.remove()
 
-
-def new_name(config: Config) -> str:
-    """Return the name of a new run's folder.
-
-    Raises:
-        SettingsError: the folder exists, or its place cannot be reached.
-
-    """
-    is_taken = _taken_names(config.storage_path)
-    name = config.name or free_name(config.algorithm.name, is_taken)
-    if is_taken(name):
-        raise SettingsError(
-            f"name = {name!r}: the run folder {config.storage_path}/{name} exists; allowed is a name that is not in use"
-        )
-    return name
+    def close(self) -> None:
+        """Let another driver have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
-def is_remote(storage_path: str) -> bool:
-    """Return whether a storage path is a location other than a folder of this machine."""
-    return "://" in storage_path
-
-
-def _fetched(location: str) -> Path:
-    """Return a copy of a remote run folder on this machine."""
-    from pyarrow import ArrowException, fs
-
-    path = Path(tempfile.mkdtemp(prefix="ray_pcasgd_")) / location.rstrip("/").rsplit("/", 1)[-1]
-    try:
-        source, root = fs.FileSystem.from_uri(location)
-        fs.copy_files(root, str(path), source_filesystem=source, destination_filesystem=fs.LocalFileSystem())
-    except (ArrowException, OSError) as error:
-        raise SettingsError(f"{location}: cannot be read ({one_line(error)})") from None
-    return path
-
-
-def free_name(kind: str, is_taken: Callable[[str], bool]) -> str:
-    """Return a name that is not in use: the kind of thing, and the first number that is free."""
-    return next(name for number in count(1) if not is_taken(name := f"{kind}-{number}"))
-
-
-def _taken_names(storage_path: str) -> Callable[[str], bool]:
-    """Return what says whether a storage path holds a name."""
-    if not is_remote(storage_path):
-        return lambda name: (Path(storage_path).expanduser() / name).exists()
-    from pyarrow import ArrowException, fs
-
-    try:
-        target, root = fs.FileSystem.from_uri(storage_path)
-        target.get_file_info(root)
-    except (ArrowException, OSError) as error:
-        reason = one_line(error)
-        raise SettingsError(f"storage_path = {storage_path!r}: cannot be reached ({reason})") from None
-    return lambda name: target.get_file_info(f"{root}/{name}").type != fs.FileType.NotFound
+def _named(path: Path) -> Path:
+    """Return a path whose last part is the run's name."""
+    return path if path.name not in ("", "..") else path.resolve()

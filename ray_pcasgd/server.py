@@ -1,21 +1,28 @@
 """Workers and their servers: the same shape as peers, a server's neighbors being its workers."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ray_pcasgd.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.learner import Learner, LearnerSpec, ModelError, NonFiniteLossError, Training
+from ray_pcasgd.local_tensors import is_same, joined
+from ray_pcasgd.numerics import is_finite
 from ray_pcasgd.optimizer import SGD
 from ray_pcasgd.records import Read, Snapshot
-from ray_pcasgd.replica import Replica
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.run_state import State, leaves_of, with_leaves
 from ray_pcasgd.schedule.server_planner import Position
 from ray_pcasgd.server_rules import Delivered, ServerRule
 from ray_pcasgd.tasks.task import TaskData
+
+CHANGED_WEIGHTS = (
+    "task.model: a forward pass changes the model's own weights; allowed beside a server that holds them are models "
+    "that do not"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,11 @@ class Received(NamedTuple):
     read: Read
     vector: Tensor
     buffers: Tensor
-    """Floating-point buffers; the first server's alone, empty elsewhere."""
+    """Mixed buffers; the first server's alone, empty elsewhere."""
+    local: Mapping[str, Tensor] = {}
+    """Of a worker: its own tensors that are not as the model was made; to the first server alone."""
+    with_gradient: Tensor | None = None
+    """Of a worker: which parameter tensors got a gradient, shape (T,); not given: all."""
 
 
 class Worker(Learner):
@@ -76,6 +87,10 @@ class Worker(Learner):
         # Momentum and weight decay are the server's, after its correction, unless workers keep weights of their own.
         self.optimizer = spec.recipe.optimizer if rule.workers_step else SGD()
         self.optimizer_state = self.optimizer.init(self.weights)
+        self.made = self.replica.copy_of_local()
+        """Its own tensors as the model was made, the same for all."""
+        self.changed_local: dict[str, Tensor] = {}
+        """Those that were changed since, as of its present version."""
 
     @property
     def progress(self) -> int:
@@ -115,15 +130,36 @@ class Worker(Learner):
         return sum(losses) / len(losses)
 
     def finish(self) -> None:
-        """Make what was computed the next version."""
-        self.buffers = self.replica.buffers.clone()
+        """Make what was computed the next version.
+
+        Raises:
+            NonFiniteLossError: its weights or buffers are not finite.
+
+        """
+        buffers = self.replica.buffers.clone()
+        self.check_version(self.weights, buffers)
+        self.buffers = buffers
+        self.changed_local = {
+            name: tensor.clone()
+            for name, tensor in self.replica.local().items()
+            if name not in self.made or not is_same(tensor, self.made[name])
+        }
         self.version += 1
+
+    def take_weights(self) -> None:
+        """Go on from the weights that the forward pass has left, where the worker has weights of its own."""
+        if self.spec.recipe.rule.workers_step:
+            super().take_weights()
+        elif not torch.equal(self.replica.weights, self.weights):
+            raise ModelError(self.spec.agent, self.progress, CHANGED_WEIGHTS)
 
     def rejoin(self, received: Sequence[Received], version: int) -> None:
         """Come back into the run at ``version``, with the servers' weights; what else it remembered is lost."""
         self.weights = torch.cat([state.vector for state in received])
         self.buffers = received[0].buffers
         self.optimizer_state = self.optimizer.init(self.weights)
+        self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
+        self.changed_local = {}
         self.version = version
         self.batches.restore(self.progress)
 
@@ -134,7 +170,7 @@ class Worker(Learner):
             "progress": self.progress,
             "weights": self.weights,
             "buffers": self.buffers,
-            "integer_buffers": self.replica.integer_buffers,
+            "local": self.replica.local(),
             "batches": self.batches.state(),
             "optimizer": leaves_of(self.optimizer_state),
         }
@@ -144,8 +180,7 @@ class Worker(Learner):
         device = self.weights.device
         self.version = state["version"]
         self.weights, self.buffers = state["weights"].to(device), state["buffers"].to(device)
-        for name, value in state["integer_buffers"].items():
-            self.replica.integer_buffers[name].copy_(value)
+        self.replica.load_local(state["local"])
         self.batches.restore(state["batches"])
         self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
 
@@ -156,6 +191,11 @@ class Worker(Learner):
         self.version += 1
 
     @property
+    def own_step_size(self) -> float:
+        """Nothing: what becomes of a gradient is the server's affair, and own weights are tested as they are sent."""
+        return 0.0
+
+    @property
     def message(self) -> Tensor:
         """What the worker sends: its gradient, or its weights; shape (D,)."""
         return self.weights if self.spec.recipe.rule.workers_step else self.direction
@@ -163,7 +203,8 @@ class Worker(Learner):
     @property
     def message_bytes(self) -> int:
         """Bytes of one step's messages to all servers."""
-        return 4 * (self.weights.numel() + self.buffers.numel())
+        own = sum(tensor.nbytes for tensor in self.changed_local.values())
+        return 4 * (self.weights.numel() + self.buffers.numel()) + own
 
 
 class Server:
@@ -173,14 +214,20 @@ class Server:
         recipe = spec.recipe
         self.spec = spec
         self.device = torch.device(recipe.device)
-        replica = Replica(recipe.task.build_model(data, recipe.seed), self.device)
+        replica = recipe.build(data)
         self.sizes = replica.sizes
         self.version = 0
-        self.weights = replica.weights[recipe.part(spec.place, replica.weights.numel())].clone()
+        self.part = recipe.part(spec.place, replica.weights.numel())
+        self.weights = replica.weights[self.part].clone()
         """The server's part, never changed in place."""
         # Buffers are few: the first server keeps them all.
         self.buffers = replica.buffers.clone() if spec.place == 0 else replica.buffers[:0].clone()
-        self.integer_buffers = {name: buffer.clone() for name, buffer in replica.integer_buffers.items()}
+        self.made = replica.copy_of_local()
+        """The tensors that are each worker's own, as the model was made."""
+        self.local = self.made
+        """The same, as they follow from its workers'; the first server's alone."""
+        self.forms = replica.forms
+        """Of tensors that workers may send beside that: shape and type, where they have any yet."""
         self.optimizer_state = recipe.optimizer.init(self.weights)
         self.rule_state = recipe.rule.init(self.weights, recipe.num_workers)
         self.position = Position(recipe.num_workers, recipe.rule.local_steps)
@@ -198,28 +245,49 @@ class Server:
         return self.progress >= self.spec.recipe.num_steps
 
     def step(self, received: Sequence[Received]) -> dict[str, float]:
-        """Take one update over what was received, sorted by worker and version; return what was measured."""
+        """Take one update over what was received, sorted by worker and version; return what was measured.
+
+        Raises:
+            NonFiniteLossError: what comes of it is not finite; the server stays at its version.
+
+        """
         recipe = self.spec.recipe
         eta = torch.tensor(recipe.step_size_at(self.progress), device=self.device)
         delivered = [self._delivered(state, eta) for state in received]
         self.rule_state, moved = recipe.rule.gather(self.rule_state, self.weights, delivered)
         if recipe.rule.workers_step:
-            self.weights = moved
+            weights = moved
         else:
             self.optimizer_state, direction = recipe.optimizer.direction(
-                self.optimizer_state, self.weights, moved, self.sizes
+                self.optimizer_state, self.weights, moved, self.sizes, self.moving(received)
             )
-            self.weights = self.weights - eta * direction
+            weights = self.weights - eta * direction
+        buffers = self.buffers
         if self.buffers.numel():
-            total = received[0].buffers
+            buffers = received[0].buffers
             for state in received[1:]:
-                total = total + state.buffers
-            self.buffers = total / len(received)
+                buffers = buffers + state.buffers
+            buffers = buffers / len(received)
+        for what, numbers in (("weights", weights), ("buffers", buffers)):
+            if not is_finite(numbers):
+                raise NonFiniteLossError(self.spec.agent, self.progress, math.nan, what)
+        self.weights, self.buffers = weights, buffers
+        if self.spec.place == 0:
+            # What a worker has not sent is with it as it was made.
+            self.local = joined([{**self.made, **state.local} for state in received])
         self.version += 1
         if recipe.rule.needs_gap:
             self.history[self.version] = self.weights
         self.position.advance(len(received))
         return {"gradients": float(len(received))}
+
+    def moving(self, received: Sequence[Received]) -> Tensor | None:
+        """Return which of the server's parameters some worker has a gradient of; nothing where that is all."""
+        reached = [state.with_gradient for state in received if state.with_gradient is not None]
+        if len(reached) < len(received):
+            return None
+        by_any = torch.stack(reached).any(0)
+        return by_any.repeat_interleave(torch.tensor(self.sizes, device=self.device))[self.part]
 
     def state(self) -> State:
         """Return all that the steps to come depend on; its tensors are the server's own."""
@@ -228,6 +296,7 @@ class Server:
             "progress": self.progress,
             "weights": self.weights,
             "buffers": self.buffers,
+            "local": self.local,
             "optimizer": leaves_of(self.optimizer_state),
             "rule": leaves_of(self.rule_state),
             "position": self.position.state(),
@@ -238,6 +307,7 @@ class Server:
         """Go on from a state of a server with the same settings."""
         self.version = state["version"]
         self.weights, self.buffers = state["weights"].to(self.device), state["buffers"].to(self.device)
+        self.local = {name: tensor.to(self.device) for name, tensor in state["local"].items()}
         self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
         self.rule_state = with_leaves(self.rule_state, state["rule"])
         self.position.restore(state["position"])
@@ -265,7 +335,7 @@ class Server:
 
     def snapshot(self) -> Snapshot:
         """Return the server's part of the replica as the current version left it."""
-        return Snapshot(self.weights, self.buffers, self.integer_buffers)
+        return Snapshot(self.weights, self.buffers, self.local)
 
     def evaluation_point(self, progress_before: int) -> int | None:
         """Return the progress that the last update has reached and that is evaluated, if there is one."""

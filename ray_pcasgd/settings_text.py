@@ -19,7 +19,7 @@ def told(path: str = "") -> str:
 
     >>> print(told("batch_size"))
     batch_size: Samples of one agent's mini-batch.
-        allowed: a whole number from 1 up to 1000000
+        allowed: a whole number from 1 up to 100000
         default: 16
 
     Raises:

@@ -15,7 +15,8 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.foreign_files import read_text
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import joined, make_plan, resolve
-from ray_pcasgd.run_folder import free_name, is_remote
+from ray_pcasgd.remote_storage import is_remote
+from ray_pcasgd.run_files import claimed_folder, require_free
 from ray_pcasgd.sweep_packs import check_batched, packs_of, read_packs, run_pack, write_packs
 from ray_pcasgd.sweep_results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep_settings import SweepConfig, load_sweep, nested
@@ -44,22 +45,18 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
     config = config.in_whole_numbers(base)
     if is_remote(config.storage_path):
         raise SettingsError(f"storage_path = {config.storage_path!r}: allowed for a sweep is a folder of this machine")
-    storage = Path(config.storage_path).expanduser().resolve()
-    name = config.name or free_name("sweep", lambda name: (storage / name).exists())
-    path = storage / name
-    if path.exists():
-        raise SettingsError(f"name = {name!r}: the folder {path} exists; allowed is a name that is not in use")
     config.judged_by(base)
     config.check_beside(base)
     check_batched(config, base)
     _check_points(config, base)
+    require_free(config.storage_path, config.name, "sweep's folder")
     with joined(_cluster(config, base)):
+        path = claimed_folder(config.storage_path, config.name, "sweep", "sweep's folder").resolve()
         _write_settings(config, base, path)
         return _execute(config, base, path, resume=False)
 
 
 def _write_settings(config: SweepConfig, base: Config, path: Path) -> None:
-    path.mkdir(parents=True)
     (path / SWEEP_FILE).write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
     (path / DIRECTORY_FILE).write_text(str(Path.cwd()), encoding="utf-8")
     (path / BASE_FILE).write_text(write_yaml(base.model_dump(mode="json")), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from traceback import format_exception_only
@@ -17,9 +16,10 @@ from ray_pcasgd.foreign_files import read_text
 from ray_pcasgd.loading import SettingsError, load_config
 from ray_pcasgd.plan import Plan, make_plan
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import GridSearch, Point, RunAll, SweepConfig, nested
-from ray_pcasgd.sweep_states import StateKeeper, working_in
+from ray_pcasgd.sweep_states import StateKeeper, with_axis, working_in
 from ray_pcasgd.trainer import Trainer, fit_together
 from ray_pcasgd.variant_plan import is_faster_together, shared_settings, why_alone
 from ray_pcasgd.watching import Watcher
@@ -149,9 +149,9 @@ class _Evaluations:
         self.errors: dict[str, str] = {}
         self.step = 0
 
-    def take(self, name: str, row: Mapping[str, Any]) -> None:
+    def take(self, name: str, row: Mapping[str, Any], num_steps: int) -> None:
         self.step = int(row["step"])
-        self.points[name] = {**kept_metrics(row), "step": self.step}
+        self.points[name] = {**kept_metrics(row), "step": self.step, "num_steps": num_steps}
 
     def metrics(self) -> dict[str, Any]:
         return {"step": self.step, "points": dict(self.points), "errors": dict(self.errors)}
@@ -166,11 +166,15 @@ class _OfOne(Watcher):
     def __init__(self, name: str, evaluations: _Evaluations) -> None:
         self._name = name
         self._evaluations = evaluations
+        self._num_steps = 0
+
+    def started(self, plan: Plan, path: Path) -> None:
+        self._num_steps = plan.config.num_steps
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["agent"] is pd.NA:
-                self._evaluations.take(self._name, row)
+                self._evaluations.take(self._name, row, self._num_steps)
 
     def paused(self, pause: Pause, state: Callable[[], State]) -> None:
         self._evaluations.paused(pause, state)
@@ -189,11 +193,12 @@ def run_pack(
     Run folders that are there were interrupted.
     """
     pack = packs[settings["pack"]]
-    for job in pack:
-        shutil.rmtree(Path(folder) / job.name, ignore_errors=True)
     keeper = StateKeeper(Path(folder) / f"pack-{settings['pack']}.pt", checkpoint_seconds)
     evaluations = _Evaluations(keeper)
     configs = [job.config(base, folder) for job in pack]
+    for config in configs:
+        # Checked settings have names without a way out of the folder.
+        clear_run(Path(folder) / str(config.name))
     watchers = [_OfOne(job.name, evaluations) for job in pack]
     with working_in(directory):
         if len(pack) == 1:
@@ -206,4 +211,4 @@ def run_pack(
         if result.error is not None
     }
     keeper.forget()
-    tune.report(evaluations.metrics())
+    tune.report(with_axis(evaluations.metrics()))

@@ -135,7 +135,8 @@ class SweepConfig(Settings):
     metric: str | None = None
     """The averaged model's metric; not given: test_accuracy where there is one, else test_loss."""
     mode: Literal["max", "min"] | None = None
-    """Whether more of the metric is better; not given: max for accuracy, min for anything else."""
+    """Whether more of the metric is better; not given: max for accuracies, min for errors and losses; needed for a
+    metric of one's own, unless that says so itself (``higher_is_better``)."""
     max_concurrent: int | None = Field(None, ge=1)
     """Trials at the same time; not given: as many as there is room for."""
     samples: int | None = Field(None, ge=1)
@@ -224,7 +225,13 @@ class SweepConfig(Settings):
         metric = self.metric or ("test_accuracy" if "test_accuracy" in known else "test_loss")
         if metric not in known:
             raise SettingsError(f"metric = {metric!r}: allowed are {', '.join(known)}")
-        return metric, self.mode or ("max" if metric == "test_accuracy" else "min")
+        if self.mode is not None:
+            return metric, self.mode
+        measures = {f"test_{measure.key}": measure for measure in base.task.metrics}
+        rises = measures[metric].higher_is_better if metric in measures else False
+        if rises is None:
+            raise SettingsError(f"mode: needed for metric = {metric!r}, which does not say; allowed are max and min")
+        return metric, "max" if rises else "min"
 
 
 def load_sweep(

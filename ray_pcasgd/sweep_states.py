@@ -23,6 +23,11 @@ def working_in(directory: str) -> AbstractContextManager[None]:
     return chdir(directory) if Path(directory).is_dir() else nullcontext()
 
 
+def with_axis(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics with the run's step under the name that Tune's TensorBoard logger takes for its axis."""
+    return {**metrics, "timesteps_total": int(metrics["step"])}
+
+
 class StateKeeper:
     """Reports to Tune what a trial came to, and from time to time keeps the state from which it goes on.
 
@@ -38,6 +43,7 @@ class StateKeeper:
 
     def report(self, metrics: Mapping[str, Any], pause: Pause, state: Callable[[], State]) -> None:
         """Report metrics, at a pause."""
+        metrics = with_axis(metrics)
         if self._every_steps is not None and pause.step % self._every_steps == 0:
             with tempfile.TemporaryDirectory() as folder:
                 save_state(Path(folder) / _STATE_FILE, {**state(), "next_step": pause.next_step})

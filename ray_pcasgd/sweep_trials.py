@@ -1,6 +1,5 @@
 """One trial of a sweep: a run of its own, in Tune's process for it."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from ray_pcasgd.curves import Constant, Stairs, continued
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plan import Plan
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.run_state import State
 from ray_pcasgd.sweep_settings import Point, nested
-from ray_pcasgd.sweep_states import StateKeeper, working_in
+from ray_pcasgd.sweep_states import StateKeeper, with_axis, working_in
 from ray_pcasgd.trainer import Trainer
 from ray_pcasgd.watching import Watcher
 
@@ -31,15 +31,18 @@ class _Reporting(Watcher):
         self._config = config
         self._pending: dict[str, float] | None = None
         self._pauses = False
+        self._num_steps = 0
 
     def started(self, plan: Plan, path: Path) -> None:
         self._pauses = plan.pauses
+        self._num_steps = plan.config.num_steps
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["agent"] is pd.NA:
                 self._flush()
-                self._pending = {name: float(value) for name, value in row.items() if name != "agent"}
+                measured = {name: float(value) for name, value in row.items() if name != "agent"}
+                self._pending = {**measured, "num_steps": self._num_steps}
         if not self._pauses:
             self._flush()
 
@@ -55,7 +58,7 @@ class _Reporting(Watcher):
     def _flush(self) -> None:
         if self._pending is not None:
             metrics, self._pending = self._pending, None
-            tune.report(metrics)
+            tune.report(with_axis(metrics))
 
 
 def run_trial(
@@ -77,8 +80,8 @@ def run_trial(
     if repeat is not None:
         point["seed"] = base.seed + int(repeat)
     name = tune.get_context().get_trial_id()
-    shutil.rmtree(Path(folder) / name, ignore_errors=True)
     config = load_config(base, changes=nested(point) | {"storage_path": folder, "name": name})
+    clear_run(Path(folder) / name)
     keeper = StateKeeper(Path(folder) / f"{name}.pt", checkpoint_seconds, checkpoint_steps)
     state = keeper.last()
     if state is not None:

@@ -46,11 +46,17 @@ def make_tuner(
             name=path.name,
             storage_path=str(path.parent),
             verbose=int(config.tables),
-            callbacks=[] if config.tables else [SweepProgress(metric, mode, config.num_trials, packs)],
+            callbacks=[] if config.tables else [_progress(config, base, packs)],
             stop=None if config.samples is None else SampleBudget(config.samples, base),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_OF_POPULATION),
         ),
     )
+
+
+def _progress(config: SweepConfig, base: Config, packs: Sequence[Pack] | None) -> SweepProgress:
+    metric, mode = config.judged_by(base)
+    total = config.num_trials
+    return SweepProgress(metric, mode, total, packs, first_seed=base.seed)
 
 
 def _search(config: SweepConfig, base: Config, packs: Sequence[Pack] | None) -> tuple[dict[str, Any], int, Any]:

@@ -1,6 +1,7 @@
 """What the command line shows of a run: live progress, events, and the final tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ from rich.console import Console
 
 from ray_pcasgd.comparison import Comparison
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.pace import NAN, is_agent_step
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.progress import Progress, print_table
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.report.data import load_run
+from ray_pcasgd.report.delays import WITHOUT_EFFECT, has_delays
 from ray_pcasgd.result import Result
 from ray_pcasgd.server_rules import ServerRule, described
 from ray_pcasgd.tasks.partition import label_histogram
 from ray_pcasgd.watching import Watcher
-from ray_pcasgd.wording import main_metric, printable, spoken, written
+from ray_pcasgd.wording import NOTHING, SPREAD, main_metric, printable, spoken, written
 
 _HISTOGRAM_CLASSES = 10
 """Label counts of shards are shown up to so many classes."""
@@ -25,18 +29,62 @@ _HISTOGRAM_CLASSES = 10
 _BEST_POINTS = 10
 
 
-class Terminal(Watcher):
-    """Shows a run as it goes."""
+class LenientOutput:
+    """Standard output on which a full disk costs lines, and not the run."""
 
-    def __init__(self, console: Console, title: str = "", details: bool = True) -> None:
-        self._console = console
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Write as far as that is possible."""
+        with _but_for_a_broken_pipe():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush as far as that is possible."""
+        with _but_for_a_broken_pipe():
+            self._file.flush()
+
+
+@contextmanager
+def _but_for_a_broken_pipe() -> Iterator[None]:
+    """Pass over errors, but for that nobody reads any more: then the program ends as any other."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
+class Terminal(Watcher):
+    """Shows a run as it goes: ``Trainer(..., watcher=Terminal())``.
+
+    On a terminal one line for each agent, which are drawn anew; elsewhere, as in notebooks and logs, a line of text
+    every few seconds and at each evaluation.
+
+    Args:
+        console: where to write; not given: the process's output, or the notebook's.
+        title: stands before each line.
+        details: whether the first lines say what is going to run.
+
+    """
+
+    def __init__(self, console: Console | None = None, title: str = "", details: bool = True) -> None:
+        self._console = console or Console()
         self._title = title
         self._details = details
         self._progress: Progress | None = None
+        self._servers = range(0)
 
     def started(self, plan: Plan, path: Path) -> None:
         """Say what is going to run."""
         config = plan.config
+        self._servers = plan.servers
         at_once = isinstance(config.engine, RaySettings)
         self._progress = Progress(
             self._console, len(plan.specs), config.num_steps, at_once, self._title, num_servers=len(plan.servers)
@@ -61,7 +109,8 @@ class Terminal(Watcher):
         reads = report.row.reads
         staleness = sum(read.staleness for read in reads) / len(reads) if reads else 0.0
         predicting = report.measures["predicting"] if report.measures.get("choosing") else None
-        self._progress.step(report.row.agent, report.progress, report.loss, staleness, predicting)
+        counts = is_agent_step(report.row, self._servers)
+        self._progress.step(report.row.agent, report.progress, report.loss, staleness, predicting, counts)
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show test metrics."""
@@ -71,17 +120,16 @@ class Terminal(Watcher):
             self._progress.evaluation(None if pd.isna(row["agent"]) else row["agent"], tested)
 
     def happened(self, event: Event) -> None:
-        """Show an event."""
-        assert self._progress is not None
-        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
+        """Show an event, which may also come before the run has started."""
+        if event.kind in ("agent_lost", "agent_isolated", "agent_left") and self._progress is not None:
             self._progress.leave(event.agent)
         if event.kind not in ("agent_started", "scheduler_started", "cluster_joined"):
             self._say(printable(f"{event.kind.replace('_', ' ')}: {event.detail}"))
 
     def finished(self) -> None:
         """End the display."""
-        assert self._progress is not None
-        self._progress.finish()
+        if self._progress is not None:
+            self._progress.finish()
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -89,19 +137,27 @@ class Terminal(Watcher):
 
 def print_final_table(result: Result, console: Console) -> None:
     """Print the last evaluation: every agent, and the averaged model."""
-    frame = result.metrics_dataframe
+    frame, folder = result.metrics_dataframe, Path(result.path)
+    run = load_run(folder) if (folder / "config.yaml").exists() else None
     if not frame.empty:
         metric = main_metric(frame.columns) or "test_loss"
         agents = frame[frame["agent"].notna()].groupby("agent").last()
         # A server's workers are not tested.
         tested = agents[agents[metric].notna()] if metric in agents else agents
-        with_server = len(tested) < len(agents)
-        rows = [] if with_server else [_final_row(f"agent {agent}", row, metric) for agent, row in tested.iterrows()]
+        with_server = len(tested) < len(agents) if run is None else run.num_workers is not None
+        # As the page has them: what a row has itself is since the evaluation before.
+        over_run = (lambda agent=None: {}) if run is None else run.over_run
+        rows = []
+        if not with_server:
+            rows = [_final_row(f"agent {k}", row, metric, over_run(int(str(k)))) for k, row in tested.iterrows()]
         averaged = frame[frame["agent"].isna()].drop(columns="agent")
         if len(averaged):
-            rows.append(_final_row("server's model" if with_server else "averaged model", averaged.iloc[-1], metric))
+            name = "server's model" if with_server else "averaged model"
+            rows.append(_final_row(name, averaged.iloc[-1], metric, over_run()))
         print_table(rows, console)
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
+    if run is not None and run.staleness.size and not run.staleness.any() and has_delays(run.config):
+        lines.insert(0, f"The {WITHOUT_EFFECT}")
     if (Path(result.path) / "report.html").exists():
         lines.append(f"report {Path(result.path) / 'report.html'}")
     for line in lines:
@@ -109,7 +165,7 @@ def print_final_table(result: Result, console: Console) -> None:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print one line per method: mean and standard deviation over seeds."""
+    """Print one line per method: mean and sample deviation over seeds."""
     metric = main_metric(comparison.runs.columns)
     if metric is None:
         return
@@ -124,9 +180,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             }
         )
     print_table(rows, console)
+    _print_spread(comparison.runs["seed"].nunique(), console)
     hashes = comparison.runs.groupby("seed")["schedule_hash"].agg(lambda column: ", ".join(dict.fromkeys(column)))
     for seed, text in hashes.items():
         console.print(f"schedules of seed {seed}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_spread(seeds: int, console: Console) -> None:
+    if seeds > 1:
+        console.print(f"{SPREAD}, {seeds} of them", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_theory(table: pd.DataFrame, console: Console) -> None:
@@ -136,7 +198,8 @@ def print_theory(table: pd.DataFrame, console: Console) -> None:
         {
             "policy": f"{row['policy']}, K = {row['K']}",
             "seconds per update": f"{signs[row['kind']]}{row['theory']:.4g}",
-            "planned": f"{row['planned']:.4g} ± {row['standard_error']:.2g}",
+            "planned": f"{row['planned']:.4g}",
+            "its standard error": f"{row['standard_error']:.2g}",
             "ratio": f"{row['ratio']:.3f}",
             "staleness": f"{row['staleness_theory']:.3g}",
             "staleness planned": f"{row['staleness_planned']:.3g}",
@@ -151,13 +214,20 @@ def print_theory(table: pd.DataFrame, console: Console) -> None:
 def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console) -> None:
     """Print the best points of a sweep, and where everything lies."""
     keys = list(points.columns[: list(points.columns).index("mean")])
+    shown = points.head(_BEST_POINTS)
+    with_step = bool((shown["finished"] == 0).any())
     rows = []
-    for row in points.head(_BEST_POINTS).to_dict("records"):
-        value = written(metric, row["mean"], row["std"] if row["finished"] > 1 else None)
-        shown = {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
-        failed = {"failed": str(row["failed"])} if points["failed"].any() else {}
-        rows.append(shown | {spoken(metric): value, "seeds": str(row["finished"])} | failed)
+    for row in shown.to_dict("records"):
+        point = {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
+        point |= {spoken(metric): written(metric, row["mean"], row["std"])}
+        if with_step:
+            point |= {"at step": NOTHING if row["step"] != row["step"] else f"{row['step']:.0f}"}
+        point |= {"seeds": str(row["finished"])}
+        for name, heading in (("stopped", "stopped early"), ("failed", "failed")):
+            point |= {heading: str(row[name])} if points[name].any() else {}
+        rows.append(point)
     print_table(rows, console)
+    _print_spread(int(points[["finished", "stopped", "failed"]].sum(axis=1).max()), console)
     if len(points) > _BEST_POINTS:
         console.print(f"and {len(points) - _BEST_POINTS} points more", highlight=False)
     for name in ("best.yaml", "trials.parquet", "report.html"):
@@ -165,10 +235,13 @@ def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console)
             console.print(str(path / name), markup=False, highlight=False, soft_wrap=True)
 
 
-def _final_row(name: str, row: pd.Series, metric: str) -> dict[str, str]:
-    columns = [metric, *(["test_loss"] if metric != "test_loss" else []), "train_loss", "staleness_mean"]
+def _final_row(name: str, row: pd.Series, metric: str, over_run: Mapping[str, float | None]) -> dict[str, str]:
+    columns = [metric, *(["test_loss"] if metric != "test_loss" else []), "train_loss", "mean_staleness"]
     columns += ["theta", "predicting_share", "gradients_per_update", "cancelled_steps", "consensus_distance"]
-    shown = {spoken(column): written(column, float(row[column])) for column in columns if row[column] == row[column]}
+    values = {"mean_staleness": NAN, **row, **{key: NAN if value is None else value for key, value in over_run.items()}}
+    shown = {
+        spoken(column): written(column, float(values[column])) for column in columns if values[column] == values[column]
+    }
     if not row["cancelled_steps"]:
         del shown["cancelled steps"]
     return {"": name, "step": str(int(row["step"])), **shown}

@@ -144,7 +144,8 @@ def mean_staleness(gathering: Gathering, num_workers: int, k: int | None = None)
 
     0 where the server waits for gradients at its version. Where workers wait for their update (K-async, ASGD), each is
     taken every P / K updates in the mean: ``P / K - 1``, for ASGD P - 1, whatever the law. Where they do not
-    (K-batch-async, n-softsync), P - 1 gradients of others come between two of one's own: ``(P - 1) / K``.
+    (K-batch-async, n-softsync), P - 1 gradients of others come between two of one's own: ``(P - 1) / K``. All of that
+    without delays of links, which add to it.
     """
     k = gathering.num_gradients(num_workers) if k is None else k
     kind = base_kind(gathering)

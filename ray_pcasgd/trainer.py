@@ -7,20 +7,25 @@ from typing import Any
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.engines.local_variants import variant_reports
 from ray_pcasgd.event_log import EventLog
 from ray_pcasgd.learner import NonFiniteLossError
-from ray_pcasgd.loading import load_config
+from ray_pcasgd.loading import SettingsError, load_config, merge, read_yaml
 from ray_pcasgd.plan import Plan, joined, make_plan
 from ray_pcasgd.ray_train import from_ray_train
 from ray_pcasgd.result import Result
 from ray_pcasgd.run import Run
-from ray_pcasgd.run_folder import RunFolder, new_name
+from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State
+from ray_pcasgd.tasks.imports import unreadable
 from ray_pcasgd.trust import load_run_settings
 from ray_pcasgd.variant_plan import make_variants
 from ray_pcasgd.watching import Watcher, Watchers
+
+_ESSENTIAL = ("seed", "num_agents", "num_steps", "algorithm", "task", "engine")
+"""Settings without which a run's file is not whole."""
 
 
 class Trainer:
@@ -59,35 +64,76 @@ class Trainer:
     def fit(self, state: State | None = None) -> Result:
         """Run to the end, and return what came of it; a run that fails returns its error, with its files intact.
 
-        Where a ``state`` is given (``Watcher.paused``), the run goes on from there.
+        Whatever the user's own code raises on the way, in the model, the loss, a metric or the data, is such an error,
+        which names agent, step, file and line; only what the watcher raises is raised again. Where a ``state`` is given
+        (``Watcher.paused``), the run goes on from there.
 
         Raises:
             SettingsError: the settings cannot be run; nothing was started.
             RunError: Ray does not start, or does not answer; the run has no folder yet.
+            RunInterrupted: a ``KeyboardInterrupt``: Ctrl-C was pressed. Everything is written that there is, ``resume``
+                goes on with the run, and the exception's ``result`` is what this would have returned.
 
         """
         plan = make_plan(self.config)
-        new_name(plan.config)  # refuses what is taken before Ray starts, which takes seconds
+        RunFolder.require_free(plan.config)
         with joined(plan.cluster):
-            folder = RunFolder.create(plan.config)
-            return Run(plan, folder, _exporting(plan, self._watcher)).execute(state)
+            return _made(plan, RunFolder.create(plan.config), _exporting(plan, self._watcher)).execute(state)
 
 
-def resume(run: str | Path, watcher: Watcher | None = None, trust: bool = False) -> Result:
+def resume(
+    run: str | Path, watcher: Watcher | None = None, *, task: Mapping[str, Any] | None = None, trust: bool = False
+) -> Result:
     """Go on with a run that was interrupted, from the newest of its states that is intact, in its own folder.
 
-    A run without one begins anew. ``run`` is its folder, or its location on remote storage. Its settings may name code,
-    or a cluster: these are followed where this user has run them before, or with ``trust``.
+    A run without one begins anew, and says so.
+
+    Args:
+        run: the run's folder, or its location on remote storage.
+        watcher: is told of the run as it goes.
+        task: parts of the task's settings in place of those of the run: what was given as objects of a script, which
+            no file can hold, such as data, a model or a loss of one's own.
+        trust: whether the run's settings may name code, or a cluster, though you have not run them before.
 
     Raises:
-        SettingsError: there is no such run, it is complete, or its settings cannot be run any more.
+        SettingsError: there is no such run, it is complete, another driver has it, or its settings cannot be run any
+            more.
+        RunInterrupted: as ``Trainer.fit``.
 
     """
     folder = RunFolder.reopen(str(run))
-    plan = make_plan(load_run_settings(folder.path, trust=trust))
-    with joined(plan.cluster):
-        execution = Run(plan, folder, _exporting(plan, watcher or Watcher()))
-        return execution.execute(execution.last_state())
+    try:
+        plan = make_plan(_settings_of(folder, str(run), task, trust))
+        with joined(plan.cluster):
+            execution = _made(plan, folder, _exporting(plan, watcher or Watcher()))
+            return execution.execute(resumes=True)
+    finally:
+        folder.close()
+
+
+def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, trust: bool) -> Config:
+    """Return a run's settings, with a part of its task from elsewhere."""
+    tree = read_yaml(folder.path / "config.yaml")
+    # A run writes all of its settings; what is missing would be a default, and another run.
+    if missing := [name for name in _ESSENTIAL if name not in tree]:
+        raise SettingsError(f"{run}: config.yaml is not whole; it has no {', no '.join(missing)}")
+    changes = {} if task is None else {"task": task}
+    if objects := unreadable(merge(tree, changes)):
+        raise SettingsError(
+            f"{run}: {' and '.join(objects)} {'was' if len(objects) == 1 else 'were'} given as objects of a script, "
+            "which no file can hold; go on from Python, with resume(run, task={...}) and the same objects"
+        )
+    return load_run_settings(folder.path, changes=changes, trust=trust)
+
+
+def _made(plan: Plan, folder: RunFolder, watcher: Watcher) -> Run:
+    """Return a run that is ready to start; where it cannot be made, of a new folder nothing is left."""
+    try:
+        return Run(plan, folder, watcher)
+    except Exception as error:
+        if not folder.is_reopened:
+            folder.discard()
+        raise SettingsError(f"the averaged model cannot be built: {described(error)}") from error
 
 
 def _exporting(plan: Plan, watcher: Watcher) -> Watcher:
@@ -120,15 +166,19 @@ def fit_together(
     settings = plans[0].config.engine
     assert isinstance(settings, LocalSettings)
     watchers = watchers or [Watcher() for _ in plans]
-    runs = [Run(plan, RunFolder.create(plan.config), watcher) for plan, watcher in zip(plans, watchers, strict=True)]
-    errors: dict[int, NonFiniteLossError] = {}
-    for run in runs:
-        run.start()
-    if state is not None:
-        for run, own in zip(runs, state["runs"], strict=True):
-            run.restore(own)
-        errors = {variant: NonFiniteLossError(*parts) for variant, parts in state["errors"].items()}
+    runs: list[Run] = []
+    errors: dict[int, Exception] = {}
+    outside: BaseException | None = None
     try:
+        for plan, watcher in zip(plans, watchers, strict=True):
+            runs.append(_made(plan, RunFolder.create(plan.config), watcher))
+        runs[0].start()
+        for run in runs[1:]:
+            run.start(runs[0].initial)
+        if state is not None:
+            for run, own in zip(runs, state["runs"], strict=True):
+                run.restore(own)
+            errors = {variant: NonFiniteLossError(*parts) for variant, parts in state["errors"].items()}
         specs = [plan.specs for plan in plans]
         engine_state = None if state is None else state["engine"]
         for said in variant_reports(settings, plans[0].schedule, specs, plans[0].data, engine_state):
@@ -140,13 +190,26 @@ def fit_together(
                 errors[variant] = report
             else:
                 runs[variant].take(report)
-    finally:
+    except SettingsError:
         for run in runs:
-            run.finish()
-    return [run.conclude(errors.get(variant)) for variant, run in enumerate(runs)]
+            run.folder.discard()
+        raise
+    except StepError as error:
+        # It ends all of them, since their steps are one.
+        errors = dict.fromkeys(range(len(runs)), error) | errors
+    except BaseException as left:
+        outside = left
+    results = []
+    for variant, run in enumerate(runs):
+        run.finish()
+        results.append(run.conclude(errors.get(variant), outside))
+        run.folder.close()
+    if outside is not None:
+        raise outside
+    return results
 
 
-def _state_of_all(pause: Pause, runs: Sequence[Run], errors: Mapping[int, NonFiniteLossError]) -> State:
+def _state_of_all(pause: Pause, runs: Sequence[Run], errors: Mapping[int, Exception]) -> State:
     return {
         "engine": pause.state(),
         "runs": [run.state() for run in runs],

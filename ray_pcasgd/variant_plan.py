@@ -10,11 +10,14 @@ from torch.nn.modules.conv import _ConvNd
 from ray_pcasgd.agent import AgentSpec
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local import LocalSettings
+from ray_pcasgd.explanation import one_line
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.plan import Plan, make_plan, resolve
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.tasks.models import CustomModel, Torchvision
 from ray_pcasgd.tasks.objective import CustomMeasure
+from ray_pcasgd.tryout import try_out_variants
+from ray_pcasgd.variants import Variants
 
 _NUMBERS = ("step_size", "warmup_steps")
 _PLACES = ("name", "storage_path")
@@ -66,6 +69,8 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
         if reason := why_alone(config):
             raise SettingsError(f"{reason} where runs are stepped together")
     first = make_plan(configs[0])
+    if first.why_alone:
+        raise SettingsError(f"{first.why_alone}; such runs cannot be stepped together")
     length = {"num_steps": first.config.num_steps, "num_epochs": None}
     resolved = [resolve(config).model_copy(update=length) for config in configs]
     plans = []
@@ -74,6 +79,11 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
             raise SettingsError("runs that are stepped together may differ in step size and the rule's numbers alone")
         specs = tuple(_with_numbers(spec, config) for spec in first.specs if isinstance(spec, AgentSpec))
         plans.append(dataclasses.replace(first, config=config, specs=specs))
+    own = [spec for plan in plans[:2] for spec in plan.specs[:1] if isinstance(spec, AgentSpec)]
+    try:
+        try_out_variants(Variants(own, first.data))
+    except ValueError as error:
+        raise SettingsError(one_line(error)) from None
     return plans
 
 

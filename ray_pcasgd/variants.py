@@ -1,5 +1,6 @@
 """Variants of one agent that differ only in numbers, stepped all at once: theta, step size, lambda."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agent import Agent, AgentSpec, Received
 from ray_pcasgd.learner import NonFiniteLossError
+from ray_pcasgd.numerics import is_finite
 from ray_pcasgd.records import Own, Reads, Snapshot, Update
 from ray_pcasgd.tasks.task import TaskData
 
@@ -27,8 +29,8 @@ class Variants(Agent):
     def __init__(self, specs: Sequence[AgentSpec], data: TaskData) -> None:
         super().__init__(specs[0], data)
         self.specs = specs
-        self._integers: dict[str, Tensor]
-        self.weights, self.buffers, self.direction, self.optimizer_state, self.rule_state, self._integers = tree_map(
+        self._local: dict[str, Tensor]
+        self.weights, self.buffers, self.direction, self.optimizer_state, self.rule_state, self._local = tree_map(
             lambda tensor: tensor.expand(len(specs), *tensor.shape).clone(),
             (
                 self.weights,
@@ -36,9 +38,11 @@ class Variants(Agent):
                 self.direction,
                 self.optimizer_state,
                 self.rule_state,
-                dict(self.replica.integer_buffers),
+                self.replica.local(),
             ),
         )
+        self.overflows: list[NonFiniteLossError | None] = [None] * len(specs)
+        """What came of the last step: the error of each variant whose weights or buffers are not finite."""
         self._running_buffers = self.buffers.clone()
         self._nothing = torch.zeros(len(specs), 0, device=self.weights.device)
         self._zeros = torch.zeros_like(self.weights)
@@ -47,7 +51,7 @@ class Variants(Agent):
 
     @property
     def running_buffers(self) -> Tensor:
-        """The floating-point buffers as the last forward pass left them, shape (P, F)."""
+        """The mixed buffers as the last forward pass left them, shape (P, F)."""
         return self._running_buffers
 
     def load(self) -> None:
@@ -55,9 +59,14 @@ class Variants(Agent):
         self._running_buffers = self.buffers
 
     @property
-    def integer_buffers(self) -> dict[str, Tensor]:
-        """The integer buffers as the last forward pass left them, with a leading axis of P."""
-        return self._integers
+    def local(self) -> dict[str, Tensor]:
+        """The agent's own tensors as the last forward pass left them, with a leading axis of P."""
+        return self._local
+
+    def forget_local(self) -> None:
+        """Begin anew in the tensors that are the agent's own."""
+        made = self.spec.recipe.build(self.data).local()
+        self._local = {name: tensor.expand(len(self.specs), *tensor.shape).clone() for name, tensor in made.items()}
 
     def forget_the_past(self) -> None:
         """Begin anew in what optimizer and rule remember."""
@@ -65,10 +74,10 @@ class Variants(Agent):
         self.optimizer_state = self._each(self.optimizer.init)(self.weights)
         self.rule_state = self._each(lambda weights: rule.init(weights, neighbors))(self.weights)
 
-    def restore_replica(self, running_buffers: Tensor, integer_buffers: dict[str, Tensor]) -> None:
+    def restore_replica(self, running_buffers: Tensor, local: dict[str, Tensor]) -> None:
         """Take in the buffers that the last forward pass left."""
         self._running_buffers = running_buffers
-        self._integers = {name: values.to(self.weights.device) for name, values in integer_buffers.items()}
+        self._local = {name: values.to(self.weights.device) for name, values in local.items()}
 
     def compute_all(self) -> list[float]:
         """Do what ``compute`` does for every variant; return their losses, unchecked."""
@@ -76,14 +85,14 @@ class Variants(Agent):
         self.seed_forward_pass()
 
         def loss_of(
-            weights: Tensor, buffers: Tensor, integers: dict[str, Tensor]
+            weights: Tensor, buffers: Tensor, local: dict[str, Tensor]
         ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
-            loss, buffers, integers = self.loss_at(weights, buffers, integers, inputs, targets)
-            return loss, (loss, buffers, integers)
+            loss, buffers, local = self.loss_at(weights, buffers, local, inputs, targets)
+            return loss, (loss, buffers, local)
 
         gradient = torch.func.grad(loss_of, has_aux=True)
-        state = (self.weights, self._running_buffers, self._integers)
-        self.direction, (losses, self._running_buffers, self._integers) = self._each(gradient)(*state)
+        state = (self.weights, self._running_buffers, self._local)
+        self.direction, (losses, self._running_buffers, self._local) = self._each(gradient)(*state)
         if not self.optimizes_later:
             self.optimize(self.direction)
         values: list[float] = losses.tolist()
@@ -107,6 +116,14 @@ class Variants(Agent):
             for loss, is_finite in zip(losses, finite, strict=True)
         ]
 
+    def check_version(self, weights: Tensor, buffers: Tensor) -> None:
+        """Note, for each variant, the error of a next version that is not finite; the others go on."""
+        self.overflows = [None] * len(self.specs)
+        for what, numbers in (("buffers", buffers), ("weights", weights)):
+            for variant, (total, own) in enumerate(zip(numbers.sum(1).isfinite().tolist(), numbers, strict=True)):
+                if not (total or is_finite(own)):
+                    self.overflows[variant] = NonFiniteLossError(self.spec.agent, self.progress, math.nan, what)
+
     def apply_all(self, received: Sequence[Received], held: int = 0) -> list[dict[str, float]]:
         """Do what ``apply`` does for every variant; return their measures."""
         rule = self.spec.recipe.rule
@@ -121,10 +138,10 @@ class Variants(Agent):
             inputs, targets = self.draw(self.probe_batches)
             self.seed_forward_pass()
 
-            def step(state: Any, own: Own, reads: Reads, buffers: Tensor, integers: dict[str, Tensor]) -> Any:
-                return rule.step(state, own, reads, self.probe_at(inputs, targets, buffers, integers))
+            def step(state: Any, own: Own, reads: Reads, buffers: Tensor, local: dict[str, Tensor]) -> Any:
+                return rule.step(state, own, reads, self.probe_at(inputs, targets, buffers, local))
 
-            extra = (self._running_buffers, self._integers)
+            extra = (self._running_buffers, self._local)
             self.rule_state, update = self._each(step, (0, *in_dims, 0, 0))(self.rule_state, own, reads, *extra)
         else:
             self.rule_state, update = self._each(rule.step, (0, *in_dims))(self.rule_state, own, reads)
@@ -146,20 +163,17 @@ class Variants(Agent):
     def snapshots(self) -> list[Snapshot]:
         """Return each variant's replica as the current version left it."""
         return [
-            Snapshot(weights, buffers, {name: values[p].clone() for name, values in self._integers.items()})
+            Snapshot(weights, buffers, {name: values[p].clone() for name, values in self._local.items()})
             for p, (weights, buffers) in enumerate(zip(self.weights, self.buffers, strict=True))
         ]
 
-    def evaluate_all(self) -> list[dict[str, float]]:
-        """Return each variant's test loss and metrics at the current version."""
+    def evaluate_at(self, snapshot: Snapshot) -> dict[str, float]:
+        """Return the test loss and metrics of one variant's snapshot."""
         task, replica = self.spec.recipe.task, self.replica
-        measured = []
-        for weights, buffers, integers in self.snapshots():
-            replica.load(weights, buffers)
-            for name, values in integers.items():
-                replica.integer_buffers[name].copy_(values)
-            measured.append(task.evaluate(replica.module, self.data, replica.device))
-        return measured
+        with replica.undisturbed():
+            replica.load(snapshot.weights, snapshot.buffers)
+            replica.load_local(snapshot.local)
+            return task.evaluate(replica.module, self.data, replica.device)
 
     @staticmethod
     def _each(function: Any, in_dims: Any = 0) -> Any:

@@ -1,6 +1,7 @@
 """How measured values are written for people, on the terminal and in the report alike."""
 
 import math
+import statistics
 from collections.abc import Iterable
 
 NOTHING = "–"
@@ -17,9 +18,23 @@ def main_metric(columns: Iterable[str]) -> str | None:
     return next((column for column in tests if column != "test_loss"), tests[0] if tests else None)
 
 
+SPREAD = "± is the sample standard deviation over seeds"
+"""What ± says on every page and in every table."""
+
+
+def deviation_over(values: Iterable[float]) -> float | None:
+    """Return the sample standard deviation over seeds; None for fewer than two.
+
+    >>> deviation_over([1.0, 3.0]), deviation_over([1.0])
+    (1.4142135623730951, None)
+    """
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.stdev(known) if len(known) > 1 else None
+
+
 def is_share(column: str) -> bool:
     """Return whether a column's values lie in [0, 1] and are written in percent."""
-    return "accuracy" in column or column.endswith("share")
+    return "accuracy" in column.lower() or column.endswith("share")
 
 
 def spoken(column: str) -> str:
@@ -32,7 +47,7 @@ def spoken(column: str) -> str:
 
 
 def written(column: str, value: float | None, deviation: float | None = None) -> str:
-    """Return a column's value as text, with its standard deviation where there is one.
+    """Return a column's value as text, with its standard deviation over seeds where there is one.
 
     >>> written("test_accuracy", 0.9593, 0.0042), written("test_mse", 0.012345), written("test_mse", 0.02, 0.0034)
     ('95.9 ± 0.4 %', '0.01235', '0.0200 ± 0.0034')

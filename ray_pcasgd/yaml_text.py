@@ -44,8 +44,11 @@ class _Loader(_Base):  # type: ignore[misc]
 def _constructed(loader: Any, node: yaml.ScalarNode) -> int | float:
     text = loader.construct_scalar(node)
     value = number(text)
-    if value is None:  # an explicit tag such as `!!int x`, or a number of very many digits
-        told = f"{text!r} is no number" if len(text) < LONGEST_NUMBER else f"a number of {len(text)} digits"
+    is_whole = node.tag.endswith(":int")
+    if value is None or (is_whole and isinstance(value, float)):
+        # An explicit tag such as `!!int x`, or a number of very many digits.
+        kind = "whole number" if is_whole else "number"
+        told = f"{text!r} is no {kind}" if len(text) < LONGEST_NUMBER else f"a number of {len(text)} digits"
         raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
     return value
 

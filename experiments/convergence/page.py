@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies import machine
+from experiments.studies import machine, num_seeds
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, style
 
 EVEN = 0.05
@@ -140,7 +140,7 @@ with the spectral gap; predicting wins where step size times delay is small, cli
 
 **What was measured**: half the squared error (a quadratic) and the cross-entropy of a linear model with weight decay
 {config["optimizer"]["weight_decay"]:g} on the digits, {config["num_agents"]} agents in two clusters whose links are
-late, batch {config["batch_size"]}, {config["num_steps"]} steps, {settings["seeds"]} seed(s), shards that are alike
+late, batch {config["batch_size"]}, {config["num_steps"]} steps, {num_seeds(settings["seeds"])}, shards that are alike
 (iid) or hold two labels each (by-label). The optimum is known (Newton's method in float64), so errors are squared
 distances from it: that of the averaged weights, and the agents' own, which is that plus the squared consensus
 distance. Floors are means over the last quarter of the steps. All thetas and step sizes of a case run at once. Written

@@ -8,6 +8,7 @@ import pandas as pd
 
 from experiments.dc_asgd.study import METHODS, PAPER
 from experiments.studies import machine, task_of
+from ray_pcasgd.wording import SPREAD
 
 VERDICTS = ("reproduces", "does NOT reproduce, the reverse holds", "cannot be told here")
 
@@ -37,6 +38,7 @@ exponential of mean 0.25 s. lambda_0 is the paper's: 0.04 (c), 2 (a, m = 0.95). 
 were searched for each method and number of workers on 10 % of the training samples, held out (one seed, lowest
 validation loss); then {seeds} other seeds on all training samples, tested once. {edge_note}
 The images are re-encoded (JPEG) and the run is short: compare the lines with each other, not with published figures.
+In the table, {SPREAD}, {seeds} of them.
 Written by `python -m experiments.dc_asgd --scale {scale}` ({machine()}).
 
 {_table(final)}
@@ -68,7 +70,8 @@ def _table(final: pd.DataFrame) -> str:
         rows = _rows(final, method, workers)
         number = 1 if method == "sequential SGD" else workers
         eta, staleness = rows["step_size"].iloc[0], rows["staleness"].mean()
-        error = f"{rows['error'].mean():.2f} ± {rows['error'].std(ddof=0):.2f} %"
+        spread = f" ± {rows['error'].std():.2f}" if len(rows) > 1 else ""
+        error = f"{rows['error'].mean():.2f}{spread} %"
         paper = f"{PAPER[workers][method]:.2f} %" if method in PAPER[workers] else "–"
         lines.append(f"| {number} | {method} | {eta:g} | {staleness:.1f} | {error} | {paper} |")
     return "\n".join(lines)
@@ -93,7 +96,7 @@ def _comparisons(final: pd.DataFrame) -> list[str]:
             claim = (
                 f"{workers} workers, {better} better than {worse} (paper: {paper[worse] - paper[better]:.2f} points)"
             )
-            lines.append(f"- {claim}: {_verdict(gap, noise)}, {gap:+.2f} ± {noise:.2f} points.")
+            lines.append(f"- {claim}: {_verdict(gap, noise)}, {gap:+.2f} points (standard error {noise:.2f}).")
     return lines
 
 

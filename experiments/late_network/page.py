@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.studies import machine
+from experiments.studies import machine, num_seeds
 
 
 def page(found: Mapping[str, Any], chosen: Mapping[str, Any], scale: str) -> str:
@@ -16,7 +16,7 @@ def page(found: Mapping[str, Any], chosen: Mapping[str, Any], scale: str) -> str
         "",
         f"Written by `{command}`; {machine()}. Two hosts in network namespaces of one machine with 2 cores,",
         "between them a relay with real latency, jitter and 200 Mbit/s; Ray across both. CIFAR-10, a small CNN,",
-        f"four live agents, two on each host, {chosen['num_steps']} steps of 32 images, {chosen['seeds']} seed(s), "
+        f"four live agents, two on each host, {chosen['num_steps']} steps of 32 images, {num_seeds(chosen['seeds'])}, "
         "no delay injected. Seconds count from the first step on.",
         "",
     ]
@@ -42,8 +42,7 @@ def _network(network: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]
         if whole.empty:
             lines.append(f"| {method} | failed: {group['error'].iloc[0]} | | | | |")
             continue
-        reached = whole["seconds"].dropna()
-        seconds = ", ".join(f"{value:.1f}" for value in reached) or "not reached"
+        seconds = ", ".join("never" if pd.isna(value) else f"{value:.1f}" for value in whole["seconds"])
         far = f"{whole['far_mean'].mean():.2f} ({whole['far_p95'].mean():.0f}, {whole['far_max'].max():.0f})"
         near = f"{whole['near_mean'].mean():.2f}" if "near_mean" in whole else "-"
         lines.append(

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.studies import has_ended
+from ray_pcasgd.run_files import clear_run
 from ray_pcasgd.trainer import Trainer
 
 METHODS: dict[str, Any] = {
@@ -50,7 +52,8 @@ def main() -> None:
         for method in METHODS:
             settings = settings_of(chosen, method, seed, data, storage)
             path = storage / settings["name"]
-            if not (path / "result.json").exists():  # else it was run before the study was interrupted
+            if not has_ended(path):  # else it was run before the study was interrupted
+                clear_run(path)
                 Trainer(settings).fit()
             error = json.loads((path / "result.json").read_text())["error"]
             print(json.dumps({"method": method, "seed": seed, "path": str(path), "error": error or ""}))

@@ -8,7 +8,8 @@ import pandas as pd
 
 from experiments.pcasgd.pictures import ACCURACY, pictures_of, points_of
 from experiments.pcasgd.study import median_ratio
-from experiments.studies import machine, percent, total_time
+from experiments.studies import machine, num_seeds, percent, total_time
+from ray_pcasgd.wording import SPREAD
 
 OURS = ("pc-asgd", "pc-asgd-pv")
 BESIDE = ("d-psgd without delay",)
@@ -47,7 +48,10 @@ size for all methods of a task, so orders may differ where a method wants anothe
 each task shows how much that matters for PC-ASGD. Skewed shards (non-iid) are dealt by Dirichlet(0.3). Links between
 the two clusters are late, those within are not; planned schedules, so that all methods of a seed read the very same
 versions. Accuracy is that of the averaged model. Braking has momentum 0.9 and a tenth of the step size, at which it
-hardly moves here: its line says nothing of what it reaches with a step size of its own. Written by
+hardly moves here: its line says nothing of what it reaches with a step size of its own. DC-S3GD runs without its
+paper's momentum of 0.9, and with neighbors' weights up to {_latest(settings)} versions late where the paper's are one
+late: its line says nothing of what it reaches as it was meant. In tables and grids,
+{SPREAD}. Written by
 `python -m experiments.pcasgd --scale {scale}` ({machine()};
 {total_time(runs)}).
 
@@ -93,24 +97,33 @@ def _of_task(
     seeds = runs[runs["figure"] == "curves"]["seed"].nunique()
     sections = [
         f"## {task}\n\n{config['num_agents']} agents, batch {config['batch_size']}, {config['num_steps']} steps an "
-        f"agent, step size {_step_size(config)}, delay {settings['delay']}, {seeds} seed{'s' if seeds > 1 else ''}.",
+        f"agent, step size {_step_size(config)}, delay {settings['delay']}, {num_seeds(seeds)}.",
         f"### Accuracy over epochs (figure 1)\n\n![accuracy over epochs]({task}-curves.svg)\n\n{_final(runs)}",
-        f"### Steps of delay (figure 2)\n\n![accuracy against delay]({task}-delays.svg)\n\n"
-        f"{_against(runs[runs['figure'] == 'delays'], 'delay')}",
+        f"### Steps of delay (figure 2)\n\n{_seeds_of(runs, 'delays')}.\n\n![accuracy against delay]({task}-delays.svg)"
+        f"\n\n{_against(runs[runs['figure'] == 'delays'], 'delay')}",
     ]
     if (runs["figure"] == "agents").any():
         sections.append(
-            f"### Numbers of agents (figure 3)\n\nEvery agent takes {config['num_steps']} steps.\n\n![accuracy against "
-            f"agents]({task}-agents.svg)\n\n{_against(runs[runs['figure'] == 'agents'], 'agents')}"
+            f"### Numbers of agents (figure 3)\n\nEvery agent takes {config['num_steps']} steps; "
+            f"{_seeds_of(runs, 'agents')}.\n\n![accuracy against agents]({task}-agents.svg)\n\n"
+            f"{_against(runs[runs['figure'] == 'agents'], 'agents')}"
         )
     if (choices := runs[runs["figure"] == "choices"]).size:
         sections.append(
-            f"### Choices of the practical variant (figure 4)\n\n![predicting share over steps]({task}-choices.svg)"
-            f"\n\n{_choices(choices)}"
+            f"### Choices of the practical variant (figure 4)\n\n{_seeds_of(runs, 'choices')}.\n\n"
+            f"![predicting share over steps]({task}-choices.svg)\n\n{_choices(choices)}"
         )
     sections.append(f"### Time of an epoch (figure 5)\n\n{_epochs(epochs)}")
     sections.append(f"### Theta and step size\n\n{_grid(task, grid)}")
     return "\n\n".join(sections)
+
+
+def _seeds_of(runs: pd.DataFrame, figure: str) -> str:
+    return num_seeds(runs[runs["figure"] == figure]["seed"].nunique())
+
+
+def _latest(settings: Mapping[str, Any]) -> int:
+    return max(int(own["delay"]) for own in settings.values())
 
 
 def _step_size(config: Mapping[str, Any]) -> str:
@@ -177,8 +190,8 @@ def _grid(task: str, grid: pd.DataFrame) -> str:
         texts.append(
             f"{partition}: best at theta {best['theta']:g}, step size {best['step_size']:g} "
             f"({100 * best['mean']:.1f} %); {len(within)} of {len(points)} points lie within half a point of it. With "
-            f"the best step size for each theta (0 is C-ASGD, 1 is P-ASGD): {tuned}. {len(trials)} runs ({seeds} "
-            f"seed{'s' if seeds > 1 else ''}) by `ray-pcasgd sweep` in {trials['taken'].iloc[0]:.0f} s.\n\n"
+            f"the best step size for each theta (0 is C-ASGD, 1 is P-ASGD): {tuned}. {len(trials)} runs "
+            f"({num_seeds(seeds)}) by `ray-pcasgd sweep` in {trials['taken'].iloc[0]:.0f} s.\n\n"
             f"![theta and step size, {partition}]({task}-grid-{partition}.svg)"
         )
     return "\n\n".join(texts)

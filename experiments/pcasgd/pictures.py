@@ -35,7 +35,7 @@ def pictures_of(
 def points_of(trials: pd.DataFrame) -> pd.DataFrame:
     """Return a row per point of a grid, the best first; a run that diverged guesses."""
     values = trials.assign(value=trials[ACCURACY].fillna(0.1)).groupby(["theta", "step_size"])["value"]
-    table = pd.DataFrame({"mean": values.mean(), "std": values.std(ddof=0), "finished": values.size()}).reset_index()
+    table = pd.DataFrame({"mean": values.mean(), "std": values.std(), "finished": values.size()}).reset_index()
     return table.sort_values("mean", ascending=False)
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from experiments.running import arguments_of
 from experiments.studies import machine
 from ray_pcasgd.laws import Exponential, Law, Pareto, ShiftedExponential, Uniform
-from ray_pcasgd.report.drawing import COLORS, as_svg, name_axes, new_figure
+from ray_pcasgd.report.drawing import COLORS, as_svg, in_percent, name_axes, new_figure
 from ray_pcasgd.report.theory_page import theory_table
 from ray_pcasgd.schedule.gathering import ASGD, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync
 from ray_pcasgd.theory import plan_updates
@@ -53,7 +52,7 @@ def histogram(softsync: dict[int, np.ndarray]) -> Figure:
         axes.bar(values, counts / len(staleness), color=COLORS[0], width=0.8)
         axes.axvline(n, color=COLORS[1], linestyle="--")
         axes.set_xlim(-0.6, 2 * max(softsync) + 0.6)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        in_percent(axes.yaxis)
         name_axes(axes, "staleness", "share of gradients" if n == min(softsync) else "", f"n = {n} (dashed)")
     return figure
 
@@ -94,8 +93,8 @@ For K-async under 1 + exponential(1) the formula bounds from above: planned over
 
 ## Staleness
 
-ASGD's mean staleness is P - 1 for every law: {means}. Staleness counts the server's updates between the version that a
-gradient was computed at and the update that takes it, that one not included.
+Without delays of links, as here, ASGD's mean staleness is P - 1 for every law: {means}. Staleness counts the server's
+updates between the version that a gradient was computed at and the update that takes it, that one not included.
 
 n-softsync, 8 workers of 0.9 to 1.1 s (Zhang et al. 2016 report staleness near n, and hardly any of 2n and more). Its
 mean is n (P - 1) / P here, since a worker's own last gradient does not count:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from experiments.slow_and_stale.study import (
     EVALUATIONS,
@@ -16,7 +15,7 @@ from experiments.slow_and_stale.study import (
     mini_batches,
 )
 from experiments.studies import machine, task_of
-from ray_pcasgd.report.drawing import legend, line, name_axes, new_figure, style
+from ray_pcasgd.report.drawing import in_percent, legend, line, name_axes, new_figure, style
 
 
 def picture(final: pd.DataFrame, seconds: float) -> Figure:
@@ -26,7 +25,7 @@ def picture(final: pd.DataFrame, seconds: float) -> Figure:
         for place, method in enumerate(METHODS):
             curve = mean_curve(rows_of(final, law, method), seconds)
             line(axes, curve.index.to_numpy(), 1 - curve.to_numpy(), *style(place))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        in_percent(axes.yaxis)
         axes.set_xlim(0, seconds)
         name_axes(axes, "virtual seconds", "test error" if axes is panels[0] else "", law)
     legend(figure, [(method, *style(place)) for place, method in enumerate(METHODS)])

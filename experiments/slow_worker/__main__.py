@@ -43,11 +43,16 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="look for the step sizes on validation samples")
     parser.add_argument("--methods", nargs="+", default=OTHERS, choices=OTHERS, help="whose step sizes are looked for")
     parser.add_argument("--output", type=Path, help="folder for what is measured")
+    parser.add_argument("--page", action="store_true", help="only write the page anew, from what was measured")
     parser.add_argument("assignments", nargs="*", metavar="KEY=VALUE", help="settings, as with --set")
     arguments = parser.parse_args()
     scale = settings_of(HERE, arguments.scale)
     output = arguments.output or (HERE if arguments.scale == "cpu" else Path("runs") / f"slow_worker-{arguments.scale}")
     output.mkdir(parents=True, exist_ok=True)
+    if arguments.page:
+        runs, found = (pd.read_parquet(output / f"{name}.parquet") for name in ("results", "search"))
+        write(runs, found, load_config(scale["config"], arguments.assignments), output)
+        return
     torch.set_num_threads(1)
     # Workers sleep, so more of them than cores may be placed here.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -104,6 +109,11 @@ def compare(config: Config, extra: float, scale: Mapping[str, Any], output: Path
                 frames.append(measure(settings, method, case, extra, scale["seconds"], scale["interval"]))
                 runs = pd.concat(frames, ignore_index=True)
                 runs.to_parquet(output / "results.parquet", index=False)
+    write(runs, found, config, output)
+
+
+def write(runs: pd.DataFrame, found: pd.DataFrame, config: Config, output: Path) -> None:
+    """Write the page and its picture."""
     (output / "RESULTS.md").write_text(page(runs, found, config), encoding="utf-8")
     (output / "accuracy.svg").write_bytes(picture(runs))
 

@@ -23,7 +23,7 @@ from experiments.slow_worker.study import (
     last_of_search,
 )
 from experiments.slow_worker.track import seconds_to
-from experiments.studies import machine
+from experiments.studies import machine, num_seeds
 from ray_pcasgd.config import Config
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
 
@@ -38,8 +38,8 @@ def page(runs: pd.DataFrame, search: pd.DataFrame, config: Config) -> str:
     return f"""# One worker of four really slowed, live
 
 {config.num_agents} workers on a machine with {os.cpu_count()} cores, CIFAR-10, small CNN (67 thousand parameters),
-batch {config.batch_size}, plain SGD, IID shards, {seeds} seed(s), {seconds:g} s of training for each method. A worker's
-step took {undisturbed:.3f} s in the median while all of them trained undisturbed, timed at the run's start; worker
+batch {config.batch_size}, plain SGD, IID shards, {num_seeds(seeds)}, {seconds:g} s of training for each method.
+A worker's step took {undisturbed:.3f} s in the median while all of them trained undisturbed, at the start; worker
 {SLOW} sleeps {extra:.3f} s, three times as long, at each of its steps, so that it would take 4 times as long. All
 start from the same weights, and a worker's mini-batches are the same under all methods. DDP is Ray Train's
 `TorchTrainer` over gloo, Ray {ray.__version__}; the others run with `engine.mode = live`. PC-ASGD: complete graph,

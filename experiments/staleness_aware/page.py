@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies import machine, percent, total_time
+from experiments.studies import machine, num_seeds, percent, total_time
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
+from ray_pcasgd.wording import SPREAD
 
 LABELS = ["task", "workers", "step_size", "n", "correction"]
 
@@ -74,7 +75,8 @@ The paper (Zhang, Gupta, Lian, Liu, IJCAI 2016) claims that under n-softsync the
 step size by the staleness keeps the accuracy of synchronous SGD up to 30 learners, and that without it training with
 much staleness fails or loses accuracy. Here all runs of a task take the same number of epochs, and all methods the same
 step size, so that large step sizes show what staleness does to stability, small ones what the division costs. A run
-whose loss was not finite counts as guessing (10 %). Written by `python -m experiments.staleness_aware --scale {scale}`
+whose loss was not finite counts as guessing (10 %). In the tables, {SPREAD}.
+Written by `python -m experiments.staleness_aware --scale {scale}`
 ({machine()}; {total_time(runs)}).
 
 {tasks}
@@ -111,7 +113,7 @@ def _of_task(task: str, settings: Mapping[str, Any], runs: pd.DataFrame) -> str:
     measured = ", ".join(f"{value:.1f} ({workers} workers, n = {n})" for (workers, n), value in staleness.items())
     return f"""## {task}
 
-{settings["epochs"]} epochs, batch {settings["config"]["batch_size"]}, {seeds} seed{"s" if seeds > 1 else ""}.
+{settings["epochs"]} epochs, batch {settings["config"]["batch_size"]}, {num_seeds(seeds)}.
 
 ![accuracy against workers]({task}.svg)
 

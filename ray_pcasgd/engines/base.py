@@ -1,12 +1,16 @@
 """What an engine is: it executes agents' steps and reports each of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.run_state import State
 from ray_pcasgd.tasks.task import TaskData
+
+PAUSE_SECONDS = 30.0
+"""How long a run on actors that is going to be left is waited for, until its state can be kept."""
 
 
 class Pause(NamedTuple):
@@ -26,10 +30,39 @@ Report = StepReport | Event | Pause
 """What an engine says of a run."""
 
 
+class Leaving:
+    """Whether a run is going to be left: then its next pause comes as soon as it can."""
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+
+    def ask(self) -> None:
+        """Ask for a pause."""
+        self._asked_at = self._asked_at or time.monotonic()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a pause was asked for."""
+        return self._asked_at is not None
+
+    def give_up(self) -> None:
+        """Raise ``KeyboardInterrupt`` where a pause has not come for too long."""
+        if self._asked_at is not None and time.monotonic() - self._asked_at > PAUSE_SECONDS:
+            raise KeyboardInterrupt
+
+
 class Engine(Protocol):
     """Executes the agents of one run; only the driving differs between engines, never what an agent computes."""
 
-    def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
+    leaving: Leaving
+
+    def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
+        """Return whether the run can be left, and go on from a state."""
+        ...
+
+    def run(
+        self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
+    ) -> Generator[Report, None, None]:
         """Execute every agent's steps, those after ``state``, and report them, each agent's in order.
 
         Closing the iterator early stops the run and frees what it holds. Where steps are planned, a state is a point
@@ -38,10 +71,15 @@ class Engine(Protocol):
         Raises:
             NonFiniteLossError: an agent's loss is not finite, and the recipe does not isolate such agents.
             InterruptionError: something was lost that executes the run, which goes on from its last state.
+            StateError: ``state`` is none of this run's; nothing was reported yet but events.
             RunError: the run cannot go on, for a reason that its message names.
 
         """
         ...
+
+
+class StateError(ValueError):
+    """A state that is none of this run's, though its file is whole."""
 
 
 class Cluster:

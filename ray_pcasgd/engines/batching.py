@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ray_pcasgd.agent import Agent, Gathered, Received
-from ray_pcasgd.learner import Learner
+from ray_pcasgd.learner import Learner, NonFiniteLossError
 from ray_pcasgd.records import Own, Reads, Update
 
 
@@ -42,26 +42,25 @@ def compute_together(agents: Sequence[Learner]) -> Tensor:
     inputs, targets = (torch.stack(list(column)) for column in zip(*drawn, strict=True))
     weights = torch.stack([agent.weights for agent in agents])
     buffers = torch.stack([agent.replica.buffers for agent in agents])
-    integers = stack([dict(agent.replica.integer_buffers) for agent in agents])
+    local = stack([agent.replica.local() for agent in agents])
 
     def loss_of(
-        weights: Tensor, buffers: Tensor, integers: dict[str, Tensor], inputs: Tensor, targets: Tensor
+        weights: Tensor, buffers: Tensor, local: dict[str, Tensor], inputs: Tensor, targets: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        loss, buffers, integers = first.loss_at(weights, buffers, integers, inputs, targets)
-        return loss, (loss, buffers, integers)
+        loss, buffers, local = first.loss_at(weights, buffers, local, inputs, targets)
+        return loss, (loss, buffers, local)
 
-    gradients, (losses, buffers, integers) = torch.func.vmap(torch.func.grad(loss_of, has_aux=True))(
-        weights, buffers, integers, inputs, targets
+    gradients, (losses, buffers, local) = torch.func.vmap(torch.func.grad(loss_of, has_aux=True))(
+        weights, buffers, local, inputs, targets
     )
     if first.optimizes_later:
         for agent, gradient in zip(agents, gradients, strict=True):
             agent.direction = gradient
     else:
         _optimize_together(agents, weights, gradients)
-    for agent, own_buffers, own_integers in zip(agents, buffers, unstack(integers, len(agents)), strict=True):
+    for agent, own_buffers, own in zip(agents, buffers, unstack(local, len(agents)), strict=True):
         agent.replica.buffers.copy_(own_buffers)
-        for name, value in own_integers.items():
-            agent.replica.integer_buffers[name].copy_(value)
+        agent.replica.load_local(own)
     result: Tensor = losses.detach()
     return result
 
@@ -80,8 +79,8 @@ def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Te
 
 def apply_together(
     agents: Sequence[Agent], received: Sequence[Sequence[Received]], held: Sequence[int]
-) -> list[dict[str, float]]:
-    """Do ``Agent.apply`` for several agents of one recipe that gather equally much; return their measures."""
+) -> list[dict[str, float] | NonFiniteLossError]:
+    """Do ``Agent.apply`` for several agents of one recipe that gather equally much; return measures or errors."""
     first = agents[0]
     rule = first.spec.recipe.rule
     gathered = [agent.gather(r, h) for agent, r, h in zip(agents, received, held, strict=True)]
@@ -92,21 +91,25 @@ def apply_together(
     states = stack([agent.rule_state for agent in agents])
     if rule.probes_at(first.version):
         drawn = [agent.draw(agent.probe_batches) for agent in agents]
-        extras = stack(
-            [(*xy, a.replica.buffers, dict(a.replica.integer_buffers)) for a, xy in zip(agents, drawn, strict=True)]
-        )
+        extras = stack([(*xy, a.replica.buffers, a.replica.local()) for a, xy in zip(agents, drawn, strict=True)])
         states, updates = torch.func.vmap(
             lambda state, own, reads, extra: rule.step(state, own, reads, first.probe_at(*extra))
         )(states, own, reads, extras)
     else:
         states, updates = torch.func.vmap(rule.step)(states, own, reads)
     measures = {name: values.tolist() for name, values in updates.measures.items()}
-    for agent, state, weights, own_gathered in zip(
-        agents, unstack(states, len(agents)), updates.weights.unbind(), gathered, strict=True
+    outcomes: list[dict[str, float] | NonFiniteLossError] = []
+    for b, (agent, state, weights, own_gathered) in enumerate(
+        zip(agents, unstack(states, len(agents)), updates.weights.unbind(), gathered, strict=True)
     ):
         agent.rule_state = state
-        agent.commit(Update(weights, {}), own_gathered)
-    return [{name: values[b] for name, values in measures.items()} for b in range(len(agents))]
+        try:
+            agent.commit(Update(weights, {}), own_gathered)
+        except NonFiniteLossError as error:
+            outcomes.append(error)
+        else:
+            outcomes.append({name: values[b] for name, values in measures.items()})
+    return outcomes
 
 
 def _rule_inputs(agents: Sequence[Agent], gathered: Sequence[Gathered]) -> tuple[Own, Reads]:

@@ -4,17 +4,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ray_pcasgd.agent import Agent, Received
-from ray_pcasgd.engines.base import Pause, RunError
+from ray_pcasgd.engines.base import Leaving, Pause, RunError, StateError
+from ray_pcasgd.engines.failures import restoring
 from ray_pcasgd.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.run_state import State
+from ray_pcasgd.run_state import State, check_rows, difference
 
 
 @dataclass
@@ -25,12 +25,6 @@ class Published:
     buffers: Tensor
     direction: Tensor | None = None
     mass: float = 1.0
-
-    @cached_property
-    def is_finite(self) -> bool:
-        """Whether all weights are finite numbers; others are read by nobody."""
-        # Where finite numbers overflow in the sum, each is looked at.
-        return bool(self.weights.sum().isfinite()) or bool(self.weights.isfinite().all())
 
     def parts(self) -> list[Any]:
         """Return what ``of`` makes a version of again."""
@@ -50,8 +44,8 @@ class DataFlow:
     where the rule needs that.
     """
 
-    rejects_non_finite = True
-    """Whether agents do not read weights that are not finite."""
+    leaving = Leaving()
+    """Whether the next pause is to come as soon as it can."""
 
     def __init__(self, rows: Iterator[Row | None], agents: Sequence[Agent], recorded: Sequence[Row] = ()) -> None:
         specs = [agent.spec for agent in agents]
@@ -79,9 +73,10 @@ class DataFlow:
         self.started = time.perf_counter()
 
     def pause(self) -> Iterator[Pause]:
-        """Yield a pause where all agents have come to a further evaluation; to be called between rows."""
+        """Yield a pause where all agents have come to a further evaluation, or one is asked for; between rows."""
         running = [agent.version for agent in self.agents if self.is_running(agent.spec.agent)]
-        if running and min(running) // self.recipe.evaluate_every > self.evaluations:
+        is_due = bool(running) and min(running) // self.recipe.evaluate_every > self.evaluations
+        if running and (is_due or self.leaving.is_asked):
             self.evaluations = min(running) // self.recipe.evaluate_every
             yield Pause(min(running), max(agent.version for agent in self.agents), self.state)
 
@@ -100,6 +95,21 @@ class DataFlow:
             "evaluations": self.evaluations,
             "seconds": time.perf_counter() - self.started,
         }
+
+    def go_on(self, state: State | None) -> None:
+        """Go on from a state, where one is given.
+
+        Raises:
+            StateError: it is none of this run's.
+
+        """
+        if state is None:
+            return
+        with restoring():
+            if (found := difference(self.state(), state)) is not None:
+                raise StateError(found)
+            check_rows(state["window"], len(self.agents))
+            self.restore(state)
 
     def restore(self, state: State) -> None:
         """Go on from a state, with the same schedule from its beginning."""
@@ -180,8 +190,6 @@ class DataFlow:
                         f"schedule: agent {row.agent} reads version {read.version} of agent {read.neighbor} at step "
                         f"{row.step}, after newer ones or once more; allowed is each in its turn"
                     )
-                if self.rejects_non_finite and not version.is_finite:
-                    continue
                 direction = version.direction
                 if direction is None and self.recipe.rule.needs_directions:
                     direction = torch.zeros_like(version.weights)

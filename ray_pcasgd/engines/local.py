@@ -1,16 +1,17 @@
 """One process, virtual time: executes a schedule's rows, those that are ready together as one batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from ray_pcasgd.agent import Agent, AgentSpec
-from ray_pcasgd.engines.base import Report
+from ray_pcasgd.agent import Agent, AgentSpec, Received
+from ray_pcasgd.engines.base import Leaving, Report
 from ray_pcasgd.engines.batching import apply_together, compute_together
 from ray_pcasgd.engines.dataflow import DataFlow
+from ray_pcasgd.engines.failures import measured, naming, who_of
 from ray_pcasgd.engines.local_pairs import pair_reports
 from ray_pcasgd.engines.local_server import server_reports
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
@@ -51,8 +52,15 @@ class LocalEngine:
     def __init__(self, settings: LocalSettings, schedule: Schedule) -> None:
         self._settings = settings
         self._schedule = schedule
+        self.leaving = Leaving()
 
-    def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
+    def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
+        """Return whether the run can be left, and go on from a state."""
+        return not (isinstance(specs[0], PairSpec) or waits_for_losses(self._schedule))
+
+    def run(
+        self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
+    ) -> Generator[Report, None, None]:
         """Execute all rows; see ``Engine.run``. Only AD-PSGD, and plans that depend on losses, do not pause."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
@@ -64,18 +72,23 @@ class LocalEngine:
             with torch.random.fork_rng():
                 if peers:
                     recorded = self._schedule.recorded if isinstance(self._schedule, Recorded) else ()
-                    execution = _Execution(self._settings, rows, [Agent(spec, data) for spec in peers], recorded)
-                    if state is not None:
-                        execution.restore(state)
+                    execution = _Execution(self._settings, rows, [_built(spec, data) for spec in peers], recorded)
+                    execution.leaving = self.leaving
+                    execution.go_on(state)
                     yield from execution.reports()
                 elif pairs:
                     yield from pair_reports(rows, pairs, data)
                 else:
-                    pauses = not waits_for_losses(self._schedule)
                     stacks = self._settings.batched == "always"
-                    yield from server_reports(rows, others, data, stacks, pauses, state)
+                    pauses = self.can_pause(specs)
+                    yield from server_reports(rows, others, data, stacks, pauses, state, self.leaving)
         finally:
             torch.set_num_threads(threads)
+
+
+def _built(spec: AgentSpec, data: TaskData) -> Agent:
+    with naming(spec.agent, 0):
+        return Agent(spec, data)
 
 
 class _Execution(DataFlow):
@@ -94,14 +107,19 @@ class _Execution(DataFlow):
     def reports(self) -> Iterator[Report]:
         while True:
             self.compute_pending()
-            yield from self.events
-            self.events.clear()
+            yield from self.happened()
             ready = self.take_ready()
             if not ready:
                 return
             for group in self.grouped(ready):
                 yield from self.execute(group)
+                yield from self.happened()
             yield from self.pause()
+
+    def happened(self) -> Iterator[Event]:
+        """Yield the events that were not yielded yet."""
+        yield from self.events
+        self.events.clear()
 
     def compute_pending(self) -> None:
         """Compute the direction of every agent that has a next step, as soon as its version exists."""
@@ -113,19 +131,27 @@ class _Execution(DataFlow):
             and agent.spec.agent not in self.isolated
         ]
         if self.batched and len(pending) > 1:
-            losses = compute_together(pending).tolist()
+            with naming(-1, min(agent.version for agent in pending), who_of(pending)):
+                losses = compute_together(pending).tolist()
         else:
-            losses = [agent.compute() for agent in pending]
+            losses = []
+            for agent in pending:
+                with naming(agent.spec.agent, agent.version):
+                    losses.append(agent.compute())
         for agent, loss in zip(pending, losses, strict=True):
             try:
                 self.losses[agent.spec.agent] = agent.check_finite(loss)
             except NonFiniteLossError as error:
-                if not self.recipe.isolate_non_finite:
-                    raise
-                self.isolated[error.agent] = error.step
-                self.events.append(Event("agent_isolated", error.agent, error.step, str(error)))
+                self.isolate(error)
             else:
                 self.published[agent.spec.agent][agent.version].direction = agent.direction
+
+    def isolate(self, error: NonFiniteLossError) -> None:
+        """Let an agent leave the run after its present version; end the run where that is not asked for."""
+        if not self.recipe.isolate_non_finite:
+            raise error
+        self.isolated[error.agent] = error.step
+        self.events.append(Event("agent_isolated", error.agent, error.step, str(error)))
 
     def grouped(self, rows: list[Row]) -> list[list[Row]]:
         """Return the groups that may run as one batch: as much to gather, and alike in probing."""
@@ -160,16 +186,35 @@ class _Execution(DataFlow):
         rows = [row._replace(reads=tuple(r.read for r in own)) for row, own in zip(rows, received, strict=True)]
         losses = [self.losses[row.agent] for row in rows]
         held = [len(row.held) for row in rows]
-        measures = [agents[0].apply(received[0], held[0])] if len(rows) == 1 else apply_together(agents, received, held)
-        for row in rows:
+        outcomes: list[dict[str, float] | NonFiniteLossError]
+        with naming(rows[0].agent if len(rows) == 1 else -1, min(row.step for row in rows), who_of(agents)):
+            if len(rows) == 1:
+                outcomes = [self.apply(agents[0], received[0], held[0])]
+            else:
+                outcomes = apply_together(agents, received, held)
+        for row, outcome in zip(rows, outcomes, strict=True):
             self.losses[row.agent] = None
-            self.publish(row)
-        for row, agent, loss, measured in zip(rows, agents, losses, measures, strict=True):
-            assert loss is not None
-            yield self.report(row, agent, loss, measured)
+            if isinstance(outcome, NonFiniteLossError):
+                self.isolate(outcome)
+            else:
+                self.publish(row)
+        for row, agent, loss, outcome in zip(rows, agents, losses, outcomes, strict=True):
+            if not isinstance(outcome, NonFiniteLossError):
+                assert loss is not None
+                yield self.report(row, agent, loss, outcome)
+
+    def apply(self, agent: Agent, received: list[Received], held: int) -> dict[str, float] | NonFiniteLossError:
+        try:
+            return agent.apply(received, held)
+        except NonFiniteLossError as error:
+            return error
 
     def report(self, row: Row, agent: Agent, loss: float, measures: dict[str, float]) -> StepReport:
         evaluates = self.recipe.evaluates_at(agent.progress)
+        evaluation = None
+        if evaluates:
+            evaluation, failed = measured(agent.evaluate, self.recipe.task, row.agent, agent.progress)
+            self.events += [failed] if failed else []
         return StepReport(
             row=row,
             progress=agent.progress,
@@ -178,7 +223,7 @@ class _Execution(DataFlow):
             bytes_sent=agent.message_bytes * len(agent.receivers()),
             wall_seconds=time.perf_counter() - self.started,
             snapshot=agent.snapshot() if evaluates else None,
-            evaluation=agent.evaluate() if evaluates else None,
+            evaluation=evaluation,
         )
 
 

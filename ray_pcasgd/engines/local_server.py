@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_pcasgd.engines.base import Pause, RunError
+from ray_pcasgd.engines.base import Leaving, Pause, RunError, StateError
 from ray_pcasgd.engines.batching import compute_together
+from ray_pcasgd.engines.failures import naming, restoring, who_of
 from ray_pcasgd.records import Row, StepReport
-from ray_pcasgd.run_state import State
+from ray_pcasgd.run_state import State, check_rows, difference
 from ray_pcasgd.schedule.scheduler import tell
 from ray_pcasgd.server import Received, Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
@@ -25,26 +26,36 @@ def server_reports(
     stacks: bool,
     pauses: bool,
     state: State | None,
+    leaving: Leaving,
 ) -> Iterator[StepReport | Pause]:
     """Execute rows of workers and servers; a row runs once everything exists that it reads.
 
     Workers' rows that are ready together run as one batch where ``stacks`` says so. Where it ``pauses``, it does so at
-    evaluations; from a ``state`` it goes on.
+    evaluations, and when ``leaving`` asks for it; from a ``state`` it goes on.
     """
     execution = _Execution(rows, specs, data, stacks)
-    if state is not None:
-        execution.restore(state)
+    execution.leaving = leaving
+    execution.go_on(state)
     return execution.reports(pauses)
 
 
 class _Execution:
+    leaving = Leaving()
+    """Whether the next pause is to come as soon as it can."""
+
     def __init__(
         self, rows: Iterator[Row | None], specs: Sequence[WorkerSpec | ServerSpec], data: TaskData, stacks: bool
     ) -> None:
         self.rows = rows
         self.specs = specs
-        self.workers = {spec.agent: Worker(spec, data) for spec in specs if isinstance(spec, WorkerSpec)}
-        self.servers = {spec.agent: Server(spec, data) for spec in specs if isinstance(spec, ServerSpec)}
+        self.workers: dict[int, Worker] = {}
+        self.servers: dict[int, Server] = {}
+        for spec in specs:
+            with naming(spec.agent, 0):
+                if isinstance(spec, WorkerSpec):
+                    self.workers[spec.agent] = Worker(spec, data)
+                else:
+                    self.servers[spec.agent] = Server(spec, data)
         rule = specs[0].recipe.rule
         self.cancels = rule.gathering.cancels
         self.stacks = stacks and rule.pieces == 1 and not rule.workers_step
@@ -75,10 +86,11 @@ class _Execution:
                 yield from self.pause()
 
     def pause(self) -> Iterator[Pause]:
-        """Yield a pause where all servers have come to a further evaluation; to be called between rows."""
+        """Yield a pause where all servers have come to a further evaluation, or one is asked for; between rows."""
         steps = [server.progress for server in self.servers.values()]
         recipe = self.specs[0].recipe
-        if min(steps) < recipe.num_steps and min(steps) // recipe.evaluate_every > self.evaluations:
+        is_due = min(steps) // recipe.evaluate_every > self.evaluations
+        if min(steps) < recipe.num_steps and (is_due or self.leaving.is_asked):
             self.evaluations = min(steps) // recipe.evaluate_every
             yield Pause(min(steps), max(steps), self.state)
 
@@ -94,6 +106,26 @@ class _Execution:
             "evaluations": self.evaluations,
             "seconds": time.perf_counter() - self.started,
         }
+
+    def go_on(self, state: State | None) -> None:
+        """Go on from a state, where one is given.
+
+        Raises:
+            StateError: it is none of this run's.
+
+        """
+        if state is None:
+            return
+        with restoring():
+            if (found := difference(self.state(), state)) is not None:
+                raise StateError(found)
+            check_rows(state["window"], len(self.specs))
+            self.restore(state)
+            worker = self.workers[0]
+            for message in (one for own in self.messages.values() for one in own.values()):
+                for name, value in (("vector", worker.message), ("buffers", worker.buffers)):
+                    if (found := difference(value, getattr(message, name), f"messages.{name}")) is not None:
+                        raise StateError(found)
 
     def restore(self, state: State) -> None:
         """Go on from a state, with the same schedule from its beginning."""
@@ -168,7 +200,9 @@ class _Execution:
         if row.kind == "rejoined":
             worker.rejoin(self.read_by_worker(row), row.step + 1)
             return self.computed(row, None)
-        loss = worker.step(self.read_by_worker(row))
+        states = self.read_by_worker(row)
+        with naming(row.agent, worker.progress):
+            loss = worker.step(states)
         assert loss is not None
         return self.computed(row, loss)
 
@@ -176,7 +210,8 @@ class _Execution:
         workers = [self.workers[row.agent] for row in rows]
         for row, worker in zip(rows, workers, strict=True):
             worker.begin(self.read_by_worker(row))
-        losses = compute_together(workers).tolist()
+        with naming(-1, min(worker.progress for worker in workers), who_of(workers)):
+            losses = compute_together(workers).tolist()
         for row, worker, loss in zip(rows, workers, losses, strict=True):
             worker.check_finite(loss)
             worker.finish()
@@ -200,6 +235,8 @@ class _Execution:
             self.messages[row.agent][worker.version] = _Message(
                 worker.message,
                 worker.buffers,
+                worker.changed_local,
+                worker.with_gradient,
                 computed_at={read.neighbor: read.version for read in row.reads},
                 begun_at={read.neighbor: read.version + read.staleness for read in row.reads},
                 loss=loss,
@@ -219,11 +256,18 @@ class _Execution:
         part = server.spec.recipe.part(server.spec.place, self.workers[0].weights.numel())
         messages = [self.messages[read.neighbor][read.version] for read in row.reads]
         received = [
-            Received(read, message.vector[part], message.buffers if server.spec.place == 0 else message.buffers[:0])
+            Received(
+                read,
+                message.vector[part],
+                message.buffers if server.spec.place == 0 else message.buffers[:0],
+                message.local,
+                message.with_gradient,
+            )
             for read, message in zip(row.reads, messages, strict=True)
         ]
         before = server.progress
-        measures = server.step(received)
+        with naming(row.agent, server.progress):
+            measures = server.step(received)
         self.versions[row.agent][server.version] = (server.weights, server.buffers)
         for read in row.reads:
             self.last_read[row.agent, read.neighbor] = read.version
@@ -268,6 +312,8 @@ class _Message:
 
     vector: Tensor
     buffers: Tensor
+    local: dict[str, Tensor]
+    with_gradient: Tensor | None
     computed_at: dict[int, int]
     begun_at: dict[int, int]
     """The newest version of each server when the work was begun."""
@@ -275,4 +321,5 @@ class _Message:
 
 
 def _on(device: torch.device, fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in fields.items()}
+    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in fields.items()}
+    return moved | {"local": {name: value.to(device) for name, value in fields["local"].items()}}

@@ -2,22 +2,24 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
 from ray_pcasgd.agent import AgentSpec
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.dataflow import DataFlow
+from ray_pcasgd.engines.failures import measured, naming
 from ray_pcasgd.engines.local import LocalSettings
 from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
-from ray_pcasgd.records import Row, StepReport
+from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.tasks.task import TaskData
 from ray_pcasgd.variants import Variants
 
-VariantReport = tuple[int, StepReport | NonFiniteLossError]
-"""The variant's number, and its step; or what ended it: it reports no more, and the others go on."""
+VariantReport = tuple[int, StepReport | Event | NonFiniteLossError]
+"""The variant's number, and its step or event; or what ended it: it reports no more, and the others go on."""
 
 
 def variant_reports(
@@ -39,16 +41,13 @@ def variant_reports(
             agents = [Variants(of_one, data) for of_one in zip(*peers, strict=True)]
             recorded = schedule.recorded if isinstance(schedule, Recorded) else ()
             execution = _Execution(iter(schedule), agents, recorded)
-            if state is not None:
-                execution.restore(state)
+            execution.go_on(state)
             yield from execution.reports()
     finally:
         torch.set_num_threads(threads)
 
 
 class _Execution(DataFlow):
-    rejects_non_finite = False  # a variant with such weights ends by itself, and the others read on
-
     def __init__(self, rows: Iterator[Row | None], agents: Sequence[Variants], recorded: Sequence[Row] = ()) -> None:
         super().__init__(rows, agents, recorded)
         self.variants = agents
@@ -75,14 +74,18 @@ class _Execution(DataFlow):
         """Compute the directions of every agent that has a next step, and say which variants this ends."""
         for number, agent in enumerate(self.variants):
             if self.losses[number] is None and agent.version < self.recipe.num_steps:
-                losses = agent.compute_all()
+                with naming(number, agent.version):
+                    losses = agent.compute_all()
                 self.losses[number] = losses
                 self.published[number][agent.version].direction = agent.direction
-                errors = agent.errors(losses)
-                for variant in sorted(self.going):
-                    if error := errors[variant]:
-                        self.going.discard(variant)
-                        yield variant, error
+                yield from self.ended(agent.errors(losses))
+
+    def ended(self, errors: Sequence[NonFiniteLossError | None]) -> Iterator[VariantReport]:
+        """Say which variants have ended, by the error of each."""
+        for variant in sorted(self.going):
+            if error := errors[variant]:
+                self.going.discard(variant)
+                yield variant, error
 
     def execute(self, row: Row) -> Iterator[VariantReport]:
         agent, losses = self.variants[row.agent], self.losses[row.agent]
@@ -92,13 +95,21 @@ class _Execution(DataFlow):
             losses = [float("nan")] * len(losses)
             measures: list[dict[str, float]] = [{} for _ in losses]
         else:
-            measures = agent.apply_all(self.receive(row), len(row.held))
+            received = self.receive(row)
+            with naming(row.agent, row.step):
+                measures = agent.apply_all(received, len(row.held))
+            yield from self.ended(agent.overflows)
         self.losses[row.agent] = None
         self.publish(row)
         evaluates = self.recipe.evaluates_at(agent.progress)
         snapshots = agent.snapshots() if evaluates else [None] * len(losses)
-        evaluations = agent.evaluate_all() if evaluates else [None] * len(losses)
         for variant in sorted(self.going):
+            snapshot, evaluation = snapshots[variant], None
+            if snapshot is not None:
+                evaluate = partial(agent.evaluate_at, snapshot)
+                evaluation, failed = measured(evaluate, self.recipe.task, row.agent, agent.progress)
+                if failed is not None:
+                    yield variant, failed
             yield (
                 variant,
                 StepReport(
@@ -108,7 +119,7 @@ class _Execution(DataFlow):
                     measures=measures[variant],
                     bytes_sent=agent.message_bytes * len(agent.receivers()),
                     wall_seconds=time.perf_counter() - self.started,
-                    snapshot=snapshots[variant],
-                    evaluation=evaluations[variant],
+                    snapshot=snapshot,
+                    evaluation=evaluation,
                 ),
             )

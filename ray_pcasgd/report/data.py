@@ -53,6 +53,12 @@ class RunData:
         value = self.result.get("schedule_hash")
         return None if value is None else str(value)
 
+    def initial(self, column: str) -> float | None:
+        """Return what the common start, step 0, was tested to be; None where that is not known."""
+        initial = self.result.get("initial")
+        value: Any = initial.get(column) if isinstance(initial, Mapping) else None
+        return float(value) if is_number(value) else None
+
     @cached_property
     def averaged(self) -> pd.DataFrame:
         """The averaged model's rows, by step."""
@@ -73,12 +79,22 @@ class RunData:
 
     @cached_property
     def staleness(self) -> Numbers:
-        """The staleness of every read between peers, of every gradient at a server, in steps."""
+        """The staleness of every read between peers, of every gradient that a server took, in steps."""
         readers = self.schedule
         if self.num_workers is not None:
             readers = readers.filter(compute.greater_equal(readers["agent"], self.num_workers))
-        values = readers["staleness"].combine_chunks().flatten()
-        return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
+        return _staleness_of(readers)
+
+    def mean_staleness(self, agent: int | None = None) -> float | None:
+        """Return the mean staleness over all reads of the run, or of one agent; None where nothing was read."""
+        values = self.staleness
+        if agent is not None:
+            values = _staleness_of(self.schedule.filter(compute.equal(self.schedule["agent"], agent)))
+        return float(values.mean()) if values.size else None
+
+    def over_run(self, agent: int | None = None) -> dict[str, float | None]:
+        """Return means over the whole run, of all agents or of one."""
+        return {"mean_staleness": self.mean_staleness(agent), "predicting_share": self.predicting_share(agent)}
 
     def final(self, *keys: str) -> float | None:
         """Return a number of the final evaluation by its place there; nothing where it is missing or not a number."""
@@ -87,10 +103,10 @@ class RunData:
             value = value.get(key) if isinstance(value, Mapping) else None
         return float(value) if is_number(value) else None
 
-    def predicting_share(self) -> float | None:
-        """Return the share of predicting choices over the whole run; nothing where the rule makes none."""
+    def predicting_share(self, agent: int | None = None) -> float | None:
+        """Return the share of predicting choices over the whole run, of all agents or of one; None without choices."""
         shares, steps = [], []
-        for rows in self.agents.values():
+        for rows in self.agents.values() if agent is None else [self.agents.get(agent, self.metrics[:0])]:
             shares.append(rows["predicting_share"].to_numpy(np.float64))
             # Each row is the mean since the row before it, so it counts as many times as there are steps between.
             steps.append(np.diff(rows["step"].to_numpy(np.float64), prepend=0.0))
@@ -108,6 +124,11 @@ class RunData:
             for agent, share in shares.items()
             if np.isfinite(share) and (self.num_workers is None or agent < self.num_workers)
         }
+
+
+def _staleness_of(rows: pa.Table) -> Numbers:
+    values = rows["staleness"].combine_chunks().flatten()
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def load_run(path: Path) -> RunData:

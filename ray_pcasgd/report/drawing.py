@@ -10,9 +10,10 @@ from typing import Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ray_pcasgd.report.data import Numbers
 from ray_pcasgd.wording import is_share
@@ -98,9 +99,37 @@ def legend(figure: Figure, entries: Sequence[tuple[str, str, Dashes]]) -> None:
 def scale_values(axes: Axes, column: str, values: Sequence[Numbers]) -> None:
     """Choose the scale of the vertical axis: percent for shares, logarithmic where the values span decades."""
     if is_share(column):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        in_percent(axes.yaxis)
     elif spans_decades(values):
-        axes.set_yscale("log", nonpositive="mask")
+        smallest = min(float(part[part > 0].min()) for part in values if (part > 0).any())
+        # The lower edge of a band may reach zero, where there is no logarithm: it is cut, not left out.
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], smallest / 10))
+
+
+def in_percent(axis: Axis) -> None:
+    """Write shares on an axis in percent, at round ones, each as it is."""
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(percent_text)
+
+
+def percent_text(value: float, place: float = 0) -> str:
+    """Return a share in percent, as long as it is.
+
+    >>> percent_text(0.25), percent_text(0.125)
+    ('25%', '12.5%')
+    """
+    return f"{round(100 * value, 6):g}%"
+
+
+def logarithmic(axis: Axis) -> None:
+    """Make an axis of numbers above 0 logarithmic, with as many plain numbers beside it as it has room for."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
+    low, high = axis.get_view_interval()
+    subs = (1.0,) if high > 200 * low else (1.0, 3.0) if high > 20 * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def spans_decades(values: Sequence[Numbers]) -> bool:
@@ -119,6 +148,14 @@ def as_svg(figure: Figure) -> bytes:
     file = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "ray_pcasgd"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def as_pdf(figure: Figure) -> bytes:
+    """Return a figure as PDF with fonts that publishers take, the same bytes for the same figure."""
+    file = io.BytesIO()
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Runs of one method, and what they measured: over seeds as mean and standard deviation."""
+"""Runs of one method, and what they measured: over seeds as mean and sample standard deviation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ray_pcasgd.report.data import Numbers, RunData
-from ray_pcasgd.wording import NOTHING, main_metric, spoken, written
+from ray_pcasgd.wording import NOTHING, deviation_over, main_metric, spoken, written
 
 
 class Curve(NamedTuple):
@@ -31,6 +31,16 @@ class Group:
         """The runs that figures are made of: those that did not fail; where all did, what there is of them."""
         return tuple(run for run in self.runs if run.error is None) or self.runs
 
+    @cached_property
+    def staleness(self) -> Numbers:
+        """The staleness of all reads of the counted runs, in steps."""
+        return np.concatenate([run.staleness for run in self.counted])
+
+    @property
+    def mean_staleness(self) -> float | None:
+        """The mean over all these reads; None where nothing was read."""
+        return float(self.staleness.mean()) if self.staleness.size else None
+
     def values(self, measure: Callable[[RunData], float | None]) -> Numbers:
         """Return a measured number of every counted run that has it."""
         measured = [measure(run) for run in self.counted]
@@ -51,21 +61,26 @@ def metric_of(groups: Sequence[Group]) -> str | None:
 
 
 def averaged_curve(run: RunData, column: str, axis: str) -> Curve:
-    """Return the averaged model's curve of a column against ``step`` or ``seconds``; without points if it has none."""
-    return _curve(run.averaged, column, axis)
+    """Return the averaged model's curve of a column against ``step``, ``seconds`` or ``bytes_sent``.
+
+    It begins at the common start, where that was tested; without points if there is none else.
+    """
+    return _curve(run.averaged, column, axis, run.initial(column))
 
 
 def agent_curves(run: RunData, column: str, axis: str) -> list[Curve]:
-    """Return each agent's curve of a column against ``step`` or ``seconds``."""
-    return [_curve(rows, column, axis) for rows in run.agents.values()]
+    """Return each agent's curve of a column, as ``averaged_curve``; its bytes are those that it has sent itself."""
+    return [_curve(rows, column, axis, run.initial(column)) for rows in run.agents.values()]
 
 
-def _curve(rows: pd.DataFrame, column: str, axis: str) -> Curve:
+def _curve(rows: pd.DataFrame, column: str, axis: str, initial: float | None) -> Curve:
     if column not in rows:
         return Curve(np.empty(0), np.empty(0))
     # Through float64, as a column of nothing but missing values has the type object.
     points = np.array([rows[axis], rows[column]], dtype=np.float64)
     points = points[:, np.isfinite(points).all(axis=0)]
+    if initial is not None and points.size:
+        points = np.concatenate([[[0.0], [initial]], points], axis=1)
     return Curve(*points[:, np.argsort(points[0], kind="stable")])
 
 
@@ -89,8 +104,8 @@ def resampled(curves: Sequence[Curve], most_points: int = 400) -> tuple[Numbers,
 def final_table(groups: Sequence[Group], metric: str) -> list[dict[str, str]]:
     """Return the final figures of each group, as text under its column's heading; ``metric`` is a ``test_`` column.
 
-    With several seeds, ``±`` is the standard deviation over seeds, and the agents' extremes are those of all seeds;
-    with one, it is the standard deviation over agents.
+    With several seeds, ``±`` is the sample standard deviation over seeds, and the agents' extremes are those of all
+    seeds; with one, there is none.
     """
     several = any(len(group.runs) > 1 for group in groups)
     rows = [_final_row(group, metric, several) for group in groups]
@@ -104,26 +119,27 @@ def _without_failed(row: dict[str, str]) -> dict[str, str]:
 def _final_row(group: Group, metric: str, several: bool) -> dict[str, str]:
     def mean(column: str, measure: Callable[[RunData], float | None], with_deviation: bool = False) -> str:
         values = group.values(measure)
-        deviation = values.std() if with_deviation and values.size > 1 else None
+        deviation = deviation_over(values) if with_deviation else None
         return written(column, values.mean(), deviation) if values.size else NOTHING
 
+    def of_agents(run: RunData, name: str) -> float | None:
+        # Workers are not tested; a server's model is no agent's.
+        return run.final("agents", metric, name) if run.num_workers is None else None
+
     def extreme(name: str, of_all: Callable[[Numbers], float]) -> str:
-        values = group.values(lambda run: run.final("agents", metric, name))
+        values = group.values(lambda run: of_agents(run, name))
         return written(metric, of_all(values)) if values.size else NOTHING
 
-    agents = mean(metric, lambda run: run.final("agents", metric, "mean"), True)
-    if not several:
-        agents = written(metric, *(group.runs[0].final("agents", metric, name) for name in ("mean", "std")))
     return {
         "method": group.label,
         **({"seeds": str(len(group.runs))} if several else {}),
         "failed": str(sum(run.error is not None for run in group.runs)),
         f"{spoken(metric)}, averaged model": mean(metric, lambda run: run.final("averaged", metric), True),
-        f"agents' mean, ± over {'seeds' if several else 'agents'}": agents,
+        "agents' mean": mean(metric, lambda run: of_agents(run, "mean"), True),
         "lowest agent": extreme("min", np.min),
         "highest agent": extreme("max", np.max),
         "consensus distance": mean("consensus_distance", lambda run: run.final("consensus_distance"), True),
-        "mean staleness": mean("staleness", lambda run: float(run.staleness.mean()) if run.staleness.size else None),
+        "mean staleness": NOTHING if group.mean_staleness is None else written("staleness", group.mean_staleness),
         "predicting": mean("predicting_share", RunData.predicting_share, True),
         "waiting": mean("waiting_share", _mean_waiting),
         "agent-steps/s": mean("rate", lambda run: _number(run.result.get("agent_steps_per_second"))),

@@ -1,12 +1,14 @@
 """The pictures of a page, each with a sentence that says what to look for."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from ray_pcasgd.report.drawing import HALF, as_data_uri
+from ray_pcasgd.report.drawing import HALF, as_data_uri, as_pdf, as_svg, own_style
 from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import (
     adaptivity_notes,
@@ -20,6 +22,8 @@ from ray_pcasgd.report.schedule_pictures import staleness_histogram, time_line, 
 from ray_pcasgd.report.server_pictures import server_time_line
 from ray_pcasgd.wording import spoken
 
+_LONGEST_NAME = 80
+
 
 class Illustration(NamedTuple):
     """A picture and its words."""
@@ -32,6 +36,20 @@ class Illustration(NamedTuple):
 def illustrations(groups: Sequence[Group], metric: str | None) -> str:
     """Return all pictures of runs that have something to show, as HTML; empty where there are none."""
     return framed(_all(groups, metric))
+
+
+def write_figures(groups: Sequence[Group], metric: str | None, folder: Path) -> list[Path]:
+    """Write each picture of the page of runs into a folder, as PDF and as SVG, and return where they lie."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with own_style():
+        for each in _all(groups, metric):
+            if each.figure is not None:
+                name = re.sub(r"[^a-z0-9]+", "-", each.title.lower()).strip("-")[:_LONGEST_NAME]
+                for suffix, draw in (("pdf", as_pdf), ("svg", as_svg)):
+                    paths.append(folder / f"{name}.{suffix}")
+                    paths[-1].write_bytes(draw(each.figure))
+    return paths
 
 
 def framed(pictures: Iterable[Illustration]) -> str:
@@ -65,9 +83,10 @@ def _all(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:
     )
     if len(groups) == 1 and len(groups[0].runs) == 1:
         run = groups[0].runs[0]
-        yield Illustration(
-            "Waiting", "Agents that wait much are held up by slower ones, through the barrier.", waiting_bars(run)
-        )
+        why = "Agents that wait much are held up by slower ones, through the barrier."
+        if run.num_workers is not None:
+            why = "What a worker waits for the server's answer: for other workers' gradients, and for messages."
+        yield Illustration("Waiting", why, waiting_bars(run))
         if run.num_workers is None:
             caption = (
                 "A dot is where a version was sent, its line ends where it was read: the longer, the older the news."
@@ -88,12 +107,19 @@ def _learning(groups: Sequence[Group], metric: str | None) -> Iterator[Illustrat
         )
         yield Illustration(
             f"{name.capitalize()} against seconds",
-            "What the same time buys: a method that waits for slow neighbors falls behind here alone.",
+            "What the same time buys: a method that waits for slow neighbors falls behind here alone. The averaged "
+            "model is there once the slowest agent is; an agent that is done keeps its model.",
             metric_against(groups, metric, "seconds"),
+        )
+        yield Illustration(
+            f"{name.capitalize()} against bytes sent",
+            "What the same traffic buys: a message counts where it is sent, once for each receiver.",
+            metric_against(groups, metric, "bytes_sent"),
         )
     yield Illustration(
         "Loss against steps",
-        "Training loss that falls while test loss rises is overfitting; both rising is divergence.",
+        "Training loss that falls while test loss rises is overfitting; both rising is divergence. Training loss is "
+        "the mean of the mini-batches since the evaluation before.",
         loss_against(groups, "step"),
     )
     yield Illustration("Loss against seconds", "The same against time.", loss_against(groups, "seconds"))

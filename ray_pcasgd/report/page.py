@@ -9,30 +9,41 @@ from typing import Any
 
 import yaml
 
+from ray_pcasgd.own_files import write_whole
 from ray_pcasgd.report.data import RunData, load_run
+from ray_pcasgd.report.delays import delay_notes
 from ray_pcasgd.report.drawing import own_style
 from ray_pcasgd.report.groups import Group, final_table, group_runs, metric_of
 from ray_pcasgd.report.illustrations import illustrations
 from ray_pcasgd.report.labels import differing_keys, flattened, labels_of
-from ray_pcasgd.wording import NOTHING, duration, printable, spoken, written
+from ray_pcasgd.report.pictures import time_name
+from ray_pcasgd.report.targets import check_target, target_table
+from ray_pcasgd.wording import NOTHING, SPREAD, deviation_over, duration, printable, spoken, written
 
 _MOST_EVENTS = 30
 
 
-def write_report(runs: Sequence[Path], output: Path, title: str, labels: Sequence[str] | None = None) -> Path:
+def write_report(
+    runs: Sequence[Path],
+    output: Path,
+    title: str,
+    labels: Sequence[str] | None = None,
+    target: float | None = None,
+) -> Path:
     """Write the page about the given run folders, and return where it lies.
 
     Runs of one label count as one method over several seeds. Where no labels are given, runs that differ in the seed
-    alone have one label.
+    alone have one label. With a ``target`` of the metric, a table says when it was reached.
 
     Raises:
-        ValueError: there is no run, a folder is no run folder, or there are not as many labels as runs.
+        ValueError: there is no run, a folder is no run folder, there are not as many labels as runs, or the metric
+            cannot have that value.
 
     """
     with own_style():
-        text = page(load_groups(runs, labels), title)
+        text = page(load_groups(runs, labels), title, target)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    write_whole(output, text)
     return output
 
 
@@ -51,11 +62,17 @@ def load_groups(runs: Sequence[Path], labels: Sequence[str] | None = None) -> li
     return group_runs(loaded, labels or labels_of([run.config for run in loaded]))
 
 
-def page(groups: Sequence[Group], title: str) -> str:
-    """Return the page as text."""
+def page(groups: Sequence[Group], title: str, target: float | None = None) -> str:
+    """Return the page as text.
+
+    Raises:
+        ValueError: as ``write_report``.
+
+    """
     metric = metric_of(groups)
     sections = [
         ("Final figures", _final_figures(groups, metric)),
+        *([] if target is None or metric is None else [_time_to_target(groups, metric, target)]),
         ("Pictures", illustrations(groups, metric)),
         ("Schedule", _schedules(groups)),
         ("Settings", _settings(groups)),
@@ -82,8 +99,7 @@ def _headline(groups: Sequence[Group], metric: str | None) -> str:
     if len(groups) == 1 and metric is not None:
         values = groups[0].values(lambda run: run.final("averaged", metric))
         if values.size:
-            spread = values.std() if values.size > 1 else None
-            figure = escape(written(metric, values.mean(), spread))
+            figure = escape(written(metric, values.mean(), deviation_over(values)))
             parts.append(f"<p>The averaged model reached a {escape(spoken(metric))} of <strong>{figure}</strong>.</p>")
     for group in groups:
         parts += [_failure(run) for run in group.runs if run.error is not None]
@@ -125,8 +141,21 @@ def _final_figures(groups: Sequence[Group], metric: str | None) -> str:
     for row, group in zip(rows, groups, strict=True):
         row["method"] = row["method"] if any(run.error is None for run in group.runs) else f"{row['method']} (failed)"
     note = "Failed runs do not count, unless a method has no others. " if any("failed" in row for row in rows) else ""
-    note += "Each agent counts with its last evaluation; consensus distance: root mean square over agents."
+    note += "Each agent counts with its last evaluation; consensus distance: root mean square over agents. "
+    note += "Mean staleness and predicting: over all reads and steps of the run."
+    if (seeds := max(len(group.counted) for group in groups)) > 1:
+        note += f" {SPREAD}, here {seeds}, and so are the bands of pictures that say so."
     return table_of(rows, "numbers") + f'\n<p class="soft">{note}</p>'
+
+
+def _time_to_target(groups: Sequence[Group], metric: str, target: float) -> tuple[str, str]:
+    check_target(metric, target)
+    note = (
+        "At the first evaluation that reaches it: steps, seconds and bytes of the averaged model; then the first and "
+    )
+    note += f"the last agent. Time is in {time_name(groups, 'seconds')}. Means over seeds stand where every seed does."
+    table = table_of(target_table(groups, metric, target), "numbers")
+    return f"Time to a {spoken(metric)} of {written(metric, target)}", f'{table}\n<p class="soft">{note}</p>'
 
 
 def _settings(groups: Sequence[Group]) -> str:
@@ -162,15 +191,19 @@ def _schedules(groups: Sequence[Group]) -> str:
             by_hash.setdefault(run.schedule_hash, {}).setdefault(group.label, []).append(str(run.seed))
     known = [f"<code>{escape(digest)}</code>" for digest in by_hash if digest is not None]
     num_runs = sum(len(group.runs) for group in groups)
+    notes = "".join(f"\n<p>{escape(note)}</p>" for note in delay_notes(groups))
     if num_runs == 1:
-        return f"<p>Hash {known[0]}: equal for runs in which every step read the same versions.</p>" if known else ""
+        said = f"<p>Hash {known[0]}: equal for runs in which every step read the same versions.</p>" if known else ""
+        return said + notes
     if len(known) == len(by_hash) == 1:
-        return f"<p>All {num_runs} runs share one schedule: every step read the same versions. Hash {known[0]}.</p>"
+        said = f"<p>All {num_runs} runs share one schedule: every step read the same versions. Hash {known[0]}.</p>"
+        return said + notes
     rows = [
         {"schedule hash": digest or NOTHING, "runs": ", ".join(_with_seeds(*member) for member in members.items())}
         for digest, members in by_hash.items()
     ]
-    return f"<p>The {num_runs} runs were under {len(known)} different schedules.</p>\n" + table_of(rows, "text")
+    said = f"<p>The {num_runs} runs were under {len(known)} different schedules.</p>"
+    return f"{said}{notes}\n{table_of(rows, 'text')}"
 
 
 def _with_seeds(label: str, seeds: Sequence[str]) -> str:

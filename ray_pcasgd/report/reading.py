@@ -31,6 +31,7 @@ _METRICS = (
     "staleness_mean",
     "predicting_share",
     "waited_seconds",
+    "bytes_sent",
     "gradients_per_update",
 )
 _LISTS = ("neighbors", "versions", "staleness")

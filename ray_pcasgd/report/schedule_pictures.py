@@ -9,12 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from ray_pcasgd.report.data import Numbers, RunData
-from ray_pcasgd.report.drawing import COLORS, WIDE, name_axes, new_figure
+from ray_pcasgd.report.drawing import COLORS, WIDE, in_percent, name_axes, new_figure
 from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import time_name
+from ray_pcasgd.wording import written
 
 _MOST_BARS = 40
 _MOST_PANELS = 3
@@ -36,11 +37,12 @@ def staleness_histogram(groups: Sequence[Group]) -> Figure | None:
     chosen = list(panels.values())[:_MOST_PANELS]
     figure, axes = new_figure(len(chosen), height=3.4)
     for panel, members in zip(axes, chosen, strict=True):
-        staleness = np.concatenate([run.staleness for run in members[0].counted])
+        staleness = members[0].staleness
         _histogram(panel, staleness)
         others = f" and {len(members) - 1} more" if len(members) > 1 else ""
         title = (members[0].label + others) if len(groups) > 1 else ""
-        summary = f"mean {staleness.mean():.2f}, most {staleness.max():.0f}, fresh {(staleness == 0).mean():.0%}"
+        mean = written("staleness", members[0].mean_staleness)
+        summary = f"mean {mean}, most {staleness.max():.0f}, fresh {(staleness == 0).mean():.0%}"
         name_axes(panel, "staleness in steps", "share of reads", f"{title}\n{summary}" if title else summary)
     return figure
 
@@ -52,10 +54,10 @@ def waiting_bars(run: RunData) -> Figure | None:
         return None
     figure, (axes,) = new_figure(height=3.2)
     axes.bar(list(shares), list(shares.values()), color=COLORS[0], width=0.7)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    in_percent(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     axes.grid(False, axis="x")
-    name_axes(axes, "agent", "share of time waiting")
+    name_axes(axes, "agent" if run.num_workers is None else "worker", "share of time waiting")
     return figure
 
 
@@ -77,13 +79,14 @@ def time_line(run: RunData) -> Figure | None:
         for begin, end, color in (("start", "ready", _BUSY), ("ready", "end", _WAITING)):
             spans = [(row[begin], row[end] - row[begin]) for row in own]
             axes.broken_barh(spans, (agent - 0.3, 0.6), facecolors=color, edgecolors="white", linewidth=0.8)
+    waits = any(row["end"] > row["ready"] for row in rows if row["start"] < reader["end"])
     _draw_reads(axes, rows, reader)
     axes.set_xlim(0, reader["end"] * 1.01)
     axes.set_ylim(max(agents) + 0.6, -0.6)
     axes.set_yticks(agents)
     axes.grid(False)
     name_axes(axes, time_name([Group("", (run,))], "seconds"), "agent")
-    _time_line_legend(figure, reader)
+    _time_line_legend(figure, reader, waits)
     return figure
 
 
@@ -106,13 +109,16 @@ def _draw_reads(axes: Axes, rows: Sequence[dict[str, Any]], reader: dict[str, An
         axes.plot([sent], [neighbor], color=color, marker="o", markersize=5, clip_on=False)
 
 
-def _time_line_legend(figure: Figure, reader: dict[str, Any]) -> None:
-    handles = [
-        Patch(color=_BUSY, label="computes one step"),
-        Patch(color=_WAITING, label="waits"),
-        Line2D([], [], color=_FRESH, marker="o", label=f"agent {reader['agent']} reads a fresh version"),
-        Line2D([], [], color=_STALE, marker="o", label="reads a stale version"),
-    ]
+def _time_line_legend(figure: Figure, reader: dict[str, Any], waits: bool) -> None:
+    """Write what is drawn, and nothing else."""
+    handles: list[Patch | Line2D] = [Patch(color=_BUSY, label="computes one step")]
+    if waits:
+        handles.append(Patch(color=_WAITING, label="waits"))
+    reads = f"agent {reader['agent']} reads"
+    if 0 in reader["staleness"]:
+        handles.append(Line2D([], [], color=_FRESH, marker="o", label=f"{reads} a fresh version"))
+    if any(reader["staleness"]):
+        handles.append(Line2D([], [], color=_STALE, marker="o", label=f"{reads} a stale version"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9.5)
 
 
@@ -125,7 +131,7 @@ def _histogram(axes: Axes, staleness: Numbers) -> None:
     bins = np.arange(0, staleness.max() + width + 1, width)
     counts, _ = np.histogram(staleness, bins)
     axes.bar(bins[:-1] + (width - 1) / 2, counts / staleness.size, width=0.85 * width, color=COLORS[0])
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    in_percent(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(False, axis="x")
     axes.set_xlim(-0.75 * width, max(4.75, bins[-1] - 0.25 * width))

@@ -43,12 +43,15 @@ def server_time_line(run: RunData) -> Figure | None:
     axes.set_yticks([*range(num_workers), num_workers], [*map(str, range(num_workers)), "server"])
     axes.grid(False)
     name_axes(axes, time_name([Group("", (run,))], "seconds"), "worker")
-    handles = [
-        Patch(color=_BUSY, label="computes a gradient"),
-        Patch(color=_CANCELLED, label="cancelled"),
-        Line2D([], [], color=_FRESH, marker="o", label="takes a fresh gradient"),
-        Line2D([], [], color=_STALE, marker="o", label="takes a stale gradient"),
-    ]
+    cancelled = any(row["kind"] == "cancelled" and row["start"] < until for own in by_worker for row in own)
+    taken = [staleness for update in updates for staleness in update["staleness"]]
+    handles: list[Patch | Line2D] = [Patch(color=_BUSY, label="computes a gradient")]
+    if cancelled:
+        handles.append(Patch(color=_CANCELLED, label="cancelled"))
+    if 0 in taken:
+        handles.append(Line2D([], [], color=_FRESH, marker="o", label="takes a fresh gradient"))
+    if any(taken):
+        handles.append(Line2D([], [], color=_STALE, marker="o", label="takes a stale gradient"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9.5)
     return figure
 

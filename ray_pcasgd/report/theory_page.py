@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ray_pcasgd.config import Config
 from ray_pcasgd.laws import Law
 from ray_pcasgd.loading import SettingsError
-from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, style
+from ray_pcasgd.report.drawing import as_svg, legend, line, logarithmic, name_axes, new_figure, style
 from ray_pcasgd.schedule.gathering import Gathering
 from ray_pcasgd.settings_reference import short_form
 from ray_pcasgd.theory import (
@@ -73,7 +73,7 @@ def theory_figure(table: pd.DataFrame, num_workers: int, bound: Bound) -> Figure
         color, dashes = styles[str(policy)]
         line(left, rows["K"].to_numpy(float), rows["theory"].to_numpy(float), color, dashes)
         left.plot(rows["K"], rows["planned"], color=color, linestyle="", marker="o", markersize=4)
-    left.set_yscale("log")
+    logarithmic(left.yaxis)
     name_axes(left, "K", "seconds per update", f"{num_workers} workers; lines: theory, dots: planner")
     middle = num_workers // 2
     shown = table[(table["K"] == middle) | table["policy"].isin(["sync", "asgd"])]

@@ -20,6 +20,11 @@ class OwnTimes(NamedTuple):
     sent_at: list[float]
     """Wall-clock seconds of ``first_version`` and the versions after it."""
 
+    def pace(self, steps: int) -> float:
+        """Return the mean seconds between the newest versions, over so many of them; 0 before there are two."""
+        recent = self.sent_at[-steps - 1 :]
+        return (recent[-1] - recent[0]) / (len(recent) - 1) if len(recent) > 1 else 0.0
+
     def steps_since(self, moment: float) -> int:
         """Return how many steps the reader has taken since that moment."""
         return len(self.sent_at) - bisect_right(self.sent_at, moment)
@@ -64,7 +69,7 @@ class NeighborTracker:
         newest = self.newest
         if newest is None or newest.final or newest.step_seconds <= 0:
             return 0
-        seconds = min(now - newest.sent_at, self.transit_seconds)
+        seconds = max(0.0, min(now - newest.sent_at, self.transit_seconds))
         return max(0, int(min(seconds / newest.step_seconds, self.last_version - newest.version)))
 
     def lateness(self, now: float) -> float:

@@ -3,18 +3,19 @@
 import numpy as np
 from torch import Tensor
 
-from ray_pcasgd.randomness import generator, torch_generator
+from ray_pcasgd.randomness import generator, stream_seed, torch_generator
 from ray_pcasgd.tasks.augmentation import Augmentation
+from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.normalization import Normalization
-from ray_pcasgd.tasks.samples import AnySamples
+from ray_pcasgd.tasks.samples import AnySamples, MapSamples
 
 
 class Batches:
     """Mini-batches of one size from one shard, shuffled anew for each epoch, running on over the ends of epochs.
 
     Batch ``b`` holds places ``b * batch_size`` up to ``(b + 1) * batch_size`` of all epochs laid end to end. Each
-    epoch's order and each batch's augmentation come from their own named streams, so the number of batches taken is
-    the whole state.
+    epoch's order, each batch's augmentation and what is random about items that are made anew come from their own named
+    streams, so the number of batches taken is the whole state.
     """
 
     def __init__(
@@ -45,9 +46,17 @@ class Batches:
 
     def at(self, number: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of batch ``number``, counted from 0."""
-        inputs, targets = self._samples.take(self.indices_at(number))
+        inputs, targets = self._drawn(number)
         random = torch_generator(self._seed, f"{self._purpose}-augmentation", self._agent, number)
         return self._normalization(self._augmentation.apply(inputs, random)), targets
+
+    def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the items of a batch; where they are made anew, whatever is random about them is the batch's own."""
+        indices = self.indices_at(number)
+        if not isinstance(self._samples, MapSamples):
+            return self._samples.take(indices)
+        with seeded(stream_seed(self._seed, f"{self._purpose}-items", self._agent, number)):
+            return self._samples.take(indices)
 
     def indices_at(self, number: int) -> np.ndarray:
         """Return the sample indices of batch ``number``, int64 of shape (batch_size,)."""

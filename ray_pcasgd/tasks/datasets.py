@@ -9,10 +9,11 @@ from pydantic import BeforeValidator, Field
 
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.tasks.custom_samples import CustomSamples, custom_samples
 from ray_pcasgd.tasks.images import Standardized
 from ray_pcasgd.tasks.imports import ObjectOrPath, resolve
 from ray_pcasgd.tasks.parquet import ImageParquet
-from ray_pcasgd.tasks.samples import AnySamples, MapSamples, Samples, TaskData
+from ray_pcasgd.tasks.samples import AnySamples, Samples, TaskData
 from ray_pcasgd.tasks.vision import CIFAR10, CIFAR100, FashionMNIST, ImageFolder
 
 
@@ -101,20 +102,34 @@ class CustomData(Standardized):
     """The same for the samples that are tested on."""
     num_classes: int | None = Field(None, ge=2)
     """Number of classes; empty: one more than the highest label where targets are integers, else a regression."""
-    in_memory: bool = True
-    """Whether all samples are made once and kept; if not, each is made anew whenever it is drawn."""
+    in_memory: bool | None = None
+    """Whether all samples are made once and kept; if not, each is made anew whenever it is drawn. Not given: kept,
+    but for training samples with something random about them (augmentation in ``__getitem__``). What is random is drawn
+    from the generators of Python, NumPy and PyTorch, which follow from the run's seed, the agent and the batch; test
+    samples have the same draws in every run and evaluation."""
 
     def load(self) -> TaskData:
         """Return the data set.
 
         Raises:
-            ValueError: What the settings name is no map-style data set.
+            ValueError: What the settings name is no map-style data set, or its items are random in a way that no seed
+                decides.
 
         """
         train, test = (self._samples(setting) for setting in ("train", "test"))
-        return self.task_data(train, test, self._num_classes(train, test))
+        data = self.task_data(train.samples, test.samples, self._num_classes(train.samples, test.samples))
+        return data._replace(remarks=tuple(part.remark for part in (train, test) if part.remark))
 
-    def _samples(self, setting: str) -> AnySamples:
+    def _samples(self, setting: str) -> CustomSamples:
+        try:
+            return custom_samples(setting, self._dataset(setting), self.in_memory)
+        except Exception as error:  # also the user's own
+            if isinstance(error, ValueError) and str(error).startswith("task.data."):
+                raise
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"task.data.{setting}: {reason}") from error
+
+    def _dataset(self, setting: str) -> Any:
         value = resolve(getattr(self, setting))
         if isinstance(value, type) or (not hasattr(value, "__getitem__") and callable(value)):
             value = value()
@@ -130,8 +145,7 @@ class CustomData(Standardized):
             raise ValueError(
                 f"task.data.{setting}: an item is a {type(first).__name__}; allowed are pairs (input, target)"
             )
-        samples = MapSamples(value)
-        return samples.in_memory() if self.in_memory else samples
+        return value
 
     def _num_classes(self, train: AnySamples, test: AnySamples) -> int | None:
         if self.num_classes is not None:
@@ -143,7 +157,9 @@ class CustomData(Standardized):
         labels = [samples.labels() for samples in (train, test)]
         found = [int(part.max()) + 1 for part in labels if part is not None]
         if len(found) < len(labels):
-            raise ValueError("task.data.num_classes is empty: allowed where the data set has `targets` or is in memory")
+            raise ValueError(
+                "task.data.num_classes is empty: allowed where the data set has `targets` or `labels`, or is in memory"
+            )
         return max(found)
 
 

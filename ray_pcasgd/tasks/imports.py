@@ -89,3 +89,25 @@ CallableOrPath = Annotated[
     Any, AfterValidator(_checked_callable), PlainSerializer(import_path, return_type=str, when_used="json")
 ]
 """A callable or the import path of one; written to files as an import path."""
+
+
+def unreadable(tree: Any) -> list[str]:
+    """Return the places of settings from a file whose values stand for objects that no file names.
+
+    >>> unreadable({"task": {"data": {"train": "<torch:Dataset>"}, "model": {"factory": "__main__:network"}}})
+    ["task.data.train = '<torch:Dataset>'", "task.model.factory = '__main__:network'"]
+    """
+    found: list[str] = []
+    waiting = [("", tree)]
+    seen: set[int] = set()
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, str):
+            module, colon, attribute = value.partition(":")
+            if colon and (module == "__main__" or "<" in module or "<" in attribute):
+                found.append(f"{place} = {value!r}")
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))  # a file may name one part of it in many places
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += reversed([(f"{place}.{key}".lstrip("."), item) for key, item in pairs])
+    return found

@@ -1,19 +1,22 @@
 """The models that settings name, and how they are built: initialized alike from one seed, whoever builds them."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ray_pcasgd.randomness import stream_seed
 from ray_pcasgd.settings import Settings, from_name
 from ray_pcasgd.tasks.char_lm import CharLM
 from ray_pcasgd.tasks.cnn import SmallCNN
 from ray_pcasgd.tasks.densenet import DenseNetBC
-from ray_pcasgd.tasks.imports import CallableOrPath, resolve
+from ray_pcasgd.tasks.drawing import seeded
+from ray_pcasgd.tasks.imports import CallableOrPath, import_path, resolve
 from ray_pcasgd.tasks.mlp import mlp
 from ray_pcasgd.tasks.resnet import CifarResNet
 
@@ -28,9 +31,8 @@ class _Model(Settings, ABC):
             ValueError: The model does not take inputs of this shape.
 
         """
-        with torch.random.fork_rng(devices=[]):
-            # Layers draw their weights from torch's global generator and take no other: seeded here, then restored.
-            torch.default_generator.manual_seed(stream_seed(seed, "initialization"))
+        # Layers draw their weights from torch's global generator and take no other: seeded here, then restored.
+        with seeded(stream_seed(seed, "initialization")):
             return self._network(input_shape, num_outputs)
 
     @abstractmethod
@@ -168,23 +170,56 @@ class CharLMModel(_Model):
 
 
 class CustomModel(_Model):
-    """The user's own network."""
+    """The user's own network.
+
+    Layers without shapes (``torch.nn.LazyLinear``) get them from the first two training samples, in evaluation mode.
+    """
 
     name: Literal["custom"] = "custom"
     factory: CallableOrPath
-    """A function or class that returns a ``torch.nn.Module``, or its import path ``module:attribute``."""
+    """A function or class that returns a new ``torch.nn.Module`` at each call, or its import path
+    ``module:attribute``; or a module itself, of which every agent starts with a copy, weights and all."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
 
     def _network(self, input_shape: Shape, num_outputs: int) -> nn.Module:
-        network = resolve(self.factory)(**self.arguments)
+        maker = resolve(self.factory)
+        try:
+            network = copy.deepcopy(maker) if isinstance(maker, nn.Module) else maker(**self.arguments)
+        except Exception as error:
+            what = "a module that cannot be copied" if isinstance(maker, nn.Module) else "fails"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"task.model.factory = {import_path(self.factory)!r}: {what} ({reason})") from error
+        if isinstance(maker, nn.Module) and self.arguments:
+            raise ValueError(f"task.model.arguments = {self.arguments}: allowed beside a module itself are none")
         if not isinstance(network, nn.Module):
             raise ValueError(f"task.model.factory returned {type(network).__name__}: allowed is a torch.nn.Module")
         return network
 
 
+def is_unshaped(model: nn.Module) -> bool:
+    """Return whether some layer still waits for its first inputs to get a shape."""
+    return any(map(is_lazy, [*model.parameters(), *model.buffers()]))
+
+
+@torch.no_grad()
+def give_shape(model: nn.Module, inputs: Tensor) -> None:
+    """Let inputs give layers their shapes; whatever else is in the model stays as it is."""
+    modes = [(module, module.training) for module in model.modules()]
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    kept = [(tensor, tensor.clone()) for tensor in named.values() if not is_lazy(tensor)]
+    model.eval()
+    try:
+        model(inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for tensor, value in kept:
+            tensor.copy_(value)
+
+
 def _from_factory(value: Any) -> Any:
-    """Return a function or class that makes a module as settings of it."""
+    """Return a function or class that makes a module, or a module, as settings of it."""
     if callable(value) and not isinstance(value, Settings):
         return {"name": "custom", "factory": value}
     return from_name(value)

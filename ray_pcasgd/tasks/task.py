@@ -5,15 +5,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from ray_pcasgd.randomness import generator
+from ray_pcasgd.randomness import generator, stream_seed
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.datasets import Data, Digits
-from ray_pcasgd.tasks.models import MLP, Model
-from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Loss, Metric, evaluate
+from ray_pcasgd.tasks.drawing import seeded
+from ray_pcasgd.tasks.models import MLP, Model, give_shape, is_unshaped
+from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Evaluation, Loss, Metric, examine, with_ignored
 from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
-from ray_pcasgd.tasks.samples import TaskData
+from ray_pcasgd.tasks.samples import MapSamples, TaskData
 
 __all__ = ["Task", "TaskData"]
 
@@ -40,7 +41,10 @@ class Task(Settings):
     def _different_keys(self) -> "Task":
         keys = ["loss", *(metric.key for metric in self.metrics)]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"metrics = {keys[1:]}: allowed are different names, and none of them 'loss'")
+            raise ValueError(
+                f"metrics = {keys[1:]}: allowed are different names, and none of them 'loss'; label gives one of your "
+                "own another name"
+            )
         return self
 
     def load(self) -> TaskData:
@@ -72,7 +76,12 @@ class Task(Settings):
             )
         order = generator(0, "validation").permutation(number)
         test, train = (data.train.subset(np.sort(part)) for part in (order[:held_out], order[held_out:]))
-        return data._replace(train=train, test=test)
+        remarks = data.remarks
+        if isinstance(test, MapSamples) and test.is_random:
+            remarks += (
+                "task.validation_share: held-out items are random; every evaluation has the same draws of them",
+            )
+        return data._replace(train=train, test=test, remarks=remarks)
 
     def build_model(self, data: TaskData, seed: int) -> nn.Module:
         """Return the model for the data, its weights drawn from the seed's own stream.
@@ -81,7 +90,19 @@ class Task(Settings):
             ValueError: The model does not take such inputs.
 
         """
-        return self.model.build(data.input_shape, data.num_outputs, seed)
+        model = self.model.build(data.input_shape, data.num_outputs, seed)
+        if is_unshaped(model):
+            with seeded(stream_seed(seed, "lazy initialization")):
+                inputs, _ = data.train.take(range(min(2, len(data.train))))
+                try:
+                    give_shape(model, data.normalization(inputs))
+                except Exception as error:
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise ValueError(
+                        f"task.model.name = {self.model.name!r}: fails on the first samples, which give its layers "
+                        f"their shapes ({reason})"
+                    ) from error
+        return model
 
     def batches(
         self, data: TaskData, shard: np.ndarray, batch_size: int, seed: int, agent: int, purpose: str = "batches"
@@ -94,5 +115,11 @@ class Task(Settings):
         return Batches(data.train, shard, batch_size, seed, agent, purpose, self.augmentation, data.normalization)
 
     def evaluate(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> dict[str, float]:
-        """Return the test loss, under ``loss``, and the metrics, each under its key."""
-        return evaluate(model, data.test, self.loss, self.metrics, device=device, transform=data.normalization)
+        """Return the test loss, under ``loss``, and the metrics, each under its key, over all test samples at once."""
+        return self.examine(model, data, device).values
+
+    def examine(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> Evaluation:
+        """Return what ``evaluate`` does, with what somebody who reads it should know."""
+        ignored = getattr(self.loss, "ignore_index", None)
+        metrics = [with_ignored(metric, ignored) for metric in self.metrics]
+        return examine(model, data.test, self.loss, metrics, device=device, transform=data.normalization)

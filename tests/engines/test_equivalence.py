@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import first_difference, read_rows
 from ray_pcasgd.trainer import Trainer
 from tests.speed import slow_unless
+
+from .fragile import fragile
+from .restless import restless
 
 UNBATCHED = {"name": "local", "batched": "never"}
 PLANNED = {"name": "ray", "mode": "planned"}
@@ -84,6 +88,16 @@ BARRIERS: dict[str, Any] = {
         "links": [{"unit": "seconds", "delay": {"name": "uniform", "low": 0, "high": 2}}],
     },
     "batch norm": BATCH_NORM,
+    "own tensors": {"algorithm": "pc-asgd"} | restless() | UNEVEN,
+    "own tensors, probed": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | restless() | UNEVEN,
+    "own tensors, pairs": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]} | restless() | UNEVEN,
+    "random items": {
+        "task": {
+            "data": BATCH_NORM["task"]["data"] | {"train": "tests.engines.images:Changed"},
+            "model": {"hidden": [8]},
+        }
+    }
+    | UNEVEN,
 }
 
 
@@ -102,10 +116,14 @@ ON_RAY = [
     "ad-psgd, batch norm",
     "seconds on a ring",
     "batch norm",
+    "random items",
+    "own tensors",
+    "own tensors, probed",
+    "own tensors, pairs",
 ]
 
 
-QUICK = ["pc-asgd, linear theta", "pc-asgd-pv, probe", "gossip-push", "sgp-overlap, directed, batch norm"]
+QUICK = ["pc-asgd, linear theta", "own tensors, probed", "gossip-push", "sgp-overlap, directed, batch norm"]
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
@@ -115,7 +133,50 @@ def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) 
     assert_same_bits(train(tmp_path / "ray", PLANNED, **settings), train(tmp_path / "local", UNBATCHED, **settings))
 
 
-@pytest.mark.parametrize("name", [name for name in [*ALGORITHMS, *BARRIERS] if "ad-psgd" not in name])
+PREDICTED: dict[str, Any] = {
+    "algorithm": {"name": "pc-asgd", "theta": 0.3, "compensation": {"lambda_0": 1e38}},
+    "step_size": 3.0,
+    "num_agents": 4,
+    "num_steps": 5,
+    "evaluate_every": 1,
+}
+"""With this strength, predictions overflow from finite directions; what they come of others may read."""
+
+
+@pytest.mark.parametrize("what", ["weights", slow_unless(False, "buffers"), slow_unless(False, "predictions")])
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_agent_that_overflows_leaves_both_engines_alike(what: str, tmp_path: Path) -> None:
+    """Others may read its last version, but neither what it would have come to nor the direction that leads there."""
+    settings = {"algorithm": "pc-asgd", "step_size": 64.0 if what == "weights" else 0.25}
+    settings = PREDICTED if what == "predictions" else settings | {"num_steps": 30} | fragile(what)
+    settings = settings | UNEVEN | {"on_non_finite_loss": "isolate", "optimizer": {}}
+    local = train(tmp_path / "local", UNBATCHED, **settings)
+    assert_same_bits(train(tmp_path / "ray", PLANNED, **settings), local)
+    rows, metadata = read_rows(Path(local.path) / "schedule.parquet")
+    gone = set(map(int, metadata["left"].split()))
+    last = {(agent, 1 + max((row.step for row in rows if row.agent == agent), default=-1)) for agent in gone}
+    assert any(read.staleness and read[:2] in last for row in rows for read in row.reads)
+    assert gone < {row.agent for row in rows} | {0}
+
+
+@pytest.mark.parametrize("mode", ["planned", slow_unless(False, "live")])
+@pytest.mark.parametrize("what", ["weights", slow_unless(False, "buffers")])
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_overflow_in_the_very_last_step_ends_a_run_on_actors(what: str, mode: str, tmp_path: Path) -> None:
+    settings = SMALL | {"algorithm": "d-asgd", "optimizer": {}, "step_size": 64.0 if what == "weights" else 0.25}
+    settings = settings | fragile(what)
+    alone = Trainer(settings, engine=UNBATCHED, storage_path=str(tmp_path), num_steps=40).fit()
+    assert isinstance(alone.error, NonFiniteLossError)
+    last = {"num_steps": alone.error.step + 1, "evaluate_every": max(1, alone.error.step)}
+    result = Trainer(settings | last, engine={"name": "ray", "mode": mode}, storage_path=str(tmp_path)).fit()
+    assert isinstance(result.error, NonFiniteLossError)
+    assert str(result.error) == str(alone.error)
+
+
+STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if "ad-psgd" not in name and "own tensors" not in name]
+
+
+@pytest.mark.parametrize("name", STACKED)
 def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> None:
     settings = (ALGORITHMS | BARRIERS)[name]
     batched = train(tmp_path / "batched", {"name": "local", "batched": "always"}, **settings)
@@ -134,7 +195,7 @@ RECORDED = ["pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd"]
 @pytest.mark.parametrize("algorithm", [slow_unless(name in ("pc-asgd", "ad-psgd"), name) for name in RECORDED])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, tmp_path: Path) -> None:
-    settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {2: 0.01}}}
+    settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {2: 0.01}}} | restless()
     if algorithm == "ad-psgd":
         settings["links"] = [{"delay": 0.001, "unit": "seconds"}]
     live = train(tmp_path / "live", {"name": "ray", "mode": "live"}, **settings)

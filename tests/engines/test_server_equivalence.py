@@ -11,6 +11,7 @@ from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import first_difference, read_rows, write_rows
 from tests.speed import slow_unless
 
+from .restless import restless
 from .test_equivalence import PLANNED, UNBATCHED, assert_same_bits
 from .test_equivalence import train as train_peers
 
@@ -58,6 +59,12 @@ CASES: dict[str, Any] = {
         "algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.3, "shards": 2}
     },
 }
+OWN: dict[str, Any] = {
+    "own tensors, two shards": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}, shards=2) | restless(False),
+    "own tensors, cancelled": server({"name": "k-sync", "k": 2}) | SECONDS | restless(False),
+    "own tensors, elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.3}}
+    | restless(),
+}
 # What a correction computes is the server's own code on either engine; a run costs seconds.
 ON_RAY = [
     "k-sync",
@@ -66,6 +73,7 @@ ON_RAY = [
     "asgd, dc-asgd-c, batch norm",
     "adasync",
     "elastic averaging, asgd, two shards",
+    *OWN,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c")
 
@@ -96,14 +104,15 @@ def assert_same_weights(left: Result, right: Result) -> None:
         assert torch.equal(value, others[name]), name
 
 
-QUICK = ["k-sync", "adasync"]
+QUICK = ["own tensors, cancelled", "adasync"]
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
 @pytest.mark.usefixtures("ray_cluster")
 def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
-    local = train(tmp_path / "local", UNBATCHED, **CASES[name])
-    assert_same_run(train(tmp_path / "ray", PLANNED, **CASES[name]), local)
+    settings = (CASES | OWN)[name]
+    local = train(tmp_path / "local", UNBATCHED, **settings)
+    assert_same_run(train(tmp_path / "ray", PLANNED, **settings), local)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -213,7 +222,8 @@ RECORDED: dict[str, Any] = {
 @pytest.mark.parametrize("name", [slow_unless(name == "asgd, dc-asgd-a", name) for name in RECORDED])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_path: Path) -> None:
-    settings = RECORDED[name] | {"num_steps": 20, "compute": {"stragglers": {2: 0.005}}}
+    model = restless(changes_weights="elastic" in name)
+    settings = RECORDED[name] | {"num_steps": 20, "compute": {"stragglers": {2: 0.005}}} | model
     live = train(tmp_path / "live", LIVE, **settings)
     schedule = Path(live.path) / "schedule.parquet"
     rows, metadata = read_rows(schedule)

@@ -90,6 +90,7 @@ class _Generator:
             "evaluate_every": lambda: self.random.choice([1, 2, 3, 50]),
             "seed": lambda: self.random.randint(0, 5),
             "warmup_steps": lambda: self.random.choice([0, 1, 3]),
+            "mixed_buffers": lambda: self.random.choice(["statistics", "all", "none", ["statistics"], ["*mean"], []]),
             "clusters": self.clusters,
             "schedule": lambda: str(self.random.choice(self.resources.schedules)) if self.resources.schedules else None,
             "name": lambda: self.random.choice([None, "a", "20240501", "a.b-c_1", "x" * 100]),

@@ -19,6 +19,8 @@ from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, resume
 from ray_pcasgd.watching import Watcher
+from tests.engines.restless import restless
+from tests.speed import slow_unless
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -67,16 +69,19 @@ def fit_local(folder: Path, **settings: Any) -> Result:
     return fit(folder, **{"engine": {"name": "local", "batched": "never"}} | settings)
 
 
-def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, slow_unless(False, restless())], ids=["plain", "own tensors"])
+def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
     faults = Several(
         Fault(120, kill(1)), Fault(200, kill(SCHEDULER)), Fault(280, silence(2)), Fault(330, take_states_away)
     )
-    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 2})
+    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 2}, **more)
     restarts = [event for event in faults.events if event.kind == "run_restarted"]
     assert len(restarts) == 3
     assert all(event.step > 0 for event in restarts[1:])
     assert "state_not_kept" in faults.kinds()
-    assert_same_run(disturbed, fit_local(tmp_path))
+    assert_same_run(disturbed, fit_local(tmp_path, **more))
 
 
 @pytest.mark.slow
@@ -142,6 +147,7 @@ SERVERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_planned_run_with_servers_outlives_them_and_its_workers_to_the_bit(name: str, tmp_path: Path) -> None:
     settings = {"algorithm": SERVERS[name], "optimizer": {}, "num_steps": 300, "evaluate_every": 150}
+    settings |= restless(changes_weights="elastic" in name)
     faults = Several(Fault(60, kill(1)), Fault(150, kill(3)))
     disturbed = fit(tmp_path, faults, **settings)
     undisturbed = fit_local(tmp_path, **settings)
@@ -195,6 +201,7 @@ def test_the_record_of_a_killed_agent_is_whole_where_steps_take_their_time(
         "compute": {"stragglers": dict.fromkeys(range(3), seconds)},
         "num_steps": 200,
         "reliability": {"name": "measured", "staleness": 2},
+        **restless(),
     }
     killer = Fault(at_step, kill(1))
     live = fit(tmp_path, killer, engine=LIVE, **settings)

@@ -1,4 +1,12 @@
+import tempfile
+
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run rescues stays where tests leave their files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
 @pytest.fixture(autouse=True)

@@ -196,7 +196,7 @@ def test_batch_norm_statistics_are_averaged_over_reliable_neighbors() -> None:
     expected = 0.5 * after_forward + 0.25 * sent[0] + 0.25 * sent[2]
     torch.testing.assert_close(agent.buffers, expected)
     assert torch.equal(agent.replica.buffers, agent.buffers)
-    assert int(agent.replica.integer_buffers["1.num_batches_tracked"]) == 1
+    assert int(agent.replica.local()["1.num_batches_tracked"]) == 1
 
 
 def test_a_probe_leaves_no_trace_and_its_candidates_see_the_same_dropout() -> None:
@@ -207,7 +207,7 @@ def test_a_probe_leaves_no_trace_and_its_candidates_see_the_same_dropout() -> No
     assert losses[0] == losses[2] != losses[1]
     assert torch.equal(agent.replica.weights, weights)
     assert torch.equal(agent.replica.buffers, buffers)
-    assert int(agent.replica.integer_buffers["1.num_batches_tracked"]) == 1
+    assert int(agent.replica.local()["1.num_batches_tracked"]) == 1
     assert agent.probe()((agent.weights,))[0] != losses[0]  # another mini-batch
 
 
@@ -266,14 +266,14 @@ def test_an_evaluation_is_of_the_agent_s_own_version_and_leaves_it_in_training_m
     agent.step([])
     model = normed().eval()
     snapshot = agent.snapshot()
-    model.load_state_dict(agent.replica.state_dict(snapshot.weights, snapshot.buffers, snapshot.integer_buffers))
+    model.load_state_dict(agent.replica.state_dict(snapshot.weights, snapshot.buffers, snapshot.local))
     inputs, targets = agent.data.test.take(range(len(agent.data.test)))
     measured = agent.evaluate()
     assert measured["accuracy"] == pytest.approx((model(inputs).argmax(1) == targets).float().mean().item())
     assert measured["loss"] == pytest.approx(nn.functional.cross_entropy(model(inputs), targets).item(), rel=1e-5)
     assert agent.replica.module.training
     agent.step([])
-    assert int(snapshot.integer_buffers["1.num_batches_tracked"]) == 1  # a snapshot does not change afterwards
+    assert int(snapshot.local["1.num_batches_tracked"]) == 1  # a snapshot does not change afterwards
 
 
 def test_messages_are_as_long_as_what_they_hold() -> None:

@@ -280,13 +280,19 @@ def double(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        ({"loss": "mse"}, "task.loss.name = 'mse': fails on the first samples (outputs of shape (2, 10), targets of"),
-        ({"metrics": ["mae"]}, "task.metrics: mae: fails on the first samples (outputs of shape (2, 10), targets of"),
+        (
+            {"loss": "mse"},
+            "task.loss.name = 'mse': fails on the first samples, 16 in training (outputs of shape (16,",
+        ),
+        (
+            {"metrics": ["mae"]},
+            "task.metrics: mae: fails on the first test samples (outputs of shape (128, 10),",
+        ),
         ({"model": "char-lm"}, "task.model.name = 'char-lm': "),
         ({"model": "resnet-20"}, "task.model.name = 'resnet-20': allowed are images of at least 4x4 pixels"),
         (
             {"loss": {"name": "custom", "function": double}},
-            "task.loss.name = 'custom': fails on the first samples (ten",
+            "task.loss.name = 'custom': fails on the first samples, 16 in training (it has shape (16,)",
         ),
         (
             {"model": {"name": "custom", "factory": "math:nothing"}},
@@ -304,7 +310,7 @@ def double(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
                     "arguments": {"in_features": 3, "out_features": 10},
                 }
             },
-            "task.model.name = 'custom': fails on the first samples (",
+            "task.model.name = 'custom': fails on the first samples, 16 in training (",
         ),
         (
             {

@@ -24,7 +24,7 @@ def test_methods_share_schedules_and_figures_are_over_seeds(tmp_path: Path) -> N
     table = comparison.table("accuracy")
     own = runs[runs["label"] == "a"]["test_accuracy"]
     assert table.loc["a", "averaged_mean"] == pytest.approx(own.sum() / 2)
-    assert table.loc["a", "averaged_std"] == pytest.approx(abs(own.iloc[0] - own.iloc[1]) / 2)
+    assert table.loc["a", "averaged_std"] == pytest.approx(abs(own.iloc[0] - own.iloc[1]) / 2**0.5)
     assert comparison.path.parent == tmp_path
     assert all(Path(path).parent == comparison.path for path in runs["path"])
 

@@ -50,7 +50,7 @@ def test_mean_and_distances_are_numpy_s(
         assert consensus.distances[i] == pytest.approx(distance, abs=rounding * size**0.5, rel=1e-6)
     mean_square = sum(d**2 for d in consensus.distances.values()) / len(agents)
     assert consensus.distance == pytest.approx(mean_square**0.5)
-    assert int(consensus.mean.integer_buffers["count"]) == min(agents)
+    assert int(consensus.mean.local["count"]) == min(agents)
 
 
 def test_the_order_of_the_snapshots_changes_no_bit() -> None:

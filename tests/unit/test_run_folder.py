@@ -21,7 +21,7 @@ def test_a_remote_run_is_written_here_and_published_at_the_end(tmp_path: Path) -
     folder.write_model(weights, {})
     checkpoints = Checkpoints(folder, CheckpointSettings(every_evaluations=1))
     checkpoints.offer({"step": 5, "test_loss": 0.5}, lambda: weights)
-    location = folder.publish(storage)
+    location = folder.publish()
     checkpoints.published(location)
     assert location == f"{storage}/d-asgd-1"
     assert not written_here.exists()

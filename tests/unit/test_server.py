@@ -416,6 +416,16 @@ def test_micro_batches_give_the_whole_batch_s_gradient(micro_batches: int) -> No
     assert float(whole.message.abs().max()) > 0.01
 
 
+@pytest.mark.parametrize("micro_batches", [2, 4, 10])
+def test_micro_batches_weigh_as_much_as_counts_in_them(micro_batches: int) -> None:
+    _, labels = only_worker(1).batches.next()
+    task = {"model": {"hidden": [6]}, "loss": {"name": "cross-entropy", "ignore_index": int(labels[0])}}
+    whole, parts = only_worker(1, task=task), only_worker(micro_batches, task=task)
+    losses = [worker.step(start_of(worker)) for worker in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(parts.message, whole.message, rtol=1e-4, atol=1e-6)
+
+
 def test_batches_stay_whole_where_nothing_is_cancelled() -> None:
     own = plan(server("asgd", micro_batches=4))
     spec = own.specs[0]

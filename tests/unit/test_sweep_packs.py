@@ -105,7 +105,7 @@ def test_less_is_better_where_the_mode_says_so() -> None:
     for value in (0.5, 0.2, 0.9):
         trial = SimpleNamespace(config={"step_size": value, "__trial_index__": 0})
         progress.on_trial_result(0, [trial], trial, {"test_loss": value})
-    assert "best test loss 0.2 at step_size=0.2," in progress.line()
+    assert "best test loss 0.2 at step_size=0.2 seed=0," in progress.line()
 
 
 def test_a_budget_counts_the_samples_of_all_trials() -> None:

@@ -94,7 +94,8 @@ def test_points_are_judged_by_the_mean_of_their_finished_trials_and_incomplete_o
     points = summarized(table, KEYS, "test_accuracy", "max")
     assert points["algorithm.theta"].tolist() == [0.0, 0.5, 0.2, 1.0]
     np.testing.assert_allclose(points["mean"], [0.85, 0.99, 0.95, 0.65])
-    assert points["std"].iloc[0] == pytest.approx(0.05)
+    assert points["std"].iloc[0] == pytest.approx(0.1 / 2**0.5)
+    assert np.isnan(points["std"].iloc[1])
     assert points[["finished", "stopped", "failed"]].to_numpy().tolist() == [[2, 0, 0], [1, 1, 0], [1, 0, 1], [0, 2, 0]]
     by_loss = summarized(table.assign(test_loss=table["test_accuracy"]), KEYS, "test_loss", "min")
     assert by_loss["mean"].iloc[0] == pytest.approx(0.85)

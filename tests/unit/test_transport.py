@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_pcasgd.engines.ray.raw_tensors import extra_of
 from ray_pcasgd.engines.ray.transport import PIECE_BYTES, Contents, InPieces, in_pieces, joined
 
 PIECE = PIECE_BYTES // 4
@@ -17,11 +19,16 @@ SIZES = st.one_of(st.integers(0, 8), st.integers(PIECE - 1, PIECE + 1), st.integ
 def test_what_travels_in_pieces_is_put_together_again(weights: int, buffers: int, direction: int | None) -> None:
     parcels: list[Any] = [None if size is None else np.arange(size, dtype=np.float32) for size in (weights, buffers)]
     parcels += [None if direction is None else -np.arange(direction, dtype=np.float32)]
+    extra = extra_of({"passes": torch.tensor(3)}, None)
+    parcels += [extra]
     arguments = in_pieces(Contents(*parcels))
     assert all(one.nbytes <= PIECE_BYTES for one in arguments[1:])
-    for parcel, told in zip(parcels, arguments[0], strict=True):
+    assert arguments[0].extra is extra
+    for parcel, told in zip(parcels[:3], arguments[0][:3], strict=True):
         assert isinstance(told, InPieces) == (parcel is not None and parcel.nbytes > PIECE_BYTES)
-    for parcel, again in zip(parcels, joined(arguments[0], arguments[1:]), strict=True):
+    whole = joined(arguments[0], arguments[1:])
+    assert whole.extra is extra
+    for parcel, again in zip(parcels[:3], whole[:3], strict=True):
         assert (parcel is None and again is None) or np.array_equal(parcel, again)
 
 

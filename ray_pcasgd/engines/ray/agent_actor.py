@@ -10,6 +10,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from ray_pcasgd.agent import Agent, AgentSpec, Received
+from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
 from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
@@ -83,12 +84,27 @@ class AgentActor(Shell):
         try:
             return self.agent.check_finite(self.agent.compute())
         except NonFiniteLossError as error:
-            if not self.spec.recipe.isolate_non_finite:
-                raise
-            self.unsent.append(Event("agent_isolated", error.agent, error.step, str(error)))
-            self.is_isolated = True
-            self.send(None, isolated=True)
+            self.isolate(error, None)
             return None
+
+    def apply(self, received: Sequence[Received], held: int) -> dict[str, float] | None:
+        """Take the rule's step; nothing where the agent leaves the run, because what comes of it is not finite."""
+        agent = self.agent
+        try:
+            return agent.apply(received, held)
+        except NonFiniteLossError as error:
+            # Its neighbors may still need the direction at its last version, which they know of in every engine.
+            owes = self.spec.recipe.rule.needs_directions
+            self.isolate(error, self.packed(agent.weights, agent.buffers, agent.direction) if owes else None)
+            return None
+
+    def isolate(self, error: NonFiniteLossError, contents: Contents | None) -> None:
+        """Leave the run after the present version; end it where that is not asked for."""
+        if not self.spec.recipe.isolate_non_finite:
+            raise error
+        self.unsent.append(Event("agent_isolated", error.agent, error.step, str(error)))
+        self.is_isolated = True
+        self.send(contents, isolated=True)
 
     @property
     def expected(self) -> Expected:
@@ -201,6 +217,10 @@ class AgentActor(Shell):
         agent = self.agent
         evaluates = self.spec.recipe.evaluates_at(agent.progress)
         snapshot: Any = ray.put(portable(agent.snapshot())) if evaluates else None
+        evaluation = None
+        if evaluates:
+            evaluation, failed = measured(agent.evaluate, self.spec.recipe.task, self.spec.agent, agent.progress)
+            self.unsent += [failed] if failed else []
         self.unsent.append(
             StepReport(
                 row=row,
@@ -210,7 +230,7 @@ class AgentActor(Shell):
                 bytes_sent=agent.message_bytes * len(agent.receivers()),
                 wall_seconds=time.time() - self.started_at,
                 snapshot=snapshot,
-                evaluation=agent.evaluate() if evaluates else None,
+                evaluation=evaluation,
             )
         )
         self.report(flush=evaluates or self.reports_at_once)
@@ -254,7 +274,9 @@ class PlannedAgentActor(AgentActor):
                 return
             found = self.await_reads(row)
             received = self.open_all(found)
-            measures = self.agent.apply(received, len(row.held))
+            measures = self.apply(received, len(row.held))
+            if measures is None:
+                return
             self.publish()
             self.finish_step(row._replace(reads=tuple(item.read for item in received)), loss, measures)
 

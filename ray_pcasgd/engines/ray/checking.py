@@ -1,7 +1,7 @@
 """What a peer's message must be, before anything of it is believed."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import ray
 import torch
 from torch import Tensor
 
+from ray_pcasgd.engines.ray.raw_tensors import Form, problem_of
 from ray_pcasgd.engines.ray.transport import Contents, Parcel, joined
 from ray_pcasgd.mailbox import Answer, Delivery, Header
 
@@ -33,9 +34,13 @@ class Expected(NamedTuple):
     weights: int | None
     """Numbers in the weights, and in a direction; None where senders have parts of different sizes."""
     buffers: int
-    """Numbers in the floating-point buffers; a message may also have none."""
+    """Numbers in the mixed buffers; a message may also have none."""
     note: type[Answer] | type[Delivery] | None = None
     """What a message between workers and servers says besides; None between peers."""
+    forms: Mapping[str, Form | None] | None = None
+    """Of the tensors that a worker may send with its gradient; not given: nothing is sent with it."""
+    num_tensors: int = 0
+    """The number of the model's parameter tensors."""
 
 
 def check_header(expected: Expected, header: Any) -> None:
@@ -118,7 +123,12 @@ def check_contents(expected: Expected, header: Header, contents: Any) -> None:
     if not isinstance(contents, Contents):
         raise RejectedError(f"its contents are of type {type(contents).__name__}")
     sizes = (expected.weights, expected.buffers, expected.weights)
-    for name, parcel, size in zip(contents._fields, contents, sizes, strict=True):
+    if contents.extra is not None:
+        if expected.forms is None:
+            raise RejectedError(f"its extra is of type {type(contents.extra).__name__}; allowed is none")
+        if problem := problem_of(contents.extra, expected.forms, expected.num_tensors):
+            raise RejectedError(f"its {problem}")
+    for name, parcel, size in zip(contents._fields[:3], contents[:3], sizes, strict=True):
         if parcel is None and name == "direction":
             continue
         if isinstance(parcel, list):

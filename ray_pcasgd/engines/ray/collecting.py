@@ -3,11 +3,12 @@
 from typing import Any
 
 import ray
-import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+from torch.utils._pytree import tree_map
 
 from ray_pcasgd.engines.ray.scheduler_actor import Call, Said
+from ray_pcasgd.engines.ray.transport import as_tensor
 from ray_pcasgd.records import Event, Snapshot, StepReport
 
 
@@ -52,16 +53,11 @@ class Collector:
             return [said]
         reference: Any = said.snapshot
         try:
-            weights, buffers, integers = ray.get(reference, timeout=self._answer_seconds)
+            snapshot = Snapshot(*tree_map(as_tensor, ray.get(reference, timeout=self._answer_seconds)))
         except RayError as error:
             agent, reason = said.row.agent, type(error).__name__
             detail = f"the evaluation of agent {agent} at step {said.progress} was lost ({reason})"
             lost = Event("evaluation_lost", agent, said.progress, detail)
             # The step itself was taken: without its row, the rows after it would have none before them.
             return [lost, said._replace(snapshot=None, evaluation=None)]
-        snapshot = Snapshot(
-            torch.from_numpy(weights.copy()),
-            torch.from_numpy(buffers.copy()),
-            {name: torch.as_tensor(value.copy()) for name, value in integers.items()},
-        )
         return [said._replace(snapshot=snapshot)]

@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_pcasgd.agent import AgentSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
+from ray_pcasgd.engines.failures import described_text
 from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live import LiveAgentActor
@@ -24,7 +25,7 @@ from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWork
 from ray_pcasgd.engines.ray.server_live import LiveServerActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
-from ray_pcasgd.learner import LearnerSpec, NonFiniteLossError
+from ray_pcasgd.learner import LearnerError, LearnerSpec
 from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
@@ -168,11 +169,11 @@ class Crew:
         try:
             return Event("agent_started", agent, 0, ray.get(place))
         except RayTaskError as error:
-            raise RunError(f"agent {agent} could not be built: {error.cause}") from error
+            raise RunError(f"agent {agent} could not be built: {described_text(str(error))}") from error
         except RayError as error:
-            if isinstance(error, GONE) and "creation task" not in str(error):
+            if isinstance(error, GONE) and not getattr(error, "actor_init_failed", False):
                 raise InterruptionError(f"agent {agent} was lost: {first_line(error)}", agent) from error
-            raise RunError(f"agent {agent} could not be started: {first_line(error)}") from error
+            raise RunError(f"agent {agent} could not be built: {described_text(str(error))}") from error
 
     def scheduler_started(self) -> Event:
         """Wait until the scheduler is there, and report where.
@@ -226,7 +227,7 @@ def failure(call: Any, agent: int) -> Exception | None:
         cause = error.cause
         if isinstance(cause, LOST):
             return InterruptionError(f"agent {agent} lost a message or its scheduler: {first_line(cause)}", agent)
-        return cause if isinstance(cause, NonFiniteLossError | RunError) else error
+        return cause if isinstance(cause, LearnerError | RunError) else error
     except GONE as error:
         return InterruptionError(f"agent {agent} was lost: {first_line(error)}", agent)
     return None

@@ -1,14 +1,14 @@
 """The ray engine: finds room for the actors, lets them run, and takes everything down again."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import ray
 from ray.util.placement_group import remove_placement_group
 
 from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.engines.base import Cluster, Pause, Report, RunError
+from ray_pcasgd.engines.base import Cluster, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.ray.crew import Crew, Identity
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.live_run import LiveRun
@@ -16,6 +16,7 @@ from ray_pcasgd.engines.ray.placement import reserve
 from ray_pcasgd.engines.ray.planned_run import PlannedRun
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.shell import Driving
+from ray_pcasgd.engines.ray.state_check import check_state
 from ray_pcasgd.learner import LearnerSpec
 from ray_pcasgd.reaching import noted
 from ray_pcasgd.records import Event
@@ -54,8 +55,11 @@ class RayEngine:
         self._schedule = schedule
         self._identity = identity
         self._upkeep = upkeep
+        self.leaving = Leaving()
 
-    def run(self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None) -> Iterator[Report]:
+    def run(
+        self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
+    ) -> Generator[Report, None, None]:
         """Execute all agents; see ``Engine.run``."""
         try:
             self._cluster.join()
@@ -64,7 +68,7 @@ class RayEngine:
         try:
             reserved = reserve(self._settings, len(specs))
             try:
-                pausing = self._upkeep.state_seconds if self._has_states(specs[0]) else None
+                pausing = self._upkeep.state_seconds if self.can_pause(specs) else None
                 driving = Driving(
                     self._settings.message_seconds,
                     self._settings.threads,
@@ -72,15 +76,18 @@ class RayEngine:
                     self._settings.silent_steps,
                     self._settings.inline_bytes,
                 )
+                if state is not None:
+                    check_state(state, specs, data, is_live=isinstance(self._schedule, Injection))
                 crew = Crew(self._identity, specs, data, reserved, driving)
                 try:
                     if isinstance(self._schedule, Injection):
                         absent = self._settings.join_later
                         max_failures = self._upkeep.max_failures
-                        live = LiveRun(crew, self._schedule, max_failures, pausing, state, absent)
+                        live = LiveRun(crew, self._schedule, max_failures, pausing, state, absent, self.leaving)
                         yield from self._shown(crew, live.reports())
                     else:
-                        yield from self._shown(crew, PlannedRun(crew, self._schedule, pausing, state).reports())
+                        planned = PlannedRun(crew, self._schedule, pausing, state, self.leaving)
+                        yield from self._shown(crew, planned.reports())
                 finally:
                     crew.close()
             finally:
@@ -89,8 +96,9 @@ class RayEngine:
         finally:
             self._cluster.leave()
 
-    def _has_states(self, spec: LearnerSpec) -> bool:
-        """Return whether the run can go on from a state."""
+    def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
+        """Return whether the run can be left, and go on from a state."""
+        spec = specs[0]
         if isinstance(self._schedule, Injection):
             if not isinstance(spec, WorkerSpec):
                 return isinstance(spec, AgentSpec)

@@ -24,11 +24,11 @@ from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier, Proceed, SampledB
 from ray_pcasgd.schedule.reading import NeighborTracker, OwnTimes, choose_all, choose_read
 from ray_pcasgd.tasks.task import TaskData
 
-SMOOTHING = 0.8
-"""Share of the old mean in the running means of an agent's step time."""
+RECENT_STEPS = 16
+"""Steps over which an agent's pace is a mean."""
 
 LONGEST_RATIO = 4.0
-"""A single step counts as no more than so many mean ones: a process that was stopped has not become slow by that."""
+"""A step that takes so many mean ones is no slow step: the process was stopped."""
 
 HELD_UP_SECONDS = 0.1
 """A step that takes ``LONGEST_RATIO`` mean ones and at least this: the agent's process was held up, its mail too."""
@@ -73,10 +73,6 @@ class LiveAgentActor(ReturningAgentActor):
         """How far each neighbor has come, as its messages tell."""
         self.held_up = False
         """Whether the present step took so long that the agent's process must have been stopped meanwhile."""
-        self.ended_at = 0.0
-        """When the last step ended, in wall-clock seconds."""
-        self.cycle_seconds = 0.0
-        """Mean seconds from the end of a step to the end of the next, waiting included."""
         self.kept_at = time.monotonic()
         self.agent.warm_up()
 
@@ -108,15 +104,14 @@ class LiveAgentActor(ReturningAgentActor):
         self.wait_longer(start)
         ready = time.time()
         found = self.await_barrier(step)
-        waited = time.time() - ready
         received = self.open_all(found)
         held = self.held
-        measures = self.agent.apply(received, len(held))
+        measures = self.apply(received, len(held))
+        if measures is None:
+            return False
         end = time.time()
-        self.step_seconds = _mean_with(self.step_seconds, end - start - waited)
-        self.cycle_seconds = _mean_with(self.cycle_seconds, end - (self.ended_at or start))
-        self.ended_at = end
         self.own_times.sent_at.append(end)
+        self.step_seconds = self.own_times.pace(RECENT_STEPS)
         began, computed, ended = (moment - self.started_at for moment in (start, ready, end))
         reads = tuple(item.read for item in received)
         row = Row(self.spec.agent, step, began, computed, ended, reads, held=held)
@@ -131,7 +126,7 @@ class LiveAgentActor(ReturningAgentActor):
     @property
     def reports_at_once(self) -> bool:
         """Whether each row is handed in before what came of it is sent, so that no version is read without a record."""
-        return self.cycle_seconds >= AT_ONCE_SECONDS
+        return self.step_seconds >= AT_ONCE_SECONDS
 
     def is_long(self, seconds: float) -> bool:
         """Return whether a gradient took so long that the process must have been stopped meanwhile."""
@@ -324,8 +319,3 @@ class LiveAgentActor(ReturningAgentActor):
         latency = link.latency_seconds(header.version, sent_at)
         hold = link.hold_steps(header.version, sent_at)
         return header._replace(latency_seconds=latency, hold_steps=hold)
-
-
-def _mean_with(mean: float, seconds: float) -> float:
-    """Return a running mean with one value more, which counts as no more than a few mean ones."""
-    return SMOOTHING * mean + (1 - SMOOTHING) * min(seconds, LONGEST_RATIO * mean) if mean else seconds

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 
 from ray_pcasgd.agent import AgentSpec
 from ray_pcasgd.commands import Command, Isolate, Join, Leave, SetDelay, agents_named
-from ray_pcasgd.engines.base import InterruptionError, Pause, Report, RunError
+from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
 from ray_pcasgd.engines.ray.injection import Injection
@@ -38,8 +38,10 @@ class LiveRun:
         state_seconds: float | None,
         state: State | None,
         absent: Sequence[int] = (),
+        driver_leaving: Leaving | None = None,
     ) -> None:
         self.crew = crew
+        self.driver_leaving = driver_leaving or Leaving()
         self.injection = injection
         self.max_failures = max_failures
         self.state_seconds = state_seconds
@@ -123,6 +125,7 @@ class LiveRun:
             yield from self.obey()
             yield from self.look_for_those_who_return()
             yield from self.pauses()
+            self.driver_leaving.give_up()
             if self.is_without_workers() and not failures:
                 failures.append(RunError("every worker was lost, or has left"))
         if failures:
@@ -337,9 +340,12 @@ class LiveRun:
 
     def pauses(self) -> Iterator[Pause]:
         """Yield a pause if it is time, and every agent that is there has given its part of the state."""
-        if self.state_seconds is None or time.monotonic() - self.kept_at < self.state_seconds:
+        is_due = self.state_seconds is not None and time.monotonic() - self.kept_at >= self.state_seconds
+        if self.state_seconds is None or not (is_due or self.driver_leaving.is_asked):
             return
         if any(agent not in self.states for agent in self.crew.actors.keys() - self.away if not self.is_worker(agent)):
+            if self.driver_leaving.is_asked:
+                raise KeyboardInterrupt  # no agent's part is asked for; the next ones may be long in coming
             return
         agents = [self.kept(agent) for agent in range(len(self.crew.specs))]
         state = {"seconds": time.time() - self.started_at, "agents": agents}

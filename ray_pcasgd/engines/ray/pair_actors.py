@@ -8,6 +8,7 @@ import torch
 from ray.actor import ActorHandle
 
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.engines.ray.checking import Expected, fetch_checked
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
@@ -67,6 +68,9 @@ class PairActor(Shell):
         """Report a row, with an evaluation where the recipe asks for one."""
         agent, evaluates = self.agent, self.evaluates(row)
         snapshot: Any = ray.put(portable(agent.snapshot())) if evaluates else None
+        evaluation, failed = None, None
+        if evaluates:
+            evaluation, failed = measured(agent.evaluate, self.spec.recipe.task, self.spec.agent, agent.progress)
         report = StepReport(
             row=row,
             progress=agent.progress,
@@ -75,10 +79,10 @@ class PairActor(Shell):
             bytes_sent=agent.message_bytes * len(row.reads),
             wall_seconds=self.now(),
             snapshot=snapshot,
-            evaluation=agent.evaluate() if evaluates else None,
+            evaluation=evaluation,
         )
         with self.changed:
-            self.unsent.append(report)
+            self.unsent += [report, *([failed] if failed else [])]
             self.report(flush=evaluates)
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import ray
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ray_pcasgd.engines.ray.transport import PIECE_BYTES, Contents, Parcel, pack
+from ray_pcasgd.engines.ray.raw_tensors import Extra, extra_of, tensor_of
+from ray_pcasgd.engines.ray.transport import PIECE_BYTES, Contents, Parcel, as_array, as_tensor, pack
 from ray_pcasgd.mailbox import Delivery, Header, Mailbox, Message
 from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Cut
@@ -45,7 +45,7 @@ class Restored(NamedTuple):
 
 def portable_state(state: State) -> Any:
     """Return a reference to an agent's state, with its tensors as NumPy arrays."""
-    return ray.put(tree_map(lambda leaf: leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) else leaf, state))
+    return ray.put(tree_map(as_array, state))
 
 
 def fetched(reference: Any, answer_seconds: float) -> State:
@@ -55,13 +55,8 @@ def fetched(reference: Any, answer_seconds: float) -> State:
         RayError: it was lost with its agent, or the agent does not answer.
 
     """
-    state: State = tree_map(_tensor, ray.get(reference, timeout=answer_seconds))
+    state: State = tree_map(as_tensor, ray.get(reference, timeout=answer_seconds))
     return state
-
-
-def _tensor(leaf: Any) -> Any:
-    # A copy: what Ray returns is a view of its shared memory, which it would have to keep.
-    return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
 
 
 def join_parts(cut: Cut, parts: Sequence[Part], seconds: float, answer_seconds: float) -> State:
@@ -76,7 +71,8 @@ def join_parts(cut: Cut, parts: Sequence[Part], seconds: float, answer_seconds: 
         for header, contents in part.messages:
             key = (header.sender, header.version, *part.share)
             if contents is not None and key not in messages:
-                messages[key] = [*(_opened(parcel, answer_seconds) for parcel in contents), header.mass]
+                opened = [_opened(parcel, answer_seconds) for parcel in contents[:3]]
+                messages[key] = [*opened, header.mass, _opened_extra(contents.extra)]
     return {
         "rows": cut.rows,
         "seconds": seconds,
@@ -91,7 +87,7 @@ def join_parts(cut: Cut, parts: Sequence[Part], seconds: float, answer_seconds: 
 
 def restored_parts(state: State) -> list[Restored]:
     """Return what each agent goes on from; what travels to several of them lies in the object store once."""
-    contents = {key: Contents(*map(_packed, parts[:3])) for key, parts in state["messages"].items()}
+    contents = {key: _contents(*parts) for key, parts in state["messages"].items()}
 
     def message(entry: Sequence[Any], share: Sequence[int]) -> Message[Contents]:
         key = (*entry[:2], *share)
@@ -106,6 +102,13 @@ def restored_parts(state: State) -> list[Restored]:
         )
         for number, agent in enumerate(state["agents"])
     ]
+
+
+def _contents(
+    weights: Tensor, buffers: Tensor, direction: Tensor | None, mass: float, extra: list[Any] | None
+) -> Contents:
+    whole = Contents(_packed(weights), _packed(buffers), _packed(direction))
+    return whole if extra is None else whole._replace(extra=extra_of(*extra))
 
 
 def _header(sender: int, version: int, *note: Any, mass: float) -> Header:
@@ -123,6 +126,16 @@ def _opened(parcel: Parcel | None, answer_seconds: float) -> Tensor | None:
         return None
     array = ray.get(parcel[0], timeout=answer_seconds) if isinstance(parcel, list) else parcel
     return torch.from_numpy(array.copy())
+
+
+def _opened_extra(extra: Extra | None) -> list[Any] | None:
+    if extra is None:
+        return None
+    mask = extra.with_gradient
+    return [
+        {name: tensor_of(given) for name, given in extra.local.items()},
+        None if mask is None else torch.from_numpy(mask.copy()),
+    ]
 
 
 def _packed(tensor: Tensor | None) -> Any:

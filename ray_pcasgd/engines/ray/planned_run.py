@@ -8,7 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ray_pcasgd.engines.base import InterruptionError, Pause, Report
+from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause, Report
+from ray_pcasgd.engines.failures import restoring
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
 from ray_pcasgd.engines.ray.life import LifeSigns
@@ -25,13 +26,17 @@ POLL_SECONDS = 0.1
 class PlannedRun:
     """Drives the actors of a planned run, and cuts its schedule from time to time to keep the run's state."""
 
-    def __init__(self, crew: Crew, schedule: Schedule, state_seconds: float | None, state: State | None) -> None:
+    def __init__(
+        self, crew: Crew, schedule: Schedule, state_seconds: float | None, state: State | None, leaving: Leaving
+    ) -> None:
         self.crew = crew
+        self.leaving = leaving
         self.state_seconds = state_seconds
         """How often the schedule is cut; nothing where the run's agents have no state to give."""
         self.started_at = time.time() - (0.0 if state is None else state["seconds"])
         scheduler = crew.make_scheduler(schedule, 0 if state is None else state["rows"])
-        restored = [None] * len(crew.specs) if state is None else restored_parts(state)
+        with restoring():
+            restored = [None] * len(crew.specs) if state is None else restored_parts(state)
         for agent, own in enumerate(restored):
             crew.make(agent, None, own)
         self.scheduler = scheduler
@@ -60,6 +65,7 @@ class PlannedRun:
             for agent in self.life.missing(self.training.values()):
                 failures.append(InterruptionError(f"agent {agent} has not answered for {self.life.seconds:g} s", agent))
             if not failures:
+                self.leaving.give_up()
                 self.refuse_commands()
                 yield from self.pauses()
         if failures:
@@ -103,7 +109,8 @@ class PlannedRun:
             return
         try:
             if self.cut is None:
-                if time.monotonic() - self.cut_at >= pace(self.state_seconds, self.cost_seconds):
+                is_due = time.monotonic() - self.cut_at >= pace(self.state_seconds, self.cost_seconds)
+                if is_due or self.leaving.is_asked:
                     self.parts = {}
                     asked: Any = self.scheduler.cut.remote()
                     self.cut = ray.get(asked, timeout=self.crew.driving.answer_seconds)

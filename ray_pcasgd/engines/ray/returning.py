@@ -34,16 +34,15 @@ class ReturningAgentActor(AgentActor):
         """Be where the agent was when its state was kept."""
         super().restore(restored)
         state = restored.agent
-        self.agent.place(state["version"], Snapshot(state["weights"], state["buffers"], state["integers"]))
+        self.agent.place(state["version"], Snapshot(state["weights"], state["buffers"], state["local"]))
 
     def kept_state(self) -> dict[str, Any]:
         """Return what ``restore`` needs."""
-        weights, buffers, integers = self.agent.snapshot()
-        return {"version": self.version, "weights": weights, "buffers": buffers, "integers": integers}
+        return {"version": self.version, **self.agent.snapshot()._asdict()}
 
     def send(self, contents: Contents | None, isolated: bool = False) -> None:
         """Send one message to every neighbor, and remember it for those who come back."""
-        if contents is not None:
+        if contents is not None and not isolated:
             self.published = (self.header(), contents)
         super().send(contents, isolated)
 

@@ -9,6 +9,7 @@ from ray.actor import ActorHandle
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
 from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
+from ray_pcasgd.engines.ray.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
 from ray_pcasgd.mailbox import Answer, Delivery, Header, Inbox, Message
@@ -55,11 +56,17 @@ class StarShell(Shell):
 
         """
         expected = self.expected
-        return Received(
+        received = Received(
             read,
             fetch_checked("weights", contents.weights, expected.weights, self.device),
             fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
         )
+        extra = contents.extra
+        if extra is None:
+            return received
+        local = {name: tensor_of(given).to(self.device) for name, given in extra.local.items()}
+        mask = None if extra.with_gradient is None else torch.from_numpy(extra.with_gradient).to(self.device)
+        return received._replace(local=local, with_gradient=mask)
 
     def open(self, read: Read, contents: Contents) -> Received:
         """Return a message's contents, without which there is no going on.
@@ -135,7 +142,8 @@ class WorkerActor(StarShell):
         for place, (server, header) in enumerate(headers.items()):
             buffers = self.worker.buffers if place == 0 else self.worker.buffers[:0]
             part = self.worker.message[self.part(server)]
-            self.outbox.send({server: header}, self.packed(part, buffers), may_skip=False)
+            extra = extra_of(self.worker.changed_local if place == 0 else {}, self.worker.with_gradient)
+            self.outbox.send({server: header}, self.packed(part, buffers)._replace(extra=extra), may_skip=False)
 
     def submit(self, row: Row, loss: float | None) -> None:
         """Report a row."""
@@ -186,8 +194,16 @@ class ServerActor(StarShell):
     @property
     def expected(self) -> Expected:
         """What the workers' messages must be."""
-        sizes = (self.server.weights.numel(), self.server.buffers.numel())
-        return Expected(self.spec.neighbors, None, *sizes, Delivery)
+        server, is_first = self.server, self.spec.place == 0
+        return Expected(
+            self.spec.neighbors,
+            None,
+            server.weights.numel(),
+            server.buffers.numel(),
+            Delivery,
+            forms=server.forms if is_first else {},
+            num_tensors=len(server.sizes),
+        )
 
     def submit(self, row: Row, losses: list[float], measures: dict[str, float], before: int, receivers: int) -> None:
         """Report an update; ``before`` is the server's progress before it."""

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from torch import Tensor
 
-from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.base import InterruptionError, RunError
+from ray_pcasgd.engines.failures import as_step_error
 from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, check_mark, checked_contents
 from ray_pcasgd.engines.ray.injection import Injection
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.reporting import Reporter
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
-from ray_pcasgd.learner import LearnerSpec
+from ray_pcasgd.learner import LearnerError, LearnerSpec
 from ray_pcasgd.mailbox import Header, Mailbox, Message
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut
@@ -190,6 +192,11 @@ class Shell(Reporter):
                 self.take_steps()
             except StoppedError:
                 self.say_goodbye()
+            except (RunError, LearnerError, RayError):
+                raise
+            except Exception as error:
+                # Made of texts: the error itself may be of a kind that the driver cannot import.
+                raise as_step_error(error, self.spec.agent, self.progress) from None
         finally:
             with self.changed:
                 self.report(flush=True)
@@ -204,6 +211,11 @@ class Shell(Reporter):
     def version(self) -> int:
         """The agent's version."""
         raise AssertionError("Shell is abstract")
+
+    @property
+    def progress(self) -> int:
+        """The steps that the agent has taken, of the run's ``num_steps``."""
+        return self.version
 
     @property
     def device(self) -> torch.device:

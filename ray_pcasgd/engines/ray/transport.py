@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ray_pcasgd.engines.ray.lost import GONE, first_line
+from ray_pcasgd.engines.ray.raw_tensors import Extra
 from ray_pcasgd.mailbox import Header
 from ray_pcasgd.records import Snapshot
 
@@ -61,6 +63,8 @@ class Contents(NamedTuple):
     buffers: Parcel
     direction: Parcel | None
     """The direction at the version before."""
+    extra: Extra | None = None
+    """Of a worker: what it sends with its gradient."""
 
 
 def pack(tensor: Tensor, inline_bytes: int) -> Parcel:
@@ -115,7 +119,23 @@ def is_local(parcel: Parcel) -> bool:
 
 def portable(snapshot: Snapshot) -> Any:
     """Return a snapshot as NumPy arrays, which travel on their own."""
-    return tree_map(lambda tensor: tensor.detach().cpu().numpy(), tuple(snapshot))
+    return tree_map(as_array, tuple(snapshot))
+
+
+def as_array(leaf: Any) -> Any:
+    """Return a tensor as a NumPy array, or as it is where NumPy has no such type; anything else as it is."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    tensor = leaf.detach().cpu().resolve_conj().resolve_neg()
+    try:
+        return tensor.numpy()
+    except TypeError:
+        return tensor
+
+
+def as_tensor(leaf: Any) -> Any:
+    """Return what ``as_array`` returned as a tensor again; a copy, since Ray's memory is shared and must be freed."""
+    return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
 
 
 class Sent(NamedTuple):

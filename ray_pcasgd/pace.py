@@ -1,0 +1,54 @@
+"""What a run's pace and staleness are: one definition for its files, the terminal and its page."""
+
+from collections.abc import Collection, Iterable
+
+from ray_pcasgd.records import Row
+
+NAN = float("nan")
+
+
+def is_agent_step(row: Row, servers: Collection[int]) -> bool:
+    """Return whether a row counts as an agent-step: a step that was taken, by an agent that learns.
+
+    A server's update does not, nor a worker's cancelled gradient, nor that an agent was averaged with or came back.
+    """
+    return row.kind == "step" and row.agent not in servers
+
+
+def mean_staleness(rows: Iterable[Row], servers: Collection[int]) -> float:
+    """Return the mean staleness over all reads of a run, in steps; not a number where nothing was read.
+
+    Between peers, of every read of a neighbor; beside servers, of every gradient that one of them took.
+    """
+    total = number = 0
+    for row in rows:
+        if not servers or row.agent in servers:
+            total += sum(read.staleness for read in row.reads)
+            number += len(row.reads)
+    return total / number if number else NAN
+
+
+class Pace:
+    """How fast agent-steps come: their number after the first one, over the time from the first to the last."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.first: float | None = None
+        self.last = 0.0
+
+    def count(self, now: float) -> None:
+        """Take in an agent-step at ``now``, in seconds since any instant."""
+        self.first = now if self.first is None else self.first
+        self.last = now
+        self.number += 1
+
+    def rate_at(self, now: float) -> float | None:
+        """Return agent-steps per second up to ``now``; None as long as that is unknown."""
+        if self.first is None or self.number < 2 or now <= self.first:
+            return None
+        return (self.number - 1) / (now - self.first)
+
+    @property
+    def rate(self) -> float | None:
+        """Agent-steps per second up to the last one; None where there are not two."""
+        return self.rate_at(self.last)

@@ -1,0 +1,89 @@
+"""When a target was reached: by the averaged model, by the first agent, and by all of them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ray_pcasgd.report.data import RunData
+from ray_pcasgd.report.groups import Group
+from ray_pcasgd.wording import NOTHING, deviation_over, is_share, spoken, written
+
+_FALLING = ("loss", "cross-entropy", "mse", "mae", "error", "perplexity")
+"""Metrics of which less is better have one of these in their names."""
+
+
+class Reached(NamedTuple):
+    """The first evaluation at which a target was reached."""
+
+    step: float
+    seconds: float
+    bytes_sent: float
+
+
+def check_target(metric: str, target: float) -> None:
+    """Raise ``ValueError`` where a metric cannot have a value."""
+    if is_share(metric) and not 0 <= target <= 1:
+        raise ValueError(f"target = {target:g}: allowed for {spoken(metric)} are 0 to 1")
+
+
+def is_rising(groups: Sequence[Group], metric: str, target: float) -> bool:
+    """Return whether the target is reached from below: as shares are, and what starts below it, but no error."""
+    if is_share(metric):
+        return True
+    if any(word in metric.lower() for word in _FALLING):
+        return False
+    starts = [run.initial(metric) for group in groups for run in group.runs]
+    starts += [float(run.averaged[metric].iloc[0]) for group in groups for run in group.runs if len(run.averaged)]
+    return next((start < target for start in starts if start is not None), True)
+
+
+def first_reached(rows: pd.DataFrame, metric: str, target: float, rising: bool) -> Reached | None:
+    """Return the first of the evaluations, by step, at which the target is reached; None where none is."""
+    values = rows[metric].to_numpy(np.float64)
+    places = np.flatnonzero(values >= target if rising else values <= target)
+    if not places.size:
+        return None
+    row = rows.iloc[int(places[0])]
+    return Reached(*(float(row[name]) for name in Reached._fields))
+
+
+def target_table(groups: Sequence[Group], metric: str, target: float) -> list[dict[str, str]]:
+    """Return one row per method, as text: what it took to reach the target.
+
+    Means over seeds, with their sample deviation, where every seed has reached it.
+    """
+    rising = is_rising(groups, metric, target)
+    return [_row(group, metric, lambda rows: first_reached(rows, metric, target, rising)) for group in groups]
+
+
+def _row(group: Group, metric: str, reached: Callable[[pd.DataFrame], Reached | None]) -> dict[str, str]:
+    runs = [run for run in group.counted if metric in run.metrics]
+    models = [reached(run.averaged) for run in runs]
+    agents = [_of_agents(run, reached) for run in runs]
+    known = [model for model in models if model is not None]
+    row = {"method": group.label}
+    if len(group.counted) > 1:
+        row["seeds that reach it"] = f"{len(known)} of {len(group.counted)}"
+    every = len(known) == len(group.counted)
+    row["steps"] = _mean("step", [model.step for model in known] if every else [])
+    row["seconds"] = _mean("seconds", [model.seconds for model in known] if every else [])
+    row["MB sent by all"] = _mean("bytes", [model.bytes_sent / 1e6 for model in known] if every else [])
+    for name, choose in (("first agent, seconds", min), ("last agent, seconds", max)):
+        times = [choose(own, default=np.inf) for own in agents]
+        row[name] = _mean("seconds", times if len(times) == len(group.counted) and np.isfinite(times).all() else [])
+    return row
+
+
+def _of_agents(run: RunData, reached: Callable[[pd.DataFrame], Reached | None]) -> list[float]:
+    """Return when each agent has reached it, infinite where it has not; of workers, which are not tested, nothing."""
+    if run.num_workers is not None:
+        return []
+    found = [reached(rows) for rows in run.agents.values()]
+    return [float("inf") if one is None else one.seconds for one in found]
+
+
+def _mean(column: str, values: Sequence[float]) -> str:
+    known = [value for value in values if np.isfinite(value)]
+    return written(column, float(np.mean(known)), deviation_over(known)) if known else NOTHING

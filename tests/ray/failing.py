@@ -1,0 +1,68 @@
+"""Models that raise, where agents run in processes of their own."""
+
+import fcntl
+import os
+
+import torch
+from torch import Tensor, nn
+
+
+class FailingLater(nn.Module):
+    """Raises an error of its own kind in its training mode, from a forward pass on."""
+
+    def __init__(self, passes: int = 5) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.left = passes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.left -= 1
+        if self.left < 0:
+            raise OwnError("no more", passes=self.left)
+        outputs: Tensor = self.linear(inputs)
+        return outputs
+
+
+class OwnError(Exception):
+    """Cannot be made again from its arguments alone, as it would be in another process."""
+
+    def __init__(self, message: str, *, passes: int) -> None:
+        super().__init__(message)
+        self.passes = passes
+
+
+class FailingWhenEvaluated(FailingLater):
+    """Raises in its evaluation mode."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training and torch.is_inference_mode_enabled() == torch.is_grad_enabled():
+            raise KeyError("evaluated")
+        outputs: Tensor = self.linear(inputs)
+        return outputs
+
+
+class Gated(FailingLater):
+    """Waits at its 100th forward pass in training mode until nobody holds a file's lock."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(100)
+        self.file = file
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.left -= 1
+            if self.left == 0:
+                with open(self.file) as file:  # noqa: PTH123
+                    fcntl.flock(file, fcntl.LOCK_SH)
+        outputs: Tensor = self.linear(inputs)
+        return outputs
+
+
+class FailingElsewhere(FailingLater):
+    """Cannot be built in an agent's process."""
+
+    def __init__(self) -> None:
+        if "RAY_WORKER_MODE" in os.environ or "RAY_RAYLET_PID" in os.environ:
+            raise LookupError("not here")
+        super().__init__(10**9)

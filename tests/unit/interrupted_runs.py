@@ -1,0 +1,113 @@
+"""Runs that were interrupted, for tests of how they go on: what they are made by, and what is compared."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_pcasgd.cli import main
+from ray_pcasgd.records import Event
+from ray_pcasgd.result import Result
+from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.watching import Watcher
+
+SMALL: dict[str, Any] = {
+    "engine": "local",
+    "name": "first",
+    "num_agents": 3,
+    "num_steps": 20,
+    "evaluate_every": 5,
+    "task": {"model": {"hidden": [8]}},
+    "checkpoint": {"state_seconds": 0},
+}
+KEEPING = {"checkpoint": {"state_seconds": 0, "every_evaluations": 1}}
+SERVER = {"algorithm": {"name": "server", "gathering": "asgd", "correction": "dc-asgd-a"}}
+
+
+class LeaveError(Exception):
+    """The driver is gone."""
+
+
+class Noting(Watcher):
+    """Notes events, and does something at the first evaluation from a step on."""
+
+    def __init__(self, step: int = 99, act: Callable[[], Any] | None = None) -> None:
+        self.step = step
+        self.act = act
+        self.events: list[Event] = []
+
+    def evaluated(self, rows: Any) -> None:
+        if rows and rows[-1]["step"] >= self.step and self.act is not None:
+            act, self.act = self.act, None
+            act()
+
+    def happened(self, event: Event) -> None:
+        self.events.append(event)
+
+    def said(self, kind: str) -> list[str]:
+        return [event.detail for event in self.events if event.kind == kind]
+
+
+def leave() -> None:
+    raise LeaveError
+
+
+def interrupted(storage: Path | str, at_step: int = 15, **changes: Any) -> Path:
+    """Return the folder of a run whose driver was lost at a step."""
+    with pytest.raises(LeaveError):
+        Trainer(SMALL | changes, storage_path=str(storage), watcher=Noting(at_step, leave)).fit()
+    return Path(str(storage).removeprefix("file://")) / "first"
+
+
+def killed(storage: Path, at_step: int = 15, **changes: Any) -> Path:
+    """Return the folder as a driver leaves it that is killed: without any of the files that are written at the end."""
+    run = interrupted(storage, at_step, **changes)
+    for name in ("result.json", "metrics.parquet", "schedule.parquet", "model.safetensors"):
+        (run / name).unlink(missing_ok=True)
+    return run
+
+
+def assert_as_undisturbed(result: Result, storage: Path, **changes: Any) -> None:
+    whole = Trainer(SMALL | changes, storage_path=str(storage)).fit()
+    assert result.error is None
+    assert result.schedule_hash == whole.schedule_hash
+    assert result.checkpoint
+    assert whole.checkpoint
+    weights = whole.checkpoint.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in result.checkpoint.state_dict().items())
+    frames = [one.metrics_dataframe.drop(columns="wall_seconds") for one in (result, whole)]
+    assert frames[0].equals(frames[1])
+
+
+def tree_of(folder: Path) -> dict[str, str]:
+    """Return all files below a folder, and what they hold."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], list[str]]:
+    """Return the exit status of a command, and its lines on standard output and standard error."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    return int(str(ended.value.code)), captured.out.splitlines(), captured.err.splitlines()
+
+
+def newest_state(run: Path) -> Path:
+    return sorted((run / "states").iterdir())[-1]
+
+
+def write_state(folder: Path, state: Any) -> None:
+    torch.save(state, folder / "state.pt")
+    (folder / "checksum").write_text(hashlib.blake2b((folder / "state.pt").read_bytes()).hexdigest())
+
+
+def kept_steps(result: Result) -> list[int]:
+    return [int(Path(one.path).name.removeprefix("step_")) for one, _ in result.best_checkpoints]
