@@ -9,7 +9,7 @@ import pandas as pd
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.loading import SettingsError, load_config, merge, parse_assignment
-from ray_pcasgd.plan import make_plan, resolve
+from ray_pcasgd.plan import joined, make_plan, resolve
 from ray_pcasgd.remote_storage import is_remote
 from ray_pcasgd.result import Result
 from ray_pcasgd.run_files import claimed_folder
@@ -97,8 +97,13 @@ def compare(
     }
     for own in configs.values():
         resolve(own)  # refuses what cannot be run, before the first of them runs
-    make_plan(next(iter(configs.values())))  # what is known later only of one of them is the same for most
-    path = claimed_folder(config.storage_path, config.name, "comparison")
+    # What is known later only of one of them is the same for most.
+    with joined(make_plan(next(iter(configs.values()))).cluster):
+        path = claimed_folder(config.storage_path, config.name, "comparison")
+        return _run_all(configs, path, watcher)
+
+
+def _run_all(configs: Mapping[tuple[str, int], Config], path: Path, watcher: Callable[[str], Watcher]) -> Comparison:
     trainers = {
         (label, seed): Trainer(
             own,

@@ -19,6 +19,9 @@ _RARER = 20
 
 _RECORDS: list[Any] = [Event, Read, Row, Snapshot]
 
+_OWN = "local"
+"""The part of a state that has a model's own tensors by name."""
+
 
 def pace(seconds: float, cost_seconds: float) -> float:
     """Return how long to wait for the next state: as was asked for, but longer where a state takes its time to keep.
@@ -65,7 +68,8 @@ def difference(example: Any, value: Any, place: str = "state") -> str | None:
     """Return what of a value is not as in an example of its kind, if anything: types, keys, sizes of tensors.
 
     Lists and mappings that are empty in the example may hold anything, and ``None`` there says nothing. A list of
-    numbers may be of any length. All values of a mapping by numbers are as its first one in the example.
+    numbers may be of any length. Of a mapping by numbers, values that the example does not have are as its first one.
+    Of a model's own tensors, some may have come or gone.
     """
     if example is None:
         return None
@@ -86,7 +90,7 @@ def difference(example: Any, value: Any, place: str = "state") -> str | None:
             key, first = next(iter(example.items()))
             if strange := [one for one in value if type(one) is not type(key)]:
                 return f"{place} has the key {strange[0]!r:.80}"
-            pairs = [(one, first, item) for one, item in value.items()]
+            pairs = [(one, example.get(one, first), item) for one, item in value.items()]
     elif isinstance(example, list) and example and all(isinstance(item, int | float) for item in example):
         strange = [item for item in value if not isinstance(item, int | float)]
         return f"{place} has {strange[0]!r:.80} among its numbers" if strange else None
@@ -94,8 +98,20 @@ def difference(example: Any, value: Any, place: str = "state") -> str | None:
         if len(value) != len(example):
             return f"{place} has {len(value)} parts; allowed are {len(example)}"
         pairs = [(number, *both) for number, both in enumerate(zip(example, value, strict=True))]
-    found = (difference(first, second, f"{place}.{key}") for key, first, second in pairs)
+    found = (
+        (_own_difference if key == _OWN else difference)(first, second, f"{place}.{key}")
+        for key, first, second in pairs
+    )
     return next((text for text in found if text is not None), None)
+
+
+def _own_difference(example: dict[str, torch.Tensor], value: Any, place: str) -> str | None:
+    if not isinstance(value, dict):
+        return f"{place} is of type {type(value).__name__}; allowed is dict"
+    for name, tensor in value.items():
+        if found := difference(example.get(name), tensor, f"{place}.{name}"):
+            return found
+    return None
 
 
 def _tensor_difference(example: torch.Tensor, value: Any, place: str) -> str | None:

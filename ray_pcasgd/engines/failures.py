@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ray_pcasgd.engines.base import RunError, StateError
@@ -53,14 +52,23 @@ def described(error: BaseException) -> str:
         message = ""
     if len(message) > _LONGEST:
         message = f"{message[:_LONGEST]}..."
-    place = own_place(error.__traceback__)
+    place = next(filter(None, map(own_place, _chain(error))), "")
     return f"{type(error).__qualname__}{': ' if message else ''}{message}{f' ({place})' if place else ''}"
 
 
-def own_place(trace: TracebackType | None) -> str:
-    """Return file and line of the innermost frame of the user's own code; nothing where there is none."""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def own_place(error: BaseException) -> str:
+    """Return file and line of the innermost frame of the user's own code; empty where there is none."""
     found = ""
-    for frame, line in traceback.walk_tb(trace):
+    for frame, line in traceback.walk_tb(error.__traceback__):
         name = frame.f_code.co_filename
         if name.startswith("<"):
             # A prompt's or a notebook's, unless it was generated.

@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from ray_pcasgd.interrupting import RunInterrupted
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config
 from ray_pcasgd.plain_json import dumps, read_mapping
-from ray_pcasgd.records import Event
+from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.result import Result
 from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.trainer import Trainer, fit_together, resume
@@ -95,18 +97,17 @@ class FailingLater(nn.Module):
 
 
 class FailingWhenEvaluated(nn.Module):
-    """Raises in its evaluation mode, but for the first passes."""
+    """Raises in its evaluation mode, with other weights than those it was made with."""
 
-    def __init__(self, passes: int = 1) -> None:
+    def __init__(self, raises: bool = True) -> None:
         super().__init__()
         self.linear = nn.Linear(64, 10)
-        self.left = passes
+        self.raises = raises
+        self.first = self.linear.weight.detach().clone()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self.training:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyError("evaluated")
+        if self.raises and not self.training and not torch.equal(self.linear.weight, self.first):
+            raise KeyError("evaluated")
         outputs: Tensor = self.linear(inputs)
         return outputs
 
@@ -234,12 +235,15 @@ def test_an_evaluation_that_raises_costs_no_training(family: str, tmp_path: Path
     assert len((Path(result.path) / "events.jsonl").read_text().splitlines()) >= 3
 
 
+AVERAGED = 2
+
+
 def test_an_evaluation_of_the_averaged_model_alone_that_raises_is_named(tmp_path: Path) -> None:
     built: list[nn.Module] = []
 
     def factory() -> nn.Module:
-        # The first is tried out, the second becomes the averaged model, the others are the agents'.
-        built.append(FailingWhenEvaluated(0 if len(built) == 1 else 10**9))
+        # Those before are tried out, this one becomes the averaged model, the others are the agents'.
+        built.append(FailingWhenEvaluated(len(built) == AVERAGED))
         return built[-1]
 
     result = fit(tmp_path, task={"model": factory})
@@ -248,17 +252,23 @@ def test_an_evaluation_of_the_averaged_model_alone_that_raises_is_named(tmp_path
     assert result.metrics_dataframe["test_loss"].notna().sum() == 9
 
 
-class Unwritten:
-    """A metric of values that are no numbers from a call on."""
+class Unwritten(Watcher):
+    """A metric of values that are no numbers from the first step, or the first evaluation, on."""
 
-    def __init__(self, value: Any, calls: int = 1) -> None:
+    def __init__(self, value: Any, after: Literal["stepped", "evaluated"] = "stepped") -> None:
         self.value = value
-        self.left = calls
+        self.after = after
+        self.told: set[str] = set()
         self.__name__ = "odd"
 
+    def stepped(self, report: StepReport) -> None:
+        self.told.add("stepped")
+
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.told.add("evaluated")
+
     def __call__(self, outputs: Tensor, targets: Tensor) -> Any:
-        self.left -= 1
-        return outputs.sum() if self.left >= 0 else self.value
+        return self.value if self.after in self.told else outputs.sum()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +278,8 @@ class Unwritten:
 )
 def test_metrics_that_are_no_numbers_cost_neither_the_model_nor_the_result(value: Any, tmp_path: Path) -> None:
     kept = {"every_evaluations": 1, "num_to_keep": 1, "score": "odd"}
-    result = fit(tmp_path, task={"model": {"hidden": [8]}, "metrics": [Unwritten(value)]}, checkpoint=kept)
+    metric = Unwritten(value)
+    result = fit(tmp_path, metric, task={"model": {"hidden": [8]}, "metrics": [metric]}, checkpoint=kept)
     assert_all_there(result)
     summary_of(result)
     assert len(result.best_checkpoints) == 1
@@ -278,16 +289,9 @@ def test_metrics_that_are_no_numbers_cost_neither_the_model_nor_the_result(value
 
 
 def test_the_best_model_is_kept_where_a_score_is_no_number(tmp_path: Path) -> None:
-    class Sometimes:
-        __name__ = "odd"
-        calls = 0
-
-        def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-            self.calls += 1
-            return torch.tensor(math.nan if self.calls > 20 else float(self.calls))
-
+    metric = Unwritten(torch.tensor(math.nan), after="evaluated")
     kept = {"every_evaluations": 1, "num_to_keep": 1, "score": "odd"}
-    result = fit(tmp_path, task={"model": {"hidden": [8]}, "metrics": [Sometimes()]}, checkpoint=kept)
+    result = fit(tmp_path, metric, task={"model": {"hidden": [8]}, "metrics": [metric]}, checkpoint=kept)
     assert result.error is None
     assert [Path(one.path).name for one, _ in result.best_checkpoints] == ["step_00000004"]
 
@@ -317,10 +321,11 @@ def test_one_line_on_the_terminal_and_status_1(
     arguments = [part for setting in settings for part in ("--set", setting)]
     status, lines, errors = command(["train", "--engine", "local", *arguments], capsys)
     assert status == 1
-    assert errors == ["error: agent 0 at step 4: RuntimeError: mine (mine.py:10)"]
+    assert len(errors) == 1
+    assert re.fullmatch(r"error: agent 0 at step \d+: RuntimeError: mine \(mine\.py:10\)", errors[0])
     assert "run folder runs/first" in lines
     summary = json.loads((tmp_path / "runs" / "first" / "result.json").read_text())
-    assert summary["error"] == "agent 0 at step 4: RuntimeError: mine (mine.py:10)"
+    assert f"error: {summary['error']}" == errors[0]
 
 
 def test_errors_are_one_short_line_whatever_they_say() -> None:

@@ -31,8 +31,6 @@ class Unusual(nn.Module):
         if kind == "tied":
             self.other = nn.Linear(64, 10)
             self.other.weight = self.linear.weight
-        if kind == "sparse":
-            self.register_buffer("mask", torch.eye(3, dtype=torch.int64).to_sparse())
         if kind == "not contiguous":
             self.register_buffer("table", torch.arange(6).view(2, 3).t())
         if kind == "frozen, not contiguous":
@@ -80,7 +78,6 @@ class Raising(Unusual):
     [
         (Plain, "plain", "model.safetensors", []),
         (Plain, "tied", "model.safetensors", []),
-        (Plain, "sparse", "model.pt", []),
         (Plain, "not contiguous", "model.safetensors", []),
         (Plain, "frozen, not contiguous", "model.safetensors", []),
         (Plain, "empty", "model.safetensors", []),

@@ -77,8 +77,8 @@ def _live_example(spec: LearnerSpec, data: TaskData) -> State:
         more: State = {"arrived": dict.fromkeys(spec.neighbors, 0), "gatherer": None, "isolated": False}
         return Server(spec, data).state() | more
     assert isinstance(spec, AgentSpec)
-    weights, buffers, integers = Agent(spec, data).snapshot()
-    return {"version": 0, "weights": weights, "buffers": buffers, "integers": integers, "isolated": False}
+    weights, buffers, local = Agent(spec, data).snapshot()
+    return {"version": 0, "weights": weights, "buffers": buffers, "local": local, "isolated": False}
 
 
 def _on_cpu(spec: LearnerSpec) -> LearnerSpec:
