@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ray_pcasgd.compare import Method, compare
+from ray_pcasgd.comparison import Method, compare
 from ray_pcasgd.config import Config
 from ray_pcasgd.learner import NonFiniteLossError
 from ray_pcasgd.loading import load_config

@@ -1,9 +1,10 @@
-"""Training a model across machines whose news of each other is late."""
+"""Training one model on many agents whose weights reach each other late."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_pcasgd.compare import compare
+    from ray_pcasgd.comparison import compare
     from ray_pcasgd.config import Config
     from ray_pcasgd.loading import SettingsError, load_config
     from ray_pcasgd.result import Result
@@ -13,14 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Result", "SettingsError", "Terminal", "Trainer", "Watcher", "compare", "load_config", "resume"]
 
+# No module here may bear a public name: once imported, it would take the name's place.
 _HOMES = {
     "Config": "config",
-    "Result": "run",
+    "Result": "result",
     "SettingsError": "loading",
     "Terminal": "terminal",
     "Trainer": "trainer",
-    "Watcher": "run",
-    "compare": "compare",
+    "Watcher": "watching",
+    "compare": "comparison",
     "load_config": "loading",
     "resume": "trainer",
 }
@@ -30,6 +32,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for: an agent's process needs none of them, and starts sooner without."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,6 +15,9 @@ from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.run_state import State, leaves_of, with_leaves
 from ray_pcasgd.tasks.task import TaskData
 
+_SHORTEST_PATH = 64
+"""Own steps that are remembered in any run whose rule asks for them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Training):
@@ -100,9 +103,15 @@ class Agent(Learner):
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.mass = 1.0
         """Where rules push shares of it: the weights times the mass are what all agents together conserve."""
-        self.displacements = Displacements(self.weights, rule.age_max) if rule.needs_drift and spec.neighbors else None
+        self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = torch.zeros_like(self.weights)
+
+    def path(self) -> Displacements:
+        """Return an empty memory of the agent's own path, as long as the rule may ask for."""
+        recipe = self.spec.recipe
+        # No age is above the number of steps: a setting far above it would take memory for nothing.
+        return Displacements(self.weights, min(recipe.rule.age_max, max(_SHORTEST_PATH, recipe.num_steps)))
 
     def apply(self, received: Sequence[Received], held: int = 0) -> dict[str, float]:
         """Take the rule's step over what was read of the neighbors, and return the rule's measures.
@@ -299,7 +308,6 @@ class Agent(Learner):
         All else that the agent remembers begins anew, so that the weights, and what comes of them, depend on nothing
         but the versions that were read.
         """
-        rule = self.spec.recipe.rule
         if received:
             share = torch.tensor(1.0 / len(received), device=self.weights.device)
             shares = share.expand(len(received))
@@ -314,7 +322,7 @@ class Agent(Learner):
         self.forget_the_past()
         self.mass = 1.0
         if self.displacements is not None:
-            self.displacements = Displacements(self.weights, rule.age_max)
+            self.displacements = self.path()
         self.version = version
         self.batches.restore(version)
         self.probe_batches.restore(version)

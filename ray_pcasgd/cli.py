@@ -1,6 +1,7 @@
 """The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``, and ``cli_control``'s."""
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,10 +9,9 @@ from typing import IO, Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
-from ray_pcasgd import cli_control
-from ray_pcasgd.compare import METHODS, UNDELAYED, compare, parse_method
+from ray_pcasgd import cli_control, cli_settings
+from ray_pcasgd.comparison import METHODS, UNDELAYED, compare, parse_method
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import described
 from ray_pcasgd.interrupting import RunInterrupted
@@ -31,7 +31,7 @@ RUN_ERROR = 1
 INTERRUPTED = 130
 
 
-class _Commands(TyperGroup):
+class _Commands(cli_settings.Commands):
     def invoke(self, ctx: Any) -> Any:
         # Typer itself would end without a word.
         try:
@@ -41,12 +41,16 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
 
-app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-
-cli_control.register(app)
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Assignments = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for example algorithm.theta=0.5.")
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, for example algorithm.theta=0.5.",
+        autocompletion=cli_settings.complete_assignment,
+    ),
 ]
 EngineName = Annotated[str | None, typer.Option("--engine", help="What executes the agents: ray or local.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
@@ -234,6 +238,10 @@ def report(
         _say(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", console)
 
 
+cli_control.register(app)
+cli_settings.register(app)
+
+
 def _run_folders(path: Path) -> list[Path]:
     if (path / "config.yaml").exists():
         return [path]
@@ -245,7 +253,8 @@ def _run_folders(path: Path) -> list[Path]:
 
 def _shortcuts(engine: str | None, name: str | None) -> list[str]:
     given = {"engine.name": engine, "name": name}
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+    # A JSON text is a text in YAML, too: the name 20240501 is no number.
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
 
 
 def _console() -> Console:

@@ -113,7 +113,9 @@ def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int],
             tree = {**written._asdict(), "links": pairs}
             commands.append(SetDelay(entry=LinkDelay.model_validate(tree)))
         except ValidationError as error:
-            raise SettingsError("\n".join(f"--law {law!r}: {line}" for line in explain(error, tree))) from None
+            raise SettingsError(
+                "\n".join(f"--law {law!r}: {line}" for line in explain(error, tree, LinkDelay))
+            ) from None
         except ValueError as error:
             raise SettingsError(f"--{error}") from None
     if isolate:

@@ -21,8 +21,10 @@ class SetDelay(Settings):
         """Return what it does, in words."""
         where = self.entry.between if self.entry.links is None else [list(pair) for pair in self.entry.links]
         law = self.entry.delay.model_dump()
-        numbers = ", ".join(f"{value:g}" for key, value in law.items() if key != "name")
-        return f"links {where}: {law['name']}({numbers}) {self.entry.unit}"
+        numbers = ", ".join(
+            f"{value:g}" if isinstance(value, float) else str(value) for key, value in law.items() if key != "name"
+        )
+        return f"links {where}: {law['name']}({numbers}) {self.entry.unit or 'steps'}"
 
 
 class Isolate(Settings):

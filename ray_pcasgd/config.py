@@ -1,8 +1,8 @@
 """The whole of a run's settings: one tree, composed of what each layer defines for itself."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ray_pcasgd.curves import Constant, Curve
 from ray_pcasgd.engines.local import LocalSettings
@@ -35,7 +35,7 @@ AnyAlgorithm = Annotated[
 
 
 class CheckpointSettings(Settings):
-    """What is kept on the way: models, and the states from which a run goes on."""
+    """What is kept while a run lasts: models, and the states from which it can go on."""
 
     every_evaluations: int | None = Field(None, ge=1)
     """Keep the consensus model of every so many evaluations; not given: none but the last, as model.safetensors."""
@@ -47,7 +47,7 @@ class CheckpointSettings(Settings):
     """Whether a higher (max) or a lower (min) score is better."""
     state_seconds: float | None = Field(60.0, ge=0)
     """Seconds after which the next state of the whole run is kept, from which it goes on after a failure and with
-    ``train --resume``; none: never. How often changes no bit of what a planned run computes."""
+    ``train --resume``; null: never. How often changes no bit of what a planned run computes."""
     states_to_keep: int = Field(2, ge=1)
     """How many states are kept, the newest; an older one takes the place of one that is damaged."""
 
@@ -59,18 +59,22 @@ class Config(Settings):
     digits by PC-ASGD.
     """
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run and of its folder; not given: the algorithm and a number."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Name of the run and of its folder, up to 100 characters; not given: the algorithm and a number."""
     storage_path: str = "runs"
     """Folder of the run folders; a local path, or a location that pyarrow knows (s3://, gs://)."""
     seed: int = Field(0, ge=0)
     """Every random draw of the run follows from it."""
     num_agents: int = Field(8, ge=1)
-    """Number of agents, N; beside a server the number of its workers, P. Servers are the agents from N on."""
+    """Number of agents, N; with a server the number of its workers, P. Servers are the agents from N on."""
     num_steps: int = Field(300, ge=1)
     """Steps that each agent takes; a server has taken as many once it has taken so many mini-batches for each
     worker. Step sizes, evaluations and delays in steps go by these, so that methods meet at equal epochs."""
-    batch_size: int = Field(16, ge=1)
+    num_epochs: float | None = Field(None, gt=0, le=1e9)
+    """In place of num_steps, passes over the largest shard of an agent: the run takes ceil(num_epochs * samples of the
+    largest shard / batch_size) steps, and notes them as its num_steps. Of the two, the one that is given later counts;
+    given together, they are refused."""
+    batch_size: int = Field(16, ge=1, le=100_000)
     """Samples of one agent's mini-batch."""
 
     algorithm: AnyAlgorithm = PCASGD(theta=Constant(value=0.3))
@@ -80,7 +84,7 @@ class Config(Settings):
     warmup_steps: int = Field(0, ge=0)
     """The step size rises linearly over so many first steps."""
     optimizer: SGD = SGD()
-    """The local optimizer, from gradient to direction; beside a server it is the server's, unless workers keep
+    """The local optimizer, from gradient to direction; with a server it is the server's, unless workers keep
     weights of their own."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
@@ -91,16 +95,16 @@ class Config(Settings):
     """Which floating-point buffers of the model are averaged as its weights are: ``statistics``, those of normalization
     layers that are in training mode; ``all``; ``none``; or a list of names and patterns such as ``encoder.*_mean``, in
     which ``statistics`` may stand too. All other buffers, of any type, are each agent's own."""
-    clusters: int | tuple[tuple[int, ...], ...] = 2
-    """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which.
-    Servers are in the cluster of agent 0."""
+    clusters: int | tuple[tuple[int, ...], ...] | None = None
+    """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which;
+    not given: two, or one where there is one agent. Servers are in the cluster of agent 0."""
     reliability: Annotated[Reliability, BeforeValidator(from_name)] = Measured()
     """Which neighbors are trusted as they are read."""
 
     compute: ComputeTimes = ComputeTimes()
     """How long an agent computes."""
     links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10.0)),)
-    """How late messages are; of entries that name the same link, the last one counts."""
+    """How late messages are; of entries that name the same link, the last one counts. An empty list: none is late."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Who waits for whom; not given: what the algorithm asks for, ``all`` for d-psgd, ``none`` for most."""
     schedule: str | None = None
@@ -118,7 +122,22 @@ class Config(Settings):
     on_non_finite_loss: Literal["stop", "isolate"] = "stop"
     """Where an agent's loss is not finite: ``stop`` the run, or ``isolate`` the agent and go on without it."""
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is kept on the way: models, and the states from which the run goes on."""
+    """What is kept while the run lasts: models, and the states from which it can go on."""
     max_failures: int = Field(3, ge=-1)
     """Failures that the run outlives, of agents, of nodes, of the scheduler: planned runs go on from their last state,
     live ones go on meanwhile, and the agent comes back. -1: any number."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.num_epochs is not None and "num_steps" in self.model_fields_set:
+            steps = self.num_steps
+            raise ValueError(f"num_epochs = {self.num_epochs:g}: allowed is one of num_steps = {steps} and num_epochs")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_steps_of_epochs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``num_steps`` where ``num_epochs`` stands in place of it, so that what is written can be read."""
+        tree: dict[str, Any] = handler(self)
+        if self.num_epochs is not None:
+            tree.pop("num_steps", None)
+        return tree

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left, bisect_right
+from numbers import Real
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -134,7 +135,7 @@ def continued(curve: Constant | Stairs, step: int, value: float) -> Constant | S
 
 
 def _from_number(value: Any) -> Any:
-    return {"name": "constant", "value": value} if isinstance(value, int | float) else from_name(value)
+    return {"name": "constant", "value": value} if isinstance(value, Real) else from_name(value)
 
 
 Curve = Annotated[

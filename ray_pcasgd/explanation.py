@@ -2,31 +2,33 @@
 
 import difflib
 import re
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from ray_pcasgd import hints
 from ray_pcasgd.config import Config
+from ray_pcasgd.law_text import FORMS
+from ray_pcasgd.misspelling import allowed_at, as_written, kinds_at, meant
 from ray_pcasgd.settings import Settings
 from ray_pcasgd.wording import one_line as one_line
 
 _ALLOWED = {
-    "greater_than_equal": "allowed are values from {ge:g} on",
-    "greater_than": "allowed are values above {gt:g}",
-    "less_than_equal": "allowed are values up to {le:g}",
-    "less_than": "allowed are values below {lt:g}",
+    "greater_than_equal": "allowed are values from {ge} on",
+    "greater_than": "allowed are values above {gt}",
+    "less_than_equal": "allowed are values up to {le}",
+    "less_than": "allowed are values below {lt}",
     "finite_number": "allowed are finite numbers",
     "int_type": "allowed is a whole number",
     "int_parsing": "allowed is a whole number",
     "int_from_float": "allowed is a whole number",
+    "int_parsing_size": "allowed is a whole number of fewer digits",
     "float_type": "allowed is a number",
-    "float_parsing": "allowed is a number",
     "bool_type": "allowed are true and false",
-    "bool_parsing": "allowed are true and false",
     "string_type": "allowed is text",
     "string_pattern_mismatch": "allowed is text of the form {pattern}",
+    "string_too_long": "allowed is text of up to {max_length} characters",
     "path_type": "allowed is a path",
     "literal_error": "allowed are {expected}",
     "tuple_type": "allowed is a list",
@@ -34,34 +36,34 @@ _ALLOWED = {
     "too_long": "allowed are up to {max_length} items",
     "dict_type": "allowed is a mapping",
     "model_type": "allowed is a mapping of settings",
-    "model_attributes_type": "allowed is a mapping with a name",
     "invalid_key": "no such setting",
-    "missing": "is required",
-    "union_tag_not_found": "is required",
 }
 """By pydantic's type of error; its own words stand where a type is not here."""
 
 _LONGEST = 80
 """Characters of a value that are shown."""
 
+_NUMBERS_OF_LAWS = {number for form in FORMS.values() for number in form.numbers}
+"""What an error in a law that was written in one word may be about."""
+
 
 class _Finding(NamedTuple):
     path: str
     subject: str
     allowed: str
+    hint: str = ""
+    """What to write."""
 
 
-def explain(error: ValidationError, tree: Any) -> list[str]:
-    """Return one line for each wrong setting of ``tree``, the settings as they were given."""
-    findings = [_finding(dict(item), tree) for item in error.errors(include_url=False)]
+def explain(error: ValidationError, tree: Any, root: type[Settings] = Config) -> list[str]:
+    """Return one line for each wrong setting of ``tree``, the settings of the class ``root`` as they were given."""
+    findings = [_finding(dict(item), tree, root) for item in error.errors(include_url=False)]
     # Where one of several types may stand, there is an error for each: what is said of the inner parts says more.
     telling = [f for f in findings if not any(_is_inside(other.path, f.path) for other in findings)]
-    lines: dict[str, list[str]] = {}
+    lines: dict[str, list[_Finding]] = {}
     for finding in telling:
-        allowed = lines.setdefault(finding.subject, [])
-        if finding.allowed not in allowed:
-            allowed.append(finding.allowed)
-    return [one_line(f"{subject}: {_joined(allowed)}") for subject, allowed in lines.items()]
+        lines.setdefault(finding.subject, []).append(finding)
+    return [one_line(f"{subject}: {_joined(found)}") for subject, found in lines.items()]
 
 
 def written(value: Any) -> str:
@@ -80,34 +82,65 @@ def _is_inside(path: str, outer: str) -> bool:
     return path.startswith(f"{outer}.") if outer else bool(path)
 
 
-def _joined(allowed: list[str]) -> str:
-    first, *others = allowed
-    return " or ".join([first, *(re.sub("^allowed (is|are) ", "", other) for other in others)])
+def _joined(findings: list[_Finding]) -> str:
+    first, *others = dict.fromkeys(finding.allowed for finding in findings)
+    allowed = " or ".join([first, *(re.sub("^allowed (is|are) ", "", other) for other in others)])
+    hint = next((finding.hint for finding in findings if finding.hint), "")
+    return f"{allowed}; {hint}" if hint else allowed
 
 
-def _finding(item: dict[str, Any], tree: Any) -> _Finding:
-    location, kind, context = item["loc"], item["type"], item.get("ctx", {})
-    path, value = _path(location, tree)
+def _finding(item: dict[str, Any], tree: Any, root: type[Settings]) -> _Finding:
+    location, kind = item["loc"], item["type"]
+    context = {key: f"{part:g}" if isinstance(part, float) else part for key, part in item.get("ctx", {}).items()}
+    path, value, left = as_written(location, tree)
     subject = f"{path} = {written(value)}"
     if kind == "extra_forbidden":
-        return _Finding(path, subject, f"no such setting{_nearest(location, path)}")
+        return _Finding(path, subject, "no such setting", meant(location, path, root))
     if kind == "missing":
+        allowed = allowed_at(location, root)
+        hint = f"allowed is {allowed}" if allowed else hints.for_value(path, str(value))
         path = f"{path}.{location[-1]}".lstrip(".")
-        return _Finding(path, path, _ALLOWED[kind])
-    if kind == "union_tag_not_found":
-        return _Finding(path, f"{path}.name", _ALLOWED[kind])
-    if kind == "union_tag_invalid":
-        given = value
-        if isinstance(given, Mapping):
-            path, value = f"{path}.name", given.get("name")
-        expected = context["expected_tags"].replace("'", "")
-        if not isinstance(given, Mapping) and "constant" in expected.split(", "):
-            expected = f"numbers, {expected}"  # what has constants among its kinds takes a bare number for one
-        return _Finding(path, f"{path} = {written(value)}", f"allowed are {expected}{_meant(value, expected)}")
+        return _Finding(path, path, "is required", hint)
+    if kind == "union_tag_not_found" and isinstance(value, Mapping):
+        return _Finding(path, f"{path}.name", f"is required; allowed are {', '.join(kinds_at(location, root))}")
+    if kind in ("union_tag_not_found", "union_tag_invalid", "model_attributes_type"):
+        return _wrong_name(path, value, list(kinds_at(location, root)))
     if kind == "value_error":
         return _named_by_message(path, value, one_line(item["msg"].removeprefix("Value error, ")))
     allowed = _ALLOWED[kind].format(**context) if kind in _ALLOWED else item["msg"]
-    return _Finding(path, subject, allowed[0].lower() + allowed[1:])
+    within = f"{left}: " if left in _NUMBERS_OF_LAWS and isinstance(value, str) else ""
+    hint = _hint(kind, path, value, context, "null" in allowed_at(location, root))
+    return _Finding(path, subject, within + allowed[0].lower() + allowed[1:], hint)
+
+
+def _wrong_name(path: str, value: Any, names: list[str]) -> _Finding:
+    """Return the finding of a name that no kind of thing has at this place, or of what is none at all."""
+    given = value
+    place = path
+    if isinstance(given, Mapping):
+        place, given = f"{path}.name", given.get("name")
+    # What has constants among its kinds takes a bare number for one.
+    takes_numbers = not isinstance(value, Mapping) and "constant" in names
+    allowed = ", ".join((["numbers"] if takes_numbers else []) + names)
+    hint = hints.for_number(given) if takes_numbers else ""
+    if isinstance(given, str) and not hint:
+        near = difflib.get_close_matches(given, names, 1)
+        name = hints.for_name(path, given, names) or next(iter(near), "")
+        hint = f"did you mean {name}?" if name and ":" not in given else ""
+    return _Finding(path, f"{place} = {written(given)}", f"allowed are {allowed}", hint or hints.for_value(path, value))
+
+
+def _hint(kind: str, path: str, value: Any, context: Mapping[str, Any], takes_null: bool) -> str:
+    """Return what to write in place of a value of the wrong kind."""
+    if kind == "string_pattern_mismatch":
+        return hints.for_pattern(path)
+    if kind == "literal_error":
+        names = re.findall("'([^']*)'", str(context["expected"]))
+        name = hints.for_name(path, value, names) or next(iter(difflib.get_close_matches(str(value), names, 1)), "")
+        return f"did you mean {name}?" if name else hints.for_value(path, value)
+    if kind in ("int_type", "float_type"):
+        return "write null" if takes_null and hints.is_null(value) else hints.for_number(value)
+    return hints.for_boolean(value) if kind == "bool_type" else hints.for_value(path, value)
 
 
 def _named_by_message(path: str, value: Any, message: str) -> _Finding:
@@ -118,39 +151,3 @@ def _named_by_message(path: str, value: Any, message: str) -> _Finding:
     parent, _, last = path.rpartition(".")
     place = parent if named[1] == last else path
     return _Finding(path, f"{place}.{named[1]}{named[2] or ''}".lstrip("."), message[named.end() :])
-
-
-def _path(location: Sequence[int | str], tree: Any) -> tuple[str, Any]:
-    """Return a pydantic location as a dotted path without the tags of unions, and the value that stands there."""
-    parts = []
-    for part in location:
-        holds = part in tree if isinstance(tree, Mapping) else isinstance(tree, list | tuple) and isinstance(part, int)
-        if holds:  # else it is the tag of a union, which nobody writes
-            tree = tree[part]
-            parts.append(str(part))
-    return ".".join(parts), tree
-
-
-def _nearest(location: Sequence[int | str], path: str) -> str:
-    """Return the setting that was probably meant, or all that there are at this place."""
-    models: list[type[Settings]] = [Config]
-    for part in location[:-1]:
-        tagged = [m for m in models if "name" in m.model_fields and m.model_fields["name"].default == part]
-        inside = [field for m in models if (field := m.model_fields.get(str(part))) is not None]
-        models = tagged or [s for field in inside for s in _settings_in(field.annotation)] or models
-    valid = sorted({name for model in models for name in model.model_fields})
-    parent, _, given = path.rpartition(".")
-    close = difflib.get_close_matches(given, valid, 1)
-    meant = f"{parent}.{close[0]}".lstrip(".") if close else ""
-    return f"; did you mean {meant}?" if meant else f"; allowed are {', '.join(valid)}"
-
-
-def _meant(given: Any, expected: str) -> str:
-    close = difflib.get_close_matches(str(given), expected.split(", "), 1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _settings_in(annotation: Any) -> list[type[Settings]]:
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return [annotation]
-    return [found for inner in typing.get_args(annotation) for found in _settings_in(inner)]

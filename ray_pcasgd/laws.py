@@ -1,9 +1,9 @@
 """Laws of compute times and of link delays."""
 
-import bisect
 import math
 from collections.abc import Callable
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,17 +11,26 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field, model_validator
 
+from ray_pcasgd.law_text import read_law
+from ray_pcasgd.scalars import number
 from ray_pcasgd.settings import Settings, from_name
 
 Sampler = Callable[[float], float]
-"""Draws the next value; the argument is when it is drawn for: a time, or a version where the unit is steps."""
+"""Draws the next value; the argument is when it is drawn for: a time, or a version where the unit is steps. It never
+falls from one call to the next."""
+
+LARGEST = 1e9
+"""The largest number of a law: seconds of 30 years, or steps. Planned times stay floating-point numbers with it."""
+
+_Time = Annotated[float, Field(ge=0, le=LARGEST)]
+_TimeAboveZero = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
 class Constant(Settings):
     """Always the same."""
 
     name: Literal["constant"] = "constant"
-    value: float = Field(ge=0)
+    value: _Time
     """Seconds, or steps."""
 
     def sampler(self, random: np.random.Generator) -> Sampler:
@@ -37,9 +46,9 @@ class Uniform(Settings):
     """Uniform between two bounds."""
 
     name: Literal["uniform"] = "uniform"
-    low: float = Field(ge=0)
+    low: _Time
     """Smallest value."""
-    high: float = Field(ge=0)
+    high: _Time
     """Largest value."""
 
     @model_validator(mode="after")
@@ -61,7 +70,7 @@ class Exponential(Settings):
     """Exponential: memoryless, at the rate ``1 / mean``."""
 
     name: Literal["exponential"] = "exponential"
-    mean: float = Field(gt=0)
+    mean: _TimeAboveZero
     """Mean value."""
 
     def sampler(self, random: np.random.Generator) -> Sampler:
@@ -77,9 +86,9 @@ class ShiftedExponential(Settings):
     """A fixed part and an exponential one."""
 
     name: Literal["shifted-exponential"] = "shifted-exponential"
-    shift: float = Field(ge=0)
+    shift: _Time
     """The fixed part."""
-    mean: float = Field(gt=0)
+    mean: _TimeAboveZero
     """Mean of the exponential part."""
 
     def sampler(self, random: np.random.Generator) -> Sampler:
@@ -97,7 +106,7 @@ class Pareto(Settings):
     name: Literal["pareto"] = "pareto"
     shape: float = Field(ge=0.1)
     """alpha; the smaller, the heavier the tail. Below 0.1 samples would leave the range of floating-point numbers."""
-    scale: float = Field(gt=0)
+    scale: _TimeAboveZero
     """x_m, the smallest value."""
 
     def sampler(self, random: np.random.Generator) -> Sampler:
@@ -113,7 +122,7 @@ class LogNormal(Settings):
     """Log-normal."""
 
     name: Literal["log-normal"] = "log-normal"
-    median: float = Field(gt=0)
+    median: _TimeAboveZero
     """Median value."""
     sigma: float = Field(ge=0, le=20)
     """Standard deviation of the logarithm."""
@@ -128,43 +137,99 @@ class LogNormal(Settings):
 
 
 class Outage(Settings):
-    """A link that is up and down by turns (a two-state Markov chain): what is sent while it is down waits."""
+    """A link that is up and down by turns (a two-state Markov chain): what is sent while it is down waits.
+
+    **Choice**: for a message sent 100,000 mean turns of each kind after the one before it, whether the link is up is
+    drawn by itself: of the turns in between, nothing is left that it would depend on.
+    """
 
     name: Literal["outage"] = "outage"
-    mean_up: float = Field(gt=0)
+    mean_up: _TimeAboveZero
     """Mean length of the times that the link is up; exponential."""
-    mean_down: float = Field(gt=0)
+    mean_down: _TimeAboveZero
     """Mean length of the times that it is down; exponential."""
-    delay: float = Field(0.0, ge=0)
+    delay: _Time = 0.0
     """Delay while it is up."""
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law; the chain starts up at 0."""
-        turns = [0.0]  # the link goes down at odd places, and up again at even ones
-
-        def delay(moment: float) -> float:
-            while turns[-1] <= moment:
-                mean = self.mean_up if len(turns) % 2 else self.mean_down
-                turns.append(turns[-1] + float(random.exponential(mean)))
-            following = bisect.bisect_right(turns, moment)
-            is_down = following % 2 == 0
-            return self.delay + (turns[following] - moment if is_down else 0.0)
-
-        return delay
+        chain = _Turns(self.mean_up, self.mean_down, random)
+        return lambda moment: self.delay + chain.until_up(moment)
 
     def expectation(self) -> float:
         """Return the mean delay of a message that is sent at a random time."""
         return self.delay + self.mean_down**2 / (self.mean_up + self.mean_down)
 
 
+class _Turns:
+    """The turns of a link that is up and down, as far as they have been asked for."""
+
+    def __init__(self, mean_up: float, mean_down: float, random: np.random.Generator) -> None:
+        self._means = np.array([mean_up, mean_down])
+        self._cycle = mean_up + mean_down
+        self._random = random
+        self._turns = np.zeros(1)
+        """Rising. The link goes down at odd places, and up again at even ones."""
+
+    def until_up(self, moment: float) -> float:
+        """Return how long the link is still down at ``moment``; 0 where it is up."""
+        if moment - self._turns[-1] > _MOST_TURNS * self._cycle or self._cycle < moment * _RESOLUTION:
+            return self._begin_anew(moment)
+        while self._turns[-1] <= moment:
+            # Moments never fall: the turns before the last even one are let go.
+            following = int(np.searchsorted(self._turns, moment, side="right"))
+            self._turns = self._turns[max(0, (following - 1) // 2 * 2) :]
+            self._extend(int(2 * (moment - self._turns[-1]) / self._cycle))
+        following = int(np.searchsorted(self._turns, moment, side="right"))
+        return float(self._turns[following]) - moment if following % 2 == 0 else 0.0
+
+    def _extend(self, number: int) -> None:
+        """Draw so many turns, and some more."""
+        means = np.resize(self._means if len(self._turns) % 2 else self._means[::-1], number + 16)
+        times = self._random.standard_exponential(len(means)) * means
+        self._turns = np.concatenate([self._turns, np.cumsum([self._turns[-1], *times])[1:]])
+
+    def _begin_anew(self, moment: float) -> float:
+        """Draw whether the link is down, and how long it stays so: the chain's law long after it began."""
+        is_down = bool(self._random.random() < self._means[1] / self._cycle)
+        left = float(self._random.exponential(self._means[int(is_down)]))
+        self._turns = np.array([moment] * (1 + is_down) + [moment + left])
+        return left if is_down else 0.0
+
+
+_MOST_TURNS = 100_000
+"""Mean turns of each kind between two messages beyond which they are not drawn one by one."""
+
+_RESOLUTION = 1e-12
+"""Share of a time below which turns are too short for floating-point numbers."""
+
+
+_SHOWN = 20
+"""Columns of a file that are named where another one was asked for."""
+
+_PARTS = {"s": 1, "ms": 1e3, "us": 1e6, "steps": 1, None: 1}
+"""How many of a unit of measured values make a second, or a step."""
+
+
 class Measured(Settings):
-    """Measured values from a file, one after another, from the start again after the last."""
+    r"""Measured values from a file, one after another, from the start again after the last.
+
+    What ``ping`` says of a host, for example, is there and back, in milliseconds, in a file without a header::
+
+        ping -c 1000 HOST | sed -n 's/.*time=\([0-9.]*\) ms.*/\1/p' > rtt.csv
+        links: [{delay: {name: measured, path: rtt.csv, column: 0, unit: ms, round_trip: true}}]
+    """
 
     name: Literal["measured"] = "measured"
     path: Path
     """A CSV or Parquet file."""
-    column: str = "delay"
-    """The column that holds the values."""
+    column: str | Annotated[int, Field(ge=0)] = "delay"
+    """The column that holds the values: its name, or in a CSV file without a header its number, from 0 on."""
+    unit: Literal["s", "ms", "us", "steps"] | None = None
+    """Unit of the file's values; not given: what is asked for, seconds of compute times, and of delays their ``unit``.
+    A link's delays in s, ms or us are delays in seconds."""
+    round_trip: bool = False
+    """Whether the values are times there and back, of which a delay is half."""
 
     @model_validator(mode="after")
     def _readable(self) -> "Measured":
@@ -173,28 +238,49 @@ class Measured(Settings):
 
     @cached_property
     def values(self) -> tuple[float, ...]:
-        """Return the file's values.
+        """Return the file's values, one way, in seconds or steps.
 
         Raises:
             ValueError: there is no such file or column, or it holds values that are no delays.
 
         """
-        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for, a device never ends
-            raise ValueError(f"path = {str(self.path)!r}: is no file; allowed is CSV or Parquet")
-        try:
-            frame = pd.read_parquet(self.path) if self.path.suffix == ".parquet" else pd.read_csv(self.path)
-        except (OSError, ValueError) as error:
+        column = self._column()
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+        values = values / _PARTS[self.unit] / (2 if self.round_trip else 1)
+        wrong = np.flatnonzero(~((values >= 0) & (values <= LARGEST)))
+        if len(wrong) or not len(values):
+            told = f", such as {str(column.iloc[wrong[0]])!r} in row {wrong[0] + 1}" if len(wrong) else ""
             raise ValueError(
-                f"path = {str(self.path)!r}: cannot be read ({error}); allowed is CSV or Parquet"
-            ) from None
-        if self.column not in frame:
-            raise ValueError(f"column = {self.column!r}: allowed are {', '.join(map(str, frame.columns))}")
-        values = pd.to_numeric(frame[self.column], errors="coerce").to_numpy(dtype=np.float64)
-        if not len(values) or not np.isfinite(values).all() or (values < 0).any():
-            raise ValueError(
-                f"column = {self.column!r}: holds values that are no delays; allowed are numbers from 0 on"
+                f"column = {self.column!r}: holds values that are no delays{told}; allowed are numbers from 0 on, up "
+                f"to {LARGEST:g} seconds or steps"
             )
         return tuple(values.tolist())
+
+    def _column(self) -> pd.Series:
+        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for, a device never ends
+            raise ValueError(f"path = {str(self.path)!r}: is no file; allowed is CSV or Parquet")
+        is_parquet = self.path.suffix == ".parquet"
+        if is_parquet and not isinstance(self.column, str):
+            raise ValueError(f"column = {self.column!r}: allowed in a Parquet file is a name")
+        header = 0 if isinstance(self.column, str) else None
+        try:
+            # Spaces after commas are no part of a name.
+            frame = (
+                pd.read_parquet(self.path)
+                if is_parquet
+                else pd.read_csv(self.path, header=header, skipinitialspace=True)
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"path = {str(self.path)!r}: cannot be read ({reason}); allowed is CSV or Parquet"
+            ) from None
+        if self.column not in frame:
+            found = ", ".join(map(str, frame.columns[:_SHOWN]))
+            without = header is not None and not is_parquet and all(number(str(name)) is not None for name in frame)
+            hint = "; the file seems to have no header: write column: 0" if without else ""
+            raise ValueError(f"column = {self.column!r}: allowed are {found}{hint}")
+        return frame[self.column]
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law; each link begins at a place of its own."""
@@ -213,8 +299,16 @@ class Measured(Settings):
         return math.fsum(self.values) / len(self.values)
 
 
-def _from_number(value: Any) -> Any:
-    return {"name": "constant", "value": value} if isinstance(value, int | float) else from_name(value)
+def _from_short_form(value: Any) -> Any:
+    if isinstance(value, Real):
+        return {"name": "constant", "value": value}
+    return from_name(read_law(value)[0])
+
+
+def _in_seconds(value: Any) -> Any:
+    if read_law(value)[1] == "steps":
+        raise ValueError("is in steps; allowed are seconds, with s, ms or no unit")
+    return value
 
 
 Law = Annotated[
@@ -222,6 +316,9 @@ Law = Annotated[
         Constant | Uniform | Exponential | ShiftedExponential | Pareto | LogNormal | Outage | Measured,
         Field(discriminator="name"),
     ],
-    BeforeValidator(_from_number),
+    BeforeValidator(_from_short_form),
 ]
-"""A law by its ``name``; a bare number is a constant."""
+"""A law by its ``name``, or in one word such as ``pareto(2, 1)``; a bare number is a constant."""
+
+LawOfSeconds = Annotated[Law, BeforeValidator(_in_seconds)]
+"""A law of times in seconds; ``200ms`` is one, ``3 steps`` is none."""

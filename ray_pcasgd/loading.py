@@ -2,16 +2,19 @@
 
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from ray_pcasgd import hints
 from ray_pcasgd.config import Config
-from ray_pcasgd.explanation import explain, one_line
+from ray_pcasgd.explanation import explain, one_line, written
 from ray_pcasgd.foreign_files import read_text
+from ray_pcasgd.law_text import Unit, said_unit
 from ray_pcasgd.settings import FROM_STRANGERS, Settings
+from ray_pcasgd.settings_reference import kind_of, kinds_in, settings_classes
 from ray_pcasgd.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
 
 
@@ -37,22 +40,106 @@ def load_config(
 
     """
     context = FROM_STRANGERS if from_strangers else None
-    tree = _tree(source)
-    for change in [*([changes] if changes else []), *map(parse_assignment, assignments)]:
-        tree = merge(_spelled_out(tree, context), change)
-    if depth_of(tree) > DEEPEST:
-        raise SettingsError(f"settings: nested deeper than {DEEPEST} levels")
+    layers: list[list[Mapping[str, Any]]] = [[changes or {}], list(map(parse_assignment, assignments))]
+    if isinstance(source, str | Path) and (hint := hints.for_file(Path(source), _algorithms())):
+        raise SettingsError(f"{source}: is no file of settings; {hint}")
+    given = read_yaml(Path(source), pipes=True) if isinstance(source, str | Path) else source
+    _check_depth(given, layers)
+    check_classes(given)
+    if given is None or isinstance(given, Config):
+        tree = _settings_tree(given or Config())
+    else:
+        tree = _with_one_length(dict(merge(_as_tree(Config()), given)), given)
+    for layer in layers:
+        for change in layer:
+            check_classes(change)
+            tree = merge(_spelled_out(tree, context), change)
+        tree = _with_one_length(tree, _together(layer))
+    _check_units([given if isinstance(given, Mapping) else {}, *map(_together, layers)])
     try:
         return Config.model_validate(tree, context=context)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, tree))) from None
 
 
-def _tree(source: str | Path | Mapping[str, Any] | Config | None) -> dict[str, Any]:
-    if source is None or isinstance(source, Config):
-        return dict(_as_tree(source or Config()))
-    given = read_yaml(Path(source), pipes=True) if isinstance(source, str | Path) else source
-    return dict(merge(_as_tree(Config()), given))
+def _check_depth(source: Any, layers: Sequence[Sequence[Any]]) -> None:
+    """Raise ``SettingsError`` where settings are nested too deeply, or in themselves."""
+    for given in (source, *(change for layer in layers for change in layer)):
+        if depth_of(given) > DEEPEST:
+            raise SettingsError(f"settings: nested deeper than {DEEPEST} levels")
+
+
+def _algorithms() -> list[str]:
+    return [str(kind_of(kind)) for kind in kinds_in(Config.model_fields["algorithm"].annotation)]
+
+
+def _together(layer: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what changes that are given together say, the later ones over the earlier ones."""
+    result: dict[str, Any] = {}
+    for change in layer:
+        for key, value in change.items():
+            inner = result.get(key)
+            is_deeper = isinstance(inner, Mapping) and isinstance(value, Mapping)
+            result[key] = _together([dict(inner or {}), value]) if is_deeper else value
+    return result
+
+
+def _settings_tree(config: Config) -> dict[str, Any]:
+    tree = dict(_as_tree(config))
+    return tree if config.num_epochs is None else {key: tree[key] for key in tree if key != "num_steps"}
+
+
+def _with_one_length(tree: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree in which the later one of ``num_steps`` and ``num_epochs`` counts; given together, both stay."""
+    steps, epochs = (given.get(key) is not None for key in ("num_steps", "num_epochs"))
+    if epochs and not steps:
+        return {key: value for key, value in tree.items() if key != "num_steps"}
+    return tree | {"num_epochs": None} if steps and not epochs else tree
+
+
+def _check_units(layers: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``SettingsError`` where a link's ``unit`` is not the one that its delay says itself.
+
+    A later layer may give another delay, whose unit counts; one that gives the unit alone leaves the delay as it is.
+    """
+    said: dict[str, tuple[Unit | None, Any]] = {}
+    for layer in layers:
+        links = layer.get("links")
+        if isinstance(links, list | tuple):
+            said.clear()
+        for key, entry in _items(links):
+            place, changes = str(key), entry if isinstance(entry, Mapping) else {}
+            if "delay" in changes:
+                said[place] = said_unit(changes["delay"]), changes["delay"]
+            unit, delay = said.get(place, (None, None))
+            if unit is not None and changes.get("unit") not in (None, unit):
+                raise SettingsError(
+                    f"links.{place}.unit = {written(changes['unit'])}: the delay, {written(delay)}, is in {unit}; "
+                    f"allowed is {unit}, or a delay without a unit"
+                )
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple) else ()
+
+
+def check_classes(tree: Any, path: str = "") -> None:
+    """Raise ``SettingsError`` where an object in a tree of settings is of a class that no run could be recorded as."""
+    if isinstance(tree, Settings):
+        if type(tree) not in settings_classes():
+            told = f"{path or 'settings'} = {written(tree)}"
+            raise SettingsError(f"{told}: of a class that config.yaml cannot name; allowed are the package's own")
+        items: Iterable[Any] = ((name, getattr(tree, name)) for name in type(tree).model_fields)
+    elif isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, list | tuple) and tree and isinstance(tree[0], Settings | Mapping):
+        items = enumerate(tree)  # not of a data set, which may be a list, too
+    else:
+        return
+    for key, inner in items:
+        check_classes(inner, f"{path}.{key}" if path else str(key))
 
 
 def _as_tree(value: Any) -> Any:
@@ -69,7 +156,7 @@ def _as_tree(value: Any) -> Any:
 def _spelled_out(tree: dict[str, Any], context: dict[str, Any] | None) -> dict[str, Any]:
     """Return settings without short forms, whose parts nobody could address, if they are valid already."""
     try:
-        return dict(_as_tree(Config.model_validate(tree, context=context)))
+        return _settings_tree(Config.model_validate(tree, context=context))
     except ValidationError:
         return tree
 
@@ -135,13 +222,18 @@ def merge(base: Any, changes: Mapping[str, Any], path: str = "") -> Any:
         # The command line's keys are texts, those of a mapping by agent are numbers.
         place: Any = int(key) if key not in result and _is_number(key) and int(key) in result else key
         result[place] = _changed(result.get(place), change, f"{path}{key}.")
+    if re.fullmatch(r"links\.[0-9]+\.", path) and "unit" not in changes and said_unit(changes.get("delay")):
+        result["unit"] = None  # the new delay has its own
     return result
 
 
 def _merge_items(items: list[Any], changes: Mapping[str, Any], path: str) -> list[Any]:
     for key, change in changes.items():
         if int(key) >= len(items):
-            raise SettingsError(f"{path}{key}: no such item; allowed are numbers below {len(items)}")
+            name = path.removesuffix(".")
+            raise SettingsError(
+                f"{path}{key}: no such item; allowed are numbers below {len(items)}, or another list, {name}=[...]"
+            )
         items[int(key)] = _changed(items[int(key)], change, f"{path}{key}.")
     return items
 

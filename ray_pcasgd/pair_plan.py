@@ -39,7 +39,9 @@ def check_pair_settings(config: Config) -> None:
     reason = "pairs average what both are at that moment"
     for place, link in enumerate(config.links):
         if link.unit == "steps" and config.schedule is None:
-            raise ValueError(f"links.{place}.unit = 'steps': allowed beside ad-psgd is seconds; {reason}")
+            raise ValueError(
+                f"links.{place}.unit = 'steps': allowed beside ad-psgd is seconds, or a delay such as 10s; {reason}"
+            )
     if config.barrier is not None and config.barrier.name != "none":
         raise ValueError(f"barrier.name = {config.barrier.name!r}: allowed beside ad-psgd is none; {reason}")
     if config.mixing != Metropolis():

@@ -44,7 +44,7 @@ def barrier_of(config: Config, rule: Rule) -> Barrier:
     if rule.default_barrier == "all" and barrier.name != "all":
         asynchronous = _ASYNCHRONOUS.get(config.algorithm.name)
         hint = f" ({asynchronous} is the asynchronous form)" if asynchronous else ""
-        raise ValueError(f"barrier.name = {barrier.name!r}: {beside} all{hint}")
+        raise ValueError(f"barrier.name = {barrier.name!r}: {beside} all{hint}, or null for its own")
     if rule.reading == "news" and barrier.name != "none":
         raise ValueError(f"barrier.name = {barrier.name!r}: {beside} none; not every version is sent to everybody")
     return barrier

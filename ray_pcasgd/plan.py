@@ -1,8 +1,10 @@
 """From settings to everything that a run needs, checked before any actor starts."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -148,6 +150,7 @@ def make_plan(config: Config) -> Plan:
             raise ValueError("engine.name = 'local': allowed beside task.data.streamed is ray")
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
         shards = config.partition.split(data.train, config.num_agents, config.seed)
+        config = with_num_steps(config, data, shards)
         if isinstance(data.train, StreamedImages):
             for agent, shard in enumerate(shards):
                 data.train.batches_an_epoch(shard, config.batch_size, agent)
@@ -172,7 +175,7 @@ def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarr
 
 
 def resolve(config: Config) -> Config:
-    """Return the settings with what was left to the run filled in: barrier and reliable staleness.
+    """Return the settings with what was left to the run filled in: barrier, reliable staleness, units of delays.
 
     Raises:
         SettingsError: a setting has no meaning, or none beside another one.
@@ -198,7 +201,22 @@ def resolve(config: Config) -> Config:
     reliability = config.reliability
     if isinstance(reliability, Measured) and reliability.staleness is None:
         reliability = Measured(staleness=1 if live else 0)
-    return config.model_copy(update={"barrier": barrier, "reliability": reliability})
+    # Pairs that average have no steps by which one could be late.
+    unit = "seconds" if isinstance(config.algorithm, ADPSGD) else "steps"
+    links = tuple(link if link.unit else link.model_copy(update={"unit": unit}) for link in config.links)
+    return config.model_copy(update={"barrier": barrier, "reliability": reliability, "links": links})
+
+
+def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray]) -> Config:
+    """Return the settings with ``num_steps`` in place of ``num_epochs``."""
+    if config.num_epochs is None:
+        return config
+    train = data.train
+    rows = train.row_groups if isinstance(train, StreamedImages) else None
+    sizes = [len(shard) if rows is None else sum(rows[int(group)].rows for group in shard) for shard in shards]
+    # The number as it is written, since 0.1 in binary is more than that, and would be a step more.
+    steps = math.ceil(Fraction(repr(config.num_epochs)) * max(sizes) / config.batch_size)
+    return config.model_copy(update={"num_steps": steps, "num_epochs": None})
 
 
 def _check_join_later(config: Config, engine: RaySettings) -> None:
@@ -218,7 +236,7 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
         ValueError: the clusters do not hold every agent once.
 
     """
-    clusters = config.clusters
+    clusters = min(2, config.num_agents) if config.clusters is None else config.clusters
     if isinstance(clusters, int):
         if not 1 <= clusters <= config.num_agents:
             raise ValueError(f"clusters = {clusters}: allowed are 1 to num_agents = {config.num_agents}")

@@ -30,9 +30,9 @@ class ServerRule(Settings, ABC):
 
     gathering: AnyGathering = ASGD()
     """When the server updates."""
-    shards: int = Field(1, ge=1)
+    shards: int = Field(1, ge=1, le=1000)
     """Servers among which the parameters are divided, each with its own actor; they gather alike, each on its own."""
-    micro_batches: int = Field(4, ge=1)
+    micro_batches: int = Field(4, ge=1, le=10_000)
     """Pieces of a mini-batch between which a worker looks whether its work has been cancelled; the gradient is that
     of the whole batch. Without meaning where nothing is cancelled: then batches stay whole."""
 
@@ -149,7 +149,7 @@ class ElasticAveraging(ServerRule):
     name: Literal["elastic-averaging"] = "elastic-averaging"
     alpha: float = Field(0.1, gt=0, lt=1)
     """Strength of the spring, in (0, 1); the authors suggest 0.9 over the number of workers."""
-    period: int = Field(4, ge=1)
+    period: int = Field(4, ge=1, le=10_000)
     """Steps of a worker between exchanges."""
 
     workers_step: ClassVar[bool] = True

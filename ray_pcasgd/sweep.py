@@ -42,6 +42,7 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
     """
     config = load_sweep(source)
     base = config.base(schedule)
+    config = config.in_whole_numbers(base)
     if is_remote(config.storage_path):
         raise SettingsError(f"storage_path = {config.storage_path!r}: allowed for a sweep is a folder of this machine")
     config.judged_by(base)

@@ -149,9 +149,9 @@ class _Evaluations:
         self.errors: dict[str, str] = {}
         self.step = 0
 
-    def take(self, name: str, row: Mapping[str, Any]) -> None:
+    def take(self, name: str, row: Mapping[str, Any], num_steps: int) -> None:
         self.step = int(row["step"])
-        self.points[name] = {**kept_metrics(row), "step": self.step}
+        self.points[name] = {**kept_metrics(row), "step": self.step, "num_steps": num_steps}
 
     def metrics(self) -> dict[str, Any]:
         return {"step": self.step, "points": dict(self.points), "errors": dict(self.errors)}
@@ -166,11 +166,15 @@ class _OfOne(Watcher):
     def __init__(self, name: str, evaluations: _Evaluations) -> None:
         self._name = name
         self._evaluations = evaluations
+        self._num_steps = 0
+
+    def started(self, plan: Plan, path: Path) -> None:
+        self._num_steps = plan.config.num_steps
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["agent"] is pd.NA:
-                self._evaluations.take(self._name, row)
+                self._evaluations.take(self._name, row, self._num_steps)
 
     def paused(self, pause: Pause, state: Callable[[], State]) -> None:
         self._evaluations.paused(pause, state)

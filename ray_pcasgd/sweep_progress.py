@@ -15,12 +15,13 @@ from ray_pcasgd.wording import duration, spoken, written
 
 _LINE_SECONDS = 5.0
 _SEED = "seed"
+_WANTED = "steps wanted"
 
 
 class SweepProgress(tune.Callback):
     """Says how many trials are done, and which point the table would name first if the sweep ended now.
 
-    ``num_steps`` and ``first_seed`` are those of the runs' common settings.
+    ``first_seed`` is that of the runs' common settings.
     """
 
     def __init__(
@@ -30,7 +31,6 @@ class SweepProgress(tune.Callback):
         total: int,
         packs: Sequence[Pack] | None,
         clock: Callable[[], float] = time.monotonic,
-        num_steps: int | None = None,
         first_seed: int = 0,
     ) -> None:
         self._metric = metric
@@ -38,7 +38,6 @@ class SweepProgress(tune.Callback):
         self._total = total
         self._packs = packs
         self._clock = clock
-        self._num_steps = num_steps
         self._first_seed = first_seed
         self._started = self._next = clock()
         self._done = 0
@@ -51,7 +50,8 @@ class SweepProgress(tune.Callback):
     ) -> None:
         """Take in what a trial, or a pack of them, came to."""
         for name, point, measured in self._measured(trial, result):
-            self._newest[name] = {**point, self._metric: measured[self._metric], "step": measured.get("step")}
+            figures = {self._metric: measured[self._metric], "step": measured.get("step")}
+            self._newest[name] = {**point, **figures, _WANTED: measured.get("num_steps")}
         if self._clock() >= self._next:
             self._say(self.line())
             self._next = self._clock() + _LINE_SECONDS
@@ -86,10 +86,10 @@ class SweepProgress(tune.Callback):
         if not self._newest:
             return None
         trials = pd.DataFrame(self._newest.values())
-        keys = [str(key) for key in trials if key not in (_SEED, self._metric, "step")]
+        keys = [str(key) for key in trials if key not in (_SEED, self._metric, "step", _WANTED)]
         # Lists are values of settings, too, and no keys of a table.
         shown = trials.assign(**{key: trials[key].map(repr) for key in keys}, error=None)
-        shown["finished"] = [self._has_finished(trial) for trial in self._newest.values()]
+        shown["finished"] = [_has_finished(trial) for trial in self._newest.values()]
         best = summarized(shown, keys, self._metric, self._mode).iloc[0]
         if best["mean"] != best["mean"]:
             return None
@@ -100,12 +100,8 @@ class SweepProgress(tune.Callback):
         text = f"best {spoken(self._metric)} {value} at {_label(point)}"
         text += f", {seeds} seeds" if seeds > 1 else f" seed={own[_SEED].iloc[0]}"
         if not best["finished"] and best["step"] == best["step"]:
-            text += f", at step {best['step']:.0f} of {point.get('num_steps', self._num_steps)}"
+            text += f", at step {best['step']:.0f} of {own[_WANTED].iloc[0]:.0f}"
         return text
-
-    def _has_finished(self, trial: Mapping[str, Any]) -> bool:
-        wanted = trial.get("num_steps", self._num_steps)
-        return wanted is None or trial["step"] is None or trial["step"] >= wanted
 
     def _measured(self, trial: Any, result: Mapping[str, Any]) -> Iterator[tuple[str, Point, Mapping[str, Any]]]:
         """Return the name of each run of a trial, its point with the seed, and what it has measured."""
@@ -137,3 +133,7 @@ def _label(point: Mapping[str, Any]) -> str:
     return " ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in shown.items()
     )
+
+
+def _has_finished(trial: Mapping[str, Any]) -> bool:
+    return trial[_WANTED] is None or trial["step"] is None or trial["step"] >= trial[_WANTED]

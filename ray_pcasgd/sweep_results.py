@@ -66,7 +66,7 @@ def conclude(
     if packs is None:
         rows = [_row(result, keys, base, path) for result in results]
     else:
-        rows = [row for result in results for row in _rows_of_pack(result, packs, keys, base, path)]
+        rows = [row for result in results for row in _rows_of_pack(result, packs, keys, path)]
     # What is left are the states of trials that were stopped: nothing goes on from them.
     runs = path / RUNS_FOLDER
     for state in runs.glob("*.pt"):
@@ -161,15 +161,13 @@ def _best_of(trials: pd.DataFrame, metric: str, mode: str) -> Any:
     return values.idxmax() if mode == "max" else values.idxmin()
 
 
-def _rows_of_pack(
-    result: Any, packs: Sequence[Pack], keys: Sequence[str], base: Config, folder: Path
-) -> Iterator[dict[str, Any]]:
+def _rows_of_pack(result: Any, packs: Sequence[Pack], keys: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
     metrics = result.metrics or {}
     lost = None if result.error is None else _last_line(result.error)
     for job in packs[result.config["pack"]]:
         measured = metrics.get("points", {}).get(job.name, {})
         error = metrics.get("errors", {}).get(job.name, lost)
-        finished = error is None and measured.get("step") == job.point.get("num_steps", base.num_steps)
+        finished = error is None and _is_at_its_end(measured)
         run = str(folder / RUNS_FOLDER / job.name)
         point = {key: job.point[key] for key in keys}
         yield {**point, "seed": job.seed, **kept_metrics(measured), "finished": finished, "error": error, "path": run}
@@ -181,11 +179,15 @@ def _row(result: Any, keys: Sequence[str], base: Config, folder: Path) -> dict[s
     seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
     measured = kept_metrics(metrics)
     error = None if result.error is None else _last_line(result.error)
-    finished = error is None and metrics.get("step") == config.get("num_steps", base.num_steps)
+    finished = error is None and _is_at_its_end(metrics)
     point = {key: config.get(key) for key in keys}
     run = folder / RUNS_FOLDER / str(metrics.get("trial_id"))
     own = str(run if run.is_dir() else result.path)
     return {**point, "seed": seed, **measured, "finished": finished, "error": error, "path": own}
+
+
+def _is_at_its_end(metrics: Mapping[str, Any]) -> bool:
+    return "step" in metrics and metrics["step"] == metrics.get("num_steps")
 
 
 def _last_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from ray_pcasgd.explanation import explain
 from ray_pcasgd.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.settings_reference import takes_whole_numbers_alone
 
 Point = dict[str, Any]
 """Values by the names of settings, for example ``{"algorithm.theta": 0.3}``."""
@@ -31,8 +32,8 @@ class Range(Settings):
     """The largest value."""
     log: bool = False
     """Whether values are drawn evenly in their logarithm."""
-    integer: bool = False
-    """Whether values are whole numbers."""
+    integer: bool | None = None
+    """Whether values are whole numbers; not given: whether the setting takes no others."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -43,6 +44,11 @@ class Range(Settings):
         if self.integer and not (self.low.is_integer() and self.high.is_integer()):
             raise ValueError(f"low = {self.low:g}, high = {self.high:g}: allowed beside integer are whole numbers")
         return self
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Both limits, as whole numbers where values are."""
+        return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
 
 
 class GridSearch(Settings):
@@ -108,8 +114,8 @@ TrialScheduler = Annotated[RunAll | ASHA | PopulationBased, Field(discriminator=
 class SweepConfig(Settings):
     """One sweep."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the sweep and of its folder; not given: sweep and a number."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Name of the sweep and of its folder, up to 100 characters; not given: sweep and a number."""
     storage_path: str = "runs"
     """Folder of the sweep's folder."""
     config: dict[str, Any] | str = Field(default_factory=dict)
@@ -157,8 +163,31 @@ class SweepConfig(Settings):
         changes = {} if schedule is None else {"schedule": str(Path(schedule).resolve())}
         return load_config(self.config, changes=changes)
 
+    def in_whole_numbers(self, base: Config) -> "SweepConfig":
+        """Return the sweep with whole numbers in the ranges of settings that take no others.
+
+        Raises:
+            SettingsError: a limit of such a range is none, or the range says that its values are others.
+
+        """
+        space: dict[str, Any] = dict(self.space)
+        for key, values in self.space.items():
+            if not isinstance(values, Range) or values.integer or not takes_whole_numbers_alone(key, base):
+                continue
+            if values.integer is False:
+                raise SettingsError(f"space.{key}.integer = false: the setting takes whole numbers; allowed is true")
+            for name, limit in (("low", values.low), ("high", values.high)):
+                if not limit.is_integer():
+                    raise SettingsError(f"space.{key}.{name} = {limit:g}: allowed are whole numbers, as for {key}")
+            space[key] = values.model_copy(update={"integer": True})
+        return self.model_copy(update={"space": space})
+
     def check_beside(self, base: Config) -> None:
         """Raise ``SettingsError`` where the scheduler cannot be used with a run's settings."""
+        if not isinstance(self.scheduler, RunAll) and (base.num_epochs is not None or "num_epochs" in self.space):
+            raise SettingsError(
+                f"scheduler.name = {self.scheduler.name!r}: allowed together with num_epochs is 'fifo'; write num_steps"
+            )
         if not isinstance(self.scheduler, PopulationBased):
             return
         steps, every = self.scheduler.interval_steps, base.evaluate_every
@@ -180,10 +209,7 @@ class SweepConfig(Settings):
 
     def points(self) -> Iterator[Point]:
         """Yield every combination of the listed values; for a range, its two limits stand for it."""
-        listed = {
-            key: values if isinstance(values, tuple) else (values.low, values.high)
-            for key, values in self.space.items()
-        }
+        listed = {key: values if isinstance(values, tuple) else values.limits for key, values in self.space.items()}
         for combination in itertools.product(*listed.values()):
             yield dict(zip(listed, combination, strict=True))
 
@@ -224,7 +250,7 @@ def load_sweep(
     try:
         sweep = SweepConfig.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("\n".join(explain(error, tree))) from None
+        raise SettingsError("\n".join(explain(error, tree, SweepConfig))) from None
     for key, values in sweep.space.items():
         if isinstance(values, Range) and sweep.search.name == "grid":
             raise SettingsError(f"space.{key}: a range; allowed beside search.name = 'grid' are lists of values")

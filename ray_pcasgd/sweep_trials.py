@@ -31,15 +31,18 @@ class _Reporting(Watcher):
         self._config = config
         self._pending: dict[str, float] | None = None
         self._pauses = False
+        self._num_steps = 0
 
     def started(self, plan: Plan, path: Path) -> None:
         self._pauses = plan.pauses
+        self._num_steps = plan.config.num_steps
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["agent"] is pd.NA:
                 self._flush()
-                self._pending = {name: float(value) for name, value in row.items() if name != "agent"}
+                measured = {name: float(value) for name, value in row.items() if name != "agent"}
+                self._pending = {**measured, "num_steps": self._num_steps}
         if not self._pauses:
             self._flush()
 

@@ -56,7 +56,7 @@ def make_tuner(
 def _progress(config: SweepConfig, base: Config, packs: Sequence[Pack] | None) -> SweepProgress:
     metric, mode = config.judged_by(base)
     total = config.num_trials
-    return SweepProgress(metric, mode, total, packs, num_steps=base.num_steps, first_seed=base.seed)
+    return SweepProgress(metric, mode, total, packs, first_seed=base.seed)
 
 
 def _search(config: SweepConfig, base: Config, packs: Sequence[Pack] | None) -> tuple[dict[str, Any], int, Any]:

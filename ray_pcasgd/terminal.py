@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from ray_pcasgd.compare import Comparison
+from ray_pcasgd.comparison import Comparison
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.pace import NAN, is_agent_step
 from ray_pcasgd.plan import Plan

@@ -50,6 +50,9 @@ def order_statistic(law: Law, k: int, num_workers: int) -> float:
         ValueError: the law's values are not independent of each other (outage).
 
     """
+    law = without_spread(law)
+    if isinstance(law, Constant):
+        return law.value
     if isinstance(law, Exponential | ShiftedExponential):
         shift = law.shift if isinstance(law, ShiftedExponential) else 0.0
         return shift + law.mean * sum(1 / (num_workers - i) for i in range(k))
@@ -58,6 +61,21 @@ def order_statistic(law: Law, k: int, num_workers: int) -> float:
     if isinstance(law, Uniform):
         return law.low + (law.high - law.low) * k / (num_workers + 1)
     return integrated_order_statistic(law, k, num_workers)
+
+
+def without_spread(law: Law) -> Law:
+    """Return a law of one value as a constant, and any other as it is.
+
+    >>> without_spread(Uniform(low=2, high=2))
+    Constant(name='constant', value=2.0)
+    """
+    if isinstance(law, Uniform) and law.low == law.high:
+        return Constant(value=law.low)
+    if isinstance(law, LogNormal) and law.sigma == 0:
+        return Constant(value=law.median)
+    if isinstance(law, Measured) and min(law.values) == max(law.values):
+        return Constant(value=law.values[0])
+    return law
 
 
 def _pareto_order_statistic(law: Pareto, k: int, num_workers: int) -> float:
@@ -87,8 +105,6 @@ def _distribution(law: Law) -> Any:
         ValueError: as ``order_statistic``.
 
     """
-    if isinstance(law, Constant):
-        return stats.uniform(loc=law.value, scale=0)
     if isinstance(law, Uniform):
         return stats.uniform(loc=law.low, scale=law.high - law.low)
     if isinstance(law, Exponential):
@@ -113,7 +129,7 @@ def seconds_per_update(gathering: Gathering, law: Law, num_workers: int, k: int 
     exact for every law by the renewal theorem; K-batch-sync is integrated numerically unless the law is memoryless.
     """
     k = gathering.num_gradients(num_workers) if k is None else k
-    kind = base_kind(gathering)
+    kind, law = base_kind(gathering), without_spread(law)
     if kind in (Sync, KSync) or (k == num_workers and kind is KAsync):
         return Expectation(order_statistic(law, k, num_workers), "exact")
     if kind is KBatchSync:

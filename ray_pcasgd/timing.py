@@ -1,12 +1,12 @@
 """How long agents compute and how late messages are, in a run's settings and link by link."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from ray_pcasgd.law_text import parse_delay
-from ray_pcasgd.laws import Constant, Law, Sampler
+from ray_pcasgd.law_text import Unit, read_law
+from ray_pcasgd.laws import Constant, Law, LawOfSeconds, Sampler
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.settings import Settings
 
@@ -14,12 +14,12 @@ from ray_pcasgd.settings import Settings
 class ComputeTimes(Settings):
     """Seconds that a step's gradient takes."""
 
-    law: Law = Constant(value=1.0)
+    law: LawOfSeconds = Constant(value=1.0)
     """Law of one step's seconds in planned runs; live ones take what they take."""
-    agents: dict[int, Law] = Field(default_factory=dict)
-    """Laws of single agents, in place of ``law``."""
-    stragglers: dict[int, Law] = Field(default_factory=dict)
-    """Seconds that single agents take longer; in live runs they really wait so long at each step."""
+    agents: dict[int, LawOfSeconds] = Field(default_factory=dict)
+    """Laws of single agents, by their numbers, in place of ``law``."""
+    stragglers: dict[int, LawOfSeconds] = Field(default_factory=dict)
+    """Laws of the seconds that single agents take longer; in live runs they really wait so long at each step."""
 
     def sampler(self, seed: int, agent: int) -> Callable[[float], float]:
         """Return what draws the seconds of the agent's next step in a planned run."""
@@ -37,10 +37,11 @@ class LinkDelay(Settings):
     """How late messages are on some links; of several entries for one link and unit, the last one counts."""
 
     delay: Law
-    """The delay, in ``unit``."""
-    unit: Literal["steps", "seconds"] = "steps"
+    """The delay, in ``unit``, which it may also say itself: ``200ms``, ``pareto(2, 0.1s)``, ``10 steps``."""
+    unit: Unit | None = None
     """``seconds``: the message arrives so much later. ``steps``: it arrives at once, and its weights are held back
-    until its sender has taken so many steps more; drawn delays are rounded to whole steps."""
+    until its sender has taken so many steps more; drawn delays are rounded to whole steps. Not given: as the delay says
+    itself, else steps, or seconds for ad-psgd, which has no delays in steps."""
     between: Literal["all", "clusters"] | tuple[tuple[int, ...], ...] = "all"
     """All links, those between the run's clusters, or those between the groups of agents that are listed."""
     links: tuple[tuple[int, int], ...] | None = None
@@ -52,12 +53,20 @@ class LinkDelay(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _in_one_word(cls, values: Any) -> Any:
-        """Take a delay such as ``pareto(2, 0.1s)``, which says its unit itself."""
-        if isinstance(values, dict) and isinstance(values.get("delay"), str) and "(" in values["delay"]:
-            written = parse_delay(values["delay"])
-            return {**values, "delay": written.delay, "unit": values.get("unit", written.unit)}
-        return values
+    def _in_one_unit(cls, values: Any) -> Any:
+        """Take the unit that a delay says itself."""
+        if not isinstance(values, Mapping) or "delay" not in values:
+            return values
+        given, unit = values["delay"], values.get("unit")
+        try:
+            delay, said = read_law(given)
+        except ValueError as error:
+            raise ValueError(f"delay = {given!r}: {error}") from None
+        if said is not None and unit in get_args(Unit) and said != unit:
+            raise ValueError(
+                f"unit = {unit!r}: the delay, {given!r}, is in {said}; allowed is {said}, or a delay without a unit"
+            )
+        return {**values, "delay": delay, "unit": said or unit}
 
     @model_validator(mode="after")
     def _one_place(self) -> "LinkDelay":
@@ -98,7 +107,7 @@ class LinkTimes:
         self._laws: dict[str, list[tuple[LinkDelay, Sampler]]] = {
             unit: [
                 (entry, entry.delay.sampler(generator(seed, unit, sender, receiver, place)))
-                for place, entry in enumerate(entry for entry in covering if entry.unit == unit)
+                for place, entry in enumerate(entry for entry in covering if (entry.unit or "steps") == unit)
             ]
             for unit in ("seconds", "steps")
         }

@@ -68,10 +68,11 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
     for config in configs:
         if reason := why_alone(config):
             raise SettingsError(f"{reason} where runs are stepped together")
-    resolved = [resolve(config) for config in configs]
     first = make_plan(configs[0])
     if first.why_alone:
         raise SettingsError(f"{first.why_alone}; such runs cannot be stepped together")
+    length = {"num_steps": first.config.num_steps, "num_epochs": None}
+    resolved = [resolve(config).model_copy(update=length) for config in configs]
     plans = []
     for config in resolved:
         if shared_settings(config) != shared_settings(resolved[0]):

@@ -1,22 +1,20 @@
 """YAML as settings are written in it: read in bounded time and memory; nothing in it is executed.
 
-Its scalars are those of YAML 1.2's core schema: ``1e-3`` is a number, ``010`` is ten, ``1:30`` and ``2024-05-01`` are
-texts. Keys that are given twice are refused.
+Its scalars are those of ``scalars.KINDS``. Keys that are given twice are refused.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import yaml
 
+from ray_pcasgd.scalars import KINDS, LONGEST_NUMBER, number
 from ray_pcasgd.wording import one_line
 
 DEEPEST = 50
 """Levels of nesting; a run's settings have fewer than ten."""
 _MOST_VALUES = 2_000_000
 """Values, aliases written out: the mixing matrix of 1000 agents has a million."""
-_MOST_DIGITS = 100
 _LONGEST_REASON = 200
 _LONGEST_LIST = 10_000
 
@@ -43,40 +41,32 @@ class _Loader(_Base):  # type: ignore[misc]
     }
 
 
-def _whole(loader: Any, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node).lower()
-    if len(text) > _MOST_DIGITS:
-        raise yaml.constructor.ConstructorError(None, None, f"a number of {len(text)} digits", node.start_mark)
-    bases = {"0x": 16, "0o": 8}
-    try:
-        return int(text, bases.get(text[:2], 10))
-    except ValueError:
-        raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no whole number", node.start_mark) from None
+def _constructed(loader: Any, node: yaml.ScalarNode) -> int | float:
+    text = loader.construct_scalar(node)
+    value = number(text)
+    is_whole = node.tag.endswith(":int")
+    if value is None or (is_whole and isinstance(value, float)):
+        # An explicit tag such as `!!int x`, or a number of very many digits.
+        kind = "whole number" if is_whole else "number"
+        told = f"{text!r} is no {kind}" if len(text) < LONGEST_NUMBER else f"a number of {len(text)} digits"
+        raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
+    return value
 
 
-def _number(loader: Any, node: yaml.ScalarNode) -> float:
-    text = loader.construct_scalar(node).lower()
-    try:
-        return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text))
-    except ValueError:
-        raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no number", node.start_mark) from None
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
-_Loader.add_constructor("tag:yaml.org,2002:float", _number)
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-    ("merge", "<<", ["<"]),
-):
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _constructed)
+for _kind in KINDS:
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+        _class.add_implicit_resolver(_kind.tag, _kind.form, list(_kind.first))
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # Between single quotes these would be read as a line's end, and become a space.
+    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def write_yaml(tree: Any) -> str:

@@ -38,7 +38,7 @@ class LocalSettings(Settings):
     without convolutions, where it is faster. ``never`` gives the very bits of the ray engine's planned mode."""
     device: str = Field("cpu", pattern="^(cpu|cuda(:[0-9]+)?)$")
     """Where the agents compute: cpu, cuda, or cuda:1 for one of several GPUs."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """Threads that torch uses within one operation."""
 
 

@@ -13,6 +13,7 @@ from ray_pcasgd.laws import Law
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.report.drawing import as_svg, legend, line, logarithmic, name_axes, new_figure, style
 from ray_pcasgd.schedule.gathering import Gathering
+from ray_pcasgd.settings_reference import short_form
 from ray_pcasgd.theory import (
     Bound,
     error_bound,
@@ -32,8 +33,9 @@ def check_theory(config: Config) -> None:
         mean = order_statistic(config.compute.law, config.num_agents, config.num_agents)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    if not math.isfinite(mean):
-        raise SettingsError(f"compute.law = {config.compute.law!r}: allowed are laws with a finite mean")
+    if not 0 < mean < math.inf:
+        law = short_form(config.compute.law)
+        raise SettingsError(f"compute.law = {law}: allowed for the theory are laws with a finite mean above 0")
 
 
 def theory_table(

@@ -1,5 +1,6 @@
 """How strongly a late direction is corrected: the ``lambda`` of a diagonal Hessian ``lambda * diag(u .* u)``."""
 
+from numbers import Real
 from typing import Annotated, Any, Literal
 
 import torch
@@ -60,7 +61,7 @@ class AdaptiveCompensation(Settings):
 
 
 def _from_shorthand(value: Any) -> Any:
-    return {"name": "constant", "lambda_0": value} if isinstance(value, int | float) else from_name(value)
+    return {"name": "constant", "lambda_0": value} if isinstance(value, Real) else from_name(value)
 
 
 Compensation = Annotated[

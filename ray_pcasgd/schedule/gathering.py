@@ -144,8 +144,8 @@ class AdaSync(Gathering):
     """What is done with the present K."""
     initial_k: int = Field(1, ge=1)
     """K_0, below the number of workers."""
-    every_seconds: float = Field(gt=0)
-    """Seconds (virtual ones in planned runs) after which K is set anew."""
+    every_seconds: float = Field(ge=1e-9)
+    """Seconds (virtual ones in planned runs) after which K is set anew, from a nanosecond on."""
 
     @property
     def waits(self) -> bool:  # type: ignore[override]
@@ -261,12 +261,16 @@ class Gatherer:
 
     def adapt(self, now: float) -> bool:
         """Set K anew where that is due by second ``now``; return whether all losses were there that it needs."""
-        if self._adaptive is None or not self._adaptive.is_due(now):
-            return True
-        if self._adaptive.is_owed_losses():
-            return False
-        self._wanted = self._adaptive.next_k(self.k)
-        return self.adapt(now)
+        while self._adaptive is not None and self._adaptive.is_due(now):
+            if self._adaptive.is_owed_losses():
+                return False
+            self._wanted = self._adaptive.next_k(self.k)
+            self._adaptive.skip_to(now)
+        return True
+
+
+_MOST_INTERVALS = 10_000
+"""Intervals that are passed over one by one."""
 
 
 class _AdaptiveK:
@@ -316,6 +320,16 @@ class _AdaptiveK:
         now = math.fsum(self._losses.values()) / len(self._losses)
         self._losses = {}
         return self._gathering.adapted(self._num_workers, k, before / now if now > 0 else math.inf)
+
+    def skip_to(self, now: float) -> None:
+        """Pass over intervals that have no losses, in which K stays, up to the next one."""
+        every = self._gathering.every_seconds
+        for _ in range(_MOST_INTERVALS):
+            if not self.is_due(now):
+                return
+            self._due += every
+        # So many that adding them up one by one would take long, or not change a late time at all.
+        self._due = max(now + every, math.nextafter(now, math.inf))
 
     def state(self) -> State:
         return {"due": self._due, "first": dict(self._first), "losses": dict(self._losses)}

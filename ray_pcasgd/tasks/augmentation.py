@@ -11,7 +11,7 @@ from ray_pcasgd.settings import Settings
 class Augmentation(Settings):
     """Random changes of training images (n, channels, height, width); the default changes nothing."""
 
-    crop_padding: int = Field(0, ge=0)
+    crop_padding: int = Field(0, ge=0, le=1000)
     """Pixels of black added to each side before a crop of the original size is drawn for each image; 0 is no crop."""
     flip: bool = False
     """Whether each image is mirrored left to right with probability 1/2."""

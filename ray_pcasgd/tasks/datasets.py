@@ -33,6 +33,9 @@ class Digits(Settings):
         digits = load_digits()
         order = generator(self.split_seed, "digits").permutation(len(digits.data))
         num_test = round(len(order) * self.test_share)
+        if not 0 < num_test < len(order):
+            share = f"task.data.test_share = {self.test_share:g}"
+            raise ValueError(f"{share}: allowed are shares that leave one of {len(order)} samples on each side")
         whole = Samples(
             torch.from_numpy(digits.data.astype(np.float32) / 16), torch.from_numpy(digits.target.astype(np.int64))
         )

@@ -32,8 +32,9 @@ def resolve(value: Any) -> Any:
     sys.path[:0] = [place for place in _places if place not in sys.path]
     try:
         result: Any = importlib.import_module(module_name)
-    except Exception as error:  # a module may raise anything as it is imported
-        raise ValueError(f"{value!r}: the module {module_name!r} cannot be imported ({error})") from error
+    except Exception as error:  # whatever the module's own code raises, or a name such as `.module`
+        told = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{value!r}: the module {module_name!r} cannot be imported ({told})") from error
     for name in attribute.split("."):
         try:
             result = getattr(result, name)

@@ -51,7 +51,7 @@ class MLP(_Model):
     """A multilayer perceptron over flattened inputs."""
 
     name: Literal["mlp"] = "mlp"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
+    hidden: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field((64, 64), max_length=1000)
     """Widths of the hidden layers; none is a linear model."""
     activation: Literal["relu", "tanh", "gelu"] = "relu"
     """What follows each hidden layer."""
@@ -64,7 +64,7 @@ class SmallCNNModel(_Model):
     """A small convolutional network: about 67 thousand parameters for 32x32 color images and 10 classes."""
 
     name: Literal["small-cnn"] = "small-cnn"
-    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 64, 64), min_length=1)
+    channels: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field((32, 64, 64), min_length=1, max_length=10)
     """Channels of each convolution; each halves height and width."""
     batch_norm: bool = False
     """Whether BatchNorm follows each convolution."""
@@ -105,9 +105,9 @@ class DenseNet(_Model):
     """DenseNet-BC for 32x32 images, 0.77 million parameters at depth 100 and growth 12 (Huang et al. 2017)."""
 
     name: Literal["densenet-bc"] = "densenet-bc"
-    depth: int = Field(100, ge=10)
+    depth: int = Field(100, ge=10, le=1000)
     """Number of layers: 4 more than a multiple of 6."""
-    growth: int = Field(12, ge=1)
+    growth: int = Field(12, ge=1, le=1000)
     """Channels that each layer adds."""
 
     @model_validator(mode="after")
@@ -150,9 +150,9 @@ class CharLMModel(_Model):
     """A small causal transformer over characters, about 100 thousand parameters."""
 
     name: Literal["char-lm"] = "char-lm"
-    width: int = Field(64, ge=1)
+    width: int = Field(64, ge=1, le=10_000)
     """Length of the vector that stands for one character."""
-    layers: int = Field(2, ge=1)
+    layers: int = Field(2, ge=1, le=1000)
     """Number of transformer blocks."""
     heads: int = Field(4, ge=1)
     """Attention heads of each block; divides the width."""

@@ -52,13 +52,14 @@ class Dirichlet(_Partition):
     name: Literal["dirichlet"] = "dirichlet"
     alpha: float = Field(0.3, gt=0)
     """Concentration: towards 0 a class goes to one agent, towards infinity to all alike."""
-    min_samples: int = Field(10, ge=1)
-    """The fewest samples that an agent may have."""
+    min_samples: int | None = Field(None, ge=1)
+    """The fewest samples that an agent may have; not given: 10, or an equal share where that is less."""
 
     def _shards(self, samples: AnySamples, num_agents: int, random: np.random.Generator) -> list[np.ndarray]:
         labels = _required_labels(samples, self.name)
-        if num_agents * self.min_samples > len(labels):
-            limit = len(labels) // num_agents
+        limit = len(labels) // num_agents
+        fewest = min(10, limit) if self.min_samples is None else self.min_samples
+        if fewest > limit:
             raise ValueError(
                 f"partition.min_samples = {self.min_samples}: allowed are 1 to {limit} "
                 f"for {num_agents} agents and {len(labels)} samples"
@@ -70,13 +71,13 @@ class Dirichlet(_Partition):
             cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
             for agent, part in enumerate(np.split(members, cuts)):
                 owner[part] = agent
-        self._top_up(owner, num_agents, random)
+        self._top_up(owner, num_agents, fewest, random)
         return [np.flatnonzero(owner == agent) for agent in range(num_agents)]
 
-    def _top_up(self, owner: np.ndarray, num_agents: int, random: np.random.Generator) -> None:
+    def _top_up(self, owner: np.ndarray, num_agents: int, fewest: int, random: np.random.Generator) -> None:
         sizes = np.bincount(owner, minlength=num_agents)
         for agent in range(num_agents):
-            while sizes[agent] < self.min_samples:
+            while sizes[agent] < fewest:
                 richest = int(sizes.argmax())
                 owner[random.choice(np.flatnonzero(owner == richest))] = agent
                 sizes[richest] -= 1
@@ -91,41 +92,43 @@ class ByLabel(_Partition):
     """
 
     name: Literal["by-label"] = "by-label"
-    labels_per_agent: int = Field(2, ge=1)
-    """How many different labels each agent holds."""
+    labels_per_agent: int | None = Field(None, ge=1)
+    """How many different labels each agent holds; not given: 2, or as many as it takes for few agents to cover all."""
 
     def _shards(self, samples: AnySamples, num_agents: int, random: np.random.Generator) -> list[np.ndarray]:
         labels = _required_labels(samples, self.name)
         classes, counts = np.unique(labels, return_counts=True)
-        self._check(len(classes), num_agents)
-        holders = self._deal(len(classes), num_agents, random)
+        each = self._labels_of_each(len(classes), num_agents)
+        holders = self._deal(len(classes), num_agents, each, random)
         parts: list[list[np.ndarray]] = [[] for _ in range(num_agents)]
         for label, count, agents in zip(classes, counts, holders, strict=True):
             if count < len(agents):
                 raise ValueError(
-                    f"partition.labels_per_agent = {self.labels_per_agent}: label {label} has {count} samples "
-                    f"for {len(agents)} agents; allowed is at least one for each"
+                    f"partition.labels_per_agent = {each}: label {label} has {count} samples for {len(agents)} agents; "
+                    "allowed is at least one for each"
                 )
             members = random.permutation(np.flatnonzero(labels == label))
             for agent, part in zip(agents, np.array_split(members, len(agents)), strict=True):
                 parts[agent].append(part)
         return [np.concatenate(part) for part in parts]
 
-    def _check(self, num_classes: int, num_agents: int) -> None:
+    def _labels_of_each(self, num_classes: int, num_agents: int) -> int:
         fewest = -(-num_classes // num_agents)
-        if not fewest <= self.labels_per_agent <= num_classes:
+        each = min(max(2, fewest), num_classes) if self.labels_per_agent is None else self.labels_per_agent
+        if not fewest <= each <= num_classes:
             raise ValueError(
-                f"partition.labels_per_agent = {self.labels_per_agent}: allowed are {fewest} to {num_classes}, "
-                f"so that {num_agents} agents cover {num_classes} labels"
+                f"partition.labels_per_agent = {each}: allowed are {fewest} to {num_classes}, so that {num_agents} "
+                f"agents cover {num_classes} labels"
             )
+        return each
 
-    def _deal(self, num_classes: int, num_agents: int, random: np.random.Generator) -> list[list[int]]:
+    def _deal(self, num_classes: int, num_agents: int, each: int, random: np.random.Generator) -> list[list[int]]:
         """Return the holders of each label; the numbers of holders differ by at most 1."""
         holders: list[list[int]] = [[] for _ in range(num_classes)]
         for agent in range(num_agents):
             # A stable sort by how often a label was dealt keeps the random order among equals.
             order = sorted(random.permutation(num_classes), key=lambda label: len(holders[label]))
-            for label in order[: self.labels_per_agent]:
+            for label in order[:each]:
                 holders[label].append(agent)
         return holders
 

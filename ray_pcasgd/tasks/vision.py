@@ -83,7 +83,7 @@ class ImageFolder(Standardized):
     """The folder whose folders hold the training images."""
     test: Path
     """The same for the images that are tested on, with the same names of classes."""
-    size: int = Field(64, ge=1)
+    size: int = Field(64, ge=1, le=10_000)
     """Height and width of the images in pixels."""
     in_memory: bool = True
     """Whether all images are decoded once and kept; if not, each is decoded whenever it is drawn."""

@@ -49,6 +49,16 @@ def test_a_grid_is_run_and_its_best_point_trains(tmp_path: Path) -> None:
     assert alone.metrics["test_loss"] == row["test_loss"]
 
 
+@pytest.mark.parametrize("batched", ["always", "never"])
+def test_trials_whose_length_is_in_epochs_have_finished(tmp_path: Path, batched: str) -> None:
+    """Of 480 samples, the largest shard, 0.2 epochs are 6 steps of 16: not the 300 that are no setting of theirs."""
+    base = {key: value for key, value in BASE.items() if key != "num_steps"} | {"num_epochs": 0.2}
+    result = sweep(settings(tmp_path, config=base, space={"step_size": [0.05, 0.2]}, batched=batched))
+    assert result.trials["finished"].all()
+    assert result.trials["step"].tolist() == [6, 6]
+    assert result.points["stopped"].tolist() == [0, 0]
+
+
 @pytest.mark.slow
 def test_optuna_proposes_points_and_their_seeds_are_averaged(tmp_path: Path) -> None:
     space = {"step_size": {"low": 0.01, "high": 1, "log": True}, "algorithm": ["d-asgd", "c-asgd"]}

@@ -48,10 +48,14 @@ def refusal(*assignments: str, **settings: Any) -> str:
         ("task.model.hiden=[3]", "task.model.hiden = [3]: no such setting; did you mean task.model.hidden?"),
         ("task.modle.name=mlp", "task.modle = {'name': 'mlp'}: no such setting; did you mean task.model?"),
         ("links.0.unti=steps", "links.0.unti = 'steps': no such setting; did you mean links.0.unit?"),
-        ("engine.mode=live", "engine.mode = 'live': no such setting; allowed are batched, device, name, threads"),
+        (
+            "engine.mode=live",
+            "engine.mode = 'live': no such setting; it is a setting of engine.name = 'ray', not of 'local'",
+        ),
         (
             "algorithm.compensation.decay=1",
-            "algorithm.compensation.decay = 1: no such setting; allowed are lambda_0, name",
+            "algorithm.compensation.decay = 1: no such setting; it is a setting of algorithm.compensation.name = "
+            "'adaptive', not of 'constant'",
         ),
         (
             "task.metrics=[{name: top-accuracy, kk: 2}]",
@@ -76,7 +80,7 @@ def test_a_key_that_is_near_to_none_is_answered_with_all() -> None:
         ("engine=loca", "engine = 'loca': allowed are ray, local; did you mean local?"),
         ("task.loss=mes", "task.loss = 'mes': allowed are cross-entropy, mse, custom; did you mean mse?"),
         ("barrier=al", "barrier = 'al': allowed are none, all, bounded, sampled; did you mean all?"),
-        ("barrier.staleness=1", "barrier.name: is required"),
+        ("barrier.staleness=1", "barrier.name: is required; allowed are none, all, bounded, sampled"),
         ("step_size=abc", "step_size = 'abc': allowed are numbers, constant, linear, cosine, multi-step, stairs"),
         (
             "links.0.delay.name=unifom",
@@ -98,10 +102,21 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ("num_steps=-3", "num_steps = -3: allowed are values from 1 on"),
         ("num_steps=0", "num_steps = 0: allowed are values from 1 on"),
         ("warmup_steps=-1", "warmup_steps = -1: allowed are values from 0 on"),
-        ("name=5", "name = 5: allowed is text"),
-        ("name=../x", "name = '../x': allowed is text of the form ^[A-Za-z0-9][A-Za-z0-9._-]*$"),
-        ("algorithm=3", "algorithm = 3: allowed is a mapping with a name"),
-        ("optimizer=sgd", "optimizer = 'sgd': allowed is a mapping of settings"),
+        ("name=5", "name = 5: allowed is text; put it in quotes"),
+        (
+            "name=../x",
+            "name = '../x': allowed is text of the form ^[A-Za-z0-9][A-Za-z0-9._-]*$; write letters, digits and the "
+            "signs . _ -, the first a letter or a digit",
+        ),
+        (
+            "algorithm=3",
+            f"algorithm = 3: allowed are {ALGORITHMS}; write a name such as pc-asgd, or {{name: pc-asgd, theta: 0.3}}",
+        ),
+        (
+            "optimizer=sgd",
+            "optimizer = 'sgd': allowed is a mapping of settings; there is SGD alone, which needs no name; write "
+            "optimizer: {momentum: 0.9}",
+        ),
         ("optimizer.nesterov=maybe", "optimizer.nesterov = 'maybe': allowed are true and false"),
         ("optimizer.momentum=1", "optimizer.momentum = 1: allowed are values below 1"),
         ("optimizer.momentum=.nan", "optimizer.momentum = nan: allowed are finite numbers"),
@@ -109,14 +124,24 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ("step_size=.inf", "step_size = inf: allowed are finite numbers"),
         ("step_size=-0.1", "step_size = -0.1: allowed are values from 0 on"),
         ("step_size={name: linear, start: 0.1, end: -1, steps: 3}", "step_size = -1: allowed are values from 0 on"),
-        ("links=5", "links = 5: allowed is a list"),
-        ("links=[5]", "links.0 = 5: allowed is a mapping of settings"),
-        ("links=[{}]", "links.0.delay: is required"),
+        (
+            "links=5",
+            "links = 5: allowed is a list; write [{delay: 10}] for all links, or [{between: clusters, delay: 200ms}]",
+        ),
+        ("links=[5]", "links.0 = 5: allowed is a mapping of settings; write {delay: 5}"),
+        (
+            "links=[{}]",
+            "links.0.delay: is required; allowed is a number, or constant | uniform | exponential | "
+            "shifted-exponential | pareto | log-normal | outage | measured",
+        ),
         ("links.0.delay=-1", "links.0.delay = -1: allowed are values from 0 on"),
         ("links.0.delay=.inf", "links.0.delay = inf: allowed are finite numbers"),
         ("links.0.between=foo", "links.0.between = 'foo': allowed are 'all' or 'clusters' or a list"),
         ("links.0.delay={name: uniform, low: 3, high: 1}", "links.0.delay.high = 1: allowed is low = 3 or more"),
-        ("compute.agents={0: {name: pareto, shape: 2}}", "compute.agents.0.scale: is required"),
+        (
+            "compute.agents={0: {name: pareto, shape: 2}}",
+            "compute.agents.0.scale: is required; allowed is a number above 0 up to 1e+09",
+        ),
         ("compute.agents={9: 1}", "compute.agents: agent 9; allowed are 0 to 7"),
         ("compute.stragglers={a: 1}", "compute.stragglers.a = 1: allowed is a whole number"),
         ("clusters=two", "clusters = 'two': allowed is a whole number or a list"),
@@ -147,7 +172,7 @@ def test_several_errors_have_a_line_each() -> None:
     assert lines == [
         "num_steps = 0: allowed are values from 1 on",
         "algorithm.thta = 1: no such setting; did you mean algorithm.theta?",
-        "step_size.start: is required",
+        "step_size.start: is required; allowed is a number",
         "step_size.strat = 1: no such setting; did you mean step_size.start?",
     ]
 
@@ -227,6 +252,10 @@ def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, Any],
         (
             {"name": "custom", "train": "no.such:thing", "test": "math:pi"},
             "task.data.train = 'no.such:thing': the module 'no.such' cannot be imported",
+        ),
+        (
+            {"name": "custom", "train": ".here:thing", "test": "math:pi"},
+            "task.data.train = '.here:thing': the module '.here' cannot be imported (TypeError: ",
         ),
         (
             {"name": "custom", "train": "math:nothing", "test": "math:pi"},
@@ -358,7 +387,7 @@ def with_server(algorithm: Any, **settings: Any) -> str:
             "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
         ),
         ({"gathering": {"name": "k-async", "k": 0}}, "algorithm.gathering.k = 0: allowed are values from 1 on"),
-        ({"gathering": "k-async"}, "algorithm.gathering.k: is required"),
+        ({"gathering": "k-async"}, "algorithm.gathering.k: is required; allowed is a whole number from 1 on"),
         (
             {"gathering": {"name": "n-softsync", "n": 5}},
             "algorithm.gathering.n = 5: allowed are 1 to the number of workers, 4",
@@ -392,7 +421,7 @@ def with_server(algorithm: Any, **settings: Any) -> str:
             "algorithm.correction.smoothness = null: allowed is a number beside above = 'shrink', null beside the "
             "others",
         ),
-        ({"correction": "gap-bounded"}, "algorithm.correction.bound: is required"),
+        ({"correction": "gap-bounded"}, "algorithm.correction.bound: is required; allowed is a number above 0"),
         (
             {"correction": {"name": "dc-asgd-c", "lamda_0": 1}},
             "algorithm.correction.lamda_0 = 1: no such setting; did you mean algorithm.correction.lambda_0?",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ray_pcasgd.compare import METHODS, Method, compare, parse_method
+from ray_pcasgd.comparison import METHODS, Method, compare, parse_method
 from ray_pcasgd.loading import SettingsError, load_config
 
 TINY: dict[str, Any] = {"num_agents": 3, "num_steps": 4, "evaluate_every": 4, "engine": "local"}

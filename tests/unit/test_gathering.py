@@ -360,3 +360,30 @@ def test_what_does_not_fit_the_number_of_workers_is_refused(value: Any, expected
     with pytest.raises(ValueError, match=f"^{expected}$"):
         gathering(value).check(4)
     gathering(value).check(5)
+
+
+@given(
+    every=st.sampled_from([0.1, 1 / 3, 1.0, 7.5]),
+    arrivals=st.lists(st.tuples(st.floats(0.01, 30), st.floats(0.1, 2)), min_size=1, max_size=12),
+)
+def test_intervals_without_losses_are_passed_over_one_by_one(every: float, arrivals: list[tuple[float, float]]) -> None:
+    """Whatever the rounding of sums: an interval ends where it would if each had been looked at by itself."""
+    own = adaptive(every=every)
+    due, now = every, 0.0
+    for version, (gap, loss) in enumerate(arrivals, 1):
+        feed(own, 0, version, loss)
+        now += gap
+        assert own.adapt(now)
+        while due <= now:
+            due += every
+        assert own.state()["adaptive"]["due"] == due
+
+
+@pytest.mark.parametrize("every", [1e-9, 0.0005])
+@pytest.mark.parametrize("now", [1.0, 3e3, 1e9, 1e170])
+def test_intervals_far_shorter_than_the_time_between_gradients_take_no_time(every: float, now: float) -> None:
+    own = adaptive(every=every)
+    feed(own, 0, 1, 2.0)
+    assert own.adapt(now)
+    assert now < own.state()["adaptive"]["due"] <= now + max(2 * every, 1e-9 * now)
+    assert own.adapt(now)

@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from ray_pcasgd import sweep
-from ray_pcasgd.compare import METHODS, compare
+from ray_pcasgd.comparison import METHODS, compare
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray import joining
 from ray_pcasgd.engines.ray.cluster import Known

@@ -12,18 +12,19 @@ import ray_pcasgd
 
 PACKAGE = Path(ray_pcasgd.__file__).parent
 LAYERS = [
-    "settings wording own_state foreign_files foreign_tables reaching records own_files plain_json folder_lock "
-    "run_state numerics randomness curves",
-    "laws law_text topology timing rules optimizer",
+    "settings scalars law_text vocabulary wording own_state foreign_files foreign_tables reaching records own_files "
+    "plain_json folder_lock run_state numerics randomness curves",
+    "laws topology timing rules optimizer",
     "commands status pace schedule mailbox tasks reliability",
     "module_tensors sample_checks replica local_tensors displacement server_rules learner agent variants server pairs "
     "consensus",
     "engines",
-    "config tryout explanation yaml_text loading roster server_plan pair_plan peer_plan plan variant_plan",
+    "config settings_reference hints misspelling tryout explanation yaml_text loading roster server_plan pair_plan "
+    "peer_plan plan variant_plan",
     "watching exporter event_log trainer run run_record run_states run_files run_ending run_folder remote_storage "
     "interrupting executable_rows result checkpoint state_files model_file monitor trust ray_train sweep_settings",
-    "theory report compare terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "
-    "sweep_results sweep_tuner sweep cli_control cli",
+    "theory report comparison terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "
+    "sweep_results sweep_tuner sweep cli_control settings_text settings_page starter cli_settings cli",
     "__init__ __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}

@@ -206,7 +206,7 @@ def test_settings_objects_are_merged_like_mappings() -> None:
 
 def test_numbers_address_the_items_of_a_list() -> None:
     config = load_config({"links": [{"delay": 1}, {"delay": 2}]}, ["links.1.delay.value=7", "links.0.unit=seconds"])
-    assert [(entry.delay.model_dump()["value"], entry.unit) for entry in config.links] == [(1, "seconds"), (7, "steps")]
+    assert [(entry.delay.model_dump()["value"], entry.unit) for entry in config.links] == [(1, "seconds"), (7, None)]
 
 
 @pytest.mark.parametrize(("links", "assignment"), [([{"delay": 1}], "links.1.delay=2"), ([], "links.0.delay=2")])

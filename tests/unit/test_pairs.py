@@ -269,7 +269,7 @@ def test_one_agent_is_plain_sgd_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"links": [{"delay": 3}]}, "links.0.unit = 'steps': allowed beside ad-psgd is seconds"),
+        ({"links": [{"delay": 3, "unit": "steps"}]}, "links.0.unit = 'steps': allowed beside ad-psgd is seconds"),
         ({"barrier": "all"}, "barrier.name = 'all': allowed beside ad-psgd is none"),
         ({"mixing": "uniform"}, "mixing.name = 'uniform': allowed beside ad-psgd is none"),
         ({"on_non_finite_loss": "isolate"}, "on_non_finite_loss = 'isolate': allowed beside ad-psgd is stop"),

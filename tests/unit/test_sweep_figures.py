@@ -111,7 +111,7 @@ def test_values_that_are_no_numbers_are_written_and_found_again() -> None:
 
 def result_of(progress: SweepProgress, name: str, value: float, step: int, **config: Any) -> None:
     trial = SimpleNamespace(trial_id=name, config=config, last_result=None, error_file="e")
-    progress.on_trial_result(0, [], trial, {METRIC: value, "step": step})
+    progress.on_trial_result(0, [], trial, {METRIC: value, "step": step, "num_steps": 60})
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -119,7 +119,7 @@ def test_the_line_names_what_the_table_would_name(seeds: int) -> None:
     """Whatever trials have come to: finished, on their way, or stopped; with one seed or two."""
     random = generator(seeds, "trials")
     for _ in range(40):
-        progress = SweepProgress(METRIC, "max", 12, None, clock=lambda: 0.0, num_steps=60)
+        progress = SweepProgress(METRIC, "max", 12, None, clock=lambda: 0.0)
         rows = []
         for (number, eta), seed in itertools.product(enumerate((0.1, 0.2, 0.3)), range(seeds)):
             steps = list(range(20, random.choice([20, 40, 60]) + 1, 20))
@@ -136,7 +136,7 @@ def test_the_line_names_what_the_table_would_name(seeds: int) -> None:
 
 
 def test_the_line_names_no_trial_by_what_it_was_once() -> None:
-    progress = SweepProgress(METRIC, "max", 2, None, clock=lambda: 0.0, num_steps=60)
+    progress = SweepProgress(METRIC, "max", 2, None, clock=lambda: 0.0)
     for step, value in ((20, 0.9), (40, 0.5), (60, 0.3)):
         result_of(progress, "a", value, step, step_size=0.1, seed=0)
     result_of(progress, "b", 0.4, 60, step_size=0.2, seed=0)
@@ -148,7 +148,7 @@ def test_the_line_names_no_trial_by_what_it_was_once() -> None:
 
 
 def test_settings_that_are_lists_or_none_have_a_line_too() -> None:
-    progress = SweepProgress(METRIC, "max", 3, None, clock=lambda: 0.0, num_steps=60)
+    progress = SweepProgress(METRIC, "max", 3, None, clock=lambda: 0.0)
     for number, barrier in enumerate((None, {"name": "bounded", "staleness": 2}, "all")):
         result_of(progress, str(number), number / 10, 60, barrier=barrier, num_steps=60)
     assert "best test accuracy 20.0 % at barrier=all num_steps=60 seed=0" in progress.line()

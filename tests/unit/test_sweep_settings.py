@@ -135,3 +135,43 @@ def test_a_page_has_the_pictures_that_there_is_something_for(tmp_path: Any) -> N
 def test_ranges_of_whole_numbers_have_whole_limits() -> None:
     with pytest.raises(ValueError, match="allowed beside integer are whole numbers"):
         Range(low=0.5, high=3, integer=True)
+
+
+def whole(space: dict[str, Any], **config: Any) -> dict[str, Any]:
+    sweep = load_sweep({"space": space, "search": "random", "config": config})
+    return dict(sweep.in_whole_numbers(sweep.base()).space)
+
+
+def test_a_range_over_a_setting_of_whole_numbers_is_one_of_whole_numbers() -> None:
+    spaces = whole({"num_agents": {"low": 2, "high": 8}, "algorithm.oldest_age": {"low": 1, "high": 64, "log": True}})
+    assert [(range_.integer, range_.limits, range_.log) for range_ in spaces.values()] == [
+        (True, (2, 8), False),
+        (True, (1, 64), True),
+    ]
+    assert all(isinstance(limit, int) for range_ in spaces.values() for limit in range_.limits)
+    spaces = whole({"step_size": {"low": 1, "high": 8}, "algorithm.theta": {"low": 0, "high": 1}})
+    assert [range_.integer for range_ in spaces.values()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("range_", "message"),
+    [
+        ({"low": 2.5, "high": 8}, "space.num_agents.low = 2.5: allowed are whole numbers, as for num_agents"),
+        ({"low": 2, "high": 8.5}, "space.num_agents.high = 8.5: allowed are whole numbers"),
+        ({"low": 2, "high": 8, "integer": False}, "space.num_agents.integer = false: the setting takes whole numbers"),
+    ],
+)
+def test_a_range_that_would_draw_others_is_refused(range_: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        whole({"num_agents": range_})
+
+
+def test_epochs_and_schedulers_that_ask_for_steps_do_not_go_together() -> None:
+    for tree in ({"config": {"num_epochs": 2}, "space": {"step_size": [1]}}, {"space": {"num_epochs": [1, 2]}}):
+        sweep = load_sweep(tree | {"scheduler": "asha"})
+        with pytest.raises(
+            SettingsError, match=r"scheduler\.name = 'asha': allowed together with num_epochs is 'fifo'"
+        ):
+            sweep.check_beside(sweep.base())
+        sweep = load_sweep(tree)
+        sweep.check_beside(sweep.base())

@@ -156,10 +156,34 @@ def test_table_and_picture_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "law", [Constant(value=2.0), Uniform(low=2, high=2), LogNormal(median=2, sigma=0)], ids=lambda law: law.name
+)
+def test_a_law_of_one_value_has_it_as_its_mean(law: Law) -> None:
+    """And the planner takes as long as the theory says, where that is exact."""
+    assert [order_statistic(law, k, 8) for k in (1, 4, 8)] == [2.0, 2.0, 2.0]
+    table = theory_table(law, 4, 400)
+    exact = table[table["kind"] == "exact"]
+    np.testing.assert_allclose(exact["ratio"], 1.0, rtol=0.01)
+    assert set(table["kind"]) == {"exact", "at most"}
+    assert (table["ratio"] < 1.01).all()
+
+
+def test_a_file_of_equal_values_is_a_law_of_one_value(tmp_path: Path) -> None:
+    (tmp_path / "delays.csv").write_text("delay\n3\n3\n")
+    law = load_config(None, [f"compute.law={{name: measured, path: {tmp_path}/delays.csv}}"]).compute.law
+    assert seconds_per_update(KBatchSync(k=5), law, 4).seconds == 6.0
+
+
+@pytest.mark.parametrize(
     "assignment",
-    ["compute.law={name: pareto, shape: 1, scale: 1}", "compute.law={name: outage, mean_up: 1, mean_down: 1}",
-     "compute.stragglers={1: 2.0}"],
-)  # fmt: skip
+    [
+        "compute.law=0",
+        "compute.law=uniform(0, 0)",
+        "compute.law=pareto(1, 1)",
+        "compute.law=outage(1, 1)",
+        "compute.stragglers={1: 2.0}",
+    ],
+)
 def test_laws_of_which_the_theory_says_nothing_are_refused(assignment: str) -> None:
     with pytest.raises(SettingsError, match=r"^compute"):
         check_theory(load_config(None, [assignment]))

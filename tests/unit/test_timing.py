@@ -123,10 +123,12 @@ def test_measured_delays_are_replayed_in_order_and_again(suffix: str, tmp_path: 
 FILES = {
     "cannot be read": None,
     "column = 'delay': allowed are late, sent": "late,sent\n1,2\n",
-    "holds values that are no delays": "delay\n1\n-2\n",
-    "no delays; allowed are numbers": "delay\n1\nsoon\n",
-    "numbers from 0 on": "delay\n",
-    "values that are no delays; allowed": "delay\n1\ninf\n",
+    "holds values that are no delays, such as '-2' in row 2": "delay\n1\n-2\n",
+    "no delays, such as 'soon' in row 2; allowed are numbers from 0 on, up to 1e+09 seconds": "delay\n1\nsoon\n",
+    "values that are no delays; allowed": "delay\n",
+    "such as 'inf' in row 2": "delay\n1\ninf\n",
+    "such as '2000000000.0' in row 1": "delay\n2e9\n",
+    "column = 'delay': allowed are 23.1; the file seems to have no header: write column: 0": "23.1\n24.0\n",
     "allowed is CSV or Parquet": "",
 }
 
@@ -286,3 +288,41 @@ def test_agents_that_do_not_exist_are_named(compute: ComputeTimes, links: list[L
 def test_agents_that_exist_pass() -> None:
     compute = ComputeTimes(agents={0: law(1)}, stragglers={3: law(1)})
     check_timing(compute, [LinkDelay(delay=law(1), between=((0, 1), (2, 3)))], 4)
+
+
+def turn_by_turn(law: Outage, seed: int) -> Any:
+    """Return what draws delays by keeping every turn: the definition, without bounds of time and memory."""
+    random, turns = generator(seed, "test"), [0.0]
+
+    def delay(moment: float) -> float:
+        while turns[-1] <= moment:
+            turns.append(turns[-1] + float(random.exponential(law.mean_up if len(turns) % 2 else law.mean_down)))
+        following = next(place for place, turn in enumerate(turns) if turn > moment)
+        return law.delay + (turns[following] - moment if following % 2 == 0 else 0.0)
+
+    return delay
+
+
+@pytest.mark.parametrize(("mean_up", "mean_down", "step"), [(30, 10, 0.5), (5, 5, 1), (0.01, 0.02, 1), (3, 3e-3, 0.7)])
+def test_the_turns_of_an_outage_are_drawn_one_by_one(mean_up: float, mean_down: float, step: float) -> None:
+    law = Outage(mean_up=mean_up, mean_down=mean_down, delay=0.25)
+    moments = np.repeat(np.cumsum(np.random.default_rng(0).exponential(step, 100)), 2)
+    expected = turn_by_turn(law, 7)
+    sampler = law.sampler(generator(7, "test"))
+    assert [sampler(float(moment)) for moment in moments] == [expected(float(moment)) for moment in moments]
+
+
+@pytest.mark.parametrize(("mean_up", "mean_down"), [(1e-6, 1e-6), (1e-6, 3e-6), (1e-300, 1e-300), (1e-9, 1e-3)])
+def test_turns_far_shorter_than_the_time_between_messages_take_neither_time_nor_memory(
+    mean_up: float, mean_down: float
+) -> None:
+    sampler = Outage(mean_up=mean_up, mean_down=mean_down).sampler(generator(0, "test"))
+    delays = np.array([sampler(1000.0 * moment) for moment in range(1, 20_000)])
+    down = mean_down / (mean_up + mean_down)
+    assert (delays > 0).mean() == pytest.approx(down, abs=0.015)
+    assert delays.mean() == pytest.approx(down * mean_down, rel=0.04)
+
+
+def test_an_outage_may_be_asked_for_at_any_time_however_late() -> None:
+    sampler = Outage(mean_up=1e-6, mean_down=1e-6).sampler(generator(0, "test"))
+    assert all(0 <= sampler(moment) < 1 for moment in (0.0, 1e-6, 1e9, 1e30, 1e170, 1e170))

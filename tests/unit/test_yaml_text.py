@@ -110,6 +110,7 @@ def merged_laughs(levels: int) -> str:
         ("{<<: {a: 1}, <<: {b: 1}}", "<< is given twice; allowed is once"),
         ("1" + "0" * 5000, "is not YAML (a number of 5001 digits in line 1)"),
         ("!!int ten", "is not YAML ('ten' is no whole number in line 1)"),
+        ("!!int 1.5", "is not YAML ('1.5' is no whole number in line 1)"),
         ("!!float ten", "is not YAML ('ten' is no number in line 1)"),
         ("!!python/object/apply:os.getcwd []", "is not YAML (could not determine a constructor for the tag"),
         ("!!python/name:os.getcwd", "is not YAML (could not determine a constructor for the tag"),

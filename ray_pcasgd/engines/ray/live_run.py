@@ -270,7 +270,7 @@ class LiveRun:
         spec = self.crew.specs[0]
         if isinstance(command, Isolate) and not isinstance(spec, AgentSpec):
             return "isolate: allowed are runs between peers"
-        if isinstance(command, SetDelay) and isinstance(spec, PairSpec) and command.entry.unit == "steps":
+        if isinstance(command, SetDelay) and isinstance(spec, PairSpec) and command.entry.unit != "seconds":
             return "delay in steps: allowed beside ad-psgd is seconds; pairs average what both are at that moment"
         if isinstance(command, Leave | Join) and isinstance(self.crew.specs[command.agent], ServerSpec):
             return f"{command.name}: allowed are workers; agent {command.agent} is a server"

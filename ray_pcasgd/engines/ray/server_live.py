@@ -63,7 +63,7 @@ class LiveServerActor(ServerActor):
         self.is_over = False
         self.kept_at = time.monotonic()
         self.set_links(injection)
-        self.holds = any(entry.unit == "steps" for entry in injection.links)
+        self.holds = any(entry.unit != "seconds" for entry in injection.links)
 
     def set_links(self, injection: Injection) -> None:
         """Take in what an injection says of links."""

@@ -36,7 +36,7 @@ class RaySettings(Settings):
     """Live, without a barrier: a neighbor of whom nothing has come for so many of its own steps is not read, and its
     mixing weight is the reader's own, until something comes; null: it is read however old it gets. Injected delays do
     not count: late messages come all the same."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """Threads that torch uses within one operation of one agent."""
     join_later: tuple[int, ...] = ()
     """Live: agents that are not started with the run, but by ``ray-pcasgd join``."""
