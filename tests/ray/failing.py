@@ -33,10 +33,14 @@ class OwnError(Exception):
 
 
 class FailingWhenEvaluated(FailingLater):
-    """Raises in its evaluation mode."""
+    """Raises in its evaluation mode, with other weights than those it was made with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.linear.weight.detach().clone()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self.training and torch.is_inference_mode_enabled() == torch.is_grad_enabled():
+        if not self.training and not torch.equal(self.linear.weight, self.first):
             raise KeyError("evaluated")
         outputs: Tensor = self.linear(inputs)
         return outputs

@@ -93,7 +93,8 @@ def test_an_evaluation_that_raises_in_an_agent_s_process_costs_no_training(famil
 def test_a_model_that_cannot_be_built_in_an_agent_s_process_is_named(tmp_path: Path) -> None:
     result = fit(tmp_path, task={"model": {"name": "custom", "factory": "tests.ray.failing:FailingElsewhere"}})
     assert isinstance(result.error, RunError)
-    assert "agent 0 could not be built: LookupError: not here (" in str(result.error)
+    assert "agent 0 could not be built: " in str(result.error)
+    assert "fails (LookupError: not here) (" in str(result.error)
     assert "failing.py:" in str(result.error)
     assert "\n" not in str(result.error)
 

@@ -53,10 +53,14 @@ def _require(found: str | None) -> None:
 
 def _check_messages(messages: dict[Any, Any]) -> None:
     for parts in messages.values():
-        *tensors, mass = parts
+        *tensors, mass, extra = parts
         if len(tensors) != 3 or not all(part is None or isinstance(part, Tensor) for part in tensors):
             raise StateError("state.messages holds something else than messages")
         _require(difference(1.0, mass, "state.messages.mass"))
+        if extra is not None:
+            local, mask = extra
+            if not all(isinstance(part, Tensor) for part in (*local.values(), *([] if mask is None else [mask]))):
+                raise StateError("state.messages holds something else than a worker's own tensors")
 
 
 def _planned_example(spec: LearnerSpec, data: TaskData) -> State:
