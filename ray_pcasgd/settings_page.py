@@ -41,7 +41,12 @@ ray-pcasgd train --set num_agents=4 --set algorithm.theta=0.3 --set links.0.dela
 ```
 
 ```python
-Trainer(num_agents=4, algorithm={"name": "pc-asgd", "theta": 0.3}, links=[{"between": "clusters", "delay": "200ms"}])
+from ray_pcasgd import Trainer
+
+trainer = Trainer(
+    num_agents=4, algorithm={"name": "pc-asgd", "theta": 0.3}, links=[{"between": "clusters", "delay": "200ms"}]
+)
+print(trainer.config.links)  # and trainer.fit() runs it
 ```
 
 **Names.** Where one of several kinds of thing may stand, its `name` chooses; `topology: ring` is short for
