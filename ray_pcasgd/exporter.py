@@ -39,6 +39,7 @@ class Exporter(Watcher):
         self._bytes = Counter[int]()
         self._waited: defaultdict[int, float] = defaultdict(float)
         self._durations: list[tuple[int, float]] = []
+        self._ended: dict[int, float] = {}
 
     def started(self, plan: Plan, path: Path) -> None:
         """Take in the run's name."""
@@ -52,7 +53,9 @@ class Exporter(Watcher):
         self._steps[row.agent] += row.kind == "step"
         self._bytes[row.agent] += report.bytes_sent
         self._waited[row.agent] += row.end - row.ready
-        self._durations.append((row.agent, row.end - row.start))
+        # From one reading to the next: a row has no time for what comes after it.
+        self._durations.append((row.agent, max(0.0, row.end - self._ended.get(row.agent, row.start))))
+        self._ended[row.agent] = row.end
         if self._clock() - self._exported_at >= EXPORT_SECONDS:
             self._export()
 

@@ -12,6 +12,9 @@ from ray_pcasgd.records import Read
 TRANSITS = 96
 """Messages over which a link's transit time is the median: more than twice as many as can wait for a stopped reader."""
 
+LEAST_LAG = 2
+"""Steps that a neighbor may be behind in any case."""
+
 
 class OwnTimes(NamedTuple):
     """When the reader itself published its versions."""
@@ -72,9 +75,29 @@ class NeighborTracker:
         seconds = max(0.0, min(now - newest.sent_at, self.transit_seconds))
         return max(0, int(min(seconds / newest.step_seconds, self.last_version - newest.version)))
 
+    def lag(self, step: int, now: float) -> int:
+        """Return how many steps the neighbor is behind a reader at ``step``, negative where it is ahead."""
+        told = 0 if self.newest is None else self.newest.version
+        return step - told - self.missed(now)
+
+    def has_finished(self) -> bool:
+        """Return whether the neighbor is known to take no step any more."""
+        return self.newest is not None and self.newest.final
+
     def lateness(self, now: float) -> float:
         """Return the age of the newest message in seconds, beyond what messages take to come."""
         return 0.0 if self.newest is None else now - self.newest.sent_at - self.transit_seconds
+
+
+def is_lagging(lag: int, step: int, max_lag: float | None) -> bool:
+    """Return whether a neighbor is too far behind a reader at ``step`` to be read.
+
+    **Choice**: mixed as it is, what has taken fewer steps pulls its reader back, and the more so the shorter the run.
+
+    >>> is_lagging(3, 50, 0.05), is_lagging(2, 20, 0.05), is_lagging(40, 1000, 0.05), is_lagging(40, 50, None)
+    (True, False, False, False)
+    """
+    return max_lag is not None and lag > max(LEAST_LAG, max_lag * step)
 
 
 def choose_read(

@@ -35,7 +35,7 @@ def agent() -> LiveAgentActor:
     spec = plan.specs[0]
     assert isinstance(spec, AgentSpec)
     scheduler: Any = None
-    actor = LiveAgentActor(spec, plan.data, Driving(60.0, 1, None, 20.0, 2**16), scheduler, injection)
+    actor = LiveAgentActor(spec, plan.data, Driving(60.0, 1, None, 20.0, 0.05, 2**16), scheduler, injection)
     actor.started_at = time.time()
     actor.begin()
     actor.step_seconds = STEP
@@ -119,3 +119,39 @@ def test_a_few_short_steps_are_no_silence(agent: LiveAgentActor) -> None:
     agent.trackers[1]._transits.extend([0.001] * 90)
     assert 1 in reads(agent)
     assert not events(agent, "neighbor_silent")
+
+
+def read_at(agent: LiveAgentActor, step: int) -> dict[int, Read]:
+    return {read.neighbor: read for read in agent.choose_reads(frozenset(), step)}
+
+
+def test_a_neighbor_that_is_far_behind_is_not_read_until_it_has_caught_up(agent: LiveAgentActor) -> None:
+    tell(agent, 1, 20, time.time())
+    tell(agent, 2, 17, time.time())
+    assert set(read_at(agent, 20)) == {1}
+    tell(agent, 2, 18, time.time())
+    assert set(read_at(agent, 20)) == {1, 2}
+    assert set(read_at(agent, 3)) == {1, 2}
+
+
+def test_of_a_neighbor_that_stays_behind_there_is_an_event(agent: LiveAgentActor) -> None:
+    for step in range(3, 60):
+        tell(agent, 1, step, time.time())
+        read_at(agent, step)
+    (event,) = events(agent, "neighbor_behind")
+    assert event.detail.startswith("agent 2 is 52 steps behind")
+
+
+def test_without_a_limit_a_neighbor_is_read_however_far_it_is_behind(agent: LiveAgentActor) -> None:
+    agent.driving = agent.driving._replace(max_lag=None)
+    tell(agent, 2, 1, time.time())
+    assert read_at(agent, 59)[2].version == 1
+
+
+def test_what_was_read_of_a_neighbor_that_is_done_is_not_read_again(agent: LiveAgentActor) -> None:
+    tell(agent, 1, 59, time.time())
+    assert [read_at(agent, 30)[1].version for _ in range(2)] == [59, 59]
+    tell(agent, 1, 60, time.time(), final=True)
+    assert read_at(agent, 31)[1].version == 60
+    assert 1 not in read_at(agent, 32)
+    assert agent.newest()[1] == 60

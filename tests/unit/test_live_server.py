@@ -55,7 +55,7 @@ def server_of(plan: Plan) -> RecordingServer:
     spec = plan.specs[NUM_WORKERS]
     assert isinstance(spec, ServerSpec)
     scheduler: Any = None
-    server = RecordingServer(spec, plan.data, Driving(60.0, 1, None, None, 2**16), scheduler, injection)
+    server = RecordingServer(spec, plan.data, Driving(60.0, 1, None, None, None, 2**16), scheduler, injection)
     server.sent_at = math.inf  # nothing is reported here
     return server
 

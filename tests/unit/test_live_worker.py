@@ -33,7 +33,7 @@ def worker() -> LiveWorkerActor:
     spec = plan.specs[0]
     assert isinstance(spec, WorkerSpec)
     scheduler: Any = None  # nothing is reported here
-    actor = LiveWorkerActor(spec, plan.data, Driving(60.0, 1, None, None, 2**16), scheduler, injection)
+    actor = LiveWorkerActor(spec, plan.data, Driving(60.0, 1, None, None, None, 2**16), scheduler, injection)
     actor.begin()
     return actor
 

@@ -194,3 +194,10 @@ def test_a_reader_that_is_stopped_now_and_then_knows_staleness_to_a_step_once_it
         if taken:
             truth = bisect_right(sent, now) - taken
             assert abs(tracker.missed(now) - truth) <= 1
+
+
+def test_lag_counts_what_a_neighbor_is_known_to_have_done() -> None:
+    header = Header(7, 3, 1.0, 0.5)
+    assert tracker_of(header, transit=2.6).lag(20, 3.9) == 20 - 3 - 5
+    assert tracker_of(header).lag(2, 1.2) == -1
+    assert tracker_of().lag(4, 9.9) == 4

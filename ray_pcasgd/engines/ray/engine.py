@@ -74,6 +74,7 @@ class RayEngine:
                     self._settings.threads,
                     pausing,
                     self._settings.silent_steps,
+                    self._settings.max_lag,
                     self._settings.inline_bytes,
                 )
                 if state is not None:

@@ -21,7 +21,7 @@ from ray_pcasgd.mailbox import Header
 from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier, Proceed, SampledBarrier, WaitFor
-from ray_pcasgd.schedule.reading import NeighborTracker, OwnTimes, choose_all, choose_read
+from ray_pcasgd.schedule.reading import NeighborTracker, OwnTimes, choose_all, choose_read, is_lagging
 from ray_pcasgd.tasks.task import TaskData
 
 RECENT_STEPS = 16
@@ -29,6 +29,9 @@ RECENT_STEPS = 16
 
 LONGEST_RATIO = 4.0
 """A step that takes so many mean ones is no slow step: the process was stopped."""
+
+LASTING_STEPS = 50
+"""So many steps without a neighbor that is too far behind are worth an event."""
 
 HELD_UP_SECONDS = 0.1
 """A step that takes ``LONGEST_RATIO`` mean ones and at least this: the agent's process was held up, its mail too."""
@@ -59,7 +62,7 @@ class LiveAgentActor(ReturningAgentActor):
         self.barrier_draws = generator(injection.seed, "barrier", spec.agent)
         self.set_links(injection)
         self.last_read = dict.fromkeys(spec.neighbors, 0)
-        """Where only news are read: the newest version that was."""
+        """The newest version of each neighbor that was read."""
         self.reads_news = spec.recipe.rule.reading == "news"
         self.own_times = OwnTimes(1, [])
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
@@ -71,6 +74,10 @@ class LiveAgentActor(ReturningAgentActor):
         """How often each neighbor was found silent."""
         self.trackers = {k: NeighborTracker(spec.recipe.num_steps) for k in spec.neighbors}
         """How far each neighbor has come, as its messages tell."""
+        self.left_out: Counter[int] = Counter()
+        """For how many steps each neighbor was too far behind to be read, up to the present one."""
+        self.episodes: Counter[int] = Counter()
+        """How often that lasted."""
         self.held_up = False
         """Whether the present step took so long that the agent's process must have been stopped meanwhile."""
         self.kept_at = time.monotonic()
@@ -104,15 +111,15 @@ class LiveAgentActor(ReturningAgentActor):
         self.wait_longer(start)
         ready = time.time()
         found = self.await_barrier(step)
+        read_at = time.time()
         received = self.open_all(found)
         held = self.held
         measures = self.apply(received, len(held))
         if measures is None:
             return False
-        end = time.time()
-        self.own_times.sent_at.append(end)
+        self.own_times.sent_at.append(time.time())
         self.step_seconds = self.own_times.pace(RECENT_STEPS)
-        began, computed, ended = (moment - self.started_at for moment in (start, ready, end))
+        began, computed, ended = (moment - self.started_at for moment in (start, ready, read_at))
         reads = tuple(item.read for item in received)
         row = Row(self.spec.agent, step, began, computed, ended, reads, held=held)
         if self.spec.recipe.evaluates_at(self.agent.progress):
@@ -197,10 +204,11 @@ class LiveAgentActor(ReturningAgentActor):
             if self.agent.pushes:
                 reads += choose_all(self.mailbox, k, cap, now, tracker, self.own_times, self.may_read)
                 continue
-            if cap is None and self.is_behind(k, now):
+            if cap is None and (self.is_behind(k, now) or self.lags(k, step, now)):
                 continue
             read = choose_read(self.mailbox, k, cap, now, tracker, self.own_times, self.may_read)
-            if read is None or (self.reads_news and read.version <= self.last_read[k]):
+            only_news = self.reads_news or (cap is None and tracker.has_finished())
+            if read is None or (only_news and read.version <= self.last_read[k]):
                 continue
             self.last_read[k] = read.version
             reads.append(read)
@@ -216,6 +224,22 @@ class LiveAgentActor(ReturningAgentActor):
         if not self.held_up or newest is None or newest.final:
             return False
         return self.trackers[neighbor].lateness(now) > 2 * max(newest.step_seconds, self.step_seconds)
+
+    def lags(self, neighbor: int, step: int, now: float) -> bool:
+        """Return whether a neighbor is too far behind to be read; where that lasts, say so."""
+        lag = self.trackers[neighbor].lag(step, now)
+        if not is_lagging(lag, step, self.driving.max_lag):
+            self.left_out[neighbor] = 0
+            return False
+        self.left_out[neighbor] += 1
+        if self.left_out[neighbor] == LASTING_STEPS:
+            self.episodes[neighbor] += 1
+            if math.log10(self.episodes[neighbor]).is_integer():
+                detail = (
+                    f"agent {neighbor} is {lag} steps behind; it is not read until it has caught up (engine.max_lag)"
+                )
+                self.unsent.append(Event("neighbor_behind", self.spec.agent, self.version, detail))
+        return True
 
     def notice_silence(self, neighbor: int, now: float) -> None:
         """Take in that nothing new has come of a neighbor for many of its steps: it is not read until something does.
@@ -304,8 +328,7 @@ class LiveAgentActor(ReturningAgentActor):
 
     def has_finished(self, neighbor: int) -> bool:
         """Return whether a neighbor is known to take no step any more."""
-        newest = self.trackers[neighbor].newest if neighbor in self.trackers else None
-        return newest is not None and newest.final
+        return neighbor in self.trackers and self.trackers[neighbor].has_finished()
 
     def begin(self) -> None:
         """Put the version that all start from into the mailbox; who is not there has no share of it."""

@@ -33,9 +33,13 @@ class RaySettings(Settings):
     ones through Ray's object store, which takes three round trips more, and on one machine less of its time. Raise it
     where links are slow."""
     silent_steps: float | None = Field(20.0, gt=0)
-    """Live, without a barrier: a neighbor of whom nothing has come for so many of its own steps is not read, and its
-    mixing weight is the reader's own, until something comes; null: it is read however old it gets. Injected delays do
-    not count: late messages come all the same."""
+    """Live, without a barrier: a neighbor of whom nothing has come for so many of its own steps, and for a second at
+    least, is not read, and its mixing weight is the reader's own, until something comes; null: it is read however old
+    it gets. Injected delays do not count: late messages come all the same."""
+    max_lag: float | None = Field(0.05, ge=0, lt=1)
+    """Live, without a barrier, but for push-sum: a neighbor that has taken fewer steps than the reader, by this share
+    and by more than 2, is not read until it has caught up, and its mixing weight is the reader's own: its weights,
+    however fresh, would hold the reader back; null: it is read however far it is behind."""
     threads: int = Field(1, ge=1, le=1024)
     """Threads that torch uses within one operation of one agent."""
     join_later: tuple[int, ...] = ()

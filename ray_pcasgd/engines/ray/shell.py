@@ -55,6 +55,8 @@ class Driving(NamedTuple):
     """How often states are kept, if at all."""
     silent_steps: float | None
     """After how many steps without news a live neighbor is not read any more."""
+    max_lag: float | None
+    """By which share of its own steps a live agent may be ahead of a neighbor that it reads."""
     inline_bytes: int
     """Up to which size arrays travel inside the message."""
 
