@@ -22,6 +22,8 @@ atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 # The same cases each time, however busy the machine is.
 settings.register_profile("deterministic", deadline=None, derandomize=True)
+# For a long search: python -m pytest tests/unit/test_fuzz.py --hypothesis-profile=many
+settings.register_profile("many", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile("deterministic")
 
 # Tiny operations on as many threads as there are cores take a hundred times as long when the cores are busy.

@@ -29,7 +29,8 @@ from ray_pcasgd.state_files import StateFiles
 from ray_pcasgd.trainer import Trainer
 from ray_pcasgd.trust import load_run_settings
 
-CASES = settings(max_examples=2000, suppress_health_check=list(HealthCheck))
+NUMBER = max(2000, settings.default.max_examples if settings.default else 0)
+CASES = settings(max_examples=NUMBER, suppress_health_check=list(HealthCheck))
 
 SCALARS = st.one_of(
     st.none(),
@@ -228,7 +229,7 @@ def changed(tree: Any, data: st.DataObject) -> Any:
     return data.draw(TREES)
 
 
-@settings(CASES, max_examples=500)
+@settings(CASES, max_examples=NUMBER // 4)
 @given(data=st.data())
 def test_any_run_folder_is_read_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, sent: Path, data: st.DataObject
