@@ -15,7 +15,7 @@ from experiments.faults.injecting import Fault
 from ray_pcasgd.records import Event, StepReport
 
 NICENESS = 15
-"""What Ray gives its workers (``RAY_worker_niceness``); beside processes of a higher priority they hardly run at all."""
+"""What Ray gives its workers (``RAY_worker_niceness``); beside processes of a higher priority they hardly run."""
 
 MARKS = "RAY_PCASGD_LIVE_FAULTS"
 """Environment variable that names the folder of marks: a process whose mark is there dies in its next evaluation."""
