@@ -1,0 +1,63 @@
+"""Small runs of every family, rule, barrier and gathering policy, through the public interface alone."""
+
+from typing import Any
+
+BASE: dict[str, Any] = {
+    "num_agents": 4,
+    "num_steps": 14,
+    "evaluate_every": 7,
+    "links": [{"between": "clusters", "delay": 3}],
+    "optimizer": {"momentum": 0.9, "weight_decay": 1e-4},
+    "step_size": 0.02,
+    "compute": {"law": {"name": "exponential", "mean": 1.0}},
+    "task": {"model": {"hidden": [8]}},
+}
+
+
+def _server(gathering: Any, **more: Any) -> dict[str, Any]:
+    return {"algorithm": {"name": "server", "gathering": gathering, **more}}
+
+
+PEERS = (
+    "d-psgd",
+    "d-asgd",
+    "c-asgd",
+    "p-asgd",
+    "pc-asgd",
+    "pc-asgd-pv",
+    "dc-s3gd",
+    "d-asgd-importance",
+    "gossip-pull",
+    "gossip-push",
+)
+BOUNDED_GAP = {"name": "gap-bounded", "bound": 0.5}
+
+CASES: dict[str, dict[str, Any]] = {
+    **{rule: {"algorithm": rule} for rule in PEERS},
+    "sgp": {"algorithm": "sgp", "topology": "directed-exponential"},
+    "sgp-overlap": {"algorithm": "sgp-overlap", "topology": "directed-ring"},
+    "ad-psgd": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]},
+    "adaptive compensation": {"algorithm": {"name": "pc-asgd", "compensation": "adaptive"}},
+    "probing": {"algorithm": {"name": "pc-asgd-pv", "condition": "probe"}},
+    "sampled barrier": {"barrier": {"name": "sampled", "beta": 1}},
+    "bounded barrier": {"barrier": {"name": "bounded", "staleness": 1}},
+    "ring, straggler": {"topology": "ring", "compute": {"stragglers": {1: 3.0}}},
+    "asgd": _server("asgd"),
+    "asgd, dc-asgd-a": _server("asgd", correction="dc-asgd-a"),
+    "asgd, delay-adaptive": _server("asgd", correction="delay-adaptive"),
+    "sync": _server("sync"),
+    "k-sync": _server({"name": "k-sync", "k": 2}),
+    "k-batch-sync": _server({"name": "k-batch-sync", "k": 3}),
+    "k-async": _server({"name": "k-async", "k": 2}),
+    "k-batch-async, gap-bounded": _server({"name": "k-batch-async", "k": 2}, correction=BOUNDED_GAP),
+    "n-softsync, staleness-aware": _server({"name": "n-softsync", "n": 2}, correction="staleness-aware"),
+    "adasync": _server({"name": "adasync", "every_seconds": 2.0}),
+    "two servers": _server("asgd", shards=2, correction="dc-asgd-c"),
+    "k-sync, two servers": _server({"name": "k-sync", "k": 2}, shards=2),
+    "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.2}},
+}
+"""What each case changes of ``BASE``."""
+
+BATCHED = ("never", "always")
+ALONE = ("ad-psgd",)
+"""Cases that do not run stacked."""

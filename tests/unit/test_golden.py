@@ -1,0 +1,17 @@
+"""Schedules and losses of small runs of every family are what they were."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.golden.freezing import freeze, names
+
+FROZEN = json.loads((Path(__file__).parents[1] / "golden" / "frozen.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("case", "batched"), names(), ids=" / ".join)
+def test_a_run_gives_what_it_gave(case: str, batched: str, tmp_path: Path) -> None:
+    frozen, now = FROZEN[f"{case} / {batched}"], freeze(case, batched, tmp_path)
+    assert now.schedule == frozen["schedule"]
+    assert now.test_loss == pytest.approx(frozen["test_loss"], rel=1e-3)
