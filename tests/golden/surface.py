@@ -9,7 +9,10 @@ from typing import Any
 import ray_pcasgd
 from ray_pcasgd import Config, Trainer
 
-COMMANDS = ["train", "compare", "replay", "report", "sweep", "theory", "status", "delay", "leave", "join", "settings", "new"]
+COMMANDS = (
+    *("train", "compare", "replay", "report", "sweep", "theory"),
+    *("status", "delay", "leave", "join", "settings", "new"),
+)
 
 
 def surface(folder: Path) -> dict[str, Any]:
