@@ -10,7 +10,7 @@ from tests.golden.freezing import freeze, names
 FROZEN = json.loads((Path(__file__).parents[1] / "golden" / "frozen.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("case", "batched"), names(), ids=" / ".join)
+@pytest.mark.parametrize(("case", "batched"), list(names()), ids=" / ".join)
 def test_a_run_gives_what_it_gave(case: str, batched: str, tmp_path: Path) -> None:
     frozen, now = FROZEN[f"{case} / {batched}"], freeze(case, batched, tmp_path)
     assert now.schedule == frozen["schedule"]
