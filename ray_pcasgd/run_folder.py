@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.explanation import written
 from ray_pcasgd.folder_lock import FolderLock, LockedError
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.model_file import MODEL_FILES, write_model
@@ -103,14 +104,14 @@ class RunFolder:
         except FileExistsError:
             raise taken(storage, config.name, _SPOKEN) from None
         except OSError as error:
-            raise SettingsError(f"storage_path = {storage!r}: cannot be written ({reason_of(error)})") from None
+            raise SettingsError(f"storage_path = {written(storage)}: cannot be written ({reason_of(error)})") from None
         folder._config = text
         try:
             write_whole(folder.path / CONFIG, text)
             folder._take_lock()
         except OSError as error:
             folder.discard()
-            raise SettingsError(f"storage_path = {storage!r}: cannot be written ({reason_of(error)})") from None
+            raise SettingsError(f"storage_path = {written(storage)}: cannot be written ({reason_of(error)})") from None
         note_settings(text)
         return folder
 

@@ -1,6 +1,7 @@
 """What a run has come to, as its reports come: rows, metrics, models and events, and its part of a state."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.pace import Pace, is_agent_step
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, Row, Snapshot, StepReport
+from ray_pcasgd.result import final_metrics
 from ray_pcasgd.run_ending import Ending
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State
@@ -270,4 +272,15 @@ class RunRecord:
             first, *others = self.failed_evaluations
             more = f"; and {len(others)} evaluations more" if others else ""
             return StepError(f"evaluation of {first.detail}{more}", first.agent, first.step)
-        return None
+        return self.divergence()
+
+    def divergence(self) -> RunError | None:
+        """Return the error of a model whose numbers are finite and whose last test loss, unlike the first, is not."""
+        final = final_metrics(self.monitor.frame())
+        loss, first = (figures.get("test_loss", 0.0) for figures in (final.get("averaged", {}), self.initial))
+        if math.isfinite(loss) or not math.isfinite(first):
+            return None
+        return RunError(
+            f"the averaged model has test loss {loss:g} at step {final['step']}: training has diverged; a smaller "
+            "step_size may help"
+        )

@@ -538,3 +538,11 @@ def test_a_failed_run_can_be_gone_on_with_once_its_cause_is_mended(tmp_path: Pat
     again = resume(failed.path, task={"model": lambda: FailingLater(10**6)})
     assert again.error is None
     assert again.metrics["step"] == 12
+
+
+def test_a_model_of_finite_numbers_that_has_diverged_is_no_success(tmp_path: Path) -> None:
+    result = fit(tmp_path, step_size=1e21, num_steps=1, evaluate_every=1)
+    said = "the averaged model has test loss (inf|nan) at step 1: training has diverged; a smaller step_size may help"
+    assert re.fullmatch(said, str(result.error))
+    assert summary_of(result)["status"] == "failed"
+    assert_all_there(result)
