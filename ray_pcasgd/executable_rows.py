@@ -1,4 +1,4 @@
-"""Makes the rows of a run a schedule that can be executed: agents die, clocks differ, live staleness is a guess."""
+"""Makes an executable schedule of a run's rows, though agents die, clocks differ and live staleness is an estimate."""
 
 from collections.abc import Iterator, Sequence
 from typing import get_args
@@ -12,7 +12,7 @@ from ray_pcasgd.server import ServerRecipe
 
 
 def executable(rows: Sequence[Row], plan: Plan) -> tuple[list[Row], list[Event]]:
-    """Return a run's rows as they can be executed, and what there is to say of it."""
+    """Return a run's rows as they can be executed, and remarks on what was changed."""
     known, events = _completed(rows, plan) if plan.is_live and plan.servers else (list(rows), [])
     known, left_out = _without_unreported_reads(known)
     if plan.is_live:

@@ -22,7 +22,7 @@ def plain(word: object) -> str:
 
 
 def for_word(word: object) -> str:
-    """Return what to write in place of another framework's word; an empty text where it is none.
+    """Return what to write in place of another framework's word; an empty text where it is not such a word.
 
     >>> for_word("lr"), for_word("max-epochs"), for_word("xyzzy")
     ('write step_size', 'write num_epochs', '')
@@ -60,7 +60,7 @@ def for_name(path: str, given: object, names: list[str]) -> str:
 
 
 def for_number(given: object) -> str:
-    """Return what to write in place of a text where a number is asked for; an empty text where it is none.
+    """Return what to write in place of a text where a number is asked for; an empty text where it is not a number.
 
     >>> for_number("0.1"), for_number("1_000"), for_number("1,5"), for_number("many")
     ('write 0.1, without quotes', 'write 1000', 'write 1.5', '')

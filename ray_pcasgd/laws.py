@@ -140,7 +140,7 @@ class Outage(Settings):
     """A link that is up and down by turns (a two-state Markov chain): what is sent while it is down waits.
 
     **Choice**: for a message sent 100,000 mean turns of each kind after the one before it, whether the link is up is
-    drawn by itself: of the turns in between, nothing is left that it would depend on.
+    drawn by itself, since it no longer depends on the state at the last message.
     """
 
     name: Literal["outage"] = "outage"
@@ -184,7 +184,7 @@ class _Turns:
         return float(self._turns[following]) - moment if following % 2 == 0 else 0.0
 
     def _extend(self, number: int) -> None:
-        """Draw so many turns, and some more."""
+        """Draw the given number of turns, and some more."""
         means = np.resize(self._means if len(self._turns) % 2 else self._means[::-1], number + 16)
         times = self._random.standard_exponential(len(means)) * means
         self._turns = np.concatenate([self._turns, np.cumsum([self._turns[-1], *times])[1:]])
@@ -321,4 +321,4 @@ Law = Annotated[
 """A law by its ``name``, or in one word such as ``pareto(2, 1)``; a bare number is a constant."""
 
 LawOfSeconds = Annotated[Law, BeforeValidator(_in_seconds)]
-"""A law of times in seconds; ``200ms`` is one, ``3 steps`` is none."""
+"""A law of times in seconds: ``200ms`` is allowed, ``3 steps`` is not."""

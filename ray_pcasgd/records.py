@@ -1,4 +1,4 @@
-"""The nouns that cross layers: what a schedule says, what a message holds, what a step reports.
+"""The records that all layers share: what a schedule says, what a message holds, what a step reports.
 
 Notation: ``N`` agents, ``D`` parameters, ``F`` values in the buffers that are averaged (BatchNorm statistics),
 ``K`` neighbors of one agent. Version ``v`` of agent ``k`` is its state after ``v`` steps; version 0 is the
@@ -102,7 +102,7 @@ class Reads(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a rule returns: the new weights, shape (D,), and what it measured on the way, each of shape ()."""
+    """What a rule returns: the new weights, shape (D,), and its measures, each of shape ()."""
 
     weights: Tensor
     measures: dict[str, Tensor]
@@ -138,7 +138,7 @@ class StepReport(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened in a run and must not go unnoticed."""
+    """An event of a run that must not go unnoticed."""
 
     kind: str
     """agent_isolated, agent_lost, neighbor_lost, ..."""

@@ -99,7 +99,7 @@ class Replica:
 
     @property
     def forms(self) -> dict[str, tuple[torch.Size, torch.dtype] | None]:
-        """Shape and type of each tensor that ``local`` may return; nothing for a buffer that has none yet."""
+        """Shape and type of each tensor that ``local`` may return; ``None`` for a buffer that has none yet."""
         places = [*self._own, *self._frozen]
         forms = {place.name: self._forms.get(place.name) for place, _ in places}
         return {name: None if form is None else form[:2] for name, form in forms.items()}

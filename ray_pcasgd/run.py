@@ -44,8 +44,8 @@ class Run(RunRecord):
         It goes on from ``state`` where one is given; one that ``resumes``, from the newest state of its folder.
 
         Raises:
-            SettingsError: the engine cannot run these settings; of a run that is new, nothing is left.
-            RunInterrupted: somebody pressed Ctrl-C; everything is written that there is.
+            SettingsError: the engine cannot run these settings; the folder of a new run is removed again.
+            RunInterrupted: Ctrl-C was pressed; all files are written.
 
         """
         error: Exception | None = None
@@ -87,7 +87,7 @@ class Run(RunRecord):
                 state = self.advance(state)
             except StateError as error:
                 if not self.states.reject(error):
-                    raise RunError(f"the state that was given is none of this run's: {error}") from error
+                    raise RunError(f"the state that was given is not one of this run: {error}") from error
                 state = self.take_up()
                 continue
             if state is None:
@@ -98,7 +98,7 @@ class Run(RunRecord):
 
         Raises:
             InterruptionError: that has happened more often than the settings allow.
-            StateError: the state is none of this run's.
+            StateError: the state is not one of this run.
 
         """
         try:
@@ -168,11 +168,11 @@ class Run(RunRecord):
                 with restoring():
                     self.restore(state["run"])
             except StateError as error:
-                raise RunError(f"the state that was given is none of this run's: {error}") from error
+                raise RunError(f"the state that was given is not one of this run: {error}") from error
         return state
 
     def take_up(self) -> State | None:
-        """Return the newest state of the folder that the run can go on from, taken in; where there is none, say so."""
+        """Return the newest state of the folder that the run can go on from, taken in; if there is none, say so."""
         while (state := self.states.take_newest()) is not None:
             try:
                 with restoring():
@@ -236,7 +236,7 @@ class Run(RunRecord):
                 self.states.write_to(self.folder.states)
 
     def finish(self) -> None:
-        """Write what there is, after the last report; whatever else went wrong, too."""
+        """Write all files after the last report, whatever else went wrong."""
         self.is_ending = True
         with self.interrupts.held():
             rows = self.monitor.finish()

@@ -1,4 +1,4 @@
-"""What a run has come to, as its reports come: rows, metrics, models and events, and its part of a state."""
+"""The record of a run, made as its reports come: rows, metrics, models and events, and its part of a state."""
 
 import copy
 import time
@@ -25,11 +25,11 @@ from ray_pcasgd.schedule.trace import rows_up_to
 from ray_pcasgd.watching import Watcher
 
 _SHOWN_EVALUATIONS = 3
-"""So many evaluations that failed are shown; the events' file has all of them."""
+"""Failed evaluations that are shown at most; the events' file has all of them."""
 
 
 class WatcherError(Exception):
-    """What a watcher raised: it is none of the run's own errors."""
+    """What a watcher raised, which is not an error of the run itself."""
 
 
 class RunRecord:

@@ -56,7 +56,7 @@ print(trainer.config.links)  # and trainer.fit() runs it
 **Values** are those of YAML 1.2, in files and behind `--set` alike. A number is written `5`, `-5`, `010` (ten), `0x10`,
 `0.5`, `.5`, `5.`, `1e-3` or `1.5e1`; a whole number has 64 bits, and may be written `5.0` or `1e3`. Booleans are `true`
 and `false`. What stands in quotes is text, and so are `1:30`, `1_000`, `yes`, `on` and `2024-05-01`. A value of another
-kind is refused, in Python too: where a number is asked for, `'0.1'` and `true` are none. `--name` and `--engine` take
+kind is refused, in Python too: `'0.1'` and `true` are not numbers. `--name` and `--engine` take
 what is written as text.
 
 **Laws** of compute times and delays may be written in one word wherever one stands: `exponential(2)`,

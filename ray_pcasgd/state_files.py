@@ -23,7 +23,7 @@ class Kept(NamedTuple):
 
     path: Path
     state: State | None
-    """Nothing where it is damaged."""
+    """``None`` where it is damaged."""
     problem: str
     """What is wrong with it."""
 
@@ -92,7 +92,7 @@ class StateFiles:
                 yield Kept(path, None, one_line(error)[:_LONGEST] or type(error).__name__)
 
     def newest(self) -> tuple[State | None, list[str]]:
-        """Return the newest state that is intact, nothing where there is none; and what was wrong with newer ones."""
+        """Return the newest state that is intact, or ``None`` without one; and what was wrong with newer ones."""
         problems: list[str] = []
         for path, state, problem in self.kept():
             if state is not None:

@@ -1,4 +1,4 @@
-"""Who is whose neighbor, and with which weights neighbors are averaged."""
+"""Which agents are neighbors, and the weights with which they are averaged."""
 
 import itertools
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,7 +15,7 @@ _TOLERANCE = 1e-6
 
 
 class Complete(Settings):
-    """Everyone is everyone's neighbor."""
+    """All agents are neighbors of each other."""
 
     name: Literal["complete"] = "complete"
 
@@ -55,7 +55,7 @@ class Torus(Settings):
 
 
 class Star(Settings):
-    """Agent 0 is everyone's only neighbor."""
+    """Agent 0 is the only neighbor of every other agent."""
 
     name: Literal["star"] = "star"
 
@@ -112,7 +112,7 @@ class ErdosRenyi(Settings):
 
 
 class Regular(Settings):
-    """A random graph in which everyone has equally many neighbors; drawn anew until it is connected."""
+    """A random graph in which all agents have the same number of neighbors; drawn anew until it is connected."""
 
     name: Literal["regular"] = "regular"
     degree: int = Field(ge=1)
@@ -179,7 +179,7 @@ class DirectedEdges(Settings):
 
     name: Literal["directed-edges"] = "directed-edges"
     edges: tuple[tuple[int, int], ...]
-    """Pairs of a sender and who reads it."""
+    """Pairs of agents: the sender, and the agent that reads it."""
 
     def graph(self, num_agents: int, seed: int) -> nx.DiGraph:
         """Return the graph on agents 0 to N - 1; edges point the way that messages go."""
@@ -222,7 +222,7 @@ class Metropolis(Settings):
 
 
 class Uniform(Settings):
-    """The weight 1 / N for everyone, on a complete graph."""
+    """The weight 1 / N for all agents, on a complete graph."""
 
     name: Literal["uniform"] = "uniform"
 
@@ -291,7 +291,7 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
     graph = topology.graph(num_agents, seed)
     if graph.is_directed():
         raise ValueError(
-            f"topology.name = {topology.name!r}: allowed beside this algorithm are undirected graphs; directed ones "
+            f"topology.name = {topology.name!r}: allowed with this algorithm are undirected graphs; directed ones "
             "are for sgp and sgp-overlap"
         )
     if not nx.is_connected(graph):

@@ -20,11 +20,11 @@ _LONGEST_LIST = 10_000
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes what other readers of YAML, or ours, would take for something else than a text."""
+    """Puts in quotes what other readers of YAML, or ours, would not take for a text."""
 
 
 class YAMLTextError(ValueError):
-    """A text that is not YAML, or none that settings are written in."""
+    """A text that is not YAML, or not YAML of settings."""
 
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there

@@ -1,4 +1,4 @@
-"""What an engine is: it executes agents' steps and reports each of them."""
+"""The interface of an engine, which executes agents' steps and reports each of them."""
 
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -17,7 +17,7 @@ class Pause(NamedTuple):
     """All agents that take part have come to an evaluation, and nothing is under way: here a run can be left."""
 
     step: int
-    """What all of them have come to, or passed."""
+    """The step that all of them have reached, or passed."""
     next_step: int
     """The first step that no agent has taken."""
     state: Callable[[], State]
@@ -71,7 +71,7 @@ class Engine(Protocol):
         Raises:
             NonFiniteLossError: an agent's loss is not finite, and the recipe does not isolate such agents.
             InterruptionError: something was lost that executes the run, which goes on from its last state.
-            StateError: ``state`` is none of this run's; nothing was reported yet but events.
+            StateError: ``state`` is not one of this run; only events were reported so far.
             RunError: the run cannot go on, for a reason that its message names.
 
         """
@@ -79,17 +79,17 @@ class Engine(Protocol):
 
 
 class StateError(ValueError):
-    """A state that is none of this run's, though its file is whole."""
+    """A state that is not one of this run, though its file is whole."""
 
 
 class Cluster:
-    """What has to be there before a run's processes start; the default, of a run in this process alone, is nothing."""
+    """What has to be there before a run's processes start: by default, for a run in this process alone, no cluster."""
 
     def join(self) -> None:
-        """See to it that it is there; where it is already, nothing happens.
+        """Make sure that it is there; where it is already, do nothing.
 
         Raises:
-            ValueError: the settings name none that there could be.
+            ValueError: what the settings name cannot be a cluster.
             RunError: it does not start, or does not answer.
 
         """
@@ -108,7 +108,7 @@ class InterruptionError(RunError):
     def __init__(self, message: str, agent: int = -1) -> None:
         super().__init__(message, agent)
         self.agent = agent
-        """Who was lost; -1 where it is no agent."""
+        """Which agent was lost; -1 where it was not an agent."""
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -1,4 +1,4 @@
-"""Decentralised SGD: average with the neighbors, then step; in step with them or with what has come of them."""
+"""Decentralised SGD: average with the neighbors, then step; with or without waiting for their present weights."""
 
 from typing import Any, ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""The models that settings name, and how they are built: initialized alike from one seed, whoever builds them."""
+"""The models that settings name, and how they are built: initialized alike from one seed, in whichever process."""
 
 import copy
 import math
@@ -191,7 +191,7 @@ class CustomModel(_Model):
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"task.model.factory = {import_path(self.factory)!r}: {what} ({reason})") from error
         if isinstance(maker, nn.Module) and self.arguments:
-            raise ValueError(f"task.model.arguments = {self.arguments}: allowed beside a module itself are none")
+            raise ValueError(f"task.model.arguments = {self.arguments}: allowed with a module itself are no arguments")
         if not isinstance(network, nn.Module):
             raise ValueError(f"task.model.factory returned {type(network).__name__}: allowed is a torch.nn.Module")
         return network

@@ -78,7 +78,7 @@ class Evaluation(NamedTuple):
     values: dict[str, float]
     """The loss under ``loss``, each metric under its key."""
     remarks: tuple[str, ...]
-    """What somebody who reads these should know, in a line each."""
+    """What a reader of these should know, in a line each."""
 
 
 def evaluate(

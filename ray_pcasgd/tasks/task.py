@@ -1,4 +1,4 @@
-"""What is learned: data, model, loss and metrics, in one piece of settings."""
+"""The learning task: data, model, loss and metrics, in one piece of settings."""
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Task(Settings):
     loss: Loss = CrossEntropy()
     """What is minimized."""
     metrics: tuple[Metric, ...] = (Accuracy(),)
-    """What is reported of the test samples beside the loss."""
+    """What is reported of the test samples together with the loss."""
     augmentation: Augmentation = Augmentation()
     """Random changes of training images."""
 
@@ -66,7 +66,7 @@ class Task(Settings):
         if not self.validation_share:
             return data
         if isinstance(data.train, StreamedImages):
-            raise ValueError(f"task.validation_share = {self.validation_share:g}: allowed beside streamed data is 0")
+            raise ValueError(f"task.validation_share = {self.validation_share:g}: allowed with streamed data is 0")
         number = len(data.train)
         held_out = round(self.validation_share * number)
         if not 0 < held_out < number:
@@ -119,7 +119,7 @@ class Task(Settings):
         return self.examine(model, data, device).values
 
     def examine(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> Evaluation:
-        """Return what ``evaluate`` does, with what somebody who reads it should know."""
+        """Return what ``evaluate`` does, with remarks for its reader."""
         ignored = getattr(self.loss, "ignore_index", None)
         metrics = [with_ignored(metric, ignored) for metric in self.metrics]
         return examine(model, data.test, self.loss, metrics, device=device, transform=data.normalization)

@@ -180,7 +180,7 @@ def test_functions_and_classes_take_arguments() -> None:
     loss = huber(values, torch.zeros(8))
     assert loss.requires_grad
     assert loss.item() == functional.huber_loss(values, torch.zeros(8), delta=0.5).item()
-    with pytest.raises(ValueError, match="the metric is made already; allowed is none"):
+    with pytest.raises(ValueError, match="the metric is made already; allowed are no arguments"):
         CustomMeasure(function=Largest(), arguments={"scale": 2.0})(outputs, outputs)
 
 

@@ -178,8 +178,8 @@ BAD_SCHEDULES: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "negative": (column("agent", lambda t: pa.array([-1] * len(t), pa.int32())), "numbers below 0"),
     "overflow": (column("step", lambda t: pa.array([2**40] * len(t))), "schedule.parquet: "),
     "many": (column("agent", lambda t: pa.array(range(2**30, 2**30 + len(t)), pa.int32())), "agents beyond 100,000"),
-    "nan": (column("end", lambda t: pa.array([float("nan")] * len(t))), "times that are none"),
-    "late": (column("end", lambda t: pa.array([1e300] * len(t))), "times that are none"),
+    "nan": (column("end", lambda t: pa.array([float("nan")] * len(t))), "times that are not valid"),
+    "late": (column("end", lambda t: pa.array([1e300] * len(t))), "times that are not valid"),
     "nulls": (column("step", lambda t: pa.array([None] * len(t), pa.int32())), "empty fields"),
     "in lists": (column("versions", lambda t: pa.array([[None]] * len(t), t["versions"].type)), "empty fields"),
     "lengths": (column("versions", lambda t: pa.array([[]] * len(t), t["versions"].type)), "reads that are incomplete"),
@@ -200,9 +200,9 @@ def test_schedules_that_no_page_can_be_made_of(name: str, run: Path) -> None:
         ("agent", -1.0, "agents that are no numbers of agents"),
         ("agent", 0.5, "agents that are no numbers of agents"),
         ("agent", 1e300, "agents that are no numbers of agents"),
-        ("step", -5.0, "steps or seconds that are none"),
-        ("step", float("nan"), "steps or seconds that are none"),
-        ("seconds", float("inf"), "steps or seconds that are none"),
+        ("step", -5.0, "steps or seconds that are not valid"),
+        ("step", float("nan"), "steps or seconds that are not valid"),
+        ("seconds", float("inf"), "steps or seconds that are not valid"),
     ],
 )
 def test_metrics_that_no_page_can_be_made_of(name: str, values: float, said: str, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""The actors of AD-PSGD; planned ones send each other what they were before they average."""
+"""The actors of AD-PSGD; planned ones send each other their versions before they average."""
 
 import time
 from typing import Any
@@ -87,7 +87,7 @@ class PairActor(Shell):
 
 
 class PlannedPairActor(PairActor):
-    """Takes its rows in order; for each averaging it sends what it is, and waits for what its partner is."""
+    """Takes its rows in order; for each averaging it sends its version, and waits for its partner's."""
 
     def take_steps(self) -> None:
         """Execute the agent's rows."""
