@@ -66,7 +66,7 @@ class Checkpoints:
         return self._offered
 
     def restore(self, offered: int, step: int) -> list[str]:
-        """Go on after ``step``, with the models that the folder holds up to it; return what is wrong with others.
+        """Go on after ``step``, with the models that the folder holds up to it; return the problems of others.
 
         Those after it are dropped: the run comes by these steps again.
         """

@@ -38,10 +38,10 @@ class CheckpointSettings(Settings):
     """What is kept while a run is running: models, and the states from which it can go on."""
 
     every_evaluations: int | None = Field(None, ge=1)
-    """Keep the consensus model of every n-th evaluation, n being this number; not given: only the last one, as
+    """Evaluations from one kept consensus model to the next; not given: only the last model is kept, as
     model.safetensors."""
     num_to_keep: int | None = Field(None, ge=1)
-    """How many are kept: the newest, or the best by ``score``; not given: all."""
+    """Number of models that are kept: the newest, or the best by ``score``; not given: all."""
     score: str | None = None
     """The averaged model's test metric by which the best are kept, for example accuracy; not given: the newest."""
     score_order: Literal["max", "min"] = "max"
@@ -50,7 +50,7 @@ class CheckpointSettings(Settings):
     """Seconds after which the next state of the whole run is kept, from which it goes on after a failure and with
     ``train --resume``; null: never. The value changes no bit of what a planned run computes."""
     states_to_keep: int = Field(2, ge=1)
-    """How many states are kept, the newest; an older one takes the place of one that is damaged."""
+    """Number of states that are kept, the newest; where one is damaged, the one before it is used."""
 
 
 class Config(Settings):
@@ -65,7 +65,7 @@ class Config(Settings):
     storage_path: str = "runs"
     """Folder of the run folders; a local path, or a location that pyarrow knows (s3://, gs://)."""
     seed: int = Field(0, ge=0)
-    """Every random draw of the run follows from it."""
+    """Seed of all random draws of the run."""
     num_agents: int = Field(8, ge=1)
     """Number of agents, N; with a server the number of its workers, P. Servers are the agents from N on."""
     num_steps: int = Field(300, ge=1)
@@ -79,14 +79,14 @@ class Config(Settings):
     """Samples of one agent's mini-batch."""
 
     algorithm: AnyAlgorithm = PCASGD(theta=Constant(value=0.3))
-    """The update rule between peers, or what a server does."""
+    """The algorithm: an update rule between peers, or one with a server."""
     step_size: Curve = Constant(value=0.1)
     """eta: a number, or a curve over the agent's steps."""
     warmup_steps: int = Field(0, ge=0)
     """Number of first steps over which the step size rises linearly."""
     optimizer: SGD = SGD()
-    """The local optimizer, from gradient to direction; with a server it is the server's, unless workers keep
-    weights of their own."""
+    """The local optimizer, which turns gradients into directions. With a server, the server has it, unless workers keep
+    their own weights."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
     """Which agents are neighbors."""
@@ -103,7 +103,7 @@ class Config(Settings):
     """Which neighbors count as reliable, so that their weights are averaged as they are read."""
 
     compute: ComputeTimes = ComputeTimes()
-    """How long an agent computes."""
+    """How long the agents compute in a step."""
     links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10.0)),)
     """How late messages are; of entries that name the same link, the last one counts. Empty: no message is late."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
@@ -112,12 +112,12 @@ class Config(Settings):
     """A schedule file to replay, in place of ``compute``, ``links`` and ``barrier``."""
 
     task: Task = Task()
-    """What is learned."""
+    """The learning task: data, model, loss and metrics."""
     partition: Annotated[Partition, BeforeValidator(from_name)] = IID()
     """How the training samples are dealt to the agents."""
 
     engine: Engine = RaySettings()
-    """What executes the agents."""
+    """The engine that executes the agents."""
     evaluate_every: int = Field(50, ge=1)
     """Steps from one evaluation to the next: agents and the averaged model are tested then, and at the end."""
     on_non_finite_loss: Literal["stop", "isolate"] = "stop"

@@ -35,7 +35,7 @@ def _completed(rows: Sequence[Row], plan: Plan) -> tuple[list[Row], list[Event]]
 
 
 def _without_unreported_reads(rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
-    """Return the rows without reads of steps that were never reported, though others have read what came of them."""
+    """Return the rows without reads of versions whose steps were never reported."""
     known = published(rows)
     unknown = [read for row in rows for read in row.reads if read[:2] not in known]
     if not unknown:

@@ -59,7 +59,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read, or is no file.
-        ValueError: it holds something else.
+        ValueError: it does not hold one mapping.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""What to write in place of what other frameworks call otherwise, and of values of a wrong kind."""
+"""What to write in place of other frameworks' words, and of values of a wrong kind."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -111,7 +111,7 @@ def for_pattern(path: str) -> str:
 
 
 def for_value(path: str, given: Any) -> str:
-    """Return what to write in place of a value of a wrong kind at a place; an empty text where nothing is known."""
+    """Return what to write in place of a value of a wrong kind at a place; an empty text where that is not known."""
     is_path = isinstance(given, str) and ":" in given
     if path in _IMPORTED and is_path:
         return f"write {{name: custom, {_IMPORTED[path]}: {given!r}}}"

@@ -24,7 +24,7 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 class LearnerError(RuntimeError):
-    """What makes a step impossible, for a reason that lies in the model or the settings."""
+    """A step is impossible, for a reason that lies in the model or the settings."""
 
     def __init__(self, agent: int, step: int, *more: Any) -> None:
         super().__init__(agent, step, *more)
@@ -39,7 +39,7 @@ class NonFiniteLossError(LearnerError):
         super().__init__(agent, step, loss, what)
         self.loss = loss
         self.what = what
-        """Where the loss was finite and what came of the step is not: ``weights`` or ``buffers``."""
+        """The part that is not finite although the loss was: ``weights`` or ``buffers``."""
 
     def __str__(self) -> str:
         if self.what:
@@ -49,7 +49,7 @@ class NonFiniteLossError(LearnerError):
 
 
 class ModelError(LearnerError):
-    """The model's own code did in a step what no run can follow."""
+    """The model's own code changed its tensors in a step in a way that a run cannot follow."""
 
     def __init__(self, agent: int, step: int, reason: str) -> None:
         super().__init__(agent, step, reason)
@@ -212,7 +212,7 @@ class Learner:
             self.weights = self.replica.weights.clone()
 
     def warm_up(self) -> None:
-        """Run one forward and backward pass, and leave no trace of it: what is loaded at first use is loaded then.
+        """Run one forward and backward pass without an effect, so that libraries load what they load at first use.
 
         The first passes take several times as long as later ones. Where agents begin to train together without
         waiting for each other, the first one to finish them would be far ahead.
@@ -256,7 +256,7 @@ class Learner:
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
     def check_finite(self, loss: float) -> float:
-        """Return the loss, or raise ``NonFiniteLossError`` where it is not finite, or what comes of its step.
+        """Return the loss, or raise ``NonFiniteLossError`` where it, or the result of its step, is not finite.
 
         A finite loss may have a gradient that is not finite (a norm at 0), or one that is too large for any step.
         """
@@ -279,9 +279,9 @@ class Learner:
         return self.spec.recipe.step_size_at(self.progress)
 
     def check_version(self, weights: Tensor, buffers: Tensor) -> None:
-        """Raise ``NonFiniteLossError`` where what is going to be the next version is not finite; nobody is to read it.
+        """Raise ``NonFiniteLossError`` where the next version would not be finite, before others can read it.
 
-        That of the last step has no loss after it which would tell.
+        After the last step there is no further loss that would show it.
         """
         for what, numbers in (("weights", weights), ("buffers", buffers)):
             if not numerics.is_finite(numbers):

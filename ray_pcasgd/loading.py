@@ -154,7 +154,7 @@ def _as_tree(value: Any) -> Any:
 
 
 def _spelled_out(tree: dict[str, Any], context: dict[str, Any] | None) -> dict[str, Any]:
-    """Return settings without short forms, whose parts nobody could address, if they are valid already."""
+    """Return settings without short forms, whose parts could not be addressed, if they are valid already."""
     try:
         return _settings_tree(Config.model_validate(tree, context=context))
     except ValidationError:

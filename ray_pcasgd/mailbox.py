@@ -1,4 +1,4 @@
-"""Versioned messages of an agent's neighbors: plain data, which neither waits nor reads a clock."""
+"""Versioned messages of an agent's neighbors, as plain data, without waiting and without a clock."""
 
 from typing import Generic, NamedTuple, TypeVar
 
@@ -151,7 +151,7 @@ class Mailbox(Generic[Payload]):
         return max(versions, default=None)
 
     def is_readable(self, neighbor: int, version: int, cap: int | None) -> bool:
-        """Return whether a version that is here is not held back, with what is known up to ``cap``."""
+        """Return whether a version that is here is not held back, if versions up to ``cap`` are known."""
         newest = self._newest[neighbor].version
         hold = self._messages[neighbor][version].header.hold_steps
         return version + hold <= (newest if cap is None else min(newest, cap))
@@ -185,7 +185,7 @@ class Inbox(Mailbox[Payload]):
 
     @property
     def has_news(self) -> bool:
-        """Return whether something has come since ``news`` was called last."""
+        """Return whether a message has come since ``news`` was called last."""
         return bool(self._arrived)
 
     def news(self) -> list[Header]:

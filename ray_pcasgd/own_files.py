@@ -61,7 +61,7 @@ def names_of(kind: str) -> Iterator[str]:
 
 
 def claim_folder(storage: Path, name: str | None, kind: str) -> Path:
-    """Make and return a new folder: the named one, or the first free one of its kind, which nobody else gets.
+    """Make and return a new folder: the named one, or the first free one of its kind, which no other process gets.
 
     Raises:
         FileExistsError: the named one exists.
@@ -217,7 +217,7 @@ def remove_whole(folder: Path, names: Collection[str]) -> None:
 
 
 def move_aside(path: Path) -> Path | None:
-    """Give a folder another name, the first that is free; return it, ``None`` where there was no folder."""
+    """Give a folder another name, the first that is free; return it, or ``None`` where there was no folder."""
     if path.is_symlink() or not path.is_dir():
         return None
     for name in names_of(f"{path.name}-before"):
@@ -227,7 +227,7 @@ def move_aside(path: Path) -> Path | None:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a path leads to a file, which can be read without waiting for anybody."""
+    """Return whether a path leads to a file, which can be read without waiting for a writer."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):

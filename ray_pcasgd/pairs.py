@@ -93,7 +93,7 @@ class PairAgent(Learner):
         **Choice**: what the forward pass changed in the buffers, or even in the weights, is added to their average.
 
         Raises:
-            NonFiniteLossError: what comes of it is not finite; the agent stays at its version.
+            NonFiniteLossError: the result is not finite; the agent stays at its version.
 
         """
         eta = self.spec.recipe.step_size_at(self.steps)

@@ -41,7 +41,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any] | None:
-    """Return the mapping that a JSON file holds; None where there is no such file, or it holds something else."""
+    """Return the mapping that a JSON file holds; None where there is no such file, or it does not hold a mapping."""
     try:
         return foreign_files.read_mapping(path)
     except (OSError, ValueError):

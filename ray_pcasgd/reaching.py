@@ -164,7 +164,7 @@ def _note_of(location: str) -> Path:
 
 
 def _locked(path: Path) -> int:
-    """Return a file that nobody else has locked, as which the path is known.
+    """Return the file of that path, locked for this process.
 
     Raises:
         OSError: another driver of the same run has it.

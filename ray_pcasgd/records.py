@@ -22,8 +22,8 @@ class Read(NamedTuple):
 
 
 RowKind = Literal["step", "cancelled", "passive", "rejoined"]
-"""``step``: a step that was taken. ``cancelled``: a worker's gradient that was given up at ``end``, and that nobody
-reads; the worker still goes on to its next version. ``passive``: an agent of AD-PSGD was averaged with, at an
+"""``step``: a step that was taken. ``cancelled``: a worker's gradient that was given up at ``end``, and that is
+never read; the worker still goes on to its next version. ``passive``: an agent of AD-PSGD was averaged with, at an
 instant and while it computed; so it came to its next version without a step of its own. ``rejoined``: a lost agent
 came back into the run, as the mean of the versions that it read, or as it was where it read none; the versions between
 its last one and this were never published, or are lost."""
@@ -114,7 +114,7 @@ class Snapshot(NamedTuple):
     weights: Tensor
     buffers: Tensor
     local: dict[str, Tensor]
-    """By name what is the agent's own: buffers that are not averaged, and frozen parameters that have changed."""
+    """By name the agent's own tensors: buffers that are not averaged, and frozen parameters that have changed."""
 
 
 class StepReport(NamedTuple):

@@ -39,7 +39,7 @@ class Run(RunRecord):
         """Whether a state is left at the end, from which the run could go on."""
 
     def execute(self, state: State | None = None, resumes: bool = False) -> Result:
-        """Run the plan's engine to its end, and return what came of it.
+        """Run the plan's engine to its end, and return the result.
 
         It goes on from ``state`` where one is given; one that ``resumes``, from the newest state of its folder.
 
@@ -191,7 +191,7 @@ class Run(RunRecord):
         return None
 
     def start(self, initial: dict[str, float] | None = None) -> None:
-        """Take in the plan, before the first report, and test the common start unless ``initial`` has what came of it.
+        """Take in the plan, before the first report, and test the common start unless ``initial`` has its figures.
 
         Raises:
             RunError: the test samples cannot be evaluated.
@@ -199,7 +199,7 @@ class Run(RunRecord):
         """
         self.tell(self.watcher.started, self.plan, self.folder.path)
         if self.folder.why_unlocked is not None:
-            detail = f"nothing keeps another driver from {self.folder.path}: {self.folder.why_unlocked}"
+            detail = f"{self.folder.path} is not protected from another driver: {self.folder.why_unlocked}"
             self.take_event(Event("folder_not_locked", -1, -1, detail))
         settings = self.plan.config.storage_path
         if self.folder.stays_here(settings):
@@ -214,7 +214,7 @@ class Run(RunRecord):
                 self.note_departure(agent, last)
 
     def tested_start(self) -> dict[str, float]:
-        """Return what the common start is tested to be, and say what there is to know about data and test.
+        """Return the test figures of the common start, and report remarks about data and test.
 
         Raises:
             RunError: as ``start``.
@@ -257,7 +257,7 @@ class Run(RunRecord):
             self.tell(self.watcher.finished)
 
     def conclude(self, error: Exception | None, outside: BaseException | None = None) -> Result:
-        """Write the summary, and return what came of the run.
+        """Write the summary, and return the run's result.
 
         It ended early with ``error`` where one is given, or because of what came from ``outside``.
         """
@@ -328,7 +328,7 @@ class Run(RunRecord):
 
 
 def _wish_behind(error: BaseException) -> BaseException | None:
-    """Return what is no error, such as ``KeyboardInterrupt``, that another one came from or hides."""
+    """Return the exception behind another one that is not an error, such as ``KeyboardInterrupt``, if any."""
     while (behind := error.__cause__ or error.__context__) is not None:
         if not isinstance(behind, Exception | GeneratorExit):
             return behind

@@ -84,7 +84,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
-        """Make a new folder for the run, which nobody else gets, and write its settings there.
+        """Make a new folder for the run, which no other process gets, and write its settings there.
 
         A remote ``storage_path`` is given the settings at once; all else is written to a temporary folder, from where
         ``publish`` copies it.
@@ -358,7 +358,7 @@ class RunFolder:
         return location
 
     def mirror(self) -> str:
-        """Copy what there is so far to the remote storage path, and return its location there.
+        """Copy the files so far to the remote storage path, and return their location there.
 
         Raises:
             OSError: it cannot be written.

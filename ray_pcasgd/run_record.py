@@ -64,11 +64,11 @@ class RunRecord:
         self.is_ending = False
         """Whether there are no more reports."""
         self.raised_at_end: Exception | None = None
-        """What a watcher raised when there was nothing to end any more."""
+        """The error that a watcher raised after the run's end."""
         self.started_at = time.perf_counter()
         self.pace = Pace()
         self.initial: dict[str, float] = {}
-        """What the common start of all agents, version 0, is tested to be."""
+        """The test figures of the common start of all agents, version 0."""
         self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
         """The state before the first step."""
         self.states = RunStates(
@@ -214,7 +214,7 @@ class RunRecord:
             self.raised_at_end = self.raised_at_end or error
 
     def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
-        """Return what the averaged model is worth."""
+        """Return the averaged model's test figures."""
         task = self.plan.config.task
         values, failed = measured(
             partial(self.model.evaluate, snapshot), task, -1, self.evaluating, "the averaged model"

@@ -248,7 +248,7 @@ class Server:
         """Take one update over what was received, sorted by worker and version; return what was measured.
 
         Raises:
-            NonFiniteLossError: what comes of it is not finite; the server stays at its version.
+            NonFiniteLossError: the result is not finite; the server stays at its version.
 
         """
         recipe = self.spec.recipe

@@ -117,7 +117,7 @@ class ParameterServer(ServerRule):
         return self.correction.needs_gap
 
     def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where the settings do not fit so many workers, or not each other."""
+        """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         if self.shards > 1 and not self.correction.elementwise:
             raise ValueError(
@@ -161,7 +161,7 @@ class ElasticAveraging(ServerRule):
         return self.period
 
     def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where the settings do not fit so many workers, or not each other."""
+        """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         gathering = self.gathering
         if gathering.cancels or not gathering.waits or isinstance(gathering, AdaSync):

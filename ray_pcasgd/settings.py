@@ -20,11 +20,11 @@ def from_name(value: Any) -> Any:
 
 
 FROM_STRANGERS = {"from_strangers": True}
-"""The context in which settings are validated that come with a folder that may be anybody's."""
+"""The context for validating settings of a folder that may come from anybody."""
 
 
 def refuse_of_strangers(value: Any, reason: str, info: ValidationInfo) -> None:
-    """Raise ``ValueError`` where a setting that runs code or reaches out comes from a folder that may be anybody's."""
+    """Raise ``ValueError`` where a setting that runs code or reaches out comes from a folder of unknown origin."""
     if (info.context or {}).get("from_strangers"):
         raise ValueError(
             f"{value!r}: {reason}, and these settings are not known as this user's; allowed with --trust (trust=True)"

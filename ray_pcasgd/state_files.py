@@ -83,7 +83,7 @@ class StateFiles:
             remove_whole(self.folder / name, _FILES)
 
     def kept(self) -> Iterator[Kept]:
-        """Yield what is there, the newest first."""
+        """Yield the states that are there, the newest first."""
         folders = [self.folder, *reversed(self._left)]
         for path in [folder / name for folder in folders for name in reversed(_names(folder))]:
             try:

@@ -68,7 +68,7 @@ def _cluster(config: SweepConfig, base: Config) -> RayCluster:
 
 
 def resume(path: Path, trust: bool = False) -> SweepResult:
-    """Go on with a sweep that was interrupted: what is complete stays, what was running goes on from its last state.
+    """Go on with a sweep that was interrupted: complete trials stay, running ones go on from their last states.
 
     What Tune keeps of a sweep runs code as it is read: so it is where this user has started the sweep, in this very
     place, or with ``trust``.

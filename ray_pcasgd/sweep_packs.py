@@ -188,7 +188,7 @@ def run_pack(
     checkpoint_seconds: float,
     directory: str,
 ) -> None:
-    """Run one pack, or what is left of it; runs that fail are reported, and the others go on.
+    """Run one pack, or the rest of it; runs that fail are reported, and the others go on.
 
     Run folders that are there were interrupted.
     """

@@ -94,8 +94,8 @@ class PopulationBased(Settings):
 
     They do so with other numbers: a trial's step size or theta changes during the trial, and its own settings say when.
     The space may vary ``step_size`` and ``algorithm.theta`` alone. What is drawn by ``search`` is the population. Which
-    trial goes on from which is drawn anew in each sweep; ``best.yaml`` has what came of it, and trains to the same
-    bits.
+    trial goes on from which is drawn anew in each sweep; ``best.yaml`` has the best trial's settings, and trains to the
+    same bits.
     """
 
     name: Literal["population"] = "population"

@@ -70,7 +70,7 @@ class Terminal(Watcher):
     Args:
         console: where to write; not given: the process's output, or the notebook's.
         title: stands before each line.
-        details: whether the first lines say what is going to run.
+        details: whether the first lines describe the run.
 
     """
 
@@ -82,7 +82,7 @@ class Terminal(Watcher):
         self._servers = range(0)
 
     def started(self, plan: Plan, path: Path) -> None:
-        """Say what is going to run."""
+        """Describe the run."""
         config = plan.config
         self._servers = plan.servers
         at_once = isinstance(config.engine, RaySettings)

@@ -164,7 +164,7 @@ def base_kind(gathering: Gathering) -> type[Gathering]:
 
 
 def _k_async_kind(law: Law) -> Kind:
-    """Say how ``E[X_{K:P}]`` bounds K-async: from above where new work takes longer than what is left of other work.
+    """Say how ``E[X_{K:P}]`` bounds K-async: from above where new work takes longer than the rest of other work.
 
     The heavy tail of a Pareto law breaks that late, its smallest value holds it early on.
     """

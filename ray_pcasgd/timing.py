@@ -43,13 +43,13 @@ class LinkDelay(Settings):
     until its sender has taken that many more steps; drawn delays are rounded to whole steps. Not given: the unit that
     the delay says itself, else steps, or seconds for ad-psgd, which has no delays in steps."""
     between: Literal["all", "clusters"] | tuple[tuple[int, ...], ...] = "all"
-    """All links, those between the run's clusters, or those between the groups of agents that are listed."""
+    """The links that the entry applies to: all, those between the run's clusters, or those between listed groups."""
     links: tuple[tuple[int, int], ...] | None = None
     """Pairs of agents whose links these are, in both directions, in place of ``between``."""
     from_step: int = Field(0, ge=0)
-    """Counts for versions from this one on."""
+    """First version of the sender to which the entry applies."""
     from_second: float = Field(0.0, ge=0)
-    """Counts for messages sent from this second of the run on."""
+    """Second of the run from which on the entry applies to messages that are sent."""
 
     @model_validator(mode="before")
     @classmethod

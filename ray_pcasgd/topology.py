@@ -151,7 +151,7 @@ class Edges(Settings):
 
 
 class DirectedRing(Settings):
-    """Each agent sends to the one after it alone."""
+    """Each agent sends only to the one after it."""
 
     name: Literal["directed-ring"] = "directed-ring"
 
@@ -308,12 +308,12 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
 
 
 def build_push_network(topology: Any, num_agents: int, seed: int) -> Network:
-    """Return the network in which everyone sends equal shares to itself and to all that read it.
+    """Return the network in which each agent sends equal shares to itself and to all that read it.
 
     The share of i in what k sends is ``W[i, k] = 1 / (1 + out-degree of k)``; columns sum to 1.
 
     Raises:
-        ValueError: there is not a path from everyone to everyone, or the graph does not fit the number of agents.
+        ValueError: some agent has no path to another one, or the graph does not fit the number of agents.
 
     """
     graph = topology.graph(num_agents, seed).to_directed()
@@ -324,7 +324,7 @@ def build_push_network(topology: Any, num_agents: int, seed: int) -> Network:
         outside = min(set(graph) - parts.nodes[sink]["members"])
         raise ValueError(
             f"topology.name = {topology.name!r}: there is no path from agent {inside} to agent {outside}; allowed are "
-            "graphs with a path from everyone to everyone"
+            "graphs with a path from each agent to every other one"
         )
     matrix = np.zeros((num_agents, num_agents))
     for k in graph:

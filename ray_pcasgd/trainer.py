@@ -62,7 +62,7 @@ class Trainer:
         self._watcher = watcher or Watcher()
 
     def fit(self, state: State | None = None) -> Result:
-        """Run to the end, and return what came of it; a run that fails returns its error, with its files intact.
+        """Run to the end, and return the result; a run that fails returns its error, with its files intact.
 
         Whatever the user's own code raises during the run, in the model, the loss, a metric or the data, is such an
         error, which names agent, step, file and line; only what the watcher raises is raised again. Where a ``state``
@@ -127,7 +127,7 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
 
 
 def _made(plan: Plan, folder: RunFolder, watcher: Watcher) -> Run:
-    """Return a run that is ready to start; where it cannot be made, of a new folder nothing is left."""
+    """Return a run that is ready to start; where it cannot be made, a new folder is removed again."""
     try:
         return Run(plan, folder, watcher)
     except Exception as error:

@@ -178,7 +178,7 @@ class _Trial:
         trained = [name for name, parameter in made.named_parameters() if parameter.requires_grad]
         if trained:
             raise ValueError(
-                f"{self.loss}: has a parameter {trained[0]}, which nobody trains; allowed are parameters of the model"
+                f"{self.loss}: has a parameter {trained[0]}, which is not trained; allowed are parameters of the model"
             )
         return {name: tensor.detach().clone() for name, tensor in named_tensors(made).items()}
 

@@ -107,7 +107,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _told(error: yaml.YAMLError) -> str:
-    """Return what is wrong, and where, without the lines around it."""
+    """Return the problem and its place, without the lines around it."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)
     place = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""

@@ -10,20 +10,20 @@ from ray_pcasgd.run_state import State
 from ray_pcasgd.tasks.task import TaskData
 
 PAUSE_SECONDS = 30.0
-"""How long a run on actors that is going to be left is waited for, until its state can be kept."""
+"""Seconds to wait, when a run on actors is to be left, until its state can be kept."""
 
 
 class Pause(NamedTuple):
-    """All agents that take part have come to an evaluation, and nothing is under way: here a run can be left."""
+    """All agents that take part have come to an evaluation, and no message is under way: here a run can be left."""
 
     step: int
     """The step that all of them have reached, or passed."""
     next_step: int
     """The first step that no agent has taken."""
     state: Callable[[], State]
-    """Returns what the engine goes on from; to be called before the next report is taken."""
+    """Returns the state that the engine goes on from; to be called before the next report is taken."""
     versions: tuple[int, ...] | None = None
-    """What each agent goes on from, where steps that were reported after it will be taken anew, and otherwise."""
+    """Versions from which agents go on, where the steps that were reported after them will be taken differently."""
 
 
 Report = StepReport | Event | Pause

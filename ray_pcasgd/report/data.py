@@ -1,4 +1,4 @@
-"""What a run folder holds, read for the report; whatever a failed run did not write is empty.
+"""The contents of a run folder, read for the report; files that a failed run did not write count as empty.
 
 The folder may come from anybody: its code is not run, and what is returned was checked for what the report relies on.
 """
@@ -54,7 +54,7 @@ class RunData:
         return None if value is None else str(value)
 
     def initial(self, column: str) -> float | None:
-        """Return what the common start, step 0, was tested to be; None where that is not known."""
+        """Return the test figures of the common start, step 0; ``None`` where they are not known."""
         initial = self.result.get("initial")
         value: Any = initial.get(column) if isinstance(initial, Mapping) else None
         return float(value) if is_number(value) else None
@@ -86,7 +86,7 @@ class RunData:
         return _staleness_of(readers)
 
     def mean_staleness(self, agent: int | None = None) -> float | None:
-        """Return the mean staleness over all reads of the run, or of one agent; None where nothing was read."""
+        """Return the mean staleness over all reads of the run, or of one agent; ``None`` where no version was read."""
         values = self.staleness
         if agent is not None:
             values = _staleness_of(self.schedule.filter(compute.equal(self.schedule["agent"], agent)))

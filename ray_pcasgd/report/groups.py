@@ -1,4 +1,4 @@
-"""Runs of one method, and what they measured: over seeds as mean and sample standard deviation."""
+"""Runs of one method, and their figures: over seeds as mean and sample standard deviation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Group:
 
     @property
     def mean_staleness(self) -> float | None:
-        """The mean over all these reads; None where nothing was read."""
+        """The mean over all these reads; ``None`` where no version was read."""
         return float(self.staleness.mean()) if self.staleness.size else None
 
     def values(self, measure: Callable[[RunData], float | None]) -> Numbers:

@@ -1,4 +1,4 @@
-"""Which setting of a sweep matters: what it explains, and what chance alone would."""
+"""Which setting of a sweep matters: the share of the variance that it explains, and the share that chance would."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -50,7 +50,7 @@ def _over(groups: Sequence[Group], otherwise: str) -> str:
 
 
 def _model(groups: Sequence[Group]) -> str:
-    """Return what is called the averaged model."""
+    """Return the name of the averaged model in the picture."""
     served = {run.num_workers is not None for group in groups for run in group.runs}
     return {frozenset({True}): "server's model", frozenset({False}): "averaged model"}.get(
         frozenset(served), "averaged or server's model"
@@ -58,7 +58,7 @@ def _model(groups: Sequence[Group]) -> str:
 
 
 def _learners(groups: Sequence[Group]) -> str:
-    """Return what is called those who train."""
+    """Return the name of the agents that train in the picture."""
     served = {run.num_workers is not None for group in groups for run in group.runs}
     return {frozenset({True}): "workers", frozenset({False}): "agents"}.get(frozenset(served), "agents or workers")
 

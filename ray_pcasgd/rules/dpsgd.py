@@ -19,7 +19,7 @@ class DPSGD(Rule):
 
 
 class DASGD(Rule):
-    """D-ASGD: the step of D-PSGD with whatever versions have come, however old they are."""
+    """D-ASGD: the step of D-PSGD with the versions that have come, however old they are."""
 
     name: Literal["d-asgd"] = "d-asgd"
 

@@ -35,7 +35,7 @@ class _Gossip(Rule):
 
 
 class GossipPull(_Gossip):
-    """Gossiping SGD, pulling: ``x_i <- (x_i + x_k) / 2`` for one random neighbor every ``every`` steps in the mean."""
+    """Gossiping SGD, pulling: ``x_i <- (x_i + x_k) / 2`` for one random neighbor every ``every`` steps on average."""
 
     name: Literal["gossip-pull"] = "gossip-pull"
 

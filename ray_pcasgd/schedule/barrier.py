@@ -61,7 +61,7 @@ class SampledBarrier(Settings):
     beta: int = Field(ge=0)
     """Neighbors that are drawn, without replacement; 0 is no barrier, the number of neighbors or more is ``base``."""
     base: Annotated[AllBarrier | BoundedBarrier, Field(discriminator="name")] = AllBarrier()
-    """What those that were drawn are tested by."""
+    """The barrier for the neighbors that were drawn."""
 
     def decide(self, step: int, newest: Mapping[int, int], random: np.random.Generator) -> Proceed | WaitFor:
         """Return the decision; ``newest`` holds each neighbor's newest known version."""

@@ -141,7 +141,7 @@ class AdaSync(Gathering):
 
     name: Literal["adasync"] = "adasync"
     base: Literal["k-sync", "k-batch-sync", "k-async", "k-batch-async"] = "k-async"
-    """What is done with the present K."""
+    """The policy that uses the present K."""
     initial_k: int = Field(1, ge=1)
     """K_0, below the number of workers."""
     every_seconds: float = Field(ge=1e-9)

@@ -30,7 +30,7 @@ class PairPlanner:
     """
 
     partners: tuple[tuple[int, ...], ...]
-    """Whom each agent asks, rising; of passive agents nobody."""
+    """The agents that each agent asks, rising; passive agents ask none."""
     num_steps: int
     """Own steps that each agent takes; passive agents answer until all have."""
     compute: ComputeTimes

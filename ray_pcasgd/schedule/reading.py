@@ -1,4 +1,4 @@
-"""What a live agent reads: the newest that has come, and how stale it takes that to be."""
+"""Which version a live agent reads, the newest that has come, and how it estimates its staleness."""
 
 from bisect import bisect_right
 from collections import deque

@@ -19,7 +19,7 @@ class ServerPlanner:
 
     A worker reads its servers' versions, computes, and sends its gradient, a part to each server. A server takes
     gradients as its gathering says, and answers a worker at once, or, where workers wait, at the update that takes
-    the gradient; where a policy cancels, each new version goes to everybody. A worker starts again when all servers
+    the gradient; where a policy cancels, each new version goes to all workers. A worker starts again when all servers
     have answered; its work is cancelled once all have moved on from the versions that it reads.
 
     Time is whole nanoseconds. **Choice**: of what happens at one instant, messages come before gradients that become

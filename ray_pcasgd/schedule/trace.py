@@ -140,7 +140,7 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def published(rows: Iterable[Row]) -> set[tuple[int, int]]:
-    """Return all agents and versions that rows read or publish: the first versions, and what comes of each row."""
+    """Return all agents and versions that rows read or publish: the first versions, and the version of each row."""
     rows = list(rows)
     first = {(agent, 0) for row in rows for agent in (row.agent, *(read.neighbor for read in row.reads))}
     return first | {(row.agent, row.step + 1) for row in rows}

@@ -75,8 +75,8 @@ class OfLabels(Mean):
     """A mean over labels, one a sample (n,) or one a position (n, length); classes come last in outputs."""
 
     ignore_index: int | None = None
-    """A label that does not count, as those of padded positions; not given: of a metric that of the loss, of the loss
-    -100, as in PyTorch."""
+    """A label that does not count, such as that of padded positions; not given: for the loss -100, as in PyTorch, and
+    for a metric the same as for the loss."""
 
     @property
     def ignored(self) -> int:

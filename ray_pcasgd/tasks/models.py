@@ -52,9 +52,9 @@ class MLP(_Model):
 
     name: Literal["mlp"] = "mlp"
     hidden: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field((64, 64), max_length=1000)
-    """Widths of the hidden layers; none is a linear model."""
+    """Widths of the hidden layers; an empty list makes a linear model."""
     activation: Literal["relu", "tanh", "gelu"] = "relu"
-    """What follows each hidden layer."""
+    """The activation after each hidden layer."""
 
     def _network(self, input_shape: Shape, num_outputs: int) -> nn.Module:
         return mlp(math.prod(input_shape), self.hidden, num_outputs, self.activation)

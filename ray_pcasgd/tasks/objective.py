@@ -1,4 +1,4 @@
-"""What is minimized and what is measured: losses, metrics and evaluation over a data set."""
+"""Losses that are minimized, metrics that are measured, and evaluation over a data set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -73,7 +73,7 @@ def with_ignored(metric: Metric, ignored: int | None) -> Metric:
 
 
 class Evaluation(NamedTuple):
-    """What a model was measured to be on a data set."""
+    """The figures of a model on a data set."""
 
     values: dict[str, float]
     """The loss under ``loss``, each metric under its key."""

@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded: samples that are taken by index, a batch at a time."""
+"""Loaded data sets: samples that are taken by index, a batch at a time."""
 
 import math
 import warnings

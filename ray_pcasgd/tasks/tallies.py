@@ -62,7 +62,7 @@ class Tally(ABC):
 
     @abstractmethod
     def result(self) -> float:
-        """Return the figure; not a number where there was nothing to measure."""
+        """Return the figure; NaN where no target was measured."""
 
 
 class MeanOfTerms(Tally):

@@ -23,19 +23,19 @@ class Task(Settings):
     """A learning task; the embedded one classifies handwritten digits."""
 
     data: Data = Digits()
-    """What is learned from."""
+    """The data set."""
     model: Model = MLP()
-    """What learns."""
+    """The model that is trained."""
     loss: Loss = CrossEntropy()
-    """What is minimized."""
+    """The loss that is minimized."""
     metrics: tuple[Metric, ...] = (Accuracy(),)
-    """What is reported of the test samples together with the loss."""
+    """Metrics of the test samples, which are reported together with the loss."""
     augmentation: Augmentation = Augmentation()
     """Random changes of training images."""
 
     validation_share: float = Field(0.0, ge=0, lt=1)
     """Share of the training samples that is held out, and takes the place of the test samples: for choosing settings
-    without a look at the test. Which samples does not depend on the run's seed. 0: the test samples."""
+    without a look at the test samples. They do not depend on the run's seed. 0: no samples are held out."""
 
     @model_validator(mode="after")
     def _different_keys(self) -> "Task":

@@ -132,7 +132,7 @@ def test_samples_that_no_model_takes_are_named(train: Any, test: Any, expected: 
 @pytest.mark.parametrize(
     ("is_trained", "expected"),
     [
-        (True, "has a parameter centers, which nobody trains; allowed are parameters of the model"),
+        (True, "has a parameter centers, which is not trained; allowed are parameters of the model"),
         (False, "each call changes its level; allowed are losses that agents can share"),
     ],
 )

@@ -125,7 +125,7 @@ class AgentActor(Shell):
         return Found(read, message.contents, direction, message.header.mass)
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
-        """Return what was found, fetched, but for what is rejected; without the lock, since a fetch takes its time."""
+        """Return the versions found, fetched, except rejected ones; without the lock, as fetching may take long."""
         received = []
         for item in found:
             try:

@@ -48,7 +48,7 @@ class Collector:
         return said
 
     def _fetched(self, said: Said) -> list[Said]:
-        """Return a report with its snapshot; where that was lost together with its agent, this and what is left."""
+        """Return a report with its snapshot; where that was lost with its agent, an event and the rest of it."""
         if not isinstance(said, StepReport) or said.snapshot is None:
             return [said]
         reference: Any = said.snapshot

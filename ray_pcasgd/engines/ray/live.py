@@ -132,7 +132,7 @@ class LiveAgentActor(ReturningAgentActor):
 
     @property
     def reports_at_once(self) -> bool:
-        """Whether each row is handed in before what came of it is sent, so that no version is read without a record."""
+        """Whether each row is reported before its version is sent, so that no version is read without a record."""
         return self.step_seconds >= AT_ONCE_SECONDS
 
     def is_long(self, seconds: float) -> bool:
@@ -148,7 +148,7 @@ class LiveAgentActor(ReturningAgentActor):
                 self.changed.wait(left)
 
     def await_barrier(self, step: int) -> list[Found]:
-        """Wait until the barrier lets the step end, and return what is read then."""
+        """Wait until the barrier lets the step end, and return the versions that are read then."""
         decided: list[Proceed] = []
         tested: list[dict[int, int]] = []
         waits_for: list[WaitFor] = []
@@ -193,7 +193,7 @@ class LiveAgentActor(ReturningAgentActor):
         return result
 
     def choose_reads(self, capped: frozenset[int], step: int) -> list[Read]:
-        """Return what is read of each neighbor now; called with the lock held."""
+        """Return the versions to read of each neighbor now; called with the lock held."""
         now = time.time()
         reads = []
         for k in self.agent.partners():
@@ -217,7 +217,7 @@ class LiveAgentActor(ReturningAgentActor):
         return reads
 
     def is_behind(self, neighbor: int, now: float) -> bool:
-        """Return whether what is known of a neighbor is older than a pause of the agent itself.
+        """Return whether the last message of a neighbor is older than a pause of the agent itself.
 
         The messages that came meanwhile are still to be taken in: until then the neighbor's step is not known.
         """
@@ -305,7 +305,7 @@ class LiveAgentActor(ReturningAgentActor):
         return next((v for v in versions if self.is_here(neighbor, v)), 0)
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
-        """Return what was found, fetched, but for what is rejected, or was lost with its sender meanwhile."""
+        """Return the versions found, fetched, except those that were rejected, or lost with their sender meanwhile."""
         received: list[Received] = []
         for item in found:
             try:

@@ -61,7 +61,7 @@ class PairActor(Shell):
         )
 
     def evaluates(self, row: Row) -> bool:
-        """Return whether there is an evaluation at what came of the agent's newest row."""
+        """Return whether there is an evaluation after the agent's newest row."""
         return row.kind == "step" and self.spec.recipe.evaluates_at(self.agent.progress)
 
     def submit(self, row: Row, loss: float) -> None:
