@@ -52,7 +52,7 @@ Assignments = Annotated[
         autocompletion=cli_settings.complete_assignment,
     ),
 ]
-EngineName = Annotated[str | None, typer.Option("--engine", help="What executes the agents: ray or local.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="The engine that executes the agents: ray or local.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
 Trust = Annotated[
     bool,
@@ -115,7 +115,7 @@ def compare_command(
     assignments: Assignments = [],
     engine: EngineName = "local",
     name: RunName = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own upwards.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from the settings' own seed upwards.")] = 3,
     algorithm: Annotated[
         list[str],
         typer.Option(metavar="NAME[,KEY=VALUE...]", help="A method to compare; may be given several times."),
@@ -154,7 +154,7 @@ def sweep_command(
     name: Annotated[str | None, typer.Option("--name", help="Name of the sweep and of its folder.")] = None,
     schedule: Annotated[Path | None, typer.Option(help="A recorded schedule under which all trials run.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted sweep, whose folder is given.")
+        bool, typer.Option("--resume", help="Go on with the interrupted sweep in the given folder.")
     ] = False,
     trust: Trust = False,
 ) -> None:
@@ -182,9 +182,9 @@ def sweep_command(
 def theory(
     config: ConfigFile = None,
     assignments: Assignments = [],
-    updates: Annotated[int, typer.Option(min=100, help="Updates that are planned for each policy.")] = 4000,
+    updates: Annotated[int, typer.Option(min=100, help="Number of updates that are planned for each policy.")] = 4000,
     staleness_penalty: Annotated[
-        float, typer.Option(min=0, max=0.99, help="gamma of the error bound: how much stale gradients are off.")
+        float, typer.Option(min=0, max=0.99, help="gamma of the error bound: how far stale gradients are off.")
     ] = 0.5,
     output: Annotated[Path, typer.Option(help="Folder of the table and the picture.")] = Path("runs/theory"),
 ) -> None:

@@ -25,7 +25,7 @@ Address = Annotated[
     str | None,
     typer.Option(help="The cluster's address; if left out, the one of your own run there, or RAY_ADDRESS."),
 ]
-AgentNumber = Annotated[int, typer.Option("--agent", help="Which agent.")]
+AgentNumber = Annotated[int, typer.Option("--agent", help="Number of the agent.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -87,7 +87,7 @@ def delay(
         str | None, typer.Option(metavar="LAW", help="How late: 'pareto(2, 0.1s)', 'constant(10)' steps, 200ms.")
     ] = None,
     isolate: Annotated[list[int], typer.Option("--isolate", metavar="AGENT", help="Cut all links of an agent.")] = [],
-    heal: Annotated[bool, typer.Option("--heal", help="Take back all changes of links.")] = False,
+    heal: Annotated[bool, typer.Option("--heal", help="Undo all changes of links.")] = False,
     address: Address = None,
 ) -> None:
     """Change the links of a live run: delays, isolated agents, and back again."""

@@ -365,7 +365,7 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused(tmp_path: Path) -> None
     line = with_schedule(path, topology={"name": "edges", "edges": PATH4})
     assert line.startswith("topology: agents 3 and 0 are no neighbors; the schedule has the first read the second")
     live = with_schedule(path, engine={"name": "ray", "mode": "live"})
-    assert live.startswith("schedule: allowed with engine.mode = 'live' is none")
+    assert live.startswith("schedule: allowed with engine.mode = 'live' is null")
 
 
 SERVER: dict[str, Any] = {"num_agents": 4, "clusters": 1, "links": []}
