@@ -57,7 +57,7 @@ class AgentSpec(LearnerSpec):
 
 
 class Received(NamedTuple):
-    """One neighbor's version as it came to hand."""
+    """One version of a neighbor as it was received."""
 
     read: Read
     weights: Tensor

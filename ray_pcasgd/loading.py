@@ -246,5 +246,5 @@ def _is_number(key: Any) -> bool:
 def _changed(old: Any, change: Any, path: str) -> Any:
     if isinstance(change, Mapping):
         return merge(old, change, path)
-    # The bare name of what is there already changes nothing.
+    # The bare name of the kind that is there already has no effect.
     return old if isinstance(change, str) and isinstance(old, Mapping) and old.get("name") == change else change

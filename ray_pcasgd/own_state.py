@@ -10,7 +10,7 @@ _PRIVATE = 0o700
 
 
 def own_folder(name: str) -> Path:
-    """Return a folder for what is remembered, which nobody else can read or write; it is made where it is not there.
+    """Return a folder for what is remembered, which no other user can read or write; it is made if it is not there.
 
     Raises:
         OSError: it cannot be made, or it is another user's.

@@ -103,7 +103,7 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
     # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
     rows = [row for row in rows if row.step < config.num_steps]
     if rule.reading == "every":
-        # The last version is nobody's to pass on; but an agent may come back as the mean of such.
+        # The last version is not passed on; but an agent may come back as the mean of such versions.
         rows = [
             row
             if row.kind == "rejoined"

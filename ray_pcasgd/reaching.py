@@ -152,7 +152,7 @@ def _note(location: str) -> _Note:
         try:
             note = json.loads(file.read(_LONGEST_NOTE))
             address = str(note["address"])
-            # On another machine that shares the home folder, loopback leads to somebody else.
+            # On another machine that shares the home folder, loopback leads to another process.
             is_reached = note["machine"] == platform.node() or not is_loopback(address)
             return _Note(address if note["location"] == location and is_reached else None)
         except (ValueError, KeyError, TypeError, OSError):
@@ -176,7 +176,7 @@ def _locked(path: Path) -> int:
             with contextlib.suppress(OSError):
                 if os.fstat(descriptor).st_ino == path.stat().st_ino:
                     return descriptor
-        # It was removed meanwhile, or somebody looks at it, who will be done in an instant.
+        # It was removed meanwhile, or another process looks at it, which will be done in an instant.
         os.close(descriptor)
         threading.Event().wait(0.02)
     raise OSError(f"{path} is locked")

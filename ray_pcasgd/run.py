@@ -64,7 +64,7 @@ class Run(RunRecord):
                 except WatcherError as raised:
                     outside = raised.__cause__
                 except Exception as ended:
-                    # What takes an engine down may raise once more, and hide that it was somebody's wish.
+                    # What takes an engine down may raise once more, and hide that the user wanted it.
                     outside = _wish_behind(ended)
                     is_known = isinstance(ended, LearnerError | RunError)
                     error = ended if is_known else as_step_error(ended, -1, -1)
@@ -119,7 +119,9 @@ class Run(RunRecord):
             # A copy: what a state holds becomes the run's own.
             state = self.states.take_newest() or copy.deepcopy(self.beginning)
             step = step_of(state["engine"])
-            self.take_event(Event("run_restarted", interruption.agent, step, f"{interruption}; on from step {step}"))
+            self.take_event(
+                Event("run_restarted", interruption.agent, step, f"{interruption}; going on from step {step}")
+            )
             if self.plan.is_live:
                 # The steps after it will be others.
                 with restoring():
@@ -244,7 +246,14 @@ class Run(RunRecord):
             try:
                 self.rows, events = executable(self.rows, self.plan)
             except Exception as error:
-                events = [Event("schedule_not_checked", -1, -1, f"the schedule is as it came: {described(error)}")]
+                events = [
+                    Event(
+                        "schedule_not_checked",
+                        -1,
+                        -1,
+                        f"the schedule is written as it was recorded, unchecked: {described(error)}",
+                    )
+                ]
             for event in events:
                 self.take_event(event)
             self.ending.write("metrics.parquet", lambda: self.folder.write_metrics(self.monitor.frame()))

@@ -51,7 +51,7 @@ class RunRecord:
         self.left: set[int] = set()
         """Agents that were lost or isolated."""
         self.taken: set[tuple[int, int]] = set()
-        """Agents and steps of all rows: steps that a run takes again, on from a state, do not count again."""
+        """Agents and steps of all rows: steps that a run takes again, after it went on from a state, do not count again."""
         self.light: set[int] = set()
         """Agents that were found with little mass."""
         self.unsaid: list[Event] = []
@@ -117,7 +117,7 @@ class RunRecord:
         for row in self.rows:
             newest[row.agent] = row.step + 1
         step = min(newest.values(), default=0)
-        self.take_event(Event("run_resumed", -1, step, f"on from the state of step {step}"))
+        self.take_event(Event("run_resumed", -1, step, f"going on from the state of step {step}"))
 
     def take(self, report: StepReport | Event) -> None:
         """Take in one report."""

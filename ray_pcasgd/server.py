@@ -64,7 +64,7 @@ class ServerSpec(LearnerSpec):
 
 
 class Received(NamedTuple):
-    """A message as it came to hand: a server's part of the weights, or a part of what a worker sends."""
+    """A message as it was received: a server's part of the weights, or a part of what a worker sends."""
 
     read: Read
     vector: Tensor

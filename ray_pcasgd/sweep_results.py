@@ -84,7 +84,7 @@ def conclude(
     result = SweepResult(grid, path, metric, mode, trials, points, values)
     if result.best is not None:
         if isinstance(config.scheduler, PopulationBased):
-            # Its numbers changed on its way, as its own settings say.
+            # Its numbers changed during the trial, as its own settings say.
             own = Path(trials.loc[_best_of(trials, metric, mode), "path"])
             best = load_config(own / "config.yaml", changes={"name": None, "storage_path": base.storage_path})
         else:

@@ -47,7 +47,7 @@ def note_settings(text: str) -> None:
         tree = parse_yaml(text)
         try:
             Config.model_validate(tree, context=FROM_STRANGERS)
-        except ValidationError:  # there is something in them that not everybody's may do
+        except ValidationError:  # they would run code or join a cluster
             _note(_powers(tree))
 
 

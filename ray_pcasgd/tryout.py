@@ -213,7 +213,7 @@ class _Trial:
                 self.has_checked_labels = True
             if not isinstance(outputs, Tensor) and not isinstance(self.task.loss, CustomMeasure):
                 kind = type(outputs).__name__
-                problem = f"{self.model}: puts out a {kind} in training; allowed with {self.loss} is a tensor"
+                problem = f"{self.model}: returns a {kind} in training; allowed with {self.loss} is a tensor"
                 hint = ", as with task.model.arguments.aux_logits = false" if "logits" in dir(outputs) else ""
                 raise ValueError(problem + hint)
             with _naming(self.loss, where):

@@ -60,7 +60,7 @@ def labels_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _leading(keys: Sequence[str]) -> list[str]:
-    # Where two settings have different names, as engine.name, what stands beside the names tells no more.
+    # Where two settings have different names, as engine.name, their other settings tell no more.
     named = {key.removesuffix("name") for key in keys if key.endswith(".name")}
     return [key for key in keys if key.endswith(".name") or not any(key.startswith(prefix) for prefix in named)]
 

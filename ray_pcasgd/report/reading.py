@@ -117,7 +117,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame(columns).reindex(columns=[*columns, *absent]).astype(np.float64)
     agents, steps, seconds = frame["agent"].dropna(), frame["step"], frame["seconds"].dropna()
     if not (agents.between(0, _MOST_AGENTS) & (agents % 1 == 0)).all():
-        raise ValueError(f"{file.name} has agents that are no numbers of agents")
+        raise ValueError(f"{file.name} has numbers of agents that are not valid")
     if not (steps.between(0, 2**31) & (steps % 1 == 0)).all() or not seconds.between(0, _LATEST).all():
         raise ValueError(f"{file.name} has steps or seconds that are not valid")
     return frame
@@ -140,7 +140,7 @@ def read_schedule(path: Path) -> pa.Table:
         raise ValueError(f"{file.name} has no column {absent[0]}")
     table = table.select(_SCHEDULE.names)
     if not all({*chunk.dictionary.to_pylist()} <= {*get_args(RowKind)} for chunk in table["kind"].chunks):
-        raise ValueError(f"{file.name} has rows of a kind that there is not")
+        raise ValueError(f"{file.name} has rows of an unknown kind")
     try:
         table = table.cast(_SCHEDULE)
     except pa.ArrowException as error:

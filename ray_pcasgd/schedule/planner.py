@@ -194,7 +194,7 @@ class _Simulation:
         rule, neighbors = self.plan.rule, self.plan.neighbors[agent.number]
         for k in rule.partners(self.plan.seed, agent.number, agent.step, neighbors):
             for read in agent.incoming[k].read(agent.step, k in capped, rule.reading == "news"):
-                # The last version is nobody's to pass on: its agent splits it no more.
+                # The last version is not passed on: its agent splits its mass no more.
                 if rule.reading != "every" or read.version < self.plan.num_steps:
                     yield read
 

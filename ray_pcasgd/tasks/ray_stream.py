@@ -162,7 +162,7 @@ class StreamBatches:
             return {"inputs": inputs, "targets": targets}
 
         numbers = ray.data.from_items(order.tolist(), override_num_blocks=len(order))
-        # The agents hold the cluster's CPUs; what reads for them runs beside them.
+        # The agents reserve the cluster's CPUs; the tasks that read for them run in addition, and reserve almost none.
         stream = numbers.map_batches(read, batch_size=1, num_cpus=0.01)
         batches: Any = stream.iter_batches(
             batch_size=self._batch_size,

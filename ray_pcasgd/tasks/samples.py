@@ -248,7 +248,7 @@ class TaskData(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers a model puts out: one a class, or one for each value of a regression's target."""
+        """Number of a model's outputs: one for each class, or one for each value of a regression's target."""
         if self.num_classes is not None:
             return self.num_classes
         return math.prod(self.train.take([0])[1].shape[1:])

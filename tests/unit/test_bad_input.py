@@ -114,7 +114,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ),
         (
             "optimizer=sgd",
-            "optimizer = 'sgd': allowed is a mapping of settings; there is SGD alone, which needs no name; write "
+            "optimizer = 'sgd': allowed is a mapping of settings; the only optimizer is SGD, which needs no name; write "
             "optimizer: {momentum: 0.9}",
         ),
         ("optimizer.nesterov=maybe", "optimizer.nesterov = 'maybe': allowed are true and false"),

@@ -148,8 +148,8 @@ def test_where_no_target_counts_a_line_says_so() -> None:
     values, remarks = examine(nn.Identity(), nothing, CrossEntropy(), (Accuracy(),))
     assert all(math.isnan(value) for value in values.values())
     assert remarks == (
-        "task.loss is not a number, since none of the test targets counts",
-        "task.metrics: accuracy is not a number, since none of the test targets counts",
+        "task.loss is not a number, since no test target counts",
+        "task.metrics: accuracy is not a number, since no test target counts",
     )
     assert examine(nn.Identity(), Samples(torch.zeros(4, 3), labels_of(4)), CrossEntropy()).remarks == ()
 

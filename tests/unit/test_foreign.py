@@ -174,7 +174,7 @@ BAD_SCHEDULES: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
     "text": (column("agent", lambda t: pa.array(["x"] * len(t))), "has no column agent"),
     "nested": (column("agent", lambda t: pa.array([{"a": 1}] * len(t))), "has no column agent"),
     "deep": (column("neighbors", lambda t: pa.array([[[1]]] * len(t))), "has no column neighbors"),
-    "kinds": (column("kind", lambda t: pa.array(["other"] * len(t))), "rows of a kind that there is not"),
+    "kinds": (column("kind", lambda t: pa.array(["other"] * len(t))), "rows of an unknown kind"),
     "negative": (column("agent", lambda t: pa.array([-1] * len(t), pa.int32())), "numbers below 0"),
     "overflow": (column("step", lambda t: pa.array([2**40] * len(t))), "schedule.parquet: "),
     "many": (column("agent", lambda t: pa.array(range(2**30, 2**30 + len(t)), pa.int32())), "agents beyond 100,000"),
@@ -197,9 +197,9 @@ def test_schedules_that_no_page_can_be_made_of(name: str, run: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "said"),
     [
-        ("agent", -1.0, "agents that are no numbers of agents"),
-        ("agent", 0.5, "agents that are no numbers of agents"),
-        ("agent", 1e300, "agents that are no numbers of agents"),
+        ("agent", -1.0, "numbers of agents that are not valid"),
+        ("agent", 0.5, "numbers of agents that are not valid"),
+        ("agent", 1e300, "numbers of agents that are not valid"),
         ("step", -5.0, "steps or seconds that are not valid"),
         ("step", float("nan"), "steps or seconds that are not valid"),
         ("seconds", float("inf"), "steps or seconds that are not valid"),

@@ -54,7 +54,7 @@ TOO_HIGH = "is 10; allowed are 0 to 9, of which the model's 10 outputs are the s
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (of_model(odd.model(odd.auxiliary)), CUSTOM + "puts out a tuple in training; allowed with task.loss.name = "),
+        (of_model(odd.model(odd.auxiliary)), CUSTOM + "returns a tuple in training; allowed with task.loss.name = "),
         (of_model(odd.model(odd.eager)), CUSTOM + "fails on the first test samples (for training alone)"),
         (of_model(odd.model(lambda own, x: own.layer(x.view(16, 64)))), CUSTOM + "fails on the first test samples ("),
         (of_model(odd.model(lambda own, x: own.layer(x[:, :3]))), IN_TRAINING),

@@ -268,7 +268,7 @@ class LiveAgentActor(ReturningAgentActor):
 
     def may_read(self, read: Read) -> bool:
         """Return whether all parts of a version that the rule needs are here, without waiting for the network."""
-        # The last version is nobody's to pass on: its agent splits it no more.
+        # The last version is not passed on: its agent splits its mass no more.
         if self.agent.pushes and read.version == self.spec.recipe.num_steps:
             return False
         if not self.is_here(read.neighbor, read.version):

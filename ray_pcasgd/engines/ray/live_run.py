@@ -56,7 +56,7 @@ class LiveRun:
         known = {agent: own for agent, own in enumerate(kept) if own is not None}
         self.states: dict[int, State] = {k: own for k, own in known.items() if not self.is_worker(k)}
         """Each agent's newest part of the run's state."""
-        # Those of whom nothing was kept come back into a resumed run as the mean of the others, or with their servers'.
+        # Agents without a kept state come back into a resumed run as the mean of the others, or with their servers'.
         gone = set() if state is None else set(range(len(kept))) - self.states.keys()
         self.unknown = {agent for agent in gone if agent not in absent or self.versions[agent]}
         self.away = {agent for agent in absent if agent not in self.states} | self.unknown
@@ -114,7 +114,7 @@ class LiveRun:
                     failures.append(error)
                 elif agent in self.leaving:
                     self.away.add(agent)
-                    # Peers tell each other, but for those who read nothing of whom they push shares to.
+                    # Peers tell each other, except those that do not read the peers to which they push shares.
                     if not isinstance(self.crew.specs[agent], AgentSpec) or self.pushes:
                         self.tell_of_absence(agent)
                 else:

@@ -61,7 +61,7 @@ class PlannedRun:
             ended = [failure(call, self.training.pop(call)) for call in done]
             failures = [error for error in ended if error is not None]
             yield from self.drain()
-            # Mostly those who wait for a silent agent say so first; of the last rows, nobody waits for any.
+            # Mostly the agents that wait for a silent one report it first; for the last rows no agent waits.
             for agent in self.life.missing(self.training.values()):
                 failures.append(InterruptionError(f"agent {agent} has not answered for {self.life.seconds:g} s", agent))
             if not failures:
