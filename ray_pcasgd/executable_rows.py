@@ -28,7 +28,8 @@ def _completed(rows: Sequence[Row], plan: Plan) -> tuple[list[Row], list[Event]]
     added = completed[len(rows) :]
     if not added:
         return completed, []
-    detail = f"{len(added)} unreported steps of {_names(row.agent for row in added)} were restored from the gradients that servers took"
+    names = _names(row.agent for row in added)
+    detail = f"{len(added)} unreported steps of {names} were restored from the gradients that servers took"
     return completed, [Event("rows_completed", added[0].agent, added[0].step, detail)]
 
 

@@ -246,14 +246,8 @@ class Run(RunRecord):
             try:
                 self.rows, events = executable(self.rows, self.plan)
             except Exception as error:
-                events = [
-                    Event(
-                        "schedule_not_checked",
-                        -1,
-                        -1,
-                        f"the schedule is written as it was recorded, unchecked: {described(error)}",
-                    )
-                ]
+                detail = f"the schedule is written as it was recorded, unchecked: {described(error)}"
+                events = [Event("schedule_not_checked", -1, -1, detail)]
             for event in events:
                 self.take_event(event)
             self.ending.write("metrics.parquet", lambda: self.folder.write_metrics(self.monitor.frame()))

@@ -51,7 +51,7 @@ class RunRecord:
         self.left: set[int] = set()
         """Agents that were lost or isolated."""
         self.taken: set[tuple[int, int]] = set()
-        """Agents and steps of all rows: steps that a run takes again, after it went on from a state, do not count again."""
+        """Agents and steps of all rows: steps that a run takes again, from a state on, do not count again."""
         self.light: set[int] = set()
         """Agents that were found with little mass."""
         self.unsaid: list[Event] = []

@@ -114,8 +114,8 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ),
         (
             "optimizer=sgd",
-            "optimizer = 'sgd': allowed is a mapping of settings; the only optimizer is SGD, which needs no name; write "
-            "optimizer: {momentum: 0.9}",
+            "optimizer = 'sgd': allowed is a mapping of settings; the only optimizer is SGD, which needs no name; "
+            "write optimizer: {momentum: 0.9}",
         ),
         ("optimizer.nesterov=maybe", "optimizer.nesterov = 'maybe': allowed are true and false"),
         ("optimizer.momentum=1", "optimizer.momentum = 1: allowed are values below 1"),
