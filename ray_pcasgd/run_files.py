@@ -1,4 +1,4 @@
-"""The names of a run folder's files, and what is done to it from outside: it is claimed, and cleared."""
+"""The names of a run folder's files, and how it is claimed and cleared from outside."""
 
 import os
 import re
@@ -23,7 +23,7 @@ UNFINISHED_FOLDER = re.compile(rf"(step_)?[0-9]+{re.escape(UNFINISHED)}")
 
 
 def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str = "folder") -> Path:
-    """Make and return a new folder of this machine, for runs of one kind, that nobody else gets.
+    """Make and return a new folder of this machine, for runs of one kind, that no other process gets.
 
     Raises:
         SettingsError: the named one exists, or it cannot be made.

@@ -1,4 +1,4 @@
-"""What is done to a live run: agents killed and stopped, at moments that are easily forgotten."""
+"""Faults of a live run: agents killed and stopped, at moments that are easily forgotten."""
 
 import os
 import signal
