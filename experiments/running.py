@@ -1,4 +1,4 @@
-"""Runs of a study: named after what is in their settings, so that none is run twice, and several at a time."""
+"""Runs of a study: named after their settings, so that no run is repeated, and several at a time."""
 
 import argparse
 import hashlib
@@ -91,7 +91,7 @@ def measured(jobs: Iterable[Job], storage: Path, processes: int) -> pd.DataFrame
 
 
 def evaluations(runs: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """Return the averaged model's evaluations of all runs, beside the labels in ``columns``."""
+    """Return the averaged model's evaluations of all runs, together with the labels in ``columns``."""
     columns = list(columns)
     frames = []
     for row in runs.to_dict("records"):

@@ -1,4 +1,4 @@
-"""What the studies share: a comparison under several settings, and its page written from the measured figures."""
+"""Shared by the studies: a comparison under several settings, and its page written from the measured figures."""
 
 import math
 import platform

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prometheus and Grafana beside a running Ray head: ./start.sh [FOLDER]
+# Starts Prometheus and Grafana for a Ray head that runs on this machine: ./start.sh [FOLDER]
 # Takes what is on PATH (`prometheus`, `grafana` or `grafana-server`: your distribution's or Grafana's own packages), on
 # loopback alone; reach them from elsewhere through SSH: ssh -L 9090:127.0.0.1:9090 -L 3000:127.0.0.1:3000 HEAD
 # Ray writes their configuration into its session's folder; FOLDER is that of the dashboards and data (default: a new one).

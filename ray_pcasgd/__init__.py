@@ -1,4 +1,4 @@
-"""Training one model on many agents whose weights reach each other late."""
+"""Training one model on many agents that get each other's weights late."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: an agent's process needs none of them, and starts sooner without."""
+    """Import a public name when it is asked for: an agent's process needs none, and starts sooner without."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -57,7 +57,7 @@ class AgentSpec(LearnerSpec):
 
 
 class Received(NamedTuple):
-    """One neighbor's version as it came to hand."""
+    """One version of a neighbor as it was received."""
 
     read: Read
     weights: Tensor
@@ -102,7 +102,7 @@ class Agent(Learner):
         self.probe_batches = self.stream("probes")
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.mass = 1.0
-        """Where rules push shares of it: the weights times the mass are what all agents together conserve."""
+        """Where rules push shares of it: the sum over all agents of weights times mass is conserved."""
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = torch.zeros_like(self.weights)
@@ -114,7 +114,7 @@ class Agent(Learner):
         return Displacements(self.weights, min(recipe.rule.age_max, max(_SHORTEST_PATH, recipe.num_steps)))
 
     def apply(self, received: Sequence[Received], held: int = 0) -> dict[str, float]:
-        """Take the rule's step over what was read of the neighbors, and return the rule's measures.
+        """Take the rule's step with the versions that were read, and return the rule's measures.
 
         ``held`` receivers were not sent their shares of the present version, where rules push shares.
         """
@@ -135,7 +135,7 @@ class Agent(Learner):
         return loss, self.apply(received)
 
     def gather(self, received: Sequence[Received], held: int = 0) -> Gathered:
-        """Return what the rule is going to see, neighbor by neighbor; those that were not read weigh nothing."""
+        """Return what the rule is going to see, neighbor by neighbor; those that were not read have weight 0."""
         if self.pushes:
             return self.gather_shares(received, held)
         spec, recipe = self.spec, self.spec.recipe
@@ -241,7 +241,7 @@ class Agent(Learner):
         return slot.direction
 
     def _drift_age(self, slot: Received | None, reliable: bool) -> int:
-        """Return the age for which the drift is asked, 0 where none is."""
+        """Return the age for which the drift is asked; 0 where it is not asked."""
         if self.displacements is None or slot is None or reliable or slot.read.age > self.displacements.age_max:
             return 0
         return slot.read.age
@@ -303,10 +303,10 @@ class Agent(Learner):
             self.displacements.record(self.weights)
 
     def rejoin(self, received: Sequence[Received], version: int) -> None:
-        """Come back into the run at ``version``: as the mean of what was received, or as it is where that is nothing.
+        """Come back into the run at ``version``: as the mean of what was received, or as it is if that is empty.
 
-        All else that the agent remembers begins anew, so that the weights, and what comes of them, depend on nothing
-        but the versions that were read.
+        All else that the agent remembers begins anew, so that the weights, and all that follows, depend only on the
+        versions that were read.
         """
         if received:
             share = torch.tensor(1.0 / len(received), device=self.weights.device)

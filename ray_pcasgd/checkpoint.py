@@ -1,4 +1,4 @@
-"""Models that are kept on the way."""
+"""Models that are kept while a run is running."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -66,7 +66,7 @@ class Checkpoints:
         return self._offered
 
     def restore(self, offered: int, step: int) -> list[str]:
-        """Go on after ``step``, with the models that the folder holds up to there; return what is wrong with others.
+        """Go on after ``step``, with the models that the folder holds up to it; return the problems of others.
 
         Those after it are dropped: the run comes by these steps again.
         """
@@ -79,7 +79,7 @@ class Checkpoints:
                 continue
             metrics = read_mapping(path / KEPT_METRICS)
             if metrics is None or not any(is_file(path / name) for name in MODEL_FILES):
-                problems.append(f"the model in {path} is not whole; it is left there, and is none of the kept ones")
+                problems.append(f"the model in {path} is not whole; it is left there, and does not count as kept")
                 continue
             self.kept.append((Checkpoint(str(path)), {name: _number(value) for name, value in metrics.items()}))
         return problems
@@ -104,7 +104,7 @@ class Checkpoints:
         remove_whole(Path(checkpoint.path), KEPT_FILES)
 
     def _rank(self, score: Any) -> float:
-        """Return how good a score is; one that is no number is the worst."""
+        """Return how good a score is; one that is not a number is the worst."""
         value = _number(score)
         return -math.inf if math.isnan(value) else value if self._settings.score_order == "max" else -value
 

@@ -52,14 +52,15 @@ Assignments = Annotated[
         autocompletion=cli_settings.complete_assignment,
     ),
 ]
-EngineName = Annotated[str | None, typer.Option("--engine", help="What executes the agents: ray or local.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="The engine that executes the agents: ray or local.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Follow what the folder's settings name, as if they were yours: code, a cluster."),
+    typer.Option("--trust", help="Trust the folder's settings as your own: use the code and cluster that they name."),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; the embedded task where it is left out.")
+    Path | None,
+    typer.Argument(metavar="[CONFIG.yaml]", help="YAML file of settings; if left out, the embedded task of digits."),
 ]
 
 
@@ -70,19 +71,19 @@ def train(
     engine: EngineName = None,
     name: RunName = None,
     resumed: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run, whose folder this is.")
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with the interrupted run in this folder.")
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Train agents whose news of each other is late."""
+    """Train one model on many agents that get each other's weights late."""
     console = _console()
     if resumed is not None:
         if config or assignments or engine or name:
-            raise SettingsError("--resume: a run goes on with its own settings; allowed beside it are none")
+            raise SettingsError("--resume: a run goes on with its own settings; allowed are no other settings with it")
         _finish(resume(resumed, Terminal(console), trust=trust), console)
         return
     if trust:
-        raise SettingsError("--trust: allowed beside --resume; settings that are given so are trusted")
+        raise SettingsError("--trust: allowed with --resume only; settings that you name yourself are trusted anyway")
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     _finish(Trainer(settings, watcher=Terminal(console)).fit(), console)
 
@@ -97,7 +98,7 @@ def replay(
 ) -> None:
     """Run a recorded schedule again, under other settings; the report shows both runs."""
     console = _console()
-    # The new run lies beside the recorded one, wherever that has come from.
+    # The new run lies next to the recorded one, wherever that has come from.
     changes = {"name": None, "schedule": str(run / "schedule.parquet"), "storage_path": str(run.absolute().parent)}
     if objects := unreadable(read_yaml(run / "config.yaml")):
         raise SettingsError(
@@ -114,13 +115,13 @@ def compare_command(
     assignments: Assignments = [],
     engine: EngineName = "local",
     name: RunName = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from the settings' own upwards.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from the settings' own seed upwards.")] = 3,
     algorithm: Annotated[
         list[str],
         typer.Option(metavar="NAME[,KEY=VALUE...]", help="A method to compare; may be given several times."),
     ] = [],
 ) -> None:
-    """Run several algorithms under the same schedule and seeds, beside D-PSGD without delay."""
+    """Run several algorithms under the same schedule and seeds, and D-PSGD without delay to compare with."""
     console = _console()
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     methods = [UNDELAYED, *map(parse_method, algorithm)] if algorithm else METHODS
@@ -146,11 +147,14 @@ def compare_command(
 
 @app.command("sweep")
 def sweep_command(
-    config: Annotated[Path, typer.Argument(metavar="SWEEP.yaml|SWEEP", help="Settings of a sweep; or its folder.")],
+    config: Annotated[
+        Path,
+        typer.Argument(metavar="SWEEP.yaml|SWEEP", help="YAML file of a sweep; with --resume, its folder."),
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the sweep and of its folder.")] = None,
     schedule: Annotated[Path | None, typer.Option(help="A recorded schedule under which all trials run.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted sweep, whose folder is given.")
+        bool, typer.Option("--resume", help="Go on with the interrupted sweep in the given folder.")
     ] = False,
     trust: Trust = False,
 ) -> None:
@@ -160,7 +164,7 @@ def sweep_command(
     from ray_pcasgd.sweep_settings import load_sweep
 
     if trust and not resume:
-        raise SettingsError("--trust: allowed beside --resume; settings that are given so are trusted")
+        raise SettingsError("--trust: allowed with --resume only; settings that you name yourself are trusted anyway")
     if resume:
         result = sweeping.resume(config, trust)
     else:
@@ -178,9 +182,9 @@ def sweep_command(
 def theory(
     config: ConfigFile = None,
     assignments: Assignments = [],
-    updates: Annotated[int, typer.Option(min=100, help="Updates that are planned for each policy.")] = 4000,
+    updates: Annotated[int, typer.Option(min=100, help="Number of updates that are planned for each policy.")] = 4000,
     staleness_penalty: Annotated[
-        float, typer.Option(min=0, max=0.99, help="gamma of the error bound: how much stale gradients are off.")
+        float, typer.Option(min=0, max=0.99, help="gamma of the error bound: how far stale gradients are off.")
     ] = 0.5,
     output: Annotated[Path, typer.Option(help="Folder of the table and the picture.")] = Path("runs/theory"),
 ) -> None:
@@ -203,7 +207,7 @@ def theory(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of comparisons.")],
     output: Annotated[
-        Path | None, typer.Option(help="The page; report.html in the first folder where left out.")
+        Path | None, typer.Option(help="File of the page; if left out, report.html in the first folder.")
     ] = None,
     target: Annotated[
         float | None, typer.Option(help="A value of the test metric, such as 0.9: a table says when it was reached.")

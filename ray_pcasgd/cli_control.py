@@ -1,4 +1,4 @@
-"""The command line's part for runs that are running: ``ray-pcasgd status | delay | leave | join``."""
+"""The command line's part for running runs: ``ray-pcasgd status | delay | leave | join``."""
 
 import json
 import sys
@@ -20,12 +20,12 @@ from ray_pcasgd.timing import LinkDelay
 from ray_pcasgd.wording import NOTHING, duration
 
 REFUSED = 1
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run that is running.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a running run.")]
 Address = Annotated[
     str | None,
     typer.Option(help="The cluster's address; if left out, the one of your own run there, or RAY_ADDRESS."),
 ]
-AgentNumber = Annotated[int, typer.Option("--agent", help="Which agent.")]
+AgentNumber = Annotated[int, typer.Option("--agent", help="Number of the agent.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def status(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show how a running run is: steps, losses, staleness of every link, who is lost."""
+    """Show the state of a running run: steps, losses, staleness of every link, which agents are lost."""
     view = _reached(run, lambda: _control().status_of(run, address), address)
     if as_json:
         print(json.dumps(view))
@@ -87,7 +87,7 @@ def delay(
         str | None, typer.Option(metavar="LAW", help="How late: 'pareto(2, 0.1s)', 'constant(10)' steps, 200ms.")
     ] = None,
     isolate: Annotated[list[int], typer.Option("--isolate", metavar="AGENT", help="Cut all links of an agent.")] = [],
-    heal: Annotated[bool, typer.Option("--heal", help="Take back all changes of links.")] = False,
+    heal: Annotated[bool, typer.Option("--heal", help="Undo all changes of links.")] = False,
     address: Address = None,
 ) -> None:
     """Change the links of a live run: delays, isolated agents, and back again."""
@@ -100,7 +100,7 @@ def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int],
     """Return the commands that the options stand for.
 
     Raises:
-        SettingsError: they stand for none.
+        SettingsError: they do not make a command.
 
     """
     if bool(link) != (law is not None):
@@ -138,7 +138,7 @@ def leave(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
 
 
 def join(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
-    """Let an agent come into a live run: one that has left, was lost, or is of engine.join_later."""
+    """Let an agent join a live run: one that has left, was lost, or is listed in engine.join_later."""
     _tell(run, Join(agent=agent), address)
 
 
@@ -149,7 +149,7 @@ def _control() -> Any:
 
 
 def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
-    """Return what comes of an act on a run's cluster.
+    """Return the result of a call to a running run.
 
     Raises:
         SettingsError: the run is not running, or cannot be reached.

@@ -152,9 +152,9 @@ def settings(
             metavar="[PATH]", help="A setting, for example algorithm.theta.", autocompletion=complete_setting
         ),
     ] = "",
-    as_page: Annotated[bool, typer.Option("--markdown", help="All of them, as one Markdown page.")] = False,
+    as_page: Annotated[bool, typer.Option("--markdown", help="Print all settings, as one Markdown page.")] = False,
 ) -> None:
-    """Show what a setting means, what it allows, its default, and what lies below it."""
+    """Show what a setting means, what it allows, its default, and the settings below it."""
     print(markdown() if as_page else told(path), end="" if as_page else "\n")
 
 

@@ -89,7 +89,7 @@ def decoded(text: Any) -> Command:
     """Return the command that came as a text.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a command.
 
     """
     if not isinstance(text, str) or len(text) > _LONGEST_COMMAND:

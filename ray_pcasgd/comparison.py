@@ -35,7 +35,7 @@ METHODS = (
 
 
 class Comparison(NamedTuple):
-    """What a comparison measured."""
+    """The figures of a comparison."""
 
     path: Path
     runs: pd.DataFrame

@@ -1,4 +1,4 @@
-"""The whole of a run's settings: one tree, composed of what each layer defines for itself."""
+"""All settings of a run as one tree; each layer defines its own part."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -35,21 +35,22 @@ AnyAlgorithm = Annotated[
 
 
 class CheckpointSettings(Settings):
-    """What is kept while a run lasts: models, and the states from which it can go on."""
+    """What is kept while a run is running: models, and the states from which it can go on."""
 
     every_evaluations: int | None = Field(None, ge=1)
-    """Keep the consensus model of every so many evaluations; not given: none but the last, as model.safetensors."""
+    """Evaluations from one kept consensus model to the next; not given: only the last model is kept, as
+    model.safetensors."""
     num_to_keep: int | None = Field(None, ge=1)
-    """How many are kept: the newest, or the best by ``score``; not given: all."""
+    """Number of models that are kept: the newest, or the best by ``score``; not given: all."""
     score: str | None = None
     """The averaged model's test metric by which the best are kept, for example accuracy; not given: the newest."""
     score_order: Literal["max", "min"] = "max"
     """Whether a higher (max) or a lower (min) score is better."""
     state_seconds: float | None = Field(60.0, ge=0)
     """Seconds after which the next state of the whole run is kept, from which it goes on after a failure and with
-    ``train --resume``; null: never. How often changes no bit of what a planned run computes."""
+    ``train --resume``; null: never. The value changes no bit of what a planned run computes."""
     states_to_keep: int = Field(2, ge=1)
-    """How many states are kept, the newest; an older one takes the place of one that is damaged."""
+    """Number of states that are kept, the newest; where one is damaged, the one before it is used."""
 
 
 class Config(Settings):
@@ -64,12 +65,12 @@ class Config(Settings):
     storage_path: str = "runs"
     """Folder of the run folders; a local path, or a location that pyarrow knows (s3://, gs://)."""
     seed: int = Field(0, ge=0)
-    """Every random draw of the run follows from it."""
+    """Seed of all random draws of the run."""
     num_agents: int = Field(8, ge=1)
     """Number of agents, N; with a server the number of its workers, P. Servers are the agents from N on."""
     num_steps: int = Field(300, ge=1)
-    """Steps that each agent takes; a server has taken as many once it has taken so many mini-batches for each
-    worker. Step sizes, evaluations and delays in steps go by these, so that methods meet at equal epochs."""
+    """Steps that each agent takes. A server has taken one step when it has taken as many mini-batches as there are
+    workers. Step sizes, evaluations and delays in steps count these steps, so that methods meet at equal epochs."""
     num_epochs: float | None = Field(None, gt=0, le=1e9)
     """In place of num_steps, passes over the largest shard of an agent: the run takes ceil(num_epochs * samples of the
     largest shard / batch_size) steps, and notes them as its num_steps. Of the two, the one that is given later counts;
@@ -78,14 +79,14 @@ class Config(Settings):
     """Samples of one agent's mini-batch."""
 
     algorithm: AnyAlgorithm = PCASGD(theta=Constant(value=0.3))
-    """The update rule between peers, or what a server does."""
+    """The algorithm: an update rule between peers, or one with a server."""
     step_size: Curve = Constant(value=0.1)
     """eta: a number, or a curve over the agent's steps."""
     warmup_steps: int = Field(0, ge=0)
-    """The step size rises linearly over so many first steps."""
+    """Number of first steps over which the step size rises linearly."""
     optimizer: SGD = SGD()
-    """The local optimizer, from gradient to direction; with a server it is the server's, unless workers keep
-    weights of their own."""
+    """The local optimizer, which turns gradients into directions. With a server, the server has it, unless workers keep
+    their own weights."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
     """Which agents are neighbors."""
@@ -96,36 +97,36 @@ class Config(Settings):
     layers that are in training mode; ``all``; ``none``; or a list of names and patterns such as ``encoder.*_mean``, in
     which ``statistics`` may stand too. All other buffers, of any type, are each agent's own."""
     clusters: int | tuple[tuple[int, ...], ...] | None = None
-    """Groups of agents that are near each other: how many (of neighboring numbers and almost equal sizes), or which;
-    not given: two, or one where there is one agent. Servers are in the cluster of agent 0."""
+    """Groups of agents that are near each other: their number (groups of successive agents, of almost equal sizes), or
+    the groups themselves; not given: two, or one where there is one agent. Servers are in the cluster of agent 0."""
     reliability: Annotated[Reliability, BeforeValidator(from_name)] = Measured()
-    """Which neighbors are trusted as they are read."""
+    """Which neighbors count as reliable, so that their weights are averaged as they are read."""
 
     compute: ComputeTimes = ComputeTimes()
-    """How long an agent computes."""
+    """How long the agents compute in a step."""
     links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10.0)),)
-    """How late messages are; of entries that name the same link, the last one counts. An empty list: none is late."""
+    """How late messages are; of entries that name the same link, the last one counts. Empty: no message is late."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
-    """Who waits for whom; not given: what the algorithm asks for, ``all`` for d-psgd, ``none`` for most."""
+    """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""
     schedule: str | None = None
     """A schedule file to replay, in place of ``compute``, ``links`` and ``barrier``."""
 
     task: Task = Task()
-    """What is learned."""
+    """The learning task: data, model, loss and metrics."""
     partition: Annotated[Partition, BeforeValidator(from_name)] = IID()
     """How the training samples are dealt to the agents."""
 
     engine: Engine = RaySettings()
-    """What executes the agents."""
+    """The engine that executes the agents."""
     evaluate_every: int = Field(50, ge=1)
-    """Agents and the averaged model are tested after every so many steps, and at the end."""
+    """Steps from one evaluation to the next: agents and the averaged model are tested then, and at the end."""
     on_non_finite_loss: Literal["stop", "isolate"] = "stop"
-    """Where an agent's loss is not finite: ``stop`` the run, or ``isolate`` the agent and go on without it."""
+    """Where an agent's loss is not finite: ``stop`` ends the run, ``isolate`` goes on without the agent."""
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is kept while the run lasts: models, and the states from which it can go on."""
+    """What is kept while the run is running: models, and the states from which it can go on."""
     max_failures: int = Field(3, ge=-1)
-    """Failures that the run outlives, of agents, of nodes, of the scheduler: planned runs go on from their last state,
-    live ones go on meanwhile, and the agent comes back. -1: any number."""
+    """Failures (lost agents, nodes or schedulers) that the run survives: planned runs go on from their last state, live
+    ones go on without the agent until it comes back. -1: any number."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

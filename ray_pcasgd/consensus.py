@@ -41,7 +41,7 @@ def average(snapshots: Mapping[int, Snapshot]) -> Consensus:
 
 
 def join(snapshots: Mapping[int, Snapshot]) -> Consensus:
-    """Return the model whose parts are the servers' snapshots, in the servers' order; nobody is far from it."""
+    """Return the model whose parts are the servers' snapshots, in the servers' order; there are no distances to it."""
     parts = [snapshots[server] for server in sorted(snapshots)]
     weights = torch.cat([part.weights for part in parts])
     buffers = torch.cat([part.buffers for part in parts])

@@ -1,4 +1,4 @@
-"""Numbers that follow the step: step sizes and theta."""
+"""Numbers that change with the step: step sizes and theta."""
 
 import math
 from bisect import bisect_left, bisect_right

@@ -19,7 +19,7 @@ _WARNINGS = ("lost", "restarted", "rejected", "silent", "failed", "skipped", "no
 class EventLog(Watcher):
     """Logs what happens in a run under the name ``ray_pcasgd``, with ``run``, ``agent``, ``event`` and ``step``.
 
-    ``agent`` is -1 where it is none. What comes of the records is up to the process's logging.
+    ``agent`` is -1 where the event is not about one agent. Where the records go is up to the process's logging.
     """
 
     def __init__(self) -> None:

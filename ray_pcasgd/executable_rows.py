@@ -1,4 +1,4 @@
-"""Makes the rows of a run a schedule that can be executed: agents die, clocks differ, live staleness is a guess."""
+"""Makes an executable schedule of a run's rows, though agents die, clocks differ and live staleness is an estimate."""
 
 from collections.abc import Iterator, Sequence
 from typing import get_args
@@ -12,7 +12,7 @@ from ray_pcasgd.server import ServerRecipe
 
 
 def executable(rows: Sequence[Row], plan: Plan) -> tuple[list[Row], list[Event]]:
-    """Return a run's rows as they can be executed, and what there is to say of it."""
+    """Return a run's rows as they can be executed, and remarks on what was changed."""
     known, events = _completed(rows, plan) if plan.is_live and plan.servers else (list(rows), [])
     known, left_out = _without_unreported_reads(known)
     if plan.is_live:
@@ -28,14 +28,13 @@ def _completed(rows: Sequence[Row], plan: Plan) -> tuple[list[Row], list[Event]]
     added = completed[len(rows) :]
     if not added:
         return completed, []
-    detail = (
-        f"{len(added)} unreported steps of {_names(row.agent for row in added)} are known by what servers have taken"
-    )
+    names = _names(row.agent for row in added)
+    detail = f"{len(added)} unreported steps of {names} were restored from the gradients that servers took"
     return completed, [Event("rows_completed", added[0].agent, added[0].step, detail)]
 
 
 def _without_unreported_reads(rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
-    """Return the rows without reads of steps that were never reported, though others have read what came of them."""
+    """Return the rows without reads of versions whose steps were never reported."""
     known = published(rows)
     unknown = [read for row in rows for read in row.reads if read[:2] not in known]
     if not unknown:

@@ -114,7 +114,7 @@ def _finding(item: dict[str, Any], tree: Any, root: type[Settings]) -> _Finding:
 
 
 def _wrong_name(path: str, value: Any, names: list[str]) -> _Finding:
-    """Return the finding of a name that no kind of thing has at this place, or of what is none at all."""
+    """Return the finding of a name that no kind of thing has at this place, or of a value that is not a name."""
     given = value
     place = path
     if isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""Files of run folders, which may be anybody's: read in bounded time and memory, as what they must be or not at all."""
+"""Files of run folders, which may come from anybody: read in bounded time and memory, checked, or refused."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ray_pcasgd.wording import one_line
 MOST_BYTES = 16 * 2**20
 """Of a file that is read as a whole."""
 _MOST_EVENT_BYTES = 256 * 2**20
-"""So much of a run's events is read."""
+"""Bytes of a run's events that are read at most."""
 _LONGEST_LINE = 2**20
 _LONGEST_TEXT = 2000
 """Characters of an event's text that are kept."""
@@ -24,7 +24,7 @@ def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading, if it is a file: a pipe or a device would be waited for, or never end.
 
     Raises:
-        OSError: it cannot be read, or is none.
+        OSError: it cannot be read, or is not a file.
 
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -59,7 +59,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read, or is no file.
-        ValueError: it holds something else.
+        ValueError: it does not hold one mapping.
 
     """
     try:
@@ -74,7 +74,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def events_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a run's ``events.jsonl``, of which there may be none.
+    """Yield the events of a run's ``events.jsonl``, which may not exist.
 
     Lines that hold no event are left out, as the last one is where its writer was killed. Of each event there are the
     known parts alone, its texts in one line each.

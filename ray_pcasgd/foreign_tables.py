@@ -1,4 +1,4 @@
-"""Parquet files that may be anybody's: as the columns that they must have, in bounded memory, or not at all."""
+"""Parquet files that may come from anybody: read in bounded memory, with the expected columns only, or refused."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What to write in place of what other frameworks call otherwise, and of values of a wrong kind."""
+"""What to write in place of other frameworks' words, and of values of a wrong kind."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def plain(word: object) -> str:
 
 
 def for_word(word: object) -> str:
-    """Return what to write in place of another framework's word; an empty text where it is none.
+    """Return what to write in place of another framework's word; an empty text where it is not such a word.
 
     >>> for_word("lr"), for_word("max-epochs"), for_word("xyzzy")
     ('write step_size', 'write num_epochs', '')
@@ -36,7 +36,7 @@ def for_setting(parent: str, word: str) -> str:
     """Return what to write in place of another framework's word for a setting below ``parent``.
 
     >>> for_setting("optimizer", "name")
-    'there is SGD alone, which needs no name; write optimizer: {momentum: 0.9}'
+    'the only optimizer is SGD, which needs no name; write optimizer: {momentum: 0.9}'
     """
     if parent == "optimizer" and plain(word) in ("name", "type", "kind", "class", "class_path", "_target_"):
         return for_value("optimizer", word)
@@ -60,7 +60,7 @@ def for_name(path: str, given: object, names: list[str]) -> str:
 
 
 def for_number(given: object) -> str:
-    """Return what to write in place of a text where a number is asked for; an empty text where it is none.
+    """Return what to write in place of a text where a number is asked for; an empty text where it is not a number.
 
     >>> for_number("0.1"), for_number("1_000"), for_number("1,5"), for_number("many")
     ('write 0.1, without quotes', 'write 1000', 'write 1.5', '')
@@ -111,7 +111,7 @@ def for_pattern(path: str) -> str:
 
 
 def for_value(path: str, given: Any) -> str:
-    """Return what to write in place of a value of a wrong kind at a place; an empty text where nothing is known."""
+    """Return what to write in place of a value of a wrong kind at a place; an empty text where that is not known."""
     is_path = isinstance(given, str) and ":" in given
     if path in _IMPORTED and is_path:
         return f"write {{name: custom, {_IMPORTED[path]}: {given!r}}}"
@@ -134,7 +134,7 @@ def for_value(path: str, given: Any) -> str:
 _IMPORTED = {"task.model": "factory", "task.loss": "function", "task.metrics.0": "function"}
 
 _VALUES = {
-    "optimizer": "there is SGD alone, which needs no name; write optimizer: {momentum: 0.9}",
+    "optimizer": "the only optimizer is SGD, which needs no name; write optimizer: {momentum: 0.9}",
     "mixing": "write {name: matrix, rows: [[...], ...]}",
     "algorithm": "write a name such as pc-asgd, or {name: pc-asgd, theta: 0.3}",
     "links": "write [{delay: 10}] for all links, or [{between: clusters, delay: 200ms}]",

@@ -1,4 +1,4 @@
-"""Ctrl-C while a run goes: the first one asks it to end where its state can be kept, a second one ends it at once."""
+"""Ctrl-C during a run: the first one asks it to end where its state can be kept, a second one ends it at once."""
 
 import shlex
 import signal
@@ -12,12 +12,12 @@ from ray_pcasgd.result import Result
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """Somebody has interrupted a run; its files are written."""
+    """A run was interrupted by Ctrl-C; its files are written."""
 
     def __init__(self, result: Result, has_state: bool) -> None:
         super().__init__(result, has_state)
         self.result = result
-        """What there is of the run."""
+        """The run's result so far."""
         self.has_state = has_state
         """Whether it can go on from a state."""
 
@@ -55,7 +55,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nothing interrupt what is done within: files are written."""
+        """Put off Ctrl-C while files are written."""
         self._is_held = True
         try:
             yield

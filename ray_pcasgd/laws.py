@@ -27,7 +27,7 @@ _TimeAboveZero = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
 class Constant(Settings):
-    """Always the same."""
+    """The same value always."""
 
     name: Literal["constant"] = "constant"
     value: _Time
@@ -137,10 +137,10 @@ class LogNormal(Settings):
 
 
 class Outage(Settings):
-    """A link that is up and down by turns (a two-state Markov chain): what is sent while it is down waits.
+    """A link that is up and down by turns (a two-state Markov chain): a message that is sent while it is down waits.
 
     **Choice**: for a message sent 100,000 mean turns of each kind after the one before it, whether the link is up is
-    drawn by itself: of the turns in between, nothing is left that it would depend on.
+    drawn by itself, since it no longer depends on the state at the last message.
     """
 
     name: Literal["outage"] = "outage"
@@ -184,7 +184,7 @@ class _Turns:
         return float(self._turns[following]) - moment if following % 2 == 0 else 0.0
 
     def _extend(self, number: int) -> None:
-        """Draw so many turns, and some more."""
+        """Draw the given number of turns, and some more."""
         means = np.resize(self._means if len(self._turns) % 2 else self._means[::-1], number + 16)
         times = self._random.standard_exponential(len(means)) * means
         self._turns = np.concatenate([self._turns, np.cumsum([self._turns[-1], *times])[1:]])
@@ -214,7 +214,7 @@ _PARTS = {"s": 1, "ms": 1e3, "us": 1e6, "steps": 1, None: 1}
 class Measured(Settings):
     r"""Measured values from a file, one after another, from the start again after the last.
 
-    What ``ping`` says of a host, for example, is there and back, in milliseconds, in a file without a header::
+    For example, ``ping`` measures round-trip times to a host, in milliseconds; here in a file without a header::
 
         ping -c 1000 HOST | sed -n 's/.*time=\([0-9.]*\) ms.*/\1/p' > rtt.csv
         links: [{delay: {name: measured, path: rtt.csv, column: 0, unit: ms, round_trip: true}}]
@@ -226,10 +226,10 @@ class Measured(Settings):
     column: str | Annotated[int, Field(ge=0)] = "delay"
     """The column that holds the values: its name, or in a CSV file without a header its number, from 0 on."""
     unit: Literal["s", "ms", "us", "steps"] | None = None
-    """Unit of the file's values; not given: what is asked for, seconds of compute times, and of delays their ``unit``.
-    A link's delays in s, ms or us are delays in seconds."""
+    """Unit of the file's values; not given: seconds for compute times, and the link's ``unit`` for delays. A link's
+    delays in s, ms or us are delays in seconds."""
     round_trip: bool = False
-    """Whether the values are times there and back, of which a delay is half."""
+    """Whether the values are round-trip times, of which a delay is half."""
 
     @model_validator(mode="after")
     def _readable(self) -> "Measured":
@@ -321,4 +321,4 @@ Law = Annotated[
 """A law by its ``name``, or in one word such as ``pareto(2, 1)``; a bare number is a constant."""
 
 LawOfSeconds = Annotated[Law, BeforeValidator(_in_seconds)]
-"""A law of times in seconds; ``200ms`` is one, ``3 steps`` is none."""
+"""A law of times in seconds: ``200ms`` is allowed, ``3 steps`` is not."""

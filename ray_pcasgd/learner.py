@@ -24,7 +24,7 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 class LearnerError(RuntimeError):
-    """What makes a step impossible, for a reason that lies in the model or the settings."""
+    """A step is impossible, for a reason that lies in the model or the settings."""
 
     def __init__(self, agent: int, step: int, *more: Any) -> None:
         super().__init__(agent, step, *more)
@@ -39,7 +39,7 @@ class NonFiniteLossError(LearnerError):
         super().__init__(agent, step, loss, what)
         self.loss = loss
         self.what = what
-        """Where the loss was finite and what came of the step is not: ``weights`` or ``buffers``."""
+        """The part that is not finite although the loss was: ``weights`` or ``buffers``."""
 
     def __str__(self) -> str:
         if self.what:
@@ -49,7 +49,7 @@ class NonFiniteLossError(LearnerError):
 
 
 class ModelError(LearnerError):
-    """The model's own code did in a step what no run can follow."""
+    """The model's own code changed its tensors in a step in a way that a run cannot follow."""
 
     def __init__(self, agent: int, step: int, reason: str) -> None:
         super().__init__(agent, step, reason)
@@ -72,7 +72,7 @@ class Training:
     task: Task
     device: str
     evaluate_every: int
-    """Agents are evaluated and their replicas shown after every so many steps, and after the last one."""
+    """Steps from one evaluation to the next; there is also one after the last step."""
     isolate_non_finite: bool = False
     """Whether an agent whose loss is not finite leaves the run alone, instead of ending it."""
     mixed_buffers: MixedBuffers = "statistics"
@@ -88,7 +88,7 @@ class Training:
         return eta * (step + 1) / self.warmup_steps if step < self.warmup_steps else eta
 
     def evaluates_at(self, progress: int) -> bool:
-        """Return whether an agent is evaluated that has taken so many steps."""
+        """Return whether an agent is evaluated that has taken ``progress`` steps."""
         return progress % self.evaluate_every == 0 or progress == self.num_steps
 
 
@@ -123,7 +123,7 @@ class Learner:
         self.buffers = self.replica.buffers.clone()
         self.direction = torch.zeros_like(self.weights)
         self.with_gradient: Tensor | None = None
-        """Which parameter tensors the last backward passes reached, shape (T,); nothing where they reached all."""
+        """Which parameter tensors the last backward passes reached, shape (T,); ``None`` where they reached all."""
         self.batches = self.stream("batches")
         self.optimizer = recipe.optimizer
         self.optimizer_state = self.optimizer.init(self.weights)
@@ -145,10 +145,10 @@ class Learner:
         return loss
 
     def compute_unless(self, cancelled: Callable[[], bool], pieces: int = 1) -> float | None:
-        """Do what ``compute`` does, unless it is cancelled on the way.
+        """Do what ``compute`` does, unless it is cancelled meanwhile.
 
-        The batch is taken in so many pieces of almost equal size; before each of them, ``cancelled`` is asked, and
-        nothing is returned where it says so.
+        The batch is taken in several pieces of almost equal size; before each of them, ``cancelled`` is asked, and
+        ``None`` is returned where it says so.
         """
         inputs, targets = self.draw(self.batches)
         before = self.replica.copy_of_local() if pieces > 1 else None
@@ -193,7 +193,7 @@ class Learner:
 
     @property
     def moving(self) -> Tensor | None:
-        """Which numbers the last backward passes gave a gradient, shape (D,); nothing where all got one."""
+        """Which numbers the last backward passes gave a gradient, shape (D,); ``None`` where all got one."""
         if self.with_gradient is None:
             return None
         return self.with_gradient.repeat_interleave(torch.tensor(self.replica.sizes, device=self.replica.device))
@@ -212,10 +212,10 @@ class Learner:
             self.weights = self.replica.weights.clone()
 
     def warm_up(self) -> None:
-        """Run one forward and backward pass, and leave no trace of it: what is loaded at first use is loaded then.
+        """Run one forward and backward pass without an effect, so that libraries load what they load at first use.
 
-        The first passes take several times as long as later ones. Where agents begin to train together and nobody
-        waits, whoever is through with them first would be far ahead.
+        The first passes take several times as long as later ones. Where agents begin to train together without
+        waiting for each other, the first one to finish them would be far ahead.
         """
         recipe, batch = self.spec.recipe, self.batches.state()
         inputs, targets = self.draw(self.batches)
@@ -256,9 +256,9 @@ class Learner:
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
     def check_finite(self, loss: float) -> float:
-        """Return the loss, or raise ``NonFiniteLossError`` where it is not finite, or what comes of its step.
+        """Return the loss, or raise ``NonFiniteLossError`` where it, or the result of its step, is not finite.
 
-        A finite loss may have a gradient that is none (a norm at 0), or one that is too large for any step.
+        A finite loss may have a gradient that is not finite (a norm at 0), or one that is too large for any step.
         """
         # The cheapest bound first; where it tells nothing, each number is looked at.
         largest = math.sqrt(torch.dot(self.direction, self.direction).item())
@@ -279,9 +279,9 @@ class Learner:
         return self.spec.recipe.step_size_at(self.progress)
 
     def check_version(self, weights: Tensor, buffers: Tensor) -> None:
-        """Raise ``NonFiniteLossError`` where what is going to be the next version is not finite; nobody is to read it.
+        """Raise ``NonFiniteLossError`` where the next version would not be finite, before others can read it.
 
-        That of the last step has no loss after it which would tell.
+        After the last step there is no further loss that would show it.
         """
         for what, numbers in (("weights", weights), ("buffers", buffers)):
             if not numerics.is_finite(numbers):

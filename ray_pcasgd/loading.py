@@ -154,7 +154,7 @@ def _as_tree(value: Any) -> Any:
 
 
 def _spelled_out(tree: dict[str, Any], context: dict[str, Any] | None) -> dict[str, Any]:
-    """Return settings without short forms, whose parts nobody could address, if they are valid already."""
+    """Return settings without short forms, whose parts could not be addressed, if they are valid already."""
     try:
         return _settings_tree(Config.model_validate(tree, context=context))
     except ValidationError:
@@ -246,5 +246,5 @@ def _is_number(key: Any) -> bool:
 def _changed(old: Any, change: Any, path: str) -> Any:
     if isinstance(change, Mapping):
         return merge(old, change, path)
-    # The bare name of what is there already changes nothing.
+    # The bare name of the kind that is there already has no effect.
     return old if isinstance(change, str) and isinstance(old, Mapping) and old.get("name") == change else change

@@ -1,4 +1,4 @@
-"""Versioned messages of an agent's neighbors: plain data, which neither waits nor reads a clock."""
+"""Versioned messages of an agent's neighbors, as plain data, without waiting and without a clock."""
 
 from typing import Generic, NamedTuple, TypeVar
 
@@ -9,7 +9,7 @@ FALLBACK_VERSIONS = 1
 
 
 class Answer(NamedTuple):
-    """What a server says to a worker, beside the version that the worker is to read."""
+    """What a server says to a worker, in addition to the version that the worker is to read."""
 
     newest: int
     """The server's newest version."""
@@ -42,7 +42,7 @@ class Header(NamedTuple):
     """The sender has left the run after version ``version``; if this message holds anything, then for the direction at
     that version."""
     latency_seconds: float = 0.0
-    """Injected: the message counts as arrived only so much later."""
+    """Injected: the message counts as arrived only after this many seconds more."""
     hold_steps: int = 0
     """Injected: its weights count as readable only once the sender's version ``version + hold_steps`` is known."""
     note: Answer | Delivery | None = None
@@ -56,7 +56,7 @@ class Message(NamedTuple, Generic[Payload]):
 
     header: Header
     contents: Payload | None
-    """Nothing where the sender has left the run."""
+    """``None`` where the sender has left the run."""
 
 
 class Mailbox(Generic[Payload]):
@@ -86,7 +86,7 @@ class Mailbox(Generic[Payload]):
                 self._arrive(queue.pop(0)[1])
 
     def next_due(self) -> float | None:
-        """Return when the next message in flight is due, or nothing if none is."""
+        """Return when the next message in flight is due, or ``None`` if no message is in flight."""
         return min((queue[0][0] for queue in self._in_flight.values() if queue), default=None)
 
     def _arrive(self, message: Message[Payload]) -> None:
@@ -151,7 +151,7 @@ class Mailbox(Generic[Payload]):
         return max(versions, default=None)
 
     def is_readable(self, neighbor: int, version: int, cap: int | None) -> bool:
-        """Return whether a version that is here is not held back, with what is known up to ``cap``."""
+        """Return whether a version that is here is not held back, if versions up to ``cap`` are known."""
         newest = self._newest[neighbor].version
         hold = self._messages[neighbor][version].header.hold_steps
         return version + hold <= (newest if cap is None else min(newest, cap))
@@ -185,7 +185,7 @@ class Inbox(Mailbox[Payload]):
 
     @property
     def has_news(self) -> bool:
-        """Return whether something has come since ``news`` was called last."""
+        """Return whether a message has come since ``news`` was called last."""
         return bool(self._arrived)
 
     def news(self) -> list[Header]:

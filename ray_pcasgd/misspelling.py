@@ -13,7 +13,7 @@ Location = Sequence[int | str]
 """Keys, items, and the tags of unions, from the top of the tree down."""
 
 _FEW = 3
-"""Places of one name that are all named to whoever has set it somewhere else."""
+"""Up to this number of places of one name, all are named when it was set somewhere else."""
 
 _NEAR = 0.8
 """From this similarity on, a word is taken for another one misspelled, rather than for another framework's."""

@@ -22,7 +22,7 @@ _LONGEST = 120
 
 
 def encode(state: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[str, bytes, str]:
-    """Return the name of a state dict's file, its content, and why it is none of safetensors, if it is none.
+    """Return the name of a state dict's file, its content, and why it is not a safetensors file, if it is not.
 
     What neither format holds without running code when it is read is left out, and named.
     """
@@ -55,7 +55,7 @@ def write_model(folder: Path, state: Mapping[str, Any], metadata: Mapping[str, s
 
 
 def read_model(content_of: Callable[[str], bytes | None]) -> dict[str, Any]:
-    """Return a state dict from what ``content_of`` returns for the name of its file, nothing where there is none.
+    """Return a state dict from what ``content_of`` returns for the name of its file: ``None`` where there is no file.
 
     Raises:
         FileNotFoundError: there is neither file.

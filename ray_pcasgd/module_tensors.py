@@ -43,7 +43,7 @@ class Home(NamedTuple):
     places: list[Place]
 
     def found(self, known: Mapping[int, "Home"]) -> Tensor:
-        """Return what the module has in the place of the tensor, which is none of the ``known`` others."""
+        """Return what the module has in the place of the tensor, which must not be one of the ``known`` others."""
         first: Tensor = self.places[0].tensor
         names = " and ".join(public_name(place.name) for place in self.places)
         for place in self.places:

@@ -10,7 +10,7 @@ from torch.nn import functional
 _BLOCK = 4096
 
 _CACHED = 1 << 15
-"""Elements of one temporary vector that one core's cache holds beside a few others."""
+"""Elements of one temporary vector that fits into one core's cache together with a few others."""
 
 Vectors = tuple[Tensor, ...]
 
@@ -47,7 +47,7 @@ def blockwise(function: Callable[..., Vectors], *groups: Vectors) -> Vectors:
     """Return ``function(*groups)`` for an elementwise function, computed block by block where the vectors are long.
 
     Takes groups of vectors of shape (D,), of which at least one vector comes first, and returns vectors of shape
-    (D,). An element's value depends on nothing but the same element of every vector, so the blocks change no bit;
+    (D,). An element's value depends only on the same element of every vector, so the blocks change no bit;
     but temporaries that stay in a core's cache make long sums several times faster than ones that travel to memory
     and back (7 times for 7 neighbors of 10 million parameters).
     """

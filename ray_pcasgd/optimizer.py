@@ -35,7 +35,7 @@ class SGD(Settings):
     weight_decay: float = Field(0.0, ge=0)
     """Factor of the L2 penalty's gradient, 0 or more."""
     braking: float | None = Field(None, ge=0)
-    """rho of adaptive braking, 0 or more (the paper's is 2); requires momentum above 0. Not given: none."""
+    """rho of adaptive braking, 0 or more (the paper's is 2); requires momentum above 0. Not given: no braking."""
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:

@@ -1,8 +1,8 @@
 """Files and folders of the package's own: nothing else is ever written over, followed or removed.
 
 What this package writes, it writes aside and renames, so that a file is whole or not there. What it removes are files
-of known names and temporary folders that carry its mark. A symbolic link is never followed for writing: whoever hands
-a folder on may have put it there.
+of known names and temporary folders that carry its mark. A symbolic link is never followed for writing: the person
+from whom a folder comes may have put it there.
 """
 
 import errno
@@ -47,7 +47,7 @@ class TemporaryFolder:
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file or folder from any other that has its name later; ``None`` where there is none."""
+    """Return what tells a file or folder from any other that has its name later; ``None`` where it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -56,12 +56,12 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 
 
 def names_of(kind: str) -> Iterator[str]:
-    """Yield the names of things that were given none: their kind and a number, from 1 on."""
+    """Yield names for things without a given name: their kind and a number, from 1 on."""
     return (f"{kind}-{number}" for number in itertools.count(1))
 
 
 def claim_folder(storage: Path, name: str | None, kind: str) -> Path:
-    """Make and return a new folder: the named one, or the first free one of its kind, which nobody else gets.
+    """Make and return a new folder: the named one, or the first free one of its kind, which no other process gets.
 
     Raises:
         FileExistsError: the named one exists.
@@ -217,7 +217,7 @@ def remove_whole(folder: Path, names: Collection[str]) -> None:
 
 
 def move_aside(path: Path) -> Path | None:
-    """Give a folder another name, the first that is free; return it, nothing where there was no folder."""
+    """Give a folder another name, the first that is free; return it, or ``None`` where there was no folder."""
     if path.is_symlink() or not path.is_dir():
         return None
     for name in names_of(f"{path.name}-before"):
@@ -227,7 +227,7 @@ def move_aside(path: Path) -> Path | None:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a path leads to a file, which can be read without waiting for anybody."""
+    """Return whether a path leads to a file, which can be read without waiting for a writer."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What this package remembers for its user, outside of all run folders: which runs go on where, and what he wrote."""
+"""What this package remembers for its user, outside of all run folders: where runs are running, and what it wrote."""
 
 import os
 import stat
@@ -10,10 +10,10 @@ _PRIVATE = 0o700
 
 
 def own_folder(name: str) -> Path:
-    """Return a folder for what is remembered, which nobody else can read or write; it is made where it is not there.
+    """Return a folder for what is remembered, which no other user can read or write; it is made if it is not there.
 
     Raises:
-        OSError: there can be none, or it is another user's.
+        OSError: it cannot be made, or it is another user's.
 
     """
     root = user_state_path("ray-pcasgd")
@@ -30,7 +30,7 @@ def own_folder(name: str) -> Path:
 
 
 def keep_newest(folder: Path, number: int) -> None:
-    """Remove the files of a folder that are older than the newest so many."""
+    """Remove the files of a folder except the newest ``number``."""
     files = [(path.stat().st_mtime_ns, path) for path in folder.iterdir()]
     for _, path in sorted(files)[: max(0, len(files) - number)]:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a run's pace and staleness are: one definition for its files, the terminal and its page."""
+"""A run's pace and staleness: one definition for its files, the terminal and its page."""
 
 from collections.abc import Collection, Iterable
 
@@ -16,9 +16,9 @@ def is_agent_step(row: Row, servers: Collection[int]) -> bool:
 
 
 def mean_staleness(rows: Iterable[Row], servers: Collection[int]) -> float:
-    """Return the mean staleness over all reads of a run, in steps; not a number where nothing was read.
+    """Return the mean staleness over all reads of a run, in steps; NaN where no version was read.
 
-    Between peers, of every read of a neighbor; beside servers, of every gradient that one of them took.
+    Between peers, of every read of a neighbor; with servers, of every gradient that a server took.
     """
     total = number = 0
     for row in rows:

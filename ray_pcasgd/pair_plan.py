@@ -1,4 +1,4 @@
-"""What AD-PSGD needs beyond other runs between peers: its checks, its active and passive agents, and its schedule."""
+"""What AD-PSGD needs in addition to other runs between peers: checks, active and passive agents, and a schedule."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -36,20 +36,22 @@ class Division(NamedTuple):
 
 def check_pair_settings(config: Config) -> None:
     """Raise ``ValueError`` where a setting has no meaning for AD-PSGD."""
-    reason = "pairs average what both are at that moment"
+    reason = "pairs average what both have at that moment"
     for place, link in enumerate(config.links):
         if link.unit == "steps" and config.schedule is None:
             raise ValueError(
-                f"links.{place}.unit = 'steps': allowed beside ad-psgd is seconds, or a delay such as 10s; {reason}"
+                f"links.{place}.unit = 'steps': allowed with ad-psgd is seconds, or a delay such as 10s; {reason}"
             )
     if config.barrier is not None and config.barrier.name != "none":
-        raise ValueError(f"barrier.name = {config.barrier.name!r}: allowed beside ad-psgd is none; {reason}")
+        raise ValueError(f"barrier.name = {config.barrier.name!r}: allowed with ad-psgd is none; {reason}")
     if config.mixing != Metropolis():
-        raise ValueError(f"mixing.name = {config.mixing.name!r}: allowed beside ad-psgd is none; halves are averaged")
+        raise ValueError(
+            f"mixing.name = {config.mixing.name!r}: allowed with ad-psgd is only the default; pairs average halves"
+        )
     if config.on_non_finite_loss == "isolate":
-        raise ValueError("on_non_finite_loss = 'isolate': allowed beside ad-psgd is stop")
+        raise ValueError("on_non_finite_loss = 'isolate': allowed with ad-psgd is stop")
     if isinstance(config.engine, LocalSettings) and config.engine.batched == "always":
-        raise ValueError("engine.batched = 'always': allowed beside ad-psgd are auto and never")
+        raise ValueError("engine.batched = 'always': allowed with ad-psgd are auto and never")
 
 
 def divide(network: Network, topology: str) -> Division:
@@ -72,7 +74,7 @@ def divide(network: Network, topology: str) -> Division:
         graph.remove_edges_from([(i, k) for i, k in graph.edges if (i in active) == (k in active)])
         if not nx.is_connected(graph):
             raise ValueError(
-                f"topology.name = {topology!r}: allowed beside ad-psgd are graphs that are bipartite, or connected by "
+                f"topology.name = {topology!r}: allowed with ad-psgd are graphs that are bipartite, or connected by "
                 "the edges between even and odd numbers, since only active agents ask, and only passive ones answer"
             )
     return Division(tuple(tuple(sorted(graph[i])) for i in range(number)), active)
@@ -117,34 +119,34 @@ def pair_schedule(config: Config, division: Division, clusters: tuple[int, ...])
         )
     rows, metadata = read_rows(Path(config.schedule))
     if metadata.get("reading") != "pairs":
-        raise ValueError(f"schedule = {config.schedule!r}: allowed beside ad-psgd are schedules of ad-psgd")
+        raise ValueError(f"schedule = {config.schedule!r}: allowed with ad-psgd are schedules of ad-psgd")
     _check_pairs(rows, config, division, frozenset(map(int, metadata.get("left", "").split())))
     return Recorded(tuple(in_causal_order(rows, with_directions=False)))
 
 
 def _check_pairs(rows: Sequence[Row], config: Config, division: Division, left: Set[int]) -> None:
-    """Raise ``ValueError`` unless the rows are a whole run of pairs, each of which knows of the other.
+    """Raise ``ValueError`` unless the rows are a whole run of pairs, in which each partner has a row of each averaging.
 
-    Where agents were lost, those that have ``left`` for good took fewer steps, and what a lost one did last may be
-    known of its partner alone.
+    Where agents were lost, those that have ``left`` for good took fewer steps, and the last rows of a lost agent may
+    be missing.
     """
     steps = Counter(row.agent for row in rows if row.kind == "step" and row.agent not in left)
     lost = left | {row.agent for row in rows if row.kind == "rejoined"}
     is_local = isinstance(config.engine, LocalSettings)
     if lost and not is_local:
         raise ValueError(
-            f"engine.name = {config.engine.name!r}: allowed is local beside a schedule of ad-psgd in which agents were "
+            f"engine.name = {config.engine.name!r}: allowed is local with a schedule of ad-psgd in which agents were "
             f"lost, as agent {min(lost)} was"
         )
     agents = {row.agent for row in rows} | left
     if agents != set(range(config.num_agents)):
         raise ValueError(
-            f"num_agents = {config.num_agents}: allowed beside the schedule is {max(agents, default=-1) + 1}"
+            f"num_agents = {config.num_agents}: allowed with the schedule is {max(agents, default=-1) + 1}"
         )
     for agent, taken in sorted(steps.items()):
         if taken != config.num_steps:
             raise ValueError(
-                f"num_steps = {config.num_steps}: allowed beside the schedule is {taken}, what agent {agent} takes in "
+                f"num_steps = {config.num_steps}: allowed with the schedule is {taken}, what agent {agent} takes in "
                 "it; pairs cannot be cut apart"
             )
     met = {(row.agent, row.step): row for row in rows}
@@ -161,4 +163,4 @@ def _check_pairs(rows: Sequence[Row], config: Config, division: Division, left: 
             if partner is not None and not partner.reads and row.kind == "passive" and is_local:
                 continue  # who asked had to reject the answer
             if partner is None or [r[:2] for r in partner.reads] != [(row.agent, row.step)]:
-                raise ValueError(f"{at} averages with agent {read.neighbor}, of which the schedule knows nothing")
+                raise ValueError(f"{at} averages with agent {read.neighbor}, which has no row of it")

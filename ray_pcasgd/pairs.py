@@ -17,8 +17,8 @@ class ADPSGD(Settings):
     """AD-PSGD: once its gradient is ready, an agent averages with one random neighbor, then takes its own step.
 
     ``x_i, x_k <- (x_i + x_k) / 2`` as one act, then ``x_i <- x_i - eta u_i``, with ``u_i`` at the weights that i had
-    when it began to compute. Only active agents ask, only passive ones are asked, at any moment: nobody who waits is
-    waited for, so there is no deadlock (section 4 of the paper).
+    when it began to compute. Only active agents ask, only passive ones are asked, at any moment: no agent that waits
+    is itself waited for, so there is no deadlock (section 4 of the paper).
     """
 
     name: Literal["ad-psgd"] = "ad-psgd"
@@ -75,7 +75,7 @@ class PairAgent(Learner):
         self.passed = Version(at.weights if torch.equal(weights, at.weights) else weights.clone(), buffers)
 
     def answer(self, partner: Version) -> None:
-        """Average with whoever asks; a gradient that is being computed is not disturbed.
+        """Average with the agent that asks; a gradient that is being computed is not disturbed.
 
         Raises:
             NonFiniteLossError: the average overflows.
@@ -93,7 +93,7 @@ class PairAgent(Learner):
         **Choice**: what the forward pass changed in the buffers, or even in the weights, is added to their average.
 
         Raises:
-            NonFiniteLossError: what comes of it is not finite; the agent stays at its version.
+            NonFiniteLossError: the result is not finite; the agent stays at its version.
 
         """
         eta = self.spec.recipe.step_size_at(self.steps)
@@ -109,10 +109,10 @@ class PairAgent(Learner):
         self.steps += 1
 
     def rejoin(self, found: Sequence[Version], version: int, steps: int) -> None:
-        """Come back into the run, of an agent just built: as the mean of what was found, or as it is without any.
+        """Come back into the run, of an agent just built: as the mean of the versions found, or as it is without any.
 
         Args:
-            found: What neighbors are.
+            found: The neighbors' versions.
             version: The version that the agent comes back at, above all that it had before it was lost.
             steps: Its own steps so far.
 

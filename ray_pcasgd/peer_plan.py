@@ -30,12 +30,12 @@ def barrier_of(config: Config, rule: Rule) -> Barrier:
     """Return a run's barrier, the rule's own unless one is set.
 
     Raises:
-        ValueError: the rule is another algorithm, or none, with that barrier or mixing matrix.
+        ValueError: with that barrier or mixing matrix the rule is another algorithm, or does not work.
 
     """
-    beside = f"allowed beside algorithm.name = {config.algorithm.name!r} is"
+    beside = f"allowed with algorithm.name = {config.algorithm.name!r} is"
     if rule.reading == "every" and config.mixing != Metropolis():
-        raise ValueError(f"mixing.name = {config.mixing.name!r}: {beside} none; everyone keeps and sends equal shares")
+        raise ValueError(f"mixing.name = {config.mixing.name!r}: {beside} only the default; all shares are equal")
     if rule.reading == "every" and config.on_non_finite_loss == "isolate":
         raise ValueError(f"on_non_finite_loss = 'isolate': {beside} stop; what is pushed to an isolated agent is lost")
     barrier = config.barrier or _BARRIERS[rule.default_barrier]
@@ -46,7 +46,7 @@ def barrier_of(config: Config, rule: Rule) -> Barrier:
         hint = f" ({asynchronous} is the asynchronous form)" if asynchronous else ""
         raise ValueError(f"barrier.name = {barrier.name!r}: {beside} all{hint}, or null for its own")
     if rule.reading == "news" and barrier.name != "none":
-        raise ValueError(f"barrier.name = {barrier.name!r}: {beside} none; not every version is sent to everybody")
+        raise ValueError(f"barrier.name = {barrier.name!r}: {beside} none; not every version is sent to all neighbors")
     return barrier
 
 
@@ -90,12 +90,12 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
     rows, metadata = read_rows(Path(config.schedule))
     check_family(config.schedule, metadata, 0)
     if metadata.get("reading") == "pairs":
-        raise ValueError(f"schedule = {config.schedule!r}: is one of ad-psgd; allowed is it beside ad-psgd alone")
+        raise ValueError(f"schedule = {config.schedule!r}: is one of ad-psgd; allowed is it with ad-psgd only")
     left = frozenset(map(int, metadata.get("left", "").split()))
     if rule.reading != metadata.get("reading") and "every" in (rule.reading, metadata.get("reading")):
         if rule.reading == "every":
             raise ValueError(
-                f"schedule = {config.schedule!r}: its agents may read a version twice, or never; allowed beside "
+                f"schedule = {config.schedule!r}: its agents may read a version twice, or never; allowed with "
                 f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
             )
         rows = newest_reads(rows)
@@ -103,7 +103,7 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
     # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
     rows = [row for row in rows if row.step < config.num_steps]
     if rule.reading == "every":
-        # The last version is nobody's to pass on; but an agent may come back as the mean of such.
+        # The last version is not passed on; but an agent may come back as the mean of such versions.
         rows = [
             row
             if row.kind == "rejoined"

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: numbers that are none become null, whatever is no JSON becomes text."""
+"""JSON that every reader takes: NaN and infinite numbers become null, and what JSON does not have becomes text."""
 
 import json
 import math
@@ -14,7 +14,7 @@ _MOST_BITS = 10_000
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON knows it; infinite numbers and those that are none become ``None``.
+    """Return a value as JSON knows it; infinite numbers and NaN become ``None``.
 
     >>> plain({1: float("nan"), "a": (1.5, True, None)})
     {'1': None, 'a': [1.5, True, None]}
@@ -41,7 +41,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any] | None:
-    """Return the mapping that a JSON file holds; None where there is no such file, or it holds something else."""
+    """Return the mapping that a JSON file holds; None where there is no such file, or it does not hold a mapping."""
     try:
         return foreign_files.read_mapping(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""From settings to everything that a run needs, checked before any actor starts."""
+"""Plans a run: from settings to everything that it needs, checked before any actor starts."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class Plan:
     config: Config
     """The settings, with everything filled in that was left to the run."""
     network: Network | None
-    """Between peers; nothing beside a server."""
+    """Between peers; ``None`` with a server."""
     clusters: tuple[int, ...]
     data: TaskData
     specs: tuple[LearnerSpec, ...]
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def reading(self) -> str:
-        """What rows read, for the schedule's metadata: as the rule says, ``pairs``, or nothing beside servers."""
+        """What rows read, for the schedule's metadata: as the rule says, ``pairs``, or an empty text with servers."""
         algorithm = self.config.algorithm
         return algorithm.reading if isinstance(algorithm, Rule) else "pairs" if isinstance(algorithm, ADPSGD) else ""
 
@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def pauses(self) -> bool:
-        """Whether the run can be left on its way, and taken up from its state."""
+        """Whether the run can be left before its end, and taken up from its state."""
         has_states = isinstance(self.config.algorithm, Rule | ServerRule) and not waits_for_losses(self.schedule)
         return isinstance(self.config.engine, LocalSettings) and has_states
 
@@ -122,7 +122,7 @@ def joined(cluster: Cluster) -> Iterator[None]:
     """Join a cluster for as long as a run is on it.
 
     Raises:
-        SettingsError: the settings name none that there could be.
+        SettingsError: what the settings name cannot be a cluster.
         RunError: it does not start, or does not answer.
 
     """
@@ -147,7 +147,7 @@ def make_plan(config: Config) -> Plan:
     try:
         data = config.task.load()
         if isinstance(data.train, StreamedImages) and isinstance(config.engine, LocalSettings):
-            raise ValueError("engine.name = 'local': allowed beside task.data.streamed is ray")
+            raise ValueError("engine.name = 'local': allowed with task.data.streamed is ray")
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
         shards = config.partition.split(data.train, config.num_agents, config.seed)
         config = with_num_steps(config, data, shards)
@@ -178,7 +178,7 @@ def resolve(config: Config) -> Config:
     """Return the settings with what was left to the run filled in: barrier, reliable staleness, units of delays.
 
     Raises:
-        SettingsError: a setting has no meaning, or none beside another one.
+        SettingsError: a setting has no meaning, or no meaning together with another one.
 
     """
     barrier: Barrier = config.barrier or NoBarrier()
@@ -191,7 +191,7 @@ def resolve(config: Config) -> Config:
     live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
     if live and config.schedule is not None:
         raise SettingsError(
-            "schedule: allowed beside engine.mode = 'live' is none; a recorded schedule is replayed planned"
+            "schedule: allowed with engine.mode = 'live' is null; a recorded schedule is replayed by planned runs"
         )
     engine = config.engine
     if isinstance(engine, RaySettings) and engine.join_later:
@@ -220,7 +220,7 @@ def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray])
 
 
 def _check_join_later(config: Config, engine: RaySettings) -> None:
-    """Raise ``SettingsError`` where the agents that join later are none of a live run that they can join."""
+    """Raise ``SettingsError`` where the run is not live, or does not have the agents that join later."""
     setting = f"engine.join_later = {list(engine.join_later)}"
     if engine.mode != "live":
         raise SettingsError(f"{setting}: allowed in live runs alone")
@@ -270,7 +270,7 @@ def _check_settings(config: Config) -> None:
         raise ValueError(f"checkpoint.score = {kept.score!r}: allowed are {', '.join(metrics)}")
     for setting, value in (("score", kept.score), ("num_to_keep", kept.num_to_keep)):
         if value is not None and kept.every_evaluations is None:
-            raise ValueError(f"checkpoint.{setting} = {value!r}: allowed beside checkpoint.every_evaluations only")
+            raise ValueError(f"checkpoint.{setting} = {value!r}: allowed with checkpoint.every_evaluations only")
 
 
 def _training(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run as it goes, on a terminal or as plain lines: what each agent does, how fast, and for how long still."""
+"""Progress of a run, on a terminal or as plain lines: what each agent does, how fast, and the time left."""
 
 import math
 import time
@@ -17,11 +17,11 @@ from ray_pcasgd.wording import NOTHING, duration, main_metric, spoken, written
 _FRAME_SECONDS = 0.25
 _LINE_SECONDS = 5.0
 _MOST_LINES = 50
-"""Of the log of a run that has gone on for long, every further line comes after one part in so many of its time."""
+"""In the log of a long run, each further line comes after this fraction of its time so far: one part in 50."""
 _WINDOW = 20
-"""Losses, staleness and choices are shown as means over about so many steps."""
+"""Steps over which losses, staleness and choices are averaged, about, where they are shown."""
 _OTHER_LINES = 7
-"""Lines of the terminal that the table needs beside those of the agents."""
+"""Lines of the terminal that the table needs in addition to those of the agents."""
 
 
 class Progress:
@@ -34,7 +34,7 @@ class Progress:
         num_agents: number of agents.
         num_servers: how many of them, the last ones, are servers; these alone say how far the run is.
         num_steps: steps that each agent takes.
-        at_once: whether agents run at the same time, so that the slowest one decides how long it takes still;
+        at_once: whether agents run at the same time, so that the slowest one decides how long it still takes;
             otherwise they share one process, and only the number of steps left counts.
         title: stands above the table and before each line.
         clock: seconds since any instant.
@@ -82,7 +82,7 @@ class Progress:
         """Take in one step of an agent.
 
         ``steps_taken`` counts it too, ``staleness`` is the mean over its reads, and ``predicting`` its choice in
-        [0, 1], nothing where it made none. ``counts`` says whether it is an agent-step (``pace.is_agent_step``).
+        [0, 1], ``None`` where it made none. ``counts`` says whether it is an agent-step (``pace.is_agent_step``).
         """
         now = self._clock()
         if counts:
@@ -111,7 +111,7 @@ class Progress:
         self._agents[agent].has_left = True
 
     def finish(self) -> None:
-        """Show the last state, and end the display; a second call does nothing."""
+        """Show the last state, and end the display; a second call has no effect."""
         if self._finished:
             return
         self._finished = True
@@ -124,7 +124,7 @@ class Progress:
             self._print(f"{taken}, {_rate_text(self._pace.rate)}")
 
     def seconds_left(self, now: float) -> float | None:
-        """Return how long the run takes still, in seconds, at the speed so far; nothing as long as that is unknown."""
+        """Return how long the run still takes, in seconds, at the speed so far; ``None`` as long as it is unknown."""
         if self._first is None or now <= self._first or self._reported < 2:
             return None
         elapsed = now - self._first

@@ -14,7 +14,7 @@ _MEANINGLESS = {
 def from_ray_train(scaling_config: Any, run_config: Any) -> dict[str, Any]:
     """Return the settings that Ray's ``ScalingConfig`` and ``RunConfig`` stand for.
 
-    What has Ray's default there changes nothing here.
+    A field that has Ray's default there leaves the setting here as it is.
 
     Raises:
         SettingsError: they ask for something that has no meaning here.
@@ -24,7 +24,7 @@ def from_ray_train(scaling_config: Any, run_config: Any) -> dict[str, Any]:
         for field in _MEANINGLESS[name]:
             if getattr(config, field, None):
                 raise SettingsError(
-                    f"{name}.{field} = {getattr(config, field)!r}: has no meaning here; allowed is none"
+                    f"{name}.{field} = {getattr(config, field)!r}: has no meaning here; allowed is to leave it out"
                 )
     return _scaling(scaling_config) | _run(run_config)
 

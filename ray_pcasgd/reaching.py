@@ -1,6 +1,6 @@
-"""How another process reaches a run that is running.
+"""How another process reaches a running run.
 
-Its driver notes the cluster for its own user, outside of the run's folder, whose files may be anybody's.
+Its driver notes the cluster for its own user, outside of the run's folder, whose files may come from anybody.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _TRIES = 20
 
 
 class NotRunningError(RuntimeError):
-    """There is no such run that is running, or it cannot be reached."""
+    """The run is not running, or cannot be reached."""
 
 
 def location_of(run: str) -> str:
@@ -41,12 +41,12 @@ def host_and_port(subject: str, address: str) -> tuple[str, int]:
     ('head.example', 6379)
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not an address.
 
     """
     found = re.fullmatch(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})", address)
     if not found or not 0 < int(found[3]) < 2**16:
-        raise ValueError(f"{subject} = {address!r}: allowed are host:port, and auto for one's own cluster here")
+        raise ValueError(f"{subject} = {address!r}: allowed are host:port, and auto for your own cluster here")
     return found[1] or found[2], int(found[3])
 
 
@@ -70,10 +70,10 @@ class Address(NamedTuple):
 def address_of(run: str, given: str | None = None) -> Address:
     """Return the address of a run's cluster: the one that is given, what its driver has noted, or RAY_ADDRESS.
 
-    What the run's folder says of it is shown, and never followed: the folder may be anybody's.
+    An address in the run's folder is shown, and never used: the folder may come from anybody.
 
     Raises:
-        NotRunningError: there is none.
+        NotRunningError: there is no such address.
 
     """
     if given:
@@ -109,7 +109,7 @@ def _named_in_folder(location: str) -> str:
 def noted(location: str, address: str) -> Iterator[None]:
     """Note, for as long as a run is running, on which cluster it is; its driver calls this.
 
-    Where nothing can be noted, the run goes on, and commands need the address.
+    Where the note cannot be written, the run goes on, and commands need the address.
     """
     descriptor, path = -1, Path()
     with contextlib.suppress(OSError):
@@ -132,9 +132,9 @@ class _Note(NamedTuple):
     """What a driver has noted of its run."""
 
     address: str | None = None
-    """Of its cluster; nothing where there is none that can be reached from here."""
+    """Of its cluster; ``None`` where no cluster can be reached from here."""
     has_ended: bool = False
-    """Whether the driver ended without a word."""
+    """Whether the driver ended without removing its note."""
 
 
 def _note(location: str) -> _Note:
@@ -152,7 +152,7 @@ def _note(location: str) -> _Note:
         try:
             note = json.loads(file.read(_LONGEST_NOTE))
             address = str(note["address"])
-            # On another machine that shares the home folder, loopback leads to somebody else.
+            # On another machine that shares the home folder, loopback leads to another process.
             is_reached = note["machine"] == platform.node() or not is_loopback(address)
             return _Note(address if note["location"] == location and is_reached else None)
         except (ValueError, KeyError, TypeError, OSError):
@@ -164,7 +164,7 @@ def _note_of(location: str) -> Path:
 
 
 def _locked(path: Path) -> int:
-    """Return a file that nobody else has locked, as which the path is known.
+    """Return the file of that path, locked for this process.
 
     Raises:
         OSError: another driver of the same run has it.
@@ -176,7 +176,7 @@ def _locked(path: Path) -> int:
             with contextlib.suppress(OSError):
                 if os.fstat(descriptor).st_ino == path.stat().st_ino:
                     return descriptor
-        # It was removed meanwhile, or somebody looks at it, who will be done in an instant.
+        # It was removed meanwhile, or another process looks at it, which will be done in an instant.
         os.close(descriptor)
         threading.Event().wait(0.02)
     raise OSError(f"{path} is locked")

@@ -1,4 +1,4 @@
-"""The nouns that cross layers: what a schedule says, what a message holds, what a step reports.
+"""The records that all layers share: what a schedule says, what a message holds, what a step reports.
 
 Notation: ``N`` agents, ``D`` parameters, ``F`` values in the buffers that are averaged (BatchNorm statistics),
 ``K`` neighbors of one agent. Version ``v`` of agent ``k`` is its state after ``v`` steps; version 0 is the
@@ -22,8 +22,8 @@ class Read(NamedTuple):
 
 
 RowKind = Literal["step", "cancelled", "passive", "rejoined"]
-"""``step``: a step that was taken. ``cancelled``: a worker's gradient that was given up at ``end``, and that nobody
-reads; the worker still goes on to its next version. ``passive``: an agent of AD-PSGD was averaged with, at an
+"""``step``: a step that was taken. ``cancelled``: a worker's gradient that was given up at ``end``, and that is
+never read; the worker still goes on to its next version. ``passive``: an agent of AD-PSGD was averaged with, at an
 instant and while it computed; so it came to its next version without a step of its own. ``rejoined``: a lost agent
 came back into the run, as the mean of the versions that it read, or as it was where it read none; the versions between
 its last one and this were never published, or are lost."""
@@ -102,7 +102,7 @@ class Reads(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a rule returns: the new weights, shape (D,), and what it measured on the way, each of shape ()."""
+    """What a rule returns: the new weights, shape (D,), and its measures, each of shape ()."""
 
     weights: Tensor
     measures: dict[str, Tensor]
@@ -114,7 +114,7 @@ class Snapshot(NamedTuple):
     weights: Tensor
     buffers: Tensor
     local: dict[str, Tensor]
-    """By name what is the agent's own: buffers that are not averaged, and frozen parameters that have changed."""
+    """By name the agent's own tensors: buffers that are not averaged, and frozen parameters that have changed."""
 
 
 class StepReport(NamedTuple):
@@ -138,7 +138,7 @@ class StepReport(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened in a run and must not go unnoticed."""
+    """An event of a run that must not go unnoticed."""
 
     kind: str
     """agent_isolated, agent_lost, neighbor_lost, ..."""

@@ -1,4 +1,4 @@
-"""Which neighbors an agent trusts as they are at one step: R_i and U_i."""
+"""Which neighbors are reliable for an agent at one step, and which are not: the sets R_i and U_i."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from ray_pcasgd.settings import Settings
 
 
 class Measured(Settings):
-    """A neighbor is unreliable at a step when what is read of it is more than ``staleness`` steps old."""
+    """A neighbor is unreliable at a step when the version that is read of it is more than ``staleness`` steps old."""
 
     name: Literal["measured"] = "measured"
     staleness: int | None = Field(None, ge=0)
@@ -23,7 +23,7 @@ class Measured(Settings):
 
 
 class Declared(Settings):
-    """Neighbors of the agent's own cluster are reliable, all others are not, however fresh they are."""
+    """Neighbors of the agent's own cluster are reliable, all others are not, however fresh their versions are."""
 
     name: Literal["declared"] = "declared"
 

@@ -1,4 +1,4 @@
-"""Run folders on storage that pyarrow knows: what is written there, fetched from there, and removed."""
+"""Run folders on storage that pyarrow knows: writing, fetching and removing."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -82,7 +82,7 @@ class RemoteStorage:
         """Make a new folder with one file, and return its name: the given one, or the first free one of its kind.
 
         So what cannot be written there is known before anything runs. Where several ask at once, each gets a folder of
-        its own on a file system; elsewhere nothing keeps two from taking one name in the same moment.
+        its own on a file system; elsewhere two may take one name in the same moment.
 
         Raises:
             FileExistsError: the named one exists.
@@ -125,8 +125,8 @@ class RemoteStorage:
     def mirror(self, path: Path, name: str, groups: Collection[str], files: Collection[str]) -> None:
         """Copy a folder of this machine here.
 
-        Files of such names that were in the groups' folders, and that this machine has dropped since, go here, too;
-        nothing does that came from elsewhere.
+        Files of such names that were in the groups' folders, and that this machine has dropped since, are removed
+        here, too; files that came from elsewhere are not.
 
         Raises:
             OSError: it cannot be written.
@@ -154,7 +154,7 @@ class RemoteStorage:
             self._drop(self._at(name), files)
 
     def read(self, name: str, file: str) -> bytes | None:
-        """Return a file's content, nothing where there is none.
+        """Return a file's content, ``None`` where there is no such file.
 
         Raises:
             OSError: it cannot be read.

@@ -52,7 +52,7 @@ class Replica:
     are part of ``buffers`` that agents average (``mixed``); all others, of any type, are the agent's own: ``local``.
 
     The module is put into training mode, but for layers that its maker has put into evaluation mode. **Choice**: where
-    the whole module is in that mode, nothing was singled out, and all of it trains.
+    the whole module is in that mode, no layer was singled out, and all of it trains.
 
     Raises:
         ValueError: a trained parameter or a mixed buffer is not float32, or ``mixed`` names no buffer.
@@ -99,7 +99,7 @@ class Replica:
 
     @property
     def forms(self) -> dict[str, tuple[torch.Size, torch.dtype] | None]:
-        """Shape and type of each tensor that ``local`` may return; nothing for a buffer that has none yet."""
+        """Shape and type of each tensor that ``local`` may return; ``None`` for a buffer that has none yet."""
         places = [*self._own, *self._frozen]
         forms = {place.name: self._forms.get(place.name) for place, _ in places}
         return {name: None if form is None else form[:2] for name, form in forms.items()}
@@ -190,7 +190,7 @@ class Replica:
             )
 
     def local(self, all_frozen: bool = False) -> dict[str, Tensor]:
-        """Return the agent's own tensors as they are: buffers that nobody averages, and frozen parameters that changed.
+        """Return the agent's own tensors as they are: buffers not averaged, and frozen parameters that changed.
 
         Frozen parameters change where the model's own code moves them, as a momentum encoder's; on request all of them
         are returned.
@@ -204,7 +204,7 @@ class Replica:
         return {name: tensor.clone() for name, tensor in self.local().items()}
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make the agent's own tensors those that ``local`` returned; what is not among them is as it was made.
+        """Make the agent's own tensors those that ``local`` returned; others are as they were made.
 
         The module's first tensors get new storage: what it has put in their place may share that of its weights.
         """

@@ -23,12 +23,12 @@ class Result:
     path: str
     """The run folder."""
     error: Exception | None
-    """What ended the run before its last step, or what of it is not as it should be; ``None`` if it is complete. What
-    the user's own code raises names agent, step, file and line."""
+    """What ended the run before its last step, or what is wrong with its result; ``None`` if it is complete. Errors of
+    the user's own code are named with agent, step, file and line."""
     best_checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = field(default_factory=list)
     """The checkpoints that were kept, with the averaged model's metrics."""
     schedule_hash: str = ""
-    """Depends on who read which version; equal for runs under the same schedule."""
+    """Hash of which agent read which version at which step; equal for runs under the same schedule."""
 
     def __repr__(self) -> str:
         tested = [name for name in self.metrics if name.startswith("test_")]
@@ -51,7 +51,7 @@ def _short(value: Any) -> str:
 def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
     """Return the last evaluation: of the averaged model, and of the agents as mean, std, min and max.
 
-    The agents are all that there are, so std is not that of a sample of them.
+    std is the population's standard deviation, since these are all agents and not a sample of them.
     """
     if frame.empty:
         return {}

@@ -11,7 +11,7 @@ class Roster(NamedTuple):
     """Who takes part in a run, and by which schedule."""
 
     network: Network | None
-    """Between peers; nothing beside a server."""
+    """Between peers; ``None`` with a server."""
     clusters: tuple[int, ...]
     """The cluster of each agent, servers included."""
     specs: tuple[LearnerSpec, ...]

@@ -39,13 +39,13 @@ class Run(RunRecord):
         """Whether a state is left at the end, from which the run could go on."""
 
     def execute(self, state: State | None = None, resumes: bool = False) -> Result:
-        """Run the plan's engine to its end, and return what came of it.
+        """Run the plan's engine to its end, and return the result.
 
         It goes on from ``state`` where one is given; one that ``resumes``, from the newest state of its folder.
 
         Raises:
-            SettingsError: the engine cannot run these settings; of a run that is new, nothing is left.
-            RunInterrupted: somebody pressed Ctrl-C; everything is written that there is.
+            SettingsError: the engine cannot run these settings; the folder of a new run is removed again.
+            RunInterrupted: Ctrl-C was pressed; all files are written.
 
         """
         error: Exception | None = None
@@ -64,7 +64,7 @@ class Run(RunRecord):
                 except WatcherError as raised:
                     outside = raised.__cause__
                 except Exception as ended:
-                    # What takes an engine down may raise once more, and hide that it was somebody's wish.
+                    # What takes an engine down may raise once more, and hide that the user wanted it.
                     outside = _wish_behind(ended)
                     is_known = isinstance(ended, LearnerError | RunError)
                     error = ended if is_known else as_step_error(ended, -1, -1)
@@ -87,7 +87,7 @@ class Run(RunRecord):
                 state = self.advance(state)
             except StateError as error:
                 if not self.states.reject(error):
-                    raise RunError(f"the state that was given is none of this run's: {error}") from error
+                    raise RunError(f"the state that was given is not one of this run: {error}") from error
                 state = self.take_up()
                 continue
             if state is None:
@@ -98,7 +98,7 @@ class Run(RunRecord):
 
         Raises:
             InterruptionError: that has happened more often than the settings allow.
-            StateError: the state is none of this run's.
+            StateError: the state is not one of this run.
 
         """
         try:
@@ -119,7 +119,9 @@ class Run(RunRecord):
             # A copy: what a state holds becomes the run's own.
             state = self.states.take_newest() or copy.deepcopy(self.beginning)
             step = step_of(state["engine"])
-            self.take_event(Event("run_restarted", interruption.agent, step, f"{interruption}; on from step {step}"))
+            self.take_event(
+                Event("run_restarted", interruption.agent, step, f"{interruption}; going on from step {step}")
+            )
             if self.plan.is_live:
                 # The steps after it will be others.
                 with restoring():
@@ -168,11 +170,11 @@ class Run(RunRecord):
                 with restoring():
                     self.restore(state["run"])
             except StateError as error:
-                raise RunError(f"the state that was given is none of this run's: {error}") from error
+                raise RunError(f"the state that was given is not one of this run: {error}") from error
         return state
 
     def take_up(self) -> State | None:
-        """Return the newest state of the folder that the run can go on from, taken in; where there is none, say so."""
+        """Return the newest state of the folder that the run can go on from, taken in; if there is none, say so."""
         while (state := self.states.take_newest()) is not None:
             try:
                 with restoring():
@@ -191,7 +193,7 @@ class Run(RunRecord):
         return None
 
     def start(self, initial: dict[str, float] | None = None) -> None:
-        """Take in the plan, before the first report, and test the common start unless ``initial`` has what came of it.
+        """Take in the plan, before the first report, and test the common start unless ``initial`` has its figures.
 
         Raises:
             RunError: the test samples cannot be evaluated.
@@ -199,7 +201,7 @@ class Run(RunRecord):
         """
         self.tell(self.watcher.started, self.plan, self.folder.path)
         if self.folder.why_unlocked is not None:
-            detail = f"nothing keeps another driver from {self.folder.path}: {self.folder.why_unlocked}"
+            detail = f"{self.folder.path} is not protected from another driver: {self.folder.why_unlocked}"
             self.take_event(Event("folder_not_locked", -1, -1, detail))
         settings = self.plan.config.storage_path
         if self.folder.stays_here(settings):
@@ -214,7 +216,7 @@ class Run(RunRecord):
                 self.note_departure(agent, last)
 
     def tested_start(self) -> dict[str, float]:
-        """Return what the common start is tested to be, and say what there is to know about data and test.
+        """Return the test figures of the common start, and report remarks about data and test.
 
         Raises:
             RunError: as ``start``.
@@ -236,7 +238,7 @@ class Run(RunRecord):
                 self.states.write_to(self.folder.states)
 
     def finish(self) -> None:
-        """Write what there is, after the last report; whatever else went wrong, too."""
+        """Write all files after the last report, whatever else went wrong."""
         self.is_ending = True
         with self.interrupts.held():
             rows = self.monitor.finish()
@@ -244,7 +246,8 @@ class Run(RunRecord):
             try:
                 self.rows, events = executable(self.rows, self.plan)
             except Exception as error:
-                events = [Event("schedule_not_checked", -1, -1, f"the schedule is as it came: {described(error)}")]
+                detail = f"the schedule is written as it was recorded, unchecked: {described(error)}"
+                events = [Event("schedule_not_checked", -1, -1, detail)]
             for event in events:
                 self.take_event(event)
             self.ending.write("metrics.parquet", lambda: self.folder.write_metrics(self.monitor.frame()))
@@ -257,7 +260,7 @@ class Run(RunRecord):
             self.tell(self.watcher.finished)
 
     def conclude(self, error: Exception | None, outside: BaseException | None = None) -> Result:
-        """Write the summary, and return what came of the run.
+        """Write the summary, and return the run's result.
 
         It ended early with ``error`` where one is given, or because of what came from ``outside``.
         """
@@ -328,7 +331,7 @@ class Run(RunRecord):
 
 
 def _wish_behind(error: BaseException) -> BaseException | None:
-    """Return what is no error, such as ``KeyboardInterrupt``, that another one came from or hides."""
+    """Return the exception behind another one that is not an error, such as ``KeyboardInterrupt``, if any."""
     while (behind := error.__cause__ or error.__context__) is not None:
         if not isinstance(behind, Exception | GeneratorExit):
             return behind

@@ -1,4 +1,4 @@
-"""What a run leaves: each file is written by itself, and one that cannot be written keeps no other from it."""
+"""Writes a run's last files, each by itself: one that cannot be written does not keep others from being written."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ class Ending:
         self._say = say
         self._files: dict[str, Callable[[], None]] = {}
         self.error: RunError | None = None
-        """What kept files from being written where they should be."""
+        """The errors that kept files from being written where they should be."""
 
     def write(self, name: str, write: Callable[[], None]) -> None:
         """Write one file; what kept it from being written is in ``error``."""

@@ -1,9 +1,10 @@
-"""The names of a run folder's files, and what is done to it from outside: it is claimed, and cleared."""
+"""The names of a run folder's files, and how it is claimed and cleared from outside."""
 
 import os
 import re
 from pathlib import Path
 
+from ray_pcasgd.explanation import written
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.model_file import MODEL_FILES
 from ray_pcasgd.own_files import UNFINISHED, claim_folder, is_file, move_aside, remove_files
@@ -22,7 +23,7 @@ UNFINISHED_FOLDER = re.compile(rf"(step_)?[0-9]+{re.escape(UNFINISHED)}")
 
 
 def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str = "folder") -> Path:
-    """Make and return a new folder of this machine, for runs of one kind, that nobody else gets.
+    """Make and return a new folder of this machine, for runs of one kind, that no other process gets.
 
     Raises:
         SettingsError: the named one exists, or it cannot be made.
@@ -34,7 +35,7 @@ def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str =
     except FileExistsError:
         raise taken(storage_path, name, spoken) from None
     except (OSError, ValueError) as error:
-        raise SettingsError(f"storage_path = {storage_path!r}: cannot be written ({reason_of(error)})") from None
+        raise SettingsError(f"storage_path = {written(storage_path)}: cannot be written ({reason_of(error)})") from None
 
 
 def require_free(storage_path: str, name: str | None, spoken: str = "folder") -> None:
@@ -62,7 +63,7 @@ def reached(storage_path: str) -> RemoteStorage:
     try:
         return RemoteStorage(storage_path)
     except OSError as error:
-        raise SettingsError(f"storage_path = {storage_path!r}: cannot be reached ({reason_of(error)})") from None
+        raise SettingsError(f"storage_path = {written(storage_path)}: cannot be reached ({reason_of(error)})") from None
 
 
 def taken(storage_path: str, name: str | None, spoken: str) -> SettingsError:

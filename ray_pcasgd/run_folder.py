@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.explanation import written
 from ray_pcasgd.folder_lock import FolderLock, LockedError
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.model_file import MODEL_FILES, write_model
@@ -84,7 +85,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
-        """Make a new folder for the run, which nobody else gets, and write its settings there.
+        """Make a new folder for the run, which no other process gets, and write its settings there.
 
         A remote ``storage_path`` is given the settings at once; all else is written to a temporary folder, from where
         ``publish`` copies it.
@@ -103,14 +104,14 @@ class RunFolder:
         except FileExistsError:
             raise taken(storage, config.name, _SPOKEN) from None
         except OSError as error:
-            raise SettingsError(f"storage_path = {storage!r}: cannot be written ({reason_of(error)})") from None
+            raise SettingsError(f"storage_path = {written(storage)}: cannot be written ({reason_of(error)})") from None
         folder._config = text
         try:
             write_whole(folder.path / CONFIG, text)
             folder._take_lock()
         except OSError as error:
             folder.discard()
-            raise SettingsError(f"storage_path = {storage!r}: cannot be written ({reason_of(error)})") from None
+            raise SettingsError(f"storage_path = {written(storage)}: cannot be written ({reason_of(error)})") from None
         note_settings(text)
         return folder
 
@@ -241,7 +242,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the models that are kept on the way."""
+        """The folder of the models that are kept while the run is running."""
         return self.path / CHECKPOINTS
 
     @property
@@ -335,14 +336,14 @@ class RunFolder:
         return folder
 
     def kept_models(self) -> list[tuple[int, Path]]:
-        """Return the steps and folders of what the run has kept, torn ones too; the names of others are none."""
+        """Return the steps and folders of what the run has kept, torn ones too; other names are ignored."""
         if self.checkpoints.is_symlink():
             return []
         found = [(KEPT_MODEL.fullmatch(path.name), path) for path in sorted(self.checkpoints.glob("step_*"))]
         return [(int(match[1]), path) for match, path in found if match and path.is_dir() and not path.is_symlink()]
 
     def put_aside_kept_models(self) -> Path | None:
-        """Give the models of an earlier attempt another place; return it, nothing where there are none."""
+        """Give the models of an earlier attempt another place; return it, ``None`` where there are no such models."""
         return move_aside(self.checkpoints)
 
     def publish(self) -> str:
@@ -358,7 +359,7 @@ class RunFolder:
         return location
 
     def mirror(self) -> str:
-        """Copy what there is so far to the remote storage path, and return its location there.
+        """Copy the files so far to the remote storage path, and return their location there.
 
         Raises:
             OSError: it cannot be written.

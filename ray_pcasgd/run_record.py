@@ -1,6 +1,7 @@
-"""What a run has come to, as its reports come: rows, metrics, models and events, and its part of a state."""
+"""The record of a run, made as its reports come: rows, metrics, models and events, and its part of a state."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from ray_pcasgd.monitor import Monitor
 from ray_pcasgd.pace import Pace, is_agent_step
 from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, Row, Snapshot, StepReport
+from ray_pcasgd.result import final_metrics
 from ray_pcasgd.run_ending import Ending
 from ray_pcasgd.run_folder import RunFolder
 from ray_pcasgd.run_state import State
@@ -25,11 +27,11 @@ from ray_pcasgd.schedule.trace import rows_up_to
 from ray_pcasgd.watching import Watcher
 
 _SHOWN_EVALUATIONS = 3
-"""So many evaluations that failed are shown; the events' file has all of them."""
+"""Failed evaluations that are shown at most; the events' file has all of them."""
 
 
 class WatcherError(Exception):
-    """What a watcher raised: it is none of the run's own errors."""
+    """What a watcher raised, which is not an error of the run itself."""
 
 
 class RunRecord:
@@ -51,7 +53,7 @@ class RunRecord:
         self.left: set[int] = set()
         """Agents that were lost or isolated."""
         self.taken: set[tuple[int, int]] = set()
-        """Agents and steps of all rows: steps that a run takes again, on from a state, do not count again."""
+        """Agents and steps of all rows: steps that a run takes again, from a state on, do not count again."""
         self.light: set[int] = set()
         """Agents that were found with little mass."""
         self.unsaid: list[Event] = []
@@ -64,11 +66,11 @@ class RunRecord:
         self.is_ending = False
         """Whether there are no more reports."""
         self.raised_at_end: Exception | None = None
-        """What a watcher raised when there was nothing to end any more."""
+        """The error that a watcher raised after the run's end."""
         self.started_at = time.perf_counter()
         self.pace = Pace()
         self.initial: dict[str, float] = {}
-        """What the common start of all agents, version 0, is tested to be."""
+        """The test figures of the common start of all agents, version 0."""
         self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
         """The state before the first step."""
         self.states = RunStates(
@@ -117,7 +119,7 @@ class RunRecord:
         for row in self.rows:
             newest[row.agent] = row.step + 1
         step = min(newest.values(), default=0)
-        self.take_event(Event("run_resumed", -1, step, f"on from the state of step {step}"))
+        self.take_event(Event("run_resumed", -1, step, f"going on from the state of step {step}"))
 
     def take(self, report: StepReport | Event) -> None:
         """Take in one report."""
@@ -214,7 +216,7 @@ class RunRecord:
             self.raised_at_end = self.raised_at_end or error
 
     def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
-        """Return what the averaged model is worth."""
+        """Return the averaged model's test figures."""
         task = self.plan.config.task
         values, failed = measured(
             partial(self.model.evaluate, snapshot), task, -1, self.evaluating, "the averaged model"
@@ -270,4 +272,15 @@ class RunRecord:
             first, *others = self.failed_evaluations
             more = f"; and {len(others)} evaluations more" if others else ""
             return StepError(f"evaluation of {first.detail}{more}", first.agent, first.step)
-        return None
+        return self.divergence()
+
+    def divergence(self) -> RunError | None:
+        """Return the error of a model whose numbers are finite and whose last test loss, unlike the first, is not."""
+        final = final_metrics(self.monitor.frame())
+        loss, first = (figures.get("test_loss", 0.0) for figures in (final.get("averaged", {}), self.initial))
+        if math.isfinite(loss) or not math.isfinite(first):
+            return None
+        return RunError(
+            f"the averaged model has test loss {loss:g} at step {final['step']}: training has diverged; a smaller "
+            "step_size may help"
+        )

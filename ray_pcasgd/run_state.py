@@ -15,7 +15,7 @@ State = dict[str, Any]
 """Tensors, numbers, texts and the package's records, in dicts and lists."""
 
 _RARER = 20
-"""States are kept so rarely that they take no more than one part in so many of the time."""
+"""States are kept so rarely that keeping them takes no more than this fraction of the time: one part in 20."""
 
 _RECORDS: list[Any] = [Event, Read, Row, Snapshot]
 
@@ -37,7 +37,7 @@ def save_state(path: Path, state: State) -> None:
 
 
 def load_state(path: Path) -> State:
-    """Return a state that ``save_state`` wrote; nothing that the file names beside records is ever called."""
+    """Return a state that ``save_state`` wrote; of what the file names, only records are ever called."""
     with torch.serialization.safe_globals(_RECORDS):
         state: State = torch.load(path, map_location="cpu", weights_only=True)
     return state
@@ -58,18 +58,18 @@ def with_leaves(tree: Any, leaves: Sequence[Any]) -> Any:
     """Return a tree of the same form, with other leaves."""
     structure = tree_structure(tree)
     if structure.num_leaves != len(leaves):
-        raise ValueError(f"a state of {len(leaves)} parts; allowed beside these settings are {structure.num_leaves}")
+        raise ValueError(f"a state of {len(leaves)} parts; allowed with these settings are {structure.num_leaves}")
     devices = [leaf.device if isinstance(leaf, torch.Tensor) else None for leaf in tree_leaves(tree)]
     moved = [leaf if device is None else leaf.to(device) for leaf, device in zip(leaves, devices, strict=True)]
     return tree_unflatten(moved, structure)
 
 
 def difference(example: Any, value: Any, place: str = "state") -> str | None:
-    """Return what of a value is not as in an example of its kind, if anything: types, keys, sizes of tensors.
+    """Return how a value differs from an example of its kind, if it does: types, keys, sizes of tensors.
 
-    Lists and mappings that are empty in the example may hold anything, and ``None`` there says nothing. A list of
-    numbers may be of any length. Of a mapping by numbers, values that the example does not have are as its first one.
-    Of a model's own tensors, some may have come or gone.
+    Lists and mappings that are empty in the example may hold anything, and so may a value that is ``None`` there. A
+    list of numbers may be of any length. In a mapping by numbers, values that the example does not have must be like
+    its first one. Of a model's own tensors, some may have come or gone.
     """
     if example is None:
         return None
@@ -124,14 +124,14 @@ def _tensor_difference(example: torch.Tensor, value: Any, place: str) -> str | N
 
 
 def check_rows(rows: Any, num_agents: int) -> None:
-    """Raise ``ValueError`` where something is no list of rows of so many agents."""
+    """Raise ``ValueError`` where something is not a list of rows of ``num_agents`` agents."""
     if not isinstance(rows, list):
         raise ValueError(f"rows are of type {type(rows).__name__}")
     for row in rows:
         if not isinstance(row, Row) or not isinstance(row.reads, tuple) or row.kind not in get_args(RowKind):
             raise ValueError(f"{row!r:.80} is no row")
         if not all(isinstance(read, Read) for read in row.reads):
-            raise ValueError(f"{row!r:.80} has reads that are none")
+            raise ValueError(f"{row!r:.80} has reads that are not reads")
         numbers = [row.agent, row.step, *(number for read in row.reads for number in read)]
         is_whole = all(type(number) is int and number >= 0 for number in numbers)
         agents = [row.agent, *(read.neighbor for read in row.reads)]

@@ -39,7 +39,7 @@ class RunStates(StateFiles):
         self._taken: Path | None = None
 
     def take_newest(self) -> State | None:
-        """Return the newest state that has not been passed over, ``None`` where there is none."""
+        """Return the newest state that has not been passed over, ``None`` where there is no such state."""
         for path, state, problem in self.kept():
             if path in self._passed_over:
                 continue
@@ -56,17 +56,17 @@ class RunStates(StateFiles):
         return None
 
     def check(self, state: State) -> None:
-        """Raise ``StateError`` where the run's own part of a state is none of it."""
+        """Raise ``StateError`` where the run's own part of a state does not fit the run."""
         with restoring():
             is_own = isinstance(state, dict) and state.keys() == {"engine", "run"}
             if not is_own or not isinstance(state["engine"], dict):
-                raise StateError("it is none of a run")
+                raise StateError("it is not the state of a run")
             own = state["run"]
             if (found := difference(self._example, own)) is not None:
                 raise StateError(found)
             check_rows(own["rows"], self._num_agents)
             if not all(isinstance(event, Event) for event in own["lost"]):
-                raise StateError("state.lost holds something else than events")
+                raise StateError("state.lost holds something other than events")
 
     def reject(self, error: StateError) -> bool:
         """Pass the state over that was taken last, which does not fit; return whether it is one of these."""

@@ -1,4 +1,4 @@
-"""What can be said of samples without a model, or with no more of it than its number of outputs."""
+"""Checks of samples that need no model, or only its number of outputs."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def require_samples(data: TaskData) -> None:
 
 
 def require_labels(data: TaskData, number: int, ignored: int) -> None:
-    """Raise ``ValueError`` where a label, of train or test samples, is none of the model's ``number`` outputs."""
+    """Raise ``ValueError`` where a label of the train or test samples is not one of the model's ``number`` outputs."""
     for setting, samples in (("train", data.train), ("test", data.test)):
         labels = labels_of(samples)
         if labels is None:

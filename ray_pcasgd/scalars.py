@@ -45,7 +45,7 @@ LONGEST_NUMBER = 100
 
 
 def number(text: str) -> int | float | None:
-    """Return the number that a plain scalar is; ``None`` where it is none.
+    """Return the number that a plain scalar is; ``None`` where it is not a number.
 
     >>> [number(text) for text in ("010", "1.5e1", "0x10", "+5", "1:30", "1_000", "5 ")]
     [10, 15.0, 16, 5, None, None, None]

@@ -20,7 +20,7 @@ from ray_pcasgd.server_rules import Delivered, ServerRule
 from ray_pcasgd.tasks.task import TaskData
 
 CHANGED_WEIGHTS = (
-    "task.model: a forward pass changes the model's own weights; allowed beside a server that holds them are models "
+    "task.model: a forward pass changes the model's own weights; allowed with a server that holds them are models "
     "that do not"
 )
 
@@ -64,7 +64,7 @@ class ServerSpec(LearnerSpec):
 
 
 class Received(NamedTuple):
-    """A message as it came to hand: a server's part of the weights, or a part of what a worker sends."""
+    """A message as it was received: a server's part of the weights, or a part of what a worker sends."""
 
     read: Read
     vector: Tensor
@@ -107,7 +107,7 @@ class Worker(Learner):
     def step(self, received: Sequence[Received], cancelled: Callable[[], bool] = lambda: False) -> float | None:
         """Compute at what was received what the next message holds, and return the mean loss.
 
-        Nothing is returned where the work was cancelled; there is a next version all the same.
+        ``None`` is returned where the work was cancelled; there is a next version all the same.
 
         Raises:
             NonFiniteLossError: the loss or the gradient is not finite.
@@ -192,7 +192,7 @@ class Worker(Learner):
 
     @property
     def own_step_size(self) -> float:
-        """Nothing: what becomes of a gradient is the server's affair, and own weights are tested as they are sent."""
+        """0: the server tests what becomes of a gradient, and the worker's own weights are tested as they are sent."""
         return 0.0
 
     @property
@@ -227,7 +227,7 @@ class Server:
         self.local = self.made
         """The same, as they follow from its workers'; the first server's alone."""
         self.forms = replica.forms
-        """Of tensors that workers may send beside that: shape and type, where they have any yet."""
+        """Shape and type of the tensors that workers may send besides, where they have any yet."""
         self.optimizer_state = recipe.optimizer.init(self.weights)
         self.rule_state = recipe.rule.init(self.weights, recipe.num_workers)
         self.position = Position(recipe.num_workers, recipe.rule.local_steps)
@@ -248,7 +248,7 @@ class Server:
         """Take one update over what was received, sorted by worker and version; return what was measured.
 
         Raises:
-            NonFiniteLossError: what comes of it is not finite; the server stays at its version.
+            NonFiniteLossError: the result is not finite; the server stays at its version.
 
         """
         recipe = self.spec.recipe
@@ -282,7 +282,7 @@ class Server:
         return {"gradients": float(len(received))}
 
     def moving(self, received: Sequence[Received]) -> Tensor | None:
-        """Return which of the server's parameters some worker has a gradient of; nothing where that is all."""
+        """Return which of the server's parameters some worker has a gradient of; ``None`` where that is all."""
         reached = [state.with_gradient for state in received if state.with_gradient is not None]
         if len(reached) < len(received):
             return None

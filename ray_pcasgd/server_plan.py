@@ -1,4 +1,4 @@
-"""What a run with servers needs beyond one between peers: its checks, and its schedule."""
+"""What a run with servers needs in addition to a run between peers: checks, and a schedule."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,20 +18,20 @@ from ray_pcasgd.timing import check_timing
 
 
 def check_server_settings(config: Config, rule: ServerRule) -> None:
-    """Raise ``ValueError`` where a setting has no meaning beside a server."""
+    """Raise ``ValueError`` where a setting has no meaning with a server."""
     if config.barrier is not None and config.barrier.name != "none":
         raise ValueError(
-            f"barrier.name = {config.barrier.name!r}: allowed beside a server is none; algorithm.gathering says who is "
+            f"barrier.name = {config.barrier.name!r}: allowed with a server is none; algorithm.gathering says who is "
             "waited for"
         )
     if config.optimizer.braking is not None and rule.shards > 1:
         raise ValueError(
-            f"optimizer.braking = {config.optimizer.braking:g}: allowed beside algorithm.shards = "
+            f"optimizer.braking = {config.optimizer.braking:g}: allowed with algorithm.shards = "
             f"{rule.shards} is null, since it looks at whole tensors"
         )
     if config.on_non_finite_loss == "isolate":
         raise ValueError(
-            "on_non_finite_loss = 'isolate': allowed beside a server is stop; all workers compute at its weights"
+            "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
         )
 
 
@@ -40,7 +40,7 @@ def check_family(path: str, metadata: Mapping[str, str], num_servers: int) -> No
     recorded = metadata.get("num_servers", "0")
     if recorded != str(num_servers):
         raise ValueError(
-            f"schedule = {path!r}: was recorded with {recorded} server(s); allowed beside the algorithm is one with "
+            f"schedule = {path!r}: was recorded with {recorded} server(s); allowed with the algorithm is one with "
             f"{num_servers}"
         )
 
@@ -93,9 +93,7 @@ def server_schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...])
     rows, metadata = read_rows(Path(config.schedule))
     check_family(config.schedule, metadata, rule.shards)
     if metadata.get("num_agents") != str(config.num_agents):
-        raise ValueError(
-            f"num_agents = {config.num_agents}: allowed beside the schedule is {metadata.get('num_agents')}"
-        )
+        raise ValueError(f"num_agents = {config.num_agents}: allowed with the schedule is {metadata.get('num_agents')}")
     return Recorded(tuple(in_causal_order(_within(rows, config, rule), with_directions=False)))
 
 
@@ -117,7 +115,7 @@ def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
                 last[server] = row.step
         if position.steps < config.num_steps:
             raise ValueError(
-                f"num_steps = {config.num_steps}: allowed beside the schedule is up to {position.steps}, what "
+                f"num_steps = {config.num_steps}: allowed with the schedule is up to {position.steps}, what "
                 "its server takes"
             )
     kept = []
@@ -135,7 +133,7 @@ def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
             )
         if any((read.neighbor < first) == (row.agent < first) for read in row.reads):
             raise ValueError(
-                f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step} reads one of its own kind; "
+                f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step} reads an agent of its own kind; "
                 "allowed are servers that read workers, and workers that read servers"
             )
         if row.agent >= first:

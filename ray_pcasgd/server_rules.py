@@ -33,11 +33,11 @@ class ServerRule(Settings, ABC):
     shards: int = Field(1, ge=1, le=1000)
     """Servers among which the parameters are divided, each with its own actor; they gather alike, each on its own."""
     micro_batches: int = Field(4, ge=1, le=10_000)
-    """Pieces of a mini-batch between which a worker looks whether its work has been cancelled; the gradient is that
-    of the whole batch. Without meaning where nothing is cancelled: then batches stay whole."""
+    """Pieces of a mini-batch; between them a worker looks whether its work has been cancelled. The gradient is that of
+    the whole batch. Without meaning where no work is ever cancelled: then batches stay whole."""
 
     workers_step: ClassVar[bool]
-    """Whether the local optimizer is the workers', which then keep weights of their own; else it is the server's."""
+    """Whether the workers have the local optimizer and keep their own weights; else the server has it."""
     reads_before: ClassVar[int] = 0
     """How many versions before its present one a worker is given."""
 
@@ -57,7 +57,7 @@ class ServerRule(Settings, ABC):
         return self.micro_batches if self.gathering.cancels else 1
 
     def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where the settings do not fit so many workers."""
+        """Raise ``ValueError`` where the settings do not fit ``num_workers`` workers."""
         try:
             self.gathering.check(num_workers)
         except ValueError as error:
@@ -67,7 +67,7 @@ class ServerRule(Settings, ABC):
         takes_some = isinstance(gathering, AdaSync) or 1 < gathering.num_gradients(num_workers) < num_workers
         if self.shards > 1 and takes_some and gathering.waits and not gathering.cancels:
             raise ValueError(
-                f"shards = {self.shards}: allowed beside gathering.name = {gathering.name!r} is 1, unless its k is 1 "
+                f"shards = {self.shards}: allowed with gathering.name = {gathering.name!r} is 1, unless its k is 1 "
                 "or the number of workers; k-batch-async has no such limit"
             )
 
@@ -107,7 +107,7 @@ class ParameterServer(ServerRule):
 
     name: Literal["server"] = "server"
     correction: AnyCorrection = NoCorrection()
-    """What is done about a gradient that is late."""
+    """How a late gradient is corrected."""
 
     workers_step: ClassVar[bool] = False
 
@@ -117,11 +117,11 @@ class ParameterServer(ServerRule):
         return self.correction.needs_gap
 
     def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where the settings do not fit so many workers, or not each other."""
+        """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         if self.shards > 1 and not self.correction.elementwise:
             raise ValueError(
-                f"shards = {self.shards}: allowed beside correction.name = {self.correction.name!r} is 1, since it "
+                f"shards = {self.shards}: allowed with correction.name = {self.correction.name!r} is 1, since it "
                 "looks at all parameters at once"
             )
 
@@ -161,12 +161,12 @@ class ElasticAveraging(ServerRule):
         return self.period
 
     def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where the settings do not fit so many workers, or not each other."""
+        """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         gathering = self.gathering
         if gathering.cancels or not gathering.waits or isinstance(gathering, AdaSync):
             raise ValueError(
-                f"gathering.name = {gathering.name!r}: allowed beside elastic averaging are sync, k-async, asgd; "
+                f"gathering.name = {gathering.name!r}: allowed with elastic averaging are sync, k-async, asgd; "
                 "each exchange is waited for, and none is cancelled"
             )
         if gathering.num_gradients(num_workers) * self.alpha > 1:

@@ -20,11 +20,11 @@ def from_name(value: Any) -> Any:
 
 
 FROM_STRANGERS = {"from_strangers": True}
-"""The context in which settings are validated that come with a folder that may be anybody's."""
+"""The context for validating settings of a folder that may come from anybody."""
 
 
 def refuse_of_strangers(value: Any, reason: str, info: ValidationInfo) -> None:
-    """Raise ``ValueError`` where a setting that gives others power here comes from a folder that may be anybody's."""
+    """Raise ``ValueError`` where a setting that runs code or reaches out comes from a folder of unknown origin."""
     if (info.context or {}).get("from_strangers"):
         raise ValueError(
             f"{value!r}: {reason}, and these settings are not known as this user's; allowed with --trust (trust=True)"
@@ -63,7 +63,7 @@ _KEPT = {"metadata", "serialization", "cls", "config", "default", "keys_schema"}
 
 
 def _of_one_kind(schema: Any) -> Any:
-    """Return a schema whose numbers and booleans, however deep, are made of nothing but numbers and booleans."""
+    """Return a schema whose numbers and booleans, however deep, are made of numbers and booleans only."""
     if isinstance(schema, list | tuple):
         return type(schema)(_of_one_kind(inner) for inner in schema)
     if not isinstance(schema, dict) or schema.get("metadata", {}).get(_MARK):
@@ -78,7 +78,7 @@ class Settings(BaseModel):
     """Immutable settings whose fields are read from YAML, the command line and Python under one name.
 
     The docstring below a field is its help text. Unknown names are refused, and so is a value of another kind: where a
-    number is asked for, a text such as ``'5'`` or a boolean is none. A whole number has 64 bits, and may be written
+    number is asked for, a text such as ``'5'`` or a boolean is refused. A whole number has 64 bits, and may be written
     ``5.0``.
     """
 
@@ -92,7 +92,7 @@ class Settings(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return pydantic's schema, but with numbers and booleans that convert nothing."""
+        """Return pydantic's schema, but without conversion to numbers and booleans."""
         schema: CoreSchema = _of_one_kind(handler(source))
         return schema
 

@@ -14,8 +14,11 @@ from ray_pcasgd.settings import Settings
 from ray_pcasgd.settings_reference import Place, describe, documentation, kind_of, kinds_in, settings_below, usual
 
 _SHARED: dict[str, tuple[str, Any]] = {
-    "Laws": ("Of compute times and of delays. In one word, too: `pareto(2, 0.1s)`, `200ms`, `10 steps`, `3`.", Law),
-    "Curves": ("Over an agent's steps; a bare number is a constant.", Curve),
+    "Laws": (
+        "Of compute times and delays; also in one word: `pareto(2, 0.1s)`, `200ms`, `10 steps`, `3`.",
+        Law,
+    ),
+    "Curves": ("Values that depend on an agent's step; a bare number is a constant.", Curve),
     "Compensation": ("The lambda of a predicting step; a bare number is a constant.", Compensation),
     "Gathering": ("When a server updates.", AnyGathering),
 }
@@ -30,7 +33,7 @@ A run's settings are one tree, with the same names everywhere. `ray-pcasgd setti
 terminal.
 
 ```yaml
-# run.yaml, for `ray-pcasgd train run.yaml`; what is not given has its default
+# run.yaml, for `ray-pcasgd train run.yaml`; settings that are not given have their defaults
 num_agents: 4
 algorithm: {name: pc-asgd, theta: 0.3}
 links: [{between: clusters, delay: 200ms}]
@@ -49,19 +52,19 @@ trainer = Trainer(
 print(trainer.config.links)  # and trainer.fit() runs it
 ```
 
-**Names.** Where one of several kinds of thing may stand, its `name` chooses; `topology: ring` is short for
-`topology: {name: ring}`. Another name drops the settings of what was there before. Numbers address the items of a list
+**Names.** Where there are several kinds, `name` chooses one; `topology: ring` is short for `topology: {name: ring}`.
+Another name drops the settings of the kind that was there before. Numbers address the items of a list
 (`links.0.delay`), and agents (`compute.stragglers.3`).
 
-**Values** are those of YAML 1.2, in files and behind `--set` alike. A number is written `5`, `-5`, `010` (ten), `0x10`,
+**Values** are those of YAML 1.2, in files and after `--set` alike. A number is written `5`, `-5`, `010` (ten), `0x10`,
 `0.5`, `.5`, `5.`, `1e-3` or `1.5e1`; a whole number has 64 bits, and may be written `5.0` or `1e3`. Booleans are `true`
-and `false`. What stands in quotes is text, and so are `1:30`, `1_000`, `yes`, `on` and `2024-05-01`. A value of another
-kind is refused, in Python too: where a number is asked for, `'0.1'` and `true` are none. `--name` and `--engine` take
-what is written as text.
+and `false`. Values in quotes are text, and so are `1:30`, `1_000`, `yes`, `on` and `2024-05-01`. A value of another
+kind is refused, in Python too: `'0.1'` and `true` are not numbers. `--name` and `--engine` always
+take text.
 
-**Laws** of compute times and delays may be written in one word wherever one stands: `exponential(2)`,
-`pareto(shape=2, scale=1)`, `constant(5)`, `200ms`. Numbers with `s` or `ms` are seconds, and make a delay one in
-seconds; `10 steps` are steps. A link's `unit` that says otherwise is refused.
+**Laws** of compute times and delays may be written in one word everywhere: `exponential(2)`,
+`pareto(shape=2, scale=1)`, `constant(5)`, `200ms`. Numbers with `s` or `ms` are seconds, and a delay of such numbers is
+in seconds; `10 steps` are steps. A link's `unit` that contradicts its delay is refused.
 """
 
 

@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
     @property
     def default(self) -> str:
-        """Its default as it would be written in YAML; nothing where it is required."""
+        """Its default as it would be written in YAML; empty where it is required."""
         field = self.field
         return "" if field.is_required() else short_form(field.get_default(call_default_factory=True))
 

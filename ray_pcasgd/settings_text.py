@@ -1,4 +1,4 @@
-"""One setting's own documentation, and that of what lies below it, as text for a terminal."""
+"""The documentation of one setting, and of the settings below it, as text for a terminal."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ _INDENT = "    "
 
 
 def told(path: str = "") -> str:
-    """Return what there is to know of a setting, or of all at the top of the tree where no path is given.
+    """Return the documentation of a setting, or of all at the top of the tree where no path is given.
 
     >>> print(told("batch_size"))
     batch_size: Samples of one agent's mini-batch.

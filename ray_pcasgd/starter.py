@@ -1,4 +1,4 @@
-"""A commented starter for a run of one's own: settings, and the module that they name."""
+"""A commented starter for your own run: settings, and the module that they name."""
 
 import keyword
 import re
@@ -87,7 +87,7 @@ def write_starter(name: str, folder: Path) -> list[Path]:
     """Write ``NAME.yaml`` and ``NAME_task.py`` into a folder, and return their paths; nothing is overwritten.
 
     Raises:
-        SettingsError: the name is none for files and a module, one of the files exists, or cannot be written.
+        SettingsError: the name cannot be that of files and a module, one of the files exists, or cannot be written.
 
     """
     module = f"{re.sub('-', '_', name)}_task"

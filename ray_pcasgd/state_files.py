@@ -23,7 +23,7 @@ class Kept(NamedTuple):
 
     path: Path
     state: State | None
-    """Nothing where it is damaged."""
+    """``None`` where it is damaged."""
     problem: str
     """What is wrong with it."""
 
@@ -83,7 +83,7 @@ class StateFiles:
             remove_whole(self.folder / name, _FILES)
 
     def kept(self) -> Iterator[Kept]:
-        """Yield what is there, the newest first."""
+        """Yield the states that are there, the newest first."""
         folders = [self.folder, *reversed(self._left)]
         for path in [folder / name for folder in folders for name in reversed(_names(folder))]:
             try:
@@ -92,7 +92,7 @@ class StateFiles:
                 yield Kept(path, None, one_line(error)[:_LONGEST] or type(error).__name__)
 
     def newest(self) -> tuple[State | None, list[str]]:
-        """Return the newest state that is intact, nothing where there is none; and what was wrong with newer ones."""
+        """Return the newest state that is intact, or ``None`` without one; and what was wrong with newer ones."""
         problems: list[str] = []
         for path, state, problem in self.kept():
             if state is not None:

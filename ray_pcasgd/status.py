@@ -1,4 +1,4 @@
-"""How a live or planned run on actors is: what each agent has come to, how stale it reads, and who is there."""
+"""The status of a run on actors: the step of each agent, the staleness of what it reads, and which agents are lost."""
 
 import json
 import math
@@ -16,7 +16,7 @@ _LEFT = {"agent_lost": "lost", "agent_isolated": "isolated", "agent_left": "has 
 _SMOOTHING = 0.1
 """Weight of the last step in the mean of an agent's step times."""
 _EVENTS = 20
-"""The newest so many events are kept."""
+"""Number of events that are kept, the newest ones."""
 
 
 @dataclass
@@ -110,7 +110,7 @@ class EventView(_Plain):
 
 
 class RunView(_Plain):
-    """A run's status as it travels: others take nothing else for one."""
+    """A run's status as it travels: its reader checks it against this."""
 
     run: _Text
     algorithm: _Text
@@ -128,10 +128,10 @@ def viewed(text: Any) -> dict[str, Any]:
 
     """
     if not isinstance(text, str) or len(text) > _LONGEST_VIEW:
-        raise ValueError("what answers is no run's status")
+        raise ValueError("the answer is not a run's status")
     try:
         return RunView.model_validate_json(text).model_dump() if text else {}
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"what answers is no run's status ({place}: {one_line(first['msg'], 200)})") from None
+        raise ValueError(f"the answer is not a run's status ({place}: {one_line(first['msg'], 200)})") from None

@@ -34,7 +34,7 @@ _OWN_FILES = (SWEEP_FILE, DIRECTORY_FILE, BASE_FILE)
 
 
 def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | None = None) -> SweepResult:
-    """Run a sweep, and return what came of it; the folder has all of it too.
+    """Run a sweep, and return its results; the folder has all of them too.
 
     Raises:
         SettingsError: some settings cannot be run; nothing was started.
@@ -68,18 +68,18 @@ def _cluster(config: SweepConfig, base: Config) -> RayCluster:
 
 
 def resume(path: Path, trust: bool = False) -> SweepResult:
-    """Go on with a sweep that was interrupted: what is complete stays, what was running goes on from its last state.
+    """Go on with a sweep that was interrupted: complete trials stay, running ones go on from their last states.
 
     What Tune keeps of a sweep runs code as it is read: so it is where this user has started the sweep, in this very
     place, or with ``trust``.
 
     Raises:
-        SettingsError: the folder is none of a sweep, or is not known as this user's.
+        SettingsError: the folder is not that of a sweep, or is not known as this user's.
 
     """
     path = path.expanduser().resolve()
     if not all((path / name).is_file() for name in _OWN_FILES) or not tune.Tuner.can_restore(path):
-        raise SettingsError(f"{path}: is no folder of a sweep that was started")
+        raise SettingsError(f"{path}: is not the folder of a sweep that was started")
     if not trust and not is_own(path, _OWN_FILES):
         raise SettingsError(
             f"{path}: a sweep's files may run code, and this sweep is not known as started by this user here; allowed "

@@ -17,7 +17,7 @@ class SampleBudget(tune.Stopper):
         self._taken: dict[str, int] = {}
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Take in how far a trial is; none of them is stopped alone."""
+        """Take in how far a trial is; no trial is stopped alone."""
         runs = len(result["points"]) if "points" in result else 1
         self._taken[trial_id] = runs * int(result["step"]) * self._samples_per_step
         return False

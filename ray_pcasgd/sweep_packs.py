@@ -26,7 +26,7 @@ from ray_pcasgd.watching import Watcher
 from ray_pcasgd.wording import one_line
 
 _FEWEST = 4
-"""Points in a group, and in a pack where there are so many, from which on stacking is worth its overhead."""
+"""Fewest points in a group, and in a pack if the group has enough, for which stacking is worth its overhead."""
 _MOST = 32
 """Points of a pack: more of them gain little, and are lost together where a pack is interrupted."""
 _PACKS_PER_CORE = 3
@@ -68,7 +68,7 @@ def check_batched(config: SweepConfig, base: Config) -> None:
 
 
 def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None:
-    """Return the packs of a sweep's grid; nothing where trials run one by one."""
+    """Return the packs of a sweep's grid; ``None`` where trials run one by one."""
     if config.batched == "never" or _why_not(config, base):
         return None
     seeds = range(base.seed, base.seed + config.seeds)
@@ -97,9 +97,9 @@ def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None
 
 def _why_not(config: SweepConfig, base: Config) -> str | None:
     if not isinstance(config.search, GridSearch):
-        return f"search.name = {config.search.name!r}: allowed beside it is 'grid'"
+        return f"search.name = {config.search.name!r}: allowed with it is 'grid'"
     if not isinstance(config.scheduler, RunAll):
-        return f"scheduler.name = {config.scheduler.name!r}: allowed beside it is 'fifo'"
+        return f"scheduler.name = {config.scheduler.name!r}: allowed with it is 'fifo'"
     first = load_config(base, changes=nested(next(config.points())))
     reason = why_alone(first)
     return None if "algorithm" in config.space or "algorithm.name" in config.space else reason
@@ -119,7 +119,7 @@ def write_packs(path: Path, packs: Sequence[Pack] | None) -> None:
 
 
 def read_packs(path: Path) -> list[Pack] | None:
-    """Return what ``write_packs`` noted; nothing where trials run one by one.
+    """Return what ``write_packs`` noted; ``None`` where trials run one by one.
 
     Raises:
         SettingsError: it cannot be read.
@@ -136,7 +136,7 @@ def read_packs(path: Path) -> list[Pack] | None:
 
 def _job(name: str, point: Point, seed: int) -> Job:
     if not (isinstance(name, str) and isinstance(point, dict) and isinstance(seed, int)):
-        raise ValueError("it holds something else than names, points and seeds")
+        raise ValueError("it holds something other than names, points and seeds")
     return Job(name, point, seed)
 
 
@@ -188,7 +188,7 @@ def run_pack(
     checkpoint_seconds: float,
     directory: str,
 ) -> None:
-    """Run one pack, or what is left of it; runs that fail are reported, and the others go on.
+    """Run one pack, or the rest of it; runs that fail are reported, and the others go on.
 
     Run folders that are there were interrupted.
     """

@@ -1,4 +1,4 @@
-"""What came of a sweep: a table of trials, the best point, and settings to train from."""
+"""Results of a sweep: a table of trials, the best point, and settings to train from."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ BEST_FILE = "best.yaml"
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep left."""
+    """The results of a sweep."""
 
     grid: tune.ResultGrid
     """Tune's own results."""
@@ -45,7 +45,7 @@ class SweepResult:
 
     @property
     def best(self) -> Point | None:
-        """The best point; nothing where no trial reported anything."""
+        """The best point; ``None`` where no trial reported any figures."""
         if self.points.empty or self.points["mean"].isna().all():
             return None
         keys = [name for name in self.points.columns if name not in _STATISTICS]
@@ -84,7 +84,7 @@ def conclude(
     result = SweepResult(grid, path, metric, mode, trials, points, values)
     if result.best is not None:
         if isinstance(config.scheduler, PopulationBased):
-            # Its numbers changed on its way, as its own settings say.
+            # Its numbers changed during the trial, as its own settings say.
             own = Path(trials.loc[_best_of(trials, metric, mode), "path"])
             best = load_config(own / "config.yaml", changes={"name": None, "storage_path": base.storage_path})
         else:
@@ -102,7 +102,7 @@ def conclude(
 def tabled(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[pd.DataFrame, dict[str, dict[Any, Any]]]:
     """Return rows as a table that Parquet takes, and the values of those settings that it writes as text.
 
-    These are what is neither a number in each row nor a text in each row: lists, mappings, none.
+    These are the columns that have neither a number in each row nor a text in each row: lists, mappings, ``None``.
     """
     values: dict[str, dict[Any, Any]] = {}
     table = [dict(row) for row in rows]

@@ -1,4 +1,4 @@
-"""What a sweep is told: which settings vary, how points are chosen, how much may be spent."""
+"""Settings of a sweep: what varies, how points are chosen, how much may be spent."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -40,9 +40,9 @@ class Range(Settings):
         if self.low >= self.high:
             raise ValueError(f"low = {self.low:g}, high = {self.high:g}: allowed is low < high")
         if self.log and self.low <= 0:
-            raise ValueError(f"low = {self.low:g}: allowed beside log are values above 0")
+            raise ValueError(f"low = {self.low:g}: allowed with log are values above 0")
         if self.integer and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError(f"low = {self.low:g}, high = {self.high:g}: allowed beside integer are whole numbers")
+            raise ValueError(f"low = {self.low:g}, high = {self.high:g}: allowed with integer are whole numbers")
         return self
 
     @property
@@ -86,16 +86,16 @@ class ASHA(Settings):
     grace_steps: int | None = Field(None, ge=1)
     """Steps that every trial takes; not given: those to its first evaluation."""
     reduction: float = Field(3.0, gt=1)
-    """One of so many trials goes on at each rung."""
+    """Fraction of the trials that goes on at each rung: one in this many."""
 
 
 class PopulationBased(Settings):
     """Population-based training (Jaderberg et al. 2017): the worst trials go on from the best ones' states.
 
-    They do so with other numbers: a trial's step size or theta changes on its way, and its own settings say when.
+    They do so with other numbers: a trial's step size or theta changes during the trial, and its own settings say when.
     The space may vary ``step_size`` and ``algorithm.theta`` alone. What is drawn by ``search`` is the population. Which
-    trial goes on from which is drawn anew in each sweep; ``best.yaml`` has what came of it, and trains to the same
-    bits.
+    trial goes on from which is drawn anew in each sweep; ``best.yaml`` has the best trial's settings, and trains to the
+    same bits.
     """
 
     name: Literal["population"] = "population"
@@ -135,23 +135,22 @@ class SweepConfig(Settings):
     metric: str | None = None
     """The averaged model's metric; not given: test_accuracy where there is one, else test_loss."""
     mode: Literal["max", "min"] | None = None
-    """Whether more of the metric is better; not given: max for accuracies, min for errors and losses; needed for a
-    metric of one's own, unless that says so itself (``higher_is_better``)."""
+    """Whether more of the metric is better; not given: max for accuracies, min for errors and losses; needed for
+    your own metric, unless that says so itself (``higher_is_better``)."""
     max_concurrent: int | None = Field(None, ge=1)
     """Trials at the same time; not given: as many as there is room for."""
     samples: int | None = Field(None, ge=1)
-    """No trial starts, and none goes on, once all trials together have taken about so many training samples; not
-    given: no limit."""
+    """Training samples of all trials together, about, after which the sweep stops its trials; not given: no limit."""
     dashboard: bool = False
     """Whether a cluster that the sweep starts for itself has Ray's dashboard, which shows the trials as actors; for
     trials on the ray engine, ``engine.dashboard`` says so."""
     tables: bool = False
     """Whether Tune shows its own tables while it runs, instead of a line every few seconds."""
     checkpoint_seconds: float = Field(60.0, gt=0)
-    """A trial on the local engine writes its state at the first evaluation after so many seconds, from which it goes on
-    where the sweep was interrupted."""
+    """Seconds after which a trial on the local engine writes its state, at the next evaluation; it goes on from there
+    when an interrupted sweep is resumed."""
     seconds: float | None = Field(None, gt=0)
-    """No trial starts, and none goes on, after so many seconds; not given: no limit."""
+    """Seconds after which the sweep stops its trials; not given: no limit."""
 
     def base(self, schedule: str | None = None) -> Config:
         """Return the settings that all trials share.
@@ -167,7 +166,7 @@ class SweepConfig(Settings):
         """Return the sweep with whole numbers in the ranges of settings that take no others.
 
         Raises:
-            SettingsError: a limit of such a range is none, or the range says that its values are others.
+            SettingsError: a limit of such a range is not a whole number, or the range asks for other values.
 
         """
         space: dict[str, Any] = dict(self.space)
@@ -197,12 +196,12 @@ class SweepConfig(Settings):
             )
         if not (isinstance(base.engine, LocalSettings) and isinstance(base.algorithm, Rule)):
             raise SettingsError(
-                "scheduler.name = 'population': allowed beside rules between peers on the local engine, whose runs can "
+                "scheduler.name = 'population': allowed with rules between peers on the local engine, whose runs can "
                 "be left and taken up"
             )
 
     def exchange_steps(self, base: Config) -> int | None:
-        """Return after how many steps every trial's state is written; nothing where time decides."""
+        """Return after how many steps every trial's state is written; ``None`` where time decides."""
         if not isinstance(self.scheduler, PopulationBased):
             return None
         return self.scheduler.interval_steps or base.evaluate_every
@@ -253,7 +252,7 @@ def load_sweep(
         raise SettingsError("\n".join(explain(error, tree, SweepConfig))) from None
     for key, values in sweep.space.items():
         if isinstance(values, Range) and sweep.search.name == "grid":
-            raise SettingsError(f"space.{key}: a range; allowed beside search.name = 'grid' are lists of values")
+            raise SettingsError(f"space.{key}: a range; allowed with search.name = 'grid' are lists of values")
         if isinstance(values, tuple) and not values:
             raise SettingsError(f"space.{key} = []: allowed is one value or more")
         if key == "seed":
@@ -266,12 +265,12 @@ def load_sweep(
 def _check_population(sweep: SweepConfig) -> None:
     if other := sorted(set(sweep.space) - set(_CHANGED_ON_THE_WAY)):
         raise SettingsError(
-            f"space.{other[0]}: allowed beside scheduler.name = 'population' are {' and '.join(_CHANGED_ON_THE_WAY)}"
+            f"space.{other[0]}: allowed with scheduler.name = 'population' are {' and '.join(_CHANGED_ON_THE_WAY)}"
         )
     if sweep.seeds > 1:
-        raise SettingsError(f"seeds = {sweep.seeds}: allowed beside scheduler.name = 'population' is 1")
+        raise SettingsError(f"seeds = {sweep.seeds}: allowed with scheduler.name = 'population' is 1")
     if isinstance(sweep.search, OptunaSearch):
-        raise SettingsError("search.name = 'optuna': allowed beside scheduler.name = 'population' are grid and random")
+        raise SettingsError("search.name = 'optuna': allowed with scheduler.name = 'population' are grid and random")
 
 
 def nested(point: Point) -> dict[str, Any]:

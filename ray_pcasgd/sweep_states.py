@@ -55,7 +55,7 @@ class StateKeeper:
             self._last = time.monotonic()
 
     def last(self) -> State | None:
-        """Return the state from which the trial goes on; nothing where it starts."""
+        """Return the state from which the trial goes on; ``None`` where it starts."""
         if (checkpoint := tune.get_checkpoint()) is not None:
             with checkpoint.as_directory() as folder:
                 return load_state(Path(folder) / _STATE_FILE)

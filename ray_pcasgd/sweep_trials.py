@@ -69,7 +69,7 @@ def run_trial(
     directory: str,
     checkpoint_steps: int | None = None,
 ) -> None:
-    """Run one trial, or what is left of it; a trial that fails raises what ended its run.
+    """Run one trial, or the rest of it; a trial that fails raises the error that ended its run.
 
     Its run folder lies in ``folder`` under the trial's number. One that is there was interrupted. Paths in its settings
     are looked up from ``directory``.
@@ -108,7 +108,7 @@ def with_past(config: Config, past: Config, step: int) -> Config:
 
 
 def _joined(past: Any, present: Any, step: int) -> dict[str, Any] | None:
-    """Return the curve that is ``past`` before ``step``; nothing where nothing changes."""
+    """Return the curve that is ``past`` before ``step``; ``None`` where it does not change."""
     if past == present or not isinstance(past, Constant | Stairs) or not isinstance(present, Constant):
         return None
     return continued(past, step, present.value).model_dump()

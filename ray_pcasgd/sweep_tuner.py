@@ -97,7 +97,7 @@ def _scheduler(config: SweepConfig, base: Config) -> Any:
             reduction_factor=settings.reduction,
         )
     if isinstance(settings, PopulationBased):
-        # Tune wants lists, or what draws from a range; grids are nothing that it changes.
+        # Tune wants lists, or objects that draw from a range; it does not change grids.
         mutations = {
             key: list(values) if isinstance(values, tuple) else _domain(values, config)
             for key, values in config.space.items()

@@ -1,4 +1,4 @@
-"""What the command line shows of a run: live progress, events, and the final tables."""
+"""The terminal's view of a run: live progress, events, and the final tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from ray_pcasgd.watching import Watcher
 from ray_pcasgd.wording import NOTHING, SPREAD, main_metric, printable, spoken, written
 
 _HISTOGRAM_CLASSES = 10
-"""Label counts of shards are shown up to so many classes."""
+"""Label counts of shards are shown up to this number of classes."""
 
 
 _BEST_POINTS = 10
@@ -52,7 +52,7 @@ class LenientOutput:
 
 @contextmanager
 def _but_for_a_broken_pipe() -> Iterator[None]:
-    """Pass over errors, but for that nobody reads any more: then the program ends as any other."""
+    """Pass over errors, except a broken pipe, which ends the program as usual."""
     try:
         yield
     except BrokenPipeError:
@@ -62,7 +62,7 @@ def _but_for_a_broken_pipe() -> Iterator[None]:
 
 
 class Terminal(Watcher):
-    """Shows a run as it goes: ``Trainer(..., watcher=Terminal())``.
+    """Shows a run while it is running: ``Trainer(..., watcher=Terminal())``.
 
     On a terminal one line for each agent, which are drawn anew; elsewhere, as in notebooks and logs, a line of text
     every few seconds and at each evaluation.
@@ -70,7 +70,7 @@ class Terminal(Watcher):
     Args:
         console: where to write; not given: the process's output, or the notebook's.
         title: stands before each line.
-        details: whether the first lines say what is going to run.
+        details: whether the first lines describe the run.
 
     """
 
@@ -82,7 +82,7 @@ class Terminal(Watcher):
         self._servers = range(0)
 
     def started(self, plan: Plan, path: Path) -> None:
-        """Say what is going to run."""
+        """Describe the run."""
         config = plan.config
         self._servers = plan.servers
         at_once = isinstance(config.engine, RaySettings)

@@ -1,4 +1,4 @@
-"""How long an update takes and how stale its gradients are: the theory of Dutta et al., and the planner beside it.
+"""How long an update takes and how stale its gradients are: the theory of Dutta et al. against the planner.
 
 Dutta, Joshi, Ghosh, Dube, Nagpurkar, 'Slow and Stale Gradients Can Win the Race' (AISTATS 2018; extended 2021). P
 workers compute for independent times of one law X, and messages take no time. ``X_{K:P}`` is the K-th smallest of P.
@@ -144,7 +144,7 @@ def mean_staleness(gathering: Gathering, num_workers: int, k: int | None = None)
 
     0 where the server waits for gradients at its version. Where workers wait for their update (K-async, ASGD), each is
     taken every P / K updates in the mean: ``P / K - 1``, for ASGD P - 1, whatever the law. Where they do not
-    (K-batch-async, n-softsync), P - 1 gradients of others come between two of one's own: ``(P - 1) / K``. All of that
+    (K-batch-async, n-softsync), P - 1 gradients of others come between two of one worker: ``(P - 1) / K``. All of that
     without delays of links, which add to it.
     """
     k = gathering.num_gradients(num_workers) if k is None else k
@@ -164,7 +164,7 @@ def base_kind(gathering: Gathering) -> type[Gathering]:
 
 
 def _k_async_kind(law: Law) -> Kind:
-    """Say how ``E[X_{K:P}]`` bounds K-async: from above where new work takes longer than what is left of other work.
+    """Say how ``E[X_{K:P}]`` bounds K-async: from above where new work takes longer than the rest of other work.
 
     The heavy tail of a Pareto law breaks that late, its smallest value holds it early on.
     """
@@ -225,7 +225,7 @@ def _renewals(law: Law, k: int, times: NDArray[np.float64]) -> Sequence[NDArray[
 
 
 class Planned(NamedTuple):
-    """What a plan of many updates has."""
+    """The figures of a plan of many updates."""
 
     seconds: float
     """Mean seconds between updates."""
@@ -243,7 +243,7 @@ class Planned(NamedTuple):
 
 
 def plan_updates(gathering: Gathering, law: Law, num_workers: int, num_updates: int, seed: int = 0) -> Planned:
-    """Return what the planner makes of so many updates, without delays of links."""
+    """Return the figures of a plan of ``num_updates`` updates, without delays of links."""
     planner = ServerPlanner(
         num_workers=num_workers,
         num_servers=1,

@@ -1,4 +1,4 @@
-"""How long agents compute and how late messages are, in a run's settings and link by link."""
+"""Compute times and delays of messages: their settings, and what they say link by link."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -15,11 +15,11 @@ class ComputeTimes(Settings):
     """Seconds that a step's gradient takes."""
 
     law: LawOfSeconds = Constant(value=1.0)
-    """Law of one step's seconds in planned runs; live ones take what they take."""
+    """Law of one step's seconds in planned runs; live runs take the time that they need."""
     agents: dict[int, LawOfSeconds] = Field(default_factory=dict)
     """Laws of single agents, by their numbers, in place of ``law``."""
     stragglers: dict[int, LawOfSeconds] = Field(default_factory=dict)
-    """Laws of the seconds that single agents take longer; in live runs they really wait so long at each step."""
+    """Laws of the extra seconds that single agents take; in live runs they really wait that long at each step."""
 
     def sampler(self, seed: int, agent: int) -> Callable[[float], float]:
         """Return what draws the seconds of the agent's next step in a planned run."""
@@ -28,7 +28,7 @@ class ComputeTimes(Settings):
         return lambda now: base(now) + extra(now)
 
     def extra_sampler(self, seed: int, agent: int) -> Callable[[float], float]:
-        """Return what draws the seconds that the agent's next step takes longer than it has to."""
+        """Return what draws the extra seconds of the agent's next step."""
         law = self.stragglers.get(agent, Constant(value=0.0))
         return law.sampler(generator(seed, "straggler", agent))
 
@@ -39,17 +39,17 @@ class LinkDelay(Settings):
     delay: Law
     """The delay, in ``unit``, which it may also say itself: ``200ms``, ``pareto(2, 0.1s)``, ``10 steps``."""
     unit: Unit | None = None
-    """``seconds``: the message arrives so much later. ``steps``: it arrives at once, and its weights are held back
-    until its sender has taken so many steps more; drawn delays are rounded to whole steps. Not given: as the delay says
-    itself, else steps, or seconds for ad-psgd, which has no delays in steps."""
+    """``seconds``: the message arrives later by the delay. ``steps``: it arrives at once, and its weights are held back
+    until its sender has taken that many more steps; drawn delays are rounded to whole steps. Not given: the unit that
+    the delay says itself, else steps, or seconds for ad-psgd, which has no delays in steps."""
     between: Literal["all", "clusters"] | tuple[tuple[int, ...], ...] = "all"
-    """All links, those between the run's clusters, or those between the groups of agents that are listed."""
+    """The links that the entry applies to: all, those between the run's clusters, or those between listed groups."""
     links: tuple[tuple[int, int], ...] | None = None
-    """These pairs of agents, both ways, in place of ``between``."""
+    """Pairs of agents whose links these are, in both directions, in place of ``between``."""
     from_step: int = Field(0, ge=0)
-    """Counts for versions from this one on."""
+    """First version of the sender to which the entry applies."""
     from_second: float = Field(0.0, ge=0)
-    """Counts for messages sent from this second of the run on."""
+    """Second of the run from which on the entry applies to messages that are sent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +71,7 @@ class LinkDelay(Settings):
     @model_validator(mode="after")
     def _one_place(self) -> "LinkDelay":
         if self.links is not None and self.between != "all":
-            raise ValueError(f"between = {self.between!r}: allowed beside links is none")
+            raise ValueError(f"between = {self.between!r}: allowed is one of between and links, not both")
         if isinstance(self.between, tuple):
             members = [agent for group in self.between for agent in group]
             if len(self.between) < 2 or not all(self.between) or len(set(members)) < len(members):

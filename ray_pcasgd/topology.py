@@ -1,4 +1,4 @@
-"""Who is whose neighbor, and with which weights neighbors are averaged."""
+"""Which agents are neighbors, and the weights with which they are averaged."""
 
 import itertools
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,7 +15,7 @@ _TOLERANCE = 1e-6
 
 
 class Complete(Settings):
-    """Everyone is everyone's neighbor."""
+    """All agents are neighbors of each other."""
 
     name: Literal["complete"] = "complete"
 
@@ -55,7 +55,7 @@ class Torus(Settings):
 
 
 class Star(Settings):
-    """Agent 0 is everyone's only neighbor."""
+    """Agent 0 is the only neighbor of every other agent."""
 
     name: Literal["star"] = "star"
 
@@ -112,7 +112,7 @@ class ErdosRenyi(Settings):
 
 
 class Regular(Settings):
-    """A random graph in which everyone has equally many neighbors; drawn anew until it is connected."""
+    """A random graph in which all agents have the same number of neighbors; drawn anew until it is connected."""
 
     name: Literal["regular"] = "regular"
     degree: int = Field(ge=1)
@@ -151,7 +151,7 @@ class Edges(Settings):
 
 
 class DirectedRing(Settings):
-    """Each agent sends to the one after it alone."""
+    """Each agent sends only to the one after it."""
 
     name: Literal["directed-ring"] = "directed-ring"
 
@@ -179,7 +179,7 @@ class DirectedEdges(Settings):
 
     name: Literal["directed-edges"] = "directed-edges"
     edges: tuple[tuple[int, int], ...]
-    """Pairs of a sender and who reads it."""
+    """Pairs of agents: the sender, and the agent that reads it."""
 
     def graph(self, num_agents: int, seed: int) -> nx.DiGraph:
         """Return the graph on agents 0 to N - 1; edges point the way that messages go."""
@@ -222,7 +222,7 @@ class Metropolis(Settings):
 
 
 class Uniform(Settings):
-    """The weight 1 / N for everyone, on a complete graph."""
+    """The weight 1 / N for all agents, on a complete graph."""
 
     name: Literal["uniform"] = "uniform"
 
@@ -291,7 +291,7 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
     graph = topology.graph(num_agents, seed)
     if graph.is_directed():
         raise ValueError(
-            f"topology.name = {topology.name!r}: allowed beside this algorithm are undirected graphs; directed ones "
+            f"topology.name = {topology.name!r}: allowed with this algorithm are undirected graphs; directed ones "
             "are for sgp and sgp-overlap"
         )
     if not nx.is_connected(graph):
@@ -308,12 +308,12 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
 
 
 def build_push_network(topology: Any, num_agents: int, seed: int) -> Network:
-    """Return the network in which everyone sends equal shares to itself and to all that read it.
+    """Return the network in which each agent sends equal shares to itself and to all that read it.
 
     The share of i in what k sends is ``W[i, k] = 1 / (1 + out-degree of k)``; columns sum to 1.
 
     Raises:
-        ValueError: there is not a path from everyone to everyone, or the graph does not fit the number of agents.
+        ValueError: some agent has no path to another one, or the graph does not fit the number of agents.
 
     """
     graph = topology.graph(num_agents, seed).to_directed()
@@ -324,7 +324,7 @@ def build_push_network(topology: Any, num_agents: int, seed: int) -> Network:
         outside = min(set(graph) - parts.nodes[sink]["members"])
         raise ValueError(
             f"topology.name = {topology.name!r}: there is no path from agent {inside} to agent {outside}; allowed are "
-            "graphs with a path from everyone to everyone"
+            "graphs with a path from each agent to every other one"
         )
     matrix = np.zeros((num_agents, num_agents))
     for k in graph:

@@ -25,11 +25,11 @@ from ray_pcasgd.variant_plan import make_variants
 from ray_pcasgd.watching import Watcher, Watchers
 
 _ESSENTIAL = ("seed", "num_agents", "num_steps", "algorithm", "task", "engine")
-"""Settings without which a run's file is not whole."""
+"""Settings that every run's file must have."""
 
 
 class Trainer:
-    """Trains one model on many agents whose news of each other is late.
+    """Trains one model on many agents that get each other's weights late.
 
     >>> result = Trainer(engine="local", num_steps=20, storage_path="/tmp/ray_pcasgd_doctest").fit()
     >>> 0 <= result.metrics["test_accuracy"] <= 1
@@ -62,17 +62,17 @@ class Trainer:
         self._watcher = watcher or Watcher()
 
     def fit(self, state: State | None = None) -> Result:
-        """Run to the end, and return what came of it; a run that fails returns its error, with its files intact.
+        """Run to the end, and return the result; a run that fails returns its error, with its files intact.
 
-        Whatever the user's own code raises on the way, in the model, the loss, a metric or the data, is such an error,
-        which names agent, step, file and line; only what the watcher raises is raised again. Where a ``state`` is given
-        (``Watcher.paused``), the run goes on from there.
+        Whatever the user's own code raises during the run, in the model, the loss, a metric or the data, is such an
+        error, which names agent, step, file and line; only what the watcher raises is raised again. Where a ``state``
+        is given (``Watcher.paused``), the run goes on from there.
 
         Raises:
             SettingsError: the settings cannot be run; nothing was started.
             RunError: Ray does not start, or does not answer; the run has no folder yet.
-            RunInterrupted: a ``KeyboardInterrupt``: Ctrl-C was pressed. Everything is written that there is, ``resume``
-                goes on with the run, and the exception's ``result`` is what this would have returned.
+            RunInterrupted: a ``KeyboardInterrupt``: Ctrl-C was pressed. All files are written, ``resume`` goes on with
+                the run, and the exception's ``result`` is what this would have returned.
 
         """
         plan = make_plan(self.config)
@@ -86,13 +86,13 @@ def resume(
 ) -> Result:
     """Go on with a run that was interrupted, from the newest of its states that is intact, in its own folder.
 
-    A run without one begins anew, and says so.
+    A run that has no intact state begins anew, and says so.
 
     Args:
         run: the run's folder, or its location on remote storage.
         watcher: is told of the run as it goes.
         task: parts of the task's settings in place of those of the run: what was given as objects of a script, which
-            no file can hold, such as data, a model or a loss of one's own.
+            no file can hold, such as your own data, model or loss.
         trust: whether the run's settings may name code, or a cluster, though you have not run them before.
 
     Raises:
@@ -127,7 +127,7 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
 
 
 def _made(plan: Plan, folder: RunFolder, watcher: Watcher) -> Run:
-    """Return a run that is ready to start; where it cannot be made, of a new folder nothing is left."""
+    """Return a run that is ready to start; where it cannot be made, a new folder is removed again."""
     try:
         return Run(plan, folder, watcher)
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Whether a folder's files may do what a stranger could want of them: run code, join a cluster, write elsewhere.
+"""Whether a folder's files, which may come from a stranger, may run code, join a cluster or write elsewhere.
 
-They may where this user has run the very same himself, or says so now. What he has run is known by fingerprints, which
-are kept outside of all run folders; so it does not matter where a folder lies.
+They may where this user has run the very same settings before, or says so now. What the user has run is known by
+fingerprints, which are kept outside of all run folders; so it does not matter where a folder lies.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ def load_run_settings(
 ) -> Config:
     """Return the checked settings of a run's folder, with changes as ``load_config`` takes them.
 
-    Whom this user trusts once he trusts with the same settings again.
+    Settings that this user has trusted once are trusted again.
 
     Raises:
-        SettingsError: they cannot be read or run, or give powers to somebody that this user has not given him.
+        SettingsError: they cannot be read or run, or would run code or join a cluster that this user has not allowed.
 
     """
     tree = read_yaml(folder / "config.yaml")
@@ -42,12 +42,12 @@ def load_run_settings(
 
 
 def note_settings(text: str) -> None:
-    """Note that this user runs settings, the text of a ``config.yaml``; where nothing can be noted, nothing happens."""
+    """Note that this user runs settings, the text of a ``config.yaml``; where that cannot be noted, the run goes on."""
     with contextlib.suppress(YAMLTextError):  # too large to be read again
         tree = parse_yaml(text)
         try:
             Config.model_validate(tree, context=FROM_STRANGERS)
-        except ValidationError:  # there is something in them that not everybody's may do
+        except ValidationError:  # they would run code or join a cluster
             _note(_powers(tree))
 
 

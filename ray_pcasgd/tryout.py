@@ -38,7 +38,7 @@ _LONGEST_REASON = 400
 
 
 def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], training: Mapping[str, Any]) -> str | None:
-    """Train on one batch and test on a few samples, on copies; nothing of the run changes, no generator either.
+    """Train on one batch and test on a few samples, on copies; the run does not change, nor does any generator.
 
     Returns why agents that have the model cannot be stepped together with others, if so.
 
@@ -89,7 +89,7 @@ class _Trial:
         """Return a replica of the model.
 
         Raises:
-            ValueError: it cannot be built, or is none that agents can start with alike.
+            ValueError: it cannot be built, or differs from call to call, so that agents cannot start alike.
 
         """
         replica = self._built()
@@ -178,7 +178,7 @@ class _Trial:
         trained = [name for name, parameter in made.named_parameters() if parameter.requires_grad]
         if trained:
             raise ValueError(
-                f"{self.loss}: has a parameter {trained[0]}, which nobody trains; allowed are parameters of the model"
+                f"{self.loss}: has a parameter {trained[0]}, which is not trained; allowed are parameters of the model"
             )
         return {name: tensor.detach().clone() for name, tensor in named_tensors(made).items()}
 
@@ -213,7 +213,7 @@ class _Trial:
                 self.has_checked_labels = True
             if not isinstance(outputs, Tensor) and not isinstance(self.task.loss, CustomMeasure):
                 kind = type(outputs).__name__
-                problem = f"{self.model}: puts out a {kind} in training; allowed beside {self.loss} is a tensor"
+                problem = f"{self.model}: returns a {kind} in training; allowed with {self.loss} is a tensor"
                 hint = ", as with task.model.arguments.aux_logits = false" if "logits" in dir(outputs) else ""
                 raise ValueError(problem + hint)
             with _naming(self.loss, where):

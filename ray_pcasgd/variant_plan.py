@@ -37,7 +37,7 @@ def shared_settings(config: Config) -> dict[str, Any]:
 
 
 def why_alone(config: Config) -> str | None:
-    """Return why a run cannot be stepped together with others, or nothing if it can."""
+    """Return why a run cannot be stepped together with others, or ``None`` if it can."""
     if not isinstance(config.engine, LocalSettings):
         return f"engine.name = {config.engine.name!r}: allowed is 'local'"
     if not isinstance(config.algorithm, Rule):

@@ -84,8 +84,8 @@ SENTENCES = {
     "resume": "write ray-pcasgd train --resume RUN",
     "resume_from_checkpoint": "write ray-pcasgd train --resume RUN",
     "auto_resume": "write ray-pcasgd train --resume RUN",
-    "optim": "there is SGD alone; write optimizer: {momentum: 0.9}",
-    "optimizer_type": "there is SGD alone; write optimizer: {momentum: 0.9}",
+    "optim": "the only optimizer is SGD; write optimizer: {momentum: 0.9}",
+    "optimizer_type": "the only optimizer is SGD; write optimizer: {momentum: 0.9}",
     "delay": _DELAYS,
     "delays": _DELAYS,
     "latency": _DELAYS,
@@ -99,17 +99,17 @@ SENTENCES = {
     "gradient_clip_val": "gradients are not clipped; on_non_finite_loss says what becomes of an agent that diverges",
     "max_grad_norm": "gradients are not clipped; on_non_finite_loss says what becomes of an agent that diverges",
     "gradient_clipping": "gradients are not clipped; on_non_finite_loss says what becomes of an agent that diverges",
-    "gradient_accumulation_steps": "there is no accumulation; batch_size is what an agent takes a step with",
-    "accumulate_grad_batches": "there is no accumulation; batch_size is what an agent takes a step with",
-    "fp16": "there is float32 alone",
-    "bf16": "there is float32 alone",
-    "precision": "there is float32 alone",
-    "amp": "there is float32 alone",
+    "gradient_accumulation_steps": "gradients are not accumulated; batch_size is the number of samples of a step",
+    "accumulate_grad_batches": "gradients are not accumulated; batch_size is the number of samples of a step",
+    "fp16": "the only precision is float32",
+    "bf16": "the only precision is float32",
+    "precision": "the only precision is float32",
+    "amp": "the only precision is float32",
     "seeds": "write seed; compare --seeds and the seeds of a sweep take several",
     "config": "write the settings themselves at the top, or their file's path: ray-pcasgd train FILE.yaml",
     "settings": "write the settings themselves at the top, or their file's path: ray-pcasgd train FILE.yaml",
 }
-"""What there is instead, where that is no other setting."""
+"""Sentences for words that mean no single setting here."""
 
 NAMES: dict[str, dict[str, str]] = {
     "algorithm": {

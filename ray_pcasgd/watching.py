@@ -1,4 +1,4 @@
-"""Who is told of a run as it goes."""
+"""Watchers: objects that are told of a run while it is running."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from ray_pcasgd.run_state import State
 
 
 class Watcher:
-    """What is told of a run as it goes; the default looks away."""
+    """Is told of a run while it is running; the default ignores it."""
 
     keeps_states = False
     """Whether it keeps the run's states itself, so that the run need not."""
@@ -29,14 +29,14 @@ class Watcher:
         """Take in an event."""
 
     def paused(self, pause: Pause, state: Callable[[], State]) -> None:
-        """Take in that the run can be left here; ``state`` returns what it goes on from, if called at once."""
+        """Take in that the run can be left here; ``state``, if called at once, returns the state to go on from."""
 
     def finished(self) -> None:
         """Take in that there will be no more steps."""
 
 
 class Watchers(Watcher):
-    """Several watchers, told in turn."""
+    """Several watchers, which are told one after another."""
 
     def __init__(self, *watchers: Watcher) -> None:
         self._watchers = watchers

@@ -87,7 +87,7 @@ def printable(text: object) -> str:
 
 
 def one_line(message: object, longest: int | None = None) -> str:
-    r"""Return a message as one line of printable characters, cut where it is longer than so many.
+    r"""Return a message as one line of printable characters, cut where it has more than ``longest`` characters.
 
     >>> one_line("a\x1b[2J b\n c"), one_line("much too long", 8)
     ('a [2J b c', 'much too...')

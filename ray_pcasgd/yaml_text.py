@@ -20,11 +20,11 @@ _LONGEST_LIST = 10_000
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes what other readers of YAML, or ours, would take for something else than a text."""
+    """Puts in quotes what other readers of YAML, or ours, would not take for a text."""
 
 
 class YAMLTextError(ValueError):
-    """A text that is not YAML, or none that settings are written in."""
+    """A text that is not YAML, or not YAML of settings."""
 
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
@@ -107,7 +107,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _told(error: yaml.YAMLError) -> str:
-    """Return what is wrong, and where, without the lines around it."""
+    """Return the problem and its place, without the lines around it."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)
     place = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""

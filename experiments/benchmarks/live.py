@@ -1,4 +1,4 @@
-"""(e) Live agents beside a slow one, and beside one whose process is killed."""
+"""(e) Live agents together with a slow one, and with one whose process is killed."""
 
 import os
 import re
@@ -15,7 +15,7 @@ KILLED_AT = 60
 
 
 def benchmark(repeats: int) -> list[Figure]:
-    """Return the fast agents' speed beside a slow one over that without it, live and under a barrier."""
+    """Return the fast agents' speed with a slow one over that without it, live and under a barrier."""
     return [
         paired(
             f"three fast agents (20 ms a step) beside a slow one (200 ms), {name}",

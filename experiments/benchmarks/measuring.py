@@ -1,4 +1,4 @@
-"""Paired measurement: what is compared runs in turn, A B A B, and the ratio is taken pair by pair."""
+"""Paired measurement: the two sides run in turn, A B A B, and the ratio is taken pair by pair."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The whole cycle of a cluster of one's own machines: up, submit, watch, change a delay, fetch the report, down.
+"""The whole cycle of a cluster of your own machines: up, submit, watch, change a delay, fetch the report, down.
 
 Runs as the operator of the network laboratory, whose hosts are 10.77.0.1 and so on: see ``__main__``.
 """

@@ -19,7 +19,7 @@ SCHEDULER = -1
 
 
 class Fault(Watcher):
-    """Does something to a run once any of its agents has come to a step, and what it may wait for beside is true."""
+    """Does something to a run once any of its agents has come to a step, and a further condition, if given, is true."""
 
     def __init__(
         self, at_step: int, act: Callable[["Fault"], None], waits_for: Callable[["Fault"], bool] = lambda _: True

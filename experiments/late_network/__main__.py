@@ -1,4 +1,4 @@
-"""Two hosts and a slow network: live runs there, replayed here: ``python -m experiments.late_network``."""
+"""Live runs on two hosts with a slow network, and their replays on one: ``python -m experiments.late_network``."""
 
 import json
 import os

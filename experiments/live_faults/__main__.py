@@ -23,6 +23,8 @@ def measure(settings: dict[str, Any], storage: Path, output: Path) -> None:
 
     with tempfile.TemporaryDirectory() as marks:
         os.environ[MARKS] = marks
+        # Ray gives its workers a low priority: on a machine with other work they would hardly run at all.
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         algorithms = settings.get("algorithms", list(scenarios.ALGORITHMS))
         faults = settings.get("faults", list(scenarios.FAULTS))

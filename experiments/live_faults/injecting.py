@@ -1,4 +1,4 @@
-"""What is done to a live run: agents killed and stopped, at moments that are easily forgotten."""
+"""Faults of a live run: agents killed and stopped, at moments that are easily forgotten."""
 
 import os
 import signal
@@ -13,9 +13,6 @@ from torch import Tensor
 
 from experiments.faults.injecting import Fault
 from ray_pcasgd.records import Event, StepReport
-
-NICENESS = 15
-"""What Ray gives its workers (``RAY_worker_niceness``); beside processes of a higher priority they hardly run."""
 
 MARKS = "RAY_PCASGD_LIVE_FAULTS"
 """Environment variable that names the folder of marks: a process whose mark is there dies in its next evaluation."""
@@ -112,9 +109,8 @@ def kill_in_evaluation(agent: int, marks: Path) -> Callable[[Fault], None]:
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """Let so many other processes compute as fast as they can meanwhile, at the priority of Ray's own workers."""
-    computing = f"import os; os.nice({NICENESS})\nwhile True: pass"
-    others = [subprocess.Popen([sys.executable, "-c", computing]) for _ in range(loops)]
+    """Let other processes, so many, compute as fast as they can meanwhile."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The README's own live command, again and again: what its runs come to against the planned run of that length."""
+"""The README's live command, many times: the accuracy of its runs against that of the planned run of equal length."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""One fault done to one live run: what came of it, and whether its record replays."""
+"""One fault of one live run: how the run ended, and whether its record replays."""
 
 import os
 import signal

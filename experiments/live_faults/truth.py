@@ -1,4 +1,4 @@
-"""How stale what live agents read really was, as the whole record tells afterwards."""
+"""The true staleness of what live agents read, as the whole record shows afterwards."""
 
 from bisect import bisect_right
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""One slow worker, really: ``python -m experiments.slow_worker [--scale smoke|cpu|paper]`` from the root.
+"""One worker that is really slow: ``python -m experiments.slow_worker [--scale smoke|cpu|paper]`` from the root.
 
 The steps of all workers are timed first; then one of them sleeps three times as long at each of its steps. Every method
 trains the same model from the same weights for the same seconds on this machine, live, and what it had at each moment
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def search(config: Config, extra: float, seconds: float, methods: Sequence[str], output: Path) -> None:
-    """Try every step size with every method beside a slow worker, tested on validation samples."""
+    """Try every step size with every method and a slow worker, tested on validation samples."""
     frames = []
     for method in methods:
         for step_size in STEP_SIZES:

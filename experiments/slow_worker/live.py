@@ -1,4 +1,4 @@
-"""Runs of this package's live engine that end by the clock, and whose weights are noted, not tested, on the way."""
+"""Runs of this package's live engine that end by the clock, and whose weights are noted, but not tested, meanwhile."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What one run leaves, whoever executed it: steps with their times, and weights with theirs, tested afterwards."""
+"""The track of one run, of any engine: steps with their times, and weights with theirs, tested afterwards."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

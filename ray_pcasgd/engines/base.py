@@ -1,4 +1,4 @@
-"""What an engine is: it executes agents' steps and reports each of them."""
+"""The interface of an engine, which executes agents' steps and reports each of them."""
 
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -10,20 +10,20 @@ from ray_pcasgd.run_state import State
 from ray_pcasgd.tasks.task import TaskData
 
 PAUSE_SECONDS = 30.0
-"""How long a run on actors that is going to be left is waited for, until its state can be kept."""
+"""Seconds to wait, when a run on actors is to be left, until its state can be kept."""
 
 
 class Pause(NamedTuple):
-    """All agents that take part have come to an evaluation, and nothing is under way: here a run can be left."""
+    """All agents that take part have come to an evaluation, and no message is under way: here a run can be left."""
 
     step: int
-    """What all of them have come to, or passed."""
+    """The step that all of them have reached, or passed."""
     next_step: int
     """The first step that no agent has taken."""
     state: Callable[[], State]
-    """Returns what the engine goes on from; to be called before the next report is taken."""
+    """Returns the state that the engine goes on from; to be called before the next report is taken."""
     versions: tuple[int, ...] | None = None
-    """What each agent goes on from, where steps that were reported after it will be taken anew, and otherwise."""
+    """Versions from which agents go on, where the steps that were reported after them will be taken differently."""
 
 
 Report = StepReport | Event | Pause
@@ -71,7 +71,7 @@ class Engine(Protocol):
         Raises:
             NonFiniteLossError: an agent's loss is not finite, and the recipe does not isolate such agents.
             InterruptionError: something was lost that executes the run, which goes on from its last state.
-            StateError: ``state`` is none of this run's; nothing was reported yet but events.
+            StateError: ``state`` is not one of this run; only events were reported so far.
             RunError: the run cannot go on, for a reason that its message names.
 
         """
@@ -79,17 +79,17 @@ class Engine(Protocol):
 
 
 class StateError(ValueError):
-    """A state that is none of this run's, though its file is whole."""
+    """A state that is not one of this run, though its file is whole."""
 
 
 class Cluster:
-    """What has to be there before a run's processes start; the default, of a run in this process alone, is nothing."""
+    """What has to be there before a run's processes start: by default, for a run in this process alone, no cluster."""
 
     def join(self) -> None:
-        """See to it that it is there; where it is already, nothing happens.
+        """Make sure that it is there; where it is already, do nothing.
 
         Raises:
-            ValueError: the settings name none that there could be.
+            ValueError: what the settings name cannot be a cluster.
             RunError: it does not start, or does not answer.
 
         """
@@ -108,7 +108,7 @@ class InterruptionError(RunError):
     def __init__(self, message: str, agent: int = -1) -> None:
         super().__init__(message, agent)
         self.agent = agent
-        """Who was lost; -1 where it is no agent."""
+        """Which agent was lost; -1 where it was not an agent."""
 
     def __str__(self) -> str:
         return str(self.args[0])

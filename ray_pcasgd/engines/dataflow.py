@@ -100,7 +100,7 @@ class DataFlow:
         """Go on from a state, where one is given.
 
         Raises:
-            StateError: it is none of this run's.
+            StateError: it is not one of this run.
 
         """
         if state is None:
@@ -130,7 +130,7 @@ class DataFlow:
             next(self.rows)
 
     def take_ready(self) -> list[Row]:
-        """Take the rows that can run now, in the schedule's order; nothing once all rows have run."""
+        """Take the rows that can run now, in the schedule's order; an empty list once all rows have run."""
         limit = 2 * len(self.agents)
         while True:
             while len(self.window) < limit and (row := next(self.rows, None)) is not None:
@@ -217,7 +217,7 @@ class DataFlow:
                 del self.published[k][version]
 
     def forget_read(self, row: Row) -> None:
-        """Drop the versions that everybody has read who reads each version once, in whatever order."""
+        """Drop the versions that all agents have read, where agents read each version once, in any order."""
         for read in row.reads:
             self.unread[read.neighbor].get(read.version, set()).discard(row.agent)
             self.to_read[read[:2]] -= 1

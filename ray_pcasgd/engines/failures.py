@@ -1,4 +1,4 @@
-"""What a run raises on its way, the user's own code above all: who it was, at which step, and where in which file."""
+"""What a run raises, above all in the user's own code: which agent, at which step, and where in which file."""
 
 import math
 import re
@@ -27,7 +27,7 @@ class StepError(RunError):
     def __init__(self, message: str, agent: int = -1, step: int = -1, trace: str = "") -> None:
         super().__init__(message, agent, step, trace)
         self.agent = agent
-        """-1 where it is none, or several."""
+        """-1 where it is no single agent."""
         self.step = step
         self.trace = trace
         """The traceback, as text."""
@@ -125,7 +125,7 @@ def who_of(learners: Sequence[Learner]) -> str:
 def measured(
     evaluate: Callable[[], dict[str, float]], task: Task, agent: int, step: int, who: str = ""
 ) -> tuple[dict[str, float], Event | None]:
-    """Return what an evaluation measures, and an event where it raises: then nothing is known, and the run goes on."""
+    """Return what an evaluation measures, and an event where it raises: the run goes on without figures."""
     try:
         return {name: float(value) for name, value in evaluate().items()}, None
     except Exception as error:

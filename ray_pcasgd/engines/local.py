@@ -26,7 +26,7 @@ from ray_pcasgd.tasks.objective import CustomMeasure
 from ray_pcasgd.tasks.task import TaskData
 
 MANY_AGENTS = 32
-"""From so many agents on, stacking saves more than it costs (measured on CPUs: experiments/benchmarks)."""
+"""From this number of agents on, stacking saves more than it costs (measured on CPUs: experiments/benchmarks)."""
 
 
 class LocalSettings(Settings):

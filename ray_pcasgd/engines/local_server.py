@@ -111,7 +111,7 @@ class _Execution:
         """Go on from a state, where one is given.
 
         Raises:
-            StateError: it is none of this run's.
+            StateError: it is not one of this run.
 
         """
         if state is None:
@@ -149,7 +149,7 @@ class _Execution:
         return [*self.workers.values(), *self.servers.values()]
 
     def take_ready(self) -> list[Row]:
-        """Take the rows that can run now, in the schedule's order; nothing once all rows have run."""
+        """Take the rows that can run now, in the schedule's order; an empty list once all rows have run."""
         limit = 2 * len(self.specs) if self.stacks else 1
         while True:
             ended = False

@@ -1,6 +1,6 @@
-"""What a run folder holds, read for the report; whatever a failed run did not write is empty.
+"""The contents of a run folder, read for the report; files that a failed run did not write count as empty.
 
-The folder may be anybody's: nothing in it is run, and what is returned is as the report takes it for granted.
+The folder may come from anybody: its code is not run, and what is returned was checked for what the report relies on.
 """
 
 from collections.abc import Mapping
@@ -36,12 +36,12 @@ class RunData:
 
     @property
     def seed(self) -> Any:
-        """The seed; nothing where the settings have none."""
+        """The seed; ``None`` where the settings have no seed."""
         return self.config.get("seed")
 
     @property
     def error(self) -> str | None:
-        """What ended the run early, in one line; nothing if it is complete."""
+        """What ended the run early, in one line; ``None`` if it is complete."""
         if not self.result:
             return "The run has no result.json: it is still going, or it was interrupted."
         error = self.result.get("error")
@@ -54,7 +54,7 @@ class RunData:
         return None if value is None else str(value)
 
     def initial(self, column: str) -> float | None:
-        """Return what the common start, step 0, was tested to be; None where that is not known."""
+        """Return the test figures of the common start, step 0; ``None`` where they are not known."""
         initial = self.result.get("initial")
         value: Any = initial.get(column) if isinstance(initial, Mapping) else None
         return float(value) if is_number(value) else None
@@ -72,7 +72,7 @@ class RunData:
 
     @property
     def num_workers(self) -> int | None:
-        """The workers of a run with servers, which are the agents after them; nothing between peers."""
+        """The workers of a run with servers, which are the agents after them; ``None`` between peers."""
         algorithm = self.config.get("algorithm")
         gathers = isinstance(algorithm, Mapping) and "gathering" in algorithm
         return int(self.config["num_agents"]) if gathers else None
@@ -86,7 +86,7 @@ class RunData:
         return _staleness_of(readers)
 
     def mean_staleness(self, agent: int | None = None) -> float | None:
-        """Return the mean staleness over all reads of the run, or of one agent; None where nothing was read."""
+        """Return the mean staleness over all reads of the run, or of one agent; ``None`` where no version was read."""
         values = self.staleness
         if agent is not None:
             values = _staleness_of(self.schedule.filter(compute.equal(self.schedule["agent"], agent)))
@@ -97,7 +97,7 @@ class RunData:
         return {"mean_staleness": self.mean_staleness(agent), "predicting_share": self.predicting_share(agent)}
 
     def final(self, *keys: str) -> float | None:
-        """Return a number of the final evaluation by its place there; nothing where it is missing or not a number."""
+        """Return a number of the final evaluation by its place there; ``None`` where it is missing or not a number."""
         value: Any = self.result.get("final")
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None

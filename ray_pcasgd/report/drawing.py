@@ -1,4 +1,4 @@
-"""The hand that draws: axes, colors and files of all pictures alike, without pyplot's global state."""
+"""What all pictures share: axes, colors and files, without pyplot's global state."""
 
 import base64
 import io
@@ -123,7 +123,7 @@ def percent_text(value: float, place: float = 0) -> str:
 
 
 def logarithmic(axis: Axis) -> None:
-    """Make an axis of numbers above 0 logarithmic, with as many plain numbers beside it as it has room for."""
+    """Make an axis of numbers above 0 logarithmic, with as many plain numbers along it as it has room for."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
     low, high = axis.get_view_interval()
     subs = (1.0,) if high > 200 * low else (1.0, 3.0) if high > 20 * low else (1.0, 2.0, 5.0)

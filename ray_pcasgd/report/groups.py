@@ -1,4 +1,4 @@
-"""Runs of one method, and what they measured: over seeds as mean and sample standard deviation."""
+"""Runs of one method, and their figures: over seeds as mean and sample standard deviation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Group:
 
     @cached_property
     def counted(self) -> tuple[RunData, ...]:
-        """The runs that figures are made of: those that did not fail; where all did, what there is of them."""
+        """The runs that figures are made of: those that did not fail; where all failed, all of them."""
         return tuple(run for run in self.runs if run.error is None) or self.runs
 
     @cached_property
@@ -38,7 +38,7 @@ class Group:
 
     @property
     def mean_staleness(self) -> float | None:
-        """The mean over all these reads; None where nothing was read."""
+        """The mean over all these reads; ``None`` where no version was read."""
         return float(self.staleness.mean()) if self.staleness.size else None
 
     def values(self, measure: Callable[[RunData], float | None]) -> Numbers:
@@ -56,14 +56,14 @@ def group_runs(runs: Sequence[RunData], labels: Sequence[str]) -> list[Group]:
 
 
 def metric_of(groups: Sequence[Group]) -> str | None:
-    """Return the column of the metric that the report looks at, or nothing where no run was evaluated."""
+    """Return the column of the metric that the report looks at, or ``None`` where no run was evaluated."""
     return main_metric(dict.fromkeys(str(column) for group in groups for run in group.runs for column in run.metrics))
 
 
 def averaged_curve(run: RunData, column: str, axis: str) -> Curve:
     """Return the averaged model's curve of a column against ``step``, ``seconds`` or ``bytes_sent``.
 
-    It begins at the common start, where that was tested; without points if there is none else.
+    It begins at the common start, where that was tested; without points if there is no other one.
     """
     return _curve(run.averaged, column, axis, run.initial(column))
 
@@ -105,7 +105,7 @@ def final_table(groups: Sequence[Group], metric: str) -> list[dict[str, str]]:
     """Return the final figures of each group, as text under its column's heading; ``metric`` is a ``test_`` column.
 
     With several seeds, ``±`` is the sample standard deviation over seeds, and the agents' extremes are those of all
-    seeds; with one, there is none.
+    seeds; with one seed there is no ``±``.
     """
     several = any(len(group.runs) > 1 for group in groups)
     rows = [_final_row(group, metric, several) for group in groups]

@@ -89,7 +89,8 @@ def _all(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:
         yield Illustration("Waiting", why, waiting_bars(run))
         if run.num_workers is None:
             caption = (
-                "A dot is where a version was sent, its line ends where it was read: the longer, the older the news."
+                "A dot is where a version was sent, its line ends where it was read: the longer the line, the older "
+                "the version."
             )
             yield Illustration("The first steps", caption, time_line(run))
         else:
@@ -107,8 +108,9 @@ def _learning(groups: Sequence[Group], metric: str | None) -> Iterator[Illustrat
         )
         yield Illustration(
             f"{name.capitalize()} against seconds",
-            "What the same time buys: a method that waits for slow neighbors falls behind here alone. The averaged "
-            "model is there once the slowest agent is; an agent that is done keeps its model.",
+            "What the same time buys: a method that waits for slow neighbors falls behind only in this picture. The "
+            "averaged model of a step is known once the slowest agent has taken it; an agent that is done keeps its "
+            "model.",
             metric_against(groups, metric, "seconds"),
         )
         yield Illustration(

@@ -1,4 +1,4 @@
-"""Which setting of a sweep matters: what it explains, and what chance alone would."""
+"""Which setting of a sweep matters: the share of the variance that it explains, and the share that chance would."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import pandas as pd
 from ray_pcasgd.randomness import generator
 
 FEWEST_POINTS = 8
-"""With fewer points, nothing is told apart from chance."""
+"""With fewer points, no setting can be told apart from chance."""
 _SHUFFLES = 499
 _PER_GROUP = 4
 _MOST_GROUPS = 5
@@ -30,12 +30,12 @@ class Importance(NamedTuple):
 
 
 def importances(points: pd.DataFrame, keys: Sequence[str]) -> dict[str, Importance]:
-    """Return what each setting explains, of the points that finished; nothing of those of which it cannot be told.
+    """Return what each setting explains, of the points that finished; settings of which it cannot be told are left out.
 
     The variance between groups of points with one value, over the variance of all. Where each point has a number of
-    its own, as in a random search, a group holds neighboring ones. What so many groups explain of noise is taken off
-    (adjusted R squared), and the metric is shuffled among the points to see how far chance gets. Interactions are
-    nobody's, so the shares need not sum to 1.
+    its own, as in a random search, a group holds neighboring ones. What as many groups explain of noise is taken off
+    (adjusted R squared), and the metric is shuffled among the points to see how far chance gets. Interactions
+    count for no setting, so the shares need not sum to 1.
     """
     known = points[points["mean"].notna() & (points["finished"] > 0)]
     values = known["mean"].to_numpy(np.float64)

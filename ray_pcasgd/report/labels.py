@@ -1,4 +1,4 @@
-"""What runs are called, and in which settings they differ."""
+"""Labels of runs, and the settings in which runs differ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _LONGEST = 100
 
 
 def label_of(config: Mapping[str, Any]) -> str:
-    """Return what a run's method is called: its algorithm, with what tells it from its kin.
+    """Return the name of a run's method: its algorithm, with the settings that tell it from similar ones.
 
     >>> label_of({"algorithm": {"name": "pc-asgd", "theta": {"name": "constant", "value": 0.3}}})
     'pc-asgd, theta 0.3'
@@ -60,7 +60,7 @@ def labels_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _leading(keys: Sequence[str]) -> list[str]:
-    # Where two settings have different names, as engine.name, what stands beside the names tells no more.
+    # Where two settings have different names, as engine.name, their other settings tell no more.
     named = {key.removesuffix("name") for key in keys if key.endswith(".name")}
     return [key for key in keys if key.endswith(".name") or not any(key.startswith(prefix) for prefix in named)]
 

@@ -1,4 +1,4 @@
-"""Pictures of what was learned, against steps or seconds; each returns nothing where there is nothing to draw."""
+"""Pictures of what was learned, against steps or seconds; functions return ``None`` if there is nothing to draw."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
@@ -16,7 +16,7 @@ Axis = Literal["step", "seconds", "bytes_sent"]
 CurvesOf = Callable[[RunData], Sequence[Curve]]
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _MOST_AGENTS = 16
-"""Up to so many agents have a line of their own."""
+"""Up to this number of agents, each has a line of its own."""
 
 
 def metric_against(groups: Sequence[Group], column: str, axis: Axis) -> Figure | None:
@@ -50,7 +50,7 @@ def _over(groups: Sequence[Group], otherwise: str) -> str:
 
 
 def _model(groups: Sequence[Group]) -> str:
-    """Return what is called the averaged model."""
+    """Return the name of the averaged model in the picture."""
     served = {run.num_workers is not None for group in groups for run in group.runs}
     return {frozenset({True}): "server's model", frozenset({False}): "averaged model"}.get(
         frozenset(served), "averaged or server's model"
@@ -58,7 +58,7 @@ def _model(groups: Sequence[Group]) -> str:
 
 
 def _learners(groups: Sequence[Group]) -> str:
-    """Return what is called those who train."""
+    """Return the name of the agents that train in the picture."""
     served = {run.num_workers is not None for group in groups for run in group.runs}
     return {frozenset({True}): "workers", frozenset({False}): "agents"}.get(frozenset(served), "agents or workers")
 
@@ -108,7 +108,7 @@ def predicting_share(groups: Sequence[Group], axis: Axis = "step") -> Figure | N
 
 
 def gradients_per_update(groups: Sequence[Group], axis: Axis = "seconds") -> Figure | None:
-    """Draw how many gradients a server takes at once; nothing where nobody's number changes."""
+    """Draw how many gradients a server takes at once; ``None`` where no server's number changes."""
     column = "gradients_per_update"
     figure, (axes,) = new_figure()
     drawn = _lines(axes, groups, lambda run: [averaged_curve(run, column, axis)])

@@ -1,6 +1,7 @@
 """The files of a run's folder, read for the report.
 
-The folder may be anybody's: what is returned is as the report takes it for granted, or ``ValueError`` says why not.
+The folder may come from anybody: what is returned was checked for what the report relies on, or ``ValueError`` is
+raised.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ _SCHEDULE = pa.schema(
 _MOST_AGENTS = 100_000
 _MOST_COLUMNS = 200
 _MOST_EVENTS = 100_000
-"""The first so many are read."""
+"""Number of events that are read, the first ones."""
 _LATEST = 1e12
 """Seconds."""
 _LONGEST_TEXT = 1000
@@ -116,9 +117,9 @@ def read_metrics(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame(columns).reindex(columns=[*columns, *absent]).astype(np.float64)
     agents, steps, seconds = frame["agent"].dropna(), frame["step"], frame["seconds"].dropna()
     if not (agents.between(0, _MOST_AGENTS) & (agents % 1 == 0)).all():
-        raise ValueError(f"{file.name} has agents that are no numbers of agents")
+        raise ValueError(f"{file.name} has numbers of agents that are not valid")
     if not (steps.between(0, 2**31) & (steps % 1 == 0)).all() or not seconds.between(0, _LATEST).all():
-        raise ValueError(f"{file.name} has steps or seconds that are none")
+        raise ValueError(f"{file.name} has steps or seconds that are not valid")
     return frame
 
 
@@ -139,7 +140,7 @@ def read_schedule(path: Path) -> pa.Table:
         raise ValueError(f"{file.name} has no column {absent[0]}")
     table = table.select(_SCHEDULE.names)
     if not all({*chunk.dictionary.to_pylist()} <= {*get_args(RowKind)} for chunk in table["kind"].chunks):
-        raise ValueError(f"{file.name} has rows of a kind that there is not")
+        raise ValueError(f"{file.name} has rows of an unknown kind")
     try:
         table = table.cast(_SCHEDULE)
     except pa.ArrowException as error:
@@ -163,7 +164,7 @@ def _wrong_in(table: pa.Table) -> Iterator[str]:
     if len(table) and compute.max(table["agent"]).as_py() > _MOST_AGENTS:
         yield f"agents beyond {_MOST_AGENTS:,}"
     if not all((np.abs(table[name].to_numpy()) <= _LATEST).all() for name in ("start", "ready", "end")):
-        yield "times that are none"
+        yield "times that are not valid"
     keys = table["agent"].to_numpy().astype(np.int64) * 2**32 + table["step"].to_numpy()
     if len(np.unique(keys)) < len(keys):
         yield "two rows of one agent and step"

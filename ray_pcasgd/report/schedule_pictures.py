@@ -48,7 +48,7 @@ def staleness_histogram(groups: Sequence[Group]) -> Figure | None:
 
 
 def waiting_bars(run: RunData) -> Figure | None:
-    """Draw each agent's share of the time that it waited for others; nothing where no one did."""
+    """Draw each agent's share of the time that it waited for others; ``None`` where no one did."""
     shares = run.waiting_shares()
     if not any(shares.values()):
         return None
@@ -64,7 +64,7 @@ def waiting_bars(run: RunData) -> Figure | None:
 def time_line(run: RunData) -> Figure | None:
     """Draw the first steps of all agents, and where from one of them reads as it ends its last step shown.
 
-    That agent is the one whose reads are the stalest then. Nothing where steps take no time, or for many agents.
+    That agent is the one whose reads are the stalest then. ``None`` where steps take no time, or for many agents.
     """
     rows = _first_rows(run)
     if not rows:

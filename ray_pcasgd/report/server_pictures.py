@@ -20,7 +20,7 @@ _BUSY, _CANCELLED, _FRESH, _STALE = "#9ecae1", "#fdd0a2", COLORS[2], COLORS[1]
 def server_time_line(run: RunData) -> Figure | None:
     """Draw when workers compute, what is cancelled, and which gradients the first server takes when.
 
-    Nothing where steps take no time, or for many workers.
+    ``None`` where steps take no time, or for many workers.
     """
     num_workers = run.num_workers
     rows = run.schedule.to_pylist()

@@ -78,7 +78,7 @@ def _pictures(
     )
     line = " The line is the mean over the other settings." if any(has_means(points, key) for key in keys) else ""
     hollow = " Hollow: stopped early, with the figures of fewer steps." if some_stopped else ""
-    at_last = " Numbers are those at the end; they changed on the way." if changed else ""
+    at_last = " Numbers are those at the end; they changed during the trial." if changed else ""
     dots = f"A dot is a point{', its mean over seeds' if several else ''}.{line}{hollow}{at_last}"
     yield Illustration("Setting by setting", dots, marginals(points, keys, metric, scales))
     if not changed:
@@ -103,7 +103,7 @@ def _note(points: pd.DataFrame, seeds: int, changed: bool) -> str:
             "step that is written, and not to be compared with the others."
         )
     if changed:
-        parts.append("Numbers are those at the end; they changed on the way, as each trial's config.yaml says.")
+        parts.append("Numbers are those at the end; each trial's config.yaml says how they changed before.")
     return f'\n<p class="soft">{escape(" ".join(parts))}</p>' if parts else ""
 
 

@@ -23,14 +23,14 @@ from ray_pcasgd.report.importance import FEWEST_POINTS, importances
 from ray_pcasgd.wording import NOTHING, is_share, spoken, written
 
 _MOST_VALUES = 20
-"""A heat map has at most so many rows and columns."""
+"""Rows and columns of a heat map at most."""
 _GRAY = "#777777"
 
 
 def heat_map(
     points: pd.DataFrame, keys: Sequence[str], metric: str, scales: Mapping[str, bool] | None = None
 ) -> Figure | None:
-    """Draw the mean of the metric over two settings, with its spread; nothing unless two are listed as a grid.
+    """Draw the mean of the metric over two settings, with its spread; ``None`` unless two are listed as a grid.
 
     ``scales`` has the settings that are ranges.
 
@@ -133,7 +133,7 @@ def sensitivity(points: pd.DataFrame, keys: Sequence[str]) -> pd.Series:
 def sensitivity_bars(points: pd.DataFrame, keys: Sequence[str]) -> Figure | None:
     """Draw how much of the metric's variance each setting explains, and how much chance would.
 
-    Nothing for a single setting, or where there are too few points to tell.
+    ``None`` for a single setting, or where there are too few points to tell.
     """
     varied = [key for key in keys if points[key].map(repr).nunique() > 1]
     found = sorted(importances(points, varied).items(), key=lambda item: item[1].share)

@@ -77,7 +77,7 @@ def _row(group: Group, metric: str, reached: Callable[[pd.DataFrame], Reached | 
 
 
 def _of_agents(run: RunData, reached: Callable[[pd.DataFrame], Reached | None]) -> list[float]:
-    """Return when each agent has reached it, infinite where it has not; of workers, which are not tested, nothing."""
+    """Return when each agent has reached it, infinite where it has not; empty for workers, which are not tested."""
     if run.num_workers is not None:
         return []
     found = [reached(rows) for rows in run.agents.values()]

@@ -1,4 +1,4 @@
-"""The runtime theory beside the planner, as a table and as pictures."""
+"""The runtime theory compared with the planner, as a table and as pictures."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The interface of a rule: what an agent computes from its own state, its direction and what it read."""
+"""The interface of a rule: what an agent computes from its own state, its direction and the versions that it read."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -35,9 +35,9 @@ class Taken(NamedTuple):
 class Rule(Settings, ABC):
     """A decentralised update rule: its fields are its settings, its methods are pure.
 
-    A rule sees flat tensors only, mutates nothing, and has no ``if`` on a tensor, so that one definition runs alone,
-    under ``torch.func.vmap`` over many agents, and on any device. Sums over neighbors run in the neighbors' order;
-    inner products come from ``numerics`` alone.
+    A rule sees flat tensors only, does not mutate them, and has no ``if`` on a tensor, so that one definition runs
+    alone, under ``torch.func.vmap`` over many agents, and on any device. Sums over neighbors run in the neighbors'
+    order; inner products come from ``numerics`` alone.
     """
 
     needs_directions: ClassVar[bool] = False
@@ -45,14 +45,14 @@ class Rule(Settings, ABC):
     needs_drift: ClassVar[bool] = False
     """Whether agents must keep the history of their own weights."""
     corrects_gradients: ClassVar[bool] = False
-    """Whether ``correct`` changes the gradient before the local optimizer sees it; not beside ``needs_directions``."""
+    """Whether ``correct`` changes the gradient before the local optimizer sees it; not with ``needs_directions``."""
     reading: ClassVar[Reading] = "newest"
-    """What of a neighbor is read at a step: its ``newest`` version, be it for the second time; the newest only where
-    it is ``news``, without a barrier; or ``every`` version, each exactly once, since it is a part of the sender's mass
-    (push-sum): then, and only then, graphs may be directed."""
+    """What of a neighbor is read at a step: its ``newest`` version, also a second time; with ``news`` the newest only
+    where it is new, without a barrier; or ``every`` version, each exactly once, since it is a part of the sender's
+    mass (push-sum): then, and only then, graphs may be directed."""
     numeric_settings: ClassVar[tuple[str, ...]] = ()
-    """The settings that reach ``step`` through ``numbers`` alone, by dotted names: runs that differ in nothing but
-    these and the step size can be stepped together."""
+    """The settings that reach ``step`` through ``numbers`` alone, by dotted names: runs that differ only in these and
+    the step size can be stepped together."""
     default_barrier: ClassVar[DefaultBarrier] = "none"
     """The barrier between agents under which the rule is the published algorithm."""
 
@@ -66,11 +66,11 @@ class Rule(Settings, ABC):
         return 0
 
     def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the neighbors that an agent reads at this step, rising; the same in every engine."""
+        """Return the neighbors that an agent reads at this step, in rising order; the same in every engine."""
         return neighbors
 
     def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the neighbors that an agent sends a version to, rising; the same in every engine."""
+        """Return the neighbors that an agent sends a version to, in rising order; the same in every engine."""
         return neighbors
 
     def numbers(self, agent: int, step: int) -> dict[str, float]:

@@ -30,9 +30,9 @@ class Late(NamedTuple):
 
 
 class Correction(Settings, ABC):
-    """From a late gradient to what is averaged into the update; weight decay and momentum come after it.
+    """Turns a late gradient into the one that is averaged into the update; weight decay and momentum come after it.
 
-    Pure: nothing is mutated, and there is no ``if`` on a tensor.
+    Pure: its arguments are not mutated, and there is no ``if`` on a tensor.
     """
 
     needs_gap: ClassVar[bool] = False
@@ -152,7 +152,7 @@ class DelayAdaptive(Correction):
     def _smoothness_where_needed(self) -> Self:
         if (self.above == "shrink") != (self.smoothness is not None):
             raise ValueError(
-                f"smoothness = {self.smoothness or 'null'}: allowed is a number beside above = 'shrink', null beside "
+                f"smoothness = {self.smoothness or 'null'}: allowed is a number with above = 'shrink', null with "
                 "the others"
             )
         return self

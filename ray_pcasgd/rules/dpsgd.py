@@ -1,4 +1,4 @@
-"""Decentralised SGD: average with the neighbors, then step; in step with them or with what has come of them."""
+"""Decentralised SGD: average with the neighbors, then step; with or without waiting for their present weights."""
 
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ class DPSGD(Rule):
 
 
 class DASGD(Rule):
-    """D-ASGD: the step of D-PSGD with whatever versions have come, however old they are."""
+    """D-ASGD: the step of D-PSGD with the versions that have come, however old they are."""
 
     name: Literal["d-asgd"] = "d-asgd"
 

@@ -13,10 +13,10 @@ from ray_pcasgd.rules.base import Probe, Reading, Rule
 
 class _Gossip(Rule):
     every: float = Field(1.0, ge=1)
-    """q: an agent talks to a neighbor every so many steps in the mean, 1 or more."""
+    """q: steps from one exchange with a neighbor to the next, on average; 1 or more."""
 
     def draw(self, seed: int, agent: int, number: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
-        """Return one random neighbor with probability ``1 / every``, else nobody."""
+        """Return one random neighbor with probability ``1 / every``, else an empty tuple."""
         random = generator(seed, "gossip", agent, number)
         if not neighbors or random.random() >= 1 / self.every:
             return ()
@@ -35,12 +35,12 @@ class _Gossip(Rule):
 
 
 class GossipPull(_Gossip):
-    """Gossiping SGD, pulling: ``x_i <- (x_i + x_k) / 2`` for one random neighbor every ``every`` steps in the mean."""
+    """Gossiping SGD, pulling: ``x_i <- (x_i + x_k) / 2`` for one random neighbor every ``every`` steps on average."""
 
     name: Literal["gossip-pull"] = "gossip-pull"
 
     def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
-        """Return whom the agent pulls from at this step."""
+        """Return the neighbors that the agent pulls from at this step."""
         return self.draw(seed, agent, step, neighbors)
 
 
@@ -55,5 +55,5 @@ class GossipPush(_Gossip):
     name: Literal["gossip-push"] = "gossip-push"
 
     def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
-        """Return whom the agent pushes this version to."""
+        """Return the neighbors that the agent pushes this version to."""
         return self.draw(seed, agent, version, neighbors)

@@ -13,7 +13,7 @@ class DASGDImportance(Rule):
     """D-ASGD whose direction is weighted by ``q / p`` (Du, You, Mo 2020).
 
     ``q`` is the agent's share of the samples among itself and its neighbors, ``p`` its share of the steps among them,
-    by what it knows of theirs. **Choice**: one step is added to everybody's count, so that all start alike.
+    as far as it knows theirs. **Choice**: one step is added to every agent's count, so that all start alike.
     """
 
     name: Literal["d-asgd-importance"] = "d-asgd-importance"
@@ -21,7 +21,7 @@ class DASGDImportance(Rule):
     """The largest weight, 1 or more."""
 
     def numbers(self, agent: int, step: int) -> dict[str, float]:
-        """Return the weight before anything is known of the neighbors."""
+        """Return the weight before any message of the neighbors has come."""
         return {"importance": 1.0}
 
     def observed(self, own: Taken, neighbors: Sequence[Taken]) -> dict[str, float]:

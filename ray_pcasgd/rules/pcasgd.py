@@ -60,7 +60,7 @@ class PCASGD(PredictingRule):
         return theta
 
     def check(self, num_agents: int) -> None:
-        """Raise ``ValueError`` where theta is given per agent, but not for so many agents."""
+        """Raise ``ValueError`` where theta is given per agent, but not for ``num_agents`` agents."""
         if isinstance(self.theta, tuple) and len(self.theta) != num_agents:
             raise ValueError(f"theta = {list(self.theta)}: allowed is one value for each of the {num_agents} agents")
 

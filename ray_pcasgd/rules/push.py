@@ -1,4 +1,4 @@
-"""Stochastic gradient push: averaging on directed graphs, where nobody needs an answer (Assran et al. 2019)."""
+"""Stochastic gradient push: averaging on directed graphs, where no agent needs an answer (Assran et al. 2019)."""
 
 from typing import Any, ClassVar, Literal
 
@@ -12,10 +12,10 @@ from ray_pcasgd.rules.base import DefaultBarrier, Probe, Reading, Rule, mix
 class _Push(Rule):
     """The step that both forms share.
 
-    Everyone sends equal shares of its biased weights ``x = w z`` and of its mass ``w`` to itself and to all that read
-    it. With ``m_k`` the mass that a version brings (``own.mixing`` is what the agent has kept, ``reads.mixing`` what
-    has come), ``w <- m_i + sum_k m_k`` and ``z <- (m_i z_i + sum_k m_k z_k - eta u_i) / w``. Reliability does not
-    count: to leave a share out would lose it.
+    Every agent sends equal shares of its biased weights ``x = w z`` and of its mass ``w`` to itself and to all agents
+    that read it. With ``m_k`` the mass that a version brings (``own.mixing`` is what the agent has kept,
+    ``reads.mixing`` what has come), ``w <- m_i + sum_k m_k`` and ``z <- (m_i z_i + sum_k m_k z_k - eta u_i) / w``.
+    Reliability does not count: to leave a share out would lose it.
 
     **Choice**: messages hold ``z`` and ``w`` of a version, and the gradient at ``z_i`` comes in after the shares, as
     in D-PSGD here; Assran et al. send after the gradient.
@@ -48,7 +48,7 @@ class _Push(Rule):
 
 
 class SGP(_Push):
-    """Stochastic gradient push: step t takes in version t of everyone that the agent reads."""
+    """Stochastic gradient push: step t takes in version t of every agent that is read."""
 
     default_barrier: ClassVar[DefaultBarrier] = "all"
 
@@ -58,8 +58,9 @@ class SGP(_Push):
 class OverlapSGP(_Push):
     """Stochastic gradient push, overlapped: each share is taken in when it has come.
 
-    ``barrier: {name: bounded, staleness: tau}`` makes it their tau-overlap: nobody gets more than tau steps ahead of
-    whom it reads. Without a barrier the mass gathers at stragglers, and those who have little take steps too large.
+    ``barrier: {name: bounded, staleness: tau}`` makes it their tau-overlap: no agent gets more than tau steps ahead of
+    those that it reads. Without a barrier the mass gathers at stragglers, and agents with little mass take too large
+    steps.
     """
 
     default_barrier: ClassVar[DefaultBarrier] = "bounded"

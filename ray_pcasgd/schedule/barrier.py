@@ -13,7 +13,7 @@ class Proceed(NamedTuple):
     """The step may end."""
 
     capped: frozenset[int] = frozenset()
-    """Neighbors of which nothing newer than the agent's own step is read."""
+    """Neighbors of which no version newer than the agent's own step is read."""
 
 
 class WaitFor(NamedTuple):
@@ -23,7 +23,7 @@ class WaitFor(NamedTuple):
 
 
 class NoBarrier(Settings):
-    """Asynchronous: nobody waits."""
+    """Asynchronous: no agent waits."""
 
     name: Literal["none"] = "none"
 
@@ -61,7 +61,7 @@ class SampledBarrier(Settings):
     beta: int = Field(ge=0)
     """Neighbors that are drawn, without replacement; 0 is no barrier, the number of neighbors or more is ``base``."""
     base: Annotated[AllBarrier | BoundedBarrier, Field(discriminator="name")] = AllBarrier()
-    """What those that were drawn are tested by."""
+    """The barrier for the neighbors that were drawn."""
 
     def decide(self, step: int, newest: Mapping[int, int], random: np.random.Generator) -> Proceed | WaitFor:
         """Return the decision; ``newest`` holds each neighbor's newest known version."""
@@ -71,7 +71,7 @@ class SampledBarrier(Settings):
 
 
 Barrier = Annotated[NoBarrier | AllBarrier | BoundedBarrier | SampledBarrier, Field(discriminator="name")]
-"""A barrier by its ``name``; a neighbor that has taken its last step holds nobody up."""
+"""A barrier by its ``name``; a neighbor that has taken its last step is not waited for."""
 
 
 def _wait_for(version: int, newest: Mapping[int, int]) -> WaitFor | None:

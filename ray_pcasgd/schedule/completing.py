@@ -1,4 +1,4 @@
-"""Rows that a worker took and was killed before it reported: its servers' rows tell them."""
+"""Rows of a worker that was killed before it reported them, as they follow from its servers' rows."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +16,7 @@ def with_unreported(
     """Return the rows together with those that their workers took and never reported.
 
     A server that has taken a gradient knows at which of its versions that was computed, and so what the worker's row
-    has read. Versions in between that no server has taken are nobody's to read; they become ``cancelled`` rows.
+    has read. Versions in between that no server has taken are never read; they become ``cancelled`` rows.
     Where workers have weights of their own, the last of those is the row by which the worker came back: every version
     that a worker delivers is taken, unless it dies, and then it goes on from what its servers answer.
     Where one of several servers has not taken a version, the row names what the worker read of it before.

@@ -40,7 +40,7 @@ class Gathering(Settings, ABC):
         """Return K, the gradients of one update, in [1, P]; for AdaSync that of the first update."""
 
     def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where the settings do not fit so many workers."""
+        """Raise ``ValueError`` where the settings do not fit ``num_workers`` workers."""
         return
 
 
@@ -78,7 +78,7 @@ class KSync(_FirstK):
 
 
 class KBatchSync(_FirstK):
-    """K gradients at the current version are in, of whichever workers; unfinished ones are cancelled."""
+    """K gradients at the current version are in, of any workers; unfinished ones are cancelled."""
 
     name: Literal["k-batch-sync"] = "k-batch-sync"
     waits: ClassVar[bool] = False
@@ -93,7 +93,7 @@ class KAsync(_FirstK):
 
 
 class KBatchAsync(_FirstK):
-    """K gradients are in, of whichever workers; the others go on."""
+    """K gradients are in, of any workers; the others go on."""
 
     name: Literal["k-batch-async"] = "k-batch-async"
     waits: ClassVar[bool] = False
@@ -141,7 +141,7 @@ class AdaSync(Gathering):
 
     name: Literal["adasync"] = "adasync"
     base: Literal["k-sync", "k-batch-sync", "k-async", "k-batch-async"] = "k-async"
-    """What is done with the present K."""
+    """The policy that uses the present K."""
     initial_k: int = Field(1, ge=1)
     """K_0, below the number of workers."""
     every_seconds: float = Field(ge=1e-9)
@@ -225,7 +225,7 @@ class Gatherer:
         return True
 
     def take(self) -> tuple[Arrival, ...]:
-        """Return the gradients of the next update, in the order of their arrival, once it is due; else nothing.
+        """Return the gradients of the next update, in the order of their arrival, once it is due; else an empty tuple.
 
         What is returned is taken: the server's version rises by one.
         """
@@ -237,17 +237,17 @@ class Gatherer:
         return tuple(taken)
 
     def state(self) -> State:
-        """Return how K has come to be what it is; what waits for an update is not part of it."""
+        """Return the state from which K follows; gradients that wait for an update are not part of it."""
         return {"wanted": self._wanted, "adaptive": self._adaptive.state() if self._adaptive else None}
 
     def restore(self, state: State) -> None:
-        """Go on from a state, with nothing that waits."""
+        """Go on from a state, without gradients that wait."""
         self._wanted = state["wanted"]
         if self._adaptive is not None:
             self._adaptive.restore(state["adaptive"])
 
     def lose(self) -> None:
-        """Note that there is a worker less, which nobody waits for."""
+        """Note that a worker is gone, which is no longer waited for."""
         self.num_workers -= 1
 
     def gain(self) -> None:

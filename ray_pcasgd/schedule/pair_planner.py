@@ -12,7 +12,7 @@ _NANOSECONDS = 1_000_000_000
 
 
 def draw_partner(seed: int, agent: int, step: int, partners: tuple[int, ...]) -> int | None:
-    """Return whom an agent asks at its own step of that number; nobody where there is none to ask."""
+    """Return which agent another one asks at its own step of that number; ``None`` where there is no agent to ask."""
     if not partners:
         return None
     return partners[int(generator(seed, "partner", agent, step).integers(len(partners)))]
@@ -30,7 +30,7 @@ class PairPlanner:
     """
 
     partners: tuple[tuple[int, ...], ...]
-    """Whom each agent asks, rising; of passive agents nobody."""
+    """The agents that each agent asks, rising; passive agents ask none."""
     num_steps: int
     """Own steps that each agent takes; passive agents answer until all have."""
     compute: ComputeTimes

@@ -26,7 +26,7 @@ class Planner:
 
     **Choice**: of what happens at one instant. Arrivals come first. Then all agents that may proceed end their steps
     together, none of them reading what another publishes in that same round. Then messages without latency arrive,
-    and whoever waited for them proceeds in a next round at the same instant. So equal speeds without delay are plain
+    and agents that waited for them proceed in a next round at the same instant. So equal speeds without delay are plain
     synchronous SGD, with or without a barrier, and a barrier never costs a step. For a read's age, what the reader
     publishes in the same round as its neighbor comes before that, what it publishes in a later round comes after it.
 
@@ -34,7 +34,7 @@ class Planner:
     """
 
     neighbors: tuple[tuple[int, ...], ...]
-    """Whom each agent reads, rising."""
+    """The agents that each agent reads, rising."""
     num_steps: int
     """Steps that each agent takes."""
     compute: ComputeTimes
@@ -99,7 +99,7 @@ class _Link:
         self._last_arrival = 0
 
     def send(self, now: int) -> int:
-        """Put the sender's newest version on its way, and return when it arrives; messages never overtake."""
+        """Send the sender's newest version, and return when it arrives; messages never overtake each other."""
         version, second = self.sender.step, now / _NANOSECONDS
         latency = round(self._times.latency_seconds(version, second) * _NANOSECONDS)
         self._last_arrival = max(self._last_arrival, now + latency)
@@ -120,7 +120,7 @@ class _Link:
     def read(self, step: int, capped: bool, once: bool) -> Iterator[Read]:
         """Yield what the receiver reads at its step: one version, unless every one is read; never an older one.
 
-        With ``once`` nothing is read where nothing new has come.
+        With ``once``, no version is read where no new one has come.
         """
         known = min(self.newest, step) if capped else self.newest
         published = min(self.sender.step, step) if capped else self.sender.step
@@ -149,7 +149,7 @@ class _Simulation:
                 receiver.incoming[k] = link
                 self.agents[k].outgoing.append(link)
         self.calendar: list[tuple[int, int]] = []
-        """Heap of (nanosecond, agent): when agents test their barriers. Only who waits cares for arrivals."""
+        """Heap of (nanosecond, agent): when agents test their barriers. Arrivals matter only to agents that wait."""
 
     def rows(self) -> Iterator[Row]:
         if self.plan.num_steps < 1:
@@ -194,7 +194,7 @@ class _Simulation:
         rule, neighbors = self.plan.rule, self.plan.neighbors[agent.number]
         for k in rule.partners(self.plan.seed, agent.number, agent.step, neighbors):
             for read in agent.incoming[k].read(agent.step, k in capped, rule.reading == "news"):
-                # The last version is nobody's to pass on: its agent splits it no more.
+                # The last version is not passed on: its agent splits its mass no more.
                 if rule.reading != "every" or read.version < self.plan.num_steps:
                     yield read
 
@@ -207,7 +207,7 @@ class _Simulation:
                 heapq.heappush(self.calendar, (message.arrives_at, agent.number))
 
     def done(self, agent: _Agent) -> tuple[int, ...]:
-        """Return those readers of an agent that take no step any more: a share that is pushed to them is lost."""
+        """Return those readers of an agent that take no more steps: a share that is pushed to them is lost."""
         if self.plan.rule.reading != "every":
             return ()
         readers = sorted(link.receiver.number for link in agent.outgoing)

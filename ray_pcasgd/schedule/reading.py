@@ -1,4 +1,4 @@
-"""What a live agent reads: the newest that has come, and how stale it takes that to be."""
+"""Which version a live agent reads, the newest that has come, and how it estimates its staleness."""
 
 from bisect import bisect_right
 from collections import deque
@@ -24,7 +24,7 @@ class OwnTimes(NamedTuple):
     """Wall-clock seconds of ``first_version`` and the versions after it."""
 
     def pace(self, steps: int) -> float:
-        """Return the mean seconds between the newest versions, over so many of them; 0 before there are two."""
+        """Return the mean seconds between the newest versions, over ``steps`` of them; 0 before there are two."""
         recent = self.sent_at[-steps - 1 :]
         return (recent[-1] - recent[0]) / (len(recent) - 1) if len(recent) > 1 else 0.0
 
@@ -58,8 +58,8 @@ class NeighborTracker:
     def transit_seconds(self) -> float:
         """Seconds from sending to arrival, by both clocks: the median of the last messages.
 
-        Not their mean: what kept a few of them waiting, a reader that was stopped above all, says nothing of the
-        messages that are under way now. The clocks of two machines differ, so it may be negative.
+        Not their mean: what kept a few of them waiting, a reader that was stopped above all, does not show how
+        long the messages take that are under way now. The clocks of two machines differ, so it may be negative.
         """
         return median_low(self._transits) if self._transits else 0.0
 
@@ -81,7 +81,7 @@ class NeighborTracker:
         return step - told - self.missed(now)
 
     def has_finished(self) -> bool:
-        """Return whether the neighbor is known to take no step any more."""
+        """Return whether the neighbor is known to take no more steps."""
         return self.newest is not None and self.newest.final
 
     def lateness(self, now: float) -> float:
@@ -92,7 +92,7 @@ class NeighborTracker:
 def is_lagging(lag: int, step: int, max_lag: float | None) -> bool:
     """Return whether a neighbor is too far behind a reader at ``step`` to be read.
 
-    **Choice**: mixed as it is, what has taken fewer steps pulls its reader back, and the more so the shorter the run.
+    **Choice**: mixed unchanged, a version of fewer steps pulls its reader back, and the more so the shorter the run.
 
     >>> is_lagging(3, 50, 0.05), is_lagging(2, 20, 0.05), is_lagging(40, 1000, 0.05), is_lagging(40, 50, None)
     (True, False, False, False)

@@ -1,4 +1,4 @@
-"""The one place of a run that knows who reads which version when: it deals rows out."""
+"""The scheduler, the one place of a run that knows who reads which version when: it deals rows out."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ class Schedule(Protocol):
     def __iter__(self) -> Iterator[Row | None]:
         """Return the rows from the first one on, in an order in which they can be executed.
 
-        Nothing (``None``) stands where what comes next depends on losses that have not been told (``tell``).
+        ``None`` stands where what comes next depends on losses that have not been told (``tell``).
         """
         ...
 
@@ -45,7 +45,7 @@ def waits_for_losses(schedule: Schedule) -> bool:
 class Cut(NamedTuple):
     """A place in a schedule, between two rows.
 
-    The rows before it need nothing of those after it. So the agents, each at the version that it has there, and the
+    The rows before it do not need those after it. So the agents, each at the version that it has there, and the
     messages that are under way there, are a state from which all that comes after is the same.
     """
 
@@ -90,7 +90,7 @@ class Scheduler:
     def deal(self, agent: int, count: int) -> list[Row | Cut] | None:
         """Return what comes next for the agent, at most ``count``; an empty list once its schedule is at its end.
 
-        Nothing (``None``) is returned where its next row depends on losses that have not been told.
+        ``None`` is returned where its next row depends on losses that have not been told.
         """
         own = self._undealt[agent]
         is_open = False

@@ -19,15 +19,15 @@ class ServerPlanner:
 
     A worker reads its servers' versions, computes, and sends its gradient, a part to each server. A server takes
     gradients as its gathering says, and answers a worker at once, or, where workers wait, at the update that takes
-    the gradient; where a policy cancels, each new version goes to everybody. A worker starts again when all servers
+    the gradient; where a policy cancels, each new version goes to all workers. A worker starts again when all servers
     have answered; its work is cancelled once all have moved on from the versions that it reads.
 
     Time is whole nanoseconds. **Choice**: of what happens at one instant, messages come before gradients that become
     ready, and both by the worker's number; so workers that are equally fast are served one after another.
 
-    A delay in steps holds back a server's weights, towards a worker, until the server has made so many steps of
-    progress (``Position``) more; gradients are late by seconds alone. Rows come in an order in which they can be
-    executed; iterating yields nothing (``None``) where what comes next depends on losses that have not been told.
+    A delay in steps holds back a server's weights, towards a worker, until the server has made that many more steps of
+    progress (``Position``); gradients are late by seconds alone. Rows come in an order in which they can be
+    executed; iterating yields ``None`` where what comes next depends on losses that have not been told.
     """
 
     num_workers: int
@@ -82,7 +82,7 @@ class Position:
         return self._at_version[-1]
 
     def advance(self, num_messages: int) -> None:
-        """Note an update that takes so many messages."""
+        """Note an update that takes ``num_messages`` messages."""
         self._batches += num_messages * self._local_steps
         self._at_version.append(self._batches // self.num_workers)
 
@@ -95,7 +95,7 @@ class Position:
         self._batches, *self._at_version = state
 
     def version_before(self, steps: int) -> int:
-        """Return the newest version that was reached at least so many steps ago, or version 0."""
+        """Return the newest version that was reached at least ``steps`` steps ago, or version 0."""
         if steps <= 0:
             return len(self._at_version) - 1
         return max(0, bisect_right(self._at_version, self.steps - steps) - 1)

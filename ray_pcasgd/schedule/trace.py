@@ -140,7 +140,7 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def published(rows: Iterable[Row]) -> set[tuple[int, int]]:
-    """Return all agents and versions that rows read or publish: the first versions, and what comes of each row."""
+    """Return all agents and versions that rows read or publish: the first versions, and the version of each row."""
     rows = list(rows)
     first = {(agent, 0) for row in rows for agent in (row.agent, *(read.neighbor for read in row.reads))}
     return first | {(row.agent, row.step + 1) for row in rows}
@@ -158,13 +158,13 @@ def check_fits(
         counts[row.agent] = max(counts[row.agent], row.step + 1)
     num_agents = max(counts, default=-1) + 1
     if num_agents != len(neighbors):
-        raise ValueError(f"num_agents = {len(neighbors)}: allowed beside the schedule is {num_agents}")
+        raise ValueError(f"num_agents = {len(neighbors)}: allowed with the schedule is {num_agents}")
     if left >= set(range(num_agents)):
         raise ValueError("schedule: all of its agents have left the run; allowed is one in which some came to its end")
     taken, shortest = min((counts[agent], agent) for agent in range(num_agents) if agent not in left)
     if taken < num_steps:
         raise ValueError(
-            f"num_steps = {num_steps}: allowed beside the schedule is up to {taken}, what agent {shortest} takes in it"
+            f"num_steps = {num_steps}: allowed with the schedule is up to {taken}, what agent {shortest} takes in it"
         )
     linked = [frozenset(of_agent) for of_agent in neighbors]
     back_at: dict[int, int] = {}
@@ -223,7 +223,7 @@ def trace_hash(rows: Iterable[Row]) -> str:
 
 
 def first_difference(rows: Iterable[Row], others: Iterable[Row]) -> str | None:
-    """Return where two schedules first part, in one line; nothing where they are the same."""
+    """Return where two schedules first part, in one line; ``None`` where they are the same."""
     left, right = ({row[:2]: (row.reads, row.kind, row.held) for row in part} for part in (rows, others))
     for key in sorted(left.keys() | right.keys(), key=lambda key: (key[1], key[0])):
         if left.get(key) != right.get(key):

@@ -9,7 +9,7 @@ from ray_pcasgd.settings import Settings
 
 
 class Augmentation(Settings):
-    """Random changes of training images (n, channels, height, width); the default changes nothing."""
+    """Random changes of training images (n, channels, height, width); by default there are none."""
 
     crop_padding: int = Field(0, ge=0, le=1000)
     """Pixels of black added to each side before a crop of the original size is drawn for each image; 0 is no crop."""

@@ -22,9 +22,9 @@ class Digits(Settings):
 
     name: Literal["digits"] = "digits"
     test_share: float = Field(0.2, gt=0, lt=1)
-    """Share of the samples that is tested on."""
+    """Share of the samples that is used for testing."""
     split_seed: int = 0
-    """Decides which samples these are."""
+    """Seed that decides which samples these are."""
 
     def load(self) -> TaskData:
         """Return the data set."""
@@ -56,7 +56,7 @@ class Text(Settings):
     context: int = Field(64, ge=1)
     """Characters of one sample."""
     test_share: float = Field(0.1, gt=0, lt=1)
-    """Share of the text, at its end, that is tested on."""
+    """Share of the text, at its end, that is used for testing."""
 
     def load(self) -> TaskData:
         """Return samples of ``context`` characters, which do not overlap, numbered by the rank of their code points.
@@ -101,12 +101,12 @@ class CustomData(Standardized):
     test: ObjectOrPath
     """The same for the samples that are tested on."""
     num_classes: int | None = Field(None, ge=2)
-    """Number of classes; empty: one more than the highest label where targets are integers, else a regression."""
+    """Number of classes; not given: one more than the highest label where targets are integers, else a regression."""
     in_memory: bool | None = None
     """Whether all samples are made once and kept; if not, each is made anew whenever it is drawn. Not given: kept,
-    but for training samples with something random about them (augmentation in ``__getitem__``). What is random is drawn
-    from the generators of Python, NumPy and PyTorch, which follow from the run's seed, the agent and the batch; test
-    samples have the same draws in every run and evaluation."""
+    except training samples that are random (augmentation in ``__getitem__``). Those draw from the generators of
+    Python, NumPy and PyTorch, which follow from the run's seed, the agent and the batch; test samples have the same
+    draws in every run and evaluation."""
 
     def load(self) -> TaskData:
         """Return the data set.

@@ -56,8 +56,8 @@ class _Draw(NamedTuple):
 def nature_of(take: Callable[[Sequence[int]], Any], number: int) -> tuple[Nature, int]:
     """Return how a data set's ``number`` items are drawn, and the place of one that shows it.
 
-    Some items are taken, three times each. That one draws shows in what it leaves of the generators, even where this
-    time nothing came of the draw; one that seeds the generators itself leaves them the same each time.
+    Some items are taken, three times each. An item that draws changes the generators' states, even where the draw has
+    no effect this time; one that seeds the generators itself leaves them the same each time.
     """
     found: tuple[Nature, int] = ("fixed", 0)
     places = np.linspace(0, number - 1, min(number, _EXAMINED_ITEMS)).astype(int).tolist()
@@ -85,7 +85,7 @@ def _draw(take: Callable[[Sequence[int]], Any], place: int, seed: int) -> _Draw:
 
 
 def are_alike(one: Any, other: Any) -> bool:
-    """Return whether two nested structures of tensors hold the same values; what is not a number equals itself."""
+    """Return whether two nested structures of tensors hold the same values; NaN equals itself."""
     (leaves, form), (others, other_form) = trees.tree_flatten(one), trees.tree_flatten(other)
     return form == other_form and all(map(_same, leaves, others))
 

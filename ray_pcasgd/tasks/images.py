@@ -34,7 +34,7 @@ class Standardized(Settings):
         """Return the data set with its normalization.
 
         Raises:
-            ValueError: A mean is given for other inputs than uint8 images of so many channels.
+            ValueError: A mean is given for inputs other than uint8 images with as many channels.
 
         """
         first, _ = train.take([0])

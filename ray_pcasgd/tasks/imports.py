@@ -49,7 +49,7 @@ _places: list[str] = []
 def look_also_in(folder: Path) -> None:
     """Look for modules in a folder, too, from the first setting on that names one.
 
-    Not before: the folder in which somebody looks at a run may hold modules that are not his.
+    Not before: the folder in which a user looks at a run may hold modules from others.
     """
     _places.append(str(folder))
 

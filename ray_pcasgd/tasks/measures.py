@@ -29,7 +29,7 @@ class Measure(Settings, ABC):
 
     @property
     def higher_is_better(self) -> bool | None:
-        """Whether more of it is better; None where nobody knows."""
+        """Whether more of it is better; None where that is not known."""
         return False
 
     @abstractmethod
@@ -75,8 +75,8 @@ class OfLabels(Mean):
     """A mean over labels, one a sample (n,) or one a position (n, length); classes come last in outputs."""
 
     ignore_index: int | None = None
-    """A label that does not count, as those of padded positions; not given: of a metric that of the loss, of the loss
-    -100, as in PyTorch."""
+    """A label that does not count, such as that of padded positions; not given: for the loss -100, as in PyTorch, and
+    for a metric the same as for the loss."""
 
     @property
     def ignored(self) -> int:
@@ -224,7 +224,7 @@ class CustomMeasure(Measure):
         if isinstance(function, type):
             return function(**self.arguments)
         if self.arguments and is_metric(function):
-            raise ValueError(f"arguments = {self.arguments}: the metric is made already; allowed is none")
+            raise ValueError(f"arguments = {self.arguments}: the metric is made already; allowed are no arguments")
         return partial(function, **self.arguments) if self.arguments else function
 
 
@@ -239,7 +239,7 @@ def _rows(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alike(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return outputs in the shape of the targets: (n, 1) beside (n,) would broadcast to (n, n) unnoticed."""
+    """Return outputs in the shape of the targets: (n, 1) together with (n,) would broadcast to (n, n) unnoticed."""
     if outputs.shape[0] != targets.shape[0] or outputs.numel() != targets.numel():
         raise ValueError(
             f"outputs of shape {tuple(outputs.shape)}, targets of shape {tuple(targets.shape)}: "

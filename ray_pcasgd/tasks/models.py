@@ -1,4 +1,4 @@
-"""The models that settings name, and how they are built: initialized alike from one seed, whoever builds them."""
+"""The models that settings name, and how they are built: initialized alike from one seed, in whichever process."""
 
 import copy
 import math
@@ -52,9 +52,9 @@ class MLP(_Model):
 
     name: Literal["mlp"] = "mlp"
     hidden: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field((64, 64), max_length=1000)
-    """Widths of the hidden layers; none is a linear model."""
+    """Widths of the hidden layers; an empty list makes a linear model."""
     activation: Literal["relu", "tanh", "gelu"] = "relu"
-    """What follows each hidden layer."""
+    """The activation after each hidden layer."""
 
     def _network(self, input_shape: Shape, num_outputs: int) -> nn.Module:
         return mlp(math.prod(input_shape), self.hidden, num_outputs, self.activation)
@@ -191,7 +191,7 @@ class CustomModel(_Model):
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"task.model.factory = {import_path(self.factory)!r}: {what} ({reason})") from error
         if isinstance(maker, nn.Module) and self.arguments:
-            raise ValueError(f"task.model.arguments = {self.arguments}: allowed beside a module itself are none")
+            raise ValueError(f"task.model.arguments = {self.arguments}: allowed with a module itself are no arguments")
         if not isinstance(network, nn.Module):
             raise ValueError(f"task.model.factory returned {type(network).__name__}: allowed is a torch.nn.Module")
         return network

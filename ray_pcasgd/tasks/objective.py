@@ -1,4 +1,4 @@
-"""What is minimized and what is measured: losses, metrics and evaluation over a data set."""
+"""Losses that are minimized, metrics that are measured, and evaluation over a data set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -73,12 +73,12 @@ def with_ignored(metric: Metric, ignored: int | None) -> Metric:
 
 
 class Evaluation(NamedTuple):
-    """What a model was measured to be on a data set."""
+    """The figures of a model on a data set."""
 
     values: dict[str, float]
     """The loss under ``loss``, each metric under its key."""
     remarks: tuple[str, ...]
-    """What somebody who reads these should know, in a line each."""
+    """What a reader of these should know, in a line each."""
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Images in Parquet files as the Hugging Face hub keeps them: encoded, one a row, beside their label."""
+"""Images in Parquet files as the Hugging Face hub keeps them: encoded, one a row, with their label."""
 
 import glob
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,9 @@ class ImageParquet(Standardized):
     label_column: str = "label"
     """Name of the column of labels, integers from 0 on."""
     limit: int | None = Field(None, ge=1)
-    """Take only the first so many training images; empty: all."""
+    """Number of training images to take, the first ones; not given: all."""
     test_limit: int | None = Field(None, ge=1)
-    """Take only the first so many test images; empty: all."""
+    """Number of test images to take, the first ones; not given: all."""
 
     streamed: bool = False
     """Read the training images through Ray Data when they are needed, instead of decoding all of them at the start: for
@@ -92,7 +92,7 @@ class ImageParquet(Standardized):
         return _decoded(self, setting, limit, tuple((path, Path(path).stat().st_mtime_ns) for path in paths))
 
     def decoded(self, setting: str, limit: int | None, paths: Sequence[str]) -> Samples:
-        """Return the images of the files, or the first so many of them."""
+        """Return the images of the files, or the first ``limit`` of them."""
         source = f"task.data.{setting} = {getattr(self, setting)!r}"
         encoded: list[bytes] = []
         labels: list[np.ndarray] = []

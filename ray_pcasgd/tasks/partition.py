@@ -45,8 +45,8 @@ class Dirichlet(_Partition):
     """Each class is dealt to the agents in proportions drawn from a symmetric Dirichlet distribution.
 
     The form for finite data sets of the label skew of Hsu, Qi, Brown (2019), as in Yurochkin et al. (ICML 2019).
-    Shard sizes differ too. **Choice**: an agent left with fewer than ``min_samples`` takes the rest from whoever has
-    most at that moment, so that every draw succeeds, instead of drawing anew until one does.
+    Shard sizes differ too. **Choice**: an agent left with fewer than ``min_samples`` takes the rest from the agent
+    that has most at that moment, so that every draw succeeds, instead of drawing anew until one does.
     """
 
     name: Literal["dirichlet"] = "dirichlet"

@@ -14,7 +14,7 @@ from ray_pcasgd.tasks.normalization import Normalization
 from ray_pcasgd.tasks.samples import Indices, MapSamples
 
 SHUFFLED_BATCHES = 32
-"""Rows are shuffled among so many batches, beside the order of the row groups."""
+"""Number of batches among which rows are shuffled, besides the order of the row groups."""
 
 
 class RowGroup(NamedTuple):
@@ -79,7 +79,7 @@ class StreamedImages(MapSamples):
         return StreamedImages(chosen, self.image_column, self.label_column, self.source)
 
     def labels(self) -> np.ndarray | None:
-        """Return nothing: labels are read with their images."""
+        """Return ``None``: labels are read with their images."""
         return None
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +162,7 @@ class StreamBatches:
             return {"inputs": inputs, "targets": targets}
 
         numbers = ray.data.from_items(order.tolist(), override_num_blocks=len(order))
-        # The agents hold the cluster's CPUs; what reads for them runs beside them.
+        # The agents reserve the cluster's CPUs; the tasks that read for them run in addition, and reserve almost none.
         stream = numbers.map_batches(read, batch_size=1, num_cpus=0.01)
         batches: Any = stream.iter_batches(
             batch_size=self._batch_size,

@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded: samples that are taken by index, a batch at a time."""
+"""Loaded data sets: samples that are taken by index, a batch at a time."""
 
 import math
 import warnings
@@ -95,7 +95,7 @@ class MapSamples:
         """Return the inputs and targets at ``indices``, stacked.
 
         Raises:
-            ValueError: an item cannot be made, or is none that can be stacked with the others; it is named.
+            ValueError: an item cannot be made, or cannot be stacked with the others; it is named.
 
         """
         positions = [int(i) for i in indices]
@@ -127,14 +127,14 @@ class MapSamples:
         return MapSamples(torch.utils.data.Subset(self.dataset, positions), labels, self.is_random)
 
     def labels(self) -> np.ndarray | None:
-        """Return the class of each sample, int64 of shape (n,); None where these are known by taking all alone."""
+        """Return the class of each sample, int64 of shape (n,); None where only taking all samples would tell."""
         if self._labels is None:
             labels = labels_of(self.dataset)
             self._labels = labels if labels is not None and self._are_of_items(labels) else None
         return self._labels
 
     def _are_of_items(self, labels: np.ndarray) -> bool:
-        """Return whether some items have these labels; what a data set's ``targets`` hold may be changed on the way."""
+        """Return whether some items have these labels; a data set may change what its ``targets`` hold."""
         places = np.unique(np.linspace(0, len(self) - 1, min(len(self), _COMPARED_LABELS)).astype(int))
         with seeded(0):
             targets = self.take(places)[1]
@@ -248,7 +248,7 @@ class TaskData(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers a model puts out: one a class, or one for each value of a regression's target."""
+        """Number of a model's outputs: one for each class, or one for each value of a regression's target."""
         if self.num_classes is not None:
             return self.num_classes
         return math.prod(self.train.take([0])[1].shape[1:])

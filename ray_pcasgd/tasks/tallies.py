@@ -54,7 +54,7 @@ class Tally(ABC):
     """Takes in a data set batch by batch, and says what a measure is over all of it."""
 
     remark: str | None = None
-    """What somebody who reads the figure should know, once there is a figure."""
+    """What a reader of the figure should know, once there is a figure."""
 
     @abstractmethod
     def add(self, outputs: Any, targets: Any) -> None:
@@ -62,7 +62,7 @@ class Tally(ABC):
 
     @abstractmethod
     def result(self) -> float:
-        """Return the figure; not a number where there was nothing to measure."""
+        """Return the figure; NaN where no target was measured."""
 
 
 class MeanOfTerms(Tally):
@@ -83,7 +83,7 @@ class MeanOfTerms(Tally):
         """Return the mean."""
         if self._number:
             return self._total / self._number
-        self.remark = "is not a number, since none of the test targets counts"
+        self.remark = "is not a number, since no test target counts"
         return math.nan
 
 
@@ -157,7 +157,7 @@ def number(value: Any) -> float:
     """Return what a measure came to as a number.
 
     Raises:
-        ValueError: It is none: several numbers, or something else.
+        ValueError: It is not one number: several numbers, or something else.
 
     """
     try:

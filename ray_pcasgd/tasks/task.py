@@ -1,4 +1,4 @@
-"""What is learned: data, model, loss and metrics, in one piece of settings."""
+"""The learning task: data, model, loss and metrics, in one piece of settings."""
 
 import numpy as np
 import torch
@@ -23,19 +23,19 @@ class Task(Settings):
     """A learning task; the embedded one classifies handwritten digits."""
 
     data: Data = Digits()
-    """What is learned from."""
+    """The data set."""
     model: Model = MLP()
-    """What learns."""
+    """The model that is trained."""
     loss: Loss = CrossEntropy()
-    """What is minimized."""
+    """The loss that is minimized."""
     metrics: tuple[Metric, ...] = (Accuracy(),)
-    """What is reported of the test samples beside the loss."""
+    """Metrics of the test samples, which are reported together with the loss."""
     augmentation: Augmentation = Augmentation()
     """Random changes of training images."""
 
     validation_share: float = Field(0.0, ge=0, lt=1)
     """Share of the training samples that is held out, and takes the place of the test samples: for choosing settings
-    without a look at the test. Which samples does not depend on the run's seed. 0: the test samples."""
+    without a look at the test samples. They do not depend on the run's seed. 0: no samples are held out."""
 
     @model_validator(mode="after")
     def _different_keys(self) -> "Task":
@@ -66,7 +66,7 @@ class Task(Settings):
         if not self.validation_share:
             return data
         if isinstance(data.train, StreamedImages):
-            raise ValueError(f"task.validation_share = {self.validation_share:g}: allowed beside streamed data is 0")
+            raise ValueError(f"task.validation_share = {self.validation_share:g}: allowed with streamed data is 0")
         number = len(data.train)
         held_out = round(self.validation_share * number)
         if not 0 < held_out < number:
@@ -119,7 +119,7 @@ class Task(Settings):
         return self.examine(model, data, device).values
 
     def examine(self, model: nn.Module, data: TaskData, device: torch.device | str = "cpu") -> Evaluation:
-        """Return what ``evaluate`` does, with what somebody who reads it should know."""
+        """Return what ``evaluate`` does, with remarks for its reader."""
         ignored = getattr(self.loss, "ignore_index", None)
         metrics = [with_ignored(metric, ignored) for metric in self.metrics]
         return examine(model, data.test, self.loss, metrics, device=device, transform=data.normalization)

@@ -123,7 +123,7 @@ def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     assert result.error is None
     assert operator.answers() == [
         "agent 2 is asked to come in",
-        "refused: agent 1 is there, or on its way",
+        "refused: agent 1 takes part already, or is coming back",
         "agent 0 is asked to leave",
     ]
     rows = rows_of(result)
@@ -226,7 +226,7 @@ def test_agents_that_average_in_pairs_leave_and_come_in_on_purpose(tmp_path: Pat
     assert result.error is None
     answers = operator.answers()
     assert answers[0] == "agent 2 is asked to come in"
-    assert answers[1].startswith("refused: delay in steps: allowed beside ad-psgd is seconds")
+    assert answers[1].startswith("refused: delay in steps: allowed with ad-psgd is seconds")
     assert answers[2] == "agent 0 is asked to leave"
     rows = rows_of(result)
     first = next(row for row in rows if row.agent == 2)

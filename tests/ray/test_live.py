@@ -136,7 +136,7 @@ def test_pairs_go_on_without_an_agent_that_is_gone_or_hangs(
     asking = [agent for agent in (0, 2) if agent != lost]
     assert {row.reads[0].neighbor for row in own[-20:] if row.agent in asking} == {1, 3} - {lost}
     replay(result, **settings)
-    with pytest.raises(SettingsError, match="allowed is local beside a schedule of ad-psgd in which agents were lost"):
+    with pytest.raises(SettingsError, match="allowed is local with a schedule of ad-psgd in which agents were lost"):
         fit(tmp_path, engine={"name": "ray"}, schedule=str(Path(result.path) / "schedule.parquet"), **settings)
 
 

@@ -110,8 +110,8 @@ def test_a_planned_run_on_streams_outlives_an_agent_to_the_bit(
     ("changes", "said"),
     [
         ({"num_agents": 8}, "num_agents = 8: allowed are 1 to 7, the row groups of streamed files"),
-        ({"engine": {"name": "local"}}, "engine.name = 'local': allowed beside task.data.streamed is ray"),
-        ({"task": {"validation_share": 0.1}}, "task.validation_share = 0.1: allowed beside streamed data is 0"),
+        ({"engine": {"name": "local"}}, "engine.name = 'local': allowed with task.data.streamed is ray"),
+        ({"task": {"validation_share": 0.1}}, "task.validation_share = 0.1: allowed with streamed data is 0"),
         ({"task": {"data": {"train": "nowhere-*.parquet"}}}, "no such file"),
         ({"task": {"data": {"label_column": "y"}}}, "task.data.label_column = 'y': not in"),
         ({"partition": "dirichlet"}, "dirichlet"),

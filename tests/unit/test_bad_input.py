@@ -114,8 +114,8 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ),
         (
             "optimizer=sgd",
-            "optimizer = 'sgd': allowed is a mapping of settings; there is SGD alone, which needs no name; write "
-            "optimizer: {momentum: 0.9}",
+            "optimizer = 'sgd': allowed is a mapping of settings; the only optimizer is SGD, which needs no name; "
+            "write optimizer: {momentum: 0.9}",
         ),
         ("optimizer.nesterov=maybe", "optimizer.nesterov = 'maybe': allowed are true and false"),
         ("optimizer.momentum=1", "optimizer.momentum = 1: allowed are values below 1"),
@@ -221,7 +221,7 @@ def test_a_long_value_is_cut_and_stays_in_its_line() -> None:
         ({"clusters": 5}, "clusters = 5: allowed are 1 to num_agents = 4"),
         (
             {"algorithm": "d-psgd", "barrier": "none"},
-            "barrier.name = 'none': allowed beside algorithm.name = 'd-psgd' is all",
+            "barrier.name = 'none': allowed with algorithm.name = 'd-psgd' is all",
         ),
         (
             {"checkpoint": {"every_evaluations": 1, "score": "f1"}},
@@ -229,7 +229,7 @@ def test_a_long_value_is_cut_and_stays_in_its_line() -> None:
         ),
         (
             {"checkpoint": {"num_to_keep": 2}},
-            "checkpoint.num_to_keep = 2: allowed beside checkpoint.every_evaluations only",
+            "checkpoint.num_to_keep = 2: allowed with checkpoint.every_evaluations only",
         ),
         ({"links": [{"delay": 1, "between": [[0], [4]]}]}, "links.0.between: agent 4; allowed are 0 to 3"),
     ],
@@ -358,14 +358,14 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused(tmp_path: Path) -> None
     write_rows(path, rows(4, 3), {})
     accepted = load_config({"engine": "local", "num_agents": 4, "num_steps": 3, "schedule": str(path)})
     make_plan(accepted)
-    assert with_schedule(path, num_agents=3) == "num_agents = 3: allowed beside the schedule is 4"
-    assert with_schedule(path, num_agents=5) == "num_agents = 5: allowed beside the schedule is 4"
-    too_few = "num_steps = 4: allowed beside the schedule is up to 3, what agent 0 takes in it"
+    assert with_schedule(path, num_agents=3) == "num_agents = 3: allowed with the schedule is 4"
+    assert with_schedule(path, num_agents=5) == "num_agents = 5: allowed with the schedule is 4"
+    too_few = "num_steps = 4: allowed with the schedule is up to 3, what agent 0 takes in it"
     assert with_schedule(path, num_steps=4) == too_few
     line = with_schedule(path, topology={"name": "edges", "edges": PATH4})
     assert line.startswith("topology: agents 3 and 0 are no neighbors; the schedule has the first read the second")
     live = with_schedule(path, engine={"name": "ray", "mode": "live"})
-    assert live.startswith("schedule: allowed beside engine.mode = 'live' is none")
+    assert live.startswith("schedule: allowed with engine.mode = 'live' is null")
 
 
 SERVER: dict[str, Any] = {"num_agents": 4, "clusters": 1, "links": []}
@@ -403,23 +403,22 @@ def with_server(algorithm: Any, **settings: Any) -> str:
         ),
         (
             {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},
-            "algorithm.shards = 2: allowed beside correction.name = 'gap-bounded' is 1, since it looks at all "
+            "algorithm.shards = 2: allowed with correction.name = 'gap-bounded' is 1, since it looks at all "
             "parameters at once",
         ),
         (
             {"gathering": {"name": "k-async", "k": 2}, "shards": 3},
-            "algorithm.shards = 3: allowed beside gathering.name = 'k-async' is 1, unless its k is 1 or the number of "
+            "algorithm.shards = 3: allowed with gathering.name = 'k-async' is 1, unless its k is 1 or the number of "
             "workers; k-batch-async has no such limit",
         ),
         (
             {"gathering": {"name": "adasync", "every_seconds": 1}, "shards": 2},
-            "algorithm.shards = 2: allowed beside gathering.name = 'adasync' is 1, unless its k is 1 or the number of "
+            "algorithm.shards = 2: allowed with gathering.name = 'adasync' is 1, unless its k is 1 or the number of "
             "workers; k-batch-async has no such limit",
         ),
         (
             {"correction": {"name": "delay-adaptive", "above": "shrink"}},
-            "algorithm.correction.smoothness = null: allowed is a number beside above = 'shrink', null beside the "
-            "others",
+            "algorithm.correction.smoothness = null: allowed is a number with above = 'shrink', null with the others",
         ),
         ({"correction": "gap-bounded"}, "algorithm.correction.bound: is required; allowed is a number above 0"),
         (
@@ -444,17 +443,17 @@ def test_shards_may_wait_for_one_worker_or_for_all(k: int) -> None:
     [
         (
             {"gathering": {"name": "k-sync", "k": 2}},
-            "algorithm.gathering.name = 'k-sync': allowed beside elastic averaging are sync, k-async, asgd; each "
+            "algorithm.gathering.name = 'k-sync': allowed with elastic averaging are sync, k-async, asgd; each "
             "exchange is waited for, and none is cancelled",
         ),
         (
             {"gathering": {"name": "k-batch-async", "k": 2}},
-            "algorithm.gathering.name = 'k-batch-async': allowed beside elastic averaging are sync, k-async, asgd; "
+            "algorithm.gathering.name = 'k-batch-async': allowed with elastic averaging are sync, k-async, asgd; "
             "each exchange is waited for, and none is cancelled",
         ),
         (
             {"gathering": {"name": "adasync", "every_seconds": 1}},
-            "algorithm.gathering.name = 'adasync': allowed beside elastic averaging are sync, k-async, asgd; each "
+            "algorithm.gathering.name = 'adasync': allowed with elastic averaging are sync, k-async, asgd; each "
             "exchange is waited for, and none is cancelled",
         ),
         (
@@ -472,10 +471,10 @@ def test_elastic_averaging_s_settings_that_do_not_fit_are_refused(algorithm: dic
 @pytest.mark.parametrize("algorithm", ["server", "elastic-averaging"])
 def test_settings_of_peers_have_no_meaning_beside_a_server(algorithm: str) -> None:
     assert with_server(algorithm, barrier="all") == (
-        "barrier.name = 'all': allowed beside a server is none; algorithm.gathering says who is waited for"
+        "barrier.name = 'all': allowed with a server is none; algorithm.gathering says who is waited for"
     )
     assert with_server(algorithm, on_non_finite_loss="isolate") == (
-        "on_non_finite_loss = 'isolate': allowed beside a server is stop; all workers compute at its weights"
+        "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
     )
 
 
@@ -483,21 +482,21 @@ def test_a_schedule_of_another_family_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "schedule.parquet"
     write_rows(path, rows(4, 3), {"num_agents": "4", "num_servers": "0"})
     line = with_schedule(path, algorithm="server")
-    assert line == ("schedule = 'PATH': was recorded with 0 server(s); allowed beside the algorithm is one with 1")
+    assert line == ("schedule = 'PATH': was recorded with 0 server(s); allowed with the algorithm is one with 1")
     config = load_config({"engine": "local", "num_steps": 3, "algorithm": "server"} | SERVER)
     own = [row for row in make_plan(config).schedule if row is not None]
     write_rows(path, own, {"num_agents": "4", "num_servers": "1"})
     fitting = {"engine": "local", "num_steps": 3, "algorithm": "server", "schedule": str(path)} | SERVER
     make_plan(load_config(fitting))
     assert with_schedule(path, algorithm="d-asgd") == (
-        "schedule = 'PATH': was recorded with 1 server(s); allowed beside the algorithm is one with 0"
+        "schedule = 'PATH': was recorded with 1 server(s); allowed with the algorithm is one with 0"
     )
     assert with_schedule(path, algorithm={"name": "server", "shards": 2}) == (
-        "schedule = 'PATH': was recorded with 1 server(s); allowed beside the algorithm is one with 2"
+        "schedule = 'PATH': was recorded with 1 server(s); allowed with the algorithm is one with 2"
     )
-    assert with_schedule(path, algorithm="server", num_agents=3) == ("num_agents = 3: allowed beside the schedule is 4")
+    assert with_schedule(path, algorithm="server", num_agents=3) == ("num_agents = 3: allowed with the schedule is 4")
     assert with_schedule(path, algorithm="server", num_steps=4) == (
-        "num_steps = 4: allowed beside the schedule is up to 3, what its server takes"
+        "num_steps = 4: allowed with the schedule is up to 3, what its server takes"
     )
 
 

@@ -103,7 +103,7 @@ def test_a_status_arrives_as_plain_data_without_what_a_terminal_would_obey() -> 
 
 @pytest.mark.parametrize("text", [None, {"run": "first"}, b"", "[]", "{", "{}", '{"run": 5}', "[" * 100_000], ids=repr)
 def test_what_is_no_status_is_refused_in_one_line(text: Any) -> None:
-    with pytest.raises(ValueError, match="what answers is no run's status") as caught:
+    with pytest.raises(ValueError, match="the answer is not a run's status") as caught:
         viewed(text)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -123,5 +123,5 @@ def test_a_status_whose_parts_are_of_another_kind_is_refused(data: st.DataObject
         tree["events"][0]["detail"] = value
     else:
         tree[place] = value
-    with pytest.raises(ValueError, match="what answers is no run's status"):
+    with pytest.raises(ValueError, match="the answer is not a run's status"):
         viewed(json.dumps(tree))

@@ -80,7 +80,7 @@ def test_the_terminal_shows_that_a_damaged_state_gives_way_to_an_older_one(damag
     lines = output.getvalue().splitlines()
     (skipped,) = (line for line in lines if line.startswith("state skipped: "))
     assert str(newest) in skipped
-    assert any(line.startswith("run resumed: on from the state of step 5") for line in lines)
+    assert any(line.startswith("run resumed: going on from the state of step 5") for line in lines)
     written = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["kind"] for event in written[-2:]] == ["state_skipped", "run_resumed"]
 
@@ -91,7 +91,7 @@ def test_the_command_line_goes_on_from_an_older_state(tmp_path: Path, capsys: py
     status, lines, errors = command(["train", "--resume", str(run)], capsys)
     assert (status, errors) == (0, [])
     assert any(line.startswith("state skipped: ") for line in lines)
-    assert any(line.startswith("run resumed: on from the state of step 5") for line in lines)
+    assert any(line.startswith("run resumed: going on from the state of step 5") for line in lines)
 
 
 class Other:

@@ -402,7 +402,7 @@ def test_ctrl_c_keeps_a_state_from_which_the_run_goes_on_to_the_bit(
     watcher = Interrupting(99, interrupt)
     again, whole = resume(run, watcher), fit(tmp_path / "whole", **changes)
     (resumed,) = watcher.said("run_resumed")
-    assert changes or resumed in [f"on from the state of step {step}" for step in (5, 6, 7)]
+    assert changes or resumed in [f"going on from the state of step {step}" for step in (5, 6, 7)]
     assert again.error is None
     assert again.schedule_hash == whole.schedule_hash
     assert again.checkpoint
@@ -496,7 +496,7 @@ def test_the_command_that_goes_on_is_printed_and_goes_on(
     assert "Traceback" not in process.stderr + process.stdout
     status, lines, errors = command(last.partition("ray-pcasgd ")[2].split(), capsys)
     assert (status, errors) == (0, [])
-    assert any(line.startswith("run resumed: on from the state of step") for line in lines)
+    assert any(line.startswith("run resumed: going on from the state of step") for line in lines)
 
 
 # Files that others read.
@@ -538,3 +538,11 @@ def test_a_failed_run_can_be_gone_on_with_once_its_cause_is_mended(tmp_path: Pat
     again = resume(failed.path, task={"model": lambda: FailingLater(10**6)})
     assert again.error is None
     assert again.metrics["step"] == 12
+
+
+def test_a_model_of_finite_numbers_that_has_diverged_is_no_success(tmp_path: Path) -> None:
+    result = fit(tmp_path, step_size=1e21, num_steps=1, evaluate_every=1)
+    said = "the averaged model has test loss (inf|nan) at step 1: training has diverged; a smaller step_size may help"
+    assert re.fullmatch(said, str(result.error))
+    assert summary_of(result)["status"] == "failed"
+    assert_all_there(result)

@@ -148,8 +148,8 @@ def test_where_no_target_counts_a_line_says_so() -> None:
     values, remarks = examine(nn.Identity(), nothing, CrossEntropy(), (Accuracy(),))
     assert all(math.isnan(value) for value in values.values())
     assert remarks == (
-        "task.loss is not a number, since none of the test targets counts",
-        "task.metrics: accuracy is not a number, since none of the test targets counts",
+        "task.loss is not a number, since no test target counts",
+        "task.metrics: accuracy is not a number, since no test target counts",
     )
     assert examine(nn.Identity(), Samples(torch.zeros(4, 3), labels_of(4)), CrossEntropy()).remarks == ()
 
@@ -180,7 +180,7 @@ def test_functions_and_classes_take_arguments() -> None:
     loss = huber(values, torch.zeros(8))
     assert loss.requires_grad
     assert loss.item() == functional.huber_loss(values, torch.zeros(8), delta=0.5).item()
-    with pytest.raises(ValueError, match="the metric is made already; allowed is none"):
+    with pytest.raises(ValueError, match="the metric is made already; allowed are no arguments"):
         CustomMeasure(function=Largest(), arguments={"scale": 2.0})(outputs, outputs)
 
 

@@ -43,7 +43,7 @@ def test_ad_psgd_takes_delays_without_a_unit_as_seconds_and_refuses_steps() -> N
     links = make_plan(load_config({"engine": "local", "algorithm": "ad-psgd"})).config.links
     assert [(link.delay.model_dump()["value"], link.unit) for link in links] == [(10, "seconds")]
     with pytest.raises(
-        SettingsError, match=r"links.0.unit = 'steps': allowed beside ad-psgd is seconds, or a delay such"
+        SettingsError, match=r"links.0.unit = 'steps': allowed with ad-psgd is seconds, or a delay such"
     ):
         make_plan(load_config({"engine": "local", "algorithm": "ad-psgd", "links": [{"delay": "10 steps"}]}))
 

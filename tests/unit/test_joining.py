@@ -73,12 +73,12 @@ def test_an_address_at_which_nobody_answers(closed: str) -> None:
 
 def test_an_address_at_which_somebody_is_silent(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "ANSWER_SECONDS", 0.5)
-    with pytest.raises(ClusterError, match=r"no Ray cluster answers there \(nothing within 0.5 s\)"):
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers there \(no answer within 0.5 s\)"):
         open_address("--address", silent)
 
 
 def test_an_address_at_which_something_else_answers() -> None:
-    with web_server() as address, pytest.raises(ClusterError, match="what answers there is something else"):
+    with web_server() as address, pytest.raises(ClusterError, match="another kind of server answers there"):
         open_address("--address", address)
 
 
@@ -99,7 +99,7 @@ def test_a_cluster_is_not_shown_a_token_before_it_asks(monkeypatch: pytest.Monke
     finally:
         server.stop(None).wait()
     # The tests' own switch keeps it back.
-    assert str(caught.value).endswith("asks for a token; allowed beside it is RAY_AUTH_MODE=token, not disabled")
+    assert str(caught.value).endswith("asks for a token; allowed with it is RAY_AUTH_MODE=token, not disabled")
     assert len(handler.shown) == 1
     assert "secret" not in str(handler.shown)
     assert "authorization" not in str(handler.shown)

@@ -50,12 +50,12 @@ save_total_limit=2 -> write checkpoint.num_to_keep
 random_seed=1 -> write seed
 seeds=3 -> write seed; compare --seeds
 resume=true -> write ray-pcasgd train --resume RUN
-fp16=true -> there is float32 alone
+fp16=true -> the only precision is float32
 gradient_clip_val=1 -> gradients are not clipped
-gradient_accumulation_steps=2 -> there is no accumulation
+gradient_accumulation_steps=2 -> gradients are not accumulated
 config.seed=1 -> write the settings themselves at the top
-optimizer=adam -> optimizer = 'adam': allowed is a mapping of settings; there is SGD alone
-optimizer.name=adam -> optimizer.name = 'adam': no such setting; there is SGD alone, which needs no name; write
+optimizer=adam -> optimizer = 'adam': allowed is a mapping of settings; the only optimizer is SGD
+optimizer.name=adam -> optimizer.name = 'adam': no such setting; the only optimizer is SGD, which needs no name; write
 optimizer={name: sgd, lr: 0.1} -> optimizer.lr = 0.1: no such setting; write step_size
 optimizer.lr=0.1 -> optimizer.lr = 0.1: no such setting; write step_size
 algorithm=PC-ASGD -> did you mean pc-asgd?

@@ -38,7 +38,7 @@ def test_a_link_among_a_run_s_files_is_not_followed_for_writing(
         path.name for path in kept.iterdir()
     }
     assert any(line.startswith(f"run folder {kept}") for line in lines)
-    assert any(line.startswith("run resumed: on from the state of step 10") for line in lines)
+    assert any(line.startswith("run resumed: going on from the state of step 10") for line in lines)
 
 
 @pytest.mark.parametrize("name", ["states", "checkpoints"])

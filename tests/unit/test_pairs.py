@@ -269,15 +269,15 @@ def test_one_agent_is_plain_sgd_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"links": [{"delay": 3, "unit": "steps"}]}, "links.0.unit = 'steps': allowed beside ad-psgd is seconds"),
-        ({"barrier": "all"}, "barrier.name = 'all': allowed beside ad-psgd is none"),
-        ({"mixing": "uniform"}, "mixing.name = 'uniform': allowed beside ad-psgd is none"),
-        ({"on_non_finite_loss": "isolate"}, "on_non_finite_loss = 'isolate': allowed beside ad-psgd is stop"),
-        ({"engine": {"name": "local", "batched": "always"}}, "engine.batched = 'always': allowed beside ad-psgd are"),
-        ({"topology": "directed-ring"}, "topology.name = 'directed-ring': allowed beside this algorithm are undir"),
+        ({"links": [{"delay": 3, "unit": "steps"}]}, "links.0.unit = 'steps': allowed with ad-psgd is seconds"),
+        ({"barrier": "all"}, "barrier.name = 'all': allowed with ad-psgd is none"),
+        ({"mixing": "uniform"}, "mixing.name = 'uniform': allowed with ad-psgd is only the default"),
+        ({"on_non_finite_loss": "isolate"}, "on_non_finite_loss = 'isolate': allowed with ad-psgd is stop"),
+        ({"engine": {"name": "local", "batched": "always"}}, "engine.batched = 'always': allowed with ad-psgd are"),
+        ({"topology": "directed-ring"}, "topology.name = 'directed-ring': allowed with this algorithm are undir"),
         (
             {"topology": {"name": "edges", "edges": [[0, 1], [1, 2], [0, 2], [2, 4], [3, 0]]}},
-            "topology.name = 'edges': allowed beside ad-psgd are graphs that are bipartite, or connected by the edges",
+            "topology.name = 'edges': allowed with ad-psgd are graphs that are bipartite, or connected by the edges",
         ),
     ],
 )
@@ -293,9 +293,9 @@ def test_schedules_replay_and_are_for_pairs_alone(tmp_path: Path) -> None:
     schedule = str(Path(result.path) / "schedule.parquet")
     again = Trainer(settings | {"schedule": schedule, "step_size": 0.05, "name": "again"}).fit()
     assert again.schedule_hash == result.schedule_hash
-    with pytest.raises(SettingsError, match="is one of ad-psgd; allowed is it beside ad-psgd alone"):
+    with pytest.raises(SettingsError, match="is one of ad-psgd; allowed is it with ad-psgd only"):
         make_plan(load_config(settings | {"algorithm": "d-asgd", "schedule": schedule}))
-    with pytest.raises(SettingsError, match="num_steps = 5: allowed beside the schedule is 12"):
+    with pytest.raises(SettingsError, match="num_steps = 5: allowed with the schedule is 12"):
         make_plan(load_config(settings | {"num_steps": 5, "schedule": schedule}))
     with pytest.raises(SettingsError, match=r"averages with agent \d; the topology does not allow"):
         make_plan(load_config(settings | {"topology": "star", "schedule": schedule}))
@@ -304,10 +304,10 @@ def test_schedules_replay_and_are_for_pairs_alone(tmp_path: Path) -> None:
     changed = (rows[alone].reads[0].version + 1) % 12
     rows[alone] = rows[alone]._replace(reads=(rows[alone].reads[0]._replace(version=changed),))
     write_rows(tmp_path / "unmatched.parquet", rows, metadata)
-    with pytest.raises(SettingsError, match=r"averages with agent \d, of which the schedule knows nothing"):
+    with pytest.raises(SettingsError, match=r"averages with agent \d, which has no row of it"):
         make_plan(load_config(settings | {"schedule": str(tmp_path / "unmatched.parquet")}))
     other = Trainer(settings | {"algorithm": "d-asgd", "name": "other"}).fit()
-    with pytest.raises(SettingsError, match="allowed beside ad-psgd are schedules of ad-psgd"):
+    with pytest.raises(SettingsError, match="allowed with ad-psgd are schedules of ad-psgd"):
         make_plan(load_config(settings | {"schedule": str(Path(other.path) / "schedule.parquet")}))
 
 

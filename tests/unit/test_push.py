@@ -165,9 +165,9 @@ def test_without_a_path_back_the_graph_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"algorithm": "d-asgd", "topology": "directed-ring"}, "topology.name = 'directed-ring': allowed beside this"),
-        ({"mixing": "uniform"}, "mixing.name = 'uniform': allowed beside algorithm.name = 'sgp-overlap' is none"),
-        ({"on_non_finite_loss": "isolate"}, "on_non_finite_loss = 'isolate': allowed beside algorithm.name = 'sgp"),
+        ({"algorithm": "d-asgd", "topology": "directed-ring"}, "topology.name = 'directed-ring': allowed with this"),
+        ({"mixing": "uniform"}, "mixing.name = 'uniform': allowed with algorithm.name = 'sgp-overlap' is only"),
+        ({"on_non_finite_loss": "isolate"}, "on_non_finite_loss = 'isolate': allowed with algorithm.name = 'sgp"),
         ({"algorithm": "sgp", "barrier": "none"}, "is all \\(sgp-overlap is the asynchronous form"),
     ],
 )

@@ -64,6 +64,6 @@ def test_what_comes_is_what_it_must_be_or_named(extra: Any) -> None:
 
 def test_nothing_of_the_kind_is_taken_from_peers() -> None:
     contents = Contents(np.ones(4, np.float32), np.ones(2, np.float32), None, Extra({}))
-    with pytest.raises(RejectedError, match="its extra is of type Extra; allowed is none"):
+    with pytest.raises(RejectedError, match="its extra is of type Extra; allowed is no extra"):
         check_contents(Expected((1,), 10, 4, 2), Header(1, 3, 1.0, 0.1), contents)
     check_contents(Expected((1,), 10, 4, 2, forms={}, num_tensors=1), Header(1, 3, 1.0, 0.1), contents)

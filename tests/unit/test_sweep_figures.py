@@ -273,5 +273,5 @@ def test_a_population_s_trials_are_no_seeds_of_a_point(tmp_path: Path) -> None:
         encoding="utf-8"
     )
     assert "±" not in text
-    assert "they changed on the way" in text
+    assert "config.yaml says how they changed before" in text
     assert "What matters" not in text

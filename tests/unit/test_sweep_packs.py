@@ -153,10 +153,10 @@ def test_changed_numbers_stay_within_their_ranges() -> None:
     [
         (
             {"space": {"batch_size": [1]}},
-            "space.batch_size: allowed beside scheduler.name = 'population' are step",
+            "space.batch_size: allowed with scheduler.name = 'population' are step",
         ),
-        ({"space": THETAS, "seeds": 2}, "seeds = 2: allowed beside scheduler.name = 'population' is 1"),
-        ({"space": THETAS, "search": "optuna"}, "search.name = 'optuna': allowed beside"),
+        ({"space": THETAS, "seeds": 2}, "seeds = 2: allowed with scheduler.name = 'population' is 1"),
+        ({"space": THETAS, "search": "optuna"}, "search.name = 'optuna': allowed with"),
     ],
 )
 def test_what_a_population_cannot_vary_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -168,8 +168,8 @@ def test_what_a_population_cannot_vary_is_refused(settings: dict[str, Any], mess
     ("interval", "base", "message"),
     [
         (30, {}, "scheduler.interval_steps = 30: allowed are multiples of evaluate_every = 50"),
-        (50, {"algorithm": "ad-psgd"}, "scheduler.name = 'population': allowed beside rules between peers"),
-        (50, {"engine": "ray"}, "scheduler.name = 'population': allowed beside rules between peers"),
+        (50, {"algorithm": "ad-psgd"}, "scheduler.name = 'population': allowed with rules between peers"),
+        (50, {"engine": "ray"}, "scheduler.name = 'population': allowed with rules between peers"),
     ],
 )
 def test_what_a_population_cannot_train_is_refused(interval: int, base: dict[str, Any], message: str) -> None:

@@ -43,7 +43,7 @@ def test_a_point_becomes_settings_whatever_the_order_of_its_keys() -> None:
         ({"space": {"step_size": []}}, r"space.step_size = \[\]: allowed is one value or more"),
         (
             {"space": {"step_size": {"low": 0, "high": 1}}},
-            "space.step_size: a range; allowed beside search.name = 'grid'",
+            "space.step_size: a range; allowed with search.name = 'grid'",
         ),
         (
             {"space": {"step_size": {"low": 1, "high": 1}}, "search": "random"},
@@ -51,7 +51,7 @@ def test_a_point_becomes_settings_whatever_the_order_of_its_keys() -> None:
         ),
         (
             {"space": {"step_size": {"low": 0, "high": 1, "log": True}}, "search": "random"},
-            "low = 0: allowed beside log",
+            "low = 0: allowed with log",
         ),
         ({"space": {"seed": [1, 2]}}, "space.seed: allowed is the setting seeds"),
         ({"space": {"step_size": [1]}, "seeds": 0}, "seeds"),
@@ -133,7 +133,7 @@ def test_a_page_has_the_pictures_that_there_is_something_for(tmp_path: Any) -> N
 
 
 def test_ranges_of_whole_numbers_have_whole_limits() -> None:
-    with pytest.raises(ValueError, match="allowed beside integer are whole numbers"):
+    with pytest.raises(ValueError, match="allowed with integer are whole numbers"):
         Range(low=0.5, high=3, integer=True)
 
 

@@ -217,7 +217,7 @@ def test_a_schedule_that_fits() -> None:
 
 def test_a_schedule_without_a_step_of_some_agent_is_named() -> None:
     rows = [row for row in planned() if row.agent != 1]
-    with pytest.raises(ValueError, match="num_steps = 6: allowed beside the schedule is up to 0, what agent 1 takes"):
+    with pytest.raises(ValueError, match="num_steps = 6: allowed with the schedule is up to 0, what agent 1 takes"):
         check_fits(rows, NEIGHBORS, 6)
 
 
@@ -236,9 +236,9 @@ def test_a_schedule_is_good_for_fewer_steps_while_nobody_reads_beyond_them() -> 
 @pytest.mark.parametrize(
     ("neighbors", "num_steps", "said"),
     [
-        (((1,), (0,)), 6, "num_agents = 2: allowed beside the schedule is 3"),
-        (((1,), (0, 2), (1, 3), (2,)), 6, "num_agents = 4: allowed beside the schedule is 3"),
-        (NEIGHBORS, 7, "num_steps = 7: allowed beside the schedule is up to 6, what agent 0 takes in it"),
+        (((1,), (0,)), 6, "num_agents = 2: allowed with the schedule is 3"),
+        (((1,), (0, 2), (1, 3), (2,)), 6, "num_agents = 4: allowed with the schedule is 3"),
+        (NEIGHBORS, 7, "num_steps = 7: allowed with the schedule is up to 6, what agent 0 takes in it"),
         (((1,), (0, 2), (1,)), 6, "agents 0 and 2 are no neighbors"),
     ],
 )

@@ -89,7 +89,7 @@ ADDRESS = {"name": "ray", "mode": "planned", "address": "192.0.2.1:6379"}
             {"task": {"data": {"name": "cifar10", "download": True}}},
             "task.data.download = true: it writes to task.data",
         ),
-        ({"engine": ADDRESS}, "engine.address = '192.0.2.1:6379': who joins a cluster runs its code"),
+        ({"engine": ADDRESS}, "engine.address = '192.0.2.1:6379': joining a cluster runs its code here"),
     ],
     ids=["factory", "os", "loss", "metric", "data", "download", "address"],
 )
@@ -203,8 +203,8 @@ def test_a_replay_lies_beside_the_recorded_run_not_where_its_settings_say(
 
 
 def test_trust_has_no_meaning_beside_settings_that_are_given(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, "train", "--trust").startswith("--trust: allowed beside --resume")
-    assert refused(capsys, "sweep", "sweep.yaml", "--trust").startswith("--trust: allowed beside --resume")
+    assert refused(capsys, "train", "--trust").startswith("--trust: allowed with --resume")
+    assert refused(capsys, "sweep", "sweep.yaml", "--trust").startswith("--trust: allowed with --resume")
 
 
 class Harmful:

@@ -54,7 +54,7 @@ TOO_HIGH = "is 10; allowed are 0 to 9, of which the model's 10 outputs are the s
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (of_model(odd.model(odd.auxiliary)), CUSTOM + "puts out a tuple in training; allowed beside task.loss.name = "),
+        (of_model(odd.model(odd.auxiliary)), CUSTOM + "returns a tuple in training; allowed with task.loss.name = "),
         (of_model(odd.model(odd.eager)), CUSTOM + "fails on the first test samples (for training alone)"),
         (of_model(odd.model(lambda own, x: own.layer(x.view(16, 64)))), CUSTOM + "fails on the first test samples ("),
         (of_model(odd.model(lambda own, x: own.layer(x[:, :3]))), IN_TRAINING),
@@ -72,7 +72,7 @@ TOO_HIGH = "is 10; allowed are 0 to 9, of which the model's 10 outputs are the s
         (of_model(odd.failing), "task.model.factory = 'tests.unit.odd_tasks:failing': fails (KeyError: 'width')"),
         (of_model(odd.Wide), "task.model.factory = 'tests.unit.odd_tasks:Wide': fails (TypeError: "),
         (of_model(odd.Uncopyable()), "task.model.factory = '<tests.unit.odd_tasks:Uncopyable>': a module that cannot"),
-        (of_model(odd.network(), width=3), "task.model.arguments = {'width': 3}: allowed beside a module itself are "),
+        (of_model(odd.network(), width=3), "task.model.arguments = {'width': 3}: allowed with a module itself are "),
         (of_model(lambda: odd.ONE_FOR_ALL), "task.model.factory: 0.weight is the same object in all models that it"),
         (of_model(lambda: nn.Sequential(odd.STATISTICS, nn.Linear(64, 10))), "task.model.factory: 0.running_mean is "),
         (of_model(odd.unseeded), "task.model.factory: 0.bias is another one at each call, although the generators of"),
@@ -132,7 +132,7 @@ def test_samples_that_no_model_takes_are_named(train: Any, test: Any, expected: 
 @pytest.mark.parametrize(
     ("is_trained", "expected"),
     [
-        (True, "has a parameter centers, which nobody trains; allowed are parameters of the model"),
+        (True, "has a parameter centers, which is not trained; allowed are parameters of the model"),
         (False, "each call changes its level; allowed are losses that agents can share"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The actor around an agent: it waits, reads the clock, sends and receives; what is computed it leaves to the agent."""
+"""The actor around an agent: it waits, reads the clock, sends and receives; the agent computes."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from ray_pcasgd.tasks.task import TaskData
 
 
 class Found(NamedTuple):
-    """What is going to be read, where it lies."""
+    """A version that is going to be read, and where it lies."""
 
     read: Read
     state: Contents
@@ -80,7 +80,7 @@ class AgentActor(Shell):
             self.mailbox.start(Message(Header(k, 0, self.started_at, 0.0), start))
 
     def compute(self) -> float | None:
-        """Compute the direction; nothing where the agent leaves the run, because its loss is not finite."""
+        """Compute the direction; ``None`` where the agent leaves the run, because its loss is not finite."""
         try:
             return self.agent.check_finite(self.agent.compute())
         except NonFiniteLossError as error:
@@ -88,7 +88,7 @@ class AgentActor(Shell):
             return None
 
     def apply(self, received: Sequence[Received], held: int) -> dict[str, float] | None:
-        """Take the rule's step; nothing where the agent leaves the run, because what comes of it is not finite."""
+        """Take the rule's step; ``None`` where the agent leaves the run, because the result is not finite."""
         agent = self.agent
         try:
             return agent.apply(received, held)
@@ -113,7 +113,7 @@ class AgentActor(Shell):
         return Expected(self.spec.neighbors, self.spec.recipe.num_steps, *sizes)
 
     def find(self, read: Read) -> Found | None:
-        """Return where what is read lies; nothing where it was rejected.
+        """Return where the version that is read lies; ``None`` where it was rejected.
 
         Called with the lock held, since a newer message may replace it any time.
         """
@@ -125,7 +125,7 @@ class AgentActor(Shell):
         return Found(read, message.contents, direction, message.header.mass)
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
-        """Return what was found, fetched, but for what is rejected; without the lock, since a fetch takes its time."""
+        """Return the versions found, fetched, except rejected ones; without the lock, as fetching may take long."""
         received = []
         for item in found:
             try:
@@ -190,7 +190,7 @@ class AgentActor(Shell):
 
     may_skip = False
     """Whether messages may be left out to a neighbor that does not take them: never the last one, nor the first of an
-    agent that is back, nor the news that one has left."""
+    agent that is back, nor the one that says that it has left."""
     is_back_at = -1
     """The version at which the agent has come back into the run."""
     held: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What a peer's message must be, before anything of it is believed."""
+"""Checks of a peer's message, made before any of it is used."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from ray_pcasgd.mailbox import Answer, Delivery, Header
 
 
 class RejectedError(ValueError):
-    """A message that is not what it must be; it is never applied."""
+    """A message that is not valid; it is never applied."""
 
 
 _LARGEST_COUNT = 2**31 - 1
@@ -38,13 +38,13 @@ class Expected(NamedTuple):
     note: type[Answer] | type[Delivery] | None = None
     """What a message between workers and servers says besides; None between peers."""
     forms: Mapping[str, Form | None] | None = None
-    """Of the tensors that a worker may send with its gradient; not given: nothing is sent with it."""
+    """Of the tensors that a worker may send with its gradient; not given: no tensor is sent with it."""
     num_tensors: int = 0
     """The number of the model's parameter tensors."""
 
 
 def check_header(expected: Expected, header: Any) -> None:
-    """Raise ``RejectedError`` where a header is none of a message that the agent could have been sent."""
+    """Raise ``RejectedError`` where a header is not that of a message that the agent could have been sent."""
     if not isinstance(header, Header):
         raise RejectedError(f"its header is of type {type(header).__name__}")
     if not _is_count(header.sender) or header.sender not in expected.senders:
@@ -59,14 +59,14 @@ def check_header(expected: Expected, header: Any) -> None:
     if not _is_count(header.hold_steps):
         raise RejectedError(f"its hold_steps is {shown(header.hold_steps)}; allowed are whole numbers from 0 on")
     if not isinstance(header.final, bool) or not isinstance(header.isolated, bool):
-        raise RejectedError("its flags are none")
+        raise RejectedError("its flags are not true or false")
     _check_note(expected, header)
 
 
 def _check_note(expected: Expected, header: Header) -> None:
     note = header.note
     if expected.note is None and note is not None:
-        raise RejectedError(f"its note is of type {type(note).__name__}; allowed between peers is none")
+        raise RejectedError(f"its note is of type {type(note).__name__}; allowed between peers is no note")
     if expected.note is not None and type(note) is not expected.note:
         allowed = expected.note.__name__
         raise RejectedError(f"its note is of type {type(note).__name__}; allowed is {allowed}")
@@ -83,13 +83,13 @@ def _check_note(expected: Expected, header: Header) -> None:
                 f"it was computed at version {shown(note.computed_at)} and begun at {shown(note.round)}; allowed are "
                 "whole numbers, the second not below the first"
             )
-        # Compared, not converted: a whole number of 400 digits is none that math.isfinite takes.
+        # Compared, not converted: math.isfinite does not take a whole number of 400 digits.
         if not _is_number(note.loss) or not -sys.float_info.max <= note.loss <= sys.float_info.max:
             raise RejectedError(f"its loss is {shown(note.loss)}; allowed are finite numbers")
 
 
 def check_mark(expected: Expected, neighbor: Any, cut: Any, sent: Any) -> None:
-    """Raise ``RejectedError`` where what a neighbor says to have sent before a cut is not what it must be."""
+    """Raise ``RejectedError`` where a neighbor's count of the messages that it sent before a cut is not valid."""
     if not _is_count(neighbor) or neighbor not in expected.senders:
         raise RejectedError(f"its sender is {shown(neighbor)}; allowed are {list(expected.senders)}")
     if not isinstance(cut, int) or cut < 0 or not _is_count(sent):
@@ -118,14 +118,14 @@ def check_contents(expected: Expected, header: Header, contents: Any) -> None:
     """
     if contents is None:
         if not header.isolated:
-            raise RejectedError("it is empty; allowed is that where its sender has left the run")
+            raise RejectedError("it is empty; allowed only where its sender has left the run")
         return
     if not isinstance(contents, Contents):
         raise RejectedError(f"its contents are of type {type(contents).__name__}")
     sizes = (expected.weights, expected.buffers, expected.weights)
     if contents.extra is not None:
         if expected.forms is None:
-            raise RejectedError(f"its extra is of type {type(contents.extra).__name__}; allowed is none")
+            raise RejectedError(f"its extra is of type {type(contents.extra).__name__}; allowed is no extra")
         if problem := problem_of(contents.extra, expected.forms, expected.num_tensors):
             raise RejectedError(f"its {problem}")
     for name, parcel, size in zip(contents._fields[:3], contents[:3], sizes, strict=True):
@@ -166,7 +166,7 @@ def check_array(name: str, array: Any, size: int | None) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value that somebody else has chosen, in a few characters."""
+    """Return a value that came from outside, in a few characters."""
     if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
         return f"a whole number of {value.bit_length()} bits"
     return f"{value!r:.80}"

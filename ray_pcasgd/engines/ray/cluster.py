@@ -1,4 +1,4 @@
-"""The cluster that a run is on: one that is there already, or one of its own on this machine."""
+"""The cluster that a run is on: one that is running already, or one that the run starts on this machine."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ _LONGEST_REASON = 300
 
 
 class RayCluster(Cluster):
-    """The cluster of a run: the one that ``address`` or ``RAY_ADDRESS`` names, or one of its own on this machine."""
+    """The cluster of a run: the one that ``address`` or ``RAY_ADDRESS`` names, or one that the run starts here."""
 
     def __init__(self, settings: RaySettings) -> None:
         self._settings = settings
@@ -54,8 +54,8 @@ class RayCluster(Cluster):
 def _start(settings: RaySettings) -> None:
     """Start a cluster on this machine.
 
-    Whoever can talk to a cluster can run code on it: one's own listens on loopback alone, and asks for the token that
-    Ray keeps for its user, about which Ray would print a warning.
+    Anybody who can talk to a cluster can run code on it, so this one listens on loopback alone, and asks for the token
+    that Ray keeps for its user, about which Ray would print a warning.
     """
     gigabytes = get_system_memory() / 1e9
     if settings.object_store_gigabytes > gigabytes:
@@ -93,7 +93,7 @@ def _naming_the_store(settings: RaySettings) -> Iterator[None]:
 
 @contextmanager
 def _private_token() -> Iterator[None]:
-    """Let nobody else read the token that Ray makes for its user where he has none yet."""
+    """Keep other users from reading the token that Ray makes for its user where there is no token yet."""
     token = Path.home() / ".ray" / "auth_token"
     was_there = token.exists()
     try:
@@ -108,7 +108,7 @@ def join_cluster(subject: str, address: str, logging_level: int, settings: RaySe
     """Join a cluster, which may be another process's own on this machine; ``subject`` has named its address.
 
     Raises:
-        ValueError: it is no address of a cluster.
+        ValueError: it is not the address of a cluster.
         ClusterError: no cluster answers there, or it does not let this user in.
 
     """
@@ -125,7 +125,7 @@ def join_cluster(subject: str, address: str, logging_level: int, settings: RaySe
 
 
 class Known(list[str]):
-    """Where Ray's workers look for modules: where this process does too, and not in its directory besides."""
+    """Where Ray's workers look for modules: in the same places as this process, and not also in its directory."""
 
     def extend(self, places: Iterable[str]) -> None:
         """Take in those of Ray's places in which this process looks."""

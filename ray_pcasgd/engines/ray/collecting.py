@@ -1,4 +1,4 @@
-"""What agents say, as the driver collects it from the scheduler: each call once, whatever is lost on the way."""
+"""Collects for the driver what agents report to the scheduler: each call once, whatever is lost meanwhile."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class Collector:
         return self._next[agent]
 
     def drain(self) -> list[Said]:
-        """Return what has been said since the last call.
+        """Return what agents have reported since the last call.
 
         Raises:
             RayError: the scheduler is lost, or does not answer.
@@ -48,7 +48,7 @@ class Collector:
         return said
 
     def _fetched(self, said: Said) -> list[Said]:
-        """Return a report with its snapshot; where that was lost together with its agent, this and what is left."""
+        """Return a report with its snapshot; where that was lost with its agent, an event and the rest of it."""
         if not isinstance(said, StepReport) or said.snapshot is None:
             return [said]
         reference: Any = said.snapshot

@@ -1,4 +1,4 @@
-"""From another process to a run that is running: its status, and an operator's commands; both ways as JSON."""
+"""From another process to a running run: its status, and an operator's commands; in both directions as JSON."""
 
 import logging
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _LONGEST_ANSWER = 2000
 
 
 def status_of(run: str, address: str | None = None) -> dict[str, Any]:
-    """Return the status of a run that is running, whose folder is given; see ``status.RunView``.
+    """Return the status of a running run, given its folder; see ``status.RunView``.
 
     Raises:
         NotRunningError: it is not running, or its cluster cannot be reached.
@@ -33,7 +33,7 @@ def status_of(run: str, address: str | None = None) -> dict[str, Any]:
 
 
 def tell(run: str, command: Command, address: str | None = None) -> str:
-    """Hand a command to a run that is running, and return what it says to it.
+    """Hand a command to a running run, and return its answer.
 
     Raises:
         NotRunningError: it is not running, or its cluster cannot be reached.
@@ -43,7 +43,7 @@ def tell(run: str, command: Command, address: str | None = None) -> str:
         answer: Any = scheduler.command.remote(encoded(command))
         said = ray.get(answer, timeout=90)
         if not isinstance(said, str):
-            raise ValueError(f"what answers says a {type(said).__name__}, no text")
+            raise ValueError(f"its answer is of type {type(said).__name__}; allowed is text")
         return one_line(said, _LONGEST_ANSWER)
 
 

@@ -1,4 +1,4 @@
-"""The actors of one run: made where there is room for them, made again where one was lost, and ended."""
+"""The actors of one run: made where the cluster has room, made again where one was lost, and ended."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count

@@ -1,6 +1,6 @@
 """Which cluster an address names, and whether it lets us in: asked in seconds; Ray's own client tries for minutes.
 
-The token goes to clusters alone that the user has named, or has started himself, and only once they ask for it.
+The token goes only to clusters that the user has named or started, and only once they ask for it.
 """
 
 import os
@@ -40,12 +40,12 @@ def open_address(subject: str, address: str) -> str:
     """Return the ``host:port`` of the cluster that an address names, once it has let this user in.
 
     Args:
-        subject: what has named it, for errors, such as ``engine.address``.
+        subject: which setting or option names it, for errors, such as ``engine.address``.
         address: ``host:port``, or ``auto`` for the one that this user runs on this machine.
 
     Raises:
-        ValueError: it is no address of a cluster.
-        ClusterError: no cluster answers there, it does not take the user's token, or none of its nodes is here.
+        ValueError: it is not the address of a cluster.
+        ClusterError: no cluster answers there, it does not take the user's token, or it has no node on this machine.
 
     """
     named = f"{subject} = {address!r}"
@@ -71,7 +71,7 @@ def _local_nodes(named: str, address: str) -> list[bytes]:
         raise ClusterError(f"{named}: the cluster does not take this user's token (ray get-auth-token prints it)")
     if "RAY_AUTH_MODE" in os.environ:
         raise ClusterError(
-            f"{named}: the cluster asks for a token; allowed beside it is RAY_AUTH_MODE=token, not "
+            f"{named}: the cluster asks for a token; allowed with it is RAY_AUTH_MODE=token, not "
             f"{os.environ['RAY_AUTH_MODE']}"
         )
     if not _ray.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
@@ -99,7 +99,7 @@ def _asked(address: str) -> list[bytes]:
 def _reason(error: grpc.RpcError) -> str:
     """Return why a cluster did not answer, as gRPC has it, in plain words where we know it."""
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"nothing within {ANSWER_SECONDS:g} s"
+        return f"no answer within {ANSWER_SECONDS:g} s"
     details = one_line(error.details(), 200)
     return next((words for mark, words in _WORDS.items() if mark in details), details)
 
@@ -107,7 +107,7 @@ def _reason(error: grpc.RpcError) -> str:
 _WORDS = {
     "Connection refused": "connection refused",
     "Domain name not found": "no such host",
-    "HTTP/2": "what answers there is something else",
+    "HTTP/2": "another kind of server answers there",
 }
 
 
@@ -140,7 +140,7 @@ def _own_addresses() -> Iterator[str]:
 
 
 def started_last() -> str | None:
-    """Return what ``ray start`` has noted last, if it was this user's: anybody may write to the folder of the note."""
+    """Return the address that ``ray start`` noted last, if for this user: anybody may write to the note's folder."""
     try:
         descriptor = os.open(Path(get_ray_address_file(None)), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

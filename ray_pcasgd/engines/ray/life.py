@@ -1,4 +1,4 @@
-"""Whether agents are still there: one whose process hangs answers nobody, and no call to it ever fails."""
+"""Signs of life of agents: an agent whose process hangs does not answer, but no call to it ever fails."""
 
 import time
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import ray
 from ray_pcasgd.engines.ray.crew import Crew
 
 LAST_SECONDS = 1.0
-"""What an overdue answer still gets, should it be this process that was held up."""
+"""Seconds that an overdue answer still gets, in case this process was held up itself."""
 
 
 class _Question(NamedTuple):
@@ -18,7 +18,7 @@ class _Question(NamedTuple):
 
 
 class LifeSigns:
-    """Asks agents for signs of life, beside their training."""
+    """Asks agents for signs of life while they train."""
 
     def __init__(self, crew: Crew) -> None:
         self._crew = crew

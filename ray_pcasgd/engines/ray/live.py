@@ -28,23 +28,23 @@ RECENT_STEPS = 16
 """Steps over which an agent's pace is a mean."""
 
 LONGEST_RATIO = 4.0
-"""A step that takes so many mean ones is no slow step: the process was stopped."""
+"""A step that takes this many times the mean is not just slow: the process was stopped."""
 
 LASTING_STEPS = 50
-"""So many steps without a neighbor that is too far behind are worth an event."""
+"""Steps without a neighbor that is too far behind, after which an event says so."""
 
 HELD_UP_SECONDS = 0.1
-"""A step that takes ``LONGEST_RATIO`` mean ones and at least this: the agent's process was held up, its mail too."""
+"""Together with ``LONGEST_RATIO``: a step of at least these seconds shows that the agent's process was held up."""
 
 SILENT_SECONDS = 1.0
-"""A time shorter than this is no silence, however short steps are: machines pause their processes for as long."""
+"""A shorter time does not count as silence, however short steps are: machines pause their processes for as long."""
 
 AT_ONCE_SECONDS = 0.05
 """Steps that come so far apart are reported one by one; that of shorter ones would cost too much of their time."""
 
 
 class LiveAgentActor(ReturningAgentActor):
-    """Never waits beyond its barrier, for no message and for no neighbor."""
+    """Waits for its barrier only, never for a single message or neighbor."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class LiveAgentActor(ReturningAgentActor):
         self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier) and not self.agent.pushes
         self.may_skip = True
         self.silent: set[int] = set()
-        """Neighbors that are not known to be gone, and from which nothing has come for too long."""
+        """Neighbors that are not known to be gone, and from which no message has come for too long."""
         self.silences: Counter[int] = Counter()
         """How often each neighbor was found silent."""
         self.trackers = {k: NeighborTracker(spec.recipe.num_steps) for k in spec.neighbors}
@@ -132,7 +132,7 @@ class LiveAgentActor(ReturningAgentActor):
 
     @property
     def reports_at_once(self) -> bool:
-        """Whether each row is handed in before what came of it is sent, so that no version is read without a record."""
+        """Whether each row is reported before its version is sent, so that no version is read without a record."""
         return self.step_seconds >= AT_ONCE_SECONDS
 
     def is_long(self, seconds: float) -> bool:
@@ -148,7 +148,7 @@ class LiveAgentActor(ReturningAgentActor):
                 self.changed.wait(left)
 
     def await_barrier(self, step: int) -> list[Found]:
-        """Wait until the barrier lets the step end, and return what is read then."""
+        """Wait until the barrier lets the step end, and return the versions that are read then."""
         decided: list[Proceed] = []
         tested: list[dict[int, int]] = []
         waits_for: list[WaitFor] = []
@@ -174,7 +174,8 @@ class LiveAgentActor(ReturningAgentActor):
                     late = waits_for[-1].versions
                     self.silent |= set(late)
                     tested.clear()
-                    self.unsent.append(Event("neighbor_silent", self.spec.agent, step, f"{error}; it goes on without"))
+                    detail = f"{error}; it goes on without the message"
+                    self.unsent.append(Event("neighbor_silent", self.spec.agent, step, detail))
             here = [self.find(read) for read in self.choose_reads(decided[0].capped, step)]
             found = [item for item in here if item is not None]
             if self.agent.pushes:
@@ -183,7 +184,7 @@ class LiveAgentActor(ReturningAgentActor):
             return found
 
     def newest(self) -> dict[int, int]:
-        """Return each neighbor's newest known version; those that have finished or left hold nobody up."""
+        """Return each neighbor's newest known version; those that have finished or left are not waited for."""
         result = {}
         for k in self.spec.neighbors:
             header = self.mailbox.newest(k)
@@ -192,7 +193,7 @@ class LiveAgentActor(ReturningAgentActor):
         return result
 
     def choose_reads(self, capped: frozenset[int], step: int) -> list[Read]:
-        """Return what is read of each neighbor now; called with the lock held."""
+        """Return the versions to read of each neighbor now; called with the lock held."""
         now = time.time()
         reads = []
         for k in self.agent.partners():
@@ -216,9 +217,9 @@ class LiveAgentActor(ReturningAgentActor):
         return reads
 
     def is_behind(self, neighbor: int, now: float) -> bool:
-        """Return whether what is known of a neighbor is older than a pause of the agent itself.
+        """Return whether the last message of a neighbor is older than a pause of the agent itself.
 
-        What came meanwhile is still to be taken in: until then nobody knows how far the neighbor is by now.
+        The messages that came meanwhile are still to be taken in: until then the neighbor's step is not known.
         """
         newest = self.trackers[neighbor].newest
         if not self.held_up or newest is None or newest.final:
@@ -242,10 +243,10 @@ class LiveAgentActor(ReturningAgentActor):
         return True
 
     def notice_silence(self, neighbor: int, now: float) -> None:
-        """Take in that nothing new has come of a neighbor for many of its steps: it is not read until something does.
+        """Note that no new message of a neighbor has come for many of its steps: it is not read until one comes.
 
-        What a rule makes of a version that grows older and older, whether it predicts or not, is soon worth nothing.
-        News counts by when it was sent: of what has waited for an agent that was stopped itself, nothing is new.
+        A version that grows older and older soon does harm, whether a rule predicts from it or not. Messages count by
+        when they were sent: those that have waited for an agent that was stopped itself are not new.
         """
         steps, newest = self.driving.silent_steps, self.trackers[neighbor].newest
         waits = not isinstance(self.barrier, NoBarrier)
@@ -261,13 +262,13 @@ class LiveAgentActor(ReturningAgentActor):
             self.silent.add(neighbor)
             self.silences[neighbor] += 1
             if math.log10(self.silences[neighbor]).is_integer():
-                detail = f"nothing has come of agent {neighbor} for {quiet:.3g} s; it is not read until something does"
+                detail = f"no message of agent {neighbor} has come for {quiet:.3g} s; it is not read until one comes"
                 times = f" (silent so far: {self.silences[neighbor]} times)" if self.silences[neighbor] > 1 else ""
                 self.unsent.append(Event("neighbor_silent", self.spec.agent, self.version, detail + times))
 
     def may_read(self, read: Read) -> bool:
-        """Return whether everything that the rule needs of a version is here, and needs no waiting for the network."""
-        # The last version is nobody's to pass on: its agent splits it no more.
+        """Return whether all parts of a version that the rule needs are here, without waiting for the network."""
+        # The last version is not passed on: its agent splits its mass no more.
         if self.agent.pushes and read.version == self.spec.recipe.num_steps:
             return False
         if not self.is_here(read.neighbor, read.version):
@@ -299,12 +300,12 @@ class LiveAgentActor(ReturningAgentActor):
                 self.mailbox.forget(neighbor, self.newest_here(neighbor, readable))
 
     def newest_here(self, neighbor: int, readable: int) -> int:
-        """Return the newest readable version whose transfer is done; older ones are of no use any more."""
+        """Return the newest readable version whose transfer is done; older ones are not needed any more."""
         versions = sorted((v for v in self.mailbox.versions(neighbor) if v <= readable), reverse=True)
         return next((v for v in versions if self.is_here(neighbor, v)), 0)
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
-        """Return what was found, fetched, but for what is rejected, or was lost with its sender meanwhile."""
+        """Return the versions found, fetched, except those that were rejected, or lost with their sender meanwhile."""
         received: list[Received] = []
         for item in found:
             try:
@@ -327,7 +328,7 @@ class LiveAgentActor(ReturningAgentActor):
         return not self.changes.cuts(self.spec.agent, neighbor)
 
     def has_finished(self, neighbor: int) -> bool:
-        """Return whether a neighbor is known to take no step any more."""
+        """Return whether a neighbor is known to take no more steps."""
         return neighbor in self.trackers and self.trackers[neighbor].has_finished()
 
     def begin(self) -> None:

@@ -1,4 +1,4 @@
-"""A live run on actors: agents that are lost come back, and nobody waits for them."""
+"""A live run on actors: agents that are lost come back, and the others do not wait for them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from ray_pcasgd.schedule.scheduler import Recorded
 from ray_pcasgd.server import ServerSpec, WorkerSpec
 
 RETURN_SECONDS = 60.0
-"""How long a run whose other agents are done waits for one that is on its way back."""
+"""Seconds that a run whose other agents are done waits for one that is coming back."""
 
 
 class LiveRun:
@@ -56,7 +56,7 @@ class LiveRun:
         known = {agent: own for agent, own in enumerate(kept) if own is not None}
         self.states: dict[int, State] = {k: own for k, own in known.items() if not self.is_worker(k)}
         """Each agent's newest part of the run's state."""
-        # Those of whom nothing was kept come back into a resumed run as the mean of the others, or with their servers'.
+        # Agents without a kept state come back into a resumed run as the mean of the others, or with their servers'.
         gone = set() if state is None else set(range(len(kept))) - self.states.keys()
         self.unknown = {agent for agent in gone if agent not in absent or self.versions[agent]}
         self.away = {agent for agent in absent if agent not in self.states} | self.unknown
@@ -71,7 +71,7 @@ class LiveRun:
         """Those of them that are being made again; the calls return once there is room for them and they are built."""
         self.finished: set[int] = set()
         self.alone_since: float | None = None
-        """Since when nobody trains, while somebody is on the way back."""
+        """Since when no agent trains, while one is coming back."""
         self.failures = 0
         self.kept_at = time.monotonic()
 
@@ -98,7 +98,7 @@ class LiveRun:
     def train(self) -> Iterator[Report]:
         """Let all agents train, and yield what they say."""
         for agent in sorted(self.away - self.unknown):
-            yield Event("agent_left", agent, 0, f"agent {agent} is not there yet; 'ray-pcasgd join' lets it come in")
+            yield Event("agent_left", agent, 0, f"agent {agent} has not joined yet; 'ray-pcasgd join' lets it come in")
         yield from self.start()
         failures: list[Exception] = []
         while (self.training or self.awaits_returns()) and not failures:
@@ -114,7 +114,7 @@ class LiveRun:
                     failures.append(error)
                 elif agent in self.leaving:
                     self.away.add(agent)
-                    # Peers tell each other, but for those who read nothing of whom they push shares to.
+                    # Peers tell each other, except those that do not read the peers to which they push shares.
                     if not isinstance(self.crew.specs[agent], AgentSpec) or self.pushes:
                         self.tell_of_absence(agent)
                 else:
@@ -168,7 +168,7 @@ class LiveRun:
             ray.kill(self.crew.actors[agent])
 
     def awaits_returns(self) -> bool:
-        """Return whether the run ends later, because an agent is still on its way back while nobody trains."""
+        """Return whether the run ends later, because an agent is still coming back while no other trains."""
         servers_are_done = any(isinstance(self.crew.specs[agent], ServerSpec) for agent in self.finished)
         if self.training or not self.returning or servers_are_done:
             self.alone_since = None
@@ -177,7 +177,7 @@ class LiveRun:
         return time.monotonic() - self.alone_since < RETURN_SECONDS
 
     def is_without_workers(self) -> bool:
-        """Return whether the run has servers, and no worker any more that trains or is on its way back."""
+        """Return whether the run has servers, and no worker that trains or is coming back any more."""
         workers = {spec.agent for spec in self.crew.specs if self.is_worker(spec.agent)}
         return bool(workers) and workers <= self.away - set(self.returning.values())
 
@@ -185,7 +185,7 @@ class LiveRun:
         """Go on without an agent, until it comes back.
 
         Raises:
-            InterruptionError: it is a server, which the others cannot do without.
+            InterruptionError: it is a server, without which the others cannot go on.
 
         """
         yield from self.drain()
@@ -249,7 +249,7 @@ class LiveRun:
             self.training[actor.come_back.remote(others, self.started_at, self.versions[agent] + 1)] = agent
 
     def obey(self) -> Iterator[Report]:
-        """Do what operators have said, and say what was done."""
+        """Carry out operators' commands, and report what was done."""
         try:
             asked: Any = self.collector.scheduler.commands.remote()
             commands: list[tuple[int, Command]] = ray.get(asked, timeout=self.crew.driving.answer_seconds)
@@ -271,15 +271,15 @@ class LiveRun:
         if isinstance(command, Isolate) and not isinstance(spec, AgentSpec):
             return "isolate: allowed are runs between peers"
         if isinstance(command, SetDelay) and isinstance(spec, PairSpec) and command.entry.unit != "seconds":
-            return "delay in steps: allowed beside ad-psgd is seconds; pairs average what both are at that moment"
+            return "delay in steps: allowed with ad-psgd is seconds; pairs average what both have at that moment"
         if isinstance(command, Leave | Join) and isinstance(self.crew.specs[command.agent], ServerSpec):
             return f"{command.name}: allowed are workers; agent {command.agent} is a server"
         if isinstance(command, Isolate) and isinstance(spec, AgentSpec) and spec.recipe.rule.reading == "every":
-            return "isolate: what agents push must arrive, or its mass is lost; allowed are other algorithms"
+            return "isolate: allowed are algorithms without push-sum, whose mass would be lost with the messages"
         if isinstance(command, Leave) and command.agent not in self.training.values():
             return f"agent {command.agent} does not train"
         if isinstance(command, Join) and (command.agent not in self.away or command.agent in self.returning.values()):
-            return f"agent {command.agent} is there, or on its way"
+            return f"agent {command.agent} takes part already, or is coming back"
         return None
 
     def execute(self, command: Command) -> None:

@@ -1,4 +1,4 @@
-"""Which of Ray's errors say that something was lost: an actor, its node, its memory, or what it held."""
+"""Which of Ray's errors mean a loss: of an actor, its node, its memory, or the objects that it held."""
 
 from ray.exceptions import (
     LocalRayletDiedError,
@@ -18,5 +18,5 @@ LOST = (*GONE, ObjectLostError)
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's first line, or its kind where it says nothing."""
+    """Return an error's first line, or its type where it has no message."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

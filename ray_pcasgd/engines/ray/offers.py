@@ -13,7 +13,7 @@ from ray_pcasgd.engines.ray.transport import Contents
 from ray_pcasgd.mailbox import Header
 
 WELCOME_SECONDS = 30.0
-"""How long an agent that comes back waits for its neighbors' versions; who has not answered by then is left out."""
+"""Seconds that an agent that comes back waits for its neighbors' versions; later ones are left out."""
 
 
 class Offer(NamedTuple):

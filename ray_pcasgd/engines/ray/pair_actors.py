@@ -1,4 +1,4 @@
-"""The actors of AD-PSGD; planned ones send each other what they were before they average."""
+"""The actors of AD-PSGD; planned ones send each other their versions before they average."""
 
 import time
 from typing import Any
@@ -61,7 +61,7 @@ class PairActor(Shell):
         )
 
     def evaluates(self, row: Row) -> bool:
-        """Return whether there is an evaluation at what came of the agent's newest row."""
+        """Return whether there is an evaluation after the agent's newest row."""
         return row.kind == "step" and self.spec.recipe.evaluates_at(self.agent.progress)
 
     def submit(self, row: Row, loss: float) -> None:
@@ -87,7 +87,7 @@ class PairActor(Shell):
 
 
 class PlannedPairActor(PairActor):
-    """Takes its rows in order; for each averaging it sends what it is, and waits for what its partner is."""
+    """Takes its rows in order; for each averaging it sends its version, and waits for its partner's."""
 
     def take_steps(self) -> None:
         """Execute the agent's rows."""

@@ -1,4 +1,4 @@
-"""The actor of AD-PSGD in live mode: who is asked answers at once, and who was lost comes back."""
+"""The actor of AD-PSGD in live mode: an agent that is asked answers at once, and a lost one comes back."""
 
 import time
 from collections import Counter
@@ -28,8 +28,8 @@ from ray_pcasgd.tasks.task import TaskData
 class LivePairActor(PairActor):
     """An active agent asks, and waits for the answer; a passive one answers at once, whatever it is doing.
 
-    Whatever a version came of is handed in before a partner sees it, so that the record of a run tells it all even
-    where the agent dies next.
+    The row of a version is reported before a partner sees it, so that the record of a run is complete even where the
+    agent dies next.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class LivePairActor(PairActor):
 
     @ray.method(concurrency_group="mail")
     def exchange(self, header: Header, contents: Contents, *pieces: Any) -> list[Any]:
-        """Average with whoever asks; return the version before that, and what it held, in pieces."""
+        """Average with the agent that asks; return the version before that, and its contents in pieces."""
         check_header(self.expected, header)
         asked = checked_contents(self.expected, header, contents, pieces)
         if asked is None:
-            raise RejectedError("it is empty; who has left the run asks nobody")
+            raise RejectedError("it is empty; an agent that has left the run does not ask")
         asking = self.open(asked)
         with self.changed:
             self.changed.wait_for(lambda: self.has_begun, self.driving.wait_seconds)
@@ -132,7 +132,7 @@ class LivePairActor(PairActor):
 
     @ray.method(concurrency_group="mail")
     def leave(self) -> None:
-        """Leave the run on purpose, before the next own step; who asks meanwhile is answered."""
+        """Leave the run on purpose, before the next own step; requests that come meanwhile are answered."""
         with self.changed:
             self.is_leaving = True
             self.stopped = True
@@ -175,7 +175,7 @@ class LivePairActor(PairActor):
             self.submit(row, loss)
 
     def ask(self) -> tuple[Read, Version] | None:
-        """Ask a random partner that is alive, and return what it was; nothing where there is none."""
+        """Ask a random partner that is alive, and return its version; ``None`` where no partner is alive."""
         agent = self.spec.agent
         while (k := draw_partner(self.spec.recipe.seed, agent, self.agent.steps, self.those_alive())) is not None:
             self.pause(self.links[agent, k].latency_seconds(self.agent.version, self.now()))
@@ -222,7 +222,7 @@ class LivePairActor(PairActor):
                 del self.partners[neighbor]
 
     def pause(self, seconds: float) -> None:
-        """Wait for so many injected seconds, unless the run is stopped."""
+        """Wait for the injected ``seconds``, unless the run is stopped."""
         deadline = time.monotonic() + seconds
         with self.changed:
             while seconds > 0 and (left := deadline - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""A planned run on actors: each waits for exactly what its rows name, so what is lost can be done again."""
+"""A planned run on actors: each waits for exactly the versions that its rows name, so lost steps can be taken again."""
 
 import contextlib
 import time
@@ -32,7 +32,7 @@ class PlannedRun:
         self.crew = crew
         self.leaving = leaving
         self.state_seconds = state_seconds
-        """How often the schedule is cut; nothing where the run's agents have no state to give."""
+        """How often the schedule is cut, in seconds; ``None`` where the run's agents have no state to give."""
         self.started_at = time.time() - (0.0 if state is None else state["seconds"])
         scheduler = crew.make_scheduler(schedule, 0 if state is None else state["rows"])
         with restoring():
@@ -61,7 +61,7 @@ class PlannedRun:
             ended = [failure(call, self.training.pop(call)) for call in done]
             failures = [error for error in ended if error is not None]
             yield from self.drain()
-            # Mostly those who wait for a silent agent say so first; of the last rows, nobody waits for any.
+            # Mostly the agents that wait for a silent one report it first; for the last rows no agent waits.
             for agent in self.life.missing(self.training.values()):
                 failures.append(InterruptionError(f"agent {agent} has not answered for {self.life.seconds:g} s", agent))
             if not failures:
@@ -96,7 +96,7 @@ class PlannedRun:
                 yield one
 
     def refuse_commands(self) -> None:
-        """Say to operators that a planned run is as its schedule has it."""
+        """Refuse operators' commands, since a planned run follows its schedule."""
         with contextlib.suppress(RayError):  # draining finds out that the scheduler is lost
             asked: Any = self.scheduler.commands.remote()
             for number, command in ray.get(asked, timeout=self.crew.driving.answer_seconds):

@@ -39,7 +39,7 @@ def raw(tensor: Tensor) -> Raw:
 
 
 def tensor_of(given: Raw) -> Tensor:
-    """Return the tensor, on the CPU; ``problem_of`` has found nothing wrong with it."""
+    """Return the tensor, on the CPU; ``problem_of`` has found no problem with it."""
     dtype: torch.dtype = getattr(torch, given.dtype)
     if not given.data.size:
         return torch.empty(given.shape, dtype=dtype)
@@ -48,7 +48,7 @@ def tensor_of(given: Raw) -> Tensor:
 
 
 def extra_of(local: Mapping[str, Tensor], with_gradient: Tensor | None) -> Extra | None:
-    """Return what a worker sends with its gradient; nothing where there is nothing to say."""
+    """Return what a worker sends with its gradient; ``None`` where that is empty."""
     if not local and with_gradient is None:
         return None
     mask = None if with_gradient is None else with_gradient.cpu().numpy()
@@ -56,11 +56,11 @@ def extra_of(local: Mapping[str, Tensor], with_gradient: Tensor | None) -> Extra
 
 
 def problem_of(extra: Any, forms: Mapping[str, Form | None], num_tensors: int) -> str | None:
-    """Return what is wrong with a worker's extra, if anything is: whoever sends it may be anybody.
+    """Return what is wrong with a worker's extra, if anything is: its sender may be anybody.
 
     Args:
         extra: What came.
-        forms: Of the tensors that may be in it, by name; nothing for one whose form is not known yet.
+        forms: Of the tensors that may be in it, by name; ``None`` for one whose form is not known yet.
         num_tensors: The number of the model's parameter tensors.
 
     """
@@ -72,7 +72,7 @@ def problem_of(extra: Any, forms: Mapping[str, Form | None], num_tensors: int) -
         return f"marks of gradients are {_described(mask)}; allowed is bool of shape ({num_tensors},)"
     for name, given in extra.local.items():
         if name not in forms:
-            return f"tensor {name!r:.80} is none of the model's own"
+            return f"tensor {name!r:.80} is not one of the model's own"
         if problem := _problem_of_raw(given, forms[name]):
             return f"tensor {name!r:.80} {problem}"
     return None

@@ -1,4 +1,4 @@
-"""How an actor's reports come to the driver: through the scheduler, each once, whatever becomes of that."""
+"""How an actor's reports come to the driver: through the scheduler, each once, even where the scheduler is lost."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""How an agent comes back into a live run, or leaves it on purpose, and how its neighbors take that."""
+"""How an agent comes back into a live run, or leaves it on purpose, and what its neighbors then do."""
 
 import time
 from collections.abc import Mapping
@@ -94,7 +94,7 @@ class ReturningAgentActor(AgentActor):
         mean = sum(offer.header.version for offer in here.values()) / len(here) if here else 0.0
         if here and (not self.is_restored or self.version < mean):
             with self.changed:
-                # A share is read once, and what neighbors offer is none: they have kept it.
+                # A share is read once, and what neighbors offer is not a share: they have kept theirs.
                 for offer in () if self.agent.pushes else here.values():
                     self.mailbox.start(Message(offer.header, offer.contents))
             found = [
@@ -107,7 +107,7 @@ class ReturningAgentActor(AgentActor):
         self.train_on()
 
     def rejoin(self, found: list[Found], version: int) -> None:
-        """Be in the run again at a version, as the mean of what was found, or as the agent is where that is nothing."""
+        """Be in the run again at a version, as the mean of the versions found, or as the agent is if there are none."""
         version = min(version, self.spec.recipe.num_steps)
         received = self.open_all(found)
         self.agent.rejoin(received, version)

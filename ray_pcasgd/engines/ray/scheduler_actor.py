@@ -43,7 +43,7 @@ class SchedulerActor:
         self._early: list[dict[int, Sequence[Said]]] = [{} for _ in range(num_agents)]
         """What each agent said in calls that came before others that it had made first, by their number."""
         self._taken: list[int | None] = [None] * num_agents
-        """The number of each agent's next call; nothing where none has come yet."""
+        """The number of each agent's next call; ``None`` where no call has come yet."""
         self._kept: list[Call] = []
         self._first_kept = 0
         """How many calls the driver is known to have."""
@@ -52,7 +52,7 @@ class SchedulerActor:
         self._commands: list[tuple[int, Command]] = []
         self._commands_given = 0
         self._answers: dict[int, str | None] = {}
-        """By the numbers of the commands that somebody waits for."""
+        """Answers to the commands for which a caller waits, by their numbers."""
 
     def __repr__(self) -> str:
         return "Scheduler"
@@ -62,7 +62,7 @@ class SchedulerActor:
         return f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
     def deal(self, agent: int, count: int) -> list[Row | Cut]:
-        """Return what comes next for the agent once it is known; nothing once its schedule is at its end."""
+        """Return what comes next for the agent once it is known; an empty list once its schedule is at its end."""
         with self.changed:
             while (dealt := self.scheduler.deal(agent, count)) is None:
                 self.changed.wait()
@@ -98,19 +98,19 @@ class SchedulerActor:
                 self.scheduler.tell(report.row, report.loss)
 
     def forget(self, agent: int) -> None:
-        """Wait for no call any more that a lost agent has made."""
+        """Wait no longer for calls of a lost agent."""
         with self.changed:
             self._early[agent] = {}
             self._taken[agent] = None
 
     @ray.method(concurrency_group="control")
     def status(self) -> str:
-        """Return how the run is, as the driver has shown last: JSON, empty before it has."""
+        """Return the run's status that the driver has given last: JSON, empty before the first one."""
         with self.changed:
             return self._status
 
     def show(self, status: str) -> None:
-        """Take in how the run is."""
+        """Take in the run's status."""
         with self.changed:
             self._status = status
 
@@ -145,7 +145,7 @@ class SchedulerActor:
                 self.changed.notify_all()
 
     def drain(self, received: int) -> list[Call]:
-        """Return what has been said since, where the driver has received so many calls."""
+        """Return what agents have reported since; ``received`` calls are known to be with the driver."""
         with self.changed:
             gone = received - self._first_kept
             for call in self._kept[:gone]:

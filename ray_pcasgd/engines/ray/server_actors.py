@@ -69,7 +69,7 @@ class StarShell(Shell):
         return received._replace(local=local, with_gradient=mask)
 
     def open(self, read: Read, contents: Contents) -> Received:
-        """Return a message's contents, without which there is no going on.
+        """Return a message's contents, without which the actor cannot go on.
 
         Raises:
             RunError: they are not what they must be.

@@ -45,7 +45,7 @@ class LiveServerActor(ServerActor):
         self.arrived = restored.agent["arrived"] if restored else dict.fromkeys(spec.neighbors, 0)
         """Each worker's newest gradient that has come."""
         self.first = self.server.version
-        """The version that the server began with; of those before it, nothing is here."""
+        """The version that the server began with; earlier ones are not here."""
         self.gatherer = Gatherer(spec.recipe.rule.gathering, spec.recipe.num_workers, self.first)
         if restored:
             self.gatherer.restore(restored.agent["gatherer"])
@@ -114,11 +114,11 @@ class LiveServerActor(ServerActor):
         self.send(final)
 
     def await_news(self) -> None:
-        """Wait until a gradient comes, or somebody comes or goes; called with the lock held."""
+        """Wait until a gradient comes, or a worker comes back or goes; called with the lock held."""
         try:
             self.wait_until(lambda: self.mailbox.has_news or bool(self.comings), lambda: "a gradient of any worker")
         except InterruptionError:
-            # While nobody is there, the driver knows whether somebody comes back.
+            # While there is no worker, the driver knows whether one comes back.
             if self.given:
                 raise
 
@@ -134,7 +134,7 @@ class LiveServerActor(ServerActor):
         self.kept_at = now
 
     def take_in_comings(self) -> None:
-        """Take in who is gone, and who is back."""
+        """Take in which workers are gone, and which are back."""
         with self.changed:
             comings, self.comings = self.comings, []
         for coming in comings:
@@ -154,7 +154,7 @@ class LiveServerActor(ServerActor):
 
     @property
     def newest_given(self) -> int:
-        """The newest version that workers are told to read, where links hold nothing back."""
+        """The newest version that workers are told to read, where links hold no message back."""
         return max(self.server.version - self.spec.recipe.rule.reads_before, self.first)
 
     def lose(self, agent: int) -> None:
@@ -238,7 +238,7 @@ class LiveServerActor(ServerActor):
         return True
 
     def after_arrival(self, worker: int, version: int, counts: bool) -> None:
-        """Update if it is time, and answer those who wait for it."""
+        """Update if it is time, and answer the workers that wait for it."""
         gathering = self.spec.recipe.rule.gathering
         taken = () if self.server.is_done else self.gatherer.take()
         if taken:
@@ -290,7 +290,7 @@ class LiveServerActor(ServerActor):
         )
 
     def send(self, headers: dict[int, Header]) -> None:
-        """Send each worker its answer with the weights that it names, and forget those that nobody will be sent."""
+        """Send each worker its answer with the weights that it names, and forget those that are not needed any more."""
         by_version: dict[int, dict[int, Header]] = {}
         for worker, header in headers.items():
             by_version.setdefault(header.version, {})[worker] = header

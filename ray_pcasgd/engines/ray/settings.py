@@ -24,36 +24,36 @@ class RaySettings(Settings):
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How Ray spreads the agents over nodes."""
     placement_seconds: float = Field(60.0, gt=0)
-    """How long to wait for the cluster to have the resources, before the run is given up."""
+    """Seconds to wait for the cluster to have the resources, before the run is given up."""
     message_seconds: float = Field(300.0, gt=0)
-    """Longest wait of an agent for one message: after it, a planned run is taken for interrupted, and a live agent goes
-    on without the neighbor. An agent that has not answered for twice as long is taken for lost."""
+    """Longest wait of an agent for one message, in seconds: after it, a planned run counts as interrupted, and a live
+    agent goes on without the neighbor. An agent that has not answered for twice as long counts as lost."""
     inline_bytes: int = Field(512 * 1024, ge=0, le=3 * 1024 * 1024)
-    """Arrays of so many bytes at most (4 a parameter) travel inside their message, there in half a round trip; larger
-    ones through Ray's object store, which takes three round trips more, and on one machine less of its time. Raise it
-    where links are slow."""
+    """Arrays of up to this many bytes (4 a parameter) travel inside their message, which takes half a round trip;
+    larger ones go through Ray's object store, which takes three more round trips, but less of one machine's time.
+    Raise it where links are slow."""
     silent_steps: float | None = Field(20.0, gt=0)
-    """Live, without a barrier: a neighbor of whom nothing has come for so many of its own steps, and for a second at
-    least, is not read, and its mixing weight is the reader's own, until something comes; null: it is read however old
-    it gets. Injected delays do not count: late messages come all the same."""
+    """Live, without a barrier: a neighbor is silent if no message of it has come for this number of its own steps, and
+    for at least a second. It is not read until a message comes, and the reader has its mixing weight meanwhile; null:
+    it is read however old its version is. Injected delays do not make a neighbor silent."""
     max_lag: float | None = Field(0.05, ge=0, lt=1)
-    """Live, without a barrier, but for push-sum: a neighbor that has taken fewer steps than the reader, by this share
-    and by more than 2, is not read until it has caught up, and its mixing weight is the reader's own: its weights,
-    however fresh, would hold the reader back; null: it is read however far it is behind."""
+    """Live, without a barrier, except push-sum: a neighbor that is behind the reader by more than this share of the
+    reader's steps, and by more than 2 steps, is not read until it has caught up, and the reader has its mixing weight
+    meanwhile: its weights, even fresh ones, would hold the reader back; null: it is read however far it is behind."""
     threads: int = Field(1, ge=1, le=1024)
     """Threads that torch uses within one operation of one agent."""
     join_later: tuple[int, ...] = ()
-    """Live: agents that are not started with the run, but by ``ray-pcasgd join``."""
+    """Live: agents that do not start with the run, but later by ``ray-pcasgd join``."""
     address: str | None = None
     """Address of a running cluster, ``host:port``, or ``auto`` for the one that you run on this machine; not given:
-    what the environment variable RAY_ADDRESS names, or a cluster of its own here, which ends with the run; ``local``:
-    one of its own in any case."""
+    the one that the environment variable RAY_ADDRESS names, else the run starts its own cluster on this machine and
+    ends it with the run; ``local``: it starts its own in any case."""
     object_store_gigabytes: float = Field(2.0, gt=0.1)
-    """Shared memory for messages, in a cluster of its own; what does not fit is spilled to disk. Ray's own choice, 30 %
-    of the machine, is slower: it takes long until memory that was touched before is used again."""
+    """Shared memory for messages, in a cluster that the run starts; messages that do not fit are spilled to disk. Ray's
+    own choice, 30 % of the machine's memory, is slower: it takes long until memory is used a second time."""
     dashboard: bool = False
-    """Whether a cluster of its own has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to start, and
-    asks for Ray's token, which ``ray get-auth-token`` prints."""
+    """Whether a cluster that the run starts has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to
+    start, and asks for Ray's token, which ``ray get-auth-token`` prints."""
     log_format: Literal["text", "json"] = "text"
     """``json``: the run's events, and all log lines of its processes, are JSON with run, agent, node and job."""
     log_to_driver: bool = False
@@ -63,7 +63,7 @@ class RaySettings(Settings):
     @classmethod
     def _of_a_cluster(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
-            refuse_of_strangers(value, "who joins a cluster runs its code", info)
+            refuse_of_strangers(value, "joining a cluster runs its code here", info)
             if value not in ("auto", "local"):
                 host_and_port("address", value)
         return value

@@ -28,7 +28,7 @@ from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut
 
 LEAST_ANSWER_SECONDS = 10.0
-"""However short messages are waited for, a busy machine has so long to answer the driver."""
+"""Seconds that a busy machine has at least to answer the driver, however short the wait for messages is."""
 
 DEAL_ROWS = 64
 """Most rows that an agent asks for at a time; the next ones are under way while these are executed."""
@@ -54,7 +54,7 @@ class Driving(NamedTuple):
     state_seconds: float | None
     """How often states are kept, if at all."""
     silent_steps: float | None
-    """After how many steps without news a live neighbor is not read any more."""
+    """After how many steps without a new message a live neighbor is not read any more."""
     max_lag: float | None
     """By which share of its own steps a live agent may be ahead of a neighbor that it reads."""
     inline_bytes: int
@@ -62,7 +62,7 @@ class Driving(NamedTuple):
 
     @property
     def answer_seconds(self) -> float:
-        """Longest wait of the driver for what an agent or the scheduler holds: a process that hangs gives it never."""
+        """Longest wait of the driver for an answer of an agent or the scheduler: a process that hangs never answers."""
         return max(self.wait_seconds, LEAST_ANSWER_SECONDS)
 
 
@@ -225,7 +225,7 @@ class Shell(Reporter):
         raise AssertionError("Shell is abstract")
 
     def begin(self) -> None:
-        """Put into the mailbox what is there from the start; called with the lock held."""
+        """Put into the mailbox the versions that are there from the start; called with the lock held."""
 
     def is_worth_waking(self) -> bool:
         """Return whether the training thread has something to do about a message; called with the lock held."""
@@ -273,7 +273,7 @@ class Shell(Reporter):
             self.report(flush=True)
 
     def say_goodbye(self) -> None:
-        """Tell others, where that is due, that the agent was stopped on its way."""
+        """Tell others, where that is due, that the agent was stopped before its end."""
 
     def has_all(self, neighbor: int, cut: int) -> bool:
         """Return whether everything has come that a neighbor sent before a cut."""

@@ -28,7 +28,7 @@ _LIVE: State = {"seconds": 0.0, "agents": []}
 
 
 def check_state(state: State, specs: Sequence[LearnerSpec], data: TaskData, is_live: bool) -> None:
-    """Raise ``StateError`` where a state is none of these agents'."""
+    """Raise ``StateError`` where a state is not one of these agents."""
     with restoring():
         _require(difference(_LIVE if is_live else _PLANNED, state))
         for name in ("agents",) if is_live else ("agents", "inboxes", "shares", "left", "isolated"):
@@ -55,12 +55,12 @@ def _check_messages(messages: dict[Any, Any]) -> None:
     for parts in messages.values():
         *tensors, mass, extra = parts
         if len(tensors) != 3 or not all(part is None or isinstance(part, Tensor) for part in tensors):
-            raise StateError("state.messages holds something else than messages")
+            raise StateError("state.messages holds something other than messages")
         _require(difference(1.0, mass, "state.messages.mass"))
         if extra is not None:
             local, mask = extra
             if not all(isinstance(part, Tensor) for part in (*local.values(), *([] if mask is None else [mask]))):
-                raise StateError("state.messages holds something else than a worker's own tensors")
+                raise StateError("state.messages holds something other than a worker's own tensors")
 
 
 def _planned_example(spec: LearnerSpec, data: TaskData) -> State:

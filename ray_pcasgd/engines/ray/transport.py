@@ -1,7 +1,7 @@
 """How a version gets from one agent to another: NumPy arrays, inside the call or through Ray's object store.
 
 What travels inside the call is there with the call, after half a round trip. From the object store it comes after three
-more: whoever holds a reference asks its owner where the object is, then that machine for it. But on one machine, and to
+more: the reader of a reference asks its owner where the object is, then that machine for it. But on one machine, and to
 several readers on another, the store copies large arrays less often.
 """
 

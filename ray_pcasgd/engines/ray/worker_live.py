@@ -104,7 +104,7 @@ class LiveWorkerActor(WorkerActor):
             return not self.is_over()
 
     def take_step(self) -> None:
-        """Compute and deliver, or give up on the way."""
+        """Compute and deliver, or give up where the work is cancelled."""
         started = self.now()
         with self.changed:
             self.reading = dict(self.known)
@@ -156,7 +156,7 @@ class LiveWorkerActor(WorkerActor):
         return self.is_over() or all(map(self.has_answered, self.known))
 
     def unanswered(self) -> str:
-        """Return who has not answered, in words."""
+        """Return which servers have not answered, in words."""
         late = [server for server in self.known if not self.has_answered(server)]
         return f"an answer of {' and '.join(f'server {server}' for server in late)}"
 
@@ -184,13 +184,13 @@ class LiveWorkerActor(WorkerActor):
         return all(header.final for header in self.known.values())
 
     def is_cancelled(self) -> bool:
-        """Return whether the present work is of no use any more."""
+        """Return whether the present work is not needed any more."""
         with self.changed:
             self.take_news()
             return self.is_void()
 
     def is_void(self) -> bool:
-        """Return whether the present work is of no use, by what is known; called with the lock held."""
+        """Return whether the present work is not needed, as far as is known; called with the lock held."""
         return self.stopped or self.is_over() or (self.cancels and all(map(self.has_moved_on, self.known)))
 
     def wait_longer(self) -> bool:
