@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_pcasgd.checkpoint import Checkpoint
+from ray_pcasgd.explanation import written
 from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.model_file import encode, read_model
 from ray_pcasgd.trainer import Trainer
@@ -174,7 +175,7 @@ def test_storage_that_takes_nothing_is_refused_before_the_first_step(
 
     with pytest.raises(SettingsError) as error:
         Trainer(SMALL, storage_path=storage, watcher=Steps()).fit()
-    assert str(error.value).startswith(f"storage_path = {storage!r}: {expected}")
+    assert str(error.value).startswith(f"storage_path = {written(storage)}: {expected}")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 800
     assert steps == []
