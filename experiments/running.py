@@ -15,7 +15,7 @@ import yaml
 
 from experiments.studies import ensure_run
 from ray_pcasgd.config import Config
-from ray_pcasgd.loading import load_config
+from ray_pcasgd.runs.settings.loading import load_config
 
 SCALES = ("smoke", "cpu", "paper")
 

@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ray_pcasgd.comparison import Method, compare
+from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.base.plain_json import read_mapping
 from ray_pcasgd.config import Config
-from ray_pcasgd.learner import NonFiniteLossError
-from ray_pcasgd.loading import load_config
-from ray_pcasgd.plain_json import read_mapping
 from ray_pcasgd.report.page import write_report
-from ray_pcasgd.run_files import clear_run
-from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.runs.comparison import Method, compare
+from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.storage.names import clear_run
+from ray_pcasgd.runs.trainer import Trainer
 
 
 def compare_settings(

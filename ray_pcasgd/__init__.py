@@ -4,27 +4,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_pcasgd.comparison import compare
+    from ray_pcasgd.cli.terminal import Terminal
     from ray_pcasgd.config import Config
-    from ray_pcasgd.loading import SettingsError, load_config
-    from ray_pcasgd.result import Result
-    from ray_pcasgd.terminal import Terminal
-    from ray_pcasgd.trainer import Trainer, resume
-    from ray_pcasgd.watching import Watcher
+    from ray_pcasgd.runs.callbacks import Watcher
+    from ray_pcasgd.runs.comparison import compare
+    from ray_pcasgd.runs.result import Result
+    from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+    from ray_pcasgd.runs.trainer import Trainer, resume
 
 __all__ = ["Config", "Result", "SettingsError", "Terminal", "Trainer", "Watcher", "compare", "load_config", "resume"]
 
 # No module here may bear a public name: once imported, it would take the name's place.
 _HOMES = {
     "Config": "config",
-    "Result": "result",
-    "SettingsError": "loading",
-    "Terminal": "terminal",
-    "Trainer": "trainer",
-    "Watcher": "watching",
-    "compare": "comparison",
-    "load_config": "loading",
-    "resume": "trainer",
+    "Result": "runs.result",
+    "SettingsError": "runs.settings.loading",
+    "Terminal": "cli.terminal",
+    "Trainer": "runs.trainer",
+    "Watcher": "runs.callbacks",
+    "compare": "runs.comparison",
+    "load_config": "runs.settings.loading",
+    "resume": "runs.trainer",
 }
 
 

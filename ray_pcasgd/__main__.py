@@ -1,5 +1,5 @@
 """``python -m ray_pcasgd`` is ``ray-pcasgd``."""
 
-from ray_pcasgd.cli import main
+from ray_pcasgd.cli.app import main
 
 main()

@@ -4,22 +4,22 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ray_pcasgd.curves import Constant, Curve
-from ray_pcasgd.engines.local import LocalSettings
+from ray_pcasgd.agents.optimizer import SGD
+from ray_pcasgd.agents.pair import ADPSGD
+from ray_pcasgd.agents.reliability import Measured, Reliability
+from ray_pcasgd.agents.replica import MixedBuffers
+from ray_pcasgd.base.curves import Constant, Curve
+from ray_pcasgd.base.settings import Settings, from_name
+from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.laws import Constant as ConstantDelay
-from ray_pcasgd.optimizer import SGD
-from ray_pcasgd.pairs import ADPSGD
-from ray_pcasgd.reliability import Measured, Reliability
-from ray_pcasgd.replica import MixedBuffers
 from ray_pcasgd.rules import PCASGD, Algorithm
+from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer
 from ray_pcasgd.schedule.barrier import Barrier
-from ray_pcasgd.server_rules import ElasticAveraging, ParameterServer
-from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
+from ray_pcasgd.schedule.laws import Constant as ConstantDelay
+from ray_pcasgd.schedule.topology import Complete, Metropolis, Mixing, Topology
 from ray_pcasgd.tasks.partition import IID, Partition
 from ray_pcasgd.tasks.task import Task
-from ray_pcasgd.timing import ComputeTimes, LinkDelay
-from ray_pcasgd.topology import Complete, Metropolis, Mixing, Topology
 
 Engine = Annotated[
     Annotated[RaySettings | LocalSettings, Field(discriminator="name")],

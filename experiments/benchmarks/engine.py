@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired, run_times, steps_per_second
-from ray_pcasgd.loading import load_config
+from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.tasks.task import TaskData
 
 SKIPPED = 2

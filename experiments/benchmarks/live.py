@@ -6,9 +6,9 @@ import signal
 from itertools import pairwise
 
 from experiments.benchmarks.measuring import Figure, paired, run_times, steps_per_second
-from ray_pcasgd.loading import load_config
-from ray_pcasgd.plan import make_plan
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.loading import load_config
 
 FAST, SLOW = 0.02, 0.2
 KILLED_AT = 60

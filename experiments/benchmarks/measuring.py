@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.loading import load_config
-from ray_pcasgd.plan import make_plan
 from ray_pcasgd.records import StepReport
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.loading import load_config
 
 
 class Figure(NamedTuple):

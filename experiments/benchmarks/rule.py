@@ -5,7 +5,7 @@ import time
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired
-from ray_pcasgd.randomness import torch_generator
+from ray_pcasgd.base.randomness import torch_generator
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules import PCASGD
 

@@ -9,8 +9,8 @@ import ray
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired
-from ray_pcasgd.engines.ray.checking import fetch_checked
 from ray_pcasgd.engines.ray.transport import pack
+from ray_pcasgd.engines.ray.validation import fetch_checked
 
 MEGABYTES = 50
 EXCHANGES = 10

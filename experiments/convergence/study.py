@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from experiments.convergence.problem import LOSSES, Digits, FewDigits, Optimum, optimum
-from ray_pcasgd.loading import load_config
-from ray_pcasgd.plan import make_plan
 from ray_pcasgd.records import StepReport
-from ray_pcasgd.topology import build_network
-from ray_pcasgd.trainer import fit_together
-from ray_pcasgd.watching import Watcher
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.trainer import fit_together
+from ray_pcasgd.schedule.topology import build_network
 
 HERE = Path(__file__).parent
 TAIL = 0.25

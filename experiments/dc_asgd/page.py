@@ -8,7 +8,7 @@ import pandas as pd
 
 from experiments.dc_asgd.study import METHODS, PAPER
 from experiments.studies import machine, task_of
-from ray_pcasgd.wording import SPREAD
+from ray_pcasgd.base.text import SPREAD
 
 VERDICTS = ("reproduces", "does NOT reproduce, the reverse holds", "cannot be told here")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.studies import ensure_run
-from ray_pcasgd.loading import load_config
+from ray_pcasgd.runs.settings.loading import load_config
 
 HERE = Path(__file__).parent
 METHODS: dict[str, dict[str, Any]] = {

@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from ray_pcasgd.base.state import step_of
 from ray_pcasgd.config import CheckpointSettings
-from ray_pcasgd.plan import Plan
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.run_state import step_of
-from ray_pcasgd.state_files import StateFiles
-from ray_pcasgd.watching import Watcher, Watchers
+from ray_pcasgd.runs.callbacks import Watcher, Watchers
+from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.storage.state_files import StateFiles
 
 SCHEDULER = -1
 """Stands among the agents for the scheduler."""

@@ -36,7 +36,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     from experiments.faults.injecting import Fault
-    from ray_pcasgd.trainer import Trainer
+    from ray_pcasgd.runs.trainer import Trainer
 
     settings, at_step = sys.argv[1], int(sys.argv[2])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -12,9 +12,9 @@ import yaml
 
 from experiments.faults.injecting import SCHEDULER, Fault, kill, silence, take_states_away
 from experiments.faults.nodes import lose_node
-from ray_pcasgd.randomness import generator
-from ray_pcasgd.result import Result
-from ray_pcasgd.trainer import Trainer, resume
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.trainer import Trainer, resume
 
 FAULTS = {
     "pc-asgd": (
@@ -38,7 +38,7 @@ MESSAGE_SECONDS = 5.0
 _DRIVER = """
 import sys
 from experiments.faults.injecting import Fault, kill_driver
-from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.runs.trainer import Trainer
 Trainer(sys.argv[1], watcher=Fault(int(sys.argv[2]), kill_driver)).fit()
 """
 

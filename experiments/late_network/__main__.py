@@ -15,9 +15,9 @@ import pandas as pd
 from experiments.cluster.cycle import ROOT
 from experiments.late_network.page import page
 from experiments.running import arguments_of, settings_of
-from ray_pcasgd.loading import load_config, read_yaml
+from ray_pcasgd.runs.settings.loading import load_config, read_yaml
+from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Trainer
 
 HERE = Path(__file__).parent
 LABORATORY = ROOT.parent / "shared" / "lab"

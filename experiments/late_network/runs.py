@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies import has_ended
-from ray_pcasgd.run_files import clear_run
-from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.runs.storage.names import clear_run
+from ray_pcasgd.runs.trainer import Trainer
 
 METHODS: dict[str, Any] = {
     "pc-asgd": {"name": "pc-asgd", "theta": 0.3},

@@ -6,8 +6,8 @@ from typing import Any
 from experiments.live_faults.injecting import busy
 from experiments.live_faults.scenarios import BUSY_LOOPS
 from experiments.live_faults.truth import staleness_of
+from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Trainer
 
 COMMAND: dict[str, Any] = {"num_agents": 3, "num_steps": 60}
 

@@ -9,7 +9,7 @@ import pandas as pd
 from experiments.pcasgd.pictures import ACCURACY, pictures_of, points_of
 from experiments.pcasgd.study import median_ratio
 from experiments.studies import machine, num_seeds, percent, total_time
-from ray_pcasgd.wording import SPREAD
+from ray_pcasgd.base.text import SPREAD
 
 OURS = ("pc-asgd", "pc-asgd-pv")
 BESIDE = ("d-psgd without delay",)

@@ -11,9 +11,9 @@ import pandas as pd
 
 from experiments.running import Job, evaluations, measured
 from ray_pcasgd.config import Config
-from ray_pcasgd.loading import load_config, merge
-from ray_pcasgd.sweep import sweep
-from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.runs.settings.loading import load_config, merge
+from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.sweep.running import sweep
 
 HERE = Path(__file__).parent
 CURVE_COLUMNS = ("step", "seconds", "test_accuracy", "consensus_distance", "predicting_share")
@@ -81,7 +81,7 @@ def config_of(
 
 
 def grid_of(task: str, settings: Mapping[str, Any], partition: str, storage: Path) -> pd.DataFrame:
-    """Return the trials of the sweep over theta and step size, by ``ray_pcasgd.sweep``."""
+    """Return the trials of the sweep over theta and step size, by ``ray_pcasgd.sweep.running``."""
     grid = settings["grid"]
     agents = settings["config"]["num_agents"]
     changes = {"algorithm": {"name": "pc-asgd", "theta": 0.3}}

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from experiments.running import arguments_of
 from experiments.studies import machine
-from ray_pcasgd.laws import Exponential, Law, Pareto, ShiftedExponential, Uniform
 from ray_pcasgd.report.drawing import COLORS, as_svg, in_percent, name_axes, new_figure
 from ray_pcasgd.report.theory_page import theory_table
-from ray_pcasgd.schedule.gathering import ASGD, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync
-from ray_pcasgd.theory import plan_updates
+from ray_pcasgd.rules.gathering import ASGD, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync
+from ray_pcasgd.schedule.laws import Exponential, Law, Pareto, ShiftedExponential, Uniform
+from ray_pcasgd.schedule.runtime_theory import plan_updates
 
 HERE = Path(__file__).parent
 LAWS: dict[str, Law] = {

@@ -8,10 +8,10 @@ import pandas as pd
 
 from experiments.studies import ensure_run
 from ray_pcasgd.config import Config
-from ray_pcasgd.laws import Exponential, Law, Pareto
-from ray_pcasgd.loading import load_config
-from ray_pcasgd.schedule.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KSync, Sync
-from ray_pcasgd.theory import plan_updates
+from ray_pcasgd.rules.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KSync, Sync
+from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.schedule.laws import Exponential, Law, Pareto
+from ray_pcasgd.schedule.runtime_theory import plan_updates
 
 HERE = Path(__file__).parent
 NUM_WORKERS = 8

@@ -32,9 +32,9 @@ from experiments.slow_worker.study import (
     chosen_step_sizes,
     measure,
 )
+from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.config import Config
-from ray_pcasgd.learner import NonFiniteLossError
-from ray_pcasgd.loading import load_config
+from ray_pcasgd.runs.settings.loading import load_config
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector
 
 from experiments.slow_worker.track import Noted, Step, Track
 from ray_pcasgd.config import Config
-from ray_pcasgd.plan import make_plan
+from ray_pcasgd.runs.plan.plan import make_plan
 
 STOP_EVERY = 4
 """Steps after which the workers agree on whether time is up."""

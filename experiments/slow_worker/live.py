@@ -7,8 +7,8 @@ import torch
 from experiments.slow_worker.track import Noted, Step, Track
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause, RunError
-from ray_pcasgd.plan import make_plan
 from ray_pcasgd.records import Event
+from ray_pcasgd.runs.plan.plan import make_plan
 
 
 def run_live(config: Config, seconds: float) -> Track:

@@ -13,7 +13,7 @@ from experiments.slow_worker.ddp import run_ddp
 from experiments.slow_worker.live import run_live
 from experiments.slow_worker.track import Track, measured_at
 from ray_pcasgd.config import Config
-from ray_pcasgd.loading import load_config
+from ray_pcasgd.runs.settings.loading import load_config
 
 HERE = Path(__file__).parent
 SYNC, DDP = "sync SGD", "DDP (Ray Train)"

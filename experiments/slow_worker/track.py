@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.consensus import AveragedModel, average
 from ray_pcasgd.records import Snapshot
+from ray_pcasgd.runs.consensus import AveragedModel, average
 from ray_pcasgd.tasks.task import TaskData
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.studies import machine, num_seeds, percent, total_time
+from ray_pcasgd.base.text import SPREAD
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
-from ray_pcasgd.wording import SPREAD
 
 LABELS = ["task", "workers", "step_size", "n", "correction"]
 

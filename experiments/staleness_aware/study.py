@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.running import Job, measured
-from ray_pcasgd.loading import load_config
+from ray_pcasgd.runs.settings.loading import load_config
 
 HERE = Path(__file__).parent
 CORRECTIONS = {"modulated": "staleness-aware", "not modulated": "none"}

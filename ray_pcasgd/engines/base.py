@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
-from ray_pcasgd.learner import LearnerSpec
+from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.run_state import State
 from ray_pcasgd.tasks.task import TaskData
 
 PAUSE_SECONDS = 30.0

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ray_pcasgd.agents.learner import Learner, LearnerError
 from ray_pcasgd.engines.base import RunError, StateError
-from ray_pcasgd.learner import Learner, LearnerError
 from ray_pcasgd.records import Event
 from ray_pcasgd.tasks.task import Task
 

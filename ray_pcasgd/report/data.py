@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as compute
 
-from ray_pcasgd.foreign_files import is_number
+from ray_pcasgd.base.foreign_files import is_number
 from ray_pcasgd.report.reading import Numbers as Numbers
 from ray_pcasgd.report.reading import read_config, read_events, read_metrics, read_result, read_schedule
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from ray_pcasgd.base.text import is_share
 from ray_pcasgd.report.data import Numbers
-from ray_pcasgd.wording import is_share
 
 Dashes = tuple[float, Sequence[float]] | Literal["-"]
 Limits = tuple[Numbers, Numbers]

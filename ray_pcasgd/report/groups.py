@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ray_pcasgd.base.text import NOTHING, deviation_over, main_metric, spoken, written
 from ray_pcasgd.report.data import Numbers, RunData
-from ray_pcasgd.wording import NOTHING, deviation_over, main_metric, spoken, written
 
 
 class Curve(NamedTuple):

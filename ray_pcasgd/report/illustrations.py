@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from ray_pcasgd.base.text import spoken
 from ray_pcasgd.report.drawing import HALF, as_data_uri, as_pdf, as_svg, own_style
 from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import (
@@ -20,7 +21,6 @@ from ray_pcasgd.report.pictures import (
 )
 from ray_pcasgd.report.schedule_pictures import staleness_histogram, time_line, waiting_bars
 from ray_pcasgd.report.server_pictures import server_time_line
-from ray_pcasgd.wording import spoken
 
 _LONGEST_NAME = 80
 

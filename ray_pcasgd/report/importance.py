@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ray_pcasgd.randomness import generator
+from ray_pcasgd.base.randomness import generator
 
 FEWEST_POINTS = 8
 """With fewer points, no setting can be told apart from chance."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_pcasgd.wording import NOTHING, one_line
+from ray_pcasgd.base.text import NOTHING, one_line
 
 _NOT_A_METHOD = ("name", "seed", "storage_path")
 """Settings in which two runs of one method may differ."""

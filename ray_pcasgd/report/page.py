@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from ray_pcasgd.own_files import write_whole
+from ray_pcasgd.base.own_files import write_whole
+from ray_pcasgd.base.text import NOTHING, SPREAD, deviation_over, duration, printable, spoken, written
 from ray_pcasgd.report.data import RunData, load_run
 from ray_pcasgd.report.delays import delay_notes
 from ray_pcasgd.report.drawing import own_style
@@ -18,7 +19,6 @@ from ray_pcasgd.report.illustrations import illustrations
 from ray_pcasgd.report.labels import differing_keys, flattened, labels_of
 from ray_pcasgd.report.pictures import time_name
 from ray_pcasgd.report.targets import check_target, target_table
-from ray_pcasgd.wording import NOTHING, SPREAD, deviation_over, duration, printable, spoken, written
 
 _MOST_EVENTS = 30
 

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ray_pcasgd.base.text import spoken
 from ray_pcasgd.report.data import Numbers, RunData
 from ray_pcasgd.report.drawing import Dashes, Limits, band, legend, line, name_axes, new_figure, scale_values, style
 from ray_pcasgd.report.groups import Curve, Group, agent_curves, averaged_curve, resampled
-from ray_pcasgd.wording import spoken
 
 Axis = Literal["step", "seconds", "bytes_sent"]
 CurvesOf = Callable[[RunData], Sequence[Curve]]

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from ray_pcasgd.foreign_files import events_of, is_number, read_mapping
-from ray_pcasgd.foreign_tables import read_table
-from ray_pcasgd.loading import SettingsError, read_yaml
+from ray_pcasgd.base.foreign_files import events_of, is_number, read_mapping
+from ray_pcasgd.base.foreign_tables import read_table
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import RowKind
-from ray_pcasgd.wording import one_line
+from ray_pcasgd.runs.settings.loading import SettingsError, read_yaml
 
 Numbers = NDArray[np.float64]
 

@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from ray_pcasgd.base.text import written
 from ray_pcasgd.report.data import Numbers, RunData
 from ray_pcasgd.report.drawing import COLORS, WIDE, in_percent, name_axes, new_figure
 from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import time_name
-from ray_pcasgd.wording import written
 
 _MOST_BARS = 40
 _MOST_PANELS = 3

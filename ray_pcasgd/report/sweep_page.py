@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ray_pcasgd.own_files import write_whole
+from ray_pcasgd.base.own_files import write_whole
+from ray_pcasgd.base.text import NOTHING, SPREAD, spoken, written
 from ray_pcasgd.report.illustrations import Illustration, framed
 from ray_pcasgd.report.page import render, table_of
 from ray_pcasgd.report.sweep_pictures import (
@@ -18,7 +19,6 @@ from ray_pcasgd.report.sweep_pictures import (
     sensitivity_bars,
     what_matters,
 )
-from ray_pcasgd.wording import NOTHING, SPREAD, spoken, written
 
 _MOST_POINTS = 20
 

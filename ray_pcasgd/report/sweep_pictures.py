@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ray_pcasgd.base.text import NOTHING, is_share, spoken, written
 from ray_pcasgd.report.drawing import (
     COLORS,
     HALF,
@@ -20,7 +21,6 @@ from ray_pcasgd.report.drawing import (
     percent_text,
 )
 from ray_pcasgd.report.importance import FEWEST_POINTS, importances
-from ray_pcasgd.wording import NOTHING, is_share, spoken, written
 
 _MOST_VALUES = 20
 """Rows and columns of a heat map at most."""

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ray_pcasgd.base.text import NOTHING, deviation_over, is_share, spoken, written
 from ray_pcasgd.report.data import RunData
 from ray_pcasgd.report.groups import Group
-from ray_pcasgd.wording import NOTHING, deviation_over, is_share, spoken, written
 
 _FALLING = ("loss", "cross-entropy", "mse", "mae", "error", "perplexity")
 """Metrics of which less is better have one of these in their names."""

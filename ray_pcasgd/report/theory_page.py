@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.laws import Law
-from ray_pcasgd.loading import SettingsError
 from ray_pcasgd.report.drawing import as_svg, legend, line, logarithmic, name_axes, new_figure, style
-from ray_pcasgd.schedule.gathering import Gathering
-from ray_pcasgd.settings_reference import short_form
-from ray_pcasgd.theory import (
+from ray_pcasgd.rules.gathering import Gathering
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.settings.reference import short_form
+from ray_pcasgd.schedule.laws import Law
+from ray_pcasgd.schedule.runtime_theory import (
     Bound,
     error_bound,
     mean_staleness,

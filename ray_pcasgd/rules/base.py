@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ray_pcasgd.numerics import Vectors, blockwise
+from ray_pcasgd.base.numerics import Vectors, blockwise
+from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.settings import Settings
 
 State = tuple[Tensor, ...]
 """A rule's memory between steps: an empty tuple, or a NamedTuple of tensors of fixed shapes."""

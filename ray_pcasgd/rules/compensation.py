@@ -7,7 +7,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.base.settings import Settings, from_name
 
 
 class ConstantCompensation(Settings):

@@ -7,8 +7,8 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from ray_pcasgd import numerics
-from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.base import numerics
+from ray_pcasgd.base.settings import Settings, from_name
 
 State = tuple[Tensor, ...]
 

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ray_pcasgd import numerics
-from ray_pcasgd.numerics import Vectors, blockwise
+from ray_pcasgd.base import numerics
+from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import DefaultBarrier, Probe, Rule, averaged_step, mix
 

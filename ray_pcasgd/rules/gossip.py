@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from ray_pcasgd.numerics import Vectors, blockwise
-from ray_pcasgd.randomness import generator
+from ray_pcasgd.base.numerics import Vectors, blockwise
+from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe, Reading, Rule
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from ray_pcasgd.curves import Constant, Curve
+from ray_pcasgd.base.curves import Constant, Curve
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe, Rule, averaged_step
 from ray_pcasgd.rules.prediction import Clipping, PredictingRule, clip

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from ray_pcasgd import numerics
+from ray_pcasgd.base import numerics
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe
 from ray_pcasgd.rules.prediction import PredictingRule

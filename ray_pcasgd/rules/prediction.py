@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ray_pcasgd.numerics import Vectors, blockwise
+from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.base import Rule, clipped_row, mix
 from ray_pcasgd.rules.compensation import Compensation, ConstantCompensation

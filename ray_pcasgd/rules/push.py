@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ray_pcasgd.numerics import Vectors, blockwise
+from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import DefaultBarrier, Probe, Reading, Rule, mix
 

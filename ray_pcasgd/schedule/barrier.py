@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.base.settings import Settings
 
 
 class Proceed(NamedTuple):

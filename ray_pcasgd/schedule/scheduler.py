@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ray_pcasgd.records import Row
-from ray_pcasgd.schedule.gathering import AdaSync
-from ray_pcasgd.schedule.server_planner import ServerPlanner, ServerRows
+from ray_pcasgd.rules.gathering import AdaSync
+from ray_pcasgd.schedule.plan_servers import ServerPlanner, ServerRows
 
 
 class Schedule(Protocol):

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as pq
 
-from ray_pcasgd.foreign_tables import read_table
+from ray_pcasgd.base.foreign_tables import read_table
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Read, Row, RowKind
-from ray_pcasgd.wording import one_line
 
 FORMAT = "ray_pcasgd schedule 2"
 FORMAT_WITH_HELD = "ray_pcasgd schedule 3"

@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.base.settings import Settings
 
 
 class Augmentation(Settings):

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from ray_pcasgd.randomness import generator, stream_seed, torch_generator
+from ray_pcasgd.base.randomness import generator, stream_seed, torch_generator
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.normalization import Normalization

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from ray_pcasgd.randomness import stream_seed
+from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.tasks.drawing import are_alike, generator_states, nature_of, seeded
 from ray_pcasgd.tasks.samples import AnySamples, MapSamples, Samples
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
 
-from ray_pcasgd.randomness import generator
-from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.custom_samples import CustomSamples, custom_samples
 from ray_pcasgd.tasks.images import Standardized
 from ray_pcasgd.tasks.imports import ObjectOrPath, resolve

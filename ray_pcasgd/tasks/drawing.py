@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as trees
 
-from ray_pcasgd.randomness import stream_seed
+from ray_pcasgd.base.randomness import stream_seed
 
 Nature = Literal["fixed", "random", "unseeded"]
 """Of a data set's items: ``fixed`` ones are the same each time; ``random`` ones follow from the states of the global

@@ -9,7 +9,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.tasks.normalization import Normalization, channel_statistics
 from ray_pcasgd.tasks.samples import AnySamples, Samples, TaskData
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer, ValidationInfo
 
-from ray_pcasgd.settings import refuse_of_strangers
+from ray_pcasgd.base.settings import refuse_of_strangers
 
 
 def resolve(value: Any) -> Any:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.tasks.imports import CallableOrPath, resolve
 from ray_pcasgd.tasks.tallies import Gathered, MeanOfTerms, OfMetric, OverBatches, OverWhole, Tally, is_metric
 

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ray_pcasgd.randomness import stream_seed
-from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.char_lm import CharLM
 from ray_pcasgd.tasks.cnn import SmallCNN
 from ray_pcasgd.tasks.densenet import DenseNetBC

@@ -9,8 +9,8 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from ray_pcasgd.randomness import stream_seed
-from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.measures import (
     Accuracy,

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from ray_pcasgd.randomness import generator
-from ray_pcasgd.settings import Settings, from_name
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.samples import AnySamples
 
 Shards = tuple[np.ndarray, ...]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_pcasgd.randomness import generator, stream_seed, torch_generator
+from ray_pcasgd.base.randomness import generator, stream_seed, torch_generator
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.images import decode
 from ray_pcasgd.tasks.normalization import Normalization

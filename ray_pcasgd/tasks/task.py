@@ -5,8 +5,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from ray_pcasgd.randomness import generator, stream_seed
-from ray_pcasgd.settings import Settings
+from ray_pcasgd.base.randomness import generator, stream_seed
+from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.datasets import Data, Digits

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 
-from ray_pcasgd.settings import refuse_of_strangers
+from ray_pcasgd.base.settings import refuse_of_strangers
 from ray_pcasgd.tasks.images import Standardized, channels_first
 from ray_pcasgd.tasks.samples import MapSamples, Samples, TaskData
 

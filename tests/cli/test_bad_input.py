@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ray_pcasgd.cli import main
+from ray_pcasgd.cli.app import main
 
 TINY = ["--engine", "local", "--set", "num_steps=2", "--set", "evaluate_every=2", "--set", "num_agents=2"]
 
@@ -82,7 +82,7 @@ def test_a_failed_run_ends_with_status_1_and_says_which_agent_failed(
 
 COMMANDS = """
 import contextlib, io, json, sys
-from ray_pcasgd.cli import main
+from ray_pcasgd.cli.app import main
 for command in json.loads(sys.argv[1]):
     said = io.StringIO()
     with contextlib.redirect_stderr(said):

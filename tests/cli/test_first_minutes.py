@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ray_pcasgd.cli import main
-from ray_pcasgd.loading import load_config
-from ray_pcasgd.settings_page import markdown
+from ray_pcasgd.cli.app import main
+from ray_pcasgd.cli.settings_page import markdown
+from ray_pcasgd.runs.settings.loading import load_config
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from ray_pcasgd.learner import NonFiniteLossError
-from ray_pcasgd.result import Result
+from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.trace import first_difference, read_rows
-from ray_pcasgd.trainer import Trainer
 from tests.speed import slow_unless
 
 from .fragile import fragile

@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ray_pcasgd.cli import main
+from ray_pcasgd.base.yaml_text import write_yaml
+from ray_pcasgd.cli.app import main
 from ray_pcasgd.config import Config
-from ray_pcasgd.engines.local import LocalSettings
-from ray_pcasgd.loading import SettingsError, load_config
-from ray_pcasgd.plan import make_plan
-from ray_pcasgd.result import Result
+from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Trainer
-from ray_pcasgd.yaml_text import write_yaml
 from tests.fuzz.generating import Case, Resources
 
 FINE = ("ran", "failed", "refused", "planned")

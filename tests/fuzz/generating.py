@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic.fields import FieldInfo
 
+from ray_pcasgd.base.curves import Curve
+from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.base.yaml_text import write_yaml
 from ray_pcasgd.config import Config
-from ray_pcasgd.curves import Curve
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.settings import Settings
-from ray_pcasgd.settings_reference import kind_of, kinds_in
+from ray_pcasgd.runs.settings.reference import kind_of, kinds_in
 from ray_pcasgd.tasks.task import Task
-from ray_pcasgd.yaml_text import write_yaml
 
 NASTY: list[Any] = [
     *(0, -1, 1, 2, 3, 7, 100, 10**6, 2**31, 2**63, 10**18, 10**30, 10**400, -(10**18), -0.0, 0.5, 1.5, 0.1, 1e-3, 1e-9),

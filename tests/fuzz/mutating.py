@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from ray_pcasgd.base.yaml_text import write_yaml
+from ray_pcasgd.cli.starter import _SETTINGS
 from ray_pcasgd.config import Config
-from ray_pcasgd.loading import SettingsError, load_config
-from ray_pcasgd.starter import _SETTINGS
-from ray_pcasgd.yaml_text import write_yaml
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from tests.fuzz.executing import Outcome, _line, _refused, _where
 from tests.fuzz.generating import Resources, make_case
 

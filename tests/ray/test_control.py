@@ -14,17 +14,17 @@ import pytest
 import ray
 
 from experiments.faults.injecting import Fault, Several
-from ray_pcasgd.commands import Heal, Isolate, Join, Leave, SetDelay
+from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.engines.live.commands import Heal, Isolate, Join, Leave, SetDelay
 from ray_pcasgd.engines.ray.control import status_of, tell
 from ray_pcasgd.engines.ray.transport import Contents
-from ray_pcasgd.laws import Constant
-from ray_pcasgd.mailbox import Header
 from ray_pcasgd.records import Row
-from ray_pcasgd.result import Result
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.schedule.delays import LinkDelay
+from ray_pcasgd.schedule.laws import Constant
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.timing import LinkDelay
-from ray_pcasgd.trainer import Trainer
-from ray_pcasgd.watching import Watcher
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE: dict[str, Any] = {
@@ -278,7 +278,7 @@ def test_workers_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_settings_of_who_joins_later_are_refused(engine: dict[str, Any], said: str, tmp_path: Path) -> None:
-    from ray_pcasgd.loading import SettingsError
+    from ray_pcasgd.runs.settings.loading import SettingsError
 
     with pytest.raises(SettingsError, match=said):
         fit(tmp_path, engine=engine)

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from ray_pcasgd.base.state import load_state
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import StepError
-from ray_pcasgd.interrupting import RunInterrupted
 from ray_pcasgd.records import Event
-from ray_pcasgd.result import Result
-from ray_pcasgd.run_state import load_state
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.interrupting import RunInterrupted
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Trainer, resume
-from ray_pcasgd.watching import Watcher
 from tests.ray.failing import FailingLater, FailingWhenEvaluated, Gated
 from tests.unit.interrupted_runs import write_state
 

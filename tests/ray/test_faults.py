@@ -13,12 +13,12 @@ import torch
 import yaml
 
 from experiments.faults.injecting import SCHEDULER, Fault, Several, kill, silence, take_states_away
-from ray_pcasgd.checkpoint import Checkpoint
 from ray_pcasgd.records import Row
-from ray_pcasgd.result import Result
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.storage.checkpoints import Checkpoint
+from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Trainer, resume
-from ray_pcasgd.watching import Watcher
 from tests.engines.restless import restless
 from tests.speed import slow_unless
 
@@ -118,7 +118,8 @@ def test_a_planned_run_outlives_a_node_to_the_bit(tmp_path: Path) -> None:
 DRIVER = """
 import sys
 from experiments.faults.injecting import Fault, kill_driver
-from ray_pcasgd.trainer import Trainer, resume
+from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.runs.trainer import resume
 Trainer(sys.argv[1], watcher=Fault(int(sys.argv[2]), kill_driver)).fit()
 """
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from experiments.faults.injecting import Fault, kill, silence
+from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.learner import NonFiniteLossError
-from ray_pcasgd.loading import SettingsError
-from ray_pcasgd.result import Result
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.trainer import Trainer
-from ray_pcasgd.watching import Watcher
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE = {"name": "ray", "mode": "live"}

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from experiments.faults.injecting import Fault
-from ray_pcasgd import exporter
-from ray_pcasgd.trainer import Trainer
+from ray_pcasgd.runs import prometheus as exporter
+from ray_pcasgd.runs.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import ray
 
+from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.ray.transport import MOST_PENDING, Contents, Outbox
-from ray_pcasgd.mailbox import Header
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from experiments.faults.injecting import Fault, kill
-from ray_pcasgd.loading import SettingsError
-from ray_pcasgd.result import Result
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.tasks.parquet import ImageParquet
 from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
-from ray_pcasgd.trainer import Trainer
-from ray_pcasgd.watching import Watcher
 
 pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from ray_pcasgd.loading import SettingsError, load_config
-from ray_pcasgd.sweep import sweep
-from ray_pcasgd.trainer import Trainer, fit_together
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.trainer import Trainer, fit_together
+from ray_pcasgd.sweep.running import sweep
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BASE = {"engine": "local", "num_agents": 3, "num_steps": 20, "evaluate_every": 10, "task": {"model": {"hidden": [8]}}}

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from ray_pcasgd.cli import main
+from ray_pcasgd.cli.app import main
 from ray_pcasgd.records import Event
-from ray_pcasgd.result import Result
-from ray_pcasgd.trainer import Trainer
-from ray_pcasgd.watching import Watcher
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "engine": "local",

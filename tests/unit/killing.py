@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ray_pcasgd.checkpoint import Checkpoint
-from ray_pcasgd.plain_json import read_mapping
-from ray_pcasgd.trainer import Trainer, resume
+from ray_pcasgd.base.plain_json import read_mapping
+from ray_pcasgd.runs.storage.checkpoints import Checkpoint
+from ray_pcasgd.runs.trainer import Trainer, resume
 
 SETTINGS: dict[str, Any] = {
     "engine": "local",

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.base import Probe, Rule
-
-from .scenarios import Link, Scenario
+from tests.unit.scenarios import Link, Scenario
 
 
 class Trajectory(NamedTuple):

@@ -8,11 +8,11 @@ then whenever a newer version has become known.
 from itertools import count
 from typing import NamedTuple
 
-from ray_pcasgd.randomness import generator
+from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, BoundedBarrier, Proceed, SampledBarrier
-from ray_pcasgd.schedule.planner import Planner
-from ray_pcasgd.timing import LinkTimes
+from ray_pcasgd.schedule.delays import LinkTimes
+from ray_pcasgd.schedule.plan_peers import Planner
 
 Moment = tuple[int, int]
 """Nanosecond, and round within it."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .scenarios import Link, Scenario
+from tests.unit.scenarios import Link, Scenario
 
 Vector = list[float]
 Row = dict[int, float]

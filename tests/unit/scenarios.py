@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ray_pcasgd.randomness import generator
+from ray_pcasgd.base.randomness import generator
 
 Array = npt.NDArray[np.float64]
 

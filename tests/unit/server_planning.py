@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.schedule.server_planner import ServerPlanner
-from ray_pcasgd.timing import LinkTimes
+from ray_pcasgd.schedule.delays import LinkTimes
+from ray_pcasgd.schedule.plan_servers import ServerPlanner
 
 # Who waits and who is cancelled, as section 2 of the literature tells it.
 WAITING = {"sync", "k-sync", "k-async", "asgd"}

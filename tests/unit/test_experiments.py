@@ -22,8 +22,8 @@ from experiments.slow_worker import study as slow_worker
 from experiments.staleness_aware import study as staleness_aware
 from experiments.staleness_aware.page import comparisons
 from ray_pcasgd.config import Config
-from ray_pcasgd.loading import load_config
-from ray_pcasgd.plan import resolve
+from ray_pcasgd.runs.plan.plan import resolve
+from ray_pcasgd.runs.settings.loading import load_config
 
 EVERY = 7
 """One of so many runs is checked at the larger scales."""

@@ -14,20 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ray_pcasgd.cli import app
+from ray_pcasgd.agents.mailbox import Answer, Header
+from ray_pcasgd.base.state import load_state
+from ray_pcasgd.cli.app import app
 from ray_pcasgd.config import CheckpointSettings, Config
-from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_contents, check_header, checked_contents
 from ray_pcasgd.engines.ray.transport import Contents, InPieces
-from ray_pcasgd.law_text import parse_delay
-from ray_pcasgd.loading import SettingsError, load_config
-from ray_pcasgd.mailbox import Answer, Header
+from ray_pcasgd.engines.ray.validation import Expected, RejectedError, check_contents, check_header, checked_contents
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.report.data import load_run
-from ray_pcasgd.run_state import load_state
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.trust import load_run_settings
+from ray_pcasgd.runs.storage.state_files import StateFiles
+from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.schedule.law_text import parse_delay
 from ray_pcasgd.schedule.trace import read_rows, write_rows
-from ray_pcasgd.state_files import StateFiles
-from ray_pcasgd.trainer import Trainer
-from ray_pcasgd.trust import load_run_settings
 
 NUMBER = max(2000, settings.default.max_examples if settings.default else 0)
 CASES = settings(max_examples=NUMBER, suppress_health_check=list(HealthCheck))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_pcasgd.settings_reference import kind_of, settings_classes
+from ray_pcasgd.runs.settings.reference import kind_of, settings_classes
 from tests.fuzz.executing import examine, make_resources
 from tests.fuzz.generating import NASTY, Resources, make_case
 from tests.fuzz.mutating import examine_file, make_file

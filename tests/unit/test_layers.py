@@ -1,9 +1,10 @@
-"""Imports point down only, and what takes seconds to import stays where it is needed."""
+"""Imports point down only and in no circle, and what takes seconds to import stays where it is needed."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,23 +12,38 @@ import pytest
 import ray_pcasgd
 
 PACKAGE = Path(ray_pcasgd.__file__).parent
-LAYERS = [
-    "settings scalars law_text vocabulary wording own_state foreign_files foreign_tables reaching records own_files "
-    "plain_json folder_lock run_state numerics randomness curves",
-    "laws topology timing rules optimizer",
-    "commands status pace schedule mailbox tasks reliability",
-    "module_tensors sample_checks replica local_tensors displacement server_rules learner agent variants server pairs "
-    "consensus",
-    "engines",
-    "config settings_reference hints misspelling tryout explanation yaml_text loading roster server_plan pair_plan "
-    "peer_plan plan variant_plan",
-    "watching exporter event_log trainer run run_record run_states run_files run_ending run_folder remote_storage "
-    "interrupting executable_rows result checkpoint state_files model_file monitor trust ray_train sweep_settings",
-    "theory report comparison terminal progress sweep_states sweep_packs sweep_budget sweep_progress sweep_trials "
-    "sweep_results sweep_tuner sweep cli_control settings_text settings_page starter cli_settings cli",
-    "__init__ __main__",
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
+LAYERS = (
+    ("records", "base"),
+    ("tasks", "rules"),
+    ("schedule",),
+    ("agents",),
+    ("engines",),
+    ("config",),
+    ("runs",),
+    ("report",),
+    ("sweep",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+"""Folders and files at the top, lowest first."""
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+WITHOUT_RAY = (
+    *("base", "tasks", "rules", "schedule", "agents", "engines/local", "engines/live"),
+    *("config", "runs", "report"),
+)
+AT_THE_EDGE = ("tasks/ray_stream.py", "runs/prometheus.py")
+"""Files in these that Ray is for."""
+
+
+def modules() -> list[Path]:
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    return ".".join(["ray_pcasgd", *path.with_suffix("").parts]).removesuffix(".__init__")
+
+
+MODULES = {dotted(path): path for path in modules()}
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
@@ -38,54 +54,70 @@ def imported_modules(source: str, package: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module
             # What is taken from a package may be a module of it.
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                yield f"{module}.{alias.name}" if f"{module}.{alias.name}" in MODULES else module
 
 
-def layer_of(module: str) -> str | None:
-    """Return which of our layers' names a dotted name belongs to."""
+def package_of(path: Path) -> str:
+    return ".".join(["ray_pcasgd", *path.parts[:-1]])
+
+
+def imports_of(path: Path) -> set[str]:
+    return set(imported_modules((PACKAGE / path).read_text(encoding="utf-8"), package_of(path)))
+
+
+def top_of(module: str) -> str | None:
+    """Return the folder or file at the top that a dotted name lies in."""
     parts = module.split(".")
     return parts[1] if parts[0] == "ray_pcasgd" and len(parts) > 1 and parts[1] in LEVEL else None
 
 
 def upward_imports(source: str, package: str, own: str) -> list[str]:
-    layers = {layer for module in imported_modules(source, package) if (layer := layer_of(module))}
-    return sorted(layer for layer in layers if LEVEL[layer] > LEVEL[own])
+    tops = {top for module in imported_modules(source, package) if (top := top_of(module))}
+    return sorted(top for top in tops if LEVEL[top] > LEVEL[own])
 
 
-def modules() -> list[Path]:
-    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
-
-
-def test_every_module_has_a_layer() -> None:
-    assert {path.parts[0].removesuffix(".py") for path in modules()} == set(LEVEL)
+def test_there_are_ten_folders_and_two_files() -> None:
+    tops = {path.parts[0].removesuffix(".py") for path in modules()}
+    assert tops == set(LEVEL)
+    assert sum((PACKAGE / top).is_dir() for top in tops) == 10
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)
 def test_imports_point_down(path: Path) -> None:
-    package = ".".join(["ray_pcasgd", *path.parts[:-1]])
-    own = path.parts[0].removesuffix(".py")
     source = (PACKAGE / path).read_text(encoding="utf-8")
-    assert upward_imports(source, package, own) == []
-    at_the_edge = path.parts[:2] in (("engines", "ray"), ("tasks", "ray_stream.py")) or own == "exporter"
-    if not at_the_edge and (own == "sweep_settings" or not own.startswith("sweep")):
-        assert not [module for module in imported_modules(source, package) if module.split(".")[0] == "ray"]
+    assert upward_imports(source, package_of(path), path.parts[0].removesuffix(".py")) == []
+
+
+@pytest.mark.parametrize("folder", WITHOUT_RAY)
+def test_ray_stays_at_the_edge(folder: str) -> None:
+    inside = [path for path in modules() if path.as_posix().startswith(folder) and path.as_posix() not in AT_THE_EDGE]
+    assert inside
+    assert [path for path in inside if any(module.split(".")[0] == "ray" for module in imports_of(path))] == []
+
+
+def test_no_import_is_part_of_a_circle() -> None:
+    graph = {name: {module for module in imports_of(path) if module in MODULES} for name, path in MODULES.items()}
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    # A package's own file is run before its modules, and may name them; its names are used by nobody within.
+    own = {name: found - packages for name, found in graph.items() if name not in packages}
+    assert list(TopologicalSorter(own).static_order())
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "import ray_pcasgd.trainer",
-        "from ray_pcasgd.trainer import Trainer",
-        "from ray_pcasgd import trainer",
-        "from ..trainer import Trainer",
-        "from .. import trainer",
-        "def later():\n    from ray_pcasgd.trainer import Trainer",
+        "import ray_pcasgd.runs.trainer",
+        "from ray_pcasgd.runs.trainer import Trainer",
+        "from ray_pcasgd.runs import trainer",
+        "from ..runs.trainer import Trainer",
+        "from ..runs import trainer",
+        "def later():\n    from ray_pcasgd.runs.trainer import Trainer",
     ],
 )
 def test_an_upward_import_is_found_in_every_form(source: str) -> None:
-    assert upward_imports(source, "ray_pcasgd.tasks", "tasks") == ["trainer"]
+    assert upward_imports(source, "ray_pcasgd.tasks", "tasks") == ["runs"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +125,7 @@ def test_an_upward_import_is_found_in_every_form(source: str) -> None:
     [
         ("ray_pcasgd", ["ray"]),
         ("ray_pcasgd.cli", ["ray"]),  # which imports plan and trainer
+        ("ray_pcasgd.sweep.settings", ["ray"]),
         ("ray_pcasgd.engines.ray.settings", ["ray"]),
         ("ray_pcasgd.engines.ray.agent_actor", ["torchvision", "sklearn", "matplotlib"]),
     ],

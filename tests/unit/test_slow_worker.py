@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments.slow_worker.track import Noted, Step, Track, measured_at, seconds_to
-from ray_pcasgd.loading import load_config
+from ray_pcasgd.runs.settings.loading import load_config
 
 
 def test_the_newest_weights_of_all_models_are_averaged_and_tested() -> None:

@@ -9,14 +9,14 @@ import torch
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from ray_pcasgd.agent import Agent, AgentSpec, Received
+from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
+from ray_pcasgd.agents.peer import Agent, AgentSpec, Received
 from ray_pcasgd.engines.failures import measured
-from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
-from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
+from ray_pcasgd.engines.ray.cuts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, Parcel, portable
-from ray_pcasgd.learner import NonFiniteLossError
-from ray_pcasgd.mailbox import Header, Mailbox, Message
+from ray_pcasgd.engines.ray.validation import Expected, RejectedError, fetch_checked
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.tasks.task import TaskData

@@ -14,11 +14,11 @@ from ray._common.utils import get_default_ray_temp_dir, get_system_memory
 from ray._private import ray_constants
 from ray.job_config import JobConfig
 
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.base import Cluster
+from ray_pcasgd.engines.ray.discovery import is_loopback
 from ray_pcasgd.engines.ray.joining import ClusterError, open_address
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.reaching import is_loopback
-from ray_pcasgd.wording import one_line
 
 _LONGEST_REASON = 300
 """Characters that are shown of what Ray says."""

@@ -9,13 +9,13 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from ray_pcasgd.commands import Command, encoded
+from ray_pcasgd.base.text import one_line
+from ray_pcasgd.engines.live.commands import Command, encoded
 from ray_pcasgd.engines.ray.cluster import join_cluster
 from ray_pcasgd.engines.ray.crew import SCHEDULER_NAME, Identity
+from ray_pcasgd.engines.ray.discovery import NotRunningError, address_of, location_of
 from ray_pcasgd.engines.ray.joining import ClusterError
-from ray_pcasgd.reaching import NotRunningError, address_of, location_of
-from ray_pcasgd.status import viewed
-from ray_pcasgd.wording import one_line
+from ray_pcasgd.engines.ray.status import viewed
 
 _LONGEST_ANSWER = 2000
 

@@ -9,27 +9,27 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.agents.learner import LearnerError, LearnerSpec
+from ray_pcasgd.agents.pair import PairSpec
+from ray_pcasgd.agents.peer import AgentSpec
+from ray_pcasgd.agents.server import ServerSpec, WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import described_text
+from ray_pcasgd.engines.live.injection import Injection
 from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
-from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.live import LiveAgentActor
 from ray_pcasgd.engines.ray.lost import GONE, LOST, first_line
 from ray_pcasgd.engines.ray.pair_actors import PlannedPairActor
 from ray_pcasgd.engines.ray.pair_live import LivePairActor
-from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.placement import Reservation
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
 from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWorkerActor
 from ray_pcasgd.engines.ray.server_live import LiveServerActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
-from ray_pcasgd.learner import LearnerError, LearnerSpec
-from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
-from ray_pcasgd.server import ServerSpec, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 _remote: Any = ray.remote  # its stubs know no concurrency groups

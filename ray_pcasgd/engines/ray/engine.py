@@ -7,23 +7,23 @@ from typing import NamedTuple
 import ray
 from ray.util.placement_group import remove_placement_group
 
-from ray_pcasgd.agent import AgentSpec
+from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.agents.peer import AgentSpec
+from ray_pcasgd.agents.server import WorkerSpec
+from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Cluster, Leaving, Pause, Report, RunError
+from ray_pcasgd.engines.live.injection import Injection
 from ray_pcasgd.engines.ray.crew import Crew, Identity
-from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.discovery import noted
 from ray_pcasgd.engines.ray.live_run import LiveRun
 from ray_pcasgd.engines.ray.placement import reserve
 from ray_pcasgd.engines.ray.planned_run import PlannedRun
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.state_check import check_state
-from ray_pcasgd.learner import LearnerSpec
-from ray_pcasgd.reaching import noted
+from ray_pcasgd.engines.ray.status import RunStatus
 from ray_pcasgd.records import Event
-from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
-from ray_pcasgd.server import WorkerSpec
-from ray_pcasgd.status import RunStatus
 from ray_pcasgd.tasks.task import TaskData
 
 SHOWN_SECONDS = 0.5

@@ -18,9 +18,9 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.reaching import host_and_port
-from ray_pcasgd.wording import one_line
+from ray_pcasgd.engines.ray.discovery import host_and_port
 
 # Made by protoc and by Cython, so without types.
 _ray: Any = _raylet

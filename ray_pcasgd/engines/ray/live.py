@@ -8,20 +8,20 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
-from ray_pcasgd.agent import AgentSpec, Received
+from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.agents.peer import AgentSpec, Received
+from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.reading import NeighborTracker, OwnTimes, choose_all, choose_read, is_lagging
 from ray_pcasgd.engines.ray.agent_actor import Found
-from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.cuts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.lost import LOST
-from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.returning import ReturningAgentActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import is_local
-from ray_pcasgd.mailbox import Header
-from ray_pcasgd.randomness import generator
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier, Proceed, SampledBarrier, WaitFor
-from ray_pcasgd.schedule.reading import NeighborTracker, OwnTimes, choose_all, choose_read, is_lagging
 from ray_pcasgd.tasks.task import TaskData
 
 RECENT_STEPS = 16

@@ -7,21 +7,21 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ray_pcasgd.agent import AgentSpec
-from ray_pcasgd.commands import Command, Isolate, Join, Leave, SetDelay, agents_named
+from ray_pcasgd.agents.pair import PairSpec
+from ray_pcasgd.agents.peer import AgentSpec
+from ray_pcasgd.agents.server import ServerSpec, WorkerSpec
+from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause, Report, RunError
+from ray_pcasgd.engines.live.commands import Command, Isolate, Join, Leave, SetDelay, agents_named
+from ray_pcasgd.engines.live.injection import Injection
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
-from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.ray.cuts import Part, Restored, fetched
 from ray_pcasgd.engines.ray.life import LifeSigns
 from ray_pcasgd.engines.ray.lost import first_line
-from ray_pcasgd.engines.ray.parts import Part, Restored, fetched
 from ray_pcasgd.engines.ray.planned_run import POLL_SECONDS
-from ray_pcasgd.pairs import PairSpec
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.run_state import State
 from ray_pcasgd.schedule.scheduler import Recorded
-from ray_pcasgd.server import ServerSpec, WorkerSpec
 
 RETURN_SECONDS = 60.0
 """Seconds that a run whose other agents are done waits for one that is coming back."""

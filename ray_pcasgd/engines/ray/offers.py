@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import ray
 from ray.actor import ActorHandle
 
-from ray_pcasgd.engines.ray.checking import RejectedError, check_contents, check_header
+from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.shell import Shell
 from ray_pcasgd.engines.ray.transport import Contents
-from ray_pcasgd.mailbox import Header
+from ray_pcasgd.engines.ray.validation import RejectedError, check_contents, check_header
 
 WELCOME_SECONDS = 30.0
 """Seconds that an agent that comes back waits for its neighbors' versions; later ones are left out."""

@@ -7,13 +7,13 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from ray_pcasgd.agents.mailbox import Header, Mailbox
+from ray_pcasgd.agents.pair import PairAgent, PairSpec
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import measured
-from ray_pcasgd.engines.ray.checking import Expected, fetch_checked
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
-from ray_pcasgd.mailbox import Header, Mailbox
-from ray_pcasgd.pairs import PairAgent, PairSpec
+from ray_pcasgd.engines.ray.validation import Expected, fetch_checked
 from ray_pcasgd.records import Read, Row, StepReport, Version
 from ray_pcasgd.tasks.task import TaskData
 

@@ -9,19 +9,19 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
 
-from ray_pcasgd.engines.ray.checking import RejectedError, check_header, checked_contents
-from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.agents.pair import PairSpec
+from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.reading import OwnTimes
+from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
 from ray_pcasgd.engines.ray.pair_actors import PairActor
-from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
 from ray_pcasgd.engines.ray.transport import Contents, in_pieces
-from ray_pcasgd.mailbox import Header
-from ray_pcasgd.pairs import PairSpec
+from ray_pcasgd.engines.ray.validation import RejectedError, check_header, checked_contents
 from ray_pcasgd.records import Event, Read, Row, Version
-from ray_pcasgd.schedule.pair_planner import draw_partner
-from ray_pcasgd.schedule.reading import OwnTimes
+from ray_pcasgd.schedule.plan_pairs import draw_partner
 from ray_pcasgd.tasks.task import TaskData
 
 

@@ -8,15 +8,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from ray_pcasgd.base.state import State, pace
 from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause, Report
 from ray_pcasgd.engines.failures import restoring
 from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.crew import Crew, failure
+from ray_pcasgd.engines.ray.cuts import Part, join_parts, restored_parts
 from ray_pcasgd.engines.ray.life import LifeSigns
 from ray_pcasgd.engines.ray.lost import first_line
-from ray_pcasgd.engines.ray.parts import Part, join_parts, restored_parts
 from ray_pcasgd.records import Event
-from ray_pcasgd.run_state import State, pace
 from ray_pcasgd.schedule.scheduler import Cut, Schedule
 
 POLL_SECONDS = 0.1

@@ -7,11 +7,11 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from ray_pcasgd.agents.mailbox import Header, Message
 from ray_pcasgd.engines.ray.agent_actor import AgentActor, Found
+from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
-from ray_pcasgd.engines.ray.parts import Restored
 from ray_pcasgd.engines.ray.transport import Contents, Outbox
-from ray_pcasgd.mailbox import Header, Message
 from ray_pcasgd.records import Event, Read, Row, Snapshot
 
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import ray
 
-from ray_pcasgd.commands import Command, decoded
-from ray_pcasgd.engines.ray.parts import Part
+from ray_pcasgd.base.text import one_line
+from ray_pcasgd.engines.live.commands import Command, decoded
+from ray_pcasgd.engines.ray.cuts import Part
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut, Schedule, Scheduler
-from ray_pcasgd.wording import one_line
 
 Said = StepReport | Event | Part
 """What an agent says to the driver."""

@@ -6,16 +6,16 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Inbox, Message
+from ray_pcasgd.agents.server import Received, Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.ray.checking import Expected, RejectedError, fetch_checked
-from ray_pcasgd.engines.ray.parts import Part, Restored, messages_before, portable_state
+from ray_pcasgd.engines.ray.cuts import Part, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
-from ray_pcasgd.mailbox import Answer, Delivery, Header, Inbox, Message
+from ray_pcasgd.engines.ray.validation import Expected, RejectedError, fetch_checked
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut
-from ray_pcasgd.server import Received, Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 

@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 import ray
 from ray.actor import ActorHandle
 
+from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
+from ray_pcasgd.agents.server import Received, ServerSpec
 from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.ray.checking import RejectedError
-from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.ray.cuts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.lost import LOST
-from ray_pcasgd.engines.ray.parts import Part, Restored, portable_state
 from ray_pcasgd.engines.ray.server_actors import ServerActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import Contents
-from ray_pcasgd.mailbox import Answer, Delivery, Header
+from ray_pcasgd.engines.ray.validation import RejectedError
 from ray_pcasgd.records import Event, Read, Row
-from ray_pcasgd.schedule.gathering import Arrival, Gatherer
-from ray_pcasgd.server import Received, ServerSpec
+from ray_pcasgd.rules.gathering import Arrival, Gatherer
 from ray_pcasgd.tasks.task import TaskData
 
 

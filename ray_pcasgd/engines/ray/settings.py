@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ray_pcasgd.reaching import host_and_port
-from ray_pcasgd.settings import Settings, refuse_of_strangers
+from ray_pcasgd.base.settings import Settings, refuse_of_strangers
+from ray_pcasgd.engines.ray.discovery import host_and_port
 
 
 class RaySettings(Settings):

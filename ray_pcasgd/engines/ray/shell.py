@@ -14,16 +14,16 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from torch import Tensor
 
+from ray_pcasgd.agents.learner import LearnerError, LearnerSpec
+from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import as_step_error
-from ray_pcasgd.engines.ray.checking import Expected, RejectedError, check_header, check_mark, checked_contents
-from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.ray.cuts import Part
 from ray_pcasgd.engines.ray.lost import GONE
-from ray_pcasgd.engines.ray.parts import Part
 from ray_pcasgd.engines.ray.reporting import Reporter
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
-from ray_pcasgd.learner import LearnerError, LearnerSpec
-from ray_pcasgd.mailbox import Header, Mailbox, Message
+from ray_pcasgd.engines.ray.validation import Expected, RejectedError, check_header, check_mark, checked_contents
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut
 

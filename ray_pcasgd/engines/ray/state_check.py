@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ray_pcasgd.agent import Agent, AgentSpec
+from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.agents.peer import Agent, AgentSpec
+from ray_pcasgd.agents.server import Server, ServerSpec, Worker, WorkerSpec
+from ray_pcasgd.base.state import State, difference
 from ray_pcasgd.engines.base import StateError
 from ray_pcasgd.engines.failures import restoring
-from ray_pcasgd.learner import LearnerSpec
-from ray_pcasgd.run_state import State, difference
-from ray_pcasgd.server import Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 _PLANNED: State = {

@@ -24,9 +24,9 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.ray.lost import GONE, first_line
 from ray_pcasgd.engines.ray.raw_tensors import Extra
-from ray_pcasgd.mailbox import Header
 from ray_pcasgd.records import Snapshot
 
 logger = logging.getLogger("ray_pcasgd")

@@ -7,15 +7,15 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
+from ray_pcasgd.agents.server import Received, WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.ray.checking import RejectedError
-from ray_pcasgd.engines.ray.injection import Injection
+from ray_pcasgd.engines.live.injection import Injection
 from ray_pcasgd.engines.ray.server_actors import WorkerActor
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
 from ray_pcasgd.engines.ray.transport import Contents, Outbox
-from ray_pcasgd.mailbox import Answer, Delivery, Header
+from ray_pcasgd.engines.ray.validation import RejectedError
 from ray_pcasgd.records import Event, Read, Row, RowKind
-from ray_pcasgd.server import Received, WorkerSpec
 from ray_pcasgd.tasks.task import TaskData
 
 _START = Header(0, 0, 0.0, 0.0, note=Answer(0, 0))

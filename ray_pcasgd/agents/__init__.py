@@ -1,0 +1,1 @@
+"""What takes the steps: passive, without clock, Ray or files."""

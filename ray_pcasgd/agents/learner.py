@@ -1,0 +1,297 @@
+"""What computes gradients: a replica of the model, a shard's batches and the local optimizer."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.agents.module_tensors import TensorsChangedError
+from ray_pcasgd.agents.optimizer import SGD
+from ray_pcasgd.agents.replica import MixedBuffers, Replica, unflatten
+from ray_pcasgd.base import numerics
+from ray_pcasgd.base.curves import Curve
+from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.records import Snapshot
+from ray_pcasgd.tasks.batches import Batches
+from ray_pcasgd.tasks.ray_stream import StreamBatches
+from ray_pcasgd.tasks.task import Task, TaskData
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class LearnerError(RuntimeError):
+    """A step is impossible, for a reason that lies in the model or the settings."""
+
+    def __init__(self, agent: int, step: int, *more: Any) -> None:
+        super().__init__(agent, step, *more)
+        self.agent = agent
+        self.step = step
+
+
+class NonFiniteLossError(LearnerError):
+    """A mini-batch loss that is infinite or not a number; or the gradient, the weights or the buffers are."""
+
+    def __init__(self, agent: int, step: int, loss: float, what: str = "") -> None:
+        super().__init__(agent, step, loss, what)
+        self.loss = loss
+        self.what = what
+        """The part that is not finite although the loss was: ``weights`` or ``buffers``."""
+
+    def __str__(self) -> str:
+        if self.what:
+            return f"agent {self.agent} has {self.what} that are not finite after step {self.step}"
+        gradient = " with a gradient that is not finite" if math.isfinite(self.loss) else ""
+        return f"agent {self.agent} has loss {self.loss}{gradient} at step {self.step}"
+
+
+class ModelError(LearnerError):
+    """The model's own code changed its tensors in a step in a way that a run cannot follow."""
+
+    def __init__(self, agent: int, step: int, reason: str) -> None:
+        super().__init__(agent, step, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"agent {self.agent} at step {self.step}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all agents of any run share."""
+
+    seed: int
+    num_steps: int
+    batch_size: int
+    optimizer: SGD
+    step_size: Curve
+    warmup_steps: int
+    task: Task
+    device: str
+    evaluate_every: int
+    """Steps from one evaluation to the next; there is also one after the last step."""
+    isolate_non_finite: bool = False
+    """Whether an agent whose loss is not finite leaves the run alone, instead of ending it."""
+    mixed_buffers: MixedBuffers = "statistics"
+    """Which buffers are averaged."""
+
+    def build(self, data: TaskData) -> Replica:
+        """Return a new replica of the model."""
+        return Replica(self.task.build_model(data, self.seed), torch.device(self.device), self.mixed_buffers)
+
+    def step_size_at(self, step: int) -> float:
+        """Return eta at ``step``, with the linear warm-up of the first ``warmup_steps`` steps."""
+        eta = self.step_size.at(step)
+        return eta * (step + 1) / self.warmup_steps if step < self.warmup_steps else eta
+
+    def evaluates_at(self, progress: int) -> bool:
+        """Return whether an agent is evaluated that has taken ``progress`` steps."""
+        return progress % self.evaluate_every == 0 or progress == self.num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSpec:
+    """What any agent is built from, where it lives."""
+
+    agent: int
+    recipe: Training
+    neighbors: tuple[int, ...]
+    """Sorted."""
+    shard: Any
+    """Indices of the agent's training samples, a NumPy integer array."""
+
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        """Who may be sent messages."""
+        return self.neighbors
+
+
+class Learner:
+    """One agent's replica, batches and optimizer."""
+
+    def __init__(self, spec: LearnerSpec, data: TaskData) -> None:
+        recipe = spec.recipe
+        self.spec = spec
+        self.data = data
+        self.version = 0
+        self.replica = recipe.build(data)
+        self.weights = self.replica.weights.clone()
+        """The current version's weights, never changed in place: they are what neighbors are sent."""
+        self.buffers = self.replica.buffers.clone()
+        self.direction = torch.zeros_like(self.weights)
+        self.with_gradient: Tensor | None = None
+        """Which parameter tensors the last backward passes reached, shape (T,); ``None`` where they reached all."""
+        self.batches = self.stream("batches")
+        self.optimizer = recipe.optimizer
+        self.optimizer_state = self.optimizer.init(self.weights)
+
+    @property
+    def progress(self) -> int:
+        """Steps taken so far, of ``num_steps``."""
+        return self.version
+
+    def stream(self, purpose: str) -> Batches | StreamBatches:
+        """Return the mini-batches of one of the agent's streams."""
+        recipe, spec = self.spec.recipe, self.spec
+        return recipe.task.batches(self.data, spec.shard, recipe.batch_size, recipe.seed, spec.agent, purpose)
+
+    def compute(self) -> float:
+        """Set ``direction`` to u of the next mini-batch at the current weights, and return the batch's loss."""
+        loss = self.compute_unless(lambda: False)
+        assert loss is not None
+        return loss
+
+    def compute_unless(self, cancelled: Callable[[], bool], pieces: int = 1) -> float | None:
+        """Do what ``compute`` does, unless it is cancelled meanwhile.
+
+        The batch is taken in several pieces of almost equal size; before each of them, ``cancelled`` is asked, and
+        ``None`` is returned where it says so.
+        """
+        inputs, targets = self.draw(self.batches)
+        before = self.replica.copy_of_local() if pieces > 1 else None
+        self.replica.forget_gradients()
+        self.seed_forward_pass()
+        total = 0.0
+        measure = self.spec.recipe.task.loss
+        whole = measure.weight(targets) if pieces > 1 else 0
+        pieces = pieces if whole else 1
+        for some, wanted in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            if cancelled():
+                if before is not None:
+                    # No trace of the pieces that were computed: a replay passes over the whole batch.
+                    with self.following_tensors():
+                        self.replica.take_in()
+                    self.replica.load_local(before)
+                return None
+            weight = measure.weight(wanted) if whole else 0
+            if weight or not whole:
+                loss = measure(self.replica.module(some), wanted)
+                if whole:
+                    # By how much counts in it, so that the pieces' sum is the mean over the batch.
+                    loss = loss * (weight / whole)
+                torch.autograd.backward(loss)
+                total += loss.item()
+        with self.following_tensors():
+            self.replica.take_in()
+            self.take_weights()
+        self.direction, self.with_gradient = self.replica.take_gradient()
+        if not self.optimizes_later:
+            self.optimize(self.direction)
+        return total
+
+    optimizes_later = False
+    """Whether ``compute`` leaves the bare gradient in ``direction``, because it is going to be corrected."""
+
+    def optimize(self, gradient: Tensor) -> None:
+        """Set ``direction`` to the optimizer's for a gradient of shape (D,)."""
+        self.optimizer_state, self.direction = self.optimizer.direction(
+            self.optimizer_state, self.weights, gradient, self.replica.sizes, self.moving
+        )
+
+    @property
+    def moving(self) -> Tensor | None:
+        """Which numbers the last backward passes gave a gradient, shape (D,); ``None`` where all got one."""
+        if self.with_gradient is None:
+            return None
+        return self.with_gradient.repeat_interleave(torch.tensor(self.replica.sizes, device=self.replica.device))
+
+    @contextmanager
+    def following_tensors(self) -> Iterator[None]:
+        """Say of which agent and step the model's tensors cannot be followed."""
+        try:
+            yield
+        except TensorsChangedError as error:
+            raise ModelError(self.spec.agent, self.progress, str(error)) from error
+
+    def take_weights(self) -> None:
+        """Go on from the weights that the forward pass has left: some models change their own."""
+        if not torch.equal(self.replica.weights, self.weights):
+            self.weights = self.replica.weights.clone()
+
+    def warm_up(self) -> None:
+        """Run one forward and backward pass without an effect, so that libraries load what they load at first use.
+
+        The first passes take several times as long as later ones. Where agents begin to train together without
+        waiting for each other, the first one to finish them would be far ahead.
+        """
+        recipe, batch = self.spec.recipe, self.batches.state()
+        inputs, targets = self.draw(self.batches)
+        self.batches.restore(batch)
+        self.seed_forward_pass()
+        # Of another replica: the model's own code may count its passes.
+        torch.autograd.backward(recipe.task.loss(recipe.build(self.data).module(inputs), targets))
+
+    def skip_batch(self) -> None:
+        """Pass over the next mini-batch."""
+        self.batches.restore(self.batches.state() + 1)
+
+    def draw(self, batches: Batches | StreamBatches) -> tuple[Tensor, Tensor]:
+        """Return the next mini-batch of one of the agent's streams, on the agent's device."""
+        inputs, targets = batches.next()
+        return inputs.to(self.replica.device), targets.to(self.replica.device)
+
+    def seed_forward_pass(self) -> None:
+        """Seed the device's global generator, which dropout draws from and cannot be told otherwise."""
+        seed = stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.batches.state())
+        # Not torch.manual_seed: without a GPU it formats a stack trace at every call, half of a small network's step.
+        if self.replica.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
+    def loss_at(
+        self, weights: Tensor, buffers: Tensor, local: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the loss at any weights (D,) and buffers, and the buffers as the forward pass left them; pure."""
+        replica = self.replica
+        # Each buffer is cloned by itself: under vmap, what is written to a view of the flat buffer is lost.
+        mixed = {name: view.clone() for name, view in unflatten(buffers, replica.buffer_layout).items()}
+        tensors = unflatten(weights, replica.layout) | mixed | {name: value.clone() for name, value in local.items()}
+        loss = self.spec.recipe.task.loss(torch.func.functional_call(replica.module, tensors, (inputs,)), targets)
+        # By now the dict holds whatever the module has put into the place of what it was given.
+        left = [tensors[slot.name].reshape(-1) for slot in replica.buffer_layout]
+        return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
+
+    def check_finite(self, loss: float) -> float:
+        """Return the loss, or raise ``NonFiniteLossError`` where it, or the result of its step, is not finite.
+
+        A finite loss may have a gradient that is not finite (a norm at 0), or one that is too large for any step.
+        """
+        # The cheapest bound first; where it tells nothing, each number is looked at.
+        largest = math.sqrt(torch.dot(self.direction, self.direction).item())
+        if not self.own_step_size * largest <= _LARGEST:
+            largest = self.direction.abs().max().item()
+        if not (math.isfinite(loss) and math.isfinite(largest)):
+            raise NonFiniteLossError(self.spec.agent, self.progress, loss)
+        # Now rather than with the next version: by then others have read the direction, and predict with it.
+        if self.own_step_size * largest > _LARGEST:
+            raise NonFiniteLossError(self.spec.agent, self.progress, loss, "weights")
+        if not numerics.is_finite(self.replica.buffers):
+            raise NonFiniteLossError(self.spec.agent, self.progress, loss, "buffers")
+        return loss
+
+    @property
+    def own_step_size(self) -> float:
+        """By what the direction is going to be multiplied."""
+        return self.spec.recipe.step_size_at(self.progress)
+
+    def check_version(self, weights: Tensor, buffers: Tensor) -> None:
+        """Raise ``NonFiniteLossError`` where the next version would not be finite, before others can read it.
+
+        After the last step there is no further loss that would show it.
+        """
+        for what, numbers in (("weights", weights), ("buffers", buffers)):
+            if not numerics.is_finite(numbers):
+                raise NonFiniteLossError(self.spec.agent, self.progress, math.nan, what)
+
+    def snapshot(self) -> Snapshot:
+        """Return the replica as the current version left it."""
+        return Snapshot(self.weights, self.buffers, self.replica.copy_of_local())
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the current version's test loss and metrics."""
+        with self.replica.undisturbed():
+            return self.spec.recipe.task.evaluate(self.replica.module, self.data, self.replica.device)

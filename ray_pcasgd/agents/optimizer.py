@@ -1,0 +1,88 @@
+"""The local optimizer: from a mini-batch gradient to the direction ``u`` of ``x <- x - eta * u``."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ray_pcasgd.base import numerics
+from ray_pcasgd.base.settings import Settings
+
+_SMALLEST = 1e-8
+"""Smallest product of two norms by which an inner product is divided."""
+
+
+class SGD(Settings):
+    """SGD with momentum, Nesterov's momentum and weight decay: the arithmetic of ``torch.optim.SGD``, to the bit.
+
+    ``g = gradient + weight_decay * x``; ``v <- momentum * v + g`` from ``v = 0``; ``u = v``, or with Nesterov's
+    momentum ``u = g + momentum * v``. Pure: it may run under ``torch.func.vmap``.
+
+    With adaptive braking (Venigalla et al. 2020) each parameter tensor's gradient is first scaled by
+    ``alpha = 1 - rho * <gradient, v> / max(|gradient| |v|, 1e-8)``, v the velocity so far: less where it points along
+    the velocity, more where it points against it. **Choice**: weight decay is added after, so it is not braked.
+
+    A parameter that got no gradient stays where it is, with its velocity, as under ``torch.optim.SGD``: neither decayed
+    nor moved by its momentum.
+    """
+
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Share of the velocity that is kept from step to step, in [0, 1)."""
+    nesterov: bool = False
+    """Look ahead along the velocity; requires momentum above 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Factor of the L2 penalty's gradient, 0 or more."""
+    braking: float | None = Field(None, ge=0)
+    """rho of adaptive braking, 0 or more (the paper's is 2); requires momentum above 0. Not given: no braking."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = true: allowed is false where momentum is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _braking_has_momentum(self) -> Self:
+        if self.braking is not None and self.momentum == 0:
+            raise ValueError(f"braking = {self.braking:g}: allowed is null where momentum is 0")
+        return self
+
+    def init(self, weights: Tensor) -> tuple[Tensor, ...]:
+        """Return the state before the first step for weights of shape (D,): the velocity, where there is momentum."""
+        return (torch.zeros_like(weights),) if self.momentum else ()
+
+    def direction(
+        self,
+        state: tuple[Tensor, ...],
+        weights: Tensor,
+        gradient: Tensor,
+        sizes: Sequence[int] = (),
+        moving: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the next state and the direction ``u``, shape (D,), at ``weights`` with ``gradient``, both (D,).
+
+        ``sizes`` are those of the parameter tensors, in their order; only braking looks at them. ``moving`` says which
+        numbers got a gradient, shape (D,); not given: all.
+        """
+        if moving is not None:
+            following, direction = self.direction(state, weights, gradient, sizes)
+            kept = tuple(torch.where(moving, new, old) for new, old in zip(following, state, strict=True))
+            return kept, torch.where(moving, direction, 0.0)
+        if self.braking is not None:
+            gradient = self._braked(gradient, state[0], sizes)
+        if self.weight_decay:
+            gradient = gradient.add(weights, alpha=self.weight_decay)
+        if not self.momentum:
+            return state, gradient
+        velocity = state[0] * self.momentum + gradient
+        return (velocity,), gradient.add(velocity, alpha=self.momentum) if self.nesterov else velocity
+
+    def _braked(self, gradient: Tensor, velocity: Tensor, sizes: Sequence[int]) -> Tensor:
+        assert self.braking is not None
+        parts = []
+        for g, v in zip(torch.split(gradient, list(sizes), -1), torch.split(velocity, list(sizes), -1), strict=True):
+            length = (numerics.norm(g) * numerics.norm(v)).clamp(min=_SMALLEST)
+            parts.append((1 - self.braking * numerics.inner(g, v) / length) * g)
+        return torch.cat(parts, -1)

@@ -1,0 +1,415 @@
+"""An agent: its replica, its optimizer, its batches and its rule. No clock, no Ray, no files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.agents.drift import Displacements
+from ray_pcasgd.agents.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.agents.reliability import Declared, Measured
+from ray_pcasgd.base.state import State, leaves_of, with_leaves
+from ray_pcasgd.records import Own, Read, Reads, Snapshot, Update
+from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
+from ray_pcasgd.tasks.task import TaskData
+
+_SHORTEST_PATH = 64
+"""Own steps that are remembered in any run whose rule asks for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
+    """What all peers of a run share."""
+
+    rule: Rule
+    reliability: Measured | Declared
+    clusters: tuple[int, ...]
+    """The cluster of each agent."""
+
+    def reliable(self, agent: int, read: Read) -> bool:
+        """Return whether ``agent`` trusts what it reads as it is."""
+        return self.reliability.reliable(agent, read, self.clusters)
+
+    def needs_direction(self, agent: int, read: Read) -> bool:
+        """Return whether ``agent`` needs the direction at the version that it reads, not its weights alone."""
+        return self.rule.needs_directions and read.staleness > 0 and not self.reliable(agent, read)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSpec(LearnerSpec):
+    """What one peer is built from, where it lives."""
+
+    recipe: Recipe
+    mixing: tuple[float, ...]
+    """w_ik, for each neighbor."""
+    own_mixing: float
+    samples: tuple[int, ...]
+    """Size of each neighbor's shard."""
+    out_neighbors: tuple[int, ...] | None = None
+    """Who reads the agent; not given: its neighbors, as on every undirected graph."""
+
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        """Who may be sent messages."""
+        return self.neighbors if self.out_neighbors is None else self.out_neighbors
+
+
+class Received(NamedTuple):
+    """One version of a neighbor as it was received."""
+
+    read: Read
+    weights: Tensor
+    buffers: Tensor
+    direction: Tensor | None
+    """Required where ``Recipe.needs_direction`` says so."""
+    mass: float = 1.0
+    """Of the sender's version, where rules push shares of it."""
+
+
+class Gathered(NamedTuple):
+    """What one step's rule is going to see, before it becomes tensors; lists and tuples have one item a neighbor.
+
+    Where every version is read, they have one item a version, and ``mixing`` is the mass that comes with it.
+    """
+
+    own: list[float]
+    """w_ii, eta, and the rule's own numbers."""
+    mixing: list[float]
+    staleness: list[float]
+    age: list[float]
+    reliable: list[bool]
+    weights: tuple[Tensor, ...]
+    directions: tuple[Tensor, ...]
+    drift: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...]
+
+
+class Agent(Learner):
+    """One peer of a run: ``step(received)`` takes it from one version to the next.
+
+    A step is ``compute`` (mini-batch, loss, direction at the current weights) and then ``apply`` (the rule over what
+    was read). Engines call the two apart, because a direction is needed by others before its agent has read.
+    """
+
+    spec: AgentSpec
+
+    def __init__(self, spec: AgentSpec, data: TaskData) -> None:
+        super().__init__(spec, data)
+        rule = spec.recipe.rule
+        self.optimizes_later = rule.corrects_gradients
+        self.probe_batches = self.stream("probes")
+        self.rule_state = rule.init(self.weights, len(spec.neighbors))
+        self.mass = 1.0
+        """Where rules push shares of it: the sum over all agents of weights times mass is conserved."""
+        self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
+        self._nothing = torch.zeros(0, device=self.weights.device)
+        self._zeros = torch.zeros_like(self.weights)
+
+    def path(self) -> Displacements:
+        """Return an empty memory of the agent's own path, as long as the rule may ask for."""
+        recipe = self.spec.recipe
+        # No age is above the number of steps: a setting far above it would take memory for nothing.
+        return Displacements(self.weights, min(recipe.rule.age_max, max(_SHORTEST_PATH, recipe.num_steps)))
+
+    def apply(self, received: Sequence[Received], held: int = 0) -> dict[str, float]:
+        """Take the rule's step with the versions that were read, and return the rule's measures.
+
+        ``held`` receivers were not sent their shares of the present version, where rules push shares.
+        """
+        rule = self.spec.recipe.rule
+        gathered = self.gather(received, held)
+        own, reads = self.rule_inputs(gathered)
+        if rule.corrects_gradients:
+            self.optimize(rule.correct(own, reads))
+            own = own._replace(direction=self.direction)
+        probe = self.probe() if rule.probes_at(self.version) else None
+        self.rule_state, update = rule.step(self.rule_state, own, reads, probe)
+        self.commit(update, gathered)
+        return {name: value.item() for name, value in update.measures.items()}
+
+    def step(self, received: Sequence[Received]) -> tuple[float, dict[str, float]]:
+        """Take one whole step; return the mini-batch loss and the rule's measures."""
+        loss = self.compute()
+        return loss, self.apply(received)
+
+    def gather(self, received: Sequence[Received], held: int = 0) -> Gathered:
+        """Return what the rule is going to see, neighbor by neighbor; those that were not read have weight 0."""
+        if self.pushes:
+            return self.gather_shares(received, held)
+        spec, recipe = self.spec, self.spec.recipe
+        by_neighbor = {r.read.neighbor: r for r in received}
+        slots = [by_neighbor.get(k) for k in spec.neighbors]
+        missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
+        reliable = [slot is None or recipe.reliable(spec.agent, slot.read) for slot in slots]
+        drifts = {
+            age: self._drift(age) for age in {self._drift_age(s, r) for s, r in zip(slots, reliable, strict=True)}
+        }
+        return Gathered(
+            own=[
+                spec.own_mixing + missing,
+                recipe.step_size_at(self.version),
+                *self.numbers(received).values(),
+            ],
+            mixing=[0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)],
+            staleness=[0.0 if s is None else float(s.read.staleness) for s in slots],
+            age=[0.0 if s is None else float(s.read.age) for s in slots],
+            reliable=reliable,
+            weights=tuple(self._zeros if s is None else s.weights for s in slots),
+            directions=tuple(self._direction(s) for s in slots),
+            drift=tuple(drifts[self._drift_age(s, r)] for s, r in zip(slots, reliable, strict=True)),
+            buffers=tuple(self.buffers if s is None else s.buffers for s in slots),
+        )
+
+    @property
+    def pushes(self) -> bool:
+        """Whether agents push shares of their mass."""
+        return self.spec.recipe.rule.reading == "every"
+
+    def gather_shares(self, received: Sequence[Received], held: int) -> Gathered:
+        """Return what the rule is going to see of each version; what the agent sent to others is no longer its own.
+
+        All shares of one agent are equal, so ``held`` of them that were not sent are as many of its own.
+        """
+        spec, recipe = self.spec, self.spec.recipe
+        shares = dict(zip(spec.neighbors, spec.mixing, strict=True))
+        nothing = (self._nothing,) * len(received)
+        return Gathered(
+            own=[
+                spec.own_mixing * (1 + held) * self.mass,
+                recipe.step_size_at(self.version),
+                *self.numbers(received).values(),
+            ],
+            mixing=[shares[r.read.neighbor] * r.mass for r in received],
+            staleness=[float(r.read.staleness) for r in received],
+            age=[float(r.read.age) for r in received],
+            reliable=[True] * len(received),
+            weights=tuple(r.weights for r in received),
+            directions=nothing,
+            drift=nothing,
+            buffers=tuple(r.buffers for r in received),
+        )
+
+    def numbers(self, received: Sequence[Received]) -> dict[str, float]:
+        """Return the rule's own numbers at this step."""
+        return self.spec.recipe.rule.numbers(self.spec.agent, self.version) | self.observed(received)
+
+    def observed(self, received: Sequence[Received]) -> dict[str, float]:
+        """Return those of the rule's numbers that follow from what was read."""
+        spec = self.spec
+        samples = dict(zip(spec.neighbors, spec.samples, strict=True))
+        others = [Taken(r.read.version + r.read.staleness, samples[r.read.neighbor]) for r in received]
+        own = Taken(self.version, len(spec.shard))
+        return spec.recipe.rule.observed(own, others)
+
+    def rule_inputs(self, gathered: Gathered) -> tuple[Own, Reads]:
+        """Return the rule's arguments for this agent alone."""
+        device = self.weights.device
+        own_mixing, step_size, *values = torch.tensor(gathered.own, device=device).unbind()
+        names = self.spec.recipe.rule.numbers(self.spec.agent, self.version)
+        mixing, staleness, age = torch.tensor(
+            [gathered.mixing, gathered.staleness, gathered.age], device=device
+        ).unbind()
+        own = Own(self.weights, self.direction, own_mixing, step_size, dict(zip(names, values, strict=True)))
+        reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
+        reads = Reads(gathered.weights, gathered.directions, gathered.drift, mixing, staleness, age, reliable)
+        return own, reads
+
+    def mix_buffers(self, gathered: Gathered) -> Tensor:
+        """Return the agent's mixed buffers averaged with those of its reliable neighbors, shape (F,)."""
+        if not self.buffers.numel():
+            return self.buffers
+        device = self.buffers.device
+        if self.pushes:
+            total = self.mass_of(gathered)
+            shares = torch.tensor([value / total for value in (gathered.own[0], *gathered.mixing)], device=device)
+            return mix(shares[0], self.running_buffers, shares[1:], gathered.buffers)
+        mixing = torch.tensor(gathered.mixing, device=device)
+        reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
+        own, weights = clipped_row(torch.tensor(gathered.own[0], device=device), mixing, reliable)
+        # Who is not trusted, or was not read, is left out: a weight of zero does not make every number zero.
+        counting = [k for k, (w, r) in enumerate(zip(gathered.mixing, gathered.reliable, strict=True)) if r and w]
+        return mix(own, self.running_buffers, weights[counting], tuple(gathered.buffers[k] for k in counting))
+
+    def _direction(self, slot: Received | None) -> Tensor:
+        if not self.spec.recipe.rule.needs_directions:
+            return self._nothing
+        if slot is None or not self.spec.recipe.needs_direction(self.spec.agent, slot.read):
+            return self._zeros
+        assert slot.direction is not None, slot.read
+        return slot.direction
+
+    def _drift_age(self, slot: Received | None, reliable: bool) -> int:
+        """Return the age for which the drift is asked; 0 where it is not asked."""
+        if self.displacements is None or slot is None or reliable or slot.read.age > self.displacements.age_max:
+            return 0
+        return slot.read.age
+
+    def _drift(self, age: int) -> Tensor:
+        if self.displacements is None:
+            return self._nothing
+        return self.displacements.drift(age) if age else self._zeros
+
+    def probe(self) -> Probe:
+        """Return the losses of candidate weights on the next mini-batch of the agent's probe stream."""
+        inputs, targets = self.draw(self.probe_batches)
+        task = self.spec.recipe.task
+
+        def losses(candidates: tuple[Tensor, ...]) -> Tensor:
+            results = []
+            with torch.no_grad(), self.replica.undisturbed():
+                for candidate in candidates:
+                    self.seed_forward_pass()
+                    # Copies: the model's own code may change whatever it is given.
+                    tensors = self.replica.named(candidate.clone(), self.replica.buffers.clone())
+                    tensors |= self.replica.copy_of_local()
+                    outputs = torch.func.functional_call(self.replica.module, tensors, (inputs,))
+                    results.append(task.loss(outputs, targets))
+            return torch.stack(results)
+
+        return losses
+
+    def probe_at(self, inputs: Tensor, targets: Tensor, buffers: Tensor, local: dict[str, Tensor]) -> Probe:
+        """Return the losses of candidate weights on a mini-batch, where they run stacked; pure."""
+
+        def losses(candidates: tuple[Tensor, ...]) -> Tensor:
+            with torch.no_grad():
+                return torch.stack([self.loss_at(x, buffers, local, inputs, targets)[0] for x in candidates])
+
+        return losses
+
+    @staticmethod
+    def mass_of(gathered: Gathered) -> float:
+        """Return the mass that is left and that has come."""
+        return gathered.own[0] + sum(gathered.mixing)
+
+    def commit(self, update: Update, gathered: Gathered) -> None:
+        """Make the update the agent's next version.
+
+        Raises:
+            NonFiniteLossError: it has numbers that are not finite; the agent stays at its version.
+
+        """
+        buffers = self.mix_buffers(gathered)
+        self.check_version(update.weights, buffers)
+        if self.pushes:
+            self.mass = self.mass_of(gathered)
+        self.weights = update.weights
+        self.buffers = buffers.clone() if buffers.numel() else buffers
+        self.load()
+        self.version += 1
+        if self.displacements is not None:
+            self.displacements.record(self.weights)
+
+    def rejoin(self, received: Sequence[Received], version: int) -> None:
+        """Come back into the run at ``version``: as the mean of what was received, or as it is if that is empty.
+
+        All else that the agent remembers begins anew, so that the weights, and all that follows, depend only on the
+        versions that were read.
+        """
+        if received:
+            share = torch.tensor(1.0 / len(received), device=self.weights.device)
+            shares = share.expand(len(received))
+            nothing = torch.zeros((), device=self.weights.device)
+            self.weights = mix(nothing, self._zeros, shares, tuple(r.weights for r in received))
+            if self.buffers.numel():
+                mean = mix(nothing, torch.zeros_like(self.buffers), shares, tuple(r.buffers for r in received))
+                self.buffers = mean.clone()
+            self.forget_local()
+        self.load()
+        self.direction = torch.zeros_like(self.weights)
+        self.forget_the_past()
+        self.mass = 1.0
+        if self.displacements is not None:
+            self.displacements = self.path()
+        self.version = version
+        self.batches.restore(version)
+        self.probe_batches.restore(version)
+
+    def forget_local(self) -> None:
+        """Begin anew in the tensors that are the agent's own."""
+        self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
+
+    def forget_the_past(self) -> None:
+        """Begin anew in what optimizer and rule remember."""
+        self.optimizer_state = self.optimizer.init(self.weights)
+        self.rule_state = self.spec.recipe.rule.init(self.weights, len(self.spec.neighbors))
+
+    def place(self, version: int, snapshot: Snapshot) -> None:
+        """Put the agent where it was at a version, as its snapshot tells; what else it remembered is lost."""
+        device = self.replica.device
+        self.version = version
+        self.weights, self.buffers = snapshot.weights.to(device), snapshot.buffers.to(device)
+        self.restore_replica(self.buffers, snapshot.local)
+
+    def state(self) -> State:
+        """Return all that the steps to come depend on; its tensors are the agent's own."""
+        return {
+            "version": self.version,
+            "weights": self.weights,
+            "buffers": self.buffers,
+            "running_buffers": self.running_buffers,
+            "local": self.local,
+            "direction": self.direction,
+            "with_gradient": self.with_gradient,
+            "batches": self.batches.state(),
+            "probe_batches": self.probe_batches.state(),
+            "optimizer": leaves_of(self.optimizer_state),
+            "rule": leaves_of(self.rule_state),
+            "mass": self.mass,
+            "displacements": self.displacements.state() if self.displacements else None,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of an agent with the same settings, numbers excepted."""
+        device = self.replica.device
+        self.version, self.mass = state["version"], state["mass"]
+        self.weights, self.buffers, self.direction = (
+            state[name].to(device) for name in ("weights", "buffers", "direction")
+        )
+        reached = state["with_gradient"]
+        self.with_gradient = None if reached is None else reached.to(device)
+        self.restore_replica(state["running_buffers"].to(device), state["local"])
+        self.batches.restore(state["batches"])
+        self.probe_batches.restore(state["probe_batches"])
+        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
+        self.rule_state = with_leaves(self.rule_state, state["rule"])
+        if self.displacements is not None:
+            self.displacements.restore(state["displacements"])
+
+    @property
+    def running_buffers(self) -> Tensor:
+        """The mixed buffers as the last forward pass left them."""
+        return self.replica.buffers
+
+    @property
+    def local(self) -> dict[str, Tensor]:
+        """The agent's own tensors as the last forward pass left them."""
+        return self.replica.local()
+
+    def restore_replica(self, running_buffers: Tensor, local: dict[str, Tensor]) -> None:
+        """Put the present version into the replica, with the buffers that the last forward pass left."""
+        self.replica.load(self.weights, running_buffers)
+        self.replica.load_local(local)
+
+    def load(self) -> None:
+        """Put the present version into the replica."""
+        self.replica.load(self.weights, self.buffers)
+
+    def partners(self) -> tuple[int, ...]:
+        """Return the neighbors that the agent reads at its next step."""
+        spec = self.spec
+        return spec.recipe.rule.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
+
+    def receivers(self) -> tuple[int, ...]:
+        """Return whom the present version is sent to."""
+        spec = self.spec
+        return spec.recipe.rule.receivers(spec.recipe.seed, spec.agent, self.version, spec.receivers)
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of one version's message: weights, mixed buffers and, where it is needed, the direction."""
+        vectors = 2 if self.spec.recipe.rule.needs_directions else 1
+        numbers = vectors * self.weights.shape[-1] + self.buffers.shape[-1]
+        return 4 * numbers

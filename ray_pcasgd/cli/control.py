@@ -1,0 +1,171 @@
+"""The command line's part for running runs: ``ray-pcasgd status | delay | leave | join``."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from ray_pcasgd.base.text import NOTHING, duration
+from ray_pcasgd.cli.progress import print_table
+from ray_pcasgd.engines.live.commands import Command, Heal, Isolate, Join, Leave, SetDelay
+from ray_pcasgd.engines.ray.discovery import NotRunningError, address_of
+from ray_pcasgd.runs.settings.errors import explain
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.schedule.delays import LinkDelay
+from ray_pcasgd.schedule.law_text import parse_delay
+
+REFUSED = 1
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a running run.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="The cluster's address; if left out, the one of your own run there, or RAY_ADDRESS."),
+]
+AgentNumber = Annotated[int, typer.Option("--agent", help="Number of the agent.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (status, delay, leave, join):
+        app.command()(command)
+
+
+def status(
+    run: RunFolder,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show the state of a running run: steps, losses, staleness of every link, which agents are lost."""
+    view = _reached(run, lambda: _control().status_of(run, address), address)
+    if as_json:
+        print(json.dumps(view))
+        return
+    print_status(view, Console())
+
+
+def print_status(view: dict[str, Any], console: Console) -> None:
+    """Print a run's status."""
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    if not view:
+        say("the run is starting")
+        return
+    say(f"{view['run']}: {view['algorithm']}, {view['mode']}, {view['num_steps']} steps each")
+    print_table([_row(one) for one in view["agents"]], console)
+    for event in view["events"]:
+        if event["kind"] not in ("agent_started", "scheduler_started"):
+            say(f"{event['kind'].replace('_', ' ')}: {event['detail']}")
+
+
+def _row(one: dict[str, Any]) -> dict[str, str]:
+    heard = "" if one["heard_at"] is None else f"{duration(max(0.0, time.time() - one['heard_at']))} ago"
+    # In what --json has printed, the keys are texts.
+    staleness = sorted((int(neighbor), value) for neighbor, value in one["staleness"].items())
+    return {
+        "agent": str(one["agent"]),
+        "health": one["health"],
+        "step": str(one["step"]),
+        "loss": NOTHING if one["loss"] is None else f"{one['loss']:.4g}",
+        "s a step": f"{one['step_seconds']:.3g}",
+        "heard of": heard,
+        "staleness of each neighbor": "  ".join(f"{neighbor}: {value}" for neighbor, value in staleness),
+    }
+
+
+def delay(
+    run: RunFolder,
+    link: Annotated[
+        list[str], typer.Option("--link", metavar="A-B", help="Two agents, whose messages to each other are late.")
+    ] = [],
+    law: Annotated[
+        str | None, typer.Option(metavar="LAW", help="How late: 'pareto(2, 0.1s)', 'constant(10)' steps, 200ms.")
+    ] = None,
+    isolate: Annotated[list[int], typer.Option("--isolate", metavar="AGENT", help="Cut all links of an agent.")] = [],
+    heal: Annotated[bool, typer.Option("--heal", help="Undo all changes of links.")] = False,
+    address: Address = None,
+) -> None:
+    """Change the links of a live run: delays, isolated agents, and back again."""
+    commands = delay_commands(link, law, isolate, heal)
+    for command in commands:
+        _tell(run, command, address)
+
+
+def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int], heal: bool) -> list[Command]:
+    """Return the commands that the options stand for.
+
+    Raises:
+        SettingsError: they do not make a command.
+
+    """
+    if bool(link) != (law is not None):
+        raise SettingsError("--link and --law: allowed is both of them, or neither")
+    commands: list[Command] = [Heal()] if heal else []
+    if law is not None:
+        try:
+            written = parse_delay(law)
+            pairs = [_pair(text) for text in link]
+            tree = {**written._asdict(), "links": pairs}
+            commands.append(SetDelay(entry=LinkDelay.model_validate(tree)))
+        except ValidationError as error:
+            raise SettingsError(
+                "\n".join(f"--law {law!r}: {line}" for line in explain(error, tree, LinkDelay))
+            ) from None
+        except ValueError as error:
+            raise SettingsError(f"--{error}") from None
+    if isolate:
+        commands.append(Isolate(agents=tuple(isolate)))
+    if not commands:
+        raise SettingsError("delay: allowed are --link with --law, --isolate and --heal")
+    return commands
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("-")
+    if not (first.isdecimal() and second.isdecimal()):
+        raise ValueError(f"link {text!r}: allowed are two agents, such as 0-3")
+    return int(first), int(second)
+
+
+def leave(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
+    """Let an agent leave a live run."""
+    _tell(run, Leave(agent=agent), address)
+
+
+def join(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
+    """Let an agent join a live run: one that has left, was lost, or is listed in engine.join_later."""
+    _tell(run, Join(agent=agent), address)
+
+
+def _control() -> Any:
+    from ray_pcasgd.engines.ray import control
+
+    return control
+
+
+def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
+    """Return the result of a call to a running run.
+
+    Raises:
+        SettingsError: the run is not running, or cannot be reached.
+
+    """
+    try:
+        # Before Ray is imported, which takes seconds.
+        address_of(run, address)
+        return act()
+    except NotRunningError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _tell(run: str, command: Command, address: str | None) -> None:
+    answer: str = _reached(run, lambda: _control().tell(run, command, address), address)
+    if answer.startswith("refused"):
+        print(f"error: {answer}", file=sys.stderr)
+        raise typer.Exit(REFUSED)
+    print(answer)

@@ -1,0 +1,1 @@
+"""What live agents decide, without Ray, clock or thread."""

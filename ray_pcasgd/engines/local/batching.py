@@ -1,0 +1,144 @@
+"""Many agents' steps as one: stacked weights under ``torch.func.vmap``.
+
+The very functions that an agent calls alone run here over a leading axis of agents. Sums over neighbors and inner
+products keep their bits; forward and backward passes use other kernels, and differ by float32 rounding.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ray_pcasgd.agents.learner import Learner, NonFiniteLossError
+from ray_pcasgd.agents.peer import Agent, Gathered, Received
+from ray_pcasgd.records import Own, Reads, Update
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Return one tree whose tensors are the given trees' tensors, stacked along a new first axis."""
+    flat, spec = tree_flatten(trees[0])
+    if not flat:
+        return trees[0]
+    columns = [flat, *(tree_flatten(tree)[0] for tree in trees[1:])]
+    return tree_unflatten([torch.stack(list(leaves)) for leaves in zip(*columns, strict=True)], spec)
+
+
+def unstack(tree: Any, count: int) -> list[Any]:
+    """Return the ``count`` trees along the first axis; their tensors are views."""
+    flat, spec = tree_flatten(tree)
+    if not flat:
+        return [tree] * count
+    columns = [leaf.unbind() for leaf in flat]
+    return [tree_unflatten([column[i] for column in columns], spec) for i in range(count)]
+
+
+def compute_together(agents: Sequence[Learner]) -> Tensor:
+    """Do ``Learner.compute`` for several agents of one recipe; return their losses, shape (B,), unchecked."""
+    first = agents[0]
+    drawn = [agent.draw(agent.batches) for agent in agents]
+    inputs, targets = (torch.stack(list(column)) for column in zip(*drawn, strict=True))
+    weights = torch.stack([agent.weights for agent in agents])
+    buffers = torch.stack([agent.replica.buffers for agent in agents])
+    local = stack([agent.replica.local() for agent in agents])
+
+    def loss_of(
+        weights: Tensor, buffers: Tensor, local: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        loss, buffers, local = first.loss_at(weights, buffers, local, inputs, targets)
+        return loss, (loss, buffers, local)
+
+    gradients, (losses, buffers, local) = torch.func.vmap(torch.func.grad(loss_of, has_aux=True))(
+        weights, buffers, local, inputs, targets
+    )
+    if first.optimizes_later:
+        for agent, gradient in zip(agents, gradients, strict=True):
+            agent.direction = gradient
+    else:
+        _optimize_together(agents, weights, gradients)
+    for agent, own_buffers, own in zip(agents, buffers, unstack(local, len(agents)), strict=True):
+        agent.replica.buffers.copy_(own_buffers)
+        agent.replica.load_local(own)
+    result: Tensor = losses.detach()
+    return result
+
+
+def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Tensor) -> Tensor:
+    """Do ``Learner.optimize`` for several agents; return their directions, shape (B, D)."""
+    first = agents[0]
+    states = stack([agent.optimizer_state for agent in agents])
+    direction = torch.func.vmap(partial(first.optimizer.direction, sizes=first.replica.sizes))
+    states, directions = direction(states, weights, gradients)
+    for agent, state, u in zip(agents, unstack(states, len(agents)), directions, strict=True):
+        agent.optimizer_state, agent.direction = state, u
+    stacked: Tensor = directions
+    return stacked
+
+
+def apply_together(
+    agents: Sequence[Agent], received: Sequence[Sequence[Received]], held: Sequence[int]
+) -> list[dict[str, float] | NonFiniteLossError]:
+    """Do ``Agent.apply`` for several agents of one recipe that gather equally much; return measures or errors."""
+    first = agents[0]
+    rule = first.spec.recipe.rule
+    gathered = [agent.gather(r, h) for agent, r, h in zip(agents, received, held, strict=True)]
+    own, reads = _rule_inputs(agents, gathered)
+    if rule.corrects_gradients:
+        corrected = torch.func.vmap(rule.correct)(own, reads)
+        own = own._replace(direction=_optimize_together(agents, own.weights, corrected))
+    states = stack([agent.rule_state for agent in agents])
+    if rule.probes_at(first.version):
+        drawn = [agent.draw(agent.probe_batches) for agent in agents]
+        extras = stack([(*xy, a.replica.buffers, a.replica.local()) for a, xy in zip(agents, drawn, strict=True)])
+        states, updates = torch.func.vmap(
+            lambda state, own, reads, extra: rule.step(state, own, reads, first.probe_at(*extra))
+        )(states, own, reads, extras)
+    else:
+        states, updates = torch.func.vmap(rule.step)(states, own, reads)
+    measures = {name: values.tolist() for name, values in updates.measures.items()}
+    outcomes: list[dict[str, float] | NonFiniteLossError] = []
+    for b, (agent, state, weights, own_gathered) in enumerate(
+        zip(agents, unstack(states, len(agents)), updates.weights.unbind(), gathered, strict=True)
+    ):
+        agent.rule_state = state
+        try:
+            agent.commit(Update(weights, {}), own_gathered)
+        except NonFiniteLossError as error:
+            outcomes.append(error)
+        else:
+            outcomes.append({name: values[b] for name, values in measures.items()})
+    return outcomes
+
+
+def _rule_inputs(agents: Sequence[Agent], gathered: Sequence[Gathered]) -> tuple[Own, Reads]:
+    """Return the rule's arguments with a leading axis of agents."""
+    first = agents[0]
+    device = first.weights.device
+    own_mixing, step_size, *values = torch.tensor([g.own for g in gathered], device=device).unbind(1)
+    names = first.spec.recipe.rule.numbers(first.spec.agent, first.version)
+    own = Own(
+        torch.stack([agent.weights for agent in agents]),
+        torch.stack([agent.direction for agent in agents]),
+        own_mixing,
+        step_size,
+        dict(zip(names, values, strict=True)),
+    )
+    per_read = torch.tensor([(g.mixing, g.staleness, g.age) for g in gathered], device=device)
+    mixing, staleness, age = per_read.unbind(1)
+    reliable = torch.tensor([g.reliable for g in gathered], dtype=torch.bool, device=device)
+    return own, Reads(
+        _by_neighbor([g.weights for g in gathered]),
+        _by_neighbor([g.directions for g in gathered]),
+        _by_neighbor([g.drift for g in gathered]),
+        mixing,
+        staleness,
+        age,
+        reliable,
+    )
+
+
+def _by_neighbor(tensors: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return, for each place among the neighbors, all agents' tensors stacked."""
+    return tuple(torch.stack(column) for column in zip(*tensors, strict=True))

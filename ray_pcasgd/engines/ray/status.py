@@ -1,0 +1,137 @@
+"""The status of a run on actors: the step of each agent, the staleness of what it reads, and which agents are lost."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ray_pcasgd.base.text import one_line
+from ray_pcasgd.records import Event, StepReport
+
+_LEFT = {"agent_lost": "lost", "agent_isolated": "isolated", "agent_left": "has left"}
+_SMOOTHING = 0.1
+"""Weight of the last step in the mean of an agent's step times."""
+_EVENTS = 20
+"""Number of events that are kept, the newest ones."""
+
+
+@dataclass
+class AgentStatus:
+    """One agent, by its newest report."""
+
+    agent: int
+    step: int = 0
+    """Steps taken."""
+    loss: float = float("nan")
+    """Of its newest mini-batch."""
+    step_seconds: float = 0.0
+    """Mean over its last steps."""
+    staleness: dict[int, int] = field(default_factory=dict)
+    """Of what it read last of each neighbor, in steps."""
+    health: str = "starting"
+    """starting, training, finished, lost, isolated or has left."""
+    heard_at: float | None = None
+    """Wall-clock seconds of its newest report (``time.time``)."""
+
+
+class RunStatus:
+    """Follows a run by what its agents report."""
+
+    def __init__(self, about: Mapping[str, Any], num_agents: int) -> None:
+        self.about = dict(about)
+        self.agents = [AgentStatus(agent) for agent in range(num_agents)]
+        self.events: list[Event] = []
+        self._ended_at: dict[int, float] = {}
+
+    def take(self, report: StepReport | Event) -> None:
+        """Take in a report or an event."""
+        if isinstance(report, StepReport):
+            self._take_step(report)
+            return
+        self.events = [*self.events, report][-_EVENTS:]
+        if report.kind in _LEFT:
+            self.agents[report.agent].health = _LEFT[report.kind]
+
+    def _take_step(self, report: StepReport) -> None:
+        status, ended_at = self.agents[report.row.agent], self._ended_at.get(report.row.agent)
+        if ended_at is not None:
+            spent = max(0.0, report.wall_seconds - ended_at)
+            status.step_seconds += _SMOOTHING * (spent - status.step_seconds) if status.step_seconds else spent
+        self._ended_at[report.row.agent] = report.wall_seconds
+        status.step, status.loss, status.heard_at = report.progress, report.loss, time.time()
+        status.staleness |= {read.neighbor: read.staleness for read in report.row.reads}
+        status.health = "finished" if report.progress >= self.about["num_steps"] else "training"
+
+    def view(self) -> str:
+        """Return everything, as JSON; see ``RunView``."""
+        agents = [asdict(status) | {"loss": _finite(status.loss)} for status in self.agents]
+        tree = {**self.about, "agents": agents, "events": [event._asdict() for event in self.events]}
+        return json.dumps(tree, default=float)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+_LONGEST_VIEW = 64 * 2**20
+"""Characters; a run of a thousand agents, all neighbors, has 15 million."""
+_Text = Annotated[str, AfterValidator(lambda text: one_line(text, 2000))]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=-(10**15), le=10**15)]
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class AgentView(_Plain):
+    """One agent, as others see it; see ``AgentStatus``."""
+
+    agent: _Count
+    step: _Count
+    loss: _Number | None
+    step_seconds: _Number
+    staleness: dict[_Count, _Count]
+    health: _Text
+    heard_at: _Number | None
+
+
+class EventView(_Plain):
+    """One event, as others see it."""
+
+    kind: _Text
+    agent: _Count
+    step: _Count
+    detail: _Text
+
+
+class RunView(_Plain):
+    """A run's status as it travels: its reader checks it against this."""
+
+    run: _Text
+    algorithm: _Text
+    mode: _Text
+    num_steps: _Count
+    agents: list[AgentView]
+    events: list[EventView] = Field(max_length=_EVENTS)
+
+
+def viewed(text: Any) -> dict[str, Any]:
+    """Return the status that came as a text; empty where the run has shown none yet.
+
+    Raises:
+        ValueError: it is no status.
+
+    """
+    if not isinstance(text, str) or len(text) > _LONGEST_VIEW:
+        raise ValueError("the answer is not a run's status")
+    try:
+        return RunView.model_validate_json(text).model_dump() if text else {}
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"the answer is not a run's status ({place}: {one_line(first['msg'], 200)})") from None

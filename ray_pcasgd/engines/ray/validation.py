@@ -1,0 +1,180 @@
+"""Checks of a peer's message, made before any of it is used."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
+from ray_pcasgd.engines.ray.raw_tensors import Form, problem_of
+from ray_pcasgd.engines.ray.transport import Contents, Parcel, joined
+
+
+class RejectedError(ValueError):
+    """A message that is not valid; it is never applied."""
+
+
+_LARGEST_COUNT = 2**31 - 1
+"""Versions and steps are whole numbers of 32 bits wherever they are kept."""
+
+_LARGEST_TIME = 1e11
+"""Seconds of a clock, or of a delay: the year 5138."""
+
+
+class Expected(NamedTuple):
+    """What an agent's messages must be."""
+
+    senders: Sequence[int]
+    last_version: int | None
+    """The largest version; None where there is no bound."""
+    weights: int | None
+    """Numbers in the weights, and in a direction; None where senders have parts of different sizes."""
+    buffers: int
+    """Numbers in the mixed buffers; a message may also have none."""
+    note: type[Answer] | type[Delivery] | None = None
+    """What a message between workers and servers says besides; None between peers."""
+    forms: Mapping[str, Form | None] | None = None
+    """Of the tensors that a worker may send with its gradient; not given: no tensor is sent with it."""
+    num_tensors: int = 0
+    """The number of the model's parameter tensors."""
+
+
+def check_header(expected: Expected, header: Any) -> None:
+    """Raise ``RejectedError`` where a header is not that of a message that the agent could have been sent."""
+    if not isinstance(header, Header):
+        raise RejectedError(f"its header is of type {type(header).__name__}")
+    if not _is_count(header.sender) or header.sender not in expected.senders:
+        raise RejectedError(f"its sender is {shown(header.sender)}; allowed are {list(expected.senders)}")
+    last = _LARGEST_COUNT if expected.last_version is None else expected.last_version
+    if not _is_count(header.version) or header.version > last:
+        raise RejectedError(f"its version is {shown(header.version)}; allowed are 0 to {last}")
+    for name in ("sent_at", "step_seconds", "latency_seconds", "mass"):
+        value = getattr(header, name)
+        if not _is_number(value) or not 0 <= value <= _LARGEST_TIME:
+            raise RejectedError(f"its {name} is {shown(value)}; allowed are numbers from 0 to {_LARGEST_TIME:g}")
+    if not _is_count(header.hold_steps):
+        raise RejectedError(f"its hold_steps is {shown(header.hold_steps)}; allowed are whole numbers from 0 on")
+    if not isinstance(header.final, bool) or not isinstance(header.isolated, bool):
+        raise RejectedError("its flags are not true or false")
+    _check_note(expected, header)
+
+
+def _check_note(expected: Expected, header: Header) -> None:
+    note = header.note
+    if expected.note is None and note is not None:
+        raise RejectedError(f"its note is of type {type(note).__name__}; allowed between peers is no note")
+    if expected.note is not None and type(note) is not expected.note:
+        allowed = expected.note.__name__
+        raise RejectedError(f"its note is of type {type(note).__name__}; allowed is {allowed}")
+    if isinstance(note, Answer):
+        if not _is_count(note.newest) or note.newest < header.version:
+            raise RejectedError(
+                f"its newest version is {shown(note.newest)}; allowed are those from {header.version} on"
+            )
+        if not _is_count(note.answers):
+            raise RejectedError(f"it answers {shown(note.answers)}; allowed are whole numbers from 0 on")
+    if isinstance(note, Delivery):
+        if not _is_count(note.computed_at) or not _is_count(note.round) or note.round < note.computed_at:
+            raise RejectedError(
+                f"it was computed at version {shown(note.computed_at)} and begun at {shown(note.round)}; allowed are "
+                "whole numbers, the second not below the first"
+            )
+        # Compared, not converted: math.isfinite does not take a whole number of 400 digits.
+        if not _is_number(note.loss) or not -sys.float_info.max <= note.loss <= sys.float_info.max:
+            raise RejectedError(f"its loss is {shown(note.loss)}; allowed are finite numbers")
+
+
+def check_mark(expected: Expected, neighbor: Any, cut: Any, sent: Any) -> None:
+    """Raise ``RejectedError`` where a neighbor's count of the messages that it sent before a cut is not valid."""
+    if not _is_count(neighbor) or neighbor not in expected.senders:
+        raise RejectedError(f"its sender is {shown(neighbor)}; allowed are {list(expected.senders)}")
+    if not isinstance(cut, int) or cut < 0 or not _is_count(sent):
+        raise RejectedError(f"its cut is {shown(cut)} and its count {shown(sent)}; allowed are whole numbers from 0 on")
+
+
+def checked_contents(expected: Expected, header: Header, contents: Any, pieces: Sequence[Any]) -> Contents | None:
+    """Return a message's contents with the arrays that came in pieces.
+
+    Raises:
+        RejectedError: they are not what the agent expects; see ``check_contents``.
+
+    """
+    try:
+        whole: Contents | None = joined(contents, pieces)
+    except ValueError as error:
+        raise RejectedError(f"its pieces do not fit together: {error!s:.200}") from error
+    check_contents(expected, header, whole)
+    return whole
+
+
+def check_contents(expected: Expected, header: Header, contents: Any) -> None:
+    """Raise ``RejectedError`` where a message's contents are not what the agent expects.
+
+    What lies in the object store is checked once it is fetched: ``fetch_checked``.
+    """
+    if contents is None:
+        if not header.isolated:
+            raise RejectedError("it is empty; allowed only where its sender has left the run")
+        return
+    if not isinstance(contents, Contents):
+        raise RejectedError(f"its contents are of type {type(contents).__name__}")
+    sizes = (expected.weights, expected.buffers, expected.weights)
+    if contents.extra is not None:
+        if expected.forms is None:
+            raise RejectedError(f"its extra is of type {type(contents.extra).__name__}; allowed is no extra")
+        if problem := problem_of(contents.extra, expected.forms, expected.num_tensors):
+            raise RejectedError(f"its {problem}")
+    for name, parcel, size in zip(contents._fields[:3], contents[:3], sizes, strict=True):
+        if parcel is None and name == "direction":
+            continue
+        if isinstance(parcel, list):
+            if len(parcel) != 1 or not isinstance(parcel[0], ray.ObjectRef):
+                raise RejectedError(f"its {name} are a list of {len(parcel)}; allowed is one reference")
+        else:
+            check_array(name, parcel, size)
+
+
+def fetch_checked(name: str, parcel: Parcel, size: int | None, device: torch.device) -> Tensor:
+    """Return a parcel's tensor, on the CPU a read-only view of shared memory.
+
+    Raises:
+        RejectedError: it is not what it must be.
+
+    """
+    if not isinstance(parcel, list):
+        return torch.from_numpy(parcel).to(device)
+    array = ray.get(parcel[0])
+    check_array(name, array, size)
+    return torch.from_numpy(array).to(device)
+
+
+def check_array(name: str, array: Any, size: int | None) -> None:
+    """Raise ``RejectedError`` where an array is not float32 of shape (size,), with finite numbers."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 1:
+        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise RejectedError(f"its {name} are {kind}; allowed is float32 in one dimension")
+    if size is not None and array.size != size and not (name == "buffers" and array.size == 0):
+        raise RejectedError(f"its {name} have {array.size} numbers; allowed are {size}")
+    # The sum costs one pass and no memory; where finite numbers overflow in it, each is looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(array.sum()) and not np.isfinite(array).all():
+            raise RejectedError(f"its {name} have numbers that are not finite")
+
+
+def shown(value: Any) -> str:
+    """Return a value that came from outside, in a few characters."""
+    if isinstance(value, int) and abs(value) > _LARGEST_COUNT:
+        return f"a whole number of {value.bit_length()} bits"
+    return f"{value!r:.80}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)

@@ -1,0 +1,187 @@
+"""Algorithms with a server: what workers send, and what the server makes of it.
+
+Pure, as the rules between peers are. When a server updates is another question, which ``gathering`` answers; the two
+combine freely.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+from torch import Tensor
+
+from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
+from ray_pcasgd.rules.gathering import ASGD, AdaSync, AnyGathering
+
+
+class Delivered(NamedTuple):
+    """One worker's message as the server takes it."""
+
+    worker: int
+    """0 to P - 1."""
+    late: Late
+    """Its ``gradient`` is whatever the rule's workers send."""
+
+
+class ServerRule(Settings, ABC):
+    """An algorithm with a server: its fields are its settings, its methods are pure."""
+
+    gathering: AnyGathering = ASGD()
+    """When the server updates."""
+    shards: int = Field(1, ge=1, le=1000)
+    """Servers among which the parameters are divided, each with its own actor; they gather alike, each on its own."""
+    micro_batches: int = Field(4, ge=1, le=10_000)
+    """Pieces of a mini-batch; between them a worker looks whether its work has been cancelled. The gradient is that of
+    the whole batch. Without meaning where no work is ever cancelled: then batches stay whole."""
+
+    workers_step: ClassVar[bool]
+    """Whether the workers have the local optimizer and keep their own weights; else the server has it."""
+    reads_before: ClassVar[int] = 0
+    """How many versions before its present one a worker is given."""
+
+    @property
+    def local_steps(self) -> int:
+        """Mini-batches of one message."""
+        return 1
+
+    @property
+    def needs_gap(self) -> bool:
+        """Whether the server keeps the weights that its workers compute at."""
+        return False
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a mini-batch."""
+        return self.micro_batches if self.gathering.cancels else 1
+
+    def check(self, num_workers: int) -> None:
+        """Raise ``ValueError`` where the settings do not fit ``num_workers`` workers."""
+        try:
+            self.gathering.check(num_workers)
+        except ValueError as error:
+            raise ValueError(f"gathering.{error}") from None
+        gathering = self.gathering
+        # Servers that take different ones first would leave each worker waiting for a server that waits for others.
+        takes_some = isinstance(gathering, AdaSync) or 1 < gathering.num_gradients(num_workers) < num_workers
+        if self.shards > 1 and takes_some and gathering.waits and not gathering.cancels:
+            raise ValueError(
+                f"shards = {self.shards}: allowed with gathering.name = {gathering.name!r} is 1, unless its k is 1 "
+                "or the number of workers; k-batch-async has no such limit"
+            )
+
+    def begin(self, own: Tensor, center: Tensor) -> Tensor:
+        """Return the weights at which a worker computes: its own ones are ``own``, the server's ``center``; (D,)."""
+        return center
+
+    def init(self, weights: Tensor, num_workers: int) -> State:
+        """Return the server's state before its first update."""
+        return ()
+
+    @abstractmethod
+    def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
+        """Return the server's next state and what moves it: a gradient for its optimizer, or its next weights."""
+
+
+def described(algorithm: Settings) -> str:
+    """Return an algorithm's name, with what it waits for and how it corrects where there is a server.
+
+    >>> described(ParameterServer())
+    'server, gathering asgd, correction none'
+    """
+    parts = [str(getattr(algorithm, "name", ""))]
+    if isinstance(algorithm, ServerRule):
+        parts.append(f"gathering {algorithm.gathering.name}")
+    if isinstance(algorithm, ParameterServer):
+        parts.append(f"correction {algorithm.correction.name}")
+    return ", ".join(parts)
+
+
+class ParameterServer(ServerRule):
+    """A server holds the weights, workers send gradients: ``w <- w - eta u``, u the optimizer's direction of the mean.
+
+    The mean is that of the K corrected gradients, ``(1/K) sum_l c(g_l)``. **Choice**: floating-point buffers
+    (BatchNorm's statistics) of the server become the mean of those of the K workers after their forward passes.
+    """
+
+    name: Literal["server"] = "server"
+    correction: AnyCorrection = NoCorrection()
+    """How a late gradient is corrected."""
+
+    workers_step: ClassVar[bool] = False
+
+    @property
+    def needs_gap(self) -> bool:
+        """Whether the correction asks how far the server has come."""
+        return self.correction.needs_gap
+
+    def check(self, num_workers: int) -> None:
+        """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
+        super().check(num_workers)
+        if self.shards > 1 and not self.correction.elementwise:
+            raise ValueError(
+                f"shards = {self.shards}: allowed with correction.name = {self.correction.name!r} is 1, since it "
+                "looks at all parameters at once"
+            )
+
+    def init(self, weights: Tensor, num_workers: int) -> State:
+        """Return the correction's state."""
+        return self.correction.init(weights, num_workers)
+
+    def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
+        """Return the mean of the corrected gradients, summed in their order."""
+        state, total = self.correction.apply(state, *delivered[0])
+        for one in delivered[1:]:
+            state, corrected = self.correction.apply(state, *one)
+            total = total + corrected
+        return state, total / len(delivered)
+
+
+class ElasticAveraging(ServerRule):
+    """EASGD: workers train on their own, tied to a center variable by springs (Zhang, Choromanska, LeCun 2015).
+
+    Every ``period`` steps a worker and the center move towards each other by ``e = alpha (x_i - c)``: with gathering
+    ``asgd`` one worker after another (asynchronous EASGD), with ``sync`` all at once. The worker's ``c`` is the one
+    before the update that takes its ``x_i``, so both sides use the same ``e``. With momentum it is EAMSGD.
+    """
+
+    name: Literal["elastic-averaging"] = "elastic-averaging"
+    alpha: float = Field(0.1, gt=0, lt=1)
+    """Strength of the spring, in (0, 1); the authors suggest 0.9 over the number of workers."""
+    period: int = Field(4, ge=1, le=10_000)
+    """Steps of a worker between exchanges."""
+
+    workers_step: ClassVar[bool] = True
+    reads_before: ClassVar[int] = 1
+
+    @property
+    def local_steps(self) -> int:
+        """The period."""
+        return self.period
+
+    def check(self, num_workers: int) -> None:
+        """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
+        super().check(num_workers)
+        gathering = self.gathering
+        if gathering.cancels or not gathering.waits or isinstance(gathering, AdaSync):
+            raise ValueError(
+                f"gathering.name = {gathering.name!r}: allowed with elastic averaging are sync, k-async, asgd; "
+                "each exchange is waited for, and none is cancelled"
+            )
+        if gathering.num_gradients(num_workers) * self.alpha > 1:
+            raise ValueError(
+                f"alpha = {self.alpha:g}: allowed are values up to {1 / gathering.num_gradients(num_workers):g}, one "
+                "over the number of workers that move the center at once"
+            )
+
+    def begin(self, own: Tensor, center: Tensor) -> Tensor:
+        """Return ``x_i - alpha (x_i - c)``."""
+        return own - self.alpha * (own - center)
+
+    def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
+        """Return ``c + alpha sum_i (x_i - c)``, summed in the order of the workers."""
+        moved = center
+        for one in delivered:
+            moved = moved + self.alpha * (one.late.gradient - center)
+        return state, moved

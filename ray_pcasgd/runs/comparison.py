@@ -1,0 +1,139 @@
+"""Several algorithms under the same schedule and seeds."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.settings.loading import merge
+from ray_pcasgd.runs.settings.loading import parse_assignment
+from ray_pcasgd.runs.plan.plan import joined
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.plan.plan import resolve
+from ray_pcasgd.runs.storage.remote import is_remote
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.storage.names import claimed_folder
+from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.runs.callbacks import Watcher
+
+
+class Method(NamedTuple):
+    """One line of a comparison."""
+
+    label: str
+    changes: Mapping[str, Any]
+
+
+UNDELAYED = Method("d-psgd without delay", {"algorithm": {"name": "d-psgd"}, "links": [], "schedule": None})
+"""The upper line: what the same agents reach when no message is late."""
+
+METHODS = (
+    UNDELAYED,
+    *(Method(name, {"algorithm": {"name": name}}) for name in ("d-asgd", "c-asgd", "p-asgd", "pc-asgd", "pc-asgd-pv")),
+)
+"""The default comparison."""
+
+
+class Comparison(NamedTuple):
+    """The figures of a comparison."""
+
+    path: Path
+    runs: pd.DataFrame
+    """One row per method and seed: label, seed, path, schedule_hash, error, and the final metrics."""
+
+    def table(self, metric: str) -> pd.DataFrame:
+        """Return mean and sample deviation over seeds of the averaged model's and of the agents' mean metric.
+
+        The deviation of a single seed is not a number.
+        """
+        columns = {
+            "averaged": f"test_{metric}",
+            "agents": f"agents_mean_test_{metric}",
+            "consensus_distance": "consensus_distance",
+        }
+        groups = self.runs.groupby("label", sort=False)
+        return pd.DataFrame(
+            {
+                f"{name}_{statistic}": getattr(groups[column], statistic)()
+                for name, column in columns.items()
+                for statistic in ("mean", "std")
+            }
+        )
+
+
+def parse_method(text: str) -> Method:
+    """Return the method of ``NAME[,key=value...]``, for example ``pc-asgd,theta=0.5``.
+
+    >>> parse_method("pc-asgd,theta=0.5")
+    Method(label='pc-asgd,theta=0.5', changes={'algorithm': {'name': 'pc-asgd', 'theta': 0.5}})
+    """
+    name, *assignments = re.split(r",(?![^\[{]*[\]}])", text)  # not at the commas within a list
+    changes: dict[str, Any] = {"name": name.strip()}
+    for assignment in assignments:
+        changes = merge(changes, parse_assignment(assignment))
+    return Method(text, {"algorithm": changes})
+
+
+def compare(
+    config: Config,
+    methods: Sequence[Method] = METHODS,
+    num_seeds: int = 3,
+    watcher: Callable[[str], Watcher] = lambda label: Watcher(),
+) -> Comparison:
+    """Run every method with every seed, and return the figures; the run folders lie in one folder.
+
+    Raises:
+        SettingsError: some method's settings cannot be run; nothing was started.
+
+    """
+    if is_remote(config.storage_path):
+        raise SettingsError(
+            f"storage_path = {config.storage_path!r}: allowed for a comparison is a folder of this machine"
+        )
+    configs = {
+        (method.label, seed): load_config(load_config(config, changes=method.changes), changes={"seed": seed})
+        for method in methods
+        for seed in range(config.seed, config.seed + num_seeds)
+    }
+    for own in configs.values():
+        resolve(own)  # refuses what cannot be run, before the first of them runs
+    # What is known later only of one of them is the same for most.
+    with joined(make_plan(next(iter(configs.values()))).cluster):
+        path = claimed_folder(config.storage_path, config.name, "comparison")
+        return _run_all(configs, path, watcher)
+
+
+def _run_all(configs: Mapping[tuple[str, int], Config], path: Path, watcher: Callable[[str], Watcher]) -> Comparison:
+    trainers = {
+        (label, seed): Trainer(
+            own,
+            storage_path=str(path),
+            name=f"{_slug(label)}-seed{seed}",
+            watcher=watcher(f"{label}, seed {seed}"),
+        )
+        for (label, seed), own in configs.items()
+    }
+    rows = [_row(label, seed, trainer.fit()) for (label, seed), trainer in trainers.items()]
+    comparison = Comparison(path, pd.DataFrame(rows))
+    comparison.runs.to_parquet(path / "comparison.parquet", index=False)
+    return comparison
+
+
+def _row(label: str, seed: int, result: Result) -> dict[str, Any]:
+    return {
+        "label": label,
+        "seed": seed,
+        "path": result.path,
+        "schedule_hash": result.schedule_hash,
+        "error": str(result.error) if result.error else None,
+        **result.metrics,
+    }
+
+
+def _slug(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)

@@ -1,0 +1,226 @@
+"""From step reports to the rows of ``metrics.parquet``."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from ray_pcasgd.runs.consensus import Consensus
+
+from ray_pcasgd.runs.consensus import average
+
+from ray_pcasgd.runs.consensus import join
+from ray_pcasgd.records import Snapshot
+from ray_pcasgd.records import StepReport
+from ray_pcasgd.base.state import State
+
+NAN = float("nan")
+
+
+class _Tally:
+    """What one agent did since its last evaluation, and since the start."""
+
+    def __init__(self, is_worker: bool) -> None:
+        self.is_worker = is_worker
+        """Whether it waits between its rows, instead of within them."""
+        self.waited_seconds = 0.0
+        self.bytes_sent = 0
+        self.cancelled_steps = 0
+        self.last_end: float | None = None
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: list[float] = []
+        self.staleness: list[int] = []
+        self.thetas: list[float] = []
+        self.predicting = 0.0
+        self.choosing = 0.0
+
+    def take(self, report: StepReport) -> None:
+        row, measures = report.row, report.measures
+        self.losses.append(report.loss)
+        self.staleness.extend(read.staleness for read in row.reads)
+        self.waited_seconds += row.end - row.ready
+        if self.is_worker and self.last_end is not None:
+            self.waited_seconds += max(0.0, row.start - self.last_end)
+        self.last_end = row.end
+        self.cancelled_steps += row.kind == "cancelled"
+        self.bytes_sent += report.bytes_sent
+        if "gradients" in measures:
+            self.gradients.append(measures["gradients"])
+        if "theta" in measures:
+            self.thetas.append(measures["theta"])
+        self.predicting += measures.get("predicting", 0.0) * measures.get("choosing", 0.0)
+        self.choosing += measures.get("choosing", 0.0)
+
+    def row(self) -> dict[str, float]:
+        return {
+            "train_loss": _mean(self.losses),
+            "staleness_mean": _mean(self.staleness),
+            "staleness_max": _largest(self.staleness),
+            "theta": _mean(self.thetas),
+            "predicting_share": self.predicting / self.choosing if self.choosing else NAN,
+            "waited_seconds": self.waited_seconds,
+            "bytes_sent": float(self.bytes_sent),
+            "cancelled_steps": float(self.cancelled_steps),
+            "gradients_per_update": _mean(self.gradients),
+        }
+
+
+class Monitor:
+    """Gathers reports into one metrics row per agent and evaluation, and one per evaluation of the averaged model.
+
+    An evaluation is complete once every agent that still takes part has reported it; agents that have left
+    (``leave``) are not waited for. One that comes back and reports the newest evaluation after all makes it complete
+    once more. Beside servers, these alone report evaluations, and their parts of the weights make the model.
+    """
+
+    def __init__(
+        self, num_agents: int, evaluate: Callable[[Snapshot], dict[str, float]], servers: Collection[int] = ()
+    ) -> None:
+        self._evaluate = evaluate
+        self._tallies = [_Tally(is_worker=bool(servers) and i not in servers) for i in range(num_agents)]
+        self._servers = servers
+        self._evaluated = servers or range(num_agents)
+        self._left: set[int] = set()
+        self._since: dict[int, int] = {}
+        """From which version on agents are awaited again that were lost."""
+        self._reported: set[tuple[int, int]] = set()
+        """Agents and versions; an agent that came back from an old state may come by the same version again."""
+        self._open: dict[int, dict[int, dict[str, Any]]] = {}
+        self._snapshots: dict[int, dict[int, Snapshot]] = {}
+        self._newest = -1
+        """The newest version whose evaluation is complete."""
+        self._without_some: tuple[dict[int, dict[str, Any]], dict[int, Snapshot]] | None = None
+        """That evaluation's rows and snapshots, where agents were away that may come back."""
+        self.rows: list[dict[str, Any]] = []
+        self.latest: Consensus | None = None
+        """The newest complete evaluation's consensus."""
+
+    def take(self, report: StepReport) -> list[dict[str, Any]]:
+        """Take in a report, and return the rows that it completes: agents' rows, then the averaged model's."""
+        row = report.row
+        tally = self._tallies[row.agent]
+        tally.take(report)
+        if report.snapshot is None:
+            return []
+        version = report.progress
+        if (row.agent, version) in self._reported:
+            return []
+        self._reported.add((row.agent, version))
+        if version == self._newest and self._without_some is not None and row.agent not in self._left:
+            self._open[version], self._snapshots[version] = self._without_some
+            self.rows = [other for other in self.rows if other["step"] != version]
+        tested = {f"test_{name}": value for name, value in (report.evaluation or {}).items()}
+        times = {"agent": row.agent, "step": version, "seconds": row.end, "wall_seconds": report.wall_seconds}
+        self._open.setdefault(version, {})[row.agent] = {**times, **tested, "consensus_distance": NAN, **tally.row()}
+        self._snapshots.setdefault(version, {})[row.agent] = report.snapshot
+        tally.start_afresh()
+        return self._complete(version)
+
+    def leave(self, agent: int) -> list[dict[str, Any]]:
+        """Wait no longer for an agent, and return the rows that this completes."""
+        self._left.add(agent)
+        self._since.pop(agent, None)
+        return [row for version in sorted(self._open) for row in self._complete(version)]
+
+    def come_back(self, agent: int, version: int) -> None:
+        """Wait for an agent again, from a version on."""
+        self._left.discard(agent)
+        self._since[agent] = version
+
+    def _is_awaited(self, agent: int, version: int) -> bool:
+        return agent not in self._left and version >= self._since.get(agent, 0)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Return the rows of evaluations that some agent never reached; they have no averaged model."""
+        rows = [rows[agent] for _, rows in sorted(self._open.items()) for agent in sorted(rows)]
+        self._open.clear()
+        self.rows.extend(rows)
+        return rows
+
+    def frame(self) -> pd.DataFrame:
+        """Return all rows so far; ``agent`` is missing where a row is the averaged model's."""
+        frame = pd.DataFrame(self.rows)
+        return frame if frame.empty else frame.astype({"agent": "Int64", "step": "int64"})
+
+    def state(self) -> State:
+        """Return what ``restore`` goes on from."""
+        return {
+            "rows": [row | {"agent": None if row["agent"] is pd.NA else row["agent"]} for row in self.rows],
+            "open": self._open,
+            "snapshots": self._snapshots,
+            "tallies": [vars(tally) for tally in self._tallies],
+            "left": sorted(self._left),
+            "since": self._since,
+            "latest": None if self.latest is None else [self.latest.mean, self.latest.distances],
+            "newest": self._newest,
+            "without_some": None if self._without_some is None else list(self._without_some),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.rows = [row | {"agent": pd.NA if row["agent"] is None else row["agent"]} for row in state["rows"]]
+        self._open, self._snapshots, self._left = state["open"], state["snapshots"], set(state["left"])
+        self._since, self._newest = state["since"], state["newest"]
+        self._without_some = None if state["without_some"] is None else tuple(state["without_some"])
+        self._reported = {(row["agent"], row["step"]) for row in self.rows if row["agent"] is not pd.NA}
+        self._reported |= {(agent, version) for version, rows in self._open.items() for agent in rows}
+        for tally, own in zip(self._tallies, state["tallies"], strict=True):
+            vars(tally).update(own)
+        self.latest = None if state["latest"] is None else Consensus(*state["latest"])
+
+    def _complete(self, version: int) -> list[dict[str, Any]]:
+        rows = self._open[version]
+        missing = any(agent not in rows and self._is_awaited(agent, version) for agent in self._evaluated)
+        if missing or version < self._newest:
+            return []
+        snapshots = self._snapshots.pop(version)
+        self._newest = version
+        self._without_some = (rows, snapshots) if self._left and not self._servers else None
+        consensus = join(snapshots) if self._servers else average(snapshots)
+        self.latest = consensus
+        tested = {f"test_{name}": value for name, value in self._evaluate(consensus.mean).items()}
+        done = [rows[agent] | {"consensus_distance": consensus.distances[agent]} for agent in sorted(rows)]
+        workers: list[dict[str, Any]] = []
+        if self._servers:
+            done = [row | tested for row in done]
+            workers = [self._row_of_worker(k, done[0]) for k in range(len(self._tallies)) if k not in self._servers]
+        averaged = {
+            "agent": pd.NA,
+            "step": version,
+            "seconds": max(row["seconds"] for row in done),
+            "wall_seconds": max(row["wall_seconds"] for row in done),
+            **tested,
+            "consensus_distance": consensus.distance,
+            **{name: _mean(row[name] for row in done) for name in ("train_loss", "staleness_mean", "theta")},
+            "staleness_max": _largest(row["staleness_max"] for row in done),
+            "predicting_share": _mean(row["predicting_share"] for row in done),
+            **{
+                name: sum(row[name] for row in [*workers, *done])
+                for name in ("waited_seconds", "bytes_sent", "cancelled_steps")
+            },
+            "gradients_per_update": _mean(row["gradients_per_update"] for row in done),
+        }
+        del self._open[version]
+        completed = [*workers, *done, averaged]
+        self.rows.extend(completed)
+        return completed
+
+    def _row_of_worker(self, worker: int, server: Mapping[str, Any]) -> dict[str, Any]:
+        tally = self._tallies[worker]
+        times = {name: server[name] for name in ("step", "seconds", "wall_seconds")}
+        untested = {name: NAN for name in server if name.startswith("test_")}
+        row = {"agent": worker, **times, **untested, "consensus_distance": NAN, **tally.row()}
+        tally.start_afresh()
+        return row
+
+
+def _largest(values: Iterable[float]) -> float:
+    return float(max((value for value in values if value == value), default=NAN))
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = [value for value in values if value == value]
+    return sum(numbers) / len(numbers) if numbers else NAN

@@ -1,0 +1,170 @@
+"""What AD-PSGD needs in addition to other runs between peers: checks, active and passive agents, and a schedule."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import networkx as nx
+import numpy as np
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.agents.learner import Training
+from ray_pcasgd.agents.pair import PairSpec
+from ray_pcasgd.records import Row
+from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.schedule.plan_pairs import PairPlanner
+from ray_pcasgd.schedule.scheduler import Recorded
+from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.schedule.trace import in_causal_order
+from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.schedule.topology import Metropolis
+from ray_pcasgd.schedule.topology import Network
+from ray_pcasgd.schedule.topology import build_network
+
+
+class Division(NamedTuple):
+    """Who asks whom: every pair has one active and one passive agent."""
+
+    neighbors: tuple[tuple[int, ...], ...]
+    """Of each agent those of the other kind, rising."""
+    active: frozenset[int]
+
+    @property
+    def partners(self) -> tuple[tuple[int, ...], ...]:
+        """Whom each agent asks."""
+        return tuple(others if i in self.active else () for i, others in enumerate(self.neighbors))
+
+
+def check_pair_settings(config: Config) -> None:
+    """Raise ``ValueError`` where a setting has no meaning for AD-PSGD."""
+    reason = "pairs average what both have at that moment"
+    for place, link in enumerate(config.links):
+        if link.unit == "steps" and config.schedule is None:
+            raise ValueError(
+                f"links.{place}.unit = 'steps': allowed with ad-psgd is seconds, or a delay such as 10s; {reason}"
+            )
+    if config.barrier is not None and config.barrier.name != "none":
+        raise ValueError(f"barrier.name = {config.barrier.name!r}: allowed with ad-psgd is none; {reason}")
+    if config.mixing != Metropolis():
+        raise ValueError(
+            f"mixing.name = {config.mixing.name!r}: allowed with ad-psgd is only the default; pairs average halves"
+        )
+    if config.on_non_finite_loss == "isolate":
+        raise ValueError("on_non_finite_loss = 'isolate': allowed with ad-psgd is stop")
+    if isinstance(config.engine, LocalSettings) and config.engine.batched == "always":
+        raise ValueError("engine.batched = 'always': allowed with ad-psgd are auto and never")
+
+
+def divide(network: Network, topology: str) -> Division:
+    """Return active and passive agents: the two sides of a bipartite graph, else the even and the odd numbers.
+
+    **Choice**: of the graph then remain the edges between even and odd numbers.
+
+    Raises:
+        ValueError: these edges leave agents without a path to each other.
+
+    """
+    number = len(network.neighbors)
+    graph = nx.empty_graph(number)
+    graph.add_edges_from((i, k) for i, others in enumerate(network.neighbors) for k in others)
+    if nx.is_bipartite(graph):
+        color = nx.bipartite.color(graph)
+        active = frozenset(i for i in graph if color[i] == color[0])
+    else:
+        active = frozenset(range(0, number, 2))
+        graph.remove_edges_from([(i, k) for i, k in graph.edges if (i in active) == (k in active)])
+        if not nx.is_connected(graph):
+            raise ValueError(
+                f"topology.name = {topology!r}: allowed with ad-psgd are graphs that are bipartite, or connected by "
+                "the edges between even and odd numbers, since only active agents ask, and only passive ones answer"
+            )
+    return Division(tuple(tuple(sorted(graph[i])) for i in range(number)), active)
+
+
+def pair_roster(
+    config: Config, training: Mapping[str, Any], clusters: tuple[int, ...], shards: Sequence[np.ndarray]
+) -> Roster:
+    """Return a run's active and passive agents.
+
+    Raises:
+        ValueError: the network or a recorded schedule does not fit the run.
+
+    """
+    network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+    check_timing(config.compute, config.links, config.num_agents)
+    division = divide(network, config.topology.name)
+    schedule = pair_schedule(config, division, clusters)
+    recipe = Training(**training)
+    specs = tuple(
+        PairSpec(agent=i, recipe=recipe, neighbors=others, shard=shards[i], is_active=i in division.active)
+        for i, others in enumerate(division.neighbors)
+    )
+    return Roster(network, clusters, specs, schedule)
+
+
+def pair_schedule(config: Config, division: Division, clusters: tuple[int, ...]) -> Schedule:
+    """Return a run's schedule, planned or recorded.
+
+    Raises:
+        ValueError: there is no such recorded schedule, or it does not fit the run.
+
+    """
+    if config.schedule is None:
+        return PairPlanner(
+            partners=division.partners,
+            num_steps=config.num_steps,
+            compute=config.compute,
+            links=config.links,
+            clusters=clusters,
+            seed=config.seed,
+        )
+    rows, metadata = read_rows(Path(config.schedule))
+    if metadata.get("reading") != "pairs":
+        raise ValueError(f"schedule = {config.schedule!r}: allowed with ad-psgd are schedules of ad-psgd")
+    _check_pairs(rows, config, division, frozenset(map(int, metadata.get("left", "").split())))
+    return Recorded(tuple(in_causal_order(rows, with_directions=False)))
+
+
+def _check_pairs(rows: Sequence[Row], config: Config, division: Division, left: Set[int]) -> None:
+    """Raise ``ValueError`` unless the rows are a whole run of pairs, in which each partner has a row of each averaging.
+
+    Where agents were lost, those that have ``left`` for good took fewer steps, and the last rows of a lost agent may
+    be missing.
+    """
+    steps = Counter(row.agent for row in rows if row.kind == "step" and row.agent not in left)
+    lost = left | {row.agent for row in rows if row.kind == "rejoined"}
+    is_local = isinstance(config.engine, LocalSettings)
+    if lost and not is_local:
+        raise ValueError(
+            f"engine.name = {config.engine.name!r}: allowed is local with a schedule of ad-psgd in which agents were "
+            f"lost, as agent {min(lost)} was"
+        )
+    agents = {row.agent for row in rows} | left
+    if agents != set(range(config.num_agents)):
+        raise ValueError(
+            f"num_agents = {config.num_agents}: allowed with the schedule is {max(agents, default=-1) + 1}"
+        )
+    for agent, taken in sorted(steps.items()):
+        if taken != config.num_steps:
+            raise ValueError(
+                f"num_steps = {config.num_steps}: allowed with the schedule is {taken}, what agent {agent} takes in "
+                "it; pairs cannot be cut apart"
+            )
+    met = {(row.agent, row.step): row for row in rows}
+    for row in rows:
+        at = f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step}"
+        if (len(row.reads) > 1 and row.kind != "rejoined") or (row.kind == "passive" and not row.reads):
+            raise ValueError(f"{at} reads {len(row.reads)} agents; allowed is one, its partner")
+        for read in row.reads:
+            if read.neighbor not in division.neighbors[row.agent]:
+                raise ValueError(f"{at} averages with agent {read.neighbor}; the topology does not allow that")
+            partner = met.get((read.neighbor, read.version))
+            if lost:
+                continue  # what it did last may be known of its partner alone
+            if partner is not None and not partner.reads and row.kind == "passive" and is_local:
+                continue  # who asked had to reject the answer
+            if partner is None or [r[:2] for r in partner.reads] != [(row.agent, row.step)]:
+                raise ValueError(f"{at} averages with agent {read.neighbor}, which has no row of it")

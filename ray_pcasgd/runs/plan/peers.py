@@ -1,0 +1,141 @@
+"""What a run between peers needs: its barrier, its network, and its schedule."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_pcasgd.agents.peer import AgentSpec
+
+from ray_pcasgd.agents.peer import Recipe
+from ray_pcasgd.config import Config
+from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.rules.base import DefaultBarrier
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.schedule.barrier import AllBarrier
+from ray_pcasgd.schedule.barrier import Barrier
+from ray_pcasgd.schedule.barrier import BoundedBarrier
+from ray_pcasgd.schedule.barrier import NoBarrier
+from ray_pcasgd.schedule.plan_peers import Planner
+from ray_pcasgd.schedule.scheduler import Recorded
+from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.schedule.trace import check_fits
+from ray_pcasgd.schedule.trace import in_causal_order
+from ray_pcasgd.schedule.trace import newest_reads
+from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.runs.plan.servers import check_family
+from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.schedule.topology import Metropolis
+from ray_pcasgd.schedule.topology import Network
+from ray_pcasgd.schedule.topology import build_network
+from ray_pcasgd.schedule.topology import build_push_network
+
+_BARRIERS: dict[DefaultBarrier, Barrier] = {
+    "none": NoBarrier(),
+    "all": AllBarrier(),
+    "bounded": BoundedBarrier(staleness=1),
+}
+_ASYNCHRONOUS = {"d-psgd": "d-asgd", "sgp": "sgp-overlap"}
+
+
+def barrier_of(config: Config, rule: Rule) -> Barrier:
+    """Return a run's barrier, the rule's own unless one is set.
+
+    Raises:
+        ValueError: with that barrier or mixing matrix the rule is another algorithm, or does not work.
+
+    """
+    beside = f"allowed with algorithm.name = {config.algorithm.name!r} is"
+    if rule.reading == "every" and config.mixing != Metropolis():
+        raise ValueError(f"mixing.name = {config.mixing.name!r}: {beside} only the default; all shares are equal")
+    if rule.reading == "every" and config.on_non_finite_loss == "isolate":
+        raise ValueError(f"on_non_finite_loss = 'isolate': {beside} stop; what is pushed to an isolated agent is lost")
+    barrier = config.barrier or _BARRIERS[rule.default_barrier]
+    if config.schedule is not None:
+        return barrier
+    if rule.default_barrier == "all" and barrier.name != "all":
+        asynchronous = _ASYNCHRONOUS.get(config.algorithm.name)
+        hint = f" ({asynchronous} is the asynchronous form)" if asynchronous else ""
+        raise ValueError(f"barrier.name = {barrier.name!r}: {beside} all{hint}, or null for its own")
+    if rule.reading == "news" and barrier.name != "none":
+        raise ValueError(f"barrier.name = {barrier.name!r}: {beside} none; not every version is sent to all neighbors")
+    return barrier
+
+
+def peer_roster(
+    config: Config,
+    rule: Rule,
+    training: Mapping[str, Any],
+    clusters: tuple[int, ...],
+    shards: Sequence[np.ndarray],
+) -> Roster:
+    """Return a run's peers.
+
+    Raises:
+        ValueError: the network or a recorded schedule does not fit the run.
+
+    """
+    if rule.reading == "every":
+        network = build_push_network(config.topology, config.num_agents, config.seed)
+    else:
+        network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+    check_timing(config.compute, config.links, config.num_agents)
+    schedule = _schedule(config, rule, network, clusters)
+    recipe = Recipe(**training, rule=rule, reliability=config.reliability, clusters=clusters)
+    specs = tuple(_spec(recipe, network, agent, shards) for agent in range(config.num_agents))
+    return Roster(network, clusters, specs, schedule)
+
+
+def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...]) -> Schedule:
+    if config.schedule is None:
+        assert config.barrier is not None
+        return Planner(
+            neighbors=network.neighbors,
+            num_steps=config.num_steps,
+            compute=config.compute,
+            links=config.links,
+            clusters=clusters,
+            barrier=config.barrier,
+            seed=config.seed,
+            rule=rule,
+        )
+    rows, metadata = read_rows(Path(config.schedule))
+    check_family(config.schedule, metadata, 0)
+    if metadata.get("reading") == "pairs":
+        raise ValueError(f"schedule = {config.schedule!r}: is one of ad-psgd; allowed is it with ad-psgd only")
+    left = frozenset(map(int, metadata.get("left", "").split()))
+    if rule.reading != metadata.get("reading") and "every" in (rule.reading, metadata.get("reading")):
+        if rule.reading == "every":
+            raise ValueError(
+                f"schedule = {config.schedule!r}: its agents may read a version twice, or never; allowed with "
+                f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
+            )
+        rows = newest_reads(rows)
+    check_fits(rows, network.neighbors, config.num_steps, left)
+    # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
+    rows = [row for row in rows if row.step < config.num_steps]
+    if rule.reading == "every":
+        # The last version is not passed on; but an agent may come back as the mean of such versions.
+        rows = [
+            row
+            if row.kind == "rejoined"
+            else row._replace(reads=tuple(r for r in row.reads if r.version < config.num_steps))
+            for row in rows
+        ]
+    return Recorded(tuple(in_causal_order(rows)))
+
+
+def _spec(recipe: Recipe, network: Network, agent: int, shards: Sequence[np.ndarray]) -> AgentSpec:
+    own, weights = network.row(agent)
+    neighbors = network.neighbors[agent]
+    return AgentSpec(
+        agent=agent,
+        recipe=recipe,
+        neighbors=neighbors,
+        mixing=weights,
+        own_mixing=own,
+        samples=tuple(len(shards[k]) for k in neighbors),
+        out_neighbors=network.readers(agent),
+        shard=shards[agent],
+    )

@@ -1,0 +1,302 @@
+"""Plans a run: from settings to everything that it needs, checked before any actor starts."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.base import Cluster
+from ray_pcasgd.engines.base import Engine
+from ray_pcasgd.engines.local.engine import LocalEngine
+from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.runs.settings.errors import explain
+from ray_pcasgd.runs.settings.errors import one_line
+from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.plan.pairs import check_pair_settings
+from ray_pcasgd.runs.plan.pairs import pair_roster
+from ray_pcasgd.agents.pair import ADPSGD
+from ray_pcasgd.runs.plan.peers import barrier_of
+from ray_pcasgd.runs.plan.peers import peer_roster
+from ray_pcasgd.agents.reliability import Measured
+from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.schedule.barrier import Barrier
+from ray_pcasgd.schedule.barrier import NoBarrier
+from ray_pcasgd.schedule.scheduler import Recorded
+from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.schedule.scheduler import waits_for_losses
+from ray_pcasgd.runs.plan.servers import check_server_settings
+from ray_pcasgd.runs.plan.servers import server_roster
+from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.tasks.ray_stream import StreamedImages
+from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.schedule.topology import Network
+from ray_pcasgd.runs.plan.tryout import try_out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is ready to start."""
+
+    config: Config
+    """The settings, with everything filled in that was left to the run."""
+    network: Network | None
+    """Between peers; ``None`` with a server."""
+    clusters: tuple[int, ...]
+    data: TaskData
+    specs: tuple[LearnerSpec, ...]
+    """Of all agents; servers come last."""
+    schedule: Schedule
+    why_alone: str | None = None
+    """Why the model cannot be stepped stacked, if so."""
+
+    @property
+    def servers(self) -> range:
+        """The numbers of the servers, where there are any."""
+        return range(self.config.num_agents, len(self.specs))
+
+    @property
+    def reading(self) -> str:
+        """What rows read, for the schedule's metadata: as the rule says, ``pairs``, or an empty text with servers."""
+        algorithm = self.config.algorithm
+        return algorithm.reading if isinstance(algorithm, Rule) else "pairs" if isinstance(algorithm, ADPSGD) else ""
+
+    @cached_property
+    def last_steps(self) -> dict[int, int]:
+        """The last rows' steps of agents that leave a recorded schedule before its end; -1 of those without any."""
+        if not isinstance(self.schedule, Recorded) or self.servers:
+            return {}
+        in_pairs = isinstance(self.config.algorithm, ADPSGD)
+        last = dict.fromkeys(range(self.config.num_agents), -1)
+        taken = dict.fromkeys(last, 0)
+        for row in self.schedule.recorded:
+            last[row.agent] = max(last[row.agent], row.step)
+            # Of those that average in pairs, not every version is a step of their own.
+            taken[row.agent] = taken[row.agent] + (row.kind == "step") if in_pairs else last[row.agent] + 1
+        return {agent: step for agent, step in last.items() if taken[agent] < self.config.num_steps}
+
+    @property
+    def is_live(self) -> bool:
+        """Whether agents read what has come, instead of what a schedule names."""
+        engine = self.config.engine
+        return isinstance(engine, RaySettings) and engine.mode == "live"
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the run can be left before its end, and taken up from its state."""
+        has_states = isinstance(self.config.algorithm, Rule | ServerRule) and not waits_for_losses(self.schedule)
+        return isinstance(self.config.engine, LocalSettings) and has_states
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The cluster that the run needs, which is there before anything else of it."""
+        if not isinstance(self.config.engine, RaySettings):
+            return Cluster()
+        from ray_pcasgd.engines.ray.cluster import RayCluster
+
+        return RayCluster(self.config.engine)
+
+    def engine(self, folder: str = "") -> Engine:
+        """Return the engine that executes the run, whose folder other processes know it by."""
+        settings = self.config.engine
+        if not isinstance(settings, RaySettings):
+            return LocalEngine(settings, self.schedule)
+        from ray_pcasgd.engines.ray.crew import Identity
+        from ray_pcasgd.engines.ray.engine import RayEngine
+        from ray_pcasgd.engines.ray.engine import Upkeep
+        from ray_pcasgd.engines.live.injection import Injection
+
+        config = self.config
+        about = {"mode": settings.mode, "algorithm": config.algorithm.name, "num_steps": config.num_steps}
+        identity = Identity(folder.rstrip("/").rsplit("/", 1)[-1], folder, about)
+        upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
+        if self.is_live:
+            assert config.barrier is not None
+            injection = Injection(config.seed, config.compute, config.links, self.clusters, config.barrier)
+            return RayEngine(settings, injection, identity, upkeep, self.cluster)
+        return RayEngine(settings, self.schedule, identity, upkeep, self.cluster)
+
+
+@contextmanager
+def joined(cluster: Cluster) -> Iterator[None]:
+    """Join a cluster for as long as a run is on it.
+
+    Raises:
+        SettingsError: what the settings name cannot be a cluster.
+        RunError: it does not start, or does not answer.
+
+    """
+    try:
+        cluster.join()
+    except ValueError as error:
+        raise SettingsError(one_line(error)) from None
+    try:
+        yield
+    finally:
+        cluster.leave()
+
+
+def make_plan(config: Config) -> Plan:
+    """Return the plan of a run.
+
+    Raises:
+        SettingsError: settings do not fit together, or name data that is not there.
+
+    """
+    config = resolve(config)
+    try:
+        data = config.task.load()
+        if isinstance(data.train, StreamedImages) and isinstance(config.engine, LocalSettings):
+            raise ValueError("engine.name = 'local': allowed with task.data.streamed is ray")
+        # Before the network: a number of agents that is far too large would first make a matrix of its square.
+        shards = config.partition.split(data.train, config.num_agents, config.seed)
+        config = with_num_steps(config, data, shards)
+        if isinstance(data.train, StreamedImages):
+            for agent, shard in enumerate(shards):
+                data.train.batches_an_epoch(shard, config.batch_size, agent)
+        clusters = cluster_of_each_agent(config)
+        why_alone = try_out(config, data, shards, _training(config))
+        roster = _roster(config, clusters, shards)
+    except ValidationError as error:
+        raise SettingsError("\n".join(explain(error, {}))) from None
+    except ValueError as error:
+        raise SettingsError(one_line(error)) from None
+    return Plan(config, roster.network, roster.clusters, data, roster.specs, roster.schedule, why_alone)
+
+
+def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarray]) -> Roster:
+    """Return who takes part, as the algorithm's family has it."""
+    training, algorithm = _training(config), config.algorithm
+    if isinstance(algorithm, ServerRule):
+        return server_roster(config, algorithm, training, clusters, shards)
+    if isinstance(algorithm, ADPSGD):
+        return pair_roster(config, training, clusters, shards)
+    return peer_roster(config, algorithm, training, clusters, shards)
+
+
+def resolve(config: Config) -> Config:
+    """Return the settings with what was left to the run filled in: barrier, reliable staleness, units of delays.
+
+    Raises:
+        SettingsError: a setting has no meaning, or no meaning together with another one.
+
+    """
+    barrier: Barrier = config.barrier or NoBarrier()
+    try:
+        _check_settings(config)
+        if isinstance(config.algorithm, Rule):
+            barrier = barrier_of(config, config.algorithm)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
+    if live and config.schedule is not None:
+        raise SettingsError(
+            "schedule: allowed with engine.mode = 'live' is null; a recorded schedule is replayed by planned runs"
+        )
+    engine = config.engine
+    if isinstance(engine, RaySettings) and engine.join_later:
+        _check_join_later(config, engine)
+    if isinstance(engine, LocalSettings) and engine.device != "cpu" and not torch.cuda.is_available():
+        raise SettingsError(f"engine.device = {engine.device!r}: allowed on this machine is 'cpu'; it has no GPU")
+    reliability = config.reliability
+    if isinstance(reliability, Measured) and reliability.staleness is None:
+        reliability = Measured(staleness=1 if live else 0)
+    # Pairs that average have no steps by which one could be late.
+    unit = "seconds" if isinstance(config.algorithm, ADPSGD) else "steps"
+    links = tuple(link if link.unit else link.model_copy(update={"unit": unit}) for link in config.links)
+    return config.model_copy(update={"barrier": barrier, "reliability": reliability, "links": links})
+
+
+def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray]) -> Config:
+    """Return the settings with ``num_steps`` in place of ``num_epochs``."""
+    if config.num_epochs is None:
+        return config
+    train = data.train
+    rows = train.row_groups if isinstance(train, StreamedImages) else None
+    sizes = [len(shard) if rows is None else sum(rows[int(group)].rows for group in shard) for shard in shards]
+    # The number as it is written, since 0.1 in binary is more than that, and would be a step more.
+    steps = math.ceil(Fraction(repr(config.num_epochs)) * max(sizes) / config.batch_size)
+    return config.model_copy(update={"num_steps": steps, "num_epochs": None})
+
+
+def _check_join_later(config: Config, engine: RaySettings) -> None:
+    """Raise ``SettingsError`` where the run is not live, or does not have the agents that join later."""
+    setting = f"engine.join_later = {list(engine.join_later)}"
+    if engine.mode != "live":
+        raise SettingsError(f"{setting}: allowed in live runs alone")
+    absent = set(engine.join_later)
+    if not absent < set(range(config.num_agents)):
+        raise SettingsError(f"{setting}: allowed are some of the agents 0 to {config.num_agents - 1}, not all")
+
+
+def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
+    """Return the number of each agent's cluster.
+
+    Raises:
+        ValueError: the clusters do not hold every agent once.
+
+    """
+    clusters = min(2, config.num_agents) if config.clusters is None else config.clusters
+    if isinstance(clusters, int):
+        if not 1 <= clusters <= config.num_agents:
+            raise ValueError(f"clusters = {clusters}: allowed are 1 to num_agents = {config.num_agents}")
+        groups = [part.tolist() for part in np.array_split(np.arange(config.num_agents), clusters)]
+    else:
+        groups = [list(group) for group in clusters]
+    if sorted(agent for group in groups for agent in group) != list(range(config.num_agents)):
+        raise ValueError(
+            f"clusters = {groups}: allowed are groups that hold each agent 0 to {config.num_agents - 1} once"
+        )
+    number = {agent: place for place, group in enumerate(groups) for agent in group}
+    return tuple(number[agent] for agent in range(config.num_agents))
+
+
+def _check_settings(config: Config) -> None:
+    if isinstance(config.algorithm, ServerRule):
+        check_server_settings(config, config.algorithm)
+    if isinstance(config.algorithm, ADPSGD):
+        check_pair_settings(config)
+    else:
+        try:
+            config.algorithm.check(config.num_agents)
+        except ValueError as error:
+            raise ValueError(f"algorithm.{error}") from None
+    lowest = min(config.step_size.extremes())
+    if lowest < 0:
+        raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
+    kept = config.checkpoint
+    metrics = ["loss", *(metric.key for metric in config.task.metrics)]
+    if kept.score is not None and kept.score not in metrics:
+        raise ValueError(f"checkpoint.score = {kept.score!r}: allowed are {', '.join(metrics)}")
+    for setting, value in (("score", kept.score), ("num_to_keep", kept.num_to_keep)):
+        if value is not None and kept.every_evaluations is None:
+            raise ValueError(f"checkpoint.{setting} = {value!r}: allowed with checkpoint.every_evaluations only")
+
+
+def _training(config: Config) -> dict[str, Any]:
+    """Return what every recipe holds."""
+    engine = config.engine
+    on_gpu = isinstance(engine, RaySettings) and engine.gpus_per_agent > 0
+    return {
+        "seed": config.seed,
+        "num_steps": config.num_steps,
+        "batch_size": config.batch_size,
+        "optimizer": config.optimizer,
+        "step_size": config.step_size,
+        "warmup_steps": config.warmup_steps,
+        "task": config.task,
+        "device": engine.device if isinstance(engine, LocalSettings) else "cuda" if on_gpu else "cpu",
+        "evaluate_every": config.evaluate_every,
+        "isolate_non_finite": config.on_non_finite_loss == "isolate",
+        "mixed_buffers": config.mixed_buffers,
+    }

@@ -1,0 +1,155 @@
+"""What a run with servers needs in addition to a run between peers: checks, and a schedule."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.records import Read
+from ray_pcasgd.records import Row
+from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.schedule.scheduler import Recorded
+from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.schedule.plan_servers import Position, ServerPlanner
+from ray_pcasgd.schedule.trace import in_causal_order
+from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.agents.server import ServerRecipe
+from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.agents.server import WorkerSpec
+from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.schedule.delays import check_timing
+
+
+def check_server_settings(config: Config, rule: ServerRule) -> None:
+    """Raise ``ValueError`` where a setting has no meaning with a server."""
+    if config.barrier is not None and config.barrier.name != "none":
+        raise ValueError(
+            f"barrier.name = {config.barrier.name!r}: allowed with a server is none; algorithm.gathering says who is "
+            "waited for"
+        )
+    if config.optimizer.braking is not None and rule.shards > 1:
+        raise ValueError(
+            f"optimizer.braking = {config.optimizer.braking:g}: allowed with algorithm.shards = "
+            f"{rule.shards} is null, since it looks at whole tensors"
+        )
+    if config.on_non_finite_loss == "isolate":
+        raise ValueError(
+            "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
+        )
+
+
+def check_family(path: str, metadata: Mapping[str, str], num_servers: int) -> None:
+    """Raise ``ValueError`` where a schedule was recorded with another number of servers."""
+    recorded = metadata.get("num_servers", "0")
+    if recorded != str(num_servers):
+        raise ValueError(
+            f"schedule = {path!r}: was recorded with {recorded} server(s); allowed with the algorithm is one with "
+            f"{num_servers}"
+        )
+
+
+def server_roster(
+    config: Config,
+    rule: ServerRule,
+    training: Mapping[str, Any],
+    clusters: tuple[int, ...],
+    shards: Sequence[np.ndarray],
+) -> Roster:
+    """Return a run's workers and servers.
+
+    Raises:
+        ValueError: timing or a recorded schedule does not fit the run.
+
+    """
+    clusters = (*clusters, *[clusters[0]] * rule.shards)
+    check_timing(config.compute, config.links, len(clusters))
+    schedule = server_schedule(config, rule, clusters)
+    recipe = ServerRecipe(**training, rule=rule, num_workers=config.num_agents)
+    workers, servers = (tuple(range(config.num_agents)), tuple(range(config.num_agents, len(clusters))))
+    specs = (
+        *(WorkerSpec(agent=k, recipe=recipe, neighbors=servers, shard=shards[k]) for k in workers),
+        *(ServerSpec(agent=s, recipe=recipe, neighbors=workers, shard=shards[0][:0]) for s in servers),
+    )
+    return Roster(None, clusters, specs, schedule)
+
+
+def server_schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Schedule:
+    """Return a run's schedule, planned or recorded.
+
+    Raises:
+        ValueError: there is no such recorded schedule, or it does not fit the run.
+
+    """
+    if config.schedule is None:
+        return ServerPlanner(
+            num_workers=config.num_agents,
+            num_servers=rule.shards,
+            gathering=rule.gathering,
+            num_steps=config.num_steps,
+            local_steps=rule.local_steps,
+            reads_before=rule.reads_before,
+            compute=config.compute,
+            links=config.links,
+            clusters=clusters,
+            seed=config.seed,
+        )
+    rows, metadata = read_rows(Path(config.schedule))
+    check_family(config.schedule, metadata, rule.shards)
+    if metadata.get("num_agents") != str(config.num_agents):
+        raise ValueError(f"num_agents = {config.num_agents}: allowed with the schedule is {metadata.get('num_agents')}")
+    return Recorded(tuple(in_causal_order(_within(rows, config, rule), with_directions=False)))
+
+
+def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
+    """Return the rows that the run executes: until each server has taken all steps.
+
+    Raises:
+        ValueError: the schedule is too short, or a row reads what a run with servers does not.
+
+    """
+    first = config.num_agents
+    everybody = range(first + rule.shards)
+    last: dict[int, int] = {}
+    for server in range(first, first + rule.shards):
+        position = Position(config.num_agents, rule.local_steps)
+        for row in rows:
+            if row.agent == server and position.steps < config.num_steps:
+                position.advance(len(row.reads))
+                last[server] = row.step
+        if position.steps < config.num_steps:
+            raise ValueError(
+                f"num_steps = {config.num_steps}: allowed with the schedule is up to {position.steps}, what "
+                "its server takes"
+            )
+    kept = []
+    for row in rows:
+        strangers = [agent for agent in (row.agent, *(read.neighbor for read in row.reads)) if agent not in everybody]
+        if strangers:
+            raise ValueError(
+                f"schedule = {config.schedule!r}: has the agent {strangers[0]} at step {row.step}, neither worker nor "
+                f"server; allowed are 0 to {len(everybody) - 1}"
+            )
+        if row.agent < first and row.reads and len({read.neighbor for read in row.reads}) < rule.shards:
+            raise ValueError(
+                f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step} reads "
+                f"{len(row.reads)} server(s); allowed are all {rule.shards}"
+            )
+        if any((read.neighbor < first) == (row.agent < first) for read in row.reads):
+            raise ValueError(
+                f"schedule = {config.schedule!r}: agent {row.agent} at step {row.step} reads an agent of its own kind; "
+                "allowed are servers that read workers, and workers that read servers"
+            )
+        if row.agent >= first:
+            if row.step <= last[row.agent]:
+                kept.append(row)
+        elif any(read.version <= last[read.neighbor] + 1 for read in row.reads):
+            kept.append(row._replace(reads=tuple(_up_to(read, last[read.neighbor] + 1) for read in row.reads)))
+    return kept
+
+
+def _up_to(read: Read, final: int) -> Read:
+    """Return what a worker reads of a server whose last version is ``final``: others may go on longer."""
+    version = min(read.version, final)
+    return read._replace(version=version, staleness=min(read.version + read.staleness, final) - version)

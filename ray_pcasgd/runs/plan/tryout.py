@@ -1,0 +1,337 @@
+"""A run's model, loss, metrics and data, tried out together before anything starts: in one line what would crash."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.local.batching import compute_together
+from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.runs.settings.errors import one_line
+from ray_pcasgd.runs.settings.errors import written
+from ray_pcasgd.agents.learner import Learner
+from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.agents.learner import Training
+from ray_pcasgd.agents.local_tensors import is_same
+from ray_pcasgd.agents.module_tensors import named_tensors, public_name
+from ray_pcasgd.base.numerics import is_finite
+from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.agents.replica import Replica
+from ray_pcasgd.agents.replica import unflatten
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.tasks.sample_checks import is_integer, labels_of, require_finite, require_labels, require_samples
+from ray_pcasgd.agents.server import CHANGED_WEIGHTS
+from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.tasks.drawing import seeded
+from ray_pcasgd.tasks.models import CustomModel
+from ray_pcasgd.tasks.objective import CrossEntropy
+from ray_pcasgd.tasks.objective import CustomMeasure
+from ray_pcasgd.tasks.ray_stream import StreamedImages
+from ray_pcasgd.tasks.samples import AnySamples
+from ray_pcasgd.tasks.samples import Samples
+from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.agents.variants import Variants
+
+TESTED_AT_ONCE = 128
+"""Samples of one batch in evaluations."""
+
+_LONGEST_REASON = 400
+
+
+def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], training: Mapping[str, Any]) -> str | None:
+    """Train on one batch and test on a few samples, on copies; the run does not change, nor does any generator.
+
+    Returns why agents that have the model cannot be stepped together with others, if so.
+
+    Args:
+        config: The settings.
+        data: The data; of streamed images only what makes a first batch is read.
+        shards: The agents' samples.
+        training: The fields of every agent's ``Training``.
+
+    Raises:
+        ValueError: model, loss, metrics and data do not go together.
+
+    """
+    trial = _Trial(config, data, shards[0], Training(**training))
+    with seeded(stream_seed(config.seed, "trial")):
+        require_samples(data)
+        replica = trial.build()
+        why_alone = trial.train(replica)
+        trial.test(replica)
+        if isinstance(config.engine, LocalSettings) and config.engine.batched == "always" and trial.may_be_stacked:
+            trial.train_stacked(why_alone)
+    return why_alone
+
+
+def try_out_variants(variants: Variants) -> None:
+    """Let variants take one step together; they are of no use afterwards.
+
+    Raises:
+        ValueError: the model cannot be stepped so.
+
+    """
+    with seeded(0), _naming(f"task.model.name = {variants.spec.recipe.task.model.name!r}", "several runs at once"):
+        variants.compute_all()
+
+
+class _Trial:
+    def __init__(self, config: Config, data: TaskData, shard: np.ndarray, training: Training) -> None:
+        self.config, self.data, self.shard, self.training = config, data, shard, training
+        self.task = config.task
+        self.model = f"task.model.name = {self.task.model.name!r}"
+        self.loss = f"task.loss.name = {self.task.loss.name!r}"
+        on_gpu = isinstance(config.engine, RaySettings) and not torch.cuda.is_available()
+        self.device = torch.device("cpu" if on_gpu else training.device)
+        self.shared: dict[str, Tensor] = {}
+        self.has_checked_labels = False
+
+    def build(self) -> Replica:
+        """Return a replica of the model.
+
+        Raises:
+            ValueError: it cannot be built, or differs from call to call, so that agents cannot start alike.
+
+        """
+        replica = self._built()
+        if not replica.layout:
+            raise ValueError(f"{self.model}: no parameter of it is trained; allowed are models that have some")
+        for setting, flat, layout in (
+            (self.model, replica.weights, replica.layout),
+            (f"mixed_buffers = {written(self.config.mixed_buffers)}", replica.buffers, replica.buffer_layout),
+        ):
+            for name, value in unflatten(flat, layout).items():
+                if not is_finite(value):
+                    raise ValueError(f"{setting}: {public_name(name)} has numbers that are not finite at the start")
+        return replica
+
+    def _built(self) -> Replica:
+        try:
+            module = self.task.build_model(self.data, self.config.seed)
+            replica = Replica(module, self.device, self.config.mixed_buffers)
+            self.shared = self._shared(module) if isinstance(self.task.model, CustomModel) else {}
+            return replica
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{self.model}: cannot be built ({_reason(error)})") from error
+
+    def _shared(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return, as copies, the tensors that the factory gives to every model, and none of which may change."""
+        other = self.task.build_model(self.data, self.config.seed)
+        named, others = named_tensors(module), named_tensors(other)
+        for name, tensor in named.items():
+            if name not in others or not is_same(tensor.detach().cpu(), others[name].detach().cpu()):
+                raise ValueError(
+                    f"task.model.factory: {public_name(name)} is another one at each call, although the generators of "
+                    "Python, NumPy and PyTorch are seeded alike; agents must start alike"
+                )
+        known = {id(tensor) for tensor in others.values()}
+        shared = {name: tensor.detach().clone() for name, tensor in named.items() if id(tensor) in known}
+        trained = [name for name in shared if named[name].requires_grad]
+        if trained:
+            raise ValueError(_same_object(trained[0]))
+        return shared
+
+    def train(self, replica: Replica) -> str | None:
+        """Let the replica compute gradients, as its agent will; return why it cannot do so stacked, if so."""
+        algorithm = self.config.algorithm
+        pieces = algorithm.pieces if isinstance(algorithm, ServerRule) else 1
+        weights, own = replica.weights.clone(), replica.copy_of_local()
+        of_loss = self.tensors_of_loss()
+        unreached: set[str] = set()
+        # The user's own may fail only at the second batch, on what the first has left.
+        for number in range(2 if isinstance(self.task.model, CustomModel) else 1):
+            inputs, targets = self.batch(number)
+            self.compute(replica, inputs, targets, pieces)
+            replica.check_names()
+            _, reached = replica.take_gradient()
+            if reached is not None:
+                missed = [slot.name for slot, got in zip(replica.layout, reached, strict=True) if not got]
+                if len(missed) == len(replica.layout):
+                    raise ValueError(f"{self.loss}: gives no trained parameter a gradient; allowed are those that do")
+                unreached |= set(missed)
+        moved = [name for name, tensor in self.tensors_of_loss().items() if not is_same(tensor, of_loss[name])]
+        if moved:
+            raise ValueError(f"{self.loss}: each call changes its {moved[0]}; allowed are losses that agents can share")
+        now = named_tensors(replica.module)
+        changed = [name for name, tensor in self.shared.items() if not is_same(tensor, now[name].detach())]
+        if changed:
+            raise ValueError(_same_object(changed[0]))
+        changes_weights = not torch.equal(weights, replica.weights)
+        if changes_weights and isinstance(algorithm, ServerRule) and not algorithm.workers_step:
+            raise ValueError(CHANGED_WEIGHTS)
+        if isinstance(algorithm, Rule) and algorithm.probes_at(0):
+            self.probe(replica, inputs)
+        made = sorted(replica.local().keys() - own.keys())
+        return self.why_alone(changes_weights, made, sorted(unreached))
+
+    def tensors_of_loss(self) -> dict[str, Tensor]:
+        """Return copies of the tensors of a loss that is a module.
+
+        Raises:
+            ValueError: some of them want to be trained.
+
+        """
+        made = self.task.loss.made if isinstance(self.task.loss, CustomMeasure) else None
+        if not isinstance(made, nn.Module):
+            return {}
+        trained = [name for name, parameter in made.named_parameters() if parameter.requires_grad]
+        if trained:
+            raise ValueError(
+                f"{self.loss}: has a parameter {trained[0]}, which is not trained; allowed are parameters of the model"
+            )
+        return {name: tensor.detach().clone() for name, tensor in named_tensors(made).items()}
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return one of the first batches of agent 0."""
+        data, config = self.data, self.config
+        if isinstance(data.train, StreamedImages):
+            inputs, targets = data.train.take(range(min(config.batch_size, len(data.train))))
+            changed = self.task.augmentation.apply(inputs, torch.Generator())
+            inputs = data.normalization(changed)
+        else:
+            batches = self.task.batches(data, self.shard, config.batch_size, config.seed, 0)
+            batches.restore(number)
+            with _naming("task.data", f"batch {number} of agent 0"):
+                inputs, targets = batches.next()
+        require_finite("the input of the first batch's sample", inputs)
+        return inputs.to(self.device), targets.to(self.device)
+
+    def compute(self, replica: Replica, inputs: Tensor, targets: Tensor, pieces: int) -> None:
+        """Pass forward and backward, in the pieces that workers take."""
+        for some, wanted in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            if not len(some):
+                continue
+            where = f"the first samples, {len(some)} in training"
+            if len(some) < len(inputs):
+                where += f", which is one of algorithm.micro_batches = {pieces} pieces of a batch of {len(inputs)}"
+            with _naming(self.model, where):
+                outputs = replica.module(some)
+            scored = [one for one in (self.task.loss, *self.task.metrics) if isinstance(one, CrossEntropy)]
+            if scored and not self.has_checked_labels and isinstance(outputs, Tensor) and outputs.ndim > 1:
+                require_labels(self.data, outputs.shape[-1], scored[0].ignored)
+                self.has_checked_labels = True
+            if not isinstance(outputs, Tensor) and not isinstance(self.task.loss, CustomMeasure):
+                kind = type(outputs).__name__
+                problem = f"{self.model}: returns a {kind} in training; allowed with {self.loss} is a tensor"
+                hint = ", as with task.model.arguments.aux_logits = false" if "logits" in dir(outputs) else ""
+                raise ValueError(problem + hint)
+            with _naming(self.loss, where):
+                loss = self.task.loss(outputs, wanted)
+                if loss.ndim or not loss.requires_grad:
+                    what = f"has shape {tuple(loss.shape)}" if loss.ndim else "depends on no parameter"
+                    raise ValueError(f"it {what}; allowed is a scalar that depends on the model's parameters")
+            with _naming(self.model, f"the backward pass of {where}"):
+                torch.autograd.backward(loss)
+        replica.take_in()
+
+    def test_extremes(self, replica: Replica, setting: str, samples: AnySamples) -> None:
+        """Raise ``ValueError`` where the lowest or the highest integer of all inputs, or label, is too much.
+
+        As a character is that no embedding has, or a label for which the user's own loss has no output.
+        """
+        if isinstance(samples, Samples) and is_integer(samples.inputs):
+            rows = samples.inputs.reshape(len(samples), -1)
+            places = [int(rows.amin(1).argmin()), int(rows.amax(1).argmax())]
+            where = f"inputs from {int(rows.min())} to {int(rows.max())}, of {setting} samples {places}"
+            with _naming(self.model, where):
+                replica.module(self.data.normalization(samples.take(places)[0]).to(self.device))
+        labels = labels_of(samples)
+        if labels is None or labels.ndim != 1 or not isinstance(self.task.loss, CustomMeasure):
+            return
+        places = [int(labels.argmin()), int(labels.argmax())]
+        inputs, targets = samples.take(places)
+        where = f"labels {' and '.join(str(int(labels[place])) for place in places)}, of {setting} samples {places}"
+        with _naming(self.model, where):
+            outputs = replica.module(self.data.normalization(inputs).to(self.device))
+        with _naming(self.loss, where):
+            self.task.loss(outputs, targets.to(self.device))
+
+    def test(self, replica: Replica) -> None:
+        """Test the replica in batches as large as those of an evaluation, the smallest included."""
+        test = self.data.test
+        number = len(test) if len(test) <= TESTED_AT_ONCE else TESTED_AT_ONCE + len(test) % TESTED_AT_ONCE
+        # F1 or AUC of a few samples of one class mean nothing, and may raise.
+        whole = [one for one in self.task.metrics if isinstance(one, CustomMeasure) and one.over == "whole"]
+        task = self.task.model_copy(update={"metrics": tuple(one for one in self.task.metrics if one not in whole)})
+        with replica.undisturbed():
+            with _naming(self.model, "the first test samples"):
+                task.evaluate(replica.module, self.data._replace(test=test.subset(range(number))), self.device)
+            if whole:
+                with _naming(self.model, "the test samples"):
+                    task.model_copy(update={"metrics": tuple(whole)}).evaluate(replica.module, self.data, self.device)
+            replica.check_names()
+            replica.module.eval()
+            with torch.no_grad():
+                self.test_extremes(replica, "train", self.data.train)
+                self.test_extremes(replica, "test", test)
+
+    def probe(self, replica: Replica, inputs: Tensor) -> None:
+        """Let the model run at other weights than its own, as PC-ASGD-PV's probes do."""
+        tensors = replica.named(replica.weights.clone(), replica.buffers.clone()) | replica.copy_of_local()
+        with torch.no_grad(), replica.undisturbed(), _naming(self.model, "a probe of candidate weights"):
+            torch.func.functional_call(replica.module, tensors, (inputs,))
+
+    def why_alone(self, changes_weights: bool, made: Sequence[str], unreached: Sequence[str]) -> str | None:
+        """Return why the model cannot be stepped together with others, if so."""
+        optimizer = self.config.optimizer
+        if changes_weights:
+            return f"{self.model}: its forward pass changes its weights"
+        if made:
+            return f"{self.model}: its forward pass makes or moves {public_name(made[0])}"
+        if unreached and (optimizer.momentum or optimizer.weight_decay):
+            name = public_name(unreached[0])
+            return f"{self.model}: {name} gets no gradient, and momentum and weight decay would move it all the same"
+        return None
+
+    @property
+    def may_be_stacked(self) -> bool:
+        """Whether the algorithm's agents are ever stepped together."""
+        algorithm = self.config.algorithm
+        return not isinstance(algorithm, ServerRule) or (algorithm.pieces == 1 and not algorithm.workers_step)
+
+    def train_stacked(self, why_alone: str | None) -> None:
+        """Let two agents compute stacked."""
+        setting = "engine.batched = 'always'"
+        if why_alone is not None:
+            raise ValueError(f"{setting}: {why_alone}; allowed are auto and never")
+        spec = LearnerSpec(agent=0, recipe=self.training, neighbors=(), shard=self.shard)
+        try:
+            compute_together([Learner(spec, self.data), Learner(spec, self.data)])
+        except Exception as error:
+            reason = _reason(error)
+            if "randomness" in reason:
+                reason = "it draws random numbers, as dropout does"
+            problem = f"{setting}: {self.model} cannot run stacked ({reason})"
+            raise ValueError(f"{problem}; allowed are auto and never") from error
+
+
+def _same_object(name: str) -> str:
+    return (
+        f"task.model.factory: {public_name(name)} is the same object in all models that it makes; allowed is a factory "
+        "that makes anew what is trained or changed, or the module itself in its place"
+    )
+
+
+@contextmanager
+def _naming(setting: str, where: str) -> Iterator[None]:
+    """Name the setting, or that which an error's note names, in whatever is raised; it may be the user's own code."""
+    try:
+        yield
+    except Exception as error:
+        noted = next(iter(getattr(error, "__notes__", ())), setting)
+        raise ValueError(f"{noted}: fails on {where} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return an error in one line; its type too, where its message alone would say little."""
+    text = one_line(error)
+    if not isinstance(error, ValueError | RuntimeError) or not text:
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

@@ -1,0 +1,98 @@
+"""Which runs differ only in numbers, and can be stepped together: the plans of such runs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from torch.nn import RNNBase
+from torch.nn.modules.conv import _ConvNd
+
+from ray_pcasgd.agents.peer import AgentSpec
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.runs.settings.errors import one_line
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.plan.plan import resolve
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.tasks.models import CustomModel
+from ray_pcasgd.tasks.models import Torchvision
+from ray_pcasgd.tasks.objective import CustomMeasure
+from ray_pcasgd.runs.plan.tryout import try_out_variants
+from ray_pcasgd.agents.variants import Variants
+
+_NUMBERS = ("step_size", "warmup_steps")
+_PLACES = ("name", "storage_path")
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """Return the settings without those numbers in which runs may differ that are stepped together."""
+    tree = config.model_dump(mode="json", exclude={*_NUMBERS, *_PLACES}, fallback=repr)
+    assert isinstance(config.algorithm, Rule)
+    for name in config.algorithm.numeric_settings:
+        *parts, last = name.split(".")
+        place = tree["algorithm"]
+        for part in parts:
+            place = place[part]
+        del place[last]
+    return tree
+
+
+def why_alone(config: Config) -> str | None:
+    """Return why a run cannot be stepped together with others, or ``None`` if it can."""
+    if not isinstance(config.engine, LocalSettings):
+        return f"engine.name = {config.engine.name!r}: allowed is 'local'"
+    if not isinstance(config.algorithm, Rule):
+        return f"algorithm.name = {config.algorithm.name!r}: allowed are rules between peers"
+    if config.on_non_finite_loss != "stop":
+        return f"on_non_finite_loss = {config.on_non_finite_loss!r}: allowed is 'stop'"
+    return None
+
+
+def is_faster_together(config: Config, plan: Plan) -> bool:
+    """Return whether stacking gains on a CPU: not with convolutions or recurrent networks.
+
+    Nor with the user's own code, which may hold what cannot run stacked.
+    """
+    if isinstance(config.task.model, CustomModel | Torchvision) or isinstance(config.task.loss, CustomMeasure):
+        return False
+    module = config.task.build_model(plan.data, config.seed)
+    return not any(isinstance(part, _ConvNd | RNNBase) for part in module.modules())
+
+
+def make_variants(configs: Sequence[Config]) -> list[Plan]:
+    """Return the plans of runs that differ only in numbers; they share data, shards and schedule.
+
+    Raises:
+        SettingsError: some settings cannot be run, or not together.
+
+    """
+    for config in configs:
+        if reason := why_alone(config):
+            raise SettingsError(f"{reason} where runs are stepped together")
+    first = make_plan(configs[0])
+    if first.why_alone:
+        raise SettingsError(f"{first.why_alone}; such runs cannot be stepped together")
+    length = {"num_steps": first.config.num_steps, "num_epochs": None}
+    resolved = [resolve(config).model_copy(update=length) for config in configs]
+    plans = []
+    for config in resolved:
+        if shared_settings(config) != shared_settings(resolved[0]):
+            raise SettingsError("runs that are stepped together may differ in step size and the rule's numbers alone")
+        specs = tuple(_with_numbers(spec, config) for spec in first.specs if isinstance(spec, AgentSpec))
+        plans.append(dataclasses.replace(first, config=config, specs=specs))
+    own = [spec for plan in plans[:2] for spec in plan.specs[:1] if isinstance(spec, AgentSpec)]
+    try:
+        try_out_variants(Variants(own, first.data))
+    except ValueError as error:
+        raise SettingsError(one_line(error)) from None
+    return plans
+
+
+def _with_numbers(spec: AgentSpec, config: Config) -> AgentSpec:
+    assert isinstance(config.algorithm, Rule)
+    recipe = dataclasses.replace(
+        spec.recipe, rule=config.algorithm, step_size=config.step_size, warmup_steps=config.warmup_steps
+    )
+    return dataclasses.replace(spec, recipe=recipe)

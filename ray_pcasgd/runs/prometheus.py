@@ -1,0 +1,147 @@
+"""A run's metrics through Ray, for Prometheus: what a run measures, about once a second."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray.util import metrics
+
+from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.records import Event
+from ray_pcasgd.records import StepReport
+from ray_pcasgd.runs.callbacks import Watcher
+
+EXPORT_SECONDS = 1.0
+"""Metrics are handed to Ray this often; Prometheus asks every ten seconds or so."""
+
+_STEP_BOUNDARIES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+AVERAGED = "averaged"
+"""Stands for the averaged model among the agents."""
+
+
+class Exporter(Watcher):
+    """Hands a run's metrics to Ray, which exposes them as ``ray_pcasgd_...`` on every node's metrics port.
+
+    All have the label ``run``, those of agents also ``agent``; staleness has ``neighbor``, whom the agent has read.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._run = ""
+        self._metrics: _Metrics | None = None
+        self._has_cluster = False
+        self._exported_at = 0.0
+        self._newest: dict[int, StepReport] = {}
+        self._staleness: dict[tuple[int, int], int] = {}
+        self._steps = Counter[int]()
+        self._bytes = Counter[int]()
+        self._waited: defaultdict[int, float] = defaultdict(float)
+        self._durations: list[tuple[int, float]] = []
+        self._ended: dict[int, float] = {}
+
+    def started(self, plan: Plan, path: Path) -> None:
+        """Take in the run's name."""
+        self._run = path.name
+
+    def stepped(self, report: StepReport) -> None:
+        """Take in a step."""
+        row = report.row
+        self._newest[row.agent] = report
+        self._staleness |= {(row.agent, read.neighbor): read.staleness for read in row.reads}
+        self._steps[row.agent] += row.kind == "step"
+        self._bytes[row.agent] += report.bytes_sent
+        self._waited[row.agent] += row.end - row.ready
+        # From one reading to the next: a row has no time for what comes after it.
+        self._durations.append((row.agent, max(0.0, row.end - self._ended.get(row.agent, row.start))))
+        self._ended[row.agent] = row.end
+        if self._clock() - self._exported_at >= EXPORT_SECONDS:
+            self._export()
+
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take in evaluations, of agents and of the averaged model."""
+        made = self._made()
+        for row in rows:
+            labels = self._labels(AVERAGED if pd.isna(row["agent"]) else row["agent"])
+            for name, value in row.items():
+                if name.startswith("test_") and value == value:
+                    made.tested(name).set(value, labels)
+            if row["consensus_distance"] == row["consensus_distance"]:
+                made.consensus_distance.set(row["consensus_distance"], labels)
+
+    def happened(self, event: Event) -> None:
+        """Count an event."""
+        # The first events of all may come before there is a cluster.
+        self._has_cluster |= event.kind == "cluster_joined"
+        if self._has_cluster:
+            self._made().events.inc(1, {"run": self._run, "kind": event.kind})
+
+    def finished(self) -> None:
+        """Hand over what is left."""
+        if self._newest:
+            self._export()
+
+    def _made(self) -> "_Metrics":
+        if self._metrics is None:
+            self._metrics = _Metrics()
+        return self._metrics
+
+    def _labels(self, agent: int | str) -> dict[str, str]:
+        return {"run": self._run, "agent": str(agent)}
+
+    def _export(self) -> None:
+        made = self._made()
+        for agent, report in self._newest.items():
+            labels = self._labels(agent)
+            if report.loss == report.loss:
+                made.train_loss.set(report.loss, labels)
+            made.progress.set(report.progress, labels)
+            if self._steps[agent]:
+                made.steps.inc(self._steps[agent], labels)
+            if self._bytes[agent]:
+                made.bytes_sent.inc(self._bytes[agent], labels)
+            if self._waited[agent] > 0:
+                made.waited_seconds.inc(self._waited[agent], labels)
+            for name, gauge in (("theta", made.theta), ("predicting", made.predicting_share)):
+                if name in report.measures and report.measures[name] == report.measures[name]:
+                    gauge.set(report.measures[name], labels)
+        for agent, seconds in self._durations:
+            made.step_seconds.observe(seconds, self._labels(agent))
+        for (agent, neighbor), staleness in self._staleness.items():
+            made.staleness.set(staleness, {**self._labels(agent), "neighbor": str(neighbor)})
+        for gathered in (self._newest, self._staleness, self._steps, self._bytes, self._waited, self._durations):
+            gathered.clear()
+        self._exported_at = self._clock()
+
+
+class _Metrics:
+    """Ray's metrics, one of each name in a process; Ray puts ``ray_`` before their names."""
+
+    def __init__(self) -> None:
+        own = ("run", "agent")
+        self.steps = metrics.Counter("pcasgd_steps_total", "Steps that an agent has taken.", own)
+        self.progress = metrics.Gauge("pcasgd_progress_steps", "Steps taken, of the run's num_steps.", own)
+        self.train_loss = metrics.Gauge("pcasgd_train_loss", "Loss of an agent's newest mini-batch.", own)
+        self.step_seconds = metrics.Histogram(
+            "pcasgd_step_seconds", "Seconds of a step, waiting included.", _STEP_BOUNDARIES, own
+        )
+        self.waited_seconds = metrics.Counter("pcasgd_waited_seconds_total", "Seconds spent on waiting.", own)
+        self.bytes_sent = metrics.Counter("pcasgd_sent_bytes_total", "Bytes sent to neighbors.", own)
+        self.staleness = metrics.Gauge(
+            "pcasgd_staleness_steps", "Staleness of what an agent read last of a neighbor.", (*own, "neighbor")
+        )
+        self.theta = metrics.Gauge("pcasgd_theta", "Share of the predicting step.", own)
+        self.predicting_share = metrics.Gauge("pcasgd_predicting_share", "Share of predicting choices.", own)
+        self.consensus_distance = metrics.Gauge(
+            "pcasgd_consensus_distance", "Distance of an agent's weights to the mean of all.", own
+        )
+        self.events = metrics.Counter("pcasgd_events_total", "Events of a run, by kind.", ("run", "kind"))
+        self._tested: dict[str, metrics.Gauge] = {}
+
+    def tested(self, name: str) -> metrics.Gauge:
+        """Return the metric of a test figure, such as ``test_accuracy``."""
+        if name not in self._tested:
+            self._tested[name] = metrics.Gauge(f"pcasgd_{name}", f"{name} at the newest evaluation.", ("run", "agent"))
+        return self._tested[name]

@@ -1,0 +1,292 @@
+"""The record of a run, made as its reports come: rows, metrics, models and events, and its part of a state."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from ray_pcasgd.runs.storage.checkpoints import Checkpoints
+from ray_pcasgd.runs.consensus import AveragedModel
+from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.failures import StepError
+from ray_pcasgd.engines.failures import described
+from ray_pcasgd.engines.failures import measured
+from ray_pcasgd.runs.interrupting import Interrupts
+from ray_pcasgd.runs.metrics import Monitor
+from ray_pcasgd.runs.pace import Pace
+from ray_pcasgd.runs.pace import is_agent_step
+from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.records import Event
+from ray_pcasgd.records import Row
+from ray_pcasgd.records import Snapshot
+from ray_pcasgd.records import StepReport
+from ray_pcasgd.runs.result import final_metrics
+from ray_pcasgd.runs.storage.ending import Ending
+from ray_pcasgd.runs.storage.folder import RunFolder
+from ray_pcasgd.base.state import State
+from ray_pcasgd.runs.storage.states import RunStates
+from ray_pcasgd.schedule.trace import rows_up_to
+from ray_pcasgd.runs.callbacks import Watcher
+
+_SHOWN_EVALUATIONS = 3
+"""Failed evaluations that are shown at most; the events' file has all of them."""
+
+
+class WatcherError(Exception):
+    """What a watcher raised, which is not an error of the run itself."""
+
+
+class RunRecord:
+    """Takes in the reports of a run, tells its watcher, and keeps what its files are made of."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, watcher: Watcher) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.watcher = watcher
+        config = plan.config
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = AveragedModel(config.task, plan.data, config.seed, device, config.mixed_buffers)
+        self.monitor = Monitor(len(plan.specs), self.evaluate, plan.servers)
+        self.checkpoints = Checkpoints(folder, config.checkpoint)
+        self.ending = Ending(folder, self.take_event)
+        self.interrupts = Interrupts(self.ask_to_leave)
+        self.rows: list[Row] = []
+        self.lost: list[Event] = []
+        self.left: set[int] = set()
+        """Agents that were lost or isolated."""
+        self.taken: set[tuple[int, int]] = set()
+        """Agents and steps of all rows: steps that a run takes again, from a state on, do not count again."""
+        self.light: set[int] = set()
+        """Agents that were found with little mass."""
+        self.unsaid: list[Event] = []
+        """Events that are still to be taken in."""
+        self.failed_evaluations: list[Event] = []
+        self.evaluating = 0
+        """The step of the newest report."""
+        self.has_bare_model = False
+        """Whether the model's file holds no more than parameters and buffers."""
+        self.is_ending = False
+        """Whether there are no more reports."""
+        self.raised_at_end: Exception | None = None
+        """The error that a watcher raised after the run's end."""
+        self.started_at = time.perf_counter()
+        self.pace = Pace()
+        self.initial: dict[str, float] = {}
+        """The test figures of the common start of all agents, version 0."""
+        self.beginning: State = {"engine": None, "run": copy.deepcopy(self.state())}
+        """The state before the first step."""
+        self.states = RunStates(
+            folder.states, config.checkpoint, self.beginning["run"], len(plan.specs), self.take_event
+        )
+
+    def ask_to_leave(self) -> bool:
+        """Let the run end at its next pause; return whether there will be one."""
+        return False
+
+    def state(self, versions: Sequence[int] | None = None) -> State:
+        """Return what the run's files to come depend on, together with the engine's state.
+
+        Where agents go on from ``versions`` and take the steps after them otherwise, those rows are left out, and what
+        others have read of them: under its number there will be another version.
+        """
+        rows, left_out = (self.rows, 0) if versions is None else rows_up_to(self.rows, versions)
+        return {
+            "rows": rows,
+            "reads_left_out": left_out,
+            "monitor": self.monitor.state(),
+            "checkpoints": self.checkpoints.state(),
+            "left": sorted(self.left),
+            "lost": self.lost,
+            "seconds": time.perf_counter() - self.started_at,
+        }
+
+    def restore_parts(self, state: State) -> None:
+        """Take the place of whatever there is by a state."""
+        self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
+        self.taken = {row[:2] for row in self.rows}
+        self.monitor.restore(state["monitor"])
+        evaluated = max((row["step"] for row in self.monitor.rows), default=0)
+        self.monitor.frame()  # which fails on rows that are none
+        for problem in self.checkpoints.restore(state["checkpoints"], evaluated):
+            self.take_event(Event("model_skipped", -1, -1, problem))
+        self.started_at = time.perf_counter() - state["seconds"]
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.restore_parts(state)
+        if state["reads_left_out"]:
+            detail = f"{state['reads_left_out']} reads of versions after the state are left out of the schedule"
+            self.take_event(Event("reads_unrecorded", -1, -1, detail))
+        newest: dict[int, int] = {}
+        for row in self.rows:
+            newest[row.agent] = row.step + 1
+        step = min(newest.values(), default=0)
+        self.take_event(Event("run_resumed", -1, step, f"going on from the state of step {step}"))
+
+    def take(self, report: StepReport | Event) -> None:
+        """Take in one report."""
+        if isinstance(report, Event):
+            self.take_event(report)
+        else:
+            self.take_step(report)
+        self.say_unsaid()
+
+    def take_step(self, report: StepReport) -> None:
+        """Take in one step."""
+        if report.row[:2] in self.taken:
+            return
+        if is_agent_step(report.row, self.plan.servers):
+            self.pace.count(time.perf_counter())
+        self.taken.add(report.row[:2])
+        self.rows.append(report.row)
+        self.evaluating = report.progress
+        rows = self.monitor.take(report)
+        self.tell(self.watcher.stepped, report)
+        self.note_mass(report)
+        self.take_rows(rows)
+        if self.plan.last_steps.get(report.row.agent) == report.row.step:
+            self.note_departure(report.row.agent, report.row.step)
+
+    def take_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
+        if not rows:
+            return
+        self.tell(self.watcher.evaluated, rows)
+        consensus = self.monitor.latest
+        assert consensus is not None
+        try:
+            self.checkpoints.offer(rows[-1], lambda: self.model_state(consensus.mean))
+        except Exception as error:
+            step = rows[-1]["step"]
+            detail = f"the model of step {step} could not be kept: {described(error)}"
+            self.take_event(Event("model_not_kept", -1, step, detail))
+
+    def take_event(self, event: Event) -> None:
+        """Take in an event."""
+        if event.kind == "evaluation_failed":
+            self.failed_evaluations.append(event)
+        error = self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
+        if event.kind != "evaluation_failed" or len(self.failed_evaluations) <= _SHOWN_EVALUATIONS:
+            self.tell(self.watcher.happened, event)
+        if error is not None:
+            detail = f"{self.folder.path} cannot be written ({error}); the run goes on, and tries again"
+            self.tell(self.watcher.happened, Event("storage_failed", -1, -1, detail))
+            self.move_out_if_gone(error)
+        if event.agent in self.left and event.kind == "agent_isolated":
+            return  # isolated anew, on the way that was taken before
+        if event.kind == "agent_lost":
+            self.lost.append(event)
+        if event.kind == "agent_returned":
+            self.left.discard(event.agent)
+            self.monitor.come_back(event.agent, event.step)
+        if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
+            self.left.add(event.agent)
+            self.take_rows(self.monitor.leave(event.agent))
+
+    def note_mass(self, report: StepReport) -> None:
+        """Note that an agent has little of push-sum's mass left, once for each agent."""
+        smallest, agent = getattr(self.plan.config.algorithm, "smallest_mass", 0.0), report.row.agent
+        mass = report.measures.get("mass", 1.0)
+        if mass < smallest and agent not in self.light:
+            self.light.add(agent)
+            detail = (
+                f"agent {agent} has {mass:.2g} of its mass left: others take its shares late, or lost them; its steps "
+                f"grow no further than at algorithm.smallest_mass = {smallest:g}"
+            )
+            self.take_event(Event("mass_low", agent, report.progress, detail))
+
+    def note_departure(self, agent: int, last_step: int) -> None:
+        """Note that a recorded run lost an agent after ``last_step``."""
+        detail = f"the recorded run lost agent {agent} after {last_step + 1} steps"
+        self.take_event(Event("agent_left", agent, last_step + 1, detail))
+
+    def say_unsaid(self) -> None:
+        """Take in the events that have come up meanwhile."""
+        unsaid, self.unsaid = self.unsaid, []
+        for event in unsaid:
+            self.take_event(event)
+
+    def tell(self, act: Callable[..., None], *arguments: Any) -> None:
+        """Tell the watcher something; what it raises ends the run, but for what it is told at the end."""
+        try:
+            act(*arguments)
+        except KeyboardInterrupt:
+            self.interrupts.interrupt()
+        except Exception as error:
+            if not self.is_ending:
+                raise WatcherError from error
+            self.raised_at_end = self.raised_at_end or error
+
+    def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
+        """Return the averaged model's test figures."""
+        task = self.plan.config.task
+        values, failed = measured(
+            partial(self.model.evaluate, snapshot), task, -1, self.evaluating, "the averaged model"
+        )
+        self.unsaid += [failed] if failed else []
+        return values
+
+    def model_state(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Return a snapshot's state dict; of a module that cannot say its own, parameters and buffers."""
+        try:
+            return self.model.state_dict(snapshot)
+        except Exception as error:
+            if not self.has_bare_model:
+                self.has_bare_model = True
+                detail = f"the model's file holds parameters and buffers alone: {described(error)}"
+                self.take_event(Event("model_format", -1, -1, detail))
+            return dict(self.model.bare_state_dict(snapshot))
+
+    def write_model(self) -> None:
+        """Write the newest consensus model."""
+        assert self.monitor.latest is not None
+        metadata = {"format": "pt", "run": self.folder.name, "algorithm": self.plan.config.algorithm.name}
+        self.folder.write_model(self.model_state(self.monitor.latest.mean), metadata)
+
+    def move_out_if_gone(self, error: OSError) -> None:
+        """Go on in another folder where the run's own is not there any more; else it may be written again later."""
+        if self.folder.is_gone and self.ending.move_out(error):
+            self.states.write_to(self.folder.states)
+
+    def schedule_metadata(self) -> dict[str, str]:
+        """Return what the schedule's file says of the run."""
+        config = self.plan.config
+        return {
+            "run": self.folder.name,
+            "mode": "live" if self.plan.is_live else "planned",
+            "algorithm": config.algorithm.name,
+            "reading": self.plan.reading,
+            "num_agents": str(config.num_agents),
+            "num_servers": str(len(self.plan.servers)),
+            "seed": str(config.seed),
+            "left": " ".join(map(str, sorted(self.left))),
+        }
+
+    def shortfall(self) -> RunError | None:
+        """Return what makes a run that came to its end a failure."""
+        if len(self.left) == len(self.plan.specs):
+            return RunError("every agent has left the run; events.jsonl says why")
+        allowed = self.plan.config.max_failures
+        if allowed >= 0 and len(self.lost) > allowed:
+            names = ", ".join(f"agent {event.agent}" for event in self.lost)
+            return RunError(f"{names} lost; allowed are max_failures = {allowed}. The other agents finished")
+        if self.failed_evaluations:
+            first, *others = self.failed_evaluations
+            more = f"; and {len(others)} evaluations more" if others else ""
+            return StepError(f"evaluation of {first.detail}{more}", first.agent, first.step)
+        return self.divergence()
+
+    def divergence(self) -> RunError | None:
+        """Return the error of a model whose numbers are finite and whose last test loss, unlike the first, is not."""
+        final = final_metrics(self.monitor.frame())
+        loss, first = (figures.get("test_loss", 0.0) for figures in (final.get("averaged", {}), self.initial))
+        if math.isfinite(loss) or not math.isfinite(first):
+            return None
+        return RunError(
+            f"the averaged model has test loss {loss:g} at step {final['step']}: training has diverged; a smaller "
+            "step_size may help"
+        )

@@ -1,0 +1,224 @@
+"""Where a run starts: from settings to its result."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.engines.failures import StepError
+from ray_pcasgd.engines.failures import described
+from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.engines.local.variants import variant_reports
+from ray_pcasgd.runs.event_log import EventLog
+from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.settings.loading import merge
+from ray_pcasgd.runs.settings.loading import read_yaml
+from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.plan.plan import joined
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.ray_train import from_ray_train
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.run import Run
+from ray_pcasgd.runs.storage.folder import RunFolder
+from ray_pcasgd.base.state import State
+from ray_pcasgd.tasks.imports import unreadable
+from ray_pcasgd.runs.settings.trust import load_run_settings
+from ray_pcasgd.runs.plan.variants import make_variants
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Watchers
+
+_ESSENTIAL = ("seed", "num_agents", "num_steps", "algorithm", "task", "engine")
+"""Settings that every run's file must have."""
+
+
+class Trainer:
+    """Trains one model on many agents that get each other's weights late.
+
+    >>> result = Trainer(engine="local", num_steps=20, storage_path="/tmp/ray_pcasgd_doctest").fit()
+    >>> 0 <= result.metrics["test_accuracy"] <= 1
+    True
+
+    Args:
+        config: settings: a YAML file, a mapping, or ``Config``.
+        scaling_config: Ray's ``ScalingConfig``: ``num_workers`` agents, with their resources.
+        run_config: Ray's ``RunConfig``: name, storage path, and its ``CheckpointConfig`` and ``FailureConfig``.
+        watcher: is told of the run as it goes.
+        settings: parts of the settings by name, in place of those of ``config``, for example
+            ``algorithm={"name": "pc-asgd", "theta": 0.3}``.
+
+    Raises:
+        SettingsError: the settings cannot be run; nothing was started.
+
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Mapping[str, Any] | Config | None = None,
+        *,
+        scaling_config: Any = None,
+        run_config: Any = None,
+        watcher: Watcher | None = None,
+        **settings: Any,
+    ) -> None:
+        config = load_config(config, changes=from_ray_train(scaling_config, run_config))
+        self.config = load_config(config, changes=settings)
+        self._watcher = watcher or Watcher()
+
+    def fit(self, state: State | None = None) -> Result:
+        """Run to the end, and return the result; a run that fails returns its error, with its files intact.
+
+        Whatever the user's own code raises during the run, in the model, the loss, a metric or the data, is such an
+        error, which names agent, step, file and line; only what the watcher raises is raised again. Where a ``state``
+        is given (``Watcher.paused``), the run goes on from there.
+
+        Raises:
+            SettingsError: the settings cannot be run; nothing was started.
+            RunError: Ray does not start, or does not answer; the run has no folder yet.
+            RunInterrupted: a ``KeyboardInterrupt``: Ctrl-C was pressed. All files are written, ``resume`` goes on with
+                the run, and the exception's ``result`` is what this would have returned.
+
+        """
+        plan = make_plan(self.config)
+        RunFolder.require_free(plan.config)
+        with joined(plan.cluster):
+            return _made(plan, RunFolder.create(plan.config), _exporting(plan, self._watcher)).execute(state)
+
+
+def resume(
+    run: str | Path, watcher: Watcher | None = None, *, task: Mapping[str, Any] | None = None, trust: bool = False
+) -> Result:
+    """Go on with a run that was interrupted, from the newest of its states that is intact, in its own folder.
+
+    A run that has no intact state begins anew, and says so.
+
+    Args:
+        run: the run's folder, or its location on remote storage.
+        watcher: is told of the run as it goes.
+        task: parts of the task's settings in place of those of the run: what was given as objects of a script, which
+            no file can hold, such as your own data, model or loss.
+        trust: whether the run's settings may name code, or a cluster, though you have not run them before.
+
+    Raises:
+        SettingsError: there is no such run, it is complete, another driver has it, or its settings cannot be run any
+            more.
+        RunInterrupted: as ``Trainer.fit``.
+
+    """
+    folder = RunFolder.reopen(str(run))
+    try:
+        plan = make_plan(_settings_of(folder, str(run), task, trust))
+        with joined(plan.cluster):
+            execution = _made(plan, folder, _exporting(plan, watcher or Watcher()))
+            return execution.execute(resumes=True)
+    finally:
+        folder.close()
+
+
+def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, trust: bool) -> Config:
+    """Return a run's settings, with a part of its task from elsewhere."""
+    tree = read_yaml(folder.path / "config.yaml")
+    # A run writes all of its settings; what is missing would be a default, and another run.
+    if missing := [name for name in _ESSENTIAL if name not in tree]:
+        raise SettingsError(f"{run}: config.yaml is not whole; it has no {', no '.join(missing)}")
+    changes = {} if task is None else {"task": task}
+    if objects := unreadable(merge(tree, changes)):
+        raise SettingsError(
+            f"{run}: {' and '.join(objects)} {'was' if len(objects) == 1 else 'were'} given as objects of a script, "
+            "which no file can hold; go on from Python, with resume(run, task={...}) and the same objects"
+        )
+    return load_run_settings(folder.path, changes=changes, trust=trust)
+
+
+def _made(plan: Plan, folder: RunFolder, watcher: Watcher) -> Run:
+    """Return a run that is ready to start; where it cannot be made, a new folder is removed again."""
+    try:
+        return Run(plan, folder, watcher)
+    except Exception as error:
+        if not folder.is_reopened:
+            folder.discard()
+        raise SettingsError(f"the averaged model cannot be built: {described(error)}") from error
+
+
+def _exporting(plan: Plan, watcher: Watcher) -> Watcher:
+    """Return a watcher that also hands the metrics of a run on a cluster to Ray, and logs its events if asked to."""
+    engine = plan.config.engine
+    if isinstance(engine, LocalSettings):
+        return watcher
+    from ray_pcasgd.runs.prometheus import Exporter
+
+    logs = [EventLog()] if engine.log_format == "json" else []
+    return Watchers(watcher, Exporter(), *logs)
+
+
+def fit_together(
+    configs: Sequence[Config],
+    watchers: Sequence[Watcher] | None = None,
+    pausing: Callable[[Pause, Callable[[], State]], None] = lambda pause, state: None,
+    state: State | None = None,
+) -> list[Result]:
+    """Run variants of one configuration that differ only in numbers (``plan.same_but_for_numbers``), all at once.
+
+    Each has its own run folder; one whose loss is not finite ends there, and the others go on. ``pausing`` is called
+    where all of them can be left, with what returns the state from which they go on.
+
+    Raises:
+        SettingsError: settings cannot be run, or not together; nothing was started.
+
+    """
+    plans = make_variants(configs)
+    settings = plans[0].config.engine
+    assert isinstance(settings, LocalSettings)
+    watchers = watchers or [Watcher() for _ in plans]
+    runs: list[Run] = []
+    errors: dict[int, Exception] = {}
+    outside: BaseException | None = None
+    try:
+        for plan, watcher in zip(plans, watchers, strict=True):
+            runs.append(_made(plan, RunFolder.create(plan.config), watcher))
+        runs[0].start()
+        for run in runs[1:]:
+            run.start(runs[0].initial)
+        if state is not None:
+            for run, own in zip(runs, state["runs"], strict=True):
+                run.restore(own)
+            errors = {variant: NonFiniteLossError(*parts) for variant, parts in state["errors"].items()}
+        specs = [plan.specs for plan in plans]
+        engine_state = None if state is None else state["engine"]
+        for said in variant_reports(settings, plans[0].schedule, specs, plans[0].data, engine_state):
+            if isinstance(said, Pause):
+                pausing(said, partial(_state_of_all, said, runs, errors))
+                continue
+            variant, report = said
+            if isinstance(report, Exception):
+                errors[variant] = report
+            else:
+                runs[variant].take(report)
+    except SettingsError:
+        for run in runs:
+            run.folder.discard()
+        raise
+    except StepError as error:
+        # It ends all of them, since their steps are one.
+        errors = dict.fromkeys(range(len(runs)), error) | errors
+    except BaseException as left:
+        outside = left
+    results = []
+    for variant, run in enumerate(runs):
+        run.finish()
+        results.append(run.conclude(errors.get(variant), outside))
+        run.folder.close()
+    if outside is not None:
+        raise outside
+    return results
+
+
+def _state_of_all(pause: Pause, runs: Sequence[Run], errors: Mapping[int, Exception]) -> State:
+    return {
+        "engine": pause.state(),
+        "runs": [run.state() for run in runs],
+        "errors": {variant: list(error.args) for variant, error in errors.items()},
+    }

@@ -1,0 +1,130 @@
+"""Plans who averages with whom, when: the timing of AD-PSGD."""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
+
+_NANOSECONDS = 1_000_000_000
+
+
+def draw_partner(seed: int, agent: int, step: int, partners: tuple[int, ...]) -> int | None:
+    """Return which agent another one asks at its own step of that number; ``None`` where there is no agent to ask."""
+    if not partners:
+        return None
+    return partners[int(generator(seed, "partner", agent, step).integers(len(partners)))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairPlanner:
+    """A run's timing; iterating over it yields the same rows every time, lazily, in an order that can be executed.
+
+    Once an active agent's gradient is ready, it asks a random partner; the request takes the link's latency, and where
+    it arrives, the passive agent averages at once: an instant, and a row of the kind ``passive``. The answer takes the
+    link's latency back; then the active agent's row ends. Both rows read the other's version before the averaging.
+
+    **Choice**: at one instant requests come before answers, these before gradients, and lower numbers first.
+    """
+
+    partners: tuple[tuple[int, ...], ...]
+    """The agents that each agent asks, rising; passive agents ask none."""
+    num_steps: int
+    """Own steps that each agent takes; passive agents answer until all have."""
+    compute: ComputeTimes
+    links: tuple[LinkDelay, ...]
+    clusters: tuple[int, ...]
+    """The cluster of each agent."""
+    seed: int
+
+    def __iter__(self) -> Iterator[Row]:
+        return _Simulation(self).rows()
+
+
+class _Agent:
+    def __init__(self, plan: PairPlanner, number: int) -> None:
+        self.number = number
+        self.partners = plan.partners[number]
+        self.seconds = plan.compute.sampler(plan.seed, number)
+        self.version = 0
+        self.steps = 0
+        self.start = 0
+        self.ready = 0
+        self.partner_version = 0
+        """The version of its partner that was there when this was asked."""
+        self.answered = Read(0, 0, 0, 0)
+        """What it reads of the partner that has answered it."""
+
+
+_REQUEST, _ANSWER, _READY = range(3)
+
+
+class _Simulation:
+    def __init__(self, plan: PairPlanner) -> None:
+        self.plan = plan
+        self.agents = [_Agent(plan, number) for number in range(len(plan.partners))]
+        self.links = {
+            (k, i): LinkTimes(plan.links, plan.clusters, plan.seed, k, i)
+            for a, partners in enumerate(plan.partners)
+            for b in partners
+            for k, i in ((a, b), (b, a))
+        }
+        self.calendar: list[tuple[int, int, int, int]] = []
+        """Heap of (nanosecond, what, agent, partner)."""
+
+    def rows(self) -> Iterator[Row]:
+        for agent in self.agents:
+            self.begin(agent, 0)
+        while self.calendar:
+            now, what, number, other = heapq.heappop(self.calendar)
+            agent = self.agents[number]
+            if what == _REQUEST:
+                yield self.answer(agent, self.agents[other], now)
+                continue
+            if what == _READY:
+                partner = draw_partner(self.plan.seed, number, agent.steps, agent.partners)
+                if partner is not None:
+                    self.ask(agent, self.agents[partner], now)
+                    continue
+                reads: tuple[Read, ...] = ()
+            else:
+                read = agent.answered
+                reads = (read._replace(staleness=self.agents[other].version - read.version - 1),)
+            start, ready, end = _seconds(agent.start, agent.ready, now)
+            yield Row(number, agent.version, start, ready, end, reads)
+            agent.version += 1
+            agent.steps += 1
+            self.begin(agent, now)
+
+    def begin(self, agent: _Agent, now: int) -> None:
+        """Start the agent's next step, if there is one."""
+        if agent.steps == self.plan.num_steps:
+            return
+        agent.start = now
+        agent.ready = now + round(agent.seconds(now / _NANOSECONDS) * _NANOSECONDS)
+        heapq.heappush(self.calendar, (agent.ready, _READY, agent.number, 0))
+
+    def ask(self, agent: _Agent, partner: _Agent, now: int) -> None:
+        agent.partner_version = partner.version
+        arrival = now + self.latency(agent, partner, now)
+        heapq.heappush(self.calendar, (arrival, _REQUEST, agent.number, partner.number))
+
+    def answer(self, agent: _Agent, partner: _Agent, now: int) -> Row:
+        """Return the partner's row, which ends as it starts."""
+        read = Read(agent.number, agent.version, 0, partner.version - agent.partner_version)
+        moment = now / _NANOSECONDS
+        row = Row(partner.number, partner.version, moment, moment, moment, (read,), "passive")
+        agent.answered = Read(partner.number, partner.version, 0, 0)
+        partner.version += 1
+        heapq.heappush(self.calendar, (now + self.latency(partner, agent, now), _ANSWER, agent.number, partner.number))
+        return row
+
+    def latency(self, sender: _Agent, receiver: _Agent, now: int) -> int:
+        seconds = self.links[sender.number, receiver.number].latency_seconds(sender.version, now / _NANOSECONDS)
+        return round(seconds * _NANOSECONDS)
+
+
+def _seconds(*moments: int) -> list[float]:
+    return [moment / _NANOSECONDS for moment in moments]

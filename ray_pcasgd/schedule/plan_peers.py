@@ -1,0 +1,235 @@
+"""Plans who reads which version when: an event-driven simulation of timing alone, without weights."""
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.dpsgd import DASGD
+from ray_pcasgd.schedule.barrier import Barrier, WaitFor
+from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
+
+_NANOSECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """A run's timing; iterating over it yields the same rows every time, lazily, in an order that can be executed.
+
+    An agent computes its gradient, then tests its barrier, at once and whenever messages arrive, until it may
+    proceed; at that instant it reads, publishes its next version and starts its next step. Time is whole nanoseconds,
+    so that equal times are equal.
+
+    **Choice**: of what happens at one instant. Arrivals come first. Then all agents that may proceed end their steps
+    together, none of them reading what another publishes in that same round. Then messages without latency arrive,
+    and agents that waited for them proceed in a next round at the same instant. So equal speeds without delay are plain
+    synchronous SGD, with or without a barrier, and a barrier never costs a step. For a read's age, what the reader
+    publishes in the same round as its neighbor comes before that, what it publishes in a later round comes after it.
+
+    Rows come in the order of ``end``, of the round within that instant, and of the agent.
+    """
+
+    neighbors: tuple[tuple[int, ...], ...]
+    """The agents that each agent reads, rising."""
+    num_steps: int
+    """Steps that each agent takes."""
+    compute: ComputeTimes
+    links: tuple[LinkDelay, ...]
+    clusters: tuple[int, ...]
+    """The cluster of each agent."""
+    barrier: Barrier
+    seed: int
+    rule: Rule = field(default_factory=DASGD)
+    """Says who reads whom, and who sends to whom."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return _Simulation(self).rows()
+
+
+class _Message(NamedTuple):
+    version: int
+    arrives_at: int
+    known_at: int
+    """The version of its sender that must be known before this one's weights may be read."""
+    reader_step: int
+    """The step that the reader was at when this was sent."""
+
+
+_START = _Message(version=0, arrives_at=-1, known_at=0, reader_step=0)
+"""Version 0, which all have before the first step."""
+
+
+class _Agent:
+    def __init__(self, plan: Planner, number: int) -> None:
+        self.number = number
+        self.compute = plan.compute.sampler(plan.seed, number)
+        self.barrier_draws = generator(plan.seed, "barrier", number)
+        self.incoming: dict[int, _Link] = {}
+        """By sender."""
+        self.outgoing: list[_Link] = []
+        self.step = 0
+        """The step that it is at, which is its newest version."""
+        self.start = 0
+        self.ready = 0
+        self.waits = False
+        """Whether the barrier has been tested in vain at this step."""
+        self.held: tuple[int, ...] = ()
+        """Who was not sent the present version, where every version is read once."""
+
+
+class _Link:
+    """What one reader knows of one neighbor."""
+
+    def __init__(self, times: LinkTimes, sender: _Agent, receiver: _Agent, reads_every: bool) -> None:
+        self.sender = sender
+        self.receiver = receiver
+        self.reads_every = reads_every
+        self.newest = 0
+        """Newest version whose message has arrived."""
+        self.in_flight: deque[_Message] = deque()
+        self._times = times
+        self._last = _START
+        """What was read last."""
+        self._held: deque[_Message] = deque([_START] if reads_every else [])
+        """What has arrived and may yet be read, by rising version and, unless every one is read, ``known_at``."""
+        self._last_arrival = 0
+
+    def send(self, now: int) -> int:
+        """Send the sender's newest version, and return when it arrives; messages never overtake each other."""
+        version, second = self.sender.step, now / _NANOSECONDS
+        latency = round(self._times.latency_seconds(version, second) * _NANOSECONDS)
+        self._last_arrival = max(self._last_arrival, now + latency)
+        known_at = version + self._times.hold_steps(version, second)
+        self.in_flight.append(_Message(version, self._last_arrival, known_at, self.receiver.step))
+        return self._last_arrival
+
+    def advance(self, now: int) -> None:
+        """Let everything arrive that is due."""
+        while self.in_flight and self.in_flight[0].arrives_at <= now:
+            message = self.in_flight.popleft()
+            self.newest = message.version
+            # Versions that become readable no earlier than a newer one are never the newest readable.
+            while not self.reads_every and self._held and self._held[-1].known_at >= message.known_at:
+                self._held.pop()
+            self._held.append(message)
+
+    def read(self, step: int, capped: bool, once: bool) -> Iterator[Read]:
+        """Yield what the receiver reads at its step: one version, unless every one is read; never an older one.
+
+        With ``once``, no version is read where no new one has come.
+        """
+        known = min(self.newest, step) if capped else self.newest
+        published = min(self.sender.step, step) if capped else self.sender.step
+        if self.reads_every:
+            taken = [message for message in self._held if message.known_at <= known]
+            self._held = deque(message for message in self._held if message.known_at > known)
+        else:
+            last = self._last
+            while self._held and self._held[0].known_at <= known:
+                self._last = self._held.popleft()
+            taken = [] if once and self._last is last else [self._last]
+        for message in taken:
+            # What an earlier, uncapped read has seen may be newer than the cap.
+            staleness = max(0, published - message.version)
+            yield Read(self.sender.number, message.version, staleness, step - message.reader_step)
+
+
+class _Simulation:
+    def __init__(self, plan: Planner) -> None:
+        self.plan = plan
+        self.agents = [_Agent(plan, number) for number in range(len(plan.neighbors))]
+        for receiver in self.agents:
+            for k in plan.neighbors[receiver.number]:
+                times = LinkTimes(plan.links, plan.clusters, plan.seed, k, receiver.number)
+                link = _Link(times, self.agents[k], receiver, plan.rule.reading == "every")
+                receiver.incoming[k] = link
+                self.agents[k].outgoing.append(link)
+        self.calendar: list[tuple[int, int]] = []
+        """Heap of (nanosecond, agent): when agents test their barriers. Arrivals matter only to agents that wait."""
+
+    def rows(self) -> Iterator[Row]:
+        if self.plan.num_steps < 1:
+            return
+        for agent in self.agents:
+            heapq.heappush(self.calendar, (self.begin(agent, 0), agent.number))
+        while self.calendar:
+            now = self.calendar[0][0]
+            testing: set[int] = set()
+            while self.calendar and self.calendar[0][0] == now:
+                testing.add(heapq.heappop(self.calendar)[1])
+            while testing:
+                tested = (self.test(self.agents[number], now) for number in sorted(testing))
+                rows = [row for row in tested if row is not None]
+                testing = self.publish([self.agents[row.agent] for row in rows], now)
+                yield from rows
+
+    def begin(self, agent: _Agent, now: int) -> int:
+        """Start the agent's next step, and return when its gradient is ready."""
+        agent.start = now
+        agent.ready = now + round(agent.compute(now / _NANOSECONDS) * _NANOSECONDS)
+        return agent.ready
+
+    def test(self, agent: _Agent, now: int) -> Row | None:
+        """Return the row that ends now if the barrier lets it; else the agent tests again at the next arrival."""
+        step = agent.step
+        if step == self.plan.num_steps or now < agent.ready:
+            return None  # an arrival that was entered for a wait which an earlier one has ended
+        for link in agent.incoming.values():
+            link.advance(now)
+        newest = {k: link.newest for k, link in agent.incoming.items()}
+        decision = self.plan.barrier.decide(step, newest, agent.barrier_draws)
+        if isinstance(decision, WaitFor):
+            self.wait(agent)
+            return None
+        reads = tuple(self.reads(agent, decision.capped))
+        times = (agent.start / _NANOSECONDS, agent.ready / _NANOSECONDS, now / _NANOSECONDS)
+        return Row(agent.number, step, *times, reads, held=agent.held)
+
+    def reads(self, agent: _Agent, capped: frozenset[int]) -> Iterator[Read]:
+        """Yield what the agent reads at its step."""
+        rule, neighbors = self.plan.rule, self.plan.neighbors[agent.number]
+        for k in rule.partners(self.plan.seed, agent.number, agent.step, neighbors):
+            for read in agent.incoming[k].read(agent.step, k in capped, rule.reading == "news"):
+                # The last version is not passed on: its agent splits its mass no more.
+                if rule.reading != "every" or read.version < self.plan.num_steps:
+                    yield read
+
+    def wait(self, agent: _Agent) -> None:
+        if agent.waits:
+            return
+        agent.waits = True
+        for link in agent.incoming.values():
+            for message in link.in_flight:
+                heapq.heappush(self.calendar, (message.arrives_at, agent.number))
+
+    def done(self, agent: _Agent) -> tuple[int, ...]:
+        """Return those readers of an agent that take no more steps: a share that is pushed to them is lost."""
+        if self.plan.rule.reading != "every":
+            return ()
+        readers = sorted(link.receiver.number for link in agent.outgoing)
+        return tuple(number for number in readers if self.agents[number].step == self.plan.num_steps)
+
+    def publish(self, agents: list[_Agent], now: int) -> set[int]:
+        """Publish the next version of each of the agents; return who tests in the next round of this instant."""
+        for agent in agents:
+            agent.step += 1
+            agent.waits = False
+        entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < self.plan.num_steps]
+        for agent in agents:
+            readers = tuple(link.receiver.number for link in agent.outgoing)
+            receivers = self.plan.rule.receivers(self.plan.seed, agent.number, agent.step, readers)
+            agent.held = self.done(agent)
+            for link in agent.outgoing:
+                if link.receiver.number not in receivers or link.receiver.number in agent.held:
+                    continue
+                arrives_at = link.send(now)
+                if link.receiver.waits:
+                    entries.append((arrives_at, link.receiver.number))
+        for entry in entries:
+            if entry[0] > now:
+                heapq.heappush(self.calendar, entry)
+        return {number for moment, number in entries if moment == now}

@@ -1,0 +1,265 @@
+"""Plans who delivers which gradient when, around a server: an event-driven simulation of timing alone."""
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules.gathering import Arrival, Gatherer, Gathering
+from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
+
+_NANOSECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPlanner:
+    """The timing of a run with P workers, agents 0 to P - 1, and servers, the agents from P on.
+
+    A worker reads its servers' versions, computes, and sends its gradient, a part to each server. A server takes
+    gradients as its gathering says, and answers a worker at once, or, where workers wait, at the update that takes
+    the gradient; where a policy cancels, each new version goes to all workers. A worker starts again when all servers
+    have answered; its work is cancelled once all have moved on from the versions that it reads.
+
+    Time is whole nanoseconds. **Choice**: of what happens at one instant, messages come before gradients that become
+    ready, and both by the worker's number; so workers that are equally fast are served one after another.
+
+    A delay in steps holds back a server's weights, towards a worker, until the server has made that many more steps of
+    progress (``Position``); gradients are late by seconds alone. Rows come in an order in which they can be
+    executed; iterating yields ``None`` where what comes next depends on losses that have not been told.
+    """
+
+    num_workers: int
+    num_servers: int
+    gathering: Gathering
+    num_steps: int
+    """The run ends when each server has taken this many mini-batches for each worker."""
+    local_steps: int
+    """Mini-batches of one message."""
+    reads_before: int
+    """How many versions before a server's newest one a worker reads."""
+    compute: ComputeTimes
+    links: tuple[LinkDelay, ...]
+    clusters: tuple[int, ...]
+    """The cluster of each agent, servers included."""
+    seed: int
+
+    def __iter__(self) -> "ServerRows":
+        return ServerRows(self)
+
+
+class ServerRows(Iterator[Row | None]):
+    """The rows of one pass over a plan; it has to be told the losses of those that have been executed."""
+
+    def __init__(self, plan: ServerPlanner) -> None:
+        self._simulation = _Simulation(plan)
+        self._rows = self._simulation.rows()
+        self._num_workers = plan.num_workers
+
+    def __next__(self) -> Row | None:
+        return next(self._rows)
+
+    def tell(self, row: Row, loss: float) -> None:
+        """Take in the loss of a row that was executed."""
+        if row.agent < self._num_workers:
+            for server in self._simulation.servers:
+                server.gatherer.tell(row.agent, row.step + 1, loss)
+
+
+class Position:
+    """How far a server has come, in steps of a peer: mini-batches that it has taken over the number of workers."""
+
+    def __init__(self, num_workers: int, local_steps: int) -> None:
+        self.num_workers = num_workers
+        self._local_steps = local_steps
+        self._batches = 0
+        self._at_version = [0]
+
+    @property
+    def steps(self) -> int:
+        """The present position, rounded down."""
+        return self._at_version[-1]
+
+    def advance(self, num_messages: int) -> None:
+        """Note an update that takes ``num_messages`` messages."""
+        self._batches += num_messages * self._local_steps
+        self._at_version.append(self._batches // self.num_workers)
+
+    def state(self) -> list[int]:
+        """Return what ``restore`` needs: the mini-batches so far, and the position at each version."""
+        return [self._batches, *self._at_version]
+
+    def restore(self, state: Sequence[int]) -> None:
+        """Be where a state was taken."""
+        self._batches, *self._at_version = state
+
+    def version_before(self, steps: int) -> int:
+        """Return the newest version that was reached at least ``steps`` steps ago, or version 0."""
+        if steps <= 0:
+            return len(self._at_version) - 1
+        return max(0, bisect_right(self._at_version, self.steps - steps) - 1)
+
+
+class _Notice(NamedTuple):
+    """What a server tells a worker."""
+
+    newest: int
+    reads: int
+    """The version that the worker is going to read."""
+    answers: int
+    """The worker's newest gradient that this answers."""
+
+
+class _Channel:
+    """One direction of one link; messages never overtake each other."""
+
+    def __init__(self, plan: ServerPlanner, sender: int, receiver: int) -> None:
+        self._times = LinkTimes(plan.links, plan.clusters, plan.seed, sender, receiver)
+        self._last = 0
+
+    def send(self, version: int, now: int) -> int:
+        """Return when a message arrives."""
+        latency = round(self._times.latency_seconds(version, now / _NANOSECONDS) * _NANOSECONDS)
+        self._last = max(self._last, now + latency)
+        return self._last
+
+    def hold_steps(self, position: int, now: int) -> int:
+        return self._times.hold_steps(position, now / _NANOSECONDS)
+
+
+class _Worker:
+    def __init__(self, plan: ServerPlanner, number: int) -> None:
+        self.number = number
+        self.seconds = plan.compute.sampler(plan.seed, number)
+        self.known = [_Notice(0, 0, 0)] * plan.num_servers
+        """The newest notice of each server."""
+        self.reading = self.known
+        """The notices that the present work was begun with."""
+        self.version = 0
+        self.start = 0
+        self.computing = False
+        self.to_server = [_Channel(plan, number, plan.num_workers + s) for s in range(plan.num_servers)]
+
+
+class _Server:
+    def __init__(self, plan: ServerPlanner, number: int) -> None:
+        self.number = number
+        self.gatherer = Gatherer(plan.gathering, plan.num_workers)
+        self.position = Position(plan.num_workers, plan.local_steps)
+        self.to_worker = [_Channel(plan, plan.num_workers + number, k) for k in range(plan.num_workers)]
+        self.given = [0] * plan.num_workers
+        """The version that each worker was told to read last."""
+
+
+_Kind = Literal["notice", "gradient", "ready"]
+_RANK: dict[_Kind, int] = {"notice": 0, "gradient": 1, "ready": 2}
+
+
+class _Simulation:
+    def __init__(self, plan: ServerPlanner) -> None:
+        self.plan = plan
+        self.workers = [_Worker(plan, number) for number in range(plan.num_workers)]
+        self.servers = [_Server(plan, number) for number in range(plan.num_servers)]
+        self.calendar: list[tuple[int, int, int, int, int, _Kind, _Notice | Arrival | int]] = []
+        self.count = 0
+
+    def enter(self, moment: int, kind: _Kind, worker: int, server: int, content: _Notice | Arrival | int) -> None:
+        self.count += 1
+        heapq.heappush(self.calendar, (moment, _RANK[kind], worker, server, self.count, kind, content))
+
+    def rows(self) -> Iterator[Row | None]:
+        for worker in self.workers:
+            self.begin(worker, 0)
+        while not all(map(self.is_over, self.servers)):
+            now, _, number, place, _, _, content = heapq.heappop(self.calendar)
+            worker, server = self.workers[number], self.servers[place]
+            if isinstance(content, _Notice):
+                yield from self.notice(worker, place, content, now)
+            elif isinstance(content, Arrival):
+                while not server.gatherer.adapt(now / _NANOSECONDS):
+                    yield None
+                yield from self.arrive(server, content, now)
+            elif worker.computing and worker.version == content:
+                yield self.ready(worker, now)
+
+    def is_over(self, server: _Server) -> bool:
+        return server.position.steps >= self.plan.num_steps
+
+    def begin(self, worker: _Worker, now: int) -> None:
+        """Let a worker read and start to compute."""
+        worker.reading = list(worker.known)
+        worker.start = now
+        worker.computing = True
+        begun = now / _NANOSECONDS
+        seconds = 0.0
+        for _ in range(self.plan.local_steps):
+            seconds += worker.seconds(begun + seconds)
+        self.enter(now + round(seconds * _NANOSECONDS), "ready", worker.number, 0, worker.version)
+
+    def end(self, worker: _Worker, now: int, kind: Literal["step", "cancelled"]) -> Row:
+        worker.computing = False
+        worker.version += 1
+        reads = tuple(
+            Read(self.plan.num_workers + s.number, notice.reads, notice.newest - notice.reads, 0)
+            for s, notice in zip(self.servers, worker.reading, strict=True)
+        )
+        times = (worker.start / _NANOSECONDS, now / _NANOSECONDS, now / _NANOSECONDS)
+        return Row(worker.number, worker.version - 1, *times, reads, kind)
+
+    def ready(self, worker: _Worker, now: int) -> Row:
+        """Send a gradient that is done to every server."""
+        row = self.end(worker, now, "step")
+        for channel, notice, server in zip(worker.to_server, worker.reading, self.servers, strict=True):
+            arrival = Arrival(worker.number, worker.version, notice.reads, notice.newest)
+            self.enter(channel.send(worker.version, now), "gradient", worker.number, server.number, arrival)
+        return row
+
+    def notice(self, worker: _Worker, place: int, notice: _Notice, now: int) -> Iterator[Row]:
+        """Let a worker hear from a server."""
+        worker.known[place] = notice._replace(answers=max(notice.answers, worker.known[place].answers))
+        if worker.computing and self.plan.gathering.cancels and all(map(self.is_newer, worker.known, worker.reading)):
+            yield self.end(worker, now, "cancelled")
+        if not worker.computing and all(self.is_answer(worker, s) for s in range(self.plan.num_servers)):
+            self.begin(worker, now)
+
+    @staticmethod
+    def is_newer(known: _Notice, reading: _Notice) -> bool:
+        return known.newest > reading.newest
+
+    def is_answer(self, worker: _Worker, place: int) -> bool:
+        known = worker.known[place]
+        cancels = self.plan.gathering.cancels
+        return known.answers >= worker.version or (cancels and self.is_newer(known, worker.reading[place]))
+
+    def arrive(self, server: _Server, arrival: Arrival, now: int) -> Iterator[Row]:
+        """Let a gradient arrive, and update if it is time."""
+        waits, cancels = self.plan.gathering.waits, self.plan.gathering.cancels
+        counts = not self.is_over(server) and server.gatherer.arrive(arrival)
+        taken = server.gatherer.take() if counts else ()
+        if taken:
+            yield self.update(server, taken, now)
+        if cancels and taken:
+            answered = {k: arrival.version if k == arrival.worker else 0 for k in range(self.plan.num_workers)}
+        elif waits and counts:
+            answered = {one.worker: one.version for one in taken}
+        else:
+            answered = {arrival.worker: arrival.version}
+        for worker, version in answered.items():
+            self.answer(server, worker, version, now)
+
+    def update(self, server: _Server, taken: tuple[Arrival, ...], now: int) -> Row:
+        version = server.gatherer.version - 1
+        staleness = [version - one.computed_at for one in taken]
+        reads = sorted(Read(one.worker, one.version, tau, tau) for one, tau in zip(taken, staleness, strict=True))
+        server.position.advance(len(taken))
+        moment = now / _NANOSECONDS
+        return Row(self.plan.num_workers + server.number, version, moment, moment, moment, tuple(reads))
+
+    def answer(self, server: _Server, worker: int, version: int, now: int) -> None:
+        """Send the server's newest version, or the one that the link lets through, to a worker."""
+        channel, newest = server.to_worker[worker], server.gatherer.version
+        held = server.position.version_before(channel.hold_steps(server.position.steps, now))
+        reads = max(server.given[worker], min(held, newest - self.plan.reads_before), 0)
+        server.given[worker] = reads
+        self.enter(channel.send(newest, now), "notice", worker, server.number, _Notice(newest, reads, version))

@@ -1,0 +1,364 @@
+"""Which agents are neighbors, and the weights with which they are averaged."""
+
+import itertools
+from typing import Annotated, Any, Literal, NamedTuple
+
+import networkx as nx
+import numpy as np
+from pydantic import Field
+
+from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.base.settings import Settings
+
+_REDRAWS = 100
+_TOLERANCE = 1e-6
+
+
+class Complete(Settings):
+    """All agents are neighbors of each other."""
+
+    name: Literal["complete"] = "complete"
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1."""
+        return nx.complete_graph(num_agents)
+
+
+class Ring(Settings):
+    """Each agent has the one before and the one after it."""
+
+    name: Literal["ring"] = "ring"
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1."""
+        return _simple(nx.cycle_graph(num_agents))
+
+
+class Torus(Settings):
+    """A two-dimensional grid whose edges are joined."""
+
+    name: Literal["torus"] = "torus"
+    rows: int = Field(ge=1)
+    """Rows of the grid."""
+    columns: int = Field(ge=1)
+    """Columns of the grid; rows times columns is the number of agents."""
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1, numbered row by row."""
+        if self.rows * self.columns != num_agents:
+            raise ValueError(
+                f"topology.rows = {self.rows}, topology.columns = {self.columns}: allowed are factors of num_agents "
+                f"= {num_agents}"
+            )
+        grid = nx.grid_2d_graph(self.rows, self.columns, periodic=True)
+        return _simple(nx.relabel_nodes(grid, {(r, c): r * self.columns + c for r, c in grid}))
+
+
+class Star(Settings):
+    """Agent 0 is the only neighbor of every other agent."""
+
+    name: Literal["star"] = "star"
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1."""
+        return nx.star_graph(num_agents - 1)
+
+
+class Hypercube(Settings):
+    """Agents whose numbers differ in one bit are neighbors."""
+
+    name: Literal["hypercube"] = "hypercube"
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1."""
+        if num_agents & (num_agents - 1):
+            raise ValueError(f"num_agents = {num_agents}: allowed for topology.name = 'hypercube' are powers of two")
+        graph = nx.empty_graph(num_agents)
+        graph.add_edges_from((i, i ^ bit) for i in range(num_agents) for bit in _powers_below(num_agents))
+        return graph
+
+
+class StaticExponential(Settings):
+    """Neighbors at distances 1, 2, 4, ... around a ring (the static exponential graph, undirected)."""
+
+    name: Literal["exponential"] = "exponential"
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1."""
+        graph = nx.empty_graph(num_agents)
+        graph.add_edges_from(
+            (i, (i + distance) % num_agents) for i in range(num_agents) for distance in _powers_below(num_agents)
+        )
+        return _simple(graph)
+
+
+class ErdosRenyi(Settings):
+    """Every pair is joined with the same probability; drawn anew until the graph is connected."""
+
+    name: Literal["erdos-renyi"] = "erdos-renyi"
+    probability: float = Field(gt=0, le=1)
+    """Probability of each edge."""
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1."""
+        for attempt in range(_REDRAWS):
+            graph = nx.gnp_random_graph(num_agents, self.probability, seed=stream_seed(seed, "topology", attempt))
+            if nx.is_connected(graph):
+                return graph
+        raise ValueError(
+            f"topology.probability = {self.probability:g}: none of {_REDRAWS} graphs of {num_agents} agents was "
+            "connected; allowed are larger values"
+        )
+
+
+class Regular(Settings):
+    """A random graph in which all agents have the same number of neighbors; drawn anew until it is connected."""
+
+    name: Literal["regular"] = "regular"
+    degree: int = Field(ge=1)
+    """Number of neighbors."""
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1."""
+        if self.degree >= num_agents or self.degree * num_agents % 2:
+            raise ValueError(
+                f"topology.degree = {self.degree}: allowed are values below num_agents = {num_agents} whose product "
+                "with it is even"
+            )
+        for attempt in range(_REDRAWS):
+            graph = nx.random_regular_graph(self.degree, num_agents, seed=stream_seed(seed, "topology", attempt))
+            if nx.is_connected(graph):
+                return graph
+        raise ValueError(
+            f"topology.degree = {self.degree}: none of {_REDRAWS} graphs of {num_agents} agents was connected; "
+            "allowed are larger values"
+        )
+
+
+class Edges(Settings):
+    """The user's own graph."""
+
+    name: Literal["edges"] = "edges"
+    edges: tuple[tuple[int, int], ...]
+    """Pairs of neighbors."""
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1."""
+        _check_edges(self.edges, num_agents)
+        graph = nx.empty_graph(num_agents)
+        graph.add_edges_from(self.edges)
+        return graph
+
+
+class DirectedRing(Settings):
+    """Each agent sends only to the one after it."""
+
+    name: Literal["directed-ring"] = "directed-ring"
+
+    def graph(self, num_agents: int, seed: int) -> nx.DiGraph:
+        """Return the graph on agents 0 to N - 1; edges point the way that messages go."""
+        return _simple(nx.cycle_graph(num_agents, create_using=nx.DiGraph))
+
+
+class DirectedExponential(Settings):
+    """Each agent sends to those 1, 2, 4, ... places after it around a ring (Assran et al. 2019, all at once)."""
+
+    name: Literal["directed-exponential"] = "directed-exponential"
+
+    def graph(self, num_agents: int, seed: int) -> nx.DiGraph:
+        """Return the graph on agents 0 to N - 1; edges point the way that messages go."""
+        graph = nx.empty_graph(num_agents, create_using=nx.DiGraph)
+        graph.add_edges_from(
+            (i, (i + distance) % num_agents) for i in range(num_agents) for distance in _powers_below(num_agents)
+        )
+        return _simple(graph)
+
+
+class DirectedEdges(Settings):
+    """The user's own directed graph."""
+
+    name: Literal["directed-edges"] = "directed-edges"
+    edges: tuple[tuple[int, int], ...]
+    """Pairs of agents: the sender, and the agent that reads it."""
+
+    def graph(self, num_agents: int, seed: int) -> nx.DiGraph:
+        """Return the graph on agents 0 to N - 1; edges point the way that messages go."""
+        _check_edges(self.edges, num_agents)
+        graph = nx.empty_graph(num_agents, create_using=nx.DiGraph)
+        graph.add_edges_from(self.edges)
+        return graph
+
+
+Topology = Annotated[
+    Complete
+    | Ring
+    | Torus
+    | Star
+    | Hypercube
+    | StaticExponential
+    | ErdosRenyi
+    | Regular
+    | Edges
+    | DirectedRing
+    | DirectedExponential
+    | DirectedEdges,
+    Field(discriminator="name"),
+]
+"""A connected graph of agents, by its ``name``; directed ones are for algorithms that push shares (sgp)."""
+
+
+class Metropolis(Settings):
+    """Metropolis-Hastings weights: ``w_ik = 1 / (1 + max(deg_i, deg_k))``, the rest stays with the agent."""
+
+    name: Literal["metropolis"] = "metropolis"
+
+    def matrix(self, graph: nx.Graph) -> np.ndarray:
+        """Return W, float64 of shape (N, N)."""
+        matrix = np.zeros((len(graph), len(graph)))
+        for i, k in graph.edges:
+            matrix[i, k] = matrix[k, i] = 1 / (1 + max(graph.degree[i], graph.degree[k]))
+        np.fill_diagonal(matrix, 1 - matrix.sum(1))
+        return matrix
+
+
+class Uniform(Settings):
+    """The weight 1 / N for all agents, on a complete graph."""
+
+    name: Literal["uniform"] = "uniform"
+
+    def matrix(self, graph: nx.Graph) -> np.ndarray:
+        """Return W, float64 of shape (N, N)."""
+        number = len(graph)
+        if graph.number_of_edges() != number * (number - 1) // 2:
+            raise ValueError("mixing.name = 'uniform': allowed is a complete graph; metropolis fits any other")
+        return np.full((number, number), 1 / number)
+
+
+class OwnMatrix(Settings):
+    """The user's own mixing matrix."""
+
+    name: Literal["matrix"] = "matrix"
+    rows: tuple[tuple[float, ...], ...]
+    """Symmetric, non-negative, each row sums to 1; 0 where there is no edge."""
+
+    def matrix(self, graph: nx.Graph) -> np.ndarray:
+        """Return W, float64 of shape (N, N)."""
+        number = len(graph)
+        if len(self.rows) != number or any(len(row) != number for row in self.rows):
+            raise ValueError(f"mixing.rows: allowed are {number} rows of {number} weights each, one for each agent")
+        matrix = np.array(self.rows)
+        _check_doubly_stochastic(matrix)
+        for i, k in itertools.permutations(range(number), 2):
+            if matrix[i, k] > 0 and not graph.has_edge(i, k):
+                raise ValueError(f"mixing.rows: {matrix[i, k]:g} at [{i}, {k}]; allowed is 0 where there is no edge")
+        return matrix
+
+
+Mixing = Annotated[Metropolis | Uniform | OwnMatrix, Field(discriminator="name")]
+"""A doubly stochastic mixing matrix, by its ``name``."""
+
+
+class Network(NamedTuple):
+    """The graph and the mixing matrix of a run."""
+
+    neighbors: tuple[tuple[int, ...], ...]
+    """For each agent those that it reads, rising."""
+    matrix: np.ndarray
+    """W, float64 of shape (N, N): symmetric and doubly stochastic, or the shares of push-sum: columns sum to 1."""
+
+    @property
+    def spectral_gap(self) -> float:
+        """``1 - |lambda_2(W)|`` in [0, 1]: how fast averaging alone brings the agents together; 1 for one agent."""
+        moduli = np.sort(np.abs(np.linalg.eigvals(self.matrix)))
+        return 1.0 if len(moduli) == 1 else float(1 - moduli[-2])
+
+    def readers(self, agent: int) -> tuple[int, ...]:
+        """Return those that read an agent, rising."""
+        return tuple(i for i, read in enumerate(self.neighbors) if agent in read)
+
+    def row(self, agent: int) -> tuple[float, tuple[float, ...]]:
+        """Return ``w_ii`` and the weights of the agent's neighbors, in their order."""
+        return float(self.matrix[agent, agent]), tuple(float(self.matrix[agent, k]) for k in self.neighbors[agent])
+
+
+def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Network:
+    """Return the network of ``num_agents`` agents.
+
+    Raises:
+        ValueError: the graph is not connected, or does not fit the number of agents; the matrix does not fit the graph.
+
+    """
+    graph = topology.graph(num_agents, seed)
+    if graph.is_directed():
+        raise ValueError(
+            f"topology.name = {topology.name!r}: allowed with this algorithm are undirected graphs; directed ones "
+            "are for sgp and sgp-overlap"
+        )
+    if not nx.is_connected(graph):
+        apart = sorted(min(part) for part in nx.connected_components(graph))
+        raise ValueError(
+            f"topology.name = {topology.name!r}: the graph is disconnected, there is no path from agent {apart[0]} to "
+            f"agent {apart[1]}; allowed are connected graphs"
+        )
+    matrix = mixing.matrix(graph)
+    linked = nx.from_numpy_array(matrix > 0)
+    if not nx.is_connected(linked):
+        raise ValueError("mixing.rows: the weights above 0 do not connect all agents; allowed are matrices that do")
+    return Network(tuple(tuple(sorted(graph[i])) for i in range(num_agents)), matrix)
+
+
+def build_push_network(topology: Any, num_agents: int, seed: int) -> Network:
+    """Return the network in which each agent sends equal shares to itself and to all that read it.
+
+    The share of i in what k sends is ``W[i, k] = 1 / (1 + out-degree of k)``; columns sum to 1.
+
+    Raises:
+        ValueError: some agent has no path to another one, or the graph does not fit the number of agents.
+
+    """
+    graph = topology.graph(num_agents, seed).to_directed()
+    if not nx.is_strongly_connected(graph):
+        parts = nx.condensation(graph)
+        sink = next(part for part in parts if parts.out_degree(part) == 0)
+        inside = min(parts.nodes[sink]["members"])
+        outside = min(set(graph) - parts.nodes[sink]["members"])
+        raise ValueError(
+            f"topology.name = {topology.name!r}: there is no path from agent {inside} to agent {outside}; allowed are "
+            "graphs with a path from each agent to every other one"
+        )
+    matrix = np.zeros((num_agents, num_agents))
+    for k in graph:
+        for i in (k, *graph.successors(k)):
+            matrix[i, k] = 1 / (1 + graph.out_degree(k))
+    return Network(tuple(tuple(sorted(graph.predecessors(i))) for i in range(num_agents)), matrix)
+
+
+def _check_edges(edges: tuple[tuple[int, int], ...], num_agents: int) -> None:
+    for i, k in edges:
+        if i == k or not (0 <= i < num_agents and 0 <= k < num_agents):
+            raise ValueError(
+                f"topology.edges: the pair [{i}, {k}]; allowed are two different agents of 0 to {num_agents - 1}"
+            )
+
+
+def _check_doubly_stochastic(matrix: np.ndarray) -> None:
+    if (matrix < 0).any():
+        raise ValueError(f"mixing.rows: the weight {matrix.min():g}; allowed are weights from 0 on")
+    if not np.allclose(matrix, matrix.T, rtol=0, atol=_TOLERANCE):
+        i, k = np.argwhere(~np.isclose(matrix, matrix.T, rtol=0, atol=_TOLERANCE))[0]
+        raise ValueError(
+            f"mixing.rows: {matrix[i, k]:g} at [{i}, {k}] and {matrix[k, i]:g} at [{k}, {i}]; allowed is equal"
+        )
+    sums = matrix.sum(1)
+    if not np.allclose(sums, 1, rtol=0, atol=_TOLERANCE):
+        worst = int(np.abs(sums - 1).argmax())
+        raise ValueError(f"mixing.rows: row {worst} sums to {sums[worst]:g}; allowed is 1")
+
+
+def _simple(graph: nx.Graph) -> nx.Graph:
+    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+    return graph
+
+
+def _powers_below(limit: int) -> list[int]:
+    return [1 << exponent for exponent in range(limit.bit_length()) if 1 << exponent < limit]

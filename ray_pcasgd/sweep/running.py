@@ -1,0 +1,137 @@
+"""Sweeps with Ray Tune: many runs of one configuration, some settings of which vary."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from ray_pcasgd.base.foreign_files import read_text
+from ray_pcasgd.base.yaml_text import write_yaml
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.ray.cluster import RayCluster
+from ray_pcasgd.engines.ray.placement import bundle_of
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.runs.plan.plan import joined, make_plan, resolve
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.trust import is_own, note_files
+from ray_pcasgd.runs.storage.names import claimed_folder, require_free
+from ray_pcasgd.runs.storage.remote import is_remote
+from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, run_pack, write_packs
+from ray_pcasgd.sweep.results import RUNS_FOLDER, SweepResult, conclude
+from ray_pcasgd.sweep.settings import SweepConfig, load_sweep, nested
+from ray_pcasgd.sweep.trials import run_trial
+from ray_pcasgd.sweep.tuner import make_tuner
+
+SWEEP_FILE = "sweep.yaml"
+BASE_FILE = "base.yaml"
+DIRECTORY_FILE = "started_in"
+"""Notes from where paths in the settings are looked up, also when the sweep goes on."""
+_OWN_FILES = (SWEEP_FILE, DIRECTORY_FILE, BASE_FILE)
+"""By which a sweep is known as this user's."""
+
+
+def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | None = None) -> SweepResult:
+    """Run a sweep, and return its results; the folder has all of them too.
+
+    Raises:
+        SettingsError: some settings cannot be run; nothing was started.
+
+    """
+    config = load_sweep(source)
+    base = config.base(schedule)
+    config = config.in_whole_numbers(base)
+    if is_remote(config.storage_path):
+        raise SettingsError(f"storage_path = {config.storage_path!r}: allowed for a sweep is a folder of this machine")
+    config.judged_by(base)
+    config.check_beside(base)
+    check_batched(config, base)
+    _check_points(config, base)
+    require_free(config.storage_path, config.name, "sweep's folder")
+    with joined(_cluster(config, base)):
+        path = claimed_folder(config.storage_path, config.name, "sweep", "sweep's folder").resolve()
+        _write_settings(config, base, path)
+        return _execute(config, base, path, resume=False)
+
+
+def _write_settings(config: SweepConfig, base: Config, path: Path) -> None:
+    (path / SWEEP_FILE).write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
+    (path / DIRECTORY_FILE).write_text(str(Path.cwd()), encoding="utf-8")
+    (path / BASE_FILE).write_text(write_yaml(base.model_dump(mode="json")), encoding="utf-8")
+    note_files(path, _OWN_FILES)
+
+
+def _cluster(config: SweepConfig, base: Config) -> RayCluster:
+    return RayCluster(base.engine if isinstance(base.engine, RaySettings) else RaySettings(dashboard=config.dashboard))
+
+
+def resume(path: Path, trust: bool = False) -> SweepResult:
+    """Go on with a sweep that was interrupted: complete trials stay, running ones go on from their last states.
+
+    What Tune keeps of a sweep runs code as it is read: so it is where this user has started the sweep, in this very
+    place, or with ``trust``.
+
+    Raises:
+        SettingsError: the folder is not that of a sweep, or is not known as this user's.
+
+    """
+    path = path.expanduser().resolve()
+    if not all((path / name).is_file() for name in _OWN_FILES) or not tune.Tuner.can_restore(path):
+        raise SettingsError(f"{path}: is not the folder of a sweep that was started")
+    if not trust and not is_own(path, _OWN_FILES):
+        raise SettingsError(
+            f"{path}: a sweep's files may run code, and this sweep is not known as started by this user here; allowed "
+            "with --trust (trust=True)"
+        )
+    config = load_sweep(path / SWEEP_FILE)
+    base = load_config(path / BASE_FILE)
+    with joined(_cluster(config, base)):
+        return _execute(config, base, path, resume=True)
+
+
+def _check_points(config: SweepConfig, base: Config) -> None:
+    """Raise ``SettingsError`` where a combination of listed values cannot be run; the limits stand for ranges."""
+    for number, point in enumerate(config.points()):
+        try:
+            settings = load_config(base, changes=nested(point))
+            make_plan(settings) if number == 0 else resolve(settings)
+        except SettingsError as error:
+            told = ", ".join(f"{key} = {value}" for key, value in point.items())
+            raise SettingsError(f"at the point {told}: {error}") from None
+
+
+def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> SweepResult:
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    if resume:
+        packs = read_packs(path)
+    else:
+        packs = packs_of(config, base, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+        write_packs(path, packs)
+    shared = {
+        "base": base,
+        "folder": str(path / RUNS_FOLDER),
+        "checkpoint_seconds": config.checkpoint_seconds,
+        "directory": read_text(path / DIRECTORY_FILE),
+    }
+    if packs is None:
+        function = tune.with_parameters(run_trial, **shared, checkpoint_steps=config.exchange_steps(base))
+    else:
+        function = tune.with_parameters(run_pack, **shared, packs=packs)
+    trainable = tune.with_resources(function, _resources(base))
+    if resume:
+        tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
+    else:
+        tuner = make_tuner(config, base, trainable, path, packs)
+    return conclude(config, base, path, tuner.fit(), packs)
+
+
+def _resources(base: Config) -> Any:
+    """Return what a trial asks for at once: a core, or a bundle for each of its agents behind its own."""
+    engine = base.engine
+    if not isinstance(engine, RaySettings):
+        return {"cpu": 1, "gpu": 1 if engine.device != "cpu" else 0}
+    number = base.num_agents + getattr(base.algorithm, "shards", 0)
+    bundle = bundle_of(engine, number, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    return tune.PlacementGroupFactory([{"CPU": 0.0}, *[bundle] * number], strategy=engine.placement_strategy)

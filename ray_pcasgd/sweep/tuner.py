@@ -1,0 +1,121 @@
+"""From a sweep's settings to Tune's own objects: search space, searcher, scheduler, limits."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+from ray.tune.search import BasicVariantGenerator, Repeater
+from ray.tune.search.optuna import OptunaSearch as TuneOptuna
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.sweep.budget import SampleBudget
+from ray_pcasgd.sweep.packing import Pack
+from ray_pcasgd.sweep.progress import SweepProgress
+from ray_pcasgd.sweep.settings import ASHA, GridSearch, OptunaSearch, PopulationBased, Range, SweepConfig
+
+_KEPT_OF_POPULATION = 4
+"""States of a trial that are kept, since others may be about to go on from them."""
+
+
+def make_tuner(
+    config: SweepConfig, base: Config, trainable: Callable[..., Any], path: Path, packs: Sequence[Pack] | None
+) -> tune.Tuner:
+    """Return what runs the trials of a sweep in the folder ``path``."""
+    metric, mode = config.judged_by(base)
+    space, number, searcher = _search(config, base, packs)
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            # The points of a pack are judged one by one, when all is done.
+            metric=metric if packs is None else None,
+            mode=mode if packs is None else None,
+            num_samples=number,
+            search_alg=searcher,
+            scheduler=_scheduler(config, base),
+            max_concurrent_trials=config.max_concurrent,
+            time_budget_s=config.seconds,
+            reuse_actors=not isinstance(base.engine, RaySettings),
+        ),
+        run_config=tune.RunConfig(
+            name=path.name,
+            storage_path=str(path.parent),
+            verbose=int(config.tables),
+            callbacks=[] if config.tables else [_progress(config, base, packs)],
+            stop=None if config.samples is None else SampleBudget(config.samples, base),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_OF_POPULATION),
+        ),
+    )
+
+
+def _progress(config: SweepConfig, base: Config, packs: Sequence[Pack] | None) -> SweepProgress:
+    metric, mode = config.judged_by(base)
+    total = config.num_trials
+    return SweepProgress(metric, mode, total, packs, first_seed=base.seed)
+
+
+def _search(config: SweepConfig, base: Config, packs: Sequence[Pack] | None) -> tuple[dict[str, Any], int, Any]:
+    """Return the space, how many samples are drawn of it, and by what."""
+    if packs is not None:
+        return {"pack": tune.grid_search(list(range(len(packs))))}, 1, None
+    space = {key: _domain(values, config) for key, values in config.space.items()}
+    if isinstance(config.search, GridSearch):
+        return space | {"seed": tune.grid_search([base.seed + k for k in range(config.seeds)])}, 1, None
+    if isinstance(config.scheduler, PopulationBased):
+        return space, config.search.num_points, BasicVariantGenerator(random_state=base.seed)
+    metric, mode = config.judged_by(base)
+    samplers = optuna.samplers
+    is_guided = isinstance(config.search, OptunaSearch)
+    sampler = samplers.TPESampler(seed=base.seed) if is_guided else samplers.RandomSampler(seed=base.seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    searcher = Repeater(TuneOptuna(metric=metric, mode=mode, sampler=sampler), repeat=config.seeds)
+    return space, config.search.num_points * config.seeds, searcher
+
+
+def _domain(values: tuple[Any, ...] | Range, config: SweepConfig) -> Any:
+    if isinstance(values, tuple):
+        listed = list(values)
+        return tune.grid_search(listed) if isinstance(config.search, GridSearch) else tune.choice(listed)
+    if values.integer:
+        low, high = int(values.low), int(values.high) + 1
+        return tune.lograndint(low, high) if values.log else tune.randint(low, high)
+    return tune.loguniform(values.low, values.high) if values.log else tune.uniform(values.low, values.high)
+
+
+def _scheduler(config: SweepConfig, base: Config) -> Any:
+    settings = config.scheduler
+    if isinstance(settings, ASHA):
+        return ASHAScheduler(
+            time_attr="step",
+            max_t=base.num_steps,
+            grace_period=settings.grace_steps or min(base.evaluate_every, base.num_steps),
+            reduction_factor=settings.reduction,
+        )
+    if isinstance(settings, PopulationBased):
+        # Tune wants lists, or objects that draw from a range; it does not change grids.
+        mutations = {
+            key: list(values) if isinstance(values, tuple) else _domain(values, config)
+            for key, values in config.space.items()
+        }
+        return PopulationBasedTraining(
+            time_attr="step",
+            perturbation_interval=settings.interval_steps or base.evaluate_every,
+            hyperparam_mutations=mutations,
+            quantile_fraction=settings.quantile,
+            resample_probability=settings.resample,
+            custom_explore_fn=partial(within_ranges, config.space),
+            # All trials wait for each exchange, so that it does not depend on who is fast.
+            synch=True,
+        )
+    return None  # Tune's own: first in, first out
+
+
+def within_ranges(space: Mapping[str, tuple[Any, ...] | Range], point: dict[str, Any]) -> dict[str, Any]:
+    """Return a point whose numbers were changed, brought back into the ranges that they are from."""
+    limits = {key: values for key, values in space.items() if isinstance(values, Range)}
+    return point | {key: min(max(point[key], limit.low), limit.high) for key, limit in limits.items()}

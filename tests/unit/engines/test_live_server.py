@@ -1,0 +1,224 @@
+"""What a live server's actor keeps, apart from Ray: whatever versions its workers read, it can still correct for."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Message
+from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.ray.server_live import LiveServerActor
+from ray_pcasgd.engines.ray.shell import Driving
+from ray_pcasgd.engines.ray.transport import Contents
+from ray_pcasgd.records import Event
+from ray_pcasgd.runs.plan.plan import Plan, make_plan
+from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.schedule.barrier import NoBarrier
+
+NUM_WORKERS = 3
+
+
+def plan_of(gathering: Any, delay: int) -> Plan:
+    settings = {
+        "engine": "local",
+        "num_agents": NUM_WORKERS,
+        "num_steps": 100,
+        "links": [{"delay": delay}] if delay else [],
+        "task": {"model": {"hidden": [4]}},
+        "algorithm": {"name": "server", "gathering": gathering, "correction": "dc-asgd-a"},
+    }
+    return make_plan(load_config(settings))
+
+
+PLANS = {
+    (name, delay): plan_of(gathering, delay)
+    for name, gathering in {"asgd": "asgd", "2-batch-async": {"name": "k-batch-async", "k": 2}}.items()
+    for delay in (0, 1, 4)
+}
+
+
+class RecordingServer(LiveServerActor):
+    """Keeps what it would send."""
+
+    def send(self, headers: dict[int, Header]) -> None:
+        self.answers = [*getattr(self, "answers", []), *headers.items()]
+        super().send(headers)
+
+
+def server_of(plan: Plan) -> RecordingServer:
+    injection = Injection(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
+    spec = plan.specs[NUM_WORKERS]
+    assert isinstance(spec, ServerSpec)
+    scheduler: Any = None
+    server = RecordingServer(spec, plan.data, Driving(60.0, 1, None, None, None, 2**16), scheduler, injection)
+    server.sent_at = math.inf  # nothing is reported here
+    return server
+
+
+def deliver(server: LiveServerActor, worker: int, version: int) -> None:
+    """Let a gradient arrive that was computed at the version which the worker was told to read."""
+    note = Delivery(server.given[worker], server.server.version, 1.0)
+    header = Header(worker, version, 0.0, 0.0, note=note)
+    server.mailbox.put(Message(header, server.contents[max(server.contents)]), 0.0)
+    server.arrive(header)
+
+
+@pytest.mark.parametrize("key", PLANS, ids=str)
+@settings(max_examples=25)
+@given(order=st.lists(st.integers(0, NUM_WORKERS - 1), min_size=20, max_size=40))
+def test_the_gap_is_known_of_whatever_version_a_worker_reads(key: tuple[str, int], order: list[int]) -> None:
+    server = server_of(PLANS[key])
+    for number, worker in enumerate(order):
+        deliver(server, worker, order[: number + 1].count(worker))
+    assert server.server.version == len(order) // (1 if key[0] == "asgd" else 2)
+    if not key[1]:
+        # And no more is kept than what workers compute at, what waits, and the newest.
+        assert len(server.server.history) <= NUM_WORKERS + len(server.gatherer.waiting) + 1
+        assert list(server.contents) == [server.server.version]
+
+
+# Messages that are not what they must be: the examples of the issue, and whatever else.
+
+BAD_NOTES: dict[str, Any] = {
+    "none": None,
+    "a server's": Answer(1, 1),
+    "text": "gradient",
+    "text as a version": Delivery("0", 0, 1.0),  # type: ignore[arg-type]
+    "text as a loss": Delivery(0, 0, "1.0"),  # type: ignore[arg-type]
+    "a loss that is no number": Delivery(0, 0, math.nan),
+    "a loss of 400 digits": Delivery(0, 0, 10**400),
+    "true as a version": Delivery(True, True, 1.0),
+    "a version to come": Delivery(0, 10**6, 1.0),
+    "computed at a version to come": Delivery(7, 7, 1.0),
+    "begun before it was computed at": Delivery(0, -1, 1.0),
+    "a version of 400 digits": Delivery(0, 10**400, 1.0),
+}
+BAD_VERSIONS: list[Any] = [0, -1, 2, 10**6, 2**40, 10**400, "1", 1.0, True, None]
+
+
+def gradient(server: LiveServerActor, value: float = 0.01, size: int | None = None, kind: Any = np.float32) -> Contents:
+    number = server.server.weights.numel() if size is None else size
+    return Contents(np.full(number, value, kind), np.zeros(0, np.float32), None)
+
+
+def turn(server: LiveServerActor) -> None:
+    """Let the server take in what has come, as its training thread does."""
+    for header in server.mailbox.news():
+        server.arrive(header)
+
+
+def rejections(server: LiveServerActor) -> list[str]:
+    return [one.detail for one in server.unsent if isinstance(one, Event) and one.kind == "message_rejected"]
+
+
+@pytest.mark.parametrize("name", BAD_NOTES)
+def test_a_note_that_is_not_what_it_must_be_ends_no_run(name: str) -> None:
+    server = server_of(PLANS["asgd", 0])
+    before = server.server.weights
+    header = Header(0, 1, 0.0, 0.0, note=BAD_NOTES[name])
+    server.receive(header, gradient(server))
+    turn(server)
+    assert server.server.version == 0
+    assert server.server.weights is before
+    assert len(rejections(server)) == 1
+    good = Header(1, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0))
+    server.receive(good, gradient(server))
+    turn(server)
+    assert server.server.version == 1
+
+
+@pytest.mark.parametrize("version", BAD_VERSIONS, ids=lambda version: repr(version)[:12])
+def test_a_version_that_cannot_be_the_next_one_is_rejected(version: Any) -> None:
+    server = server_of(PLANS["asgd", 0])
+    server.receive(Header(0, version, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
+    turn(server)
+    assert server.server.version == 0
+    assert len(rejections(server)) == 1
+    assert server.newest_of(0) == 0
+    for number in (1, 2):
+        server.receive(
+            Header(0, number, 0.0, 0.0, note=Delivery(server.given[0], server.version, 1.0)), gradient(server)
+        )
+        turn(server)
+    assert server.server.version == 2
+
+
+def test_a_gradient_that_comes_twice_is_taken_once() -> None:
+    server = server_of(PLANS["2-batch-async", 0])
+    for _ in range(3):
+        server.receive(Header(0, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
+    turn(server)
+    assert server.server.version == 0
+    assert [(one.worker, one.version) for one in server.gatherer.waiting] == [(0, 1)]
+    assert server.rejected[0] == 2
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        lambda server: gradient(server, math.nan),
+        lambda server: gradient(server, math.inf),
+        lambda server: gradient(server, size=3),
+        lambda server: gradient(server, kind=np.float64),
+        lambda server: "gradient",
+        lambda server: None,
+        lambda server: Contents([1, 2], np.zeros(0, np.float32), None),
+    ],
+)
+def test_a_gradient_that_is_not_what_it_must_be_is_answered_and_never_applied(contents: Any) -> None:
+    server = server_of(PLANS["asgd", 0])
+    server.receive(Header(0, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0)), contents(server))
+    turn(server)
+    assert server.server.version == 0
+    assert len(rejections(server)) == 1
+    # Its worker waits for an answer, and goes on with the next one.
+    assert [(worker, header.note) for worker, header in server.answers] == [(0, Answer(0, 1))]
+    server.receive(Header(0, 2, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
+    turn(server)
+    assert server.server.version == 1
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=4), st.just(10**400)
+)
+NOTES = st.one_of(ANYTHING, st.builds(Delivery, *[ANYTHING] * 3), st.builds(Answer, *[ANYTHING] * 2))
+BAD_HEADERS = st.builds(
+    Header, st.one_of(st.integers(0, 4), ANYTHING), ANYTHING, ANYTHING, ANYTHING, ANYTHING, note=NOTES
+)
+BAD_CONTENTS = st.one_of(
+    ANYTHING,
+    st.builds(
+        Contents,
+        st.one_of(
+            ANYTHING, st.sampled_from([np.ones(3, np.float32), np.ones((2, 2)), np.full(294, np.nan, np.float32)])
+        ),
+        st.one_of(ANYTHING, st.just(np.zeros(0, np.float32))),
+        st.none(),
+    ),
+)
+
+
+@pytest.mark.parametrize("key", PLANS, ids=str)
+@settings(max_examples=60)
+@given(order=st.lists(st.one_of(st.integers(0, NUM_WORKERS - 1), st.tuples(BAD_HEADERS, BAD_CONTENTS)), max_size=30))
+def test_whatever_comes_besides_the_server_takes_the_same_steps(key: tuple[str, int], order: list[Any]) -> None:
+    disturbed, quiet = server_of(PLANS[key]), server_of(PLANS[key])
+    sent = [0] * NUM_WORKERS
+    for item in order:
+        if isinstance(item, tuple):
+            disturbed.receive(*item)
+            turn(disturbed)
+            continue
+        sent[item] += 1
+        for server in (disturbed, quiet):
+            note = Delivery(server.given[item], server.version, 1.0)
+            server.receive(Header(item, sent[item], 0.0, 0.0, note=note), gradient(server, 0.01 * (1 + item)))
+            turn(server)
+    assert disturbed.version == quiet.version
+    assert torch.equal(disturbed.server.weights, quiet.server.weights)
+    assert disturbed.arrived == quiet.arrived

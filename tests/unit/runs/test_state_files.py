@@ -1,0 +1,185 @@
+"""A run goes on from its newest state that is intact, and outlives a folder that cannot be written."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ray_pcasgd.cli.app import app
+from ray_pcasgd.config import CheckpointSettings
+from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.records import Event
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.storage.state_files import StateFiles
+from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.runs.trainer import resume
+from ray_pcasgd.runs.callbacks import Watcher
+
+SMALL: dict[str, Any] = {
+    "engine": "local",
+    "name": "run",
+    "num_agents": 3,
+    "num_steps": 20,
+    "evaluate_every": 5,
+    "task": {"model": {"hidden": [8]}},
+    "checkpoint": {"state_seconds": 0},
+}
+
+
+class LeaveError(Exception):
+    """The driver is gone."""
+
+
+class At(Watcher):
+    """Does something at the first pause from a step on."""
+
+    def __init__(self, step: int, act: Any) -> None:
+        self.step = step
+        self.act = act
+        self.events: list[Event] = []
+
+    def evaluated(self, rows: Any) -> None:
+        if rows and rows[-1]["step"] >= self.step and self.act is not None:
+            act, self.act = self.act, None
+            act()
+
+    def happened(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def leave() -> None:
+    raise LeaveError
+
+
+def interrupted(folder: Path, at_step: int = 15, **changes: Any) -> Path:
+    """Return the folder of a run whose driver was lost at a step."""
+    with pytest.raises(LeaveError):
+        Trainer(SMALL | changes, storage_path=str(folder), watcher=At(at_step, leave)).fit()
+    return folder / "run"
+
+
+def assert_as_undisturbed(result: Result, folder: Path, **changes: Any) -> None:
+    whole = Trainer(SMALL | changes, storage_path=str(folder)).fit()
+    assert result.error is None
+    assert result.schedule_hash == whole.schedule_hash
+    assert result.checkpoint
+    assert whole.checkpoint
+    weights = whole.checkpoint.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in result.checkpoint.state_dict().items())
+    frames = [one.metrics_dataframe.drop(columns="wall_seconds") for one in (result, whole)]
+    assert frames[0].equals(frames[1])
+
+
+PAIRS = {"algorithm": "ad-psgd", "links": []}
+SERVER = {"algorithm": {"name": "server", "gathering": "asgd"}}
+
+
+@pytest.mark.parametrize("changes", [{}, PAIRS, SERVER], ids=str)
+def test_an_interrupted_run_goes_on_to_the_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+    run = interrupted(tmp_path / "lost", **changes)
+    assert_as_undisturbed(resume(run), tmp_path / "whole", **changes)
+    assert not (run / "states").exists()
+
+
+def test_the_command_line_goes_on_with_an_interrupted_run_and_refuses_others(tmp_path: Path) -> None:
+    run = interrupted(tmp_path)
+    again = CliRunner().invoke(app, ["train", "--resume", str(run)])
+    assert again.exit_code == 0, again.output
+    with pytest.raises(SettingsError, match="the run is complete"):
+        resume(run)
+    with pytest.raises(SettingsError, match="is no run folder"):
+        resume(tmp_path / "nothing")
+    complete = CliRunner().invoke(app, ["train", "--resume", str(run), "--set", "seed=1"])
+    assert isinstance(complete.exception, SettingsError)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "no checksum", "unfinished"])
+def test_a_damaged_state_gives_way_to_an_older_one(damage: str, tmp_path: Path) -> None:
+    run = interrupted(tmp_path / "lost")
+    newest = sorted((run / "states").iterdir())[-1]
+    state = newest / "state.pt"
+    if damage == "cut short":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif damage == "one bit":
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    elif damage == "no checksum":
+        (newest / "checksum").unlink()
+    else:
+        newest.rename(newest.with_suffix(".unfinished"))
+    watcher = At(99, None)
+    assert_as_undisturbed(resume(run, watcher), tmp_path / "whole")
+    skipped = [event.detail for event in watcher.events if event.kind == "state_skipped"]
+    assert len(skipped) == (damage != "unfinished")
+    assert all(str(newest) in detail and "an older one is taken" in detail for detail in skipped)
+
+
+def test_a_run_without_an_intact_state_begins_anew(tmp_path: Path) -> None:
+    run = interrupted(tmp_path / "lost")
+    for state in (run / "states").glob("*/state.pt"):
+        state.write_bytes(b"")
+    assert_as_undisturbed(resume(run), tmp_path / "whole")
+
+
+def test_the_newest_states_are_kept_and_the_others_dropped(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path / "states", CheckpointSettings(state_seconds=0, states_to_keep=3))
+    for number in range(5):
+        files.write(lambda number=number: {"number": number})  # type: ignore[misc]
+    assert [path.name for path in sorted((tmp_path / "states").iterdir())] == ["000003", "000004", "000005"]
+    assert files.newest() == ({"number": 4}, [])
+
+
+def test_a_state_that_cannot_be_written_leaves_the_older_ones(tmp_path: Path) -> None:
+    files = StateFiles(tmp_path / "states", CheckpointSettings(state_seconds=0))
+    files.write(lambda: {"number": 1})
+
+    def full() -> dict[str, Any]:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        files.write(full)
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["000001"]
+    assert files.newest() == ({"number": 1}, [])
+
+
+def test_states_are_kept_no_more_often_than_asked(tmp_path: Path) -> None:
+    pauses: list[Pause] = []
+
+    class Counting(Watcher):
+        def paused(self, pause: Pause, state: Any) -> None:
+            pauses.append(pause)
+
+    never = Trainer(SMALL | {"checkpoint": {"state_seconds": None}}, storage_path=str(tmp_path), watcher=At(15, leave))
+    with pytest.raises(LeaveError):
+        never.fit()
+    assert not (tmp_path / "run" / "states").exists()
+    rarely = SMALL | {"checkpoint": {"state_seconds": 3600}, "name": "rarely"}
+    Trainer(rarely, storage_path=str(tmp_path), watcher=Counting()).fit()
+    assert len(pauses) >= 3
+    assert not (tmp_path / "rarely" / "states").exists()
+
+
+def test_a_run_outlives_its_folder_and_says_where_its_files_are(tmp_path: Path) -> None:
+    folder = tmp_path / "lost" / "run"
+
+    def take_away() -> None:
+        shutil.rmtree(folder)
+        folder.write_text("in the way")
+
+    watcher = At(10, take_away)
+    result = Trainer(SMALL, storage_path=str(tmp_path / "lost"), watcher=watcher).fit()
+    assert "could not be written" in str(result.error)
+    assert result.path in str(result.error)
+    assert {"storage_failed", "state_not_kept"} <= {event.kind for event in watcher.events}
+    whole = Trainer(SMALL, storage_path=str(tmp_path / "whole")).fit()
+    assert result.checkpoint
+    assert whole.checkpoint
+    weights = whole.checkpoint.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in result.checkpoint.state_dict().items())
+    assert (Path(result.path) / "schedule.parquet").exists()
+    assert "state_not_kept" in (Path(result.path) / "events.jsonl").read_text()
