@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.pair import ADPSGD
@@ -53,6 +60,9 @@ class CheckpointSettings(Settings):
     """Number of states that are kept, the newest; where one is damaged, the one before it is used."""
 
 
+_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs", "abfs", "abfss", "az", "hf", "http", "https")
+
+
 class Config(Settings):
     """One run.
 
@@ -62,7 +72,7 @@ class Config(Settings):
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the run and of its folder, up to 100 characters; not given: the algorithm and a number."""
-    storage_path: str = "runs"
+    storage_path: str = Field("runs", min_length=1)
     """Folder of the run folders; a local path, or a location that pyarrow knows (s3://, gs://)."""
     seed: int = Field(0, ge=0)
     """Seed of all random draws of the run."""
@@ -73,8 +83,8 @@ class Config(Settings):
     workers. Step sizes, evaluations and delays in steps count these steps, so that methods meet at equal epochs."""
     num_epochs: float | None = Field(None, gt=0, le=1e9)
     """In place of num_steps, passes over the largest shard of an agent: the run takes ceil(num_epochs * samples of the
-    largest shard / batch_size) steps, and notes them as its num_steps. Of the two, the one that is given later counts;
-    given together, they are refused."""
+    largest shard / batch_size) steps, and notes them as its num_steps. Given together in one place, they are refused;
+    behind those of a file, ``--set`` and Python take the place of either."""
     batch_size: int = Field(16, ge=1, le=100_000)
     """Samples of one agent's mini-batch."""
 
@@ -127,6 +137,14 @@ class Config(Settings):
     max_failures: int = Field(3, ge=-1)
     """Failures (lost agents, nodes or schedulers) that the run survives: planned runs go on from their last state, live
     ones go on without the agent until it comes back. -1: any number."""
+
+    @field_validator("storage_path")
+    @classmethod
+    def _of_a_folder_or_a_location(cls, value: str) -> str:
+        scheme, colon, rest = value.partition(":")
+        if colon and not rest.startswith("//") and (rest.startswith("/") or scheme.lower() in _SCHEMES):
+            raise ValueError(f"{value!r}: allowed are a folder, and a location such as s3://bucket/runs")
+        return value
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

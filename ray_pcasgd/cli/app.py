@@ -31,6 +31,8 @@ from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
+from ray_pcasgd.runs.storage.names import REPORT
+from ray_pcasgd.runs.storage.remote import at_hand
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.tasks.imports import look_also_in, unreadable
 
@@ -274,14 +276,15 @@ def _console() -> Console:
 
 
 def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> None:
-    path = Path(result.path)
-    if path.is_dir():
-        runs = [*beside, path]
-        try:
-            write_report(runs, path / "report.html", " against ".join(run.resolve().name for run in runs))
-        except Exception as error:  # the run itself is safe
-            print(f"error: the report could not be drawn: {described(error)}", file=sys.stderr)
-    print_final_table(result, console)
+    try:
+        with at_hand(result.path, REPORT) as path:
+            if path.is_dir():
+                runs = [*beside, path]
+                write_report(runs, path / REPORT, " against ".join(run.resolve().name for run in runs))
+            print_final_table(result, console, path)
+    except Exception as error:  # the run itself is safe
+        print(f"error: the report could not be drawn: {described(error)}", file=sys.stderr)
+        print_final_table(result, console)
     if result.error:
         _complain(result.error)
         raise typer.Exit(RUN_ERROR)

@@ -77,16 +77,16 @@ class Progress:
         loss: float,
         staleness: float,
         predicting: float | None = None,
-        counts: bool = True,
+        counts: int = 1,
     ) -> None:
         """Take in one step of an agent.
 
         ``steps_taken`` counts it too, ``staleness`` is the mean over its reads, and ``predicting`` its choice in
-        [0, 1], ``None`` where it made none. ``counts`` says whether it is an agent-step (``pace.is_agent_step``).
+        [0, 1], ``None`` where it made none. ``counts`` is for how many agent-steps it counts.
         """
         now = self._clock()
         if counts:
-            self._pace.count(now)
+            self._pace.count(now, counts)
         if self._first is None:
             self._first = now
             self._next = now + (0 if self._is_terminal else _LINE_SECONDS)

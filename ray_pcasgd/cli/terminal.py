@@ -20,6 +20,7 @@ from ray_pcasgd.runs.comparison import Comparison
 from ray_pcasgd.runs.pace import NAN, is_agent_step
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.storage.names import REPORT
 from ray_pcasgd.tasks.partition import label_histogram
 
 _HISTOGRAM_CLASSES = 10
@@ -80,11 +81,13 @@ class Terminal(Watcher):
         self._details = details
         self._progress: Progress | None = None
         self._servers = range(0)
+        self._row_steps = 1
 
     def started(self, plan: Plan, path: Path) -> None:
         """Describe the run."""
         config = plan.config
         self._servers = plan.servers
+        self._row_steps = plan.row_steps
         at_once = isinstance(config.engine, RaySettings)
         self._progress = Progress(
             self._console, len(plan.specs), config.num_steps, at_once, self._title, num_servers=len(plan.servers)
@@ -109,7 +112,7 @@ class Terminal(Watcher):
         reads = report.row.reads
         staleness = sum(read.staleness for read in reads) / len(reads) if reads else 0.0
         predicting = report.measures["predicting"] if report.measures.get("choosing") else None
-        counts = is_agent_step(report.row, self._servers)
+        counts = self._row_steps * is_agent_step(report.row, self._servers)
         self._progress.step(report.row.agent, report.progress, report.loss, staleness, predicting, counts)
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -135,9 +138,9 @@ class Terminal(Watcher):
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_final_table(result: Result, console: Console) -> None:
-    """Print the last evaluation: every agent, and the averaged model."""
-    frame, folder = result.metrics_dataframe, Path(result.path)
+def print_final_table(result: Result, console: Console, at_hand: Path | None = None) -> None:
+    """Print the last evaluation: every agent, and the averaged model; ``at_hand`` is a copy of the run's folder."""
+    frame, folder = result.metrics_dataframe, at_hand or Path(result.path)
     run = load_run(folder) if (folder / "config.yaml").exists() else None
     if not frame.empty:
         metric = main_metric(frame.columns) or "test_loss"
@@ -158,8 +161,8 @@ def print_final_table(result: Result, console: Console) -> None:
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
     if run is not None and run.staleness.size and not run.staleness.any() and has_delays(run.config):
         lines.insert(0, f"The {WITHOUT_EFFECT}")
-    if (Path(result.path) / "report.html").exists():
-        lines.append(f"report {Path(result.path) / 'report.html'}")
+    if (folder / REPORT).exists():
+        lines.append(f"report {result.path}/{REPORT}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -33,20 +33,22 @@ class Pace:
 
     def __init__(self) -> None:
         self.number = 0
+        self._at_first = 0
         self.first: float | None = None
         self.last = 0.0
 
-    def count(self, now: float) -> None:
-        """Take in an agent-step at ``now``, in seconds since any instant."""
-        self.first = now if self.first is None else self.first
+    def count(self, now: float, steps: int = 1) -> None:
+        """Take in agent-steps at ``now``, in seconds since any instant."""
+        if self.first is None:
+            self.first, self._at_first = now, steps
         self.last = now
-        self.number += 1
+        self.number += steps
 
     def rate_at(self, now: float) -> float | None:
         """Return agent-steps per second up to ``now``; None as long as that is unknown."""
-        if self.first is None or self.number < 2 or now <= self.first:
+        if self.first is None or self.number == self._at_first or now <= self.first:
             return None
-        return (self.number - 1) / (now - self.first)
+        return (self.number - self._at_first) / (now - self.first)
 
     @property
     def rate(self) -> float | None:

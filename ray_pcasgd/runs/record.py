@@ -140,7 +140,7 @@ class RunRecord:
         if report.row[:2] in self.taken:
             return
         if is_agent_step(report.row, self.plan.servers):
-            self.pace.count(time.perf_counter())
+            self.pace.count(time.perf_counter(), self.plan.row_steps)
         self.taken.add(report.row[:2])
         self.rows.append(report.row)
         self.evaluating = report.progress

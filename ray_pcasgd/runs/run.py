@@ -200,7 +200,7 @@ class Run(RunRecord):
         except OSError as error:
             kept = f"; the models that were kept before could not be put aside ({error})"
         self.restore_parts(copy.deepcopy(self.beginning["run"]))
-        detail = f"{self.folder.path} has no state from which it could go on: the run begins anew{kept}"
+        detail = f"{self.folder.path} has no state from which it could go on{kept}"
         self.take_event(Event("run_begins_anew", -1, 0, detail))
         return None
 
@@ -333,7 +333,7 @@ class Run(RunRecord):
         return {
             "schedule_hash": trace_hash(self.rows),
             "num_parameters": self.model.num_parameters,
-            "agent_steps": sum(is_agent_step(row, self.plan.servers) for row in self.rows),
+            "agent_steps": self.plan.row_steps * sum(is_agent_step(row, self.plan.servers) for row in self.rows),
             "wall_seconds": round(time.perf_counter() - self.started_at, 3),
             "agent_steps_per_second": None if self.pace.rate is None else round(self.pace.rate, 1),
             "initial": self.initial,

@@ -180,7 +180,7 @@ def _form(name: str) -> str:
 
 def _with_units(name: str) -> str:
     form = FORMS[name]
-    return f"{name}({', '.join('2' if key in form.unitless else '1s' for key in form.required)})"
+    return f"{name}({', '.join('2' if key in form.unitless else f'{n}s' for n, key in enumerate(form.required, 1))})"
 
 
 def said_unit(given: Any) -> Unit | None:

@@ -55,9 +55,9 @@ def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> 
         kind = FORMAT_WITH_HELD
         columns += [[list(row.held) for row in rows]]
     schema = _SCHEMAS[kind].with_metadata({**metadata, "format": kind})
-    pq.write_table(
-        pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema), path, write_page_checksum=True
-    )
+    table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
+    with path.open("wb") as file:  # a path with a colon would be taken for a location elsewhere
+        pq.write_table(table, file, write_page_checksum=True)
 
 
 def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:

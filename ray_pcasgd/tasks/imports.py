@@ -67,6 +67,11 @@ def import_path(value: Any) -> str:
     return path if named is value else f"<{path}>"
 
 
+def is_metric(value: Any) -> bool:
+    """Return whether an object, or a class, takes in batches by itself."""
+    return all(callable(getattr(value, name, None)) for name in ("update", "compute", "reset"))
+
+
 def _checked(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         refuse_of_strangers(value, "it names code", info)
@@ -77,7 +82,7 @@ def _checked(value: Any, info: ValidationInfo) -> Any:
 def _checked_callable(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         refuse_of_strangers(value, "it names code", info)
-    if not callable(resolve(value)):
+    if not (callable(found := resolve(value)) or is_metric(found)):
         raise ValueError(f"{value!r}: allowed is something callable, or the import path of it")
     return value
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ray_pcasgd.base.settings import Settings
-from ray_pcasgd.tasks.imports import CallableOrPath, resolve
-from ray_pcasgd.tasks.tallies import Gathered, MeanOfTerms, OfMetric, OverBatches, OverWhole, Tally, is_metric
+from ray_pcasgd.tasks.imports import CallableOrPath, is_metric, resolve
+from ray_pcasgd.tasks.tallies import Gathered, MeanOfTerms, OfMetric, OverBatches, OverWhole, Tally
 
 PYTORCH_IGNORES = -100
 """The label that PyTorch's cross-entropy leaves out unless it is told otherwise."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.drawing import seeded
+from ray_pcasgd.tasks.imports import is_metric
 from ray_pcasgd.tasks.measures import (
     Accuracy,
     CrossEntropy,
@@ -44,7 +45,7 @@ __all__ = [
 
 def _from_function(value: Any) -> Any:
     """Return a function as settings of it."""
-    if callable(value) and not isinstance(value, Settings):
+    if (callable(value) or is_metric(value)) and not isinstance(value, Settings):
         return {"name": "custom", "function": value}
     return from_name(value)
 

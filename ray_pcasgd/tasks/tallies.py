@@ -148,11 +148,6 @@ class OfMetric(Tally):
         return number(self._metric.compute()) if self._number else math.nan
 
 
-def is_metric(value: Any) -> bool:
-    """Return whether an object, or a class, takes in batches by itself."""
-    return all(callable(getattr(value, name, None)) for name in ("update", "compute", "reset"))
-
-
 def number(value: Any) -> float:
     """Return what a measure came to as a number.
 

@@ -87,7 +87,9 @@ def address_of(run: str, given: str | None = None) -> Address:
     if from_environment := os.environ.get("RAY_ADDRESS"):
         return Address("RAY_ADDRESS", from_environment)
     reason = "this user has no run here that is running"
-    if (Path(location) / "result.json").exists():
+    if "://" not in location and not Path(location).is_dir():
+        reason = f"no such folder, and {reason}"
+    elif (Path(location) / "result.json").exists():
         reason += "; it has its result already"
     elif named := _named_in_folder(location):
         reason += f"; its events.jsonl names the cluster {named}: if you know that one, --address {named}"

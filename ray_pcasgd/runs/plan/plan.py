@@ -66,6 +66,12 @@ class Plan:
         return range(self.config.num_agents, len(self.specs))
 
     @property
+    def row_steps(self) -> int:
+        """Steps that an agent takes in one row: several where it meets its server only every so many."""
+        algorithm = self.config.algorithm
+        return algorithm.local_steps if isinstance(algorithm, ServerRule) else 1
+
+    @property
     def reading(self) -> str:
         """What rows read, for the schedule's metadata: as the rule says, ``pairs``, or an empty text with servers."""
         algorithm = self.config.algorithm

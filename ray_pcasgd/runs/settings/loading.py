@@ -50,6 +50,7 @@ def load_config(
         raise SettingsError(f"{source}: is no file of settings; {hint}")
     given = read_yaml(Path(source), pipes=True) if isinstance(source, str | Path) else source
     _check_depth(given, layers)
+    _check_keys(given)
     check_classes(given)
     if given is None or isinstance(given, Config):
         tree = _settings_tree(given or Config())
@@ -65,6 +66,14 @@ def load_config(
         return Config.model_validate(tree, context=context)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, tree))) from None
+
+
+def _check_keys(tree: Any, path: str = "settings") -> None:
+    """Raise ``SettingsError`` where a key is null: it has no name to be told by."""
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        if key is None:
+            raise SettingsError(f"{path}: has the key null; allowed are names of settings")
+        _check_keys(value, str(key) if path == "settings" else f"{path}.{key}")
 
 
 def _check_depth(source: Any, layers: Sequence[Sequence[Any]]) -> None:

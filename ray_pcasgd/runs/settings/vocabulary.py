@@ -114,10 +114,13 @@ SENTENCES = {
 NAMES: dict[str, dict[str, str]] = {
     "algorithm": {
         "pc-asgd": "pcasgd pc_asgd predicting-clipping",
-        "d-psgd": "dpsgd sync synchronous ddp allreduce all-reduce gossip decentralized local-sgd fedavg",
+        "d-psgd": "dpsgd sync synchronous ddp allreduce all-reduce gossip decentralized local-sgd",
         "d-asgd": "dasgd async asynchronous decentralized-async",
         "ad-psgd": "adpsgd",
-        "server": "ps parameter-server parameter_server asgd downpour hogwild centralized async-sgd ssp",
+        "server": (
+            "ps parameter-server parameter_server asgd downpour hogwild centralized async-sgd ssp fedavg fedasync "
+            "k-async k-sync k-batch-async k-batch-sync n-softsync softsync adasync"
+        ),
         "elastic-averaging": "easgd eamsgd elastic elastic-sgd",
         "sgp": "push-sum pushsum gradient-push",
     },

@@ -312,7 +312,12 @@ class RunFolder:
     def write_metrics(self, frame: pd.DataFrame) -> None:
         """Write the metrics rows so far."""
         self.check()
-        write_whole(self.path / METRICS, lambda path: frame.to_parquet(path, index=False))
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                frame.to_parquet(file, index=False)
+
+        write_whole(self.path / METRICS, write)
 
     def write_schedule(self, rows: Sequence[Row], metadata: Mapping[str, str]) -> None:
         """Write the rows that were executed."""

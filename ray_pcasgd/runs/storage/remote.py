@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_pcasgd.base.own_files import claim_folder, names_of
+from ray_pcasgd.base.own_files import TemporaryFolder, claim_folder, names_of
 from ray_pcasgd.base.text import one_line
 
 _LONGEST = 300
@@ -47,13 +47,36 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def as_os_error() -> Iterator[None]:
-    """Raise ``OSError`` for whatever pyarrow raises about storage."""
+    """Raise ``OSError`` for whatever pyarrow raises about storage, and for what it lacks."""
     from pyarrow import ArrowException
 
     try:
         yield
-    except ArrowException as error:
+    except (ArrowException, ImportError, ValueError) as error:
         raise OSError(reason_of(error)) from error
+
+
+@contextmanager
+def at_hand(location: str, added: str) -> Iterator[Path]:
+    """Yield a run's folder on this machine, a copy where it is elsewhere; a file that is added goes back there.
+
+    Raises:
+        OSError: it cannot be read, or the file cannot be written there.
+
+    """
+    if not is_remote(location):
+        yield Path(location)
+        return
+    storage, name = parent_of(location)
+    remote, temporary = RemoteStorage(storage), TemporaryFolder()
+    try:
+        remote.fetch(name, temporary.path / name, ())
+        yield temporary.path / name
+        file = temporary.path / name / added
+        if file.is_file():
+            remote.put(name, added, file.read_bytes())
+    finally:
+        temporary.remove()
 
 
 class RemoteStorage:
@@ -119,8 +142,19 @@ class RemoteStorage:
 
         with as_os_error():
             local = fs.LocalFileSystem()
+            path.mkdir(parents=True, exist_ok=True)
             fs.copy_files(self._at(name), str(path), source_filesystem=self._files, destination_filesystem=local)
         self._seen = _inside_groups(path, groups)
+
+    def put(self, name: str, file: str, content: bytes) -> None:
+        """Write a file into a folder.
+
+        Raises:
+            OSError: it cannot be written.
+
+        """
+        with as_os_error():
+            self._write(f"{self._at(name)}/{file}", content)
 
     def mirror(self, path: Path, name: str, groups: Collection[str], files: Collection[str]) -> None:
         """Copy a folder of this machine here.

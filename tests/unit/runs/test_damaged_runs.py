@@ -222,7 +222,7 @@ def test_a_run_that_never_kept_a_state_begins_anew_and_says_so(tmp_path: Path) -
     run = killed(tmp_path / "lost", checkpoint={"state_seconds": 3600})
     watcher = Noting()
     assert_as_undisturbed(resume(run, watcher), tmp_path / "whole", checkpoint={"state_seconds": 3600})
-    assert watcher.said("run_begins_anew") == [f"{run} has no state from which it could go on: the run begins anew"]
+    assert watcher.said("run_begins_anew") == [f"{run} has no state from which it could go on"]
 
 
 # Models that are kept on the way.

@@ -17,6 +17,7 @@ from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.model_file import encode, read_model
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.runs.callbacks import Watcher
+from tests.unit.interrupted_runs import command
 from tests.unit.runs.test_endings import SMALL, Events, assert_all_there, fit, names_in, summary_of
 
 # Models of unusual state.
@@ -160,6 +161,7 @@ def test_a_model_file_that_would_call_something_is_refused(tmp_path: Path) -> No
         ("/proc/runs", "cannot be written ("),
         ("x" * 300, "cannot be written ("),
         ("a\0b", "cannot be written ("),
+        ("hf://datasets/x/y", "cannot be reached ("),
     ],
 )
 def test_storage_that_takes_nothing_is_refused_before_the_first_step(
@@ -268,3 +270,65 @@ def test_a_file_s_size_that_is_limited_for_a_moment_costs_a_model_and_not_the_ru
     assert whole.checkpoint
     weights = whole.checkpoint.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in result.checkpoint.state_dict().items())
+
+
+@pytest.mark.parametrize("storage", ["s3:/x", "file:/x", "file:x", "S3:runs", "gs:x"])
+def test_a_location_without_its_slashes_is_refused(storage: str) -> None:
+    with pytest.raises(SettingsError, match=r"storage_path = .*: allowed are a folder, and a location such as s3://"):
+        Trainer(SMALL, storage_path=storage)
+
+
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path: Path) -> None:
+    result = Trainer(SMALL, storage_path=str(tmp_path / "a:b")).fit()
+    assert result.error is None
+    assert {"schedule.parquet", "metrics.parquet"} <= {path.name for path in Path(result.path).iterdir()}
+
+
+def test_agents_that_take_several_steps_in_a_row_are_counted_by_their_steps(tmp_path: Path) -> None:
+    elastic = {"name": "elastic-averaging", "period": 4}
+    result = Trainer(SMALL, storage_path=str(tmp_path), algorithm=elastic).fit()
+    assert result.error is None
+    summary = json.loads((Path(result.path) / "result.json").read_text(encoding="utf-8"))
+    assert summary["agent_steps"] == SMALL["num_agents"] * SMALL["num_steps"]
+
+
+class Accuracy:
+    """A metric that takes in batches, and is no function."""
+
+    def reset(self) -> None:
+        self.right, self.number = 0, 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right += int((outputs.argmax(1) == targets).sum())
+        self.number += len(targets)
+
+    def compute(self) -> float:
+        return self.right / self.number
+
+
+@pytest.mark.parametrize("metric", [Accuracy, Accuracy()], ids=["class", "object"])
+def test_a_metric_need_not_be_a_function(metric: Any, tmp_path: Path) -> None:
+    own = {"name": "custom", "function": metric, "label": "own"}
+    task = {"model": {"hidden": [8]}, "metrics": ["accuracy", own]}
+    result = Trainer(SMALL, storage_path=str(tmp_path), task=task).fit()
+    assert result.error is None
+    assert result.metrics["test_own"] == pytest.approx(result.metrics["test_accuracy"])
+
+
+def test_a_run_on_remote_storage_has_its_page_and_the_whole_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["num_agents=3", "num_steps=6", "evaluate_every=6", f"storage_path=file://{tmp_path}/store"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    status, lines, errors = command(["train", "--engine", "local", "--name", "first", *arguments], capsys)
+    assert (status, errors) == (0, [])
+    assert any("mean staleness" in line for line in lines)
+    assert f"report file://{tmp_path}/store/first/report.html" in lines
+    assert (tmp_path / "store" / "first" / "report.html").exists()
+
+
+@pytest.mark.parametrize(("tree", "path"), [({None: 2}, "settings"), ({"task": {None: 1}}, "task")])
+def test_a_key_that_is_null_is_told(tree: Any, path: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{path}: has the key null; allowed are names of settings$"):
+        Trainer(tree)
