@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.records import Event
-from ray_pcasgd.records import StepReport
 from ray_pcasgd.base.state import State
+from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.runs.plan.plan import Plan
 
 
 class Watcher:

@@ -8,18 +8,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.runs.settings.loading import merge
-from ray_pcasgd.runs.settings.loading import parse_assignment
-from ray_pcasgd.runs.plan.plan import joined
-from ray_pcasgd.runs.plan.plan import make_plan
-from ray_pcasgd.runs.plan.plan import resolve
-from ray_pcasgd.runs.storage.remote import is_remote
-from ray_pcasgd.runs.result import Result
-from ray_pcasgd.runs.storage.names import claimed_folder
-from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.plan.plan import joined, make_plan, resolve
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, parse_assignment
+from ray_pcasgd.runs.storage.names import claimed_folder
+from ray_pcasgd.runs.storage.remote import is_remote
+from ray_pcasgd.runs.trainer import Trainer
 
 
 class Method(NamedTuple):

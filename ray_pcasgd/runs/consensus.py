@@ -8,12 +8,10 @@ from torch import Tensor
 
 from ray_pcasgd.agents.local_tensors import joined
 from ray_pcasgd.agents.module_tensors import public_name
+from ray_pcasgd.agents.replica import MixedBuffers, Replica
 from ray_pcasgd.records import Snapshot
-from ray_pcasgd.agents.replica import MixedBuffers
-from ray_pcasgd.agents.replica import Replica
 from ray_pcasgd.tasks.objective import Evaluation
-from ray_pcasgd.tasks.task import Task
-from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.tasks.task import Task, TaskData
 
 
 class Consensus(NamedTuple):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.base.text import printable
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.callbacks import Watcher
-from ray_pcasgd.base.text import printable
+from ray_pcasgd.runs.plan.plan import Plan
 
 logger = logging.getLogger("ray_pcasgd")
 _WARNINGS = ("lost", "restarted", "rejected", "silent", "failed", "skipped", "not_", "isolated", "anew", "interrupted")

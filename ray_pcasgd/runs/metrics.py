@@ -5,14 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from ray_pcasgd.runs.consensus import Consensus
-
-from ray_pcasgd.runs.consensus import average
-
-from ray_pcasgd.runs.consensus import join
-from ray_pcasgd.records import Snapshot
-from ray_pcasgd.records import StepReport
 from ray_pcasgd.base.state import State
+from ray_pcasgd.records import Snapshot, StepReport
+from ray_pcasgd.runs.consensus import Consensus, average, join
 
 NAN = float("nan")
 

@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 from ray.util import metrics
 
-from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.records import Event
-from ray_pcasgd.records import StepReport
+from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.plan.plan import Plan
 
 EXPORT_SECONDS = 1.0
 """Metrics are handed to Ray this often; Prometheus asks every ten seconds or so."""

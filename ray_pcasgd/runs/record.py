@@ -9,28 +9,22 @@ from typing import Any
 
 import torch
 
-from ray_pcasgd.runs.storage.checkpoints import Checkpoints
-from ray_pcasgd.runs.consensus import AveragedModel
+from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.failures import StepError
-from ray_pcasgd.engines.failures import described
-from ray_pcasgd.engines.failures import measured
+from ray_pcasgd.engines.failures import StepError, described, measured
+from ray_pcasgd.records import Event, Row, Snapshot, StepReport
+from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.consensus import AveragedModel
 from ray_pcasgd.runs.interrupting import Interrupts
 from ray_pcasgd.runs.metrics import Monitor
-from ray_pcasgd.runs.pace import Pace
-from ray_pcasgd.runs.pace import is_agent_step
+from ray_pcasgd.runs.pace import Pace, is_agent_step
 from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.records import Event
-from ray_pcasgd.records import Row
-from ray_pcasgd.records import Snapshot
-from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.result import final_metrics
+from ray_pcasgd.runs.storage.checkpoints import Checkpoints
 from ray_pcasgd.runs.storage.ending import Ending
 from ray_pcasgd.runs.storage.folder import RunFolder
-from ray_pcasgd.base.state import State
 from ray_pcasgd.runs.storage.states import RunStates
 from ray_pcasgd.schedule.trace import rows_up_to
-from ray_pcasgd.runs.callbacks import Watcher
 
 _SHOWN_EVALUATIONS = 3
 """Failed evaluations that are shown at most; the events' file has all of them."""

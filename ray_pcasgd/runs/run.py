@@ -7,35 +7,23 @@ from typing import Any
 
 import pandas as pd
 
-from ray_pcasgd.runs.storage.checkpoints import Checkpoint
-from ray_pcasgd.engines.base import Engine
-from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.base import StateError
-from ray_pcasgd.engines.failures import StepError
-from ray_pcasgd.engines.failures import as_step_error
-from ray_pcasgd.engines.failures import described
-from ray_pcasgd.engines.failures import restoring
-from ray_pcasgd.runs.replayable import executable
-from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.agents.learner import LearnerError
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.storage.model_file import encode
-from ray_pcasgd.runs.pace import is_agent_step
-from ray_pcasgd.runs.pace import mean_staleness
-from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.base.state import State, step_of
+from ray_pcasgd.engines.base import Engine, InterruptionError, Pause, RunError, StateError
+from ray_pcasgd.engines.failures import StepError, as_step_error, described, restoring
 from ray_pcasgd.records import Event
-from ray_pcasgd.runs.result import Result
-from ray_pcasgd.runs.result import final_metrics
-from ray_pcasgd.runs.result import flat_metrics
-from ray_pcasgd.runs.storage.folder import RunFolder
-from ray_pcasgd.runs.record import RunRecord
-from ray_pcasgd.runs.record import WatcherError
-from ray_pcasgd.base.state import State
-from ray_pcasgd.base.state import step_of
-from ray_pcasgd.schedule.trace import trace_hash
 from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.interrupting import RunInterrupted
+from ray_pcasgd.runs.pace import is_agent_step, mean_staleness
+from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.record import RunRecord, WatcherError
+from ray_pcasgd.runs.replayable import executable
+from ray_pcasgd.runs.result import Result, final_metrics, flat_metrics
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.storage.checkpoints import Checkpoint
+from ray_pcasgd.runs.storage.folder import RunFolder
+from ray_pcasgd.runs.storage.model_file import encode
+from ray_pcasgd.schedule.trace import trace_hash
 
 
 class Run(RunRecord):

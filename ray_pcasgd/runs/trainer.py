@@ -5,31 +5,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.base.state import State
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.engines.failures import StepError
-from ray_pcasgd.engines.failures import described
+from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.local.variants import variant_reports
+from ray_pcasgd.runs.callbacks import Watcher, Watchers
 from ray_pcasgd.runs.event_log import EventLog
-from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.runs.settings.loading import merge
-from ray_pcasgd.runs.settings.loading import read_yaml
-from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.runs.plan.plan import joined
-from ray_pcasgd.runs.plan.plan import make_plan
-from ray_pcasgd.runs.settings.ray_train import from_ray_train
+from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
+from ray_pcasgd.runs.plan.variants import make_variants
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.run import Run
-from ray_pcasgd.runs.storage.folder import RunFolder
-from ray_pcasgd.base.state import State
-from ray_pcasgd.tasks.imports import unreadable
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, read_yaml
+from ray_pcasgd.runs.settings.ray_train import from_ray_train
 from ray_pcasgd.runs.settings.trust import load_run_settings
-from ray_pcasgd.runs.plan.variants import make_variants
-from ray_pcasgd.runs.callbacks import Watcher
-from ray_pcasgd.runs.callbacks import Watchers
+from ray_pcasgd.runs.storage.folder import RunFolder
+from ray_pcasgd.tasks.imports import unreadable
 
 _ESSENTIAL = ("seed", "num_agents", "num_steps", "algorithm", "task", "engine")
 """Settings that every run's file must have."""

@@ -8,21 +8,17 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 
-from ray_pcasgd.config import Config
-from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.agents.learner import Training
 from ray_pcasgd.agents.pair import PairSpec
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.plan.common import Roster
-from ray_pcasgd.schedule.plan_pairs import PairPlanner
-from ray_pcasgd.schedule.scheduler import Recorded
-from ray_pcasgd.schedule.scheduler import Schedule
-from ray_pcasgd.schedule.trace import in_causal_order
-from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.schedule.delays import check_timing
-from ray_pcasgd.schedule.topology import Metropolis
-from ray_pcasgd.schedule.topology import Network
-from ray_pcasgd.schedule.topology import build_network
+from ray_pcasgd.schedule.plan_pairs import PairPlanner
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule
+from ray_pcasgd.schedule.topology import Metropolis, Network, build_network
+from ray_pcasgd.schedule.trace import in_causal_order, read_rows
 
 
 class Division(NamedTuple):
@@ -131,8 +127,8 @@ def pair_schedule(config: Config, division: Division, clusters: tuple[int, ...])
 def _check_pairs(rows: Sequence[Row], config: Config, division: Division, left: Set[int]) -> None:
     """Raise ``ValueError`` unless the rows are a whole run of pairs, in which each partner has a row of each averaging.
 
-    Where agents were lost, those that have ``left`` for good took fewer steps, and the last rows of a lost agent may
-    be missing.
+    Where agents were lost, those that have ``left`` for good took fewer steps, and the rows of a lost agent that it did
+    not report before are missing.
     """
     steps = Counter(row.agent for row in rows if row.kind == "step" and row.agent not in left)
     lost = left | {row.agent for row in rows if row.kind == "rejoined"}
@@ -148,7 +144,7 @@ def _check_pairs(rows: Sequence[Row], config: Config, division: Division, left: 
             f"num_agents = {config.num_agents}: allowed with the schedule is {max(agents, default=-1) + 1}"
         )
     for agent, taken in sorted(steps.items()):
-        if taken != config.num_steps:
+        if taken != config.num_steps and not (agent in lost and taken < config.num_steps):
             raise ValueError(
                 f"num_steps = {config.num_steps}: allowed with the schedule is {taken}, what agent {agent} takes in "
                 "it; pairs cannot be cut apart"

@@ -6,30 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from ray_pcasgd.agents.peer import AgentSpec
-
-from ray_pcasgd.agents.peer import Recipe
+from ray_pcasgd.agents.peer import AgentSpec, Recipe
 from ray_pcasgd.config import Config
+from ray_pcasgd.rules.base import DefaultBarrier, Rule
 from ray_pcasgd.runs.plan.common import Roster
-from ray_pcasgd.rules.base import DefaultBarrier
-from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.schedule.barrier import AllBarrier
-from ray_pcasgd.schedule.barrier import Barrier
-from ray_pcasgd.schedule.barrier import BoundedBarrier
-from ray_pcasgd.schedule.barrier import NoBarrier
-from ray_pcasgd.schedule.plan_peers import Planner
-from ray_pcasgd.schedule.scheduler import Recorded
-from ray_pcasgd.schedule.scheduler import Schedule
-from ray_pcasgd.schedule.trace import check_fits
-from ray_pcasgd.schedule.trace import in_causal_order
-from ray_pcasgd.schedule.trace import newest_reads
-from ray_pcasgd.schedule.trace import read_rows
 from ray_pcasgd.runs.plan.servers import check_family
+from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.delays import check_timing
-from ray_pcasgd.schedule.topology import Metropolis
-from ray_pcasgd.schedule.topology import Network
-from ray_pcasgd.schedule.topology import build_network
-from ray_pcasgd.schedule.topology import build_push_network
+from ray_pcasgd.schedule.plan_peers import Planner
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule
+from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
+from ray_pcasgd.schedule.trace import check_fits, in_causal_order, newest_reads, read_rows
 
 _BARRIERS: dict[DefaultBarrier, Barrier] = {
     "none": NoBarrier(),

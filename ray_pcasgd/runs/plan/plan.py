@@ -12,36 +12,27 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from ray_pcasgd.config import Config
-from ray_pcasgd.engines.base import Cluster
-from ray_pcasgd.engines.base import Engine
-from ray_pcasgd.engines.local.engine import LocalEngine
-from ray_pcasgd.engines.local.engine import LocalSettings
-from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.runs.settings.errors import explain
-from ray_pcasgd.runs.settings.errors import one_line
 from ray_pcasgd.agents.learner import LearnerSpec
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.plan.pairs import check_pair_settings
-from ray_pcasgd.runs.plan.pairs import pair_roster
 from ray_pcasgd.agents.pair import ADPSGD
-from ray_pcasgd.runs.plan.peers import barrier_of
-from ray_pcasgd.runs.plan.peers import peer_roster
 from ray_pcasgd.agents.reliability import Measured
-from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.base import Cluster, Engine
+from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
+from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.schedule.barrier import Barrier
-from ray_pcasgd.schedule.barrier import NoBarrier
-from ray_pcasgd.schedule.scheduler import Recorded
-from ray_pcasgd.schedule.scheduler import Schedule
-from ray_pcasgd.schedule.scheduler import waits_for_losses
-from ray_pcasgd.runs.plan.servers import check_server_settings
-from ray_pcasgd.runs.plan.servers import server_roster
 from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
+from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster
+from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
+from ray_pcasgd.runs.plan.tryout import try_out
+from ray_pcasgd.runs.settings.errors import explain, one_line
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
+from ray_pcasgd.schedule.topology import Network
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.task import TaskData
-from ray_pcasgd.schedule.topology import Network
-from ray_pcasgd.runs.plan.tryout import try_out
 
 
 @dataclass(frozen=True)
@@ -117,10 +108,9 @@ class Plan:
         settings = self.config.engine
         if not isinstance(settings, RaySettings):
             return LocalEngine(settings, self.schedule)
-        from ray_pcasgd.engines.ray.crew import Identity
-        from ray_pcasgd.engines.ray.engine import RayEngine
-        from ray_pcasgd.engines.ray.engine import Upkeep
         from ray_pcasgd.engines.live.injection import Injection
+        from ray_pcasgd.engines.ray.crew import Identity
+        from ray_pcasgd.engines.ray.engine import RayEngine, Upkeep
 
         config = self.config
         about = {"mode": settings.mode, "algorithm": config.algorithm.name, "num_steps": config.num_steps}

@@ -8,34 +8,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ray_pcasgd.agents.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.agents.local_tensors import is_same
+from ray_pcasgd.agents.module_tensors import named_tensors, public_name
+from ray_pcasgd.agents.replica import Replica, unflatten
+from ray_pcasgd.agents.server import CHANGED_WEIGHTS
+from ray_pcasgd.agents.variants import Variants
+from ray_pcasgd.base.numerics import is_finite
+from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.batching import compute_together
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.runs.settings.errors import one_line
-from ray_pcasgd.runs.settings.errors import written
-from ray_pcasgd.agents.learner import Learner
-from ray_pcasgd.agents.learner import LearnerSpec
-from ray_pcasgd.agents.learner import Training
-from ray_pcasgd.agents.local_tensors import is_same
-from ray_pcasgd.agents.module_tensors import named_tensors, public_name
-from ray_pcasgd.base.numerics import is_finite
-from ray_pcasgd.base.randomness import stream_seed
-from ray_pcasgd.agents.replica import Replica
-from ray_pcasgd.agents.replica import unflatten
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.tasks.sample_checks import is_integer, labels_of, require_finite, require_labels, require_samples
-from ray_pcasgd.agents.server import CHANGED_WEIGHTS
 from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.runs.settings.errors import one_line, written
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.models import CustomModel
-from ray_pcasgd.tasks.objective import CrossEntropy
-from ray_pcasgd.tasks.objective import CustomMeasure
+from ray_pcasgd.tasks.objective import CrossEntropy, CustomMeasure
 from ray_pcasgd.tasks.ray_stream import StreamedImages
-from ray_pcasgd.tasks.samples import AnySamples
-from ray_pcasgd.tasks.samples import Samples
+from ray_pcasgd.tasks.sample_checks import is_integer, labels_of, require_finite, require_labels, require_samples
+from ray_pcasgd.tasks.samples import AnySamples, Samples
 from ray_pcasgd.tasks.task import TaskData
-from ray_pcasgd.agents.variants import Variants
 
 TESTED_AT_ONCE = 128
 """Samples of one batch in evaluations."""

@@ -8,19 +8,16 @@ from torch.nn import RNNBase
 from torch.nn.modules.conv import _ConvNd
 
 from ray_pcasgd.agents.peer import AgentSpec
+from ray_pcasgd.agents.variants import Variants
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.runs.plan.plan import Plan, make_plan, resolve
+from ray_pcasgd.runs.plan.tryout import try_out_variants
 from ray_pcasgd.runs.settings.errors import one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.runs.plan.plan import make_plan
-from ray_pcasgd.runs.plan.plan import resolve
-from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.tasks.models import CustomModel
-from ray_pcasgd.tasks.models import Torchvision
+from ray_pcasgd.tasks.models import CustomModel, Torchvision
 from ray_pcasgd.tasks.objective import CustomMeasure
-from ray_pcasgd.runs.plan.tryout import try_out_variants
-from ray_pcasgd.agents.variants import Variants
 
 _NUMBERS = ("step_size", "warmup_steps")
 _PLACES = ("name", "storage_path")

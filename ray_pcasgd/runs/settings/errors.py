@@ -7,15 +7,12 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from ray_pcasgd.runs.settings import hints
-from ray_pcasgd.config import Config
-from ray_pcasgd.schedule.law_text import FORMS
-from ray_pcasgd.runs.settings.misspelling import allowed_at
-from ray_pcasgd.runs.settings.misspelling import as_written
-from ray_pcasgd.runs.settings.misspelling import kinds_at
-from ray_pcasgd.runs.settings.misspelling import meant
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.base.text import one_line as one_line
+from ray_pcasgd.config import Config
+from ray_pcasgd.runs.settings import hints
+from ray_pcasgd.runs.settings.misspelling import allowed_at, as_written, kinds_at, meant
+from ray_pcasgd.schedule.law_text import FORMS
 
 _ALLOWED = {
     "greater_than_equal": "allowed are values from {ge} on",

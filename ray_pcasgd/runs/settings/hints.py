@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_pcasgd.base.scalars import number
-from ray_pcasgd.runs.settings.vocabulary import NAMES
-from ray_pcasgd.runs.settings.vocabulary import SENTENCES
-from ray_pcasgd.runs.settings.vocabulary import WORDS
+from ray_pcasgd.runs.settings.vocabulary import NAMES, SENTENCES, WORDS
 
 _MEANT = {word: path for path, words in WORDS.items() for word in words.split()}
 

@@ -8,19 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ray_pcasgd.runs.settings import hints
-from ray_pcasgd.config import Config
-from ray_pcasgd.runs.settings.errors import explain
-from ray_pcasgd.runs.settings.errors import one_line
-from ray_pcasgd.runs.settings.errors import written
 from ray_pcasgd.base.foreign_files import read_text
-from ray_pcasgd.schedule.law_text import Unit, said_unit
-from ray_pcasgd.base.settings import FROM_STRANGERS
-from ray_pcasgd.base.settings import Settings
-from ray_pcasgd.runs.settings.reference import kind_of
-from ray_pcasgd.runs.settings.reference import kinds_in
-from ray_pcasgd.runs.settings.reference import settings_classes
+from ray_pcasgd.base.settings import FROM_STRANGERS, Settings
 from ray_pcasgd.base.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
+from ray_pcasgd.config import Config
+from ray_pcasgd.runs.settings import hints
+from ray_pcasgd.runs.settings.errors import explain, one_line, written
+from ray_pcasgd.runs.settings.reference import kind_of, kinds_in, settings_classes
+from ray_pcasgd.schedule.law_text import Unit, said_unit
 
 
 class SettingsError(ValueError):

@@ -4,14 +4,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from ray_pcasgd.runs.settings import hints
-from ray_pcasgd.config import Config
 from ray_pcasgd.base.settings import Settings
-from ray_pcasgd.runs.settings.reference import describe
-from ray_pcasgd.runs.settings.reference import kind_of
-from ray_pcasgd.runs.settings.reference import kinds_in
-from ray_pcasgd.runs.settings.reference import places
-from ray_pcasgd.runs.settings.reference import settings_below
+from ray_pcasgd.config import Config
+from ray_pcasgd.runs.settings import hints
+from ray_pcasgd.runs.settings.reference import describe, kind_of, kinds_in, places, settings_below
 
 Location = Sequence[int | str]
 """Keys, items, and the tags of unions, from the top of the tree down."""

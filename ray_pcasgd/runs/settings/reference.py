@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic.fields import FieldInfo
 
-from ray_pcasgd.config import Config
 from ray_pcasgd.base.curves import Curve
-from ray_pcasgd.schedule.laws import Law
-from ray_pcasgd.rules.compensation import Compensation
 from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.config import Config
+from ray_pcasgd.rules.compensation import Compensation
+from ray_pcasgd.schedule.laws import Law
 
 
 class Place(NamedTuple):

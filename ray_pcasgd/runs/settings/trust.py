@@ -13,13 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ray_pcasgd.config import Config
 from ray_pcasgd.base.foreign_files import open_regular
-from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.runs.settings.loading import read_yaml
 from ray_pcasgd.base.own_state import keep_newest, own_folder
 from ray_pcasgd.base.settings import FROM_STRANGERS
 from ray_pcasgd.base.yaml_text import YAMLTextError, parse_yaml
+from ray_pcasgd.config import Config
+from ray_pcasgd.runs.settings.loading import load_config, read_yaml
 
 _MOST_FINGERPRINTS = 2000
 

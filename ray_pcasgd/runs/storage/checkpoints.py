@@ -8,18 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ray_pcasgd.config import CheckpointSettings
-from ray_pcasgd.runs.storage.model_file import MODEL_FILES, read_model
 from ray_pcasgd.base.own_files import is_file, remove_whole
 from ray_pcasgd.base.plain_json import read_mapping
-from ray_pcasgd.runs.storage.remote import RemoteStorage
-from ray_pcasgd.runs.storage.remote import is_remote
-from ray_pcasgd.runs.storage.remote import location_in
-from ray_pcasgd.runs.storage.remote import parent_of
-from ray_pcasgd.runs.storage.names import CHECKPOINTS
-from ray_pcasgd.runs.storage.names import KEPT_FILES
-from ray_pcasgd.runs.storage.names import KEPT_METRICS
+from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.runs.storage.folder import RunFolder
+from ray_pcasgd.runs.storage.model_file import MODEL_FILES, read_model
+from ray_pcasgd.runs.storage.names import CHECKPOINTS, KEPT_FILES, KEPT_METRICS
+from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, parent_of
 
 
 @dataclass(frozen=True)

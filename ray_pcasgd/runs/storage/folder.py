@@ -8,12 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from ray_pcasgd.config import Config
-from ray_pcasgd.runs.settings.errors import written
-from ray_pcasgd.runs.storage.lock import FolderLock
-from ray_pcasgd.runs.storage.lock import LockedError
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.storage.model_file import MODEL_FILES, write_model
 from ray_pcasgd.base.own_files import (
     UNFINISHED,
     TemporaryFolder,
@@ -28,12 +22,14 @@ from ray_pcasgd.base.own_files import (
     write_whole,
 )
 from ray_pcasgd.base.plain_json import dumps, read_mapping
+from ray_pcasgd.base.yaml_text import write_yaml
+from ray_pcasgd.config import Config
 from ray_pcasgd.records import Row
-from ray_pcasgd.runs.storage.remote import RemoteStorage
-from ray_pcasgd.runs.storage.remote import is_remote
-from ray_pcasgd.runs.storage.remote import location_in
-from ray_pcasgd.runs.storage.remote import parent_of
-from ray_pcasgd.runs.storage.remote import reason_of
+from ray_pcasgd.runs.settings.errors import written
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.settings.trust import note_settings
+from ray_pcasgd.runs.storage.lock import FolderLock, LockedError
+from ray_pcasgd.runs.storage.model_file import MODEL_FILES, write_model
 from ray_pcasgd.runs.storage.names import (
     CHECKPOINTS,
     CONFIG,
@@ -52,10 +48,9 @@ from ray_pcasgd.runs.storage.names import (
     require_free,
     taken,
 )
+from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, parent_of, reason_of
 from ray_pcasgd.schedule.trace import write_rows
 from ray_pcasgd.tasks.imports import import_path
-from ray_pcasgd.runs.settings.trust import note_settings
-from ray_pcasgd.base.yaml_text import write_yaml
 
 _SPOKEN = "run folder"
 

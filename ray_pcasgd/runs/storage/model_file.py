@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ray_pcasgd.runs.settings.errors import one_line
 from ray_pcasgd.base.own_files import remove_files, write_whole
+from ray_pcasgd.runs.settings.errors import one_line
 
 SAFETENSORS, TORCH = "model.safetensors", "model.pt"
 MODEL_FILES = (SAFETENSORS, TORCH)

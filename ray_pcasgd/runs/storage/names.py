@@ -4,14 +4,11 @@ import os
 import re
 from pathlib import Path
 
+from ray_pcasgd.base.own_files import UNFINISHED, claim_folder, is_file, move_aside, remove_files
 from ray_pcasgd.runs.settings.errors import written
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.model_file import MODEL_FILES
-from ray_pcasgd.base.own_files import UNFINISHED, claim_folder, is_file, move_aside, remove_files
-from ray_pcasgd.runs.storage.remote import RemoteStorage
-from ray_pcasgd.runs.storage.remote import is_remote
-from ray_pcasgd.runs.storage.remote import location_in
-from ray_pcasgd.runs.storage.remote import reason_of
+from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, reason_of
 
 CONFIG, EVENTS, RESULT = "config.yaml", "events.jsonl", "result.json"
 METRICS, SCHEDULE, REPORT = "metrics.parquet", "schedule.parquet", "report.html"

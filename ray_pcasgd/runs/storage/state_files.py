@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ray_pcasgd.base.own_files import UNFINISHED, is_file, make_folder, remove_files, remove_whole, whole_folder
+from ray_pcasgd.base.state import State, load_state, pace, save_state
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.runs.settings.errors import one_line
-from ray_pcasgd.base.own_files import UNFINISHED, is_file, make_folder, remove_files, remove_whole, whole_folder
-from ray_pcasgd.base.state import State
-from ray_pcasgd.base.state import load_state
-from ray_pcasgd.base.state import pace
-from ray_pcasgd.base.state import save_state
 
 _STATE, _CHECKSUM = "state.pt", "checksum"
 _FILES = (_STATE, _CHECKSUM)

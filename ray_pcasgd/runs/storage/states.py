@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ray_pcasgd.base.state import State, check_rows, difference
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.engines.base import StateError
 from ray_pcasgd.engines.failures import restoring
 from ray_pcasgd.records import Event
-from ray_pcasgd.base.state import State
-from ray_pcasgd.base.state import check_rows
-from ray_pcasgd.base.state import difference
 from ray_pcasgd.runs.storage.state_files import StateFiles
 
 

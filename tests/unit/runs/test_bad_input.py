@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from ray_pcasgd.config import AnyAlgorithm
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.records import Read, Row
 from ray_pcasgd.runs.plan.plan import make_plan
-from ray_pcasgd.records import Read
-from ray_pcasgd.records import Row
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.schedule.trace import write_rows
 

@@ -5,15 +5,8 @@ from typing import Any
 
 import pytest
 
-from ray_pcasgd.runs.comparison import METHODS
-
-from ray_pcasgd.runs.comparison import Method
-
-from ray_pcasgd.runs.comparison import compare
-
-from ray_pcasgd.runs.comparison import parse_method
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.comparison import METHODS, Method, compare, parse_method
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 
 TINY: dict[str, Any] = {"num_agents": 3, "num_steps": 4, "evaluate_every": 4, "engine": "local"}
 

@@ -7,12 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ray_pcasgd.runs.consensus import AveragedModel
-
-from ray_pcasgd.runs.consensus import average
-from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Snapshot
+from ray_pcasgd.runs.consensus import AveragedModel, average
+from ray_pcasgd.runs.settings.loading import load_config
 
 
 def snapshots(seed: int, agents: list[int], size: int, num_buffers: int, scale: float) -> dict[int, Snapshot]:

@@ -18,13 +18,10 @@ import yaml
 from rich.console import Console
 
 from ray_pcasgd.base.own_files import remove_whole
-from ray_pcasgd.records import Read
-from ray_pcasgd.records import Row
-from ray_pcasgd.base.state import State
-from ray_pcasgd.base.state import load_state
+from ray_pcasgd.base.state import State, load_state
 from ray_pcasgd.cli.terminal import Terminal
-from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.runs.trainer import resume
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.runs.trainer import Trainer, resume
 from tests.unit.interrupted_runs import (
     KEEPING,
     SERVER,

@@ -16,23 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ray_pcasgd.engines.failures import StepError
-
-from ray_pcasgd.engines.failures import described
-
-from ray_pcasgd.engines.failures import described_text
-from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.base.plain_json import dumps, read_mapping
-from ray_pcasgd.records import Event
-from ray_pcasgd.records import StepReport
-from ray_pcasgd.runs.result import Result
-from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.runs.trainer import fit_together
-from ray_pcasgd.runs.trainer import resume
+from ray_pcasgd.engines.failures import StepError, described, described_text
+from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.interrupting import RunInterrupted
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.trainer import Trainer, fit_together, resume
+from ray_pcasgd.schedule.trace import read_rows
 from tests.unit.interrupted_runs import command
 
 SMALL: dict[str, Any] = {

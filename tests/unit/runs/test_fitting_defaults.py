@@ -6,14 +6,12 @@ from typing import Any
 import pytest
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.plan.plan import make_plan
-from ray_pcasgd.runs.storage.folder import RunFolder
-from ray_pcasgd.runs.settings.reference import kind_of
-from ray_pcasgd.runs.settings.reference import kinds_in
-from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.runs.plan.variants import make_variants
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.reference import kind_of, kinds_in
+from ray_pcasgd.runs.storage.folder import RunFolder
+from ray_pcasgd.runs.trainer import Trainer
 
 
 def names(setting: str) -> list[str]:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_pcasgd.runs.storage.checkpoints import Checkpoint
+from ray_pcasgd.runs.callbacks import Watcher
 from ray_pcasgd.runs.settings.errors import written
 from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.storage.model_file import encode, read_model
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.runs.callbacks import Watcher
 from tests.unit.interrupted_runs import command
 from tests.unit.runs.test_endings import SMALL, Events, assert_all_there, fit, names_in, summary_of
 

@@ -13,14 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_pcasgd.config import Config
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.runs.settings.loading import merge
-from ray_pcasgd.runs.settings.loading import parse_assignment
-from ray_pcasgd.rules import PCASGD
-from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.config import Config
+from ray_pcasgd.rules import PCASGD
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, parse_assignment
+from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.tasks.datasets import CustomData
 from ray_pcasgd.tasks.models import CustomModel
 

@@ -7,11 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from ray_pcasgd.records import Read, Row, Snapshot, StepReport
 from ray_pcasgd.runs.metrics import Monitor
-from ray_pcasgd.records import Read
-from ray_pcasgd.records import Row
-from ray_pcasgd.records import Snapshot
-from ray_pcasgd.records import StepReport
 
 
 def report(

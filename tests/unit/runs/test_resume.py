@@ -13,16 +13,12 @@ import yaml
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ray_pcasgd.runs.settings.loading import SettingsError
-
-from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.base.own_files import TemporaryFolder, remove_files
-from ray_pcasgd.runs.storage.names import clear_run
-from ray_pcasgd.sweep.packing import read_packs
-from ray_pcasgd.sweep.packing import run_pack
-from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.runs.trainer import resume
 from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.storage.names import clear_run
+from ray_pcasgd.runs.trainer import Trainer, resume
+from ray_pcasgd.sweep.packing import read_packs, run_pack
 from tests.unit.interrupted_runs import (
     KEEPING,
     SMALL,

@@ -5,12 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_pcasgd.runs.storage.checkpoints import Checkpoint
-
-from ray_pcasgd.runs.storage.checkpoints import Checkpoints
 from ray_pcasgd.config import CheckpointSettings
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.storage.checkpoints import Checkpoint, Checkpoints
 from ray_pcasgd.runs.storage.folder import RunFolder
 
 

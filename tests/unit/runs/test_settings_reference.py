@@ -5,17 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from ray_pcasgd.cli.settings import complete_assignment
-
-from ray_pcasgd.cli.settings import complete_setting
+from ray_pcasgd.cli.settings import complete_assignment, complete_setting
+from ray_pcasgd.cli.settings_page import markdown
+from ray_pcasgd.cli.settings_text import told
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.cli.settings_page import markdown
-from ray_pcasgd.runs.settings.reference import kind_of
-from ray_pcasgd.runs.settings.reference import places
-from ray_pcasgd.runs.settings.reference import settings_classes
-from ray_pcasgd.runs.settings.reference import takes_whole_numbers_alone
-from ray_pcasgd.cli.settings_text import told
+from ray_pcasgd.runs.settings.reference import kind_of, places, settings_classes, takes_whole_numbers_alone
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
 

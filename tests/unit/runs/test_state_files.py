@@ -11,13 +11,12 @@ from typer.testing import CliRunner
 from ray_pcasgd.cli.app import app
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.records import Event
-from ray_pcasgd.runs.result import Result
-from ray_pcasgd.runs.storage.state_files import StateFiles
-from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.runs.trainer import resume
 from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.storage.state_files import StateFiles
+from ray_pcasgd.runs.trainer import Trainer, resume
 
 SMALL: dict[str, Any] = {
     "engine": "local",

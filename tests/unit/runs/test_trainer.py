@@ -13,16 +13,13 @@ from safetensors import safe_open
 from torch import nn
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.records import Event
-from ray_pcasgd.records import StepReport
-from ray_pcasgd.runs.result import Result
-from ray_pcasgd.schedule.trace import read_rows
-from ray_pcasgd.schedule.trace import trace_hash
-from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.schedule.trace import read_rows, trace_hash
 
 SMALL: dict[str, Any] = {
     "num_agents": 4,

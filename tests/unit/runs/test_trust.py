@@ -11,16 +11,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from ray_pcasgd.sweep import running as sweep
 from ray_pcasgd.cli.app import main
 from ray_pcasgd.config import Config
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.tasks.imports import CallableOrPath
-from ray_pcasgd.tasks.imports import ObjectOrPath
-from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.runs.trainer import resume
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import load_run_settings
+from ray_pcasgd.runs.trainer import Trainer, resume
+from ray_pcasgd.sweep import running as sweep
+from ray_pcasgd.tasks.imports import CallableOrPath, ObjectOrPath
 
 TINY: dict[str, Any] = {"engine": "local", "num_agents": 2, "num_steps": 2, "evaluate_every": 2}
 MODULE = """

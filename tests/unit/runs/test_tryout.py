@@ -12,13 +12,10 @@ from torch import nn
 
 from ray_pcasgd.agents.peer import Agent
 from ray_pcasgd.cli.app import main
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.trainer import Trainer, fit_together
 from ray_pcasgd.tasks.ray_stream import RowGroup, StreamedImages
-from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.runs.trainer import fit_together
-
 from tests.unit import odd_tasks as odd
 
 STACKED = {"name": "local", "batched": "always"}
@@ -350,9 +347,8 @@ def test_a_trial_changes_nothing(tmp_path: Path) -> None:
 
 def test_of_streamed_images_only_a_first_batch_is_read() -> None:
     from ray_pcasgd.runs.plan.plan import _training
-    from ray_pcasgd.tasks.samples import Samples
-    from ray_pcasgd.tasks.samples import TaskData
     from ray_pcasgd.runs.plan.tryout import try_out
+    from ray_pcasgd.tasks.samples import Samples, TaskData
 
     read = []
 
