@@ -22,12 +22,20 @@ atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 # The same cases each time, however busy the machine is.
 settings.register_profile("deterministic", deadline=None, derandomize=True)
-# For a long search: python -m pytest tests/unit/test_fuzz.py --hypothesis-profile=many
+# For a long search: python -m pytest tests/unit/test_fuzz.py --hypothesis-profile=many --timeout=0
 settings.register_profile("many", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile("deterministic")
 
 # Tiny operations on as many threads as there are cores take a hundred times as long when the cores are busy.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that start processes longer: on a busy machine Ray's workers, of a low priority, hardly run."""
+    for item in items:
+        within = item.path.parts
+        if {"ray", "engines", "cli"} & set(within) and "unit" not in within and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="session")
