@@ -133,22 +133,35 @@ class DataFlow:
         """Take the rows that can run now, in the schedule's order; an empty list once all rows have run."""
         limit = 2 * len(self.agents)
         while True:
-            while len(self.window) < limit and (row := next(self.rows, None)) is not None:
-                self.drawn += 1
-                if row.step < self.recipe.num_steps:
-                    self.window.append(row)
+            is_exhausted = self.refill(limit)
             rows = [row for row in self.window if row.agent not in self.isolated]
             # Of each agent only its next row can be ready.
             next_rows = {row.agent: row for row in reversed(rows)}
             ready = [row for row in rows if next_rows[row.agent] is row and self.is_ready(row)]
-            if ready or not rows:
+            if ready:
                 taken = set(ready)
                 self.window = deque(row for row in rows if row not in taken)
-                if ready or len(self.window) == 0:
-                    return ready
-            if len(self.window) < limit:
+                return ready
+            if not rows:
+                # All of them are of agents that have left; others may still have steps to take.
+                self.window.clear()
+                if is_exhausted:
+                    return []
+                continue
+            if is_exhausted:
                 raise RunError(self.why_stuck(rows[0]))
             limit *= 2
+
+    def refill(self, limit: int) -> bool:
+        """Draw rows until there are so many; return whether there are no more."""
+        while len(self.window) < limit:
+            row = next(self.rows, None)
+            if row is None:
+                return True
+            self.drawn += 1
+            if row.step < self.recipe.num_steps:
+                self.window.append(row)
+        return False
 
     def is_ready(self, row: Row) -> bool:
         """Return whether a row can run now."""

@@ -70,6 +70,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(batched: str, tmp_path: Path) -
     assert metadata["left"] == ""
 
 
+def test_a_straggler_takes_all_of_its_steps_after_the_fast_ones_were_isolated(tmp_path: Path) -> None:
+    """The next rows of the schedule are all of the isolated agent, more than the engine looks ahead."""
+    settings: dict[str, Any] = {
+        "num_agents": 2,
+        "num_steps": 40,
+        "evaluate_every": 40,
+        "task": poisoned(),
+        "batch_size": 5,
+        "on_non_finite_loss": "isolate",
+    }
+    holder, _ = holder_and_step(plan(**settings))
+    slow = 1 - holder
+    result = Trainer(SMALL | settings, compute={"stragglers": {slow: 20.0}}, storage_path=str(tmp_path)).fit()
+    assert result.error is None
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    assert sum(row.agent == slow for row in rows) == 40
+
+
 @pytest.mark.parametrize("batched", ["always", "never"])
 def test_an_agent_is_isolated_and_the_others_go_on_without_it(batched: str, tmp_path: Path) -> None:
     settings = {
