@@ -72,6 +72,10 @@ class SweepProgress(tune.Callback):
             self._newest.pop(name, None)
         self._say(f"{_label(trial.config)} failed; see {trial.error_file}")
 
+    def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
+        """Show how the sweep ended."""
+        self._say(self.line())
+
     def line(self) -> str:
         """Return how far the sweep is."""
         parts = [f"{self._done} of {self._total} trials done"]

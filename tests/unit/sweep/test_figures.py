@@ -275,3 +275,12 @@ def test_a_population_s_trials_are_no_seeds_of_a_point(tmp_path: Path) -> None:
     assert "±" not in text
     assert "config.yaml says how they changed before" in text
     assert "What matters" not in text
+
+
+def test_the_last_line_counts_every_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = SweepProgress(METRIC, "max", 2, None, clock=lambda: 0.0)
+    for name in "ab":
+        result_of(progress, name, 0.9, 60, step_size=0.1, seed=0)
+        progress.on_trial_complete(0, [], SimpleNamespace(trial_id=name, config={"step_size": 0.1}, last_result={}))
+    progress.on_experiment_end([])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 of 2 trials done, best test accuracy 90.0 %")
