@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,8 @@ class RunRecord:
         """Agents and steps of all rows: steps that a run takes again, from a state on, do not count again."""
         self.light: set[int] = set()
         """Agents that were found with little mass."""
+        self.unfit: set[str] = set()
+        """Test figures that were found not to be finite."""
         self.unsaid: list[Event] = []
         """Events that are still to be taken in."""
         self.failed_evaluations: list[Event] = []
@@ -150,6 +152,7 @@ class RunRecord:
         if not rows:
             return
         self.tell(self.watcher.evaluated, rows)
+        self.note_figures(rows[-1])
         consensus = self.monitor.latest
         assert consensus is not None
         try:
@@ -158,6 +161,17 @@ class RunRecord:
             step = rows[-1]["step"]
             detail = f"the model of step {step} could not be kept: {described(error)}"
             self.take_event(Event("model_not_kept", -1, step, detail))
+
+    def note_figures(self, averaged: Mapping[str, Any]) -> None:
+        """Note test figures of the averaged model that are not finite where the start's were, once for each."""
+        for name, first in self.initial.items():
+            value = averaged.get(name)
+            is_wrong = value is not None and math.isfinite(first) and not math.isfinite(value)
+            if is_wrong and name not in self.unfit and not (self.failed_evaluations or self.unsaid):
+                self.unfit.add(name)
+                spoken = name.removeprefix("test_")
+                detail = f"{spoken} of the averaged model is {value:g} at step {averaged['step']}, and was {first:.4g}"
+                self.take_event(Event("noticed", -1, int(averaged["step"]), detail))
 
     def take_event(self, event: Event) -> None:
         """Take in an event."""

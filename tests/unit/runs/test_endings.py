@@ -286,6 +286,9 @@ def test_metrics_that_are_no_numbers_cost_neither_the_model_nor_the_result(value
     assert json.loads((Path(result.best_checkpoints[0][0].path) / "metrics.json").read_text())["odd"] is None
     is_number = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
     assert (result.error is None) == is_number
+    events = [json.loads(line) for line in (Path(result.path) / "events.jsonl").read_text().splitlines()]
+    noticed = [event["detail"] for event in events if event["kind"] == "noticed"]
+    assert [text.partition(" is ")[0] for text in noticed] == ["odd of the averaged model"] * is_number
 
 
 def test_the_best_model_is_kept_where_a_score_is_no_number(tmp_path: Path) -> None:
