@@ -199,7 +199,7 @@ class RunRecord:
         """Note that an agent has little of push-sum's mass left, once for each agent."""
         smallest, agent = getattr(self.plan.config.algorithm, "smallest_mass", 0.0), report.row.agent
         mass = report.measures.get("mass", 1.0)
-        if mass < smallest and agent not in self.light:
+        if mass <= smallest and agent not in self.light:
             self.light.add(agent)
             detail = (
                 f"agent {agent} has {mass:.2g} of its mass left: others take its shares late, or lost them; its steps "
