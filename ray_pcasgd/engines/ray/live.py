@@ -323,9 +323,15 @@ class LiveAgentActor(ReturningAgentActor):
 
     def can_reach(self, neighbor: int) -> bool:
         """Return whether messages get through to a neighbor, and a share that is pushed to it is not lost."""
-        if self.agent.pushes and (neighbor in self.lost | self.silent | self.done or self.has_finished(neighbor)):
+        gone = self.lost | self.silent | self.done
+        if self.agent.pushes and (neighbor in gone or self.has_finished(neighbor) or self.is_finishing(neighbor)):
             return False
         return not self.changes.cuts(self.spec.agent, neighbor)
+
+    def is_finishing(self, neighbor: int) -> bool:
+        """Return whether a neighbor is ahead, and at its last step: it takes no share any more that is sent now."""
+        newest = self.trackers[neighbor].newest if neighbor in self.trackers else None
+        return newest is not None and newest.version >= self.spec.recipe.num_steps - 1 and newest.version > self.version
 
     def has_finished(self, neighbor: int) -> bool:
         """Return whether a neighbor is known to take no more steps."""

@@ -30,7 +30,11 @@ STEP = 0.02
 
 @pytest.fixture
 def agent() -> LiveAgentActor:
-    plan = make_plan(load_config(SETTINGS))
+    return made()
+
+
+def made(**settings: Any) -> LiveAgentActor:
+    plan = make_plan(load_config(SETTINGS | settings))
     injection = Injection(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
     spec = plan.specs[0]
     assert isinstance(spec, AgentSpec)
@@ -155,3 +159,15 @@ def test_what_was_read_of_a_neighbor_that_is_done_is_not_read_again(agent: LiveA
     assert read_at(agent, 31)[1].version == 60
     assert 1 not in read_at(agent, 32)
     assert agent.newest()[1] == 60
+
+
+def test_push_sum_keeps_the_share_of_a_neighbor_that_is_at_its_last_step_already() -> None:
+    agent = made(algorithm="sgp-overlap")
+    agent.agent.place(58, agent.agent.snapshot())
+    tell(agent, 1, 59, time.time())
+    tell(agent, 2, 58, time.time())
+    assert not agent.can_reach(1)
+    assert agent.can_reach(2)
+    agent.agent.place(59, agent.agent.snapshot())
+    tell(agent, 2, 59, time.time())
+    assert agent.can_reach(2)
