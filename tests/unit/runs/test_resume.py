@@ -250,7 +250,7 @@ def test_a_new_run_is_locked_from_its_first_moment_and_free_once_it_has_ended(tm
 def test_the_lock_of_a_killed_driver_holds_nobody_up(tmp_path: Path) -> None:
     run = killed(tmp_path)
     code = (
-        "import os, signal, sys; from ray_pcasgd.run_folder import RunFolder\n"
+        "import os, signal, sys; from ray_pcasgd.runs.storage.folder import RunFolder\n"
         "folder = RunFolder.reopen(sys.argv[1]); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(run)]).returncode == -9
@@ -261,7 +261,7 @@ def test_a_forked_child_that_outlives_its_driver_does_not_hold_the_lock(tmp_path
     run = killed(tmp_path)
     # Two pipes: the child says that it is there, and ends when it is told to.
     code = (
-        "import os, sys; from ray_pcasgd.run_folder import RunFolder\n"
+        "import os, sys; from ray_pcasgd.runs.storage.folder import RunFolder\n"
         "folder = RunFolder.reopen(sys.argv[1])\n"
         "if os.fork() == 0:\n    sys.stdout.write('here'); sys.stdout.flush(); sys.stdin.read(1)\n"
         "os._exit(0)"
