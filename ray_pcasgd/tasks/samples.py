@@ -106,19 +106,20 @@ class MapSamples:
 
     def _items(self, positions: Sequence[int]) -> list[Any]:
         """Return the items at some positions."""
+        if not hasattr(self.dataset, "__getitems__"):
+            return [self._item(i) for i in positions]
         try:
-            if hasattr(self.dataset, "__getitems__"):
-                return list(self.dataset.__getitems__(list(positions)))
-        except Exception:  # the user's own; what follows finds out which item it is
-            pass
-        return [self._item(i) for i in positions]
+            return list(self.dataset.__getitems__(list(positions)))
+        except Exception as error:  # the user's own
+            for i in positions:
+                self._item(i)  # where one of them is the cause, it is named
+            raise ValueError(f"samples {positions} cannot be made together ({_reason(error)})") from error
 
     def _item(self, position: int) -> Any:
         try:
             return self.dataset[position]
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"sample {position} cannot be made ({reason})") from error
+            raise ValueError(f"sample {position} cannot be made ({_reason(error)})") from error
 
     def subset(self, indices: Indices) -> "MapSamples":
         """Return a view of the samples at ``indices``."""
@@ -252,3 +253,7 @@ class TaskData(NamedTuple):
         if self.num_classes is not None:
             return self.num_classes
         return math.prod(self.train.take([0])[1].shape[1:])
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

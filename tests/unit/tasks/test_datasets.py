@@ -454,3 +454,33 @@ def test_a_task_survives_its_file() -> None:
     again = Task.model_validate(task.model_dump(mode="json"))
     assert again.data.train == f"{__name__}:diabetes_train"
     assert torch.equal(again.load().train.inputs, task.load().train.inputs)
+
+
+class InBatches(Dataset[tuple[torch.Tensor, int]]):
+    """Makes several items at once, which fails; one by one they can be made, but for a broken one."""
+
+    def __init__(self, broken: int | None) -> None:
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        if position == self.broken:
+            raise OSError("torn")
+        return torch.zeros(3), 0
+
+    def __getitems__(self, positions: list[int]) -> list[tuple[torch.Tensor, int]]:
+        raise KeyError("no batch")
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (None, r"^samples \[2, 5\] cannot be made together \(KeyError: 'no batch'\)$"),
+        (5, r"^sample 5 cannot be made \(OSError: torn\)$"),
+    ],
+)
+def test_what_cannot_be_made_at_once_is_not_made_one_by_one_without_a_word(broken: int | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MapSamples(InBatches(broken)).take([2, 5])
