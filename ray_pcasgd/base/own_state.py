@@ -1,12 +1,14 @@
 """What this package remembers for its user, outside of all run folders: where runs are running, and what it wrote."""
 
 import os
+import re
 import stat
 from pathlib import Path
 
 from platformdirs import user_state_path
 
 _PRIVATE = 0o700
+_DIGEST = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")
 
 
 def own_folder(name: str) -> Path:
@@ -29,8 +31,13 @@ def own_folder(name: str) -> Path:
     return folder
 
 
+def digests_in(folder: Path) -> list[Path]:
+    """Return the files of a folder that this package has named, by a digest in hexadecimal digits; no others."""
+    return [path for path in folder.iterdir() if _DIGEST.fullmatch(path.name)]
+
+
 def keep_newest(folder: Path, number: int) -> None:
-    """Remove the files of a folder except the newest ``number``."""
-    files = [(path.stat().st_mtime_ns, path) for path in folder.iterdir()]
+    """Remove a folder's own files except the newest ``number``."""
+    files = [(path.stat().st_mtime_ns, path) for path in digests_in(folder)]
     for _, path in sorted(files)[: max(0, len(files) - number)]:
         path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ray_pcasgd.base.foreign_files import events_of
-from ray_pcasgd.base.own_state import own_folder
+from ray_pcasgd.base.own_state import digests_in, own_folder
 
 _LONGEST_NOTE = 100_000
 """Bytes of a note that are read."""
@@ -176,7 +176,7 @@ def _locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         if _lock(descriptor, fcntl.LOCK_EX):
             with contextlib.suppress(OSError):
-                if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                if _is_at(descriptor, path):
                     return descriptor
         # It was removed meanwhile, or another process looks at it, which will be done in an instant.
         os.close(descriptor)
@@ -194,10 +194,13 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 def _forget_ended(own: Path) -> None:
     """Remove the notes of drivers that were killed."""
-    for path in own.parent.iterdir():
+    for path in digests_in(own.parent):
         if path != own:
-            with contextlib.suppress(OSError):
-                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-                if _lock(descriptor, fcntl.LOCK_EX):
+            with contextlib.suppress(OSError), os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "rb") as file:
+                # Another driver may have put its own note in the place of one that was removed meanwhile.
+                if _lock(file.fileno(), fcntl.LOCK_EX) and _is_at(file.fileno(), path):
                     path.unlink()
-                os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    return os.fstat(descriptor).st_ino == path.stat().st_ino

@@ -207,8 +207,11 @@ def test_nobody_comes_to_the_port_of_a_driver_that_was_killed(
     said = complaint(capsys, "status", str(run))
     assert said == f"{run}: its driver has ended; ray-pcasgd train --resume goes on with it"
     assert listener.close() == 0
+    (state / "ray-pcasgd" / "running" / "mine.txt").write_text("kept")
     with noted(str(tmp_path / "another"), "127.0.0.1:4001"):
-        assert len(list((state / "ray-pcasgd" / "running").iterdir())) == 1
+        names = {path.name for path in (state / "ray-pcasgd" / "running").iterdir()}
+        assert len(names) == 2
+        assert "mine.txt" in names
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"location": 1}', b'{"location": "x", "address": "a b"}'])
