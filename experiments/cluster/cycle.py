@@ -48,7 +48,7 @@ class Cycle:
         return self.run(what, "ray", "exec", str(self.file), command)
 
     def ask(self, command: str) -> str:
-        """Return what a command on the head prints; nothing where it fails."""
+        """Return what a command on the head prints; empty where it fails."""
         command_line = ["ray", "exec", str(self.file), command]
         result = subprocess.run(
             command_line,

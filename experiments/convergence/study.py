@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments.convergence.problem import LOSSES, Digits, FewDigits, Optimum, optimum
+from ray_pcasgd.base.own_files import TemporaryFolder
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.callbacks import Watcher
 from ray_pcasgd.runs.plan.plan import make_plan
@@ -87,6 +87,7 @@ def run_case(case: Case, settings: Mapping[str, Any], storage: Path) -> pd.DataF
     file = storage / f"{'-'.join(map(str, case)).replace(' ', '-')}.parquet"
     if file.exists():
         return pd.read_parquet(file)
+    runs = TemporaryFolder()  # nobody looks at them
     partition = {"name": "by-label", "labels_per_agent": 2} if case.partition == "by-label" else case.partition
     base = load_config(
         settings["config"],
@@ -100,7 +101,7 @@ def run_case(case: Case, settings: Mapping[str, Any], storage: Path) -> pd.DataF
             "topology": case.topology,
             "partition": partition,
             "seed": case.seed,
-            "storage_path": str(file.with_suffix("")),
+            "storage_path": str(runs.path),
         },
     )
     points = list(itertools.product(settings["thetas"], settings["step_sizes"]))
@@ -118,7 +119,6 @@ def run_case(case: Case, settings: Mapping[str, Any], storage: Path) -> pd.DataF
     plan = make_plan(configs[0])
     best = optimum(case.problem, [spec.shard for spec in plan.specs], base.optimizer.weight_decay)
     watchers = [Distances(best, base.num_agents) for _ in points]
-    shutil.rmtree(file.with_suffix(""), ignore_errors=True)
     results = fit_together(configs, watchers)
     gap = build_network(base.topology, base.mixing, base.num_agents, base.seed).spectral_gap
     rows = [
@@ -134,7 +134,7 @@ def run_case(case: Case, settings: Mapping[str, Any], storage: Path) -> pd.DataF
         }
         for (theta, eta), watcher, result in zip(points, watchers, results, strict=True)
     ]
-    shutil.rmtree(file.with_suffix(""))
+    runs.remove()
     frame = pd.DataFrame(rows)
     frame.to_parquet(file, index=False)
     return frame
@@ -150,7 +150,7 @@ def summary(curve: pd.DataFrame, diverged: bool) -> dict[str, float]:
 
 
 def _rate(curve: pd.DataFrame, floor: float) -> float:
-    """Return -d log(error) / d step while the error is well above its floor; nothing where it never is for long."""
+    """Return -d log(error) / d step while the error is well above its floor; NaN where it never is for long."""
     far = curve[curve["error"] > 4 * floor]
     if len(far) < 3:
         return math.nan
