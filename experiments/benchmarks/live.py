@@ -18,11 +18,11 @@ def benchmark(repeats: int) -> list[Figure]:
     """Return the fast agents' speed with a slow one over that without it, live and under a barrier."""
     return [
         paired(
-            f"three fast agents (20 ms a step) beside a slow one (200 ms), {name}",
+            f"three fast agents (20 ms a step) next to a slow one (200 ms), {name}",
             lambda barrier=barrier: _fast_rate(SLOW, barrier),
             lambda barrier=barrier: _fast_rate(FAST, barrier),
             "agent-steps/s",
-            "the same beside a fast one",
+            "the same next to a fast one",
             repeats,
         )
         for name, barrier in (("no barrier", "none"), ("barrier all", "all"))

@@ -32,9 +32,8 @@ def page(runs: pd.DataFrame, search: pd.DataFrame, config: Config) -> str:
     """Return the page as Markdown."""
     seconds, interval = runs["seconds"].max(), runs["seconds"].drop_duplicates().sort_values().iloc[1]
     extra, seeds = runs["extra_seconds"].max(), runs["seed"].nunique()
-    undisturbed, testing = extra / (SLOWDOWN - 1), runs["test_seconds"].mean()
+    undisturbed = extra / (SLOWDOWN - 1)
     slowed, equal = (runs[runs["case"] == case] for case in (SLOWED, EQUAL))
-    loads = runs.drop_duplicates(["method", "case", "seed"])["load_before"]
     return f"""# One worker of four really slowed, live
 
 {config.num_agents} workers on a machine with {os.cpu_count()} cores, CIFAR-10, small CNN (67 thousand parameters),
@@ -73,28 +72,36 @@ for others; DDP's hold that too, since it talks while it computes.
 
 {_agreement(runs)}
 
-## What blurs this
-
-- {config.num_agents} workers share {os.cpu_count()} cores. One that sleeps or waits leaves its core to the others,
-  whose steps then may take less than the {undisturbed:.3f} s of the undisturbed ones, while the seconds slept stay: the
-  real durations stand in the table. With a core for each worker, ASGD would compute 3.25 times as many mini-batches a
-  second as sync SGD (3 + 1/4 against 4/4); here it is {_batches(slowed, "ASGD"):.1f} times as many beside the slow
-  worker, and {_batches(equal, "ASGD"):.2f} times without it.
-- The driver's process, which fetches the noted weights, took {100 * _share(runs, OTHERS):.1f} % of one core beside the
-  live engine and {100 * _share(runs, [DDP]):.1f} % beside Ray Train. Testing one model took {testing:.1f} s,
-  {testing / undisturbed:.0f} steps of a worker: done on the way, every test would have been felt.
-- One minute's load of the machine before each run (with what was left of the test before it): median
-  {loads.median():.1f}, {loads.min():.1f} to {loads.max():.1f}.
-- The images are re-encoded (JPEG) and the runs are short: compare the lines with each other, not with published
-  figures.
+{_blurs(runs, config.num_agents)}
 
 ## The search for step sizes
 
-Validation loss ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) beside the slow worker, after
+Validation loss ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) with the slow worker, after
 the seconds in the table. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
 
 {_search_table(search)}
 """
+
+
+def _blurs(runs: pd.DataFrame, num_workers: int) -> str:
+    """Return what makes the figures less sharp than they look."""
+    slowed, equal = (runs[runs["case"] == case] for case in (SLOWED, EQUAL))
+    undisturbed, testing = runs["extra_seconds"].max() / (SLOWDOWN - 1), runs["test_seconds"].mean()
+    loads = runs.drop_duplicates(["method", "case", "seed"])["load_before"]
+    return f"""## What blurs this
+
+- {num_workers} workers share {os.cpu_count()} cores. One that sleeps or waits leaves its core to the others,
+  whose steps then may take less than the {undisturbed:.3f} s of the undisturbed ones, while the seconds slept stay: the
+  real durations stand in the table. With a core for each worker, ASGD would compute 3.25 times as many mini-batches a
+  second as sync SGD (3 + 1/4 against 4/4); here it is {_batches(slowed, "ASGD"):.1f} times as many with the slow
+  worker, and {_batches(equal, "ASGD"):.2f} times without it.
+- The driver's process, which fetches the noted weights, took {100 * _share(runs, OTHERS):.1f} % of one core with the
+  live engine and {100 * _share(runs, [DDP]):.1f} % with Ray Train. Testing one model took {testing:.1f} s,
+  {testing / undisturbed:.0f} steps of a worker: done on the way, every test would have been felt.
+- One minute's load of the machine before each run (with what was left of the test before it): median
+  {loads.median():.1f}, {loads.min():.1f} to {loads.max():.1f}.
+- The images are re-encoded (JPEG) and the runs are short: compare the lines with each other, not with published
+  figures."""
 
 
 def picture(runs: pd.DataFrame) -> bytes:

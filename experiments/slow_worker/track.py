@@ -41,7 +41,7 @@ class Track(NamedTuple):
     updates: list[tuple[float, float]]
     """When, and the mean training loss of its mini-batches."""
     noted: list[Noted]
-    """In the order of their times, of all models whose mean is tested: one beside a server, else one for each peer."""
+    """In the order of their times, of all models whose mean is tested: one with a server, else one for each peer."""
     driver_share: float
     """CPU seconds of the driver's process over seconds of the run: it takes them from the workers."""
 

@@ -116,7 +116,7 @@ def replay(
             "Python, with Trainer(..., schedule=...) and the same objects"
         )
     settings = load_run_settings(run, [*_shortcuts(engine, name), *assignments], changes, trust)
-    _finish(Trainer(settings, watcher=Terminal(console)).fit(), console, beside=[run])
+    _finish(Trainer(settings, watcher=Terminal(console)).fit(), console, compared=[run])
 
 
 @app.command("compare")
@@ -275,11 +275,11 @@ def _console() -> Console:
     return Console(file=cast(IO[str], LenientOutput(sys.stdout)))
 
 
-def _finish(result: Result, console: Console, beside: Sequence[Path] = ()) -> None:
+def _finish(result: Result, console: Console, compared: Sequence[Path] = ()) -> None:
     try:
         with at_hand(result.path, REPORT) as path:
             if path.is_dir():
-                runs = [*beside, path]
+                runs = [*compared, path]
                 write_report(runs, path / REPORT, " against ".join(run.resolve().name for run in runs))
             print_final_table(result, console, path)
     except Exception as error:  # the run itself is safe

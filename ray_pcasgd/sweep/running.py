@@ -46,7 +46,7 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
     if is_remote(config.storage_path):
         raise SettingsError(f"storage_path = {config.storage_path!r}: allowed for a sweep is a folder of this machine")
     config.judged_by(base)
-    config.check_beside(base)
+    config.check_with(base)
     check_batched(config, base)
     _check_points(config, base)
     require_free(config.storage_path, config.name, "sweep's folder")

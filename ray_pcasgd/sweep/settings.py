@@ -181,7 +181,7 @@ class SweepConfig(Settings):
             space[key] = values.model_copy(update={"integer": True})
         return self.model_copy(update={"space": space})
 
-    def check_beside(self, base: Config) -> None:
+    def check_with(self, base: Config) -> None:
         """Raise ``SettingsError`` where the scheduler cannot be used with a run's settings."""
         if not isinstance(self.scheduler, RunAll) and (base.num_epochs is not None or "num_epochs" in self.space):
             raise SettingsError(

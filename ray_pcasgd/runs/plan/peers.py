@@ -33,20 +33,20 @@ def barrier_of(config: Config, rule: Rule) -> Barrier:
         ValueError: with that barrier or mixing matrix the rule is another algorithm, or does not work.
 
     """
-    beside = f"allowed with algorithm.name = {config.algorithm.name!r} is"
+    allowed = f"allowed with algorithm.name = {config.algorithm.name!r} is"
     if rule.reading == "every" and config.mixing != Metropolis():
-        raise ValueError(f"mixing.name = {config.mixing.name!r}: {beside} only the default; all shares are equal")
+        raise ValueError(f"mixing.name = {config.mixing.name!r}: {allowed} only the default; all shares are equal")
     if rule.reading == "every" and config.on_non_finite_loss == "isolate":
-        raise ValueError(f"on_non_finite_loss = 'isolate': {beside} stop; what is pushed to an isolated agent is lost")
+        raise ValueError(f"on_non_finite_loss = 'isolate': {allowed} stop; what is pushed to an isolated agent is lost")
     barrier = config.barrier or _BARRIERS[rule.default_barrier]
     if config.schedule is not None:
         return barrier
     if rule.default_barrier == "all" and barrier.name != "all":
         asynchronous = _ASYNCHRONOUS.get(config.algorithm.name)
         hint = f" ({asynchronous} is the asynchronous form)" if asynchronous else ""
-        raise ValueError(f"barrier.name = {barrier.name!r}: {beside} all{hint}, or null for its own")
+        raise ValueError(f"barrier.name = {barrier.name!r}: {allowed} all{hint}, or null for its own")
     if rule.reading == "news" and barrier.name != "none":
-        raise ValueError(f"barrier.name = {barrier.name!r}: {beside} none; not every version is sent to all neighbors")
+        raise ValueError(f"barrier.name = {barrier.name!r}: {allowed} none; not every version is sent to all neighbors")
     return barrier
 
 

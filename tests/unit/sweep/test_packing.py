@@ -175,4 +175,4 @@ def test_what_a_population_cannot_vary_is_refused(settings: dict[str, Any], mess
 def test_what_a_population_cannot_train_is_refused(interval: int, base: dict[str, Any], message: str) -> None:
     sweep = load_sweep({"space": THETAS, "scheduler": {"name": "population", "interval_steps": interval}})
     with pytest.raises(SettingsError, match=message):
-        sweep.check_beside(load_config(BASE, changes=base))
+        sweep.check_with(load_config(BASE, changes=base))

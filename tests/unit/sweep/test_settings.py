@@ -172,6 +172,6 @@ def test_epochs_and_schedulers_that_ask_for_steps_do_not_go_together() -> None:
         with pytest.raises(
             SettingsError, match=r"scheduler\.name = 'asha': allowed together with num_epochs is 'fifo'"
         ):
-            sweep.check_beside(sweep.base())
+            sweep.check_with(sweep.base())
         sweep = load_sweep(tree)
-        sweep.check_beside(sweep.base())
+        sweep.check_with(sweep.base())
