@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_pcasgd.agents.learner import Learner, LearnerError
+from ray_pcasgd.base.state import State, check_rows, difference
 from ray_pcasgd.engines.base import RunError, StateError
 from ray_pcasgd.records import Event
 from ray_pcasgd.tasks.task import Task
@@ -131,6 +132,16 @@ def measured(
     except Exception as error:
         failed = Event("evaluation_failed", agent, step, str(as_step_error(error, agent, step, who)))
         return dict.fromkeys(("loss", *(metric.key for metric in task.metrics)), math.nan), failed
+
+
+def require_own(state: State, example: State, num_agents: int) -> None:
+    """Raise ``StateError`` where a state of a run on the local engine is not one of its own kind.
+
+    ``example`` is the run's state before its first step.
+    """
+    if (found := difference(example, state)) is not None:
+        raise StateError(found)
+    check_rows(state["window"], num_agents)
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.agents.peer import Agent, Received
-from ray_pcasgd.base.state import State, check_rows, difference
-from ray_pcasgd.engines.base import Leaving, Pause, RunError, StateError
-from ray_pcasgd.engines.failures import restoring
+from ray_pcasgd.base.state import State
+from ray_pcasgd.engines.base import Leaving, Pause, RunError
+from ray_pcasgd.engines.failures import require_own, restoring
 from ray_pcasgd.records import Read, Row
 
 
@@ -106,9 +106,7 @@ class DataFlow:
         if state is None:
             return
         with restoring():
-            if (found := difference(self.state(), state)) is not None:
-                raise StateError(found)
-            check_rows(state["window"], len(self.agents))
+            require_own(state, self.state(), len(self.agents))
             self.restore(state)
 
     def restore(self, state: State) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.server import Received, Server, ServerSpec, Worker, WorkerSpec
-from ray_pcasgd.base.state import State, check_rows, difference
+from ray_pcasgd.base.state import State, difference
 from ray_pcasgd.engines.base import Leaving, Pause, RunError, StateError
-from ray_pcasgd.engines.failures import naming, restoring, who_of
+from ray_pcasgd.engines.failures import naming, require_own, restoring, who_of
 from ray_pcasgd.engines.local.batching import compute_together
 from ray_pcasgd.records import Row, StepReport
 from ray_pcasgd.schedule.scheduler import tell
@@ -117,9 +117,7 @@ class _Execution:
         if state is None:
             return
         with restoring():
-            if (found := difference(self.state(), state)) is not None:
-                raise StateError(found)
-            check_rows(state["window"], len(self.specs))
+            require_own(state, self.state(), len(self.specs))
             self.restore(state)
             worker = self.workers[0]
             for message in (one for own in self.messages.values() for one in own.values()):
