@@ -13,14 +13,14 @@ import torch
 from ray_pcasgd.base.state import load_state
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import StepError
-from ray_pcasgd.records import Event
 from ray_pcasgd.runs.callbacks import Watcher
 from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.schedule.trace import read_rows
+from tests.comparing import assert_same_to_the_bit
 from tests.ray.failing import FailingLater, FailingWhenEvaluated, Gated
-from tests.unit.interrupted_runs import write_state
+from tests.unit.interrupted_runs import Noting, write_state
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -33,17 +33,6 @@ SMALL: dict[str, Any] = {
 }
 LIVE = {"engine": {"name": "ray", "mode": "live"}}
 PLACE = f"failing.py:{FailingLater.forward.__code__.co_firstlineno + 4})"
-
-
-class Events(Watcher):
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def happened(self, event: Event) -> None:
-        self.events.append(event)
-
-    def said(self, kind: str) -> list[str]:
-        return [event.detail for event in self.events if event.kind == kind]
 
 
 def fit(folder: Path, watcher: Watcher | None = None, **changes: Any) -> Result:
@@ -99,7 +88,7 @@ def test_a_model_that_cannot_be_built_in_an_agent_s_process_is_named(tmp_path: P
     assert "\n" not in str(result.error)
 
 
-class Interrupting(Events):
+class Interrupting(Noting):
     """Interrupts at the first step that it is told of; before that, no agent takes its 100th one."""
 
     def __init__(self, gate: Path) -> None:
@@ -125,17 +114,12 @@ def test_ctrl_c_keeps_a_state_of_a_planned_run_which_goes_on_to_the_bit(tmp_path
         fit(tmp_path / "lost", interrupting, **settings)
     assert stopped.value.has_state
     assert str(stopped.value).endswith(f"ray-pcasgd train --resume {tmp_path}/lost/first")
-    watcher = Events()
+    watcher = Noting()
     again = resume(tmp_path / "lost" / "first", watcher)
     assert watcher.said("run_resumed")
     assert not watcher.said("run_begins_anew")
     whole = fit(tmp_path / "whole", engine={"name": "local", "batched": "never"}, **settings)
-    assert again.error is None
-    assert again.schedule_hash == whole.schedule_hash
-    assert again.checkpoint
-    assert whole.checkpoint
-    weights = whole.checkpoint.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in again.checkpoint.state_dict().items())
+    assert_same_to_the_bit(again, whole)
 
 
 @pytest.mark.slow
@@ -183,7 +167,7 @@ def test_a_state_of_wrong_content_gives_way_to_an_older_one(changes: dict[str, A
     own = next(one for one in state["engine"]["agents"] if "weights" in one)
     own["weights"] = torch.ones(3)
     write_state(newest, state)
-    watcher = Events()
+    watcher = Noting()
     result = resume(run, watcher)
     assert result.error is None
     (skipped,) = watcher.said("state_skipped")

@@ -16,6 +16,7 @@ from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.trace import read_rows
+from tests.comparing import assert_same_to_the_bit
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE = {"name": "ray", "mode": "live"}
@@ -107,12 +108,7 @@ def replay(result: Result, **settings: Any) -> Result:
     path = Path(result.path)
     local = {"name": "local", "batched": "never"}
     again = fit(path.parent / "replay", engine=local, schedule=str(path / "schedule.parquet"), **settings)
-    assert again.error is None
-    assert again.schedule_hash == result.schedule_hash
-    assert again.checkpoint
-    assert result.checkpoint
-    weights = result.checkpoint.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in again.checkpoint.state_dict().items())
+    assert_same_to_the_bit(again, result)
     return again
 
 

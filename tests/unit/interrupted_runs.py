@@ -13,6 +13,7 @@ from ray_pcasgd.records import Event
 from ray_pcasgd.runs.callbacks import Watcher
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
+from tests.comparing import assert_same_metrics, assert_same_to_the_bit
 
 SMALL: dict[str, Any] = {
     "engine": "local",
@@ -72,14 +73,8 @@ def killed(storage: Path, at_step: int = 15, **changes: Any) -> Path:
 
 def assert_as_undisturbed(result: Result, storage: Path, **changes: Any) -> None:
     whole = Trainer(SMALL | changes, storage_path=str(storage)).fit()
-    assert result.error is None
-    assert result.schedule_hash == whole.schedule_hash
-    assert result.checkpoint
-    assert whole.checkpoint
-    weights = whole.checkpoint.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in result.checkpoint.state_dict().items())
-    frames = [one.metrics_dataframe.drop(columns="wall_seconds") for one in (result, whole)]
-    assert frames[0].equals(frames[1])
+    assert_same_to_the_bit(result, whole)
+    assert_same_metrics(result, whole)
 
 
 def tree_of(folder: Path) -> dict[str, str]:

@@ -1,10 +1,8 @@
-"""Whatever raises on the way, or cannot be written at the end: a model, a schedule and a result are somewhere."""
+"""Whatever raises while a run is running: a model, a schedule and a result are somewhere, and the error is named."""
 
 import json
 import math
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,59 +17,15 @@ from torch.nn import functional
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.base.plain_json import dumps, read_mapping
 from ray_pcasgd.engines.failures import StepError, described, described_text
-from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.callbacks import Watcher
-from ray_pcasgd.runs.interrupting import RunInterrupted
-from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.runs.trainer import Trainer, fit_together, resume
+from ray_pcasgd.runs.trainer import fit_together, resume
 from ray_pcasgd.schedule.trace import read_rows
-from tests.unit.interrupted_runs import command
+from tests.unit.ending_runs import FAMILIES, SMALL, assert_all_there, fit, summary_of
+from tests.unit.interrupted_runs import Noting, command
 
-SMALL: dict[str, Any] = {
-    "engine": "local",
-    "name": "first",
-    "num_agents": 3,
-    "num_steps": 12,
-    "evaluate_every": 4,
-    "task": {"model": {"hidden": [8]}},
-}
 HERE = Path(__file__).name
-
-
-class Events(Watcher):
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def happened(self, event: Event) -> None:
-        self.events.append(event)
-
-    def said(self, kind: str) -> list[str]:
-        return [event.detail for event in self.events if event.kind == kind]
-
-
-def fit(folder: Path, watcher: Watcher | None = None, **changes: Any) -> Result:
-    return Trainer(SMALL | changes, storage_path=str(folder), watcher=watcher).fit()
-
-
-def summary_of(result: Result) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
-
-    text = (Path(result.path) / "result.json").read_text(encoding="utf-8")
-    summary: dict[str, Any] = json.loads(text, parse_constant=refuse)
-    return summary
-
-
-def names_in(folder: str | Path) -> set[str]:
-    return {path.name for path in Path(folder).iterdir()}
-
-
-def assert_all_there(result: Result) -> None:
-    assert {"config.yaml", "metrics.parquet", "schedule.parquet", "result.json"} <= names_in(result.path)
-    assert read_rows(Path(result.path) / "schedule.parquet")[0]
-    assert result.checkpoint is not None
-    assert result.checkpoint.state_dict()
 
 
 # The user's own code raises.
@@ -140,16 +94,6 @@ class FailingData(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if self.left < 0:
             raise OSError("the disk is gone")
         return torch.full((64,), float(index)).sin(), index % 10
-
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "peers": {},
-    "peers, stacked": {"engine": {"name": "local", "batched": "always"}},
-    "pairs": {"algorithm": "ad-psgd", "links": []},
-    "server": {"algorithm": {"name": "server", "gathering": "asgd"}},
-    "server, stacked": {"algorithm": "server", "engine": {"name": "local", "batched": "always"}},
-    "elastic averaging": {"algorithm": "elastic-averaging"},
-}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -221,7 +165,7 @@ def test_data_that_raise_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["peers", "peers, stacked", "pairs", "server"])
 def test_an_evaluation_that_raises_costs_no_training(family: str, tmp_path: Path) -> None:
-    watcher = Events()
+    watcher = Noting()
     result = fit(tmp_path, watcher, task={"model": FailingWhenEvaluated}, **FAMILIES[family])
     assert isinstance(result.error, StepError)
     assert str(result.error).startswith("evaluation of ")
@@ -350,156 +294,6 @@ def test_what_a_watcher_raises_is_raised_again_and_the_files_are_there(tmp_path:
     summary = json.loads((tmp_path / "first" / "result.json").read_text())
     assert summary["error"].startswith("ended from outside: LookupError: mine (")
     assert (tmp_path / "first" / "model.safetensors").exists()
-
-
-# Ctrl-C.
-
-
-class Interrupting(Events):
-    """Interrupts at a step, once or as often as it is told anything."""
-
-    def __init__(self, at_step: int, interrupt: Any, times: int = 1) -> None:
-        super().__init__()
-        self.at_step = at_step
-        self.interrupt = interrupt
-        self.times = times
-
-    def stepped(self, report: Any) -> None:
-        if report.row.step >= self.at_step and self.times:
-            self.times -= 1
-            self.interrupt()
-
-    def evaluated(self, rows: Any) -> None:
-        if self.times > 1:
-            self.interrupt()
-
-    def finished(self) -> None:
-        if self.times > 1:
-            self.interrupt()
-
-
-def press() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def raise_it() -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("interrupt", [press, raise_it])
-@pytest.mark.parametrize("changes", [{}, FAMILIES["server"]], ids=["peers", "server"])
-def test_ctrl_c_keeps_a_state_from_which_the_run_goes_on_to_the_bit(
-    interrupt: Any, changes: dict[str, Any], tmp_path: Path
-) -> None:
-    watcher = Interrupting(6, interrupt)
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        fit(tmp_path / "lost", watcher, **changes)
-    run = tmp_path / "lost" / "first"
-    assert isinstance(stopped.value, RunInterrupted)
-    assert str(stopped.value) == f"interrupted; go on with: ray-pcasgd train --resume {run}"
-    assert len(watcher.said("interrupted")) == 1
-    summary = summary_of(stopped.value.result)
-    assert (summary["status"], summary["error"]) == ("interrupted", "interrupted")
-    assert (run / "schedule.parquet").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    watcher = Interrupting(99, interrupt)
-    again, whole = resume(run, watcher), fit(tmp_path / "whole", **changes)
-    (resumed,) = watcher.said("run_resumed")
-    assert changes or resumed in [f"going on from the state of step {step}" for step in (5, 6, 7)]
-    assert again.error is None
-    assert again.schedule_hash == whole.schedule_hash
-    assert again.checkpoint
-    assert whole.checkpoint
-    weights = whole.checkpoint.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in again.checkpoint.state_dict().items())
-    frames = [one.metrics_dataframe.drop(columns="wall_seconds") for one in (again, whole)]
-    assert frames[0].equals(frames[1])
-
-
-def test_pressing_again_and_again_loses_no_file(tmp_path: Path) -> None:
-    with pytest.raises(RunInterrupted) as stopped:
-        fit(tmp_path, Interrupting(6, press, times=10**6), checkpoint={"state_seconds": 0})
-    result = stopped.value.result
-    assert_all_there(result)
-    assert stopped.value.has_state
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [FAMILIES["pairs"], {"checkpoint": {"state_seconds": None}}],
-    ids=["a family without states", "no states are wanted"],
-)
-def test_ctrl_c_says_where_there_is_no_state_to_go_on_from(changes: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(RunInterrupted) as stopped:
-        fit(tmp_path, Interrupting(6, press), **changes)
-    assert str(stopped.value) == (
-        f"interrupted; no state was kept, so this begins anew: ray-pcasgd train --resume {tmp_path}/first"
-    )
-    assert summary_of(stopped.value.result)["status"] == "interrupted"
-    assert read_rows(tmp_path / "first" / "schedule.parquet")[0]
-
-
-def test_a_remote_run_that_is_interrupted_goes_on_from_its_remote_folder(tmp_path: Path) -> None:
-    storage = f"file://{tmp_path}/storage"
-    with pytest.raises(RunInterrupted) as stopped:
-        Trainer(SMALL, storage_path=storage, watcher=Interrupting(6, press)).fit()
-    assert str(stopped.value) == f"interrupted; go on with: ray-pcasgd train --resume {storage}/first"
-    watcher = Events()
-    assert resume(f"{storage}/first", watcher).error is None
-    assert watcher.said("run_resumed")
-
-
-def test_a_program_s_own_handler_stays_in_place_and_one_that_tune_has_left_gives_way(tmp_path: Path) -> None:
-    handled: list[int] = []
-
-    def own(number: int, frame: Any) -> None:
-        handled.append(number)
-
-    def left_by_tune(number: int, frame: Any) -> None:
-        handled.append(number)
-
-    left_by_tune.__module__ = "ray.tune.tune"
-    try:
-        signal.signal(signal.SIGINT, own)
-        assert fit(tmp_path / "own", Interrupting(6, press)).error is None
-        assert handled == [signal.SIGINT]
-        assert signal.getsignal(signal.SIGINT) is own
-        signal.signal(signal.SIGINT, left_by_tune)
-        with pytest.raises(RunInterrupted):
-            fit(tmp_path / "left", Interrupting(6, press))
-        assert handled == [signal.SIGINT]
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-CTRL_C = """
-import os, signal, sys
-from ray_pcasgd.runs import run
-from ray_pcasgd.cli.app import main
-
-def take_step(self, report, take=run.Run.take_step):
-    take(self, report)
-    if len(self.rows) == 20:
-        os.kill(os.getpid(), signal.SIGINT)
-
-run.Run.take_step = take_step
-main(sys.argv[1:])
-"""
-
-
-def test_the_command_that_goes_on_is_printed_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments = ["train", "--engine", "local", "--name", "first", "--set", "num_agents=3"]
-    process = subprocess.run([sys.executable, "-c", CTRL_C, *arguments], capture_output=True, text=True, cwd=tmp_path)
-    assert process.returncode == 130
-    last = process.stderr.splitlines()[-1]
-    assert last == "interrupted; go on with: ray-pcasgd train --resume runs/first"
-    assert "Traceback" not in process.stderr + process.stdout
-    status, lines, errors = command(last.partition("ray-pcasgd ")[2].split(), capsys)
-    assert (status, errors) == (0, [])
-    assert any(line.startswith("run resumed: going on from the state of step") for line in lines)
 
 
 # Files that others read.

@@ -17,8 +17,8 @@ from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.storage.model_file import encode, read_model
 from ray_pcasgd.runs.trainer import Trainer
-from tests.unit.interrupted_runs import command
-from tests.unit.runs.test_endings import SMALL, Events, assert_all_there, fit, names_in, summary_of
+from tests.unit.ending_runs import SMALL, assert_all_there, fit, names_in, summary_of
+from tests.unit.interrupted_runs import Noting, command
 
 # Models of unusual state.
 
@@ -97,7 +97,7 @@ class Raising(Unusual):
 def test_there_is_always_a_model_s_file_that_runs_no_code(
     factory: Any, kind: str, file: str, absent: list[str], tmp_path: Path
 ) -> None:
-    watcher = Events()
+    watcher = Noting()
     kept = {"every_evaluations": 1, "num_to_keep": 1}
     result = fit(tmp_path, watcher, task={"model": lambda: factory(kind)}, checkpoint=kept)
     assert result.error is None
@@ -248,7 +248,7 @@ def test_a_file_s_size_that_is_limited_for_a_moment_costs_a_model_and_not_the_ru
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    class Full(Events):
+    class Full(Noting):
         def stepped(self, report: Any) -> None:
             if report.row[:2] == (0, 5):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))

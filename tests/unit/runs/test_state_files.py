@@ -11,67 +11,18 @@ from typer.testing import CliRunner
 from ray_pcasgd.cli.app import app
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.records import Event
 from ray_pcasgd.runs.callbacks import Watcher
-from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.state_files import StateFiles
 from ray_pcasgd.runs.trainer import Trainer, resume
-
-SMALL: dict[str, Any] = {
-    "engine": "local",
-    "name": "run",
-    "num_agents": 3,
-    "num_steps": 20,
-    "evaluate_every": 5,
-    "task": {"model": {"hidden": [8]}},
-    "checkpoint": {"state_seconds": 0},
-}
-
-
-class LeaveError(Exception):
-    """The driver is gone."""
-
-
-class At(Watcher):
-    """Does something at the first pause from a step on."""
-
-    def __init__(self, step: int, act: Any) -> None:
-        self.step = step
-        self.act = act
-        self.events: list[Event] = []
-
-    def evaluated(self, rows: Any) -> None:
-        if rows and rows[-1]["step"] >= self.step and self.act is not None:
-            act, self.act = self.act, None
-            act()
-
-    def happened(self, event: Event) -> None:
-        self.events.append(event)
-
-
-def leave() -> None:
-    raise LeaveError
-
-
-def interrupted(folder: Path, at_step: int = 15, **changes: Any) -> Path:
-    """Return the folder of a run whose driver was lost at a step."""
-    with pytest.raises(LeaveError):
-        Trainer(SMALL | changes, storage_path=str(folder), watcher=At(at_step, leave)).fit()
-    return folder / "run"
-
-
-def assert_as_undisturbed(result: Result, folder: Path, **changes: Any) -> None:
-    whole = Trainer(SMALL | changes, storage_path=str(folder)).fit()
-    assert result.error is None
-    assert result.schedule_hash == whole.schedule_hash
-    assert result.checkpoint
-    assert whole.checkpoint
-    weights = whole.checkpoint.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in result.checkpoint.state_dict().items())
-    frames = [one.metrics_dataframe.drop(columns="wall_seconds") for one in (result, whole)]
-    assert frames[0].equals(frames[1])
-
+from tests.unit.interrupted_runs import (
+    SMALL,
+    LeaveError,
+    Noting,
+    assert_as_undisturbed,
+    interrupted,
+    leave,
+)
 
 PAIRS = {"algorithm": "ad-psgd", "links": []}
 SERVER = {"algorithm": {"name": "server", "gathering": "asgd"}}
@@ -111,7 +62,7 @@ def test_a_damaged_state_gives_way_to_an_older_one(damage: str, tmp_path: Path) 
         (newest / "checksum").unlink()
     else:
         newest.rename(newest.with_suffix(".unfinished"))
-    watcher = At(99, None)
+    watcher = Noting(99, None)
     assert_as_undisturbed(resume(run, watcher), tmp_path / "whole")
     skipped = [event.detail for event in watcher.events if event.kind == "state_skipped"]
     assert len(skipped) == (damage != "unfinished")
@@ -153,10 +104,12 @@ def test_states_are_kept_no_more_often_than_asked(tmp_path: Path) -> None:
         def paused(self, pause: Pause, state: Any) -> None:
             pauses.append(pause)
 
-    never = Trainer(SMALL | {"checkpoint": {"state_seconds": None}}, storage_path=str(tmp_path), watcher=At(15, leave))
+    never = Trainer(
+        SMALL | {"checkpoint": {"state_seconds": None}}, storage_path=str(tmp_path), watcher=Noting(15, leave)
+    )
     with pytest.raises(LeaveError):
         never.fit()
-    assert not (tmp_path / "run" / "states").exists()
+    assert not (tmp_path / "first" / "states").exists()
     rarely = SMALL | {"checkpoint": {"state_seconds": 3600}, "name": "rarely"}
     Trainer(rarely, storage_path=str(tmp_path), watcher=Counting()).fit()
     assert len(pauses) >= 3
@@ -164,13 +117,13 @@ def test_states_are_kept_no_more_often_than_asked(tmp_path: Path) -> None:
 
 
 def test_a_run_outlives_its_folder_and_says_where_its_files_are(tmp_path: Path) -> None:
-    folder = tmp_path / "lost" / "run"
+    folder = tmp_path / "lost" / "first"
 
     def take_away() -> None:
         shutil.rmtree(folder)
         folder.write_text("in the way")
 
-    watcher = At(10, take_away)
+    watcher = Noting(10, take_away)
     result = Trainer(SMALL, storage_path=str(tmp_path / "lost"), watcher=watcher).fit()
     assert "could not be written" in str(result.error)
     assert result.path in str(result.error)
