@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.live_faults import readme, scenarios
+from experiments.live_faults import live_command, scenarios
 from experiments.live_faults.injecting import MARKS
 from experiments.live_faults.page import page
 from experiments.running import arguments_of, settings_of
@@ -32,13 +32,13 @@ def measure(settings: dict[str, Any], storage: Path, output: Path) -> None:
         for seed, algorithm, fault in itertools.product(range(settings["seeds"]), algorithms, faults):
             if not notes.has(algorithm, fault, seed):
                 notes.add(scenarios.measure(algorithm, fault, seed, settings["num_steps"], storage.resolve()))
-        commands = Notes(storage / "readme.jsonl", ("number", "busy"))
-        for number, is_busy in [(-1, False), *itertools.product(range(settings["readme"]), (False, True))]:
+        commands = Notes(storage / "live_command.jsonl", ("number", "busy"))
+        for number, is_busy in [(-1, False), *itertools.product(range(settings["live_command"]), (False, True))]:
             if not commands.has(number, is_busy):
-                commands.add(readme.measure(number, is_busy, storage.resolve()))
+                commands.add(live_command.measure(number, is_busy, storage.resolve()))
         ray.shutdown()
     pd.DataFrame(notes.rows).to_parquet(output / "results.parquet", index=False)
-    pd.DataFrame(commands.rows).to_parquet(output / "readme.parquet", index=False)
+    pd.DataFrame(commands.rows).to_parquet(output / "live_command.parquet", index=False)
 
 
 class Notes:
@@ -67,5 +67,5 @@ if __name__ == "__main__":
     arguments.storage.mkdir(parents=True, exist_ok=True)
     if not arguments.page:
         measure(chosen, arguments.storage, arguments.output)
-    tables = (pd.read_parquet(arguments.output / f"{name}.parquet") for name in ("results", "readme"))
+    tables = (pd.read_parquet(arguments.output / f"{name}.parquet") for name in ("results", "live_command"))
     (arguments.output / "RESULTS.md").write_text(page(*tables, chosen, arguments.scale), encoding="utf-8")

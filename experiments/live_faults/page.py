@@ -5,12 +5,13 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.live_faults import scenarios
 from experiments.studies import machine
 
 WITHIN_POINTS = 1.5
 
 
-def page(results: pd.DataFrame, readme: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
+def page(results: pd.DataFrame, commands: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
     """Return the page as Markdown."""
     command = "python -m experiments.live_faults" + ("" if scale == "cpu" else f" --scale {scale}")
     lines = [
@@ -21,6 +22,7 @@ def page(results: pd.DataFrame, readme: pd.DataFrame, settings: Mapping[str, Any
         "fault at a step drawn between a fifth and four fifths of the run, to a random agent, unless its name says",
         "otherwise (`the same one five times`: with `max_failures: -1`). A test set of 359 digits makes steps of 0.28",
         "points, and a live run is another one each time: the line `none` shows by how much undisturbed runs differ.",
+        f"Measured so far: {len(results)} of the {_wanted(settings)} runs that the study asks for.",
         "",
         *_missed(results),
         "## Accuracy against the undisturbed run of the seed: mean (worst), in points",
@@ -32,9 +34,15 @@ def page(results: pd.DataFrame, readme: pd.DataFrame, settings: Mapping[str, Any
         "## Staleness as it was recorded: share of reads within one step or a tenth of the truth (mean truth, steps)",
         "",
         *_table(results[results["staleness_reads"].notna()], _staleness),
-        *_readme(readme),
+        *_live_command(commands),
     ]
     return "\n".join(lines)
+
+
+def _wanted(settings: Mapping[str, Any]) -> int:
+    """Return the number of runs of a scale."""
+    algorithms = settings.get("algorithms", scenarios.ALGORITHMS)
+    return len(algorithms) * len(settings.get("faults", scenarios.FAULTS)) * int(settings["seeds"])
 
 
 def _missed(results: pd.DataFrame) -> list[str]:
@@ -88,10 +96,10 @@ def _staleness(group: pd.DataFrame, _: pd.Series) -> str:
     return f"{100 * group['staleness_right'].mean():.1f} % ({group['staleness_true'].mean():.2f})"
 
 
-def _readme(readme: pd.DataFrame) -> list[str]:
-    planned = 100 * float(readme[readme["number"] < 0]["accuracy"].iloc[0])
+def _live_command(commands: pd.DataFrame) -> list[str]:
+    planned = 100 * float(commands[commands["number"] < 0]["accuracy"].iloc[0])
     lines = [
-        "## The README's command",
+        "## The live command of docs/commands.md",
         "",
         "`ray-pcasgd train --name live --set engine.mode=live --set num_agents=3 --set num_steps=60`: three agents",
         f"whose steps take 2 ms; the planned run of that length comes to {planned:.1f} %.",
@@ -100,12 +108,12 @@ def _readme(readme: pd.DataFrame) -> list[str]:
         "staleness: true, recorded (mean steps) | right | largest recorded above the truth by |",
         "|---|---|---|---|---|---|---|",
     ]
-    live = readme[readme["number"] >= 0]
+    live = commands[commands["number"] >= 0]
     for is_busy, group in live.groupby("busy"):
         own = 100 * group["accuracy"]
         near = int((own >= planned - 3 - 1e-9).sum())
         lines.append(
-            f"| {'8 busy loops besides' if is_busy else 'quiet'} | {len(group)} | "
+            f"| {'8 busy loops' if is_busy else 'quiet'} | {len(group)} | "
             f"{own.mean():.1f} ({own.min():.1f} to {own.max():.1f}) % | {near} | {group['staleness_true'].mean():.2f}, "
             f"{group['staleness_recorded'].mean():.2f} | {100 * group['staleness_right'].mean():.1f} % | "
             f"{int(group['staleness_largest_error'].max())} |"

@@ -1,4 +1,4 @@
-"""The README's live command, many times: the accuracy of its runs against that of the planned run of equal length."""
+"""The live command of docs/commands.md, many times: its accuracy against that of the planned run of equal length."""
 
 from pathlib import Path
 from typing import Any
