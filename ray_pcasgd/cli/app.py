@@ -109,7 +109,8 @@ def replay(
     """Run a recorded schedule again, under other settings; the report shows both runs."""
     console = _console()
     # The new run lies next to the recorded one, wherever that has come from.
-    changes = {"name": None, "schedule": str(run / "schedule.parquet"), "storage_path": str(run.absolute().parent)}
+    storage = run.parent if run.name not in ("", "..") else run.resolve().parent
+    changes = {"name": None, "schedule": str(run / "schedule.parquet"), "storage_path": str(storage)}
     if objects := unreadable(read_yaml(run / "config.yaml")):
         raise SettingsError(
             f"{run}: {' and '.join(objects)}: given as objects of a script, which no file can hold; replay it from "

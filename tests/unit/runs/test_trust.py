@@ -257,3 +257,16 @@ def test_what_can_run_code_stands_in_the_task_whose_fingerprint_is_kept() -> Non
         "task.loss.function",
         "task.metrics.function",
     }
+
+
+@pytest.mark.parametrize(("inside", "named"), [("", "runs/first"), ("runs", "first"), ("runs/first", ".")])
+def test_a_replay_is_named_as_the_run_was_not_by_a_path_of_this_machine(
+    inside: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"engine": "local", "num_agents": 2, "num_steps": 2}
+    Trainer(small, name="first", storage_path=str(tmp_path / "runs")).fit()
+    monkeypatch.chdir(tmp_path / inside)
+    main_ended(["replay", named, "--name", "again"])
+    assert (tmp_path / "runs" / "again" / "result.json").exists()
+    printed = capsys.readouterr().out
+    assert (str(tmp_path) in printed) == (named == ".")
