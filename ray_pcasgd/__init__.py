@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray_pcasgd.cli.terminal import Terminal
     from ray_pcasgd.config import Config
-    from ray_pcasgd.runs.callbacks import Watcher
+    from ray_pcasgd.runs.callbacks import Callback
     from ray_pcasgd.runs.comparison import compare
     from ray_pcasgd.runs.result import Result
     from ray_pcasgd.runs.settings.loading import SettingsError, load_config
     from ray_pcasgd.runs.trainer import Trainer, resume
 
-__all__ = ["Config", "Result", "SettingsError", "Terminal", "Trainer", "Watcher", "compare", "load_config", "resume"]
+__all__ = ["Callback", "Config", "Result", "SettingsError", "Terminal", "Trainer", "compare", "load_config", "resume"]
 
 # No module here may bear a public name: once imported, it would take the name's place.
 _HOMES = {
@@ -21,7 +21,7 @@ _HOMES = {
     "SettingsError": "runs.settings.loading",
     "Terminal": "cli.terminal",
     "Trainer": "runs.trainer",
-    "Watcher": "runs.callbacks",
+    "Callback": "runs.callbacks",
     "compare": "runs.comparison",
     "load_config": "runs.settings.loading",
     "resume": "runs.trainer",

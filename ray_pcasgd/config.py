@@ -13,7 +13,7 @@ from pydantic import (
 
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.pair import ADPSGD
-from ray_pcasgd.agents.reliability import Measured, Reliability
+from ray_pcasgd.agents.reliability import ByStaleness, Reliability
 from ray_pcasgd.agents.replica import MixedBuffers
 from ray_pcasgd.base.curves import Constant, Curve
 from ray_pcasgd.base.settings import Settings, from_name
@@ -23,12 +23,12 @@ from ray_pcasgd.rules import PCASGD, Algorithm
 from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
-from ray_pcasgd.schedule.laws import Constant as ConstantDelay
+from ray_pcasgd.schedule.laws import ConstantLaw
 from ray_pcasgd.schedule.topology import Complete, Metropolis, Mixing, Topology
 from ray_pcasgd.tasks.partition import IID, Partition
 from ray_pcasgd.tasks.task import Task
 
-Engine = Annotated[
+EngineSettings = Annotated[
     Annotated[RaySettings | LocalSettings, Field(discriminator="name")],
     BeforeValidator(from_name),
 ]
@@ -109,12 +109,12 @@ class Config(Settings):
     clusters: int | tuple[tuple[int, ...], ...] | None = None
     """Groups of agents that are near each other: their number (groups of successive agents, of almost equal sizes), or
     the groups themselves; not given: two, or one where there is one agent. Servers are in the cluster of agent 0."""
-    reliability: Annotated[Reliability, BeforeValidator(from_name)] = Measured()
+    reliability: Annotated[Reliability, BeforeValidator(from_name)] = ByStaleness()
     """Which neighbors count as reliable, so that their weights are averaged as they are read."""
 
     compute: ComputeTimes = ComputeTimes()
     """How long the agents compute in a step."""
-    links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantDelay(value=10.0)),)
+    links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantLaw(value=10.0)),)
     """How late messages are; of entries that name the same link, the last one counts. Empty: no message is late."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""
@@ -126,7 +126,7 @@ class Config(Settings):
     partition: Annotated[Partition, BeforeValidator(from_name)] = IID()
     """How the training samples are dealt to the agents."""
 
-    engine: Engine = RaySettings()
+    engine: EngineSettings = RaySettings()
     """The engine that executes the agents."""
     evaluate_every: int = Field(50, ge=1)
     """Steps from one evaluation to the next: agents and the averaged model are tested then, and at the end."""

@@ -75,8 +75,8 @@ class Own(NamedTuple):
     """w_ii, shape ()."""
     step_size: Tensor
     """eta at this step, shape ()."""
-    numbers: dict[str, Tensor]
-    """The rule's own numeric settings at this step (``Rule.numbers``), each of shape ()."""
+    coefficients: dict[str, Tensor]
+    """The rule's own numeric settings at this step (``Rule.coefficients``), each of shape ()."""
 
 
 class Reads(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.convergence.problem import LOSSES, Digits, FewDigits, Optimum, optimum
 from ray_pcasgd.base.own_files import TemporaryFolder
 from ray_pcasgd.records import StepReport
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.trainer import fit_together
@@ -36,7 +36,7 @@ class Case(NamedTuple):
     seed: int
 
 
-class Distances(Watcher):
+class Distances(Callback):
     """Notes, at every evaluation, how far the agents are from their mean, and their mean from the optimum."""
 
     def __init__(self, optimum: Optimum, num_agents: int) -> None:

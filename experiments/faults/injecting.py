@@ -10,7 +10,7 @@ from pathlib import Path
 from ray_pcasgd.base.state import step_of
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.runs.callbacks import Watcher, Watchers
+from ray_pcasgd.runs.callbacks import Callback, Callbacks
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.storage.state_files import StateFiles
 
@@ -18,7 +18,7 @@ SCHEDULER = -1
 """Stands among the agents for the scheduler."""
 
 
-class Fault(Watcher):
+class Fault(Callback):
     """Does something to a run once any of its agents has come to a step, and a further condition, if given, is true."""
 
     def __init__(
@@ -86,7 +86,7 @@ def take_states_away(fault: Fault) -> None:
     (fault.folder / "states").write_text("in the way")
 
 
-class Several(Watchers):
+class Several(Callbacks):
     """Several faults of one run."""
 
     def __init__(self, *faults: Fault) -> None:

@@ -11,7 +11,7 @@ from experiments.studies import machine
 from ray_pcasgd.report.drawing import COLORS, as_svg, in_percent, name_axes, new_figure
 from ray_pcasgd.report.theory_page import theory_table
 from ray_pcasgd.rules.gathering import ASGD, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync
-from ray_pcasgd.schedule.laws import Exponential, Law, Pareto, ShiftedExponential, Uniform
+from ray_pcasgd.schedule.laws import Exponential, Law, Pareto, ShiftedExponential, UniformLaw
 from ray_pcasgd.schedule.runtime_theory import plan_updates
 
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ def main() -> None:
             tables.append(theory_table(law, number, gradients, 0, [ASGD()]).assign(law=name, workers=number))
     results = pd.concat(tables, ignore_index=True)
     results.to_parquet(arguments.output / "results.parquet", index=False)
-    softsync = {n: plan_updates(NSoftsync(n=n), Uniform(low=0.9, high=1.1), 8, 4000).staleness for n in SOFTNESS}
+    softsync = {n: plan_updates(NSoftsync(n=n), UniformLaw(low=0.9, high=1.1), 8, 4000).staleness for n in SOFTNESS}
     (arguments.output / "n-softsync.svg").write_bytes(as_svg(histogram(softsync)))
     (arguments.output / "RESULTS.md").write_text(page(results, softsync, gradients), encoding="utf-8")
 

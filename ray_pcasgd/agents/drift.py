@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Displacements:
+class DriftHistory:
     """Mean displacement of one agent over any of its last ``age_max`` steps.
 
     Keeps a ring of running sums ``C_t = sum_{s<=t} x(s)``; the sum over a window is a difference of two entries. The

@@ -170,7 +170,7 @@ class Mailbox(Generic[Payload]):
         return sum(map(len, self._messages.values()))
 
 
-class Inbox(Mailbox[Payload]):
+class OnceMailbox(Mailbox[Payload]):
     """A mailbox that also knows in which order messages have come, and in which each is read once."""
 
     def __init__(self, neighbors: tuple[int, ...]) -> None:

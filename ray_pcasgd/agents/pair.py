@@ -33,7 +33,7 @@ class PairSpec(LearnerSpec):
     """Whether it asks its neighbors; if not, they ask it."""
 
 
-class PairAgent(Learner):
+class PairPeer(Learner):
     """One agent. ``step`` is its own; ``answer`` may come at any moment, also while it computes.
 
     Each of the two makes a version; ``progress`` counts the agent's own steps alone.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ray_pcasgd.agents.drift import Displacements
+from ray_pcasgd.agents.drift import DriftHistory
 from ray_pcasgd.agents.learner import Learner, LearnerSpec, Training
-from ray_pcasgd.agents.reliability import Declared, Measured
+from ray_pcasgd.agents.reliability import ByCluster, ByStaleness
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Own, Read, Reads, Snapshot, Update
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
@@ -24,7 +24,7 @@ class Recipe(Training):
     """What all peers of a run share."""
 
     rule: Rule
-    reliability: Measured | Declared
+    reliability: ByStaleness | ByCluster
     clusters: tuple[int, ...]
     """The cluster of each agent."""
 
@@ -86,7 +86,7 @@ class Gathered(NamedTuple):
     buffers: tuple[Tensor, ...]
 
 
-class Agent(Learner):
+class Peer(Learner):
     """One peer of a run: ``step(received)`` takes it from one version to the next.
 
     A step is ``compute`` (mini-batch, loss, direction at the current weights) and then ``apply`` (the rule over what
@@ -107,11 +107,11 @@ class Agent(Learner):
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = torch.zeros_like(self.weights)
 
-    def path(self) -> Displacements:
+    def path(self) -> DriftHistory:
         """Return an empty memory of the agent's own path, as long as the rule may ask for."""
         recipe = self.spec.recipe
         # No age is above the number of steps: a setting far above it would take memory for nothing.
-        return Displacements(self.weights, min(recipe.rule.age_max, max(_SHORTEST_PATH, recipe.num_steps)))
+        return DriftHistory(self.weights, min(recipe.rule.age_max, max(_SHORTEST_PATH, recipe.num_steps)))
 
     def apply(self, received: Sequence[Received], held: int = 0) -> dict[str, float]:
         """Take the rule's step with the versions that were read, and return the rule's measures.
@@ -150,7 +150,7 @@ class Agent(Learner):
             own=[
                 spec.own_mixing + missing,
                 recipe.step_size_at(self.version),
-                *self.numbers(received).values(),
+                *self.coefficients(received).values(),
             ],
             mixing=[0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)],
             staleness=[0.0 if s is None else float(s.read.staleness) for s in slots],
@@ -179,7 +179,7 @@ class Agent(Learner):
             own=[
                 spec.own_mixing * (1 + held) * self.mass,
                 recipe.step_size_at(self.version),
-                *self.numbers(received).values(),
+                *self.coefficients(received).values(),
             ],
             mixing=[shares[r.read.neighbor] * r.mass for r in received],
             staleness=[float(r.read.staleness) for r in received],
@@ -191,23 +191,23 @@ class Agent(Learner):
             buffers=tuple(r.buffers for r in received),
         )
 
-    def numbers(self, received: Sequence[Received]) -> dict[str, float]:
+    def coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return the rule's own numbers at this step."""
-        return self.spec.recipe.rule.numbers(self.spec.agent, self.version) | self.observed(received)
+        return self.spec.recipe.rule.coefficients(self.spec.agent, self.version) | self.observed_coefficients(received)
 
-    def observed(self, received: Sequence[Received]) -> dict[str, float]:
+    def observed_coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return those of the rule's numbers that follow from what was read."""
         spec = self.spec
         samples = dict(zip(spec.neighbors, spec.samples, strict=True))
         others = [Taken(r.read.version + r.read.staleness, samples[r.read.neighbor]) for r in received]
         own = Taken(self.version, len(spec.shard))
-        return spec.recipe.rule.observed(own, others)
+        return spec.recipe.rule.observed_coefficients(own, others)
 
     def rule_inputs(self, gathered: Gathered) -> tuple[Own, Reads]:
         """Return the rule's arguments for this agent alone."""
         device = self.weights.device
         own_mixing, step_size, *values = torch.tensor(gathered.own, device=device).unbind()
-        names = self.spec.recipe.rule.numbers(self.spec.agent, self.version)
+        names = self.spec.recipe.rule.coefficients(self.spec.agent, self.version)
         mixing, staleness, age = torch.tensor(
             [gathered.mixing, gathered.staleness, gathered.age], device=device
         ).unbind()
@@ -319,7 +319,7 @@ class Agent(Learner):
             self.forget_local()
         self.load()
         self.direction = torch.zeros_like(self.weights)
-        self.forget_the_past()
+        self.reset_memory()
         self.mass = 1.0
         if self.displacements is not None:
             self.displacements = self.path()
@@ -331,7 +331,7 @@ class Agent(Learner):
         """Begin anew in the tensors that are the agent's own."""
         self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
 
-    def forget_the_past(self) -> None:
+    def reset_memory(self) -> None:
         """Begin anew in what optimizer and rule remember."""
         self.optimizer_state = self.optimizer.init(self.weights)
         self.rule_state = self.spec.recipe.rule.init(self.weights, len(self.spec.neighbors))

@@ -8,7 +8,7 @@ from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.records import Read
 
 
-class Measured(Settings):
+class ByStaleness(Settings):
     """A neighbor is unreliable at a step when the version that is read of it is more than ``staleness`` steps old."""
 
     name: Literal["measured"] = "measured"
@@ -22,7 +22,7 @@ class Measured(Settings):
         return read.staleness <= self.staleness
 
 
-class Declared(Settings):
+class ByCluster(Settings):
     """Neighbors of the agent's own cluster are reliable, all others are not, however fresh their versions are."""
 
     name: Literal["declared"] = "declared"
@@ -32,4 +32,4 @@ class Declared(Settings):
         return clusters[agent] == clusters[read.neighbor]
 
 
-Reliability = Annotated[Measured | Declared, Field(discriminator="name")]
+Reliability = Annotated[ByStaleness | ByCluster, Field(discriminator="name")]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.agents.peer import Agent, AgentSpec, Received
+from ray_pcasgd.agents.peer import AgentSpec, Peer, Received
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.records import Own, Reads, Snapshot, Update
 from ray_pcasgd.tasks.task import TaskData
@@ -18,7 +18,7 @@ _READ_DIMS = Reads._make((0, 0, 0, None, None, None, None))
 """Mixing, staleness, age and reliability are the same for all variants: they follow from the schedule."""
 
 
-class Variants(Agent):
+class Variants(Peer):
     """P variants of one peer: the same mini-batches and reads, other numbers, and so other weights.
 
     What an agent holds with shape (D,) has shape (P, D) here, and every step calls the same functions under
@@ -68,7 +68,7 @@ class Variants(Agent):
         made = self.spec.recipe.build(self.data).local()
         self._local = {name: tensor.expand(len(self.specs), *tensor.shape).clone() for name, tensor in made.items()}
 
-    def forget_the_past(self) -> None:
+    def reset_memory(self) -> None:
         """Begin anew in what optimizer and rule remember."""
         rule, neighbors = self.spec.recipe.rule, len(self.spec.neighbors)
         self.optimizer_state = self._each(self.optimizer.init)(self.weights)
@@ -130,7 +130,7 @@ class Variants(Agent):
         gathered = self.gather(received, held)
         own, reads = self.rule_inputs(gathered)
         own = own._replace(**self._numbers_of_each(received))
-        in_dims = (Own._make((0, 0, None, 0, dict.fromkeys(own.numbers, 0))), _READ_DIMS)
+        in_dims = (Own._make((0, 0, None, 0, dict.fromkeys(own.coefficients, 0))), _READ_DIMS)
         if rule.corrects_gradients:
             self.optimize(self._each(rule.correct, in_dims)(own, reads))
             own = own._replace(direction=self.direction)
@@ -152,12 +152,12 @@ class Variants(Agent):
     def _numbers_of_each(self, received: Sequence[Received]) -> dict[str, Any]:
         """Return the fields of ``Own`` that differ between the variants, with a leading axis."""
         agent, step, device = self.spec.agent, self.version, self.weights.device
-        observed = self.observed(received)
-        each = [spec.recipe.rule.numbers(agent, step) | observed for spec in self.specs]
+        observed = self.observed_coefficients(received)
+        each = [spec.recipe.rule.coefficients(agent, step) | observed for spec in self.specs]
         step_sizes = [spec.recipe.step_size_at(step) for spec in self.specs]
         return {
             "step_size": torch.tensor(step_sizes, device=device),
-            "numbers": {name: torch.tensor([one[name] for one in each], device=device) for name in each[0]},
+            "coefficients": {name: torch.tensor([one[name] for one in each], device=device) for name in each[0]},
         }
 
     def snapshots(self) -> list[Snapshot]:

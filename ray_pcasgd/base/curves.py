@@ -93,7 +93,7 @@ class MultiStep(Settings):
         return (self.start, self.at(max(self.at_steps, default=0)))
 
 
-class Stairs(Settings):
+class PiecewiseConstant(Settings):
     """The first value, and from each of the given steps on the next one."""
 
     name: Literal["stairs"] = "stairs"
@@ -103,7 +103,7 @@ class Stairs(Settings):
     """Steps from which each value but the first holds: rising, from 0 on."""
 
     @model_validator(mode="after")
-    def _as_many(self) -> "Stairs":
+    def _as_many(self) -> "PiecewiseConstant":
         if len(self.at_steps) != len(self.values) - 1:
             raise ValueError(
                 f"at_steps = {list(self.at_steps)}: allowed is one less than values, {len(self.values) - 1}"
@@ -121,7 +121,7 @@ class Stairs(Settings):
         return self.values
 
 
-def continued(curve: Constant | Stairs, step: int, value: float) -> Constant | Stairs:
+def continued(curve: Constant | PiecewiseConstant, step: int, value: float) -> Constant | PiecewiseConstant:
     """Return a curve that is ``curve`` before ``step``, and ``value`` from there on.
 
     >>> continued(Constant(value=0.1), 50, 0.2).values
@@ -131,7 +131,7 @@ def continued(curve: Constant | Stairs, step: int, value: float) -> Constant | S
         return curve
     values, steps = ((curve.value,), ()) if isinstance(curve, Constant) else (curve.values, curve.at_steps)
     kept = bisect_left(steps, step)
-    return Stairs(values=(*values[: kept + 1], value), at_steps=(*steps[:kept], step))
+    return PiecewiseConstant(values=(*values[: kept + 1], value), at_steps=(*steps[:kept], step))
 
 
 def _from_number(value: Any) -> Any:
@@ -139,7 +139,7 @@ def _from_number(value: Any) -> Any:
 
 
 Curve = Annotated[
-    Annotated[Constant | Linear | Cosine | MultiStep | Stairs, Field(discriminator="name")],
+    Annotated[Constant | Linear | Cosine | MultiStep | PiecewiseConstant, Field(discriminator="name")],
     BeforeValidator(_from_number),
 ]
 """A number, or a curve over the agent's steps; a bare number is a constant."""

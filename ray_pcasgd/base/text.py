@@ -46,11 +46,13 @@ def spoken(column: str) -> str:
     return column.replace("_", " ")
 
 
-def written(column: str, value: float | None, deviation: float | None = None) -> str:
+def format_value(column: str, value: float | None, deviation: float | None = None) -> str:
     """Return a column's value as text, with its standard deviation over seeds where there is one.
 
-    >>> written("test_accuracy", 0.9593, 0.0042), written("test_mse", 0.012345), written("test_mse", 0.02, 0.0034)
-    ('95.9 ± 0.4 %', '0.01235', '0.0200 ± 0.0034')
+    >>> format_value("test_accuracy", 0.9593, 0.0042), format_value("test_mse", 0.012345)
+    ('95.9 ± 0.4 %', '0.01235')
+    >>> format_value("test_mse", 0.02, 0.0034)
+    '0.0200 ± 0.0034'
     """
     if value is None or math.isnan(value):
         return NOTHING

@@ -20,7 +20,7 @@ from ray_pcasgd.schedule.delays import LinkDelay
 from ray_pcasgd.schedule.law_text import parse_delay
 
 REFUSED = 1
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a running run.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a running run.")]
 Address = Annotated[
     str | None,
     typer.Option(help="The cluster's address; if left out, the one of your own run there, or RAY_ADDRESS."),
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    run: RunFolder,
+    run: RunArgument,
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -79,7 +79,7 @@ def _row(one: dict[str, Any]) -> dict[str, str]:
 
 
 def delay(
-    run: RunFolder,
+    run: RunArgument,
     link: Annotated[
         list[str], typer.Option("--link", metavar="A-B", help="Two agents, whose messages to each other are late.")
     ] = [],
@@ -132,12 +132,12 @@ def _pair(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def leave(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
+def leave(run: RunArgument, agent: AgentNumber, address: Address = None) -> None:
     """Let an agent leave a live run."""
     _tell(run, Leave(agent=agent), address)
 
 
-def join(run: RunFolder, agent: AgentNumber, address: Address = None) -> None:
+def join(run: RunArgument, agent: AgentNumber, address: Address = None) -> None:
     """Let an agent join a live run: one that has left, was lost, or is listed in engine.join_later."""
     _tell(run, Join(agent=agent), address)
 

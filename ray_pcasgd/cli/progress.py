@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ray_pcasgd.base.text import NOTHING, duration, main_metric, spoken, written
+from ray_pcasgd.base.text import NOTHING, duration, format_value, main_metric, spoken
 from ray_pcasgd.runs.pace import Pace
 
 _FRAME_SECONDS = 0.25
@@ -159,10 +159,10 @@ class Progress:
 
     def _step_line(self, now: float) -> str:
         every = _mean_line(self._leading, "", None)
-        parts = [f"step {every.steps} of {self._num_steps}", f"loss {written('loss', every.loss)}"]
-        parts.append(f"staleness {written('staleness', every.staleness)}")
+        parts = [f"step {every.steps} of {self._num_steps}", f"loss {format_value('loss', every.loss)}"]
+        parts.append(f"staleness {format_value('staleness', every.staleness)}")
         if not math.isnan(every.predicting):
-            parts.append(f"predicting {written('predicting_share', every.predicting)}")
+            parts.append(f"predicting {format_value('predicting_share', every.predicting)}")
         return ", ".join([*parts, _rate_text(self._pace.rate_at(now)), self._left_text(now)])
 
     def _evaluation_line(self) -> str:
@@ -171,10 +171,10 @@ class Progress:
             return f"step {self._averaged_step}: evaluated"
         values = [one.metrics[name] for one in self._taking_part() if name in one.metrics]
         model = "averaged model" if self._leading is self._agents else "server's model"
-        line = f"step {self._averaged_step}: {spoken(name)} of the {model} {written(name, self._averaged[name])}"
+        line = f"step {self._averaged_step}: {spoken(name)} of the {model} {format_value(name, self._averaged[name])}"
         if not values or self._leading is not self._agents:
             return line
-        low, mean, high = (written(name, value) for value in (min(values), sum(values) / len(values), max(values)))
+        low, mean, high = (format_value(name, value) for value in (min(values), sum(values) / len(values), max(values)))
         return f"{line}, of the agents {mean} ({low} to {high})"
 
     def _table(self, now: float) -> Group:
@@ -186,8 +186,8 @@ class Progress:
         if chooses:
             table.add_column("predicting", justify="right", no_wrap=True)
         for line in self._lines(metric):
-            cells = [line.name, line.steps, written("loss", line.loss), written(metric or "", line.tested)]
-            cells += [written("staleness", line.staleness), written("predicting_share", line.predicting)]
+            cells = [line.name, line.steps, format_value("loss", line.loss), format_value(metric or "", line.tested)]
+            cells += [format_value("staleness", line.staleness), format_value("predicting_share", line.predicting)]
             table.add_row(*cells[: len(table.columns)], style="dim" if line.has_left else None)
         return Group(table, Text(self._status(now, metric), overflow="ellipsis", no_wrap=True))
 
@@ -206,7 +206,7 @@ class Progress:
             taken = f"{min(one.steps for one in self._leading)}/{self._num_steps} steps"
         parts = [taken, _rate_text(self._pace.rate_at(now)), self._left_text(now)]
         if metric in self._averaged:
-            value = written(str(metric), self._averaged[str(metric)])
+            value = format_value(str(metric), self._averaged[str(metric)])
             parts.append(f"averaged model {value} at step {self._averaged_step}")
         return " · ".join(parts)
 

@@ -8,14 +8,14 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from ray_pcasgd.base.text import NOTHING, SPREAD, main_metric, printable, spoken, written
+from ray_pcasgd.base.text import NOTHING, SPREAD, format_value, main_metric, printable, spoken
 from ray_pcasgd.cli.progress import Progress, print_table
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.report.data import load_run
 from ray_pcasgd.report.delays import WITHOUT_EFFECT, has_delays
 from ray_pcasgd.rules.server import ServerRule, described
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.comparison import Comparison
 from ray_pcasgd.runs.pace import NAN, is_agent_step
 from ray_pcasgd.runs.plan.plan import Plan
@@ -62,7 +62,7 @@ def _but_for_a_broken_pipe() -> Iterator[None]:
         pass
 
 
-class Terminal(Watcher):
+class Terminal(Callback):
     """Shows a run while it is running: ``Trainer(..., watcher=Terminal())``.
 
     On a terminal one line for each agent, which are drawn anew; elsewhere, as in notebooks and logs, a line of text
@@ -177,9 +177,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         rows.append(
             {
                 "method": str(label),
-                f"averaged model, {spoken(metric)}": written(metric, line["averaged_mean"], line["averaged_std"]),
-                "agents' mean": written(metric, line["agents_mean"], line["agents_std"]),
-                "consensus distance": written("", line["consensus_distance_mean"], line["consensus_distance_std"]),
+                f"averaged model, {spoken(metric)}": format_value(metric, line["averaged_mean"], line["averaged_std"]),
+                "agents' mean": format_value(metric, line["agents_mean"], line["agents_std"]),
+                "consensus distance": format_value("", line["consensus_distance_mean"], line["consensus_distance_std"]),
             }
         )
     print_table(rows, console)
@@ -222,7 +222,7 @@ def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console)
     rows = []
     for row in shown.to_dict("records"):
         point = {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
-        point |= {spoken(metric): written(metric, row["mean"], row["std"])}
+        point |= {spoken(metric): format_value(metric, row["mean"], row["std"])}
         if with_step:
             point |= {"at step": NOTHING if row["step"] != row["step"] else f"{row['step']:.0f}"}
         point |= {"seeds": str(row["finished"])}
@@ -243,7 +243,9 @@ def _final_row(name: str, row: pd.Series, metric: str, over_run: Mapping[str, fl
     columns += ["theta", "predicting_share", "gradients_per_update", "cancelled_steps", "consensus_distance"]
     values = {"mean_staleness": NAN, **row, **{key: NAN if value is None else value for key, value in over_run.items()}}
     shown = {
-        spoken(column): written(column, float(values[column])) for column in columns if values[column] == values[column]
+        spoken(column): format_value(column, float(values[column]))
+        for column in columns
+        if values[column] == values[column]
     }
     if not row["cancelled_steps"]:
         del shown["cancelled steps"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ray_pcasgd.base.text import NOTHING, deviation_over, main_metric, spoken, written
+from ray_pcasgd.base.text import NOTHING, deviation_over, format_value, main_metric, spoken
 from ray_pcasgd.report.data import Numbers, RunData
 
 
@@ -120,7 +120,7 @@ def _final_row(group: Group, metric: str, several: bool) -> dict[str, str]:
     def mean(column: str, measure: Callable[[RunData], float | None], with_deviation: bool = False) -> str:
         values = group.values(measure)
         deviation = deviation_over(values) if with_deviation else None
-        return written(column, values.mean(), deviation) if values.size else NOTHING
+        return format_value(column, values.mean(), deviation) if values.size else NOTHING
 
     def of_agents(run: RunData, name: str) -> float | None:
         # Workers are not tested; a server's model is no agent's.
@@ -128,7 +128,7 @@ def _final_row(group: Group, metric: str, several: bool) -> dict[str, str]:
 
     def extreme(name: str, of_all: Callable[[Numbers], float]) -> str:
         values = group.values(lambda run: of_agents(run, name))
-        return written(metric, of_all(values)) if values.size else NOTHING
+        return format_value(metric, of_all(values)) if values.size else NOTHING
 
     return {
         "method": group.label,
@@ -139,7 +139,7 @@ def _final_row(group: Group, metric: str, several: bool) -> dict[str, str]:
         "lowest agent": extreme("min", np.min),
         "highest agent": extreme("max", np.max),
         "consensus distance": mean("consensus_distance", lambda run: run.final("consensus_distance"), True),
-        "mean staleness": NOTHING if group.mean_staleness is None else written("staleness", group.mean_staleness),
+        "mean staleness": NOTHING if group.mean_staleness is None else format_value("staleness", group.mean_staleness),
         "predicting": mean("predicting_share", RunData.predicting_share, True),
         "waiting": mean("waiting_share", _mean_waiting),
         "agent-steps/s": mean("rate", lambda run: _number(run.result.get("agent_steps_per_second"))),

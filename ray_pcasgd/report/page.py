@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ray_pcasgd.base.own_files import write_whole
-from ray_pcasgd.base.text import NOTHING, SPREAD, deviation_over, duration, printable, spoken, written
+from ray_pcasgd.base.text import NOTHING, SPREAD, deviation_over, duration, format_value, printable, spoken
 from ray_pcasgd.report.data import RunData, load_run
 from ray_pcasgd.report.delays import delay_notes
 from ray_pcasgd.report.drawing import own_style
@@ -99,7 +99,7 @@ def _headline(groups: Sequence[Group], metric: str | None) -> str:
     if len(groups) == 1 and metric is not None:
         values = groups[0].values(lambda run: run.final("averaged", metric))
         if values.size:
-            figure = escape(written(metric, values.mean(), deviation_over(values)))
+            figure = escape(format_value(metric, values.mean(), deviation_over(values)))
             parts.append(f"<p>The averaged model reached a {escape(spoken(metric))} of <strong>{figure}</strong>.</p>")
     for group in groups:
         parts += [_failure(run) for run in group.runs if run.error is not None]
@@ -155,7 +155,7 @@ def _time_to_target(groups: Sequence[Group], metric: str, target: float) -> tupl
     )
     note += f"the last agent. Time is in {time_name(groups, 'seconds')}. Means over seeds stand where every seed does."
     table = table_of(target_table(groups, metric, target), "numbers")
-    return f"Time to a {spoken(metric)} of {written(metric, target)}", f'{table}\n<p class="soft">{note}</p>'
+    return f"Time to a {spoken(metric)} of {format_value(metric, target)}", f'{table}\n<p class="soft">{note}</p>'
 
 
 def _settings(groups: Sequence[Group]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ray_pcasgd.base.text import written
+from ray_pcasgd.base.text import format_value
 from ray_pcasgd.report.data import Numbers, RunData
 from ray_pcasgd.report.drawing import COLORS, WIDE, in_percent, name_axes, new_figure
 from ray_pcasgd.report.groups import Group
@@ -41,7 +41,7 @@ def staleness_histogram(groups: Sequence[Group]) -> Figure | None:
         _histogram(panel, staleness)
         others = f" and {len(members) - 1} more" if len(members) > 1 else ""
         title = (members[0].label + others) if len(groups) > 1 else ""
-        mean = written("staleness", members[0].mean_staleness)
+        mean = format_value("staleness", members[0].mean_staleness)
         summary = f"mean {mean}, most {staleness.max():.0f}, fresh {(staleness == 0).mean():.0%}"
         name_axes(panel, "staleness in steps", "share of reads", f"{title}\n{summary}" if title else summary)
     return figure

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ray_pcasgd.base.own_files import write_whole
-from ray_pcasgd.base.text import NOTHING, SPREAD, spoken, written
+from ray_pcasgd.base.text import NOTHING, SPREAD, format_value, spoken
 from ray_pcasgd.report.illustrations import Illustration, framed
 from ray_pcasgd.report.page import render, table_of
 from ray_pcasgd.report.sweep_pictures import (
@@ -112,7 +112,7 @@ def _best(points: pd.DataFrame, keys: Sequence[str], metric: str) -> list[dict[s
     with_step = bool((shown["finished"] == 0).any())
     return [
         {key: f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys}
-        | {spoken(metric): written(metric, row["mean"], row["std"])}
+        | {spoken(metric): format_value(metric, row["mean"], row["std"])}
         | ({"at step": NOTHING if row["step"] != row["step"] else f"{row['step']:.0f}"} if with_step else {})
         | {"finished": str(row["finished"]), "stopped early": str(row["stopped"]), "failed": str(row["failed"])}
         for row in shown.to_dict("records")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ray_pcasgd.base.text import NOTHING, is_share, spoken, written
+from ray_pcasgd.base.text import NOTHING, format_value, is_share, spoken
 from ray_pcasgd.report.drawing import (
     COLORS,
     HALF,
@@ -56,7 +56,7 @@ def heat_map(
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for (row, column), value in np.ndenumerate(values):
         point = places.get((rows[row], heads[column]), {"mean": float("nan")})
-        text = written(metric, point["mean"], point.get("std")).replace(" %", "").replace(" ± ", "\n± ")
+        text = format_value(metric, point["mean"], point.get("std")).replace(" %", "").replace(" ± ", "\n± ")
         color = "black" if value > middle else "white"
         if np.isnan(value):
             color = _GRAY

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ray_pcasgd.base.text import NOTHING, deviation_over, is_share, spoken, written
+from ray_pcasgd.base.text import NOTHING, deviation_over, format_value, is_share, spoken
 from ray_pcasgd.report.data import RunData
 from ray_pcasgd.report.groups import Group
 
@@ -86,4 +86,4 @@ def _of_agents(run: RunData, reached: Callable[[pd.DataFrame], Reached | None]) 
 
 def _mean(column: str, values: Sequence[float]) -> str:
     known = [value for value in values if np.isfinite(value)]
-    return written(column, float(np.mean(known)), deviation_over(known)) if known else NOTHING
+    return format_value(column, float(np.mean(known)), deviation_over(known)) if known else NOTHING

@@ -51,8 +51,8 @@ class Rule(Settings, ABC):
     where it is new, without a barrier; or ``every`` version, each exactly once, since it is a part of the sender's
     mass (push-sum): then, and only then, graphs may be directed."""
     numeric_settings: ClassVar[tuple[str, ...]] = ()
-    """The settings that reach ``step`` through ``numbers`` alone, by dotted names: runs that differ only in these and
-    the step size can be stepped together."""
+    """The settings that reach ``step`` through ``coefficients`` alone, by dotted names: runs that differ only in these
+    and the step size can be stepped together."""
     default_barrier: ClassVar[DefaultBarrier] = "none"
     """The barrier between agents under which the rule is the published algorithm."""
 
@@ -73,12 +73,12 @@ class Rule(Settings, ABC):
         """Return the neighbors that an agent sends a version to, in rising order; the same in every engine."""
         return neighbors
 
-    def numbers(self, agent: int, step: int) -> dict[str, float]:
-        """Return the numeric settings of one agent at one step; they come back as ``own.numbers``."""
+    def coefficients(self, agent: int, step: int) -> dict[str, float]:
+        """Return the numeric settings of one agent at one step; they come back as ``own.coefficients``."""
         return {}
 
-    def observed(self, own: Taken, neighbors: Sequence[Taken]) -> dict[str, float]:
-        """Return the numbers among ``numbers`` that depend on who has taken how many steps, by what was read."""
+    def observed_coefficients(self, own: Taken, neighbors: Sequence[Taken]) -> dict[str, float]:
+        """Return the ``coefficients`` that depend on who has taken how many steps, by what was read."""
         return {}
 
     def probes_at(self, step: int) -> bool:

@@ -30,7 +30,7 @@ class DCS3GD(Rule):
     lambda_0: float = Field(0.2, ge=0)
     """Size of the correction in gradients' lengths, 0 or more; 0 is no correction."""
 
-    def numbers(self, agent: int, step: int) -> dict[str, float]:
+    def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return lambda_0."""
         return {"lambda_0": self.lambda_0}
 
@@ -43,7 +43,7 @@ class DCS3GD(Rule):
 
         (change,) = blockwise(raw, (own.weights, own.direction), reads.weights)
         length = numerics.norm(change)
-        factor = own.numbers["lambda_0"] * numerics.norm(own.direction) / torch.where(length > 0, length, 1.0)
+        factor = own.coefficients["lambda_0"] * numerics.norm(own.direction) / torch.where(length > 0, length, 1.0)
         return own.direction + torch.where(length > 0, factor, 0.0) * change
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:

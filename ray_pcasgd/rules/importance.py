@@ -20,11 +20,11 @@ class DASGDImportance(Rule):
     cap: float = Field(10.0, ge=1)
     """The largest weight, 1 or more."""
 
-    def numbers(self, agent: int, step: int) -> dict[str, float]:
+    def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return the weight before any message of the neighbors has come."""
         return {"importance": 1.0}
 
-    def observed(self, own: Taken, neighbors: Sequence[Taken]) -> dict[str, float]:
+    def observed_coefficients(self, own: Taken, neighbors: Sequence[Taken]) -> dict[str, float]:
         """Return ``q / p``, at most ``cap``."""
         steps = sum(each.steps + 1 for each in (own, *neighbors))
         samples = sum(each.samples for each in (own, *neighbors))
@@ -32,6 +32,6 @@ class DASGDImportance(Rule):
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``w_ii x_i + sum_k w_ik x_k - eta (q / p) u_i``."""
-        weight = own.numbers["importance"]
+        weight = own.coefficients["importance"]
         weighted = own._replace(direction=weight * own.direction)
         return state, Update(averaged_step(own.mixing, reads.mixing, weighted, reads), {"importance": weight})

@@ -64,13 +64,13 @@ class PCASGD(PredictingRule):
         if isinstance(self.theta, tuple) and len(self.theta) != num_agents:
             raise ValueError(f"theta = {list(self.theta)}: allowed is one value for each of the {num_agents} agents")
 
-    def numbers(self, agent: int, step: int) -> dict[str, float]:
+    def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return theta of this agent at this step, and lambda_0."""
         theta = self.theta[agent] if isinstance(self.theta, tuple) else self.theta.at(step)
-        return super().numbers(agent, step) | {"theta": theta}
+        return super().coefficients(agent, step) | {"theta": theta}
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``theta x_pre + (1 - theta) x_cli``."""
-        theta = own.numbers["theta"]
+        theta = own.coefficients["theta"]
         state, (weights,) = self.blends((theta,), state, own, reads)
         return state, Update(weights, {"theta": theta})

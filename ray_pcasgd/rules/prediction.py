@@ -62,7 +62,7 @@ class PredictingRule(Rule):
         """The oldest age, in own steps, for which the drift is asked."""
         return self.oldest_age
 
-    def numbers(self, agent: int, step: int) -> dict[str, float]:
+    def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return lambda_0."""
         return {"lambda_0": self.compensation.lambda_0}
 
@@ -93,7 +93,7 @@ class PredictingRule(Rule):
             state = self.compensation.advance(state, directions, used)
             moved = torch.zeros_like(x)
             for k, (direction, drift) in enumerate(zip(directions, drifts, strict=True)):
-                bend = rate[k] * self.compensation.strength(state, own.numbers["lambda_0"], k)
+                bend = rate[k] * self.compensation.strength(state, own.coefficients["lambda_0"], k)
                 moved = moved + direction * (rate[k] + bend * (direction * drift))
             blended = []
             for theta, row in zip(thetas, rows, strict=True):

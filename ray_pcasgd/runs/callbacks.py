@@ -1,4 +1,4 @@
-"""Watchers: objects that are told of a run while it is running."""
+"""Callbacks: hooks that a run calls on start, step, evaluation, event, pause and end."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.plan.plan import Plan
 
 
-class Watcher:
+class Callback:
     """Is told of a run while it is running; the default ignores it."""
 
     keeps_states = False
@@ -35,10 +35,10 @@ class Watcher:
         """Take in that there will be no more steps."""
 
 
-class Watchers(Watcher):
+class Callbacks(Callback):
     """Several watchers, which are told one after another."""
 
-    def __init__(self, *watchers: Watcher) -> None:
+    def __init__(self, *watchers: Callback) -> None:
         self._watchers = watchers
 
     @property

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ray_pcasgd.config import Config
-from ray_pcasgd.runs.callbacks import Watcher
-from ray_pcasgd.runs.plan.plan import joined, make_plan, resolve
+from ray_pcasgd.runs.callbacks import Callback
+from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, parse_assignment
 from ray_pcasgd.runs.storage.names import claimed_folder
@@ -78,7 +78,7 @@ def compare(
     config: Config,
     methods: Sequence[Method] = METHODS,
     num_seeds: int = 3,
-    watcher: Callable[[str], Watcher] = lambda label: Watcher(),
+    watcher: Callable[[str], Callback] = lambda label: Callback(),
 ) -> Comparison:
     """Run every method with every seed, and return the figures; the run folders lie in one folder.
 
@@ -96,14 +96,14 @@ def compare(
         for seed in range(config.seed, config.seed + num_seeds)
     }
     for own in configs.values():
-        resolve(own)  # refuses what cannot be run, before the first of them runs
+        with_defaults(own)  # refuses what cannot be run, before the first of them runs
     # What is known later only of one of them is the same for most.
     with joined(make_plan(next(iter(configs.values()))).cluster):
         path = claimed_folder(config.storage_path, config.name, "comparison")
         return _run_all(configs, path, watcher)
 
 
-def _run_all(configs: Mapping[tuple[str, int], Config], path: Path, watcher: Callable[[str], Watcher]) -> Comparison:
+def _run_all(configs: Mapping[tuple[str, int], Config], path: Path, watcher: Callable[[str], Callback]) -> Comparison:
     trainers = {
         (label, seed): Trainer(
             own,

@@ -40,7 +40,7 @@ def average(snapshots: Mapping[int, Snapshot]) -> Consensus:
     return Consensus(mean, distances)
 
 
-def join(snapshots: Mapping[int, Snapshot]) -> Consensus:
+def concatenate(snapshots: Mapping[int, Snapshot]) -> Consensus:
     """Return the model whose parts are the servers' snapshots, in the servers' order; there are no distances to it."""
     parts = [snapshots[server] for server in sorted(snapshots)]
     weights = torch.cat([part.weights for part in parts])

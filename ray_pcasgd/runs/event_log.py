@@ -9,14 +9,14 @@ import pandas as pd
 
 from ray_pcasgd.base.text import printable
 from ray_pcasgd.records import Event
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 
 logger = logging.getLogger("ray_pcasgd")
 _WARNINGS = ("lost", "restarted", "rejected", "silent", "failed", "skipped", "not_", "isolated", "anew", "interrupted")
 
 
-class EventLog(Watcher):
+class EventLog(Callback):
     """Logs what happens in a run under the name ``ray_pcasgd``, with ``run``, ``agent``, ``event`` and ``step``.
 
     ``agent`` is -1 where the event is not about one agent. Where the records go is up to the process's logging.

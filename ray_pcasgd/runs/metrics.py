@@ -7,7 +7,7 @@ import pandas as pd
 
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Snapshot, StepReport
-from ray_pcasgd.runs.consensus import Consensus, average, join
+from ray_pcasgd.runs.consensus import Consensus, average, concatenate
 
 NAN = float("nan")
 
@@ -22,9 +22,9 @@ class _Tally:
         self.bytes_sent = 0
         self.cancelled_steps = 0
         self.last_end: float | None = None
-        self.start_afresh()
+        self.reset()
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         self.losses: list[float] = []
         self.gradients: list[float] = []
         self.staleness: list[int] = []
@@ -63,7 +63,7 @@ class _Tally:
         }
 
 
-class Monitor:
+class MetricsTable:
     """Gathers reports into one metrics row per agent and evaluation, and one per evaluation of the averaged model.
 
     An evaluation is complete once every agent that still takes part has reported it; agents that have left
@@ -111,7 +111,7 @@ class Monitor:
         times = {"agent": row.agent, "step": version, "seconds": row.end, "wall_seconds": report.wall_seconds}
         self._open.setdefault(version, {})[row.agent] = {**times, **tested, "consensus_distance": NAN, **tally.row()}
         self._snapshots.setdefault(version, {})[row.agent] = report.snapshot
-        tally.start_afresh()
+        tally.reset()
         return self._complete(version)
 
     def leave(self, agent: int) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ class Monitor:
         snapshots = self._snapshots.pop(version)
         self._newest = version
         self._without_some = (rows, snapshots) if self._left and not self._servers else None
-        consensus = join(snapshots) if self._servers else average(snapshots)
+        consensus = concatenate(snapshots) if self._servers else average(snapshots)
         self.latest = consensus
         tested = {f"test_{name}": value for name, value in self._evaluate(consensus.mean).items()}
         done = [rows[agent] | {"consensus_distance": consensus.distances[agent]} for agent in sorted(rows)]
@@ -208,7 +208,7 @@ class Monitor:
         times = {name: server[name] for name in ("step", "seconds", "wall_seconds")}
         untested = {name: NAN for name in server if name.startswith("test_")}
         row = {"agent": worker, **times, **untested, "consensus_distance": NAN, **tally.row()}
-        tally.start_afresh()
+        tally.reset()
         return row
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from ray.util import metrics
 
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 
 EXPORT_SECONDS = 1.0
@@ -21,7 +21,7 @@ AVERAGED = "averaged"
 """Stands for the averaged model among the agents."""
 
 
-class Exporter(Watcher):
+class Exporter(Callback):
     """Hands a run's metrics to Ray, which exposes them as ``ray_pcasgd_...`` on every node's metrics port.
 
     All have the label ``run``, those of agents also ``agent``; staleness has ``neighbor``, whom the agent has read.

@@ -13,10 +13,10 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import StepError, described, measured
 from ray_pcasgd.records import Event, Row, Snapshot, StepReport
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.consensus import AveragedModel
 from ray_pcasgd.runs.interrupting import Interrupts
-from ray_pcasgd.runs.metrics import Monitor
+from ray_pcasgd.runs.metrics import MetricsTable
 from ray_pcasgd.runs.pace import Pace, is_agent_step
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import final_metrics
@@ -30,21 +30,21 @@ _SHOWN_EVALUATIONS = 3
 """Failed evaluations that are shown at most; the events' file has all of them."""
 
 
-class WatcherError(Exception):
+class CallbackError(Exception):
     """What a watcher raised, which is not an error of the run itself."""
 
 
 class RunRecord:
     """Takes in the reports of a run, tells its watcher, and keeps what its files are made of."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, watcher: Watcher) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, watcher: Callback) -> None:
         self.plan = plan
         self.folder = folder
         self.watcher = watcher
         config = plan.config
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AveragedModel(config.task, plan.data, config.seed, device, config.mixed_buffers)
-        self.monitor = Monitor(len(plan.specs), self.evaluate, plan.servers)
+        self.monitor = MetricsTable(len(plan.specs), self.evaluate, plan.servers)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.ending = Ending(folder, self.take_event)
         self.interrupts = Interrupts(self.ask_to_leave)
@@ -145,7 +145,7 @@ class RunRecord:
         self.note_mass(report)
         self.take_rows(rows)
         if self.plan.last_steps.get(report.row.agent) == report.row.step:
-            self.note_departure(report.row.agent, report.row.step)
+            self.mark_left(report.row.agent, report.row.step)
 
     def take_rows(self, rows: list[dict[str, Any]]) -> None:
         """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
@@ -207,7 +207,7 @@ class RunRecord:
             )
             self.take_event(Event("mass_low", agent, report.progress, detail))
 
-    def note_departure(self, agent: int, last_step: int) -> None:
+    def mark_left(self, agent: int, last_step: int) -> None:
         """Note that a recorded run lost an agent after ``last_step``."""
         detail = f"the recorded run lost agent {agent} after {last_step + 1} steps"
         self.take_event(Event("agent_left", agent, last_step + 1, detail))
@@ -226,7 +226,7 @@ class RunRecord:
             self.interrupts.interrupt()
         except Exception as error:
             if not self.is_ending:
-                raise WatcherError from error
+                raise CallbackError from error
             self.raised_at_end = self.raised_at_end or error
 
     def evaluate(self, snapshot: Snapshot) -> dict[str, float]:

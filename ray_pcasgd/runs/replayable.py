@@ -11,7 +11,7 @@ from ray_pcasgd.schedule.completing import with_unreported
 from ray_pcasgd.schedule.trace import in_causal_order, published
 
 
-def executable(rows: Sequence[Row], plan: Plan) -> tuple[list[Row], list[Event]]:
+def replayable(rows: Sequence[Row], plan: Plan) -> tuple[list[Row], list[Event]]:
     """Return a run's rows as they can be executed, and remarks on what was changed."""
     known, events = _completed(rows, plan) if plan.is_live and plan.servers else (list(rows), [])
     known, after_gaps = _without_rows_after_gaps(known) if plan.is_live else (known, [])

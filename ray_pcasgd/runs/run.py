@@ -12,12 +12,12 @@ from ray_pcasgd.base.state import State, step_of
 from ray_pcasgd.engines.base import Engine, InterruptionError, Pause, RunError, StateError
 from ray_pcasgd.engines.failures import StepError, as_step_error, described, restoring
 from ray_pcasgd.records import Event
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.runs.pace import is_agent_step, mean_staleness
 from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.runs.record import RunRecord, WatcherError
-from ray_pcasgd.runs.replayable import executable
+from ray_pcasgd.runs.record import CallbackError, RunRecord
+from ray_pcasgd.runs.replayable import replayable
 from ray_pcasgd.runs.result import Result, final_metrics, flat_metrics
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
@@ -29,7 +29,7 @@ from ray_pcasgd.schedule.trace import trace_hash
 class Run(RunRecord):
     """One run as its reports come: an engine's, or those of one variant among several."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, watcher: Watcher) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, watcher: Callback) -> None:
         super().__init__(plan, folder, watcher)
         self.engine: Engine | None = None
         self.interruptions = 0
@@ -61,7 +61,7 @@ class Run(RunRecord):
                     if not (resumes or self.rows):
                         self.folder.discard()
                     raise
-                except WatcherError as raised:
+                except CallbackError as raised:
                     outside = raised.__cause__
                 except Exception as ended:
                     # What takes an engine down may raise once more, and hide that the user wanted it.
@@ -213,7 +213,7 @@ class Run(RunRecord):
         self.initial = self.tested_start() if initial is None else initial
         for agent, last in self.plan.last_steps.items():
             if last < 0:
-                self.note_departure(agent, last)
+                self.mark_left(agent, last)
 
     def tested_start(self) -> dict[str, float]:
         """Return the test figures of the common start, and report remarks about data and test.
@@ -244,7 +244,7 @@ class Run(RunRecord):
             rows = self.monitor.finish()
             self.say_unsaid()
             try:
-                self.rows, events = executable(self.rows, self.plan)
+                self.rows, events = replayable(self.rows, self.plan)
             except Exception as error:
                 detail = f"the schedule is written as it was recorded, unchecked: {described(error)}"
                 events = [Event("schedule_not_checked", -1, -1, detail)]

@@ -12,7 +12,7 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.local.variants import variant_reports
-from ray_pcasgd.runs.callbacks import Watcher, Watchers
+from ray_pcasgd.runs.callbacks import Callback, Callbacks
 from ray_pcasgd.runs.event_log import EventLog
 from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
@@ -54,19 +54,19 @@ class Trainer:
         *,
         scaling_config: Any = None,
         run_config: Any = None,
-        watcher: Watcher | None = None,
+        watcher: Callback | None = None,
         **settings: Any,
     ) -> None:
         config = load_config(config, changes=from_ray_train(scaling_config, run_config))
         self.config = load_config(config, changes=settings)
-        self._watcher = watcher or Watcher()
+        self._watcher = watcher or Callback()
 
     def fit(self, state: State | None = None) -> Result:
         """Run to the end, and return the result; a run that fails returns its error, with its files intact.
 
         Whatever the user's own code raises during the run, in the model, the loss, a metric or the data, is such an
         error, which names agent, step, file and line; only what the watcher raises is raised again. Where a ``state``
-        is given (``Watcher.paused``), the run goes on from there.
+        is given (``Callback.paused``), the run goes on from there.
 
         Raises:
             SettingsError: the settings cannot be run; nothing was started.
@@ -82,7 +82,7 @@ class Trainer:
 
 
 def resume(
-    run: str | Path, watcher: Watcher | None = None, *, task: Mapping[str, Any] | None = None, trust: bool = False
+    run: str | Path, watcher: Callback | None = None, *, task: Mapping[str, Any] | None = None, trust: bool = False
 ) -> Result:
     """Go on with a run that was interrupted, from the newest of its states that is intact, in its own folder.
 
@@ -105,7 +105,7 @@ def resume(
     try:
         plan = make_plan(_settings_of(folder, str(run), task, trust))
         with joined(plan.cluster):
-            execution = _made(plan, folder, _exporting(plan, watcher or Watcher()))
+            execution = _made(plan, folder, _exporting(plan, watcher or Callback()))
             return execution.execute(resumes=True)
     finally:
         folder.close()
@@ -126,7 +126,7 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
     return load_run_settings(folder.path, changes=changes, trust=trust)
 
 
-def _made(plan: Plan, folder: RunFolder, watcher: Watcher) -> Run:
+def _made(plan: Plan, folder: RunFolder, watcher: Callback) -> Run:
     """Return a run that is ready to start; where it cannot be made, a new folder is removed again."""
     try:
         return Run(plan, folder, watcher)
@@ -136,7 +136,7 @@ def _made(plan: Plan, folder: RunFolder, watcher: Watcher) -> Run:
         raise SettingsError(f"the averaged model cannot be built: {described(error)}") from error
 
 
-def _exporting(plan: Plan, watcher: Watcher) -> Watcher:
+def _exporting(plan: Plan, watcher: Callback) -> Callback:
     """Return a watcher that also hands the metrics of a run on a cluster to Ray, and logs its events if asked to."""
     engine = plan.config.engine
     if isinstance(engine, LocalSettings):
@@ -144,12 +144,12 @@ def _exporting(plan: Plan, watcher: Watcher) -> Watcher:
     from ray_pcasgd.runs.prometheus import Exporter
 
     logs = [EventLog()] if engine.log_format == "json" else []
-    return Watchers(watcher, Exporter(), *logs)
+    return Callbacks(watcher, Exporter(), *logs)
 
 
 def fit_together(
     configs: Sequence[Config],
-    watchers: Sequence[Watcher] | None = None,
+    watchers: Sequence[Callback] | None = None,
     pausing: Callable[[Pause, Callable[[], State]], None] = lambda pause, state: None,
     state: State | None = None,
 ) -> list[Result]:
@@ -165,7 +165,7 @@ def fit_together(
     plans = make_variants(configs)
     settings = plans[0].config.engine
     assert isinstance(settings, LocalSettings)
-    watchers = watchers or [Watcher() for _ in plans]
+    watchers = watchers or [Callback() for _ in plans]
     runs: list[Run] = []
     errors: dict[int, Exception] = {}
     outside: BaseException | None = None

@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.schedule.law_text import Unit, read_law
-from ray_pcasgd.schedule.laws import Constant, Law, LawOfSeconds, Sampler
+from ray_pcasgd.schedule.laws import ConstantLaw, Law, LawOfSeconds, Sampler
 
 
 class ComputeTimes(Settings):
     """Seconds that a step's gradient takes."""
 
-    law: LawOfSeconds = Constant(value=1.0)
+    law: LawOfSeconds = ConstantLaw(value=1.0)
     """Law of one step's seconds in planned runs; live runs take the time that they need."""
     agents: dict[int, LawOfSeconds] = Field(default_factory=dict)
     """Laws of single agents, by their numbers, in place of ``law``."""
@@ -29,7 +29,7 @@ class ComputeTimes(Settings):
 
     def extra_sampler(self, seed: int, agent: int) -> Callable[[float], float]:
         """Return what draws the extra seconds of the agent's next step."""
-        law = self.stragglers.get(agent, Constant(value=0.0))
+        law = self.stragglers.get(agent, ConstantLaw(value=0.0))
         return law.sampler(generator(seed, "straggler", agent))
 
 

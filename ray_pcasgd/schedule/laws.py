@@ -26,7 +26,7 @@ _Time = Annotated[float, Field(ge=0, le=LARGEST)]
 _TimeAboveZero = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
-class Constant(Settings):
+class ConstantLaw(Settings):
     """The same value always."""
 
     name: Literal["constant"] = "constant"
@@ -42,7 +42,7 @@ class Constant(Settings):
         return self.value
 
 
-class Uniform(Settings):
+class UniformLaw(Settings):
     """Uniform between two bounds."""
 
     name: Literal["uniform"] = "uniform"
@@ -52,7 +52,7 @@ class Uniform(Settings):
     """Largest value."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Uniform":
+    def _ordered(self) -> "UniformLaw":
         if self.high < self.low:
             raise ValueError(f"high = {self.high:g}: allowed is low = {self.low:g} or more")
         return self
@@ -211,7 +211,7 @@ _PARTS = {"s": 1, "ms": 1e3, "us": 1e6, "steps": 1, None: 1}
 """How many of a unit of measured values make a second, or a step."""
 
 
-class Measured(Settings):
+class MeasuredLaw(Settings):
     r"""Measured values from a file, one after another, from the start again after the last.
 
     For example, ``ping`` measures round-trip times to a host, in milliseconds; here in a file without a header::
@@ -232,7 +232,7 @@ class Measured(Settings):
     """Whether the values are round-trip times, of which a delay is half."""
 
     @model_validator(mode="after")
-    def _readable(self) -> "Measured":
+    def _readable(self) -> "MeasuredLaw":
         assert self.values
         return self
 
@@ -313,7 +313,7 @@ def _in_seconds(value: Any) -> Any:
 
 Law = Annotated[
     Annotated[
-        Constant | Uniform | Exponential | ShiftedExponential | Pareto | LogNormal | Outage | Measured,
+        ConstantLaw | UniformLaw | Exponential | ShiftedExponential | Pareto | LogNormal | Outage | MeasuredLaw,
         Field(discriminator="name"),
     ],
     BeforeValidator(_from_short_form),

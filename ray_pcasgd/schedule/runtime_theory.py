@@ -27,14 +27,14 @@ from ray_pcasgd.rules.gathering import (
 )
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.laws import (
-    Constant,
+    ConstantLaw,
     Exponential,
     Law,
     LogNormal,
-    Measured,
+    MeasuredLaw,
     Pareto,
     ShiftedExponential,
-    Uniform,
+    UniformLaw,
 )
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 
@@ -60,14 +60,14 @@ def order_statistic(law: Law, k: int, num_workers: int) -> float:
 
     """
     law = without_spread(law)
-    if isinstance(law, Constant):
+    if isinstance(law, ConstantLaw):
         return law.value
     if isinstance(law, Exponential | ShiftedExponential):
         shift = law.shift if isinstance(law, ShiftedExponential) else 0.0
         return shift + law.mean * sum(1 / (num_workers - i) for i in range(k))
     if isinstance(law, Pareto):
         return _pareto_order_statistic(law, k, num_workers)
-    if isinstance(law, Uniform):
+    if isinstance(law, UniformLaw):
         return law.low + (law.high - law.low) * k / (num_workers + 1)
     return integrated_order_statistic(law, k, num_workers)
 
@@ -75,15 +75,15 @@ def order_statistic(law: Law, k: int, num_workers: int) -> float:
 def without_spread(law: Law) -> Law:
     """Return a law of one value as a constant, and any other as it is.
 
-    >>> without_spread(Uniform(low=2, high=2))
-    Constant(name='constant', value=2.0)
+    >>> without_spread(UniformLaw(low=2, high=2))
+    ConstantLaw(name='constant', value=2.0)
     """
-    if isinstance(law, Uniform) and law.low == law.high:
-        return Constant(value=law.low)
+    if isinstance(law, UniformLaw) and law.low == law.high:
+        return ConstantLaw(value=law.low)
     if isinstance(law, LogNormal) and law.sigma == 0:
-        return Constant(value=law.median)
-    if isinstance(law, Measured) and min(law.values) == max(law.values):
-        return Constant(value=law.values[0])
+        return ConstantLaw(value=law.median)
+    if isinstance(law, MeasuredLaw) and min(law.values) == max(law.values):
+        return ConstantLaw(value=law.values[0])
     return law
 
 
@@ -99,7 +99,7 @@ def _pareto_order_statistic(law: Pareto, k: int, num_workers: int) -> float:
 def integrated_order_statistic(law: Law, k: int, num_workers: int) -> float:
     """Return ``E[X_{K:P}]`` as the integral of the law's quantiles against the density of Beta(K, P - K + 1)."""
     beta = stats.beta(k, num_workers - k + 1)
-    if isinstance(law, Measured):
+    if isinstance(law, MeasuredLaw):
         values = np.sort(law.values)
         return float(values @ np.diff(beta.cdf(np.arange(len(values) + 1) / len(values))))
     quantile = _distribution(law).ppf
@@ -114,7 +114,7 @@ def _distribution(law: Law) -> Any:
         ValueError: as ``order_statistic``.
 
     """
-    if isinstance(law, Uniform):
+    if isinstance(law, UniformLaw):
         return stats.uniform(loc=law.low, scale=law.high - law.low)
     if isinstance(law, Exponential):
         return stats.expon(scale=law.mean)
@@ -124,7 +124,7 @@ def _distribution(law: Law) -> Any:
         return stats.pareto(law.shape, scale=law.scale)
     if isinstance(law, LogNormal):
         return stats.lognorm(law.sigma, scale=law.median)
-    if isinstance(law, Measured):
+    if isinstance(law, MeasuredLaw):
         return stats.rv_histogram(np.histogram(law.values, bins=min(1000, len(law.values))))
     raise ValueError(
         f"compute.law.name = {law.name!r}: allowed for the theory are laws whose values are independent of each other"
@@ -179,7 +179,7 @@ def _k_async_kind(law: Law) -> Kind:
     """
     if isinstance(law, Exponential):
         return "exact"
-    return "at most" if isinstance(law, Constant | Uniform | ShiftedExponential) else "about"
+    return "at most" if isinstance(law, ConstantLaw | UniformLaw | ShiftedExponential) else "about"
 
 
 _GRID = 4000
@@ -194,7 +194,7 @@ def _seconds_of_k_batches(law: Law, k: int, num_workers: int) -> float:
     """
     if isinstance(law, Exponential):
         return k * law.mean / num_workers
-    if isinstance(law, Constant):
+    if isinstance(law, ConstantLaw):
         return law.value * math.ceil(k / num_workers)
     # Until K have come from P workers, none takes longer than if each did its share alone.
     limit = order_statistic(law, 1, num_workers) + 3 * k * min(law.expectation(), _distribution(law).ppf(0.9))

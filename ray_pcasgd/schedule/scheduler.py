@@ -16,12 +16,12 @@ class Schedule(Protocol):
     def __iter__(self) -> Iterator[Row | None]:
         """Return the rows from the first one on, in an order in which they can be executed.
 
-        ``None`` stands where what comes next depends on losses that have not been told (``tell``).
+        ``None`` stands where what comes next depends on losses that have not been told (``tell_loss``).
         """
         ...
 
 
-def tell(rows: Iterator[Row | None], row: Row, loss: float) -> None:
+def tell_loss(rows: Iterator[Row | None], row: Row, loss: float) -> None:
     """Tell a schedule's rows the loss of one that was executed; only some plans care."""
     if isinstance(rows, ServerRows) and row.kind == "step":
         rows.tell(row, loss)
@@ -109,4 +109,4 @@ class Scheduler:
 
     def tell(self, row: Row, loss: float) -> None:
         """Tell the schedule the loss of a row that was executed; only some plans care."""
-        tell(self._rows, row, loss)
+        tell_loss(self._rows, row, loss)

@@ -16,7 +16,7 @@ from ray_pcasgd.base.text import one_line
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.plan.variants import is_faster_together, shared_settings, why_alone
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -160,7 +160,7 @@ class _Evaluations:
         self._keeper.report(self.metrics(), pause, state)
 
 
-class _OfOne(Watcher):
+class _OfOne(Callback):
     """Watches one run of a pack."""
 
     def __init__(self, name: str, evaluations: _Evaluations) -> None:

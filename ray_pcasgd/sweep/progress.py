@@ -8,7 +8,7 @@ import pandas as pd
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from ray_pcasgd.base.text import duration, spoken, written
+from ray_pcasgd.base.text import duration, format_value, spoken
 from ray_pcasgd.sweep.packing import Pack
 from ray_pcasgd.sweep.results import summarized
 from ray_pcasgd.sweep.settings import Point
@@ -100,7 +100,7 @@ class SweepProgress(tune.Callback):
         own = trials[(shown[keys] == best[keys]).all(axis=1)]
         point = {key: own[key].iloc[0] for key in keys}
         seeds = own[_SEED].nunique()
-        value = written(self._metric, best["mean"], best["std"] if seeds > 1 else None)
+        value = format_value(self._metric, best["mean"], best["std"] if seeds > 1 else None)
         text = f"best {spoken(self._metric)} {value} at {_label(point)}"
         text += f", {seeds} seeds" if seeds > 1 else f" seed={own[_SEED].iloc[0]}"
         if not best["finished"] and best["step"] == best["step"]:

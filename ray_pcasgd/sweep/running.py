@@ -14,7 +14,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.cluster import RayCluster
 from ray_pcasgd.engines.ray.placement import bundle_of
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.runs.plan.plan import joined, make_plan, resolve
+from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import is_own, note_files
 from ray_pcasgd.runs.storage.names import claimed_folder, require_free
@@ -96,7 +96,7 @@ def _check_points(config: SweepConfig, base: Config) -> None:
     for number, point in enumerate(config.points()):
         try:
             settings = load_config(base, changes=nested(point))
-            make_plan(settings) if number == 0 else resolve(settings)
+            make_plan(settings) if number == 0 else with_defaults(settings)
         except SettingsError as error:
             told = ", ".join(f"{key} = {value}" for key, value in point.items())
             raise SettingsError(f"at the point {told}: {error}") from None

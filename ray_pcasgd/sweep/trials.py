@@ -8,11 +8,11 @@ import pandas as pd
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from ray_pcasgd.base.curves import Constant, Stairs, continued
+from ray_pcasgd.base.curves import Constant, PiecewiseConstant, continued
 from ray_pcasgd.base.state import State
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.storage.names import clear_run
@@ -21,7 +21,7 @@ from ray_pcasgd.sweep.settings import Point, nested
 from ray_pcasgd.sweep.states import StateKeeper, with_axis, working_in
 
 
-class _Reporting(Watcher):
+class _Reporting(Callback):
     """Reports each evaluation of the averaged model to Tune."""
 
     keeps_states = True
@@ -109,6 +109,6 @@ def with_past(config: Config, past: Config, step: int) -> Config:
 
 def _joined(past: Any, present: Any, step: int) -> dict[str, Any] | None:
     """Return the curve that is ``past`` before ``step``; ``None`` where it does not change."""
-    if past == present or not isinstance(past, Constant | Stairs) or not isinstance(present, Constant):
+    if past == present or not isinstance(past, Constant | PiecewiseConstant) or not isinstance(present, Constant):
         return None
     return continued(past, step, present.value).model_dump()

@@ -11,7 +11,7 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.custom_samples import CustomSamples, custom_samples
 from ray_pcasgd.tasks.images import Standardized
-from ray_pcasgd.tasks.imports import ObjectOrPath, resolve
+from ray_pcasgd.tasks.imports import ObjectOrPath, import_object
 from ray_pcasgd.tasks.parquet import ImageParquet
 from ray_pcasgd.tasks.samples import AnySamples, Samples, TaskData
 from ray_pcasgd.tasks.vision import CIFAR10, CIFAR100, FashionMNIST, ImageFolder
@@ -130,7 +130,7 @@ class CustomData(Standardized):
             raise ValueError(f"task.data.{setting}: {reason}") from error
 
     def _dataset(self, setting: str) -> Any:
-        value = resolve(getattr(self, setting))
+        value = import_object(getattr(self, setting))
         if isinstance(value, type) or (not hasattr(value, "__getitem__") and callable(value)):
             value = value()
         for method in ("__len__", "__getitem__"):

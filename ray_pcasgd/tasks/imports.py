@@ -10,7 +10,7 @@ from pydantic import AfterValidator, PlainSerializer, ValidationInfo
 from ray_pcasgd.base.settings import refuse_of_strangers
 
 
-def resolve(value: Any) -> Any:
+def import_object(value: Any) -> Any:
     """Return the object that ``module:attribute`` names, or ``value`` itself where it is no string.
 
     An import path is code: resolving it imports the module.
@@ -18,9 +18,9 @@ def resolve(value: Any) -> Any:
     Raises:
         ValueError: The path has another form, or the module or the attribute does not exist.
 
-    >>> resolve("math:pi")
+    >>> import_object("math:pi")
     3.141592653589793
-    >>> resolve(3)
+    >>> import_object(3)
     3
 
     """
@@ -57,8 +57,8 @@ def look_also_in(folder: Path) -> None:
 def import_path(value: Any) -> str:
     """Return ``module:attribute`` of a function or class; of any other object, that of its class in angle brackets.
 
-    >>> import_path(resolve)
-    'ray_pcasgd.tasks.imports:resolve'
+    >>> import_path(import_object)
+    'ray_pcasgd.tasks.imports:import_object'
     """
     if isinstance(value, str):
         return value
@@ -75,14 +75,14 @@ def is_metric(value: Any) -> bool:
 def _checked(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         refuse_of_strangers(value, "it names code", info)
-    resolve(value)
+    import_object(value)
     return value
 
 
 def _checked_callable(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         refuse_of_strangers(value, "it names code", info)
-    if not (callable(found := resolve(value)) or is_metric(found)):
+    if not (callable(found := import_object(value)) or is_metric(found)):
         raise ValueError(f"{value!r}: allowed is something callable, or the import path of it")
     return value
 

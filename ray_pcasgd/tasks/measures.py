@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ray_pcasgd.base.settings import Settings
-from ray_pcasgd.tasks.imports import CallableOrPath, is_metric, resolve
+from ray_pcasgd.tasks.imports import CallableOrPath, import_object, is_metric
 from ray_pcasgd.tasks.tallies import Gathered, MeanOfTerms, OfMetric, OverBatches, OverWhole, Tally
 
 PYTORCH_IGNORES = -100
@@ -187,7 +187,7 @@ class CustomMeasure(Measure):
     @property
     def key(self) -> str:
         """The name under which it is reported."""
-        function = resolve(self.function)
+        function = import_object(self.function)
         return self.label or str(getattr(function, "__name__", type(function).__name__))
 
     @property
@@ -220,7 +220,7 @@ class CustomMeasure(Measure):
     @cached_property
     def made(self) -> Any:
         """What is called: the function, or an object of the class that was given."""
-        function = resolve(self.function)
+        function = import_object(self.function)
         if isinstance(function, type):
             return function(**self.arguments)
         if self.arguments and is_metric(function):

@@ -16,7 +16,7 @@ from ray_pcasgd.tasks.char_lm import CharLM
 from ray_pcasgd.tasks.cnn import SmallCNN
 from ray_pcasgd.tasks.densenet import DenseNetBC
 from ray_pcasgd.tasks.drawing import seeded
-from ray_pcasgd.tasks.imports import CallableOrPath, import_path, resolve
+from ray_pcasgd.tasks.imports import CallableOrPath, import_object, import_path
 from ray_pcasgd.tasks.mlp import mlp
 from ray_pcasgd.tasks.resnet import CifarResNet
 
@@ -183,7 +183,7 @@ class CustomModel(_Model):
     """Keyword arguments of the factory."""
 
     def _network(self, input_shape: Shape, num_outputs: int) -> nn.Module:
-        maker = resolve(self.factory)
+        maker = import_object(self.factory)
         try:
             network = copy.deepcopy(maker) if isinstance(maker, nn.Module) else maker(**self.arguments)
         except Exception as error:

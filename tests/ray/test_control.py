@@ -16,14 +16,14 @@ import ray
 from experiments.faults.injecting import Fault, Several
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.live.commands import Heal, Isolate, Join, Leave, SetDelay
-from ray_pcasgd.engines.ray.control import status_of, tell
+from ray_pcasgd.engines.ray.control import send_command, status_of
 from ray_pcasgd.engines.ray.transport import Contents
 from ray_pcasgd.records import Row
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import LinkDelay
-from ray_pcasgd.schedule.laws import Constant
+from ray_pcasgd.schedule.laws import ConstantLaw
 from ray_pcasgd.schedule.trace import read_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -60,7 +60,7 @@ class Operator:
         return self.said
 
 
-def fit(folder: Path, watcher: Watcher | None = None, **settings: Any) -> Result:
+def fit(folder: Path, watcher: Callback | None = None, **settings: Any) -> Result:
     return Trainer(LIVE, watcher=watcher, storage_path=str(folder), **settings).fit()
 
 
@@ -70,13 +70,13 @@ def rows_of(result: Result) -> list[Row]:
 
 def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> None:
     operator = Operator()
-    late = SetDelay(entry=LinkDelay(delay=Constant(value=20), links=((0, 1),)))
+    late = SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),)))
     watcher = Several(
         operator.at(50, lambda folder: status_of(str(folder))),
-        operator.at(100, lambda folder: tell(str(folder), late)),
-        operator.at(250, lambda folder: tell(str(folder), Isolate(agents=(2,)))),
-        operator.at(400, lambda folder: tell(str(folder), Heal())),
-        operator.at(450, lambda folder: tell(str(folder), Isolate(agents=(7,)))),
+        operator.at(100, lambda folder: send_command(str(folder), late)),
+        operator.at(250, lambda folder: send_command(str(folder), Isolate(agents=(2,)))),
+        operator.at(400, lambda folder: send_command(str(folder), Heal())),
+        operator.at(450, lambda folder: send_command(str(folder), Isolate(agents=(7,)))),
     )
     result = fit(tmp_path, watcher)
     assert result.error is None
@@ -115,9 +115,9 @@ def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> No
 def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     operator = Operator()
     watcher = Several(
-        operator.at(20, lambda folder: tell(str(folder), Join(agent=2))),
-        operator.at(30, lambda folder: tell(str(folder), Join(agent=1))),
-        operator.at(450, lambda folder: tell(str(folder), Leave(agent=0))),
+        operator.at(20, lambda folder: send_command(str(folder), Join(agent=2))),
+        operator.at(30, lambda folder: send_command(str(folder), Join(agent=1))),
+        operator.at(450, lambda folder: send_command(str(folder), Leave(agent=0))),
     )
     result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "live", "join_later": [2]})
     assert result.error is None
@@ -153,7 +153,7 @@ def test_another_process_finds_a_run_by_what_its_driver_has_noted(
             command("status", copy),
         ]
         for agent in range(3):  # which ends the run
-            tell(str(folder), Leave(agent=agent))
+            send_command(str(folder), Leave(agent=agent))
         return done
 
     operator = Operator()
@@ -171,7 +171,7 @@ def test_another_process_finds_a_run_by_what_its_driver_has_noted(
 
 def test_a_planned_run_refuses_commands(tmp_path: Path) -> None:
     operator = Operator()
-    watcher = operator.at(50, lambda folder: tell(str(folder), Heal()))
+    watcher = operator.at(50, lambda folder: send_command(str(folder), Heal()))
     result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "planned"}, num_steps=300, evaluate_every=300)
     assert result.error is None
     assert operator.answers() == ["refused: heal: a planned run follows its schedule; allowed are live runs"]
@@ -209,11 +209,11 @@ def test_a_stranger_s_messages_are_counted_and_never_applied(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_agents_that_average_in_pairs_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     operator = Operator()
-    late = SetDelay(entry=LinkDelay(delay=Constant(value=20), links=((0, 1),)))
+    late = SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),)))
     watcher = Several(
-        operator.at(50, lambda folder: tell(str(folder), Join(agent=2))),
-        operator.at(60, lambda folder: tell(str(folder), late)),
-        operator.at(400, lambda folder: tell(str(folder), Leave(agent=0))),
+        operator.at(50, lambda folder: send_command(str(folder), Join(agent=2))),
+        operator.at(60, lambda folder: send_command(str(folder), late)),
+        operator.at(400, lambda folder: send_command(str(folder), Leave(agent=0))),
     )
     settings: dict[str, Any] = {
         "algorithm": "ad-psgd",
@@ -245,10 +245,10 @@ def test_agents_that_average_in_pairs_leave_and_come_in_on_purpose(tmp_path: Pat
 def test_workers_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     operator = Operator()
     watcher = Several(
-        operator.at(20, lambda folder: tell(str(folder), Join(agent=2))),
-        operator.at(30, lambda folder: tell(str(folder), Leave(agent=3))),
-        operator.at(120, lambda folder: tell(str(folder), Isolate(agents=(1,)))),
-        operator.at(900, lambda folder: tell(str(folder), Leave(agent=0))),
+        operator.at(20, lambda folder: send_command(str(folder), Join(agent=2))),
+        operator.at(30, lambda folder: send_command(str(folder), Leave(agent=3))),
+        operator.at(120, lambda folder: send_command(str(folder), Isolate(agents=(1,)))),
+        operator.at(900, lambda folder: send_command(str(folder), Leave(agent=0))),
     )
     settings: dict[str, Any] = {"algorithm": {"name": "server", "gathering": "sync"}, "num_steps": 900}
     result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "live", "join_later": [2]}, **settings)

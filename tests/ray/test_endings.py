@@ -13,7 +13,7 @@ import torch
 from ray_pcasgd.base.state import load_state
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import StepError
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer, resume
@@ -35,7 +35,7 @@ LIVE = {"engine": {"name": "ray", "mode": "live"}}
 PLACE = f"failing.py:{FailingLater.forward.__code__.co_firstlineno + 4})"
 
 
-def fit(folder: Path, watcher: Watcher | None = None, **changes: Any) -> Result:
+def fit(folder: Path, watcher: Callback | None = None, **changes: Any) -> Result:
     return Trainer(SMALL | changes, storage_path=str(folder), watcher=watcher).fit()
 
 
@@ -135,7 +135,7 @@ class LeaveError(Exception):
     pass
 
 
-class Leaving(Watcher):
+class Leaving(Callback):
     """Leaves the run once a state of it is kept."""
 
     def started(self, plan: Any, path: Path) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from experiments.faults.injecting import SCHEDULER, Fault, Several, kill, silence, take_states_away
 from ray_pcasgd.records import Row
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.trainer import Trainer, resume
@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
 LIVE = {"name": "ray", "mode": "live"}
 
 
-def fit(folder: Path, watcher: Watcher | None = None, **settings: Any) -> Result:
+def fit(folder: Path, watcher: Callback | None = None, **settings: Any) -> Result:
     changes = {"engine": {"name": "ray"}, "storage_path": str(folder)} | settings
     return Trainer(SMALL, watcher=watcher, **changes).fit()
 

@@ -11,7 +11,7 @@ import torch
 from experiments.faults.injecting import Fault, kill, silence
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
@@ -24,7 +24,7 @@ ALL_SLOW = {"stragglers": {0: 0.02, 1: 0.02, 2: 0.02}}
 SMALL: dict[str, Any] = {"num_agents": 3, "num_steps": 40, "evaluate_every": 40, "links": []}
 
 
-def fit(folder: Path, watcher: Watcher | None = None, **settings: Any) -> Result:
+def fit(folder: Path, watcher: Callback | None = None, **settings: Any) -> Result:
     changes = {"engine": LIVE, "storage_path": str(folder)} | settings
     return Trainer(SMALL, watcher=watcher, **changes).fit()
 

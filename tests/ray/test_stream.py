@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.faults.injecting import Fault, kill
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
@@ -52,7 +52,7 @@ def settings_of(small_file: Path, cifar_folder: Path, **data: Any) -> dict[str, 
     }
 
 
-def fit(settings: dict[str, Any], folder: Path, watcher: Watcher | None = None) -> Result:
+def fit(settings: dict[str, Any], folder: Path, watcher: Callback | None = None) -> Result:
     return Trainer(settings, storage_path=str(folder), watcher=watcher).fit()
 
 

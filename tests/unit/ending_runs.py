@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.trace import read_rows
@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def fit(folder: Path, watcher: Watcher | None = None, **changes: Any) -> Result:
+def fit(folder: Path, watcher: Callback | None = None, **changes: Any) -> Result:
     return Trainer(SMALL | changes, storage_path=str(folder), watcher=watcher).fit()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ray_pcasgd.cli.app import main
 from ray_pcasgd.records import Event
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_metrics, assert_same_to_the_bit
@@ -32,7 +32,7 @@ class LeaveError(Exception):
     """The driver is gone."""
 
 
-class Noting(Watcher):
+class Noting(Callback):
     """Notes events, and does something at the first evaluation from a step on."""
 
     def __init__(self, step: int = 99, act: Callable[[], Any] | None = None) -> None:

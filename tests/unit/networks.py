@@ -44,7 +44,7 @@ def run_rule(rule: Rule, scenario: Scenario, dtype: torch.dtype = torch.float64)
                 directions[step][i],
                 tensor(scenario.mixing[i, i]),
                 tensor(scenario.step_size),
-                {name: tensor(value) for name, value in rule.numbers(i, step).items()},
+                {name: tensor(value) for name, value in rule.coefficients(i, step).items()},
             )
             reads = _reads(links[i], [v[i] for v in versions], versions, directions, tensor(scenario.mixing[i]))
             probe = _probe(tensor(scenario.curvature[i]), tensor(scenario.probe_target[step, i]))

@@ -22,7 +22,7 @@ from experiments.slow_worker import study as slow_worker
 from experiments.staleness_aware import study as staleness_aware
 from experiments.staleness_aware.page import comparisons
 from ray_pcasgd.config import Config
-from ray_pcasgd.runs.plan.plan import resolve
+from ray_pcasgd.runs.plan.plan import with_defaults
 from ray_pcasgd.runs.settings.loading import load_config
 
 EVERY = 7
@@ -74,7 +74,7 @@ def test_every_run_of_a_study_could_be_started(study: str, scale: str) -> None:
     configs = configs_of(settings_of(folder, scale))
     assert configs
     for config in configs if len(configs) < 100 else configs[::EVERY]:
-        resolve(config)
+        with_defaults(config)
 
 
 def test_runs_are_named_after_all_but_their_place(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 
 
 @dataclass(frozen=True)
-class Injection:
+class InjectedDelays:
     """What a live run adds to the real network and the real machines."""
 
     seed: int
@@ -21,7 +21,7 @@ class Injection:
     changes: LinkChanges = field(default_factory=LinkChanges)
     """What an operator has changed about links."""
 
-    def changed(self, changes: LinkChanges) -> "Injection":
+    def changed(self, changes: LinkChanges) -> "InjectedDelays":
         """Return the same with other changes."""
         return replace(self, changes=changes)
 

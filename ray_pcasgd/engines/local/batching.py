@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ray_pcasgd.agents.learner import Learner, NonFiniteLossError
-from ray_pcasgd.agents.peer import Agent, Gathered, Received
+from ray_pcasgd.agents.peer import Gathered, Peer, Received
 from ray_pcasgd.records import Own, Reads, Update
 
 
@@ -78,7 +78,7 @@ def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Te
 
 
 def apply_together(
-    agents: Sequence[Agent], received: Sequence[Sequence[Received]], held: Sequence[int]
+    agents: Sequence[Peer], received: Sequence[Sequence[Received]], held: Sequence[int]
 ) -> list[dict[str, float] | NonFiniteLossError]:
     """Do ``Agent.apply`` for several agents of one recipe that gather equally much; return measures or errors."""
     first = agents[0]
@@ -112,12 +112,12 @@ def apply_together(
     return outcomes
 
 
-def _rule_inputs(agents: Sequence[Agent], gathered: Sequence[Gathered]) -> tuple[Own, Reads]:
+def _rule_inputs(agents: Sequence[Peer], gathered: Sequence[Gathered]) -> tuple[Own, Reads]:
     """Return the rule's arguments with a leading axis of agents."""
     first = agents[0]
     device = first.weights.device
     own_mixing, step_size, *values = torch.tensor([g.own for g in gathered], device=device).unbind(1)
-    names = first.spec.recipe.rule.numbers(first.spec.agent, first.version)
+    names = first.spec.recipe.rule.coefficients(first.spec.agent, first.version)
     own = Own(
         torch.stack([agent.weights for agent in agents]),
         torch.stack([agent.direction for agent in agents]),

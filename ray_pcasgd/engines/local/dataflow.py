@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
-from ray_pcasgd.agents.peer import Agent, Received
+from ray_pcasgd.agents.peer import Peer, Received
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Leaving, Pause, RunError
 from ray_pcasgd.engines.failures import require_own, restoring
@@ -47,7 +47,7 @@ class DataFlow:
     leaving = Leaving()
     """Whether the next pause is to come as soon as it can."""
 
-    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Agent], recorded: Sequence[Row] = ()) -> None:
+    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Peer], recorded: Sequence[Row] = ()) -> None:
         specs = [agent.spec for agent in agents]
         self.recipe = specs[0].recipe
         self.agents = agents

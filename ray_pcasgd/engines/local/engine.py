@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ray_pcasgd.agents.learner import LearnerSpec, NonFiniteLossError
 from ray_pcasgd.agents.pair import PairSpec
-from ray_pcasgd.agents.peer import Agent, AgentSpec, Received
+from ray_pcasgd.agents.peer import AgentSpec, Peer, Received
 from ray_pcasgd.agents.server import ServerSpec, WorkerSpec
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.base.state import State
@@ -86,9 +86,9 @@ class LocalEngine:
             torch.set_num_threads(threads)
 
 
-def _built(spec: AgentSpec, data: TaskData) -> Agent:
+def _built(spec: AgentSpec, data: TaskData) -> Peer:
     with naming(spec.agent, 0):
-        return Agent(spec, data)
+        return Peer(spec, data)
 
 
 class _Execution(DataFlow):
@@ -96,7 +96,7 @@ class _Execution(DataFlow):
         self,
         settings: LocalSettings,
         rows: Iterator[Row | None],
-        agents: Sequence[Agent],
+        agents: Sequence[Peer],
         recorded: Sequence[Row] = (),
     ) -> None:
         super().__init__(rows, agents, recorded)
@@ -203,13 +203,13 @@ class _Execution(DataFlow):
                 assert loss is not None
                 yield self.report(row, agent, loss, outcome)
 
-    def apply(self, agent: Agent, received: list[Received], held: int) -> dict[str, float] | NonFiniteLossError:
+    def apply(self, agent: Peer, received: list[Received], held: int) -> dict[str, float] | NonFiniteLossError:
         try:
             return agent.apply(received, held)
         except NonFiniteLossError as error:
             return error
 
-    def report(self, row: Row, agent: Agent, loss: float, measures: dict[str, float]) -> StepReport:
+    def report(self, row: Row, agent: Peer, loss: float, measures: dict[str, float]) -> StepReport:
         evaluates = self.recipe.evaluates_at(agent.progress)
         evaluation = None
         if evaluates:
@@ -227,7 +227,7 @@ class _Execution(DataFlow):
         )
 
 
-def _runs_batched(settings: LocalSettings, agents: Sequence[Agent]) -> bool:
+def _runs_batched(settings: LocalSettings, agents: Sequence[Peer]) -> bool:
     if settings.batched != "auto" or len(agents) < MANY_AGENTS:
         return settings.batched == "always"
     task = agents[0].spec.recipe.task

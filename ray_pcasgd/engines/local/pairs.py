@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ray_pcasgd.agents.pair import PairAgent, PairSpec
+from ray_pcasgd.agents.pair import PairPeer, PairSpec
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import measured, naming
 from ray_pcasgd.records import Event, Read, Row, StepReport, Version
@@ -35,11 +35,11 @@ class _Execution:
         """Versions that their agents have left, and that are still to be read."""
         self.started = time.perf_counter()
 
-    def built(self, agent: int) -> PairAgent:
+    def built(self, agent: int) -> PairPeer:
         with naming(agent, 0):
-            return PairAgent(self.specs[agent], self.data)
+            return PairPeer(self.specs[agent], self.data)
 
-    def compute(self, agent: PairAgent) -> float:
+    def compute(self, agent: PairPeer) -> float:
         with naming(agent.spec.agent, agent.progress):
             return agent.check_finite(agent.compute())
 
@@ -78,7 +78,7 @@ class _Execution:
             return other.present
         return self.kept[key] if self.to_read[key] else self.kept.pop(key)
 
-    def report(self, row: Row, agent: PairAgent, loss: float) -> StepReport:
+    def report(self, row: Row, agent: PairPeer, loss: float) -> StepReport:
         recipe = agent.spec.recipe
         evaluates = row.kind == "step" and recipe.evaluates_at(agent.progress)
         evaluation = None

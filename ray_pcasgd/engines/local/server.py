@@ -15,7 +15,7 @@ from ray_pcasgd.engines.base import Leaving, Pause, RunError, StateError
 from ray_pcasgd.engines.failures import naming, require_own, restoring, who_of
 from ray_pcasgd.engines.local.batching import compute_together
 from ray_pcasgd.records import Row, StepReport
-from ray_pcasgd.schedule.scheduler import tell
+from ray_pcasgd.schedule.scheduler import tell_loss
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -239,7 +239,7 @@ class _Execution:
                 begun_at={read.neighbor: read.version + read.staleness for read in row.reads},
                 loss=loss,
             )
-            tell(self.rows, row, loss)
+            tell_loss(self.rows, row, loss)
         return StepReport(
             row=row,
             progress=worker.progress,

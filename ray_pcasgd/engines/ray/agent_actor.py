@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
-from ray_pcasgd.agents.peer import Agent, AgentSpec, Received
+from ray_pcasgd.agents.peer import AgentSpec, Peer, Received
 from ray_pcasgd.engines.failures import measured
-from ray_pcasgd.engines.ray.cuts import Part, Restored, messages_before, portable_state
+from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, Parcel, portable
 from ray_pcasgd.engines.ray.validation import Expected, RejectedError, fetch_checked
@@ -46,7 +46,7 @@ class AgentActor(Shell):
         first_call: int = 0,
     ) -> None:
         super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler, first_call)
-        self.agent = Agent(spec, data)
+        self.agent = Peer(spec, data)
         self.step_seconds = 0.0
         self.is_isolated = False
         self.is_restored = restored is not None
@@ -252,12 +252,12 @@ class PlannedAgentActor(AgentActor):
         super().restore(restored)
         self.agent.restore(restored.agent)
 
-    def own_part(self, cut: Cut) -> Part:
+    def own_part(self, cut: Cut) -> AgentState:
         """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
         left = {k: version for k in self.spec.neighbors if (version := self.mailbox.left_at(k)) is not None}
         messages = messages_before(cut, self.mailbox, self.spec.neighbors)
         state = portable_state(self.agent.state())
-        return Part(self.spec.agent, self.version, cut.number, state, messages, left, self.is_isolated)
+        return AgentState(self.spec.agent, self.version, cut.number, state, messages, left, self.is_isolated)
 
     def take_steps(self) -> None:
         """Execute the agent's rows in order."""
@@ -296,14 +296,14 @@ class PlannedAgentActor(AgentActor):
 
         with self.changed:
             self.awaited = row
-            self.wait_until(self.is_worth_waking, names)
+            self.wait_until(self.should_wake, names)
             gone = self.mailbox.isolated
             here = [self.find(read) for read in row.reads if not gone(read.neighbor, read.version)]
             for read in row.reads:
                 self.forget(read)
             return [item for item in here if item is not None]
 
-    def is_worth_waking(self) -> bool:
+    def should_wake(self) -> bool:
         """Return whether all that the awaited row names is here: to wake up at each message would cost more than it."""
         return self.awaited is None or not any(map(self.is_missing, self.awaited.reads))
 

@@ -32,7 +32,7 @@ def status_of(run: str, address: str | None = None) -> dict[str, Any]:
         return viewed(ray.get(answer, timeout=30))
 
 
-def tell(run: str, command: Command, address: str | None = None) -> str:
+def send_command(run: str, command: Command, address: str | None = None) -> str:
     """Hand a command to a running run, and return its answer.
 
     Raises:

@@ -15,7 +15,7 @@ from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.agents.server import ServerSpec, WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import described_text
-from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
 from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.live import LiveAgentActor
@@ -76,7 +76,7 @@ class Identity(NamedTuple):
         return f"ray_pcasgd {self.location}"
 
 
-class Crew:
+class ActorGroup:
     """Makes and ends the actors of one run."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Crew:
         raise AssertionError("unreachable")
 
     def make(
-        self, agent: int, injection: Injection | None, restored: Restored | None = None, first_call: int = 0
+        self, agent: int, injection: InjectedDelays | None, restored: Restored | None = None, first_call: int = 0
     ) -> ActorHandle[Any]:
         """Make an agent's actor; a live one where there is an injection."""
         bundle, spec = self._reserved.bundle, self.specs[agent]

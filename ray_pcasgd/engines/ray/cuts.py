@@ -15,7 +15,7 @@ from ray_pcasgd.engines.ray.transport import PIECE_BYTES, Contents, Parcel, as_a
 from ray_pcasgd.schedule.scheduler import Cut
 
 
-class Part(NamedTuple):
+class AgentState(NamedTuple):
     """What one agent adds to the run's state."""
 
     agent: int
@@ -59,7 +59,7 @@ def fetched(reference: Any, answer_seconds: float) -> State:
     return state
 
 
-def join_parts(cut: Cut, parts: Sequence[Part], seconds: float, answer_seconds: float) -> State:
+def join_parts(cut: Cut, parts: Sequence[AgentState], seconds: float, answer_seconds: float) -> State:
     """Return the run's state at a cut; what several agents have of one neighbor's version is in it once.
 
     Raises:

@@ -12,8 +12,8 @@ from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.agents.server import WorkerSpec
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Cluster, Leaving, Pause, Report, RunError
-from ray_pcasgd.engines.live.injection import Injection
-from ray_pcasgd.engines.ray.crew import Crew, Identity
+from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.ray.crew import ActorGroup, Identity
 from ray_pcasgd.engines.ray.discovery import noted
 from ray_pcasgd.engines.ray.live_run import LiveRun
 from ray_pcasgd.engines.ray.placement import reserve
@@ -45,7 +45,7 @@ class RayEngine:
     def __init__(
         self,
         settings: RaySettings,
-        schedule: Schedule | Injection,
+        schedule: Schedule | InjectedDelays,
         identity: Identity,
         upkeep: Upkeep,
         cluster: Cluster,
@@ -78,10 +78,10 @@ class RayEngine:
                     self._settings.inline_bytes,
                 )
                 if state is not None:
-                    check_state(state, specs, data, is_live=isinstance(self._schedule, Injection))
-                crew = Crew(self._identity, specs, data, reserved, driving)
+                    check_state(state, specs, data, is_live=isinstance(self._schedule, InjectedDelays))
+                crew = ActorGroup(self._identity, specs, data, reserved, driving)
                 try:
-                    if isinstance(self._schedule, Injection):
+                    if isinstance(self._schedule, InjectedDelays):
                         absent = self._settings.join_later
                         max_failures = self._upkeep.max_failures
                         live = LiveRun(crew, self._schedule, max_failures, pausing, state, absent, self.leaving)
@@ -100,14 +100,14 @@ class RayEngine:
     def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
         """Return whether the run can be left, and go on from a state."""
         spec = specs[0]
-        if isinstance(self._schedule, Injection):
+        if isinstance(self._schedule, InjectedDelays):
             if not isinstance(spec, WorkerSpec):
                 return isinstance(spec, AgentSpec)
             return spec.recipe.rule.shards == 1  # several servers are at different versions
         # A schedule that depends on losses cannot be drawn again without them.
         return isinstance(spec, AgentSpec | WorkerSpec) and not waits_for_losses(self._schedule)
 
-    def _shown(self, crew: Crew, reports: Iterator[Report]) -> Iterator[Report]:
+    def _shown(self, crew: ActorGroup, reports: Iterator[Report]) -> Iterator[Report]:
         """Pass reports on, and show the scheduler from time to time what they say of the run's status."""
         status = RunStatus({**self._identity.about, "run": self._identity.run}, len(crew.specs))
         context = ray.get_runtime_context()

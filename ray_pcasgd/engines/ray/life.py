@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from ray_pcasgd.engines.ray.crew import Crew
+from ray_pcasgd.engines.ray.crew import ActorGroup
 
 LAST_SECONDS = 1.0
 """Seconds that an overdue answer still gets, in case this process was held up itself."""
@@ -17,10 +17,10 @@ class _Question(NamedTuple):
     asked_at: float
 
 
-class LifeSigns:
+class Heartbeats:
     """Asks agents for signs of life while they train."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: ActorGroup) -> None:
         self._crew = crew
         # Those who wait for a silent agent give up first: it may speak again.
         self.seconds = 2 * crew.driving.wait_seconds

@@ -12,10 +12,10 @@ from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.agents.peer import AgentSpec, Received
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.reading import NeighborTracker, OwnTimes, choose_all, choose_read, is_lagging
 from ray_pcasgd.engines.ray.agent_actor import Found
-from ray_pcasgd.engines.ray.cuts import Part, Restored, portable_state
+from ray_pcasgd.engines.ray.cuts import AgentState, Restored, portable_state
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.returning import ReturningAgentActor
 from ray_pcasgd.engines.ray.shell import Driving
@@ -52,7 +52,7 @@ class LiveAgentActor(ReturningAgentActor):
         data: TaskData,
         driving: Driving,
         scheduler: ActorHandle[Any],
-        injection: Injection,
+        injection: InjectedDelays,
         restored: Restored | None = None,
         first_call: int = 0,
     ) -> None:
@@ -98,7 +98,7 @@ class LiveAgentActor(ReturningAgentActor):
         if every is None or now - self.kept_at < every:
             return
         state = portable_state(self.kept_state())
-        self.unsent.append(Part(self.spec.agent, self.version, 0, state, is_isolated=self.is_isolated))
+        self.unsent.append(AgentState(self.spec.agent, self.version, 0, state, is_isolated=self.is_isolated))
         self.kept_at = now
 
     def take_step(self) -> bool:
@@ -288,7 +288,7 @@ class LiveAgentActor(ReturningAgentActor):
             and is_local(message.contents.buffers)
         )
 
-    def took_in(self, header: Header) -> None:
+    def on_message(self, header: Header) -> None:
         """Drop what the newest message replaces."""
         neighbor = header.sender
         if self.agent.pushes or not isinstance(self.barrier, NoBarrier):
@@ -316,7 +316,7 @@ class LiveAgentActor(ReturningAgentActor):
                 self.unsent.append(Event("message_lost", self.spec.agent, self.version, detail))
         return received
 
-    def set_links(self, injection: Injection) -> None:
+    def set_links(self, injection: InjectedDelays) -> None:
         """Take in what an injection says of links."""
         self.changes = injection.changes
         self.links = injection.links_from(self.spec.agent, self.spec.receivers)

@@ -13,11 +13,11 @@ from ray_pcasgd.agents.server import ServerSpec, WorkerSpec
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.live.commands import Command, Isolate, Join, Leave, SetDelay, agents_named
-from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.collecting import Collector
-from ray_pcasgd.engines.ray.crew import Crew, failure
-from ray_pcasgd.engines.ray.cuts import Part, Restored, fetched
-from ray_pcasgd.engines.ray.life import LifeSigns
+from ray_pcasgd.engines.ray.crew import ActorGroup, failure
+from ray_pcasgd.engines.ray.cuts import AgentState, Restored, fetched
+from ray_pcasgd.engines.ray.life import Heartbeats
 from ray_pcasgd.engines.ray.lost import first_line
 from ray_pcasgd.engines.ray.planned_run import POLL_SECONDS
 from ray_pcasgd.records import Event, StepReport
@@ -32,8 +32,8 @@ class LiveRun:
 
     def __init__(
         self,
-        crew: Crew,
-        injection: Injection,
+        crew: ActorGroup,
+        injection: InjectedDelays,
         max_failures: int,
         state_seconds: float | None,
         state: State | None,
@@ -65,7 +65,7 @@ class LiveRun:
             if agent not in self.away:
                 crew.make(agent, injection, self.restored(agent))
         self.training: dict[Any, int] = {}
-        self.life = LifeSigns(crew)
+        self.life = Heartbeats(crew)
         self.leaving: set[int] = set()
         self.returning: dict[Any, int] = {}
         """Those of them that are being made again; the calls return once there is room for them and they are built."""
@@ -304,7 +304,7 @@ class LiveRun:
             except RayError as error:
                 yield from self.replace_scheduler(error)
         for one in said:
-            if isinstance(one, Part):
+            if isinstance(one, AgentState):
                 try:
                     state = fetched(one.state, self.crew.driving.answer_seconds)
                     self.states[one.agent] = state | {"isolated": one.is_isolated}

@@ -8,7 +8,7 @@ import torch
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Header, Mailbox
-from ray_pcasgd.agents.pair import PairAgent, PairSpec
+from ray_pcasgd.agents.pair import PairPeer, PairSpec
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.engines.ray.shell import Driving, Shell
@@ -27,7 +27,7 @@ class PairActor(Shell):
         self, spec: PairSpec, data: TaskData, driving: Driving, scheduler: ActorHandle[Any], first_call: int = 0
     ) -> None:
         super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler, first_call)
-        self.agent = PairAgent(spec, data)
+        self.agent = PairPeer(spec, data)
 
     @property
     def version(self) -> int:

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError
 
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.agents.pair import PairSpec
-from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.reading import OwnTimes
 from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.lost import GONE
@@ -38,7 +38,7 @@ class LivePairActor(PairActor):
         data: TaskData,
         driving: Driving,
         scheduler: ActorHandle[Any],
-        injection: Injection,
+        injection: InjectedDelays,
         restored: Restored | None = None,
         first_call: int = 0,
     ) -> None:
@@ -56,7 +56,7 @@ class LivePairActor(PairActor):
         self.is_over = False
         self.agent.warm_up()
 
-    def set_links(self, injection: Injection) -> None:
+    def set_links(self, injection: InjectedDelays) -> None:
         """Take in what an injection says of links."""
         agent = self.spec.agent
         self.links = {(agent, k): times for k, times in injection.links_from(agent, self.spec.neighbors).items()}
@@ -138,7 +138,7 @@ class LivePairActor(PairActor):
             self.stopped = True
             self.changed.notify_all()
 
-    def say_goodbye(self) -> None:
+    def on_leave(self) -> None:
         """Say that the agent has left, if it was asked to."""
         with self.changed:
             self.is_over = True

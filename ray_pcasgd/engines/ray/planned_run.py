@@ -12,9 +12,9 @@ from ray_pcasgd.base.state import State, pace
 from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause, Report
 from ray_pcasgd.engines.failures import restoring
 from ray_pcasgd.engines.ray.collecting import Collector
-from ray_pcasgd.engines.ray.crew import Crew, failure
-from ray_pcasgd.engines.ray.cuts import Part, join_parts, restored_parts
-from ray_pcasgd.engines.ray.life import LifeSigns
+from ray_pcasgd.engines.ray.crew import ActorGroup, failure
+from ray_pcasgd.engines.ray.cuts import AgentState, join_parts, restored_parts
+from ray_pcasgd.engines.ray.life import Heartbeats
 from ray_pcasgd.engines.ray.lost import first_line
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Cut, Schedule
@@ -27,7 +27,7 @@ class PlannedRun:
     """Drives the actors of a planned run, and cuts its schedule from time to time to keep the run's state."""
 
     def __init__(
-        self, crew: Crew, schedule: Schedule, state_seconds: float | None, state: State | None, leaving: Leaving
+        self, crew: ActorGroup, schedule: Schedule, state_seconds: float | None, state: State | None, leaving: Leaving
     ) -> None:
         self.crew = crew
         self.leaving = leaving
@@ -42,9 +42,9 @@ class PlannedRun:
         self.scheduler = scheduler
         self.collector = Collector(scheduler, len(crew.specs), crew.driving.answer_seconds)
         self.training: dict[Any, int] = {}
-        self.life = LifeSigns(crew)
+        self.life = Heartbeats(crew)
         self.cut: Cut | None = None
-        self.parts: dict[int, Part] = {}
+        self.parts: dict[int, AgentState] = {}
         self.cut_at = time.monotonic()
         self.cost_seconds = 0.0
         """What the last state took to join and to keep."""
@@ -88,7 +88,7 @@ class PlannedRun:
         except RayError as error:
             raise InterruptionError(f"the scheduler was lost: {first_line(error)}") from error
         for one in said:
-            if isinstance(one, Part):
+            if isinstance(one, AgentState):
                 self.parts[one.agent] = one
             elif isinstance(one, Event) and one.kind == "evaluation_lost":
                 raise InterruptionError(one.detail, one.agent)

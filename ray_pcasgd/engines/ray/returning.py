@@ -124,7 +124,7 @@ class ReturningAgentActor(AgentActor):
         self.report(flush=True)
         self.publish()
 
-    def say_goodbye(self) -> None:
+    def on_leave(self) -> None:
         """Tell the neighbors that the agent has left, if it was asked to."""
         if self.is_leaving:
             self.send(None, isolated=True)

@@ -9,11 +9,11 @@ import ray
 
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.live.commands import Command, decoded
-from ray_pcasgd.engines.ray.cuts import Part
+from ray_pcasgd.engines.ray.cuts import AgentState
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut, Schedule, Scheduler
 
-Said = StepReport | Event | Part
+Said = StepReport | Event | AgentState
 """What an agent says to the driver."""
 
 

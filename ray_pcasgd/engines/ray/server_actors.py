@@ -6,10 +6,10 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Inbox, Message
+from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Message, OnceMailbox
 from ray_pcasgd.agents.server import Received, Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.ray.cuts import Part, Restored, messages_before, portable_state
+from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
@@ -22,7 +22,7 @@ from ray_pcasgd.tasks.task import TaskData
 class StarShell(Shell):
     """What workers and servers have in common: messages are parts of vectors, each read once."""
 
-    mailbox: Inbox[Contents]
+    mailbox: OnceMailbox[Contents]
     is_live = False
     """Whether servers answer their workers, besides sending what a schedule names."""
 
@@ -103,7 +103,7 @@ class WorkerActor(StarShell):
         restored: Restored | None = None,
         first_call: int = 0,
     ) -> None:
-        super().__init__(spec, Inbox(spec.neighbors), driving, scheduler, first_call)
+        super().__init__(spec, OnceMailbox(spec.neighbors), driving, scheduler, first_call)
         self.worker = Worker(spec, data)
         self.go_on(self.worker, restored)
 
@@ -174,7 +174,7 @@ class ServerActor(StarShell):
         scheduler: ActorHandle[Any],
         restored: Restored | None = None,
     ) -> None:
-        super().__init__(spec, Inbox(spec.neighbors), driving, scheduler)
+        super().__init__(spec, OnceMailbox(spec.neighbors), driving, scheduler)
         self.server = Server(spec, data)
         self.go_on(self.server, restored)
 
@@ -232,10 +232,12 @@ class PlannedWorkerActor(WorkerActor):
         if not self.is_restored:
             super().begin()
 
-    def own_part(self, cut: Cut) -> Part:
+    def own_part(self, cut: Cut) -> AgentState:
         """Return the worker's part of the run's state; called with the lock held, or once training has ended."""
         messages = messages_before(cut, self.mailbox, self.spec.neighbors)
-        return Part(self.spec.agent, self.worker.progress, cut.number, portable_state(self.worker.state()), messages)
+        return AgentState(
+            self.spec.agent, self.worker.progress, cut.number, portable_state(self.worker.state()), messages
+        )
 
     def take_steps(self) -> None:
         """Execute the worker's rows in order."""
@@ -290,12 +292,12 @@ class PlannedServerActor(ServerActor):
         self.computed_at = restored.agent["computed_at"] if restored else dict.fromkeys(spec.neighbors, 0)
         """The version that each worker's last gradient was computed at."""
 
-    def own_part(self, cut: Cut) -> Part:
+    def own_part(self, cut: Cut) -> AgentState:
         """Return the server's part of the run's state; called with the lock held, or once training has ended."""
         server = self.server
         state = portable_state(server.state() | {"computed_at": dict(self.computed_at)})
         messages = messages_before(cut, self.mailbox, self.spec.neighbors)
-        return Part(self.spec.agent, server.progress, cut.number, state, messages, share=(self.spec.place,))
+        return AgentState(self.spec.agent, server.progress, cut.number, state, messages, share=(self.spec.place,))
 
     def take_steps(self) -> None:
         """Execute the server's rows in order."""

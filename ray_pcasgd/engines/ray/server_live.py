@@ -9,8 +9,8 @@ from ray.actor import ActorHandle
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
 from ray_pcasgd.agents.server import Received, ServerSpec
 from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.live.injection import Injection
-from ray_pcasgd.engines.ray.cuts import Part, Restored, portable_state
+from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.ray.cuts import AgentState, Restored, portable_state
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.server_actors import ServerActor
 from ray_pcasgd.engines.ray.shell import Driving
@@ -38,7 +38,7 @@ class LiveServerActor(ServerActor):
         data: TaskData,
         driving: Driving,
         scheduler: ActorHandle[Any],
-        injection: Injection,
+        injection: InjectedDelays,
         restored: Restored | None = None,
     ) -> None:
         super().__init__(spec, data, driving, scheduler, restored)
@@ -65,7 +65,7 @@ class LiveServerActor(ServerActor):
         self.set_links(injection)
         self.holds = any(entry.unit != "seconds" for entry in injection.links)
 
-    def set_links(self, injection: Injection) -> None:
+    def set_links(self, injection: InjectedDelays) -> None:
         """Take in what an injection says of links."""
         self.links = injection.links_from(self.spec.agent, self.spec.neighbors)
 
@@ -129,7 +129,7 @@ class LiveServerActor(ServerActor):
             return
         more = {"arrived": dict(self.arrived), "gatherer": self.gatherer.state()}
         state = portable_state(self.server.state() | more)
-        self.unsent.append(Part(self.spec.agent, self.version, 0, state))
+        self.unsent.append(AgentState(self.spec.agent, self.version, 0, state))
         self.report()
         self.kept_at = now
 

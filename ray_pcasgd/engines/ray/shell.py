@@ -18,8 +18,8 @@ from ray_pcasgd.agents.learner import LearnerError, LearnerSpec
 from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import as_step_error
-from ray_pcasgd.engines.live.injection import Injection
-from ray_pcasgd.engines.ray.cuts import Part
+from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.ray.cuts import AgentState
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.reporting import Reporter
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
@@ -126,8 +126,8 @@ class Shell(Reporter):
                 self.reject(header.sender, header.version, error)
                 contents = None
             self.mailbox.put(Message(header, contents), time.monotonic())
-            self.took_in(header)
-            if self.is_worth_waking():
+            self.on_message(header)
+            if self.should_wake():
                 self.changed.notify_all()
 
     def check_turn(self, header: Header) -> None:
@@ -164,12 +164,12 @@ class Shell(Reporter):
             self.changed.notify_all()
 
     @ray.method(concurrency_group="mail")
-    def change_links(self, injection: Injection) -> None:
+    def change_links(self, injection: InjectedDelays) -> None:
         """Take in that links are otherwise from now on; in live mode."""
         with self.changed:
             self.set_links(injection)
 
-    def set_links(self, injection: Injection) -> None:
+    def set_links(self, injection: InjectedDelays) -> None:
         """Take in what an injection says of links; called with the lock held."""
 
     @ray.method(concurrency_group="mail")
@@ -193,7 +193,7 @@ class Shell(Reporter):
             try:
                 self.take_steps()
             except StoppedError:
-                self.say_goodbye()
+                self.on_leave()
             except (RunError, LearnerError, RayError):
                 raise
             except Exception as error:
@@ -227,11 +227,11 @@ class Shell(Reporter):
     def begin(self) -> None:
         """Put into the mailbox the versions that are there from the start; called with the lock held."""
 
-    def is_worth_waking(self) -> bool:
+    def should_wake(self) -> bool:
         """Return whether the training thread has something to do about a message; called with the lock held."""
         return True
 
-    def took_in(self, header: Header) -> None:
+    def on_message(self, header: Header) -> None:
         """Note that a message has come; called with the lock held."""
 
     def take_steps(self) -> None:
@@ -272,14 +272,14 @@ class Shell(Reporter):
             self.unsent.append(self.own_part(cut))
             self.report(flush=True)
 
-    def say_goodbye(self) -> None:
+    def on_leave(self) -> None:
         """Tell others, where that is due, that the agent was stopped before its end."""
 
     def has_all(self, neighbor: int, cut: int) -> bool:
         """Return whether everything has come that a neighbor sent before a cut."""
         return any(number >= cut and self.received[neighbor] >= sent for number, sent in self.marks[neighbor].items())
 
-    def own_part(self, cut: Cut) -> Part:
+    def own_part(self, cut: Cut) -> AgentState:
         """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
         raise AssertionError("Shell is abstract")
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ray_pcasgd.agents.learner import LearnerSpec
-from ray_pcasgd.agents.peer import Agent, AgentSpec
+from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.agents.server import Server, ServerSpec, Worker, WorkerSpec
 from ray_pcasgd.base.state import State, difference
 from ray_pcasgd.engines.base import StateError
@@ -66,7 +66,7 @@ def _check_messages(messages: dict[Any, Any]) -> None:
 def _planned_example(spec: LearnerSpec, data: TaskData) -> State:
     spec = _on_cpu(spec)
     if isinstance(spec, AgentSpec):
-        return Agent(spec, data).state()
+        return Peer(spec, data).state()
     if isinstance(spec, WorkerSpec):
         return Worker(spec, data).state()
     assert isinstance(spec, ServerSpec)
@@ -81,7 +81,7 @@ def _live_example(spec: LearnerSpec, data: TaskData) -> State:
         more: State = {"arrived": dict.fromkeys(spec.neighbors, 0), "gatherer": None, "isolated": False}
         return Server(spec, data).state() | more
     assert isinstance(spec, AgentSpec)
-    weights, buffers, local = Agent(spec, data).snapshot()
+    weights, buffers, local = Peer(spec, data).snapshot()
     return {"version": 0, "weights": weights, "buffers": buffers, "local": local, "isolated": False}
 
 

@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
 from ray_pcasgd.agents.server import Received, WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.server_actors import WorkerActor
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
 from ray_pcasgd.engines.ray.transport import Contents, Outbox
@@ -32,7 +32,7 @@ class LiveWorkerActor(WorkerActor):
         data: TaskData,
         driving: Driving,
         scheduler: ActorHandle[Any],
-        injection: Injection,
+        injection: InjectedDelays,
         first_call: int = 0,
     ) -> None:
         super().__init__(spec, data, driving, scheduler, first_call=first_call)
@@ -46,7 +46,7 @@ class LiveWorkerActor(WorkerActor):
         self.set_links(injection)
         self.worker.warm_up()
 
-    def set_links(self, injection: Injection) -> None:
+    def set_links(self, injection: InjectedDelays) -> None:
         """Take in what an injection says of links."""
         self.links = injection.links_from(self.spec.agent, self.spec.neighbors)
 
@@ -79,7 +79,7 @@ class LiveWorkerActor(WorkerActor):
             self.stopped = True
             self.changed.notify_all()
 
-    def say_goodbye(self) -> None:
+    def on_leave(self) -> None:
         """Say that the worker has left, if it was asked to."""
         if self.is_leaving:
             detail = f"worker {self.spec.agent} has left at step {self.version}, as it was asked to"

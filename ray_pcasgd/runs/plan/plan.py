@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ray_pcasgd.agents.learner import LearnerSpec
 from ray_pcasgd.agents.pair import ADPSGD
-from ray_pcasgd.agents.reliability import Measured
+from ray_pcasgd.agents.reliability import ByStaleness
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Cluster, Engine
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
@@ -108,7 +108,7 @@ class Plan:
         settings = self.config.engine
         if not isinstance(settings, RaySettings):
             return LocalEngine(settings, self.schedule)
-        from ray_pcasgd.engines.live.injection import Injection
+        from ray_pcasgd.engines.live.injection import InjectedDelays
         from ray_pcasgd.engines.ray.crew import Identity
         from ray_pcasgd.engines.ray.engine import RayEngine, Upkeep
 
@@ -118,7 +118,7 @@ class Plan:
         upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
         if self.is_live:
             assert config.barrier is not None
-            injection = Injection(config.seed, config.compute, config.links, self.clusters, config.barrier)
+            injection = InjectedDelays(config.seed, config.compute, config.links, self.clusters, config.barrier)
             return RayEngine(settings, injection, identity, upkeep, self.cluster)
         return RayEngine(settings, self.schedule, identity, upkeep, self.cluster)
 
@@ -149,7 +149,7 @@ def make_plan(config: Config) -> Plan:
         SettingsError: settings do not fit together, or name data that is not there.
 
     """
-    config = resolve(config)
+    config = with_defaults(config)
     try:
         data = config.task.load()
         if isinstance(data.train, StreamedImages) and isinstance(config.engine, LocalSettings):
@@ -180,7 +180,7 @@ def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarr
     return peer_roster(config, algorithm, training, clusters, shards)
 
 
-def resolve(config: Config) -> Config:
+def with_defaults(config: Config) -> Config:
     """Return the settings with what was left to the run filled in: barrier, reliable staleness, units of delays.
 
     Raises:
@@ -205,8 +205,8 @@ def resolve(config: Config) -> Config:
     if isinstance(engine, LocalSettings) and engine.device != "cpu" and not torch.cuda.is_available():
         raise SettingsError(f"engine.device = {engine.device!r}: allowed on this machine is 'cpu'; it has no GPU")
     reliability = config.reliability
-    if isinstance(reliability, Measured) and reliability.staleness is None:
-        reliability = Measured(staleness=1 if live else 0)
+    if isinstance(reliability, ByStaleness) and reliability.staleness is None:
+        reliability = ByStaleness(staleness=1 if live else 0)
     # Pairs that average have no steps by which one could be late.
     unit = "seconds" if isinstance(config.algorithm, ADPSGD) else "steps"
     links = tuple(link if link.unit else link.model_copy(update={"unit": unit}) for link in config.links)

@@ -22,7 +22,7 @@ from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
-from ray_pcasgd.runs.settings.errors import one_line, written
+from ray_pcasgd.runs.settings.errors import one_line, yaml_value
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.models import CustomModel
 from ray_pcasgd.tasks.objective import CrossEntropy, CustomMeasure
@@ -97,7 +97,7 @@ class _Trial:
             raise ValueError(f"{self.model}: no parameter of it is trained; allowed are models that have some")
         for setting, flat, layout in (
             (self.model, replica.weights, replica.layout),
-            (f"mixed_buffers = {written(self.config.mixed_buffers)}", replica.buffers, replica.buffer_layout),
+            (f"mixed_buffers = {yaml_value(self.config.mixed_buffers)}", replica.buffers, replica.buffer_layout),
         ):
             for name, value in unflatten(flat, layout).items():
                 if not is_finite(value):

@@ -12,7 +12,7 @@ from ray_pcasgd.agents.variants import Variants
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.runs.plan.plan import Plan, make_plan, resolve
+from ray_pcasgd.runs.plan.plan import Plan, make_plan, with_defaults
 from ray_pcasgd.runs.plan.tryout import try_out_variants
 from ray_pcasgd.runs.settings.errors import one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
@@ -72,7 +72,7 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
     if first.why_alone:
         raise SettingsError(f"{first.why_alone}; such runs cannot be stepped together")
     length = {"num_steps": first.config.num_steps, "num_epochs": None}
-    resolved = [resolve(config).model_copy(update=length) for config in configs]
+    resolved = [with_defaults(config).model_copy(update=length) for config in configs]
     plans = []
     for config in resolved:
         if shared_settings(config) != shared_settings(resolved[0]):

@@ -66,10 +66,10 @@ def explain(error: ValidationError, tree: Any, root: type[Settings] = Config) ->
     return [one_line(f"{subject}: {_joined(found)}") for subject, found in lines.items()]
 
 
-def written(value: Any) -> str:
+def yaml_value(value: Any) -> str:
     """Return a value much as it would be written in YAML, cut where it is long.
 
-    >>> written((1, 2)), written(None), written("two")
+    >>> yaml_value((1, 2)), yaml_value(None), yaml_value("two")
     ('[1, 2]', 'null', "'two'")
     """
     if value is None or isinstance(value, bool):
@@ -93,7 +93,7 @@ def _finding(item: dict[str, Any], tree: Any, root: type[Settings]) -> _Finding:
     location, kind = item["loc"], item["type"]
     context = {key: f"{part:g}" if isinstance(part, float) else part for key, part in item.get("ctx", {}).items()}
     path, value, left = as_written(location, tree)
-    subject = f"{path} = {written(value)}"
+    subject = f"{path} = {yaml_value(value)}"
     if kind == "extra_forbidden":
         return _Finding(path, subject, "no such setting", meant(location, path, root))
     if kind == "missing":
@@ -127,7 +127,9 @@ def _wrong_name(path: str, value: Any, names: list[str]) -> _Finding:
         near = difflib.get_close_matches(given, names, 1)
         name = hints.for_name(path, given, names) or next(iter(near), "")
         hint = f"did you mean {name}?" if name and ":" not in given else ""
-    return _Finding(path, f"{place} = {written(given)}", f"allowed are {allowed}", hint or hints.for_value(path, value))
+    return _Finding(
+        path, f"{place} = {yaml_value(given)}", f"allowed are {allowed}", hint or hints.for_value(path, value)
+    )
 
 
 def _hint(kind: str, path: str, value: Any, context: Mapping[str, Any], takes_null: bool) -> str:
@@ -147,7 +149,7 @@ def _named_by_message(path: str, value: Any, message: str) -> _Finding:
     """Return the finding of one of our own validators, whose messages may begin with a setting and its value."""
     named = re.match(r"([a-z_0-9.]+)( = .*?)?: (?=\S)", message)
     if not named:
-        return _Finding(path, f"{path} = {written(value)}", message.removeprefix(f"{value!r}: "))
+        return _Finding(path, f"{path} = {yaml_value(value)}", message.removeprefix(f"{value!r}: "))
     parent, _, last = path.rpartition(".")
     place = parent if named[1] == last else path
     return _Finding(path, f"{place}.{named[1]}{named[2] or ''}".lstrip("."), message[named.end() :])

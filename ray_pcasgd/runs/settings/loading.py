@@ -13,7 +13,7 @@ from ray_pcasgd.base.settings import FROM_STRANGERS, Settings
 from ray_pcasgd.base.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.settings import hints
-from ray_pcasgd.runs.settings.errors import explain, one_line, written
+from ray_pcasgd.runs.settings.errors import explain, one_line, yaml_value
 from ray_pcasgd.runs.settings.reference import kind_of, kinds_in, settings_classes
 from ray_pcasgd.schedule.law_text import Unit, said_unit
 
@@ -123,8 +123,8 @@ def _check_units(layers: Sequence[Mapping[str, Any]]) -> None:
             unit, delay = said.get(place, (None, None))
             if unit is not None and changes.get("unit") not in (None, unit):
                 raise SettingsError(
-                    f"links.{place}.unit = {written(changes['unit'])}: the delay, {written(delay)}, is in {unit}; "
-                    f"allowed is {unit}, or a delay without a unit"
+                    f"links.{place}.unit = {yaml_value(changes['unit'])}: the delay, {yaml_value(delay)}, "
+                    f"is in {unit}; allowed is {unit}, or a delay without a unit"
                 )
 
 
@@ -138,7 +138,7 @@ def check_classes(tree: Any, path: str = "") -> None:
     """Raise ``SettingsError`` where an object in a tree of settings is of a class that no run could be recorded as."""
     if isinstance(tree, Settings):
         if type(tree) not in settings_classes():
-            told = f"{path or 'settings'} = {written(tree)}"
+            told = f"{path or 'settings'} = {yaml_value(tree)}"
             raise SettingsError(f"{told}: of a class that config.yaml cannot name; allowed are the package's own")
         items: Iterable[Any] = ((name, getattr(tree, name)) for name in type(tree).model_fields)
     elif isinstance(tree, Mapping):

@@ -25,7 +25,7 @@ from ray_pcasgd.base.plain_json import dumps, read_mapping
 from ray_pcasgd.base.yaml_text import write_yaml
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Row
-from ray_pcasgd.runs.settings.errors import written
+from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.settings.trust import note_settings
 from ray_pcasgd.runs.storage.lock import FolderLock, LockedError
@@ -104,14 +104,18 @@ class RunFolder:
         except FileExistsError:
             raise taken(storage, config.name, _SPOKEN) from None
         except OSError as error:
-            raise SettingsError(f"storage_path = {written(storage)}: cannot be written ({reason_of(error)})") from None
+            raise SettingsError(
+                f"storage_path = {yaml_value(storage)}: cannot be written ({reason_of(error)})"
+            ) from None
         folder._config = text
         try:
             write_whole(folder.path / CONFIG, text)
             folder._take_lock()
         except OSError as error:
             folder.discard()
-            raise SettingsError(f"storage_path = {written(storage)}: cannot be written ({reason_of(error)})") from None
+            raise SettingsError(
+                f"storage_path = {yaml_value(storage)}: cannot be written ({reason_of(error)})"
+            ) from None
         note_settings(text)
         return folder
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from ray_pcasgd.base.own_files import UNFINISHED, claim_folder, is_file, move_aside, remove_files
-from ray_pcasgd.runs.settings.errors import written
+from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.model_file import MODEL_FILES
 from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, reason_of
@@ -35,7 +35,9 @@ def claimed_folder(storage_path: str, name: str | None, kind: str, spoken: str =
     except FileExistsError:
         raise taken(storage_path, name, spoken) from None
     except (OSError, ValueError) as error:
-        raise SettingsError(f"storage_path = {written(storage_path)}: cannot be written ({reason_of(error)})") from None
+        raise SettingsError(
+            f"storage_path = {yaml_value(storage_path)}: cannot be written ({reason_of(error)})"
+        ) from None
 
 
 def require_free(storage_path: str, name: str | None, spoken: str = "folder") -> None:
@@ -63,7 +65,9 @@ def reached(storage_path: str) -> RemoteStorage:
     try:
         return RemoteStorage(storage_path)
     except OSError as error:
-        raise SettingsError(f"storage_path = {written(storage_path)}: cannot be reached ({reason_of(error)})") from None
+        raise SettingsError(
+            f"storage_path = {yaml_value(storage_path)}: cannot be reached ({reason_of(error)})"
+        ) from None
 
 
 def taken(storage_path: str, name: str | None, spoken: str) -> SettingsError:

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS, Header, Inbox, Mailbox, Message
+from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS, Header, Mailbox, Message, OnceMailbox
 
 NEIGHBORS = (1, 4)
 
@@ -87,7 +87,7 @@ def test_versions_after_the_last_of_an_isolated_neighbor_are_gone() -> None:
 
 
 def test_an_inbox_tells_what_has_come_once_and_in_order() -> None:
-    inbox: Inbox[str] = Inbox(NEIGHBORS)
+    inbox: OnceMailbox[str] = OnceMailbox(NEIGHBORS)
     inbox.put(message(4, 1, latency=1.0), 0.0)
     inbox.put(message(1, 1), 0.0)
     assert [header[:2] for header in inbox.news()] == [(1, 1)]
@@ -100,7 +100,7 @@ def test_an_inbox_tells_what_has_come_once_and_in_order() -> None:
 
 def test_an_inbox_drops_what_is_still_to_come_too() -> None:
     """A worker whose work is always cancelled runs ahead of its server's versions, and must not keep them all."""
-    inbox: Inbox[str] = Inbox(NEIGHBORS)
+    inbox: OnceMailbox[str] = OnceMailbox(NEIGHBORS)
     inbox.put(message(1, 0), 0.0)
     inbox.put(message(1, 1), 0.0)
     inbox.drop(1, 3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ray_pcasgd.agents.local_tensors import is_same, joined
-from ray_pcasgd.agents.peer import Agent, Received
+from ray_pcasgd.agents.peer import Peer, Received
 from ray_pcasgd.records import Read
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
@@ -73,7 +73,7 @@ NAMES = {
 @pytest.mark.parametrize("mixed", NAMES, ids=str)
 def test_what_is_named_is_averaged_and_nothing_else(mixed: Any) -> None:
     own = make_plan(load_config(BASE | {"algorithm": "d-asgd", "mixed_buffers": mixed, "clusters": 1, "links": []}))
-    agent, other = (Agent(spec, own.data) for spec in own.specs[:2])  # type: ignore[arg-type]
+    agent, other = (Peer(spec, own.data) for spec in own.specs[:2])  # type: ignore[arg-type]
     slots = agent.replica.buffer_layout
     assert sorted(slot.name for slot in slots) == sorted(NAMES[mixed])
     assert agent.message_bytes == 4 * (agent.weights.numel() + agent.buffers.numel())
@@ -94,7 +94,7 @@ def test_all_mixes_every_floating_buffer() -> None:
             self.mask = torch.zeros(8, 8)
 
     own = make_plan(load_config(BASE | {"mixed_buffers": "all", "task": {"model": Few}}))
-    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    agent = Peer(own.specs[0], own.data)  # type: ignore[arg-type]
     assert len(agent.replica.buffer_layout) == 4
     assert list(agent.replica.local()) == ["norm.num_batches_tracked"]
 
@@ -103,7 +103,7 @@ def test_statistics_of_other_types_than_float32_are_refused_and_own_ones_taken()
     wide = nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 10))
     wide.register_buffer("extra", torch.zeros(3, dtype=torch.float64))
     own = make_plan(load_config(BASE | {"task": {"model": wide}}))
-    assert Agent(own.specs[0], own.data).replica.local()["extra"].dtype is torch.float64  # type: ignore[arg-type]
+    assert Peer(own.specs[0], own.data).replica.local()["extra"].dtype is torch.float64  # type: ignore[arg-type]
 
 
 FLOATS = st.floats(width=32) | st.sampled_from([math.inf, -math.inf, math.nan, 0.0])

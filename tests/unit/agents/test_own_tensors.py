@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from ray_pcasgd.agents.learner import ModelError
-from ray_pcasgd.agents.peer import Agent
+from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.trainer import Trainer
@@ -256,14 +256,14 @@ def plan(factory: Any, **settings: Any) -> Plan:
     return make_plan(load_config(base | settings))
 
 
-def seed_as_the_agent_does(agent: Agent, number: int) -> None:
+def seed_as_the_agent_does(agent: Peer, number: int) -> None:
     """Dropout and the like: seeded for each batch."""
     from ray_pcasgd.base.randomness import stream_seed
 
     torch.default_generator.manual_seed(stream_seed(agent.spec.recipe.seed, "forward", 0, number))
 
 
-def plain_loop(own: Plan, agent: Agent, optimizer: dict[str, Any]) -> Iterator[tuple[float, dict[str, Tensor]]]:
+def plain_loop(own: Plan, agent: Peer, optimizer: dict[str, Any]) -> Iterator[tuple[float, dict[str, Tensor]]]:
     """Yield, step by step, the loss and the state dict of the user's own loop."""
     model = own.config.task.build_model(own.data, own.config.seed).train()
     sgd = torch.optim.SGD(model.parameters(), lr=ETA, **optimizer)
@@ -283,7 +283,7 @@ def plain_loop(own: Plan, agent: Agent, optimizer: dict[str, Any]) -> Iterator[t
 @pytest.mark.parametrize("name", MODELS)
 def test_an_agent_alone_is_the_plain_loop_to_the_bit(name: str, optimizer: dict[str, Any]) -> None:
     own = plan(MODELS[name], optimizer=optimizer)
-    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    agent = Peer(own.specs[0], own.data)  # type: ignore[arg-type]
     for expected_loss, expected in plain_loop(own, agent, optimizer):
         loss, _ = agent.step([])
         assert loss == expected_loss
@@ -297,7 +297,7 @@ def test_an_agent_alone_is_the_plain_loop_to_the_bit(name: str, optimizer: dict[
 @pytest.mark.parametrize("name", MODELS)
 def test_a_whole_run_keeps_and_saves_what_the_plain_loop_has(name: str, tmp_path: Path) -> None:
     own = plan(MODELS[name], optimizer=DECAYED)
-    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    agent = Peer(own.specs[0], own.data)  # type: ignore[arg-type]
     *_, (_, expected) = plain_loop(own, agent, DECAYED)
     result = Trainer(own.config, storage_path=str(tmp_path)).fit()
     assert result.error is None
@@ -316,7 +316,7 @@ SERVED = ["buffer bound anew", "buffer made by the first batch", "batch norm", "
 def test_one_worker_of_a_server_is_the_plain_loop_to_the_bit(name: str, shards: int, tmp_path: Path) -> None:
     own = plan(MODELS[name], optimizer=DECAYED, algorithm={"name": "server", "shards": shards})
     lone = plan(MODELS[name], optimizer=DECAYED)
-    *_, (_, expected) = plain_loop(lone, Agent(lone.specs[0], lone.data), DECAYED)  # type: ignore[arg-type]
+    *_, (_, expected) = plain_loop(lone, Peer(lone.specs[0], lone.data), DECAYED)  # type: ignore[arg-type]
     result = Trainer(own.config, storage_path=str(tmp_path)).fit()
     assert result.error is None
     assert result.checkpoint
@@ -409,7 +409,7 @@ def single_out() -> nn.Module:
 def test_layers_that_were_put_into_evaluation_mode_stay_there(factory: Any, kept: str, free: str) -> None:
     """All of it in that mode singles nothing out: then all of it trains."""
     own = plan(factory)
-    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    agent = Peer(own.specs[0], own.data)  # type: ignore[arg-type]
     for _ in range(3):
         agent.step([])
         agent.evaluate()
@@ -447,7 +447,7 @@ class Adapter(nn.Module):
 
 def test_an_evaluation_leaves_no_trace_whatever_the_modes_do() -> None:
     own = plan(Adapter)
-    one, other = (Agent(own.specs[0], own.data) for _ in range(2))  # type: ignore[arg-type]
+    one, other = (Peer(own.specs[0], own.data) for _ in range(2))  # type: ignore[arg-type]
     for _ in range(3):
         one.step([])
         other.step([])

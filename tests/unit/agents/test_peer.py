@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.agents.peer import Agent, Received
+from ray_pcasgd.agents.peer import Peer, Received
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
@@ -27,9 +27,9 @@ def plan(**settings: Any) -> Plan:
     return make_plan(load_config(SMALL | settings))
 
 
-def only_agent(**settings: Any) -> Agent:
+def only_agent(**settings: Any) -> Peer:
     own = plan(num_agents=1, clusters=1, links=[], **settings)
-    return Agent(own.specs[0], own.data)
+    return Peer(own.specs[0], own.data)
 
 
 def flat(module: nn.Module) -> Tensor:
@@ -45,7 +45,7 @@ def batches(own: Plan, agent: int) -> Any:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_an_agent_alone_is_plain_sgd_to_the_bit(algorithm: str, optimizer: dict[str, Any]) -> None:
     own = plan(num_agents=1, clusters=1, links=[], algorithm=algorithm, optimizer=optimizer, step_size=0.125)
-    agent = Agent(own.specs[0], own.data)
+    agent = Peer(own.specs[0], own.data)
     model = own.config.task.build_model(own.data, own.config.seed)
     assert torch.equal(agent.weights, flat(model))
     # A power of two: PyTorch multiplies by the step size and subtracts with one rounding, the rules with two.
@@ -130,7 +130,7 @@ DELAYED: dict[str, Any] = {
 def test_agents_with_late_news_follow_the_formulas(algorithm: Any, theta: float, is_reading_all: bool) -> None:
     # Without momentum the direction is the gradient itself, whose storage the next backward pass overwrites.
     own = plan(algorithm=algorithm, **DELAYED | ({} if is_reading_all else {"optimizer": {}}))
-    agents = [Agent(spec, own.data) for spec in own.specs]
+    agents = [Peer(spec, own.data) for spec in own.specs]
     reference = Reference(own)
     versions: list[list[tuple[Tensor, Tensor]]] = [[(a.weights, a.weights.clone())] for a in agents]
     directions: list[list[Tensor]] = [[] for _ in agents]
@@ -161,7 +161,7 @@ def test_agents_with_late_news_follow_the_formulas(algorithm: Any, theta: float,
 
 def test_the_weight_of_a_neighbor_that_is_not_read_stays_with_the_agent() -> None:
     own = plan(algorithm="d-asgd", num_agents=3, clusters=1, topology="complete", step_size=0.0)
-    agent = Agent(own.specs[0], own.data)
+    agent = Peer(own.specs[0], own.data)
     start, other = agent.weights, agent.weights + 3
     agent.step([Received(Read(2, 0, 0, 0), other, torch.zeros(0), None)])
     torch.testing.assert_close(agent.weights, start + 1)  # 2/3 of its own, 1/3 of the other
@@ -178,8 +178,8 @@ NORMED: dict[str, Any] = {"task": {"model": {"name": "custom", "factory": normed
 
 def test_batch_norm_statistics_are_averaged_over_reliable_neighbors() -> None:
     own = plan(algorithm="p-asgd", num_agents=4, clusters=1, topology="complete", **NORMED)
-    agent = Agent(own.specs[1], own.data)
-    twin = Agent(own.specs[1], own.data)
+    agent = Peer(own.specs[1], own.data)
+    twin = Peer(own.specs[1], own.data)
     twin.compute()
     after_forward = twin.replica.buffers.clone()
     assert not torch.equal(after_forward, twin.buffers)

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from ray_pcasgd.base.state import State, load_state, save_state
 from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.run import Run
@@ -31,7 +31,7 @@ SMALL = {
 SOMETIMES_SLOW = {"law": {"name": "exponential", "mean": 1}}
 
 
-class LeaveAt(Watcher):
+class LeaveAt(Callback):
     """Writes the state of the first pause at or after a step."""
 
     def __init__(self, step: int, path: Path) -> None:
@@ -43,14 +43,14 @@ class LeaveAt(Watcher):
             save_state(self.path, state())
 
 
-def run(config: dict[str, Any], folder: Path, name: str, watcher: Watcher | None = None) -> Result:
+def run(config: dict[str, Any], folder: Path, name: str, watcher: Callback | None = None) -> Result:
     plan = make_plan(load_config(config, changes={"storage_path": str(folder), "name": name}))
-    return Run(plan, RunFolder.create(plan.config), watcher or Watcher()).execute()
+    return Run(plan, RunFolder.create(plan.config), watcher or Callback()).execute()
 
 
 def resumed(config: dict[str, Any], folder: Path, state: Path) -> Result:
     plan = make_plan(load_config(config, changes={"storage_path": str(folder), "name": "resumed"}))
-    return Run(plan, RunFolder.create(plan.config), Watcher()).execute(load_state(state))
+    return Run(plan, RunFolder.create(plan.config), Callback()).execute(load_state(state))
 
 
 def without_clock(frame: pd.DataFrame) -> pd.DataFrame:

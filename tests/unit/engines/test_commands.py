@@ -14,11 +14,11 @@ from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
 from ray_pcasgd.engines.ray.status import RunStatus, viewed
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.delays import LinkDelay
-from ray_pcasgd.schedule.laws import Constant, Pareto
+from ray_pcasgd.schedule.laws import ConstantLaw, Pareto
 from ray_pcasgd.schedule.scheduler import Recorded
 
 COMMANDS: list[Command] = [
-    SetDelay(entry=LinkDelay(delay=Constant(value=20), links=((0, 1),))),
+    SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),))),
     SetDelay(entry=LinkDelay(delay=Pareto(shape=2, scale=0.1), unit="seconds", between=((0, 1), (2, 3)))),
     Isolate(agents=(2, 3)),
     Heal(),

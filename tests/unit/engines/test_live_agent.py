@@ -9,7 +9,7 @@ import pytest
 
 from ray_pcasgd.agents.mailbox import Answer, Header
 from ray_pcasgd.agents.peer import AgentSpec
-from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.live import LiveAgentActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import Contents
@@ -35,7 +35,7 @@ def agent() -> LiveAgentActor:
 
 def made(**settings: Any) -> LiveAgentActor:
     plan = make_plan(load_config(SETTINGS | settings))
-    injection = Injection(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
+    injection = InjectedDelays(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
     spec = plan.specs[0]
     assert isinstance(spec, AgentSpec)
     scheduler: Any = None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Message
 from ray_pcasgd.agents.server import ServerSpec
-from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.server_live import LiveServerActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import Contents
@@ -51,7 +51,7 @@ class RecordingServer(LiveServerActor):
 
 
 def server_of(plan: Plan) -> RecordingServer:
-    injection = Injection(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
+    injection = InjectedDelays(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
     spec = plan.specs[NUM_WORKERS]
     assert isinstance(spec, ServerSpec)
     scheduler: Any = None

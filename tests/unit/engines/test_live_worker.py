@@ -6,7 +6,7 @@ import pytest
 
 from ray_pcasgd.agents.mailbox import Answer, Header, Message
 from ray_pcasgd.agents.server import WorkerSpec
-from ray_pcasgd.engines.live.injection import Injection
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
 from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
 from ray_pcasgd.runs.plan.plan import make_plan
@@ -29,7 +29,7 @@ ONE, OTHER = 2, 3
 @pytest.fixture
 def worker() -> LiveWorkerActor:
     plan = make_plan(load_config(SETTINGS))
-    injection = Injection(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
+    injection = InjectedDelays(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
     spec = plan.specs[0]
     assert isinstance(spec, WorkerSpec)
     scheduler: Any = None  # nothing is reported here
@@ -72,5 +72,5 @@ def test_one_that_is_asked_to_leave_while_it_comes_back_has_left(worker: LiveWor
     worker.leave()
     with pytest.raises(StoppedError):
         worker.take_steps()
-    worker.say_goodbye()
+    worker.on_leave()
     assert [(event.kind, event.agent, event.step) for event in worker.unsent] == [("agent_left", 0, 5)]  # type: ignore[union-attr]

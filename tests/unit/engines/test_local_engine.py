@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.agents.peer import Agent
+from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.engines.base import Report, RunError
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings, _Execution
 from ray_pcasgd.records import Read, Row, StepReport
@@ -137,7 +137,7 @@ def test_a_run_that_every_agent_leaves_has_failed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("algorithm", "delay"), [("pc-asgd", 5), ("d-asgd", 2), ("d-asgd", 0)])
 def test_memory_stays_bounded_under_a_constant_delay(algorithm: str, delay: int) -> None:
     own = plan(num_steps=40, algorithm=algorithm, links=[{"delay": delay}], num_agents=5, topology="ring", clusters=1)
-    execution = _Execution(LocalSettings(), iter(own.schedule), [Agent(spec, own.data) for spec in own.specs])
+    execution = _Execution(LocalSettings(), iter(own.schedule), [Peer(spec, own.data) for spec in own.specs])
     steps = (report for report in execution.reports() if isinstance(report, StepReport))
     kept = [max(map(len, execution.published)) for _ in steps]
     assert len(kept) == 200

@@ -122,7 +122,7 @@ def random_inputs(rule: Rule, size: int, num_neighbors: int = 3, seed: int = 0) 
         vector(),
         row[0],
         torch.tensor(0.1),
-        {name: torch.tensor(value) for name, value in rule.numbers(0, 0).items()},
+        {name: torch.tensor(value) for name, value in rule.coefficients(0, 0).items()},
     )
 
     def each(scale: float, needed: bool) -> tuple[Tensor, ...]:
@@ -264,11 +264,11 @@ def test_vmapped_over_settings_gives_the_same_bits(case: Case) -> None:
     """One agent under several thetas and lambdas at once; its weights and what it read are shared."""
     inputs = random_inputs(case.rule, 2**16 + 3)
     values = torch.tensor([0.0, 0.3, 1.0])
-    names = list(inputs.own.numbers)
+    names = list(inputs.own.coefficients)
     steps = torch.tensor([0.1, 0.01, 0.5])
 
     def step(step_size: Tensor, numbers: dict[str, Tensor]) -> tuple[Any, Update]:
-        return call(case.rule, inputs._replace(own=inputs.own._replace(step_size=step_size, numbers=numbers)))
+        return call(case.rule, inputs._replace(own=inputs.own._replace(step_size=step_size, coefficients=numbers)))
 
     together = torch.func.vmap(step)(steps, dict.fromkeys(names, values))
     for b in range(3):
@@ -309,9 +309,9 @@ def test_an_agent_without_neighbors_takes_its_local_step(case: Case) -> None:
 def test_with_reliable_neighbors_only_every_rule_is_d_psgd_to_the_bit(case: Case, theta: float) -> None:
     """Even for a row that sums to 1 but for rounding."""
     inputs = random_inputs(case.rule, 200)
-    numbers = inputs.own.numbers | ({"theta": torch.tensor(theta)} if "theta" in inputs.own.numbers else {})
+    numbers = inputs.own.coefficients | ({"theta": torch.tensor(theta)} if "theta" in inputs.own.coefficients else {})
     inputs = inputs._replace(
-        own=inputs.own._replace(numbers=numbers, mixing=torch.tensor(0.25 - 3e-7)),
+        own=inputs.own._replace(coefficients=numbers, mixing=torch.tensor(0.25 - 3e-7)),
         reads=inputs.reads._replace(mixing=torch.full((3,), 0.25), reliable=torch.ones(3, dtype=torch.bool)),
     )
     assert inputs.own.mixing + inputs.reads.mixing.sum() < 1

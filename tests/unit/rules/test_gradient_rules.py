@@ -35,7 +35,7 @@ def inputs(seed: int, numbers: dict[str, float]) -> tuple[Own, Reads]:
 @given(seed=st.integers(0, 999), lambda_0=st.floats(0, 3))
 def test_dc_s3gd_equals_its_slow_reference(seed: int, lambda_0: float) -> None:
     rule = DCS3GD(lambda_0=lambda_0)
-    own, reads = inputs(seed, rule.numbers(0, 0))
+    own, reads = inputs(seed, rule.coefficients(0, 0))
     x, g = own.weights.double().numpy(), own.direction.double().numpy()
     mean = sum(w.double().numpy() for w in (own.weights, *reads.weights)) / 4
     distance = mean - x
@@ -50,7 +50,7 @@ def test_dc_s3gd_equals_its_slow_reference(seed: int, lambda_0: float) -> None:
 
 def test_dc_s3gd_corrects_nothing_where_everybody_agrees() -> None:
     rule = DCS3GD()
-    own, reads = inputs(3, rule.numbers(0, 0))
+    own, reads = inputs(3, rule.coefficients(0, 0))
     half = own.weights.round()  # whose average with itself has no rounding
     own, reads = own._replace(weights=half), reads._replace(weights=(half,) * 3)
     assert torch.equal(rule.correct(own, reads), own.direction)
@@ -69,7 +69,7 @@ def test_dc_s3gd_corrects_nothing_where_everybody_agrees() -> None:
 def test_importance_is_the_target_share_over_the_observed_one(
     own: Taken, neighbors: list[Taken], weight: float
 ) -> None:
-    assert DASGDImportance().observed(own, neighbors) == {"importance": pytest.approx(weight)}
+    assert DASGDImportance().observed_coefficients(own, neighbors) == {"importance": pytest.approx(weight)}
 
 
 def test_importance_weighs_the_direction_alone() -> None:

@@ -154,7 +154,7 @@ def test_half_theta_is_halfway_and_is_reported() -> None:
 
 @pytest.mark.parametrize(("theta", "same"), [(0.0, CASGD()), (1.0, PASGD(compensation=2.0))])
 def test_extreme_thetas_are_clipping_and_predicting_to_the_bit(theta: float, same: Rule) -> None:
-    own = OWN._replace(numbers={"theta": torch.tensor(theta), "lambda_0": torch.tensor(2.0)})
+    own = OWN._replace(coefficients={"theta": torch.tensor(theta), "lambda_0": torch.tensor(2.0)})
     _, update = PCASGD(compensation=2.0).step((), own, STALE)
     assert torch.equal(update.weights, same.step((), own, STALE)[1].weights)
 
@@ -234,7 +234,7 @@ def test_an_agent_without_own_weight_keeps_to_itself_when_all_others_are_clipped
 
 def test_clipping_stays_finite_where_the_prediction_overflows() -> None:
     reads = one_read([3.0, -1.0], [1e30, 1.0], [1.0, 1.0], 0.5, steps=4)
-    own = OWN._replace(numbers={"theta": torch.tensor(0.0), "lambda_0": torch.tensor(1.0)})
+    own = OWN._replace(coefficients={"theta": torch.tensor(0.0), "lambda_0": torch.tensor(1.0)})
     assert not PASGD().step((), own, reads)[1].weights.isfinite().all()
     assert PCASGD().step((), own, reads)[1].weights.tolist() == [0.875, 2.0]
     rule = PCASGDPV()
@@ -263,7 +263,7 @@ def test_probing_takes_the_smallest_loss_the_largest_theta_among_equals_and_neve
     state, update = rule.step(rule.init(OWN.weights, 1), OWN, STALE, lambda _: torch.tensor(losses))
     assert state.theta == theta
     assert update.measures == {"theta": theta, "predicting": float(theta > 0), "choosing": 1.0}
-    own = OWN._replace(numbers={"theta": torch.tensor(theta), "lambda_0": torch.tensor(2.0)})
+    own = OWN._replace(coefficients={"theta": torch.tensor(theta), "lambda_0": torch.tensor(2.0)})
     assert torch.equal(update.weights, PCASGD(compensation=2.0).step((), own, STALE)[1].weights)
 
 
@@ -358,10 +358,10 @@ def test_clipping_asks_for_no_directions_and_no_history() -> None:
 
 
 def test_theta_is_a_number_a_curve_or_a_value_per_agent() -> None:
-    assert PCASGD(theta=0.25).numbers(3, 7) == {"lambda_0": 0.04, "theta": 0.25}
-    assert PCASGD(theta={"name": "linear", "start": 1.0, "end": 0.0, "steps": 4}).numbers(0, 1)["theta"] == 0.75
+    assert PCASGD(theta=0.25).coefficients(3, 7) == {"lambda_0": 0.04, "theta": 0.25}
+    assert PCASGD(theta={"name": "linear", "start": 1.0, "end": 0.0, "steps": 4}).coefficients(0, 1)["theta"] == 0.75
     per_agent = PCASGD(theta=[0.0, 0.5, 1.0])
-    assert [per_agent.numbers(agent, 9)["theta"] for agent in range(3)] == [0.0, 0.5, 1.0]
+    assert [per_agent.coefficients(agent, 9)["theta"] for agent in range(3)] == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("theta", [1.5, -0.5, [0.5, 1.5], {"name": "linear", "start": 0.5, "end": 1.5, "steps": 3}])

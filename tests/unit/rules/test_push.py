@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ray_pcasgd.agents.peer import Agent
+from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings, _Execution
 from ray_pcasgd.records import Event, Row, StepReport
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
@@ -54,7 +54,7 @@ def plan(**settings: Any) -> Plan:
 def executed(own: Plan) -> Iterator[tuple[_Execution, Row]]:
     settings = own.config.engine
     assert isinstance(settings, LocalSettings)
-    execution = _Execution(settings, iter(own.schedule), [Agent(spec, own.data) for spec in own.specs])  # type: ignore[arg-type]
+    execution = _Execution(settings, iter(own.schedule), [Peer(spec, own.data) for spec in own.specs])  # type: ignore[arg-type]
     for report in execution.reports():
         if isinstance(report, StepReport):
             yield execution, report.row
@@ -115,7 +115,7 @@ def test_runs_equal_the_slow_push_sum_and_lose_no_mass(name: str) -> None:
 
 
 def build_start(own: Plan) -> np.ndarray:
-    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    agent = Peer(own.specs[0], own.data)  # type: ignore[arg-type]
     return agent.weights.double().numpy()
 
 
@@ -205,7 +205,7 @@ def test_a_straggler_that_gathers_the_mass_ruins_nobody_and_is_noticed(tmp_path:
     """Steps that grew as masses fell ended in losses that are no numbers."""
     noted: list[Event] = []
 
-    class Noting(Watcher):
+    class Noting(Callback):
         def happened(self, event: Event) -> None:
             noted.append(event)
 

@@ -18,7 +18,7 @@ from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.base.plain_json import dumps, read_mapping
 from ray_pcasgd.engines.failures import StepError, described, described_text
 from ray_pcasgd.records import StepReport
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.trainer import fit_together, resume
 from ray_pcasgd.schedule.trace import read_rows
@@ -196,7 +196,7 @@ def test_an_evaluation_of_the_averaged_model_alone_that_raises_is_named(tmp_path
     assert result.metrics_dataframe["test_loss"].notna().sum() == 9
 
 
-class Unwritten(Watcher):
+class Unwritten(Callback):
     """A metric of values that are no numbers from the first step, or the first evaluation, on."""
 
     def __init__(self, value: Any, after: Literal["stepped", "evaluated"] = "stepped") -> None:
@@ -285,7 +285,7 @@ def test_errors_are_one_short_line_whatever_they_say() -> None:
 
 
 def test_what_a_watcher_raises_is_raised_again_and_the_files_are_there(tmp_path: Path) -> None:
-    class Raising(Watcher):
+    class Raising(Callback):
         def evaluated(self, rows: Any) -> None:
             raise LookupError("mine")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_pcasgd.runs.callbacks import Watcher
-from ray_pcasgd.runs.settings.errors import written
+from ray_pcasgd.runs.callbacks import Callback
+from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.storage.model_file import encode, read_model
@@ -171,13 +171,13 @@ def test_storage_that_takes_nothing_is_refused_before_the_first_step(
     (tmp_path / "FILE").write_text("")
     steps: list[Any] = []
 
-    class Steps(Watcher):
+    class Steps(Callback):
         def started(self, plan: Any, path: Path) -> None:
             steps.append(path)
 
     with pytest.raises(SettingsError) as error:
         Trainer(SMALL, storage_path=storage, watcher=Steps()).fit()
-    assert str(error.value).startswith(f"storage_path = {written(storage)}: {expected}")
+    assert str(error.value).startswith(f"storage_path = {yaml_value(storage)}: {expected}")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 800
     assert steps == []
@@ -187,7 +187,7 @@ def test_storage_that_takes_nothing_is_refused_before_the_first_step(
 def test_a_remote_folder_has_the_settings_before_the_first_step(tmp_path: Path) -> None:
     seen: list[set[str]] = []
 
-    class Looking(Watcher):
+    class Looking(Callback):
         def started(self, plan: Any, path: Path) -> None:
             seen.append(names_in(tmp_path / "storage" / "first"))
 
@@ -199,7 +199,7 @@ def test_a_remote_folder_has_the_settings_before_the_first_step(tmp_path: Path) 
 def test_storage_that_is_lost_at_the_end_leaves_the_files_here(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
 
-    class TakingAway(Watcher):
+    class TakingAway(Callback):
         def finished(self) -> None:
             (storage / "first" / "config.yaml").unlink()
             (storage / "first").rmdir()
@@ -214,7 +214,7 @@ def test_storage_that_is_lost_at_the_end_leaves_the_files_here(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["metrics.parquet", "schedule.parquet", "model.safetensors", "result.json"])
 def test_one_file_that_cannot_be_written_keeps_no_other_from_it(name: str, tmp_path: Path) -> None:
-    class InTheWay(Watcher):
+    class InTheWay(Callback):
         def started(self, plan: Any, path: Path) -> None:
             (path / name).mkdir()
 

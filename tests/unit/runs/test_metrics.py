@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ray_pcasgd.records import Read, Row, Snapshot, StepReport
-from ray_pcasgd.runs.metrics import Monitor
+from ray_pcasgd.runs.metrics import MetricsTable
 
 
 def report(
@@ -39,12 +39,12 @@ def evaluated_weight(snapshot: Snapshot) -> dict[str, float]:
     return {"accuracy": float(snapshot.weights[0])}
 
 
-def feed(monitor: Monitor, *reports: StepReport) -> list[dict[str, Any]]:
+def feed(monitor: MetricsTable, *reports: StepReport) -> list[dict[str, Any]]:
     return [row for one in reports for row in monitor.take(one)]
 
 
 def test_an_evaluation_is_complete_once_every_agent_has_reported_it() -> None:
-    monitor = Monitor(2, evaluated_weight)
+    monitor = MetricsTable(2, evaluated_weight)
     first = feed(monitor, report(0, 0), report(0, 1, weights=0.0), report(0, 2), report(0, 3, weights=0.5))
     assert first == []
     assert monitor.frame().empty
@@ -64,7 +64,7 @@ def test_an_evaluation_is_complete_once_every_agent_has_reported_it() -> None:
 
 
 def test_a_row_tells_of_the_steps_since_the_evaluation_before() -> None:
-    monitor = Monitor(1, evaluated_weight)
+    monitor = MetricsTable(1, evaluated_weight)
     first, *_ = feed(
         monitor,
         report(0, 0, loss=1.0, staleness=(0, 4), measures={"theta": 0.25}, waited=0.5),
@@ -84,7 +84,7 @@ def test_a_row_tells_of_the_steps_since_the_evaluation_before() -> None:
 
 
 def test_the_predicting_share_counts_steps_at_which_there_was_a_choice() -> None:
-    monitor = Monitor(1, evaluated_weight)
+    monitor = MetricsTable(1, evaluated_weight)
     choices = [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (0.0, 1.0)]
     reports = [
         report(0, step, measures={"predicting": predicting, "choosing": choosing}, weights=0.0 if step == 6 else None)
@@ -96,7 +96,7 @@ def test_the_predicting_share_counts_steps_at_which_there_was_a_choice() -> None
 
 
 def test_the_averaged_row_leaves_out_what_is_not_there() -> None:
-    monitor = Monitor(3, evaluated_weight)
+    monitor = MetricsTable(3, evaluated_weight)
     choosing = {"predicting": 1.0, "choosing": 1.0, "theta": 0.5}
     *_, averaged = feed(
         monitor,
@@ -106,21 +106,21 @@ def test_the_averaged_row_leaves_out_what_is_not_there() -> None:
     )
     assert (averaged["staleness_mean"], averaged["staleness_max"]) == (2.0, 3.0)
     assert (averaged["theta"], averaged["predicting_share"]) == (0.5, 0.5)
-    alone = Monitor(1, evaluated_weight)
+    alone = MetricsTable(1, evaluated_weight)
     *_, averaged = feed(alone, report(0, 0, weights=0.0))
     for name in ("staleness_mean", "staleness_max", "theta", "predicting_share"):
         assert math.isnan(averaged[name])
 
 
 def test_a_loss_that_is_not_finite_stays_in_its_row() -> None:
-    monitor = Monitor(1, evaluated_weight)
+    monitor = MetricsTable(1, evaluated_weight)
     row, _ = feed(monitor, report(0, 0, loss=math.inf), report(0, 1, weights=math.nan))
     assert row["train_loss"] == math.inf
     assert math.isnan(row["consensus_distance"])
 
 
 def test_agents_that_have_left_are_not_waited_for() -> None:
-    monitor = Monitor(3, evaluated_weight)
+    monitor = MetricsTable(3, evaluated_weight)
     feed(monitor, report(0, 0, weights=1.0), report(1, 0, weights=2.0))
     assert feed(monitor, report(0, 1, weights=5.0)) == []
     rows = monitor.leave(2)
@@ -134,11 +134,11 @@ def test_agents_that_have_left_are_not_waited_for() -> None:
 
 
 def test_one_that_comes_back_takes_part_in_the_newest_evaluation_after_all() -> None:
-    monitor = Monitor(3, evaluated_weight)
+    monitor = MetricsTable(3, evaluated_weight)
     monitor.leave(2)
     feed(monitor, report(0, 0, weights=1.0), report(1, 0, weights=2.0))
     feed(monitor, report(0, 1, weights=3.0), report(1, 1, weights=5.0))
-    resumed = Monitor(3, evaluated_weight)
+    resumed = MetricsTable(3, evaluated_weight)
     resumed.restore(monitor.state())
     for one in (monitor, resumed):
         one.come_back(2, 1)
@@ -156,7 +156,7 @@ def test_one_that_comes_back_takes_part_in_the_newest_evaluation_after_all() -> 
 
 
 def test_what_no_longer_completes_comes_at_the_end_without_an_averaged_model() -> None:
-    monitor = Monitor(2, evaluated_weight)
+    monitor = MetricsTable(2, evaluated_weight)
     feed(monitor, report(0, 0, weights=1.0), report(1, 0, weights=1.0), report(1, 1, weights=1.0))
     feed(monitor, report(1, 2, weights=1.0))
     rows = monitor.finish()
@@ -167,7 +167,7 @@ def test_what_no_longer_completes_comes_at_the_end_without_an_averaged_model() -
 
 
 def test_the_frame_keeps_agents_as_whole_numbers() -> None:
-    monitor = Monitor(1, evaluated_weight)
+    monitor = MetricsTable(1, evaluated_weight)
     feed(monitor, report(0, 0, weights=1.0))
     frame = monitor.frame()
     assert str(frame["agent"].dtype) == "Int64"

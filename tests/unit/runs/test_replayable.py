@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.runs.replayable import executable
+from ray_pcasgd.runs.replayable import replayable
 from ray_pcasgd.schedule.trace import read_rows, write_rows
 
 
@@ -28,7 +28,7 @@ def test_steps_after_one_that_was_not_reported_are_left_out_until_the_agent_has_
         row(1, 5, 4.0, (0, 2), kind="rejoined"),
         row(1, 6, 5.0),
     ]
-    kept, events = executable(rows, LivePairs())  # type: ignore[arg-type]
+    kept, events = replayable(rows, LivePairs())  # type: ignore[arg-type]
     assert [one[:2] for one in kept] == [(0, 0), (1, 0), (0, 1), (1, 5), (1, 6)]
     assert kept[2].reads == ()
     assert [event.detail for event in events] == [

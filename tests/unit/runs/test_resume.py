@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from ray_pcasgd.base.own_files import TemporaryFolder, remove_files
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.storage.names import clear_run
 from ray_pcasgd.runs.trainer import Trainer, resume
@@ -222,7 +222,7 @@ def test_a_second_driver_is_refused_while_the_first_one_runs(
     run = killed(tmp_path)
     refused: list[Any] = []
 
-    class Second(Watcher):
+    class Second(Callback):
         def stepped(self, report: Any) -> None:
             if not refused:
                 refused.append(command(["train", "--resume", str(run)], capsys))
@@ -235,7 +235,7 @@ def test_a_second_driver_is_refused_while_the_first_one_runs(
 def test_a_new_run_is_locked_from_its_first_moment_and_free_once_it_has_ended(tmp_path: Path) -> None:
     refused: list[str] = []
 
-    class Second(Watcher):
+    class Second(Callback):
         def started(self, plan: Any, path: Path) -> None:
             with pytest.raises(SettingsError) as error:
                 resume(path)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ray_pcasgd.cli.app import app
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.state_files import StateFiles
 from ray_pcasgd.runs.trainer import Trainer, resume
@@ -100,7 +100,7 @@ def test_a_state_that_cannot_be_written_leaves_the_older_ones(tmp_path: Path) ->
 def test_states_are_kept_no_more_often_than_asked(tmp_path: Path) -> None:
     pauses: list[Pause] = []
 
-    class Counting(Watcher):
+    class Counting(Callback):
         def paused(self, pause: Pause, state: Any) -> None:
             pauses.append(pause)
 

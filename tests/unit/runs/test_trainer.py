@@ -14,7 +14,7 @@ from torch import nn
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.runs.callbacks import Watcher
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -115,7 +115,7 @@ def test_names_count_up_where_none_is_given(tmp_path: Path) -> None:
     assert paths == ["d-asgd-1", "d-asgd-2"]
 
 
-class Recorder(Watcher):
+class Recorder(Callback):
     def __init__(self) -> None:
         self.told: list[str] = []
         self.steps: list[tuple[int, int]] = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_pcasgd.agents.peer import Agent
+from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.cli.app import main
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -315,7 +315,7 @@ def test_an_infinite_buffer_cannot_be_mixed() -> None:
 def test_what_only_looks_odd_trains(given: dict[str, Any], tmp_path: Path) -> None:
     """And all agents start alike."""
     own = make_plan(load_config(settings(**given)))
-    first, second = (Agent(spec, own.data) for spec in own.specs[:2])  # type: ignore[arg-type]
+    first, second = (Peer(spec, own.data) for spec in own.specs[:2])  # type: ignore[arg-type]
     assert torch.equal(first.weights, second.weights)
     result = Trainer(load_config(settings(**given)), storage_path=str(tmp_path)).fit()
     assert result.error is None
@@ -328,7 +328,7 @@ def test_an_instance_is_copied_for_each_agent_and_left_alone(tmp_path: Path) -> 
     assert result.error is None
     assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
     own = make_plan(load_config(settings(**of_model(given))))
-    agent = Agent(own.specs[0], own.data)  # type: ignore[arg-type]
+    agent = Peer(own.specs[0], own.data)  # type: ignore[arg-type]
     assert torch.equal(agent.replica.module[0].weight, before["0.weight"])  # type: ignore[index]
     assert agent.replica.module is not given
 

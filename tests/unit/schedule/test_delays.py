@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes, check_timing
-from ray_pcasgd.schedule.laws import Constant, Law, Measured, Outage
+from ray_pcasgd.schedule.laws import ConstantLaw, Law, MeasuredLaw, Outage
 
 LAWS: list[Any] = [
     2.5,
@@ -139,7 +139,7 @@ def test_a_file_without_delays_is_refused(said: str, tmp_path: Path) -> None:
     if (content := FILES[said]) is not None:
         path.write_text(content)
     with pytest.raises(ValidationError) as caught:
-        Measured(path=path)
+        MeasuredLaw(path=path)
     assert said in str(caught.value)
 
 
@@ -163,7 +163,9 @@ def test_a_law_of_negative_or_infinite_times_is_refused(value: Any) -> None:
 
 
 def test_compute_times_of_agents_and_stragglers() -> None:
-    compute = ComputeTimes(law=Constant(value=1), agents={2: Constant(value=3)}, stragglers={1: law(0.5), 2: law(0.25)})
+    compute = ComputeTimes(
+        law=ConstantLaw(value=1), agents={2: ConstantLaw(value=3)}, stragglers={1: law(0.5), 2: law(0.25)}
+    )
     assert [compute.sampler(0, agent)(0.0) for agent in range(4)] == [1, 1.5, 3.25, 1]
     assert [compute.extra_sampler(0, agent)(0.0) for agent in range(4)] == [0, 0.5, 0.25, 0]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ray_pcasgd.base.randomness import generator
-from ray_pcasgd.runs.plan.plan import resolve
+from ray_pcasgd.runs.plan.plan import with_defaults
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.schedule.law_text import FORMS, parse_delay
-from ray_pcasgd.schedule.laws import Constant, Exponential, Law, LogNormal, Measured, Outage, Pareto, Uniform
+from ray_pcasgd.schedule.laws import ConstantLaw, Exponential, Law, LogNormal, MeasuredLaw, Outage, Pareto, UniformLaw
 
 
 def link(*assignments: str, **entry: Any) -> tuple[Any, str | None]:
@@ -29,7 +29,7 @@ def test_the_forms_are_those_of_the_laws() -> None:
     for law in get_args(get_args(Law)[0]):
         fields = {name: field for name, field in law.model_fields.items() if name != "name"}
         name = law.model_fields["name"].default
-        if law is Measured:
+        if law is MeasuredLaw:
             assert name not in FORMS
             continue
         assert FORMS[name].required == [key for key, field in fields.items() if field.is_required()]
@@ -40,15 +40,15 @@ def test_the_forms_are_those_of_the_laws() -> None:
     ("text", "law", "unit"),
     [
         ("pareto(2, 3s)", Pareto(shape=2, scale=3), "seconds"),
-        ("constant(5000ms)", Constant(value=5), "seconds"),
-        ("200ms", Constant(value=0.2), "seconds"),
-        ("0.2 s", Constant(value=0.2), "seconds"),
-        ("1e-1s", Constant(value=0.1), "seconds"),
-        ("700ms", Constant(value=0.7), "seconds"),
-        ("10 steps", Constant(value=10), "steps"),
-        ("1 step", Constant(value=1), "steps"),
-        ("uniform(2 steps, 4 steps)", Uniform(low=2, high=4), "steps"),
-        ("uniform(0, 300ms)", Uniform(low=0, high=0.3), "seconds"),
+        ("constant(5000ms)", ConstantLaw(value=5), "seconds"),
+        ("200ms", ConstantLaw(value=0.2), "seconds"),
+        ("0.2 s", ConstantLaw(value=0.2), "seconds"),
+        ("1e-1s", ConstantLaw(value=0.1), "seconds"),
+        ("700ms", ConstantLaw(value=0.7), "seconds"),
+        ("10 steps", ConstantLaw(value=10), "steps"),
+        ("1 step", ConstantLaw(value=1), "steps"),
+        ("uniform(2 steps, 4 steps)", UniformLaw(low=2, high=4), "steps"),
+        ("uniform(0, 300ms)", UniformLaw(low=0, high=0.3), "seconds"),
         ("outage(5s, 1s, 0)", Outage(mean_up=5, mean_down=1, delay=0), "seconds"),
         ("outage(5s, 1s)", Outage(mean_up=5, mean_down=1), "seconds"),
         ("Pareto(shape=2, scale=100ms)", Pareto(shape=2, scale=0.1), "seconds"),
@@ -59,7 +59,7 @@ def test_the_forms_are_those_of_the_laws() -> None:
 def test_a_delay_in_one_word_says_its_unit(text: str, law: Any, unit: str | None) -> None:
     assert link(delay=text) == (law, unit)
     assert link(f"links.0.delay={text}") == (law, unit)
-    assert resolve(load_config({"links": [{"delay": text}]})).links[0].unit == (unit or "steps")
+    assert with_defaults(load_config({"links": [{"delay": text}]})).links[0].unit == (unit or "steps")
 
 
 @pytest.mark.parametrize("text", ["pareto(2, 3s)", "constant(5000ms)", "3s", "{name: pareto, shape: 2, scale: 3s}"])
@@ -68,14 +68,14 @@ def test_a_delay_in_seconds_over_an_entry_in_steps_is_one_in_seconds(text: str) 
 
 
 def test_one_number_of_a_law_may_bring_its_unit() -> None:
-    assert link("links.0.delay.value=5s", delay=2, unit="steps") == (Constant(value=5), "seconds")
+    assert link("links.0.delay.value=5s", delay=2, unit="steps") == (ConstantLaw(value=5), "seconds")
     assert link("links.0.delay.scale=100ms", delay="pareto(2, 1)") == (Pareto(shape=2, scale=0.1), "seconds")
-    assert link("links.0.delay.value=7", delay="5s") == (Constant(value=7), "seconds")
+    assert link("links.0.delay.value=7", delay="5s") == (ConstantLaw(value=7), "seconds")
 
 
 def test_a_number_without_a_unit_leaves_that_of_the_entry() -> None:
-    assert link("links.0.delay=5", delay=2, unit="seconds") == (Constant(value=5), "seconds")
-    assert link("links.0.delay=10 steps", delay=2, unit="seconds") == (Constant(value=10), "steps")
+    assert link("links.0.delay=5", delay=2, unit="seconds") == (ConstantLaw(value=5), "seconds")
+    assert link("links.0.delay=10 steps", delay=2, unit="seconds") == (ConstantLaw(value=10), "steps")
 
 
 CONTRADICTION = (
@@ -100,9 +100,9 @@ def test_a_unit_that_contradicts_the_delay_is_refused_wherever_the_two_are_given
     [
         ("pareto(2, 1)", Pareto(shape=2, scale=1)),
         ("exponential(2s)", Exponential(mean=2)),
-        ("200ms", Constant(value=0.2)),
-        ("0.2s", Constant(value=0.2)),
-        ("0.2", Constant(value=0.2)),
+        ("200ms", ConstantLaw(value=0.2)),
+        ("0.2s", ConstantLaw(value=0.2)),
+        ("0.2", ConstantLaw(value=0.2)),
     ],
 )
 def test_compute_times_may_be_written_in_one_word_too(place: str, text: str, law: Any) -> None:
@@ -170,9 +170,9 @@ def test_a_delay_of_the_command_line_is_read_alike_and_a_bare_number_of_it_count
 PING = "".join(f"64 bytes from 10.0.0.1: icmp_seq={k} ttl=64 time={ms} ms\n" for k, ms in enumerate([20.4, 31.0, 18.6]))
 
 
-def measured(path: Path, content: str, **settings: Any) -> Measured:
+def measured(path: Path, content: str, **settings: Any) -> MeasuredLaw:
     path.write_text(content)
-    return Measured(path=path, **settings)
+    return MeasuredLaw(path=path, **settings)
 
 
 def test_measured_delays_have_units_headers_or_none_and_are_halved_where_they_are_there_and_back(
@@ -191,11 +191,11 @@ def test_measured_delays_have_units_headers_or_none_and_are_halved_where_they_ar
 def test_the_unit_of_measured_delays_is_that_of_the_link(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("delay\n200\n")
     law = {"name": "measured", "path": str(tmp_path / "d.csv")}
-    (entry,) = resolve(load_config({"links": [{"delay": law | {"unit": "ms"}}]})).links
+    (entry,) = with_defaults(load_config({"links": [{"delay": law | {"unit": "ms"}}]})).links
     assert entry.unit == "seconds"
     assert entry.delay.sampler(generator(0, "test"))(0.0) == 0.2
-    assert resolve(load_config({"links": [{"delay": law | {"unit": "steps"}}]})).links[0].unit == "steps"
-    assert resolve(load_config({"links": [{"delay": law}]})).links[0].unit == "steps"
+    assert with_defaults(load_config({"links": [{"delay": law | {"unit": "steps"}}]})).links[0].unit == "steps"
+    assert with_defaults(load_config({"links": [{"delay": law}]})).links[0].unit == "steps"
     line = refusal(links=[{"delay": law | {"unit": "ms"}, "unit": "steps"}])
     assert line.startswith("links.0.unit = 'steps': the delay, {'name': 'measured'")
     assert load_config({"compute": {"law": law | {"unit": "ms"}}}).compute.law.expectation() == 0.2
@@ -204,4 +204,4 @@ def test_the_unit_of_measured_delays_is_that_of_the_link(tmp_path: Path) -> None
 
 def test_a_parquet_file_has_names_of_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"column = 0: allowed in a Parquet file is a name"):
-        Measured(path=tmp_path / "d.parquet", column=0)
+        MeasuredLaw(path=tmp_path / "d.parquet", column=0)

@@ -21,7 +21,16 @@ from ray_pcasgd.rules.gathering import (
     Sync,
 )
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
-from ray_pcasgd.schedule.laws import Constant, Exponential, Law, LogNormal, Outage, Pareto, ShiftedExponential, Uniform
+from ray_pcasgd.schedule.laws import (
+    ConstantLaw,
+    Exponential,
+    Law,
+    LogNormal,
+    Outage,
+    Pareto,
+    ShiftedExponential,
+    UniformLaw,
+)
 from ray_pcasgd.schedule.runtime_theory import (
     Bound,
     error_bound,
@@ -42,7 +51,7 @@ def test_the_speed_up_of_async_over_sync_has_its_known_values(law: Law, expected
 
 
 @given(
-    law=st.sampled_from([EXPONENTIAL, SHIFTED, PARETO, Pareto(shape=3, scale=0.5), Uniform(low=1, high=3)]),
+    law=st.sampled_from([EXPONENTIAL, SHIFTED, PARETO, Pareto(shape=3, scale=0.5), UniformLaw(low=1, high=3)]),
     num_workers=st.integers(1, 16),
     data=st.data(),
 )
@@ -80,7 +89,7 @@ def k_batches_by_simulation(law: Law, k: int, num_workers: int, rounds: int) -> 
     return float(np.mean(results)), float(np.std(results) / math.sqrt(rounds))
 
 
-@pytest.mark.parametrize("law", [EXPONENTIAL, SHIFTED, PARETO, Uniform(low=0.5, high=1.5)], ids=lambda law: law.name)
+@pytest.mark.parametrize("law", [EXPONENTIAL, SHIFTED, PARETO, UniformLaw(low=0.5, high=1.5)], ids=lambda law: law.name)
 @pytest.mark.parametrize("k", [1, 5, 8])
 def test_k_batch_sync_against_samples(law: Law, k: int) -> None:
     mean, error = k_batches_by_simulation(law, k, 8, 3000)
@@ -134,7 +143,7 @@ def test_other_policies_are_cases_of_these() -> None:
     assert seconds_per_update(Sync(), PARETO, 8) == seconds_per_update(KSync(k=8), PARETO, 8)
     adaptive = AdaSync(base="k-sync", every_seconds=1)
     assert seconds_per_update(adaptive, SHIFTED, 8, k=5) == seconds_per_update(KSync(k=5), SHIFTED, 8)
-    assert seconds_per_update(KBatchSync(k=9), Constant(value=2.0), 8).seconds == 4.0
+    assert seconds_per_update(KBatchSync(k=9), ConstantLaw(value=2.0), 8).seconds == 4.0
 
 
 def test_the_error_bound_falls_with_time_to_a_floor_that_falls_with_k() -> None:
@@ -156,7 +165,7 @@ def test_table_and_picture_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "law", [Constant(value=2.0), Uniform(low=2, high=2), LogNormal(median=2, sigma=0)], ids=lambda law: law.name
+    "law", [ConstantLaw(value=2.0), UniformLaw(low=2, high=2), LogNormal(median=2, sigma=0)], ids=lambda law: law.name
 )
 def test_a_law_of_one_value_has_it_as_its_mean(law: Law) -> None:
     """And the planner takes as long as the theory says, where that is exact."""

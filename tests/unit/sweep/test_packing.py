@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_pcasgd.base.curves import Constant, Stairs, continued
+from ray_pcasgd.base.curves import Constant, PiecewiseConstant, continued
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.sweep.budget import SampleBudget
 from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, write_packs
@@ -126,18 +126,18 @@ def test_a_budget_counts_the_samples_of_all_trials() -> None:
 def test_a_trial_that_goes_on_with_other_numbers_has_a_past() -> None:
     past = load_config(BASE, changes={"step_size": 0.1, "algorithm": {"name": "pc-asgd", "theta": 0.2}})
     then = with_past(load_config(past, changes={"step_size": 0.3}), past, 50)
-    assert then.step_size == Stairs(values=(0.1, 0.3), at_steps=(50,))
+    assert then.step_size == PiecewiseConstant(values=(0.1, 0.3), at_steps=(50,))
     assert then.algorithm == past.algorithm
     later = with_past(load_config(past, changes={"step_size": 0.4, "algorithm": {"theta": 0.9}}), then, 80)
-    assert later.step_size == Stairs(values=(0.1, 0.3, 0.4), at_steps=(50, 80))
+    assert later.step_size == PiecewiseConstant(values=(0.1, 0.3, 0.4), at_steps=(50, 80))
     assert later.algorithm.model_dump()["theta"]["values"] == (0.2, 0.9)
     assert [later.step_size.at(step) for step in (0, 49, 50, 79, 80, 99)] == [0.1, 0.1, 0.3, 0.3, 0.4, 0.4]
 
 
 def test_a_curve_that_goes_on_forgets_what_it_had_ahead() -> None:
-    curve = Stairs(values=(1.0, 2.0, 3.0), at_steps=(10, 20))
-    assert continued(curve, 15, 5.0) == Stairs(values=(1.0, 2.0, 5.0), at_steps=(10, 15))
-    assert continued(curve, 10, 5.0) == Stairs(values=(1.0, 5.0), at_steps=(10,))
+    curve = PiecewiseConstant(values=(1.0, 2.0, 3.0), at_steps=(10, 20))
+    assert continued(curve, 15, 5.0) == PiecewiseConstant(values=(1.0, 2.0, 5.0), at_steps=(10, 15))
+    assert continued(curve, 10, 5.0) == PiecewiseConstant(values=(1.0, 5.0), at_steps=(10,))
     assert continued(curve, 30, 3.0) == curve
     assert continued(Constant(value=1.0), 0, 2.0).at(0) == 2.0
 
