@@ -45,7 +45,7 @@ class Distances(Callback):
         self._open: dict[int, list[Tensor]] = {}
         self.rows: list[dict[str, float]] = []
 
-    def stepped(self, report: StepReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         if report.snapshot is None:
             return
         agents = self._open.setdefault(report.progress, [])
@@ -118,8 +118,8 @@ def run_case(case: Case, settings: Mapping[str, Any], storage: Path) -> pd.DataF
     ]
     plan = make_plan(configs[0])
     best = optimum(case.problem, [spec.shard for spec in plan.specs], base.optimizer.weight_decay)
-    watchers = [Distances(best, base.num_agents) for _ in points]
-    results = fit_together(configs, watchers)
+    callbacks = [Distances(best, base.num_agents) for _ in points]
+    results = fit_together(configs, [[callback] for callback in callbacks])
     gap = build_network(base.topology, base.mixing, base.num_agents, base.seed).spectral_gap
     rows = [
         {
@@ -130,9 +130,9 @@ def run_case(case: Case, settings: Mapping[str, Any], storage: Path) -> pd.DataF
             "largest": best.largest,
             "distance": float(best.weights.square().sum()),
             "spectral_gap": gap,
-            **summary(pd.DataFrame(watcher.rows), diverged=result.error is not None),
+            **summary(pd.DataFrame(callback.rows), diverged=result.error is not None),
         }
-        for (theta, eta), watcher, result in zip(points, watchers, results, strict=True)
+        for (theta, eta), callback, result in zip(points, callbacks, results, strict=True)
     ]
     runs.remove()
     frame = pd.DataFrame(rows)

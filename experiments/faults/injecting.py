@@ -10,7 +10,7 @@ from pathlib import Path
 from ray_pcasgd.base.state import step_of
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.runs.callbacks import Callback, Callbacks
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.storage.state_files import StateFiles
 
@@ -36,11 +36,11 @@ class Fault(Callback):
         """Return the kinds of all events, in order."""
         return [event.kind for event in self.events]
 
-    def started(self, plan: Plan, path: Path) -> None:
+    def on_start(self, plan: Plan, path: Path) -> None:
         """Note where the run's folder is."""
         self.folder = path
 
-    def happened(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Note where agents live."""
         self.events.append(event)
         if event.kind in ("agent_started", "scheduler_started"):
@@ -48,7 +48,7 @@ class Fault(Callback):
             assert found
             self.processes[event.agent] = int(found[1])
 
-    def stepped(self, report: StepReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         """Act when it is time."""
         if self.act is not None and report.row.step >= self.at_step and self.waits_for(self):
             act, self.act = self.act, None
@@ -86,13 +86,28 @@ def take_states_away(fault: Fault) -> None:
     (fault.folder / "states").write_text("in the way")
 
 
-class Several(Callbacks):
+class Several(Callback):
     """Several faults of one run."""
 
     def __init__(self, *faults: Fault) -> None:
-        super().__init__(*faults)
+        self.faults = faults
         self.events = faults[0].events
 
     def kinds(self) -> list[str]:
         """Return the kinds of all events, in order."""
         return [event.kind for event in self.events]
+
+    def on_start(self, plan: Plan, path: Path) -> None:
+        """Hand the run's start on to each fault."""
+        for fault in self.faults:
+            fault.on_start(plan, path)
+
+    def on_event(self, event: Event) -> None:
+        """Hand an event on to each fault."""
+        for fault in self.faults:
+            fault.on_event(event)
+
+    def on_step(self, report: StepReport) -> None:
+        """Hand a step on to each fault."""
+        for fault in self.faults:
+            fault.on_step(report)

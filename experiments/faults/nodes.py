@@ -43,7 +43,7 @@ def main() -> None:
     nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     fault = Fault(at_step, lose_node(cluster, nodes))
-    result = Trainer(settings, watcher=fault).fit()
+    result = Trainer(settings, callbacks=[fault]).fit()
     # Not to standard output, where Ray writes the lost node's last words.
     outcome = {"error": str(result.error or ""), "path": result.path, "kinds": fault.kinds()}
     Path(sys.argv[3]).write_text(json.dumps(outcome), encoding="utf-8")

@@ -39,7 +39,7 @@ _DRIVER = """
 import sys
 from experiments.faults.injecting import Fault, kill_driver
 from ray_pcasgd.runs.trainer import Trainer
-Trainer(sys.argv[1], watcher=Fault(int(sys.argv[2]), kill_driver)).fit()
+Trainer(sys.argv[1], callbacks=[Fault(int(sys.argv[2]), kill_driver)]).fit()
 """
 
 
@@ -122,9 +122,9 @@ class Scenarios:
             "agent silent": silence(agent),
             "states unwritable": take_states_away,
         }
-        watcher = Fault(at_step, acts[fault])
-        result = Trainer(tree, watcher=watcher).fit()
-        return result, watcher.kinds()
+        callback = Fault(at_step, acts[fault])
+        result = Trainer(tree, callbacks=[callback]).fit()
+        return result, callback.kinds()
 
     def run_twice(self, tree: dict[str, Any], at_step: int) -> tuple[Result, list[str]]:
         """Run settings in a process that is killed at a step, and go on here."""
@@ -137,8 +137,8 @@ class Scenarios:
         killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if killed.returncode != -9:
             raise RuntimeError(f"the driver ended by itself: {killed.stderr[-2000:]}")
-        watcher = Fault(10**9, lambda fault: None)
-        return resume(self.folder / name, watcher), watcher.kinds()
+        callback = Fault(10**9, lambda fault: None)
+        return resume(self.folder / name, [callback]), callback.kinds()
 
     def run_undisturbed(self, algorithm: str, tree: dict[str, Any]) -> Result:
         """Return the run of the same settings on the local engine, to which nothing happens."""

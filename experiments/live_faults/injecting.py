@@ -42,9 +42,9 @@ class AtStart(Fault):
         self.agent = agent
         self.is_done = False
 
-    def happened(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Kill it when it reports where it lives."""
-        super().happened(event)
+        super().on_event(event)
         if event.kind == "agent_started" and event.agent == self.agent and not self.is_done:
             self.is_done = True
             os.kill(self.processes[self.agent], signal.SIGKILL)
@@ -57,10 +57,10 @@ class AtStepOf(Fault):
         super().__init__(at_step, act)
         self.agent = agent
 
-    def stepped(self, report: StepReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         """Act when it is time."""
         if report.row.agent == self.agent:
-            super().stepped(report)
+            super().on_step(report)
 
 
 class AgainAndAgain(Fault):
@@ -70,7 +70,7 @@ class AgainAndAgain(Fault):
         super().__init__(at_step, lambda fault: None)
         self.agent, self.next_step, self.left, self.pause = agent, at_step, times, pause
 
-    def stepped(self, report: StepReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         """Kill it when it is time."""
         row = report.row
         if row.agent == self.agent and row.kind == "step" and row.step >= self.next_step and self.left:

@@ -105,12 +105,12 @@ def measure(algorithm: str, fault: str, seed: int, num_steps: int, folder: Path)
     tree = settings_of(algorithm, seed, num_steps, folder)
     if fault == "the same one five times":
         tree["max_failures"] = -1
-    watcher = fault_of(fault, agent, at_step, num_steps, Path(os.environ[MARKS]))
+    callback = fault_of(fault, agent, at_step, num_steps, Path(os.environ[MARKS]))
     began = time.monotonic()
     with busy(BUSY_LOOPS if fault == "busy machine" else 0):
-        result = Trainer(tree, watcher=watcher).fit()
+        result = Trainer(tree, callbacks=[callback]).fit()
     seconds = time.monotonic() - began
-    kinds = Counter(watcher.kinds())
+    kinds = Counter(callback.kinds())
     rows, _ = read_rows(Path(result.path) / "schedule.parquet")
     row: dict[str, Any] = {
         "algorithm": algorithm,

@@ -90,12 +90,12 @@ def train(
     if resumed is not None:
         if config or assignments or engine or name:
             raise SettingsError("--resume: a run goes on with its own settings; allowed are no other settings with it")
-        _finish(resume(resumed, Terminal(console), trust=trust), console)
+        _finish(resume(resumed, [Terminal(console)], trust=trust), console)
         return
     if trust:
         raise SettingsError("--trust: allowed with --resume only; settings that you name yourself are trusted anyway")
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
-    _finish(Trainer(settings, watcher=Terminal(console)).fit(), console)
+    _finish(Trainer(settings, callbacks=[Terminal(console)]).fit(), console)
 
 
 @app.command()
@@ -117,7 +117,7 @@ def replay(
             "Python, with Trainer(..., schedule=...) and the same objects"
         )
     settings = load_run_settings(run, [*_shortcuts(engine, name), *assignments], changes, trust)
-    _finish(Trainer(settings, watcher=Terminal(console)).fit(), console, compared=[run])
+    _finish(Trainer(settings, callbacks=[Terminal(console)]).fit(), console, compared=[run])
 
 
 @app.command("compare")
@@ -137,7 +137,7 @@ def compare_command(
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     methods = [UNDELAYED, *map(parse_method, algorithm)] if algorithm else METHODS
     try:
-        comparison = compare(settings, methods, seeds, lambda label: Terminal(console, label, details=False))
+        comparison = compare(settings, methods, seeds, lambda label: [Terminal(console, label, details=False)])
     except RunInterrupted as stopped:
         raise KeyboardInterrupt(f"interrupted; the runs so far are in {Path(stopped.result.path).parent}") from None
     labels = dict(zip(comparison.runs["path"], comparison.runs["label"], strict=True))

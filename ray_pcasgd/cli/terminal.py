@@ -63,7 +63,7 @@ def _but_for_a_broken_pipe() -> Iterator[None]:
 
 
 class Terminal(Callback):
-    """Shows a run while it is running: ``Trainer(..., watcher=Terminal())``.
+    """Shows a run while it is running: ``Trainer(..., callbacks=[Terminal()])``.
 
     On a terminal one line for each agent, which are drawn anew; elsewhere, as in notebooks and logs, a line of text
     every few seconds and at each evaluation.
@@ -83,7 +83,7 @@ class Terminal(Callback):
         self._servers = range(0)
         self._row_steps = 1
 
-    def started(self, plan: Plan, path: Path) -> None:
+    def on_start(self, plan: Plan, path: Path) -> None:
         """Describe the run."""
         config = plan.config
         self._servers = plan.servers
@@ -106,7 +106,7 @@ class Terminal(Callback):
         self._say(f"shards of {_shards(plan)}")
         self._say(f"run folder {path}")
 
-    def stepped(self, report: StepReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         """Show one step."""
         assert self._progress is not None
         reads = report.row.reads
@@ -115,21 +115,21 @@ class Terminal(Callback):
         counts = self._row_steps * is_agent_step(report.row, self._servers)
         self._progress.step(report.row.agent, report.progress, report.loss, staleness, predicting, counts)
 
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show test metrics."""
         assert self._progress is not None
         for row in rows:
             tested = {name: value for name, value in row.items() if name.startswith("test_")}
             self._progress.evaluation(None if pd.isna(row["agent"]) else row["agent"], tested)
 
-    def happened(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Show an event, which may also come before the run has started."""
         if event.kind in ("agent_lost", "agent_isolated", "agent_left") and self._progress is not None:
             self._progress.leave(event.agent)
         if event.kind not in ("agent_started", "scheduler_started", "cluster_joined"):
             self._say(printable(f"{event.kind.replace('_', ' ')}: {event.detail}"))
 
-    def finished(self) -> None:
+    def on_end(self, result: Result) -> None:
         """End the display."""
         if self._progress is not None:
             self._progress.finish()

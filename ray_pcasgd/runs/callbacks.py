@@ -1,4 +1,4 @@
-"""Callbacks: hooks that a run calls on start, step, evaluation, event, pause and end."""
+"""Callbacks: hooks that a run calls on start, step, evaluation, event, checkpoint, pause and end."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,70 +8,63 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.errors import yaml_value
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 
 
 class Callback:
-    """Is told of a run while it is running; the default ignores it."""
+    """Base class of callbacks. Every hook does nothing by default.
+
+    All hooks are called in the driver's process and main thread, one after another, so a slow hook holds up how the run
+    is recorded (not, on the ray engine, how agents train). An exception that a hook raises ends the run with its files
+    intact and is raised again; one that is raised in ``on_end`` is raised again once the run has ended.
+
+    >>> class Best(Callback):
+    ...     def __init__(self):
+    ...         self.accuracy = 0.0
+    ...
+    ...     def on_evaluation(self, rows):
+    ...         self.accuracy = max([self.accuracy, *(row["test_accuracy"] for row in rows)])
+    """
 
     keeps_states = False
-    """Whether it keeps the run's states itself, so that the run need not."""
+    """Whether it keeps the run's states itself (``on_pause``), so that the run does not."""
 
-    def started(self, plan: Plan, path: Path) -> None:
-        """Take in the plan, and the run's folder, before the first step."""
+    def on_start(self, plan: Plan, path: Path) -> None:
+        """React to the start of a run, also of one that is resumed; ``path`` is its folder."""
 
-    def stepped(self, report: StepReport) -> None:
-        """Take in one step."""
+    def on_step(self, report: StepReport) -> None:
+        """React to a row of the schedule that an agent or server has executed."""
 
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take in metrics rows; that of the averaged model has no agent."""
+    def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """React to new rows of ``metrics.parquet``; those of the averaged model have ``pandas.NA`` as ``agent``."""
 
-    def happened(self, event: Event) -> None:
-        """Take in an event."""
+    def on_event(self, event: Event) -> None:
+        """React to an event: a line of ``events.jsonl``."""
 
-    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
-        """Take in that the run can be left here; ``state``, if called at once, returns the state to go on from."""
+    def on_checkpoint(self, checkpoint: Checkpoint, metrics: Mapping[str, Any]) -> None:
+        """React to a model that has been kept after an evaluation (setting ``checkpoint``), with its test metrics."""
 
-    def finished(self) -> None:
-        """Take in that there will be no more steps."""
+    def on_pause(self, pause: Pause, state: Callable[[], State]) -> None:
+        """React to a point where the run can be left; ``state``, if called at once, returns the state to go on from."""
+
+    def on_end(self, result: Result) -> None:
+        """React to the end of the run, however it ended (``result.error``); all of its files are written."""
 
 
-class Callbacks(Callback):
-    """Several watchers, which are told one after another."""
+def checked(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+    """Return callbacks as they were given.
 
-    def __init__(self, *watchers: Callback) -> None:
-        self._watchers = watchers
+    Raises:
+        SettingsError: they are something other than a list of callbacks.
 
-    @property
-    def keeps_states(self) -> bool:  # type: ignore[override]
-        """Whether one of them keeps the run's states itself."""
-        return any(watcher.keeps_states for watcher in self._watchers)
-
-    def started(self, plan: Plan, path: Path) -> None:
-        """Take in the plan, and the run's folder."""
-        for watcher in self._watchers:
-            watcher.started(plan, path)
-
-    def stepped(self, report: StepReport) -> None:
-        """Take in one step."""
-        for watcher in self._watchers:
-            watcher.stepped(report)
-
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take in metrics rows."""
-        for watcher in self._watchers:
-            watcher.evaluated(rows)
-
-    def happened(self, event: Event) -> None:
-        """Take in an event."""
-        for watcher in self._watchers:
-            watcher.happened(event)
-
-    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
-        """Take in that the run can be left here."""
-        for watcher in self._watchers:
-            watcher.paused(pause, state)
-
-    def finished(self) -> None:
-        """Take in that there will be no more steps."""
-        for watcher in self._watchers:
-            watcher.finished()
+    """
+    allowed = "allowed is a list of objects of classes that are derived from ray_pcasgd.Callback"
+    if not isinstance(callbacks, list | tuple):
+        raise SettingsError(f"callbacks = {yaml_value(callbacks)}: {allowed}")
+    for place, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            raise SettingsError(f"callbacks.{place} = {yaml_value(callback)}: {allowed}")
+    return tuple(callbacks)

@@ -78,9 +78,15 @@ def compare(
     config: Config,
     methods: Sequence[Method] = METHODS,
     num_seeds: int = 3,
-    watcher: Callable[[str], Callback] = lambda label: Callback(),
+    callbacks: Callable[[str], Sequence[Callback]] = lambda label: (),
 ) -> Comparison:
     """Run every method with every seed, and return the figures; the run folders lie in one folder.
+
+    Args:
+        config: settings that all runs share.
+        methods: what they differ in, with a label each.
+        num_seeds: runs of each method; seeds count up from ``config.seed``.
+        callbacks: returns the callbacks of one run, by its label and seed in words.
 
     Raises:
         SettingsError: some method's settings cannot be run; nothing was started.
@@ -100,16 +106,18 @@ def compare(
     # What is known later only of one of them is the same for most.
     with joined(make_plan(next(iter(configs.values()))).cluster):
         path = claimed_folder(config.storage_path, config.name, "comparison")
-        return _run_all(configs, path, watcher)
+        return _run_all(configs, path, callbacks)
 
 
-def _run_all(configs: Mapping[tuple[str, int], Config], path: Path, watcher: Callable[[str], Callback]) -> Comparison:
+def _run_all(
+    configs: Mapping[tuple[str, int], Config], path: Path, callbacks: Callable[[str], Sequence[Callback]]
+) -> Comparison:
     trainers = {
         (label, seed): Trainer(
             own,
             storage_path=str(path),
             name=f"{_slug(label)}-seed{seed}",
-            watcher=watcher(f"{label}, seed {seed}"),
+            callbacks=callbacks(f"{label}, seed {seed}"),
         )
         for (label, seed), own in configs.items()
     }

@@ -25,17 +25,17 @@ class EventLog(Callback):
     def __init__(self) -> None:
         self._run = ""
 
-    def started(self, plan: Plan, path: Path) -> None:
+    def on_start(self, plan: Plan, path: Path) -> None:
         """Take in the run's name."""
         self._run = path.name
 
-    def happened(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Log an event; what went wrong as a warning."""
         level = logging.WARNING if any(word in event.kind for word in _WARNINGS) else logging.INFO
         extra = {"run": self._run, "agent": event.agent, "event": event.kind, "step": event.step}
         logger.log(level, printable(event.detail), extra=extra)
 
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log evaluations of the averaged model."""
         for row in rows:
             if pd.isna(row["agent"]):

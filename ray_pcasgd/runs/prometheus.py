@@ -12,6 +12,7 @@ from ray.util import metrics
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.result import Result
 
 EXPORT_SECONDS = 1.0
 """Metrics are handed to Ray this often; Prometheus asks every ten seconds or so."""
@@ -41,11 +42,11 @@ class Exporter(Callback):
         self._durations: list[tuple[int, float]] = []
         self._ended: dict[int, float] = {}
 
-    def started(self, plan: Plan, path: Path) -> None:
+    def on_start(self, plan: Plan, path: Path) -> None:
         """Take in the run's name."""
         self._run = path.name
 
-    def stepped(self, report: StepReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         """Take in a step."""
         row = report.row
         self._newest[row.agent] = report
@@ -59,7 +60,7 @@ class Exporter(Callback):
         if self._clock() - self._exported_at >= EXPORT_SECONDS:
             self._export()
 
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take in evaluations, of agents and of the averaged model."""
         made = self._made()
         for row in rows:
@@ -70,14 +71,14 @@ class Exporter(Callback):
             if row["consensus_distance"] == row["consensus_distance"]:
                 made.consensus_distance.set(row["consensus_distance"], labels)
 
-    def happened(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Count an event."""
         # The first events of all may come before there is a cluster.
         self._has_cluster |= event.kind == "cluster_joined"
         if self._has_cluster:
             self._made().events.inc(1, {"run": self._run, "kind": event.kind})
 
-    def finished(self) -> None:
+    def on_end(self, result: Result) -> None:
         """Hand over what is left."""
         if self._newest:
             self._export()

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,16 +31,18 @@ _SHOWN_EVALUATIONS = 3
 
 
 class CallbackError(Exception):
-    """What a watcher raised, which is not an error of the run itself."""
+    """What a callback raised, which is not an error of the run itself."""
 
 
 class RunRecord:
-    """Takes in the reports of a run, tells its watcher, and keeps what its files are made of."""
+    """Takes in the reports of a run, calls its callbacks, and keeps what its files are made of."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, watcher: Callback) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, callbacks: Sequence[Callback] = ()) -> None:
         self.plan = plan
         self.folder = folder
-        self.watcher = watcher
+        self.callbacks = tuple(callbacks)
+        self.keeps_states_elsewhere = any(callback.keeps_states for callback in self.callbacks)
+        """Whether a callback keeps the run's states, so that the run does not."""
         config = plan.config
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AveragedModel(config.task, plan.data, config.seed, device, config.mixed_buffers)
@@ -68,7 +70,7 @@ class RunRecord:
         self.is_ending = False
         """Whether there are no more reports."""
         self.raised_at_end: Exception | None = None
-        """The error that a watcher raised after the run's end."""
+        """The first error that a callback raised after the run's end."""
         self.started_at = time.perf_counter()
         self.pace = Pace()
         self.initial: dict[str, float] = {}
@@ -141,7 +143,7 @@ class RunRecord:
         self.rows.append(report.row)
         self.evaluating = report.progress
         rows = self.monitor.take(report)
-        self.tell(self.watcher.stepped, report)
+        self.call("on_step", report)
         self.note_mass(report)
         self.take_rows(rows)
         if self.plan.last_steps.get(report.row.agent) == report.row.step:
@@ -151,16 +153,19 @@ class RunRecord:
         """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
         if not rows:
             return
-        self.tell(self.watcher.evaluated, rows)
+        self.call("on_evaluation", rows)
         self.note_figures(rows[-1])
         consensus = self.monitor.latest
         assert consensus is not None
         try:
-            self.checkpoints.offer(rows[-1], lambda: self.model_state(consensus.mean))
+            kept = self.checkpoints.offer(rows[-1], lambda: self.model_state(consensus.mean))
         except Exception as error:
             step = rows[-1]["step"]
             detail = f"the model of step {step} could not be kept: {described(error)}"
             self.take_event(Event("model_not_kept", -1, step, detail))
+            return
+        if kept is not None:
+            self.call("on_checkpoint", *kept)
 
     def note_figures(self, averaged: Mapping[str, Any]) -> None:
         """Note test figures of the averaged model that are not finite where the start's were, once for each."""
@@ -179,10 +184,10 @@ class RunRecord:
             self.failed_evaluations.append(event)
         error = self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
         if event.kind != "evaluation_failed" or len(self.failed_evaluations) <= _SHOWN_EVALUATIONS:
-            self.tell(self.watcher.happened, event)
+            self.call("on_event", event)
         if error is not None:
             detail = f"{self.folder.path} cannot be written ({error}); the run goes on, and tries again"
-            self.tell(self.watcher.happened, Event("storage_failed", -1, -1, detail))
+            self.call("on_event", Event("storage_failed", -1, -1, detail))
             self.move_out_if_gone(error)
         if event.agent in self.left and event.kind == "agent_isolated":
             return  # isolated anew, on the way that was taken before
@@ -218,16 +223,17 @@ class RunRecord:
         for event in unsaid:
             self.take_event(event)
 
-    def tell(self, act: Callable[..., None], *arguments: Any) -> None:
-        """Tell the watcher something; what it raises ends the run, but for what it is told at the end."""
-        try:
-            act(*arguments)
-        except KeyboardInterrupt:
-            self.interrupts.interrupt()
-        except Exception as error:
-            if not self.is_ending:
-                raise CallbackError from error
-            self.raised_at_end = self.raised_at_end or error
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of every callback; what one raises ends the run, or is raised again where it has ended."""
+        for callback in self.callbacks:
+            try:
+                getattr(callback, hook)(*arguments)
+            except KeyboardInterrupt:
+                self.interrupts.interrupt()
+            except Exception as error:
+                if not self.is_ending:
+                    raise CallbackError from error
+                self.raised_at_end = self.raised_at_end or error
 
     def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
         """Return the averaged model's test figures."""

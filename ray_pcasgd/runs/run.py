@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -29,8 +30,8 @@ from ray_pcasgd.schedule.trace import trace_hash
 class Run(RunRecord):
     """One run as its reports come: an engine's, or those of one variant among several."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, watcher: Callback) -> None:
-        super().__init__(plan, folder, watcher)
+    def __init__(self, plan: Plan, folder: RunFolder, callbacks: Sequence[Callback] = ()) -> None:
+        super().__init__(plan, folder, callbacks)
         self.engine: Engine | None = None
         self.interruptions = 0
         self.is_leaving = False
@@ -134,7 +135,7 @@ class Run(RunRecord):
         settings = self.plan.config.checkpoint
         if self.engine is None or not self.rows or self.is_ending or not self.engine.can_pause(self.plan.specs):
             return False
-        if settings.state_seconds is None or self.watcher.keeps_states:
+        if settings.state_seconds is None or self.keeps_states_elsewhere:
             return False
         self.is_leaving = True
         self.engine.leaving.ask()
@@ -143,13 +144,13 @@ class Run(RunRecord):
         return True
 
     def pause(self, pause: Pause) -> None:
-        """Offer the state of the whole run to the watcher, and keep it if it is time."""
+        """Offer the state of the whole run to the callbacks, and keep it if it is time."""
 
         def state() -> State:
             return {"engine": pause.state(), "run": self.state(pause.versions)}
 
-        self.tell(self.watcher.paused, pause, state)
-        if (self.states.is_due() or self.is_leaving) and not self.watcher.keeps_states:
+        self.call("on_pause", pause, state)
+        if (self.states.is_due() or self.is_leaving) and not self.keeps_states_elsewhere:
             try:
                 self.folder.check()
                 self.states.write(state)
@@ -199,7 +200,7 @@ class Run(RunRecord):
             RunError: the test samples cannot be evaluated.
 
         """
-        self.tell(self.watcher.started, self.plan, self.folder.path)
+        self.call("on_start", self.plan, self.folder.path)
         if self.folder.why_unlocked is not None:
             detail = f"{self.folder.path} is not protected from another driver: {self.folder.why_unlocked}"
             self.take_event(Event("folder_not_locked", -1, -1, detail))
@@ -256,11 +257,10 @@ class Run(RunRecord):
             )
             if self.monitor.latest is not None:
                 self.ending.write("the model's file", self.write_model)
-            self.tell(self.watcher.evaluated, rows)
-            self.tell(self.watcher.finished)
+            self.call("on_evaluation", rows)
 
     def conclude(self, error: Exception | None, outside: BaseException | None = None) -> Result:
-        """Write the summary, and return the run's result.
+        """Write the summary, call the callbacks' ``on_end``, and return the run's result.
 
         It ended early with ``error`` where one is given, or because of what came from ``outside``.
         """
@@ -303,7 +303,7 @@ class Run(RunRecord):
                     f"storage_path = {storage!r}: cannot be written ({reason}); the run's files are in {path}"
                 )
                 self.ending.write("result.json", write)
-        return Result(
+        result = Result(
             metrics=flat_metrics(summary["final"]),
             metrics_dataframe=frame,
             checkpoint=Checkpoint(path) if has_model else None,
@@ -312,6 +312,9 @@ class Run(RunRecord):
             best_checkpoints=self.checkpoints.there(),
             schedule_hash=summary["schedule_hash"],
         )
+        with self.interrupts.held():
+            self.call("on_end", result)
+        return result
 
     def summary(self, frame: pd.DataFrame) -> dict[str, Any]:
         """Return what the run's result has, but for how it ended."""

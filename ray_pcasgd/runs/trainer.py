@@ -12,7 +12,7 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.local.variants import variant_reports
-from ray_pcasgd.runs.callbacks import Callback, Callbacks
+from ray_pcasgd.runs.callbacks import Callback, checked
 from ray_pcasgd.runs.event_log import EventLog
 from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
@@ -39,7 +39,7 @@ class Trainer:
         config: settings: a YAML file, a mapping, or ``Config``.
         scaling_config: Ray's ``ScalingConfig``: ``num_workers`` agents, with their resources.
         run_config: Ray's ``RunConfig``: name, storage path, and its ``CheckpointConfig`` and ``FailureConfig``.
-        watcher: is told of the run as it goes.
+        callbacks: hooks that the run calls while it is running, one after another.
         settings: parts of the settings by name, in place of those of ``config``, for example
             ``algorithm={"name": "pc-asgd", "theta": 0.3}``.
 
@@ -54,19 +54,19 @@ class Trainer:
         *,
         scaling_config: Any = None,
         run_config: Any = None,
-        watcher: Callback | None = None,
+        callbacks: Sequence[Callback] = (),
         **settings: Any,
     ) -> None:
         config = load_config(config, changes=from_ray_train(scaling_config, run_config))
         self.config = load_config(config, changes=settings)
-        self._watcher = watcher or Callback()
+        self._callbacks = checked(callbacks)
 
     def fit(self, state: State | None = None) -> Result:
         """Run to the end, and return the result; a run that fails returns its error, with its files intact.
 
         Whatever the user's own code raises during the run, in the model, the loss, a metric or the data, is such an
-        error, which names agent, step, file and line; only what the watcher raises is raised again. Where a ``state``
-        is given (``Callback.paused``), the run goes on from there.
+        error, which names agent, step, file and line; only what a callback raises is raised again. Where a
+        ``state`` is given (``Callback.on_pause``), the run goes on from there.
 
         Raises:
             SettingsError: the settings cannot be run; nothing was started.
@@ -78,11 +78,11 @@ class Trainer:
         plan = make_plan(self.config)
         RunFolder.require_free(plan.config)
         with joined(plan.cluster):
-            return _made(plan, RunFolder.create(plan.config), _exporting(plan, self._watcher)).execute(state)
+            return _made(plan, RunFolder.create(plan.config), _exporting(plan, self._callbacks)).execute(state)
 
 
 def resume(
-    run: str | Path, watcher: Callback | None = None, *, task: Mapping[str, Any] | None = None, trust: bool = False
+    run: str | Path, callbacks: Sequence[Callback] = (), *, task: Mapping[str, Any] | None = None, trust: bool = False
 ) -> Result:
     """Go on with a run that was interrupted, from the newest of its states that is intact, in its own folder.
 
@@ -90,7 +90,7 @@ def resume(
 
     Args:
         run: the run's folder, or its location on remote storage.
-        watcher: is told of the run as it goes.
+        callbacks: hooks that the run calls while it is running, one after another.
         task: parts of the task's settings in place of those of the run: what was given as objects of a script, which
             no file can hold, such as your own data, model or loss.
         trust: whether the run's settings may name code, or a cluster, though you have not run them before.
@@ -101,11 +101,12 @@ def resume(
         RunInterrupted: as ``Trainer.fit``.
 
     """
+    callbacks = checked(callbacks)
     folder = RunFolder.reopen(str(run))
     try:
         plan = make_plan(_settings_of(folder, str(run), task, trust))
         with joined(plan.cluster):
-            execution = _made(plan, folder, _exporting(plan, watcher or Callback()))
+            execution = _made(plan, folder, _exporting(plan, callbacks))
             return execution.execute(resumes=True)
     finally:
         folder.close()
@@ -126,37 +127,37 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
     return load_run_settings(folder.path, changes=changes, trust=trust)
 
 
-def _made(plan: Plan, folder: RunFolder, watcher: Callback) -> Run:
+def _made(plan: Plan, folder: RunFolder, callbacks: Sequence[Callback]) -> Run:
     """Return a run that is ready to start; where it cannot be made, a new folder is removed again."""
     try:
-        return Run(plan, folder, watcher)
+        return Run(plan, folder, callbacks)
     except Exception as error:
         if not folder.is_reopened:
             folder.discard()
         raise SettingsError(f"the averaged model cannot be built: {described(error)}") from error
 
 
-def _exporting(plan: Plan, watcher: Callback) -> Callback:
-    """Return a watcher that also hands the metrics of a run on a cluster to Ray, and logs its events if asked to."""
+def _exporting(plan: Plan, callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+    """Return callbacks with those that export the metrics of a run on a cluster, and log its events if asked to."""
     engine = plan.config.engine
     if isinstance(engine, LocalSettings):
-        return watcher
+        return tuple(callbacks)
     from ray_pcasgd.runs.prometheus import Exporter
 
     logs = [EventLog()] if engine.log_format == "json" else []
-    return Callbacks(watcher, Exporter(), *logs)
+    return (*callbacks, Exporter(), *logs)
 
 
 def fit_together(
     configs: Sequence[Config],
-    watchers: Sequence[Callback] | None = None,
+    callbacks: Sequence[Sequence[Callback]] | None = None,
     pausing: Callable[[Pause, Callable[[], State]], None] = lambda pause, state: None,
     state: State | None = None,
 ) -> list[Result]:
-    """Run variants of one configuration that differ only in numbers (``plan.same_but_for_numbers``), all at once.
+    """Run variants of one configuration that differ only in numbers (``shared_settings``), all at once.
 
-    Each has its own run folder; one whose loss is not finite ends there, and the others go on. ``pausing`` is called
-    where all of them can be left, with what returns the state from which they go on.
+    Each has its own run folder and callbacks; one whose loss is not finite ends there, and the others go on.
+    ``pausing`` is called where all of them can be left, with what returns the state from which they go on.
 
     Raises:
         SettingsError: settings cannot be run, or not together; nothing was started.
@@ -165,19 +166,19 @@ def fit_together(
     plans = make_variants(configs)
     settings = plans[0].config.engine
     assert isinstance(settings, LocalSettings)
-    watchers = watchers or [Callback() for _ in plans]
+    callbacks = callbacks or [() for _ in plans]
     runs: list[Run] = []
     errors: dict[int, Exception] = {}
     outside: BaseException | None = None
     try:
-        for plan, watcher in zip(plans, watchers, strict=True):
-            runs.append(_made(plan, RunFolder.create(plan.config), watcher))
+        for plan, own in zip(plans, callbacks, strict=True):
+            runs.append(_made(plan, RunFolder.create(plan.config), own))
         runs[0].start()
         for run in runs[1:]:
             run.start(runs[0].initial)
         if state is not None:
-            for run, own in zip(runs, state["runs"], strict=True):
-                run.restore(own)
+            for run, own_state in zip(runs, state["runs"], strict=True):
+                run.restore(own_state)
             errors = {variant: NonFiniteLossError(*parts) for variant, parts in state["errors"].items()}
         specs = [plan.specs for plan in plans]
         engine_state = None if state is None else state["engine"]

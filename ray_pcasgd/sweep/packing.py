@@ -2,28 +2,18 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from traceback import format_exception_only
 from typing import Any, NamedTuple
 
-import pandas as pd
-from ray import tune
-
 from ray_pcasgd.base.foreign_files import read_text
-from ray_pcasgd.base.state import State
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.config import Config
-from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.plan.variants import is_faster_together, shared_settings, why_alone
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
-from ray_pcasgd.runs.storage.names import clear_run
-from ray_pcasgd.runs.trainer import Trainer, fit_together
 from ray_pcasgd.sweep.settings import GridSearch, Point, RunAll, SweepConfig, nested
-from ray_pcasgd.sweep.states import StateKeeper, with_axis, working_in
 
 _FEWEST = 4
 """Fewest points in a group, and in a pack if the group has enough, for which stacking is worth its overhead."""
@@ -138,77 +128,3 @@ def _job(name: str, point: Point, seed: int) -> Job:
     if not (isinstance(name, str) and isinstance(point, dict) and isinstance(seed, int)):
         raise ValueError("it holds something other than names, points and seeds")
     return Job(name, point, seed)
-
-
-class _Evaluations:
-    """Reports to Tune what all runs of a pack came to, once all of them have come so far."""
-
-    def __init__(self, keeper: StateKeeper) -> None:
-        self._keeper = keeper
-        self.points: dict[str, dict[str, float]] = {}
-        self.errors: dict[str, str] = {}
-        self.step = 0
-
-    def take(self, name: str, row: Mapping[str, Any], num_steps: int) -> None:
-        self.step = int(row["step"])
-        self.points[name] = {**kept_metrics(row), "step": self.step, "num_steps": num_steps}
-
-    def metrics(self) -> dict[str, Any]:
-        return {"step": self.step, "points": dict(self.points), "errors": dict(self.errors)}
-
-    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
-        self._keeper.report(self.metrics(), pause, state)
-
-
-class _OfOne(Callback):
-    """Watches one run of a pack."""
-
-    def __init__(self, name: str, evaluations: _Evaluations) -> None:
-        self._name = name
-        self._evaluations = evaluations
-        self._num_steps = 0
-
-    def started(self, plan: Plan, path: Path) -> None:
-        self._num_steps = plan.config.num_steps
-
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        for row in rows:
-            if row["agent"] is pd.NA:
-                self._evaluations.take(self._name, row, self._num_steps)
-
-    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
-        self._evaluations.paused(pause, state)
-
-
-def run_pack(
-    settings: Mapping[str, Any],
-    packs: Sequence[Pack],
-    base: Config,
-    folder: str,
-    checkpoint_seconds: float,
-    directory: str,
-) -> None:
-    """Run one pack, or the rest of it; runs that fail are reported, and the others go on.
-
-    Run folders that are there were interrupted.
-    """
-    pack = packs[settings["pack"]]
-    keeper = StateKeeper(Path(folder) / f"pack-{settings['pack']}.pt", checkpoint_seconds)
-    evaluations = _Evaluations(keeper)
-    configs = [job.config(base, folder) for job in pack]
-    for config in configs:
-        # Checked settings have names without a way out of the folder.
-        clear_run(Path(folder) / str(config.name))
-    watchers = [_OfOne(job.name, evaluations) for job in pack]
-    with working_in(directory):
-        if len(pack) == 1:
-            results = [Trainer(configs[0], watcher=watchers[0]).fit(keeper.last())]
-        else:
-            results = fit_together(configs, watchers, evaluations.paused, keeper.last())
-    evaluations.errors = {
-        job.name: "".join(format_exception_only(result.error)).strip()
-        for job, result in zip(pack, results, strict=True)
-        if result.error is not None
-    }
-    keeper.forget()
-    tune.report(with_axis(evaluations.metrics()))

@@ -15,7 +15,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.report.labels import value_text
 from ray_pcasgd.report.sweep_page import write_sweep_report
 from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.sweep.packing import Pack, kept_metrics
+from ray_pcasgd.sweep.packing import Job, Pack, kept_metrics
 from ray_pcasgd.sweep.settings import Point, PopulationBased, Range, SweepConfig, nested
 
 TRIALS_FILE = "trials.parquet"
@@ -63,10 +63,7 @@ def conclude(
     metric, mode = config.judged_by(base)
     keys = list(config.space)
     results = [grid[place] for place in range(len(grid))]
-    if packs is None:
-        rows = [_row(result, keys, base, path) for result in results]
-    else:
-        rows = [row for result in results for row in _rows_of_pack(result, packs, keys, path)]
+    rows = [row for result in results for row in _rows(result, packs, keys, base, path)]
     # What is left are the states of trials that were stopped: nothing goes on from them.
     runs = path / RUNS_FOLDER
     for state in runs.glob("*.pt"):
@@ -161,29 +158,29 @@ def _best_of(trials: pd.DataFrame, metric: str, mode: str) -> Any:
     return values.idxmax() if mode == "max" else values.idxmin()
 
 
-def _rows_of_pack(result: Any, packs: Sequence[Pack], keys: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
-    metrics = result.metrics or {}
+def _rows(
+    result: Any, packs: Sequence[Pack] | None, keys: Sequence[str], base: Config, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Yield the table's row of each run of a trial."""
+    config, metrics = result.config or {}, result.metrics or {}
     lost = None if result.error is None else _last_line(result.error)
-    for job in packs[result.config["pack"]]:
-        measured = metrics.get("points", {}).get(job.name, {})
-        error = metrics.get("errors", {}).get(job.name, lost)
-        finished = error is None and _is_at_its_end(measured)
-        run = str(folder / RUNS_FOLDER / job.name)
-        point = {key: job.point[key] for key in keys}
-        yield {**point, "seed": job.seed, **kept_metrics(measured), "finished": finished, "error": error, "path": run}
-
-
-def _row(result: Any, keys: Sequence[str], base: Config, folder: Path) -> dict[str, Any]:
-    config = result.config or {}
-    metrics = result.metrics or {}
-    seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
-    measured = kept_metrics(metrics)
-    error = None if result.error is None else _last_line(result.error)
-    finished = error is None and _is_at_its_end(metrics)
-    point = {key: config.get(key) for key in keys}
-    run = folder / RUNS_FOLDER / str(metrics.get("trial_id"))
-    own = str(run if run.is_dir() else result.path)
-    return {**point, "seed": seed, **measured, "finished": finished, "error": error, "path": own}
+    if packs is None:
+        seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
+        jobs: Pack = (Job(str(metrics.get("trial_id")), config, seed),)
+        points, errors = {jobs[0].name: metrics}, {}
+    else:
+        jobs, points, errors = packs[config["pack"]], metrics.get("points", {}), metrics.get("errors", {})
+    for job in jobs:
+        measured, error = points.get(job.name, {}), errors.get(job.name, lost)
+        run = folder / RUNS_FOLDER / job.name
+        yield {
+            **{key: job.point.get(key) for key in keys},
+            "seed": job.seed,
+            **kept_metrics(measured),
+            "finished": error is None and _is_at_its_end(measured),
+            "error": error,
+            "path": str(run if packs is not None or run.is_dir() else result.path),
+        }
 
 
 def _is_at_its_end(metrics: Mapping[str, Any]) -> bool:

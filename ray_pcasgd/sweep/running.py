@@ -19,7 +19,7 @@ from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import is_own, note_files
 from ray_pcasgd.runs.storage.names import claimed_folder, require_free
 from ray_pcasgd.runs.storage.remote import is_remote
-from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, run_pack, write_packs
+from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, write_packs
 from ray_pcasgd.sweep.results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep.settings import SweepConfig, load_sweep, nested
 from ray_pcasgd.sweep.trials import run_trial
@@ -114,11 +114,10 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
         "folder": str(path / RUNS_FOLDER),
         "checkpoint_seconds": config.checkpoint_seconds,
         "directory": read_text(path / DIRECTORY_FILE),
+        "checkpoint_steps": config.exchange_steps(base),
+        "packs": packs,
     }
-    if packs is None:
-        function = tune.with_parameters(run_trial, **shared, checkpoint_steps=config.exchange_steps(base))
-    else:
-        function = tune.with_parameters(run_pack, **shared, packs=packs)
+    function = tune.with_parameters(run_trial, **shared)
     trainable = tune.with_resources(function, _resources(base))
     if resume:
         tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)

@@ -1,7 +1,8 @@
-"""One trial of a sweep: a run of its own, in Tune's process for it."""
+"""One trial of a sweep: a run, or the runs of a pack, in Tune's process for it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from traceback import format_exception_only
 from typing import Any
 
 import pandas as pd
@@ -16,81 +17,144 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.storage.names import clear_run
-from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.sweep.settings import Point, nested
+from ray_pcasgd.runs.trainer import Trainer, fit_together
+from ray_pcasgd.sweep.packing import Job, Pack, kept_metrics
+from ray_pcasgd.sweep.settings import Point
 from ray_pcasgd.sweep.states import StateKeeper, with_axis, working_in
 
 
+class _Evaluations:
+    """The newest evaluations of a trial's runs, reported to Tune where all of the runs have come so far.
+
+    The metrics of a run by itself are reported as they are, since Tune's schedulers judge by them; those of a pack by
+    the names of its runs.
+    """
+
+    def __init__(self, keeper: StateKeeper, is_pack: bool) -> None:
+        self._keeper = keeper
+        self._is_pack = is_pack
+        self._points: dict[str, dict[str, Any]] = {}
+        self._unreported: set[str] = set()
+        self._step = 0
+
+    def take(self, name: str, row: Mapping[str, Any], num_steps: int) -> None:
+        """Take in the averaged model's row of metrics of one run."""
+        if name in self._unreported:
+            self.report()
+        measured = {key: float(value) for key, value in row.items() if key != "agent"}
+        self._step = int(row["step"])
+        kept = {**kept_metrics(measured), "step": self._step} if self._is_pack else measured
+        self._points[name] = {**kept, "num_steps": num_steps}
+        self._unreported.add(name)
+
+    def report_at(self, pause: Pause, state: Callable[[], State]) -> None:
+        """Report what is new at a pause, with the state from which the trial goes on where one is due."""
+        if self._unreported:
+            self._unreported.clear()
+            self._keeper.report(self._metrics({}), pause, state)
+
+    def report(self) -> None:
+        """Report what is new."""
+        if self._unreported:
+            self._unreported.clear()
+            tune.report(with_axis(self._metrics({})))
+
+    def conclude(self, errors: Mapping[str, str]) -> None:
+        """Report how the runs of a pack ended."""
+        tune.report(with_axis(self._metrics(errors)))
+
+    def _metrics(self, errors: Mapping[str, str]) -> dict[str, Any]:
+        if self._is_pack:
+            return {"step": self._step, "points": dict(self._points), "errors": dict(errors)}
+        (metrics,) = self._points.values()
+        return metrics
+
+
 class _Reporting(Callback):
-    """Reports each evaluation of the averaged model to Tune."""
+    """Hands the evaluations of one run to those of its trial."""
 
     keeps_states = True
 
-    def __init__(self, keeper: StateKeeper, config: Config) -> None:
-        self._keeper = keeper
+    def __init__(self, config: Config, evaluations: _Evaluations) -> None:
         self._config = config
-        self._pending: dict[str, float] | None = None
+        self._evaluations = evaluations
         self._pauses = False
-        self._num_steps = 0
 
-    def started(self, plan: Plan, path: Path) -> None:
+    def on_start(self, plan: Plan, path: Path) -> None:
         self._pauses = plan.pauses
-        self._num_steps = plan.config.num_steps
 
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["agent"] is pd.NA:
-                self._flush()
-                measured = {name: float(value) for name, value in row.items() if name != "agent"}
-                self._pending = {**measured, "num_steps": self._num_steps}
+                self._evaluations.take(str(self._config.name), row, self._config.num_steps)
         if not self._pauses:
-            self._flush()
+            self._evaluations.report()
 
-    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
-        if self._pending is not None:
-            metrics, self._pending = self._pending, None
-            settings = self._config.model_dump(mode="json", include={"step_size", "algorithm"})
-            self._keeper.report(metrics, pause, lambda: {**state(), "settings": settings})
-
-    def finished(self) -> None:
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._pending is not None:
-            metrics, self._pending = self._pending, None
-            tune.report(with_axis(metrics))
+    def on_pause(self, pause: Pause, state: Callable[[], State]) -> None:
+        settings = self._config.model_dump(mode="json", include={"step_size", "algorithm"})
+        self._evaluations.report_at(pause, lambda: {**state(), "settings": settings})
 
 
 def run_trial(
-    point: Point,
+    settings: Mapping[str, Any],
     base: Config,
     folder: str,
     checkpoint_seconds: float,
     directory: str,
     checkpoint_steps: int | None = None,
+    packs: Sequence[Pack] | None = None,
 ) -> None:
-    """Run one trial, or the rest of it; a trial that fails raises the error that ended its run.
+    """Run one trial, or the rest of it.
 
-    Its run folder lies in ``folder`` under the trial's number. One that is there was interrupted. Paths in its settings
-    are looked up from ``directory``.
+    A run by itself that fails raises its error; of a pack, runs that fail are reported, and the others go on. Run
+    folders that are there were interrupted.
+
+    Args:
+        settings: Tune's for this trial: a point, or the number of a pack.
+        base: settings that all runs of the sweep share.
+        folder: where the run folders lie, under the trial's number or the names in the pack.
+        checkpoint_seconds: how often the trial's state is kept.
+        directory: from where paths in the settings are looked up.
+        checkpoint_steps: at which multiples of steps other trials may go on from this one's state, if at all.
+        packs: those of the sweep; ``None`` where each trial is one run.
+
     """
-    point = dict(point)
-    # Tune's repeater numbers the trials of one point; a grid has its seeds in the point.
-    repeat = point.pop(TRIAL_INDEX, None)
-    if repeat is not None:
-        point["seed"] = base.seed + int(repeat)
-    name = tune.get_context().get_trial_id()
-    config = load_config(base, changes=nested(point) | {"storage_path": folder, "name": name})
-    clear_run(Path(folder) / name)
+    if packs is None:
+        name, jobs = (job := _job_of(settings, base)).name, (job,)
+    else:
+        name, jobs = f"pack-{settings['pack']}", packs[settings["pack"]]
     keeper = StateKeeper(Path(folder) / f"{name}.pt", checkpoint_seconds, checkpoint_steps)
+    evaluations = _Evaluations(keeper, is_pack=packs is not None)
+    configs = [job.config(base, folder) for job in jobs]
+    for config in configs:
+        # Checked settings have names without a way out of the folder.
+        clear_run(Path(folder) / str(config.name))
     state = keeper.last()
-    if state is not None:
-        config = with_past(config, load_config(config, changes=state["settings"]), state["next_step"])
     with working_in(directory):
-        result = Trainer(config, watcher=_Reporting(keeper, config)).fit(state)
+        if len(configs) == 1:
+            config = configs[0]
+            if state is not None:
+                config = with_past(config, load_config(config, changes=state["settings"]), state["next_step"])
+            results = [Trainer(config, callbacks=[_Reporting(config, evaluations)]).fit(state)]
+        else:
+            callbacks = [[_Reporting(config, evaluations)] for config in configs]
+            results = fit_together(configs, callbacks, evaluations.report_at, state)
     keeper.forget()
-    if result.error is not None:
-        raise result.error
+    errors = {job.name: result.error for job, result in zip(jobs, results, strict=True) if result.error is not None}
+    if packs is not None:
+        evaluations.conclude({name: "".join(format_exception_only(error)).strip() for name, error in errors.items()})
+        return
+    evaluations.report()
+    if errors:
+        raise errors[name]
+
+
+def _job_of(settings: Mapping[str, Any], base: Config) -> Job:
+    """Return the run of a trial that is a point by itself."""
+    point: Point = dict(settings)
+    # Tune's repeater numbers the trials of one point; a grid has its seeds in the point.
+    seed = base.seed + int(point.pop(TRIAL_INDEX, 0))
+    return Job(tune.get_context().get_trial_id(), point, point.pop("seed", seed))
 
 
 def with_past(config: Config, past: Config, step: int) -> Config:

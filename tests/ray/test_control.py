@@ -60,8 +60,8 @@ class Operator:
         return self.said
 
 
-def fit(folder: Path, watcher: Callback | None = None, **settings: Any) -> Result:
-    return Trainer(LIVE, watcher=watcher, storage_path=str(folder), **settings).fit()
+def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Result:
+    return Trainer(LIVE, callbacks=[callback or Callback()], storage_path=str(folder), **settings).fit()
 
 
 def rows_of(result: Result) -> list[Row]:
@@ -71,14 +71,14 @@ def rows_of(result: Result) -> list[Row]:
 def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> None:
     operator = Operator()
     late = SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),)))
-    watcher = Several(
+    callback = Several(
         operator.at(50, lambda folder: status_of(str(folder))),
         operator.at(100, lambda folder: send_command(str(folder), late)),
         operator.at(250, lambda folder: send_command(str(folder), Isolate(agents=(2,)))),
         operator.at(400, lambda folder: send_command(str(folder), Heal())),
         operator.at(450, lambda folder: send_command(str(folder), Isolate(agents=(7,)))),
     )
-    result = fit(tmp_path, watcher)
+    result = fit(tmp_path, callback)
     assert result.error is None
     status, *answers = operator.answers()
     assert (status["algorithm"], status["mode"], len(status["agents"])) == ("d-asgd", "live", 3)
@@ -90,7 +90,7 @@ def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> No
         "all links are as the settings have them",
         "refused: agent 7; allowed are 0 to 2",
     ]
-    assert {"command_delay", "command_isolate", "command_heal"} <= set(watcher.kinds())
+    assert {"command_delay", "command_isolate", "command_heal"} <= set(callback.kinds())
 
     def staleness(reader: int, neighbor: int, first: int, last: int) -> list[int]:
         reads = [r for row in rows_of(result) if row.agent == reader and first <= row.step < last for r in row.reads]
@@ -103,7 +103,7 @@ def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> No
     read_at = [row.step for row in rows_of(result) if row.agent == 0 if any(read.neighbor == 2 for read in row.reads)]
     assert max(np.diff(read_at)) > 50
     assert max(staleness(0, 2, 250, 500)) < 50
-    assert "neighbor_silent" in watcher.kinds()
+    assert "neighbor_silent" in callback.kinds()
     assert np.median(staleness(0, 2, 500, 600)) < 5
     assert np.median(staleness(0, 1, 500, 600)) < 5
     schedule = str(Path(result.path) / "schedule.parquet")
@@ -114,12 +114,12 @@ def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     operator = Operator()
-    watcher = Several(
+    callback = Several(
         operator.at(20, lambda folder: send_command(str(folder), Join(agent=2))),
         operator.at(30, lambda folder: send_command(str(folder), Join(agent=1))),
         operator.at(450, lambda folder: send_command(str(folder), Leave(agent=0))),
     )
-    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "live", "join_later": [2]})
+    result = fit(tmp_path, callback, engine={"name": "ray", "mode": "live", "join_later": [2]})
     assert result.error is None
     assert operator.answers() == [
         "agent 2 is asked to come in",
@@ -171,8 +171,8 @@ def test_another_process_finds_a_run_by_what_its_driver_has_noted(
 
 def test_a_planned_run_refuses_commands(tmp_path: Path) -> None:
     operator = Operator()
-    watcher = operator.at(50, lambda folder: send_command(str(folder), Heal()))
-    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "planned"}, num_steps=300, evaluate_every=300)
+    callback = operator.at(50, lambda folder: send_command(str(folder), Heal()))
+    result = fit(tmp_path, callback, engine={"name": "ray", "mode": "planned"}, num_steps=300, evaluate_every=300)
     assert result.error is None
     assert operator.answers() == ["refused: heal: a planned run follows its schedule; allowed are live runs"]
 
@@ -195,11 +195,11 @@ def test_a_stranger_s_messages_are_counted_and_never_applied(tmp_path: Path) -> 
         ray.get(calls)
 
     operator = Operator()
-    watcher = operator.at(100, send)
-    result = fit(tmp_path, watcher, num_steps=400, evaluate_every=400)
+    callback = operator.at(100, send)
+    result = fit(tmp_path, callback, num_steps=400, evaluate_every=400)
     operator.answers()
     assert result.error is None
-    rejected = [event.detail for event in watcher.events if event.kind == "message_rejected"]
+    rejected = [event.detail for event in callback.events if event.kind == "message_rejected"]
     assert rejected
     assert any("its header is of type str" in detail for detail in rejected)
     assert any("version 300 of agent 1" in detail for detail in rejected)
@@ -210,7 +210,7 @@ def test_a_stranger_s_messages_are_counted_and_never_applied(tmp_path: Path) -> 
 def test_agents_that_average_in_pairs_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     operator = Operator()
     late = SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),)))
-    watcher = Several(
+    callback = Several(
         operator.at(50, lambda folder: send_command(str(folder), Join(agent=2))),
         operator.at(60, lambda folder: send_command(str(folder), late)),
         operator.at(400, lambda folder: send_command(str(folder), Leave(agent=0))),
@@ -222,7 +222,7 @@ def test_agents_that_average_in_pairs_leave_and_come_in_on_purpose(tmp_path: Pat
         "evaluate_every": 250,
         "compute": {"stragglers": dict.fromkeys(range(4), 0.02)},
     }
-    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "live", "join_later": [2]}, **settings)
+    result = fit(tmp_path, callback, engine={"name": "ray", "mode": "live", "join_later": [2]}, **settings)
     assert result.error is None
     answers = operator.answers()
     assert answers[0] == "agent 2 is asked to come in"
@@ -244,14 +244,14 @@ def test_agents_that_average_in_pairs_leave_and_come_in_on_purpose(tmp_path: Pat
 @pytest.mark.slow
 def test_workers_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     operator = Operator()
-    watcher = Several(
+    callback = Several(
         operator.at(20, lambda folder: send_command(str(folder), Join(agent=2))),
         operator.at(30, lambda folder: send_command(str(folder), Leave(agent=3))),
         operator.at(120, lambda folder: send_command(str(folder), Isolate(agents=(1,)))),
         operator.at(900, lambda folder: send_command(str(folder), Leave(agent=0))),
     )
     settings: dict[str, Any] = {"algorithm": {"name": "server", "gathering": "sync"}, "num_steps": 900}
-    result = fit(tmp_path, watcher, engine={"name": "ray", "mode": "live", "join_later": [2]}, **settings)
+    result = fit(tmp_path, callback, engine={"name": "ray", "mode": "live", "join_later": [2]}, **settings)
     assert result.error is None
     assert operator.answers() == [
         "agent 2 is asked to come in",

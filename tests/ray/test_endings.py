@@ -35,8 +35,8 @@ LIVE = {"engine": {"name": "ray", "mode": "live"}}
 PLACE = f"failing.py:{FailingLater.forward.__code__.co_firstlineno + 4})"
 
 
-def fit(folder: Path, watcher: Callback | None = None, **changes: Any) -> Result:
-    return Trainer(SMALL | changes, storage_path=str(folder), watcher=watcher).fit()
+def fit(folder: Path, callback: Callback | None = None, **changes: Any) -> Result:
+    return Trainer(SMALL | changes, storage_path=str(folder), callbacks=[callback or Callback()]).fit()
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -97,11 +97,11 @@ class Interrupting(Noting):
         self.gate = gate
         self.task = {"model": {"name": "custom", "factory": Gated, "arguments": {"file": str(gate)}}}
 
-    def started(self, plan: Any, path: Path) -> None:
+    def on_start(self, plan: Any, path: Path) -> None:
         self.file = self.gate.open()
         fcntl.flock(self.file, fcntl.LOCK_EX)
 
-    def stepped(self, report: Any) -> None:
+    def on_step(self, report: Any) -> None:
         if not self.file.closed:
             signal.raise_signal(signal.SIGINT)
             self.file.close()
@@ -114,10 +114,10 @@ def test_ctrl_c_keeps_a_state_of_a_planned_run_which_goes_on_to_the_bit(tmp_path
         fit(tmp_path / "lost", interrupting, **settings)
     assert stopped.value.has_state
     assert str(stopped.value).endswith(f"ray-pcasgd train --resume {tmp_path}/lost/first")
-    watcher = Noting()
-    again = resume(tmp_path / "lost" / "first", watcher)
-    assert watcher.said("run_resumed")
-    assert not watcher.said("run_begins_anew")
+    callback = Noting()
+    again = resume(tmp_path / "lost" / "first", [callback])
+    assert callback.said("run_resumed")
+    assert not callback.said("run_begins_anew")
     whole = fit(tmp_path / "whole", engine={"name": "local", "batched": "never"}, **settings)
     assert_same_to_the_bit(again, whole)
 
@@ -138,10 +138,10 @@ class LeaveError(Exception):
 class Leaving(Callback):
     """Leaves the run once a state of it is kept."""
 
-    def started(self, plan: Any, path: Path) -> None:
+    def on_start(self, plan: Any, path: Path) -> None:
         self.states = path / "states"
 
-    def stepped(self, report: Any) -> None:
+    def on_step(self, report: Any) -> None:
         if (self.states / "000001").exists():
             raise LeaveError
 
@@ -167,11 +167,11 @@ def test_a_state_of_wrong_content_gives_way_to_an_older_one(changes: dict[str, A
     own = next(one for one in state["engine"]["agents"] if "weights" in one)
     own["weights"] = torch.ones(3)
     write_state(newest, state)
-    watcher = Noting()
-    result = resume(run, watcher)
+    callback = Noting()
+    result = resume(run, [callback])
     assert result.error is None
-    (skipped,) = watcher.said("state_skipped")
+    (skipped,) = callback.said("state_skipped")
     assert str(newest) in skipped
-    assert not any(str(older) in line for line in watcher.said("state_skipped"))
+    assert not any(str(older) in line for line in callback.said("state_skipped"))
     assert "weights is torch.float32 of shape (3,)" in skipped
-    assert watcher.said("run_resumed")
+    assert callback.said("run_resumed")

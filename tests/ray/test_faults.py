@@ -36,9 +36,9 @@ SMALL: dict[str, Any] = {
 LIVE = {"name": "ray", "mode": "live"}
 
 
-def fit(folder: Path, watcher: Callback | None = None, **settings: Any) -> Result:
+def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Result:
     changes = {"engine": {"name": "ray"}, "storage_path": str(folder)} | settings
-    return Trainer(SMALL, watcher=watcher, **changes).fit()
+    return Trainer(SMALL, callbacks=[callback or Callback()], **changes).fit()
 
 
 def assert_same_weights(result: Result, undisturbed: Result) -> None:
@@ -120,7 +120,7 @@ import sys
 from experiments.faults.injecting import Fault, kill_driver
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.runs.trainer import resume
-Trainer(sys.argv[1], watcher=Fault(int(sys.argv[2]), kill_driver)).fit()
+Trainer(sys.argv[1], callbacks=[Fault(int(sys.argv[2]), kill_driver)]).fit()
 """
 
 

@@ -24,9 +24,9 @@ ALL_SLOW = {"stragglers": {0: 0.02, 1: 0.02, 2: 0.02}}
 SMALL: dict[str, Any] = {"num_agents": 3, "num_steps": 40, "evaluate_every": 40, "links": []}
 
 
-def fit(folder: Path, watcher: Callback | None = None, **settings: Any) -> Result:
+def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Result:
     changes = {"engine": LIVE, "storage_path": str(folder)} | settings
-    return Trainer(SMALL, watcher=watcher, **changes).fit()
+    return Trainer(SMALL, callbacks=[callback or Callback()], **changes).fit()
 
 
 def test_fast_agents_do_not_wait_for_a_slow_one(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_prometheus_finds_a_run_s_metrics(tmp_path: Path) -> None:
         "links": [{"delay": 3}],
         "compute": {"stragglers": {0: 0.02, 1: 0.02}},
     }
-    result = Trainer(settings, storage_path=str(tmp_path), name="watched", watcher=Fault(60, scrape)).fit()
+    result = Trainer(settings, storage_path=str(tmp_path), name="watched", callbacks=[Fault(60, scrape)]).fit()
     assert result.error is None
     own = 'agent="0",{}run="watched"'
     for name in ("progress_steps", "train_loss", "theta", "consensus_distance", "test_accuracy"):

@@ -24,9 +24,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def fit(folder: Path, gathering: Any, watcher: Any = None, **settings: Any) -> Result:
+def fit(folder: Path, gathering: Any, callback: Any = None, **settings: Any) -> Result:
     changes = {"storage_path": str(folder), "algorithm": {"name": "server", "gathering": gathering}} | settings
-    return Trainer(SMALL, watcher=watcher, **changes).fit()
+    return Trainer(SMALL, callbacks=[callback] if callback else [], **changes).fit()
 
 
 def test_k_sync_cancels_a_slow_worker_and_never_waits_for_it(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def settings_of(small_file: Path, cifar_folder: Path, **data: Any) -> dict[str, 
     }
 
 
-def fit(settings: dict[str, Any], folder: Path, watcher: Callback | None = None) -> Result:
-    return Trainer(settings, storage_path=str(folder), watcher=watcher).fit()
+def fit(settings: dict[str, Any], folder: Path, callback: Callback | None = None) -> Result:
+    return Trainer(settings, storage_path=str(folder), callbacks=[callback or Callback()]).fit()
 
 
 def loaded(settings: dict[str, Any]) -> StreamedImages:

@@ -19,8 +19,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-def fit(folder: Path, watcher: Callback | None = None, **changes: Any) -> Result:
-    return Trainer(SMALL | changes, storage_path=str(folder), watcher=watcher).fit()
+def fit(folder: Path, callback: Callback | None = None, **changes: Any) -> Result:
+    return Trainer(SMALL | changes, storage_path=str(folder), callbacks=[callback or Callback()]).fit()
 
 
 def summary_of(result: Result) -> dict[str, Any]:

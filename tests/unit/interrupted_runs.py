@@ -40,12 +40,12 @@ class Noting(Callback):
         self.act = act
         self.events: list[Event] = []
 
-    def evaluated(self, rows: Any) -> None:
+    def on_evaluation(self, rows: Any) -> None:
         if rows and rows[-1]["step"] >= self.step and self.act is not None:
             act, self.act = self.act, None
             act()
 
-    def happened(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         self.events.append(event)
 
     def said(self, kind: str) -> list[str]:
@@ -59,7 +59,7 @@ def leave() -> None:
 def interrupted(storage: Path | str, at_step: int = 15, **changes: Any) -> Path:
     """Return the folder of a run whose driver was lost at a step."""
     with pytest.raises(LeaveError):
-        Trainer(SMALL | changes, storage_path=str(storage), watcher=Noting(at_step, leave)).fit()
+        Trainer(SMALL | changes, storage_path=str(storage), callbacks=[Noting(at_step, leave)]).fit()
     return Path(str(storage).removeprefix("file://")) / "first"
 
 

@@ -34,6 +34,10 @@ class Checkpoint:
         return read_model(lambda file: remote.read(name, file))
 
 
+Kept = tuple[Checkpoint, dict[str, Any]]
+"""A model, and the test metrics of its evaluation."""
+
+
 class Checkpoints:
     """Keeps the consensus models that the settings ask for, and drops the others."""
 
@@ -41,10 +45,10 @@ class Checkpoints:
         self._folder = folder
         self._settings = settings
         self._offered = 0
-        self.kept: list[tuple[Checkpoint, dict[str, Any]]] = []
+        self.kept: list[Kept] = []
 
-    def offer(self, row: Mapping[str, Any], state_dict: Callable[[], Mapping[str, Any]]) -> None:
-        """Keep the model of an evaluation (``row`` is the averaged model's), if the settings ask for it.
+    def offer(self, row: Mapping[str, Any], state_dict: Callable[[], Mapping[str, Any]]) -> Kept | None:
+        """Keep the model of an evaluation (``row`` is the averaged model's), and return it, if the settings ask for it.
 
         Raises:
             OSError: it cannot be kept; what was kept before is as it was.
@@ -53,13 +57,14 @@ class Checkpoints:
         every = self._settings.every_evaluations
         self._offered += 1
         if every is None or self._offered % every:
-            return
+            return None
         metrics = {name.removeprefix("test_"): value for name, value in row.items() if name.startswith("test_")}
         path = self._folder.keep_checkpoint(row["step"], state_dict(), metrics)
-        self.kept = [one for one in self.kept if one[0].path != str(path)] + [(Checkpoint(str(path)), metrics)]
+        self.kept = [one for one in self.kept if one[0].path != str(path)] + [kept := (Checkpoint(str(path)), metrics)]
         limit = self._settings.num_to_keep
         while limit is not None and len(self.kept) > limit:
             self._drop_worst()
+        return kept if kept in self.kept else None
 
     def state(self) -> int:
         """Return how many models were offered."""
@@ -91,7 +96,7 @@ class Checkpoints:
             (Checkpoint(location_in(within, Path(checkpoint.path).name)), metrics) for checkpoint, metrics in self.kept
         ]
 
-    def there(self) -> list[tuple[Checkpoint, dict[str, Any]]]:
+    def there(self) -> list[Kept]:
         """Return the models that were kept, without those that went away with their folder."""
         return [one for one in self.kept if is_remote(one[0].path) or Path(one[0].path).is_dir()]
 

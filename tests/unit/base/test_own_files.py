@@ -48,11 +48,11 @@ def test_a_linked_folder_within_a_run_is_not_written_to(name: str, tmp_path: Pat
     (run / name).rename(outside)
     (run / name).symlink_to(outside)
     before = tree_of(outside)
-    watcher = Noting()
-    result = resume(run, watcher)
+    callback = Noting()
+    result = resume(run, [callback])
     assert tree_of(outside) == before
     assert f"{name} is a symbolic link" in str(result.error)
-    assert watcher.said("run_resumed")
+    assert callback.said("run_resumed")
     assert (Path(result.path) / "model.safetensors").exists()
 
 

@@ -38,19 +38,19 @@ class LeaveAt(Callback):
         self.step = step
         self.path = path
 
-    def paused(self, pause: Pause, state: Callable[[], State]) -> None:
+    def on_pause(self, pause: Pause, state: Callable[[], State]) -> None:
         if pause.step >= self.step and not self.path.exists():
             save_state(self.path, state())
 
 
-def run(config: dict[str, Any], folder: Path, name: str, watcher: Callback | None = None) -> Result:
+def run(config: dict[str, Any], folder: Path, name: str, callback: Callback | None = None) -> Result:
     plan = make_plan(load_config(config, changes={"storage_path": str(folder), "name": name}))
-    return Run(plan, RunFolder.create(plan.config), watcher or Callback()).execute()
+    return Run(plan, RunFolder.create(plan.config), [callback or Callback()]).execute()
 
 
 def resumed(config: dict[str, Any], folder: Path, state: Path) -> Result:
     plan = make_plan(load_config(config, changes={"storage_path": str(folder), "name": "resumed"}))
-    return Run(plan, RunFolder.create(plan.config), Callback()).execute(load_state(state))
+    return Run(plan, RunFolder.create(plan.config)).execute(load_state(state))
 
 
 def without_clock(frame: pd.DataFrame) -> pd.DataFrame:

@@ -24,17 +24,17 @@ def run(folder: Path, **settings: Any) -> tuple[Result, str]:
     file = io.StringIO()
     console = Console(file=file, width=300, color_system=None, _environ={})
     base = {"engine": "local", "num_steps": 21, "evaluate_every": 7, "task": {"model": {"hidden": [8]}}}
-    result = Trainer(base | settings, storage_path=str(folder), watcher=Terminal(console)).fit()
+    result = Trainer(base | settings, storage_path=str(folder), callbacks=[Terminal(console)]).fit()
     assert result.error is None
     print_final_table(result, console)
     return result, file.getvalue()
 
 
 def test_a_run_is_watched_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    watcher = ray_pcasgd.Terminal()
-    assert isinstance(watcher, Terminal)
-    trainer = Trainer(engine="local", num_steps=10, evaluate_every=5, storage_path=str(tmp_path), watcher=watcher)
-    for _ in range(2):  # a watcher may be used again
+    callback = ray_pcasgd.Terminal()
+    assert isinstance(callback, Terminal)
+    trainer = Trainer(engine="local", num_steps=10, evaluate_every=5, storage_path=str(tmp_path), callbacks=[callback])
+    for _ in range(2):  # a callback may be used again
         assert trainer.fit().error is None
     told = capsys.readouterr().out
     assert told.count("80 agent-steps in ") == 2

@@ -206,10 +206,10 @@ def test_a_straggler_that_gathers_the_mass_ruins_nobody_and_is_noticed(tmp_path:
     noted: list[Event] = []
 
     class Noting(Callback):
-        def happened(self, event: Event) -> None:
+        def on_event(self, event: Event) -> None:
             noted.append(event)
 
-    result = Trainer(SMALL | STRAGGLER | {"storage_path": str(tmp_path)}, watcher=Noting()).fit()
+    result = Trainer(SMALL | STRAGGLER | {"storage_path": str(tmp_path)}, callbacks=[Noting()]).fit()
     assert result.error is None
     assert result.metrics["test_accuracy"] > 0.6
     light = [event for event in noted if event.kind == "mass_low"]

@@ -76,7 +76,7 @@ def test_the_terminal_shows_that_a_damaged_state_gives_way_to_an_older_one(damag
     newest = newest_state(run)
     DAMAGES[damage](newest)
     output = StringIO()
-    assert_as_undisturbed(resume(run, Terminal(Console(file=output, width=1000))), tmp_path / "whole")
+    assert_as_undisturbed(resume(run, [Terminal(Console(file=output, width=1000))]), tmp_path / "whole")
     lines = output.getvalue().splitlines()
     (skipped,) = (line for line in lines if line.startswith("state skipped: "))
     assert str(newest) in skipped
@@ -169,9 +169,9 @@ def test_a_state_of_wrong_content_under_a_right_checksum_gives_way_to_an_older_o
     run = killed(tmp_path / "lost")
     newest = newest_state(run)
     write_state(newest, WRONG[wrong](load_state(newest / "state.pt")))
-    watcher = Noting()
-    assert_as_undisturbed(resume(run, watcher), tmp_path / "whole")
-    (skipped,) = watcher.said("state_skipped")
+    callback = Noting()
+    assert_as_undisturbed(resume(run, [callback]), tmp_path / "whole")
+    (skipped,) = callback.said("state_skipped")
     assert str(newest) in skipped
     assert "\n" not in skipped
     assert not Path("made-by-a-state").exists()
@@ -191,9 +191,9 @@ def test_a_server_s_state_of_wrong_content_gives_way_to_an_older_one(wrong: Any,
     run = killed(tmp_path / "lost", **SERVER)
     newest = newest_state(run)
     write_state(newest, wrong(load_state(newest / "state.pt")))
-    watcher = Noting()
-    assert_as_undisturbed(resume(run, watcher), tmp_path / "whole", **SERVER)
-    assert len(watcher.said("state_skipped")) == 1
+    callback = Noting()
+    assert_as_undisturbed(resume(run, [callback]), tmp_path / "whole", **SERVER)
+    assert len(callback.said("state_skipped")) == 1
 
 
 def test_a_run_that_begins_anew_says_so_and_puts_the_models_aside_that_were_kept(
@@ -217,9 +217,9 @@ def test_a_run_that_begins_anew_says_so_and_puts_the_models_aside_that_were_kept
 
 def test_a_run_that_never_kept_a_state_begins_anew_and_says_so(tmp_path: Path) -> None:
     run = killed(tmp_path / "lost", checkpoint={"state_seconds": 3600})
-    watcher = Noting()
-    assert_as_undisturbed(resume(run, watcher), tmp_path / "whole", checkpoint={"state_seconds": 3600})
-    assert watcher.said("run_begins_anew") == [f"{run} has no state from which it could go on"]
+    callback = Noting()
+    assert_as_undisturbed(resume(run, [callback]), tmp_path / "whole", checkpoint={"state_seconds": 3600})
+    assert callback.said("run_begins_anew") == [f"{run} has no state from which it could go on"]
 
 
 # Models that are kept on the way.
@@ -235,13 +235,13 @@ def test_a_torn_model_is_passed_over_and_left(torn: str, tmp_path: Path) -> None
         (model / "model.safetensors").unlink()
     if torn == "metrics that are no JSON":
         (model / "metrics.json").write_text('{"loss": 0.')
-    watcher = Noting()
-    result = resume(run, watcher)
+    callback = Noting()
+    result = resume(run, [callback])
     assert result.error is None
     assert [Path(one.path).name for one, _ in result.best_checkpoints] == [
         f"step_000000{step}" for step in (10, 15, 20)
     ]
-    (skipped,) = watcher.said("model_skipped")
+    (skipped,) = callback.said("model_skipped")
     assert str(model) in skipped
     assert model.is_dir()
 

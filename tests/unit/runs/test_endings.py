@@ -165,8 +165,8 @@ def test_data_that_raise_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["peers", "peers, stacked", "pairs", "server"])
 def test_an_evaluation_that_raises_costs_no_training(family: str, tmp_path: Path) -> None:
-    watcher = Noting()
-    result = fit(tmp_path, watcher, task={"model": FailingWhenEvaluated}, **FAMILIES[family])
+    callback = Noting()
+    result = fit(tmp_path, callback, task={"model": FailingWhenEvaluated}, **FAMILIES[family])
     assert isinstance(result.error, StepError)
     assert str(result.error).startswith("evaluation of ")
     assert "at step 4: KeyError: 'evaluated' (" in str(result.error)
@@ -175,7 +175,7 @@ def test_an_evaluation_that_raises_costs_no_training(family: str, tmp_path: Path
     assert result.metrics["step"] == 12
     assert math.isnan(result.metrics["test_loss"])
     assert summary_of(result)["final"]["averaged"]["test_loss"] is None
-    assert 1 <= len(watcher.said("evaluation_failed")) <= 3
+    assert 1 <= len(callback.said("evaluation_failed")) <= 3
     assert len((Path(result.path) / "events.jsonl").read_text().splitlines()) >= 3
 
 
@@ -205,10 +205,10 @@ class Unwritten(Callback):
         self.told: set[str] = set()
         self.__name__ = "odd"
 
-    def stepped(self, report: StepReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         self.told.add("stepped")
 
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.told.add("evaluated")
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Any:
@@ -284,9 +284,9 @@ def test_errors_are_one_short_line_whatever_they_say() -> None:
     assert described_text(text) == "ValueError: boom (/home/me/mine.py:3)"
 
 
-def test_what_a_watcher_raises_is_raised_again_and_the_files_are_there(tmp_path: Path) -> None:
+def test_what_a_callback_raises_is_raised_again_and_the_files_are_there(tmp_path: Path) -> None:
     class Raising(Callback):
-        def evaluated(self, rows: Any) -> None:
+        def on_evaluation(self, rows: Any) -> None:
             raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ray_pcasgd.runs.interrupting import RunInterrupted
+from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.schedule.trace import read_rows
 from tests.comparing import assert_same_metrics, assert_same_to_the_bit
@@ -25,16 +26,16 @@ class Interrupting(Noting):
         self.interrupt = interrupt
         self.times = times
 
-    def stepped(self, report: Any) -> None:
+    def on_step(self, report: Any) -> None:
         if report.row.step >= self.at_step and self.times:
             self.times -= 1
             self.interrupt()
 
-    def evaluated(self, rows: Any) -> None:
+    def on_evaluation(self, rows: Any) -> None:
         if self.times > 1:
             self.interrupt()
 
-    def finished(self) -> None:
+    def on_end(self, result: Result) -> None:
         if self.times > 1:
             self.interrupt()
 
@@ -52,20 +53,20 @@ def raise_it() -> None:
 def test_ctrl_c_keeps_a_state_from_which_the_run_goes_on_to_the_bit(
     interrupt: Any, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    watcher = Interrupting(6, interrupt)
+    callback = Interrupting(6, interrupt)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        fit(tmp_path / "lost", watcher, **changes)
+        fit(tmp_path / "lost", callback, **changes)
     run = tmp_path / "lost" / "first"
     assert isinstance(stopped.value, RunInterrupted)
     assert str(stopped.value) == f"interrupted; go on with: ray-pcasgd train --resume {run}"
-    assert len(watcher.said("interrupted")) == 1
+    assert len(callback.said("interrupted")) == 1
     summary = summary_of(stopped.value.result)
     assert (summary["status"], summary["error"]) == ("interrupted", "interrupted")
     assert (run / "schedule.parquet").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    watcher = Interrupting(99, interrupt)
-    again, whole = resume(run, watcher), fit(tmp_path / "whole", **changes)
-    (resumed,) = watcher.said("run_resumed")
+    callback = Interrupting(99, interrupt)
+    again, whole = resume(run, [callback]), fit(tmp_path / "whole", **changes)
+    (resumed,) = callback.said("run_resumed")
     assert changes or resumed in [f"going on from the state of step {step}" for step in (5, 6, 7)]
     assert_same_to_the_bit(again, whole)
     assert_same_metrics(again, whole)
@@ -97,11 +98,11 @@ def test_ctrl_c_says_where_there_is_no_state_to_go_on_from(changes: dict[str, An
 def test_a_remote_run_that_is_interrupted_goes_on_from_its_remote_folder(tmp_path: Path) -> None:
     storage = f"file://{tmp_path}/storage"
     with pytest.raises(RunInterrupted) as stopped:
-        Trainer(SMALL, storage_path=storage, watcher=Interrupting(6, press)).fit()
+        Trainer(SMALL, storage_path=storage, callbacks=[Interrupting(6, press)]).fit()
     assert str(stopped.value) == f"interrupted; go on with: ray-pcasgd train --resume {storage}/first"
-    watcher = Noting()
-    assert resume(f"{storage}/first", watcher).error is None
-    assert watcher.said("run_resumed")
+    callback = Noting()
+    assert resume(f"{storage}/first", [callback]).error is None
+    assert callback.said("run_resumed")
 
 
 def test_a_program_s_own_handler_stays_in_place_and_one_that_tune_has_left_gives_way(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import SettingsError
@@ -97,14 +98,14 @@ class Raising(Unusual):
 def test_there_is_always_a_model_s_file_that_runs_no_code(
     factory: Any, kind: str, file: str, absent: list[str], tmp_path: Path
 ) -> None:
-    watcher = Noting()
+    callback = Noting()
     kept = {"every_evaluations": 1, "num_to_keep": 1}
-    result = fit(tmp_path, watcher, task={"model": lambda: factory(kind)}, checkpoint=kept)
+    result = fit(tmp_path, callback, task={"model": lambda: factory(kind)}, checkpoint=kept)
     assert result.error is None
     assert_all_there(result)
     folder = Path(result.path)
     assert [path.name for path in folder.glob("model.*")] == [file]
-    formats = watcher.said("model_format")
+    formats = callback.said("model_format")
     assert len(formats) == (file != "model.safetensors" or kind == "raising")
     if absent:
         assert "left out, because no file holds it without running code: _extra_state" in formats[0]
@@ -172,11 +173,11 @@ def test_storage_that_takes_nothing_is_refused_before_the_first_step(
     steps: list[Any] = []
 
     class Steps(Callback):
-        def started(self, plan: Any, path: Path) -> None:
+        def on_start(self, plan: Any, path: Path) -> None:
             steps.append(path)
 
     with pytest.raises(SettingsError) as error:
-        Trainer(SMALL, storage_path=storage, watcher=Steps()).fit()
+        Trainer(SMALL, storage_path=storage, callbacks=[Steps()]).fit()
     assert str(error.value).startswith(f"storage_path = {yaml_value(storage)}: {expected}")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 800
@@ -188,11 +189,11 @@ def test_a_remote_folder_has_the_settings_before_the_first_step(tmp_path: Path) 
     seen: list[set[str]] = []
 
     class Looking(Callback):
-        def started(self, plan: Any, path: Path) -> None:
+        def on_start(self, plan: Any, path: Path) -> None:
             seen.append(names_in(tmp_path / "storage" / "first"))
 
     storage = f"file://{tmp_path}/storage"
-    assert Trainer(SMALL, storage_path=storage, watcher=Looking()).fit().error is None
+    assert Trainer(SMALL, storage_path=storage, callbacks=[Looking()]).fit().error is None
     assert seen == [{"config.yaml"}]
 
 
@@ -200,12 +201,14 @@ def test_storage_that_is_lost_at_the_end_leaves_the_files_here(tmp_path: Path) -
     storage = tmp_path / "storage"
 
     class TakingAway(Callback):
-        def finished(self) -> None:
+        def on_step(self, report: StepReport) -> None:
+            if report.row[:2] != (0, SMALL["num_steps"] - 1):
+                return
             (storage / "first" / "config.yaml").unlink()
             (storage / "first").rmdir()
             (storage / "first").write_text("in the way")
 
-    result = Trainer(SMALL, storage_path=f"file://{storage}", watcher=TakingAway()).fit()
+    result = Trainer(SMALL, storage_path=f"file://{storage}", callbacks=[TakingAway()]).fit()
     assert f"storage_path = 'file://{storage}': cannot be written (" in str(result.error)
     assert f"the run's files are in {result.path}" in str(result.error)
     assert_all_there(result)
@@ -215,7 +218,7 @@ def test_storage_that_is_lost_at_the_end_leaves_the_files_here(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["metrics.parquet", "schedule.parquet", "model.safetensors", "result.json"])
 def test_one_file_that_cannot_be_written_keeps_no_other_from_it(name: str, tmp_path: Path) -> None:
     class InTheWay(Callback):
-        def started(self, plan: Any, path: Path) -> None:
+        def on_start(self, plan: Any, path: Path) -> None:
             (path / name).mkdir()
 
     result = fit(tmp_path, InTheWay())
@@ -249,20 +252,20 @@ def test_a_file_s_size_that_is_limited_for_a_moment_costs_a_model_and_not_the_ru
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Full(Noting):
-        def stepped(self, report: Any) -> None:
+        def on_step(self, report: Any) -> None:
             if report.row[:2] == (0, 5):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
             if report.row[:2] == (0, 9):
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    watcher = Full()
+    callback = Full()
     try:
-        result = fit(tmp_path, watcher, checkpoint={"every_evaluations": 1, "state_seconds": 0})
+        result = fit(tmp_path, callback, checkpoint={"every_evaluations": 1, "state_seconds": 0})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert result.error is None
-    assert len(watcher.said("model_not_kept")) == 1
-    assert len(watcher.said("state_not_kept")) == 1
+    assert len(callback.said("model_not_kept")) == 1
+    assert len(callback.said("state_not_kept")) == 1
     assert [Path(one.path).name for one, _ in result.best_checkpoints] == ["step_00000004", "step_00000012"]
     assert names_in(Path(result.path) / "checkpoints") == {"step_00000004", "step_00000012"}
     whole = fit(tmp_path / "whole")

@@ -18,7 +18,8 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.storage.names import clear_run
 from ray_pcasgd.runs.trainer import Trainer, resume
-from ray_pcasgd.sweep.packing import read_packs, run_pack
+from ray_pcasgd.sweep.packing import read_packs
+from ray_pcasgd.sweep.trials import run_trial
 from tests.unit.interrupted_runs import (
     KEEPING,
     SMALL,
@@ -56,8 +57,8 @@ def test_a_copy_of_a_remote_run_goes_on_where_it_is_and_nothing_beside_it_is_tou
     (here / "link").symlink_to(here / "runs" / "first")
     before = tree_of(tmp_path)
     monkeypatch.chdir(here / SPELLINGS[spelling])
-    watcher = Noting()
-    result = resume(spelling, watcher)
+    callback = Noting()
+    result = resume(spelling, [callback])
     assert_as_undisturbed(result, tmp_path / "whole")
     after = tree_of(tmp_path)
     own = "here/runs/first/"
@@ -66,7 +67,7 @@ def test_a_copy_of_a_remote_run_goes_on_where_it_is_and_nothing_beside_it_is_tou
     }
     assert (here / "runs" / "first" / "result.json").exists()
     assert Path(result.path).resolve() == here / "runs" / "first"
-    (said,) = watcher.said("not_published")
+    (said,) = callback.said("not_published")
     assert f"is not copied to storage_path = 'file://{tmp_path}/storage'" in said
 
 
@@ -104,14 +105,14 @@ def test_object_storage_is_gone_on_with_and_keeps_what_others_put_there(
         with pytest.raises(SettingsError, match=r"^storage_path = 's3://none.*: cannot be written \(Bucket 'none' not"):
             Trainer(SMALL, storage_path=f"s3://none/runs{options}").fit()
         with pytest.raises(LeaveError):
-            Trainer(SMALL, storage_path=f"s3://bucket/runs{options}", watcher=Noting(15, leave)).fit()
+            Trainer(SMALL, storage_path=f"s3://bucket/runs{options}", callbacks=[Noting(15, leave)]).fit()
         for foreign in ("runs/first/states/000099/notes.txt", "runs/another/result.json"):
             client.put_object(Bucket="bucket", Key=foreign, Body=b"precious")
         location = f"s3://bucket/runs/first{options}"
-        watcher = Noting()
-        result = resume(location, watcher)
+        callback = Noting()
+        result = resume(location, [callback])
         assert result.path == location
-        assert watcher.said("run_resumed")
+        assert callback.said("run_resumed")
         assert_as_undisturbed(result, tmp_path / "whole")
         keys = {item["Key"] for item in client.list_objects_v2(Bucket="bucket")["Contents"]}
         files = {key for key in keys if not key.endswith("/")}
@@ -193,7 +194,7 @@ def test_a_pack_s_names_lead_out_of_no_folder(tmp_path: Path) -> None:
     packs = read_packs(tmp_path / "sweep")
     assert packs is not None
     with pytest.raises(SettingsError, match=r"^name = '\.\./\.\./precious': allowed is text of the form"):
-        run_pack({"pack": 0}, packs, load_config(SMALL), str(tmp_path / "sweep" / "runs"), 60.0, str(tmp_path))
+        run_trial({"pack": 0}, load_config(SMALL), str(tmp_path / "sweep" / "runs"), 60.0, str(tmp_path), packs=packs)
     assert (tmp_path / "precious" / "config.yaml").exists()
 
 
@@ -223,11 +224,11 @@ def test_a_second_driver_is_refused_while_the_first_one_runs(
     refused: list[Any] = []
 
     class Second(Callback):
-        def stepped(self, report: Any) -> None:
+        def on_step(self, report: Any) -> None:
             if not refused:
                 refused.append(command(["train", "--resume", str(run)], capsys))
 
-    assert resume(run, Second()).error is None
+    assert resume(run, [Second()]).error is None
     line = f"error: {run}: another driver is running this run; allowed is one driver at a time"
     assert refused == [(2, [], [line])]
 
@@ -236,12 +237,12 @@ def test_a_new_run_is_locked_from_its_first_moment_and_free_once_it_has_ended(tm
     refused: list[str] = []
 
     class Second(Callback):
-        def started(self, plan: Any, path: Path) -> None:
+        def on_start(self, plan: Any, path: Path) -> None:
             with pytest.raises(SettingsError) as error:
                 resume(path)
             refused.append(str(error.value))
 
-    result = Trainer(SMALL, storage_path=str(tmp_path), watcher=Second(), step_size=1e30).fit()
+    result = Trainer(SMALL, storage_path=str(tmp_path), callbacks=[Second()], step_size=1e30).fit()
     assert result.error is not None
     assert "another driver" in refused[0]
     assert "loss" in str(resume(tmp_path / "first").error)  # it fails again, but nobody is in its way
@@ -280,8 +281,8 @@ def test_a_forked_child_that_outlives_its_driver_does_not_hold_the_lock(tmp_path
 
 def test_a_folder_that_is_deleted_on_the_way_is_named_and_its_files_are_elsewhere(tmp_path: Path) -> None:
     run = tmp_path / "lost" / "first"
-    watcher = Noting(10, lambda: shutil.rmtree(run))
-    result = Trainer(SMALL, **KEEPING, storage_path=str(tmp_path / "lost"), watcher=watcher).fit()
+    callback = Noting(10, lambda: shutil.rmtree(run))
+    result = Trainer(SMALL, **KEEPING, storage_path=str(tmp_path / "lost"), callbacks=[callback]).fit()
     assert str(run) in str(result.error)
     assert result.path in str(result.error)
     summary = json.loads((Path(result.path) / "result.json").read_text())
@@ -289,7 +290,7 @@ def test_a_folder_that_is_deleted_on_the_way_is_named_and_its_files_are_elsewher
     assert {"config.yaml", "events.jsonl", "metrics.parquet", "schedule.parquet", "model.safetensors"} <= {
         path.name for path in Path(result.path).iterdir()
     }
-    assert "storage_failed" in {event.kind for event in watcher.events}
+    assert "storage_failed" in {event.kind for event in callback.events}
     assert not run.exists()
 
 
@@ -301,7 +302,7 @@ def test_a_folder_in_the_place_of_a_deleted_one_is_not_written_to(tmp_path: Path
         run.mkdir()
         (run / "config.yaml").write_text("of another run")
 
-    result = Trainer(SMALL, storage_path=str(tmp_path / "lost"), watcher=Noting(10, another)).fit()
+    result = Trainer(SMALL, storage_path=str(tmp_path / "lost"), callbacks=[Noting(10, another)]).fit()
     assert result.path in str(result.error)
     assert [path.name for path in run.iterdir()] == ["config.yaml"]
     assert Path(result.path) != run

@@ -62,9 +62,9 @@ def test_a_damaged_state_gives_way_to_an_older_one(damage: str, tmp_path: Path) 
         (newest / "checksum").unlink()
     else:
         newest.rename(newest.with_suffix(".unfinished"))
-    watcher = Noting(99, None)
-    assert_as_undisturbed(resume(run, watcher), tmp_path / "whole")
-    skipped = [event.detail for event in watcher.events if event.kind == "state_skipped"]
+    callback = Noting(99, None)
+    assert_as_undisturbed(resume(run, [callback]), tmp_path / "whole")
+    skipped = [event.detail for event in callback.events if event.kind == "state_skipped"]
     assert len(skipped) == (damage != "unfinished")
     assert all(str(newest) in detail and "an older one is taken" in detail for detail in skipped)
 
@@ -101,17 +101,17 @@ def test_states_are_kept_no_more_often_than_asked(tmp_path: Path) -> None:
     pauses: list[Pause] = []
 
     class Counting(Callback):
-        def paused(self, pause: Pause, state: Any) -> None:
+        def on_pause(self, pause: Pause, state: Any) -> None:
             pauses.append(pause)
 
     never = Trainer(
-        SMALL | {"checkpoint": {"state_seconds": None}}, storage_path=str(tmp_path), watcher=Noting(15, leave)
+        SMALL | {"checkpoint": {"state_seconds": None}}, storage_path=str(tmp_path), callbacks=[Noting(15, leave)]
     )
     with pytest.raises(LeaveError):
         never.fit()
     assert not (tmp_path / "first" / "states").exists()
     rarely = SMALL | {"checkpoint": {"state_seconds": 3600}, "name": "rarely"}
-    Trainer(rarely, storage_path=str(tmp_path), watcher=Counting()).fit()
+    Trainer(rarely, storage_path=str(tmp_path), callbacks=[Counting()]).fit()
     assert len(pauses) >= 3
     assert not (tmp_path / "rarely" / "states").exists()
 
@@ -123,11 +123,11 @@ def test_a_run_outlives_its_folder_and_says_where_its_files_are(tmp_path: Path) 
         shutil.rmtree(folder)
         folder.write_text("in the way")
 
-    watcher = Noting(10, take_away)
-    result = Trainer(SMALL, storage_path=str(tmp_path / "lost"), watcher=watcher).fit()
+    callback = Noting(10, take_away)
+    result = Trainer(SMALL, storage_path=str(tmp_path / "lost"), callbacks=[callback]).fit()
     assert "could not be written" in str(result.error)
     assert result.path in str(result.error)
-    assert {"storage_failed", "state_not_kept"} <= {event.kind for event in watcher.events}
+    assert {"storage_failed", "state_not_kept"} <= {event.kind for event in callback.events}
     whole = Trainer(SMALL, storage_path=str(tmp_path / "whole")).fit()
     assert result.checkpoint
     assert whole.checkpoint

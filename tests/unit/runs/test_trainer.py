@@ -18,6 +18,7 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.trace import read_rows, trace_hash
 
@@ -120,33 +121,63 @@ class Recorder(Callback):
         self.told: list[str] = []
         self.steps: list[tuple[int, int]] = []
 
-    def started(self, plan: Plan, path: Path) -> None:
+    def on_start(self, plan: Plan, path: Path) -> None:
         self.told.append(f"started {plan.config.num_agents} {path.is_dir()}")
 
-    def stepped(self, report: StepReport) -> None:
+    def on_step(self, report: StepReport) -> None:
         self.steps.append(report.row[:2])
 
-    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             self.told.append(f"evaluated {rows[-1]['step']} {[row['agent'] for row in rows]}")
 
-    def happened(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         self.told.append(event.kind)
 
-    def finished(self) -> None:
-        self.told.append("finished")
+    def on_checkpoint(self, checkpoint: Checkpoint, metrics: Mapping[str, Any]) -> None:
+        assert set(checkpoint.state_dict())
+        self.told.append(f"kept {Path(checkpoint.path).name} {sorted(metrics)}")
+
+    def on_end(self, result: Result) -> None:
+        ended = json.loads((Path(result.path) / "result.json").read_text())
+        self.told.append(f"ended {ended['status']} {result.error}")
 
 
-def test_a_watcher_is_told_everything_in_order(tmp_path: Path) -> None:
-    watcher = Recorder()
-    Trainer(SMALL, num_agents=2, num_steps=20, watcher=watcher, storage_path=str(tmp_path)).fit()
-    assert watcher.told == [
-        "started 2 True",
-        f"evaluated 10 [0, 1, {pd.NA!r}]",
-        f"evaluated 20 [0, 1, {pd.NA!r}]",
-        "finished",
-    ]
-    assert sorted(watcher.steps) == [(agent, step) for agent in range(2) for step in range(20)]
+def test_the_hooks_of_callbacks_are_called_in_order(tmp_path: Path) -> None:
+    callbacks = [Recorder(), Recorder()]
+    kept = {"every_evaluations": 2, "num_to_keep": 1}
+    settings = SMALL | {"num_agents": 2, "num_steps": 20, "checkpoint": kept, "storage_path": str(tmp_path)}
+    Trainer(settings, callbacks=callbacks).fit()
+    for callback in callbacks:
+        assert callback.told == [
+            "started 2 True",
+            f"evaluated 10 [0, 1, {pd.NA!r}]",
+            f"evaluated 20 [0, 1, {pd.NA!r}]",
+            "kept step_00000020 ['accuracy', 'loss']",
+            "ended finished None",
+        ]
+        assert sorted(callback.steps) == [(agent, step) for agent in range(2) for step in range(20)]
+
+
+@pytest.mark.parametrize("wrong", [Recorder(), [Recorder], [Recorder(), None], "terminal"], ids=str)
+def test_callbacks_that_are_none_are_refused_before_anything_is_made(wrong: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"^callbacks(\.[01])? = .*: allowed is a list of objects of classes"
+    ) as refused:
+        Trainer(SMALL, callbacks=wrong, storage_path=str(tmp_path))
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_callback_raises_at_the_end_is_raised_once_all_have_been_called(tmp_path: Path) -> None:
+    class Raising(Callback):
+        def on_end(self, result: Result) -> None:
+            raise OSError("no mail today")
+
+    last = Recorder()
+    with pytest.raises(OSError, match="no mail today"):
+        Trainer(SMALL, num_steps=2, callbacks=[Raising(), last], storage_path=str(tmp_path)).fit()
+    assert last.told[-1] == "ended finished None"
 
 
 # Failed runs.
@@ -168,13 +199,13 @@ class Broken(nn.Module):
 
 
 def test_a_failed_run_leaves_what_it_had(tmp_path: Path) -> None:
-    watcher = Recorder()
+    callback = Recorder()
     task = {"model": {"name": "custom", "factory": Broken}}
     settings = SMALL | {"evaluate_every": 2, "task": task, "storage_path": str(tmp_path)}
-    result = Trainer(settings, watcher=watcher).fit()
+    result = Trainer(settings, callbacks=[callback]).fit()
     assert isinstance(result.error, NonFiniteLossError)
     assert (result.error.agent, result.error.step) == (0, 4)
-    assert watcher.told[-1] == "finished"
+    assert callback.told[-1] == f"ended failed {result.error}"
     folder = Path(result.path)
     assert pd.read_parquet(folder / "metrics.parquet")["step"].max() == 4
     assert result.metrics["step"] == 4
