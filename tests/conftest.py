@@ -14,6 +14,8 @@ from hypothesis import settings
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
+# Ray gives its workers a low priority: next to other programs they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # What the package remembers for its user is none of the tests', nor theirs of each other.
 STATE = tempfile.mkdtemp(prefix="ray_pcasgd_tests_")
@@ -31,7 +33,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that start processes longer: on a busy machine Ray's workers, of a low priority, hardly run."""
+    """Give tests that start processes longer until they count as hanging: they share a busy machine."""
     for item in items:
         within = item.path.parts
         if {"ray", "engines", "cli"} & set(within) and "unit" not in within and not item.get_closest_marker("timeout"):

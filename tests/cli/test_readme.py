@@ -28,7 +28,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     binaries = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "RAY_ADDRESS": ""}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=550, check=False
     )
 
 

@@ -120,7 +120,7 @@ def test_pairs_go_on_without_an_agent_that_is_gone_or_hangs(
 ) -> None:
     killer = Fault(12, act(lost))
     settings = PAIRS | {"num_steps": 80, "max_failures": 0}
-    result = fit(tmp_path, killer, engine=LIVE | {"message_seconds": 3}, **settings)
+    result = fit(tmp_path, killer, engine=LIVE | {"message_seconds": 10}, **settings)
     assert isinstance(result.error, RunError)
     assert f"agent {lost} lost" in str(result.error)
     rows, _ = read_rows(Path(result.path) / "schedule.parquet")
