@@ -12,7 +12,6 @@ from pydantic import (
 )
 
 from ray_pcasgd.agents.optimizer import SGD
-from ray_pcasgd.agents.pair import ADPSGD
 from ray_pcasgd.agents.reliability import ByStaleness, Reliability
 from ray_pcasgd.agents.replica import MixedBuffers
 from ray_pcasgd.base.curves import Constant, Curve
@@ -20,6 +19,7 @@ from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.rules import PCASGD, Algorithm
+from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay

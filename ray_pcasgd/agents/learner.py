@@ -3,22 +3,20 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
-from ray_pcasgd.agents.optimizer import SGD
-from ray_pcasgd.agents.replica import MixedBuffers, Replica, unflatten
+from ray_pcasgd.agents.participant import LearnerSpec
+from ray_pcasgd.agents.replica import unflatten
 from ray_pcasgd.base import numerics
-from ray_pcasgd.base.curves import Curve
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
-from ray_pcasgd.tasks.task import Task, TaskData
+from ray_pcasgd.tasks.task import TaskData
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -59,56 +57,6 @@ class ModelError(LearnerError):
         return f"agent {self.agent} at step {self.step}: {self.reason}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What all agents of any run share."""
-
-    seed: int
-    num_steps: int
-    batch_size: int
-    optimizer: SGD
-    step_size: Curve
-    warmup_steps: int
-    task: Task
-    device: str
-    evaluate_every: int
-    """Steps from one evaluation to the next; there is also one after the last step."""
-    isolate_non_finite: bool = False
-    """Whether an agent whose loss is not finite leaves the run alone, instead of ending it."""
-    mixed_buffers: MixedBuffers = "statistics"
-    """Which buffers are averaged."""
-
-    def build(self, data: TaskData) -> Replica:
-        """Return a new replica of the model."""
-        return Replica(self.task.build_model(data, self.seed), torch.device(self.device), self.mixed_buffers)
-
-    def step_size_at(self, step: int) -> float:
-        """Return eta at ``step``, with the linear warm-up of the first ``warmup_steps`` steps."""
-        eta = self.step_size.at(step)
-        return eta * (step + 1) / self.warmup_steps if step < self.warmup_steps else eta
-
-    def evaluates_at(self, progress: int) -> bool:
-        """Return whether an agent is evaluated that has taken ``progress`` steps."""
-        return progress % self.evaluate_every == 0 or progress == self.num_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnerSpec:
-    """What any agent is built from, where it lives."""
-
-    agent: int
-    recipe: Training
-    neighbors: tuple[int, ...]
-    """Sorted."""
-    shard: Any
-    """Indices of the agent's training samples, a NumPy integer array."""
-
-    @property
-    def receivers(self) -> tuple[int, ...]:
-        """Who may be sent messages."""
-        return self.neighbors
-
-
 class Learner:
     """One agent's replica, batches and optimizer."""
 
@@ -132,6 +80,11 @@ class Learner:
     def progress(self) -> int:
         """Steps taken so far, of ``num_steps``."""
         return self.version
+
+    @property
+    def device(self) -> torch.device:
+        """Where the agent computes."""
+        return self.replica.device
 
     def stream(self, purpose: str) -> Batches | StreamBatches:
         """Return the mini-batches of one of the agent's streams."""

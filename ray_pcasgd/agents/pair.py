@@ -2,26 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ray_pcasgd.agents.learner import Learner, LearnerSpec, Training
-from ray_pcasgd.base.settings import Settings
-from ray_pcasgd.records import Snapshot, Version
+from ray_pcasgd.agents.learner import Learner
+from ray_pcasgd.agents.participant import (
+    NO_LOSS,
+    Family,
+    LearnerSpec,
+    Outcome,
+    Participant,
+    Published,
+    Received,
+    Training,
+)
+from ray_pcasgd.records import Row, Snapshot, Version
 from ray_pcasgd.tasks.task import TaskData
 
-
-class ADPSGD(Settings):
-    """AD-PSGD: once its gradient is ready, an agent averages with one random neighbor, then takes its own step.
-
-    ``x_i, x_k <- (x_i + x_k) / 2`` as one act, then ``x_i <- x_i - eta u_i``, with ``u_i`` at the weights that i had
-    when it began to compute. Only active agents ask, only passive ones are asked, at any moment: no agent that waits
-    is itself waited for, so there is no deadlock (section 4 of the paper).
-    """
-
-    name: Literal["ad-psgd"] = "ad-psgd"
+PAIRS = Family(slack=0, retention="counted", exchanges=True, has_states=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +31,29 @@ class PairSpec(LearnerSpec):
     is_active: bool
     """Whether it asks its neighbors; if not, they ask it."""
 
+    @property
+    def family(self) -> Family:
+        """What the agent has in common with those of its family."""
+        return PAIRS
 
-class PairPeer(Learner):
+    def build(self, data: TaskData) -> "PairPeer":
+        """Return the agent."""
+        return PairPeer(self, data)
+
+
+class PairPeer(Learner, Participant):
     """One agent. ``step`` is its own; ``answer`` may come at any moment, also while it computes.
 
     Each of the two makes a version; ``progress`` counts the agent's own steps alone.
     """
 
+    spec: PairSpec
+
     def __init__(self, spec: PairSpec, data: TaskData) -> None:
         super().__init__(spec, data)
         self.steps = 0
+        self.loss: float | None = None
+        """Of the next own step, where it is computed already."""
         self.computed_at = Version(self.weights, self.buffers)
         """What its own last step left, where its next gradient is computed, and where it is tested."""
         self.passed = self.computed_at
@@ -51,6 +63,44 @@ class PairPeer(Learner):
     def progress(self) -> int:
         """Its own steps so far, of ``num_steps``."""
         return self.steps
+
+    @property
+    def has_to_prepare(self) -> bool:
+        """Whether the next own step's gradient is still to be computed."""
+        return self.loss is None and self.is_running
+
+    def prepare(self, loss: float | None = None) -> None:
+        """Compute the next own step's gradient."""
+        self.loss = self.check_finite(self.compute() if loss is None else loss)
+
+    def take(self, row: Row, received: Sequence[Received]) -> Outcome:
+        """Take an own step, average as an agent asks that does so, or come back as the agent of a recorded run did."""
+        found = [Version(one.weights, one.buffers) for one in received]
+        if row.kind == "passive":
+            self.answer(found[0])
+            return NO_LOSS
+        if row.kind == "rejoined":
+            steps = self.steps
+            vars(self).update(vars(PairPeer(self.spec, self.data)))  # a lost agent has left nothing else
+            self.rejoin(found, row.step + 1, steps)
+            return NO_LOSS
+        loss, self.loss = self.loss, None
+        assert loss is not None
+        self.step(found[0] if found else None)
+        return Outcome(loss, {})
+
+    def message(self, row: Row | None) -> Published:
+        """Return the present version, as it is published."""
+        return Published(self.weights, self.buffers)
+
+    def evaluation_point(self, row: Row) -> int | None:
+        """Return the progress at which there is an evaluation after a row: after own steps alone."""
+        is_due = row.kind == "step" and self.spec.recipe.evaluates_at(self.progress)
+        return self.progress if is_due else None
+
+    def bytes_sent(self, row: Row) -> int:
+        """Return the bytes that are sent for a row."""
+        return self.message_bytes * len(row.reads)
 
     @property
     def present(self) -> Version:

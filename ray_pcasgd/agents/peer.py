@@ -1,6 +1,6 @@
 """An agent: its replica, its optimizer, its batches and its rule. No clock, no Ray, no files."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,15 +8,30 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.drift import DriftHistory
-from ray_pcasgd.agents.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.agents.learner import Learner
+from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
+from ray_pcasgd.agents.participant import (
+    NO_LOSS,
+    Family,
+    LearnerSpec,
+    Outcome,
+    Participant,
+    Published,
+    Received,
+    Training,
+)
 from ray_pcasgd.agents.reliability import ByCluster, ByStaleness
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
-from ray_pcasgd.records import Own, Read, Reads, Snapshot, Update
+from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.tasks.task import TaskData
 
 _SHORTEST_PATH = 64
 """Own steps that are remembered in any run whose rule asks for them."""
+
+PEERS = Family(slack=FALLBACK_VERSIONS, runs_ahead=True)
+PUSHING_PEERS = Family(slack=FALLBACK_VERSIONS, retention="once", runs_ahead=True)
+"""Those who push shares of their mass, each of which is read once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +66,18 @@ class AgentSpec(LearnerSpec):
     """Who reads the agent; not given: its neighbors, as on every undirected graph."""
 
     @property
+    def family(self) -> Family:
+        """What the agent has in common with those of its family."""
+        return PUSHING_PEERS if self.recipe.rule.reading == "every" else PEERS
+
+    def build(self, data: TaskData) -> "Peer":
+        """Return the agent."""
+        return Peer(self, data)
+
+    @property
     def receivers(self) -> tuple[int, ...]:
         """Who may be sent messages."""
         return self.neighbors if self.out_neighbors is None else self.out_neighbors
-
-
-class Received(NamedTuple):
-    """One version of a neighbor as it was received."""
-
-    read: Read
-    weights: Tensor
-    buffers: Tensor
-    direction: Tensor | None
-    """Required where ``Recipe.needs_direction`` says so."""
-    mass: float = 1.0
-    """Of the sender's version, where rules push shares of it."""
 
 
 class Gathered(NamedTuple):
@@ -86,19 +98,23 @@ class Gathered(NamedTuple):
     buffers: tuple[Tensor, ...]
 
 
-class Peer(Learner):
-    """One peer of a run: ``step(received)`` takes it from one version to the next.
+class Peer(Learner, Participant):
+    """One peer of a run.
 
-    A step is ``compute`` (mini-batch, loss, direction at the current weights) and then ``apply`` (the rule over what
+    A step is ``prepare`` (mini-batch, loss, direction at the current weights) and then ``take`` (the rule over what
     was read). Engines call the two apart, because a direction is needed by others before its agent has read.
     """
 
     spec: AgentSpec
+    may_be_stacked = True
 
     def __init__(self, spec: AgentSpec, data: TaskData) -> None:
         super().__init__(spec, data)
         rule = spec.recipe.rule
         self.optimizes_later = rule.corrects_gradients
+        self.publishes_directions = rule.needs_directions
+        self.loss: float | None = None
+        """Of the next step, where it is computed already."""
         self.probe_batches = self.stream("probes")
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.mass = 1.0
@@ -133,6 +149,62 @@ class Peer(Learner):
         """Take one whole step; return the mini-batch loss and the rule's measures."""
         loss = self.compute()
         return loss, self.apply(received)
+
+    @property
+    def has_to_prepare(self) -> bool:
+        """Whether the next step's direction is still to be computed."""
+        return self.loss is None and self.is_running
+
+    def prepare(self, loss: float | None = None) -> None:
+        """Compute the next step's direction, or take over one that was computed together with others'."""
+        self.loss = self.check_finite(self.compute() if loss is None else loss)
+
+    def take(self, row: Row, received: Sequence[Received]) -> Outcome:
+        """Take a step, or come back into the run as the agent of a recorded run did."""
+        if row.kind == "rejoined":
+            self.rejoin(received, row.step + 1)
+            return NO_LOSS
+        return self.taken(self.apply(received, len(row.held)))
+
+    def taken(self, measures: dict[str, float]) -> Outcome:
+        """Return what a step came to, whose rule has measured this; the next step has a loss of its own."""
+        loss, self.loss = self.loss, None
+        assert loss is not None
+        return Outcome(loss, measures)
+
+    def message(self, row: Row | None) -> Published:
+        """Return the present version, as it is published."""
+        return Published(self.weights, self.buffers, mass=self.mass)
+
+    def opened(self, read: Read, published: Published) -> Received:
+        """Return a neighbor's version as this agent reads it; one that has left the run has moved nowhere since."""
+        received = super().opened(read, published)
+        if received.direction is None and self.publishes_directions:
+            return received._replace(direction=torch.zeros_like(published.weights))
+        return received
+
+    def needs_direction(self, read: Read) -> bool:
+        """Return whether the direction at a version is needed, not its weights alone."""
+        return self.spec.recipe.needs_direction(self.spec.agent, read)
+
+    def is_own(self, row: Row) -> bool:
+        """Return whether a schedule's row is one that the run takes: a recorded one may have more steps."""
+        return row.step < self.spec.recipe.num_steps
+
+    def batch_key(self, row: Row) -> Hashable | None:
+        """Return what rows have in common that may run as one batch: as much to gather, and alike in probing."""
+        if row.kind == "rejoined":
+            return None
+        gathers = len(row.reads) if self.pushes else len(self.spec.neighbors)
+        return gathers, self.spec.recipe.rule.probes_at(row.step)
+
+    def evaluation_point(self, row: Row) -> int | None:
+        """Return the progress at which there is an evaluation now, if there is one."""
+        return self.progress if self.spec.recipe.evaluates_at(self.progress) else None
+
+    def bytes_sent(self, row: Row) -> int:
+        """Return the bytes that are sent of the present version."""
+        return self.message_bytes * len(self.receivers())
 
     def gather(self, received: Sequence[Received], held: int = 0) -> Gathered:
         """Return what the rule is going to see, neighbor by neighbor; those that were not read have weight 0."""
@@ -318,6 +390,7 @@ class Peer(Learner):
                 self.buffers = mean.clone()
             self.forget_local()
         self.load()
+        self.loss = None
         self.direction = torch.zeros_like(self.weights)
         self.reset_memory()
         self.mass = 1.0
@@ -347,6 +420,7 @@ class Peer(Learner):
         """Return all that the steps to come depend on; its tensors are the agent's own."""
         return {
             "version": self.version,
+            "loss": self.loss,
             "weights": self.weights,
             "buffers": self.buffers,
             "running_buffers": self.running_buffers,
@@ -364,7 +438,7 @@ class Peer(Learner):
     def restore(self, state: State) -> None:
         """Go on from a state of an agent with the same settings, numbers excepted."""
         device = self.replica.device
-        self.version, self.mass = state["version"], state["mass"]
+        self.version, self.mass, self.loss = state["version"], state["mass"], state["loss"]
         self.weights, self.buffers, self.direction = (
             state[name].to(device) for name in ("weights", "buffers", "direction")
         )

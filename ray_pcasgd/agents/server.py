@@ -1,54 +1,25 @@
-"""Workers and their servers: the same shape as peers, a server's neighbors being its workers."""
+"""Servers: each holds a part of the weights, and moves it by what its workers send."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ray_pcasgd.agents.learner import Learner, LearnerSpec, ModelError, NonFiniteLossError, Training
-from ray_pcasgd.agents.local_tensors import is_same, joined
-from ray_pcasgd.agents.optimizer import SGD
+from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.agents.local_tensors import joined
+from ray_pcasgd.agents.participant import Family, LearnerSpec, Outcome, Participant, Published, Received
+from ray_pcasgd.agents.worker import ServerRecipe
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
-from ray_pcasgd.records import Read, Snapshot
+from ray_pcasgd.records import Row, Snapshot
 from ray_pcasgd.rules.correction import Late
-from ray_pcasgd.rules.server import Delivered, ServerRule
+from ray_pcasgd.rules.server import Delivered
 from ray_pcasgd.schedule.plan_servers import Position
 from ray_pcasgd.tasks.task import TaskData
 
-CHANGED_WEIGHTS = (
-    "task.model: a forward pass changes the model's own weights; allowed with a server that holds them are models "
-    "that do not"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerRecipe(Training):
-    """What all workers and servers of a run share."""
-
-    rule: ServerRule
-    num_workers: int
-
-    @property
-    def num_servers(self) -> int:
-        """Servers that share the parameters."""
-        return self.rule.shards
-
-    def part(self, server: int, num_parameters: int) -> slice:
-        """Return the parameters of a server, counted from 0; the parts differ in size by one at most."""
-        share, larger = divmod(num_parameters, self.num_servers)
-        start = server * share + min(server, larger)
-        return slice(start, start + share + (server < larger))
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSpec(LearnerSpec):
-    """What a worker is built from; its neighbors are the servers."""
-
-    recipe: ServerRecipe
+SERVERS = Family(slack=-1, prepares=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,158 +33,25 @@ class ServerSpec(LearnerSpec):
         """The server's number among the servers, from 0."""
         return self.agent - self.recipe.num_workers
 
-
-class Received(NamedTuple):
-    """A message as it was received: a server's part of the weights, or a part of what a worker sends."""
-
-    read: Read
-    vector: Tensor
-    buffers: Tensor
-    """Mixed buffers; the first server's alone, empty elsewhere."""
-    local: Mapping[str, Tensor] = {}
-    """Of a worker: its own tensors that are not as the model was made; to the first server alone."""
-    with_gradient: Tensor | None = None
-    """Of a worker: which parameter tensors got a gradient, shape (T,); not given: all."""
-
-
-class Worker(Learner):
-    """Computes at its servers' weights; ``step`` takes it from one version, which is one message, to the next."""
-
-    spec: WorkerSpec
-
-    def __init__(self, spec: WorkerSpec, data: TaskData) -> None:
-        super().__init__(spec, data)
-        rule = spec.recipe.rule
-        # Momentum and weight decay are the server's, after its correction, unless workers keep weights of their own.
-        self.optimizer = spec.recipe.optimizer if rule.workers_step else SGD()
-        self.optimizer_state = self.optimizer.init(self.weights)
-        self.made = self.replica.copy_of_local()
-        """Its own tensors as the model was made, the same for all."""
-        self.changed_local: dict[str, Tensor] = {}
-        """Those that were changed since, as of its present version."""
-
     @property
-    def progress(self) -> int:
-        """Mini-batches so far."""
-        return self.version * self.spec.recipe.rule.local_steps
+    def family(self) -> Family:
+        """What the agent has in common with those of its family."""
+        return SERVERS
 
-    def begin(self, received: Sequence[Received]) -> None:
-        """Take in the servers' versions, sorted by server."""
-        center = torch.cat([state.vector for state in received])
-        self.weights = self.spec.recipe.rule.begin(self.weights, center)
-        self.buffers = received[0].buffers
-        self.replica.load(self.weights, self.buffers)
-
-    def step(self, received: Sequence[Received], cancelled: Callable[[], bool] = lambda: False) -> float | None:
-        """Compute at what was received what the next message holds, and return the mean loss.
-
-        ``None`` is returned where the work was cancelled; there is a next version all the same.
-
-        Raises:
-            NonFiniteLossError: the loss or the gradient is not finite.
-
-        """
-        self.begin(received)
-        rule = self.spec.recipe.rule
-        losses = []
-        for _ in range(rule.local_steps):
-            loss = self.compute_unless(cancelled, rule.pieces)
-            if loss is None:
-                self.version += 1
-                return None
-            losses.append(self.check_finite(loss))
-            if rule.workers_step:
-                eta = torch.tensor(self.spec.recipe.step_size_at(self.progress + len(losses) - 1))
-                self.weights = self.weights - eta.to(self.weights.device) * self.direction
-                self.replica.load(self.weights, self.replica.buffers.clone())
-        self.finish()
-        return sum(losses) / len(losses)
-
-    def finish(self) -> None:
-        """Make what was computed the next version.
-
-        Raises:
-            NonFiniteLossError: its weights or buffers are not finite.
-
-        """
-        buffers = self.replica.buffers.clone()
-        self.check_version(self.weights, buffers)
-        self.buffers = buffers
-        self.changed_local = {
-            name: tensor.clone()
-            for name, tensor in self.replica.local().items()
-            if name not in self.made or not is_same(tensor, self.made[name])
-        }
-        self.version += 1
-
-    def take_weights(self) -> None:
-        """Go on from the weights that the forward pass has left, where the worker has weights of its own."""
-        if self.spec.recipe.rule.workers_step:
-            super().take_weights()
-        elif not torch.equal(self.replica.weights, self.weights):
-            raise ModelError(self.spec.agent, self.progress, CHANGED_WEIGHTS)
-
-    def rejoin(self, received: Sequence[Received], version: int) -> None:
-        """Come back into the run at ``version``, with the servers' weights; what else it remembered is lost."""
-        self.weights = torch.cat([state.vector for state in received])
-        self.buffers = received[0].buffers
-        self.optimizer_state = self.optimizer.init(self.weights)
-        self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
-        self.changed_local = {}
-        self.version = version
-        self.batches.restore(self.progress)
-
-    def state(self) -> State:
-        """Return all that the steps to come depend on; its tensors are the worker's own."""
-        return {
-            "version": self.version,
-            "progress": self.progress,
-            "weights": self.weights,
-            "buffers": self.buffers,
-            "local": self.replica.local(),
-            "batches": self.batches.state(),
-            "optimizer": leaves_of(self.optimizer_state),
-        }
-
-    def restore(self, state: State) -> None:
-        """Go on from a state of a worker with the same settings."""
-        device = self.weights.device
-        self.version = state["version"]
-        self.weights, self.buffers = state["weights"].to(device), state["buffers"].to(device)
-        self.replica.load_local(state["local"])
-        self.batches.restore(state["batches"])
-        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
-
-    def skip(self) -> None:
-        """Pass over a step whose work was cancelled, with its mini-batches."""
-        for _ in range(self.spec.recipe.rule.local_steps):
-            self.skip_batch()
-        self.version += 1
-
-    @property
-    def own_step_size(self) -> float:
-        """0: the server tests what becomes of a gradient, and the worker's own weights are tested as they are sent."""
-        return 0.0
-
-    @property
-    def message(self) -> Tensor:
-        """What the worker sends: its gradient, or its weights; shape (D,)."""
-        return self.weights if self.spec.recipe.rule.workers_step else self.direction
-
-    @property
-    def message_bytes(self) -> int:
-        """Bytes of one step's messages to all servers."""
-        own = sum(tensor.nbytes for tensor in self.changed_local.values())
-        return 4 * (self.weights.numel() + self.buffers.numel()) + own
+    def build(self, data: TaskData) -> "Server":
+        """Return the agent."""
+        return Server(self, data)
 
 
-class Server:
+class Server(Participant):
     """Holds a part of the weights; ``step`` takes it over one update to its next version."""
+
+    spec: ServerSpec
+    evaluates = False
 
     def __init__(self, spec: ServerSpec, data: TaskData) -> None:
         recipe = spec.recipe
         self.spec = spec
-        self.device = torch.device(recipe.device)
         replica = recipe.build(data)
         self.sizes = replica.sizes
         self.version = 0
@@ -233,6 +71,13 @@ class Server:
         self.position = Position(recipe.num_workers, recipe.rule.local_steps)
         self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap else {}
         """Where the correction needs the gap: weights by version, of those that workers compute at, and the newest."""
+        self.progress_before = 0
+        """Its progress before the row that was taken last."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the agent computes."""
+        return torch.device(self.spec.recipe.device)
 
     @property
     def progress(self) -> int:
@@ -243,6 +88,26 @@ class Server:
     def is_done(self) -> bool:
         """Whether all steps of the run are taken."""
         return self.progress >= self.spec.recipe.num_steps
+
+    def take(self, row: Row, received: Sequence[Received]) -> Outcome:
+        """Take one update; its loss is the mean of those that come with the gradients."""
+        self.progress_before = self.progress
+        measures = self.step(received)
+        losses = [one.note.loss for one in received if one.note is not None]
+        return Outcome(sum(losses) / len(losses), measures)
+
+    def message(self, row: Row | None) -> Published:
+        """Return the present version, as it is published."""
+        return Published(self.weights, self.buffers)
+
+    def is_late(self, published: Published) -> bool:
+        """Return whether an update has cancelled a gradient since it was begun."""
+        cancels = self.spec.recipe.rule.gathering.cancels
+        return cancels and published.notes[self.spec.agent].round < self.version
+
+    def bytes_sent(self, row: Row) -> int:
+        """Return the bytes that are sent for an update: its version, to each worker whose gradients it took."""
+        return self.message_bytes * len(row.reads)
 
     def step(self, received: Sequence[Received]) -> dict[str, float]:
         """Take one update over what was received, sorted by worker and version; return what was measured.
@@ -326,7 +191,7 @@ class Server:
         tau, workers = (
             torch.tensor(float(number), device=self.device) for number in (read.staleness, recipe.num_workers)
         )
-        return Delivered(read.neighbor, Late(state.vector, gap, tau, eta, workers))
+        return Delivered(read.neighbor, Late(state.weights, gap, tau, eta, workers))
 
     @property
     def message_bytes(self) -> int:
@@ -337,11 +202,11 @@ class Server:
         """Return the server's part of the replica as the current version left it."""
         return Snapshot(self.weights, self.buffers, self.local)
 
-    def evaluation_point(self, progress_before: int) -> int | None:
+    def evaluation_point(self, row: Row) -> int | None:
         """Return the progress that the last update has reached and that is evaluated, if there is one."""
         recipe = self.spec.recipe
         if self.is_done:
             return recipe.num_steps
         every = recipe.evaluate_every
         reached = self.progress // every * every
-        return reached if reached > progress_before else None
+        return reached if reached > self.progress_before else None

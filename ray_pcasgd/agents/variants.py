@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.agents.peer import AgentSpec, Peer, Received
+from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Received
+from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.base.numerics import is_finite
-from ray_pcasgd.records import Own, Reads, Snapshot, Update
+from ray_pcasgd.base.state import State
+from ray_pcasgd.records import Own, Reads, Row, Snapshot, Update
 from ray_pcasgd.tasks.task import TaskData
 
 _READ_DIMS = Reads._make((0, 0, 0, None, None, None, None))
@@ -29,6 +31,8 @@ class Variants(Peer):
     def __init__(self, specs: Sequence[AgentSpec], data: TaskData) -> None:
         super().__init__(specs[0], data)
         self.specs = specs
+        self.losses: list[float] | None = None
+        """Of the next step, of each variant, where they are computed already."""
         self._local: dict[str, Tensor]
         self.weights, self.buffers, self.direction, self.optimizer_state, self.rule_state, self._local = tree_map(
             lambda tensor: tensor.expand(len(specs), *tensor.shape).clone(),
@@ -78,6 +82,25 @@ class Variants(Peer):
         """Take in the buffers that the last forward pass left."""
         self._running_buffers = running_buffers
         self._local = {name: values.to(self.weights.device) for name, values in local.items()}
+
+    def state(self) -> State:
+        """Return all that the steps to come depend on; its tensors are the agent's own."""
+        return super().state() | {"losses": self.losses}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of variants with the same settings, numbers excepted."""
+        super().restore(state)
+        self.losses = state["losses"]
+
+    def take_all(self, row: Row, received: Sequence[Received]) -> list[Outcome]:
+        """Do what ``take`` does for every variant; ``overflows`` has the errors."""
+        losses, self.losses = self.losses, None
+        if row.kind == "rejoined":
+            self.rejoin(received, row.step + 1)
+            self.overflows = [None] * len(self.specs)
+            return [NO_LOSS] * len(self.specs)
+        assert losses is not None
+        return list(map(Outcome, losses, self.apply_all(received, len(row.held))))
 
     def compute_all(self) -> list[float]:
         """Do what ``compute`` does for every variant; return their losses, unchecked."""

@@ -14,6 +14,9 @@ from ray_pcasgd.records import Event, Read, Row, RowKind, Snapshot
 State = dict[str, Any]
 """Tensors, numbers, texts and the package's records, in dicts and lists."""
 
+FORMAT = 2
+"""Of the states that are written. Version 1 named none: it had the local engine's states in another form."""
+
 _RARER = 20
 """States are kept so rarely that keeping them takes no more than this fraction of the time: one part in 20."""
 
@@ -31,15 +34,43 @@ def pace(seconds: float, cost_seconds: float) -> float:
     return max(seconds, _RARER * cost_seconds) if seconds else 0.0
 
 
+class StateFormatError(ValueError):
+    """A state in a format that this version does not read."""
+
+
 def save_state(path: Path, state: State) -> None:
     """Write a state to a file, which is there only once it is whole."""
-    write_whole(path, lambda unfinished: torch.save(state, unfinished))
+    write_whole(path, lambda unfinished: torch.save({"format": FORMAT, **state}, unfinished))
 
 
 def load_state(path: Path) -> State:
-    """Return a state that ``save_state`` wrote; of what the file names, only records are ever called."""
+    """Return a state that ``save_state`` wrote; of what the file names, only records are ever called.
+
+    Raises:
+        StateFormatError: an older or newer version wrote it.
+
+    """
+    state: State = _without_format(_loaded(path))
+    return state
+
+
+def require_format(path: Path) -> None:
+    """Raise ``StateFormatError`` where an older or newer version wrote a state; its tensors are not read."""
+    _without_format(_loaded(path, mmap=True))
+
+
+def _loaded(path: Path, **options: Any) -> Any:
     with torch.serialization.safe_globals(_RECORDS):
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
+
+
+def _without_format(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    found = state.pop("format", 1)
+    if found != FORMAT:
+        advice = "go on with the version of ray-pcasgd that wrote it"
+        raise StateFormatError(f"its state has format {found!r:.20}; allowed is {FORMAT}: {advice}")
     return state
 
 

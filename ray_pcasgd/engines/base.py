@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
-from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.tasks.task import TaskData

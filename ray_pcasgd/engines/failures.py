@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_pcasgd.agents.learner import Learner, LearnerError
+from ray_pcasgd.agents.learner import LearnerError
+from ray_pcasgd.agents.participant import Participant
 from ray_pcasgd.base.state import State, check_rows, difference
 from ray_pcasgd.engines.base import RunError, StateError
-from ray_pcasgd.records import Event
+from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.tasks.task import Task
 
 _LONGEST = 300
@@ -117,9 +118,9 @@ class naming:  # noqa: N801 - a context, as those of contextlib
             raise as_step_error(error, *self._names) from error
 
 
-def who_of(learners: Sequence[Learner]) -> str:
+def who_of(agents: Sequence[Participant]) -> str:
     """Return several agents' names, whose steps run as one."""
-    numbers = sorted(learner.spec.agent for learner in learners)
+    numbers = sorted(agent.spec.agent for agent in agents)
     return f"agent {numbers[0]}" if len(numbers) == 1 else f"one of the agents {numbers[0]} to {numbers[-1]}"
 
 
@@ -132,6 +133,15 @@ def measured(
     except Exception as error:
         failed = Event("evaluation_failed", agent, step, str(as_step_error(error, agent, step, who)))
         return dict.fromkeys(("loss", *(metric.key for metric in task.metrics)), math.nan), failed
+
+
+def evaluated(agent: Participant, report: StepReport) -> tuple[StepReport, Event | None]:
+    """Return an agent's newest report with its evaluation, where there is one; and an event where that raises."""
+    if report.snapshot is None or not agent.evaluates:
+        return report, None
+    spec = agent.spec
+    evaluation, failed = measured(agent.evaluate, spec.recipe.task, spec.agent, report.progress)
+    return report._replace(evaluation=evaluation), failed
 
 
 def require_own(state: State, example: State, num_agents: int) -> None:

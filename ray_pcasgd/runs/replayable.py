@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from ray_pcasgd.agents.server import ServerRecipe
+from ray_pcasgd.agents.worker import ServerRecipe
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.rules.base import Reading
 from ray_pcasgd.runs.plan.plan import Plan

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.base.state import State
+from ray_pcasgd.base.state import State, StateFormatError
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.failures import StepError, described
@@ -22,6 +22,7 @@ from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, 
 from ray_pcasgd.runs.settings.ray_train import from_ray_train
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.folder import RunFolder
+from ray_pcasgd.runs.storage.state_files import require_readable
 from ray_pcasgd.tasks.imports import unreadable
 
 _ESSENTIAL = ("seed", "num_agents", "num_steps", "algorithm", "task", "engine")
@@ -96,18 +97,21 @@ def resume(
         trust: whether the run's settings may name code, or a cluster, though you have not run them before.
 
     Raises:
-        SettingsError: there is no such run, it is complete, another driver has it, or its settings cannot be run any
-            more.
+        SettingsError: there is no such run, it is complete, another driver has it, its settings cannot be run any
+            more, or another version wrote its states; nothing was changed.
         RunInterrupted: as ``Trainer.fit``.
 
     """
     callbacks = checked(callbacks)
     folder = RunFolder.reopen(str(run))
     try:
+        require_readable(folder.states)
         plan = make_plan(_settings_of(folder, str(run), task, trust))
         with joined(plan.cluster):
             execution = _made(plan, folder, _exporting(plan, callbacks))
             return execution.execute(resumes=True)
+    except StateFormatError as error:
+        raise SettingsError(f"{run}: {error}") from None
     finally:
         folder.close()
 

@@ -4,18 +4,11 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules.adpsgd import draw_partner
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 
 _NANOSECONDS = 1_000_000_000
-
-
-def draw_partner(seed: int, agent: int, step: int, partners: tuple[int, ...]) -> int | None:
-    """Return which agent another one asks at its own step of that number; ``None`` where there is no agent to ask."""
-    if not partners:
-        return None
-    return partners[int(generator(seed, "partner", agent, step).integers(len(partners)))]
 
 
 @dataclass(frozen=True, kw_only=True)

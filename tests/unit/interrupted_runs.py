@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ray_pcasgd.base.state import FORMAT
 from ray_pcasgd.cli.app import main
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.callbacks import Callback
@@ -99,7 +100,10 @@ def newest_state(run: Path) -> Path:
     return sorted((run / "states").iterdir())[-1]
 
 
-def write_state(folder: Path, state: Any) -> None:
+def write_state(folder: Path, state: Any, state_format: int | None = FORMAT) -> None:
+    """Write what is to be a state, under a right checksum; ``None``: as the version that knew no format."""
+    if isinstance(state, dict) and state_format is not None:
+        state = {"format": state_format, **state}
     torch.save(state, folder / "state.pt")
     (folder / "checksum").write_text(hashlib.blake2b((folder / "state.pt").read_bytes()).hexdigest())
 

@@ -6,15 +6,17 @@ products keep their bits; forward and backward passes use other kernels, and dif
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ray_pcasgd.agents.learner import Learner, NonFiniteLossError
-from ray_pcasgd.agents.peer import Gathered, Peer, Received
-from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.agents.participant import Outcome, Participant, Received
+from ray_pcasgd.agents.peer import Gathered, Peer
+from ray_pcasgd.agents.worker import Worker
+from ray_pcasgd.records import Own, Reads, Row, Update
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -77,13 +79,44 @@ def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Te
     return stacked
 
 
-def apply_together(
-    agents: Sequence[Peer], received: Sequence[Sequence[Received]], held: Sequence[int]
-) -> list[dict[str, float] | NonFiniteLossError]:
-    """Do ``Agent.apply`` for several agents of one recipe that gather equally much; return measures or errors."""
+def prepare_together(agents: Sequence[Participant]) -> list[float]:
+    """Compute the next steps' gradients of several agents of one recipe; return their losses, unchecked."""
+    losses: list[float] = compute_together(cast("Sequence[Learner]", agents)).tolist()
+    return losses
+
+
+def take_together(
+    agents: Sequence[Participant], rows: Sequence[Row], received: Sequence[Sequence[Received]]
+) -> list[Outcome | NonFiniteLossError]:
+    """Do ``Participant.take`` for several agents of one recipe whose rows have one ``batch_key``."""
+    if agents[0].spec.family.prepares:
+        return _step_peers(cast("Sequence[Peer]", agents), rows, received)
+    return _step_workers(cast("Sequence[Worker]", agents), received)
+
+
+def _step_workers(
+    workers: Sequence[Worker], received: Sequence[Sequence[Received]]
+) -> list[Outcome | NonFiniteLossError]:
+    for worker, own in zip(workers, received, strict=True):
+        worker.begin(own)
+    outcomes: list[Outcome | NonFiniteLossError] = []
+    for worker, loss in zip(workers, compute_together(workers).tolist(), strict=True):
+        try:
+            worker.check_finite(loss)
+            worker.finish()
+        except NonFiniteLossError as error:
+            outcomes.append(error)
+        else:
+            outcomes.append(worker.taken(loss))
+    return outcomes
+
+
+def _step_peers(
+    agents: Sequence[Peer], rows: Sequence[Row], received: Sequence[Sequence[Received]]
+) -> list[Outcome | NonFiniteLossError]:
     first = agents[0]
     rule = first.spec.recipe.rule
-    gathered = [agent.gather(r, h) for agent, r, h in zip(agents, received, held, strict=True)]
+    gathered = [agent.gather(own, len(row.held)) for agent, row, own in zip(agents, rows, received, strict=True)]
     own, reads = _rule_inputs(agents, gathered)
     if rule.corrects_gradients:
         corrected = torch.func.vmap(rule.correct)(own, reads)
@@ -98,7 +131,7 @@ def apply_together(
     else:
         states, updates = torch.func.vmap(rule.step)(states, own, reads)
     measures = {name: values.tolist() for name, values in updates.measures.items()}
-    outcomes: list[dict[str, float] | NonFiniteLossError] = []
+    outcomes: list[Outcome | NonFiniteLossError] = []
     for b, (agent, state, weights, own_gathered) in enumerate(
         zip(agents, unstack(states, len(agents)), updates.weights.unbind(), gathered, strict=True)
     ):
@@ -108,7 +141,7 @@ def apply_together(
         except NonFiniteLossError as error:
             outcomes.append(error)
         else:
-            outcomes.append({name: values[b] for name, values in measures.items()})
+            outcomes.append(agent.taken({name: values[b] for name, values in measures.items()}))
     return outcomes
 
 

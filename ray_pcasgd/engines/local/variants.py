@@ -6,16 +6,17 @@ from functools import partial
 
 import torch
 
-from ray_pcasgd.agents.learner import LearnerSpec, NonFiniteLossError
+from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.agents.variants import Variants
 from ray_pcasgd.base.state import State
-from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.engines.base import Leaving, Pause
 from ray_pcasgd.engines.failures import measured, naming
-from ray_pcasgd.engines.local.dataflow import DataFlow
 from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Event, Row, StepReport
-from ray_pcasgd.schedule.scheduler import Recorded, Schedule
+from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.tasks.task import TaskData
 
 VariantReport = tuple[int, StepReport | Event | NonFiniteLossError]
@@ -39,17 +40,16 @@ def variant_reports(
         with torch.random.fork_rng():
             peers = [[spec for spec in own if isinstance(spec, AgentSpec)] for own in specs]
             agents = [Variants(of_one, data) for of_one in zip(*peers, strict=True)]
-            recorded = schedule.recorded if isinstance(schedule, Recorded) else ()
-            execution = _Execution(iter(schedule), agents, recorded)
+            execution = _Execution(schedule, agents)
             execution.go_on(state)
-            yield from execution.reports()
+            yield from execution.reports_of_all()
     finally:
         torch.set_num_threads(threads)
 
 
-class _Execution(DataFlow):
-    def __init__(self, rows: Iterator[Row | None], agents: Sequence[Variants], recorded: Sequence[Row] = ()) -> None:
-        super().__init__(rows, agents, recorded)
+class _Execution(Execution):
+    def __init__(self, schedule: Schedule, agents: Sequence[Variants]) -> None:
+        super().__init__(schedule, agents, leaving=Leaving())
         self.variants = agents
         self.going = set(range(len(agents[0].specs)))
 
@@ -60,25 +60,24 @@ class _Execution(DataFlow):
         super().restore(state)
         self.going = set(state["going"])
 
-    def reports(self) -> Iterator[VariantReport | Pause]:
+    def reports_of_all(self) -> Iterator[VariantReport | Pause]:
         while self.going:
-            yield from self.compute_pending()
+            yield from self.prepare_all()
             ready = self.take_ready()
             if not ready:
                 return
             for row in ready:
-                yield from self.execute(row)
+                yield from self.execute_for_all(row)
             yield from self.pause()
 
-    def compute_pending(self) -> Iterator[VariantReport]:
+    def prepare_all(self) -> Iterator[VariantReport]:
         """Compute the directions of every agent that has a next step, and say which variants this ends."""
-        for number, agent in enumerate(self.variants):
-            if self.losses[number] is None and agent.version < self.recipe.num_steps:
-                with naming(number, agent.version):
-                    losses = agent.compute_all()
-                self.losses[number] = losses
-                self.published[number][agent.version].direction = agent.direction
-                yield from self.ended(agent.errors(losses))
+        for agent in self.variants:
+            if agent.losses is None and agent.is_running:
+                with naming(agent.spec.agent, agent.version):
+                    agent.losses = agent.compute_all()
+                self.publish_direction(agent)
+                yield from self.ended(agent.errors(agent.losses))
 
     def ended(self, errors: Sequence[NonFiniteLossError | None]) -> Iterator[VariantReport]:
         """Say which variants have ended, by the error of each."""
@@ -87,22 +86,16 @@ class _Execution(DataFlow):
                 self.going.discard(variant)
                 yield variant, error
 
-    def execute(self, row: Row) -> Iterator[VariantReport]:
-        agent, losses = self.variants[row.agent], self.losses[row.agent]
-        assert losses is not None
-        if row.kind == "rejoined":
-            agent.rejoin(self.receive(row), row.step + 1)
-            losses = [float("nan")] * len(losses)
-            measures: list[dict[str, float]] = [{} for _ in losses]
-        else:
-            received = self.receive(row)
-            with naming(row.agent, row.step):
-                measures = agent.apply_all(received, len(row.held))
-            yield from self.ended(agent.overflows)
-        self.losses[row.agent] = None
-        self.publish(row)
-        evaluates = self.recipe.evaluates_at(agent.progress)
-        snapshots = agent.snapshots() if evaluates else [None] * len(losses)
+    def execute_for_all(self, row: Row) -> Iterator[VariantReport]:
+        """Execute a row for all variants, and report it for those that go on."""
+        agent, received = self.variants[row.agent], self.receive(row)
+        with naming(row.agent, row.step):
+            outcomes = agent.take_all(row, received)
+        yield from self.ended(agent.overflows)
+        self.publish(agent, row)
+        self.forget(row)
+        point = agent.evaluation_point(row)
+        snapshots = [None] * len(outcomes) if point is None else agent.snapshots()
         for variant in sorted(self.going):
             snapshot, evaluation = snapshots[variant], None
             if snapshot is not None:
@@ -115,9 +108,9 @@ class _Execution(DataFlow):
                 StepReport(
                     row=row,
                     progress=agent.progress,
-                    loss=losses[variant],
-                    measures=measures[variant],
-                    bytes_sent=agent.message_bytes * len(agent.receivers()),
+                    loss=outcomes[variant].loss,
+                    measures=dict(outcomes[variant].measures),
+                    bytes_sent=agent.bytes_sent(row),
                     wall_seconds=time.perf_counter() - self.started,
                     snapshot=snapshot,
                     evaluation=evaluation,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
-from ray_pcasgd.agents.peer import AgentSpec, Peer, Received
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell

@@ -9,10 +9,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_pcasgd.agents.learner import LearnerError, LearnerSpec
+from ray_pcasgd.agents.learner import LearnerError
 from ray_pcasgd.agents.pair import PairSpec
+from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.peer import AgentSpec
-from ray_pcasgd.agents.server import ServerSpec, WorkerSpec
+from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import described_text
 from ray_pcasgd.engines.live.injection import InjectedDelays

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import ray
 from ray.util.placement_group import remove_placement_group
 
-from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.peer import AgentSpec
-from ray_pcasgd.agents.server import WorkerSpec
+from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Cluster, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.live.injection import InjectedDelays

@@ -9,7 +9,8 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Header
-from ray_pcasgd.agents.peer import AgentSpec, Received
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.injection import InjectedDelays

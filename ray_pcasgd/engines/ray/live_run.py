@@ -9,7 +9,8 @@ from ray.exceptions import RayError
 
 from ray_pcasgd.agents.pair import PairSpec
 from ray_pcasgd.agents.peer import AgentSpec
-from ray_pcasgd.agents.server import ServerSpec, WorkerSpec
+from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.live.commands import Command, Isolate, Join, Leave, SetDelay, agents_named

@@ -21,7 +21,7 @@ from ray_pcasgd.engines.ray.shell import Driving, StoppedError
 from ray_pcasgd.engines.ray.transport import Contents, in_pieces
 from ray_pcasgd.engines.ray.validation import RejectedError, check_header, checked_contents
 from ray_pcasgd.records import Event, Read, Row, Version
-from ray_pcasgd.schedule.plan_pairs import draw_partner
+from ray_pcasgd.rules.adpsgd import draw_partner
 from ray_pcasgd.tasks.task import TaskData
 
 

@@ -7,7 +7,9 @@ import torch
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Message, OnceMailbox
-from ray_pcasgd.agents.server import Received, Server, ServerSpec, Worker, WorkerSpec
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.server import Server, ServerSpec
+from ray_pcasgd.agents.worker import Worker, WorkerSpec
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.raw_tensors import extra_of, tensor_of
@@ -141,7 +143,7 @@ class WorkerActor(StarShell):
         """Send each server its part of the worker's message."""
         for place, (server, header) in enumerate(headers.items()):
             buffers = self.worker.buffers if place == 0 else self.worker.buffers[:0]
-            part = self.worker.message[self.part(server)]
+            part = self.worker.computed[self.part(server)]
             extra = extra_of(self.worker.changed_local if place == 0 else {}, self.worker.with_gradient)
             self.outbox.send({server: header}, self.packed(part, buffers)._replace(extra=extra), may_skip=False)
 
@@ -208,7 +210,8 @@ class ServerActor(StarShell):
     def submit(self, row: Row, losses: list[float], measures: dict[str, float], before: int, receivers: int) -> None:
         """Report an update; ``before`` is the server's progress before it."""
         server = self.server
-        point = server.evaluation_point(before)
+        server.progress_before = before
+        point = server.evaluation_point(row)
         snapshot: Any = None if point is None else ray.put(portable(server.snapshot()))
         self.unsent.append(
             StepReport(

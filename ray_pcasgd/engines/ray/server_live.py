@@ -7,7 +7,8 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
-from ray_pcasgd.agents.server import Received, ServerSpec
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.cuts import AgentState, Restored, portable_state

@@ -14,8 +14,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from torch import Tensor
 
-from ray_pcasgd.agents.learner import LearnerError, LearnerSpec
+from ray_pcasgd.agents.learner import LearnerError
 from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
+from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import as_step_error
 from ray_pcasgd.engines.live.injection import InjectedDelays

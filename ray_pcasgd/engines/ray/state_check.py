@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.peer import AgentSpec, Peer
-from ray_pcasgd.agents.server import Server, ServerSpec, Worker, WorkerSpec
+from ray_pcasgd.agents.server import Server, ServerSpec
+from ray_pcasgd.agents.worker import Worker, WorkerSpec
 from ray_pcasgd.base.state import State, difference
 from ray_pcasgd.engines.base import StateError
 from ray_pcasgd.engines.failures import restoring

@@ -8,7 +8,8 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
-from ray_pcasgd.agents.server import Received, WorkerSpec
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.server_actors import WorkerActor

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.schedule.topology import Network
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import networkx as nx
 import numpy as np
 
-from ray_pcasgd.agents.learner import Training
 from ray_pcasgd.agents.pair import PairSpec
+from ray_pcasgd.agents.participant import Training
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.records import Row

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from ray_pcasgd.agents.learner import LearnerSpec
-from ray_pcasgd.agents.pair import ADPSGD
+from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.reliability import ByStaleness
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Cluster, Engine
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster

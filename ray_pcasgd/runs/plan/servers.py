@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_pcasgd.agents.server import ServerRecipe, ServerSpec, WorkerSpec
+from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.agents.worker import ServerRecipe, WorkerSpec
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.server import ServerRule

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ray_pcasgd.agents.learner import Learner, LearnerSpec, Training
+from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.local_tensors import is_same
 from ray_pcasgd.agents.module_tensors import named_tensors, public_name
+from ray_pcasgd.agents.participant import LearnerSpec, Training
 from ray_pcasgd.agents.replica import Replica, unflatten
-from ray_pcasgd.agents.server import CHANGED_WEIGHTS
 from ray_pcasgd.agents.variants import Variants
+from ray_pcasgd.agents.worker import CHANGED_WEIGHTS
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.config import Config

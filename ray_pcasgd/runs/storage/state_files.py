@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ray_pcasgd.base.own_files import UNFINISHED, is_file, make_folder, remove_files, remove_whole, whole_folder
-from ray_pcasgd.base.state import State, load_state, pace, save_state
+from ray_pcasgd.base.state import State, StateFormatError, load_state, pace, require_format, save_state
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.runs.settings.errors import one_line
 
@@ -83,11 +83,18 @@ class StateFiles:
             remove_whole(self.folder / name, _FILES)
 
     def kept(self) -> Iterator[Kept]:
-        """Yield the states that are there, the newest first."""
+        """Yield the states that are there, the newest first.
+
+        Raises:
+            StateFormatError: another version wrote one that is intact.
+
+        """
         folders = [self.folder, *reversed(self._left)]
         for path in [folder / name for folder in folders for name in reversed(_names(folder))]:
             try:
                 yield Kept(path, _loaded(path), "")
+            except StateFormatError:
+                raise
             except Exception as error:  # whatever a damaged file makes its reader raise
                 yield Kept(path, None, one_line(error)[:_LONGEST] or type(error).__name__)
 
@@ -108,6 +115,18 @@ class StateFiles:
             if path.name.removesuffix(UNFINISHED).isdecimal():
                 remove_files(path, _FILES)
         remove_files(self.folder, ())
+
+
+def require_readable(folder: Path) -> None:
+    """Raise ``StateFormatError`` where another version wrote the newest state in a folder that is no damaged file."""
+    for name in reversed(_names(folder)):
+        try:
+            require_format(folder / name / _STATE)
+        except StateFormatError:
+            raise
+        except Exception:  # whatever a damaged file makes its reader raise
+            continue
+        return
 
 
 def _names(folder: Path) -> list[str]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ray_pcasgd.agents.local_tensors import is_same, joined
-from ray_pcasgd.agents.peer import Peer, Received
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.records import Read
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config

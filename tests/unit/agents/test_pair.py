@@ -12,16 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from ray_pcasgd.agents.pair import PairPeer
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.local.pairs import _Execution, pair_reports
+from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Read, Row, RowKind
+from ray_pcasgd.rules.adpsgd import draw_partner
 from ray_pcasgd.runs.plan.pairs import divide
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 from ray_pcasgd.schedule.laws import Law
-from ray_pcasgd.schedule.plan_pairs import PairPlanner, draw_partner
+from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.topology import Complete, Metropolis, Ring, Star, Torus, build_network
 from ray_pcasgd.schedule.trace import in_causal_order, read_rows, write_rows
 
@@ -155,18 +157,25 @@ def test_every_pair_has_an_active_and_a_passive_agent(topology: Any, number: int
     assert nx.is_connected(graph)
 
 
+def pairs_of(own: Plan) -> list[PairPeer]:
+    agents = [spec.build(own.data) for spec in own.specs]
+    return [agent for agent in agents if isinstance(agent, PairPeer)]
+
+
 def assert_executes_as_the_slow_reference(own: Plan, rows: list[Row]) -> float:
     """Return how far all agents together have moved otherwise than by their own steps."""
-    execution = _Execution(own.specs, own.data, rows)  # type: ignore[arg-type]
-    start = execution.agents[0].weights.double().numpy()
+    agents = pairs_of(own)
+    execution = Execution(rows, agents)
+    start = agents[0].weights.double().numpy()
     x = [start.copy() for _ in own.specs]
     steps = Counter[int]()
     at = Counter[int]()
     before: dict[tuple[int, int], np.ndarray] = {}
     moved: Any = 0.0
     for row in rows:
+        execution.prepare()
         before[row.agent, at[row.agent]] = x[row.agent]
-        direction = execution.agents[row.agent].direction.double().numpy()
+        direction = agents[row.agent].direction.double().numpy()
         found = [before.get(read[:2], x[read.neighbor]) for read in row.reads]
         if row.kind == "rejoined":
             x[row.agent] = np.mean(found, axis=0) if found else start
@@ -177,10 +186,10 @@ def assert_executes_as_the_slow_reference(own: Plan, rows: list[Row]) -> float:
             moved = moved + 0.1 * direction
             steps[row.agent] += 1
         at[row.agent] = row.step + 1
-        report = execution.execute(row)
-        assert report.progress == execution.agents[row.agent].steps == steps[row.agent]
-        np.testing.assert_allclose(execution.agents[row.agent].weights.double().numpy(), x[row.agent], atol=1e-5)
-    assert not execution.kept
+        (report,) = execution.execute([row])
+        assert report.progress == agents[row.agent].steps == steps[row.agent]
+        np.testing.assert_allclose(agents[row.agent].weights.double().numpy(), x[row.agent], atol=1e-5)
+    assert all(list(kept) == [agents[k].version] for k, kept in execution.versions.by_agent.items())
     return float(np.abs(sum(x) + moved - len(x) * start).max())
 
 
@@ -237,13 +246,16 @@ def test_agents_that_are_lost_in_the_middle_of_it_and_come_back_are_executed_as_
 def test_gradients_are_computed_where_an_agent_was_when_it_began() -> None:
     """Agent 1 is asked while it computes; its direction stays that of its own last step's weights."""
     own = plan(num_agents=2, num_steps=2, links=[], compute={"law": 1, "agents": {1: 10}})
-    execution = _Execution(own.specs, own.data, list(own.schedule))  # type: ignore[arg-type]
-    asked = execution.agents[1]
+    agents = pairs_of(own)
+    execution = Execution(own.schedule, agents)
+    execution.prepare()
+    asked = agents[1]
     direction, start = asked.direction, asked.computed_at.weights
     kinds = []
     for row in own.schedule:
         assert row is not None
-        execution.execute(row)
+        execution.prepare()
+        assert len(list(execution.execute([row]))) == 1
         if row.agent == 1:
             kinds.append(row.kind)
             if kinds[-1] == "step":
@@ -314,5 +326,7 @@ def test_schedules_replay_and_are_for_pairs_alone(tmp_path: Path) -> None:
 def test_a_row_whose_partner_averaged_with_another_one_is_an_error() -> None:
     own = plan(num_agents=2)
     rows = [Row(0, 0, 0, 1, 1, (Read(1, 1, 0, 0),))]
-    with pytest.raises(RunError, match="agent 0 reads at step 0 version 1 of agent 1, which is at version 0"):
-        list(pair_reports(iter(rows), own.specs, own.data))  # type: ignore[arg-type]
+    with pytest.raises(
+        RunError, match="agent 0 reads version 1 of agent 1 at step 0, and no row before it publishes that"
+    ):
+        list(Execution(rows, pairs_of(own)).reports())

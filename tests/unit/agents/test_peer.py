@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.agents.peer import Peer, Received
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config

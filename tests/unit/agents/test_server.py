@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.agents.server import Received, Server, ServerSpec, Worker, WorkerSpec
-from ray_pcasgd.engines.local.server import _Execution
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.server import Server, ServerSpec
+from ray_pcasgd.agents.worker import Worker, WorkerSpec
+from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
@@ -76,7 +78,7 @@ class Driven:
         first = len(self.workers)
         received = [Received(read, *self.versions[read.neighbor - first][read.version]) for read in row.reads]
         assert worker.step(received) is not None
-        self.messages[row.agent][worker.version] = (worker.message, worker.buffers)
+        self.messages[row.agent][worker.version] = (worker.computed, worker.buffers)
 
     def update(self, row: Row) -> dict[str, float]:
         own = self.servers[row.agent - len(self.workers)]
@@ -412,8 +414,8 @@ def test_micro_batches_give_the_whole_batch_s_gradient(micro_batches: int) -> No
     whole, parts = only_worker(1), only_worker(micro_batches)
     losses = [worker.step(start_of(worker)) for worker in (whole, parts)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    torch.testing.assert_close(parts.message, whole.message, rtol=1e-4, atol=1e-6)
-    assert float(whole.message.abs().max()) > 0.01
+    torch.testing.assert_close(parts.computed, whole.computed, rtol=1e-4, atol=1e-6)
+    assert float(whole.computed.abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4, 10])
@@ -423,7 +425,7 @@ def test_micro_batches_weigh_as_much_as_counts_in_them(micro_batches: int) -> No
     whole, parts = only_worker(1, task=task), only_worker(micro_batches, task=task)
     losses = [worker.step(start_of(worker)) for worker in (whole, parts)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    torch.testing.assert_close(parts.message, whole.message, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts.computed, whole.computed, rtol=1e-4, atol=1e-6)
 
 
 def test_batches_stay_whole_where_nothing_is_cancelled() -> None:
@@ -463,8 +465,8 @@ def test_cancelled_work_stops_before_the_next_micro_batch_and_has_drawn_its_mini
     # Whatever had been done of it, the next step is the next mini-batch's.
     losses = [one.step(start) for one in (worker, skipping, fresh)]
     assert losses[0] == losses[1] == losses[2] != first
-    assert torch.equal(worker.message, skipping.message)
-    assert torch.equal(worker.message, fresh.message)
+    assert torch.equal(worker.computed, skipping.computed)
+    assert torch.equal(worker.computed, fresh.computed)
 
 
 def test_a_cancelled_step_leaves_no_trace_in_buffers() -> None:
@@ -476,7 +478,7 @@ def test_a_cancelled_step_leaves_no_trace_in_buffers() -> None:
     worker.step(start)
     skipping.step(start)
     assert torch.equal(worker.buffers, skipping.buffers)
-    assert torch.equal(worker.message, skipping.message)
+    assert torch.equal(worker.computed, skipping.computed)
 
 
 # What is kept, and where it ends.
@@ -488,12 +490,13 @@ def test_memory_stays_bounded(gathering: Any, correction: str) -> None:
     # One worker is so slow that it never ends what it begins, if it is cancelled.
     compute = {"law": {"name": "uniform", "low": 1, "high": 1.2}, "agents": {0: 1.6}}
     own = plan(server(gathering, CORRECTIONS[correction]), num_steps=60, compute=compute)
-    specs = [spec for spec in own.specs if isinstance(spec, WorkerSpec | ServerSpec)]
-    execution = _Execution(iter(own.schedule), specs, own.data, stacks=False)
+    agents = [spec.build(own.data) for spec in own.specs]
+    (the_server,) = (agent for agent in agents if isinstance(agent, Server))
+    execution = Execution(own.schedule, agents)
     kept = []
-    for _ in execution.reports(pauses=False):
-        history = len(execution.servers[3].history)
-        kept.append((history, len(execution.versions[3]), max(map(len, execution.messages.values()))))
+    for _ in execution.reports():
+        *messages, versions = map(len, execution.versions.by_agent.values())
+        kept.append((len(the_server.history), versions, max(messages)))
     late = kept[len(kept) // 2 :]
     staleness = max(read.staleness for row in own.schedule if row is not None for read in row.reads)
     assert max(history for history, _, _ in late) <= 2 * staleness + 3

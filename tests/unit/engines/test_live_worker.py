@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ray_pcasgd.agents.mailbox import Answer, Header, Message
-from ray_pcasgd.agents.server import WorkerSpec
+from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
 from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.engines.base import Report, RunError
-from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings, _Execution
+from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
+from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
@@ -137,9 +137,9 @@ def test_a_run_that_every_agent_leaves_has_failed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("algorithm", "delay"), [("pc-asgd", 5), ("d-asgd", 2), ("d-asgd", 0)])
 def test_memory_stays_bounded_under_a_constant_delay(algorithm: str, delay: int) -> None:
     own = plan(num_steps=40, algorithm=algorithm, links=[{"delay": delay}], num_agents=5, topology="ring", clusters=1)
-    execution = _Execution(LocalSettings(), iter(own.schedule), [Peer(spec, own.data) for spec in own.specs])
+    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
     steps = (report for report in execution.reports() if isinstance(report, StepReport))
-    kept = [max(map(len, execution.published)) for _ in steps]
+    kept = [max(map(len, execution.versions.by_agent.values())) for _ in steps]
     assert len(kept) == 200
     # Those held back, the newest, that of the step going on, and two to which a late reader may fall back.
     assert max(kept) <= delay + 4

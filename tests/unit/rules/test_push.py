@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ray_pcasgd.agents.peer import Peer
-from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings, _Execution
+from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
+from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
@@ -51,10 +52,8 @@ def plan(**settings: Any) -> Plan:
     return make_plan(load_config(SMALL | settings))
 
 
-def executed(own: Plan) -> Iterator[tuple[_Execution, Row]]:
-    settings = own.config.engine
-    assert isinstance(settings, LocalSettings)
-    execution = _Execution(settings, iter(own.schedule), [Peer(spec, own.data) for spec in own.specs])  # type: ignore[arg-type]
+def executed(own: Plan) -> Iterator[tuple[Execution, Row]]:
+    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
     for report in execution.reports():
         if isinstance(report, StepReport):
             yield execution, report.row
@@ -133,8 +132,9 @@ def test_on_a_complete_graph_it_is_d_psgd_with_uniform_weights(tmp_path: Path) -
 
 def test_the_local_engine_keeps_only_what_is_still_to_be_read() -> None:
     for execution, _ in executed(plan(topology="directed-ring", num_steps=60, links=[])):
-        kept = [len(versions) for versions in execution.published]
-        unread = [sum(bool(readers) for readers in versions.values()) for versions in execution.unread]
+        assert execution.versions.unread is not None
+        kept = [len(versions) for versions in execution.versions.by_agent.values()]
+        unread = [sum(map(bool, versions.values())) for versions in execution.versions.unread.values()]
         # Beside what a slower reader has yet to read: the present version, and the one before it.
         assert all(own <= waiting + 2 for own, waiting in zip(kept, unread, strict=True))
 

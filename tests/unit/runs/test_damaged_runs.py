@@ -144,7 +144,7 @@ WRONG: dict[str, Callable[[State], Any]] = {
     "weights that would be broadcast": changed("engine", "agents", 0, "weights", to=torch.ones(1)),
     "weights of another kind": changed("engine", "agents", 2, "weights", to=lambda weights: weights.double()),
     "a version that is text": changed("engine", "agents", 0, "version", to="10"),
-    "no losses": without("engine", "losses"),
+    "no loss": without("engine", "agents", 0, "loss"),
     "a part too many": changed("engine", "more", to=1),
     "rows that are none": changed("run", "rows", to=[(0, 0)]),
     "a row of agent 99": changed("run", "rows", 0, to=Row(99, 0, 0.0, 0.0, 0.0, ())),
@@ -180,10 +180,10 @@ def test_a_state_of_wrong_content_under_a_right_checksum_gives_way_to_an_older_o
 @pytest.mark.parametrize(
     "wrong",
     [
-        without("engine", "messages"),
+        without("engine", "versions"),
         changed("engine", "agents", 3, "weights", to=torch.ones(2)),
-        changed("engine", "last_read", to={"a": 1}),
-        changed("engine", "messages", 0, to={1: {"vector": torch.ones(2)}}),
+        changed("engine", "versions", "last_read", to={"a": 1}),
+        changed("engine", "versions", "published", 0, to={1: {"weights": torch.ones(2)}}),
         changed("engine", "window", to=[3]),
     ],
 )

@@ -1,5 +1,6 @@
 """A run goes on from its newest state that is intact, and outlives a folder that cannot be written."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from ray_pcasgd.base.state import load_state
 from ray_pcasgd.cli.app import app
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.engines.base import Pause
@@ -20,8 +22,12 @@ from tests.unit.interrupted_runs import (
     LeaveError,
     Noting,
     assert_as_undisturbed,
+    command,
     interrupted,
     leave,
+    newest_state,
+    tree_of,
+    write_state,
 )
 
 PAIRS = {"algorithm": "ad-psgd", "links": []}
@@ -74,6 +80,25 @@ def test_a_run_without_an_intact_state_begins_anew(tmp_path: Path) -> None:
     for state in (run / "states").glob("*/state.pt"):
         state.write_bytes(b"")
     assert_as_undisturbed(resume(run), tmp_path / "whole")
+
+
+@pytest.mark.parametrize("state_format", [None, 1, 3])
+def test_states_of_another_version_are_refused_and_nothing_is_changed(
+    state_format: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = interrupted(tmp_path)
+    for folder in (run / "states").iterdir():
+        write_state(folder, load_state(folder / "state.pt"), state_format)
+    (newest_state(run) / "state.pt").write_bytes(b"damaged")
+    before = tree_of(run)
+    expected = f"{run}: its state has format {state_format or 1}; allowed is 2: go on with the version"
+    with pytest.raises(SettingsError, match=re.escape(expected)):
+        resume(run)
+    status, _, lines = command(["train", "--resume", str(run)], capsys)
+    assert status == 2
+    assert [line for line in lines if expected in line] == lines
+    assert len(lines) == 1
+    assert tree_of(run) == before
 
 
 def test_the_newest_states_are_kept_and_the_others_dropped(tmp_path: Path) -> None:

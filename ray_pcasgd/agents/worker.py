@@ -1,0 +1,255 @@
+"""Workers: they compute at their servers' weights, and send what they have computed."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ray_pcasgd.agents.learner import Learner, ModelError
+from ray_pcasgd.agents.local_tensors import is_same
+from ray_pcasgd.agents.mailbox import Delivery
+from ray_pcasgd.agents.optimizer import SGD
+from ray_pcasgd.agents.participant import (
+    NO_LOSS,
+    Family,
+    LearnerSpec,
+    Outcome,
+    Participant,
+    Published,
+    Received,
+    Training,
+)
+from ray_pcasgd.base.state import State, leaves_of, with_leaves
+from ray_pcasgd.records import Row
+from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.tasks.task import TaskData
+
+WORKERS = Family(slack=0, prepares=False, counts=False)
+
+CHANGED_WEIGHTS = (
+    "task.model: a forward pass changes the model's own weights; allowed with a server that holds them are models "
+    "that do not"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerRecipe(Training):
+    """What all workers and servers of a run share."""
+
+    rule: ServerRule
+    num_workers: int
+
+    @property
+    def num_servers(self) -> int:
+        """Servers that share the parameters."""
+        return self.rule.shards
+
+    def part(self, server: int, num_parameters: int) -> slice:
+        """Return the parameters of a server, counted from 0; the parts differ in size by one at most."""
+        share, larger = divmod(num_parameters, self.num_servers)
+        start = server * share + min(server, larger)
+        return slice(start, start + share + (server < larger))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec(LearnerSpec):
+    """What a worker is built from; its neighbors are the servers."""
+
+    recipe: ServerRecipe
+
+    @property
+    def family(self) -> Family:
+        """What the agent has in common with those of its family."""
+        return WORKERS
+
+    def build(self, data: TaskData) -> "Worker":
+        """Return the agent."""
+        return Worker(self, data)
+
+
+class Worker(Learner, Participant):
+    """Computes at its servers' weights; ``step`` takes it from one version, which is one message, to the next."""
+
+    spec: WorkerSpec
+
+    def __init__(self, spec: WorkerSpec, data: TaskData) -> None:
+        super().__init__(spec, data)
+        rule = spec.recipe.rule
+        # Momentum and weight decay are the server's, after its correction, unless workers keep weights of their own.
+        self.optimizer = spec.recipe.optimizer if rule.workers_step else SGD()
+        self.optimizer_state = self.optimizer.init(self.weights)
+        self.made = self.replica.copy_of_local()
+        """Its own tensors as the model was made, the same for all."""
+        self.changed_local: dict[str, Tensor] = {}
+        """Those that were changed since, as of its present version."""
+        self.may_be_stacked = rule.pieces == 1 and not rule.workers_step
+        self.loss = math.nan
+        """Of its present version, where that is a step's."""
+
+    @property
+    def progress(self) -> int:
+        """Mini-batches so far."""
+        return self.version * self.spec.recipe.rule.local_steps
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the agent takes further steps: its servers say when a run is over."""
+        return True
+
+    def take(self, row: Row, received: Sequence[Received]) -> Outcome:
+        """Take a step, pass over one that was cancelled, or come back as the worker of a recorded run did."""
+        if row.kind == "cancelled":
+            self.skip()
+            return NO_LOSS
+        if row.kind == "rejoined":
+            self.rejoin(received, row.step + 1)
+            return NO_LOSS
+        loss = self.step(received)
+        assert loss is not None
+        return self.taken(loss)
+
+    def taken(self, loss: float) -> Outcome:
+        """Return what a step came to."""
+        self.loss = loss
+        return Outcome(loss, {})
+
+    def message(self, row: Row | None) -> Published | None:
+        """Return what a step has computed; of other rows nothing is published."""
+        if row is None or row.kind != "step":
+            return None
+        notes = {read.neighbor: Delivery(read.version, read.version + read.staleness, self.loss) for read in row.reads}
+        return Published(
+            self.computed, self.buffers, notes=notes, local=self.changed_local, with_gradient=self.with_gradient
+        )
+
+    def share(self, published: Published, reader: int) -> Published:
+        """Return a server's part of what the worker has published; buffers and own tensors are the first server's."""
+        recipe = self.spec.recipe
+        place = reader - recipe.num_workers
+        part = published.weights[recipe.part(place, published.weights.numel())]
+        if place:
+            return replace(published, weights=part, buffers=published.buffers[:0], local={})
+        return replace(published, weights=part)
+
+    def batch_key(self, row: Row) -> Hashable | None:
+        """Return what rows have in common that may run as one batch: they compute."""
+        return "step" if row.kind == "step" and self.may_be_stacked else None
+
+    def evaluation_point(self, row: Row) -> int | None:
+        """Return ``None``: servers are evaluated."""
+        return None
+
+    def bytes_sent(self, row: Row) -> int:
+        """Return the bytes that are sent for a row, to all servers together."""
+        return self.message_bytes if row.kind == "step" else 0
+
+    def begin(self, received: Sequence[Received]) -> None:
+        """Take in the servers' versions, sorted by server."""
+        center = torch.cat([state.weights for state in received])
+        self.weights = self.spec.recipe.rule.begin(self.weights, center)
+        self.buffers = received[0].buffers
+        self.replica.load(self.weights, self.buffers)
+
+    def step(self, received: Sequence[Received], cancelled: Callable[[], bool] = lambda: False) -> float | None:
+        """Compute at what was received what the next message holds, and return the mean loss.
+
+        ``None`` is returned where the work was cancelled; there is a next version all the same.
+
+        Raises:
+            NonFiniteLossError: the loss or the gradient is not finite.
+
+        """
+        self.begin(received)
+        rule = self.spec.recipe.rule
+        losses = []
+        for _ in range(rule.local_steps):
+            loss = self.compute_unless(cancelled, rule.pieces)
+            if loss is None:
+                self.version += 1
+                return None
+            losses.append(self.check_finite(loss))
+            if rule.workers_step:
+                eta = torch.tensor(self.spec.recipe.step_size_at(self.progress + len(losses) - 1))
+                self.weights = self.weights - eta.to(self.weights.device) * self.direction
+                self.replica.load(self.weights, self.replica.buffers.clone())
+        self.finish()
+        return sum(losses) / len(losses)
+
+    def finish(self) -> None:
+        """Make what was computed the next version.
+
+        Raises:
+            NonFiniteLossError: its weights or buffers are not finite.
+
+        """
+        buffers = self.replica.buffers.clone()
+        self.check_version(self.weights, buffers)
+        self.buffers = buffers
+        self.changed_local = {
+            name: tensor.clone()
+            for name, tensor in self.replica.local().items()
+            if name not in self.made or not is_same(tensor, self.made[name])
+        }
+        self.version += 1
+
+    def take_weights(self) -> None:
+        """Go on from the weights that the forward pass has left, where the worker has weights of its own."""
+        if self.spec.recipe.rule.workers_step:
+            super().take_weights()
+        elif not torch.equal(self.replica.weights, self.weights):
+            raise ModelError(self.spec.agent, self.progress, CHANGED_WEIGHTS)
+
+    def rejoin(self, received: Sequence[Received], version: int) -> None:
+        """Come back into the run at ``version``, with the servers' weights; what else it remembered is lost."""
+        self.weights = torch.cat([state.weights for state in received])
+        self.buffers = received[0].buffers
+        self.optimizer_state = self.optimizer.init(self.weights)
+        self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
+        self.changed_local = {}
+        self.version = version
+        self.batches.restore(self.progress)
+
+    def state(self) -> State:
+        """Return all that the steps to come depend on; its tensors are the worker's own."""
+        return {
+            "version": self.version,
+            "progress": self.progress,
+            "weights": self.weights,
+            "buffers": self.buffers,
+            "local": self.replica.local(),
+            "batches": self.batches.state(),
+            "optimizer": leaves_of(self.optimizer_state),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of a worker with the same settings."""
+        device = self.weights.device
+        self.version = state["version"]
+        self.weights, self.buffers = state["weights"].to(device), state["buffers"].to(device)
+        self.replica.load_local(state["local"])
+        self.batches.restore(state["batches"])
+        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
+
+    def skip(self) -> None:
+        """Pass over a step whose work was cancelled, with its mini-batches."""
+        for _ in range(self.spec.recipe.rule.local_steps):
+            self.skip_batch()
+        self.version += 1
+
+    @property
+    def own_step_size(self) -> float:
+        """0: the server tests what becomes of a gradient, and the worker's own weights are tested as they are sent."""
+        return 0.0
+
+    @property
+    def computed(self) -> Tensor:
+        """What the worker sends: its gradient, or its weights; shape (D,)."""
+        return self.weights if self.spec.recipe.rule.workers_step else self.direction
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of one step's messages to all servers."""
+        own = sum(tensor.nbytes for tensor in self.changed_local.values())
+        return 4 * (self.weights.numel() + self.buffers.numel()) + own
