@@ -8,6 +8,8 @@ over::
     match policy.decide(moment()):
         case Wait(until, _):
             condition.wait(None if until is None else until - time.monotonic())
+        case Compute():
+            ...  # compute without the lock, then: policy.computed(start, moment())
         case Take(reads):
             ...  # find and fetch what is read, take the step, publish, report the row
         case Over():
@@ -28,6 +30,10 @@ class Moment(NamedTuple):
     """Seconds of the wall clock (``time.time``): what headers and rows hold, comparable between machines."""
     steady: float
     """Seconds of a clock that is never set (``time.monotonic``): what waits, mailboxes and ``Wait.until`` count in."""
+
+
+class Compute(NamedTuple):
+    """Compute the gradient at the present version, and tell the policy once it is there; where it needs no reading."""
 
 
 class Take(NamedTuple):
@@ -56,7 +62,7 @@ class Over(NamedTuple):
     """There is no step left."""
 
 
-Decision = Take | Ask | Wait | Over
+Decision = Compute | Take | Ask | Wait | Over
 """What an actor is to do next."""
 
 
@@ -85,6 +91,15 @@ class Policy(Protocol):
 
     def events(self) -> list[Event]:
         """Return the events to be told since the last call, in their order."""
+
+
+class Rejoin(NamedTuple):
+    """How an agent that was lost comes back into the run."""
+
+    version: int
+    """At which version; none of it is known that is as high, or higher."""
+    reads: tuple[Read, ...]
+    """The versions as whose mean it comes back, sorted by neighbor; where there are none, it stays as it is."""
 
 
 def overdue(agent: int, step: int, seconds: float, missing: str) -> str:
