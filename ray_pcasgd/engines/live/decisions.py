@@ -1,7 +1,7 @@
 """What the policies of live agents have in common: the events that go in, and the decisions that come out.
 
 A policy decides for one live agent, and its actor acts: it holds the lock, reads the clocks, waits, fetches, computes,
-sends and reports. The actor calls every method of a policy with its lock held, hands it each message right after
+sends and reports. The actor calls whatever changes a policy with its lock held, hands it each message right after
 putting it into the mailbox that the two share, and asks ``decide`` again whenever something has come or a wait is
 over::
 
