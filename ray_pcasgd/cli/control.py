@@ -164,7 +164,7 @@ def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
 
 
 def _tell(run: str, command: Command, address: str | None) -> None:
-    answer: str = _reached(run, lambda: _control().tell(run, command, address), address)
+    answer: str = _reached(run, lambda: _control().send_command(run, command, address), address)
     if answer.startswith("refused"):
         print(f"error: {answer}", file=sys.stderr)
         raise typer.Exit(REFUSED)
