@@ -115,12 +115,11 @@ class Membership:
                 return self._tick(now)
 
     def _begin(self, lost: Mapping[int, InterruptionError]) -> list[act.DriverAction]:
-        began = tuple(agent for agent in self.those(Presence.STARTING) if agent not in lost)
-        for agent in began:
-            self.presence[agent] = Presence.TRAINING
-        actions: list[act.DriverAction] = [act.Train(began)]
-        unknown = self.those(Presence.UNKNOWN)
-        actions += [self._tell_lost(agent) for agent in self.those(Presence.AWAY, Presence.UNKNOWN)]
+        unknown, absent = self.those(Presence.UNKNOWN), self.those(Presence.AWAY, Presence.UNKNOWN)
+        for agent in self.those(Presence.STARTING):
+            self.presence[agent] = Presence.AWAY if agent in lost else Presence.TRAINING
+        actions: list[act.DriverAction] = [act.Train(self.training)]
+        actions += [self._tell_lost(agent) for agent in absent]
         actions += [action for agent, error in lost.items() for action in self._lose(agent, error)]
         return actions + [self._make(agent) for agent in unknown]
 
