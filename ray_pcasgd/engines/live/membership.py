@@ -41,7 +41,7 @@ class Membership:
     """Where each agent of a live run is, and what follows from what happens to it.
 
     The driver's loop calls ``handle`` from its one thread, in the order in which things happen, and carries out the
-    actions that it returns before it calls it again.
+    actions in the order in which they are returned.
     """
 
     def __init__(

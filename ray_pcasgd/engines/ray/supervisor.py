@@ -211,7 +211,8 @@ class LiveSupervisor(Supervisor):
         """Take in what has happened since the last time, and carry out what follows."""
         ended = self.ended_calls()
         yield from self.drain()  # first, so that the last steps of an agent that is lost count
-        for call, agent in ended:
+        # Those whose actor was built come last, so that they are not told of others that are gone by now.
+        for call, agent in sorted(ended, key=lambda one: self.is_returning(one[1])):
             yield from self.handle(self.ending(call, agent))
         for agent in self.heartbeats.missing(self.membership.training):
             yield from self.handle(happened.Silent(agent))
@@ -220,6 +221,10 @@ class LiveSupervisor(Supervisor):
         yield from self.states.pauses(self.membership.there, self.started_at)
         self.leaving.give_up()
 
+    def is_returning(self, agent: int) -> bool:
+        """Return whether an agent's actor is being made again."""
+        return self.membership.presence[agent] is Presence.RETURNING
+
     def ending(self, call: Any, agent: int) -> happened.AgentEvent:
         """Return what it means that a call has returned: an agent's training, or the building of its new actor."""
         error = failure(call, agent)
@@ -227,7 +232,7 @@ class LiveSupervisor(Supervisor):
             return happened.Lost(agent, error)
         if error is not None:
             return happened.Failed(agent, error)
-        if self.membership.presence[agent] is Presence.RETURNING:
+        if self.is_returning(agent):
             return happened.Built(agent, ray.get(call))
         return happened.Finished(agent)
 
