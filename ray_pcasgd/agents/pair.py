@@ -20,7 +20,7 @@ from ray_pcasgd.agents.participant import (
 from ray_pcasgd.records import Row, Snapshot, Version
 from ray_pcasgd.tasks.task import TaskData
 
-PAIRS = Family(slack=0, retention="counted", exchanges=True, has_states=False)
+PAIRS = Family(slack=0, retention="counted", exchanges=True, has_states=False, holds_in_steps=False)
 
 
 @dataclass(frozen=True, kw_only=True)

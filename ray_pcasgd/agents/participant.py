@@ -36,6 +36,16 @@ class Family:
     """Whether an agent's progress says how far the run is."""
     has_states: bool = True
     """Whether a run can go on from a state."""
+    may_be_lost: bool = True
+    """Whether a live run goes on without such an agent."""
+    may_be_isolated: bool = False
+    """Whether all links of an agent may be cut while a run is running."""
+    holds_in_steps: bool = True
+    """Whether delays in steps have a meaning."""
+    tells_neighbors: bool = False
+    """Whether a live agent sends its neighbors itself that it leaves."""
+    pushes: bool = False
+    """Whether agents push shares of their mass, which must not be lost."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ from ray_pcasgd.tasks.task import TaskData
 _SHORTEST_PATH = 64
 """Own steps that are remembered in any run whose rule asks for them."""
 
-PEERS = Family(slack=FALLBACK_VERSIONS, runs_ahead=True)
-PUSHING_PEERS = Family(slack=FALLBACK_VERSIONS, retention="once", runs_ahead=True)
+PEERS = Family(slack=FALLBACK_VERSIONS, runs_ahead=True, may_be_isolated=True, tells_neighbors=True)
+PUSHING_PEERS = Family(slack=FALLBACK_VERSIONS, retention="once", runs_ahead=True, tells_neighbors=True, pushes=True)
 """Those who push shares of their mass, each of which is read once."""
 
 

@@ -19,7 +19,7 @@ from ray_pcasgd.rules.server import Delivered
 from ray_pcasgd.schedule.plan_servers import Position
 from ray_pcasgd.tasks.task import TaskData
 
-SERVERS = Family(slack=-1, prepares=False)
+SERVERS = Family(slack=-1, prepares=False, may_be_lost=False)
 
 
 @dataclass(frozen=True, kw_only=True)
