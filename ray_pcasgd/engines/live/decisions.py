@@ -16,7 +16,7 @@ over::
             return
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.live.injection import InjectedDelays
@@ -62,11 +62,11 @@ class Over(NamedTuple):
     """There is no step left."""
 
 
-Decision = Compute | Take | Ask | Wait | Over
-"""What an actor is to do next."""
+Decision = TypeVar("Decision", covariant=True)
+"""What an actor is to do next, apart from waiting: of each family its own decisions."""
 
 
-class Policy(Protocol):
+class Policy(Protocol[Decision]):
     """What a live agent decides: plain code, without Ray, clock, thread or lock."""
 
     def arrived(self, header: Header, now: Moment) -> None:
@@ -81,7 +81,7 @@ class Policy(Protocol):
     def links(self, injection: InjectedDelays) -> None:
         """Take in what is injected on links from now on."""
 
-    def decide(self, now: Moment) -> Decision:
+    def decide(self, now: Moment) -> Decision | Wait:
         """Return what to do next.
 
         Raises:

@@ -2,7 +2,7 @@
 
 import time
 
-from ray_pcasgd.engines.live.decisions import Ask, Compute, Moment, Over, Policy, Take, Wait
+from ray_pcasgd.engines.live.decisions import Compute, Decision, Moment, Policy, Wait
 from ray_pcasgd.engines.ray.shell import Shell, StoppedError
 
 
@@ -11,7 +11,7 @@ def moment() -> Moment:
     return Moment(time.time(), time.monotonic())
 
 
-def await_decision(shell: Shell, policy: Policy) -> Compute | Take | Ask | Over:
+def await_decision(shell: Shell, policy: Policy[Decision]) -> Decision:
     """Return what a policy decides, once it no longer waits; called with the lock held, which is free while it waits.
 
     What has begun is completed where nothing is waited for: an answer that was asked for is not thrown away.

@@ -1,6 +1,7 @@
-"""What a live server's actor keeps, apart from Ray: whatever versions its workers read, it can still correct for."""
+"""What a live server's actor keeps and rejects, apart from Ray; its decisions: ``live/test_server.py``."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Message
 from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.engines.live.decisions import Wait
 from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.ray.deciding import moment
 from ray_pcasgd.engines.ray.server_live import LiveServerActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import Contents
@@ -45,7 +48,7 @@ PLANS = {
 class RecordingServer(LiveServerActor):
     """Keeps what it would send."""
 
-    def send(self, headers: dict[int, Header]) -> None:
+    def send(self, headers: Mapping[int, Header]) -> None:
         self.answers = [*getattr(self, "answers", []), *headers.items()]
         super().send(headers)
 
@@ -62,10 +65,10 @@ def server_of(plan: Plan) -> RecordingServer:
 
 def deliver(server: LiveServerActor, worker: int, version: int) -> None:
     """Let a gradient arrive that was computed at the version which the worker was told to read."""
-    note = Delivery(server.given[worker], server.server.version, 1.0)
+    note = Delivery(server.policy.given[worker], server.server.version, 1.0)
     header = Header(worker, version, 0.0, 0.0, note=note)
     server.mailbox.put(Message(header, server.contents[max(server.contents)]), 0.0)
-    server.arrive(header)
+    turn(server)
 
 
 @pytest.mark.parametrize("key", PLANS, ids=str)
@@ -78,7 +81,7 @@ def test_the_gap_is_known_of_whatever_version_a_worker_reads(key: tuple[str, int
     assert server.server.version == len(order) // (1 if key[0] == "asgd" else 2)
     if not key[1]:
         # And no more is kept than what workers compute at, what waits, and the newest.
-        assert len(server.server.history) <= NUM_WORKERS + len(server.gatherer.waiting) + 1
+        assert len(server.server.history) <= NUM_WORKERS + len(server.policy.losses) + 1
         assert list(server.contents) == [server.server.version]
 
 
@@ -107,9 +110,9 @@ def gradient(server: LiveServerActor, value: float = 0.01, size: int | None = No
 
 
 def turn(server: LiveServerActor) -> None:
-    """Let the server take in what has come, as its training thread does."""
-    for header in server.mailbox.news():
-        server.arrive(header)
+    """Let the server do what there is to do, as its training thread does."""
+    while not isinstance(decision := server.policy.decide(moment()), Wait):
+        server.act(decision)
 
 
 def rejections(server: LiveServerActor) -> list[str]:
@@ -142,7 +145,7 @@ def test_a_version_that_cannot_be_the_next_one_is_rejected(version: Any) -> None
     assert server.newest_of(0) == 0
     for number in (1, 2):
         server.receive(
-            Header(0, number, 0.0, 0.0, note=Delivery(server.given[0], server.version, 1.0)), gradient(server)
+            Header(0, number, 0.0, 0.0, note=Delivery(server.policy.given[0], server.version, 1.0)), gradient(server)
         )
         turn(server)
     assert server.server.version == 2
@@ -154,7 +157,7 @@ def test_a_gradient_that_comes_twice_is_taken_once() -> None:
         server.receive(Header(0, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
     turn(server)
     assert server.server.version == 0
-    assert [(one.worker, one.version) for one in server.gatherer.waiting] == [(0, 1)]
+    assert list(server.policy.losses) == [(0, 1)]
     assert server.rejected[0] == 2
 
 
@@ -216,9 +219,9 @@ def test_whatever_comes_besides_the_server_takes_the_same_steps(key: tuple[str, 
             continue
         sent[item] += 1
         for server in (disturbed, quiet):
-            note = Delivery(server.given[item], server.version, 1.0)
+            note = Delivery(server.policy.given[item], server.version, 1.0)
             server.receive(Header(item, sent[item], 0.0, 0.0, note=note), gradient(server, 0.01 * (1 + item)))
             turn(server)
     assert disturbed.version == quiet.version
     assert torch.equal(disturbed.server.weights, quiet.server.weights)
-    assert disturbed.arrived == quiet.arrived
+    assert disturbed.policy.newest == quiet.policy.newest

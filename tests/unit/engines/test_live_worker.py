@@ -1,4 +1,4 @@
-"""What a live worker's actor decides, apart from Ray: whom it waits for, and when it is out of the run."""
+"""What a live worker's actor does, apart from Ray; what it decides is tested in ``live/test_worker.py``."""
 
 from typing import Any
 
@@ -22,8 +22,7 @@ SETTINGS: dict[str, Any] = {
     "task": {"model": {"hidden": [4]}},
     "algorithm": {"name": "server", "shards": 2},
 }
-ONE, OTHER = 2, 3
-"""The servers."""
+SERVERS = (2, 3)
 
 
 @pytest.fixture
@@ -38,39 +37,27 @@ def worker() -> LiveWorkerActor:
     return actor
 
 
-def tell(worker: LiveWorkerActor, server: int, version: int, answers: int, final: bool = False) -> None:
-    """Let a server's answer arrive."""
-    contents = worker.mailbox.get(server, 0)
-    assert contents is not None
-    header = Header(server, version, 0.0, 0.0, final=final, note=Answer(version, answers))
-    worker.mailbox.put(Message(header, contents.contents), 0.0)
-
-
-def test_a_server_that_has_taken_its_last_step_is_waited_for_no_more(worker: LiveWorkerActor) -> None:
-    worker.worker.version = 5
-    tell(worker, ONE, 3, answers=5)
-    assert not worker.may_start()
-    tell(worker, OTHER, 4, answers=2, final=True)
-    assert worker.may_start()
-    assert not worker.is_over()
-
-
-def test_a_run_is_over_once_all_servers_have_taken_their_last_steps(worker: LiveWorkerActor) -> None:
-    worker.worker.version = 5
-    tell(worker, ONE, 4, answers=3, final=True)
-    assert not worker.may_start()
-    tell(worker, OTHER, 4, answers=2, final=True)
-    assert worker.may_start()
-    assert worker.is_over()
+def test_a_worker_takes_no_step_once_all_servers_have_taken_their_last_ones(worker: LiveWorkerActor) -> None:
+    for server in SERVERS:
+        start = worker.mailbox.get(server, 0)
+        assert start is not None
+        header = Header(server, 4, 0.0, 0.0, final=True, note=Answer(4, 0))
+        worker.mailbox.put(Message(header, start.contents), 0.0)
     worker.take_steps()
-    assert worker.version == 5
+    assert worker.version == 0
 
 
 def test_one_that_is_asked_to_leave_while_it_comes_back_has_left(worker: LiveWorkerActor) -> None:
-    worker.worker.version = 5
-    worker.is_returning = True
+    worker.worker.version = worker.policy.rejoin([4], 0)
     worker.leave()
     with pytest.raises(StoppedError):
         worker.take_steps()
     worker.on_leave()
     assert [(event.kind, event.agent, event.step) for event in worker.unsent] == [("agent_left", 0, 5)]  # type: ignore[union-attr]
+
+
+def test_a_worker_that_was_stopped_takes_no_step(worker: LiveWorkerActor) -> None:
+    worker.leave()
+    with pytest.raises(StoppedError):
+        worker.take_steps()
+    assert worker.version == 0

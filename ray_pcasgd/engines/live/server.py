@@ -1,0 +1,303 @@
+"""What a live server decides: which gradients an update takes, whom it answers, and with which of its versions."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, OnceMailbox
+from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.base.state import State
+from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.live.decisions import Moment, Over, Policy, Take, Wait, overdue
+from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.records import Event, Read
+from ray_pcasgd.rules.gathering import Arrival, Gatherer
+from ray_pcasgd.schedule.plan_servers import Position
+
+
+class Open(NamedTuple):
+    """Fetch a gradient, unless there is a ``problem`` with it, and tell the policy by ``opened`` whether it is here."""
+
+    header: Header
+
+
+class Connect(NamedTuple):
+    """Send to an agent's new actor from now on: the agent is back."""
+
+    agent: int
+
+
+class Tell(NamedTuple):
+    """Send each of these workers its answer, with the weights that it names; then forget what may be forgotten."""
+
+    headers: Mapping[int, Header]
+
+
+Decision = Open | Connect | Take | Tell | Over
+"""What a server's actor is to do next."""
+
+
+class _Came(NamedTuple):
+    """What has happened last, after which the server updates or answers."""
+
+    worker: int
+    version: int
+    """Of the worker's gradient; 0 where the worker is gone."""
+    counts: bool
+    """Whether the gradient counts for an update; true where the worker is gone."""
+
+
+class ServerPolicy(Policy[Decision]):
+    """Decides for one live server: it updates when its gathering says so, over what has come.
+
+    A gradient is: ``Open``, ``opened``; where an update is due ``Take``, ``stepped``; then ``Tell``. Losses of workers
+    and workers that are back wait for their turn, so ``lost`` and ``back`` may be called at any moment.
+
+    Args:
+        spec: The server.
+        mailbox: The messages of its workers, which the actor puts there.
+        wait_seconds: Longest wait for a gradient of any worker.
+        injection: What is added to the real network.
+        state: The server's state that was kept, together with the policy's own (``state``); ``None`` at the start.
+
+    """
+
+    def __init__(
+        self,
+        spec: ServerSpec,
+        mailbox: OnceMailbox[Any],
+        wait_seconds: float,
+        injection: InjectedDelays,
+        state: State | None = None,
+    ) -> None:
+        recipe = spec.recipe
+        self.spec = spec
+        self.mailbox = mailbox
+        self.wait_seconds = wait_seconds
+        self.started_at = 0.0
+        """The run's start in wall-clock seconds; the actor sets it."""
+        self.gathering = recipe.rule.gathering
+        self.position = Position(recipe.num_workers, recipe.rule.local_steps)
+        if state:
+            self.position.restore(state["position"])
+        self.first = self.version
+        """The version that the server began with; earlier ones are not here."""
+        self.gatherer = Gatherer(self.gathering, recipe.num_workers, self.first)
+        if state:
+            self.gatherer.restore(state["gatherer"])
+        self.newest: dict[int, int] = state["arrived"] if state else dict.fromkeys(spec.neighbors, 0)
+        """Each worker's newest gradient that was taken in."""
+        self.given = dict.fromkeys(spec.neighbors, self.first)
+        """The version that each worker was told to read last; of those alone that are there."""
+        self.losses: dict[tuple[int, int], float] = {}
+        """By worker and version, the mini-batch losses of the gradients that wait for an update."""
+        self.oldest = self.first
+        """The oldest version that a worker may still be told to read."""
+        self.kept = {self.first, *(state["history"] if state else ())}
+        """The versions whose weights a correction may still need."""
+        self.is_over = False
+        """Whether all workers are told that all steps are taken; then nobody comes back."""
+        self.links(injection)
+        self._admitted = {worker: (version, self.first) for worker, version in self.newest.items()}
+        """Of each worker, its newest gradient that was admitted to the mailbox, and the server's version then."""
+        self._changes: deque[tuple[int, int | None]] = deque()
+        """Workers that are back with their versions, and those that are gone, with ``None``, until their turn comes."""
+        self._news: deque[Header] = deque()
+        """Gradients that have come, until their turn comes."""
+        self._came: _Came | None = None
+        self._owed: dict[int, int] | None = None
+        """By worker, which of its gradients is to be answered now."""
+        self._taking = 0
+        """The gradients of the update that is due."""
+        self._deadline: float | None = None
+        """The steady second up to which a gradient is waited for; ``None`` where none is waited for."""
+        self._events: list[Event] = []
+
+    @property
+    def version(self) -> int:
+        """The server's version."""
+        return self.position.version_before(0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps of the run are taken."""
+        return self.position.steps >= self.spec.recipe.num_steps
+
+    @property
+    def newest_given(self) -> int:
+        """The newest version that workers are told to read, where links hold no message back."""
+        return max(self.version - self.spec.recipe.rule.reads_before, self.first)
+
+    def state(self) -> State:
+        """Return what the policy adds to the server's state; gradients that wait for an update are not part of it."""
+        return {"arrived": dict(self.newest), "gatherer": self.gatherer.state()}
+
+    def admit(self, header: Header) -> str | None:
+        """Admit a gradient to the mailbox that may be its worker's next one; of another one return what is wrong.
+
+        A worker's versions rise one by one, but for work that was cancelled: one at each of the server's versions.
+        """
+        worker, version = header.sender, header.version
+        newest, moment = self._admitted[worker]
+        last = newest + 1 + (self.version - moment if self.gathering.cancels else 0)
+        if not newest < version <= last:
+            return f"its version is {version}; allowed are {newest + 1} to {last}"
+        self._admitted[worker] = (version, self.version)
+        return None
+
+    def arrived(self, header: Header, now: Moment) -> None:
+        """Take in that a gradient has come; its turn is that of its arrival, which a link may delay."""
+
+    def lost(self, agent: int) -> None:
+        """Take in that a worker is gone: it is waited for no more."""
+        self._changes.append((agent, None))
+
+    def back(self, agent: int, version: int) -> None:
+        """Take in that a worker comes back at a version."""
+        self._changes.append((agent, version))
+
+    def known(self, agent: int) -> int:
+        """Return the newest version of a worker that is known, be it held back by a link."""
+        return self._admitted[agent][0]
+
+    def links(self, injection: InjectedDelays) -> None:
+        """Take in what is injected on links from now on."""
+        self._links = injection.links_from(self.spec.agent, self.spec.neighbors)
+        self._holds = any(entry.unit != "seconds" for entry in (*injection.links, *injection.changes.entries))
+
+    def events(self) -> list[Event]:
+        """Return the events to be told since the last call, in their order."""
+        events, self._events = self._events, []
+        return events
+
+    def decide(self, now: Moment) -> Decision | Wait:
+        """Return what to do next.
+
+        Raises:
+            InterruptionError: no gradient of any worker has come in time.
+
+        """
+        if self._came is not None:
+            reads = self._update(self._came)
+            if reads:
+                return Take(reads)
+        if self._owed is not None:
+            return self._tell(self._owed, now)
+        if self.is_over:
+            return Over()
+        while self._changes:
+            self._deadline = None
+            agent, version = self._changes.popleft()
+            if version is not None:
+                self._take_back(agent, version)
+                return Connect(agent)
+            if agent in self.given:
+                self._lose(agent)
+                return self.decide(now)
+        if self.is_done:
+            self.is_over = True
+            told = self._tell(dict.fromkeys(self.given, 0), now)
+            return Tell({worker: header._replace(final=True) for worker, header in told.headers.items()})
+        self.mailbox.advance(now.steady)
+        self._news += self.mailbox.news()
+        while self._news:
+            self._deadline = None
+            header = self._news.popleft()
+            if header.sender in self.given:
+                self.newest[header.sender] = header.version
+                return Open(header)
+        return self._wait(now)
+
+    def problem(self, header: Header) -> str | None:
+        """Return why a gradient cannot be one of this run, in words; ``None`` where it can."""
+        note, given = _delivery(header), self.given[header.sender]
+        if note.computed_at > given or note.round > self.version:
+            return (
+                f"it was computed at version {note.computed_at} and begun at {note.round}; allowed are those up to "
+                f"{given} and {self.version}"
+            )
+        if self.spec.recipe.rule.needs_gap and note.computed_at not in self.kept:
+            return f"it was computed at version {note.computed_at}, which no worker reads any more"
+        return None
+
+    def opened(self, header: Header, is_here: bool, now: Moment) -> None:
+        """Take in whether the gradient that was to be opened is here; if not, it is answered, and never applied."""
+        worker, version, note = header.sender, header.version, _delivery(header)
+        counts = False
+        if is_here:
+            self.gatherer.tell(worker, version, note.loss)
+            self.gatherer.adapt(now.wall - self.started_at)
+            counts = self.gatherer.arrive(Arrival(worker, version, note.computed_at, note.round))
+        if counts:
+            self.losses[worker, version] = note.loss
+        self._came = _Came(worker, version, counts)
+
+    def stepped(self, version: int, now: Moment) -> None:
+        """Take in that the server has come to its next version, over what it was told to read."""
+        self.position.advance(self._taking)
+        assert version == self.version
+        self.kept.add(self.version)
+        waiting = {one[:2] for one in self.gatherer.waiting}
+        self.losses = {key: loss for key, loss in self.losses.items() if key in waiting}
+
+    def _update(self, came: _Came) -> tuple[Read, ...]:
+        """Return what the update reads that is due now, if one is; note whom to answer afterwards."""
+        self._came = None
+        taken = () if self.is_done else self.gatherer.take()
+        if self.gathering.cancels and taken:
+            self._owed = {k: came.version if k == came.worker else 0 for k in self.given}
+        elif self.gathering.waits and came.counts:
+            self._owed = {one.worker: one.version for one in taken}
+        else:
+            self._owed = {came.worker: came.version}
+        self._taking = len(taken)
+        late = ((one, self.version - one.computed_at) for one in taken)
+        return tuple(sorted(Read(one.worker, one.version, steps, steps) for one, steps in late))
+
+    def _tell(self, owed: Mapping[int, int], now: Moment) -> Tell:
+        """Return the answers to workers that are there; forget what is not needed after them."""
+        self._owed = None
+        told = Tell({k: self._answer(k, version, now) for k, version in owed.items() if k in self.given})
+        oldest = min(self.given.values(), default=self.newest_given) if self._holds else self.newest_given
+        self.oldest = max(self.oldest, oldest)
+        needed = {*self.given.values(), *(one.computed_at for one in self.gatherer.waiting), self.version}
+        self.kept = {version for version in self.kept if version >= self.oldest or version in needed}
+        return told
+
+    def _answer(self, worker: int, version: int, now: Moment) -> Header:
+        """Return what a worker is told: which version to read."""
+        link, newest, sent_at = self._links[worker], self.version, now.wall - self.started_at
+        held = self.position.version_before(link.hold_steps(self.position.steps, sent_at))
+        reads = max(self.given[worker], self.oldest, min(held, self.newest_given))
+        self.given[worker] = reads
+        latency = link.latency_seconds(newest, sent_at)
+        return Header(self.spec.agent, reads, sent_at, 0.0, latency_seconds=latency, note=Answer(newest, version))
+
+    def _take_back(self, worker: int, version: int) -> None:
+        """Go on with a worker that is back."""
+        self._admitted[worker] = (version, self.version)
+        self.gatherer.gain()
+        self.given[worker] = self.newest_given
+        self._owed = {worker: version}
+
+    def _lose(self, worker: int) -> None:
+        """Go on without a worker."""
+        self.gatherer.lose()
+        del self.given[worker]
+        self._events.append(Event("neighbor_lost", self.spec.agent, self.version, f"worker {worker} is gone"))
+        self._came = _Came(worker, 0, counts=True)
+
+    def _wait(self, now: Moment) -> Wait:
+        missing = "a gradient of any worker"
+        if self._deadline is None or (now.steady >= self._deadline and not self.given):
+            # While there is no worker, the driver knows whether one comes back.
+            self._deadline = now.steady + self.wait_seconds
+        if now.steady >= self._deadline:
+            raise InterruptionError(overdue(self.spec.agent, self.version, self.wait_seconds, missing))
+        due = self.mailbox.next_due()
+        return Wait(self._deadline if due is None else min(self._deadline, due), missing)
+
+
+def _delivery(header: Header) -> Delivery:
+    assert isinstance(header.note, Delivery)
+    return header.note
