@@ -19,7 +19,6 @@ from ray_pcasgd.engines.ray.cuts import AgentState, Restored, portable_state
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.returning import ReturningAgentActor
 from ray_pcasgd.engines.ray.shell import Driving
-from ray_pcasgd.engines.ray.transport import is_local
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier, Proceed, SampledBarrier, WaitFor
 from ray_pcasgd.tasks.task import TaskData
@@ -276,7 +275,7 @@ class LiveAgentActor(ReturningAgentActor):
         if not self.spec.recipe.needs_direction(self.spec.agent, read):
             return True
         direction = self.direction_of(read.neighbor, read.version)
-        return direction is not None and is_local(direction)
+        return direction is not None and self.transport.is_here(direction)
 
     def is_here(self, neighbor: int, version: int) -> bool:
         """Return whether a version's weights can be read without waiting for the network."""
@@ -284,8 +283,8 @@ class LiveAgentActor(ReturningAgentActor):
         return (
             message is not None
             and message.contents is not None
-            and is_local(message.contents.weights)
-            and is_local(message.contents.buffers)
+            and self.transport.is_here(message.contents.weights)
+            and self.transport.is_here(message.contents.buffers)
         )
 
     def on_message(self, header: Header) -> None:

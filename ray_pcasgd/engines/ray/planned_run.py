@@ -16,6 +16,7 @@ from ray_pcasgd.engines.ray.crew import ActorGroup, failure
 from ray_pcasgd.engines.ray.cuts import AgentState, join_parts, restored_parts
 from ray_pcasgd.engines.ray.life import Heartbeats
 from ray_pcasgd.engines.ray.lost import first_line
+from ray_pcasgd.engines.transport import LostError
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Cut, Schedule
 
@@ -125,7 +126,7 @@ class PlannedRun:
             parts = [self.parts[agent] for agent in sorted(self.parts)]
             seconds = time.time() - self.started_at
             state = join_parts(self.cut, parts, seconds, self.crew.driving.answer_seconds)
-        except RayError:
+        except (RayError, LostError):
             # An agent is lost, of which its own call says more.
             self.cut, self.cut_at = None, time.monotonic()
             return

@@ -11,7 +11,7 @@ from ray_pcasgd.agents.mailbox import Header, Message
 from ray_pcasgd.engines.ray.agent_actor import AgentActor, Found
 from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
-from ray_pcasgd.engines.ray.transport import Contents, Outbox
+from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event, Read, Row, Snapshot
 
 
@@ -86,7 +86,7 @@ class ReturningAgentActor(AgentActor):
     def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:
         """Come back into a run and train on; the agent's next version is ``at_least`` this one."""
         self.started_at = started_at
-        self.outbox = Outbox({k: handle for k, handle in neighbors.items() if k in self.spec.receivers})
+        self.outbox = self.transport.outbox({k: handle for k, handle in neighbors.items() if k in self.spec.receivers})
         self.lost = {k for k in self.spec.neighbors if k not in neighbors}
         offers = offers_of(self, neighbors, self.lose)
         at_least = max([at_least, *(offer.known + 1 for offer in offers.values())])

@@ -13,8 +13,7 @@ from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.server_actors import WorkerActor
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Contents, Outbox
-from ray_pcasgd.engines.ray.validation import RejectedError
+from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.records import Event, Read, Row, RowKind
 from ray_pcasgd.tasks.task import TaskData
 
@@ -61,7 +60,7 @@ class LiveWorkerActor(WorkerActor):
     def come_back(self, servers: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:
         """Come back into a run and train on; the worker's next version is ``at_least`` this one."""
         self.started_at = started_at
-        self.outbox = Outbox(servers)
+        self.outbox = self.transport.outbox(servers)
         agent, myself = self.spec.agent, ray.get_runtime_context().current_actor
         handles: list[Any] = list(servers.values())
         # Of what a lost worker did last, its servers know more than the driver.
