@@ -9,8 +9,8 @@ import ray
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired
-from ray_pcasgd.engines.ray.transport import pack
-from ray_pcasgd.engines.ray.validation import fetch_checked
+from ray_pcasgd.engines.ray.transport import RayTransport
+from ray_pcasgd.engines.transport import Contents
 
 MEGABYTES = 50
 EXCHANGES = 10
@@ -21,16 +21,18 @@ class Peer:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        self.weights = torch.zeros(MEGABYTES * 250_000)
+        self.weights, self.buffers = torch.zeros(MEGABYTES * 250_000), torch.zeros(0)
+        self.transport = RayTransport(0)
 
-    def receive(self, parcel: Any) -> None:
-        self.weights.copy_(fetch_checked("weights", parcel, self.weights.numel(), torch.device("cpu")))
+    def receive(self, contents: Contents) -> None:
+        size = self.weights.numel()
+        self.weights.copy_(self.transport.open("weights", contents.weights, size, torch.device("cpu")))
 
     def exchange(self, other: Any) -> float:
         """Return bytes a second over several messages, each taken in before the next one is sent."""
         began = time.perf_counter()
         for _ in range(EXCHANGES):
-            ray.get(other.receive.remote(pack(self.weights, 0)))
+            ray.get(other.receive.remote(self.transport.publish(self.weights, self.buffers)))
         return EXCHANGES * self.weights.nbytes / (time.perf_counter() - began)
 
 

@@ -17,7 +17,7 @@ from experiments.faults.injecting import Fault, Several
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.live.commands import Heal, Isolate, Join, Leave, SetDelay
 from ray_pcasgd.engines.ray.control import send_command, status_of
-from ray_pcasgd.engines.ray.transport import Contents
+from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result

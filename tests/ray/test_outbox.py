@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from ray_pcasgd.agents.mailbox import Header
-from ray_pcasgd.engines.ray.transport import MOST_PENDING, Contents, Outbox
+from ray_pcasgd.engines.ray.transport import MOST_PENDING, RayTransport
+from ray_pcasgd.engines.transport import Contents
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -37,7 +38,7 @@ class Gated:
 def test_a_neighbor_that_was_stopped_is_not_flooded_and_learns_of_the_end(in_pairs: bool) -> None:
     remote: Any = ray.remote(num_cpus=0, concurrency_groups={"mail": 1})
     gated: Any = remote(Gated).remote()
-    outbox = Outbox({1: gated})
+    outbox = RayTransport(0).outbox({1: gated})
     contents = Contents(np.zeros(2, np.float32), np.zeros(0, np.float32), None)
     for version in range(1, 1001):
         outbox.send({1: Header(0, version, 0.0, 0.0)}, contents, may_skip=True, in_pairs=in_pairs)

@@ -18,8 +18,9 @@ from ray_pcasgd.agents.mailbox import Answer, Header
 from ray_pcasgd.base.state import load_state
 from ray_pcasgd.cli.app import app
 from ray_pcasgd.config import CheckpointSettings, Config
-from ray_pcasgd.engines.ray.transport import Contents, InPieces
-from ray_pcasgd.engines.ray.validation import Expected, RejectedError, check_contents, check_header, checked_contents
+from ray_pcasgd.engines.ray.transport import InPieces, RayTransport
+from ray_pcasgd.engines.transport import Contents, RejectedError
+from ray_pcasgd.engines.validation import Expected, check_contents, check_header, checked_contents
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.report.data import load_run
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -292,6 +293,7 @@ def test_a_state_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # Messages.
 
 EXPECTED = Expected((1, 2), 10, 4, 2)
+TRANSPORT = RayTransport(0)
 ANYTHING = st.one_of(SCALARS, st.binary(max_size=4), st.just(Answer(1, 1)), st.just(object()))
 ARRAYS = st.one_of(
     ANYTHING,
@@ -340,7 +342,7 @@ def likely(value: Any, other: st.SearchStrategy[Any] = ANYTHING) -> st.SearchStr
 def test_a_message_is_what_it_must_be_or_rejected(header: Any, contents: Any, pieces: list[Any]) -> None:
     try:
         check_header(EXPECTED, header)
-        contents = checked_contents(EXPECTED, header, contents, pieces)
+        contents = checked_contents(TRANSPORT, EXPECTED, header, contents, pieces)
     except RejectedError as error:
         assert str(error).startswith("its ") or "empty" in str(error)
         return
@@ -359,4 +361,4 @@ def test_a_message_is_what_it_must_be_or_rejected(header: Any, contents: Any, pi
 
 def test_large_finite_numbers_are_taken() -> None:
     header = Header(1, 3, 1.0, 0.1)
-    check_contents(EXPECTED, header, Contents(np.full(4, 3e38, np.float32), np.ones(2, np.float32), None))
+    check_contents(TRANSPORT, EXPECTED, header, Contents(np.full(4, 3e38, np.float32), np.ones(2, np.float32), None))

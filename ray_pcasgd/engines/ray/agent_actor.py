@@ -16,8 +16,9 @@ from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.shell import Driving, Shell
-from ray_pcasgd.engines.ray.transport import Contents, Parcel, portable
-from ray_pcasgd.engines.ray.validation import Expected, RejectedError, fetch_checked
+from ray_pcasgd.engines.ray.transport import portable
+from ray_pcasgd.engines.transport import Contents, Parcel, RejectedError
+from ray_pcasgd.engines.validation import Expected
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.tasks.task import TaskData
@@ -150,9 +151,9 @@ class AgentActor(Shell):
             # Only an agent that has left the run owes a direction: it has moved nowhere since.
             direction = torch.zeros_like(self.agent.weights)
             if found.direction is not None:
-                direction = fetch_checked("direction", found.direction, expected.weights, device)
-        weights = fetch_checked("weights", found.state.weights, expected.weights, device)
-        buffers = fetch_checked("buffers", found.state.buffers, expected.buffers, device)
+                direction = self.transport.open("direction", found.direction, expected.weights, device)
+        weights = self.transport.open("weights", found.state.weights, expected.weights, device)
+        buffers = self.transport.open("buffers", found.state.buffers, expected.buffers, device)
         return Received(found.read, weights, buffers, direction, found.mass)
 
     def forget(self, read: Read) -> None:

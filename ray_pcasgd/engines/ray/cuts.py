@@ -10,9 +10,12 @@ from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agents.mailbox import Delivery, Header, Mailbox, Message
 from ray_pcasgd.base.state import State
-from ray_pcasgd.engines.ray.raw_tensors import Extra, extra_of, tensor_of
-from ray_pcasgd.engines.ray.transport import PIECE_BYTES, Contents, Parcel, as_array, as_tensor, pack
+from ray_pcasgd.engines.raw_tensors import Extra, extra_of, tensor_of
+from ray_pcasgd.engines.ray.transport import PIECE_BYTES, RayTransport, as_array, as_tensor
+from ray_pcasgd.engines.transport import Contents, Parcel
 from ray_pcasgd.schedule.scheduler import Cut
+
+_TRANSPORT = RayTransport(PIECE_BYTES)
 
 
 class AgentState(NamedTuple):
@@ -63,7 +66,7 @@ def join_parts(cut: Cut, parts: Sequence[AgentState], seconds: float, answer_sec
     """Return the run's state at a cut; what several agents have of one neighbor's version is in it once.
 
     Raises:
-        RayError: something was lost with its agent, or the agent does not answer.
+        RayError, LostError: something was lost with its agent, or the agent does not answer.
 
     """
     messages: dict[tuple[int, ...], list[Any]] = {}
@@ -107,7 +110,7 @@ def restored_parts(state: State) -> list[Restored]:
 def _contents(
     weights: Tensor, buffers: Tensor, direction: Tensor | None, mass: float, extra: list[Any] | None
 ) -> Contents:
-    whole = Contents(_packed(weights), _packed(buffers), _packed(direction))
+    whole = _TRANSPORT.publish(weights, buffers, direction)
     return whole if extra is None else whole._replace(extra=extra_of(*extra))
 
 
@@ -124,8 +127,7 @@ def messages_before(cut: Cut, mailbox: Mailbox[Contents], neighbors: Sequence[in
 def _opened(parcel: Parcel | None, answer_seconds: float) -> Tensor | None:
     if parcel is None:
         return None
-    array = ray.get(parcel[0], timeout=answer_seconds) if isinstance(parcel, list) else parcel
-    return torch.from_numpy(array.copy())
+    return torch.from_numpy(_TRANSPORT.fetch(parcel, answer_seconds).copy())
 
 
 def _opened_extra(extra: Extra | None) -> list[Any] | None:
@@ -136,7 +138,3 @@ def _opened_extra(extra: Extra | None) -> list[Any] | None:
         {name: tensor_of(given) for name, given in extra.local.items()},
         None if mask is None else torch.from_numpy(mask.copy()),
     ]
-
-
-def _packed(tensor: Tensor | None) -> Any:
-    return None if tensor is None else pack(tensor, PIECE_BYTES)

@@ -20,7 +20,7 @@ from ray_pcasgd.engines.ray.deciding import await_decision, moment
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Contents, Outbox, is_local
+from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event, Read, Row, Snapshot
 from ray_pcasgd.tasks.task import TaskData
 
@@ -134,10 +134,10 @@ class LiveAgentActor(AgentActor):
         message = self.mailbox.get(neighbor, version)
         if message is None or message.contents is None:
             return False
-        if not (is_local(message.contents.weights) and is_local(message.contents.buffers)):
+        if not (self.transport.is_here(message.contents.weights) and self.transport.is_here(message.contents.buffers)):
             return False
         direction = self.direction_of(neighbor, version) if with_direction else None
-        return not with_direction or (direction is not None and is_local(direction))
+        return not with_direction or (direction is not None and self.transport.is_here(direction))
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
         """Return the versions found, fetched, except those that were rejected, or lost with their sender meanwhile."""
@@ -209,7 +209,7 @@ class LiveAgentActor(AgentActor):
     def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:
         """Come back into a run and train on; the agent's next version is ``at_least`` this one."""
         self.started_at = self.policy.started_at = started_at
-        self.outbox = Outbox({k: handle for k, handle in neighbors.items() if k in self.spec.receivers})
+        self.outbox = self.transport.outbox({k: handle for k, handle in neighbors.items() if k in self.spec.receivers})
         with self.changed:
             self.policy.connected(neighbors)
         offers = offers_of(self, neighbors, self.lose)

@@ -10,10 +10,12 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from ray_pcasgd.engines.transport import LostError
+
 GONE = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError, RpcError)
 """The process that was called is gone: killed, by Ray's memory monitor too, or lost together with its node."""
 
-LOST = (*GONE, ObjectLostError)
+LOST = (*GONE, ObjectLostError, LostError)
 """That, or an object was lost with its owner."""
 
 

@@ -9,8 +9,8 @@ from ray.actor import ActorHandle
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.shell import Shell
-from ray_pcasgd.engines.ray.transport import Contents
-from ray_pcasgd.engines.ray.validation import RejectedError, check_contents, check_header
+from ray_pcasgd.engines.transport import Contents, RejectedError
+from ray_pcasgd.engines.validation import check_contents, check_header
 
 WELCOME_SECONDS = 30.0
 """Seconds that an agent that comes back waits for its neighbors' versions; later ones are left out."""
@@ -40,7 +40,7 @@ def offers_of(
             offer = ray.get(call)
             if k in shell.spec.neighbors:
                 check_header(shell.expected, offer.header)
-                check_contents(shell.expected, offer.header, offer.contents)
+                check_contents(shell.transport, shell.expected, offer.header, offer.contents)
             offers[k] = offer
         except RejectedError as error:
             shell.reject(k, -1, error)

@@ -12,8 +12,9 @@ from ray_pcasgd.agents.pair import PairPeer, PairSpec
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.engines.ray.shell import Driving, Shell
-from ray_pcasgd.engines.ray.transport import Contents, portable
-from ray_pcasgd.engines.ray.validation import Expected, fetch_checked
+from ray_pcasgd.engines.ray.transport import portable
+from ray_pcasgd.engines.transport import Contents
+from ray_pcasgd.engines.validation import Expected
 from ray_pcasgd.records import Read, Row, StepReport, Version
 from ray_pcasgd.tasks.task import TaskData
 
@@ -56,8 +57,8 @@ class PairActor(Shell):
         """Return a partner's version, fetched."""
         expected = self.expected
         return Version(
-            fetch_checked("weights", contents.weights, expected.weights, self.device),
-            fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
+            self.transport.open("weights", contents.weights, expected.weights, self.device),
+            self.transport.open("buffers", contents.buffers, expected.buffers, self.device),
         )
 
     def evaluates(self, row: Row) -> bool:

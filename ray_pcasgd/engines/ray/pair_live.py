@@ -19,8 +19,8 @@ from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
 from ray_pcasgd.engines.ray.pair_actors import PairActor
 from ray_pcasgd.engines.ray.shell import Driving
-from ray_pcasgd.engines.ray.transport import Contents, in_pieces
-from ray_pcasgd.engines.ray.validation import RejectedError, check_header, checked_contents
+from ray_pcasgd.engines.transport import Contents, RejectedError
+from ray_pcasgd.engines.validation import check_header, checked_contents
 from ray_pcasgd.records import Row, Version
 from ray_pcasgd.tasks.task import TaskData
 
@@ -71,7 +71,7 @@ class LivePairActor(PairActor):
     def exchange(self, header: Header, contents: Contents, *pieces: Any) -> list[Any]:
         """Average with the agent that asks; return the version before that, and its contents in pieces."""
         check_header(self.expected, header)
-        asked = checked_contents(self.expected, header, contents, pieces)
+        asked = checked_contents(self.transport, self.expected, header, contents, pieces)
         if asked is None:
             raise RejectedError("it is empty; an agent that has left the run does not ask")
         asking = self.open(asked)
@@ -85,7 +85,7 @@ class LivePairActor(PairActor):
             if self.is_over:
                 # The run ends once those who ask have what they asked for.
                 ray.get([call.answer for call in self.handed_in])
-        return [version, *in_pieces(before)]
+        return [version, *self.transport.arguments(before)]
 
     @ray.method(concurrency_group="mail")
     def neighbor_lost(self, neighbor: int) -> None:
@@ -183,13 +183,13 @@ class LivePairActor(PairActor):
         """Average with another agent, and tell the policy what became of it; return the version that it answers."""
         try:
             self.report(flush=True)
-            arguments = in_pieces(self.contents())
+            arguments = self.transport.arguments(self.contents())
             # What comes back has as many pieces.
             asked = handle.exchange.options(num_returns=1 + len(arguments)).remote(self.header(), *arguments)
             version, *answer = ray.get(asked, timeout=self.driving.wait_seconds)
             header = self.header()._replace(sender=k, version=version)
             check_header(self.expected, header)
-            contents = checked_contents(self.expected, header, answer[0], answer[1:])
+            contents = checked_contents(self.transport, self.expected, header, answer[0], answer[1:])
             if contents is None:
                 raise RejectedError("it is empty")
             found = self.open(contents)

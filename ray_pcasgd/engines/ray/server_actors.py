@@ -11,11 +11,12 @@ from ray_pcasgd.agents.participant import Received
 from ray_pcasgd.agents.server import Server, ServerSpec
 from ray_pcasgd.agents.worker import Worker, WorkerSpec
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.engines.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
-from ray_pcasgd.engines.ray.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.shell import Driving, Shell
-from ray_pcasgd.engines.ray.transport import Contents, portable
-from ray_pcasgd.engines.ray.validation import Expected, RejectedError, fetch_checked
+from ray_pcasgd.engines.ray.transport import portable
+from ray_pcasgd.engines.transport import Contents, RejectedError
+from ray_pcasgd.engines.validation import Expected
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.tasks.task import TaskData
@@ -60,8 +61,8 @@ class StarShell(Shell):
         expected = self.expected
         received = Received(
             read,
-            fetch_checked("weights", contents.weights, expected.weights, self.device),
-            fetch_checked("buffers", contents.buffers, expected.buffers, self.device),
+            self.transport.open("weights", contents.weights, expected.weights, self.device),
+            self.transport.open("buffers", contents.buffers, expected.buffers, self.device),
         )
         extra = contents.extra
         if extra is None:

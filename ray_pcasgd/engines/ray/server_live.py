@@ -18,8 +18,7 @@ from ray_pcasgd.engines.ray.deciding import await_decision, moment
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.server_actors import ServerActor
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Contents
-from ray_pcasgd.engines.ray.validation import RejectedError
+from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.tasks.task import TaskData
 

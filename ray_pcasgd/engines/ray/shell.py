@@ -23,8 +23,9 @@ from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.cuts import AgentState
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.reports import Reporter
-from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
-from ray_pcasgd.engines.ray.validation import Expected, RejectedError, check_header, check_mark, checked_contents
+from ray_pcasgd.engines.ray.transport import RayTransport
+from ray_pcasgd.engines.transport import Contents, LostError, RejectedError
+from ray_pcasgd.engines.validation import Expected, check_header, check_mark, checked_contents
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut
 
@@ -85,7 +86,8 @@ class Shell(Reporter):
         self.driving = driving
         super().__init__(spec.agent, scheduler, first_call)
         self.stopped = False
-        self.outbox = Outbox({})
+        self.transport = RayTransport(driving.inline_bytes)
+        self.outbox = self.transport.outbox({})
         self.started_at = 0.0
         self.received: Counter[int] = Counter()
         """Messages of each neighbor that have come."""
@@ -103,7 +105,7 @@ class Shell(Reporter):
 
     def connect(self, neighbors: dict[int, ActorHandle[Any]]) -> None:
         """Take in the neighbors' actors."""
-        self.outbox = Outbox(neighbors)
+        self.outbox = self.transport.outbox(neighbors)
 
     # Without task events: Ray's record of every single message would cost more than the messages.
     @ray.method(concurrency_group="mail", enable_task_events=False)
@@ -122,7 +124,7 @@ class Shell(Reporter):
                 self.reject(header.sender, header.version, error)
                 return
             try:
-                contents = checked_contents(self.expected, header, contents, pieces)
+                contents = checked_contents(self.transport, self.expected, header, contents, pieces)
             except RejectedError as error:
                 self.reject(header.sender, header.version, error)
                 contents = None
@@ -149,8 +151,7 @@ class Shell(Reporter):
 
     def packed(self, weights: Tensor, buffers: Tensor, direction: Tensor | None = None) -> Contents:
         """Return a message's contents as they travel."""
-        most = self.driving.inline_bytes
-        return Contents(pack(weights, most), pack(buffers, most), None if direction is None else pack(direction, most))
+        return self.transport.publish(weights, buffers, direction)
 
     @ray.method(concurrency_group="mail", enable_task_events=False)
     def take_mark(self, neighbor: int, cut: int, sent: int) -> None:
@@ -195,7 +196,7 @@ class Shell(Reporter):
                 self.take_steps()
             except StoppedError:
                 self.on_leave()
-            except (RunError, LearnerError, RayError):
+            except (RunError, LearnerError, RayError, LostError):
                 raise
             except Exception as error:
                 # Made of texts: the error itself may be of a kind that the driver cannot import.

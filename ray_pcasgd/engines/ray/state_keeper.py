@@ -13,6 +13,7 @@ from ray_pcasgd.base.state import State, pace
 from ray_pcasgd.engines.base import Leaving, Pause
 from ray_pcasgd.engines.ray.actor_group import ActorGroup
 from ray_pcasgd.engines.ray.cuts import AgentState, Restored, fetched, join_parts
+from ray_pcasgd.engines.transport import LostError
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.schedule.scheduler import Cut
 
@@ -56,7 +57,7 @@ class PlannedStates:
                 return
             parts = [self._parts[agent] for agent in sorted(self._parts)]
             state = join_parts(self._cut, parts, time.time() - started_at, self._group.driving.answer_seconds)
-        except RayError:
+        except (RayError, LostError):
             # An agent is lost, of which its own call says more.
             self._cut, self._cut_at = None, time.monotonic()
             return
@@ -102,7 +103,7 @@ class LiveStates:
 
     def take(self, part: AgentState, answer_seconds: float) -> None:
         """Take in an agent's part of the state."""
-        with contextlib.suppress(RayError):  # lost together with its agent, or that hangs; an older one stays
+        with contextlib.suppress(RayError, LostError):  # lost together with its agent, or that hangs; an older one stays
             self._states[part.agent] = fetched(part.state, answer_seconds) | {"isolated": part.is_isolated}
 
     def note(self, report: StepReport) -> None:

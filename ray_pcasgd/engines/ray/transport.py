@@ -1,4 +1,4 @@
-"""How a version gets from one agent to another: NumPy arrays, inside the call or through Ray's object store.
+"""The transport of Ray: NumPy arrays inside actor calls, or through the object store.
 
 What travels inside the call is there with the call, after half a round trip. From the object store it comes after three
 more: the reader of a reference asks its owner where the object is, then that machine for it. But on one machine, and to
@@ -14,19 +14,28 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.ray.lost import GONE, first_line
-from ray_pcasgd.engines.ray.raw_tensors import Extra
+from ray_pcasgd.engines.transport import (
+    Contents,
+    LostError,
+    Outbox,
+    Parcel,
+    RejectedError,
+    Sent,
+    Transport,
+    check_array,
+)
 from ray_pcasgd.records import Snapshot
 
 logger = logging.getLogger("ray_pcasgd")
@@ -46,9 +55,6 @@ _ANSWER_TIMES = 64
 # What was read is never written to (rules are pure), so a view of shared memory is safe.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-Parcel = np.ndarray[Any, np.dtype[np.float32]] | list[Any]
-"""An array inside the call, or a list of one reference, which Ray then does not fetch by itself."""
-
 
 class InPieces(NamedTuple):
     """Stands for an array that travels in pieces."""
@@ -56,65 +62,85 @@ class InPieces(NamedTuple):
     number: int
 
 
-class Contents(NamedTuple):
-    """What one message carries, as it travels."""
+class RayTransport(Transport):
+    """A parcel is an array inside the call, or a list of one reference, which Ray then does not fetch by itself."""
 
-    weights: Parcel
-    buffers: Parcel
-    direction: Parcel | None
-    """The direction at the version before."""
-    extra: Extra | None = None
-    """Of a worker: what it sends with its gradient."""
+    def __init__(self, inline_bytes: int) -> None:
+        self.inline_bytes = inline_bytes
+        """Larger arrays go into the object store, once for all readers."""
 
+    def publish(self, weights: Tensor, buffers: Tensor, direction: Tensor | None = None) -> Contents:
+        """Put what is large into the object store; the rest is its own parcel."""
+        return Contents(
+            self._parcel(weights), self._parcel(buffers), None if direction is None else self._parcel(direction)
+        )
 
-def pack(tensor: Tensor, inline_bytes: int) -> Parcel:
-    """Return a tensor as a parcel; larger ones are put into the object store, once for all readers."""
-    array = tensor.detach().cpu().numpy()
-    return array if array.nbytes <= inline_bytes else [ray.put(array)]
+    def _parcel(self, tensor: Tensor) -> Parcel:
+        array = tensor.detach().cpu().numpy()
+        return array if array.nbytes <= self.inline_bytes else [ray.put(array)]
 
+    def outbox(self, neighbors: Mapping[int, ActorHandle[Any]]) -> "RayOutbox":
+        """Return what calls the method ``receive`` of neighbors' actors."""
+        return RayOutbox(self, neighbors)
 
-def in_pieces(contents: Contents | None) -> list[Any]:
-    """Return the arguments of a call that stand for a message's contents: what they are, then the pieces of arrays."""
-    if contents is None:
-        return [None]
-    pieces: list[Any] = []
-    whole: list[Any] = list(contents)
-    for place, parcel in enumerate(whole):
-        if isinstance(parcel, np.ndarray) and parcel.nbytes > PIECE_BYTES:
-            size = PIECE_BYTES // parcel.itemsize
-            pieces += [parcel[start : start + size] for start in range(0, parcel.size, size)]
-            whole[place] = InPieces(-(-parcel.size // size))
-    return [Contents(*whole), *pieces]
+    def arguments(self, contents: Contents | None) -> list[Any]:
+        """Return contents with large arrays cut into pieces, then the pieces."""
+        if contents is None:
+            return [None]
+        pieces: list[Any] = []
+        whole: list[Any] = list(contents)
+        for place, parcel in enumerate(whole):
+            if isinstance(parcel, np.ndarray) and parcel.nbytes > PIECE_BYTES:
+                size = PIECE_BYTES // parcel.itemsize
+                pieces += [parcel[start : start + size] for start in range(0, parcel.size, size)]
+                whole[place] = InPieces(-(-parcel.size // size))
+        return [Contents(*whole), *pieces]
 
+    def joined(self, contents: Any, pieces: Sequence[Any]) -> Any:
+        """Return contents with the arrays that came in pieces."""
+        if not pieces or not isinstance(contents, Contents):
+            return contents
+        left = iter(pieces)
+        try:
+            parcels: list[Any] = [
+                np.concatenate(list(islice(left, p.number))) if isinstance(p, InPieces) else p for p in contents
+            ]
+            whole = Contents(*parcels)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        if next(left, None) is not None:
+            raise ValueError(f"there are more pieces than the contents name: {len(pieces)}")
+        return whole
 
-def joined(contents: Any, pieces: Sequence[Any]) -> Any:
-    """Return contents as they were before ``in_pieces``.
+    def check(self, name: str, parcel: Any, size: int | None) -> None:
+        """Check an array that came inside the call, and whether anything else is a reference."""
+        if not isinstance(parcel, list):
+            check_array(name, parcel, size)
+        elif len(parcel) != 1 or not isinstance(parcel[0], ray.ObjectRef):
+            raise RejectedError(f"its {name} are a list of {len(parcel)}; allowed is one reference")
 
-    Raises:
-        ValueError: the pieces do not make arrays.
+    def is_here(self, parcel: Parcel) -> bool:
+        """Return whether a parcel's object is on this machine, if it is in the store."""
+        if not isinstance(parcel, list):
+            return True
+        ready, _ = ray.wait(parcel, timeout=0, fetch_local=True)
+        return bool(ready)
 
-    """
-    if not pieces or not isinstance(contents, Contents):
-        return contents
-    left = iter(pieces)
-    try:
-        parcels: list[Any] = [
-            np.concatenate(list(islice(left, p.number))) if isinstance(p, InPieces) else p for p in contents
-        ]
-        whole = Contents(*parcels)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-    if next(left, None) is not None:
-        raise ValueError(f"there are more pieces than the contents name: {len(pieces)}")
-    return whole
+    def fetch(self, parcel: Parcel, seconds: float | None = None) -> np.ndarray[Any, Any]:
+        """Return a parcel's array, a read-only view of shared memory where it is in the store."""
+        if not isinstance(parcel, list):
+            return cast(np.ndarray[Any, Any], parcel)
+        try:
+            return cast(np.ndarray[Any, Any], ray.get(parcel[0], timeout=seconds))
+        except (*GONE, ObjectLostError, GetTimeoutError) as error:
+            raise LostError(f"{type(error).__name__}: {first_line(error)}") from error
 
-
-def is_local(parcel: Parcel) -> bool:
-    """Return whether a parcel can be opened without waiting; if not, its transfer is under way from now on."""
-    if not isinstance(parcel, list):
-        return True
-    ready, _ = ray.wait(parcel, timeout=0, fetch_local=True)
-    return bool(ready)
+    def open(self, name: str, parcel: Parcel, size: int | None, device: torch.device) -> Tensor:
+        """Return a parcel's tensor; what came inside the call was checked as it came."""
+        array = self.fetch(parcel)
+        if isinstance(parcel, list):
+            check_array(name, array, size)
+        return torch.from_numpy(array).to(device)
 
 
 def portable(snapshot: Snapshot) -> Any:
@@ -136,15 +162,6 @@ def as_array(leaf: Any) -> Any:
 def as_tensor(leaf: Any) -> Any:
     """Return what ``as_array`` returned as a tensor again; a copy, since Ray's memory is shared and must be freed."""
     return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
-
-
-class Sent(NamedTuple):
-    """What became of one version's messages."""
-
-    to: frozenset[int]
-    """Who was sent one."""
-    gone: list[int]
-    """Neighbors that were found to be gone."""
 
 
 class _Peer:
@@ -224,13 +241,11 @@ def pending_allowed(round_trip: float, interval: float) -> int:
     return min(FEWEST_PENDING + more, MOST_PENDING)
 
 
-class Outbox:
-    """Sends an agent's messages, notices neighbors that are gone, and never waits for one.
+class RayOutbox(Outbox):
+    """Calls neighbors' actors, and looks at their answers now and then."""
 
-    One that has come back is taken in by another thread (``welcome``); everything else is the sender's own.
-    """
-
-    def __init__(self, neighbors: Mapping[int, ActorHandle[Any]]) -> None:
+    def __init__(self, transport: RayTransport, neighbors: Mapping[int, ActorHandle[Any]]) -> None:
+        self._transport = transport
         self._peers = {k: _Peer(handle) for k, handle in neighbors.items()}
         self._sent = Counter[int]()
         self._lock = threading.Lock()
@@ -258,12 +273,8 @@ class Outbox:
     def send(
         self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
     ) -> Sent:
-        """Send one message to each neighbor that has a header.
-
-        With ``may_skip``, a neighbor that has left many messages unanswered is left out; but where messages are of use
-        ``in_pairs`` (the second has the direction of the first), the second of a pair is always sent.
-        """
-        arguments, now = in_pieces(contents), time.monotonic()
+        """Send one message to each neighbor that has a header, unless it may be skipped and is full."""
+        arguments, now = self._transport.arguments(contents), time.monotonic()
         with self._lock:
             to: set[int] = set()
             gone = [k for k, peer in self._peers.items() if peer.is_to_be_checked and not peer.is_alive(now)]

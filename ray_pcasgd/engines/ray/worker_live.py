@@ -16,8 +16,7 @@ from ray_pcasgd.engines.live.worker import WorkerPolicy
 from ray_pcasgd.engines.ray.deciding import await_decision, moment
 from ray_pcasgd.engines.ray.server_actors import WorkerActor
 from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.transport import Outbox
-from ray_pcasgd.engines.ray.validation import RejectedError
+from ray_pcasgd.engines.transport import RejectedError
 from ray_pcasgd.records import Read, Row, RowKind
 from ray_pcasgd.tasks.task import TaskData
 
@@ -49,7 +48,7 @@ class LiveWorkerActor(WorkerActor):
     def come_back(self, servers: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:
         """Come back into a run and train on; the worker's next version is ``at_least`` this one."""
         self.started_at = started_at
-        self.outbox = Outbox(servers)
+        self.outbox = self.transport.outbox(servers)
         agent, myself = self.spec.agent, ray.get_runtime_context().current_actor
         handles: list[Any] = list(servers.values())
         known: list[int] = ray.get([server.newest_of.remote(agent) for server in handles])

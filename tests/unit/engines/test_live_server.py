@@ -17,7 +17,7 @@ from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.deciding import moment
 from ray_pcasgd.engines.ray.server_live import LiveServerActor
 from ray_pcasgd.engines.ray.shell import Driving
-from ray_pcasgd.engines.ray.transport import Contents
+from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.agents.local_tensors import is_same
 from ray_pcasgd.agents.mailbox import Header
-from ray_pcasgd.engines.ray.raw_tensors import Extra, Form, Raw, extra_of, problem_of, raw, tensor_of
-from ray_pcasgd.engines.ray.transport import Contents
-from ray_pcasgd.engines.ray.validation import Expected, RejectedError, check_contents
+from ray_pcasgd.engines.raw_tensors import Extra, Form, Raw, extra_of, problem_of, raw, tensor_of
+from ray_pcasgd.engines.ray.transport import RayTransport
+from ray_pcasgd.engines.transport import Contents, RejectedError
+from ray_pcasgd.engines.validation import Expected, check_contents
 
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.int32, torch.int64]
 FORMS: dict[str, Form | None] = {"n": ((), torch.int64), "x": ((2, 3), torch.float32), "late": None}
@@ -65,5 +66,5 @@ def test_what_comes_is_what_it_must_be_or_named(extra: Any) -> None:
 def test_nothing_of_the_kind_is_taken_from_peers() -> None:
     contents = Contents(np.ones(4, np.float32), np.ones(2, np.float32), None, Extra({}))
     with pytest.raises(RejectedError, match="its extra is of type Extra; allowed is no extra"):
-        check_contents(Expected((1,), 10, 4, 2), Header(1, 3, 1.0, 0.1), contents)
-    check_contents(Expected((1,), 10, 4, 2, forms={}, num_tensors=1), Header(1, 3, 1.0, 0.1), contents)
+        check_contents(RayTransport(0), Expected((1,), 10, 4, 2), Header(1, 3, 1.0, 0.1), contents)
+    check_contents(RayTransport(0), Expected((1,), 10, 4, 2, forms={}, num_tensors=1), Header(1, 3, 1.0, 0.1), contents)

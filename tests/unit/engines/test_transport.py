@@ -8,10 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_pcasgd.engines.ray.raw_tensors import extra_of
-from ray_pcasgd.engines.ray.transport import PIECE_BYTES, Contents, InPieces, in_pieces, joined
+from ray_pcasgd.engines.raw_tensors import extra_of
+from ray_pcasgd.engines.ray.transport import PIECE_BYTES, InPieces, RayTransport
+from ray_pcasgd.engines.transport import Contents
 
 PIECE = PIECE_BYTES // 4
+TRANSPORT = RayTransport(0)
 SIZES = st.one_of(st.integers(0, 8), st.integers(PIECE - 1, PIECE + 1), st.integers(2 * PIECE - 1, 3 * PIECE + 1))
 
 
@@ -21,12 +23,12 @@ def test_what_travels_in_pieces_is_put_together_again(weights: int, buffers: int
     parcels += [None if direction is None else -np.arange(direction, dtype=np.float32)]
     extra = extra_of({"passes": torch.tensor(3)}, None)
     parcels += [extra]
-    arguments = in_pieces(Contents(*parcels))
+    arguments = TRANSPORT.arguments(Contents(*parcels))
     assert all(one.nbytes <= PIECE_BYTES for one in arguments[1:])
     assert arguments[0].extra is extra
     for parcel, told in zip(parcels[:3], arguments[0][:3], strict=True):
         assert isinstance(told, InPieces) == (parcel is not None and parcel.nbytes > PIECE_BYTES)
-    whole = joined(arguments[0], arguments[1:])
+    whole = TRANSPORT.joined(arguments[0], arguments[1:])
     assert whole.extra is extra
     for parcel, again in zip(parcels[:3], whole[:3], strict=True):
         assert (parcel is None and again is None) or np.array_equal(parcel, again)
@@ -35,12 +37,12 @@ def test_what_travels_in_pieces_is_put_together_again(weights: int, buffers: int
 def test_a_reference_travels_as_it_is_and_so_does_nothing() -> None:
     reference = [object()]
     contents = Contents(reference, np.zeros(2, np.float32), None)
-    assert in_pieces(contents) == [contents]
-    assert joined(*in_pieces(None), []) is None
+    assert TRANSPORT.arguments(contents) == [contents]
+    assert TRANSPORT.joined(*TRANSPORT.arguments(None), []) is None
 
 
 @pytest.mark.parametrize(("number", "message"), [(1, "need at least one array"), (4, "there are more pieces than")])
 def test_more_or_fewer_pieces_than_are_named_are_an_error(number: int, message: str) -> None:
     contents: Any = Contents(InPieces(2), np.zeros(0, np.float32), InPieces(1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
-        joined(contents, [np.ones(4, np.float32)] * number)
+        TRANSPORT.joined(contents, [np.ones(4, np.float32)] * number)

@@ -4,19 +4,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import ray
-import torch
-from torch import Tensor
-
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
-from ray_pcasgd.engines.ray.raw_tensors import Form, problem_of
-from ray_pcasgd.engines.ray.transport import Contents, Parcel, joined
-
-
-class RejectedError(ValueError):
-    """A message that is not valid; it is never applied."""
-
+from ray_pcasgd.engines.raw_tensors import Form, problem_of
+from ray_pcasgd.engines.transport import Contents, RejectedError, Transport
 
 _LARGEST_COUNT = 2**31 - 1
 """Versions and steps are whole numbers of 32 bits wherever they are kept."""
@@ -96,7 +86,9 @@ def check_mark(expected: Expected, neighbor: Any, cut: Any, sent: Any) -> None:
         raise RejectedError(f"its cut is {shown(cut)} and its count {shown(sent)}; allowed are whole numbers from 0 on")
 
 
-def checked_contents(expected: Expected, header: Header, contents: Any, pieces: Sequence[Any]) -> Contents | None:
+def checked_contents(
+    transport: Transport, expected: Expected, header: Header, contents: Any, pieces: Sequence[Any]
+) -> Contents | None:
     """Return a message's contents with the arrays that came in pieces.
 
     Raises:
@@ -104,17 +96,17 @@ def checked_contents(expected: Expected, header: Header, contents: Any, pieces: 
 
     """
     try:
-        whole: Contents | None = joined(contents, pieces)
+        whole: Contents | None = transport.joined(contents, pieces)
     except ValueError as error:
         raise RejectedError(f"its pieces do not fit together: {error!s:.200}") from error
-    check_contents(expected, header, whole)
+    check_contents(transport, expected, header, whole)
     return whole
 
 
-def check_contents(expected: Expected, header: Header, contents: Any) -> None:
+def check_contents(transport: Transport, expected: Expected, header: Header, contents: Any) -> None:
     """Raise ``RejectedError`` where a message's contents are not what the agent expects.
 
-    What lies in the object store is checked once it is fetched: ``fetch_checked``.
+    What is still to be fetched is checked once it is: ``Transport.open``.
     """
     if contents is None:
         if not header.isolated:
@@ -131,38 +123,7 @@ def check_contents(expected: Expected, header: Header, contents: Any) -> None:
     for name, parcel, size in zip(contents._fields[:3], contents[:3], sizes, strict=True):
         if parcel is None and name == "direction":
             continue
-        if isinstance(parcel, list):
-            if len(parcel) != 1 or not isinstance(parcel[0], ray.ObjectRef):
-                raise RejectedError(f"its {name} are a list of {len(parcel)}; allowed is one reference")
-        else:
-            check_array(name, parcel, size)
-
-
-def fetch_checked(name: str, parcel: Parcel, size: int | None, device: torch.device) -> Tensor:
-    """Return a parcel's tensor, on the CPU a read-only view of shared memory.
-
-    Raises:
-        RejectedError: it is not what it must be.
-
-    """
-    if not isinstance(parcel, list):
-        return torch.from_numpy(parcel).to(device)
-    array = ray.get(parcel[0])
-    check_array(name, array, size)
-    return torch.from_numpy(array).to(device)
-
-
-def check_array(name: str, array: Any, size: int | None) -> None:
-    """Raise ``RejectedError`` where an array is not float32 of shape (size,), with finite numbers."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 1:
-        kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise RejectedError(f"its {name} are {kind}; allowed is float32 in one dimension")
-    if size is not None and array.size != size and not (name == "buffers" and array.size == 0):
-        raise RejectedError(f"its {name} have {array.size} numbers; allowed are {size}")
-    # The sum costs one pass and no memory; where finite numbers overflow in it, each is looked at.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not np.isfinite(array.sum()) and not np.isfinite(array).all():
-            raise RejectedError(f"its {name} have numbers that are not finite")
+        transport.check(name, parcel, size)
 
 
 def shown(value: Any) -> str:
