@@ -15,8 +15,8 @@ from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Read, Snapshot
 from ray_pcasgd.rules.correction import Late
+from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import Delivered, ServerRule
-from ray_pcasgd.schedule.plan_servers import Position
 from ray_pcasgd.tasks.task import TaskData
 
 CHANGED_WEIGHTS = (

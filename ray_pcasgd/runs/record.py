@@ -24,7 +24,7 @@ from ray_pcasgd.runs.storage.checkpoints import Checkpoints
 from ray_pcasgd.runs.storage.ending import Ending
 from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.runs.storage.states import RunStates
-from ray_pcasgd.schedule.trace import rows_up_to
+from ray_pcasgd.schedule.parquet import rows_up_to
 
 _SHOWN_EVALUATIONS = 3
 """Failed evaluations that are shown at most; the events' file has all of them."""

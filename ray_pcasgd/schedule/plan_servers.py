@@ -1,13 +1,13 @@
 """Plans who delivers which gradient when, around a server: an event-driven simulation of timing alone."""
 
 import heapq
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules.gathering import Arrival, Gatherer, Gathering
+from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position
+from ray_pcasgd.rules.gathering import Gathering
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 
 _NANOSECONDS = 1_000_000_000
@@ -65,40 +65,6 @@ class ServerRows(Iterator[Row | None]):
         if row.agent < self._num_workers:
             for server in self._simulation.servers:
                 server.gatherer.tell(row.agent, row.step + 1, loss)
-
-
-class Position:
-    """How far a server has come, in steps of a peer: mini-batches that it has taken over the number of workers."""
-
-    def __init__(self, num_workers: int, local_steps: int) -> None:
-        self.num_workers = num_workers
-        self._local_steps = local_steps
-        self._batches = 0
-        self._at_version = [0]
-
-    @property
-    def steps(self) -> int:
-        """The present position, rounded down."""
-        return self._at_version[-1]
-
-    def advance(self, num_messages: int) -> None:
-        """Note an update that takes ``num_messages`` messages."""
-        self._batches += num_messages * self._local_steps
-        self._at_version.append(self._batches // self.num_workers)
-
-    def state(self) -> list[int]:
-        """Return what ``restore`` needs: the mini-batches so far, and the position at each version."""
-        return [self._batches, *self._at_version]
-
-    def restore(self, state: Sequence[int]) -> None:
-        """Be where a state was taken."""
-        self._batches, *self._at_version = state
-
-    def version_before(self, steps: int) -> int:
-        """Return the newest version that was reached at least ``steps`` steps ago, or version 0."""
-        if steps <= 0:
-            return len(self._at_version) - 1
-        return max(0, bisect_right(self._at_version, self.steps - steps) - 1)
 
 
 class _Notice(NamedTuple):

@@ -17,7 +17,7 @@ from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.transport import Contents
 from ray_pcasgd.engines.ray.validation import RejectedError
 from ray_pcasgd.records import Event, Read, Row
-from ray_pcasgd.rules.gathering import Arrival, Gatherer
+from ray_pcasgd.rules.gatherer import Arrival, Gatherer
 from ray_pcasgd.tasks.task import TaskData
 
 

@@ -15,10 +15,11 @@ from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.plan.common import Roster
 from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.schedule.ordering import in_causal_order
+from ray_pcasgd.schedule.parquet import read_rows
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network
-from ray_pcasgd.schedule.trace import in_causal_order, read_rows
 
 
 class Division(NamedTuple):

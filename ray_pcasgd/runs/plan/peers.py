@@ -13,10 +13,11 @@ from ray_pcasgd.runs.plan.common import Roster
 from ray_pcasgd.runs.plan.servers import check_family
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.schedule.ordering import in_causal_order
+from ray_pcasgd.schedule.parquet import check_fits, newest_reads, read_rows
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
-from ray_pcasgd.schedule.trace import check_fits, in_causal_order, newest_reads, read_rows
 
 _BARRIERS: dict[DefaultBarrier, Barrier] = {
     "none": NoBarrier(),

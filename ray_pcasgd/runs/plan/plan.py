@@ -19,6 +19,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Cluster, Engine
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.records import Event, Row
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster
@@ -29,6 +30,7 @@ from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.settings.errors import explain, one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
+from ray_pcasgd.schedule.recording import replayable
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.schedule.topology import Network
 from ray_pcasgd.tasks.ray_stream import StreamedImages
@@ -93,6 +95,19 @@ class Plan:
         """Whether the run can be left before its end, and taken up from its state."""
         has_states = isinstance(self.config.algorithm, Rule | ServerRule) and not waits_for_losses(self.schedule)
         return isinstance(self.config.engine, LocalSettings) and has_states
+
+    def replayable(self, rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
+        """Return the run's rows as they can be executed, and remarks on what was changed."""
+        algorithm = self.config.algorithm
+        has_servers = isinstance(algorithm, ServerRule)
+        return replayable(
+            rows,
+            is_live=self.is_live,
+            servers=self.servers,
+            cancels=has_servers and algorithm.gathering.cancels,
+            workers_step=has_servers and algorithm.workers_step,
+            with_directions=isinstance(algorithm, Rule),
+        )
 
     @cached_property
     def cluster(self) -> Cluster:

@@ -9,12 +9,14 @@ import numpy as np
 from ray_pcasgd.agents.server import ServerRecipe, ServerSpec, WorkerSpec
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster
 from ray_pcasgd.schedule.delays import check_timing
-from ray_pcasgd.schedule.plan_servers import Position, ServerPlanner
+from ray_pcasgd.schedule.ordering import in_causal_order
+from ray_pcasgd.schedule.parquet import read_rows
+from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
-from ray_pcasgd.schedule.trace import in_causal_order, read_rows
 
 
 def check_server_settings(config: Config, rule: ServerRule) -> None:
