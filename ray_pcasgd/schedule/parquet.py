@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from ray_pcasgd.base.foreign_tables import read_table
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Read, Row, RowKind
+from ray_pcasgd.schedule.info import ScheduleInfo
 
 FORMAT = "ray_pcasgd schedule 2"
 FORMAT_WITH_HELD = "ray_pcasgd schedule 3"
@@ -78,8 +78,10 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
     schema = _READ_SCHEMA.append(_SCHEMA_WITH_HELD.field("held")) if has_held else _READ_SCHEMA
     if metadata.get("format") not in _SCHEMAS or not table.schema.equals(schema):
         raise ValueError(f"{named}: is no schedule; allowed is a schedule.parquet of a run")
-    if not re.fullmatch(r"([0-9]{1,9}( [0-9]{1,9})*)?", metadata.get("left", "")):
-        raise ValueError(f"{named}: left = {one_line(metadata['left'], 80)!r}; allowed are numbers of agents")
+    try:
+        ScheduleInfo.from_metadata(metadata)
+    except ValueError as error:
+        raise ValueError(f"{named}: {error}") from None
     if any(column.null_count for column in table.columns):
         raise ValueError(f"{named}: has empty fields")
     _check_sizes(named, table)

@@ -1,7 +1,7 @@
 """Plans a run: from settings to everything that it needs, checked before any actor starts."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +22,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
-from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.runs.plan.common import Roster, kind_of
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster
 from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
@@ -30,6 +30,7 @@ from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.settings.errors import explain, one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
+from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.recording import replayable
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.schedule.topology import Network
@@ -64,11 +65,19 @@ class Plan:
         algorithm = self.config.algorithm
         return algorithm.local_steps if isinstance(algorithm, ServerRule) else 1
 
-    @property
-    def reading(self) -> str:
-        """What rows read, for the schedule's metadata: as the rule says, ``pairs``, or an empty text with servers."""
-        algorithm = self.config.algorithm
-        return algorithm.reading if isinstance(algorithm, Rule) else "pairs" if isinstance(algorithm, ADPSGD) else ""
+    def schedule_info(self, run: str, left: Iterable[int]) -> ScheduleInfo:
+        """Return what the schedule's file says of the run, by its name and the agents that have left it."""
+        kind = kind_of(self.config.algorithm)
+        return ScheduleInfo(
+            run=run,
+            mode="live" if self.is_live else "planned",
+            algorithm=self.config.algorithm.name,
+            reading=kind.reading,
+            num_agents=self.config.num_agents,
+            num_servers=kind.num_servers,
+            seed=self.config.seed,
+            left=frozenset(left),
+        )
 
     @cached_property
     def last_steps(self) -> dict[int, int]:
@@ -99,14 +108,14 @@ class Plan:
     def replayable(self, rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
         """Return the run's rows as they can be executed, and remarks on what was changed."""
         algorithm = self.config.algorithm
-        has_servers = isinstance(algorithm, ServerRule)
+        rule = algorithm if isinstance(algorithm, ServerRule) else None
         return replayable(
             rows,
             is_live=self.is_live,
             servers=self.servers,
-            cancels=has_servers and algorithm.gathering.cancels,
-            workers_step=has_servers and algorithm.workers_step,
-            with_directions=isinstance(algorithm, Rule),
+            cancels=rule is not None and rule.gathering.cancels,
+            workers_step=rule is not None and rule.workers_step,
+            with_directions=kind_of(algorithm).with_directions,
         )
 
     @cached_property
