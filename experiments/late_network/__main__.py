@@ -17,7 +17,7 @@ from experiments.late_network.page import page
 from experiments.running import arguments_of, settings_of
 from ray_pcasgd.runs.settings.loading import load_config, read_yaml
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 
 HERE = Path(__file__).parent
 LABORATORY = ROOT.parent / "shared" / "lab"

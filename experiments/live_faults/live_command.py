@@ -7,7 +7,7 @@ from experiments.live_faults.injecting import busy
 from experiments.live_faults.scenarios import BUSY_LOOPS
 from experiments.live_faults.truth import staleness_of
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 
 COMMAND: dict[str, Any] = {"num_agents": 3, "num_steps": 60}
 

@@ -26,7 +26,7 @@ from experiments.live_faults.truth import staleness_of
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 
 AGENTS = 4
 STEP_SECONDS = 0.02

@@ -15,8 +15,8 @@ from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Row, Snapshot
 from ray_pcasgd.rules.correction import Late
+from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import Delivered
-from ray_pcasgd.schedule.plan_servers import Position
 from ray_pcasgd.tasks.task import TaskData
 
 SERVERS = Family(slack=-1, prepares=False, may_be_lost=False)

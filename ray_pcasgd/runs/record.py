@@ -24,7 +24,7 @@ from ray_pcasgd.runs.storage.checkpoints import Checkpoints
 from ray_pcasgd.runs.storage.ending import Ending
 from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.runs.storage.states import RunStates
-from ray_pcasgd.schedule.trace import rows_up_to
+from ray_pcasgd.schedule.parquet import rows_up_to
 
 _SHOWN_EVALUATIONS = 3
 """Failed evaluations that are shown at most; the events' file has all of them."""
@@ -268,17 +268,7 @@ class RunRecord:
 
     def schedule_metadata(self) -> dict[str, str]:
         """Return what the schedule's file says of the run."""
-        config = self.plan.config
-        return {
-            "run": self.folder.name,
-            "mode": "live" if self.plan.is_live else "planned",
-            "algorithm": config.algorithm.name,
-            "reading": self.plan.reading,
-            "num_agents": str(config.num_agents),
-            "num_servers": str(len(self.plan.servers)),
-            "seed": str(config.seed),
-            "left": " ".join(map(str, sorted(self.left))),
-        }
+        return self.plan.schedule_info(self.folder.name, self.left).to_metadata()
 
     def shortfall(self) -> RunError | None:
         """Return what makes a run that came to its end a failure."""

@@ -18,13 +18,12 @@ from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.runs.pace import is_agent_step, mean_staleness
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.record import CallbackError, RunRecord
-from ray_pcasgd.runs.replayable import replayable
 from ray_pcasgd.runs.result import Result, final_metrics, flat_metrics
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.runs.storage.model_file import encode
-from ray_pcasgd.schedule.trace import trace_hash
+from ray_pcasgd.schedule.parquet import trace_hash
 
 
 class Run(RunRecord):
@@ -245,7 +244,7 @@ class Run(RunRecord):
             rows = self.monitor.finish()
             self.say_unsaid()
             try:
-                self.rows, events = replayable(self.rows, self.plan)
+                self.rows, events = self.plan.replayable(self.rows)
             except Exception as error:
                 detail = f"the schedule is written as it was recorded, unchecked: {described(error)}"
                 events = [Event("schedule_not_checked", -1, -1, detail)]

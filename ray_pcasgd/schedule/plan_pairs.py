@@ -1,18 +1,15 @@
 """Plans who averages with whom, when: the timing of AD-PSGD."""
 
-import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.adpsgd import draw_partner
-from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
-
-_NANOSECONDS = 1_000_000_000
+from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, row_times
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairPlanner:
+class PairPlanner(Timing):
     """A run's timing; iterating over it yields the same rows every time, lazily, in an order that can be executed.
 
     Once an active agent's gradient is ready, it asks a random partner; the request takes the link's latency, and where
@@ -26,11 +23,6 @@ class PairPlanner:
     """The agents that each agent asks, rising; passive agents ask none."""
     num_steps: int
     """Own steps that each agent takes; passive agents answer until all have."""
-    compute: ComputeTimes
-    links: tuple[LinkDelay, ...]
-    clusters: tuple[int, ...]
-    """The cluster of each agent."""
-    seed: int
 
     def __iter__(self) -> Iterator[Row]:
         return _Simulation(self).rows()
@@ -40,7 +32,7 @@ class _Agent:
     def __init__(self, plan: PairPlanner, number: int) -> None:
         self.number = number
         self.partners = plan.partners[number]
-        self.seconds = plan.compute.sampler(plan.seed, number)
+        self.gradients = Computing(plan, number)
         self.version = 0
         self.steps = 0
         self.start = 0
@@ -59,19 +51,19 @@ class _Simulation:
         self.plan = plan
         self.agents = [_Agent(plan, number) for number in range(len(plan.partners))]
         self.links = {
-            (k, i): LinkTimes(plan.links, plan.clusters, plan.seed, k, i)
+            (k, i): Channel(plan, k, i)
             for a, partners in enumerate(plan.partners)
             for b in partners
             for k, i in ((a, b), (b, a))
         }
-        self.calendar: list[tuple[int, int, int, int]] = []
-        """Heap of (nanosecond, what, agent, partner)."""
+        self.calendar = Calendar[tuple[int, int, int]]()
+        """What happens, to which agent, with which partner."""
 
     def rows(self) -> Iterator[Row]:
         for agent in self.agents:
             self.begin(agent, 0)
-        while self.calendar:
-            now, what, number, other = heapq.heappop(self.calendar)
+        while self.calendar.next_moment is not None:
+            now, (what, number, other) = self.calendar.pop()
             agent = self.agents[number]
             if what == _REQUEST:
                 yield self.answer(agent, self.agents[other], now)
@@ -85,8 +77,7 @@ class _Simulation:
             else:
                 read = agent.answered
                 reads = (read._replace(staleness=self.agents[other].version - read.version - 1),)
-            start, ready, end = _seconds(agent.start, agent.ready, now)
-            yield Row(number, agent.version, start, ready, end, reads)
+            yield Row(number, agent.version, *row_times(agent.start, agent.ready, now), reads)
             agent.version += 1
             agent.steps += 1
             self.begin(agent, now)
@@ -96,28 +87,24 @@ class _Simulation:
         if agent.steps == self.plan.num_steps:
             return
         agent.start = now
-        agent.ready = now + round(agent.seconds(now / _NANOSECONDS) * _NANOSECONDS)
-        heapq.heappush(self.calendar, (agent.ready, _READY, agent.number, 0))
+        agent.ready = agent.gradients.ready_at(now)
+        self.enter(agent.ready, _READY, agent.number, 0)
 
     def ask(self, agent: _Agent, partner: _Agent, now: int) -> None:
         agent.partner_version = partner.version
-        arrival = now + self.latency(agent, partner, now)
-        heapq.heappush(self.calendar, (arrival, _REQUEST, agent.number, partner.number))
+        self.enter(self.arrival(agent, partner, now), _REQUEST, agent.number, partner.number)
 
     def answer(self, agent: _Agent, partner: _Agent, now: int) -> Row:
         """Return the partner's row, which ends as it starts."""
         read = Read(agent.number, agent.version, 0, partner.version - agent.partner_version)
-        moment = now / _NANOSECONDS
-        row = Row(partner.number, partner.version, moment, moment, moment, (read,), "passive")
+        row = Row(partner.number, partner.version, *row_times(now, now, now), (read,), "passive")
         agent.answered = Read(partner.number, partner.version, 0, 0)
         partner.version += 1
-        heapq.heappush(self.calendar, (now + self.latency(partner, agent, now), _ANSWER, agent.number, partner.number))
+        self.enter(self.arrival(partner, agent, now), _ANSWER, agent.number, partner.number)
         return row
 
-    def latency(self, sender: _Agent, receiver: _Agent, now: int) -> int:
-        seconds = self.links[sender.number, receiver.number].latency_seconds(sender.version, now / _NANOSECONDS)
-        return round(seconds * _NANOSECONDS)
+    def arrival(self, sender: _Agent, receiver: _Agent, now: int) -> int:
+        return self.links[sender.number, receiver.number].arrival(sender.version, now)
 
-
-def _seconds(*moments: int) -> list[float]:
-    return [moment / _NANOSECONDS for moment in moments]
+    def enter(self, moment: int, what: int, agent: int, partner: int) -> None:
+        self.calendar.enter(moment, (what, agent, partner), what, agent, partner)

@@ -1,6 +1,5 @@
 """Plans who reads which version when: an event-driven simulation of timing alone, without weights."""
 
-import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,13 +10,11 @@ from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.dpsgd import DASGD
 from ray_pcasgd.schedule.barrier import Barrier, WaitFor
-from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
-
-_NANOSECONDS = 1_000_000_000
+from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, row_times
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planner:
+class Planner(Timing):
     """A run's timing; iterating over it yields the same rows every time, lazily, in an order that can be executed.
 
     An agent computes its gradient, then tests its barrier, at once and whenever messages arrive, until it may
@@ -35,14 +32,7 @@ class Planner:
 
     neighbors: tuple[tuple[int, ...], ...]
     """The agents that each agent reads, rising."""
-    num_steps: int
-    """Steps that each agent takes."""
-    compute: ComputeTimes
-    links: tuple[LinkDelay, ...]
-    clusters: tuple[int, ...]
-    """The cluster of each agent."""
     barrier: Barrier
-    seed: int
     rule: Rule = field(default_factory=DASGD)
     """Says who reads whom, and who sends to whom."""
 
@@ -66,7 +56,7 @@ _START = _Message(version=0, arrives_at=-1, known_at=0, reader_step=0)
 class _Agent:
     def __init__(self, plan: Planner, number: int) -> None:
         self.number = number
-        self.compute = plan.compute.sampler(plan.seed, number)
+        self.gradients = Computing(plan, number)
         self.barrier_draws = generator(plan.seed, "barrier", number)
         self.incoming: dict[int, _Link] = {}
         """By sender."""
@@ -84,28 +74,26 @@ class _Agent:
 class _Link:
     """What one reader knows of one neighbor."""
 
-    def __init__(self, times: LinkTimes, sender: _Agent, receiver: _Agent, reads_every: bool) -> None:
+    def __init__(self, channel: Channel, sender: _Agent, receiver: _Agent, reads_every: bool) -> None:
         self.sender = sender
         self.receiver = receiver
         self.reads_every = reads_every
         self.newest = 0
         """Newest version whose message has arrived."""
         self.in_flight: deque[_Message] = deque()
-        self._times = times
+        self._channel = channel
         self._last = _START
         """What was read last."""
         self._held: deque[_Message] = deque([_START] if reads_every else [])
         """What has arrived and may yet be read, by rising version and, unless every one is read, ``known_at``."""
-        self._last_arrival = 0
 
     def send(self, now: int) -> int:
-        """Send the sender's newest version, and return when it arrives; messages never overtake each other."""
-        version, second = self.sender.step, now / _NANOSECONDS
-        latency = round(self._times.latency_seconds(version, second) * _NANOSECONDS)
-        self._last_arrival = max(self._last_arrival, now + latency)
-        known_at = version + self._times.hold_steps(version, second)
-        self.in_flight.append(_Message(version, self._last_arrival, known_at, self.receiver.step))
-        return self._last_arrival
+        """Send the sender's newest version, and return when it arrives."""
+        version = self.sender.step
+        arrives_at = self._channel.arrival(version, now)
+        known_at = version + self._channel.hold_steps(version, now)
+        self.in_flight.append(_Message(version, arrives_at, known_at, self.receiver.step))
+        return arrives_at
 
     def advance(self, now: int) -> None:
         """Let everything arrive that is due."""
@@ -144,23 +132,22 @@ class _Simulation:
         self.agents = [_Agent(plan, number) for number in range(len(plan.neighbors))]
         for receiver in self.agents:
             for k in plan.neighbors[receiver.number]:
-                times = LinkTimes(plan.links, plan.clusters, plan.seed, k, receiver.number)
-                link = _Link(times, self.agents[k], receiver, plan.rule.reading == "every")
+                channel = Channel(plan, k, receiver.number)
+                link = _Link(channel, self.agents[k], receiver, plan.rule.reading == "every")
                 receiver.incoming[k] = link
                 self.agents[k].outgoing.append(link)
-        self.calendar: list[tuple[int, int]] = []
-        """Heap of (nanosecond, agent): when agents test their barriers. Arrivals matter only to agents that wait."""
+        self.calendar = Calendar[int]()
+        """When agents test their barriers, by their numbers. Arrivals matter only to agents that wait."""
 
     def rows(self) -> Iterator[Row]:
         if self.plan.num_steps < 1:
             return
         for agent in self.agents:
-            heapq.heappush(self.calendar, (self.begin(agent, 0), agent.number))
-        while self.calendar:
-            now = self.calendar[0][0]
+            self.calendar.enter(self.begin(agent, 0), agent.number)
+        while (now := self.calendar.next_moment) is not None:
             testing: set[int] = set()
-            while self.calendar and self.calendar[0][0] == now:
-                testing.add(heapq.heappop(self.calendar)[1])
+            while self.calendar.next_moment == now:
+                testing.add(self.calendar.pop()[1])
             while testing:
                 tested = (self.test(self.agents[number], now) for number in sorted(testing))
                 rows = [row for row in tested if row is not None]
@@ -170,7 +157,7 @@ class _Simulation:
     def begin(self, agent: _Agent, now: int) -> int:
         """Start the agent's next step, and return when its gradient is ready."""
         agent.start = now
-        agent.ready = now + round(agent.compute(now / _NANOSECONDS) * _NANOSECONDS)
+        agent.ready = agent.gradients.ready_at(now)
         return agent.ready
 
     def test(self, agent: _Agent, now: int) -> Row | None:
@@ -186,8 +173,7 @@ class _Simulation:
             self.wait(agent)
             return None
         reads = tuple(self.reads(agent, decision.capped))
-        times = (agent.start / _NANOSECONDS, agent.ready / _NANOSECONDS, now / _NANOSECONDS)
-        return Row(agent.number, step, *times, reads, held=agent.held)
+        return Row(agent.number, step, *row_times(agent.start, agent.ready, now), reads, held=agent.held)
 
     def reads(self, agent: _Agent, capped: frozenset[int]) -> Iterator[Read]:
         """Yield what the agent reads at its step."""
@@ -204,7 +190,7 @@ class _Simulation:
         agent.waits = True
         for link in agent.incoming.values():
             for message in link.in_flight:
-                heapq.heappush(self.calendar, (message.arrives_at, agent.number))
+                self.calendar.enter(message.arrives_at, agent.number)
 
     def done(self, agent: _Agent) -> tuple[int, ...]:
         """Return those readers of an agent that take no more steps: a share that is pushed to them is lost."""
@@ -229,7 +215,7 @@ class _Simulation:
                 arrives_at = link.send(now)
                 if link.receiver.waits:
                     entries.append((arrives_at, link.receiver.number))
-        for entry in entries:
-            if entry[0] > now:
-                heapq.heappush(self.calendar, entry)
+        for moment, number in entries:
+            if moment > now:
+                self.calendar.enter(moment, number)
         return {number for moment, number in entries if moment == now}

@@ -1,20 +1,17 @@
 """Plans who delivers which gradient when, around a server: an event-driven simulation of timing alone."""
 
-import heapq
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules.gathering import Arrival, Gatherer, Gathering
-from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
-
-_NANOSECONDS = 1_000_000_000
+from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position
+from ray_pcasgd.rules.gathering import Gathering
+from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, in_seconds, row_times
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerPlanner:
+class ServerPlanner(Timing):
     """The timing of a run with P workers, agents 0 to P - 1, and servers, the agents from P on.
 
     A worker reads its servers' versions, computes, and sends its gradient, a part to each server. A server takes
@@ -39,11 +36,6 @@ class ServerPlanner:
     """Mini-batches of one message."""
     reads_before: int
     """How many versions before a server's newest one a worker reads."""
-    compute: ComputeTimes
-    links: tuple[LinkDelay, ...]
-    clusters: tuple[int, ...]
-    """The cluster of each agent, servers included."""
-    seed: int
 
     def __iter__(self) -> "ServerRows":
         return ServerRows(self)
@@ -67,40 +59,6 @@ class ServerRows(Iterator[Row | None]):
                 server.gatherer.tell(row.agent, row.step + 1, loss)
 
 
-class Position:
-    """How far a server has come, in steps of a peer: mini-batches that it has taken over the number of workers."""
-
-    def __init__(self, num_workers: int, local_steps: int) -> None:
-        self.num_workers = num_workers
-        self._local_steps = local_steps
-        self._batches = 0
-        self._at_version = [0]
-
-    @property
-    def steps(self) -> int:
-        """The present position, rounded down."""
-        return self._at_version[-1]
-
-    def advance(self, num_messages: int) -> None:
-        """Note an update that takes ``num_messages`` messages."""
-        self._batches += num_messages * self._local_steps
-        self._at_version.append(self._batches // self.num_workers)
-
-    def state(self) -> list[int]:
-        """Return what ``restore`` needs: the mini-batches so far, and the position at each version."""
-        return [self._batches, *self._at_version]
-
-    def restore(self, state: Sequence[int]) -> None:
-        """Be where a state was taken."""
-        self._batches, *self._at_version = state
-
-    def version_before(self, steps: int) -> int:
-        """Return the newest version that was reached at least ``steps`` steps ago, or version 0."""
-        if steps <= 0:
-            return len(self._at_version) - 1
-        return max(0, bisect_right(self._at_version, self.steps - steps) - 1)
-
-
 class _Notice(NamedTuple):
     """What a server tells a worker."""
 
@@ -111,27 +69,10 @@ class _Notice(NamedTuple):
     """The worker's newest gradient that this answers."""
 
 
-class _Channel:
-    """One direction of one link; messages never overtake each other."""
-
-    def __init__(self, plan: ServerPlanner, sender: int, receiver: int) -> None:
-        self._times = LinkTimes(plan.links, plan.clusters, plan.seed, sender, receiver)
-        self._last = 0
-
-    def send(self, version: int, now: int) -> int:
-        """Return when a message arrives."""
-        latency = round(self._times.latency_seconds(version, now / _NANOSECONDS) * _NANOSECONDS)
-        self._last = max(self._last, now + latency)
-        return self._last
-
-    def hold_steps(self, position: int, now: int) -> int:
-        return self._times.hold_steps(position, now / _NANOSECONDS)
-
-
 class _Worker:
     def __init__(self, plan: ServerPlanner, number: int) -> None:
         self.number = number
-        self.seconds = plan.compute.sampler(plan.seed, number)
+        self.gradients = Computing(plan, number)
         self.known = [_Notice(0, 0, 0)] * plan.num_servers
         """The newest notice of each server."""
         self.reading = self.known
@@ -139,7 +80,7 @@ class _Worker:
         self.version = 0
         self.start = 0
         self.computing = False
-        self.to_server = [_Channel(plan, number, plan.num_workers + s) for s in range(plan.num_servers)]
+        self.to_server = [Channel(plan, number, plan.num_workers + s) for s in range(plan.num_servers)]
 
 
 class _Server:
@@ -147,13 +88,13 @@ class _Server:
         self.number = number
         self.gatherer = Gatherer(plan.gathering, plan.num_workers)
         self.position = Position(plan.num_workers, plan.local_steps)
-        self.to_worker = [_Channel(plan, plan.num_workers + number, k) for k in range(plan.num_workers)]
+        self.to_worker = [Channel(plan, plan.num_workers + number, k) for k in range(plan.num_workers)]
         self.given = [0] * plan.num_workers
         """The version that each worker was told to read last."""
 
 
-_Kind = Literal["notice", "gradient", "ready"]
-_RANK: dict[_Kind, int] = {"notice": 0, "gradient": 1, "ready": 2}
+_NOTICE, _GRADIENT, _READY = range(3)
+"""The order at one instant."""
 
 
 class _Simulation:
@@ -161,23 +102,22 @@ class _Simulation:
         self.plan = plan
         self.workers = [_Worker(plan, number) for number in range(plan.num_workers)]
         self.servers = [_Server(plan, number) for number in range(plan.num_servers)]
-        self.calendar: list[tuple[int, int, int, int, int, _Kind, _Notice | Arrival | int]] = []
-        self.count = 0
+        self.calendar = Calendar[tuple[int, int, _Notice | Arrival | int]]()
+        """A worker, a server, and what comes to one of them; of a gradient that is ready the worker's version."""
 
-    def enter(self, moment: int, kind: _Kind, worker: int, server: int, content: _Notice | Arrival | int) -> None:
-        self.count += 1
-        heapq.heappush(self.calendar, (moment, _RANK[kind], worker, server, self.count, kind, content))
+    def enter(self, moment: int, rank: int, worker: int, server: int, content: _Notice | Arrival | int) -> None:
+        self.calendar.enter(moment, (worker, server, content), rank, worker, server)
 
     def rows(self) -> Iterator[Row | None]:
         for worker in self.workers:
             self.begin(worker, 0)
         while not all(map(self.is_over, self.servers)):
-            now, _, number, place, _, _, content = heapq.heappop(self.calendar)
+            now, (number, place, content) = self.calendar.pop()
             worker, server = self.workers[number], self.servers[place]
             if isinstance(content, _Notice):
                 yield from self.notice(worker, place, content, now)
             elif isinstance(content, Arrival):
-                while not server.gatherer.adapt(now / _NANOSECONDS):
+                while not server.gatherer.adapt(in_seconds(now)):
                     yield None
                 yield from self.arrive(server, content, now)
             elif worker.computing and worker.version == content:
@@ -191,11 +131,7 @@ class _Simulation:
         worker.reading = list(worker.known)
         worker.start = now
         worker.computing = True
-        begun = now / _NANOSECONDS
-        seconds = 0.0
-        for _ in range(self.plan.local_steps):
-            seconds += worker.seconds(begun + seconds)
-        self.enter(now + round(seconds * _NANOSECONDS), "ready", worker.number, 0, worker.version)
+        self.enter(worker.gradients.ready_at(now, self.plan.local_steps), _READY, worker.number, 0, worker.version)
 
     def end(self, worker: _Worker, now: int, kind: Literal["step", "cancelled"]) -> Row:
         worker.computing = False
@@ -204,15 +140,14 @@ class _Simulation:
             Read(self.plan.num_workers + s.number, notice.reads, notice.newest - notice.reads, 0)
             for s, notice in zip(self.servers, worker.reading, strict=True)
         )
-        times = (worker.start / _NANOSECONDS, now / _NANOSECONDS, now / _NANOSECONDS)
-        return Row(worker.number, worker.version - 1, *times, reads, kind)
+        return Row(worker.number, worker.version - 1, *row_times(worker.start, now, now), reads, kind)
 
     def ready(self, worker: _Worker, now: int) -> Row:
         """Send a gradient that is done to every server."""
         row = self.end(worker, now, "step")
         for channel, notice, server in zip(worker.to_server, worker.reading, self.servers, strict=True):
             arrival = Arrival(worker.number, worker.version, notice.reads, notice.newest)
-            self.enter(channel.send(worker.version, now), "gradient", worker.number, server.number, arrival)
+            self.enter(channel.arrival(worker.version, now), _GRADIENT, worker.number, server.number, arrival)
         return row
 
     def notice(self, worker: _Worker, place: int, notice: _Notice, now: int) -> Iterator[Row]:
@@ -253,8 +188,7 @@ class _Simulation:
         staleness = [version - one.computed_at for one in taken]
         reads = sorted(Read(one.worker, one.version, tau, tau) for one, tau in zip(taken, staleness, strict=True))
         server.position.advance(len(taken))
-        moment = now / _NANOSECONDS
-        return Row(self.plan.num_workers + server.number, version, moment, moment, moment, tuple(reads))
+        return Row(self.plan.num_workers + server.number, version, *row_times(now, now, now), tuple(reads))
 
     def answer(self, server: _Server, worker: int, version: int, now: int) -> None:
         """Send the server's newest version, or the one that the link lets through, to a worker."""
@@ -262,4 +196,4 @@ class _Simulation:
         held = server.position.version_before(channel.hold_steps(server.position.steps, now))
         reads = max(server.given[worker], min(held, newest - self.plan.reads_before), 0)
         server.given[worker] = reads
-        self.enter(channel.send(newest, now), "notice", worker, server.number, _Notice(newest, reads, version))
+        self.enter(channel.arrival(newest, now), _NOTICE, worker, server.number, _Notice(newest, reads, version))

@@ -14,17 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, special, stats
 
-from ray_pcasgd.rules.gathering import (
-    ASGD,
-    AdaSync,
-    Gathering,
-    KAsync,
-    KBatchAsync,
-    KBatchSync,
-    KSync,
-    NSoftsync,
-    Sync,
-)
+from ray_pcasgd.rules.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync, Sync
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.laws import (
     ConstantLaw,

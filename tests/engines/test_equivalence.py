@@ -9,7 +9,7 @@ import torch
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import first_difference, read_rows
+from ray_pcasgd.schedule.parquet import first_difference, read_rows
 from tests.speed import slow_unless
 
 from .fragile import fragile

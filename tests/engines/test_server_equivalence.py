@@ -8,7 +8,7 @@ import torch
 
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.runs.result import Result
-from ray_pcasgd.schedule.trace import first_difference, read_rows, write_rows
+from ray_pcasgd.schedule.parquet import first_difference, read_rows, write_rows
 from tests.speed import slow_unless
 
 from .restless import restless

@@ -23,7 +23,7 @@ from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 from tests.fuzz.generating import Case, Resources
 
 FINE = ("ran", "failed", "refused", "planned")

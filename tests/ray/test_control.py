@@ -24,7 +24,7 @@ from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import LinkDelay
 from ray_pcasgd.schedule.laws import ConstantLaw
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE: dict[str, Any] = {

@@ -17,7 +17,7 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer, resume
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 from tests.comparing import assert_same_to_the_bit
 from tests.ray.failing import FailingLater, FailingWhenEvaluated, Gated
 from tests.unit.interrupted_runs import Noting, write_state

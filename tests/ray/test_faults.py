@@ -18,7 +18,7 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.trainer import Trainer, resume
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 from tests.engines.restless import restless
 from tests.speed import slow_unless
 

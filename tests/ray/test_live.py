@@ -15,7 +15,7 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 from tests.comparing import assert_same_to_the_bit
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -10,7 +10,7 @@ from experiments.faults.injecting import Fault, Several, has_kept, kill
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer, resume
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 from tests.unit.server_planning import check_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

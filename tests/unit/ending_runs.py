@@ -7,7 +7,7 @@ from typing import Any
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 
 SMALL: dict[str, Any] = {
     "engine": "local",

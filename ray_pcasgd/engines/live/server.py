@@ -11,8 +11,7 @@ from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.decisions import Moment, Over, Policy, Take, Wait, overdue
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.records import Event, Read
-from ray_pcasgd.rules.gathering import Arrival, Gatherer
-from ray_pcasgd.schedule.plan_servers import Position
+from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position
 
 
 class Open(NamedTuple):

@@ -103,7 +103,9 @@ class LiveStates:
 
     def take(self, part: AgentState, answer_seconds: float) -> None:
         """Take in an agent's part of the state."""
-        with contextlib.suppress(RayError, LostError):  # lost together with its agent, or that hangs; an older one stays
+        with contextlib.suppress(
+            RayError, LostError
+        ):  # lost together with its agent, or that hangs; an older one stays
             self._states[part.agent] = fetched(part.state, answer_seconds) | {"isolated": part.is_isolated}
 
     def note(self, report: StepReport) -> None:

@@ -1,9 +1,18 @@
-"""Who takes part in a run, and by which schedule: what each family of algorithms makes of the settings."""
+"""What the plans of all families have in common: who takes part, what planners are given, recorded schedules."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.participant import LearnerSpec
-from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.config import AnyAlgorithm, Config
+from ray_pcasgd.records import Row
+from ray_pcasgd.rules.adpsgd import ADPSGD
+from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.ordering import in_causal_order
+from ray_pcasgd.schedule.parquet import read_rows
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.topology import Network
 
 
@@ -17,3 +26,67 @@ class Roster(NamedTuple):
     specs: tuple[LearnerSpec, ...]
     """Of all agents; servers come last."""
     schedule: Schedule
+
+
+class ScheduleKind(NamedTuple):
+    """What tells apart the schedules of algorithms that cannot replay each other's, as ``ScheduleInfo`` has it."""
+
+    reading: str
+    num_servers: int = 0
+
+    @property
+    def with_directions(self) -> bool:
+        """Whether a read of a stale version needs its neighbor's direction there: between peers."""
+        return not self.num_servers and self.reading != "pairs"
+
+    def check(self, path: str, info: ScheduleInfo) -> None:
+        """Raise ``ValueError`` where a recorded schedule is of another kind."""
+        if self.reading == "pairs":
+            if info.reading != "pairs":
+                raise ValueError(f"schedule = {path!r}: allowed with ad-psgd are schedules of ad-psgd")
+            return
+        if info.num_servers != self.num_servers:
+            raise ValueError(
+                f"schedule = {path!r}: was recorded with {info.num_servers} server(s); allowed with the algorithm is "
+                f"one with {self.num_servers}"
+            )
+        if info.reading == "pairs":
+            raise ValueError(f"schedule = {path!r}: is one of ad-psgd; allowed is it with ad-psgd only")
+
+
+def kind_of(algorithm: AnyAlgorithm) -> ScheduleKind:
+    """Return which schedules an algorithm's runs have."""
+    if isinstance(algorithm, ServerRule):
+        return ScheduleKind("", algorithm.shards)
+    return ScheduleKind("pairs" if isinstance(algorithm, ADPSGD) else algorithm.reading)
+
+
+def planned_timing(config: Config, clusters: tuple[int, ...]) -> dict[str, Any]:
+    """Return what the planners of all families are given."""
+    return {
+        "num_steps": config.num_steps,
+        "compute": config.compute,
+        "links": config.links,
+        "clusters": clusters,
+        "seed": config.seed,
+    }
+
+
+def recorded_rows(config: Config, fitted: Callable[[Sequence[Row], ScheduleInfo], Iterable[Row]]) -> Recorded:
+    """Return the rows of the run's recorded schedule that it executes, in an order in which they can be executed.
+
+    Args:
+        config: The run's settings, with a ``schedule``.
+        fitted: Returns those of a schedule's rows that the run executes, and raises ``ValueError`` where they do not
+            fit its settings.
+
+    Raises:
+        ValueError: there is no such schedule, or it does not fit the run.
+
+    """
+    assert config.schedule is not None
+    rows, metadata = read_rows(Path(config.schedule))
+    info, kind = ScheduleInfo.from_metadata(metadata), kind_of(config.algorithm)
+    kind.check(config.schedule, info)
+    # Fitted first: a direction that only a row beyond the run's end would compute must not be waited for.
+    return Recorded(tuple(in_causal_order(fitted(rows, info), kind.with_directions)))

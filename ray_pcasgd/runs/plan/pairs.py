@@ -1,8 +1,8 @@
 """What AD-PSGD needs in addition to other runs between peers: checks, active and passive agents, and a schedule."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -13,12 +13,12 @@ from ray_pcasgd.agents.participant import Training
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.records import Row
-from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
 from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
-from ray_pcasgd.schedule.scheduler import Recorded, Schedule
+from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network
-from ray_pcasgd.schedule.trace import in_causal_order, read_rows
 
 
 class Division(NamedTuple):
@@ -92,7 +92,7 @@ def pair_roster(
     network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
     check_timing(config.compute, config.links, config.num_agents)
     division = divide(network, config.topology.name)
-    schedule = pair_schedule(config, division, clusters)
+    schedule = _schedule(config, division, clusters)
     recipe = Training(**training)
     specs = tuple(
         PairSpec(agent=i, recipe=recipe, neighbors=others, shard=shards[i], is_active=i in division.active)
@@ -101,35 +101,23 @@ def pair_roster(
     return Roster(network, clusters, specs, schedule)
 
 
-def pair_schedule(config: Config, division: Division, clusters: tuple[int, ...]) -> Schedule:
-    """Return a run's schedule, planned or recorded.
+def _schedule(config: Config, division: Division, clusters: tuple[int, ...]) -> Schedule:
+    if config.schedule is not None:
+        return recorded_rows(config, partial(_fitted, config, division))
+    return PairPlanner(partners=division.partners, **planned_timing(config, clusters))
+
+
+def _fitted(config: Config, division: Division, rows: Sequence[Row], info: ScheduleInfo) -> Sequence[Row]:
+    """Return the rows, which are a whole run of pairs: each partner has a row of each averaging.
+
+    Where agents were lost, those that have left for good took fewer steps, and the rows of a lost agent that it did
+    not report before are missing.
 
     Raises:
-        ValueError: there is no such recorded schedule, or it does not fit the run.
+        ValueError: the schedule is no such run, or not with these agents and steps.
 
     """
-    if config.schedule is None:
-        return PairPlanner(
-            partners=division.partners,
-            num_steps=config.num_steps,
-            compute=config.compute,
-            links=config.links,
-            clusters=clusters,
-            seed=config.seed,
-        )
-    rows, metadata = read_rows(Path(config.schedule))
-    if metadata.get("reading") != "pairs":
-        raise ValueError(f"schedule = {config.schedule!r}: allowed with ad-psgd are schedules of ad-psgd")
-    _check_pairs(rows, config, division, frozenset(map(int, metadata.get("left", "").split())))
-    return Recorded(tuple(in_causal_order(rows, with_directions=False)))
-
-
-def _check_pairs(rows: Sequence[Row], config: Config, division: Division, left: Set[int]) -> None:
-    """Raise ``ValueError`` unless the rows are a whole run of pairs, in which each partner has a row of each averaging.
-
-    Where agents were lost, those that have ``left`` for good took fewer steps, and the rows of a lost agent that it did
-    not report before are missing.
-    """
+    left = info.left
     steps = Counter(row.agent for row in rows if row.kind == "step" and row.agent not in left)
     lost = left | {row.agent for row in rows if row.kind == "rejoined"}
     is_local = isinstance(config.engine, LocalSettings)
@@ -164,3 +152,4 @@ def _check_pairs(rows: Sequence[Row], config: Config, division: Division, left: 
                 continue  # who asked had to reject the answer
             if partner is None or [r[:2] for r in partner.reads] != [(row.agent, row.step)]:
                 raise ValueError(f"{at} averages with agent {read.neighbor}, which has no row of it")
+    return rows

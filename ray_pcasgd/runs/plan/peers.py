@@ -1,22 +1,23 @@
 """What a run between peers needs: its barrier, its network, and its schedule."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ray_pcasgd.agents.peer import AgentSpec, Recipe
 from ray_pcasgd.config import Config
+from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
-from ray_pcasgd.runs.plan.common import Roster
-from ray_pcasgd.runs.plan.servers import check_family
+from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
-from ray_pcasgd.schedule.scheduler import Recorded, Schedule
+from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
-from ray_pcasgd.schedule.trace import check_fits, in_causal_order, newest_reads, read_rows
 
 _BARRIERS: dict[DefaultBarrier, Barrier] = {
     "none": NoBarrier(),
@@ -75,32 +76,28 @@ def peer_roster(
 
 
 def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...]) -> Schedule:
-    if config.schedule is None:
-        assert config.barrier is not None
-        return Planner(
-            neighbors=network.neighbors,
-            num_steps=config.num_steps,
-            compute=config.compute,
-            links=config.links,
-            clusters=clusters,
-            barrier=config.barrier,
-            seed=config.seed,
-            rule=rule,
-        )
-    rows, metadata = read_rows(Path(config.schedule))
-    check_family(config.schedule, metadata, 0)
-    if metadata.get("reading") == "pairs":
-        raise ValueError(f"schedule = {config.schedule!r}: is one of ad-psgd; allowed is it with ad-psgd only")
-    left = frozenset(map(int, metadata.get("left", "").split()))
-    if rule.reading != metadata.get("reading") and "every" in (rule.reading, metadata.get("reading")):
+    if config.schedule is not None:
+        return recorded_rows(config, partial(_fitted, config, rule, network))
+    assert config.barrier is not None
+    timing = planned_timing(config, clusters)
+    return Planner(neighbors=network.neighbors, barrier=config.barrier, rule=rule, **timing)
+
+
+def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], info: ScheduleInfo) -> list[Row]:
+    """Return the rows that the run executes.
+
+    Raises:
+        ValueError: the rule reads otherwise, or the schedule does not fit the network or the number of steps.
+
+    """
+    if rule.reading != info.reading and "every" in (rule.reading, info.reading):
         if rule.reading == "every":
             raise ValueError(
                 f"schedule = {config.schedule!r}: its agents may read a version twice, or never; allowed with "
                 f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
             )
         rows = newest_reads(rows)
-    check_fits(rows, network.neighbors, config.num_steps, left)
-    # Cut first: a direction that only a row beyond the cut would compute must not be waited for.
+    check_fits(rows, network.neighbors, config.num_steps, info.left)
     rows = [row for row in rows if row.step < config.num_steps]
     if rule.reading == "every":
         # The last version is not passed on; but an agent may come back as the mean of such versions.
@@ -110,7 +107,7 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
             else row._replace(reads=tuple(r for r in row.reads if r.version < config.num_steps))
             for row in rows
         ]
-    return Recorded(tuple(in_causal_order(rows)))
+    return rows
 
 
 def _spec(recipe: Recipe, network: Network, agent: int, shards: Sequence[np.ndarray]) -> AgentSpec:

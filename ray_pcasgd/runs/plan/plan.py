@@ -1,7 +1,7 @@
 """Plans a run: from settings to everything that it needs, checked before any actor starts."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,10 +18,11 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Cluster, Engine
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.records import Event, Row
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
-from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.runs.plan.common import Roster, kind_of
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster
 from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
@@ -29,6 +30,8 @@ from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.settings.errors import explain, one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
+from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.recording import replayable
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.schedule.topology import Network
 from ray_pcasgd.tasks.ray_stream import StreamedImages
@@ -62,11 +65,19 @@ class Plan:
         algorithm = self.config.algorithm
         return algorithm.local_steps if isinstance(algorithm, ServerRule) else 1
 
-    @property
-    def reading(self) -> str:
-        """What rows read, for the schedule's metadata: as the rule says, ``pairs``, or an empty text with servers."""
-        algorithm = self.config.algorithm
-        return algorithm.reading if isinstance(algorithm, Rule) else "pairs" if isinstance(algorithm, ADPSGD) else ""
+    def schedule_info(self, run: str, left: Iterable[int]) -> ScheduleInfo:
+        """Return what the schedule's file says of the run, by its name and the agents that have left it."""
+        kind = kind_of(self.config.algorithm)
+        return ScheduleInfo(
+            run=run,
+            mode="live" if self.is_live else "planned",
+            algorithm=self.config.algorithm.name,
+            reading=kind.reading,
+            num_agents=self.config.num_agents,
+            num_servers=kind.num_servers,
+            seed=self.config.seed,
+            left=frozenset(left),
+        )
 
     @cached_property
     def last_steps(self) -> dict[int, int]:
@@ -93,6 +104,19 @@ class Plan:
         """Whether the run can be left before its end, and taken up from its state."""
         has_states = isinstance(self.config.algorithm, Rule | ServerRule) and not waits_for_losses(self.schedule)
         return isinstance(self.config.engine, LocalSettings) and has_states
+
+    def replayable(self, rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
+        """Return the run's rows as they can be executed, and remarks on what was changed."""
+        algorithm = self.config.algorithm
+        rule = algorithm if isinstance(algorithm, ServerRule) else None
+        return replayable(
+            rows,
+            is_live=self.is_live,
+            servers=self.servers,
+            cancels=rule is not None and rule.gathering.cancels,
+            workers_step=rule is not None and rule.workers_step,
+            with_directions=kind_of(algorithm).with_directions,
+        )
 
     @cached_property
     def cluster(self) -> Cluster:

@@ -1,7 +1,7 @@
 """What a run with servers needs in addition to a run between peers: checks, and a schedule."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,13 @@ from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.agents.worker import ServerRecipe, WorkerSpec
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import ServerRule
-from ray_pcasgd.runs.plan.common import Roster
+from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
 from ray_pcasgd.schedule.delays import check_timing
-from ray_pcasgd.schedule.plan_servers import Position, ServerPlanner
-from ray_pcasgd.schedule.scheduler import Recorded, Schedule
-from ray_pcasgd.schedule.trace import in_causal_order, read_rows
+from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.plan_servers import ServerPlanner
+from ray_pcasgd.schedule.scheduler import Schedule
 
 
 def check_server_settings(config: Config, rule: ServerRule) -> None:
@@ -36,16 +37,6 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
         )
 
 
-def check_family(path: str, metadata: Mapping[str, str], num_servers: int) -> None:
-    """Raise ``ValueError`` where a schedule was recorded with another number of servers."""
-    recorded = metadata.get("num_servers", "0")
-    if recorded != str(num_servers):
-        raise ValueError(
-            f"schedule = {path!r}: was recorded with {recorded} server(s); allowed with the algorithm is one with "
-            f"{num_servers}"
-        )
-
-
 def server_roster(
     config: Config,
     rule: ServerRule,
@@ -61,7 +52,7 @@ def server_roster(
     """
     clusters = (*clusters, *[clusters[0]] * rule.shards)
     check_timing(config.compute, config.links, len(clusters))
-    schedule = server_schedule(config, rule, clusters)
+    schedule = _schedule(config, rule, clusters)
     recipe = ServerRecipe(**training, rule=rule, num_workers=config.num_agents)
     workers, servers = (tuple(range(config.num_agents)), tuple(range(config.num_agents, len(clusters))))
     specs = (
@@ -71,40 +62,28 @@ def server_roster(
     return Roster(None, clusters, specs, schedule)
 
 
-def server_schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Schedule:
-    """Return a run's schedule, planned or recorded.
-
-    Raises:
-        ValueError: there is no such recorded schedule, or it does not fit the run.
-
-    """
-    if config.schedule is None:
-        return ServerPlanner(
-            num_workers=config.num_agents,
-            num_servers=rule.shards,
-            gathering=rule.gathering,
-            num_steps=config.num_steps,
-            local_steps=rule.local_steps,
-            reads_before=rule.reads_before,
-            compute=config.compute,
-            links=config.links,
-            clusters=clusters,
-            seed=config.seed,
-        )
-    rows, metadata = read_rows(Path(config.schedule))
-    check_family(config.schedule, metadata, rule.shards)
-    if metadata.get("num_agents") != str(config.num_agents):
-        raise ValueError(f"num_agents = {config.num_agents}: allowed with the schedule is {metadata.get('num_agents')}")
-    return Recorded(tuple(in_causal_order(_within(rows, config, rule), with_directions=False)))
+def _schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Schedule:
+    if config.schedule is not None:
+        return recorded_rows(config, partial(_fitted, config, rule))
+    return ServerPlanner(
+        num_workers=config.num_agents,
+        num_servers=rule.shards,
+        gathering=rule.gathering,
+        local_steps=rule.local_steps,
+        reads_before=rule.reads_before,
+        **planned_timing(config, clusters),
+    )
 
 
-def _within(rows: Sequence[Row], config: Config, rule: ServerRule) -> list[Row]:
+def _fitted(config: Config, rule: ServerRule, rows: Sequence[Row], info: ScheduleInfo) -> list[Row]:
     """Return the rows that the run executes: until each server has taken all steps.
 
     Raises:
-        ValueError: the schedule is too short, or a row reads what a run with servers does not.
+        ValueError: the schedule has other workers, is too short, or a row reads what a run with servers does not.
 
     """
+    if info.num_agents != config.num_agents:
+        raise ValueError(f"num_agents = {config.num_agents}: allowed with the schedule is {info.num_agents}")
     first = config.num_agents
     everybody = range(first + rule.shards)
     last: dict[int, int] = {}

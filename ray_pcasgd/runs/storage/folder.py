@@ -49,7 +49,7 @@ from ray_pcasgd.runs.storage.names import (
     taken,
 )
 from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, parent_of, reason_of
-from ray_pcasgd.schedule.trace import write_rows
+from ray_pcasgd.schedule.parquet import write_rows
 from ray_pcasgd.tasks.imports import import_path
 
 _SPOKEN = "run folder"

@@ -23,9 +23,10 @@ from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 from ray_pcasgd.schedule.laws import Law
+from ray_pcasgd.schedule.ordering import in_causal_order
+from ray_pcasgd.schedule.parquet import read_rows, write_rows
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.topology import Complete, Metropolis, Ring, Star, Torus, build_network
-from ray_pcasgd.schedule.trace import in_causal_order, read_rows, write_rows
 
 SMALL: dict[str, Any] = {
     "num_agents": 5,

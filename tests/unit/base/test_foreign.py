@@ -17,7 +17,7 @@ from ray_pcasgd.base.foreign_tables import read_table
 from ray_pcasgd.report.data import load_run
 from ray_pcasgd.report.page import write_report
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import read_rows, write_rows
+from ray_pcasgd.schedule.parquet import read_rows, write_rows
 
 
 @pytest.fixture(scope="module")

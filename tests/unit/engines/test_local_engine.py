@@ -24,8 +24,8 @@ from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.schedule.parquet import read_rows
 from ray_pcasgd.schedule.scheduler import Recorded
-from ray_pcasgd.schedule.trace import read_rows
 
 SMALL: dict[str, Any] = {"num_agents": 4, "num_steps": 12, "evaluate_every": 12, "engine": "local"}
 

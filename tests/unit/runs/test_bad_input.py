@@ -13,7 +13,7 @@ from ray_pcasgd.records import Read, Row
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.storage.folder import RunFolder
-from ray_pcasgd.schedule.trace import write_rows
+from ray_pcasgd.schedule.parquet import write_rows
 
 
 def names_in(union: Any) -> list[str]:

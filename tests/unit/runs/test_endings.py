@@ -21,7 +21,7 @@ from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.trainer import fit_together, resume
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 from tests.unit.ending_runs import FAMILIES, SMALL, assert_all_there, fit, summary_of
 from tests.unit.interrupted_runs import Noting, command
 

@@ -11,7 +11,7 @@ import pytest
 from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer, resume
-from ray_pcasgd.schedule.trace import read_rows
+from ray_pcasgd.schedule.parquet import read_rows
 from tests.comparing import assert_same_metrics, assert_same_to_the_bit
 from tests.unit.ending_runs import FAMILIES, SMALL, assert_all_there, fit, summary_of
 from tests.unit.interrupted_runs import Noting, command

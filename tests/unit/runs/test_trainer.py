@@ -20,7 +20,7 @@ from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.trace import read_rows, trace_hash
+from ray_pcasgd.schedule.parquet import read_rows, trace_hash
 
 SMALL: dict[str, Any] = {
     "num_agents": 4,

@@ -15,6 +15,8 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier, SampledBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.laws import Law
+from ray_pcasgd.schedule.ordering import in_causal_order
+from ray_pcasgd.schedule.parquet import trace_hash
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.topology import (
     Complete,
@@ -27,7 +29,6 @@ from ray_pcasgd.schedule.topology import (
     build_network,
     build_push_network,
 )
-from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
 from tests.unit.planning import slow_rows
 
 

@@ -12,21 +12,12 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules.gathering import (
-    ASGD,
-    AdaSync,
-    Gathering,
-    KAsync,
-    KBatchAsync,
-    KBatchSync,
-    KSync,
-    NSoftsync,
-    Sync,
-)
+from ray_pcasgd.rules.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync, Sync
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.laws import Law
-from ray_pcasgd.schedule.plan_servers import Position, ServerPlanner
-from ray_pcasgd.schedule.trace import in_causal_order, trace_hash
+from ray_pcasgd.schedule.ordering import in_causal_order
+from ray_pcasgd.schedule.parquet import trace_hash
+from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from tests.unit.server_planning import check_rows, slow_rows
 
 
@@ -434,18 +425,6 @@ def test_adasync_s_rows_do_not_depend_on_when_losses_are_told(base: Any, num_ser
         assert sizes == sorted(sizes)
         assert (sizes[0], sizes[-1]) == (1, 5)
         assert len(set(sizes)) > 2
-
-
-@settings(max_examples=50)
-@given(advances=st.lists(st.integers(1, 4), max_size=30), num_workers=st.integers(1, 4), steps=st.integers(-1, 9))
-def test_positions(advances: list[int], num_workers: int, steps: int) -> None:
-    position = Position(num_workers, local_steps=2)
-    for count in advances:
-        position.advance(count)
-    at_version = [2 * sum(advances[:version]) // num_workers for version in range(len(advances) + 1)]
-    assert position.steps == at_version[-1]
-    old = [version for version, at in enumerate(at_version) if steps <= 0 or at <= at_version[-1] - steps]
-    assert position.version_before(steps) == max(old, default=0)
 
 
 def test_reads_are_sorted_by_worker_and_version() -> None:

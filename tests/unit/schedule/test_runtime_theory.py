@@ -9,17 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.report.theory_page import check_theory, theory_table, write_theory
-from ray_pcasgd.rules.gathering import (
-    ASGD,
-    AdaSync,
-    Gathering,
-    KAsync,
-    KBatchAsync,
-    KBatchSync,
-    KSync,
-    NSoftsync,
-    Sync,
-)
+from ray_pcasgd.rules.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync, Sync
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.schedule.laws import (
     ConstantLaw,

@@ -5,25 +5,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import NoBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.laws import Exponential
-from ray_pcasgd.schedule.plan_peers import Planner
-from ray_pcasgd.schedule.topology import Complete, Metropolis, build_network
-from ray_pcasgd.schedule.trace import (
+from ray_pcasgd.schedule.parquet import (
     FORMAT,
     check_fits,
     first_difference,
-    in_causal_order,
     read_rows,
     rows_up_to,
     trace_hash,
     write_rows,
 )
+from ray_pcasgd.schedule.plan_peers import Planner
+from ray_pcasgd.schedule.topology import Complete, Metropolis, build_network
 
 NEIGHBORS = build_network(Complete(), Metropolis(), 3, 0).neighbors
 METADATA = {"mode": "planned", "run": "ö, \n"}
@@ -247,94 +244,6 @@ def test_a_schedule_that_does_not_fit(neighbors: tuple[tuple[int, ...], ...], nu
     with pytest.raises(ValueError, match=r"^(num_agents|num_steps|topology)") as caught:
         check_fits(rows, neighbors, num_steps)
     assert said in str(caught.value)
-
-
-def executable(rows: Sequence[Row]) -> bool:
-    """Whether every row follows what it needs."""
-    done: dict[int, int] = {}
-    for row in rows:
-        if row.step != done.get(row.agent, 0):
-            return False
-        if any(done.get(read.neighbor, 0) < read.version + (read.staleness > 0) for read in row.reads):
-            return False
-        done[row.agent] = row.step + 1
-    return True
-
-
-@settings(max_examples=60)
-@given(st.integers(0, 1000), st.lists(st.floats(-4, 4), min_size=3, max_size=3))
-def test_skewed_clocks_change_the_order_and_nothing_else(seed: int, skew: list[float]) -> None:
-    rows = planned(seed)
-    assert in_causal_order(rows) == rows
-    skewed = [row._replace(end=row.end + skew[row.agent]) for row in rows]
-    random.Random(seed).shuffle(skewed)
-    ordered = in_causal_order(skewed)
-    assert executable(ordered)
-    assert sorted(ordered) == sorted(skewed)
-
-
-@settings(max_examples=60)
-@given(st.integers(0, 1000), st.integers(1, 12))
-def test_only_impossible_staleness_is_given_up(seed: int, count: int) -> None:
-    draw = random.Random(seed)
-    rows = planned(seed)
-    for _ in range(count):
-        place = draw.randrange(len(rows))
-        rows = changed_read(rows, place, staleness=draw.randrange(3))
-    ordered = in_causal_order(rows)
-    assert executable(ordered)
-    assert first_difference(_fresh(rows), _fresh(ordered)) is None
-    before = {(row.agent, row.step): row.reads for row in rows}
-    for row in ordered:
-        for was, read in zip(before[row.agent, row.step], row.reads, strict=True):
-            assert read.staleness in (was.staleness, 0)
-    given_up = [n for n, row in enumerate(ordered) if row.reads != before[row.agent, row.step]]
-    if not given_up:
-        assert sorted(ordered) == sorted(rows)
-    # Any single one of them back in its place makes a cycle again, or asks for a row that is not there.
-    for n in given_up:
-        restored = changed(ordered, n, reads=before[ordered[n].agent, ordered[n].step])
-        assert trace_hash(in_causal_order(restored)) != trace_hash(restored)
-
-
-def _fresh(rows: Sequence[Row]) -> list[Row]:
-    return [row._replace(reads=tuple(read._replace(staleness=0) for read in row.reads)) for row in rows]
-
-
-def row(agent: int, step: int, end: float, *reads: tuple[int, int, int]) -> Row:
-    return Row(agent, step, end - 1, end, end, tuple(Read(k, v, staleness, 0) for k, v, staleness in reads))
-
-
-def test_a_cycle_is_broken_where_clocks_contradict_it_most() -> None:
-    # Each waits for the direction that the other computes after it; agent 1's read lies the furthest before it.
-    rows = [row(0, 0, 5.0, (1, 0, 1)), row(1, 0, 1.0, (0, 0, 1))]
-    assert in_causal_order(rows) == [row(1, 0, 1.0, (0, 0, 0)), row(0, 0, 5.0, (1, 0, 1))]
-
-
-def test_what_waits_for_a_cycle_is_left_as_it_is() -> None:
-    rows = [row(2, 0, 0.5, (0, 0, 1)), row(0, 0, 5.0, (1, 0, 1)), row(1, 0, 1.0, (0, 0, 1))]
-    assert in_causal_order(rows)[-1] == rows[0]
-
-
-def test_a_read_of_who_has_stopped_counts_as_fresh() -> None:
-    rows = [row(0, 0, 1.0), row(1, 0, 2.0, (0, 1, 4)), row(1, 1, 3.0, (0, 1, 5))]
-    assert in_causal_order(rows) == [row(0, 0, 1.0), row(1, 0, 2.0, (0, 1, 0)), row(1, 1, 3.0, (0, 1, 0))]
-
-
-def test_rows_that_cannot_be_executed_come_last() -> None:
-    rows = [row(1, 0, 1.0, (0, 5, 0)), row(1, 1, 2.0), row(2, 0, 3.0, (1, 1, 0)), row(0, 0, 9.0, (2, 0, 1))]
-    assert in_causal_order(rows) == [row(0, 0, 9.0, (2, 0, 0)), rows[0], rows[1], rows[2]]
-    circular = [row(0, 0, 1.0, (1, 1, 0)), row(1, 0, 2.0, (0, 1, 0)), row(2, 0, 3.0)]
-    assert in_causal_order(circular) == [circular[2], circular[0], circular[1]]
-
-
-def test_many_agents_are_ordered_quickly() -> None:
-    """A recording in which half of all rows read of an agent that stopped at once; quadratic time would show."""
-    rows = [row(0, 0, 0.5)]
-    rows += [row(i, t, t + 1.0, (0, 1, t + 1)) for t in range(2000) for i in range(1, 6)]
-    ordered = in_causal_order(rows)
-    assert executable(ordered)
-    assert len(ordered) == len(rows)
 
 
 def test_rows_up_to_versions_leave_out_what_others_have_read_of_later_ones() -> None:

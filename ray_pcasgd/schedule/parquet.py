@@ -1,12 +1,9 @@
-"""Schedules as data: rows in a Parquet file, their hash, their first difference."""
+"""Schedules as data: rows in a Parquet file and back, checked; their hash and their first difference."""
 
 import hashlib
-import heapq
 import math
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +14,7 @@ import pyarrow.parquet as pq
 from ray_pcasgd.base.foreign_tables import read_table
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Read, Row, RowKind
+from ray_pcasgd.schedule.info import ScheduleInfo
 
 FORMAT = "ray_pcasgd schedule 2"
 FORMAT_WITH_HELD = "ray_pcasgd schedule 3"
@@ -80,8 +78,10 @@ def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
     schema = _READ_SCHEMA.append(_SCHEMA_WITH_HELD.field("held")) if has_held else _READ_SCHEMA
     if metadata.get("format") not in _SCHEMAS or not table.schema.equals(schema):
         raise ValueError(f"{named}: is no schedule; allowed is a schedule.parquet of a run")
-    if not re.fullmatch(r"([0-9]{1,9}( [0-9]{1,9})*)?", metadata.get("left", "")):
-        raise ValueError(f"{named}: left = {one_line(metadata['left'], 80)!r}; allowed are numbers of agents")
+    try:
+        ScheduleInfo.from_metadata(metadata)
+    except ValueError as error:
+        raise ValueError(f"{named}: {error}") from None
     if any(column.null_count for column in table.columns):
         raise ValueError(f"{named}: has empty fields")
     _check_sizes(named, table)
@@ -237,138 +237,3 @@ def _told(found: tuple[tuple[Read, ...], RowKind, tuple[int, ...]] | None) -> st
     reads, kind, held = found
     told = str(reads) if kind == "step" else f"{kind} {reads}"
     return f"{told}, shares of {list(held)} held" if held else told
-
-
-def in_causal_order(rows: Iterable[Row], with_directions: bool = True) -> list[Row]:
-    """Return the rows in an order in which each can be executed, by time as far as possible.
-
-    A row needs its agent's row before it, the row that published each version it reads, and, where that version is
-    stale, its neighbor's next row, since only that computes the direction at the version. The clocks of a live
-    run's machines differ, and staleness is an estimate there: where needs of the last kind form a cycle, or name a
-    row that is not there because the neighbor has stopped, that read's staleness becomes 0. Rows that can never be
-    executed, because no row publishes a version that they read, come last. Between workers and servers no directions
-    travel (``with_directions``).
-    """
-    by_key = {(row.agent, row.step): row for row in rows}
-    lost = _never_executable(by_key)
-    executable = {key: row for key, row in by_key.items() if key not in lost}
-    return _Ordering(executable, with_directions).ordered() + _by_time(lost.values())
-
-
-_Key = tuple[int, int]
-"""An agent and its step."""
-
-
-def _versions_needed(row: Row, before: Mapping[_Key, _Key]) -> Iterator[_Key]:
-    if (row.agent, row.step) in before:
-        yield before[row.agent, row.step]
-    elif row.step and row.kind != "rejoined":
-        yield row.agent, row.step - 1
-    yield from ((read.neighbor, read.version - 1) for read in row.reads if read.version)
-
-
-def _rows_before(rows: Iterable[Row]) -> dict[_Key, _Key]:
-    """Return the row before each that an agent came back with: the last one that it took before it was lost."""
-    steps: defaultdict[int, list[int]] = defaultdict(list)
-    for row in rows:
-        steps[row.agent].append(row.step)
-    before: dict[_Key, _Key] = {}
-    for row in rows:
-        earlier = [step for step in steps[row.agent] if step < row.step] if row.kind == "rejoined" else []
-        if earlier:
-            before[row.agent, row.step] = (row.agent, max(earlier))
-    return before
-
-
-def _directions_needed(row: Row) -> Iterator[_Key]:
-    return ((read.neighbor, read.version) for read in row.reads if read.staleness)
-
-
-def _without_direction(row: Row, neighbor: int) -> Row:
-    return row._replace(reads=tuple(r._replace(staleness=0) if r.neighbor == neighbor else r for r in row.reads))
-
-
-def _by_time(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: (row.end, row.step, row.agent))
-
-
-def _never_executable(by_key: Mapping[_Key, Row]) -> dict[_Key, Row]:
-    dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
-    before = _rows_before(by_key.values())
-    for key, row in by_key.items():
-        for need in _versions_needed(row, before):
-            dependents[need].append(key)
-    lost: dict[_Key, Row] = {}
-    missing = [need for need in dependents if need not in by_key]
-    while missing:
-        for key in dependents[missing.pop()]:
-            if key not in lost:
-                lost[key] = by_key[key]
-                missing.append(key)
-    return lost
-
-
-class _Ordering:
-    """Topological sorting that gives up directions where they form cycles; all needed versions are there."""
-
-    def __init__(self, rows: dict[_Key, Row], with_directions: bool) -> None:
-        self.left = rows
-        self.with_directions = with_directions
-        self.before = _rows_before(rows.values())
-        self.num_needs: Counter[_Key] = Counter()
-        self.dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
-        self.ready: list[tuple[float, int, int]] = []
-        for key in rows:
-            for agent, step in self.directions_needed(key):
-                if (agent, step) not in rows:
-                    rows[key] = _without_direction(rows[key], agent)
-            for need in self.needs(key):
-                self.num_needs[key] += 1
-                self.dependents[need].append(key)
-        for key in rows:
-            self.enter_if_ready(key)
-
-    def ordered(self) -> list[Row]:
-        result: list[Row] = []
-        while self.left:
-            while not self.ready:
-                if not self.break_cycle():
-                    return result + _by_time(self.left.values())
-            _, step, agent = heapq.heappop(self.ready)
-            result.append(self.left.pop((agent, step)))
-            for key in self.dependents[agent, step]:
-                self.num_needs[key] -= 1
-                self.enter_if_ready(key)
-        return result
-
-    def needs(self, key: _Key) -> Iterator[_Key]:
-        return chain(_versions_needed(self.left[key], self.before), self.directions_needed(key))
-
-    def directions_needed(self, key: _Key) -> Iterator[_Key]:
-        return _directions_needed(self.left[key]) if self.with_directions else iter(())
-
-    def enter_if_ready(self, key: _Key) -> None:
-        if not self.num_needs[key]:
-            heapq.heappush(self.ready, (self.left[key].end, key[1], key[0]))
-
-    def break_cycle(self) -> bool:
-        """Give up the direction, in a cycle of needs, that comes latest for its reader; return whether there is one."""
-        pairs = [(key, need) for key, need in self.cycle() if need in self.directions_needed(key)]
-        if not pairs:
-            return False
-        key, need = max(pairs, key=lambda pair: self.left[pair[1]].end - self.left[pair[0]].end)
-        self.left[key] = _without_direction(self.left[key], need[0])
-        self.dependents[need].remove(key)
-        self.num_needs[key] -= 1
-        self.enter_if_ready(key)
-        return True
-
-    def cycle(self) -> list[tuple[_Key, _Key]]:
-        """Return a cycle's rows, each with the one that it needs; there is one, since all that are left need one."""
-        path: dict[_Key, _Key] = {}
-        key = min(self.left, key=lambda key: (self.left[key].end, key))
-        while key not in path:
-            path[key] = next(need for need in self.needs(key) if need in self.left)
-            key = path[key]
-        pairs = list(path.items())
-        return pairs[list(path).index(key) :]

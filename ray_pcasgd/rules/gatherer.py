@@ -1,0 +1,205 @@
+"""One server's arrivals: which gradients its next update takes, and how far it has come.
+
+Plain objects that the planner and a live server share.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ray_pcasgd.base.state import State
+from ray_pcasgd.rules.gathering import AdaSync, Gathering
+
+
+class Arrival(NamedTuple):
+    """A gradient that has come to the server."""
+
+    worker: int
+    version: int
+    """The worker's version: this is its gradient number ``version``."""
+    computed_at: int
+    """The server's version that the gradient was computed at."""
+    round: int
+    """The newest server version that the worker knew when it started."""
+
+
+class Gatherer:
+    """One server's arrivals: gradients go in, updates come out."""
+
+    def __init__(self, gathering: Gathering, num_workers: int, version: int = 0) -> None:
+        self.gathering = gathering
+        self.num_workers = num_workers
+        self._wanted = gathering.num_gradients(num_workers)
+        self.version = version
+        """The server's version."""
+        self.waiting: list[Arrival] = []
+        """Gradients that the next update will take."""
+        self._adaptive = _AdaptiveK(gathering, num_workers) if isinstance(gathering, AdaSync) else None
+
+    @property
+    def k(self) -> int:
+        """The gradients of the next update: no more than there are workers."""
+        return max(1, min(self._wanted, self.num_workers))
+
+    def arrive(self, arrival: Arrival) -> bool:
+        """Take in a gradient; return whether it counts, or comes too late for a policy that cancels."""
+        if self.gathering.cancels and arrival.round < self.version:
+            if self._adaptive is not None:
+                self._adaptive.ignore(arrival)
+            return False
+        self.waiting.append(arrival)
+        if self._adaptive is not None:
+            self._adaptive.expect(arrival)
+        return True
+
+    def take(self) -> tuple[Arrival, ...]:
+        """Return the gradients of the next update, in the order of their arrival, once it is due; else an empty tuple.
+
+        What is returned is taken: the server's version rises by one.
+        """
+        if len(self.waiting) < self.k:
+            return ()
+        taken, left = self.waiting[: self.k], self.waiting[self.k :]
+        self.version += 1
+        self.waiting = [] if self.gathering.cancels else left
+        return tuple(taken)
+
+    def state(self) -> State:
+        """Return the state from which K follows; gradients that wait for an update are not part of it."""
+        return {"wanted": self._wanted, "adaptive": self._adaptive.state() if self._adaptive else None}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state, without gradients that wait."""
+        self._wanted = state["wanted"]
+        if self._adaptive is not None:
+            self._adaptive.restore(state["adaptive"])
+
+    def lose(self) -> None:
+        """Note that a worker is gone, which is no longer waited for."""
+        self.num_workers -= 1
+
+    def gain(self) -> None:
+        """Note that a lost worker is back."""
+        self.num_workers += 1
+
+    def tell(self, worker: int, version: int, loss: float) -> None:
+        """Take in the mini-batch loss of a gradient; only AdaSync cares."""
+        if self._adaptive is not None:
+            self._adaptive.tell(worker, version, loss)
+
+    def adapt(self, now: float) -> bool:
+        """Set K anew where that is due by second ``now``; return whether all losses were there that it needs."""
+        while self._adaptive is not None and self._adaptive.is_due(now):
+            if self._adaptive.is_owed_losses():
+                return False
+            self._wanted = self._adaptive.next_k(self.k)
+            self._adaptive.skip_to(now)
+        return True
+
+
+_MOST_INTERVALS = 10_000
+"""Intervals that are passed over one by one."""
+
+
+class _AdaptiveK:
+    """AdaSync's memory of losses."""
+
+    def __init__(self, gathering: AdaSync, num_workers: int) -> None:
+        self._gathering = gathering
+        self._num_workers = num_workers
+        self._due = gathering.every_seconds
+        self._first: dict[int, float] = {}
+        """The first loss of each worker."""
+        self._owed: set[tuple[int, int]] = set()
+        """Gradients of this interval whose losses are not known yet, by worker and version."""
+        self._early: dict[tuple[int, int], float] = {}
+        """Losses that are known before their gradients have arrived."""
+        self._losses: dict[tuple[int, int], float] = {}
+        """The losses of this interval."""
+
+    def expect(self, arrival: Arrival) -> None:
+        key = (arrival.worker, arrival.version)
+        if key in self._early:
+            self._add(key, self._early.pop(key))
+        else:
+            self._owed.add(key)
+
+    def ignore(self, arrival: Arrival) -> None:
+        self._early.pop((arrival.worker, arrival.version), None)
+
+    def tell(self, worker: int, version: int, loss: float) -> None:
+        if (worker, version) in self._owed:
+            self._owed.remove((worker, version))
+            self._add((worker, version), loss)
+        else:
+            self._early[worker, version] = loss
+
+    def is_due(self, now: float) -> bool:
+        return now >= self._due
+
+    def is_owed_losses(self) -> bool:
+        return bool(self._owed)
+
+    def next_k(self, k: int) -> int:
+        self._due += self._gathering.every_seconds
+        if not self._losses:
+            return k
+        before = math.fsum(self._first.values()) / len(self._first)
+        now = math.fsum(self._losses.values()) / len(self._losses)
+        self._losses = {}
+        return self._gathering.adapted(self._num_workers, k, before / now if now > 0 else math.inf)
+
+    def skip_to(self, now: float) -> None:
+        """Pass over intervals that have no losses, in which K stays, up to the next one."""
+        every = self._gathering.every_seconds
+        for _ in range(_MOST_INTERVALS):
+            if not self.is_due(now):
+                return
+            self._due += every
+        # So many that adding them up one by one would take long, or not change a late time at all.
+        self._due = max(now + every, math.nextafter(now, math.inf))
+
+    def state(self) -> State:
+        return {"due": self._due, "first": dict(self._first), "losses": dict(self._losses)}
+
+    def restore(self, state: State) -> None:
+        self._due, self._first, self._losses = state["due"], dict(state["first"]), dict(state["losses"])
+
+    def _add(self, key: tuple[int, int], loss: float) -> None:
+        self._first.setdefault(key[0], loss)
+        self._losses[key] = loss
+
+
+class Position:
+    """How far a server has come, in steps of a peer: mini-batches that it has taken over the number of workers."""
+
+    def __init__(self, num_workers: int, local_steps: int) -> None:
+        self.num_workers = num_workers
+        self._local_steps = local_steps
+        self._batches = 0
+        self._at_version = [0]
+
+    @property
+    def steps(self) -> int:
+        """The present position, rounded down."""
+        return self._at_version[-1]
+
+    def advance(self, num_messages: int) -> None:
+        """Note an update that takes ``num_messages`` messages."""
+        self._batches += num_messages * self._local_steps
+        self._at_version.append(self._batches // self.num_workers)
+
+    def state(self) -> list[int]:
+        """Return what ``restore`` needs: the mini-batches so far, and the position at each version."""
+        return [self._batches, *self._at_version]
+
+    def restore(self, state: Sequence[int]) -> None:
+        """Be where a state was taken."""
+        self._batches, *self._at_version = state
+
+    def version_before(self, steps: int) -> int:
+        """Return the newest version that was reached at least ``steps`` steps ago, or version 0."""
+        if steps <= 0:
+            return len(self._at_version) - 1
+        return max(0, bisect_right(self._at_version, self.steps - steps) - 1)
