@@ -231,6 +231,8 @@ def _runs_batched(settings: LocalSettings, agents: Sequence[Peer]) -> bool:
     if settings.batched != "auto" or len(agents) < MANY_AGENTS:
         return settings.batched == "always"
     task = agents[0].spec.recipe.task
+    if not agents[0].spec.recipe.rule.stackable:
+        return False
     if isinstance(task.model, CustomModel | Torchvision) or isinstance(task.loss, CustomMeasure):
         return False  # the user's own code may hold what cannot run stacked
     slower = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)
