@@ -11,16 +11,19 @@ from pydantic import (
     model_validator,
 )
 
-from ray_pcasgd.agents.optimizer import SGD
+from ray_pcasgd.agents.optimizer import SGD, Optimizer
 from ray_pcasgd.agents.reliability import ByStaleness, Reliability
 from ray_pcasgd.agents.replica import MixedBuffers
 from ray_pcasgd.base.curves import Constant, Curve
+from ray_pcasgd.base.doors import Door
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.rules import PCASGD, Algorithm
 from ray_pcasgd.rules.adpsgd import ADPSGD
-from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.contract import check_declared
+from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer, ServerRule
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.laws import ConstantLaw
@@ -35,7 +38,11 @@ EngineSettings = Annotated[
 
 
 AnyAlgorithm = Annotated[
-    Annotated[Algorithm | ADPSGD | ParameterServer | ElasticAveraging, Field(discriminator="name")],
+    Annotated[
+        Algorithm | ADPSGD | ParameterServer | ElasticAveraging,
+        Field(discriminator="name"),
+        Door("rule", "ray_pcasgd.rules", (Rule, ServerRule), check_declared),
+    ],
     BeforeValidator(from_name),
 ]
 """A rule between peers, averaging in pairs, or an algorithm with a server."""
@@ -94,7 +101,7 @@ class Config(Settings):
     """eta: a number, or a curve over the agent's steps."""
     warmup_steps: int = Field(0, ge=0)
     """Number of first steps over which the step size rises linearly."""
-    optimizer: SGD = SGD()
+    optimizer: Optimizer = SGD()
     """The local optimizer, which turns gradients into directions. With a server, the server has it, unless workers keep
     their own weights."""
 

@@ -1,17 +1,55 @@
 """The local optimizer: from a mini-batch gradient to the direction ``u`` of ``x <- x - eta * u``."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import Annotated, ClassVar, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ray_pcasgd.base import numerics
+from ray_pcasgd.base.doors import Door, naming_own
+from ray_pcasgd.base.purity import check_pair, check_state, check_vector, mapped, pure_result
+from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings
 
 _SMALLEST = 1e-8
 """Smallest product of two norms by which an inner product is divided."""
+
+
+class OwnOptimizer(Settings, ABC):
+    """Base class of local optimizers that are not the package's own: pure, without an ``if`` on a tensor.
+
+    A parameter that got no gradient stays where it is, with its state.
+    """
+
+    elementwise: ClassVar[bool] = True
+    """Whether a part of the parameters can be updated without the others, on a server of its own."""
+
+    def init(self, weights: Tensor) -> tuple[Tensor, ...]:
+        """Return the state before the first step for weights of shape (D,): tensors of shape (D,)."""
+        return ()
+
+    @abstractmethod
+    def update(self, state: tuple[Tensor, ...], weights: Tensor, gradient: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the next state and the direction ``u`` of ``x <- x - eta * u``; all of shape (D,)."""
+
+    def direction(
+        self,
+        state: tuple[Tensor, ...],
+        weights: Tensor,
+        gradient: Tensor,
+        sizes: Sequence[int] = (),
+        moving: Tensor | None = None,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return what ``update`` does, but 0 where ``moving`` says that a number got no gradient."""
+        following, direction = self.update(state, weights, gradient)
+        if moving is None:
+            return following, direction
+        kept = tuple(torch.where(moving, new, old) for new, old in zip(following, state, strict=True))
+        return kept, torch.where(moving, direction, 0.0)
 
 
 class SGD(Settings):
@@ -86,3 +124,25 @@ class SGD(Settings):
             length = (numerics.norm(g) * numerics.norm(v)).clamp(min=_SMALLEST)
             parts.append((1 - self.braking * numerics.inner(g, v) / length) * g)
         return torch.cat(parts, -1)
+
+
+def check_optimizer(optimizer: OwnOptimizer) -> None:
+    """Raise ``ValueError`` where an optimizer does not keep to what ``OwnOptimizer`` says."""
+    draw = generator(0, "optimizer")
+    weights, gradient = (torch.from_numpy(draw.standard_normal(8, dtype=np.float32)) for _ in range(2))
+    with naming_own(optimizer), torch.no_grad():
+        state = optimizer.init(weights)
+        check_state("init", state, state)
+        if any(tensor.shape != weights.shape for tensor in state):
+            raise ValueError("init returns tensors of other shapes; allowed are those of the weights, (D,)")
+        for _ in range(3):
+            inputs = (state, weights, gradient)
+            following, direction = check_pair("update", pure_result("update", optimizer.update, inputs), "direction")
+            check_state("update", following, state)
+            check_vector("the direction that update returns", direction, weights, ())
+            torch.func.vmap(optimizer.update)(*mapped(lambda tensor: torch.stack([tensor, tensor]), inputs))
+            state = following
+
+
+Optimizer = Annotated[SGD, Door("optimizer", "ray_pcasgd.optimizers", (OwnOptimizer,), check_optimizer)]
+"""SGD, whose settings have no name, or another optimizer by its ``name``."""

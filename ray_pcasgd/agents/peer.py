@@ -106,12 +106,12 @@ class Peer(Learner, Participant):
     """
 
     spec: AgentSpec
-    may_be_stacked = True
 
     def __init__(self, spec: AgentSpec, data: TaskData) -> None:
         super().__init__(spec, data)
         rule = spec.recipe.rule
         self.optimizes_later = rule.corrects_gradients
+        self.may_be_stacked = rule.stackable
         self.publishes_directions = rule.needs_directions
         self.loss: float | None = None
         """Of the next step, where it is computed already."""

@@ -10,6 +10,7 @@ from typing import IO, Annotated, Any, cast
 import typer
 from rich.console import Console
 
+from ray_pcasgd.base.imports import look_also_in, unreadable
 from ray_pcasgd.base.text import one_line, printable
 from ray_pcasgd.cli import control as cli_control
 from ray_pcasgd.cli import settings as cli_settings
@@ -34,7 +35,6 @@ from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.names import REPORT
 from ray_pcasgd.runs.storage.remote import at_hand
 from ray_pcasgd.runs.trainer import Trainer, resume
-from ray_pcasgd.tasks.imports import look_also_in, unreadable
 
 SETTINGS_ERROR = 2
 RUN_ERROR = 1

@@ -88,12 +88,12 @@ def _section(place: Place, annotation: Any) -> Iterator[str]:
     if _shared(annotation):
         return
     kinds = kinds_in(annotation)
-    if kinds:
-        yield from _kinds(kinds, place.path)
-        return
+    # What has no name stands before what has one: SGD before optimizers of one's own.
     for owner in settings_below(annotation):
-        inner = f"{place.path}.0" if owner.__name__ == "LinkDelay" else place.path
-        yield from _owned(owner, inner)
+        if not kinds or kind_of(owner) is None:
+            inner = f"{place.path}.0" if owner.__name__ == "LinkDelay" else place.path
+            yield from _owned(owner, inner)
+    yield from _kinds(kinds, place.path)
 
 
 def _kinds(kinds: list[type[Settings]], path: str) -> Iterator[str]:

@@ -103,11 +103,12 @@ def _entry(place: Place) -> str:
     lines += _wrapped("required" if place.field.is_required() else f"default: {place.default}{default}", 1)
     if place.given:
         lines += _wrapped(f"where {', '.join(place.given)}", 1)
-    kinds = kinds_in(place.field.annotation)
-    for kind in kinds:
+    # Those that no kind of thing has alone.
+    below = [inner for inner in _below(place) if inner.given == place.given]
+    lines += [*([""] if below else []), *(_short(inner, 1) for inner in below)]
+    for kind in kinds_in(place.field.annotation):
         lines += ["", *_kind(kind, place)]
-    below = [] if kinds else _below(place)
-    return "\n".join([*lines, *([""] if below else []), *(_short(inner, 1) for inner in below)])
+    return "\n".join(lines)
 
 
 def _kind(kind: type[Settings], place: Place) -> Iterator[str]:

@@ -21,6 +21,7 @@ def label_of(config: Mapping[str, Any]) -> str:
     algorithm = config.get("algorithm")
     if not isinstance(algorithm, Mapping):
         return "run" if algorithm is None else one_line(algorithm, _LONGEST)
+    algorithm = own_settings(algorithm)
     parts = [str(algorithm.get("name", "run"))]
     parts += [f"{key} {value_text(algorithm[key])}" for key in ("theta", "condition") if key in algorithm]
     parts += [_with_numbers(algorithm[key]) for key in ("gathering", "correction") if key in algorithm]
@@ -30,7 +31,19 @@ def label_of(config: Mapping[str, Any]) -> str:
     return one_line(", ".join(parts), _LONGEST)
 
 
+def own_settings(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a class that is given by its import path, among them its own name; others as they are.
+
+    >>> own_settings({"name": "custom", "rule": "my_module:Fading", "settings": {"name": "fading", "half_life": 2}})
+    {'name': 'fading', 'half_life': 2}
+    """
+    inner = part.get("settings")
+    is_custom = part.get("name") == "custom" and isinstance(inner, Mapping) and "name" in inner
+    return inner if is_custom and isinstance(inner, Mapping) else part
+
+
 def _with_numbers(value: Mapping[str, Any]) -> str:
+    value = own_settings(value)
     told = [f"{key} {value_text(value[key])}" for key in ("base", "k", "n") if key in value]
     return f"{value['name']} ({', '.join(told)})" if told else str(value["name"])
 
@@ -109,6 +122,7 @@ def value_text(value: Any) -> str:
 def _mapping_text(value: Mapping[str, Any]) -> str:
     if _is_constant(value):
         return value_text(value["value"])
+    value = own_settings(value)
     given = {key: inner for key, inner in value.items() if inner is not None and key != "name"}
     parts = ", ".join(f"{key}: {value_text(inner)}" for key, inner in given.items())
     if "name" not in value:

@@ -53,6 +53,9 @@ class Rule(Settings, ABC):
     numeric_settings: ClassVar[tuple[str, ...]] = ()
     """The settings that reach ``step`` through ``coefficients`` alone, by dotted names: runs that differ only in these
     and the step size can be stepped together."""
+    stackable: ClassVar[bool] = True
+    """Whether one call steps several agents under ``torch.func.vmap``, to the same bits; a rule with an ``if`` on a
+    tensor says False, and its agents are stepped one by one."""
     default_barrier: ClassVar[DefaultBarrier] = "none"
     """The barrier between agents under which the rule is the published algorithm."""
 

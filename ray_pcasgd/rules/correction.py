@@ -3,11 +3,15 @@
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from ray_pcasgd.base import numerics
+from ray_pcasgd.base.doors import Door, naming_own
+from ray_pcasgd.base.purity import check_pair, check_state, check_vector, pure_result
+from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings, from_name
 
 State = tuple[Tensor, ...]
@@ -170,6 +174,23 @@ class DelayAdaptive(Correction):
         return state, factor * late.gradient
 
 
+def check_correction(correction: Correction) -> None:
+    """Raise ``ValueError`` where another correction than the package's does not keep to what ``Correction`` says."""
+    draw = generator(0, "correction")
+    weights, gradient, gap = (torch.from_numpy(draw.standard_normal(8, dtype=np.float32)) for _ in range(3))
+    numbers = (torch.tensor(value) for value in (2.0, 0.1, 2.0))
+    late = Late(gradient, gap if correction.needs_gap else torch.zeros(0), *numbers)
+    with naming_own(correction), torch.no_grad():
+        state = correction.init(weights, 2)
+        check_state("init", state, state)
+        for worker in (0, 1, 0):
+            inputs = (state, worker, late)
+            following, corrected = check_pair("apply", pure_result("apply", correction.apply, inputs), "gradient")
+            check_state("apply", following, state)
+            check_vector("the gradient that apply returns", corrected, gradient, ())
+            state = following
+
+
 AnyCorrection = Annotated[
     Annotated[
         NoCorrection
@@ -179,6 +200,7 @@ AnyCorrection = Annotated[
         | GapBounded
         | DelayAdaptive,
         Field(discriminator="name"),
+        Door("correction", "ray_pcasgd.corrections", (Correction,), check_correction),
     ],
     BeforeValidator(from_name),
 ]

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from ray_pcasgd.base.doors import Door
 from ray_pcasgd.base.settings import Settings, from_name
 
 
@@ -166,6 +167,13 @@ class AdaSync(Gathering):
         return max(k, round(min(wanted, num_workers)))
 
 
+def check_gathering(gathering: Gathering) -> None:
+    """Raise ``ValueError`` where a policy that is not the package's own does not say what every policy says."""
+    for name in ("waits", "cancels"):
+        if not isinstance(value := getattr(gathering, name, None), bool):
+            raise ValueError(f"{name} is {value!r}; allowed are True and False")
+
+
 _BASES: dict[str, type[Gathering]] = {
     "k-sync": KSync,
     "k-batch-sync": KBatchSync,
@@ -175,7 +183,9 @@ _BASES: dict[str, type[Gathering]] = {
 
 AnyGathering = Annotated[
     Annotated[
-        Sync | KSync | KBatchSync | KAsync | KBatchAsync | ASGD | NSoftsync | AdaSync, Field(discriminator="name")
+        Sync | KSync | KBatchSync | KAsync | KBatchAsync | ASGD | NSoftsync | AdaSync,
+        Field(discriminator="name"),
+        Door("policy", "ray_pcasgd.gathering", (Gathering,), check_gathering),
     ],
     BeforeValidator(from_name),
 ]

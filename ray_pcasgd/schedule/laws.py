@@ -1,6 +1,7 @@
 """Laws of compute times and of link delays."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from numbers import Real
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field, model_validator
 
+from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.scalars import number
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.schedule.law_text import read_law
@@ -299,6 +301,59 @@ class MeasuredLaw(Settings):
         return math.fsum(self.values) / len(self.values)
 
 
+class OwnLaw(Settings, ABC):
+    """Base class of laws that are not the package's own.
+
+    A law draws from the generator that ``draws`` is given, and from no other: each link and each agent has one of its
+    own, which follows from the run's seed, so that a plan is the same whenever it is made.
+    """
+
+    @abstractmethod
+    def draws(self, random: np.random.Generator) -> Sampler:
+        """Return what draws one value after another, numbers in [0, 1e9]: seconds, or steps."""
+
+    @abstractmethod
+    def expectation(self) -> float:
+        """Return the law's mean; ``math.inf`` where it has none."""
+
+    def sampler(self, random: np.random.Generator) -> Sampler:
+        """Return what draws from the law; each value is checked.
+
+        Raises:
+            ValueError: (what draws) a value is no number in [0, 1e9].
+
+        """
+        draw = self.draws(random)
+
+        def checked(moment: float) -> float:
+            value = draw(moment)
+            if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= value <= LARGEST):
+                raise ValueError(
+                    f"the law {self.name!r} has drawn {value!r}; allowed are numbers from 0 on, up to {LARGEST:g}"  # type: ignore[attr-defined]
+                )
+            return float(value)
+
+        return checked
+
+
+_TRIED = 64
+"""Values that are drawn from a law before it is used."""
+
+
+def check_law(law: OwnLaw) -> None:
+    """Raise ``ValueError`` where a law cannot be drawn from, or draws from another generator than the one given."""
+    with naming_own(law):
+        first, second = (
+            [draw(float(moment)) for moment in range(_TRIED)]
+            for draw in (law.sampler(np.random.default_rng(0)) for _ in range(2))
+        )
+        mean = law.expectation()
+    if first != second:
+        raise ValueError("it draws other values from the same generator; allowed is to draw from the one given alone")
+    if isinstance(mean, bool) or not (isinstance(mean, Real) and mean >= 0):
+        raise ValueError(f"its expectation is {mean!r}; allowed are numbers from 0 on, and math.inf")
+
+
 def _from_short_form(value: Any) -> Any:
     if isinstance(value, Real):
         return {"name": "constant", "value": value}
@@ -315,6 +370,7 @@ Law = Annotated[
     Annotated[
         ConstantLaw | UniformLaw | Exponential | ShiftedExponential | Pareto | LogNormal | Outage | MeasuredLaw,
         Field(discriminator="name"),
+        Door("law", "ray_pcasgd.laws", (OwnLaw,), check_law),
     ],
     BeforeValidator(_from_short_form),
 ]

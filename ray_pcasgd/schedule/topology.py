@@ -1,13 +1,17 @@
 """Which agents are neighbors, and the weights with which they are averaged."""
 
 import itertools
-from typing import Annotated, Any, Literal, NamedTuple
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import networkx as nx
 import numpy as np
 from pydantic import Field
 
-from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.base.doors import Door, naming_own
+from ray_pcasgd.base.randomness import generator, stream_seed
 from ray_pcasgd.base.settings import Settings
 
 _REDRAWS = 100
@@ -189,6 +193,45 @@ class DirectedEdges(Settings):
         return graph
 
 
+class OwnTopology(Settings, ABC):
+    """Base class of topologies that are not the package's own."""
+
+    directed: ClassVar[bool] = False
+    """Whether edges point from the sender to the agent that reads it; for algorithms that push shares alone."""
+
+    @abstractmethod
+    def edges(self, num_agents: int, random: np.random.Generator) -> Iterable[tuple[int, int]]:
+        """Return pairs of neighbors, among the agents 0 to N - 1.
+
+        What is random is drawn from ``random``, which follows from the run's seed: the graph is the same whenever it is
+        asked for.
+        """
+
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1.
+
+        Raises:
+            ValueError: an edge is no pair of two agents, or the edges differ from call to call.
+
+        """
+        with naming_own(self, "topology"):
+            first, second = (
+                [tuple(map(operator.index, edge)) for edge in self.edges(num_agents, generator(seed, "topology"))]
+                for _ in range(2)
+            )
+        if first != second:
+            raise ValueError(
+                "topology: its edges differ from call to call; allowed is to draw from the generator given alone"
+            )
+        if wrong := next((edge for edge in first if len(edge) != 2), None):
+            raise ValueError(f"topology: the edge {list(wrong)}; allowed are pairs of agents")
+        edges = tuple((i, k) for i, k in first)
+        _check_edges(edges, num_agents)
+        graph = nx.empty_graph(num_agents, create_using=nx.DiGraph if self.directed else nx.Graph)
+        graph.add_edges_from(edges)
+        return graph
+
+
 Topology = Annotated[
     Complete
     | Ring
@@ -203,6 +246,7 @@ Topology = Annotated[
     | DirectedExponential
     | DirectedEdges,
     Field(discriminator="name"),
+    Door("topology", "ray_pcasgd.topologies", (OwnTopology,)),
 ]
 """A connected graph of agents, by its ``name``; directed ones are for algorithms that push shares (sgp)."""
 
@@ -247,14 +291,44 @@ class OwnMatrix(Settings):
         if len(self.rows) != number or any(len(row) != number for row in self.rows):
             raise ValueError(f"mixing.rows: allowed are {number} rows of {number} weights each, one for each agent")
         matrix = np.array(self.rows)
-        _check_doubly_stochastic(matrix)
-        for i, k in itertools.permutations(range(number), 2):
-            if matrix[i, k] > 0 and not graph.has_edge(i, k):
-                raise ValueError(f"mixing.rows: {matrix[i, k]:g} at [{i}, {k}]; allowed is 0 where there is no edge")
+        _check_weights(matrix, graph)
         return matrix
 
 
-Mixing = Annotated[Metropolis | Uniform | OwnMatrix, Field(discriminator="name")]
+class OwnMixing(Settings, ABC):
+    """Base class of mixing matrices that are not the package's own."""
+
+    @abstractmethod
+    def weights(self, neighbors: Sequence[Sequence[int]]) -> Any:
+        """Return W, an array of shape (N, N), for the neighbors of each of the N agents, in rising order.
+
+        Symmetric, non-negative, each row sums to 1; 0 where there is no edge.
+        """
+
+    def matrix(self, graph: nx.Graph) -> np.ndarray:
+        """Return W, float64 of shape (N, N).
+
+        Raises:
+            ValueError: the weights are no such matrix.
+
+        """
+        number = len(graph)
+        with naming_own(self, "mixing"):
+            found = self.weights(tuple(tuple(sorted(graph[agent])) for agent in range(number)))
+            matrix = np.array(found, dtype=np.float64)
+        if matrix.shape != (number, number):
+            raise ValueError(f"mixing: its weights have the shape {matrix.shape}; allowed is {(number, number)}")
+        if not np.isfinite(matrix).all():
+            raise ValueError("mixing: its weights are not finite; allowed are numbers from 0 on")
+        _check_weights(matrix, graph)
+        return matrix
+
+
+Mixing = Annotated[
+    Metropolis | Uniform | OwnMatrix,
+    Field(discriminator="name"),
+    Door("mixing", "ray_pcasgd.mixing", (OwnMixing,)),
+]
 """A doubly stochastic mixing matrix, by its ``name``."""
 
 
@@ -339,6 +413,13 @@ def _check_edges(edges: tuple[tuple[int, int], ...], num_agents: int) -> None:
             raise ValueError(
                 f"topology.edges: the pair [{i}, {k}]; allowed are two different agents of 0 to {num_agents - 1}"
             )
+
+
+def _check_weights(matrix: np.ndarray, graph: nx.Graph) -> None:
+    _check_doubly_stochastic(matrix)
+    for i, k in itertools.permutations(range(len(graph)), 2):
+        if matrix[i, k] > 0 and not graph.has_edge(i, k):
+            raise ValueError(f"mixing.rows: {matrix[i, k]:g} at [{i}, {k}]; allowed is 0 where there is no edge")
 
 
 def _check_doubly_stochastic(matrix: np.ndarray) -> None:

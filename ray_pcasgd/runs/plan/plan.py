@@ -23,6 +23,7 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster, kind_of
+from ray_pcasgd.runs.plan.own import try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster
 from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
@@ -291,6 +292,7 @@ def _check_settings(config: Config) -> None:
             config.algorithm.check(config.num_agents)
         except ValueError as error:
             raise ValueError(f"algorithm.{error}") from None
+    try_out_own(config)
     lowest = min(config.step_size.extremes())
     if lowest < 0:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")

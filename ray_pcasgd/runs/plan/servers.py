@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_pcasgd.agents.optimizer import SGD, OwnOptimizer
 from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.agents.worker import ServerRecipe, WorkerSpec
 from ray_pcasgd.config import Config
@@ -26,9 +27,14 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
             f"barrier.name = {config.barrier.name!r}: allowed with a server is none; algorithm.gathering says who is "
             "waited for"
         )
-    if config.optimizer.braking is not None and rule.shards > 1:
+    optimizer = config.optimizer
+    if isinstance(optimizer, OwnOptimizer) and not optimizer.elementwise and rule.shards > 1:
         raise ValueError(
-            f"optimizer.braking = {config.optimizer.braking:g}: allowed with algorithm.shards = "
+            f"algorithm.shards = {rule.shards}: allowed with an optimizer that looks at all parameters at once is 1"
+        )
+    if isinstance(optimizer, SGD) and optimizer.braking is not None and rule.shards > 1:
+        raise ValueError(
+            f"optimizer.braking = {optimizer.braking:g}: allowed with algorithm.shards = "
             f"{rule.shards} is null, since it looks at whole tensors"
         )
     if config.on_non_finite_loss == "isolate":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.local_tensors import is_same
 from ray_pcasgd.agents.module_tensors import named_tensors, public_name
+from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import LearnerSpec, Training
 from ray_pcasgd.agents.replica import Replica, unflatten
 from ray_pcasgd.agents.variants import Variants
@@ -280,7 +281,7 @@ class _Trial:
             return f"{self.model}: its forward pass changes its weights"
         if made:
             return f"{self.model}: its forward pass makes or moves {public_name(made[0])}"
-        if unreached and (optimizer.momentum or optimizer.weight_decay):
+        if unreached and (not isinstance(optimizer, SGD) or optimizer.momentum or optimizer.weight_decay):
             name = public_name(unreached[0])
             return f"{self.model}: {name} gets no gradient, and momentum and weight decay would move it all the same"
         return None

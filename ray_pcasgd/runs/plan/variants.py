@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.agents.variants import Variants
+from ray_pcasgd.base.doors import CUSTOM
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
@@ -30,6 +31,7 @@ def shared_settings(config: Config) -> dict[str, Any]:
     for name in config.algorithm.numeric_settings:
         *parts, last = name.split(".")
         place = tree["algorithm"]
+        place = place["settings"] if place["name"] == CUSTOM else place
         for part in parts:
             place = place[part]
         del place[last]
@@ -42,6 +44,8 @@ def why_alone(config: Config) -> str | None:
         return f"engine.name = {config.engine.name!r}: allowed is 'local'"
     if not isinstance(config.algorithm, Rule):
         return f"algorithm.name = {config.algorithm.name!r}: allowed are rules between peers"
+    if not config.algorithm.stackable:
+        return f"algorithm.name = {config.algorithm.name!r}: its stackable is False"
     if config.on_non_finite_loss != "stop":
         return f"on_non_finite_loss = {config.on_non_finite_loss!r}: allowed is 'stop'"
     return None

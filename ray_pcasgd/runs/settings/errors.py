@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from ray_pcasgd.base.doors import inside
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.base.text import one_line as one_line
 from ray_pcasgd.config import Config
@@ -89,10 +90,16 @@ def _joined(findings: list[_Finding]) -> str:
     return f"{allowed}; {hint}" if hint else allowed
 
 
-def _finding(item: dict[str, Any], tree: Any, root: type[Settings]) -> _Finding:
+def _finding(item: dict[str, Any], tree: Any, root: type[Settings], outer: str = "") -> _Finding:
+    """Return what an error says; ``outer`` is the path that leads to the tree, with a dot behind it."""
     location, kind = item["loc"], item["type"]
+    found = inside(location, tree)
+    if found is not None and location[found.depth :]:
+        path = as_written(location[: found.depth], tree)[0]
+        return _finding({**item, "loc": location[found.depth :]}, found.settings, found.owner, f"{outer}{path}.")
     context = {key: f"{part:g}" if isinstance(part, float) else part for key, part in item.get("ctx", {}).items()}
     path, value, left = as_written(location, tree)
+    path = (outer + path).rstrip(".")
     subject = f"{path} = {yaml_value(value)}"
     if kind == "extra_forbidden":
         return _Finding(path, subject, "no such setting", meant(location, path, root))

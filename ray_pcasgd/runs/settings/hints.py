@@ -36,7 +36,7 @@ def for_setting(parent: str, word: str) -> str:
     """Return what to write in place of another framework's word for a setting below ``parent``.
 
     >>> for_setting("optimizer", "name")
-    'the only optimizer is SGD, which needs no name; write optimizer: {momentum: 0.9}'
+    'the package's own is SGD, which needs no name; write optimizer: {momentum: 0.9}'
     """
     if parent == "optimizer" and plain(word) in ("name", "type", "kind", "class", "class_path", "_target_"):
         return for_value("optimizer", word)
@@ -131,10 +131,20 @@ def for_value(path: str, given: Any) -> str:
     return _VALUES.get(place, "") if not isinstance(given, Mapping) or place in ("links", "optimizer") else ""
 
 
-_IMPORTED = {"task.model": "factory", "task.loss": "function", "task.metrics.0": "function"}
+_IMPORTED = {
+    "task.model": "factory",
+    "task.loss": "function",
+    "task.metrics.0": "function",
+    "algorithm": "rule",
+    "algorithm.gathering": "policy",
+    "algorithm.correction": "correction",
+    "topology": "topology",
+    "mixing": "mixing",
+    "optimizer": "optimizer",
+}
 
 _VALUES = {
-    "optimizer": "the only optimizer is SGD, which needs no name; write optimizer: {momentum: 0.9}",
+    "optimizer": "the package's own is SGD, which needs no name; write optimizer: {momentum: 0.9}",
     "mixing": "write {name: matrix, rows: [[...], ...]}",
     "algorithm": "write a name such as pc-asgd, or {name: pc-asgd, theta: 0.3}",
     "links": "write [{delay: 10}] for all links, or [{between: clusters, delay: 200ms}]",

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ray_pcasgd.base import doors
 from ray_pcasgd.base.foreign_files import read_text
 from ray_pcasgd.base.settings import FROM_STRANGERS, Settings
 from ray_pcasgd.base.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
@@ -137,9 +138,12 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
 def check_classes(tree: Any, path: str = "") -> None:
     """Raise ``SettingsError`` where an object in a tree of settings is of a class that no run could be recorded as."""
     if isinstance(tree, Settings):
-        if type(tree) not in settings_classes():
+        if type(tree) not in settings_classes() and not doors.is_others(tree):
             told = f"{path or 'settings'} = {yaml_value(tree)}"
-            raise SettingsError(f"{told}: of a class that config.yaml cannot name; allowed are the package's own")
+            raise SettingsError(
+                f"{told}: of a class that config.yaml cannot name; allowed are the package's own, and rules, laws and "
+                "others with a name of their own"
+            )
         items: Iterable[Any] = ((name, getattr(tree, name)) for name in type(tree).model_fields)
     elif isinstance(tree, Mapping):
         items = tree.items()
@@ -154,7 +158,8 @@ def check_classes(tree: Any, path: str = "") -> None:
 def _as_tree(value: Any) -> Any:
     """Return settings as nested mappings; the user's own objects stay what they are, unlike in ``model_dump``."""
     if isinstance(value, Settings):
-        return {name: _as_tree(getattr(value, name)) for name in type(value).model_fields}
+        fields = {name: _as_tree(getattr(value, name)) for name in type(value).model_fields}
+        return doors.spelled_out(value, fields) or fields
     if isinstance(value, tuple) and value and all(isinstance(item, Settings) for item in value):
         return [_as_tree(item) for item in value]
     if isinstance(value, dict) and value and all(isinstance(item, Settings) for item in value.values()):
@@ -223,9 +228,9 @@ def merge(base: Any, changes: Mapping[str, Any], path: str = "") -> Any:
     if not isinstance(base, Mapping):
         return dict(changes)
     is_run = "num_agents" in base
-    if not is_run and changes.get("name", base.get("name")) != base.get("name"):
+    if not is_run and doors.identity({**base, **changes}) != doors.identity(base):
         # Another name is another kind of thing: the old one's settings mean nothing to it. A run's name is only a name.
-        return dict(changes)
+        return {"name": base["name"], **changes} if "name" in base else dict(changes)
     result = dict(base)
     for key, change in changes.items():
         # The command line's keys are texts, those of a mapping by agent are numbers.

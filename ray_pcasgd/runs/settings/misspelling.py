@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from ray_pcasgd.base.doors import CUSTOM
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.settings import hints
@@ -62,6 +63,9 @@ def meant(location: Location, path: str, root: type[Settings]) -> str:
     """Return what was probably meant by an unknown setting, or all that there are at this place."""
     valid = sorted({name for model in _models_at(location[:-1], root) for name in model.model_fields})
     parent, _, given = path.rpartition(".")
+    if root is Config and path == "optimizer.name":
+        others = ", ".join(kind for kind in kinds_at(("optimizer",), root) if kind != "None")
+        return f"{hints.for_value('optimizer', given)}, or name another one: {others}"
     word = hints.plain(given)
     here = next((name for name in valid if hints.plain(name) == word), "") or _of_kind(word, valid)
     near = difflib.get_close_matches(given, valid, 1, _NEAR) if parent else []
@@ -70,6 +74,8 @@ def meant(location: Location, path: str, root: type[Settings]) -> str:
         return f"did you mean {f'{parent}.{here or (near or longer)[0]}'.lstrip('.')}?"
     if root is Config and (hint := _elsewhere(location, parent, given, valid)):
         return hint
+    if any(kind_of(model) == CUSTOM and "settings" in valid for model in _models_at(location[:-1], root)):
+        return f"a setting of your own class: write {parent}.settings.{given}"
     if len(location) == 1 and "config" in valid and word in Config.model_fields:
         return f"it is a setting of each run: write config.{word}"
     close = difflib.get_close_matches(given, valid, 1)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic.fields import FieldInfo
 
 from ray_pcasgd.base.curves import Curve
+from ray_pcasgd.base.doors import is_others, more_kinds
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.config import Config
 from ray_pcasgd.rules.compensation import Compensation
@@ -93,6 +94,7 @@ def _settings_in(annotation: Any, suffix: str = "") -> Iterator[tuple[type[Setti
     """Yield the classes of settings that an annotation holds, and what follows its path to come to them."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation, suffix
+        yield from ((kind, suffix) for kind in more_kinds(annotation))
         return
     is_container = get_origin(annotation) in (tuple, dict)
     seen = set()
@@ -101,13 +103,16 @@ def _settings_in(annotation: Any, suffix: str = "") -> Iterator[tuple[type[Setti
             if found not in seen:
                 seen.add(found)
                 yield found
+    if get_origin(annotation) in (Union, types.UnionType):
+        yield from ((kind, suffix) for kind in more_kinds(annotation))
 
 
 def settings_below(annotation: Any) -> list[type[Settings]]:
     """Return the classes of settings that an annotation holds, however deep in lists and unions."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return [annotation]
-    return list(dict.fromkeys(found for inner in get_args(annotation) for found in settings_below(inner)))
+        return [annotation, *more_kinds(annotation)]
+    inside = [found for inner in get_args(annotation) for found in settings_below(inner)]
+    return list(dict.fromkeys([*inside, *more_kinds(annotation)]))
 
 
 def kind_of(owner: type[Settings]) -> str | None:
@@ -229,12 +234,25 @@ def takes_whole_numbers_alone(path: str, config: Config) -> bool:
     [True, True, False]
     """
     wanted = re.sub(r"\.[0-9]+(?=\.|$)", ".0", path)
-    found = [place for place in places() if place.path == wanted]
+    found = [place for place in places() if place.path == wanted] or _own_place(path, config)
     # Where the kind of thing varies, too, all that it may be are asked.
     there = [place for place in found if all(_holds(tag, config) for tag in place.given)] or found
     allowed = [part for place in there for part in _alternatives(place.field.annotation, place.field.metadata)]
     whole = [part for part in allowed if part.startswith("a whole number")]
     return bool(whole) and not any(part.startswith("a number") for part in allowed)
+
+
+def _own_place(path: str, config: Config) -> list[Place]:
+    """Return the place of a setting of a class that is given by its import path; no place where it is none."""
+    *parts, name = path.split(".")
+    value: Any = config
+    for part in parts:
+        if part == "settings" and isinstance(value, Settings) and is_others(value):
+            continue
+        is_item = part.isdecimal() and isinstance(value, tuple) and int(part) < len(value)
+        value = value[int(part)] if is_item else getattr(value, part, None)
+    has_it = isinstance(value, Settings) and name in type(value).model_fields
+    return [Place(path, type(value), name, ())] if has_it else []
 
 
 def _holds(tag: str, config: Config) -> bool:

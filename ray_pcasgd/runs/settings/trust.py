@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ray_pcasgd.base.doors import names_others_code
 from ray_pcasgd.base.foreign_files import open_regular
 from ray_pcasgd.base.own_state import keep_newest, own_folder
 from ray_pcasgd.base.settings import FROM_STRANGERS
@@ -62,14 +63,25 @@ def is_own(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _powers(tree: Mapping[str, Any]) -> bytes:
-    """Return what of settings can run code or reach out; all of that stands in the task and the engine's address."""
+    """Return what of settings can run code or reach out.
+
+    All of that stands in the task, in the engine's address, and in settings of classes that are not the package's own.
+    """
     engine = tree.get("engine")
     address = engine.get("address") if isinstance(engine, Mapping) else None
     parts = [tree.get("task"), address]
+    # What this user has run before there was any of these is known as it was.
+    parts += _of_others([value for key, value in tree.items() if key != "task"])
     try:
         return json.dumps(parts, sort_keys=True).encode()
     except TypeError:  # keys that are texts and numbers
         return json.dumps(parts).encode()
+
+
+def _of_others(tree: Any) -> list[Any]:
+    if isinstance(tree, Mapping):
+        return [tree] if names_others_code(tree) else _of_others(list(tree.values()))
+    return [found for item in tree for found in _of_others(item)] if isinstance(tree, list) else []
 
 
 def _contents(folder: Path, names: Sequence[str]) -> bytes:

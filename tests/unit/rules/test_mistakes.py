@@ -54,8 +54,8 @@ fp16=true -> the only precision is float32
 gradient_clip_val=1 -> gradients are not clipped
 gradient_accumulation_steps=2 -> gradients are not accumulated
 config.seed=1 -> write the settings themselves at the top
-optimizer=adam -> optimizer = 'adam': allowed is a mapping of settings; the only optimizer is SGD
-optimizer.name=adam -> optimizer.name = 'adam': no such setting; the only optimizer is SGD, which needs no name; write
+optimizer=adam -> optimizer = 'adam': allowed is a mapping of settings; the package's own is SGD
+optimizer.name=adam -> optimizer.name = 'adam': no such setting; the package's own is SGD, which needs no name; write
 optimizer={name: sgd, lr: 0.1} -> optimizer.lr = 0.1: no such setting; write step_size
 optimizer.lr=0.1 -> optimizer.lr = 0.1: no such setting; write step_size
 algorithm=PC-ASGD -> did you mean pc-asgd?

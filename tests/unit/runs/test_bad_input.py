@@ -25,7 +25,7 @@ def names_in(union: Any) -> list[str]:
     return list(get_args(union.model_fields["name"].annotation))
 
 
-ALGORITHMS = ", ".join(names_in(AnyAlgorithm))
+ALGORITHMS = ", ".join([*names_in(AnyAlgorithm), "custom"])
 PATH4 = [[0, 1], [1, 2], [2, 3]]
 
 
@@ -85,7 +85,7 @@ def test_a_key_that_is_near_to_none_is_answered_with_all() -> None:
         (
             "links.0.delay.name=unifom",
             "links.0.delay.name = 'unifom': allowed are constant, uniform, exponential, shifted-exponential, pareto, "
-            "log-normal, outage, measured; did you mean uniform?",
+            "log-normal, outage, measured, custom; did you mean uniform?",
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ),
         (
             "optimizer=sgd",
-            "optimizer = 'sgd': allowed is a mapping of settings; the only optimizer is SGD, which needs no name; "
+            "optimizer = 'sgd': allowed is a mapping of settings; the package's own is SGD, which needs no name; "
             "write optimizer: {momentum: 0.9}",
         ),
         ("optimizer.nesterov=maybe", "optimizer.nesterov = 'maybe': allowed are true and false"),
@@ -132,7 +132,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         (
             "links=[{}]",
             "links.0.delay: is required; allowed is a number, or constant | uniform | exponential | "
-            "shifted-exponential | pareto | log-normal | outage | measured",
+            "shifted-exponential | pareto | log-normal | outage | measured | custom",
         ),
         ("links.0.delay=-1", "links.0.delay = -1: allowed are values from 0 on"),
         ("links.0.delay=.inf", "links.0.delay = inf: allowed are finite numbers"),
@@ -399,7 +399,7 @@ def with_server(algorithm: Any, **settings: Any) -> str:
         (
             {"gathering": "k-syn"},
             "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, asgd, "
-            "n-softsync, adasync; did you mean k-sync?",
+            "n-softsync, adasync, custom; did you mean k-sync?",
         ),
         (
             {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},
