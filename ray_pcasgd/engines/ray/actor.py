@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import ray
 import torch
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
-from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Mailbox, Message
+from ray_pcasgd.agents.mailbox import Delivery, Header, Mailbox, Message
 from ray_pcasgd.agents.participant import LearnerSpec, Outcome, Published, Received
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
@@ -17,7 +17,8 @@ from ray_pcasgd.engines.failures import evaluated
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
-from ray_pcasgd.engines.ray.shell import Driving, Shell
+from ray_pcasgd.engines.ray.driver import Driver
+from ray_pcasgd.engines.ray.mail import Driving, MailActor
 from ray_pcasgd.engines.ray.transport import portable
 from ray_pcasgd.engines.transport import Contents, Parcel, RejectedError
 from ray_pcasgd.engines.validation import Expected
@@ -35,40 +36,11 @@ class Found(NamedTuple):
     direction: Parcel | None
 
 
-class Driver(Protocol):
-    """Decides what an actor does next: by planned rows, or by a live policy.
-
-    ``run`` and ``restore`` are called without the actor's lock, the others with it held, mostly from its mail thread.
-    """
-
-    note: type[Answer] | None
-    """What its servers' messages say to a worker besides their versions; ``None`` in planned runs."""
-
-    def run(self) -> None:
-        """Take all steps that are left; in the training thread.
-
-        Raises:
-            StoppedError: the run is being stopped.
-
-        """
-
-    def restore(self, state: State) -> None:
-        """Be where the agent was when its own part of a state was kept, before anything else."""
-
-    def on_message(self, header: Header) -> None:
-        """Take in that a message has come, which lies in the mailbox."""
-
-    def should_wake(self) -> bool:
-        """Return whether the training thread has something to do about the messages that have come."""
-
-    def on_leave(self) -> None:
-        """Take in that the agent was stopped before its end; in the training thread, without the lock."""
-
-    def set_links(self, injection: InjectedDelays) -> None:
-        """Take in what an injection says of links."""
+MakeDriver = Callable[["Actor", State | None], Driver]
+"""Makes an actor's driver; where the agent goes on from a state, the driver restores it."""
 
 
-class Actor(Shell):
+class Actor(MailActor):
     """The actor of an agent of any family, which has the agent (``participant``) and a ``driver``.
 
     Args:
@@ -88,7 +60,7 @@ class Actor(Shell):
         data: TaskData,
         driving: Driving,
         scheduler: ActorHandle[Any],
-        driver: Callable[["Actor"], Driver],
+        driver: MakeDriver,
         restored: Restored | None = None,
         first_call: int = 0,
     ) -> None:
@@ -97,9 +69,8 @@ class Actor(Shell):
         self.is_isolated = False
         """Whether the agent has left the run, since something of it is not finite."""
         self.is_restored = restored is not None
-        self.driver = driver(self)
+        self.driver = driver(self, None if restored is None else restored.agent)
         if restored is not None:
-            self.driver.restore(restored.agent)
             self.is_isolated = restored.is_isolated
             for message in restored.messages:
                 self.mailbox.start(message)
@@ -140,12 +111,19 @@ class Actor(Shell):
 
     def begin(self) -> None:
         """Put the versions that are there from the start into the mailbox; called with the lock held."""
+        self.driver.begin()
         if self.is_restored:
             return
         for start, neighbors in _by_version(self.participant.starts()):
             contents = self.contents(start)
             for k in neighbors:
                 self.mailbox.start(Message(Header(k, 0, self.started_at, 0.0), contents))
+
+    def connect(self, neighbors: dict[int, ActorHandle[Any]]) -> None:
+        """Take in the neighbors' actors."""
+        super().connect(neighbors)
+        with self.changed:
+            self.driver.connected(neighbors)
 
     def take_steps(self) -> None:
         """Take all steps that are left, unless the agent has left the run."""
@@ -155,6 +133,10 @@ class Actor(Shell):
     def on_message(self, header: Header) -> None:
         """Hand a message to the driver; called with the lock held."""
         self.driver.on_message(header)
+
+    def check_turn(self, header: Header) -> None:
+        """Raise ``RejectedError`` where a message cannot be its sender's next; called with the lock held."""
+        self.driver.check_turn(header)
 
     def should_wake(self) -> bool:
         """Return whether the training thread has something to do about a message; called with the lock held."""
@@ -167,6 +149,54 @@ class Actor(Shell):
     def set_links(self, injection: InjectedDelays) -> None:
         """Take in what an injection says of links; called with the lock held."""
         self.driver.set_links(injection)
+
+    # What live agents are told and asked.
+
+    @ray.method(concurrency_group="mail")
+    def leave(self) -> None:
+        """Leave the run on purpose, before the next step."""
+        with self.changed:
+            self.driver.leave()
+            self.stopped = True
+            self.changed.notify_all()
+
+    @ray.method(concurrency_group="mail")
+    def neighbor_lost(self, neighbor: int) -> None:
+        """Take in that another agent is gone, from the supervisor, which notices first."""
+        with self.changed:
+            self.driver.lost(neighbor)
+            self.outbox.drop(neighbor)
+            self.changed.notify_all()
+
+    @ray.method(concurrency_group="mail")
+    def neighbor_done(self, neighbor: int) -> None:
+        """Take in that a receiver has taken all its steps, from the supervisor."""
+        with self.changed:
+            self.driver.finished(neighbor)
+
+    @ray.method(concurrency_group="mail")
+    def newest_of(self, neighbor: int) -> int:
+        """Return the newest version of another agent that is known here."""
+        with self.changed:
+            return self.driver.known(neighbor)
+
+    @ray.method(concurrency_group="mail")
+    def welcome(self, neighbor: int, handle: ActorHandle[Any], version: int = 0) -> Any:
+        """Take in another agent that comes back, and return what it has to know."""
+        with self.changed:
+            return self.driver.welcome(neighbor, handle, version)
+
+    @ray.method(concurrency_group="mail")
+    def exchange(self, header: Header, contents: Contents, *pieces: Any) -> list[Any]:
+        """Average with the agent that asks; return the version before that, and its contents in pieces."""
+        return self.driver.exchange(header, contents, pieces)
+
+    @ray.method(concurrency_group="train")
+    def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:
+        """Come back into a run and train on; the agent's next version is ``at_least`` this one."""
+        self.started_at = started_at
+        if self.driver.come_back(neighbors, at_least):
+            self.train_on()
 
     def own_part(self, cut: Cut) -> AgentState:
         """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
@@ -208,14 +238,18 @@ class Actor(Shell):
             raise error
         self.unsent.append(Event("agent_isolated", error.agent, error.step, str(error)))
         self.is_isolated = True
-        # That an agent has left the run concerns all, not only those whom this version would be sent to.
-        self.send(published, dict.fromkeys(self.spec.receivers, self.header()._replace(isolated=True)))
+        self.driver.on_isolated(published)
 
     # What it sends.
 
     def header(self) -> Header:
         """Return the header of the agent's present version."""
         return Header(self.spec.agent, self.version, time.time(), 0.0)
+
+    @property
+    def direction(self) -> torch.Tensor | None:
+        """The direction at the version before, where readers may need it."""
+        return self.participant.direction if self.participant.publishes_directions else None
 
     def contents(self, published: Published, direction: torch.Tensor | None = None) -> Contents:
         """Return a version as it travels, with the direction at the one before where readers may need it."""
@@ -227,10 +261,9 @@ class Actor(Shell):
         if published is None:
             self._send(headers, None)
             return
-        direction = self.participant.direction if self.participant.publishes_directions else None
         for share, readers in _by_version({k: self.participant.share(published, k) for k in headers}):
             own = {k: headers[k]._replace(mass=share.mass, note=share.notes.get(k)) for k in readers}
-            self._send(own, self.contents(share, direction))
+            self._send(own, self.contents(share, self.direction))
 
     def _send(self, headers: Mapping[int, Header], contents: Contents | None) -> None:
         for k in self.outbox.send(headers, contents, may_skip=False).gone:
@@ -293,13 +326,14 @@ class Actor(Shell):
 
     # What it reports.
 
-    def submit(self, row: Row, outcome: Outcome, receivers: int) -> None:
+    def submit(self, row: Row, outcome: Outcome, receivers: int | None = None, flush: bool = False) -> None:
         """Report the row that was taken last, with an evaluation where there is one.
 
         Args:
             row: The row, with what it really read.
             outcome: What it came to.
-            receivers: How many agents were sent the version.
+            receivers: How many agents were sent the version; ``None``: those that the agent itself names.
+            flush: Whether it is handed in at once.
 
         """
         report, failed = evaluated(self.participant, self.participant.report(row, outcome, self.now(), receivers))
@@ -308,7 +342,7 @@ class Actor(Shell):
             report = report._replace(snapshot=reference)
         with self.changed:
             self.unsent += [report, *([failed] if failed else [])]
-            self.report(flush=report.snapshot is not None)
+            self.report(flush=flush or report.snapshot is not None)
 
 
 def _by_version(versions: Mapping[int, Published]) -> Iterator[tuple[Published, list[int]]]:

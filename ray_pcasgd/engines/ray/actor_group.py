@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -19,17 +20,17 @@ from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import described_text
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.actor import Actor
+from ray_pcasgd.engines.ray.actor import Actor, MakeDriver
 from ray_pcasgd.engines.ray.cuts import Restored
-from ray_pcasgd.engines.ray.live import LiveAgentActor
+from ray_pcasgd.engines.ray.live_pair import PairDriver
+from ray_pcasgd.engines.ray.live_peer import PeerDriver
+from ray_pcasgd.engines.ray.live_server import ServerDriver
+from ray_pcasgd.engines.ray.live_worker import WorkerDriver
 from ray_pcasgd.engines.ray.lost import GONE, LOST, first_line
-from ray_pcasgd.engines.ray.pair_live import LivePairActor
+from ray_pcasgd.engines.ray.mail import Driving
 from ray_pcasgd.engines.ray.placement import Reservation
 from ray_pcasgd.engines.ray.planned import PlannedDriver
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
-from ray_pcasgd.engines.ray.server_live import LiveServerActor
-from ray_pcasgd.engines.ray.shell import Driving
-from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
 from ray_pcasgd.tasks.task import TaskData
@@ -37,12 +38,12 @@ from ray_pcasgd.tasks.task import TaskData
 _remote: Any = ray.remote  # its stubs know no concurrency groups
 _GROUPS = {"train": 1, "mail": 1}
 _SCHEDULER = _remote(num_cpus=0, concurrency_groups={"control": 4})(SchedulerActor)
-_PLANNED = _remote(concurrency_groups=_GROUPS)(Actor)
-_LIVE: dict[type[LearnerSpec], Any] = {
-    AgentSpec: _remote(concurrency_groups=_GROUPS)(LiveAgentActor),
-    WorkerSpec: _remote(concurrency_groups=_GROUPS)(LiveWorkerActor),
-    ServerSpec: _remote(concurrency_groups=_GROUPS)(LiveServerActor),
-    PairSpec: _remote(concurrency_groups=_GROUPS)(LivePairActor),
+_ACTOR = _remote(concurrency_groups=_GROUPS)(Actor)
+_LIVE_DRIVERS: dict[type[LearnerSpec], Any] = {
+    AgentSpec: PeerDriver,
+    PairSpec: PairDriver,
+    WorkerSpec: WorkerDriver,
+    ServerSpec: ServerDriver,
 }
 
 SCHEDULER_NAME = "scheduler"
@@ -127,15 +128,11 @@ class ActorGroup:
             "resources": {k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
             "scheduling_strategy": place,
         }
-        arguments: tuple[Any, ...] = (spec, self._data, self.driving, self.scheduler)
-        if injection is None:
-            actor_class = _PLANNED
-            extra: dict[str, Any] = {"driver": PlannedDriver, "restored": restored, "first_call": first_call}
-        else:
-            actor_class, extra = _LIVE[type(spec)], {"injection": injection}
-            extra |= {} if isinstance(spec, ServerSpec) else {"first_call": first_call}
-            extra |= {} if isinstance(spec, WorkerSpec) else {"restored": restored}
-        made = self._named(f"{self.identity.run} agent {agent}", actor_class, options, *arguments, **extra)
+        driver: MakeDriver = PlannedDriver
+        if injection is not None:
+            driver = partial(_LIVE_DRIVERS[type(spec)], injection=injection)
+        arguments = (spec, self._data, self.driving, self.scheduler, driver, restored, first_call)
+        made = self._named(f"{self.identity.run} agent {agent}", _ACTOR, options, *arguments)
         self.actors[agent] = made
         return made
 

@@ -14,9 +14,9 @@ from ray_pcasgd.engines.base import Cluster, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.actor_group import ActorGroup, Identity
 from ray_pcasgd.engines.ray.discovery import noted
+from ray_pcasgd.engines.ray.mail import Driving
 from ray_pcasgd.engines.ray.placement import reserve
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.state_check import check_state
 from ray_pcasgd.engines.ray.status import RunStatus
 from ray_pcasgd.engines.ray.supervisor import LiveSupervisor, PlannedSupervisor

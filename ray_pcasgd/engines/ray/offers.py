@@ -8,7 +8,7 @@ from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.ray.lost import GONE
-from ray_pcasgd.engines.ray.shell import Shell
+from ray_pcasgd.engines.ray.mail import MailActor
 from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.engines.validation import check_contents, check_header
 
@@ -27,7 +27,7 @@ class Offer(NamedTuple):
 
 
 def offers_of(
-    shell: Shell, neighbors: Mapping[int, ActorHandle[Any]], lose: Callable[[int], None] = lambda _: None
+    shell: MailActor, neighbors: Mapping[int, ActorHandle[Any]], lose: Callable[[int], None] = lambda _: None
 ) -> dict[int, Offer]:
     """Tell neighbors that an agent is back, and return what those offer that answer soon; ``lose`` those gone."""
     agent, myself = shell.spec.agent, ray.get_runtime_context().current_actor

@@ -1,26 +1,22 @@
 """Drives an actor by planned rows: it waits for exactly the versions that they name, whatever the machine's timing."""
 
-from ray_pcasgd.agents.mailbox import Delivery, Header
-from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.mailbox import Delivery
+from ray_pcasgd.agents.participant import Published, Received
 from ray_pcasgd.base.state import State
-from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.actor import Actor, Found
+from ray_pcasgd.engines.ray.driver import Driver
 from ray_pcasgd.records import Read, Row
 
 
-class PlannedDriver:
+class PlannedDriver(Driver):
     """Takes an agent's rows in order; of any family."""
 
-    note = None
-
-    def __init__(self, actor: Actor) -> None:
+    def __init__(self, actor: Actor, state: State | None) -> None:
         self.actor = actor
+        if state is not None:
+            actor.participant.restore(state)
         self.awaited: Row | None = None
         """The row whose reads are waited for."""
-
-    def restore(self, state: State) -> None:
-        """Go on from the agent's own part of a state."""
-        self.actor.participant.restore(state)
 
     def run(self) -> None:
         """Take the agent's rows, until it leaves the run or they are at their end."""
@@ -47,6 +43,11 @@ class PlannedDriver:
         self.forget_old(row)
         actor.submit(taken, outcome, receivers)
         return True
+
+    def on_isolated(self, published: Published | None) -> None:
+        """Tell all neighbors, not only those whom this version would be sent to."""
+        header = self.actor.header()._replace(isolated=True)
+        self.actor.send(published, dict.fromkeys(self.actor.spec.receivers, header))
 
     def publish(self, row: Row) -> int:
         """Send the present version to its readers; return how many there are."""
@@ -106,12 +107,3 @@ class PlannedDriver:
     def should_wake(self) -> bool:
         """Return whether all that the awaited row names is here: to wake up at each message would cost more than it."""
         return self.awaited is None or not any(map(self.is_missing, self.awaited.reads))
-
-    def on_message(self, header: Header) -> None:
-        """Do nothing: what has come is looked up in the mailbox."""
-
-    def on_leave(self) -> None:
-        """Do nothing: the whole run is being stopped."""
-
-    def set_links(self, injection: InjectedDelays) -> None:
-        """Do nothing: a planned run follows its schedule."""

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray_pcasgd.engines.ray.deciding import moment
 
 from ray_pcasgd.agents.mailbox import Answer, Header
 from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.deciding import moment
 from ray_pcasgd.engines.ray.live import LiveAgentActor
-from ray_pcasgd.engines.ray.shell import Driving
+from ray_pcasgd.engines.ray.mail import Driving
 from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event, Read
 from ray_pcasgd.runs.plan.plan import make_plan

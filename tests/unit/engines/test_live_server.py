@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray_pcasgd.engines.ray.deciding import moment
+from ray_pcasgd.engines.ray.server_live import LiveServerActor
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Message
 from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.engines.live.decisions import Wait
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.deciding import moment
-from ray_pcasgd.engines.ray.server_live import LiveServerActor
-from ray_pcasgd.engines.ray.shell import Driving
+from ray_pcasgd.engines.ray.mail import Driving
 from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.plan.plan import Plan, make_plan

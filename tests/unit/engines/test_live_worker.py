@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
+from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
 
 from ray_pcasgd.agents.mailbox import Answer, Header, Message
 from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.shell import Driving, StoppedError
-from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
+from ray_pcasgd.engines.ray.mail import Driving, StoppedError
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.schedule.barrier import NoBarrier

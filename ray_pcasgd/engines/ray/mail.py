@@ -68,7 +68,7 @@ class Driving(NamedTuple):
         return max(self.wait_seconds, LEAST_ANSWER_SECONDS)
 
 
-class Shell(Reporter):
+class MailActor(Reporter):
     """One agent's actor. Training runs in a thread of its own, so no message ever waits for a gradient."""
 
     def __init__(
@@ -147,7 +147,7 @@ class Shell(Reporter):
     @property
     def expected(self) -> Expected:
         """What the agent's messages must be."""
-        raise AssertionError("Shell is abstract")
+        raise AssertionError("MailActor is abstract")
 
     def packed(self, weights: Tensor, buffers: Tensor, direction: Tensor | None = None) -> Contents:
         """Return a message's contents as they travel."""
@@ -214,7 +214,7 @@ class Shell(Reporter):
     @property
     def version(self) -> int:
         """The agent's version."""
-        raise AssertionError("Shell is abstract")
+        raise AssertionError("MailActor is abstract")
 
     @property
     def progress(self) -> int:
@@ -224,7 +224,7 @@ class Shell(Reporter):
     @property
     def device(self) -> torch.device:
         """Where the agent computes."""
-        raise AssertionError("Shell is abstract")
+        raise AssertionError("MailActor is abstract")
 
     def begin(self) -> None:
         """Put into the mailbox the versions that are there from the start; called with the lock held."""
@@ -238,7 +238,7 @@ class Shell(Reporter):
 
     def take_steps(self) -> None:
         """Take all steps, in the manner of the mode."""
-        raise AssertionError("Shell is abstract")
+        raise AssertionError("MailActor is abstract")
 
     def now(self) -> float:
         """Return the wall-clock seconds since the run's start."""
@@ -283,7 +283,7 @@ class Shell(Reporter):
 
     def own_part(self, cut: Cut) -> AgentState:
         """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
-        raise AssertionError("Shell is abstract")
+        raise AssertionError("MailActor is abstract")
 
     def wait_until(self, condition: Callable[[], bool], missing: Callable[[], str]) -> None:
         """Wait until a condition on the mailbox holds; called with the lock held.

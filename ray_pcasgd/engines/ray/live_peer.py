@@ -1,0 +1,246 @@
+"""Drives the actor of a live peer, whose neighbors may be lost and come back, as it may itself."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from ray_pcasgd.agents.mailbox import Header, Message
+from ray_pcasgd.agents.participant import NO_LOSS, Published, Received
+from ray_pcasgd.agents.peer import Peer
+from ray_pcasgd.base.state import State
+from ray_pcasgd.engines.live.decisions import Over, Rejoin, Take
+from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.live.peer import PeerPolicy
+from ray_pcasgd.engines.live.watching import Limits
+from ray_pcasgd.engines.ray.actor import Actor, Found
+from ray_pcasgd.engines.ray.live import LiveDriver, moment
+from ray_pcasgd.engines.ray.lost import LOST
+from ray_pcasgd.engines.ray.mail import StoppedError
+from ray_pcasgd.engines.ray.offers import Offer, offers_of
+from ray_pcasgd.engines.transport import Contents
+from ray_pcasgd.records import Event, Row, Snapshot
+
+
+class PeerDriver(LiveDriver):
+    """Takes a peer's steps as fast as its barrier allows, with whatever has come."""
+
+    def __init__(self, actor: Actor, state: State | None, injection: InjectedDelays) -> None:
+        super().__init__(actor)
+        assert isinstance(actor.participant, Peer)
+        self.agent = actor.participant
+        if state is not None:
+            self.agent.place(state["version"], Snapshot(state["weights"], state["buffers"], state["local"]))
+        driving = actor.driving
+        self.policy = PeerPolicy(
+            self.agent.spec,
+            actor.mailbox,
+            Limits(driving.wait_seconds, driving.silent_steps, driving.max_lag),
+            injection,
+            self.is_here,
+            actor.version,
+            is_restored=state is not None,
+        )
+        self.published: tuple[Header, Contents] | None = None
+        """The newest version, as it travels, for those who come back."""
+        self.held: tuple[int, ...] = ()
+        """Where rules push shares: who was not sent the agent's present version."""
+        self.is_back_at = -1
+        """The version at which the agent has come back into the run since its actor was made."""
+        self.agent.warm_up()
+
+    def begin(self) -> None:
+        """Take in that the run begins; who is not there has no share of the version that all start from."""
+        self.policy.started_at = self.actor.started_at
+        if self.agent.pushes:
+            self.held = tuple(k for k in self.agent.receivers() if k not in self.actor.outbox)
+
+    def run(self) -> None:
+        """Take all steps as fast as the barrier allows."""
+        if self.policy.is_restored and self.is_back_at < 0:
+            self.rejoin(self.policy.rejoin({}, (), 0), {})
+        while self.take_step():
+            if self.is_time_to_keep:
+                self.keep_state({"version": self.agent.version, **self.agent.snapshot()._asdict()})
+
+    def take_step(self) -> bool:
+        """Take one step; return whether there was one left, and the agent is still in the run."""
+        actor, policy = self.actor, self.policy
+        with actor.changed:
+            if isinstance(self.await_decision(policy), Over):
+                return False
+        start = time.time()
+        if not actor.prepare():
+            return False
+        computed = moment()
+        with actor.changed:
+            policy.computed(start, computed)
+            found = self.find_reads()
+        read_at = time.time()
+        received = self.open_all(found)
+        began, ready, ended = (wall - actor.started_at for wall in (start, policy.ready_at, read_at))
+        reads = tuple(one.read for one in received)
+        row = Row(actor.spec.agent, actor.version, began, ready, ended, reads, held=self.held)
+        outcome = actor.take(row, received)
+        if outcome is None:
+            return False
+        with actor.changed:
+            policy.stepped(actor.version, moment())
+        is_evaluated = self.agent.evaluation_point(row) is not None
+        if is_evaluated:
+            self.publish()  # an evaluation is not waited for
+        actor.submit(row, outcome, flush=policy.reports_at_once)
+        if not is_evaluated:
+            self.publish()
+        return True
+
+    def find_reads(self) -> list[Found]:
+        """Return what the step reads, once its policy lets it end; called with the lock held."""
+        take = self.await_decision(self.policy)
+        assert isinstance(take, Take)
+        if self.actor.stopped:
+            raise StoppedError
+        found = [found for read in take.reads if (found := self.actor.find(read)) is not None]
+        self.policy.taken(take.reads)
+        return found
+
+    def is_here(self, neighbor: int, version: int, with_direction: bool) -> bool:
+        """Return whether a version can be read without waiting for the network; if not, its transfer has begun."""
+        mailbox, transport = self.actor.mailbox, self.actor.transport
+        message = mailbox.get(neighbor, version)
+        if message is None or message.contents is None:
+            return False
+        if not (transport.is_here(message.contents.weights) and transport.is_here(message.contents.buffers)):
+            return False
+        if not with_direction:
+            return True
+        following = mailbox.following(neighbor, version)
+        direction = following.direction if following else None
+        return direction is not None and transport.is_here(direction)
+
+    def open_all(self, found: Sequence[Found]) -> list[Received]:
+        """Return the versions found, fetched, except those that were rejected, or lost with their sender meanwhile."""
+        received: list[Received] = []
+        for item in found:
+            try:
+                received += self.actor.open_all([item])
+            except LOST as error:
+                k, version = item.read[:2]
+                detail = f"version {version} of agent {k} was lost ({type(error).__name__})"
+                self.actor.unsent.append(Event("message_lost", self.actor.spec.agent, self.actor.version, detail))
+        return received
+
+    def publish(self) -> None:
+        """Send the agent's new version to its neighbors."""
+        published = self.agent.message(None) if self.actor.spec.receivers else None
+        self.send(published, self.agent.receivers())
+
+    def on_isolated(self, published: Published | None) -> None:
+        """Tell all neighbors that the agent has left the run, not only those whom this version would be sent to."""
+        self.send(published, self.actor.spec.receivers, isolated=True)
+
+    def send(self, published: Published | None, receivers: Sequence[int], isolated: bool = False) -> None:
+        """Send one message to every receiver that can be reached, and remember it for those who come back.
+
+        It may be left out to one that does not take its messages: but never the last one, nor the first of an agent
+        that is back, nor the one that says that it has left.
+        """
+        actor, policy = self.actor, self.policy
+        header = self.header()._replace(isolated=isolated)
+        contents = None if published is None else actor.contents(published, actor.direction)
+        if contents is not None and not isolated:
+            self.published = (header, contents)
+        headers = {k: policy.addressed(header, k) for k in receivers if policy.can_reach(k)}
+        may_skip = not (header.final or isolated or self.is_back_at == header.version)
+        sent = actor.outbox.send(headers, contents, may_skip, in_pairs=self.agent.publishes_directions)
+        self.held = tuple(k for k in receivers if k not in sent.to) if policy.pushes else ()
+        for k in sent.gone:
+            self.lose(k)
+            actor.unsent.append(Event("neighbor_lost", actor.spec.agent, actor.version, f"agent {k} does not answer"))
+
+    def header(self) -> Header:
+        """Return the header of the agent's present version."""
+        final = self.agent.version == self.agent.spec.recipe.num_steps
+        seconds = self.policy.step_seconds
+        return self.actor.header()._replace(step_seconds=seconds, final=final, mass=self.agent.mass)
+
+    def on_message(self, header: Header) -> None:
+        """Hand a message to the policy."""
+        self.policy.arrived(header, moment())
+
+    def set_links(self, injection: InjectedDelays) -> None:
+        """Take in what an injection says of links."""
+        self.policy.links(injection)
+
+    def lost(self, neighbor: int) -> None:
+        """Take in that a neighbor is gone."""
+        self.policy.lost(neighbor)
+
+    def lose(self, neighbor: int) -> None:
+        """Take in that a neighbor is gone, without the lock."""
+        with self.actor.changed:
+            self.policy.lost(neighbor)
+
+    def finished(self, neighbor: int) -> None:
+        """Take in that a receiver has taken all its steps."""
+        self.policy.finished(neighbor)
+
+    def known(self, neighbor: int) -> int:
+        """Return the newest version of a neighbor that is known here."""
+        return self.policy.known(neighbor)
+
+    def welcome(self, neighbor: int, handle: ActorHandle[Any], version: int) -> Offer:
+        """Take a neighbor in that comes back, and return what it comes back from."""
+        known = self.policy.known(neighbor)
+        self.policy.back(neighbor, version)
+        if neighbor in self.actor.spec.receivers:
+            self.actor.outbox.welcome(neighbor, handle)
+        if self.published is None:
+            self.published = (self.header(), self.actor.contents(self.agent.message(None)))
+        header, contents = self.published
+        return Offer(header, contents, known)
+
+    def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], at_least: int) -> bool:
+        """Come back into the run, from the neighbors' versions or the agent's own state."""
+        actor, policy = self.actor, self.policy
+        policy.started_at = actor.started_at
+        actor.outbox = actor.transport.outbox({k: a for k, a in neighbors.items() if k in actor.spec.receivers})
+        with actor.changed:
+            policy.connected(neighbors)
+        offers = offers_of(actor, neighbors, self.lose)
+        versions = {k: offer.header.version for k, offer in offers.items()}
+        rejoin = policy.rejoin(versions, [offer.known for offer in offers.values()], at_least)
+        if not policy.pushes:
+            # A share is read once, and what neighbors offer is not a share: they have kept theirs.
+            with actor.changed:
+                for read in rejoin.reads:
+                    offer = offers[read.neighbor]
+                    actor.mailbox.start(Message(offer.header, offer.contents))
+        self.rejoin(rejoin, offers)
+        return True
+
+    def rejoin(self, rejoin: Rejoin, offers: Mapping[int, Offer]) -> None:
+        """Be in the run again at a version, as the mean of what is read, or as the agent is without any."""
+        actor, agent = self.actor, self.agent
+        offered = [(read, offers[read.neighbor]) for read in rejoin.reads]
+        received = self.open_all(
+            [Found(read, offer.header._replace(mass=1.0), offer.contents, None) for read, offer in offered]
+        )
+        reads, now = tuple(one.read for one in received), actor.now()
+        row = Row(actor.spec.agent, rejoin.version - 1, now, now, now, reads, "rejoined")
+        agent.take(row, received)
+        self.is_back_at = rejoin.version
+        with actor.changed:
+            self.policy.rejoined(rejoin.version, reads)
+            actor.unsent += self.policy.events()
+        actor.submit(row, NO_LOSS, flush=True)
+        self.publish()
+
+    def on_leave(self) -> None:
+        """Tell the neighbors that the agent has left, if it was asked to."""
+        if self.is_leaving:
+            self.send(None, self.actor.spec.receivers, isolated=True)
+            with self.actor.changed:
+                self.policy.left()
+                self.actor.unsent += self.policy.events()
