@@ -156,10 +156,13 @@ class Mailbox(Generic[Payload]):
         hold = self._messages[neighbor][version].header.hold_steps
         return version + hold <= (newest if cap is None else min(newest, cap))
 
-    def forget(self, neighbor: int, before: int) -> None:
-        """Drop what no later step can ask for, once version ``before`` of the neighbor has been read."""
+    def forget(self, neighbor: int, before: int, slack: int = FALLBACK_VERSIONS) -> None:
+        """Drop what no later step can ask for, once version ``before`` of the neighbor has been read.
+
+        Later reads fall back by no more than ``slack`` versions.
+        """
         messages = self._messages[neighbor]
-        for version in [v for v in messages if v < before - FALLBACK_VERSIONS]:
+        for version in [v for v in messages if v < before - slack]:
             del messages[version]
 
     def discard(self, neighbor: int, version: int) -> None:

@@ -98,7 +98,7 @@ class PairPeer(Learner, Participant):
         is_due = row.kind == "step" and self.spec.recipe.evaluates_at(self.progress)
         return self.progress if is_due else None
 
-    def bytes_sent(self, row: Row) -> int:
+    def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
         """Return the bytes that are sent for a row."""
         return self.message_bytes * len(row.reads)
 

@@ -36,6 +36,8 @@ class Family:
     """Whether an agent's progress says how far the run is."""
     has_states: bool = True
     """Whether a run can go on from a state."""
+    does_without: bool = False
+    """Whether a step is taken without a version that had to be rejected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,11 @@ class LearnerSpec:
         """Who may be sent messages."""
         return self.neighbors
 
+    @property
+    def share(self) -> tuple[int, ...]:
+        """Which part of its neighbors' messages it gets, where not all of them get the same."""
+        return ()
+
 
 @dataclass(eq=False)
 class Published:
@@ -130,6 +137,21 @@ class Received(NamedTuple):
     """What a worker says of its gradient; of those to servers."""
     local: Mapping[str, Tensor] = {}
     with_gradient: Tensor | None = None
+
+
+class Incoming(NamedTuple):
+    """What the messages to an agent hold, for those who check them."""
+
+    weights: int | None
+    """Numbers in the weights, and in a direction; ``None`` where senders have parts of different sizes."""
+    buffers: int
+    """Numbers in the mixed buffers; a message may also have none."""
+    last_version: int | None = None
+    """The largest version; ``None`` where there is no bound."""
+    forms: Mapping[str, Any] | None = None
+    """Of a server: shape and type of the tensors that a worker may send with its gradient."""
+    num_tensors: int = 0
+    """Of a server: the number of the model's parameter tensors."""
 
 
 class Outcome(NamedTuple):
@@ -205,6 +227,18 @@ class Participant(ABC):
     def message(self, row: Row | None) -> Published | None:
         """Return what is published of the version that a row came to, or of version 0; ``None``: nothing is."""
 
+    def receivers(self) -> tuple[int, ...]:
+        """Return whom the present version is sent to."""
+        return self.spec.receivers
+
+    def incoming(self) -> Incoming:
+        """Return what the messages to the agent hold."""
+        return Incoming(self.weights.numel(), self.buffers.numel())
+
+    def starts(self) -> dict[int, Published]:
+        """Return version 0 of each neighbor of which it is read: all start alike, so it needs no message."""
+        return {}
+
     def share(self, published: Published, reader: int) -> Published:
         """Return what one reader gets of a version that the agent has published."""
         return published
@@ -219,8 +253,8 @@ class Participant(ABC):
         """Return whether the direction at a version is needed, not its weights alone."""
         return False
 
-    def is_late(self, published: Published) -> bool:
-        """Return whether a message that was not read is not going to be read."""
+    def is_late(self, note: Delivery) -> bool:
+        """Return whether a gradient that was not read is not going to be read."""
         return False
 
     def is_own(self, row: Row) -> bool:
@@ -247,16 +281,23 @@ class Participant(ABC):
         """Return the replica, or the agent's part of it, as the present version left it."""
 
     @abstractmethod
-    def bytes_sent(self, row: Row) -> int:
-        """Return the bytes that are sent for the row that was taken last."""
+    def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
+        """Return the bytes that are sent for the row that was taken last.
 
-    def report(self, row: Row, outcome: Outcome, seconds: float) -> StepReport:
+        Args:
+            row: The row.
+            receivers: How many agents were sent the version; ``None``: as many as need it.
+
+        """
+
+    def report(self, row: Row, outcome: Outcome, seconds: float, receivers: int | None = None) -> StepReport:
         """Return the report of the row that was taken last, without the evaluation.
 
         Args:
             row: The row, with what it really read.
             outcome: What it came to.
             seconds: Since the run's first step.
+            receivers: As ``bytes_sent`` is given it.
 
         """
         point = self.evaluation_point(row)
@@ -265,13 +306,16 @@ class Participant(ABC):
             progress=self.progress if point is None else point,
             loss=outcome.loss,
             measures=dict(outcome.measures),
-            bytes_sent=self.bytes_sent(row),
+            bytes_sent=self.bytes_sent(row, receivers),
             wall_seconds=seconds,
             snapshot=None if point is None else self.snapshot(),
         )
 
-    def keep(self, is_needed: Callable[[int], bool]) -> None:  # noqa: B027 - most agents remember nothing
-        """Forget what the agent remembers of its old versions, but for those that are needed."""
+    def keep(self, is_needed: Callable[[int], bool] | None = None) -> None:  # noqa: B027 - most remember nothing
+        """Forget what the agent remembers of its old versions, but for those that are needed.
+
+        ``None``: as far as the agent itself knows.
+        """
 
     def state(self) -> State:
         """Return all that the steps to come depend on; its tensors are the agent's own."""

@@ -1,7 +1,7 @@
 """An agent: its replica, its optimizer, its batches and its rule. No clock, no Ray, no files."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.agents.participant import (
     NO_LOSS,
     Family,
+    Incoming,
     LearnerSpec,
     Outcome,
     Participant,
@@ -29,8 +30,8 @@ from ray_pcasgd.tasks.task import TaskData
 _SHORTEST_PATH = 64
 """Own steps that are remembered in any run whose rule asks for them."""
 
-PEERS = Family(slack=FALLBACK_VERSIONS, runs_ahead=True)
-PUSHING_PEERS = Family(slack=FALLBACK_VERSIONS, retention="once", runs_ahead=True)
+PEERS = Family(slack=FALLBACK_VERSIONS, runs_ahead=True, does_without=True)
+PUSHING_PEERS = replace(PEERS, retention="once")
 """Those who push shares of their mass, each of which is read once."""
 
 
@@ -176,6 +177,14 @@ class Peer(Learner, Participant):
         """Return the present version, as it is published."""
         return Published(self.weights, self.buffers, mass=self.mass)
 
+    def incoming(self) -> Incoming:
+        """Return what the messages to the agent hold."""
+        return super().incoming()._replace(last_version=self.spec.recipe.num_steps)
+
+    def starts(self) -> dict[int, Published]:
+        """Return version 0 of each neighbor: that of the agent itself."""
+        return dict.fromkeys(self.spec.neighbors, self.message(None))
+
     def opened(self, read: Read, published: Published) -> Received:
         """Return a neighbor's version as this agent reads it; one that has left the run has moved nowhere since."""
         received = super().opened(read, published)
@@ -202,7 +211,7 @@ class Peer(Learner, Participant):
         """Return the progress at which there is an evaluation now, if there is one."""
         return self.progress if self.spec.recipe.evaluates_at(self.progress) else None
 
-    def bytes_sent(self, row: Row) -> int:
+    def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
         """Return the bytes that are sent of the present version."""
         return self.message_bytes * len(self.receivers())
 

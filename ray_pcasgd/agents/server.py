@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.local_tensors import joined
-from ray_pcasgd.agents.participant import Family, LearnerSpec, Outcome, Participant, Published, Received
+from ray_pcasgd.agents.mailbox import Delivery
+from ray_pcasgd.agents.participant import Family, Incoming, LearnerSpec, Outcome, Participant, Published, Received
 from ray_pcasgd.agents.worker import ServerRecipe
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
@@ -37,6 +38,11 @@ class ServerSpec(LearnerSpec):
     def family(self) -> Family:
         """What the agent has in common with those of its family."""
         return SERVERS
+
+    @property
+    def share(self) -> tuple[int, ...]:
+        """Which part of its workers' messages it gets."""
+        return (self.place,)
 
     def build(self, data: TaskData) -> "Server":
         """Return the agent."""
@@ -71,6 +77,8 @@ class Server(Participant):
         self.position = Position(recipe.num_workers, recipe.rule.local_steps)
         self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap else {}
         """Where the correction needs the gap: weights by version, of those that workers compute at, and the newest."""
+        self.computed_at = dict.fromkeys(spec.neighbors, 0)
+        """The version that each worker's last gradient was computed at which it took."""
         self.progress_before = 0
         """Its progress before the row that was taken last."""
 
@@ -93,6 +101,8 @@ class Server(Participant):
         """Take one update; its loss is the mean of those that come with the gradients."""
         self.progress_before = self.progress
         measures = self.step(received)
+        for one in received:
+            self.computed_at[one.read.neighbor] = row.step - one.read.staleness
         losses = [one.note.loss for one in received if one.note is not None]
         return Outcome(sum(losses) / len(losses), measures)
 
@@ -100,14 +110,18 @@ class Server(Participant):
         """Return the present version, as it is published."""
         return Published(self.weights, self.buffers)
 
-    def is_late(self, published: Published) -> bool:
-        """Return whether an update has cancelled a gradient since it was begun."""
-        cancels = self.spec.recipe.rule.gathering.cancels
-        return cancels and published.notes[self.spec.agent].round < self.version
+    def incoming(self) -> Incoming:
+        """Return what the messages to the server hold; a worker's own tensors come to the first server alone."""
+        forms = self.forms if self.spec.place == 0 else {}
+        return Incoming(self.weights.numel(), self.buffers.numel(), forms=forms, num_tensors=len(self.sizes))
 
-    def bytes_sent(self, row: Row) -> int:
-        """Return the bytes that are sent for an update: its version, to each worker whose gradients it took."""
-        return self.message_bytes * len(row.reads)
+    def is_late(self, note: Delivery) -> bool:
+        """Return whether an update has cancelled a gradient since it was begun."""
+        return self.spec.recipe.rule.gathering.cancels and note.round < self.version
+
+    def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
+        """Return the bytes that are sent for an update; those need it whose gradients it took."""
+        return self.message_bytes * (len(row.reads) if receivers is None else receivers)
 
     def step(self, received: Sequence[Received]) -> dict[str, float]:
         """Take one update over what was received, sorted by worker and version; return what was measured.
@@ -166,6 +180,7 @@ class Server(Participant):
             "rule": leaves_of(self.rule_state),
             "position": self.position.state(),
             "history": self.history,
+            "computed_at": dict(self.computed_at),
         }
 
     def restore(self, state: State) -> None:
@@ -177,9 +192,15 @@ class Server(Participant):
         self.rule_state = with_leaves(self.rule_state, state["rule"])
         self.position.restore(state["position"])
         self.history = {version: weights.to(self.device) for version, weights in state["history"].items()}
+        self.computed_at = dict(state["computed_at"])
 
-    def keep(self, is_needed: Callable[[int], bool]) -> None:
-        """Forget the old weights, but for versions that are needed and the present one."""
+    def keep(self, is_needed: Callable[[int], bool] | None = None) -> None:
+        """Forget the old weights, but for versions that are needed and the present one.
+
+        ``None``: needed are those from the oldest on that some worker's last gradient was computed at.
+        """
+        oldest = min(self.computed_at.values())
+        is_needed = is_needed or (lambda version: version >= oldest)
         for version in [v for v in self.history if v != self.version and not is_needed(v)]:
             del self.history[version]
 

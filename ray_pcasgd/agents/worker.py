@@ -14,6 +14,7 @@ from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import (
     NO_LOSS,
     Family,
+    Incoming,
     LearnerSpec,
     Outcome,
     Participant,
@@ -124,6 +125,16 @@ class Worker(Learner, Participant):
             self.computed, self.buffers, notes=notes, local=self.changed_local, with_gradient=self.with_gradient
         )
 
+    def incoming(self) -> Incoming:
+        """Return what the messages to the worker hold: the weights, or parts of them that differ in size."""
+        size = None if self.spec.recipe.num_servers > 1 else self.weights.numel()
+        return Incoming(size, self.buffers.numel())
+
+    def starts(self) -> dict[int, Published]:
+        """Return each server's version 0: its part of what the worker starts from itself."""
+        whole = Published(self.weights.clone(), self.buffers)
+        return {server: self.share(whole, server) for server in self.spec.neighbors}
+
     def share(self, published: Published, reader: int) -> Published:
         """Return a server's part of what the worker has published; buffers and own tensors are the first server's."""
         recipe = self.spec.recipe
@@ -141,7 +152,7 @@ class Worker(Learner, Participant):
         """Return ``None``: servers are evaluated."""
         return None
 
-    def bytes_sent(self, row: Row) -> int:
+    def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
         """Return the bytes that are sent for a row, to all servers together."""
         return self.message_bytes if row.kind == "step" else 0
 

@@ -191,9 +191,8 @@ class Execution:
 
     def drop_late(self, agent: int) -> None:
         """Drop an agent's messages that all of its readers have come too far to read."""
-        readers = [self.agents[k] for k in self.versions.slacks[agent]]
         for version, published in list(self.versions.by_agent[agent].items()):
-            if all(reader.is_late(published) for reader in readers):
+            if all(self.agents[reader].is_late(note) for reader, note in published.notes.items()):
                 self.versions.drop(agent, version)
 
     def is_running(self, agent: int) -> bool:

@@ -14,12 +14,11 @@ from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
 from ray_pcasgd.agents.participant import Received
 from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.engines.failures import measured
-from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
+from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, Parcel, portable
 from ray_pcasgd.engines.ray.validation import Expected, RejectedError, fetch_checked
 from ray_pcasgd.records import Event, Read, Row, StepReport
-from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -240,82 +239,3 @@ class AgentActor(Shell):
     def reports_at_once(self) -> bool:
         """Whether each step is handed in by itself."""
         return False
-
-
-class PlannedAgentActor(AgentActor):
-    """Waits for exactly the versions that its rows name: the result does not depend on the machine's timing."""
-
-    awaited: Row | None = None
-    """The row whose reads are waited for."""
-
-    def restore(self, restored: Restored) -> None:
-        """Go on from the agent's part of a state."""
-        super().restore(restored)
-        self.agent.restore(restored.agent)
-
-    def own_part(self, cut: Cut) -> AgentState:
-        """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
-        left = {k: version for k in self.spec.neighbors if (version := self.mailbox.left_at(k)) is not None}
-        messages = messages_before(cut, self.mailbox, self.spec.neighbors)
-        state = portable_state(self.agent.state())
-        return AgentState(self.spec.agent, self.version, cut.number, state, messages, left, self.is_isolated)
-
-    def take_steps(self) -> None:
-        """Execute the agent's rows in order."""
-        if self.is_isolated:
-            return
-        for row in self.rows():
-            if self.agent.version >= self.spec.recipe.num_steps:
-                return
-            if row.kind == "rejoined":
-                self.rejoin(row)
-                continue
-            loss = self.compute()
-            if loss is None:
-                return
-            found = self.await_reads(row)
-            received = self.open_all(found)
-            measures = self.apply(received, len(row.held))
-            if measures is None:
-                return
-            self.publish()
-            self.finish_step(row._replace(reads=tuple(item.read for item in received)), loss, measures)
-
-    def rejoin(self, row: Row) -> None:
-        """Come back as the agent of a recorded run did."""
-        found = self.await_reads(row)
-        self.agent.rejoin(self.open_all(found), row.step + 1)
-        self.publish()
-        self.finish_step(row, float("nan"), {})
-
-    def await_reads(self, row: Row) -> list[Found]:
-        """Wait for every version that the row names; leave out those of agents that left the run before them."""
-
-        def names() -> str:
-            missing = (read for read in row.reads if self.is_missing(read))
-            return " and ".join(f"version {read.version} of agent {read.neighbor}" for read in missing)
-
-        with self.changed:
-            self.awaited = row
-            self.wait_until(self.should_wake, names)
-            gone = self.mailbox.isolated
-            here = [self.find(read) for read in row.reads if not gone(read.neighbor, read.version)]
-            for read in row.reads:
-                self.forget(read)
-            return [item for item in here if item is not None]
-
-    def should_wake(self) -> bool:
-        """Return whether all that the awaited row names is here: to wake up at each message would cost more than it."""
-        return self.awaited is None or not any(map(self.is_missing, self.awaited.reads))
-
-    def is_missing(self, read: Read) -> bool:
-        """Return whether something is still to come that this read needs."""
-        if self.mailbox.isolated(read.neighbor, read.version):
-            return False
-        if self.mailbox.get(read.neighbor, read.version) is None:
-            return True
-        return (
-            self.spec.recipe.needs_direction(self.spec.agent, read)
-            and self.direction_of(read.neighbor, read.version) is None
-            and not self.mailbox.left(read.neighbor)
-        )

@@ -18,15 +18,14 @@ from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import described_text
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.agent_actor import PlannedAgentActor
+from ray_pcasgd.engines.ray.actor import Actor
 from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.live import LiveAgentActor
 from ray_pcasgd.engines.ray.lost import GONE, LOST, first_line
-from ray_pcasgd.engines.ray.pair_actors import PlannedPairActor
 from ray_pcasgd.engines.ray.pair_live import LivePairActor
 from ray_pcasgd.engines.ray.placement import Reservation
+from ray_pcasgd.engines.ray.planned import PlannedDriver
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
-from ray_pcasgd.engines.ray.server_actors import PlannedServerActor, PlannedWorkerActor
 from ray_pcasgd.engines.ray.server_live import LiveServerActor
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.worker_live import LiveWorkerActor
@@ -37,12 +36,7 @@ from ray_pcasgd.tasks.task import TaskData
 _remote: Any = ray.remote  # its stubs know no concurrency groups
 _GROUPS = {"train": 1, "mail": 1}
 _SCHEDULER = _remote(num_cpus=0, concurrency_groups={"control": 4})(SchedulerActor)
-_PLANNED: dict[type[LearnerSpec], Any] = {
-    AgentSpec: _remote(concurrency_groups=_GROUPS)(PlannedAgentActor),
-    WorkerSpec: _remote(concurrency_groups=_GROUPS)(PlannedWorkerActor),
-    ServerSpec: _remote(concurrency_groups=_GROUPS)(PlannedServerActor),
-    PairSpec: _remote(concurrency_groups=_GROUPS)(PlannedPairActor),
-}
+_PLANNED = _remote(concurrency_groups=_GROUPS)(Actor)
 _LIVE: dict[type[LearnerSpec], Any] = {
     AgentSpec: _remote(concurrency_groups=_GROUPS)(LiveAgentActor),
     WorkerSpec: _remote(concurrency_groups=_GROUPS)(LiveWorkerActor),
@@ -131,14 +125,14 @@ class ActorGroup:
             "resources": {k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
             "scheduling_strategy": place,
         }
-        extra: dict[str, Any] = {} if injection is None else {"injection": injection}
-        is_live = injection is not None
-        if isinstance(spec, AgentSpec) or (is_live and isinstance(spec, WorkerSpec | PairSpec)):
-            extra |= {"first_call": first_call}
-        if not isinstance(spec, WorkerSpec if is_live else PairSpec):
-            extra |= {"restored": restored}
-        actor_class = (_PLANNED if injection is None else _LIVE)[type(spec)]
-        arguments = (spec, self._data, self.driving, self.scheduler)
+        arguments: tuple[Any, ...] = (spec, self._data, self.driving, self.scheduler)
+        if injection is None:
+            actor_class = _PLANNED
+            extra: dict[str, Any] = {"driver": PlannedDriver, "restored": restored, "first_call": first_call}
+        else:
+            actor_class, extra = _LIVE[type(spec)], {"injection": injection}
+            extra |= {} if isinstance(spec, ServerSpec) else {"first_call": first_call}
+            extra |= {} if isinstance(spec, WorkerSpec) else {"restored": restored}
         made = self._named(f"{self.identity.run} agent {agent}", actor_class, options, *arguments, **extra)
         self.actors[agent] = made
         return made

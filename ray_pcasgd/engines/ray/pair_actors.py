@@ -9,12 +9,11 @@ from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Header, Mailbox
 from ray_pcasgd.agents.pair import PairPeer, PairSpec
-from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
 from ray_pcasgd.engines.ray.validation import Expected, fetch_checked
-from ray_pcasgd.records import Read, Row, StepReport, Version
+from ray_pcasgd.records import Row, StepReport, Version
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -84,39 +83,3 @@ class PairActor(Shell):
         with self.changed:
             self.unsent += [report, *([failed] if failed else [])]
             self.report(flush=evaluates)
-
-
-class PlannedPairActor(PairActor):
-    """Takes its rows in order; for each averaging it sends its version, and waits for its partner's."""
-
-    def take_steps(self) -> None:
-        """Execute the agent's rows."""
-        agent = self.agent
-        loss = agent.check_finite(agent.compute())
-        for row in self.rows():
-            partner = self.meet(row.reads[0]) if row.reads else None
-            if row.kind == "passive":
-                assert partner is not None
-                agent.answer(partner)
-                self.submit(row, float("nan"))
-                continue
-            agent.step(partner)
-            self.submit(row, loss)
-            if agent.steps < self.spec.recipe.num_steps:
-                loss = agent.check_finite(agent.compute())
-
-    def meet(self, read: Read) -> Version:
-        """Send the partner the present version, and wait for its own."""
-        self.outbox.send({read.neighbor: self.header()}, self.contents(), may_skip=False)
-        with self.changed:
-            self.wait_until(
-                lambda: self.mailbox.get(read.neighbor, read.version) is not None,
-                lambda: f"version {read.version} of agent {read.neighbor}",
-            )
-            message = self.mailbox.get(read.neighbor, read.version)
-            self.mailbox.discard(read.neighbor, read.version)
-        assert message is not None
-        if message.contents is None:
-            # Who averages must be averaged with: there is no going on without it.
-            raise RunError(f"agent {self.spec.agent} was sent a message by agent {read.neighbor} that it had to reject")
-        return self.open(message.contents)

@@ -11,13 +11,12 @@ from ray_pcasgd.agents.participant import Received
 from ray_pcasgd.agents.server import Server, ServerSpec
 from ray_pcasgd.agents.worker import Worker, WorkerSpec
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
+from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
 from ray_pcasgd.engines.ray.validation import Expected, RejectedError, fetch_checked
 from ray_pcasgd.records import Read, Row, StepReport
-from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.tasks.task import TaskData
 
 
@@ -225,117 +224,3 @@ class ServerActor(StarShell):
             )
         )
         self.report(flush=point is not None)
-
-
-class PlannedWorkerActor(WorkerActor):
-    """Executes the worker's rows; work that the plan cancels is never begun."""
-
-    def begin(self) -> None:
-        """Put the servers' first version into the mailbox."""
-        if not self.is_restored:
-            super().begin()
-
-    def own_part(self, cut: Cut) -> AgentState:
-        """Return the worker's part of the run's state; called with the lock held, or once training has ended."""
-        messages = messages_before(cut, self.mailbox, self.spec.neighbors)
-        return AgentState(
-            self.spec.agent, self.worker.progress, cut.number, portable_state(self.worker.state()), messages
-        )
-
-    def take_steps(self) -> None:
-        """Execute the worker's rows in order."""
-        for row in self.rows():
-            if row.kind == "cancelled":
-                self.worker.skip()
-                self.drop_before(row)
-                self.submit(row, None)
-                continue
-            found = self.await_reads(row)
-            states = [self.open(read, contents) for read, _, contents in found]
-            if row.kind == "rejoined":
-                self.worker.rejoin(states, row.step + 1)
-                self.drop_before(row)
-                self.submit(row, None)
-                continue
-            loss = self.worker.step(states)
-            assert loss is not None
-            headers = {
-                read.neighbor: Header(
-                    self.spec.agent,
-                    self.worker.version,
-                    self.now(),
-                    0.0,
-                    note=Delivery(read.version, read.version + read.staleness, loss),
-                )
-                for read, _, _ in found
-            }
-            self.deliver(headers)
-            self.drop_before(row)
-            self.submit(row, loss)
-
-    def drop_before(self, row: Row) -> None:
-        """Drop the versions before those that a row reads, or would have read: no later row reads them."""
-        with self.changed:
-            for read in row.reads:
-                self.mailbox.drop(read.neighbor, read.version - 1)
-
-
-class PlannedServerActor(ServerActor):
-    """Executes the server's rows, and sends every version to every worker."""
-
-    def __init__(
-        self,
-        spec: ServerSpec,
-        data: TaskData,
-        driving: Driving,
-        scheduler: ActorHandle[Any],
-        restored: Restored | None = None,
-    ) -> None:
-        super().__init__(spec, data, driving, scheduler, restored)
-        self.computed_at = restored.agent["computed_at"] if restored else dict.fromkeys(spec.neighbors, 0)
-        """The version that each worker's last gradient was computed at."""
-
-    def own_part(self, cut: Cut) -> AgentState:
-        """Return the server's part of the run's state; called with the lock held, or once training has ended."""
-        server = self.server
-        state = portable_state(server.state() | {"computed_at": dict(self.computed_at)})
-        messages = messages_before(cut, self.mailbox, self.spec.neighbors)
-        return AgentState(self.spec.agent, server.progress, cut.number, state, messages, share=(self.spec.place,))
-
-    def take_steps(self) -> None:
-        """Execute the server's rows in order."""
-        computed_at = self.computed_at
-        for row in self.rows():
-            found = self.await_reads(row)
-            states = [self.open(read, contents) for read, _, contents in found]
-            before = self.server.progress
-            measures = self.server.step(states)
-            self.publish()
-            for read in row.reads:
-                computed_at[read.neighbor] = row.step - read.staleness
-            oldest = min(computed_at.values())
-            self.server.keep(lambda version, oldest=oldest: version >= oldest)  # type: ignore[misc]
-            with self.changed:
-                for read in row.reads:
-                    self.mailbox.drop(read.neighbor, read.version)
-                self.drop_late()
-            losses = [header.note.loss for _, header, _ in found if isinstance(header.note, Delivery)]
-            self.submit(row, losses, measures, before, len(self.spec.neighbors))
-
-    def drop_late(self) -> None:
-        """Drop the gradients that the present version has cancelled; called with the lock held."""
-        if not self.spec.recipe.rule.gathering.cancels:
-            return
-        for worker in self.spec.neighbors:
-            for version in self.mailbox.versions(worker):
-                message = self.mailbox.get(worker, version)
-                note = message.header.note if message else None
-                if isinstance(note, Delivery) and note.round < self.server.version:
-                    self.mailbox.drop(worker, version)
-
-    def publish(self) -> None:
-        """Send the present version to all workers."""
-        server = self.server
-        header = Header(self.spec.agent, server.version, self.now(), 0.0)
-        contents = self.packed(server.weights, server.buffers)
-        self.outbox.send(dict.fromkeys(self.spec.neighbors, header), contents, may_skip=False)

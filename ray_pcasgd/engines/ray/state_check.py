@@ -9,7 +9,7 @@ from torch import Tensor
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.agents.server import Server, ServerSpec
-from ray_pcasgd.agents.worker import Worker, WorkerSpec
+from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.base.state import State, difference
 from ray_pcasgd.engines.base import StateError
 from ray_pcasgd.engines.failures import restoring
@@ -41,9 +41,9 @@ def check_state(state: State, specs: Sequence[LearnerSpec], data: TaskData, is_l
         for spec, own in zip(specs, state["agents"], strict=True):
             if is_live and own is None:
                 continue  # it was lost when the state was kept
-            kind = (type(spec), len(spec.neighbors), getattr(spec, "place", 0))
+            kind = (type(spec), len(spec.neighbors), spec.share)
             if kind not in examples:
-                examples[kind] = _live_example(spec, data) if is_live else _planned_example(spec, data)
+                examples[kind] = _live_example(spec, data) if is_live else _on_cpu(spec).build(data).state()
             _require(difference(examples[kind], own, f"state.agents.{spec.agent}"))
 
 
@@ -62,16 +62,6 @@ def _check_messages(messages: dict[Any, Any]) -> None:
             local, mask = extra
             if not all(isinstance(part, Tensor) for part in (*local.values(), *([] if mask is None else [mask]))):
                 raise StateError("state.messages holds something other than a worker's own tensors")
-
-
-def _planned_example(spec: LearnerSpec, data: TaskData) -> State:
-    spec = _on_cpu(spec)
-    if isinstance(spec, AgentSpec):
-        return Peer(spec, data).state()
-    if isinstance(spec, WorkerSpec):
-        return Worker(spec, data).state()
-    assert isinstance(spec, ServerSpec)
-    return Server(spec, data).state() | {"computed_at": dict.fromkeys(spec.neighbors, 0)}
 
 
 def _live_example(spec: LearnerSpec, data: TaskData) -> State:

@@ -1,0 +1,117 @@
+"""Drives an actor by planned rows: it waits for exactly the versions that they name, whatever the machine's timing."""
+
+from ray_pcasgd.agents.mailbox import Delivery, Header
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.base.state import State
+from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.ray.actor import Actor, Found
+from ray_pcasgd.records import Read, Row
+
+
+class PlannedDriver:
+    """Takes an agent's rows in order; of any family."""
+
+    note = None
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
+        self.awaited: Row | None = None
+        """The row whose reads are waited for."""
+
+    def restore(self, state: State) -> None:
+        """Go on from the agent's own part of a state."""
+        self.actor.participant.restore(state)
+
+    def run(self) -> None:
+        """Take the agent's rows, until it leaves the run or they are at their end."""
+        for row in self.actor.rows():
+            if not self.actor.participant.is_own(row) or not self.take(row):
+                return
+
+    def take(self, row: Row) -> bool:
+        """Take a row; return whether the agent is still in the run."""
+        actor = self.actor
+        if row.kind == "step" and not actor.prepare():
+            return False
+        receivers = self.publish(row) if actor.spec.family.exchanges else None
+        received: list[Received] = []
+        taken = row
+        if row.kind != "cancelled":
+            received = actor.open_all(self.await_reads(row))
+            taken = row._replace(reads=tuple(one.read for one in received))
+        outcome = actor.take(taken, received)
+        if outcome is None:
+            return False
+        if receivers is None:
+            receivers = self.publish(taken)
+        self.forget_old(row)
+        actor.submit(taken, outcome, receivers)
+        return True
+
+    def publish(self, row: Row) -> int:
+        """Send the present version to its readers; return how many there are."""
+        actor, participant = self.actor, self.actor.participant
+        message = participant.message(row)
+        if message is None:
+            return 0
+        readers = participant.receivers()
+        if actor.spec.family.exchanges:
+            readers = tuple(read.neighbor for read in row.reads)
+        actor.send(message, dict.fromkeys(readers, actor.header()))
+        return len(readers)
+
+    def await_reads(self, row: Row) -> list[Found]:
+        """Wait for every version that the row names; leave out those of agents that left the run before them."""
+
+        def names() -> str:
+            missing = (read for read in row.reads if self.is_missing(read))
+            return " and ".join(f"version {read.version} of agent {read.neighbor}" for read in missing)
+
+        mailbox = self.actor.mailbox
+        with self.actor.changed:
+            self.awaited = row
+            self.actor.wait_until(self.should_wake, names)
+            self.awaited = None
+            here = [self.actor.find(read) for read in row.reads if not mailbox.isolated(read.neighbor, read.version)]
+            return [item for item in here if item is not None]
+
+    def is_missing(self, read: Read) -> bool:
+        """Return whether something is still to come that this read needs."""
+        mailbox = self.actor.mailbox
+        if mailbox.isolated(read.neighbor, read.version):
+            return False
+        if mailbox.get(read.neighbor, read.version) is None:
+            return True
+        following = mailbox.following(read.neighbor, read.version)
+        has_direction = following is not None and following.direction is not None
+        return self.actor.participant.needs_direction(read) and not has_direction and not mailbox.left(read.neighbor)
+
+    def forget_old(self, row: Row) -> None:
+        """Drop what no row after this one asks for."""
+        mailbox, participant, family = self.actor.mailbox, self.actor.participant, self.actor.spec.family
+        with self.actor.changed:
+            for read in row.reads:
+                if family.retention == "horizon":
+                    mailbox.forget(read.neighbor, read.version, family.slack)
+                else:
+                    mailbox.discard(read.neighbor, read.version)
+            for k in self.actor.spec.neighbors if family.slack < 0 else ():
+                for version in mailbox.versions(k):
+                    message = mailbox.get(k, version)
+                    note = message.header.note if message else None
+                    if isinstance(note, Delivery) and participant.is_late(note):
+                        mailbox.discard(k, version)
+        participant.keep()
+
+    def should_wake(self) -> bool:
+        """Return whether all that the awaited row names is here: to wake up at each message would cost more than it."""
+        return self.awaited is None or not any(map(self.is_missing, self.awaited.reads))
+
+    def on_message(self, header: Header) -> None:
+        """Do nothing: what has come is looked up in the mailbox."""
+
+    def on_leave(self) -> None:
+        """Do nothing: the whole run is being stopped."""
+
+    def set_links(self, injection: InjectedDelays) -> None:
+        """Do nothing: a planned run follows its schedule."""
