@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.base.imports import unreadable
 from ray_pcasgd.base.state import State
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
@@ -22,7 +23,6 @@ from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, 
 from ray_pcasgd.runs.settings.ray_train import from_ray_train
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.folder import RunFolder
-from ray_pcasgd.tasks.imports import unreadable
 
 _ESSENTIAL = ("seed", "num_agents", "num_steps", "algorithm", "task", "engine")
 """Settings that every run's file must have."""

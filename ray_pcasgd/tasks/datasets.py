@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
 
+from ray_pcasgd.base.imports import ObjectOrPath, import_object
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.custom_samples import CustomSamples, custom_samples
 from ray_pcasgd.tasks.images import Standardized
-from ray_pcasgd.tasks.imports import ObjectOrPath, import_object
 from ray_pcasgd.tasks.parquet import ImageParquet
 from ray_pcasgd.tasks.samples import AnySamples, Samples, TaskData
 from ray_pcasgd.tasks.vision import CIFAR10, CIFAR100, FashionMNIST, ImageFolder

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from ray_pcasgd.base.imports import CallableOrPath, import_object, is_metric
 from ray_pcasgd.base.settings import Settings
-from ray_pcasgd.tasks.imports import CallableOrPath, import_object, is_metric
 from ray_pcasgd.tasks.tallies import Gathered, MeanOfTerms, OfMetric, OverBatches, OverWhole, Tally
 
 PYTORCH_IGNORES = -100

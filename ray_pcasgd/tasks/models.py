@@ -10,13 +10,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ray_pcasgd.base.imports import CallableOrPath, import_object, import_path
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.char_lm import CharLM
 from ray_pcasgd.tasks.cnn import SmallCNN
 from ray_pcasgd.tasks.densenet import DenseNetBC
 from ray_pcasgd.tasks.drawing import seeded
-from ray_pcasgd.tasks.imports import CallableOrPath, import_object, import_path
 from ray_pcasgd.tasks.mlp import mlp
 from ray_pcasgd.tasks.resnet import CifarResNet
 

@@ -9,10 +9,10 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
+from ray_pcasgd.base.imports import is_metric
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.drawing import seeded
-from ray_pcasgd.tasks.imports import is_metric
 from ray_pcasgd.tasks.measures import (
     Accuracy,
     CrossEntropy,

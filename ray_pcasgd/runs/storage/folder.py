@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ray_pcasgd.base.imports import import_path
 from ray_pcasgd.base.own_files import (
     UNFINISHED,
     TemporaryFolder,
@@ -50,7 +51,6 @@ from ray_pcasgd.runs.storage.names import (
 )
 from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, parent_of, reason_of
 from ray_pcasgd.schedule.trace import write_rows
-from ray_pcasgd.tasks.imports import import_path
 
 _SPOKEN = "run folder"
 

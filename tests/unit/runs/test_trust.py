@@ -11,13 +11,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from ray_pcasgd.base.imports import CallableOrPath, ObjectOrPath
 from ray_pcasgd.cli.app import main
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.sweep import running as sweep
-from ray_pcasgd.tasks.imports import CallableOrPath, ObjectOrPath
 
 TINY: dict[str, Any] = {"engine": "local", "num_agents": 2, "num_steps": 2, "evaluate_every": 2}
 MODULE = """
@@ -41,7 +41,7 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Yield what a module makes that is imported, in whose folder the test works."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
-    monkeypatch.setattr("ray_pcasgd.tasks.imports._places", [])
+    monkeypatch.setattr("ray_pcasgd.base.imports._places", [])
     mark = tmp_path / "imported"
     (tmp_path / "my_models_of_a_test.py").write_text(MODULE.format(mark=str(mark)))
     yield mark

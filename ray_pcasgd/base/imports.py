@@ -58,7 +58,7 @@ def import_path(value: Any) -> str:
     """Return ``module:attribute`` of a function or class; of any other object, that of its class in angle brackets.
 
     >>> import_path(import_object)
-    'ray_pcasgd.tasks.imports:import_object'
+    'ray_pcasgd.base.imports:import_object'
     """
     if isinstance(value, str):
         return value
