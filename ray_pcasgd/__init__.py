@@ -4,12 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray_pcasgd.base.errors import SettingsError
     from ray_pcasgd.cli.terminal import Terminal
     from ray_pcasgd.config import Config
     from ray_pcasgd.runs.callbacks import Callback
     from ray_pcasgd.runs.comparison import compare
     from ray_pcasgd.runs.result import Result
-    from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+    from ray_pcasgd.runs.settings.loading import load_config
     from ray_pcasgd.runs.trainer import Trainer, resume
 
 __all__ = ["Callback", "Config", "Result", "SettingsError", "Terminal", "Trainer", "compare", "load_config", "resume"]
@@ -18,7 +19,7 @@ __all__ = ["Callback", "Config", "Result", "SettingsError", "Terminal", "Trainer
 _HOMES = {
     "Config": "config",
     "Result": "runs.result",
-    "SettingsError": "runs.settings.loading",
+    "SettingsError": "base.errors",
     "Terminal": "cli.terminal",
     "Trainer": "runs.trainer",
     "Callback": "runs.callbacks",

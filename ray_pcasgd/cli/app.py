@@ -1,40 +1,27 @@
-"""The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``, and ``cli_control``'s."""
+"""The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``, and ``cli_control``'s.
+
+Help, versions and usage errors need no more than what is imported here; commands import where they are called.
+"""
 
 import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 
+from ray_pcasgd.base.errors import RunError, SettingsError
 from ray_pcasgd.base.imports import look_also_in, unreadable
 from ray_pcasgd.base.text import one_line, printable
 from ray_pcasgd.cli import control as cli_control
 from ray_pcasgd.cli import settings as cli_settings
-from ray_pcasgd.cli.terminal import (
-    LenientOutput,
-    Terminal,
-    print_comparison,
-    print_final_table,
-    print_sweep,
-    print_theory,
-)
-from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.failures import described
-from ray_pcasgd.report.groups import metric_of
-from ray_pcasgd.report.illustrations import write_figures
-from ray_pcasgd.report.page import load_groups, write_report
-from ray_pcasgd.runs.comparison import METHODS, UNDELAYED, compare, parse_method
-from ray_pcasgd.runs.interrupting import RunInterrupted
-from ray_pcasgd.runs.result import Result
-from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
-from ray_pcasgd.runs.settings.trust import load_run_settings
-from ray_pcasgd.runs.storage.names import REPORT
-from ray_pcasgd.runs.storage.remote import at_hand
-from ray_pcasgd.runs.trainer import Trainer, resume
+from ray_pcasgd.cli.output import LenientOutput
+
+if TYPE_CHECKING:
+    from ray_pcasgd.runs.result import Result
 
 SETTINGS_ERROR = 2
 RUN_ERROR = 1
@@ -86,6 +73,10 @@ def train(
     trust: Trust = False,
 ) -> None:
     """Train one model on many agents that get each other's weights late."""
+    from ray_pcasgd.cli.terminal import Terminal
+    from ray_pcasgd.runs.settings.loading import load_config
+    from ray_pcasgd.runs.trainer import Trainer, resume
+
     console = _console()
     if resumed is not None:
         if config or assignments or engine or name:
@@ -107,6 +98,11 @@ def replay(
     trust: Trust = False,
 ) -> None:
     """Run a recorded schedule again, under other settings; the report shows both runs."""
+    from ray_pcasgd.cli.terminal import Terminal
+    from ray_pcasgd.runs.settings.loading import read_yaml
+    from ray_pcasgd.runs.settings.trust import load_run_settings
+    from ray_pcasgd.runs.trainer import Trainer
+
     console = _console()
     # The new run lies next to the recorded one, wherever that has come from.
     storage = run.parent if run.name not in ("", "..") else run.resolve().parent
@@ -133,6 +129,12 @@ def compare_command(
     ] = [],
 ) -> None:
     """Run several algorithms under the same schedule and seeds, and D-PSGD without delay to compare with."""
+    from ray_pcasgd.cli.terminal import Terminal, print_comparison
+    from ray_pcasgd.report.page import write_report
+    from ray_pcasgd.runs.comparison import METHODS, UNDELAYED, compare, parse_method
+    from ray_pcasgd.runs.interrupting import RunInterrupted
+    from ray_pcasgd.runs.settings.loading import load_config
+
     console = _console()
     settings = load_config(config, [*_shortcuts(engine, name), *assignments])
     methods = [UNDELAYED, *map(parse_method, algorithm)] if algorithm else METHODS
@@ -170,7 +172,7 @@ def sweep_command(
     trust: Trust = False,
 ) -> None:
     """Run many trials with Ray Tune, and say which settings are best."""
-    # Here, since Tune and Optuna take seconds to import, which no other command needs.
+    from ray_pcasgd.cli.terminal import print_sweep
     from ray_pcasgd.sweep import running as sweeping
     from ray_pcasgd.sweep.settings import load_sweep
 
@@ -200,8 +202,9 @@ def theory(
     output: Annotated[Path, typer.Option(help="Folder of the table and the picture.")] = Path("runs/theory"),
 ) -> None:
     """Draw error against runtime for each way to gather gradients, under the settings' compute times."""
-    # Here, since SciPy's distributions take a second to import, which no other command needs.
+    from ray_pcasgd.cli.terminal import print_theory
     from ray_pcasgd.report.theory_page import check_theory, theory_table, write_theory
+    from ray_pcasgd.runs.settings.loading import load_config
     from ray_pcasgd.schedule.runtime_theory import Bound
 
     settings = load_config(config, assignments)
@@ -228,6 +231,10 @@ def report(
     ] = None,
 ) -> None:
     """Draw one page about one run, or several runs side by side."""
+    from ray_pcasgd.report.groups import metric_of
+    from ray_pcasgd.report.illustrations import write_figures
+    from ray_pcasgd.report.page import load_groups, write_report
+
     folders = [folder for run in runs for folder in _run_folders(run)]
     title = " against ".join(run.resolve().name for run in runs)
     # Where the user says that it is to lie, a link is followed.
@@ -276,7 +283,13 @@ def _console() -> Console:
     return Console(file=cast(IO[str], LenientOutput(sys.stdout)))
 
 
-def _finish(result: Result, console: Console, compared: Sequence[Path] = ()) -> None:
+def _finish(result: "Result", console: Console, compared: Sequence[Path] = ()) -> None:
+    from ray_pcasgd.cli.terminal import print_final_table
+    from ray_pcasgd.engines.failures import described
+    from ray_pcasgd.report.page import write_report
+    from ray_pcasgd.runs.storage.names import REPORT
+    from ray_pcasgd.runs.storage.remote import at_hand
+
     try:
         with at_hand(result.path, REPORT) as path:
             if path.is_dir():

@@ -1,24 +1,25 @@
-"""The command line's part for running runs: ``ray-pcasgd status | delay | leave | join``."""
+"""The command line's part for running runs: ``ray-pcasgd status | delay | leave | join``.
+
+What takes long to import is imported where it is used.
+"""
 
 import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
+from ray_pcasgd.base.errors import SettingsError
 from ray_pcasgd.base.text import NOTHING, duration
-from ray_pcasgd.cli.progress import print_table
-from ray_pcasgd.engines.live.commands import Command, Heal, Isolate, Join, Leave, SetDelay
+from ray_pcasgd.cli.output import print_table
 from ray_pcasgd.engines.ray import discovery
-from ray_pcasgd.runs.settings.errors import explain
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.schedule.delays import LinkDelay
-from ray_pcasgd.schedule.law_text import parse_delay
+
+if TYPE_CHECKING:
+    from ray_pcasgd.engines.live.commands import Command
 
 REFUSED = 1
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a running run.")]
@@ -100,13 +101,20 @@ def delay(
         _send(run, command, address)
 
 
-def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int], heal: bool) -> list[Command]:
+def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int], heal: bool) -> "list[Command]":
     """Return the commands that the options stand for.
 
     Raises:
         SettingsError: they do not make a command.
 
     """
+    from pydantic import ValidationError
+
+    from ray_pcasgd.engines.live.commands import Heal, Isolate, SetDelay
+    from ray_pcasgd.runs.settings.errors import explain
+    from ray_pcasgd.schedule.delays import LinkDelay
+    from ray_pcasgd.schedule.law_text import parse_delay
+
     if bool(link) != (law is not None):
         raise SettingsError("--link and --law: allowed is both of them, or neither")
     commands: list[Command] = [Heal()] if heal else []
@@ -138,11 +146,15 @@ def _pair(text: str) -> tuple[int, int]:
 
 def leave(run: RunArgument, agent: AgentNumber, address: Address = None) -> None:
     """Let an agent leave a live run."""
+    from ray_pcasgd.engines.live.commands import Leave
+
     _send(run, Leave(agent=agent), address)
 
 
 def join(run: RunArgument, agent: AgentNumber, address: Address = None) -> None:
     """Let an agent join a live run: one that has left, was lost, or is listed in engine.join_later."""
+    from ray_pcasgd.engines.live.commands import Join
+
     _send(run, Join(agent=agent), address)
 
 
@@ -160,7 +172,7 @@ def _reaching(run: str, address: str | None) -> Iterator[discovery.Address]:
         raise SettingsError(str(error)) from None
 
 
-def _send(run: str, command: Command, address: str | None) -> None:
+def _send(run: str, command: "Command", address: str | None) -> None:
     """Send a command to a running run, and print its answer."""
     with _reaching(run, address) as found:
         from ray_pcasgd.engines.ray.control import send_command

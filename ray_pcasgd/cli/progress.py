@@ -275,21 +275,3 @@ def _mean_line(agents: Sequence[_Agent], name: str, metric: str | None) -> _Line
 def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def print_table(rows: Sequence[Mapping[str, str]], console: Console) -> None:
-    """Print rows as a table, or as aligned plain text where the console is no terminal; the first column is names."""
-    headings = list(dict.fromkeys(heading for row in rows for heading in row))
-    cells = [[row.get(heading, "") for heading in headings] for row in rows]
-    if console.is_terminal:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for place, heading in enumerate(headings):
-            table.add_column(Text(heading), justify="right" if place else "left", vertical="bottom")
-        for line in cells:
-            table.add_row(*map(Text, line))
-        console.print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    for line in [headings, *cells]:
-        aligned = [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
-        console.print("  ".join(aligned).rstrip(), markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,7 @@
-"""The command line's part about settings: ``settings``, ``new``, ``--version``, and what a wrong option means."""
+"""The command line's part about settings: ``settings``, ``new``, ``--version``, and what a wrong option means.
+
+What takes long to import is imported where it is used.
+"""
 
 import difflib
 import platform
@@ -10,12 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ray_pcasgd.cli.settings_page import markdown
-from ray_pcasgd.cli.settings_text import told
+from ray_pcasgd.base.errors import SettingsError
 from ray_pcasgd.cli.starter import write_starter
 from ray_pcasgd.runs.settings import hints
-from ray_pcasgd.runs.settings.loading import SettingsError
-from ray_pcasgd.runs.settings.reference import places
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Of what the command line's parser raises; typer names it in no public place."""
@@ -76,7 +76,7 @@ def _for_option(option: str, given: Sequence[str]) -> str:
     if word in ("config", "config-file", "config_file", "file", "yaml"):
         return "write the file's path by itself: ray-pcasgd train FILE.yaml"
     value = _value_of(option, given)
-    paths = list(dict.fromkeys(place.path for place in places()))
+    paths = complete_setting("")
     key = ".".join(hints.plain(part) for part in word.split("."))
     same = [path for path in paths if path == key] or [path for path in paths if path.rsplit(".", 1)[-1] == key]
     if same:
@@ -108,6 +108,8 @@ def _for_command(word: str, commands: Sequence[str]) -> str:
 
 def complete_setting(incomplete: str) -> list[str]:
     """Return the settings that a word may become."""
+    from ray_pcasgd.runs.settings.reference import places
+
     return list(dict.fromkeys(place.path for place in places() if place.path.startswith(incomplete)))
 
 
@@ -155,6 +157,9 @@ def settings(
     as_page: Annotated[bool, typer.Option("--markdown", help="Print all settings, as one Markdown page.")] = False,
 ) -> None:
     """Show what a setting means, what it allows, its default, and the settings below it."""
+    from ray_pcasgd.cli.settings_page import markdown
+    from ray_pcasgd.cli.settings_text import told
+
     print(markdown() if as_page else told(path), end="" if as_page else "\n")
 
 

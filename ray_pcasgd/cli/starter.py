@@ -4,8 +4,8 @@ import keyword
 import re
 from pathlib import Path
 
-from ray_pcasgd.runs.settings.errors import one_line
-from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.base.errors import SettingsError
+from ray_pcasgd.base.text import one_line
 
 _SETTINGS = """\
 # Settings of a run: ray-pcasgd train {name}.yaml

@@ -1,7 +1,6 @@
 """The terminal's view of a run: live progress, events, and the final tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import pandas as pd
 from rich.console import Console
 
 from ray_pcasgd.base.text import NOTHING, SPREAD, format_value, main_metric, printable, spoken
-from ray_pcasgd.cli.progress import Progress, print_table
+from ray_pcasgd.cli.output import print_table
+from ray_pcasgd.cli.progress import Progress
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.report.data import load_run
@@ -28,38 +28,6 @@ _HISTOGRAM_CLASSES = 10
 
 
 _BEST_POINTS = 10
-
-
-class LenientOutput:
-    """Standard output on which a full disk costs lines, and not the run."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, text: str) -> int:
-        """Write as far as that is possible."""
-        with _but_for_a_broken_pipe():
-            self._file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush as far as that is possible."""
-        with _but_for_a_broken_pipe():
-            self._file.flush()
-
-
-@contextmanager
-def _but_for_a_broken_pipe() -> Iterator[None]:
-    """Pass over errors, except a broken pipe, which ends the program as usual."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError:
-        pass
 
 
 class Terminal(Callback):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
 from ray_pcasgd.agents.participant import LearnerSpec
+from ray_pcasgd.base.errors import RunError as RunError
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.tasks.task import TaskData
@@ -96,10 +97,6 @@ class Cluster:
 
     def leave(self) -> None:
         """End what ``join`` has started."""
-
-
-class RunError(RuntimeError):
-    """A run that started and could not be finished."""
 
 
 class InterruptionError(RunError):

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import BeforeValidator, Field, model_validator
 
 from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.scalars import number
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.schedule.law_text import read_law
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Sampler = Callable[[float], float]
 """Draws the next value; the argument is when it is drawn for: a time, or a version where the unit is steps. It never
@@ -246,6 +248,8 @@ class MeasuredLaw(Settings):
             ValueError: there is no such file or column, or it holds values that are no delays.
 
         """
+        import pandas as pd  # here, since it takes 60 MB and no other law needs it
+
         column = self._column()
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
         values = values / _PARTS[self.unit] / (2 if self.round_trip else 1)
@@ -258,7 +262,9 @@ class MeasuredLaw(Settings):
             )
         return tuple(values.tolist())
 
-    def _column(self) -> pd.Series:
+    def _column(self) -> "pd.Series":
+        import pandas as pd
+
         if self.path.exists() and not self.path.is_file():  # a pipe would be waited for, a device never ends
             raise ValueError(f"path = {str(self.path)!r}: is no file; allowed is CSV or Parquet")
         is_parquet = self.path.suffix == ".parquet"

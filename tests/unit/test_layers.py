@@ -1,6 +1,7 @@
 """Imports point down only and in no circle, and what takes seconds to import stays where it is needed."""
 
 import ast
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import ray_pcasgd
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.loading import load_config
 
 PACKAGE = Path(ray_pcasgd.__file__).parent
 LAYERS = (
@@ -29,10 +32,12 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_RAY = (
     *("base", "tasks", "rules", "schedule", "agents", "engines/local", "engines/live"),
-    *("config", "runs", "report"),
+    *("config", "runs", "report", "engines/transport", "engines/loopback", "engines/validation", "engines/raw_tensors"),
 )
 AT_THE_EDGE = ("tasks/ray_stream.py", "runs/prometheus.py")
 """Files in these that Ray is for."""
+ACTORS = ("agent_actor", "live", "pair_live", "worker_live", "server_live")
+"""Modules that an agent's process imports, one of them each."""
 
 
 def modules() -> list[Path]:
@@ -124,13 +129,58 @@ def test_an_upward_import_is_found_in_every_form(source: str) -> None:
     ("module", "absent"),
     [
         ("ray_pcasgd", ["ray"]),
-        ("ray_pcasgd.cli", ["ray"]),  # which imports plan and trainer
+        ("ray_pcasgd.runs.trainer", ["ray"]),
+        ("ray_pcasgd.cli.terminal", ["ray"]),
         ("ray_pcasgd.sweep.settings", ["ray"]),
         ("ray_pcasgd.engines.ray.settings", ["ray"]),
-        ("ray_pcasgd.engines.ray.agent_actor", ["torchvision", "sklearn", "matplotlib"]),
     ],
 )
 def test_what_is_not_needed_is_not_imported(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []
+
+
+def test_an_agents_process_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    """What it does not need would take memory in each of them, of which there may be hundreds."""
+    absent = [
+        *("torchvision", "sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "networkx", "torch._dynamo"),
+        *("typer", "rich", *(f"ray_pcasgd.{name}" for name in ("config", "runs", "report", "sweep", "cli"))),
+    ]
+    actors = ", ".join(f"ray_pcasgd.engines.ray.{name}" for name in ACTORS)
+    plan = make_plan(load_config({"num_steps": 3}))
+    (tmp_path / "spec").write_bytes(pickle.dumps((plan.specs[0], plan.data)))
+    code = (
+        f"import pickle, sys, {actors}; pickle.load(open('spec', 'rb')); "
+        f"print(*[name for name in {absent!r} if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ended.stdout.split() == []
+
+
+SLOW = ["torch", "pandas", "pyarrow", "matplotlib", "scipy", "sklearn", "networkx", "ray", "ray_pcasgd.config"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "printed"),
+    [
+        (["--help"], 0, "Usage:"),
+        (["train", "--help"], 0, "Usage:"),
+        (["sweep", "--help"], 0, "Usage:"),
+        (["--version"], 0, "ray-pcasgd "),
+        (["status", "no-such-run"], 2, "error: no-such-run: no such folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_help_and_the_status_of_no_run_import_nothing_that_is_slow(
+    arguments: list[str], status: int, printed: str, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, ray_pcasgd.cli\ntry:\n    ray_pcasgd.cli.main(sys.argv[1:])\nexcept SystemExit as ended:\n"
+        f"    print('status', ended.code, *[name for name in {SLOW!r} if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    *_, last = ended.stdout.splitlines()
+    assert last == f"status {status}"
+    assert printed in ended.stdout + ended.stderr

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ray_pcasgd.base import doors
+from ray_pcasgd.base.errors import SettingsError as SettingsError
 from ray_pcasgd.base.foreign_files import read_text
 from ray_pcasgd.base.settings import FROM_STRANGERS, Settings
 from ray_pcasgd.base.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
@@ -17,10 +18,6 @@ from ray_pcasgd.runs.settings import hints
 from ray_pcasgd.runs.settings.errors import explain, one_line, yaml_value
 from ray_pcasgd.runs.settings.reference import kind_of, kinds_in, settings_classes
 from ray_pcasgd.schedule.law_text import Unit, said_unit
-
-
-class SettingsError(ValueError):
-    """Settings that cannot be run; the message has one line for each."""
 
 
 def load_config(

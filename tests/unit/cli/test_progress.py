@@ -4,7 +4,8 @@ import math
 import pytest
 from rich.console import Console
 
-from ray_pcasgd.cli.progress import Progress, print_table
+from ray_pcasgd.cli.output import print_table
+from ray_pcasgd.cli.progress import Progress
 
 
 class Screen:
