@@ -6,6 +6,7 @@ installed package offers it as a Python entry point; from Python as an object. F
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -335,17 +336,29 @@ def names_others_code(tree: Mapping[str, Any]) -> bool:
 def inside(location: tuple[int | str, ...], tree: Any) -> Inside | None:
     """Return the settings of a class by its import path that a location leads into; ``None`` where it does not.
 
-    The class was imported before: its settings are looked at only then.
+    Nothing is imported: settings are looked at only after their class was, and not at all where it was refused.
     """
     for depth, part in enumerate(location):
         if isinstance(tree, Mapping) and tree.get("name") == CUSTOM and part == "settings":
             door = next((door for door in DOORS if door.key in tree), None)
-            if door is not None:
-                return Inside(depth + 1, import_object(tree[door.key]), tree.get("settings", {}))
+            owner = None if door is None else _imported(tree[door.key])
+            if door is not None and isinstance(owner, type) and issubclass(owner, door.bases):
+                return Inside(depth + 1, owner, tree.get("settings", {}))
         is_item = isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree)
         if is_item or (isinstance(tree, Mapping) and part in tree):
             tree = tree[part]
     return None
+
+
+def _imported(value: Any) -> Any:
+    """Return what an import path names in a module that is imported already; ``None`` in any other."""
+    if not isinstance(value, str):
+        return value
+    module, _, attribute = value.partition(":")
+    found: Any = sys.modules.get(module)
+    for name in attribute.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 @contextmanager

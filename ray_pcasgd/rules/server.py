@@ -6,7 +6,7 @@ combine freely.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
@@ -63,6 +63,12 @@ class ServerRule(Settings, ABC):
         except ValueError as error:
             raise ValueError(f"gathering.{error}") from None
         gathering = self.gathering
+        number: Any = gathering.num_gradients(num_workers)
+        if type(number) is not int or not 1 <= number <= num_workers:
+            raise ValueError(
+                f"gathering.name = {gathering.name!r}: takes {number!r} gradients for an update; allowed are whole "
+                f"numbers from 1 to the number of workers, {num_workers}"
+            )
         # Servers that take different ones first would leave each worker waiting for a server that waits for others.
         takes_some = isinstance(gathering, AdaSync) or 1 < gathering.num_gradients(num_workers) < num_workers
         if self.shards > 1 and takes_some and gathering.waits and not gathering.cancels:

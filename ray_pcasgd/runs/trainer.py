@@ -126,7 +126,8 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
     if objects := unreadable(merge(tree, changes)):
         raise SettingsError(
             f"{run}: {' and '.join(objects)} {'was' if len(objects) == 1 else 'were'} given as objects of a script, "
-            "which no file can hold; go on from Python, with resume(run, task={...}) and the same objects"
+            "which no file can hold; go on from Python, with resume(run, task={...}) and the same objects, or let the "
+            "classes of rules, laws and others be those of a module"
         )
     return load_run_settings(folder.path, changes=changes, trust=trust)
 

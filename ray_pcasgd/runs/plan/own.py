@@ -2,9 +2,23 @@
 
 from ray_pcasgd.base.doors import is_others
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.failures import described
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.contract import check_rule
+from ray_pcasgd.rules.server import ServerRule
+
+
+def check_algorithm(algorithm: Rule | ServerRule, num_agents: int) -> None:
+    """Raise ``ValueError`` where an algorithm's settings do not fit the run, or its own code raises."""
+    try:
+        algorithm.check(num_agents)
+    except ValueError as error:
+        raise ValueError(f"algorithm.{error}") from None
+    except Exception as error:
+        if not is_others(algorithm):
+            raise
+        raise ValueError(f"algorithm: its check fails ({described(error)})") from error
 
 
 def try_out_own(config: Config) -> None:

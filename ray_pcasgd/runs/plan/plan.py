@@ -23,7 +23,7 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster, kind_of
-from ray_pcasgd.runs.plan.own import try_out_own
+from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster
 from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
@@ -288,10 +288,7 @@ def _check_settings(config: Config) -> None:
     if isinstance(config.algorithm, ADPSGD):
         check_pair_settings(config)
     else:
-        try:
-            config.algorithm.check(config.num_agents)
-        except ValueError as error:
-            raise ValueError(f"algorithm.{error}") from None
+        check_algorithm(config.algorithm, config.num_agents)
     try_out_own(config)
     lowest = min(config.step_size.extremes())
     if lowest < 0:

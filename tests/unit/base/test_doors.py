@@ -418,6 +418,31 @@ def test_a_topology_of_other_agents_is_refused() -> None:
         make_plan(load_config(LOCAL | {"topology": Beyond()}))
 
 
+class Odd(Half):
+    name: Literal["odd"] = "odd"  # type: ignore[assignment]
+    number: Any = 0
+
+    def num_gradients(self, num_workers: int) -> Any:
+        return self.number
+
+
+@pytest.mark.parametrize("number", [0, 5, 2.5, True, None])
+def test_a_policy_takes_one_gradient_to_as_many_as_there_are_workers(number: Any) -> None:
+    said = refusal({"name": "server", "gathering": Odd(number=number)})
+    assert said.startswith(f"algorithm.gathering.name = 'odd': takes {number!r} gradients for an update; ")
+
+
+class Failing(Slower):
+    name: Literal["failing"] = "failing"  # type: ignore[assignment]
+
+    def check(self, num_agents: int) -> None:
+        raise TypeError("no")
+
+
+def test_whatever_a_class_raises_of_the_run_is_said_in_one_line() -> None:
+    assert refusal(Failing()).startswith("algorithm: its check fails (TypeError: no")
+
+
 def test_one_door_lets_in_nothing_of_another_family() -> None:
     with pytest.raises(SettingsError, match="topology"):
         load_config(LOCAL | {"topology": Slower()})

@@ -29,6 +29,20 @@ def make(width=8):
 """
 
 
+RULES = """
+from typing import Literal
+from ray_pcasgd.rules.base import Rule, averaged_step
+from ray_pcasgd.records import Update
+
+class Plain(Rule):
+    name: Literal["plain"] = "plain"
+    share: float = 1.0
+
+    def step(self, state, own, reads, probe=None):
+        return state, Update(averaged_step(own.mixing, reads.mixing, own, reads), {})
+"""
+
+
 @pytest.fixture(autouse=True)
 def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.mktemp("state")
@@ -68,6 +82,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line.removeprefix("error: ")
 
 
+MAKER = "my_models_of_a_test:make"
+
+
+def of(key: str) -> dict[str, Any]:
+    return {"name": "custom", key: MAKER}
+
+
 ADDRESS = {"name": "ray", "mode": "planned", "address": "192.0.2.1:6379"}
 
 
@@ -90,8 +111,25 @@ ADDRESS = {"name": "ray", "mode": "planned", "address": "192.0.2.1:6379"}
             "task.data.download = true: it writes to task.data",
         ),
         ({"engine": ADDRESS}, "engine.address = '192.0.2.1:6379': joining a cluster runs its code here"),
+        ({"algorithm": of("rule")}, f"algorithm.rule = {MAKER!r}: it names code"),
+        ({"algorithm": of("rule") | {"settings": 5}}, f"algorithm.rule = {MAKER!r}: it names code"),
+        ({"algorithm": of("rule") | {"settings": {1: 2}}}, f"algorithm.rule = {MAKER!r}: it names code"),
+        (
+            {"algorithm": {"name": "server", "gathering": of("policy")}},
+            f"algorithm.gathering.policy = {MAKER!r}: it names code",
+        ),
+        (
+            {"algorithm": {"name": "server", "correction": of("correction")}},
+            f"algorithm.correction.correction = {MAKER!r}: it names code",
+        ),
+        ({"topology": of("topology")}, f"topology.topology = {MAKER!r}: it names code"),
+        ({"mixing": of("mixing")}, f"mixing.mixing = {MAKER!r}: it names code"),
+        ({"optimizer": of("optimizer")}, f"optimizer.optimizer = {MAKER!r}: it names code"),
+        ({"links": [{"delay": of("law")}]}, f"links.0.delay.law = {MAKER!r}: it names code"),
+        ({"compute": {"law": of("law")}}, f"compute.law.law = {MAKER!r}: it names code"),
+        ({"compute": {"stragglers": {0: of("law")}}}, f"compute.stragglers.0.law = {MAKER!r}: it names code"),
     ],
-    ids=["factory", "os", "loss", "metric", "data", "download", "address"],
+    ids=lambda value: str(value)[:60],
 )
 def test_what_a_stranger_s_settings_name_is_not_followed(
     settings: dict[str, Any], said: str, tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
@@ -120,6 +158,24 @@ def test_who_trusts_a_stranger_says_so(tmp_path: Path, mark: Path, capsys: pytes
     assert mark.exists()
     # Now they are known.
     main_ended(["replay", str(run), "--name", "once-more"])
+
+
+def test_a_rule_that_this_user_has_run_is_known_and_another_one_is_not(tmp_path: Path, mark: Path) -> None:
+    (tmp_path / "my_rules_of_a_test.py").write_text(RULES)
+    sys.path.insert(0, str(tmp_path))
+    rule = {"name": "custom", "rule": "my_rules_of_a_test:Plain"}
+    own = Path(Trainer(TINY, algorithm=rule, name="own", storage_path=str(tmp_path / "runs")).fit().path)
+    assert load_run_settings(own, ["algorithm.settings.share=0.5"]).algorithm.name == "plain"
+    tree = yaml.safe_load((own / "config.yaml").read_text())
+    (own / "config.yaml").write_text(yaml.safe_dump(tree | {"algorithm": of("rule")}))
+    with pytest.raises(SettingsError, match="it names code"):
+        load_run_settings(own)
+    # A run of the same task by the package's own rule is not one by this rule.
+    Trainer(TINY, name="other", storage_path=str(tmp_path / "runs")).fit()
+    with pytest.raises(SettingsError, match="it names code"):
+        load_run_settings(own)
+    assert not mark.exists()
+    sys.modules.pop("my_rules_of_a_test", None)
 
 
 def main_ended(arguments: list[str]) -> None:
