@@ -1,4 +1,4 @@
-"""What a live server's actor keeps and rejects, apart from Ray; what it decides is tested in ``live/test_server.py``."""
+"""What a live server's actor keeps and rejects, apart from Ray; ``live/test_server.py`` tests what it decides."""
 
 import math
 from collections.abc import Mapping
