@@ -98,7 +98,7 @@ class ServerPolicy(Policy[Decision]):
         """Whether all workers are told that all steps are taken; then nobody comes back."""
         self.links(injection)
         self._admitted = {worker: (version, self.first) for worker, version in self.newest.items()}
-        """Of each worker, its newest gradient that was admitted to the mailbox, and the server's version then."""
+        """Of each worker, its newest gradient that was admitted, and the server's version that it knew as it began."""
         self._changes: deque[tuple[int, int | None]] = deque()
         """Workers that are back with their versions, and those that are gone, with ``None``, until their turn comes."""
         self._news: deque[Header] = deque()
@@ -137,11 +137,12 @@ class ServerPolicy(Policy[Decision]):
         A worker's versions rise one by one, but for work that was cancelled: one at each of the server's versions.
         """
         worker, version = header.sender, header.version
-        newest, moment = self._admitted[worker]
-        last = newest + 1 + (self.version - moment if self.gathering.cancels else 0)
+        newest, begun = self._admitted[worker]
+        last = newest + 1 + (self.version - begun if self.gathering.cancels else 0)
         if not newest < version <= last:
             return f"its version is {version}; allowed are {newest + 1} to {last}"
-        self._admitted[worker] = (version, self.version)
+        # Not the present version: what cancels a worker's next work may still be on its way to it.
+        self._admitted[worker] = (version, min(max(begun, _delivery(header).round), self.version))
         return None
 
     def arrived(self, header: Header, now: Moment) -> None:

@@ -155,7 +155,9 @@ class WorkerPolicy(Policy[Rejoin | Take | Over]):
             if message is not None and message.contents is None:
                 # What it says of its weights was rejected: it is an answer all the same, at the weights before it.
                 header = header._replace(version=self.known[header.sender].version)
-            self.known[header.sender] = header
+            note, answered = _answer(header), _answer(self.known[header.sender]).answers
+            # A link may answer last what the worker has sent in a life before this one.
+            self.known[header.sender] = header._replace(note=note._replace(answers=max(note.answers, answered)))
 
     def _has_answered(self, server: int) -> bool:
         """Return whether a server has answered the last gradient, cancelled it, or answers no more."""

@@ -1,0 +1,265 @@
+"""What live servers decide, together with their workers: in virtual time, with random events, without an actor."""
+
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_pcasgd.agents.mailbox import Delivery, Header, Message, OnceMailbox
+from ray_pcasgd.engines.base import InterruptionError
+from ray_pcasgd.engines.live.commands import LinkChanges
+from ray_pcasgd.engines.live.decisions import Moment, Over, Take, Wait
+from ray_pcasgd.engines.live.server import Connect, Open, ServerPolicy, Tell
+from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.schedule.delays import LinkDelay
+from tests.unit.engines.live.star import NUM_WORKERS, Star, injection_of, plan_of
+
+GATHERINGS: dict[str, Any] = {
+    "asgd": "asgd",
+    "sync": "sync",
+    "k-sync": {"name": "k-sync", "k": 2},
+    "k-batch-sync": {"name": "k-batch-sync", "k": 2},
+    "k-async": {"name": "k-async", "k": 2},
+    "k-batch-async": {"name": "k-batch-async", "k": 2},
+    "n-softsync": {"name": "n-softsync", "n": 1},
+    **{
+        f"adasync {base}": {"name": "adasync", "base": base, "every_seconds": 2.0}
+        for base in ("k-sync", "k-batch-sync", "k-async", "k-batch-async")
+    },
+}
+LINKS: dict[str, Any] = {
+    "no delay": [],
+    "steps": [{"delay": {"name": "uniform", "low": 0, "high": 3}}],
+    "seconds": [{"delay": {"name": "uniform", "low": 0, "high": 4}, "unit": "seconds"}],
+}
+ONE_SERVER_ALONE = ("k-async", "adasync k-async")
+PLANS: dict[tuple[str, str, int], Plan] = {
+    (name, delay, shards): plan_of(
+        {
+            "name": "server",
+            "gathering": gathering,
+            "shards": shards,
+            "correction": "none" if shards > 1 else "dc-asgd-a",
+        },
+        links=links,
+    )
+    for name, gathering in GATHERINGS.items()
+    for delay, links in LINKS.items()
+    for shards in ((1,) if name in ONE_SERVER_ALONE else (1, 2))
+} | {
+    (f"elastic {name}", delay, 1): plan_of(
+        {"name": "elastic-averaging", "gathering": GATHERINGS[name], "period": 2}, links=links
+    )
+    for name in ("asgd", "sync", "k-async")
+    for delay, links in LINKS.items()
+}
+KEYS = pytest.mark.parametrize("key", PLANS, ids=str)
+
+
+@KEYS
+@settings(max_examples=10)
+@given(seed=st.integers(0, 10**6), lossy=st.booleans())
+def test_every_worker_is_answered_and_every_gradient_counted_once_or_cancelled(
+    key: tuple[str, str, int], seed: int, lossy: bool
+) -> None:
+    star = Star(PLANS[key], Random(seed), lossy)
+    star.run_until(float("inf"))
+    assert star.is_over
+    for server in star.servers.values():
+        policy = server.policy
+        read = [entry[:2] for update in server.updates for entry in update]
+        assert len(read) == len(set(read))
+        left = server.opened - set(read) - set(policy.losses)
+        # What is left came too late, or an update took place without it.
+        assert not left or policy.gathering.cancels
+        assert policy.position.steps == star.plan.specs[0].recipe.num_steps
+        assert {len(update) for update in server.updates} == {policy.gatherer.k} or key[0].startswith("adasync")
+        assert server.events == []
+    if lossy:
+        assert not {key for server in star.servers.values() for key in server.opened} & star.lost
+
+
+FAULTS = st.lists(
+    st.tuples(
+        st.integers(0, NUM_WORKERS - 1),
+        st.sampled_from([0.05, 0.5, 3.0, 10.0]),
+        st.one_of(st.none(), st.sampled_from([0.0, 0.5, 3.0])),
+        st.booleans(),
+    ),
+    max_size=5,
+)
+"""Who is lost, after how many seconds, whether it comes back, after how many, and whether its last row came through."""
+
+
+@KEYS
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6), faults=FAULTS)
+def test_a_lost_worker_holds_nothing_up_and_comes_back_above_all_that_is_known_of_it(
+    key: tuple[str, str, int], seed: int, faults: list[tuple[int, float, float | None, bool]]
+) -> None:
+    star = Star(PLANS[key], Random(seed))
+    reported: dict[int, int] = {}
+    for worker, seconds, pause, is_reported in faults:
+        star.run_until(star.now + seconds)
+        if worker in star.workers:
+            reported[worker] = star.workers[worker].reported - (not is_reported)
+            star.lose(worker)
+        if pause is not None and worker not in star.workers:
+            star.run_until(star.now + pause)
+            star.bring_back(worker, reported[worker])
+    star.run_until(float("inf"))
+    if not star.workers:  # only then a server waits, for as long as it takes
+        star.bring_back(0, reported[0])
+        star.run_until(float("inf"))
+    assert star.is_over
+    for server in star.servers.values():
+        assert server.policy.position.steps >= star.plan.specs[0].recipe.num_steps
+        assert set(server.policy.given) >= set(star.workers)
+        assert {event.kind for event in server.events} <= {"neighbor_lost"}
+
+
+# One server by itself.
+
+
+def server_of(gathering: Any = "asgd", wait_seconds: float = 5.0, **more: Any) -> ServerPolicy:
+    plan = plan_of({"name": "server", "gathering": gathering} | more)
+    spec: Any = plan.specs[NUM_WORKERS]
+    return ServerPolicy(spec, OnceMailbox(spec.neighbors), wait_seconds, injection_of(plan))
+
+
+def at(seconds: float) -> Moment:
+    return Moment(1000.0 + seconds, seconds)
+
+
+def deliver(server: ServerPolicy, worker: int, version: int, computed_at: int, latency: float = 0.0) -> None:
+    header = Header(worker, version, 0.0, 0.0, latency_seconds=latency, note=Delivery(computed_at, server.version, 0.5))
+    assert server.admit(header) is None
+    server.mailbox.put(Message(header, "gradient"), 0.0)
+
+
+def done(server: ServerPolicy, now: float = 0.0) -> list[Any]:
+    """Do what the server decides, until it waits or is at its end; return its decisions."""
+    decisions: list[Any] = []
+    while not isinstance(decision := server.decide(at(now)), Wait | Over):
+        decisions.append(decision)
+        match decision:
+            case Open(header):
+                assert server.problem(header) is None
+                server.opened(header, True, at(now))
+            case Take():
+                server.stepped(server.version + 1, at(now))
+    return decisions
+
+
+def answers(decisions: list[Any]) -> dict[int, tuple[int, int]]:
+    """Return of each worker that is told something which version it is to read, and which gradient that answers."""
+    told = [pair for one in decisions if isinstance(one, Tell) for pair in one.headers.items()]
+    return {worker: (header.version, header.note.answers) for worker, header in told}  # type: ignore[union-attr]
+
+
+def test_workers_without_which_a_server_updates_are_told_of_its_version_where_it_cancels_their_work() -> None:
+    server = server_of({"name": "k-sync", "k": 2})
+    deliver(server, 1, 1, 0)
+    assert answers(done(server)) == {}
+    deliver(server, 0, 1, 0)
+    assert answers(done(server)) == {0: (1, 1), 1: (1, 0), 2: (1, 0)}
+
+
+def test_a_server_that_waits_answers_those_alone_whose_gradients_it_takes() -> None:
+    server = server_of({"name": "k-async", "k": 2})
+    deliver(server, 1, 1, 0)
+    assert answers(done(server)) == {}
+    deliver(server, 0, 1, 0)
+    assert answers(done(server)) == {0: (1, 1), 1: (1, 1)}
+
+
+def test_a_gradient_that_cannot_be_opened_is_answered_and_never_taken() -> None:
+    server = server_of()
+    deliver(server, 1, 1, 0)
+    (header,) = [one.header for one in [server.decide(at(0))] if isinstance(one, Open)]
+    server.opened(header, False, at(0))
+    assert answers(done(server)) == {1: (0, 1)}
+    assert server.version == 0
+
+
+def test_a_loss_can_make_an_update_due() -> None:
+    server = server_of("sync")
+    for worker in (0, 1):
+        deliver(server, worker, 1, 0)
+    assert answers(done(server)) == {}
+    server.lost(2)
+    server.lost(2)
+    decisions = done(server)
+    assert [type(one) for one in decisions] == [Take, Tell]
+    assert answers(decisions) == {0: (1, 1), 1: (1, 1)}
+    assert [(event.kind, event.step, event.detail) for event in server.events()] == [
+        ("neighbor_lost", 0, "worker 2 is gone")
+    ]
+
+
+def test_a_worker_that_is_back_is_connected_before_it_is_answered() -> None:
+    server = server_of()
+    server.lost(2)
+    server.back(2, 7)
+    decisions = done(server)
+    assert decisions[:2] == [Tell({}), Connect(2)]
+    assert answers(decisions) == {2: (0, 7)}
+
+
+def test_a_server_gives_up_where_no_worker_delivers_and_waits_on_where_there_is_none() -> None:
+    server = server_of(wait_seconds=5.0)
+    assert server.decide(at(1)) == Wait(6.0, "a gradient of any worker")
+    with pytest.raises(InterruptionError, match="agent 3 waited 5 s at step 0 for a gradient of any worker"):
+        server.decide(at(6))
+    for worker in range(NUM_WORKERS):
+        server.lost(worker)
+    done(server, 6.0)
+    assert server.decide(at(11)) == Wait(16.0, "a gradient of any worker")
+    deliver(server, 0, 1, 0)
+    assert server.decide(at(12)) == Wait(17.0, "a gradient of any worker")
+
+
+def test_a_gradient_that_a_link_holds_back_wakes_the_server_as_it_comes() -> None:
+    server = server_of()
+    deliver(server, 0, 1, 0, latency=2.0)
+    assert server.decide(at(1)) == Wait(2.0, "a gradient of any worker")
+    assert isinstance(server.decide(at(2)), Open)
+
+
+def test_a_server_knows_of_a_worker_what_a_link_still_holds_back() -> None:
+    server = server_of()
+    deliver(server, 0, 1, 0, latency=2.0)
+    assert server.known(0) == 1
+
+
+def test_a_delay_in_steps_that_an_operator_sets_asks_for_no_version_that_is_gone() -> None:
+    plan = plan_of({"name": "server"})
+    server = server_of()
+    for version in range(1, 5):
+        deliver(server, 0, version, server.given[0])
+        done(server)
+    assert (server.version, server.given[1], server.oldest) == (4, 0, 4)
+    delay = LinkDelay.model_validate({"delay": 2, "unit": "steps"})
+    server.links(injection_of(plan).changed(LinkChanges(entries=(delay,))))
+    deliver(server, 1, 1, 0)
+    told = answers(done(server))
+    assert told == {1: (4, 1)}
+    for version in range(5, 12):
+        deliver(server, 0, version, server.given[0])
+        done(server)
+    assert server.given[0] < server.version
+    assert server.oldest == server.given[1] == 4
+
+
+def test_an_honest_worker_whose_news_are_late_is_admitted() -> None:
+    """It began at version 1, and was cancelled twice, at 2 and at 3, after a gradient that had come at 3."""
+    server = server_of({"name": "k-batch-sync", "k": 1})
+    for version in range(1, 4):
+        deliver(server, 0, version, server.given[0])
+        done(server)
+    assert server.admit(Header(1, 2, 0.0, 0.0, note=Delivery(1, 1, 0.5))) is None
+    done(server)
+    assert server.admit(Header(1, 5, 0.0, 0.0, note=Delivery(3, 3, 0.5))) is None
+    assert server.admit(Header(1, 7, 0.0, 0.0, note=Delivery(3, 3, 0.5))) == "its version is 7; allowed are 6 to 6"
