@@ -1,4 +1,4 @@
-"""The ray engine: finds room for the actors, lets them run, and takes everything down again."""
+"""The ray engine: reserves room for the actors of a run, lets a supervisor drive them, and ends everything again."""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -8,20 +8,19 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from ray_pcasgd.agents.learner import LearnerSpec
-from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.agents.server import WorkerSpec
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Cluster, Leaving, Pause, Report, RunError
+from ray_pcasgd.engines.live.family import family_of
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.crew import ActorGroup, Identity
+from ray_pcasgd.engines.ray.actor_group import ActorGroup, Identity
 from ray_pcasgd.engines.ray.discovery import noted
-from ray_pcasgd.engines.ray.live_run import LiveRun
 from ray_pcasgd.engines.ray.placement import reserve
-from ray_pcasgd.engines.ray.planned_run import PlannedRun
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.shell import Driving
 from ray_pcasgd.engines.ray.state_check import check_state
 from ray_pcasgd.engines.ray.status import RunStatus
+from ray_pcasgd.engines.ray.supervisor import LiveSupervisor, PlannedSupervisor
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
 from ray_pcasgd.tasks.task import TaskData
@@ -79,37 +78,40 @@ class RayEngine:
                 )
                 if state is not None:
                     check_state(state, specs, data, is_live=isinstance(self._schedule, InjectedDelays))
-                crew = ActorGroup(self._identity, specs, data, reserved, driving)
+                group = ActorGroup(self._identity, specs, data, reserved, driving)
                 try:
-                    if isinstance(self._schedule, InjectedDelays):
-                        absent = self._settings.join_later
-                        max_failures = self._upkeep.max_failures
-                        live = LiveRun(crew, self._schedule, max_failures, pausing, state, absent, self.leaving)
-                        yield from self._shown(crew, live.reports())
-                    else:
-                        planned = PlannedRun(crew, self._schedule, pausing, state, self.leaving)
-                        yield from self._shown(crew, planned.reports())
+                    yield from self._shown(group, self._supervisor(group, pausing, state).reports())
                 finally:
-                    crew.close()
+                    group.close()
             finally:
                 if reserved.is_own:
                     remove_placement_group(reserved.group)
         finally:
             self._cluster.leave()
 
+    def _supervisor(
+        self, group: ActorGroup, pausing: float | None, state: State | None
+    ) -> LiveSupervisor | PlannedSupervisor:
+        """Return what drives the run, once it has made the first actors."""
+        if not isinstance(self._schedule, InjectedDelays):
+            return PlannedSupervisor(group, self._schedule, pausing, state, self.leaving)
+        failures, absent = self._upkeep.max_failures, self._settings.join_later
+        return LiveSupervisor(group, self._schedule, failures, pausing, state, absent, self.leaving)
+
     def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
         """Return whether the run can be left, and go on from a state."""
         spec = specs[0]
-        if isinstance(self._schedule, InjectedDelays):
-            if not isinstance(spec, WorkerSpec):
-                return isinstance(spec, AgentSpec)
-            return spec.recipe.rule.shards == 1  # several servers are at different versions
-        # A schedule that depends on losses cannot be drawn again without them.
-        return isinstance(spec, AgentSpec | WorkerSpec) and not waits_for_losses(self._schedule)
+        if not family_of(spec).has_states:
+            return False
+        if not isinstance(self._schedule, InjectedDelays):
+            # A schedule that depends on losses cannot be drawn again without them.
+            return not waits_for_losses(self._schedule)
+        # Several servers are at different versions.
+        return not isinstance(spec, WorkerSpec) or spec.recipe.rule.shards == 1
 
-    def _shown(self, crew: ActorGroup, reports: Iterator[Report]) -> Iterator[Report]:
+    def _shown(self, group: ActorGroup, reports: Iterator[Report]) -> Iterator[Report]:
         """Pass reports on, and show the scheduler from time to time what they say of the run's status."""
-        status = RunStatus({**self._identity.about, "run": self._identity.run}, len(crew.specs))
+        status = RunStatus({**self._identity.about, "run": self._identity.run}, len(group.specs))
         context = ray.get_runtime_context()
         yield Event("cluster_joined", -1, -1, context.gcs_address)
         shown_at = 0.0
@@ -117,7 +119,7 @@ class RayEngine:
             for report in reports:
                 if not isinstance(report, Pause):
                     status.take(report)
-                if time.monotonic() - shown_at > SHOWN_SECONDS and crew.scheduler is not None:
-                    crew.scheduler.show.remote(status.view())
+                if time.monotonic() - shown_at > SHOWN_SECONDS and group.scheduler is not None:
+                    group.scheduler.show.remote(status.view())
                     shown_at = time.monotonic()
                 yield report

@@ -109,7 +109,7 @@ class Plan:
         if not isinstance(settings, RaySettings):
             return LocalEngine(settings, self.schedule)
         from ray_pcasgd.engines.live.injection import InjectedDelays
-        from ray_pcasgd.engines.ray.crew import Identity
+        from ray_pcasgd.engines.ray.actor_group import Identity
         from ray_pcasgd.engines.ray.engine import RayEngine, Upkeep
 
         config = self.config

@@ -1,6 +1,7 @@
-"""The actors of one run: made where the cluster has room, made again where one was lost, and ended."""
+"""Create, recreate and kill the actors of one run, and detect agents that hang."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -48,12 +49,13 @@ _LIVE: dict[type[LearnerSpec], Any] = {
     PairSpec: _remote(concurrency_groups=_GROUPS)(LivePairActor),
 }
 
-
 SCHEDULER_NAME = "scheduler"
 """The scheduler's name in its run's namespace."""
 
-
 _MOST_NAMES = 1000
+
+LAST_SECONDS = 1.0
+"""Seconds that an overdue answer still gets, in case this process was held up itself."""
 
 CONNECT_SECONDS = 60.0
 """Longest wait for agents that are built to take in who their neighbors are."""
@@ -77,7 +79,7 @@ class Identity(NamedTuple):
 
 
 class ActorGroup:
-    """Makes and ends the actors of one run."""
+    """Creates, names and kills the actors of one run; the driver's loop calls it from its one thread."""
 
     def __init__(
         self, identity: Identity, specs: Sequence[LearnerSpec], data: TaskData, reserved: Reservation, driving: Driving
@@ -231,3 +233,36 @@ def failure(call: Any, agent: int) -> Exception | None:
     except GONE as error:
         return InterruptionError(f"agent {agent} was lost: {first_line(error)}", agent)
     return None
+
+
+class _Question(NamedTuple):
+    call: Any
+    asked_at: float
+
+
+class Heartbeats:
+    """Detects agents that hang: Ray reports an actor that died, never one that does not answer.
+
+    The driver's loop calls it again and again with the agents that train.
+    """
+
+    def __init__(self, group: ActorGroup) -> None:
+        self._group = group
+        # Those who wait for a silent agent give up first: it may answer again.
+        self.seconds = 2 * group.driving.wait_seconds
+        self._questions: dict[int, _Question] = {}
+
+    def missing(self, agents: Iterable[int]) -> list[int]:
+        """Return those of the agents that have not answered for ``seconds``."""
+        return [agent for agent in agents if self._is_missing(agent)]
+
+    def _is_missing(self, agent: int) -> bool:
+        question = self._questions.get(agent)
+        age = time.monotonic() - question.asked_at if question else self.seconds
+        if question and age < self.seconds / 4:
+            return False
+        is_overdue = age > self.seconds
+        if question and not ray.wait([question.call], timeout=LAST_SECONDS if is_overdue else 0)[0]:
+            return is_overdue
+        self._questions[agent] = _Question(self._group.actors[agent].ready.remote(), time.monotonic())
+        return False

@@ -1,0 +1,224 @@
+"""Membership of a live run: what happens to its agents goes in, what the driver has to do about it comes out."""
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum, auto
+
+from ray_pcasgd.agents.learner import LearnerSpec
+from ray_pcasgd.engines.base import InterruptionError, RunError
+from ray_pcasgd.engines.live import agent_events as happened
+from ray_pcasgd.engines.live import driver_actions as act
+from ray_pcasgd.engines.live.commands import Command, Isolate, Join, Leave, SetDelay, agents_named
+from ray_pcasgd.engines.live.family import family_of
+
+RETURN_SECONDS = 60.0
+"""Seconds that a run whose other agents are done waits for one whose actor is being made again."""
+
+
+class Presence(Enum):
+    """Where an agent of a live run is."""
+
+    STARTING = auto()
+    """Its actor is being built, before the run begins."""
+    TRAINING = auto()
+    LEAVING = auto()
+    """It trains, and was asked to leave."""
+    FINISHED = auto()
+    """It has taken all its steps; its actor still answers."""
+    AWAY = auto()
+    """It was lost and is not made again, has left, or has not joined yet."""
+    UNKNOWN = auto()
+    """Nothing of it was kept in the state of a resumed run: its actor is made once the others train."""
+    RETURNING = auto()
+    """Its actor is being made again."""
+
+
+TRAINS = frozenset({Presence.TRAINING, Presence.LEAVING})
+THERE = TRAINS | {Presence.STARTING, Presence.FINISHED}
+"""Its actor takes messages."""
+
+
+class Membership:
+    """Where each agent of a live run is, and what follows from what happens to it.
+
+    The driver's loop calls ``handle`` from its one thread, in the order in which things happen, and carries out the
+    actions in the order in which they are returned.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[LearnerSpec],
+        max_failures: int,
+        absent: Collection[int] = (),
+        unknown: Collection[int] = (),
+    ) -> None:
+        """Begin a run.
+
+        Args:
+            specs: Of all agents.
+            max_failures: How many lost agents and schedulers are made again; -1: any number.
+            absent: Agents that are not there until an operator lets them join.
+            unknown: Agents of a resumed run of which nothing was kept.
+
+        """
+        self._specs = specs
+        self._families = [family_of(spec) for spec in specs]
+        self._max_failures = max_failures
+        self.failures = 0
+        """Agents and schedulers that were lost."""
+        self.presence = [Presence.STARTING for _ in specs]
+        for presence, agents in ((Presence.AWAY, absent), (Presence.UNKNOWN, unknown)):
+            for agent in agents:
+                self.presence[agent] = presence
+        self._alone_since: float | None = None
+        """Since when no agent trains, while one is being made again."""
+
+    def those(self, *presences: Presence) -> tuple[int, ...]:
+        """Return the agents with one of these presences, sorted."""
+        return tuple(agent for agent, presence in enumerate(self.presence) if presence in presences)
+
+    @property
+    def training(self) -> tuple[int, ...]:
+        """The agents that train, those included that were asked to leave."""
+        return self.those(*TRAINS)
+
+    @property
+    def there(self) -> tuple[int, ...]:
+        """The agents whose actors take messages."""
+        return self.those(*THERE)
+
+    def handle(self, event: happened.AgentEvent, now: float) -> list[act.DriverAction]:
+        """Take in an event; return what has to be done, in this order; ``now`` is in seconds of a monotonic clock."""
+        match event:
+            case happened.Starting():
+                detail = "agent {0} has not joined yet; 'ray-pcasgd join' lets it come in"
+                return [act.Announce("agent_left", agent, detail.format(agent)) for agent in self.those(Presence.AWAY)]
+            case happened.Began(lost):
+                return self._begin(lost)
+            case happened.Finished(agent):
+                return self._finish(agent)
+            case happened.Lost(agent, error):
+                return self._lose(agent, error)
+            case happened.Failed(agent, failure):
+                return self._fail(agent, failure)
+            case happened.Silent(agent):
+                return [act.Kill(agent)]
+            case happened.Built(agent, place):
+                self.presence[agent] = Presence.TRAINING
+                spec = self._specs[agent]
+                others = tuple(k for k in self.there if k in {*spec.neighbors, *spec.receivers})
+                return [act.Announce("agent_started", agent, place), act.Rejoin(agent, others)]
+            case happened.Asked(number, command):
+                return self._obey(number, command)
+            case happened.SchedulerLost(reason):
+                return self._replace_scheduler(reason)
+            case happened.Tick():
+                return self._tick(now)
+
+    def _begin(self, lost: Mapping[int, InterruptionError]) -> list[act.DriverAction]:
+        unknown, absent = self.those(Presence.UNKNOWN), self.those(Presence.AWAY, Presence.UNKNOWN)
+        for agent in self.those(Presence.STARTING):
+            self.presence[agent] = Presence.AWAY if agent in lost else Presence.TRAINING
+        actions: list[act.DriverAction] = [act.Train(self.training)]
+        actions += [self._tell_lost(agent) for agent in absent]
+        actions += [action for agent, error in lost.items() for action in self._lose(agent, error)]
+        return actions + [self._make(agent) for agent in unknown]
+
+    def _finish(self, agent: int) -> list[act.DriverAction]:
+        family = self._families[agent]
+        if self.presence[agent] is Presence.LEAVING:
+            self.presence[agent] = Presence.AWAY
+            # Peers tell each other, except those that do not read the peers to which they push shares.
+            return [] if family.tells_neighbors and not family.pushes else [self._tell_lost(agent)]
+        self.presence[agent] = Presence.FINISHED
+        if not family.pushes:
+            return []
+        return [act.TellDone(agent, tuple(k for k in self.there if agent in self._specs[k].receivers))]
+
+    def _lose(self, agent: int, error: InterruptionError) -> list[act.DriverAction]:
+        if not self._families[agent].may_be_lost:
+            return [act.End(error)]
+        self.failures += 1
+        self.presence[agent] = Presence.AWAY
+        lost: list[act.DriverAction] = [
+            act.Announce("agent_lost", agent, str(error)),
+            self._tell_lost(agent),
+            act.Forget(agent),
+        ]
+        return lost if self._has_lost_too_many else [*lost, self._make(agent)]
+
+    def _fail(self, agent: int, error: Exception) -> list[act.DriverAction]:
+        was, self.presence[agent] = self.presence[agent], Presence.AWAY
+        if was is Presence.RETURNING:
+            error = RunError(f"agent {agent} could not be built again: {error}")
+        return [act.Stop(self.training), act.End(error)]
+
+    def _replace_scheduler(self, reason: str) -> list[act.DriverAction]:
+        self.failures += 1
+        lost = act.Announce("scheduler_lost", -1, f"the scheduler was lost: {reason}")
+        if not self._has_lost_too_many:
+            return [lost, act.ReplaceScheduler()]
+        allowed = f"allowed are max_failures = {self._max_failures}"
+        return [lost, act.End(RunError(f"the scheduler was lost; {allowed} ({reason})"))]
+
+    @property
+    def _has_lost_too_many(self) -> bool:
+        return 0 <= self._max_failures < self.failures
+
+    def _make(self, agent: int) -> act.Make:
+        self.presence[agent] = Presence.RETURNING
+        return act.Make(agent)
+
+    def _tell_lost(self, agent: int) -> act.TellLost:
+        specs = self._specs
+        return act.TellLost(agent, tuple(k for k in self.there if agent in {*specs[k].neighbors, *specs[k].receivers}))
+
+    def _obey(self, number: int, command: Command) -> list[act.DriverAction]:
+        if (refusal := self.refusal(command)) is not None:
+            return [act.Answer(number, f"refused: {refusal}")]
+        said = command.describe()
+        done: list[act.DriverAction] = [act.Answer(number, said), act.Announce(f"command_{command.name}", -1, said)]
+        if isinstance(command, Leave):
+            self.presence[command.agent] = Presence.LEAVING
+            return [*done, act.AskToLeave(command.agent)]
+        if isinstance(command, Join):
+            return [*done, act.Forget(command.agent), self._make(command.agent)]
+        return [*done, act.ChangeLinks(command, self.there)]
+
+    def refusal(self, command: Command) -> str | None:
+        """Return why a command cannot be carried out; ``None`` where it can."""
+        unknown = [agent for agent in agents_named(command) if not 0 <= agent < len(self._specs)]
+        if unknown:
+            return f"agent {unknown[0]}; allowed are 0 to {len(self._specs) - 1}"
+        family = self._families[0]
+        if isinstance(command, Isolate) and not family.may_be_isolated:
+            if family.pushes:
+                return "isolate: allowed are algorithms without push-sum, whose mass would be lost with the messages"
+            return "isolate: allowed are runs between peers"
+        if isinstance(command, SetDelay) and not family.holds_in_steps and command.entry.unit != "seconds":
+            return "delay in steps: allowed with ad-psgd is seconds; pairs average what both have at that moment"
+        if not isinstance(command, Leave | Join):
+            return None
+        agent, presence = command.agent, self.presence[command.agent]
+        if not self._families[agent].may_be_lost:
+            return f"{command.name}: allowed are workers; agent {agent} is a server"
+        if isinstance(command, Leave) and presence not in TRAINS:
+            return f"agent {agent} does not train"
+        if isinstance(command, Join) and presence is not Presence.AWAY:
+            return f"agent {agent} takes part already, or is coming back"
+        return None
+
+    def _tick(self, now: float) -> list[act.DriverAction]:
+        """Return what ends the run, if it has come to its end."""
+        workers = {agent for agent, family in enumerate(self._families) if not family.counts}
+        if workers and workers <= {*self.those(Presence.AWAY)}:
+            return [act.Stop(self.training), act.End(RunError("every worker was lost, or has left"))]
+        if self.training:
+            self._alone_since = None
+            return []
+        finished = self.those(Presence.FINISHED)
+        servers_are_done = any(not self._families[agent].may_be_lost for agent in finished)
+        if self.those(Presence.RETURNING) and not servers_are_done:
+            self._alone_since = now if self._alone_since is None else self._alone_since
+            if now - self._alone_since < RETURN_SECONDS:
+                return []
+        return [act.End(None if finished else RunError("every agent was lost"))]
