@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from rich.console import Console
 from ray_pcasgd.base.text import NOTHING, duration
 from ray_pcasgd.cli.progress import print_table
 from ray_pcasgd.engines.live.commands import Command, Heal, Isolate, Join, Leave, SetDelay
-from ray_pcasgd.engines.ray.discovery import NotRunningError, address_of
+from ray_pcasgd.engines.ray import discovery
 from ray_pcasgd.runs.settings.errors import explain
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.schedule.delays import LinkDelay
@@ -40,7 +41,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show the state of a running run: steps, losses, staleness of every link, which agents are lost."""
-    view = _reached(run, lambda: _control().status_of(run, address), address)
+    with _reaching(run, address) as found:
+        from ray_pcasgd.engines.ray.control import status_of
+
+        view = status_of(run, found)
     if as_json:
         print(json.dumps(view))
         return
@@ -93,7 +97,7 @@ def delay(
     """Change the links of a live run: delays, isolated agents, and back again."""
     commands = delay_commands(link, law, isolate, heal)
     for command in commands:
-        _tell(run, command, address)
+        _send(run, command, address)
 
 
 def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int], heal: bool) -> list[Command]:
@@ -134,37 +138,34 @@ def _pair(text: str) -> tuple[int, int]:
 
 def leave(run: RunArgument, agent: AgentNumber, address: Address = None) -> None:
     """Let an agent leave a live run."""
-    _tell(run, Leave(agent=agent), address)
+    _send(run, Leave(agent=agent), address)
 
 
 def join(run: RunArgument, agent: AgentNumber, address: Address = None) -> None:
     """Let an agent join a live run: one that has left, was lost, or is listed in engine.join_later."""
-    _tell(run, Join(agent=agent), address)
+    _send(run, Join(agent=agent), address)
 
 
-def _control() -> Any:
-    from ray_pcasgd.engines.ray import control
-
-    return control
-
-
-def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
-    """Return the result of a call to a running run.
+@contextmanager
+def _reaching(run: str, address: str | None) -> Iterator[discovery.Address]:
+    """Find a run's cluster, before Ray is imported, which takes seconds.
 
     Raises:
         SettingsError: the run is not running, or cannot be reached.
 
     """
     try:
-        # Before Ray is imported, which takes seconds.
-        address_of(run, address)
-        return act()
-    except NotRunningError as error:
+        yield discovery.address_of(run, address)
+    except discovery.NotRunningError as error:
         raise SettingsError(str(error)) from None
 
 
-def _tell(run: str, command: Command, address: str | None) -> None:
-    answer: str = _reached(run, lambda: _control().tell(run, command, address), address)
+def _send(run: str, command: Command, address: str | None) -> None:
+    """Send a command to a running run, and print its answer."""
+    with _reaching(run, address) as found:
+        from ray_pcasgd.engines.ray.control import send_command
+
+        answer = send_command(run, command, found)
     if answer.startswith("refused"):
         print(f"error: {answer}", file=sys.stderr)
         raise typer.Exit(REFUSED)

@@ -13,33 +13,33 @@ from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.live.commands import Command, encoded
 from ray_pcasgd.engines.ray.actor_group import SCHEDULER_NAME, Identity
 from ray_pcasgd.engines.ray.cluster import join_cluster
-from ray_pcasgd.engines.ray.discovery import NotRunningError, address_of, location_of
+from ray_pcasgd.engines.ray.discovery import Address, NotRunningError, address_of, location_of
 from ray_pcasgd.engines.ray.joining import ClusterError
 from ray_pcasgd.engines.ray.status import viewed
 
 _LONGEST_ANSWER = 2000
 
 
-def status_of(run: str, address: str | None = None) -> dict[str, Any]:
-    """Return the status of a running run, given its folder; see ``status.RunView``.
+def status_of(run: str, at: Address | None = None) -> dict[str, Any]:
+    """Return the status of a running run, given its folder, and its cluster where that is known; see ``RunView``.
 
     Raises:
         NotRunningError: it is not running, or its cluster cannot be reached.
 
     """
-    with _scheduler_of(run, address) as scheduler:
+    with _scheduler_of(run, at) as scheduler:
         answer: Any = scheduler.status.remote()
         return viewed(ray.get(answer, timeout=30))
 
 
-def send_command(run: str, command: Command, address: str | None = None) -> str:
+def send_command(run: str, command: Command, at: Address | None = None) -> str:
     """Hand a command to a running run, and return its answer.
 
     Raises:
         NotRunningError: it is not running, or its cluster cannot be reached.
 
     """
-    with _scheduler_of(run, address) as scheduler:
+    with _scheduler_of(run, at) as scheduler:
         answer: Any = scheduler.command.remote(encoded(command))
         said = ray.get(answer, timeout=90)
         if not isinstance(said, str):
@@ -48,11 +48,11 @@ def send_command(run: str, command: Command, address: str | None = None) -> str:
 
 
 @contextmanager
-def _scheduler_of(run: str, address: str | None) -> Iterator[ActorHandle[Any]]:
+def _scheduler_of(run: str, at: Address | None) -> Iterator[ActorHandle[Any]]:
     is_own = not ray.is_initialized()
     try:
         if is_own:
-            join_cluster(*address_of(run, address), logging.ERROR)
+            join_cluster(*(at or address_of(run)), logging.ERROR)
         namespace = Identity("", location_of(run)).namespace
         actors = [one for one in ray.util.list_named_actors(all_namespaces=True) if one["namespace"] == namespace]
         names = [one["name"] for one in actors if one["name"].startswith(SCHEDULER_NAME)]
