@@ -21,7 +21,7 @@ from ray_pcasgd.engines.failures import as_step_error
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.cuts import AgentState
 from ray_pcasgd.engines.ray.lost import GONE
-from ray_pcasgd.engines.ray.reporting import Reporter
+from ray_pcasgd.engines.ray.reports import Reporter
 from ray_pcasgd.engines.ray.transport import Contents, Outbox, pack
 from ray_pcasgd.engines.ray.validation import Expected, RejectedError, check_header, check_mark, checked_contents
 from ray_pcasgd.records import Event, Row

@@ -18,9 +18,9 @@ from ray_pcasgd.engines.live.family import family_of
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.membership import Membership, Presence
 from ray_pcasgd.engines.ray.actor_group import ActorGroup, Heartbeats, failure
-from ray_pcasgd.engines.ray.collecting import Collector
 from ray_pcasgd.engines.ray.cuts import AgentState, restored_parts
 from ray_pcasgd.engines.ray.lost import first_line
+from ray_pcasgd.engines.ray.reports import Collector
 from ray_pcasgd.engines.ray.state_keeper import LiveStates, PlannedStates
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
