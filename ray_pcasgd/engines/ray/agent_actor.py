@@ -1,4 +1,4 @@
-"""The actor around an agent: it waits, reads the clock, sends and receives; the agent computes."""
+"""What the live actor of a peer is made from."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The actors of AD-PSGD; planned ones send each other their versions before they average."""
+"""What the live actor of AD-PSGD is made from."""
 
 import time
 from typing import Any

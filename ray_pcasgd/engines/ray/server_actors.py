@@ -1,4 +1,4 @@
-"""The actors around workers and servers in planned mode: each waits for exactly the versions that its rows name."""
+"""What the live actors of workers and servers have in common with each other."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from ray_pcasgd.engines.ray.cuts import Restored
 from ray_pcasgd.engines.ray.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray.shell import Driving, Shell
 from ray_pcasgd.engines.ray.transport import Contents, portable
-from ray_pcasgd.engines.ray.validation import Expected, RejectedError, fetch_checked
+from ray_pcasgd.engines.ray.validation import Expected, fetch_checked
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.tasks.task import TaskData
 
@@ -25,21 +25,7 @@ class StarShell(Shell):
 
     mailbox: OnceMailbox[Contents]
     is_live = False
-    """Whether servers answer their workers, besides sending what a schedule names."""
-
-    def await_reads(self, row: Row) -> list[tuple[Read, Header, Contents]]:
-        """Wait for all that a row reads, and return where it lies."""
-
-        def missing() -> list[Read]:
-            return [read for read in row.reads if self.mailbox.get(read.neighbor, read.version) is None]
-
-        def names() -> str:
-            return " and ".join(f"version {read.version} of agent {read.neighbor}" for read in missing())
-
-        with self.changed:
-            self.wait_until(lambda: not missing(), names)
-            self.mailbox.news()
-            return [self.find(read) for read in row.reads]
+    """Whether servers answer their workers."""
 
     def find(self, read: Read) -> tuple[Read, Header, Contents]:
         """Return where a message lies; called with the lock held."""
@@ -69,26 +55,6 @@ class StarShell(Shell):
         mask = None if extra.with_gradient is None else torch.from_numpy(extra.with_gradient).to(self.device)
         return received._replace(local=local, with_gradient=mask)
 
-    def open(self, read: Read, contents: Contents) -> Received:
-        """Return a message's contents, without which the actor cannot go on.
-
-        Raises:
-            RunError: they are not what they must be.
-
-        """
-        try:
-            return self.fetch(read, contents)
-        except RejectedError as error:
-            raise RunError(f"version {read.version} of agent {read.neighbor} had to be rejected: {error}") from error
-
-    def go_on(self, learner: Worker | Server, restored: Restored | None) -> None:
-        """Be where a state was kept, with the messages that were under way then."""
-        self.is_restored = restored is not None
-        if restored is not None:
-            learner.restore(restored.agent)
-            for message in restored.messages:
-                self.mailbox.start(message)
-
 
 class WorkerActor(StarShell):
     """The actor of a worker."""
@@ -101,12 +67,10 @@ class WorkerActor(StarShell):
         data: TaskData,
         driving: Driving,
         scheduler: ActorHandle[Any],
-        restored: Restored | None = None,
         first_call: int = 0,
     ) -> None:
         super().__init__(spec, OnceMailbox(spec.neighbors), driving, scheduler, first_call)
         self.worker = Worker(spec, data)
-        self.go_on(self.worker, restored)
 
     def __repr__(self) -> str:
         return f"Worker({self.spec.agent})"
@@ -177,7 +141,10 @@ class ServerActor(StarShell):
     ) -> None:
         super().__init__(spec, OnceMailbox(spec.neighbors), driving, scheduler)
         self.server = Server(spec, data)
-        self.go_on(self.server, restored)
+        if restored is not None:
+            self.server.restore(restored.agent)
+            for message in restored.messages:
+                self.mailbox.start(message)
 
     def __repr__(self) -> str:
         return f"Server({self.spec.agent})"
