@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -55,6 +55,10 @@ class Inside(NamedTuple):
     """As they were given."""
 
 
+_EITHER: Any = Union
+"""For unions of classes that are made while the program runs."""
+
+
 class Door:
     """One family's door: stands in the ``Annotated`` of the union of the family's kinds.
 
@@ -90,7 +94,8 @@ class Door:
         ]
         told = f"A class derived from {self.base_names}, or its import path ``module:attribute``."
         inner = "The settings of that class, by their names."
-        return create_model(
+        make: Any = create_model  # its stubs know no fields by a dict
+        kind: type[Settings] = make(
             f"Custom{self.key.capitalize()}",
             __base__=Settings,
             __doc__=f"One of your own: a class derived from {self.base_names}.",
@@ -99,6 +104,7 @@ class Door:
             **{self.key: (path, Field(description=told))},
             settings=(Annotated[dict[str, Any], AfterValidator(self._made)], Field({}, description=inner)),
         )
+        return kind
 
     @property
     def base_names(self) -> str:
@@ -166,7 +172,7 @@ class Door:
         self.own = classes_in(source)
         inner = handler(source)
         if self._has_names:
-            named = Annotated[Union[source, self.custom], Field(discriminator="name")]  # noqa: UP007 - made here
+            named: Any = Annotated[_EITHER[source, self.custom], Field(discriminator="name")]
             inner = handler.generate_schema(named)
         return core_schema.with_info_wrap_validator_function(
             self._validated,
@@ -210,12 +216,12 @@ class Door:
             return self.custom.model_validate(value, context=info.context).settings  # type: ignore[attr-defined]
         if isinstance(name, str) and name in self.offers:
             kind = self.class_offered(name)
-            union = TypeAdapter(Annotated[Union[kind, self.custom], Field(discriminator="name")])  # noqa: UP007
+            union: TypeAdapter[Any] = TypeAdapter(Annotated[_EITHER[kind, self.custom], Field(discriminator="name")])
             made = union.validate_python(value, context=info.context)
             self.check(made)
             return made
         found = handler(value)
-        return found.settings if isinstance(found, self.custom) else found
+        return cast(Any, found).settings if isinstance(found, self.custom) else found
 
     def _serialized(self, value: Any, handler: SerializerFunctionWrapHandler) -> Any:
         if type(value) in self.own or not isinstance(value, Settings):

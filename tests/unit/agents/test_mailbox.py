@@ -36,12 +36,12 @@ class MailboxMachine(RuleBasedStateMachine):
         self.now += seconds
         self.mailbox.advance(self.now)
 
-    @rule(sender=st.sampled_from(NEIGHBORS))
-    def read_newest_and_forget(self, sender: int) -> None:
+    @rule(sender=st.sampled_from(NEIGHBORS), slack=st.sampled_from([FALLBACK_VERSIONS, 0, -1]))
+    def read_newest_and_forget(self, sender: int, slack: int) -> None:
         version = self.mailbox.readable(sender, None)
         if version is not None:
-            self.mailbox.forget(sender, version)
-            self.forgotten[sender] = max(self.forgotten[sender], version - FALLBACK_VERSIONS)
+            self.mailbox.forget(sender, version, slack)
+            self.forgotten[sender] = max(self.forgotten[sender], version - slack)
 
     def arrived(self, k: int) -> list[Message[str]]:
         return [m for due, m in self.put[k] if due <= self.now]
