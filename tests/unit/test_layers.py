@@ -36,8 +36,8 @@ WITHOUT_RAY = (
 )
 AT_THE_EDGE = ("tasks/ray_stream.py", "runs/prometheus.py")
 """Files in these that Ray is for."""
-ACTORS = ("agent_actor", "live", "pair_live", "worker_live", "server_live")
-"""Modules that an agent's process imports, one of them each."""
+ACTORS = ("planned", "live_peer", "live_pair", "live_worker", "live_server")
+"""Modules of drivers, of which an agent's process imports one."""
 
 
 def modules() -> list[Path]:

@@ -2,16 +2,17 @@
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from ray_pcasgd.engines.ray.deciding import moment
 
 from ray_pcasgd.agents.mailbox import Answer, Header
-from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.live import LiveAgentActor
+from ray_pcasgd.engines.ray.actor import Actor
+from ray_pcasgd.engines.ray.live import moment
+from ray_pcasgd.engines.ray.live_peer import PeerDriver
 from ray_pcasgd.engines.ray.mail import Driving
 from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event, Read
@@ -30,29 +31,30 @@ STEP = 0.02
 
 
 @pytest.fixture
-def agent() -> LiveAgentActor:
+def agent() -> Actor:
     plan = make_plan(load_config(SETTINGS))
     injection = InjectedDelays(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
-    spec = plan.specs[0]
-    assert isinstance(spec, AgentSpec)
     scheduler: Any = None
-    actor = LiveAgentActor(spec, plan.data, Driving(60.0, 1, None, 20.0, 0.05, 2**16), scheduler, injection)
+    driving = Driving(60.0, 1, None, 20.0, 0.05, 2**16)
+    actor = Actor(plan.specs[0], plan.data, driving, scheduler, partial(PeerDriver, injection=injection))
     actor.started_at = time.time()
     actor.begin()
     return actor
 
 
-def contents(agent: LiveAgentActor, value: float = 1.0) -> Contents:
-    numbers = agent.agent.weights.numel()
+def contents(agent: Actor, value: float = 1.0) -> Contents:
+    numbers = agent.participant.weights.numel()
     return Contents(*(np.full(size, value, np.float32) for size in (numbers, 0, numbers)))
 
 
-def reads(agent: LiveAgentActor) -> dict[int, Read]:
-    agent.policy.computed(time.time(), moment())
-    return {found.read.neighbor: found.read for found in agent.find_reads()}
+def reads(agent: Actor) -> dict[int, Read]:
+    driver = agent.driver
+    assert isinstance(driver, PeerDriver)
+    driver.policy.computed(time.time(), moment())
+    return {found.read.neighbor: found.read for found in driver.find_reads()}
 
 
-def events(agent: LiveAgentActor, kind: str) -> list[Event]:
+def events(agent: Actor, kind: str) -> list[Event]:
     return [one for one in agent.unsent if isinstance(one, Event) and one.kind == kind]
 
 
@@ -61,7 +63,7 @@ BAD_TIMES: list[Any] = [1e308, 10**400, math.nan, math.inf, -1.0, "now", None, T
 
 @pytest.mark.parametrize("value", BAD_TIMES, ids=lambda value: repr(value)[:12])
 @pytest.mark.parametrize("field", ["sent_at", "step_seconds", "latency_seconds", "mass"])
-def test_numbers_that_no_message_holds_are_rejected(agent: LiveAgentActor, field: str, value: Any) -> None:
+def test_numbers_that_no_message_holds_are_rejected(agent: Actor, field: str, value: Any) -> None:
     header = Header(1, 3, time.time(), STEP)._replace(**{field: value})
     agent.receive(header, contents(agent))
     (event,) = events(agent, "message_rejected")
@@ -71,13 +73,13 @@ def test_numbers_that_no_message_holds_are_rejected(agent: LiveAgentActor, field
 
 
 @pytest.mark.parametrize("note", [Answer(1, 1), "text", 7, object()])
-def test_between_peers_there_are_no_notes(agent: LiveAgentActor, note: Any) -> None:
+def test_between_peers_there_are_no_notes(agent: Actor, note: Any) -> None:
     agent.receive(Header(1, 3, time.time(), STEP, note=note), contents(agent))
     assert len(events(agent, "message_rejected")) == 1
 
 
 @pytest.mark.parametrize("mark", [("x", 1, 1), (9, 1, 1), (1, "x", 1), (1, 1, -1), (1, 1, 10**400), (1, None, 1)])
-def test_what_a_neighbor_says_of_a_cut_is_checked(agent: LiveAgentActor, mark: Any) -> None:
+def test_what_a_neighbor_says_of_a_cut_is_checked(agent: Actor, mark: Any) -> None:
     agent.take_mark(*mark)
     assert len(events(agent, "message_rejected")) == 1
     assert agent.marks == {1: {}, 2: {}}

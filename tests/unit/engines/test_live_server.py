@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray_pcasgd.engines.ray.deciding import moment
-from ray_pcasgd.engines.ray.server_live import LiveServerActor
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, Message
-from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.agents.server import Server
 from ray_pcasgd.engines.live.decisions import Wait
 from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.live.server import ServerPolicy
+from ray_pcasgd.engines.ray.actor import Actor
+from ray_pcasgd.engines.ray.live import moment
+from ray_pcasgd.engines.ray.live_server import ServerDriver
 from ray_pcasgd.engines.ray.mail import Driving
 from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event
@@ -45,29 +48,46 @@ PLANS = {
 }
 
 
-class RecordingServer(LiveServerActor):
+class RecordingDriver(ServerDriver):
     """Keeps what it would send."""
 
-    def send(self, headers: Mapping[int, Header]) -> None:
+    def answer(self, headers: Mapping[int, Header]) -> None:
         self.answers = [*getattr(self, "answers", []), *headers.items()]
-        super().send(headers)
+        super().answer(headers)
 
 
-def server_of(plan: Plan) -> RecordingServer:
+class Served(NamedTuple):
+    """A server's actor, and its driver."""
+
+    actor: Actor
+    driver: RecordingDriver
+
+    @property
+    def server(self) -> Server:
+        return self.driver.server
+
+    @property
+    def policy(self) -> ServerPolicy:
+        return self.driver.policy
+
+
+def server_of(plan: Plan) -> Served:
     injection = InjectedDelays(0, plan.config.compute, plan.config.links, plan.clusters, NoBarrier())
-    spec = plan.specs[NUM_WORKERS]
-    assert isinstance(spec, ServerSpec)
     scheduler: Any = None
-    server = RecordingServer(spec, plan.data, Driving(60.0, 1, None, None, None, 2**16), scheduler, injection)
-    server.sent_at = math.inf  # nothing is reported here
-    return server
+    driving = Driving(60.0, 1, None, None, None, 2**16)
+    make = partial(RecordingDriver, injection=injection)
+    actor = Actor(plan.specs[NUM_WORKERS], plan.data, driving, scheduler, make)
+    actor.sent_at = math.inf  # nothing is reported here
+    assert isinstance(actor.driver, RecordingDriver)
+    return Served(actor, actor.driver)
 
 
-def deliver(server: LiveServerActor, worker: int, version: int) -> None:
+def deliver(server: Served, worker: int, version: int) -> None:
     """Let a gradient arrive that was computed at the version which the worker was told to read."""
     note = Delivery(server.policy.given[worker], server.server.version, 1.0)
     header = Header(worker, version, 0.0, 0.0, note=note)
-    server.mailbox.put(Message(header, server.contents[max(server.contents)]), 0.0)
+    contents = server.driver.contents
+    server.actor.mailbox.put(Message(header, contents[max(contents)]), 0.0)
     turn(server)
 
 
@@ -82,7 +102,7 @@ def test_the_gap_is_known_of_whatever_version_a_worker_reads(key: tuple[str, int
     if not key[1]:
         # And no more is kept than what workers compute at, what waits, and the newest.
         assert len(server.server.history) <= NUM_WORKERS + len(server.policy.losses) + 1
-        assert list(server.contents) == [server.server.version]
+        assert list(server.driver.contents) == [server.server.version]
 
 
 # Messages that are not what they must be: the examples of the issue, and whatever else.
@@ -104,19 +124,19 @@ BAD_NOTES: dict[str, Any] = {
 BAD_VERSIONS: list[Any] = [0, -1, 2, 10**6, 2**40, 10**400, "1", 1.0, True, None]
 
 
-def gradient(server: LiveServerActor, value: float = 0.01, size: int | None = None, kind: Any = np.float32) -> Contents:
+def gradient(server: Served, value: float = 0.01, size: int | None = None, kind: Any = np.float32) -> Contents:
     number = server.server.weights.numel() if size is None else size
     return Contents(np.full(number, value, kind), np.zeros(0, np.float32), None)
 
 
-def turn(server: LiveServerActor) -> None:
+def turn(server: Served) -> None:
     """Let the server do what there is to do, as its training thread does."""
     while not isinstance(decision := server.policy.decide(moment()), Wait):
-        server.act(decision)
+        server.driver.act(decision)
 
 
-def rejections(server: LiveServerActor) -> list[str]:
-    return [one.detail for one in server.unsent if isinstance(one, Event) and one.kind == "message_rejected"]
+def rejections(server: Served) -> list[str]:
+    return [one.detail for one in server.actor.unsent if isinstance(one, Event) and one.kind == "message_rejected"]
 
 
 @pytest.mark.parametrize("name", BAD_NOTES)
@@ -124,13 +144,13 @@ def test_a_note_that_is_not_what_it_must_be_ends_no_run(name: str) -> None:
     server = server_of(PLANS["asgd", 0])
     before = server.server.weights
     header = Header(0, 1, 0.0, 0.0, note=BAD_NOTES[name])
-    server.receive(header, gradient(server))
+    server.actor.receive(header, gradient(server))
     turn(server)
     assert server.server.version == 0
     assert server.server.weights is before
     assert len(rejections(server)) == 1
     good = Header(1, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0))
-    server.receive(good, gradient(server))
+    server.actor.receive(good, gradient(server))
     turn(server)
     assert server.server.version == 1
 
@@ -138,14 +158,15 @@ def test_a_note_that_is_not_what_it_must_be_ends_no_run(name: str) -> None:
 @pytest.mark.parametrize("version", BAD_VERSIONS, ids=lambda version: repr(version)[:12])
 def test_a_version_that_cannot_be_the_next_one_is_rejected(version: Any) -> None:
     server = server_of(PLANS["asgd", 0])
-    server.receive(Header(0, version, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
+    server.actor.receive(Header(0, version, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
     turn(server)
     assert server.server.version == 0
     assert len(rejections(server)) == 1
-    assert server.newest_of(0) == 0
+    assert server.actor.newest_of(0) == 0
     for number in (1, 2):
-        server.receive(
-            Header(0, number, 0.0, 0.0, note=Delivery(server.policy.given[0], server.version, 1.0)), gradient(server)
+        server.actor.receive(
+            Header(0, number, 0.0, 0.0, note=Delivery(server.policy.given[0], server.actor.version, 1.0)),
+            gradient(server),
         )
         turn(server)
     assert server.server.version == 2
@@ -154,11 +175,11 @@ def test_a_version_that_cannot_be_the_next_one_is_rejected(version: Any) -> None
 def test_a_gradient_that_comes_twice_is_taken_once() -> None:
     server = server_of(PLANS["2-batch-async", 0])
     for _ in range(3):
-        server.receive(Header(0, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
+        server.actor.receive(Header(0, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
     turn(server)
     assert server.server.version == 0
     assert list(server.policy.losses) == [(0, 1)]
-    assert server.rejected[0] == 2
+    assert server.actor.rejected[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -175,13 +196,13 @@ def test_a_gradient_that_comes_twice_is_taken_once() -> None:
 )
 def test_a_gradient_that_is_not_what_it_must_be_is_answered_and_never_applied(contents: Any) -> None:
     server = server_of(PLANS["asgd", 0])
-    server.receive(Header(0, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0)), contents(server))
+    server.actor.receive(Header(0, 1, 0.0, 0.0, note=Delivery(0, 0, 1.0)), contents(server))
     turn(server)
     assert server.server.version == 0
     assert len(rejections(server)) == 1
     # Its worker waits for an answer, and goes on with the next one.
-    assert [(worker, header.note) for worker, header in server.answers] == [(0, Answer(0, 1))]
-    server.receive(Header(0, 2, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
+    assert [(worker, header.note) for worker, header in server.driver.answers] == [(0, Answer(0, 1))]
+    server.actor.receive(Header(0, 2, 0.0, 0.0, note=Delivery(0, 0, 1.0)), gradient(server))
     turn(server)
     assert server.server.version == 1
 
@@ -214,14 +235,14 @@ def test_whatever_comes_besides_the_server_takes_the_same_steps(key: tuple[str, 
     sent = [0] * NUM_WORKERS
     for item in order:
         if isinstance(item, tuple):
-            disturbed.receive(*item)
+            disturbed.actor.receive(*item)
             turn(disturbed)
             continue
         sent[item] += 1
         for server in (disturbed, quiet):
-            note = Delivery(server.policy.given[item], server.version, 1.0)
-            server.receive(Header(item, sent[item], 0.0, 0.0, note=note), gradient(server, 0.01 * (1 + item)))
+            note = Delivery(server.policy.given[item], server.actor.version, 1.0)
+            server.actor.receive(Header(item, sent[item], 0.0, 0.0, note=note), gradient(server, 0.01 * (1 + item)))
             turn(server)
-    assert disturbed.version == quiet.version
+    assert disturbed.actor.version == quiet.actor.version
     assert torch.equal(disturbed.server.weights, quiet.server.weights)
     assert disturbed.policy.newest == quiet.policy.newest

@@ -159,7 +159,9 @@ def test_the_hooks_of_callbacks_are_called_in_order(tmp_path: Path) -> None:
         assert sorted(callback.steps) == [(agent, step) for agent in range(2) for step in range(20)]
 
 
-@pytest.mark.parametrize("wrong", [Recorder(), [Recorder], [Recorder(), None], "terminal"], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [Recorder(), [Recorder], [Recorder(), None], "terminal"], ids=["one", "class", "None", "text"]
+)
 def test_callbacks_that_are_none_are_refused_before_anything_is_made(wrong: Any, tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError, match=r"^callbacks(\.[01])? = .*: allowed is a list of objects of classes"
