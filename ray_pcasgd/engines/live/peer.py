@@ -63,6 +63,8 @@ class PeerPolicy:
         self.is_here = is_here
         self.version = version
         self.is_restored = is_restored
+        self.back_at = -1
+        """The version at which the agent has come back into the run."""
         self.started_at = 0.0
         """The run's start in wall-clock seconds; the actor sets it."""
         self.step_seconds = 0.0
@@ -251,6 +253,15 @@ class PeerPolicy:
             return False
         return not self._changes.cuts(self.spec.agent, neighbor)
 
+    def may_skip(self, header: Header) -> bool:
+        """Return whether a message may be left out to a neighbor that does not take its messages.
+
+        Not where a barrier waits for versions: who waits for one that was left out sends no more either. Nor the last
+        message, nor the first of an agent that is back, nor the one that says that it has left.
+        """
+        is_needed = header.final or header.isolated or header.version == self.back_at
+        return isinstance(self.barrier, NoBarrier) and not is_needed
+
     def addressed(self, header: Header, neighbor: int) -> Header:
         """Return the header for one neighbor, with the delays that are injected on the link to it."""
         link, sent_at = self._links[neighbor], header.sent_at - self.started_at
@@ -282,7 +293,7 @@ class PeerPolicy:
 
     def rejoined(self, version: int, reads: Sequence[Read]) -> None:
         """Take in that the agent is back at a version, which it is about to publish."""
-        self.version, self._due = version, None
+        self.version, self._due, self.back_at = version, None, version
         whence = " and ".join(f"agent {read.neighbor}" for read in reads)
         how = f"as the mean of {whence}" if reads else "as it was when its state was kept"
         self._tell("agent_returned", f"agent {self.spec.agent} is back at step {version}, {how}")

@@ -46,8 +46,6 @@ class PeerDriver(LiveDriver):
         """The newest version, as it travels, for those who come back."""
         self.held: tuple[int, ...] = ()
         """Where rules push shares: who was not sent the agent's present version."""
-        self.is_back_at = -1
-        """The version at which the agent has come back into the run since its actor was made."""
         self.agent.warm_up()
 
     def begin(self) -> None:
@@ -58,7 +56,7 @@ class PeerDriver(LiveDriver):
 
     def run(self) -> None:
         """Take all steps as fast as the barrier allows."""
-        if self.policy.is_restored and self.is_back_at < 0:
+        if self.policy.is_restored and self.policy.back_at < 0:
             self.rejoin(self.policy.rejoin({}, (), 0), {})
         while self.take_step():
             if self.is_time_to_keep:
@@ -141,19 +139,15 @@ class PeerDriver(LiveDriver):
         self.send(published, self.actor.spec.receivers, isolated=True)
 
     def send(self, published: Published | None, receivers: Sequence[int], isolated: bool = False) -> None:
-        """Send one message to every receiver that can be reached, and remember it for those who come back.
-
-        It may be left out to one that does not take its messages: but never the last one, nor the first of an agent
-        that is back, nor the one that says that it has left.
-        """
+        """Send one message to every receiver that can be reached, and remember it for those who come back."""
         actor, policy = self.actor, self.policy
         header = self.header()._replace(isolated=isolated)
         contents = None if published is None else actor.contents(published, actor.direction)
         if contents is not None and not isolated:
             self.published = (header, contents)
         headers = {k: policy.addressed(header, k) for k in receivers if policy.can_reach(k)}
-        may_skip = not (header.final or isolated or self.is_back_at == header.version)
-        sent = actor.outbox.send(headers, contents, may_skip, in_pairs=self.agent.publishes_directions)
+        in_pairs = self.agent.publishes_directions
+        sent = actor.outbox.send(headers, contents, policy.may_skip(header), in_pairs)
         self.held = tuple(k for k in receivers if k not in sent.to) if policy.pushes else ()
         for k in sent.gone:
             self.lose(k)
@@ -230,7 +224,6 @@ class PeerDriver(LiveDriver):
         reads, now = tuple(one.read for one in received), actor.now()
         row = Row(actor.spec.agent, rejoin.version - 1, now, now, now, reads, "rejoined")
         agent.take(row, received)
-        self.is_back_at = rejoin.version
         with actor.changed:
             self.policy.rejoined(rejoin.version, reads)
             actor.unsent += self.policy.events()

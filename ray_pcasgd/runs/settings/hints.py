@@ -36,7 +36,7 @@ def for_setting(parent: str, word: str) -> str:
     """Return what to write in place of another framework's word for a setting below ``parent``.
 
     >>> for_setting("optimizer", "name")
-    'the package's own is SGD, which needs no name; write optimizer: {momentum: 0.9}'
+    "the package's own is SGD, which needs no name; write optimizer: {momentum: 0.9}"
     """
     if parent == "optimizer" and plain(word) in ("name", "type", "kind", "class", "class_path", "_target_"):
         return for_value("optimizer", word)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.live.commands import LinkChanges
 from ray_pcasgd.engines.live.decisions import Compute, Over, Rejoin, Take, Wait
 from ray_pcasgd.engines.live.peer import LONGEST_RATIO
@@ -451,3 +452,15 @@ def test_an_agent_that_was_asked_to_leave_says_where_it_was() -> None:
     (event,) = peers.policy.events()
     assert event == ("agent_left", 0, 7, "agent 0 has left at step 7, as it was asked to")
     assert peers.policy.events() == []
+
+
+@pytest.mark.parametrize("barrier", BARRIERS, ids=str)
+def test_a_message_is_left_out_only_where_nobody_waits_for_it(barrier: Barrier) -> None:
+    policy = Peers(barrier=barrier).policy
+    header = Header(0, 7, 0.0, 0.0)
+    # With a barrier, two that each wait for a version which was left out would send no more.
+    assert policy.may_skip(header) == isinstance(barrier, NoBarrier)
+    assert not policy.may_skip(header._replace(final=True))
+    assert not policy.may_skip(header._replace(isolated=True))
+    policy.rejoined(7, ())
+    assert not policy.may_skip(header)
