@@ -16,6 +16,7 @@ from ray_pcasgd.agents.reliability import ByStaleness, Reliability
 from ray_pcasgd.agents.replica import MixedBuffers
 from ray_pcasgd.base.curves import Constant, Curve
 from ray_pcasgd.base.doors import Door
+from ray_pcasgd.base.imports import CallableOrPath
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
@@ -125,6 +126,9 @@ class Config(Settings):
     """How late messages are; of entries that name the same link, the last one counts. Empty: no message is late."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""
+    callbacks: tuple[CallableOrPath, ...] = ()
+    """Callbacks of the run by import path ``module:attribute``: classes derived from ``ray_pcasgd.Callback``, or
+    functions that return such objects; they are called without arguments."""
     schedule: str | None = None
     """A schedule file to replay, in place of ``compute``, ``links`` and ``barrier``."""
 

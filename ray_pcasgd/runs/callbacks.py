@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_pcasgd.base.imports import import_object, import_path
 from ray_pcasgd.base.state import State
+from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.engines.failures import described
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
@@ -54,17 +57,39 @@ class Callback:
         """React to the end of the run, however it ended (``result.error``); all of its files are written."""
 
 
-def checked(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
-    """Return callbacks as they were given.
+def split(callbacks: Sequence[Callback | str]) -> tuple[tuple[str, ...], tuple[Callback, ...]]:
+    """Return those of a list of callbacks that are import paths, and those that are objects.
 
     Raises:
-        SettingsError: they are something other than a list of callbacks.
+        SettingsError: it is something other than a list of callbacks.
 
     """
-    allowed = "allowed is a list of objects of classes that are derived from ray_pcasgd.Callback"
+    allowed = "allowed is a list of objects of classes that are derived from ray_pcasgd.Callback, or of import paths"
     if not isinstance(callbacks, list | tuple):
         raise SettingsError(f"callbacks = {yaml_value(callbacks)}: {allowed}")
     for place, callback in enumerate(callbacks):
-        if not isinstance(callback, Callback):
+        if not isinstance(callback, Callback | str):
             raise SettingsError(f"callbacks.{place} = {yaml_value(callback)}: {allowed}")
+    paths = tuple(one for one in callbacks if isinstance(one, str))
+    return paths, tuple(one for one in callbacks if isinstance(one, Callback))
+
+
+def made(config: Config) -> tuple[Callback, ...]:
+    """Return new callbacks of those that settings name by import path.
+
+    Raises:
+        SettingsError: one of them cannot be made, or is something other than a callback.
+
+    """
+    callbacks = []
+    for place, given in enumerate(config.callbacks):
+        what = f"callbacks.{place} = {import_path(given)!r}"
+        try:
+            callback = import_object(given)()
+        except Exception as error:  # whatever the user's own code raises
+            raise SettingsError(f"{what}: cannot be called without arguments ({described(error)})") from error
+        if not isinstance(callback, Callback):
+            allowed = "allowed is what returns an object of a class that is derived from ray_pcasgd.Callback"
+            raise SettingsError(f"{what}: returns an object of {type(callback).__name__}; {allowed}")
+        callbacks.append(callback)
     return tuple(callbacks)

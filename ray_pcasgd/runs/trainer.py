@@ -13,7 +13,7 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.local.variants import variant_reports
-from ray_pcasgd.runs.callbacks import Callback, checked
+from ray_pcasgd.runs.callbacks import Callback, made, split
 from ray_pcasgd.runs.event_log import EventLog
 from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
@@ -40,7 +40,8 @@ class Trainer:
         config: settings: a YAML file, a mapping, or ``Config``.
         scaling_config: Ray's ``ScalingConfig``: ``num_workers`` agents, with their resources.
         run_config: Ray's ``RunConfig``: name, storage path, and its ``CheckpointConfig`` and ``FailureConfig``.
-        callbacks: hooks that the run calls while it is running, one after another.
+        callbacks: objects whose hooks the run calls while it is running, one after another; or import paths, as in
+            the setting ``callbacks``.
         settings: parts of the settings by name, in place of those of ``config``, for example
             ``algorithm={"name": "pc-asgd", "theta": 0.3}``.
 
@@ -55,12 +56,14 @@ class Trainer:
         *,
         scaling_config: Any = None,
         run_config: Any = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback | str] = (),
         **settings: Any,
     ) -> None:
         config = load_config(config, changes=from_ray_train(scaling_config, run_config))
+        paths, self._callbacks = split(callbacks)
+        if paths:
+            settings["callbacks"] = [*config.callbacks, *paths]
         self.config = load_config(config, changes=settings)
-        self._callbacks = checked(callbacks)
 
     def fit(self, state: State | None = None) -> Result:
         """Run to the end, and return the result; a run that fails returns its error, with its files intact.
@@ -76,10 +79,11 @@ class Trainer:
                 the run, and the exception's ``result`` is what this would have returned.
 
         """
+        callbacks = (*self._callbacks, *made(self.config))
         plan = make_plan(self.config)
         RunFolder.require_free(plan.config)
         with joined(plan.cluster):
-            return _made(plan, RunFolder.create(plan.config), _exporting(plan, self._callbacks)).execute(state)
+            return _made(plan, RunFolder.create(plan.config), _exporting(plan, callbacks)).execute(state)
 
 
 def resume(
@@ -102,13 +106,13 @@ def resume(
         RunInterrupted: as ``Trainer.fit``.
 
     """
-    callbacks = checked(callbacks)
+    _, callbacks = split(callbacks)
     folder = RunFolder.reopen(str(run))
     try:
         require_readable(folder.states)
         plan = make_plan(_settings_of(folder, str(run), task, trust))
         with joined(plan.cluster):
-            execution = _made(plan, folder, _exporting(plan, callbacks))
+            execution = _made(plan, folder, _exporting(plan, (*callbacks, *made(plan.config))))
             return execution.execute(resumes=True)
     except StateFormatError as error:
         raise SettingsError(f"{run}: {error}") from None
@@ -177,7 +181,7 @@ def fit_together(
     outside: BaseException | None = None
     try:
         for plan, own in zip(plans, callbacks, strict=True):
-            runs.append(_made(plan, RunFolder.create(plan.config), own))
+            runs.append(_made(plan, RunFolder.create(plan.config), (*own, *made(plan.config))))
         runs[0].start()
         for run in runs[1:]:
             run.start(runs[0].initial)

@@ -65,13 +65,15 @@ def is_own(folder: Path, names: Sequence[str]) -> bool:
 def _powers(tree: Mapping[str, Any]) -> bytes:
     """Return what of settings can run code or reach out.
 
-    All of that stands in the task, in the engine's address, and in settings of classes that are not the package's own.
+    All of that stands in the task, the engine's address, the callbacks, and in settings of classes that are not the
+    package's own.
     """
     engine = tree.get("engine")
     address = engine.get("address") if isinstance(engine, Mapping) else None
     parts = [tree.get("task"), address]
     # What this user has run before there was any of these is known as it was.
     parts += _of_others([value for key, value in tree.items() if key != "task"])
+    parts += [tree["callbacks"]] if tree.get("callbacks") else []
     try:
         return json.dumps(parts, sort_keys=True).encode()
     except TypeError:  # keys that are texts and numbers

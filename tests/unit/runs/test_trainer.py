@@ -1,23 +1,28 @@
 """The loop over reports: what a result holds, which files a run leaves, and what Ray Train's settings mean here."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors import safe_open
 from torch import nn
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.cli.terminal import Terminal
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.parquet import read_rows, trace_hash
@@ -169,6 +174,59 @@ def test_callbacks_that_are_none_are_refused_before_anything_is_made(wrong: Any,
         Trainer(SMALL, callbacks=wrong, storage_path=str(tmp_path))
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+class Noted(Callback):
+    """Notes the ends of runs for all objects of the class."""
+
+    ended: ClassVar[list[str]] = []
+
+    def on_end(self, result: Result) -> None:
+        self.ended.append(Path(result.path).name)
+
+
+PATH = "tests.unit.runs.test_trainer:Noted"
+
+
+def test_callbacks_by_import_path_are_made_for_each_run(tmp_path: Path) -> None:
+    Noted.ended.clear()
+    tiny = SMALL | {"num_steps": 2, "storage_path": str(tmp_path)}
+    Trainer(tiny, callbacks=[PATH], name="argument").fit()
+    Trainer(tiny, callbacks=[Terminal(Console(file=StringIO())), PATH], name="again").fit()
+    Trainer(tiny | {"callbacks": [PATH]}, name="setting").fit()
+    Trainer(tmp_path / "setting" / "config.yaml", name="file").fit()
+    assert Noted.ended == ["argument", "again", "setting", "file"]
+    assert yaml.safe_load((tmp_path / "argument" / "config.yaml").read_text())["callbacks"] == [PATH]
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("tests.unit.runs.test_trainer:absent", "has no attribute 'absent'"),
+        ("builtins:dict", "returns an object of dict; allowed is what returns an object of a class that is derived"),
+        ("tests.unit.runs.test_trainer:fails", "cannot be called without arguments (OSError: no disk"),
+        ("math:pi", "allowed is something callable"),
+    ],
+)
+def test_a_callback_s_import_path_that_makes_none_is_refused_in_one_line(path: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^callbacks\.0 = ") as refused:
+        Trainer(SMALL, callbacks=[path], storage_path=str(tmp_path)).fit()
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def fails() -> Callback:
+    raise OSError("no disk")
+
+
+def test_callbacks_in_settings_of_others_are_not_imported(tmp_path: Path) -> None:
+    folder = tmp_path / "stranger"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(SMALL | {"callbacks": ["antigravity:fly"]}))
+    with pytest.raises(SettingsError, match=r"callbacks.*it names code.*allowed with --trust"):
+        load_run_settings(folder)
+    assert "antigravity" not in sys.modules
 
 
 def test_what_a_callback_raises_at_the_end_is_raised_once_all_have_been_called(tmp_path: Path) -> None:
