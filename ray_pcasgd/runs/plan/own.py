@@ -26,7 +26,7 @@ def try_out_own(config: Config) -> None:
     rule = config.algorithm
     if not (isinstance(rule, Rule) and is_others(rule)):
         return
-    setting = f"algorithm.name = {rule.name!r}"  # type: ignore[attr-defined]
+    setting = f"algorithm.name = {rule.name!r}"
     if isinstance(config.engine, LocalSettings) and config.engine.batched == "always" and not rule.stackable:
         raise ValueError(f"engine.batched = 'always': {setting} cannot run stacked; allowed are auto and never")
     try:
