@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -55,10 +55,6 @@ class Inside(NamedTuple):
     """As they were given."""
 
 
-_EITHER: Any = Union
-"""For unions of classes that are made while the program runs."""
-
-
 class Door:
     """One family's door: stands in the ``Annotated`` of the union of the family's kinds.
 
@@ -85,7 +81,7 @@ class Door:
         DOORS.append(self)
 
     @cached_property
-    def custom(self) -> type[Settings]:
+    def custom(self) -> type[Any]:
         """The settings of what is given by its import path."""
         path = Annotated[
             Any,
@@ -94,17 +90,16 @@ class Door:
         ]
         told = f"A class derived from {self.base_names}, or its import path ``module:attribute``."
         inner = "The settings of that class, by their names."
-        make: Any = create_model  # its stubs know no fields by a dict
-        kind: type[Settings] = make(
-            f"Custom{self.key.capitalize()}",
-            __base__=Settings,
-            __doc__=f"One of your own: a class derived from {self.base_names}.",
-            __module__=__name__,
-            name=(Literal["custom"], CUSTOM),
-            **{self.key: (path, Field(description=told))},
-            settings=(Annotated[dict[str, Any], AfterValidator(self._made)], Field({}, description=inner)),
+        fields: dict[str, Any] = {
+            "name": (Literal["custom"], CUSTOM),
+            self.key: (path, Field(description=told)),
+            "settings": (Annotated[dict[str, Any], AfterValidator(self._made)], Field({}, description=inner)),
+        }
+        described = f"One of your own: a class derived from {self.base_names}."
+        made: type[Settings] = create_model(
+            f"Custom{self.key.capitalize()}", __base__=Settings, __doc__=described, __module__=__name__, **fields
         )
-        return kind
+        return made
 
     @property
     def base_names(self) -> str:
@@ -172,8 +167,7 @@ class Door:
         self.own = classes_in(source)
         inner = handler(source)
         if self._has_names:
-            named: Any = Annotated[_EITHER[source, self.custom], Field(discriminator="name")]
-            inner = handler.generate_schema(named)
+            inner = handler.generate_schema(_named(source, self.custom))
         return core_schema.with_info_wrap_validator_function(
             self._validated,
             inner,
@@ -213,15 +207,15 @@ class Door:
             return value
         name = value.get("name") if isinstance(value, Mapping) else None
         if name == CUSTOM and not self._has_names:
-            return self.custom.model_validate(value, context=info.context).settings  # type: ignore[attr-defined]
+            return self.custom.model_validate(value, context=info.context).settings
         if isinstance(name, str) and name in self.offers:
             kind = self.class_offered(name)
-            union: TypeAdapter[Any] = TypeAdapter(Annotated[_EITHER[kind, self.custom], Field(discriminator="name")])
-            made = union.validate_python(value, context=info.context)
+            # Together with another one, so that the location of an error has the name, as in the union itself.
+            made = TypeAdapter[Any](_named(kind, self.custom)).validate_python(value, context=info.context)
             self.check(made)
             return made
-        found = handler(value)
-        return cast(Any, found).settings if isinstance(found, self.custom) else found
+        found: Any = handler(value)
+        return found.settings if isinstance(found, self.custom) else found
 
     def _serialized(self, value: Any, handler: SerializerFunctionWrapHandler) -> Any:
         if type(value) in self.own or not isinstance(value, Settings):
@@ -282,6 +276,12 @@ class Door:
 DOORS: list[Door] = []
 """One for each family."""
 """One for each family."""
+
+
+def _named(first: Any, second: Any) -> Any:
+    """Return the union of two, told apart by ``name``."""
+    union: Any = Union.__getitem__((first, second))
+    return Annotated.__class_getitem__((union, Field(discriminator="name")))  # type: ignore[attr-defined]
 
 
 def classes_in(annotation: Any) -> tuple[type[Settings], ...]:

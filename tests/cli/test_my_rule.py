@@ -53,6 +53,7 @@ def test_an_installed_rule_runs_under_its_own_name(site: Path, work: Path) -> No
     assert result(work, "one")["error"] is None
 
 
+@pytest.mark.slow
 def test_an_installed_rule_is_named_in_help_and_errors(site: Path, work: Path) -> None:
     assert "Steps of staleness after which" in command(site, work, "settings", "algorithm.fading.half_life")
     said = command(site, work, "train", "run.yaml", "--set", "algorithm.name=fadin", fails=True)
@@ -72,7 +73,7 @@ def test_both_engines_give_the_same_bits(site: Path, work: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_compared_replayed_and_swept(site: Path, work: Path) -> None:
+def test_it_is_compared_and_swept(site: Path, work: Path) -> None:
     small = ["--set", "num_steps=4", "--set", "evaluate_every=4", "--set", "engine=local"]
     methods = ["--algorithm", "pc-asgd", "--algorithm", "fading,half_life=1"]
     command(site, work, "compare", "run.yaml", *small, *methods, "--seeds", "1", "--name", "compared")
