@@ -44,6 +44,8 @@ class Family:
     """Whether delays in steps have a meaning."""
     tells_neighbors: bool = False
     """Whether a live agent sends its neighbors itself that it leaves."""
+    title: str = "Agent"
+    """What Ray's dashboard calls such an actor, with its number."""
     pushes: bool = False
     """Whether agents push shares of their mass, which must not be lost."""
     does_without: bool = False

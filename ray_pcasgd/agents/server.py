@@ -20,7 +20,7 @@ from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import Delivered
 from ray_pcasgd.tasks.task import TaskData
 
-SERVERS = Family(slack=-1, prepares=False, may_be_lost=False)
+SERVERS = Family(slack=-1, prepares=False, may_be_lost=False, title="Server")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from ray_pcasgd.records import Row
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.tasks.task import TaskData
 
-WORKERS = Family(slack=0, prepares=False, counts=False)
+WORKERS = Family(slack=0, prepares=False, counts=False, title="Worker")
 
 CHANGED_WEIGHTS = (
     "task.model: a forward pass changes the model's own weights; allowed with a server that holds them are models "

@@ -79,14 +79,16 @@ class _Reporting(Callback):
         self._config = config
         self._evaluations = evaluations
         self._pauses = False
+        self._num_steps = 0
 
     def on_start(self, plan: Plan, path: Path) -> None:
         self._pauses = plan.pauses
+        self._num_steps = plan.config.num_steps
 
     def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
             if row["agent"] is pd.NA:
-                self._evaluations.take(str(self._config.name), row, self._config.num_steps)
+                self._evaluations.take(str(self._config.name), row, self._num_steps)
         if not self._pauses:
             self._evaluations.report()
 

@@ -78,7 +78,8 @@ class Actor(MailActor):
                 self.mailbox.isolate(neighbor, version)
 
     def __repr__(self) -> str:
-        return f"{type(self.participant).__name__}({self.spec.agent})"
+        # Ray also asks one that could not be built.
+        return f"{self.spec.family.title}({self.spec.agent})"
 
     @property
     def version(self) -> int:
