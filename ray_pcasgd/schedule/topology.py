@@ -1,6 +1,7 @@
 """Which agents are neighbors, and the weights with which they are averaged."""
 
 import itertools
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal, NamedTuple
 
 import networkx as nx
@@ -14,7 +15,24 @@ _REDRAWS = 100
 _TOLERANCE = 1e-6
 
 
-class Complete(Settings):
+class BaseTopology(Settings, ABC):
+    """A graph of agents. Its fields are its settings."""
+
+    @abstractmethod
+    def graph(self, num_agents: int, seed: int) -> nx.Graph:
+        """Return the graph on agents 0 to N - 1, the same for the same seed.
+
+        It is connected and has no edges from an agent to itself. Edges of a directed graph (``nx.DiGraph``) point the
+        way that messages go; these are for algorithms that push shares.
+
+        Raises:
+            ValueError: there is no such graph of that many agents; the text names the setting, its value, and what is
+                allowed.
+
+        """
+
+
+class Complete(BaseTopology):
     """All agents are neighbors of each other."""
 
     name: Literal["complete"] = "complete"
@@ -24,7 +42,7 @@ class Complete(Settings):
         return nx.complete_graph(num_agents)
 
 
-class Ring(Settings):
+class Ring(BaseTopology):
     """Each agent has the one before and the one after it."""
 
     name: Literal["ring"] = "ring"
@@ -34,7 +52,7 @@ class Ring(Settings):
         return _simple(nx.cycle_graph(num_agents))
 
 
-class Torus(Settings):
+class Torus(BaseTopology):
     """A two-dimensional grid whose edges are joined."""
 
     name: Literal["torus"] = "torus"
@@ -54,7 +72,7 @@ class Torus(Settings):
         return _simple(nx.relabel_nodes(grid, {(r, c): r * self.columns + c for r, c in grid}))
 
 
-class Star(Settings):
+class Star(BaseTopology):
     """Agent 0 is the only neighbor of every other agent."""
 
     name: Literal["star"] = "star"
@@ -64,7 +82,7 @@ class Star(Settings):
         return nx.star_graph(num_agents - 1)
 
 
-class Hypercube(Settings):
+class Hypercube(BaseTopology):
     """Agents whose numbers differ in one bit are neighbors."""
 
     name: Literal["hypercube"] = "hypercube"
@@ -78,7 +96,7 @@ class Hypercube(Settings):
         return graph
 
 
-class StaticExponential(Settings):
+class StaticExponential(BaseTopology):
     """Neighbors at distances 1, 2, 4, ... around a ring (the static exponential graph, undirected)."""
 
     name: Literal["exponential"] = "exponential"
@@ -92,7 +110,7 @@ class StaticExponential(Settings):
         return _simple(graph)
 
 
-class ErdosRenyi(Settings):
+class ErdosRenyi(BaseTopology):
     """Every pair is joined with the same probability; drawn anew until the graph is connected."""
 
     name: Literal["erdos-renyi"] = "erdos-renyi"
@@ -111,7 +129,7 @@ class ErdosRenyi(Settings):
         )
 
 
-class Regular(Settings):
+class Regular(BaseTopology):
     """A random graph in which all agents have the same number of neighbors; drawn anew until it is connected."""
 
     name: Literal["regular"] = "regular"
@@ -135,7 +153,7 @@ class Regular(Settings):
         )
 
 
-class Edges(Settings):
+class Edges(BaseTopology):
     """The user's own graph."""
 
     name: Literal["edges"] = "edges"
@@ -150,7 +168,7 @@ class Edges(Settings):
         return graph
 
 
-class DirectedRing(Settings):
+class DirectedRing(BaseTopology):
     """Each agent sends only to the one after it."""
 
     name: Literal["directed-ring"] = "directed-ring"
@@ -160,7 +178,7 @@ class DirectedRing(Settings):
         return _simple(nx.cycle_graph(num_agents, create_using=nx.DiGraph))
 
 
-class DirectedExponential(Settings):
+class DirectedExponential(BaseTopology):
     """Each agent sends to those 1, 2, 4, ... places after it around a ring (Assran et al. 2019, all at once)."""
 
     name: Literal["directed-exponential"] = "directed-exponential"
@@ -174,7 +192,7 @@ class DirectedExponential(Settings):
         return _simple(graph)
 
 
-class DirectedEdges(Settings):
+class DirectedEdges(BaseTopology):
     """The user's own directed graph."""
 
     name: Literal["directed-edges"] = "directed-edges"
