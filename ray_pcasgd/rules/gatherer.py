@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ray_pcasgd.base.state import State
-from ray_pcasgd.rules.gathering import AdaSync, Gathering
+from ray_pcasgd.rules.gathering import Gathering
 
 
 class Arrival(NamedTuple):
@@ -35,7 +35,8 @@ class Gatherer:
         """The server's version."""
         self.waiting: list[Arrival] = []
         """Gradients that the next update will take."""
-        self._adaptive = _AdaptiveK(gathering, num_workers) if isinstance(gathering, AdaSync) else None
+        every = gathering.adapts_every
+        self._adaptive = None if every is None else _AdaptiveK(gathering, num_workers, every)
 
     @property
     def k(self) -> int:
@@ -84,7 +85,7 @@ class Gatherer:
         self.num_workers += 1
 
     def tell(self, worker: int, version: int, loss: float) -> None:
-        """Take in the mini-batch loss of a gradient; only AdaSync cares."""
+        """Take in the mini-batch loss of a gradient; needed only where K is adapted."""
         if self._adaptive is not None:
             self._adaptive.tell(worker, version, loss)
 
@@ -103,12 +104,13 @@ _MOST_INTERVALS = 10_000
 
 
 class _AdaptiveK:
-    """AdaSync's memory of losses."""
+    """The memory of losses from which a policy such as AdaSync sets K anew."""
 
-    def __init__(self, gathering: AdaSync, num_workers: int) -> None:
+    def __init__(self, gathering: Gathering, num_workers: int, every_seconds: float) -> None:
         self._gathering = gathering
         self._num_workers = num_workers
-        self._due = gathering.every_seconds
+        self._every = every_seconds
+        self._due = every_seconds
         self._first: dict[int, float] = {}
         """The first loss of each worker."""
         self._owed: set[tuple[int, int]] = set()
@@ -142,7 +144,7 @@ class _AdaptiveK:
         return bool(self._owed)
 
     def next_k(self, k: int) -> int:
-        self._due += self._gathering.every_seconds
+        self._due += self._every
         if not self._losses:
             return k
         before = math.fsum(self._first.values()) / len(self._first)
@@ -152,13 +154,12 @@ class _AdaptiveK:
 
     def skip_to(self, now: float) -> None:
         """Pass over intervals that have no losses, in which K stays, up to the next one."""
-        every = self._gathering.every_seconds
         for _ in range(_MOST_INTERVALS):
             if not self.is_due(now):
                 return
-            self._due += every
+            self._due += self._every
         # So many that adding them up one by one would take long, or not change a late time at all.
-        self._due = max(now + every, math.nextafter(now, math.inf))
+        self._due = max(now + self._every, math.nextafter(now, math.inf))
 
     def state(self) -> State:
         return {"due": self._due, "first": dict(self._first), "losses": dict(self._losses)}

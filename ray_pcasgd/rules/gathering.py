@@ -14,9 +14,17 @@ from pydantic import BeforeValidator, Field
 from ray_pcasgd.base.doors import Door
 from ray_pcasgd.base.settings import Settings, from_name
 
+BaseKind = Literal["k-sync", "k-batch-sync", "k-async", "k-batch-async"]
+"""The four policies of Dutta et al. that have a K; every other one is a case of one of them."""
+
 
 class Gathering(Settings, ABC):
-    """When a server updates. Its fields are its settings."""
+    """When a server updates. Its fields are its settings, its methods are pure.
+
+    A policy says whether workers wait (``waits``), whether late work is cancelled (``cancels``), and how many
+    gradients make an update (``num_gradients``): planner, live servers and theory need no more. One that changes K as
+    the loss falls also says how often (``adapts_every``) and to what (``adapted``).
+    """
 
     waits: ClassVar[bool]
     """Whether a worker that has delivered starts again only after the update that takes its gradient."""
@@ -25,7 +33,23 @@ class Gathering(Settings, ABC):
 
     @abstractmethod
     def num_gradients(self, num_workers: int) -> int:
-        """Return K, the gradients of one update, in [1, P]; for AdaSync that of the first update."""
+        """Return K, the gradients of one update, in [1, P]; where K is adapted that of the first update."""
+
+    @property
+    def adapts_every(self) -> float | None:
+        """Seconds (virtual ones in planned runs), above 0, after which K is set anew; ``None``: K stays."""
+        return None
+
+    def adapted(self, num_workers: int, k: int, ratio: float) -> int:
+        """Return K for ``ratio = F(w_0) / F(w)``, where it was ``k`` so far; not asked without ``adapts_every``."""
+        return k
+
+    @property
+    def base_kind(self) -> BaseKind:
+        """The policy that this one is a case of, by which the theory knows it."""
+        if self.waits:
+            return "k-sync" if self.cancels else "k-async"
+        return "k-batch-sync" if self.cancels else "k-batch-async"
 
     def check(self, num_workers: int) -> None:
         """Raise ``ValueError`` where the settings do not fit ``num_workers`` workers."""
@@ -128,7 +152,7 @@ class AdaSync(Gathering):
     """
 
     name: Literal["adasync"] = "adasync"
-    base: Literal["k-sync", "k-batch-sync", "k-async", "k-batch-async"] = "k-async"
+    base: BaseKind = "k-async"
     """The policy that uses the present K."""
     initial_k: int = Field(1, ge=1)
     """K_0, below the number of workers."""
@@ -138,12 +162,17 @@ class AdaSync(Gathering):
     @property
     def waits(self) -> bool:  # type: ignore[override]
         """Whether a worker that has delivered waits for the update that takes its gradient."""
-        return _BASES[self.base].waits
+        return self.base in ("k-sync", "k-async")
 
     @property
     def cancels(self) -> bool:  # type: ignore[override]
         """Whether an update cancels all work that was begun before it."""
-        return _BASES[self.base].cancels
+        return self.base in ("k-sync", "k-batch-sync")
+
+    @property
+    def adapts_every(self) -> float:
+        """``every_seconds``."""
+        return self.every_seconds
 
     def num_gradients(self, num_workers: int) -> int:
         """Return K_0."""
@@ -173,13 +202,6 @@ def check_gathering(gathering: Gathering) -> None:
         if not isinstance(value := getattr(gathering, name, None), bool):
             raise ValueError(f"{name} is {value!r}; allowed are True and False")
 
-
-_BASES: dict[str, type[Gathering]] = {
-    "k-sync": KSync,
-    "k-batch-sync": KBatchSync,
-    "k-async": KAsync,
-    "k-batch-async": KBatchAsync,
-}
 
 AnyGathering = Annotated[
     Annotated[

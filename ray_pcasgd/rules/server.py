@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
-from ray_pcasgd.rules.gathering import ASGD, AdaSync, AnyGathering
+from ray_pcasgd.rules.gathering import ASGD, AnyGathering
 
 
 class Delivered(NamedTuple):
@@ -70,7 +70,7 @@ class ServerRule(Settings, ABC):
                 f"numbers from 1 to the number of workers, {num_workers}"
             )
         # Servers that take different ones first would leave each worker waiting for a server that waits for others.
-        takes_some = isinstance(gathering, AdaSync) or 1 < gathering.num_gradients(num_workers) < num_workers
+        takes_some = gathering.adapts_every is not None or 1 < gathering.num_gradients(num_workers) < num_workers
         if self.shards > 1 and takes_some and gathering.waits and not gathering.cancels:
             raise ValueError(
                 f"shards = {self.shards}: allowed with gathering.name = {gathering.name!r} is 1, unless its k is 1 "
@@ -170,7 +170,7 @@ class ElasticAveraging(ServerRule):
         """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         gathering = self.gathering
-        if gathering.cancels or not gathering.waits or isinstance(gathering, AdaSync):
+        if gathering.cancels or not gathering.waits or gathering.adapts_every is not None:
             raise ValueError(
                 f"gathering.name = {gathering.name!r}: allowed with elastic averaging are sync, k-async, asgd; "
                 "each exchange is waited for, and none is cancelled"

@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.schedule.law_base import Sampler
 from ray_pcasgd.schedule.law_text import Unit, read_law
-from ray_pcasgd.schedule.laws import ConstantLaw, Law, LawOfSeconds, Sampler
+from ray_pcasgd.schedule.laws import ConstantLaw, Law, LawOfSeconds
 
 
 class ComputeTimes(Settings):

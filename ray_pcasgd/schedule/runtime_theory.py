@@ -8,24 +8,17 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, special, stats
 
-from ray_pcasgd.rules.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync, Sync
+from ray_pcasgd.rules.gathering import ASGD, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, Sync
 from ray_pcasgd.schedule.delays import ComputeTimes
-from ray_pcasgd.schedule.laws import (
-    ConstantLaw,
-    Exponential,
-    Law,
-    LogNormal,
-    MeasuredLaw,
-    Pareto,
-    ShiftedExponential,
-    UniformLaw,
-)
+from ray_pcasgd.schedule.law_base import BaseLaw
+from ray_pcasgd.schedule.law_measured import MeasuredLaw
+from ray_pcasgd.schedule.laws import ConstantLaw, Exponential, Pareto, ShiftedExponential, UniformLaw
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 
 Kind = Literal["exact", "at most", "about"]
@@ -39,14 +32,14 @@ class Expectation(NamedTuple):
     """Whether the mean is that, is bounded by it, or has no formula and is only of its order."""
 
 
-def order_statistic(law: Law, k: int, num_workers: int) -> float:
+def order_statistic(law: BaseLaw, k: int, num_workers: int) -> float:
     """Return ``E[X_{K:P}]`` in seconds: in closed form where there is one, else integrated numerically.
 
     Exponential: ``mean (H_P - H_{P-K})``, plus the shift. Pareto: by gamma functions. Infinite where the law's tail is
     too heavy.
 
     Raises:
-        ValueError: the law's values are not independent of each other (outage).
+        ValueError: the theory does not know the law (``theory_distribution``).
 
     """
     law = without_spread(law)
@@ -62,19 +55,14 @@ def order_statistic(law: Law, k: int, num_workers: int) -> float:
     return integrated_order_statistic(law, k, num_workers)
 
 
-def without_spread(law: Law) -> Law:
+def without_spread(law: BaseLaw) -> BaseLaw:
     """Return a law of one value as a constant, and any other as it is.
 
     >>> without_spread(UniformLaw(low=2, high=2))
     ConstantLaw(name='constant', value=2.0)
     """
-    if isinstance(law, UniformLaw) and law.low == law.high:
-        return ConstantLaw(value=law.low)
-    if isinstance(law, LogNormal) and law.sigma == 0:
-        return ConstantLaw(value=law.median)
-    if isinstance(law, MeasuredLaw) and min(law.values) == max(law.values):
-        return ConstantLaw(value=law.values[0])
-    return law
+    value = law.only_value
+    return law if value is None else ConstantLaw(value=value)
 
 
 def _pareto_order_statistic(law: Pareto, k: int, num_workers: int) -> float:
@@ -86,54 +74,30 @@ def _pareto_order_statistic(law: Pareto, k: int, num_workers: int) -> float:
     return law.scale * math.exp(logarithm)
 
 
-def integrated_order_statistic(law: Law, k: int, num_workers: int) -> float:
+def integrated_order_statistic(law: BaseLaw, k: int, num_workers: int) -> float:
     """Return ``E[X_{K:P}]`` as the integral of the law's quantiles against the density of Beta(K, P - K + 1)."""
     beta = stats.beta(k, num_workers - k + 1)
     if isinstance(law, MeasuredLaw):
         values = np.sort(law.values)
         return float(values @ np.diff(beta.cdf(np.arange(len(values) + 1) / len(values))))
-    quantile = _distribution(law).ppf
+    quantile = law.theory_distribution().ppf
     value, _ = integrate.quad(lambda u: quantile(u) * beta.pdf(u), 0, 1, limit=500, points=[0.5, 0.9, 0.99, 0.999])
     return float(value)
 
 
-def _distribution(law: Law) -> Any:
-    """Return SciPy's distribution of a law.
-
-    Raises:
-        ValueError: as ``order_statistic``.
-
-    """
-    if isinstance(law, UniformLaw):
-        return stats.uniform(loc=law.low, scale=law.high - law.low)
-    if isinstance(law, Exponential):
-        return stats.expon(scale=law.mean)
-    if isinstance(law, ShiftedExponential):
-        return stats.expon(loc=law.shift, scale=law.mean)
-    if isinstance(law, Pareto):
-        return stats.pareto(law.shape, scale=law.scale)
-    if isinstance(law, LogNormal):
-        return stats.lognorm(law.sigma, scale=law.median)
-    if isinstance(law, MeasuredLaw):
-        return stats.rv_histogram(np.histogram(law.values, bins=min(1000, len(law.values))))
-    raise ValueError(
-        f"compute.law.name = {law.name!r}: allowed for the theory are laws whose values are independent of each other"
-    )
-
-
-def seconds_per_update(gathering: Gathering, law: Law, num_workers: int, k: int | None = None) -> Expectation:
+def seconds_per_update(gathering: Gathering, law: BaseLaw, num_workers: int, k: int | None = None) -> Expectation:
     """Return the mean seconds between two updates (Dutta et al. 2021, lemmas 1 to 6).
 
     ``k`` takes the place of the policy's own number of gradients, for AdaSync. K-batch-async, n-softsync and ASGD are
     exact for every law by the renewal theorem; K-batch-sync is integrated numerically unless the law is memoryless.
     """
     k = gathering.num_gradients(num_workers) if k is None else k
-    kind, law = base_kind(gathering), without_spread(law)
-    if kind in (Sync, KSync) or (k == num_workers and kind is KAsync):
+    kind, law = gathering.base_kind, without_spread(law)
+    if kind == "k-sync" or (kind == "k-async" and k == num_workers):
         return Expectation(order_statistic(law, k, num_workers), "exact")
-    if kind is KBatchSync:
+    if kind == "k-batch-sync":
         return Expectation(_seconds_of_k_batches(law, k, num_workers), "exact")
-    if kind is KAsync and k > 1:
+    if kind == "k-async" and k > 1:
         return Expectation(order_statistic(law, k, num_workers), _k_async_kind(law))
     return Expectation(k * law.expectation() / num_workers, "exact")
 
@@ -147,22 +111,12 @@ def mean_staleness(gathering: Gathering, num_workers: int, k: int | None = None)
     without delays of links, which add to it.
     """
     k = gathering.num_gradients(num_workers) if k is None else k
-    kind = base_kind(gathering)
-    if kind in (Sync, KSync, KBatchSync):
+    if gathering.cancels:
         return 0.0
-    return num_workers / k - 1 if kind is KAsync else (num_workers - 1) / k
+    return num_workers / k - 1 if gathering.waits else (num_workers - 1) / k
 
 
-def base_kind(gathering: Gathering) -> type[Gathering]:
-    """Return the policy that one is a case of."""
-    if isinstance(gathering, AdaSync):
-        return {"k-sync": KSync, "k-batch-sync": KBatchSync, "k-async": KAsync}.get(gathering.base, KBatchAsync)
-    if isinstance(gathering, ASGD):
-        return KAsync
-    return KBatchAsync if isinstance(gathering, NSoftsync) else type(gathering)
-
-
-def _k_async_kind(law: Law) -> Kind:
+def _k_async_kind(law: BaseLaw) -> Kind:
     """Say how ``E[X_{K:P}]`` bounds K-async: from above where new work takes longer than the rest of other work.
 
     The heavy tail of a Pareto law breaks that late, its smallest value holds it early on.
@@ -177,7 +131,7 @@ _GRID = 4000
 
 
 @lru_cache(maxsize=256)
-def _seconds_of_k_batches(law: Law, k: int, num_workers: int) -> float:
+def _seconds_of_k_batches(law: BaseLaw, k: int, num_workers: int) -> float:
     """Return the mean time until P workers that start together have finished K mini-batches between them.
 
     ``E[T] = int_0^inf P(N_1(t) + ... + N_P(t) < K) dt``, ``N`` the renewals of one worker.
@@ -187,7 +141,7 @@ def _seconds_of_k_batches(law: Law, k: int, num_workers: int) -> float:
     if isinstance(law, ConstantLaw):
         return law.value * math.ceil(k / num_workers)
     # Until K have come from P workers, none takes longer than if each did its share alone.
-    limit = order_statistic(law, 1, num_workers) + 3 * k * min(law.expectation(), _distribution(law).ppf(0.9))
+    limit = order_statistic(law, 1, num_workers) + 3 * k * min(law.expectation(), law.theory_distribution().ppf(0.9))
     while True:
         times = np.linspace(0, limit, _GRID + 1)
         missing = _probability_of_fewer(law, k, num_workers, times)
@@ -196,7 +150,7 @@ def _seconds_of_k_batches(law: Law, k: int, num_workers: int) -> float:
         limit *= 1.5
 
 
-def _probability_of_fewer(law: Law, k: int, num_workers: int, times: NDArray[np.float64]) -> NDArray[np.float64]:
+def _probability_of_fewer(law: BaseLaw, k: int, num_workers: int, times: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ``P(N_1(t) + ... + N_P(t) < K)`` at each time."""
     at_least = np.stack([np.ones_like(times), *_renewals(law, k, times)])
     # P(N = n) of one worker for n below K, a row for each n; then of sums of workers, cut off at K.
@@ -208,11 +162,11 @@ def _probability_of_fewer(law: Law, k: int, num_workers: int, times: NDArray[np.
     return np.asarray(total.sum(0))
 
 
-def _renewals(law: Law, k: int, times: NDArray[np.float64]) -> Sequence[NDArray[np.float64]]:
+def _renewals(law: BaseLaw, k: int, times: NDArray[np.float64]) -> Sequence[NDArray[np.float64]]:
     """Return ``P(N(t) >= n)`` for n = 1 to K: the distribution functions of sums of n times."""
     if isinstance(law, ShiftedExponential):
         return [special.gammainc(n, np.maximum(times - n * law.shift, 0) / law.mean) for n in range(1, k + 1)]
-    distribution = _distribution(law).cdf(times)
+    distribution = law.theory_distribution().cdf(times)
     # What falls between two points of the grid is taken to lie in the middle of them.
     masses = np.diff(distribution)
     results = [distribution]
@@ -241,7 +195,7 @@ class Planned(NamedTuple):
         return float((self.staleness == 0).mean())
 
 
-def plan_updates(gathering: Gathering, law: Law, num_workers: int, num_updates: int, seed: int = 0) -> Planned:
+def plan_updates(gathering: Gathering, law: BaseLaw, num_workers: int, num_updates: int, seed: int = 0) -> Planned:
     """Return the figures of a plan of ``num_updates`` updates, without delays of links."""
     planner = ServerPlanner(
         num_workers=num_workers,
@@ -267,7 +221,7 @@ def plan_updates(gathering: Gathering, law: Law, num_workers: int, num_updates: 
     return Planned(mean, float(parts.std(ddof=1) / math.sqrt(32)), np.array(staleness), cancelled / (len(ends) - 1))
 
 
-def speed_up(law: Law, num_workers: int) -> float:
+def speed_up(law: BaseLaw, num_workers: int) -> float:
     """Return how many updates ASGD makes in the time of one of sync SGD: ``P E[X_{P:P}] / E[X]``."""
     return num_workers * order_statistic(law, num_workers, num_workers) / law.expectation()
 

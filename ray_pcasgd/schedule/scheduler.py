@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ray_pcasgd.records import Row
-from ray_pcasgd.rules.gathering import AdaSync
 from ray_pcasgd.schedule.plan_servers import ServerPlanner, ServerRows
 
 
@@ -39,7 +38,7 @@ class Recorded:
 
 def waits_for_losses(schedule: Schedule) -> bool:
     """Return whether a schedule's rows depend on losses."""
-    return isinstance(schedule, ServerPlanner) and isinstance(schedule.gathering, AdaSync)
+    return isinstance(schedule, ServerPlanner) and schedule.gathering.adapts_every is not None
 
 
 class Cut(NamedTuple):

@@ -24,7 +24,8 @@ from ray_pcasgd.rules.server import Delivered, ServerRule
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.reference import takes_whole_numbers_alone
-from ray_pcasgd.schedule.laws import OwnLaw, Sampler
+from ray_pcasgd.schedule.law_base import Sampler
+from ray_pcasgd.schedule.law_own import OwnLaw
 from ray_pcasgd.schedule.topology import OwnMixing, OwnTopology
 
 LOCAL: dict[str, Any] = {"engine": "local", "num_agents": 4, "num_steps": 4, "evaluate_every": 4}

@@ -32,9 +32,13 @@ def test_who_waits_and_who_is_cancelled(name: str, waits: bool, cancels: bool) -
     numbers = {"n-softsync": {"n": 2}, "sync": {}, "asgd": {}}.get(name, {"k": 2})
     own = gathering({"name": name} | numbers)
     assert (own.waits, own.cancels) == (waits, cancels)
+    assert own.base_kind == {"sync": "k-async", "asgd": "k-async", "n-softsync": "k-batch-async"}.get(name, name)
+    assert own.adapts_every is None
     if name.startswith("k-"):
         adaptive = gathering({"name": "adasync", "base": name, "every_seconds": 1})
         assert (adaptive.waits, adaptive.cancels) == (waits, cancels)
+        assert adaptive.base_kind == name
+        assert adaptive.adapts_every == 1
 
 
 BASES = ("k-sync", "k-async", "k-batch-sync", "k-batch-async")

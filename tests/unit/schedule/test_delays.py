@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes, check_timing
-from ray_pcasgd.schedule.laws import ConstantLaw, Law, MeasuredLaw, Outage
+from ray_pcasgd.schedule.law_measured import MeasuredLaw
+from ray_pcasgd.schedule.laws import ConstantLaw, Law, Outage
 
 LAWS: list[Any] = [
     2.5,

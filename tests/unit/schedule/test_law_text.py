@@ -9,8 +9,9 @@ import pytest
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.runs.plan.plan import with_defaults
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.schedule.law_measured import MeasuredLaw
 from ray_pcasgd.schedule.law_text import FORMS, parse_delay
-from ray_pcasgd.schedule.laws import ConstantLaw, Exponential, Law, LogNormal, MeasuredLaw, Outage, Pareto, UniformLaw
+from ray_pcasgd.schedule.laws import ConstantLaw, Exponential, Law, LogNormal, Outage, Pareto, UniformLaw
 
 
 def link(*assignments: str, **entry: Any) -> tuple[Any, str | None]:

@@ -2,15 +2,19 @@
 
 import math
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from ray_pcasgd.report.theory_page import check_theory, theory_table, write_theory
 from ray_pcasgd.rules.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync, Sync
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.schedule.delays import ComputeTimes
+from ray_pcasgd.schedule.law_base import BaseLaw, Sampler
 from ray_pcasgd.schedule.laws import (
     ConstantLaw,
     Exponential,
@@ -31,6 +35,8 @@ from ray_pcasgd.schedule.runtime_theory import (
     seconds_per_update,
     speed_up,
 )
+from ray_pcasgd.schedule.scheduler import waits_for_losses
+from tests.unit.schedule.test_plan_servers import planner
 
 EXPONENTIAL, SHIFTED, PARETO = Exponential(mean=1), ShiftedExponential(shift=1, mean=1), Pareto(shape=2.5, scale=1)
 
@@ -65,7 +71,7 @@ def test_what_has_no_finite_mean_is_infinite() -> None:
     assert order_statistic(Pareto(shape=1.0, scale=1.0), 7, 8) < math.inf
 
 
-def k_batches_by_simulation(law: Law, k: int, num_workers: int, rounds: int) -> tuple[float, float]:
+def k_batches_by_simulation(law: BaseLaw, k: int, num_workers: int, rounds: int) -> tuple[float, float]:
     """Return mean and standard error of the time until P fresh workers have finished K mini-batches between them."""
     draw = law.sampler(np.random.default_rng(1))
     results = []
@@ -186,6 +192,92 @@ def test_a_file_of_equal_values_is_a_law_of_one_value(tmp_path: Path) -> None:
 def test_laws_of_which_the_theory_says_nothing_are_refused(assignment: str) -> None:
     with pytest.raises(SettingsError, match=r"^compute"):
         check_theory(load_config(None, [assignment]))
+
+
+class Gamma(BaseLaw):
+    """A law of the user's own."""
+
+    name: Literal["gamma"] = "gamma"
+    shape: float
+
+    def sampler(self, random: np.random.Generator) -> Sampler:
+        return lambda _: float(random.gamma(self.shape))
+
+    def expectation(self) -> float:
+        return self.shape
+
+    def theory_distribution(self) -> Any:
+        return stats.gamma(self.shape)
+
+
+class Unknown(Gamma):
+    def theory_distribution(self) -> Any:
+        return BaseLaw.theory_distribution(self)
+
+
+class HalfBatches(Gathering):
+    """A policy of the user's own: ``KBatchAsync`` with half as many gradients as workers."""
+
+    name: Literal["half"] = "half"
+    waits: ClassVar[bool] = False
+
+    def num_gradients(self, num_workers: int) -> int:
+        return (num_workers + 1) // 2
+
+
+class Doubling(HalfBatches):
+    """A policy of the user's own that adapts K as AdaSync does."""
+
+    every_seconds: float
+
+    def num_gradients(self, num_workers: int) -> int:
+        return 1
+
+    @property
+    def adapts_every(self) -> float:
+        return self.every_seconds
+
+    def adapted(self, num_workers: int, k: int, ratio: float) -> int:
+        return AdaSync(base="k-batch-async", every_seconds=1).adapted(num_workers, k, ratio)
+
+
+def test_the_theory_knows_a_law_of_ones_own_by_its_distribution() -> None:
+    law = Gamma(shape=2)
+    draws = np.sort(np.random.default_rng(0).gamma(2, size=(40_000, 4)), axis=1)
+    for k in (1, 2, 4):
+        error = draws[:, k - 1].std() / math.sqrt(len(draws))
+        assert abs(order_statistic(law, k, 4) - draws[:, k - 1].mean()) < 4 * error
+    mean, error = k_batches_by_simulation(law, 3, 4, 2000)
+    assert abs(seconds_per_update(KBatchSync(k=3), law, 4).seconds - mean) < 4 * error
+    assert seconds_per_update(KAsync(k=2), law, 4).kind == "about"
+    with pytest.raises(ValueError, match=r"^compute\.law\.name = 'gamma': allowed for the theory are laws with a "):
+        order_statistic(Unknown(shape=2), 1, 2)
+
+
+def test_planner_and_theory_need_no_more_of_a_policy_than_it_says_itself() -> None:
+    own, same = HalfBatches(), KBatchAsync(k=3)
+    assert own.base_kind == same.base_kind == "k-batch-async"
+    assert list(planner(own, 5, compute=ComputeTimes(law=SHIFTED))) == list(
+        planner(same, 5, compute=ComputeTimes(law=SHIFTED))
+    )
+    assert seconds_per_update(own, SHIFTED, 5) == seconds_per_update(same, SHIFTED, 5)
+    assert mean_staleness(own, 5) == mean_staleness(same, 5)
+
+
+def test_a_policy_of_ones_own_may_adapt_k() -> None:
+    policies: list[Gathering] = [Doubling(every_seconds=2.0), AdaSync(base="k-batch-async", every_seconds=2.0)]
+    schedules = []
+    for policy in policies:
+        plan = planner(policy, 5, compute=ComputeTimes(law=SHIFTED), num_steps=20)
+        assert waits_for_losses(plan)
+        rows, iterator = [], iter(plan)
+        for row in iterator:
+            assert row is not None
+            rows.append(row)
+            iterator.tell(row, 0.9**row.end)
+        schedules.append(rows)
+    assert schedules[0] == schedules[1]
+    assert max(len(row.reads) for row in schedules[0] if row.agent == 5) == 5
 
 
 def test_an_outage_has_no_order_statistics() -> None:
