@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,6 +19,8 @@ from ray_pcasgd.engines.ray.discovery import NotRunningError, address_of
 
 if TYPE_CHECKING:
     from ray_pcasgd.engines.live.commands import Command
+
+Answer = TypeVar("Answer")
 
 REFUSED = 1
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a running run.")]
@@ -41,7 +43,13 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show the state of a running run: steps, losses, staleness of every link, which agents are lost."""
-    view = _reached(run, lambda: _control().status_of(run, address), address)
+
+    def view_of() -> dict[str, Any]:
+        from ray_pcasgd.engines.ray.control import status_of
+
+        return status_of(run, address)
+
+    view = _reached(run, view_of, address)
     if as_json:
         print(json.dumps(view))
         return
@@ -154,13 +162,7 @@ def join(run: RunArgument, agent: AgentNumber, address: Address = None) -> None:
     _tell(run, Join(agent=agent), address)
 
 
-def _control() -> Any:
-    from ray_pcasgd.engines.ray import control
-
-    return control
-
-
-def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
+def _reached(run: str, act: Callable[[], Answer], address: str | None) -> Answer:
     """Return the result of a call to a running run.
 
     Raises:
@@ -168,7 +170,7 @@ def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
 
     """
     try:
-        # Before Ray is imported, which takes seconds.
+        # Before ``act`` imports Ray, which takes seconds.
         address_of(run, address)
         return act()
     except NotRunningError as error:
@@ -176,7 +178,12 @@ def _reached(run: str, act: Callable[[], Any], address: str | None) -> Any:
 
 
 def _tell(run: str, command: "Command", address: str | None) -> None:
-    answer: str = _reached(run, lambda: _control().tell(run, command, address), address)
+    def answered() -> str:
+        from ray_pcasgd.engines.ray.control import send_command
+
+        return send_command(run, command, address)
+
+    answer = _reached(run, answered, address)
     if answer.startswith("refused"):
         print(f"error: {answer}", file=sys.stderr)
         raise typer.Exit(REFUSED)
