@@ -43,7 +43,14 @@ def test_shell_examples_run(name: str, script: str, tmp_path: Path) -> None:
     assert "report" in result.stdout
 
 
-@pytest.mark.parametrize(("name", "script"), blocks("python"), ids=[name for name, _ in blocks("python")])
+PYTHON = blocks("python")
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [slow_unless(name.startswith("README"), name, text) for name, text in PYTHON],
+    ids=[name for name, _ in PYTHON],
+)
 def test_python_examples_run(name: str, script: str, tmp_path: Path) -> None:
     result = run([sys.executable, "-c", script], tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

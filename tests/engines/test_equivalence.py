@@ -143,6 +143,7 @@ PREDICTED: dict[str, Any] = {
 """With this strength, predictions overflow from finite directions; what they come of others may read."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["weights", slow_unless(False, "buffers"), slow_unless(False, "predictions")])
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_agent_that_overflows_leaves_both_engines_alike(what: str, tmp_path: Path) -> None:
@@ -159,6 +160,7 @@ def test_an_agent_that_overflows_leaves_both_engines_alike(what: str, tmp_path: 
     assert gone < {row.agent for row in rows} | {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["planned", slow_unless(False, "live")])
 @pytest.mark.parametrize("what", ["weights", slow_unless(False, "buffers")])
 @pytest.mark.usefixtures("ray_cluster")
@@ -220,6 +222,7 @@ def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, t
         assert torch.equal(value, weights[name]), name
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
     settings = ALGORITHMS["pc-asgd-pv, probe"]
     first, again, other = (

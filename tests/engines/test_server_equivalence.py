@@ -250,6 +250,7 @@ def test_a_schedule_replays_under_another_correction(tmp_path: Path) -> None:
     assert other.metrics["test_loss"] != plain.metrics["test_loss"]
 
 
+@pytest.mark.slow
 def test_a_shortened_schedule_whose_servers_run_apart_reads_the_last_version_of_the_faster_one(tmp_path: Path) -> None:
     """As live workers do, which go on while one of their servers has taken all of its steps."""
     worker, fast, slow = range(3)

@@ -68,6 +68,7 @@ def rows_of(result: Result) -> list[Row]:
     return read_rows(Path(result.path) / "schedule.parquet")[0]
 
 
+@pytest.mark.slow
 def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> None:
     operator = Operator()
     late = SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),)))

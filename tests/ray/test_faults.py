@@ -76,7 +76,7 @@ def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
     faults = Several(
         Fault(120, kill(1)), Fault(200, kill(SCHEDULER)), Fault(280, silence(2)), Fault(330, take_states_away)
     )
-    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 10}, **more)
+    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 4}, **more)
     restarts = [event for event in faults.events if event.kind == "run_restarted"]
     assert len(restarts) == 3
     assert all(event.step > 0 for event in restarts[1:])

@@ -29,6 +29,7 @@ def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Resu
     return Trainer(SMALL, callbacks=[callback or Callback()], **changes).fit()
 
 
+@pytest.mark.slow
 def test_fast_agents_do_not_wait_for_a_slow_one(tmp_path: Path) -> None:
     result = fit(tmp_path, compute={"stragglers": {2: 0.05}}, engine=LIVE | {"max_lag": None})
     assert result.error is None
@@ -63,7 +64,7 @@ def test_a_lost_agent_ends_a_planned_run_with_its_name_and_its_files(tmp_path: P
     assert read_rows(Path(result.path) / "schedule.parquet")[0]
 
 
-@pytest.mark.parametrize("mode", ["planned", "live"])
+@pytest.mark.parametrize("mode", ["planned", pytest.param("live", marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_agent_and_step(mode: str, tmp_path: Path) -> None:
     result = fit(tmp_path, engine={"name": "ray", "mode": mode}, step_size=1e20)
     assert isinstance(result.error, NonFiniteLossError)

@@ -29,6 +29,7 @@ def fit(folder: Path, gathering: Any, callback: Any = None, **settings: Any) -> 
     return Trainer(SMALL, callbacks=[callback] if callback else [], **changes).fit()
 
 
+@pytest.mark.slow
 def test_k_sync_cancels_a_slow_worker_and_never_waits_for_it(tmp_path: Path) -> None:
     # It would need half a minute for a step, and the run is over long before.
     result = fit(tmp_path, {"name": "k-sync", "k": 2}, compute={"stragglers": {0: 30.0}})
