@@ -159,6 +159,7 @@ def test_a_planned_run_with_servers_outlives_them_and_its_workers_to_the_bit(nam
     assert restarted[-1].step > 0
 
 
+@pytest.mark.slow
 def test_a_planned_run_whose_driver_was_killed_is_resumed_to_the_bit(tmp_path: Path) -> None:
     run = run_and_kill_driver(tmp_path, 250)
     resumed = resume(run)

@@ -138,6 +138,7 @@ def test_pairs_go_on_without_an_agent_that_is_gone_or_hangs(
 
 
 @pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_agent_that_averages_in_pairs_comes_back(lost: int, tmp_path: Path) -> None:
     """Agent 0 asks, and agent 1 is asked."""
     killer = Fault(12, kill(lost))

@@ -117,6 +117,7 @@ def replay(result: Result, folder: Path, **settings: Any) -> None:
         pytest.param(ELASTIC, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_server_s_state(algorithm: dict[str, Any], tmp_path: Path) -> None:
     """The server is killed; the run goes on by itself, is killed so again beyond what is allowed, and is resumed."""
     settings: dict[str, Any] = {"algorithm": {"name": "server"} | algorithm, "num_steps": 200}
