@@ -275,7 +275,6 @@ class Door:
 
 DOORS: list[Door] = []
 """One for each family."""
-"""One for each family."""
 
 
 def _named(first: Any, second: Any) -> Any:

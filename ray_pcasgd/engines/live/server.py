@@ -141,7 +141,7 @@ class ServerPolicy(Policy[Decision]):
         last = newest + 1 + (self.version - begun if self.gathering.cancels else 0)
         if not newest < version <= last:
             return f"its version is {version}; allowed are {newest + 1} to {last}"
-        # Not the present version: what cancels a worker's next work may still be on its way to it.
+        # Not the present version: the message that cancels the worker's next work may not have reached it yet.
         self._admitted[worker] = (version, min(max(begun, _delivery(header).round), self.version))
         return None
 

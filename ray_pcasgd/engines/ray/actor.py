@@ -77,10 +77,6 @@ class Actor(MailActor):
             for neighbor, version in restored.left.items():
                 self.mailbox.isolate(neighbor, version)
 
-    def __repr__(self) -> str:
-        # Ray also asks one that could not be built.
-        return f"{self.spec.family.title}({self.spec.agent})"
-
     @property
     def version(self) -> int:
         """The agent's version."""

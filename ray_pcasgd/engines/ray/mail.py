@@ -97,7 +97,8 @@ class MailActor(Reporter):
         """Of each neighbor, how many messages it had sent before each cut."""
 
     def __repr__(self) -> str:
-        return f"Agent({self.spec.agent})"
+        # Of the spec alone: Ray also asks an actor that could not be built.
+        return f"{self.spec.family.title}({self.spec.agent})"
 
     def ready(self) -> str:
         """Return where the agent lives, once it is built."""
