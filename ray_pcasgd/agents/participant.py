@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import Delivery
-from ray_pcasgd.agents.optimizer import SGD
+from ray_pcasgd.agents.optimizer import SGD, OwnOptimizer
 from ray_pcasgd.agents.replica import MixedBuffers, Replica
 from ray_pcasgd.base.curves import Curve
 from ray_pcasgd.base.state import State
@@ -59,7 +59,7 @@ class Training:
     seed: int
     num_steps: int
     batch_size: int
-    optimizer: SGD
+    optimizer: SGD | OwnOptimizer
     step_size: Curve
     warmup_steps: int
     task: Task
