@@ -1,10 +1,11 @@
 """Drives an actor by a live policy: it reads the clocks, waits as the policy says, and acts as it decides."""
 
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.live.decisions import Compute, Moment, Policy, Wait
+from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.actor import Actor
 from ray_pcasgd.engines.ray.cuts import AgentState, portable_state
 from ray_pcasgd.engines.ray.driver import Driver
@@ -20,6 +21,9 @@ def moment() -> Moment:
 
 class LiveDriver(Driver):
     """What the drivers of all families have in common."""
+
+    policy: Any
+    """What decides for the agent; each family's driver has its own kind."""
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
@@ -63,3 +67,27 @@ class LiveDriver(Driver):
     def leave(self) -> None:
         """Take in that the agent is asked to leave the run on purpose."""
         self.is_leaving = True
+
+    def begin(self) -> None:
+        """Take in that the run begins."""
+        self.policy.started_at = self.actor.started_at
+
+    def set_links(self, injection: InjectedDelays) -> None:
+        """Take in what an injection says of links."""
+        self.policy.links(injection)
+
+    def lost(self, neighbor: int) -> None:
+        """Take in that another agent is gone."""
+        self.policy.lost(neighbor)
+
+    def known(self, neighbor: int) -> int:
+        """Return the newest version of another agent that is known here."""
+        found: int = self.policy.known(neighbor)
+        return found
+
+    def report_leaving(self) -> None:
+        """Report that the agent has left, if it was asked to."""
+        if self.is_leaving:
+            with self.actor.changed:
+                self.policy.left()
+                self.actor.unsent += self.policy.events()

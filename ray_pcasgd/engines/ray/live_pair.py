@@ -31,6 +31,8 @@ class PairDriver(LiveDriver):
     agent dies next.
     """
 
+    policy: PairPolicy
+
     def __init__(self, actor: Actor, state: State | None, injection: InjectedDelays) -> None:
         super().__init__(actor)
         assert isinstance(actor.participant, PairPeer)
@@ -44,7 +46,7 @@ class PairDriver(LiveDriver):
 
     def begin(self) -> None:
         """Let those who ask know what the time is."""
-        self.policy.started_at = self.actor.started_at
+        super().begin()
         self.has_begun = True
         self.actor.changed.notify_all()
 
@@ -155,18 +157,10 @@ class PairDriver(LiveDriver):
                 ray.get([call.answer for call in actor.handed_in])
         return [version, *actor.transport.arguments(before)]
 
-    def set_links(self, injection: InjectedDelays) -> None:
-        """Take in what an injection says of links."""
-        self.policy.links(injection)
-
     def lost(self, neighbor: int) -> None:
         """Ask a neighbor no more that is gone, or has left."""
-        self.policy.lost(neighbor)
+        super().lost(neighbor)
         self.partners.pop(neighbor, None)
-
-    def known(self, neighbor: int) -> int:
-        """Return the newest version of a neighbor that is known here."""
-        return self.policy.known(neighbor)
 
     def welcome(self, neighbor: int, handle: ActorHandle[Any], version: int) -> Offer:
         """Take a neighbor in that comes back, and return what it comes back from."""
@@ -199,6 +193,4 @@ class PairDriver(LiveDriver):
         """Take in that the agent was stopped, and report that it has left, if it was asked to."""
         with self.actor.changed:
             self.is_over = True
-            if self.is_leaving:
-                self.policy.left()
-                self.actor.unsent += self.policy.events()
+        self.report_leaving()

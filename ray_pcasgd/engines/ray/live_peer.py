@@ -26,6 +26,8 @@ from ray_pcasgd.records import Event, Row, Snapshot
 class PeerDriver(LiveDriver):
     """Takes a peer's steps as fast as its barrier allows, with whatever has come."""
 
+    policy: PeerPolicy
+
     def __init__(self, actor: Actor, state: State | None, injection: InjectedDelays) -> None:
         super().__init__(actor)
         assert isinstance(actor.participant, Peer)
@@ -50,7 +52,7 @@ class PeerDriver(LiveDriver):
 
     def begin(self) -> None:
         """Take in that the run begins; who is not there has no share of the version that all start from."""
-        self.policy.started_at = self.actor.started_at
+        super().begin()
         if self.agent.pushes:
             self.held = tuple(k for k in self.agent.receivers() if k not in self.actor.outbox)
 
@@ -163,14 +165,6 @@ class PeerDriver(LiveDriver):
         """Hand a message to the policy."""
         self.policy.arrived(header, moment())
 
-    def set_links(self, injection: InjectedDelays) -> None:
-        """Take in what an injection says of links."""
-        self.policy.links(injection)
-
-    def lost(self, neighbor: int) -> None:
-        """Take in that a neighbor is gone."""
-        self.policy.lost(neighbor)
-
     def lose(self, neighbor: int) -> None:
         """Take in that a neighbor is gone, without the lock."""
         with self.actor.changed:
@@ -179,10 +173,6 @@ class PeerDriver(LiveDriver):
     def finished(self, neighbor: int) -> None:
         """Take in that a receiver has taken all its steps."""
         self.policy.finished(neighbor)
-
-    def known(self, neighbor: int) -> int:
-        """Return the newest version of a neighbor that is known here."""
-        return self.policy.known(neighbor)
 
     def welcome(self, neighbor: int, handle: ActorHandle[Any], version: int) -> Offer:
         """Take a neighbor in that comes back, and return what it comes back from."""
@@ -234,6 +224,4 @@ class PeerDriver(LiveDriver):
         """Tell the neighbors that the agent has left, if it was asked to."""
         if self.is_leaving:
             self.send(None, self.actor.spec.receivers, isolated=True)
-            with self.actor.changed:
-                self.policy.left()
-                self.actor.unsent += self.policy.events()
+        self.report_leaving()

@@ -23,6 +23,8 @@ from ray_pcasgd.records import Event, Read, Row
 class ServerDriver(LiveDriver):
     """Takes a server's updates until all steps of the run are taken, and answers its workers."""
 
+    policy: ServerPolicy
+
     def __init__(self, actor: Actor, state: State | None, injection: InjectedDelays) -> None:
         super().__init__(actor)
         assert isinstance(actor.participant, Server)
@@ -42,10 +44,6 @@ class ServerDriver(LiveDriver):
     def present(self) -> Contents:
         """Return the present version as it travels."""
         return self.actor.contents(self.server.message(None))
-
-    def begin(self) -> None:
-        """Take in that the run begins."""
-        self.policy.started_at = self.actor.started_at
 
     def run(self) -> None:
         """Update until all steps are taken, and tell the workers so."""
@@ -131,18 +129,6 @@ class ServerDriver(LiveDriver):
         """Raise ``RejectedError`` unless a gradient may be its worker's next one."""
         if problem := self.policy.admit(header):
             raise RejectedError(problem)
-
-    def set_links(self, injection: InjectedDelays) -> None:
-        """Take in what an injection says of links."""
-        self.policy.links(injection)
-
-    def lost(self, neighbor: int) -> None:
-        """Take in that a worker is gone."""
-        self.policy.lost(neighbor)
-
-    def known(self, neighbor: int) -> int:
-        """Return the newest version of a worker that has come."""
-        return self.policy.known(neighbor)
 
     def welcome(self, neighbor: int, handle: ActorHandle[Any], version: int) -> bool:
         """Take a worker in that comes back at a version, unless all steps are taken; return whether it is."""

@@ -26,6 +26,7 @@ class WorkerDriver(LiveDriver):
     """Takes a worker's steps until every server has taken all of its own."""
 
     note = Answer
+    policy: WorkerPolicy
 
     def __init__(self, actor: Actor, state: State | None, injection: InjectedDelays) -> None:
         super().__init__(actor)
@@ -36,10 +37,6 @@ class WorkerDriver(LiveDriver):
         actor.mailbox = mailbox
         self.policy = WorkerPolicy(self.worker.spec, mailbox, actor.driving.wait_seconds, injection)
         self.worker.warm_up()
-
-    def begin(self) -> None:
-        """Take in that the run begins."""
-        self.policy.started_at = self.actor.started_at
 
     def run(self) -> None:
         """Take steps until every server has taken all of its own."""
@@ -114,10 +111,6 @@ class WorkerDriver(LiveDriver):
         with self.actor.changed:
             return self.policy.is_cancelled(moment()) or self.actor.stopped
 
-    def set_links(self, injection: InjectedDelays) -> None:
-        """Take in what an injection says of links."""
-        self.policy.links(injection)
-
     def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], at_least: int) -> bool:
         """Come back into the run, with the servers' weights, unless these are done."""
         actor = self.actor
@@ -141,7 +134,4 @@ class WorkerDriver(LiveDriver):
 
     def on_leave(self) -> None:
         """Report that the worker has left, if it was asked to."""
-        if self.is_leaving:
-            with self.actor.changed:
-                self.policy.left()
-                self.actor.unsent += self.policy.events()
+        self.report_leaving()
