@@ -117,6 +117,13 @@ class SGD(Settings):
         velocity = state[0] * self.momentum + gradient
         return (velocity,), gradient.add(velocity, alpha=self.momentum) if self.nesterov else velocity
 
+    def steepened(self, curvature: float) -> float:
+        """Return the curvature that a steady step of this optimizer follows, of a loss of a given one.
+
+        ``(h + weight_decay) / (1 - momentum)``: of gradients that stay, momentum makes steps that much longer.
+        """
+        return (curvature + self.weight_decay) / (1 - self.momentum)
+
     def _braked(self, gradient: Tensor, velocity: Tensor, sizes: Sequence[int]) -> Tensor:
         assert self.braking is not None
         parts = []

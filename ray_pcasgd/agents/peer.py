@@ -2,14 +2,17 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ray_pcasgd.agents.drift import DriftHistory
+from ray_pcasgd.agents.curvature import largest_curvature
+from ray_pcasgd.agents.drift import DriftBefore, MeanDrift
 from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
+from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import (
     NO_LOSS,
     Family,
@@ -22,9 +25,12 @@ from ray_pcasgd.agents.participant import (
     Training,
 )
 from ray_pcasgd.agents.reliability import ByCluster, ByStaleness
+from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
+from ray_pcasgd.tasks.batches import Batches
+from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import TaskData
 
 _SHORTEST_PATH = 64
@@ -63,6 +69,8 @@ class AgentSpec(LearnerSpec):
     own_mixing: float
     samples: tuple[int, ...]
     """Size of each neighbor's shard."""
+    borrowed: Any = None
+    """Indices of the training samples that candidates are probed on, where they are not those of the agent's shard."""
     out_neighbors: tuple[int, ...] | None = None
     """Who reads the agent; not given: its neighbors, as on every undirected graph."""
 
@@ -116,19 +124,35 @@ class Peer(Learner, Participant):
         self.publishes_directions = rule.needs_directions
         self.loss: float | None = None
         """Of the next step, where it is computed already."""
-        self.probe_batches = self.stream("probes")
+        self.probe_batches = self.probe_stream()
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.mass = 1.0
         """Where rules push shares of it: the sum over all agents of weights times mass is conserved."""
+        self.curvature = 0.0
+        """The largest one that the agent has measured last, by what the optimizer makes of it; 0: not measured yet."""
+        self.curvature_batches = self.stream("curvature")
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = torch.zeros_like(self.weights)
 
-    def path(self) -> DriftHistory:
+    def probe_stream(self) -> Batches | StreamBatches:
+        """Return the mini-batches that candidates are probed on."""
+        spec, recipe, data = self.spec, self.spec.recipe, self.data
+        if data.probes is not None:
+            every = np.arange(len(data.probes))
+            return Batches(
+                data.probes, every, recipe.batch_size, recipe.seed, spec.agent, "probes", None, data.normalization
+            )
+        if spec.borrowed is None:
+            return self.stream("probes")
+        return recipe.task.batches(data, spec.borrowed, recipe.batch_size, recipe.seed, spec.agent, "probes")
+
+    def path(self) -> MeanDrift | DriftBefore:
         """Return an empty memory of the agent's own path, as long as the rule may ask for."""
         recipe = self.spec.recipe
+        kind = MeanDrift if recipe.rule.drift_kind == "mean" else DriftBefore
         # No age is above the number of steps: a setting far above it would take memory for nothing.
-        return DriftHistory(self.weights, min(recipe.rule.age_max, max(_SHORTEST_PATH, recipe.num_steps)))
+        return kind(self.weights, min(recipe.rule.age_max, max(_SHORTEST_PATH, recipe.num_steps)))
 
     def apply(self, received: Sequence[Received], held: int = 0) -> dict[str, float]:
         """Take the rule's step with the versions that were read, and return the rule's measures.
@@ -216,9 +240,14 @@ class Peer(Learner, Participant):
         return self.message_bytes * len(self.receivers())
 
     def gather(self, received: Sequence[Received], held: int = 0) -> Gathered:
-        """Return what the rule is going to see, neighbor by neighbor; those that were not read have weight 0."""
+        """Return what the rule is going to see, neighbor by neighbor; those that were not read have weight 0.
+
+        It measures the curvature before, where the rule asks for it at this step.
+        """
         if self.pushes:
             return self.gather_shares(received, held)
+        if self.spec.recipe.rule.measures_curvature_at(self.version):
+            self.measure_curvature()
         spec, recipe = self.spec, self.spec.recipe
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
@@ -274,7 +303,27 @@ class Peer(Learner, Participant):
 
     def coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return the rule's own numbers at this step."""
-        return self.spec.recipe.rule.coefficients(self.spec.agent, self.version) | self.observed_coefficients(received)
+        rule = self.spec.recipe.rule
+        measured = {"curvature": self.curvature} if rule.curvature_products else {}
+        return rule.coefficients(self.spec.agent, self.version) | self.observed_coefficients(received) | measured
+
+    def measure_curvature(self) -> None:
+        """Measure the loss's largest curvature on a mini-batch of its own stream, at the agent's weights."""
+        recipe, agent = self.spec.recipe, self.spec.agent
+        # By the version alone, so that an agent that comes back into a run draws what a replay draws.
+        self.curvature_batches.restore(self.version)
+        inputs, targets = self.draw(self.curvature_batches)
+        draw = generator(recipe.seed, "curvature", agent, self.version)
+        start = torch.from_numpy(draw.standard_normal(self.weights.shape[-1], dtype=np.float32))
+        local = self.replica.copy_of_local()
+        buffers = self.replica.buffers.clone()
+
+        def loss(weights: Tensor) -> Tensor:
+            return self.loss_at(weights, buffers, local, inputs, targets)[0]
+
+        self.seed_forward_pass()
+        found = largest_curvature(loss, self.weights, start.to(self.device), recipe.rule.curvature_products)
+        self.curvature = self.optimizer.steepened(found) if isinstance(self.optimizer, SGD) else found
 
     def observed_coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return those of the rule's numbers that follow from what was read."""
@@ -403,6 +452,7 @@ class Peer(Learner, Participant):
         self.direction = torch.zeros_like(self.weights)
         self.reset_memory()
         self.mass = 1.0
+        self.curvature = 0.0
         if self.displacements is not None:
             self.displacements = self.path()
         self.version = version
@@ -441,6 +491,7 @@ class Peer(Learner, Participant):
             "optimizer": leaves_of(self.optimizer_state),
             "rule": leaves_of(self.rule_state),
             "mass": self.mass,
+            "curvature": self.curvature,
             "displacements": self.displacements.state() if self.displacements else None,
         }
 
@@ -448,6 +499,7 @@ class Peer(Learner, Participant):
         """Go on from a state of an agent with the same settings, numbers excepted."""
         device = self.replica.device
         self.version, self.mass, self.loss = state["version"], state["mass"], state["loss"]
+        self.curvature = state["curvature"]
         self.weights, self.buffers, self.direction = (
             state[name].to(device) for name in ("weights", "buffers", "direction")
         )

@@ -17,6 +17,10 @@ State = tuple[Tensor, ...]
 Reading = Literal["newest", "news", "every"]
 """What of a neighbor is read at a step, see ``Rule.reading``."""
 
+DriftKind = Literal["mean", "before"]
+"""Which drift of its own an agent knows for an age ``a`` at its version ``t``: ``mean``, its mean displacement
+``1/a sum_{r<a} (x(t-a+r) - x(t-a))``; ``before``, its displacement over as many steps before, ``x(t-a) - x(t-2a)``."""
+
 DefaultBarrier = Literal["none", "all", "bounded"]
 """A barrier by its name; ``bounded`` with a staleness of 1."""
 
@@ -68,6 +72,11 @@ class Rule(Settings, ABC):
         """The oldest age, in own steps, for which the drift is asked; 0 where ``needs_drift`` is false."""
         return 0
 
+    @property
+    def drift_kind(self) -> DriftKind:
+        """Which drift of its own an agent is asked for, where ``needs_drift``."""
+        return "mean"
+
     def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
         """Return the neighbors that an agent reads at this step, in rising order; the same in every engine."""
         return neighbors
@@ -87,6 +96,15 @@ class Rule(Settings, ABC):
     def probes_at(self, step: int) -> bool:
         """Return whether ``step`` is handed a probe at this step."""
         return False
+
+    def measures_curvature_at(self, step: int) -> bool:
+        """Return whether the agent measures its loss's curvature before this step; ``curvature_products`` says how."""
+        return False
+
+    @property
+    def curvature_products(self) -> int:
+        """Hessian-vector products of one measurement of curvature; 0: it is never measured."""
+        return 0
 
     def init(self, weights: Tensor, num_neighbors: int) -> Any:
         """Return the state before the first step for weights of shape (D,)."""

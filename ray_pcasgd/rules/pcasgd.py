@@ -1,18 +1,40 @@
 """PC-ASGD: a blend of predicting and of clipping the stale neighbors (Wang et al., TMLR 2024, arXiv 2208.13154)."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from torch import Tensor
 
-from ray_pcasgd.base.curves import Constant, Curve
+from ray_pcasgd.base import numerics
+from ray_pcasgd.base.curves import Curve
+from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe, Rule, averaged_step
-from ray_pcasgd.rules.prediction import Clipping, PredictingRule, clip
+from ray_pcasgd.rules.guard import GuardState, guarded, unguarded
+from ray_pcasgd.rules.prediction import Blend, Clipping, PredictingRule, clip
+from ray_pcasgd.rules.reach import StableReach
+
+
+class StalenessTheta(Settings):
+    """The largest theta that the stability bound allows at what an agent reads."""
+
+    name: Literal["staleness"] = "staleness"
+
+
+def _kind_of_theta(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "agents"
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", value)
+    return "staleness" if name == "staleness" else "curve"
+
 
 Theta = Annotated[
-    Annotated[Curve, Tag("curve")] | Annotated[tuple[float, ...], Tag("agents")],
-    Discriminator(lambda value: "agents" if isinstance(value, list | tuple) else "curve"),
+    Annotated[StalenessTheta, BeforeValidator(from_name), Tag("staleness")]
+    | Annotated[Curve, Tag("curve")]
+    | Annotated[tuple[float, ...], Tag("agents")],
+    Discriminator(_kind_of_theta),
 ]
 
 
@@ -37,27 +59,52 @@ class PASGD(PredictingRule):
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the predicting step ``w_ii x_i + sum_{k in R_i} w_ik x_k + sum_{k in U_i} w_ik p_ik - eta u_i``."""
-        state, (weights,) = self.blends((torch.ones_like(own.mixing),), state, own, reads)
+        blend = self.blend_at(torch.ones_like(own.mixing), own, reads)
+        state, (weights,) = self.blends((blend,), state, own, reads)
         return state, Update(weights, {})
 
 
+class GuardedState(NamedTuple):
+    """The memory of PC-ASGD with a guard."""
+
+    guard: GuardState
+    compensation: tuple[Tensor, ...]
+
+
 class PCASGD(PredictingRule):
-    """PC-ASGD: ``theta`` times the predicting step plus ``1 - theta`` times the clipping step."""
+    """PC-ASGD: ``theta`` times the predicting step plus ``1 - theta`` times the clipping step.
+
+    ``theta: staleness`` chooses theta at each step, for each agent, from what it reads: as large as the stability
+    bound allows, ``theta = min(1, c / sum_{k in U_i} w_ik s_ik)``. A constant theta with ``reach: full`` is the
+    published method.
+    """
+
+    name: Literal["pc-asgd"] = "pc-asgd"
+    theta: Theta = Field(default=StalenessTheta())
+    """Share of the predicting step: `staleness`, which follows from what is read; or a number in [0, 1], a curve over
+    steps, or a list of one number per agent. 1 is P-ASGD, 0 is C-ASGD."""
+    guard: bool = False
+    """Whether c of the stability bound is halved where what prediction adds to a step outgrows the agent's usual steps,
+    from where it rises slowly again. It counts with `theta: staleness` and with `reach: stable`."""
 
     numeric_settings: ClassVar[tuple[str, ...]] = ("theta", *PredictingRule.numeric_settings)
 
-    name: Literal["pc-asgd"] = "pc-asgd"
-    theta: Theta = Field(default=Constant(value=0.5))
-    """Share of the predicting step, in [0, 1]: a number, a curve over steps, or a list of one number per agent.
-    1 is P-ASGD, 0 is C-ASGD."""
-
     @field_validator("theta")
     @classmethod
-    def _within_bounds(cls, theta: Curve | tuple[float, ...]) -> Curve | tuple[float, ...]:
+    def _within_bounds(cls, theta: Any) -> Any:
+        if isinstance(theta, StalenessTheta):
+            return theta
         for value in theta if isinstance(theta, tuple) else theta.extremes():
             if not 0 <= value <= 1:
-                raise ValueError(f"theta = {value:g}: allowed are values in [0, 1]")
+                raise ValueError(f"theta = {value:g}: allowed are values in [0, 1], and staleness")
         return theta
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        bounded = isinstance(self.theta, StalenessTheta) or isinstance(self.reach, StableReach)
+        if self.guard and not bounded:
+            raise ValueError("guard = true: allowed with theta = 'staleness' or reach = 'stable'")
+        return self
 
     def check(self, num_agents: int) -> None:
         """Raise ``ValueError`` where theta is given per agent, but not for ``num_agents`` agents."""
@@ -65,12 +112,31 @@ class PCASGD(PredictingRule):
             raise ValueError(f"theta = {list(self.theta)}: allowed is one value for each of the {num_agents} agents")
 
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
-        """Return theta of this agent at this step, and lambda_0."""
-        theta = self.theta[agent] if isinstance(self.theta, tuple) else self.theta.at(step)
-        return super().coefficients(agent, step) | {"theta": theta}
+        """Return theta of this agent at this step, where it is set, and lambda_0."""
+        found = super().coefficients(agent, step)
+        if isinstance(self.theta, StalenessTheta):
+            return found
+        return found | {"theta": self.theta[agent] if isinstance(self.theta, tuple) else self.theta.at(step)}
+
+    def init(self, weights: Tensor, num_neighbors: int) -> Any:
+        """Return the state before the first step."""
+        compensation = super().init(weights, num_neighbors)
+        return GuardedState(unguarded(weights), compensation) if self.guard else compensation
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``theta x_pre + (1 - theta) x_cli``."""
-        theta = own.coefficients["theta"]
-        state, (weights,) = self.blends((theta,), state, own, reads)
-        return state, Update(weights, {"theta": theta})
+        if not self.guard:
+            blend = self._blend(own, reads)
+            state, (weights,) = self.blends((blend,), state, own, reads)
+            return state, Update(weights, {"theta": blend.theta})
+        blend = self._blend(own, reads, state.guard.gain)
+        unmoved = Blend(blend.theta, torch.zeros_like(reads.staleness))
+        compensation, (weights, mixed) = self.blends((blend, unmoved), state.compensation, own, reads)
+        own_step = own.step_size * numerics.norm(own.direction)
+        guard = guarded(state.guard, numerics.norm(weights - mixed), own_step)
+        return GuardedState(guard, compensation), Update(weights, {"theta": blend.theta})
+
+    def _blend(self, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+        if isinstance(self.theta, StalenessTheta):
+            return self.chosen_blend(own, reads, gain)
+        return self.blend_at(own.coefficients["theta"], own, reads, gain)

@@ -1,16 +1,20 @@
 """PC-ASGD-PV, the practical variant: at each step, the better of several shares of prediction (Wang et al., 2024)."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from ray_pcasgd.base import numerics
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe
-from ray_pcasgd.rules.prediction import PredictingRule
+from ray_pcasgd.rules.prediction import Blend, PredictingRule
+from ray_pcasgd.rules.probe_data import OwnProbes, ProbeData
+from ray_pcasgd.rules.reach import StableReach, capped
 
 Condition = Literal["descent", "gradient", "smoothed", "pull", "probe"]
 
@@ -20,11 +24,17 @@ _ROUNDING = 16
 """Rounding errors, relative to the weights' norm, that a step over some dozens of neighbors may sum up to."""
 
 
+Candidate = float | tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]]
+"""A theta, or a pair of a theta and a reach in steps."""
+
+
 class PracticalState(NamedTuple):
     """The memory of PC-ASGD-PV."""
 
     theta: Tensor
     """The last choice, shape ()."""
+    longest: Tensor
+    """Its longest reach in steps, shape (); infinite where it has none of its own."""
     smoothed: Tensor
     """Exponential average of the agent's own direction, shape (D,); (0,) unless the condition is `smoothed`."""
     compensation: tuple[Tensor, ...]
@@ -46,16 +56,32 @@ class PCASGDPV(PredictingRule):
     `descent`, with an exponential average of u_i (0.9). `pull`: as `descent`, without the agent's own step -eta u_i."""
     probe_every: int = Field(1, ge=1)
     """Steps from one probe to the next; the last choice stands between them. Only `probe` uses it."""
-    candidates: tuple[float, ...] = (0.0, 1.0)
-    """The thetas to choose from: two or more, rising, in [0, 1]."""
+    candidates: tuple[Candidate, ...] = (0.0, 1.0)
+    """What to choose from: two or more thetas, rising, in [0, 1]; or pairs [theta, steps], of which each predicts at
+    most so many steps (`reach` is for candidates without a number of their own). Of one theta, the reach rises."""
+    probe_data: ProbeData = OwnProbes()
+    """Where `probe` gets its mini-batches: from the agent's `own` shard; or borrowed, the same for all agents:
+    `{name: shared, samples_per_agent: n}`, some samples from each shard, which all agents then see; or
+    `{name: custom, dataset: module:attribute}`, the user's own. Own ones prefer what suits the shard: where shards hold
+    few of the labels, agents grow apart (see docs/choosing.md)."""
 
     @field_validator("candidates")
     @classmethod
-    def _rising(cls, thetas: tuple[float, ...]) -> tuple[float, ...]:
-        rising = all(a < b for a, b in pairwise(thetas))
-        if len(thetas) < 2 or not rising or not 0 <= thetas[0] <= thetas[-1] <= 1:
-            raise ValueError(f"candidates = {list(thetas)}: allowed are two or more rising values in [0, 1]")
-        return thetas
+    def _rising(cls, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        pairs = [_pair(candidate) for candidate in candidates]
+        rising = all(a < b for a, b in pairwise(pairs))
+        if len(pairs) < 2 or not rising or not 0 <= pairs[0][0] <= pairs[-1][0] <= 1:
+            given = [list(one) if isinstance(one, tuple) else one for one in candidates]
+            raise ValueError(f"candidates = {given}: allowed are two or more rising thetas in [0, 1], or pairs")
+        return candidates
+
+    @model_validator(mode="after")
+    def _borrowed_for_probes(self) -> Self:
+        if self.condition != "probe" and not isinstance(self.probe_data, OwnProbes):
+            raise ValueError(
+                f"probe_data = {self.probe_data.name!r}: allowed with condition = {self.condition!r} is own"
+            )
+        return self
 
     def probes_at(self, step: int) -> bool:
         """Return whether the condition is `probe` and this step is one of every ``probe_every``."""
@@ -64,7 +90,8 @@ class PCASGDPV(PredictingRule):
     def init(self, weights: Tensor, num_neighbors: int) -> PracticalState:
         """Return the state before the first choice."""
         return PracticalState(
-            theta=weights.new_full((), self.candidates[0]),
+            theta=weights.new_full((), _pair(self.candidates[0])[0]),
+            longest=weights.new_full((), _pair(self.candidates[0])[1]),
             smoothed=torch.zeros_like(weights if self.condition == "smoothed" else weights[:0]),
             compensation=self.compensation.init(weights, num_neighbors),
         )
@@ -77,21 +104,39 @@ class PCASGDPV(PredictingRule):
         if self.condition == "smoothed":
             smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * own.direction
         choosing = self.guessed(reads).any()
-        theta = state.theta
+        last = self._blend(state.theta, state.longest, own, reads)
+        theta, longest = state.theta, state.longest
         if self.condition == "probe" and probe is None:
-            compensation, (weights,) = self.blends((theta,), state.compensation, own, reads)
+            compensation, (weights,) = self.blends((last,), state.compensation, own, reads)
         else:
-            thetas = tuple(torch.full_like(theta, value) for value in self.candidates)
-            compensation, candidates = self.blends(thetas, state.compensation, own, reads)
+            choices = [tuple(torch.full_like(theta, value) for value in _pair(one)) for one in self.candidates]
+            compensation, candidates = self.blends(
+                self._all_blends(choices, own, reads), state.compensation, own, reads
+            )
             scores = probe(candidates).neg() if probe else self._agreement(candidates, own, smoothed)
-            best, weights = _choose(scores, thetas, candidates)
-            theta = torch.where(choosing, best, theta)
+            best, furthest, weights = _choose(scores, choices, candidates)
+            theta, longest = torch.where(choosing, best, theta), torch.where(choosing, furthest, longest)
         measures = {
             "theta": theta,
-            "predicting": (theta > self.candidates[0]).to(theta.dtype),
+            "predicting": (theta > _pair(self.candidates[0])[0]).to(theta.dtype),
             "choosing": choosing.to(theta.dtype),
         }
-        return PracticalState(theta, smoothed, compensation), Update(weights, measures)
+        return PracticalState(theta, longest, smoothed, compensation), Update(weights, measures)
+
+    def _blend(self, theta: Tensor, longest: Tensor, own: Own, reads: Reads) -> Blend:
+        blend = self.blend_at(theta, own, reads)
+        return blend if not self._has_pairs else blend._replace(reach=capped(blend.reach, longest))
+
+    def _all_blends(self, choices: Sequence[tuple[Tensor, ...]], own: Own, reads: Reads) -> tuple[Blend, ...]:
+        blends = [self._blend(theta, longest, own, reads) for theta, longest in choices]
+        if self._has_pairs or isinstance(self.reach, StableReach):
+            return tuple(blends)
+        # One reach for all, so that what neighbors have moved is summed once.
+        return tuple(blend._replace(reach=blends[0].reach) for blend in blends)
+
+    @property
+    def _has_pairs(self) -> bool:
+        return any(isinstance(candidate, tuple) for candidate in self.candidates)
 
     def _agreement(self, candidates: tuple[Tensor, ...], own: Own, smoothed: Tensor) -> Tensor:
         """Return the cosine by which the condition judges each candidate, shape (M,)."""
@@ -113,13 +158,20 @@ def _pull(candidate: Tensor, own: Own) -> Tensor:
     return torch.where(numerics.norm(pull) > rounding, pull, 0.0)
 
 
-def _choose(scores: Tensor, thetas: tuple[Tensor, ...], candidates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Return theta and weights of the highest score, of the largest theta among equals; non-finite is lowest."""
+def _pair(candidate: Candidate) -> tuple[float, float]:
+    """Return a candidate's theta, and its longest reach in steps."""
+    return candidate if isinstance(candidate, tuple) else (candidate, math.inf)
+
+
+def _choose(
+    scores: Tensor, choices: Sequence[tuple[Tensor, ...]], candidates: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return theta, reach and weights of the highest score, the last of equal ones; non-finite is lowest."""
     scores = torch.where(scores.isfinite(), scores, -torch.inf)
-    best, chosen, weights = scores[0], thetas[0], candidates[0]
-    for score, theta, candidate in zip(scores.unbind()[1:], thetas[1:], candidates[1:], strict=True):
+    best, (chosen, longest), weights = scores[0], choices[0], candidates[0]
+    for score, (theta, reach), candidate in zip(scores.unbind()[1:], choices[1:], candidates[1:], strict=True):
         better = score >= best
         best = torch.where(better, score, best)
-        chosen = torch.where(better, theta, chosen)
+        chosen, longest = torch.where(better, theta, chosen), torch.where(better, reach, longest)
         weights = torch.where(better, candidate, weights)
-    return chosen, weights
+    return chosen, longest, weights

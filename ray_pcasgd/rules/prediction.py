@@ -1,15 +1,18 @@
 """Predicting and clipping the stale neighbors, and everything between the two (Wang et al., TMLR 2024)."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads
-from ray_pcasgd.rules.base import Rule, clipped_row, mix
+from ray_pcasgd.rules.base import DriftKind, Rule, clipped_row, mix
+from ray_pcasgd.rules.bound import Bound, ConstantBound, CurvatureBound
 from ray_pcasgd.rules.compensation import Compensation, ConstantCompensation
+from ray_pcasgd.rules.reach import FullReach, Reach, StableReach, capped
+from ray_pcasgd.rules.stability import reach_of_own_drift, strength_at_drag, strength_of_own_drift
 
 Clipping = Literal["move-to-self", "renormalize"]
 
@@ -41,9 +44,33 @@ def between(theta: Tensor, clipped: MixingRow, predicted: MixingRow) -> MixingRo
     return MixingRow(*(c + theta * (p - c) for c, p in zip(clipped, predicted, strict=True)))
 
 
-class PredictingRule(Rule):
-    """A rule that predicts the present weights of unreliable neighbors from ``(x_k, u_k)`` of an old version."""
+class Blend(NamedTuple):
+    """How one candidate predicts."""
 
+    theta: Tensor
+    """Share of the predicting step, shape ()."""
+    reach: Tensor
+    """Steps by which each neighbor is rolled forward, shape (K,)."""
+
+
+class PredictingRule(Rule):
+    """A rule that predicts the present weights of unreliable neighbors from an old version ``(x_k, u_k)``.
+
+    The prediction is ``p_ik = x_k - eta s (u_k + lambda u_k .* u_k .* drift)`` with the reach ``s``, the published one
+    ``s = tau``; or, by the reader's own drift, ``p_ik = x_k + (s/a) (x_i(t-a) - x_i(t-2a))``,
+    ``a`` the message's age.
+    """
+
+    prediction: Literal["direction", "own-drift"] = "direction"
+    """How a late neighbor is rolled forward: by its own `direction`, which its messages carry (the published method);
+    or by the reader's `own-drift` over as many steps before, for which messages hold weights alone, half the bytes.
+    The latter has no compensation; an agent keeps 2 oldest_age + 1 of its own versions."""
+    reach: Reach = FullReach()
+    """By how many of the steps that were missed a late neighbor is rolled forward: `full`, the published method;
+    `damped`; a number, at most so many; or `stable`, as far as the stability bound allows at the present theta."""
+    stability: Bound = ConstantBound()
+    """c of the stability bound theta W s <= c, W the late neighbors' mixing weight: a number; or `curvature`, the
+    whole bound by the loss's measured curvature. It counts with `theta: staleness` and with `reach: stable`."""
     compensation: Compensation = ConstantCompensation()
     """lambda of the predicting step: a number, or `constant` or `adaptive` with their own settings."""
     clipping: Clipping = "move-to-self"
@@ -53,18 +80,43 @@ class PredictingRule(Rule):
     """Oldest message, in own steps, from which a neighbor is predicted; an older unreliable one is dropped from the
     predicting step too. Memory grows with it: an agent keeps that many of its own versions."""
 
-    needs_directions: ClassVar[bool] = True
     needs_drift: ClassVar[bool] = True
     numeric_settings: ClassVar[tuple[str, ...]] = ("compensation.lambda_0",)
+
+    @model_validator(mode="after")
+    def _bound_of_own_drift(self) -> Self:
+        if self.prediction == "own-drift" and not isinstance(self.stability, ConstantBound):
+            raise ValueError(f"stability = {self.stability.name!r}: allowed with prediction = 'own-drift' is a number")
+        return self
+
+    @property
+    def needs_directions(self) -> bool:  # type: ignore[override]
+        """Whether messages must carry the directions ``u_k``."""
+        return self.prediction == "direction"
+
+    @property
+    def drift_kind(self) -> DriftKind:
+        """Which drift of its own an agent is asked for."""
+        return "mean" if self.prediction == "direction" else "before"
 
     @property
     def age_max(self) -> int:
         """The oldest age, in own steps, for which the drift is asked."""
         return self.oldest_age
 
+    @property
+    def curvature_products(self) -> int:
+        """Hessian-vector products of one measurement of curvature; 0: it is never measured."""
+        return self.stability.products if isinstance(self.stability, CurvatureBound) else 0
+
+    def measures_curvature_at(self, step: int) -> bool:
+        """Return whether the agent measures its loss's curvature before this step."""
+        return isinstance(self.stability, CurvatureBound) and step % self.stability.every == 0
+
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
-        """Return lambda_0."""
-        return {"lambda_0": self.compensation.lambda_0}
+        """Return lambda_0; and the curvature, which agents measure, where the bound asks for it."""
+        measured = {"curvature": 0.0} if self.curvature_products else {}
+        return {"lambda_0": self.compensation.lambda_0} | measured
 
     def init(self, weights: Tensor, num_neighbors: int) -> Any:
         """Return the state of the compensation."""
@@ -74,34 +126,96 @@ class PredictingRule(Rule):
         """Return the mask, shape (K,), of the unreliable neighbors whose weights can be predicted."""
         return ~reads.reliable & (reads.age <= self.oldest_age)
 
-    def blends(self, thetas: tuple[Tensor, ...], state: Vectors, own: Own, reads: Reads) -> tuple[Vectors, Vectors]:
-        """Return the compensation's next state and ``theta x_pre + (1 - theta) x_cli``, shape (D,), of each theta.
+    def late_weights(self, own: Own, reads: Reads) -> Tensor:
+        """Return the mixing weights of predicted neighbors, shape (K,), 0 for all others."""
+        guessed = self.guessed(reads)
+        predicted = clip(self.clipping, own, reads, reads.reliable | guessed)
+        return torch.where(guessed, predicted.neighbors, 0.0)
+
+    def blend_at(self, theta: Tensor, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+        """Return how a candidate of a given theta predicts; ``gain`` is a factor of the stability bound."""
+        steps = self.reach.steps(reads.staleness)
+        if isinstance(self.reach, StableReach):
+            strength = theta * total(self.late_weights(own, reads))
+            steps = capped(steps, self._longest_reach(strength, own, gain))
+        return Blend(theta, steps)
+
+    def _largest_strength(self, reach: Tensor, own: Own, gain: float | Tensor) -> Tensor:
+        """Return the largest weight of late neighbors that is stable at their mean reach; both of shape ()."""
+        if self.prediction == "own-drift":
+            return self.stability.scaled(strength_of_own_drift(reach), gain)
+        return self.stability.strength(reach, own, gain)
+
+    def _longest_reach(self, strength: Tensor, own: Own, gain: float | Tensor) -> Tensor:
+        """Return the longest reach that is stable at a weight of late neighbors; both of shape ()."""
+        if self.prediction == "own-drift":
+            return reach_of_own_drift(strength / self.stability.scaled(1.0, gain))
+        return self.stability.reach(strength, own, gain)
+
+    def chosen_blend(self, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+        """Return the blend whose theta is as large as the stability bound allows at what was read."""
+        weights = self.late_weights(own, reads)
+        far = total(weights)
+        divisor = torch.where(far > 0, far, 1.0)
+        reach = total(weights * self.reach.steps(reads.staleness)) / divisor
+        strength = self._largest_strength(reach, own, gain)
+        if isinstance(self.reach, StableReach):
+            strength = strength_at_drag(strength, total(weights * reads.staleness) / divisor, self.reach.drag)
+        return self.blend_at((strength / divisor).clamp(max=1.0), own, reads, gain)
+
+    def blends(self, blends: tuple[Blend, ...], state: Vectors, own: Own, reads: Reads) -> tuple[Vectors, Vectors]:
+        """Return the compensation's next state and ``theta x_pre + (1 - theta) x_cli``, shape (D,), of each blend.
 
         Both are weighted sums of the same vectors, so a candidate is one sum over the blended row, less theta times
-        what the neighbors have moved since by the model, ``sum_{k in U_i} w_ik (x_k - p_ik)`` with
-        ``x_k - p_ik = eta tau (u_k + lambda u_k .* u_k .* drift)``.
+        what the neighbors have moved since by the model, ``sum_{k in U_i} w_ik (x_k - p_ik)``.
         """
         guessed = self.guessed(reads)
         clipped = clip(self.clipping, own, reads, reads.reliable)
         predicted = clip(self.clipping, own, reads, reads.reliable | guessed)
-        rows = [between(theta, clipped, predicted) for theta in thetas]
-        rate = torch.where(guessed, predicted.neighbors * (own.step_size * reads.staleness), 0.0)
-        used = (guessed & (reads.staleness > 0)).to(rate.dtype)
+        rows = [between(blend.theta, clipped, predicted) for blend in blends]
+        # Candidates of one reach share what their neighbors have moved.
+        reaches = list({id(blend.reach): blend.reach for blend in blends}.values())
+        places = [next(i for i, reach in enumerate(reaches) if reach is blend.reach) for blend in blends]
+        rates = [self._rate(predicted, reach, own, reads, guessed) for reach in reaches]
+        used = (guessed & (reads.staleness > 0)).to(own.mixing.dtype)
 
         def blend(mine: Vectors, neighbors: Vectors, directions: Vectors, drifts: Vectors, state: Vectors) -> Vectors:
             x, u = mine
             state = self.compensation.advance(state, directions, used)
-            moved = torch.zeros_like(x)
-            for k, (direction, drift) in enumerate(zip(directions, drifts, strict=True)):
-                bend = rate[k] * self.compensation.strength(state, own.coefficients["lambda_0"], k)
-                moved = moved + direction * (rate[k] + bend * (direction * drift))
+            moved = [self._moved(rate, x, directions, drifts, state, own) for rate in rates]
             blended = []
-            for theta, row in zip(thetas, rows, strict=True):
+            for (theta, _), row, place in zip(blends, rows, places, strict=True):
                 # Not 0 * moved: clipping stays finite where the prediction overflows.
-                foreseen = (theta * moved).masked_fill(theta == 0, 0.0)
+                foreseen = (theta * moved[place]).masked_fill(theta == 0, 0.0)
                 blended.append(mix(row.own, x, row.neighbors, neighbors) - own.step_size * u - foreseen)
             return *blended, *state
 
         mine = (own.weights, own.direction)
         results = blockwise(blend, mine, reads.weights, reads.directions, reads.drift, state)
-        return results[len(thetas) :], results[: len(thetas)]
+        return results[len(blends) :], results[: len(blends)]
+
+    def _rate(self, predicted: MixingRow, reach: Tensor, own: Own, reads: Reads, guessed: Tensor) -> Tensor:
+        """Return by what each neighbor's direction, or the agent's own drift, is multiplied; shape (K,)."""
+        if self.prediction == "direction":
+            return torch.where(guessed, predicted.neighbors * (own.step_size * reach), 0.0)
+        return torch.where(guessed, predicted.neighbors * (reach / reads.age.clamp(min=1.0)), 0.0)
+
+    def _moved(self, rate: Tensor, x: Tensor, directions: Vectors, drifts: Vectors, state: Vectors, own: Own) -> Tensor:
+        """Return ``sum_k w_ik (x_k - p_ik)`` over a block of the weights."""
+        moved = torch.zeros_like(x)
+        if self.prediction == "own-drift":
+            for k, drift in enumerate(drifts):
+                moved = moved - rate[k] * drift
+            return moved
+        for k, (direction, drift) in enumerate(zip(directions, drifts, strict=True)):
+            bend = rate[k] * self.compensation.strength(state, own.coefficients["lambda_0"], k)
+            moved = moved + direction * (rate[k] + bend * (direction * drift))
+        return moved
+
+
+def total(values: Tensor) -> Tensor:
+    """Return the sum of values of shape (K,), in the neighbors' order."""
+    result = values.new_zeros(())
+    for k in range(values.shape[0]):
+        result = result + values[k]
+    return result

@@ -121,31 +121,7 @@ class CustomData(Standardized):
         return data._replace(remarks=tuple(part.remark for part in (train, test) if part.remark))
 
     def _samples(self, setting: str) -> CustomSamples:
-        try:
-            return custom_samples(setting, self._dataset(setting), self.in_memory)
-        except Exception as error:  # also the user's own
-            if isinstance(error, ValueError) and str(error).startswith("task.data."):
-                raise
-            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            raise ValueError(f"task.data.{setting}: {reason}") from error
-
-    def _dataset(self, setting: str) -> Any:
-        value = import_object(getattr(self, setting))
-        if isinstance(value, type) or (not hasattr(value, "__getitem__") and callable(value)):
-            value = value()
-        for method in ("__len__", "__getitem__"):
-            if not hasattr(value, method):
-                raise ValueError(
-                    f"task.data.{setting}: {type(value).__name__} has no {method}; allowed is a map-style data set"
-                )
-        if len(value) == 0:
-            raise ValueError(f"task.data.{setting}: it is empty; allowed is at least one sample")
-        first = value[0]
-        if not (isinstance(first, tuple | list) and len(first) == 2):
-            raise ValueError(
-                f"task.data.{setting}: an item is a {type(first).__name__}; allowed are pairs (input, target)"
-            )
-        return value
+        return samples_of(f"task.data.{setting}", getattr(self, setting), self.in_memory)
 
     def _num_classes(self, train: AnySamples, test: AnySamples) -> int | None:
         if self.num_classes is not None:
@@ -161,6 +137,37 @@ class CustomData(Standardized):
                 "task.data.num_classes is empty: allowed where the data set has `targets` or `labels`, or is in memory"
             )
         return max(found)
+
+
+def samples_of(place: str, dataset: Any, in_memory: bool | None = None) -> CustomSamples:
+    """Return the samples of a user's map-style data set, which the setting ``place`` names.
+
+    Raises:
+        ValueError: it is no map-style data set, or its items are random in a way that no seed decides.
+
+    """
+    try:
+        return custom_samples(place.rsplit(".", 1)[-1], _map_style(place, dataset), in_memory)
+    except Exception as error:  # also the user's own
+        if isinstance(error, ValueError) and str(error).startswith(f"{place}"):
+            raise
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{place}: {reason}") from error
+
+
+def _map_style(place: str, dataset: Any) -> Any:
+    value = import_object(dataset)
+    if isinstance(value, type) or (not hasattr(value, "__getitem__") and callable(value)):
+        value = value()
+    for method in ("__len__", "__getitem__"):
+        if not hasattr(value, method):
+            raise ValueError(f"{place}: {type(value).__name__} has no {method}; allowed is a map-style data set")
+    if len(value) == 0:
+        raise ValueError(f"{place}: it is empty; allowed is at least one sample")
+    first = value[0]
+    if not (isinstance(first, tuple | list) and len(first) == 2):
+        raise ValueError(f"{place}: an item is a {type(first).__name__}; allowed are pairs (input, target)")
+    return value
 
 
 def _from_pair(value: Any) -> Any:

@@ -241,6 +241,8 @@ class TaskData(NamedTuple):
     """The classes' names by label, where they are known."""
     remarks: tuple[str, ...] = ()
     """What the user should know about the data, in a line each."""
+    probes: AnySamples | None = None
+    """What candidates are probed on, where that is not the agents' own samples."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:

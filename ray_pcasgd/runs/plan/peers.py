@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from ray_pcasgd.agents.peer import AgentSpec, Recipe
+from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
+from ray_pcasgd.rules.practical import PCASGDPV
+from ray_pcasgd.rules.probe_data import OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.delays import check_timing
@@ -18,6 +21,9 @@ from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
+from ray_pcasgd.tasks.datasets import samples_of
+from ray_pcasgd.tasks.ray_stream import StreamedImages
+from ray_pcasgd.tasks.samples import TaskData
 
 _BARRIERS: dict[DefaultBarrier, Barrier] = {
     "none": NoBarrier(),
@@ -71,7 +77,8 @@ def peer_roster(
     check_timing(config.compute, config.links, config.num_agents)
     schedule = _schedule(config, rule, network, clusters)
     recipe = Recipe(**training, rule=rule, reliability=config.reliability, clusters=clusters)
-    specs = tuple(_spec(recipe, network, agent, shards) for agent in range(config.num_agents))
+    borrowed = _borrowed(rule, shards, config.seed)
+    specs = tuple(_spec(recipe, network, agent, shards, borrowed) for agent in range(config.num_agents))
     return Roster(network, clusters, specs, schedule)
 
 
@@ -110,7 +117,40 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
     return rows
 
 
-def _spec(recipe: Recipe, network: Network, agent: int, shards: Sequence[np.ndarray]) -> AgentSpec:
+def _borrowed(rule: Rule, shards: Sequence[np.ndarray], seed: int) -> np.ndarray | None:
+    """Return the indices of the samples that all agents probe on, where each shard lends some."""
+    if not (isinstance(rule, PCASGDPV) and isinstance(rule.probe_data, SharedProbes)):
+        return None
+    count = rule.probe_data.samples_per_agent
+    lent = [generator(seed, "probe data", agent).permutation(shard)[:count] for agent, shard in enumerate(shards)]
+    return np.unique(np.concatenate(lent))
+
+
+def with_probes(data: TaskData, rule: object) -> TaskData:
+    """Return the data with the user's own samples to probe on, where the rule has them.
+
+    Raises:
+        ValueError: they are no map-style data set, or other samples than those that are trained on.
+
+    """
+    if not isinstance(rule, PCASGDPV) or isinstance(rule.probe_data, OwnProbes):
+        return data
+    if isinstance(rule.probe_data, SharedProbes):
+        if isinstance(data.train, StreamedImages):
+            raise ValueError("algorithm.probe_data = 'shared': allowed with task.data.streamed are own and custom")
+        return data
+    place = "algorithm.probe_data.dataset"
+    probes = samples_of(place, rule.probe_data.dataset, in_memory=True).samples
+    for one, other, what in zip(probes.take([0]), data.train.take([0]), ("inputs", "targets"), strict=True):
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            given, allowed = (f"{tuple(part.shape[1:])} of {part.dtype}" for part in (one, other))
+            raise ValueError(f"{place}: its {what} are {given}; allowed are those of the training data, {allowed}")
+    return data._replace(probes=probes)
+
+
+def _spec(
+    recipe: Recipe, network: Network, agent: int, shards: Sequence[np.ndarray], borrowed: np.ndarray | None
+) -> AgentSpec:
     own, weights = network.row(agent)
     neighbors = network.neighbors[agent]
     return AgentSpec(
@@ -122,4 +162,5 @@ def _spec(recipe: Recipe, network: Network, agent: int, shards: Sequence[np.ndar
         samples=tuple(len(shards[k]) for k in neighbors),
         out_neighbors=network.readers(agent),
         shard=shards[agent],
+        borrowed=borrowed,
     )

@@ -25,7 +25,7 @@ from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster, kind_of
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
-from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster
+from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
 from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
 from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.settings.errors import explain, one_line
@@ -176,7 +176,7 @@ def make_plan(config: Config) -> Plan:
     """
     config = with_defaults(config)
     try:
-        data = config.task.load()
+        data = with_probes(config.task.load(), config.algorithm)
         if isinstance(data.train, StreamedImages) and isinstance(config.engine, LocalSettings):
             raise ValueError("engine.name = 'local': allowed with task.data.streamed is ray")
         # Before the network: a number of agents that is far too large would first make a matrix of its square.

@@ -35,6 +35,8 @@ def shared_settings(config: Config) -> dict[str, Any]:
         for part in parts:
             place = place[part]
         del place[last]
+    # Numbers that follow from what is read have no coefficient.
+    tree["coefficients"] = sorted(config.algorithm.coefficients(0, 0))
     return tree
 
 
@@ -46,6 +48,8 @@ def why_alone(config: Config) -> str | None:
         return f"algorithm.name = {config.algorithm.name!r}: allowed are rules between peers"
     if not config.algorithm.stackable:
         return f"algorithm.name = {config.algorithm.name!r}: its stackable is False"
+    if config.algorithm.curvature_products:
+        return "algorithm.stability = 'curvature': allowed is a number"
     if config.on_non_finite_loss != "stop":
         return f"on_non_finite_loss = {config.on_non_finite_loss!r}: allowed is 'stop'"
     return None

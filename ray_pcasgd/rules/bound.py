@@ -1,0 +1,90 @@
+"""The stability bound of prediction, by a constant or by the loss's measured curvature."""
+
+from numbers import Real
+from typing import Annotated, Any, Literal, overload
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from ray_pcasgd.base.settings import Settings, from_name
+from ray_pcasgd.records import Own
+from ray_pcasgd.rules.stability import (
+    FASTEST_CURVATURE,
+    reach_by_curvature,
+    reach_within,
+    strength_by_curvature,
+    strength_within,
+)
+
+
+class ConstantBound(Settings):
+    """``theta W s <= c``: with c = 1 stable for every loss of ``eta h_max <= 1``."""
+
+    name: Literal["constant"] = "constant"
+    value: float = Field(1.0, gt=0)
+    """c, above 0."""
+
+    @overload
+    def scaled(self, bound: Tensor, gain: float | Tensor) -> Tensor: ...
+    @overload
+    def scaled(self, bound: float, gain: float | Tensor) -> float | Tensor: ...
+    def scaled(self, bound: float | Tensor, gain: float | Tensor) -> float | Tensor:
+        """Return ``c`` times a bound, and times the guard's gain."""
+        return bound * (self.value * gain)
+
+    def strength(self, reach: Tensor, own: Own, gain: float | Tensor) -> Tensor:
+        """Return the largest stable weight of late neighbors at a mean reach; both of shape ()."""
+        return strength_within(reach, reach.new_ones(()) * (self.value * gain))
+
+    def reach(self, strength: Tensor, own: Own, gain: float | Tensor) -> Tensor:
+        """Return the longest stable reach at a weight of late neighbors; both of shape ()."""
+        return reach_within(strength, strength.new_ones(()) * (self.value * gain))
+
+
+class CurvatureBound(Settings):
+    """The whole condition at ``r = eta h_max``, with the largest curvature that the agent has measured.
+
+    The measurement is a few Hessian-vector products on a mini-batch of the agent's own, at its own weights (Lanczos),
+    each of which costs about two gradients; with momentum beta, r is that of its steady step, ``eta h / (1 - beta)``.
+    **Choice**: beyond r = 2, where the linear theory says that even a single agent diverges, and real losses bend, c is
+    1; as it is before the first measurement.
+    """
+
+    name: Literal["curvature"] = "curvature"
+    every: int = Field(50, ge=1)
+    """Own steps from one measurement to the next."""
+    products: int = Field(12, ge=1)
+    """Hessian-vector products of one measurement."""
+
+    def strength(self, reach: Tensor, own: Own, gain: float | Tensor) -> Tensor:
+        """Return the largest stable weight of late neighbors at a mean reach; both of shape ()."""
+        r, known = self._r(own)
+        plain = strength_within(reach, torch.ones_like(reach))
+        return torch.where(known, strength_by_curvature(reach, r), plain) * gain
+
+    def reach(self, strength: Tensor, own: Own, gain: float | Tensor) -> Tensor:
+        """Return the longest stable reach at a weight of late neighbors; both of shape ()."""
+        r, known = self._r(own)
+        plain = reach_within(strength, torch.ones_like(strength))
+        return torch.where(known, reach_by_curvature(strength.clamp(max=1.0), r), plain) * gain
+
+    def scaled(self, bound: Any, gain: float | Tensor) -> Any:
+        """Return a bound times the guard's gain."""
+        return bound * gain
+
+    @staticmethod
+    def _r(own: Own) -> tuple[Tensor, Tensor]:
+        r = own.step_size * own.coefficients["curvature"]
+        return r, (r > 0) & (r < FASTEST_CURVATURE)
+
+
+def _from_shorthand(value: Any) -> Any:
+    return {"name": "constant", "value": value} if isinstance(value, Real) else from_name(value)
+
+
+Bound = Annotated[
+    Annotated[ConstantBound | CurvatureBound, Field(discriminator="name")],
+    BeforeValidator(_from_shorthand),
+]
+"""The bound; a bare number is a constant c, a bare name the settings of that name."""
