@@ -58,6 +58,7 @@ def ensure_run(config: Config) -> dict[str, Any]:
         return {}
     final = summary["final"]
     kept = {name: final[name] for name in ("staleness_mean", "consensus_distance", "predicting_share")}
+    kept |= {f"agents_mean_{name}": spread["mean"] for name, spread in final["agents"].items()}
     # What was no number is null there.
     figures = {name: math.nan if value is None else value for name, value in {**final["averaged"], **kept}.items()}
     return {**figures, "run_seconds": summary["wall_seconds"]}

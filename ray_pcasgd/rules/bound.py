@@ -10,7 +10,7 @@ from torch import Tensor
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.records import Own
 from ray_pcasgd.rules.stability import (
-    FASTEST_CURVATURE,
+    STEEPEST,
     reach_by_curvature,
     reach_within,
     strength_by_curvature,
@@ -43,40 +43,35 @@ class ConstantBound(Settings):
 
 
 class CurvatureBound(Settings):
-    """The whole condition at ``r = eta h_max``, with the largest curvature that the agent has measured.
+    """The whole stability condition at ``r = eta h_max``, with the largest curvature that the agent has measured.
 
     The measurement is a few Hessian-vector products on a mini-batch of the agent's own, at its own weights (Lanczos),
-    each of which costs about two gradients; with momentum beta, r is that of its steady step, ``eta h / (1 - beta)``.
-    **Choice**: beyond r = 2, where the linear theory says that even a single agent diverges, and real losses bend, c is
-    1; as it is before the first measurement.
+    each of which costs about two gradients: a fifth more computation as it is set. With momentum beta, r is that of its
+    steady step, ``eta h / (1 - beta)``. **Choice**: beyond r = 2, where the linear theory says that even a single agent
+    diverges, nothing is predicted, as the bound says just below it; before the first measurement, c is 1.
     """
 
     name: Literal["curvature"] = "curvature"
     every: int = Field(50, ge=1)
     """Own steps from one measurement to the next."""
-    products: int = Field(12, ge=1)
+    products: int = Field(4, ge=1)
     """Hessian-vector products of one measurement."""
 
     def strength(self, reach: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the largest stable weight of late neighbors at a mean reach; both of shape ()."""
-        r, known = self._r(own)
-        plain = strength_within(reach, torch.ones_like(reach))
-        return torch.where(known, strength_by_curvature(reach, r), plain) * gain
+        r = own.step_size * own.coefficients["curvature"]
+        bound = torch.where(r < STEEPEST, strength_by_curvature(reach, r.clamp(max=STEEPEST)), 0.0)
+        return torch.where(r > 0, bound, strength_within(reach, torch.ones_like(reach))) * gain
 
     def reach(self, strength: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the longest stable reach at a weight of late neighbors; both of shape ()."""
-        r, known = self._r(own)
-        plain = reach_within(strength, torch.ones_like(strength))
-        return torch.where(known, reach_by_curvature(strength.clamp(max=1.0), r), plain) * gain
+        r = own.step_size * own.coefficients["curvature"]
+        bound = torch.where(r < STEEPEST, reach_by_curvature(strength.clamp(max=1.0), r.clamp(max=STEEPEST)), 0.0)
+        return torch.where(r > 0, bound, reach_within(strength, torch.ones_like(strength))) * gain
 
     def scaled(self, bound: Any, gain: float | Tensor) -> Any:
-        """Return a bound times the guard's gain."""
+        """Return a bound that does not ask for the curvature, times the guard's gain."""
         return bound * gain
-
-    @staticmethod
-    def _r(own: Own) -> tuple[Tensor, Tensor]:
-        r = own.step_size * own.coefficients["curvature"]
-        return r, (r > 0) & (r < FASTEST_CURVATURE)
 
 
 def _from_shorthand(value: Any) -> Any:

@@ -14,7 +14,6 @@ from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe, Rule, averaged_step
 from ray_pcasgd.rules.guard import GuardState, guarded, unguarded
 from ray_pcasgd.rules.prediction import Blend, Clipping, PredictingRule, clip
-from ray_pcasgd.rules.reach import StableReach
 
 
 class StalenessTheta(Settings):
@@ -99,10 +98,14 @@ class PCASGD(PredictingRule):
                 raise ValueError(f"theta = {value:g}: allowed are values in [0, 1], and staleness")
         return theta
 
+    @property
+    def has_bound(self) -> bool:
+        """Whether the stability bound has a say: not in the published method."""
+        return isinstance(self.theta, StalenessTheta) or super().has_bound
+
     @model_validator(mode="after")
-    def _has_a_bound(self) -> Self:
-        bounded = isinstance(self.theta, StalenessTheta) or isinstance(self.reach, StableReach)
-        if self.guard and not bounded:
+    def _guards_a_bound(self) -> Self:
+        if self.guard and not self.has_bound:
             raise ValueError("guard = true: allowed with theta = 'staleness' or reach = 'stable'")
         return self
 

@@ -1,15 +1,15 @@
 """Predicting and clipping the stale neighbors, and everything between the two (Wang et al., TMLR 2024)."""
 
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.base import DriftKind, Rule, clipped_row, mix
-from ray_pcasgd.rules.bound import Bound, ConstantBound, CurvatureBound
+from ray_pcasgd.rules.bound import Bound, CurvatureBound
 from ray_pcasgd.rules.compensation import Compensation, ConstantCompensation
 from ray_pcasgd.rules.reach import FullReach, Reach, StableReach, capped
 from ray_pcasgd.rules.stability import reach_of_own_drift, strength_at_drag, strength_of_own_drift
@@ -68,9 +68,10 @@ class PredictingRule(Rule):
     reach: Reach = FullReach()
     """By how many of the steps that were missed a late neighbor is rolled forward: `full`, the published method;
     `damped`; a number, at most so many; or `stable`, as far as the stability bound allows at the present theta."""
-    stability: Bound = ConstantBound()
-    """c of the stability bound theta W s <= c, W the late neighbors' mixing weight: a number; or `curvature`, the
-    whole bound by the loss's measured curvature. It counts with `theta: staleness` and with `reach: stable`."""
+    stability: Bound = CurvatureBound()
+    """The stability bound, which counts with `theta: staleness` and with `reach: stable`: `curvature`, the whole one by
+    the loss's measured curvature; or a number c of theta W s <= c, W the late neighbors' mixing weight. Prediction by
+    own drift has a bound of its own, min(1/4, 2/(s+2)), which c multiplies; it asks for no curvature."""
     compensation: Compensation = ConstantCompensation()
     """lambda of the predicting step: a number, or `constant` or `adaptive` with their own settings."""
     clipping: Clipping = "move-to-self"
@@ -82,12 +83,6 @@ class PredictingRule(Rule):
 
     needs_drift: ClassVar[bool] = True
     numeric_settings: ClassVar[tuple[str, ...]] = ("compensation.lambda_0",)
-
-    @model_validator(mode="after")
-    def _bound_of_own_drift(self) -> Self:
-        if self.prediction == "own-drift" and not isinstance(self.stability, ConstantBound):
-            raise ValueError(f"stability = {self.stability.name!r}: allowed with prediction = 'own-drift' is a number")
-        return self
 
     @property
     def needs_directions(self) -> bool:  # type: ignore[override]
@@ -105,13 +100,22 @@ class PredictingRule(Rule):
         return self.oldest_age
 
     @property
+    def has_bound(self) -> bool:
+        """Whether the stability bound has a say: not in the published method."""
+        return isinstance(self.reach, StableReach)
+
+    @property
     def curvature_products(self) -> int:
         """Hessian-vector products of one measurement of curvature; 0: it is never measured."""
-        return self.stability.products if isinstance(self.stability, CurvatureBound) else 0
+        measures = self.has_bound and self.prediction == "direction"
+        return self.stability.products if measures and isinstance(self.stability, CurvatureBound) else 0
 
     def measures_curvature_at(self, step: int) -> bool:
         """Return whether the agent measures its loss's curvature before this step."""
-        return isinstance(self.stability, CurvatureBound) and step % self.stability.every == 0
+        if not self.curvature_products:
+            return False
+        assert isinstance(self.stability, CurvatureBound)
+        return step % self.stability.every == 0
 
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return lambda_0; and the curvature, which agents measure, where the bound asks for it."""

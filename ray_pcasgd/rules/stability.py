@@ -15,7 +15,7 @@ All functions take and return tensors of shape (), and run under ``torch.func.vm
 import torch
 from torch import Tensor
 
-FASTEST_CURVATURE = 2.0
+STEEPEST = 2.0
 """r from which on plain gradient descent diverges on a quadratic, so that the linear theory says nothing."""
 
 _TINY = 1e-12

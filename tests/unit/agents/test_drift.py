@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_pcasgd.agents.drift import DriftHistory
+from ray_pcasgd.agents.drift import MeanDrift
 from ray_pcasgd.base.randomness import generator
 
 
@@ -24,7 +24,7 @@ def naive_drift(path: list[np.ndarray], age: int) -> np.ndarray:
 def test_drift_equals_the_naive_sum_for_every_age(age_max: int, num_steps: int, seed: int) -> None:
     random = generator(seed, "path")
     path = [random.normal(size=5).astype(np.float32).astype(np.float64)]
-    displacements = DriftHistory(torch.tensor(path[0], dtype=torch.float32), age_max)
+    displacements = MeanDrift(torch.tensor(path[0], dtype=torch.float32), age_max)
     for _ in range(num_steps):
         path.append(random.normal(size=5).astype(np.float32).astype(np.float64))
         displacements.record(torch.tensor(path[-1], dtype=torch.float32))
@@ -33,11 +33,11 @@ def test_drift_equals_the_naive_sum_for_every_age(age_max: int, num_steps: int, 
 
 
 def test_drift_of_age_0_is_zero() -> None:
-    assert torch.equal(DriftHistory(torch.ones(3), 4).drift(0), torch.zeros(3))
+    assert torch.equal(MeanDrift(torch.ones(3), 4).drift(0), torch.zeros(3))
 
 
 def test_drift_keeps_its_precision_after_a_hundred_thousand_steps() -> None:
-    displacements = DriftHistory(torch.ones(2), 8)
+    displacements = MeanDrift(torch.ones(2), 8)
     for step in range(100_000):
         displacements.record(torch.full((2,), 1.0 + 1e-3 * ((step + 1) % 2)))
     # Versions 99,992 ... 99,999 alternate between 1 and 1.001, beginning with 1.
@@ -46,4 +46,4 @@ def test_drift_keeps_its_precision_after_a_hundred_thousand_steps() -> None:
 
 def test_drift_refuses_an_age_beyond_its_history() -> None:
     with pytest.raises(AssertionError):
-        DriftHistory(torch.ones(2), 8).drift(1)
+        MeanDrift(torch.ones(2), 8).drift(1)

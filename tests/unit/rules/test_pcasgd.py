@@ -155,7 +155,7 @@ def test_half_theta_is_halfway_and_is_reported() -> None:
 @pytest.mark.parametrize(("theta", "same"), [(0.0, CASGD()), (1.0, PASGD(compensation=2.0))])
 def test_extreme_thetas_are_clipping_and_predicting_to_the_bit(theta: float, same: Rule) -> None:
     own = OWN._replace(coefficients={"theta": torch.tensor(theta), "lambda_0": torch.tensor(2.0)})
-    _, update = PCASGD(compensation=2.0).step((), own, STALE)
+    _, update = PCASGD(theta=0.5, compensation=2.0).step((), own, STALE)
     assert torch.equal(update.weights, same.step((), own, STALE)[1].weights)
 
 
@@ -236,7 +236,7 @@ def test_clipping_stays_finite_where_the_prediction_overflows() -> None:
     reads = one_read([3.0, -1.0], [1e30, 1.0], [1.0, 1.0], 0.5, steps=4)
     own = OWN._replace(coefficients={"theta": torch.tensor(0.0), "lambda_0": torch.tensor(1.0)})
     assert not PASGD().step((), own, reads)[1].weights.isfinite().all()
-    assert PCASGD().step((), own, reads)[1].weights.tolist() == [0.875, 2.0]
+    assert PCASGD(theta=0.5).step((), own, reads)[1].weights.tolist() == [0.875, 2.0]
     rule = PCASGDPV()
     _, update = rule.step(rule.init(own.weights, 1), own, reads, lambda xs: torch.stack([x.sum() for x in xs]))
     assert update.weights.tolist() == [0.875, 2.0]
@@ -264,7 +264,7 @@ def test_probing_takes_the_smallest_loss_the_largest_theta_among_equals_and_neve
     assert state.theta == theta
     assert update.measures == {"theta": theta, "predicting": float(theta > 0), "choosing": 1.0}
     own = OWN._replace(coefficients={"theta": torch.tensor(theta), "lambda_0": torch.tensor(2.0)})
-    assert torch.equal(update.weights, PCASGD(compensation=2.0).step((), own, STALE)[1].weights)
+    assert torch.equal(update.weights, PCASGD(theta=0.5, compensation=2.0).step((), own, STALE)[1].weights)
 
 
 def test_the_candidates_are_handed_to_the_probe_in_order() -> None:
@@ -380,7 +380,9 @@ def test_thetas_per_agent_must_be_as_many_as_agents() -> None:
 
 @pytest.mark.parametrize("candidates", [(0.5,), (1.0, 0.0), (0.0, 0.0), (0.0, 1.5), (-1.0, 1.0)])
 def test_candidates_must_be_two_or_more_rising_thetas(candidates: tuple[float, ...]) -> None:
-    with pytest.raises(ValidationError, match=r"candidates = .*: allowed are two or more rising values in \[0, 1\]"):
+    with pytest.raises(
+        ValidationError, match=r"candidates = .*: allowed are two or more rising thetas in \[0, 1\], or pairs"
+    ):
         PCASGDPV(candidates=candidates)
 
 
