@@ -17,6 +17,7 @@ from ray_pcasgd.runs.callbacks import Callback, made, split
 from ray_pcasgd.runs.event_log import EventLog
 from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
+from ray_pcasgd.runs.record import CallbackError
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.run import Run
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, read_yaml
@@ -207,6 +208,8 @@ def fit_together(
     except StepError as error:
         # It ends all of them, since their steps are one.
         errors = dict.fromkeys(range(len(runs)), error) | errors
+    except CallbackError as raised:
+        outside = raised.__cause__
     except BaseException as left:
         outside = left
     results = []
@@ -214,8 +217,9 @@ def fit_together(
         run.finish()
         results.append(run.conclude(errors.get(variant), outside))
         run.folder.close()
-    if outside is not None:
-        raise outside
+    raised_at_end = (run.raised_at_end for run in runs if run.raised_at_end is not None)
+    if (raised_by_others := outside or next(raised_at_end, None)) is not None:
+        raise raised_by_others
     return results
 
 
