@@ -183,8 +183,8 @@ class Door:
             return {"anyOf": [result, *parts]}
         result["oneOf"] = [*result["oneOf"], *parts]
         if "discriminator" in result:
-            refs = dict(zip(self.installed, (part["$ref"] for part in parts), strict=True))
-            result["discriminator"]["mapping"] |= refs
+            refs = (part.get("$ref", part) for part in parts)  # as pydantic has them in such a mapping
+            result["discriminator"]["mapping"] |= dict(zip(self.installed, refs, strict=True))
         return result
 
     @property
@@ -196,6 +196,8 @@ class Door:
             value = {"name": CUSTOM, self.key: value}
         if isinstance(value, str) and value in self.offers:
             value = {"name": value}
+        if not self._has_names and isinstance(value, Mapping) and value.get("name", CUSTOM) is None:
+            value = {key: part for key, part in value.items() if key != "name"}
         if isinstance(value, Settings) and isinstance(value, self.bases) and type(value) not in self.own:
             kind = type(value)
             try:
