@@ -129,10 +129,12 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
         raise SettingsError(f"{run}: config.yaml is not whole; it has no {', no '.join(missing)}")
     changes = {} if task is None else {"task": task}
     if objects := unreadable(merge(tree, changes)):
+        is_task = all(place.startswith("task") for place in objects)
+        with_task = "go on from Python, with resume(run, task={...}) and the same objects"
+        of_module = "allowed are classes of rules, laws and others that a module has, from where it can be imported"
         raise SettingsError(
             f"{run}: {' and '.join(objects)} {'was' if len(objects) == 1 else 'were'} given as objects of a script, "
-            "which no file can hold; go on from Python, with resume(run, task={...}) and the same objects, or let the "
-            "classes of rules, laws and others be those of a module"
+            f"which no file can hold; {with_task if is_task else of_module}"
         )
     return load_run_settings(folder.path, changes=changes, trust=trust)
 
