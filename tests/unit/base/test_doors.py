@@ -26,9 +26,10 @@ from ray_pcasgd.rules.gathering import Gathering
 from ray_pcasgd.rules.server import Delivered, ServerRule
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
-from ray_pcasgd.runs.settings.reference import takes_whole_numbers_alone
+from ray_pcasgd.runs.settings.reference import places, takes_whole_numbers_alone
 from ray_pcasgd.schedule.law_base import Sampler
 from ray_pcasgd.schedule.law_own import OwnLaw
+from ray_pcasgd.schedule.laws import ConstantLaw, Law
 from ray_pcasgd.schedule.topology import OwnMixing, OwnTopology
 
 LOCAL: dict[str, Any] = {"engine": "local", "num_agents": 4, "num_steps": 4, "evaluate_every": 4}
@@ -566,6 +567,26 @@ def test_classes_of_installed_packages_have_their_place_in_the_schema(monkeypatc
             assert door.class_offered(name) is kind  # which looks at the schema of what it finds
     text = str(Config.model_json_schema())
     assert all(f"'const': '{name_of(kind)}'" in text for kind in offered.values())
+
+
+class Twice(Jumps):
+    name: Literal["twice"] = "twice"  # type: ignore[assignment]
+    of: Law = ConstantLaw(value=1.0)
+
+
+def test_an_installed_class_may_hold_another_one_of_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = next(door for door in DOORS if door.key == "law")
+    monkeypatch.setitem(door.__dict__, "offers", {"twice": EntryPoint("twice", f"{__name__}:Twice", door.group)})
+    monkeypatch.delitem(door.__dict__, "installed", raising=False)
+    try:
+        assert door.installed == {"twice": Twice}
+        Config.model_json_schema()
+        assert "compute.law.of" in [place.path for place in places.__wrapped__()]
+        nested = {"name": "twice", "of": {"name": "twice", "of": 3}}
+        config = load_config(LOCAL | {"links": [{"delay": nested}]})
+        assert config.links[0].delay == Twice(of=Twice(of=ConstantLaw(value=3.0)))
+    finally:
+        door.__dict__.pop("installed", None)
 
 
 def test_a_module_that_ends_the_process_or_says_much_is_refused_in_one_line(
