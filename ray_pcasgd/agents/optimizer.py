@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.purity import check_pair, check_state, check_vector, mapped, pure_result
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.base.text import one_line
 
 _SMALLEST = 1e-8
 """Smallest product of two norms by which an inner product is divided."""
@@ -133,6 +134,16 @@ class SGD(Settings):
         return torch.cat(parts, -1)
 
 
+def _check_stacked(optimizer: OwnOptimizer, inputs: tuple[Any, ...]) -> None:
+    try:
+        torch.func.vmap(optimizer.update)(*inputs)
+    except Exception as error:  # the user's own code, or torch's where it has an ``if`` on a tensor
+        raise ValueError(
+            f"update cannot run for several agents at once ({one_line(error, 200)}); allowed is torch.where in place "
+            "of an if on a tensor"
+        ) from error
+
+
 def check_optimizer(optimizer: OwnOptimizer) -> None:
     """Raise ``ValueError`` where an optimizer does not keep to what ``OwnOptimizer`` says."""
     draw = generator(0, "optimizer")
@@ -147,7 +158,7 @@ def check_optimizer(optimizer: OwnOptimizer) -> None:
             following, direction = check_pair("update", pure_result("update", optimizer.update, inputs), "direction")
             check_state("update", following, state)
             check_vector("the direction that update returns", direction, weights, ())
-            torch.func.vmap(optimizer.update)(*mapped(lambda tensor: torch.stack([tensor, tensor]), inputs))
+            _check_stacked(optimizer, mapped(lambda tensor: torch.stack([tensor, tensor]), inputs))
             state = following
 
 

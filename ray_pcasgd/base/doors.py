@@ -78,6 +78,8 @@ class Door:
         self.key, self.group, self.bases, self.check = key, group, bases, check
         self.own: tuple[type[Settings], ...] = ()
         """The package's own classes of the family."""
+        self._is_shown = False
+        """Whether the schema of an installed class is being made."""
         DOORS.append(self)
 
     @cached_property
@@ -116,7 +118,8 @@ class Door:
     @cached_property
     def installed(self) -> dict[str, type[Settings]]:
         """The classes that installed packages offer, by name; those that cannot be used are left out."""
-        found = {}
+        # What is asked for meanwhile: a class may hold another one of its own family.
+        found = self.__dict__["installed"] = {}
         for name in self.offers:
             try:
                 found[name] = self.class_offered(name)
@@ -177,14 +180,20 @@ class Door:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Return the union's JSON schema, in which installed packages have their place, too."""
         result = handler(schema)
+        if self._is_shown:
+            return result  # within an installed class of its own family
         more = self.kinds() if not self._has_names else self.installed.values()
-        parts = [handler(kind.__pydantic_core_schema__) for kind in more]
+        self._is_shown = True
+        try:
+            parts = [handler(kind.__pydantic_core_schema__) for kind in more]
+        finally:
+            self._is_shown = False
         if not self._has_names:
             return {"anyOf": [result, *parts]}
         result["oneOf"] = [*result["oneOf"], *parts]
         if "discriminator" in result:
-            refs = dict(zip(self.installed, (part["$ref"] for part in parts), strict=True))
-            result["discriminator"]["mapping"] |= refs
+            refs = (part.get("$ref", part) for part in parts)  # as pydantic has them in such a mapping
+            result["discriminator"]["mapping"] |= dict(zip(self.installed, refs, strict=True))
         return result
 
     @property
@@ -196,6 +205,8 @@ class Door:
             value = {"name": CUSTOM, self.key: value}
         if isinstance(value, str) and value in self.offers:
             value = {"name": value}
+        if not self._has_names and isinstance(value, Mapping) and value.get("name", CUSTOM) is None:
+            value = {key: part for key, part in value.items() if key != "name"}
         if isinstance(value, Settings) and isinstance(value, self.bases) and type(value) not in self.own:
             kind = type(value)
             try:

@@ -8,6 +8,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, PlainSerializer, ValidationInfo
 
 from ray_pcasgd.base.settings import refuse_of_strangers
+from ray_pcasgd.base.text import one_line
+
+_LONGEST = 300
+"""Characters of an error of a module's own code that are shown."""
 
 
 def import_object(value: Any) -> Any:
@@ -32,8 +36,8 @@ def import_object(value: Any) -> Any:
     sys.path[:0] = [place for place in _places if place not in sys.path]
     try:
         result: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module's own code raises, or a name such as `.module`
-        told = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # whatever the module's own code raises, or a name such as `.module`
+        told = one_line(error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}", _LONGEST)
         raise ValueError(f"{value!r}: the module {module_name!r} cannot be imported ({told})") from error
     for name in attribute.split("."):
         try:

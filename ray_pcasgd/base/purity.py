@@ -48,10 +48,8 @@ def check_vector(what: str, found: Any, like: Tensor, inputs: Any) -> None:
 def check_state(name: str, following: Any, before: Any) -> None:
     """Raise ``ValueError`` where a state has not the structure, shapes and types of the one before it."""
     if _layout(following) != _layout(before) or not isinstance(following, tuple):
-        raise ValueError(
-            f"{name} returns a state of another structure than init; allowed is an empty tuple, or a tuple of tensors "
-            "of fixed shapes"
-        )
+        what = f"a {type(following).__name__}" if following is before else "a state of another structure than init"
+        raise ValueError(f"{name} returns {what}; allowed is an empty tuple, or a tuple of tensors of fixed shapes")
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

@@ -333,4 +333,11 @@ def run_command(command: Callable[[], Any]) -> int:
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        from ray_pcasgd.runs.callbacks import blamed
+
+        if (told := blamed(error)) is None:
+            raise
+        _complain(told)
+        return RUN_ERROR
     return 0

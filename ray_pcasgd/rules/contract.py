@@ -15,16 +15,18 @@ from ray_pcasgd.base.purity import check_pair, check_state, check_vector, is_sam
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import DefaultBarrier, Probe, Reading, Rule
-from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.rules.correction import Late
+from ray_pcasgd.rules.server import Delivered, ServerRule
 
 _SIZE = 200
 """Parameters of a made-up model."""
 _NEIGHBORS = (1, 2, 5)
 _STEPS = 3
+_WORKERS = 4
 
 
-def check_rule(rule: Rule) -> None:
-    """Check what every rule promises, on made-up versions of neighbors.
+def check_rule(rule: Rule | ServerRule, num_workers: int = _WORKERS) -> None:
+    """Check what every rule promises, on made-up versions of neighbors, or of ``num_workers`` workers of a server.
 
     >>> from ray_pcasgd.rules import DPSGD
     >>> check_rule(DPSGD())
@@ -36,6 +38,9 @@ def check_rule(rule: Rule) -> None:
 
     """
     check_declared(rule)
+    if isinstance(rule, ServerRule):
+        _check_server(rule, num_workers)
+        return
     _check_partners(rule)
     for num_neighbors in (0, 1, len(_NEIGHBORS)):
         for inputs in _steps(rule, num_neighbors):
@@ -49,6 +54,7 @@ def check_rule(rule: Rule) -> None:
 def check_declared(rule: Rule | ServerRule) -> None:
     """Raise ``ValueError`` where what a rule declares has no meaning."""
     if isinstance(rule, ServerRule):
+        _check_declared_of_server(rule)
         return
     for name, allowed in (("reading", get_args(Reading)), ("default_barrier", get_args(DefaultBarrier))):
         if getattr(rule, name) not in allowed:
@@ -64,6 +70,43 @@ def check_declared(rule: Rule | ServerRule) -> None:
             if part not in getattr(type(value), "model_fields", {}):
                 raise ValueError(f"numeric_settings has {name!r}; allowed are names of its settings")
             value = getattr(value, part)
+
+
+def _check_declared_of_server(rule: ServerRule) -> None:
+    with naming_own(rule):
+        steps, before, gap = rule.local_steps, rule.reads_before, rule.needs_gap
+    for name, value in (("workers_step", getattr(rule, "workers_step", None)), ("needs_gap", gap)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}; allowed are True and False")
+    for name, number, least in (("local_steps", steps, 1), ("reads_before", before, 0)):
+        if type(number) is not int or number < least:
+            raise ValueError(f"{name} is {number!r}; allowed are whole numbers from {least} on")
+
+
+def _check_server(rule: ServerRule, num_workers: int) -> None:
+    draw = generator(0, "contract", num_workers)
+
+    def vector() -> Tensor:
+        return torch.from_numpy(draw.standard_normal(_SIZE, dtype=np.float32))
+
+    def delivered(worker: int) -> Delivered:
+        gap = vector() if rule.needs_gap else torch.zeros(0)
+        numbers = (torch.tensor(float(value)) for value in (worker, 0.1, num_workers))
+        return Delivered(worker, Late(vector(), gap, *numbers))
+
+    center = vector()
+    with naming_own(rule), torch.no_grad():
+        number = max(1, min(rule.gathering.num_gradients(num_workers), num_workers))
+        state = rule.init(center.clone(), num_workers)
+        check_state("init", state, state)
+        for _ in range(_STEPS):
+            begun = pure_result("begin", rule.begin, (vector(), center))
+            check_vector("what begin returns", begun, center, ())
+            inputs = (state, center, tuple(map(delivered, range(number))))
+            following, moved = check_pair("gather", pure_result("gather", rule.gather, inputs), "gradient or weights")
+            check_vector("what gather returns", moved, center, ())
+            check_state("gather", following, state)
+            state, center = following, moved if rule.workers_step else center - 0.1 * moved
 
 
 def _check_partners(rule: Rule) -> None:

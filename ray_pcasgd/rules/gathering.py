@@ -7,11 +7,11 @@ Gradients Can Win the Race' (AISTATS 2018, extended version 2021) for the K-... 
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ray_pcasgd.base.doors import Door
+from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.settings import Settings, from_name
 
 BaseKind = Literal["k-sync", "k-batch-sync", "k-async", "k-batch-async"]
@@ -201,6 +201,11 @@ def check_gathering(gathering: Gathering) -> None:
     for name in ("waits", "cancels"):
         if not isinstance(value := getattr(gathering, name, None), bool):
             raise ValueError(f"{name} is {value!r}; allowed are True and False")
+    with naming_own(gathering):
+        every: Any = gathering.adapts_every
+    is_number = isinstance(every, int | float) and not isinstance(every, bool)
+    if every is not None and not (is_number and 0 < every < math.inf):
+        raise ValueError(f"adapts_every is {every!r}; allowed are None and finite numbers above 0")
 
 
 AnyGathering = Annotated[

@@ -4,6 +4,7 @@ Pure, as the rules between peers are. When a server updates is another question,
 combine freely.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
-from ray_pcasgd.rules.gathering import ASGD, AnyGathering
+from ray_pcasgd.rules.gathering import ASGD, AnyGathering, Gathering
 
 
 class Delivered(NamedTuple):
@@ -63,12 +64,7 @@ class ServerRule(Settings, ABC):
         except ValueError as error:
             raise ValueError(f"gathering.{error}") from None
         gathering = self.gathering
-        number: Any = gathering.num_gradients(num_workers)
-        if type(number) is not int or not 1 <= number <= num_workers:
-            raise ValueError(
-                f"gathering.name = {gathering.name!r}: takes {number!r} gradients for an update; allowed are whole "
-                f"numbers from 1 to the number of workers, {num_workers}"
-            )
+        _check_numbers(gathering, num_workers)
         # Servers that take different ones first would leave each worker waiting for a server that waits for others.
         takes_some = gathering.adapts_every is not None or 1 < gathering.num_gradients(num_workers) < num_workers
         if self.shards > 1 and takes_some and gathering.waits and not gathering.cancels:
@@ -88,6 +84,28 @@ class ServerRule(Settings, ABC):
     @abstractmethod
     def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the server's next state and what moves it: a gradient for its optimizer, or its next weights."""
+
+
+def _check_numbers(gathering: Gathering, num_workers: int) -> None:
+    setting = f"gathering.name = {gathering.name!r}"  # type: ignore[attr-defined]
+    number: Any = gathering.num_gradients(num_workers)
+    if type(number) is not int or not 1 <= number <= num_workers:
+        raise ValueError(
+            f"{setting}: takes {number!r} gradients for an update; allowed are whole numbers from 1 to the number of "
+            f"workers, {num_workers}"
+        )
+    ratios = (0.5, 1.0, 100.0, math.inf) if gathering.adapts_every is not None else ()
+    first, again = (
+        [gathering.num_gradients(num_workers), *(gathering.adapted(num_workers, number, ratio) for ratio in ratios)]
+        for _ in range(2)
+    )
+    if wrong := [k for k in first if type(k) is not int]:
+        raise ValueError(f"{setting}: adapts the gradients for an update to {wrong[0]!r}; allowed are whole numbers")
+    if first != again:
+        raise ValueError(
+            f"{setting}: takes other numbers of gradients from call to call; allowed is what follows from its settings "
+            "and what it is given"
+        )
 
 
 def described(algorithm: Settings) -> str:

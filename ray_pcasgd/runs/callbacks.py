@@ -57,6 +57,21 @@ class Callback:
         """React to the end of the run, however it ended (``result.error``); all of its files are written."""
 
 
+_BLAMED = "raised in the callback "
+
+
+def blame(error: Exception, callback: Callback, hook: str) -> None:
+    """Note on an error which callback raised it, and in which hook."""
+    error.add_note(f"{_BLAMED}{import_path(type(callback))}, {hook}")
+
+
+def blamed(error: Exception) -> str | None:
+    """Return what a callback raised in one line, with callback and hook; ``None`` where no callback did."""
+    notes = (str(note) for note in getattr(error, "__notes__", ()))
+    note = next((note for note in notes if note.startswith(_BLAMED)), None)
+    return None if note is None else f"{note}: {described(error)}"
+
+
 def split(callbacks: Sequence[Callback | str]) -> tuple[tuple[str, ...], tuple[Callback, ...]]:
     """Return those of a list of callbacks that are import paths, and those that are objects.
 

@@ -13,7 +13,7 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import StepError, described, measured
 from ray_pcasgd.records import Event, Row, Snapshot, StepReport
-from ray_pcasgd.runs.callbacks import Callback
+from ray_pcasgd.runs.callbacks import Callback, blame
 from ray_pcasgd.runs.consensus import AveragedModel
 from ray_pcasgd.runs.interrupting import Interrupts
 from ray_pcasgd.runs.metrics import MetricsTable
@@ -153,7 +153,7 @@ class RunRecord:
         """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
         if not rows:
             return
-        self.call("on_evaluation", rows)
+        self.call("on_evaluation", copy.deepcopy(rows))
         self.note_figures(rows[-1])
         consensus = self.monitor.latest
         assert consensus is not None
@@ -165,7 +165,7 @@ class RunRecord:
             self.take_event(Event("model_not_kept", -1, step, detail))
             return
         if kept is not None:
-            self.call("on_checkpoint", *kept)
+            self.call("on_checkpoint", *copy.deepcopy(kept))
 
     def note_figures(self, averaged: Mapping[str, Any]) -> None:
         """Note test figures of the averaged model that are not finite where the start's were, once for each."""
@@ -231,6 +231,7 @@ class RunRecord:
             except KeyboardInterrupt:
                 self.interrupts.interrupt()
             except Exception as error:
+                blame(error, callback, hook)
                 if not self.is_ending:
                     raise CallbackError from error
                 self.raised_at_end = self.raised_at_end or error

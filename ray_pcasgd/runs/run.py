@@ -256,7 +256,7 @@ class Run(RunRecord):
             )
             if self.monitor.latest is not None:
                 self.ending.write("the model's file", self.write_model)
-            self.call("on_evaluation", rows)
+            self.call("on_evaluation", copy.deepcopy(rows))
 
     def conclude(self, error: Exception | None, outside: BaseException | None = None) -> Result:
         """Write the summary, call the callbacks' ``on_end``, and return the run's result.

@@ -17,6 +17,7 @@ from ray_pcasgd.runs.callbacks import Callback, made, split
 from ray_pcasgd.runs.event_log import EventLog
 from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
+from ray_pcasgd.runs.record import CallbackError
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.run import Run
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, read_yaml
@@ -128,10 +129,12 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
         raise SettingsError(f"{run}: config.yaml is not whole; it has no {', no '.join(missing)}")
     changes = {} if task is None else {"task": task}
     if objects := unreadable(merge(tree, changes)):
+        is_task = all(place.startswith("task") for place in objects)
+        with_task = "go on from Python, with resume(run, task={...}) and the same objects"
+        of_module = "allowed are classes of rules, laws and others that a module has, from where it can be imported"
         raise SettingsError(
             f"{run}: {' and '.join(objects)} {'was' if len(objects) == 1 else 'were'} given as objects of a script, "
-            "which no file can hold; go on from Python, with resume(run, task={...}) and the same objects, or let the "
-            "classes of rules, laws and others be those of a module"
+            f"which no file can hold; {with_task if is_task else of_module}"
         )
     return load_run_settings(folder.path, changes=changes, trust=trust)
 
@@ -207,6 +210,8 @@ def fit_together(
     except StepError as error:
         # It ends all of them, since their steps are one.
         errors = dict.fromkeys(range(len(runs)), error) | errors
+    except CallbackError as raised:
+        outside = raised.__cause__
     except BaseException as left:
         outside = left
     results = []
@@ -214,8 +219,9 @@ def fit_together(
         run.finish()
         results.append(run.conclude(errors.get(variant), outside))
         run.folder.close()
-    if outside is not None:
-        raise outside
+    raised_at_end = (run.raised_at_end for run in runs if run.raised_at_end is not None)
+    if (raised_by_others := outside or next(raised_at_end, None)) is not None:
+        raise raised_by_others
     return results
 
 

@@ -226,7 +226,7 @@ class OwnTopology(Settings, ABC):
         if wrong := next((edge for edge in first if len(edge) != 2), None):
             raise ValueError(f"topology: the edge {list(wrong)}; allowed are pairs of agents")
         edges = tuple((i, k) for i, k in first)
-        _check_edges(edges, num_agents)
+        _check_edges(edges, num_agents, "topology")
         graph = nx.empty_graph(num_agents, create_using=nx.DiGraph if self.directed else nx.Graph)
         graph.add_edges_from(edges)
         return graph
@@ -291,7 +291,7 @@ class OwnMatrix(Settings):
         if len(self.rows) != number or any(len(row) != number for row in self.rows):
             raise ValueError(f"mixing.rows: allowed are {number} rows of {number} weights each, one for each agent")
         matrix = np.array(self.rows)
-        _check_weights(matrix, graph)
+        _check_weights(matrix, graph, "mixing.rows")
         return matrix
 
 
@@ -314,13 +314,15 @@ class OwnMixing(Settings, ABC):
         """
         number = len(graph)
         with naming_own(self, "mixing"):
-            found = self.weights(tuple(tuple(sorted(graph[agent])) for agent in range(number)))
-            matrix = np.array(found, dtype=np.float64)
+            neighbors = tuple(tuple(sorted(graph[agent])) for agent in range(number))
+            matrix, again = (np.array(self.weights(neighbors), dtype=np.float64) for _ in range(2))
+        if not np.array_equal(matrix, again, equal_nan=True):
+            raise ValueError("mixing: its weights differ from call to call; allowed is what follows from the neighbors")
         if matrix.shape != (number, number):
             raise ValueError(f"mixing: its weights have the shape {matrix.shape}; allowed is {(number, number)}")
         if not np.isfinite(matrix).all():
             raise ValueError("mixing: its weights are not finite; allowed are numbers from 0 on")
-        _check_weights(matrix, graph)
+        _check_weights(matrix, graph, "mixing")
         return matrix
 
 
@@ -377,7 +379,8 @@ def build_network(topology: Any, mixing: Any, num_agents: int, seed: int) -> Net
     matrix = mixing.matrix(graph)
     linked = nx.from_numpy_array(matrix > 0)
     if not nx.is_connected(linked):
-        raise ValueError("mixing.rows: the weights above 0 do not connect all agents; allowed are matrices that do")
+        setting = "mixing" if isinstance(mixing, OwnMixing) else "mixing.rows"
+        raise ValueError(f"{setting}: the weights above 0 do not connect all agents; allowed are matrices that do")
     return Network(tuple(tuple(sorted(graph[i])) for i in range(num_agents)), matrix)
 
 
@@ -407,33 +410,33 @@ def build_push_network(topology: Any, num_agents: int, seed: int) -> Network:
     return Network(tuple(tuple(sorted(graph.predecessors(i))) for i in range(num_agents)), matrix)
 
 
-def _check_edges(edges: tuple[tuple[int, int], ...], num_agents: int) -> None:
+def _check_edges(edges: tuple[tuple[int, int], ...], num_agents: int, setting: str = "topology.edges") -> None:
     for i, k in edges:
         if i == k or not (0 <= i < num_agents and 0 <= k < num_agents):
             raise ValueError(
-                f"topology.edges: the pair [{i}, {k}]; allowed are two different agents of 0 to {num_agents - 1}"
+                f"{setting}: the pair [{i}, {k}]; allowed are two different agents of 0 to {num_agents - 1}"
             )
 
 
-def _check_weights(matrix: np.ndarray, graph: nx.Graph) -> None:
-    _check_doubly_stochastic(matrix)
+def _check_weights(matrix: np.ndarray, graph: nx.Graph, setting: str) -> None:
+    _check_doubly_stochastic(matrix, setting)
     for i, k in itertools.permutations(range(len(graph)), 2):
         if matrix[i, k] > 0 and not graph.has_edge(i, k):
-            raise ValueError(f"mixing.rows: {matrix[i, k]:g} at [{i}, {k}]; allowed is 0 where there is no edge")
+            raise ValueError(f"{setting}: {matrix[i, k]:g} at [{i}, {k}]; allowed is 0 where there is no edge")
 
 
-def _check_doubly_stochastic(matrix: np.ndarray) -> None:
+def _check_doubly_stochastic(matrix: np.ndarray, setting: str) -> None:
     if (matrix < 0).any():
-        raise ValueError(f"mixing.rows: the weight {matrix.min():g}; allowed are weights from 0 on")
+        raise ValueError(f"{setting}: the weight {matrix.min():g}; allowed are weights from 0 on")
     if not np.allclose(matrix, matrix.T, rtol=0, atol=_TOLERANCE):
         i, k = np.argwhere(~np.isclose(matrix, matrix.T, rtol=0, atol=_TOLERANCE))[0]
         raise ValueError(
-            f"mixing.rows: {matrix[i, k]:g} at [{i}, {k}] and {matrix[k, i]:g} at [{k}, {i}]; allowed is equal"
+            f"{setting}: {matrix[i, k]:g} at [{i}, {k}] and {matrix[k, i]:g} at [{k}, {i}]; allowed is equal"
         )
     sums = matrix.sum(1)
     if not np.allclose(sums, 1, rtol=0, atol=_TOLERANCE):
         worst = int(np.abs(sums - 1).argmax())
-        raise ValueError(f"mixing.rows: row {worst} sums to {sums[worst]:g}; allowed is 1")
+        raise ValueError(f"{setting}: row {worst} sums to {sums[worst]:g}; allowed is 1")
 
 
 def _simple(graph: nx.Graph) -> nx.Graph:

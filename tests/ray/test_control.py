@@ -18,8 +18,9 @@ from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.live.commands import Heal, Isolate, Join, Leave, SetDelay
 from ray_pcasgd.engines.ray.control import send_command, status_of
 from ray_pcasgd.engines.transport import Contents
-from ray_pcasgd.records import Row
+from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.runs.callbacks import Callback
+from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import LinkDelay
@@ -60,6 +61,51 @@ class Operator:
         return self.said
 
 
+class Script(Callback):
+    """Acts one after another, each from a thread, once agent 0 has gone on for some steps since the act before it.
+
+    Steps are counted from when the former act was answered, and ``until`` has happened if it is given: so what an act
+    does has that many steps to show, however fast the machine is.
+    """
+
+    def __init__(self, *acts: tuple[int, Callable[[Path], Any]], until: dict[int, Callable[[Event], bool]]) -> None:
+        self.acts = acts
+        self.until = until
+        self.steps = 0
+        self.folder = Path()
+        self.done: list[threading.Thread] = []
+        self.answers: list[Any] = []
+        self.events: list[Event] = []
+        self.answered_at: list[int] = []
+        """Agent 0's rows by when each act was answered."""
+        self.counted = 0
+
+    def on_start(self, plan: Plan, path: Path) -> None:
+        self.folder = path
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+        awaited = self.until.get(len(self.done))
+        if awaited is not None and awaited(event):
+            del self.until[len(self.done)]
+
+    def on_step(self, report: StepReport) -> None:
+        if report.row.agent != 0:
+            return
+        self.steps += 1
+        place = len(self.done)
+        if len(self.answers) < place or place == len(self.acts) or place in self.until:
+            return
+        if len(self.answered_at) < place:
+            self.answered_at.append(self.steps)
+        self.counted += 1
+        needed, act = self.acts[place]
+        if self.counted > needed:
+            self.counted = 0
+            self.done.append(threading.Thread(target=lambda: self.answers.append(act(self.folder))))
+            self.done[-1].start()
+
+
 def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Result:
     return Trainer(LIVE, callbacks=[callback or Callback()], storage_path=str(folder), **settings).fit()
 
@@ -68,20 +114,32 @@ def rows_of(result: Result) -> list[Row]:
     return read_rows(Path(result.path) / "schedule.parquet")[0]
 
 
+def all_leave(folder: Path) -> None:
+    """Let the agents leave, which ends the run."""
+    for agent in range(3):
+        send_command(str(folder), Leave(agent=agent))
+
+
+ENDLESS: dict[str, Any] = {"num_steps": 10**6, "evaluate_every": 10**6}
+"""A run that an act of its script ends."""
+
+
 @pytest.mark.slow
 def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> None:
-    operator = Operator()
     late = SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),)))
-    callback = Several(
-        operator.at(50, lambda folder: status_of(str(folder))),
-        operator.at(100, lambda folder: send_command(str(folder), late)),
-        operator.at(250, lambda folder: send_command(str(folder), Isolate(agents=(2,)))),
-        operator.at(400, lambda folder: send_command(str(folder), Heal())),
-        operator.at(450, lambda folder: send_command(str(folder), Isolate(agents=(7,)))),
+    script = Script(
+        (50, lambda folder: status_of(str(folder))),
+        (50, lambda folder: send_command(str(folder), late)),
+        (150, lambda folder: send_command(str(folder), Isolate(agents=(2,)))),
+        (60, lambda folder: send_command(str(folder), Heal())),
+        (100, lambda folder: send_command(str(folder), Isolate(agents=(7,)))),
+        until={3: lambda event: (event.kind, event.agent) == ("neighbor_silent", 0)},
     )
-    result = fit(tmp_path, callback)
+    # Three times the steps that the script asks for: what it waits for takes some, too.
+    long = {"num_steps": 1500, "evaluate_every": 1500}
+    result = fit(tmp_path, script, engine=LIVE["engine"] | {"max_lag": None}, **long)
     assert result.error is None
-    status, *answers = operator.answers()
+    status, *answers = script.answers
     assert (status["algorithm"], status["mode"], len(status["agents"])) == ("d-asgd", "live", 3)
     assert {one["health"] for one in status["agents"]} == {"training"}
     assert all(one["step"] > 0 for one in status["agents"])
@@ -91,48 +149,52 @@ def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> No
         "all links are as the settings have them",
         "refused: agent 7; allowed are 0 to 2",
     ]
-    assert {"command_delay", "command_isolate", "command_heal"} <= set(callback.kinds())
+    assert {"command_delay", "command_isolate", "command_heal"} <= {event.kind for event in script.events}
+    own = [row for row in rows_of(result) if row.agent == 0]
+    _, delayed, isolated, healed, *_ = script.answered_at
 
-    def staleness(reader: int, neighbor: int, first: int, last: int) -> list[int]:
-        reads = [r for row in rows_of(result) if row.agent == reader and first <= row.step < last for r in row.reads]
-        return [read.staleness for read in reads if read.neighbor == neighbor]
+    def staleness(neighbor: int, first: int, last: int) -> list[int]:
+        """Return how stale agent 0's reads were."""
+        return [read.staleness for row in own[first:last] for read in row.reads if read.neighbor == neighbor]
 
-    assert np.median(staleness(0, 1, 0, 100)) < 5
-    assert np.median(staleness(0, 1, 180, 250)) >= 19
-    assert np.median(staleness(0, 2, 180, 250)) < 5
+    # How stale a free link's news is depends on the machine; that some of it is fresher than a late link's does not.
+    assert min(staleness(1, 0, 100)) < 5
+    assert max(staleness(1, delayed + 100, delayed + 150)) >= 19
+    assert min(staleness(2, delayed, delayed + 150)) < 5
     # Nothing comes of an isolated agent, so it is soon read no more: not even D-ASGD is pulled back by it for long.
-    read_at = [row.step for row in rows_of(result) if row.agent == 0 if any(read.neighbor == 2 for read in row.reads)]
-    assert max(np.diff(read_at)) > 50
-    assert max(staleness(0, 2, 250, 500)) < 50
-    assert "neighbor_silent" in callback.kinds()
-    assert np.median(staleness(0, 2, 500, 600)) < 5
-    assert np.median(staleness(0, 1, 500, 600)) < 5
+    assert staleness(2, healed - 50, healed - 5) == []
+    assert isolated < healed
+    assert min(staleness(1, healed + 30, len(own))) < 5
+    assert min(staleness(2, healed + 30, len(own))) < 5
     schedule = str(Path(result.path) / "schedule.parquet")
-    replayed = fit(tmp_path / "replay", engine="local", schedule=schedule)
+    replayed = fit(tmp_path / "replay", engine="local", schedule=schedule, **long)
     assert replayed.schedule_hash == result.schedule_hash
 
 
 @pytest.mark.slow
 def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
-    operator = Operator()
-    callback = Several(
-        operator.at(20, lambda folder: send_command(str(folder), Join(agent=2))),
-        operator.at(30, lambda folder: send_command(str(folder), Join(agent=1))),
-        operator.at(450, lambda folder: send_command(str(folder), Leave(agent=0))),
+    script = Script(
+        (20, lambda folder: send_command(str(folder), Join(agent=2))),
+        (10, lambda folder: send_command(str(folder), Join(agent=1))),
+        (100, lambda folder: send_command(str(folder), Leave(agent=1))),
+        (100, all_leave),
+        until={
+            2: lambda event: (event.kind, event.agent) == ("agent_returned", 2),
+            3: lambda event: (event.kind, event.agent) == ("agent_left", 1),
+        },
     )
-    result = fit(tmp_path, callback, engine={"name": "ray", "mode": "live", "join_later": [2]})
-    assert result.error is None
-    assert operator.answers() == [
+    result = fit(tmp_path, script, engine={"name": "ray", "mode": "live", "join_later": [2]}, **ENDLESS)
+    assert str(result.error).startswith("every agent ")
+    assert script.answers[:3] == [
         "agent 2 is asked to come in",
         "refused: agent 1 takes part already, or is coming back",
-        "agent 0 is asked to leave",
+        "agent 1 is asked to leave",
     ]
     rows = rows_of(result)
-    first = min(row.step for row in rows if row.agent == 2)
-    assert first > 20  # it came in at the others' step
-    assert max(row.step for row in rows if row.agent == 2) == 599
-    assert 450 <= max(row.step for row in rows if row.agent == 0) < 599
-    later = [row for row in rows if row.agent == 1 and row.step > 580]
+    steps = {agent: [row.step for row in rows if row.agent == agent] for agent in range(3)}
+    assert min(steps[2]) > 0  # it came in at the others' step
+    assert max(steps[1]) < max(steps[0])
+    later = [row for row in rows if row.agent == 0 and row.step > max(steps[0]) - 50]
     assert {read.neighbor for row in later for read in row.reads} == {2}
 
 

@@ -1,6 +1,8 @@
 """Live runs on real actors: who is slow, who dies, who waits for whom."""
 
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from experiments.faults.injecting import Fault, kill, silence
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError
@@ -29,16 +32,32 @@ def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Resu
     return Trainer(SMALL, callbacks=[callback or Callback()], **changes).fit()
 
 
+class HaltsOne(Fault):
+    """Halts agent 2's process at a step, and lets it go on once the others have finished."""
+
+    def __init__(self, at_step: int) -> None:
+        super().__init__(at_step, silence(2))
+        self.unfinished = {0, 1}
+
+    def on_step(self, report: StepReport) -> None:
+        super().on_step(report)
+        if report.row.step == 39:
+            self.unfinished.discard(report.row.agent)
+            if not self.unfinished:
+                os.kill(self.processes[2], signal.SIGCONT)
+
+
 @pytest.mark.slow
 def test_fast_agents_do_not_wait_for_a_slow_one(tmp_path: Path) -> None:
-    result = fit(tmp_path, compute={"stragglers": {2: 0.05}}, engine=LIVE | {"max_lag": None})
+    """Did they wait, the run would never end: the slow one goes on only when they have finished."""
+    halted = HaltsOne(5)
+    result = fit(tmp_path, halted, compute=ALL_SLOW, engine=LIVE | {"max_lag": None, "silent_steps": None})
     assert result.error is None
     rows, _ = read_rows(Path(result.path) / "schedule.parquet")
-    last = {agent: max(row.end for row in rows if row.agent == agent) for agent in range(3)}
-    # The slow one waits 40 times 50 ms; the others need none of that.
-    assert last[2] > 2.0
-    assert max(last[0], last[1]) < last[2]
-    assert any(read.age - read.staleness > 5 for row in rows for read in row.reads if read.neighbor == 2)
+    assert [sum(row.agent == agent for row in rows) for agent in range(3)] == [40, 40, 40]
+    last = [read for row in rows if row.agent < 2 and row.step == 39 for read in row.reads if read.neighbor == 2]
+    assert len(last) == 2
+    assert all(read.age - read.staleness > 5 for read in last)
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ def fit(folder: Path, gathering: Any, callback: Any = None, **settings: Any) -> 
 
 @pytest.mark.slow
 def test_k_sync_cancels_a_slow_worker_and_never_waits_for_it(tmp_path: Path) -> None:
-    # It would need half a minute for a step, and the run is over long before.
-    result = fit(tmp_path, {"name": "k-sync", "k": 2}, compute={"stragglers": {0: 30.0}})
+    # It would need a day for a step: did anybody wait for it, the run would not end.
+    result = fit(tmp_path, {"name": "k-sync", "k": 2}, compute={"stragglers": {0: 86400.0}})
     assert result.error is None
     rows, _ = read_rows(Path(result.path) / "schedule.parquet")
     check_rows(rows, num_workers=3)
@@ -42,7 +42,6 @@ def test_k_sync_cancels_a_slow_worker_and_never_waits_for_it(tmp_path: Path) -> 
     updates = [row for row in rows if row.agent == 3]
     assert all({read.neighbor for read in row.reads} == {1, 2} for row in updates)
     assert {read.staleness for row in updates for read in row.reads} == {0}
-    assert max(row.end for row in updates) - min(row.start for row in rows) < 30.0
     frame = result.metrics_dataframe
     assert frame[frame["agent"] == 0]["cancelled_steps"].iloc[-1] > 0
     # Cancelled once for each version that it has begun at, and never twice at the same one.

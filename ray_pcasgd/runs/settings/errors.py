@@ -154,9 +154,10 @@ def _hint(kind: str, path: str, value: Any, context: Mapping[str, Any], takes_nu
 
 def _named_by_message(path: str, value: Any, message: str) -> _Finding:
     """Return the finding of one of our own validators, whose messages may begin with a setting and its value."""
+    message = message.removeprefix(f"{value!r}: ")
     named = re.match(r"([a-z_0-9.]+)( = .*?)?: (?=\S)", message)
     if not named:
-        return _Finding(path, f"{path} = {yaml_value(value)}", message.removeprefix(f"{value!r}: "))
+        return _Finding(path, f"{path} = {yaml_value(value)}", message)
     parent, _, last = path.rpartition(".")
     place = parent if named[1] == last else path
     return _Finding(path, f"{place}.{named[1]}{named[2] or ''}".lstrip("."), message[named.end() :])

@@ -66,6 +66,8 @@ def meant(location: Location, path: str, root: type[Settings]) -> str:
     if root is Config and path == "optimizer.name":
         others = ", ".join(kind for kind in kinds_at(("optimizer",), root) if kind != "None")
         return f"{hints.for_value('optimizer', given)}, or name another one: {others}"
+    if parent == "optimizer" and given in valid:
+        return f"it is a setting of SGD, which has no name: write optimizer: {{name: null, {given}: ...}}"
     word = hints.plain(given)
     here = next((name for name in valid if hints.plain(name) == word), "") or _of_kind(word, valid)
     near = difflib.get_close_matches(given, valid, 1, _NEAR) if parent else []

@@ -77,17 +77,22 @@ def places() -> tuple[Place, ...]:
     return tuple(_places(Config, "", ()))
 
 
-def _places(owner: type[Settings], path: str, given: tuple[str, ...]) -> Iterator[Place]:
+def _places(
+    owner: type[Settings], path: str, given: tuple[str, ...], around: tuple[type[Settings], ...] = ()
+) -> Iterator[Place]:
+    around = (*around, owner)
     for name, field in owner.model_fields.items():
         if name == "name" and owner is not Config:
             continue  # the kind of thing that the settings around it are
         own = f"{path}{name}"
         yield Place(own, owner, name, given)
         for inside, suffix in _settings_in(field.annotation):
+            if inside in around:
+                continue  # a law of a law of a law ...
             kind = kind_of(inside)
             where = f"{own}{suffix}"
             tags = (*given, f"{where}.name = {kind}") if kind is not None else given
-            yield from _places(inside, f"{where}.", tags)
+            yield from _places(inside, f"{where}.", tags, around)
 
 
 def _settings_in(annotation: Any, suffix: str = "") -> Iterator[tuple[type[Settings], str]]:

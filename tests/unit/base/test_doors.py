@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import pathlib
 import random
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 import torch
 from pydantic import Field, TypeAdapter, model_validator
 
-from ray_pcasgd.agents.optimizer import OwnOptimizer
-from ray_pcasgd.base.doors import Door
+from ray_pcasgd.agents.optimizer import SGD, OwnOptimizer
+from ray_pcasgd.base.doors import DOORS, Door, name_of
 from ray_pcasgd.base.imports import unreadable
+from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Update
 from ray_pcasgd.rules.base import Rule, averaged_step
@@ -23,9 +26,10 @@ from ray_pcasgd.rules.gathering import Gathering
 from ray_pcasgd.rules.server import Delivered, ServerRule
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
-from ray_pcasgd.runs.settings.reference import takes_whole_numbers_alone
+from ray_pcasgd.runs.settings.reference import places, takes_whole_numbers_alone
 from ray_pcasgd.schedule.law_base import Sampler
 from ray_pcasgd.schedule.law_own import OwnLaw
+from ray_pcasgd.schedule.laws import ConstantLaw, Law
 from ray_pcasgd.schedule.topology import OwnMixing, OwnTopology
 
 LOCAL: dict[str, Any] = {"engine": "local", "num_agents": 4, "num_steps": 4, "evaluate_every": 4}
@@ -415,7 +419,7 @@ def test_a_topology_that_differs_from_call_to_call_is_refused() -> None:
 
 
 def test_a_topology_of_other_agents_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"topology.edges: the pair \[0, 4\]; allowed are two different agents"):
+    with pytest.raises(SettingsError, match=r"topology: the pair \[0, 4\]; allowed are two different agents"):
         make_plan(load_config(LOCAL | {"topology": Beyond()}))
 
 
@@ -431,6 +435,176 @@ class Odd(Half):
 def test_a_policy_takes_one_gradient_to_as_many_as_there_are_workers(number: Any) -> None:
     said = refusal({"name": "server", "gathering": Odd(number=number)})
     assert said.startswith(f"algorithm.gathering.name = 'odd': takes {number!r} gradients for an update; ")
+
+
+class Adapting(Half):
+    name: Literal["adapting"] = "adapting"  # type: ignore[assignment]
+    every: Any = 1.0
+    number: Any = 1
+
+    @property
+    def adapts_every(self) -> Any:
+        return self.every
+
+    def adapted(self, num_workers: int, k: int, ratio: float) -> Any:
+        return self.number
+
+
+@pytest.mark.parametrize("every", [-1.0, math.nan, "1", True])
+def test_a_policy_adapts_after_seconds_above_0(every: Any) -> None:
+    said = refusal({"name": "server", "gathering": Adapting(every=every)})
+    assert f"adapts_every is {every!r}; allowed are None and finite numbers above 0" in said
+
+
+@pytest.mark.parametrize("number", ["2", 1.5, None])
+def test_a_policy_adapts_to_whole_numbers(number: Any) -> None:
+    said = refusal({"name": "server", "gathering": Adapting(number=number)})
+    assert f"adapts the gradients for an update to {number!r}; allowed are whole numbers" in said
+
+
+class Moody(Half):
+    name: Literal["moody"] = "moody"  # type: ignore[assignment]
+    raises: bool = False
+
+    def num_gradients(self, num_workers: int) -> int:
+        if self.raises:
+            raise KeyError("no")
+        return next(_NUMBERS)
+
+
+_NUMBERS = itertools.cycle((1, 2, 3))
+
+
+def test_a_policy_that_differs_from_call_to_call_or_raises_is_refused() -> None:
+    assert "takes other numbers of gradients from call to call" in refusal({"name": "server", "gathering": Moody()})
+    said = refusal({"name": "server", "gathering": Moody(raises=True)})
+    assert said.startswith("algorithm: its check fails (KeyError: 'no'")
+
+
+class Wrong(MeanServer):
+    name: Literal["wrong"] = "wrong"  # type: ignore[assignment]
+    how: str = ""
+
+    @property
+    def local_steps(self) -> int:
+        return 0 if self.how == "steps" else 1
+
+    def gather(self, state: Any, center: torch.Tensor, delivered: Any) -> Any:
+        gradient = delivered[0].late.gradient
+        if self.how == "in place":
+            center.add_(1)
+        results: dict[str, Any] = {
+            "shape": lambda: (state, gradient[:-1]),
+            "type": lambda: (state, gradient.double()),
+            "nan": lambda: (state, gradient * math.nan),
+            "alone": lambda: gradient,
+            "state": lambda: ((center,), gradient),
+            "random": lambda: (state, gradient * random.random()),
+        }
+        return results.get(self.how, lambda: (state, gradient))()
+
+
+class Undecided(ServerRule):
+    name: Literal["undecided"] = "undecided"
+
+    def gather(self, state: Any, center: torch.Tensor, delivered: Any) -> Any:
+        return state, center
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("in place", "gather changes its inputs in place; "),
+        ("shape", "what gather returns is torch.float32 of shape (199,); "),
+        ("type", "what gather returns is torch.float64 of shape (200,); "),
+        ("nan", "what gather returns has numbers that are not finite"),
+        ("alone", "gather returns a Tensor; allowed is a pair (state, gradient or weights)"),
+        ("state", "gather returns a state of another structure than init; "),
+        ("random", "gather gives other results for the same inputs; "),
+        ("steps", "local_steps is 0; allowed are whole numbers from 1 on"),
+    ],
+)
+def test_a_server_rule_that_breaks_a_promise_is_refused_before_anything_starts(how: str, expected: str) -> None:
+    assert expected in refusal(Wrong(how=how))
+
+
+def test_a_server_rule_says_who_steps_and_a_good_one_passes() -> None:
+    assert "workers_step is None; allowed are True and False" in refusal(Undecided())
+    check_rule(Wrong())
+
+
+class Wavering(OwnMixing):
+    name: Literal["wavering"] = "wavering"
+
+    def weights(self, neighbors: Any) -> Any:
+        share = 0.1 * next(_NUMBERS)
+        return np.full((len(neighbors), len(neighbors)), share) + (1 - share * len(neighbors)) * np.eye(len(neighbors))
+
+
+class Uneven(Wavering):
+    name: Literal["uneven"] = "uneven"  # type: ignore[assignment]
+
+    def weights(self, neighbors: Any) -> Any:
+        return np.ones((len(neighbors), len(neighbors)))
+
+
+def test_a_mixing_that_differs_from_call_to_call_or_is_none_is_refused() -> None:
+    settings = LOCAL | {"topology": "complete"}
+    with pytest.raises(SettingsError, match="mixing: its weights differ from call to call"):
+        make_plan(load_config(settings | {"mixing": Wavering()}))
+    with pytest.raises(SettingsError, match="mixing: row 0 sums to 4; allowed is 1"):
+        make_plan(load_config(settings | {"mixing": Uneven()}))
+
+
+def test_classes_of_installed_packages_have_their_place_in_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: dict[str, type[Settings]] = {"rule": MeanServer, "policy": Half, "topology": Path}
+    for door in DOORS:
+        if (kind := offered.get(door.key)) is not None:
+            name = str(name_of(kind))
+            entry = EntryPoint(name, f"{__name__}:{kind.__name__}", door.group)
+            monkeypatch.setitem(door.__dict__, "offers", {name: entry})
+            monkeypatch.setitem(door.__dict__, "installed", {name: kind})
+            assert door.class_offered(name) is kind  # which looks at the schema of what it finds
+    text = str(Config.model_json_schema())
+    assert all(f"'const': '{name_of(kind)}'" in text for kind in offered.values())
+
+
+class Twice(Jumps):
+    name: Literal["twice"] = "twice"  # type: ignore[assignment]
+    of: Law = ConstantLaw(value=1.0)
+
+
+def test_an_installed_class_may_hold_another_one_of_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = next(door for door in DOORS if door.key == "law")
+    monkeypatch.setitem(door.__dict__, "offers", {"twice": EntryPoint("twice", f"{__name__}:Twice", door.group)})
+    monkeypatch.delitem(door.__dict__, "installed", raising=False)
+    try:
+        assert door.installed == {"twice": Twice}
+        Config.model_json_schema()
+        assert "compute.law.of" in [place.path for place in places.__wrapped__()]
+        nested = {"name": "twice", "of": {"name": "twice", "of": 3}}
+        config = load_config(LOCAL | {"links": [{"delay": nested}]})
+        assert config.links[0].delay == Twice(of=Twice(of=ConstantLaw(value=3.0)))
+    finally:
+        door.__dict__.pop("installed", None)
+
+
+def test_a_module_that_ends_the_process_or_says_much_is_refused_in_one_line(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module_that_exits.py").write_text("raise SystemExit(5)")
+    (tmp_path / "module_that_talks.py").write_text("raise RuntimeError('x' * 5000)")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refusal(CUSTOM | {"rule": "module_that_exits:Rule"})
+    assert said.endswith("the module 'module_that_exits' cannot be imported (SystemExit: 5)")
+    assert len(refusal(CUSTOM | {"rule": "module_that_talks:Rule"})) < 500
+
+
+def test_another_optimizer_gives_way_to_sgd_which_has_no_name() -> None:
+    config = load_config(LOCAL | {"optimizer": Signs()})
+    assert load_config(config, ["optimizer={name: null, momentum: 0.9}"]).optimizer == SGD(momentum=0.9)
+    with pytest.raises(SettingsError, match=r"write optimizer: \{name: null, momentum: ...\}"):
+        load_config(config, ["optimizer.momentum=0.9"])
 
 
 class Failing(Slower):

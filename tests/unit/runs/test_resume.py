@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from ray_pcasgd.base.own_files import TemporaryFolder, remove_files
+from ray_pcasgd.records import Update
+from ray_pcasgd.rules.base import Rule, averaged_step
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.storage.names import clear_run
@@ -332,6 +334,18 @@ def test_a_run_of_objects_of_a_script_goes_on_with_them(tmp_path: Path, capsys: 
     status, _, errors = command(["replay", str(run)], capsys)
     assert status == 2
     assert "replay it from Python, with Trainer(..., schedule=...)" in errors[0]
+
+
+def test_a_run_of_a_script_s_own_rule_says_that_it_is_to_be_one_of_a_module(tmp_path: Path) -> None:
+    class Hidden(Rule):
+        name: Literal["hidden"] = "hidden"
+
+        def step(self, state: Any, own: Any, reads: Any, probe: Any = None) -> Any:
+            return state, Update(averaged_step(own.mixing, reads.mixing, own, reads), {})
+
+    run = killed(tmp_path / "lost", algorithm=Hidden())
+    with pytest.raises(SettingsError, match=r"algorithm.rule = .*Hidden.*; allowed are classes .* that a module has"):
+        resume(run, task={})
 
 
 def test_a_function_of_the_script_itself_is_no_import_path(tmp_path: Path) -> None:
