@@ -145,15 +145,22 @@ class Mailbox(Generic[Payload]):
         message = self._messages[neighbor].get(version + 1)
         return message.contents if message else None
 
-    def readable(self, neighbor: int, cap: int | None) -> int | None:
-        """Return the newest version whose weights may be read, none newer than ``cap`` where one is given."""
-        versions = (v for v in self._messages[neighbor] if self.is_readable(neighbor, v, cap))
+    def readable(self, neighbor: int, cap: int | None, now: float | None = None) -> int | None:
+        """Return the newest version whose weights may be read, none newer than ``cap`` where one is given.
+
+        With a wall-clock second ``now``, what is held back for a number of steps is let go once the sender takes no
+        longer for them: for rules that do not send every version, whose next message may be long in coming.
+        """
+        versions = (v for v in self._messages[neighbor] if self.is_readable(neighbor, v, cap, now))
         return max(versions, default=None)
 
-    def is_readable(self, neighbor: int, version: int, cap: int | None) -> bool:
+    def is_readable(self, neighbor: int, version: int, cap: int | None, now: float | None = None) -> bool:
         """Return whether a version that is here is not held back, if versions up to ``cap`` are known."""
         newest = self._newest[neighbor].version
-        hold = self._messages[neighbor][version].header.hold_steps
+        header = self._messages[neighbor][version].header
+        hold = header.hold_steps
+        if now is not None and (header.final or now - header.sent_at >= hold * header.step_seconds):
+            return True
         return version + hold <= (newest if cap is None else min(newest, cap))
 
     def forget(self, neighbor: int, before: int, slack: int = FALLBACK_VERSIONS) -> None:

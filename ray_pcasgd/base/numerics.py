@@ -12,6 +12,8 @@ _BLOCK = 4096
 _CACHED = 1 << 15
 """Elements of one temporary vector that fits into one core's cache together with a few others."""
 
+_ROUNDINGS = 16
+
 Vectors = tuple[Tensor, ...]
 
 
@@ -35,6 +37,14 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosine of the angle between two vectors of shape (D,), 0 where either of them is zero."""
     length = norm(a) * norm(b)
     return torch.where(length > 0, inner(a, b) / torch.where(length > 0, length, 1.0), 0.0)
+
+
+def rounding_of(weights: Tensor) -> Tensor:
+    """Return how long a difference of weighted sums of such weights may be by rounding alone, shape ().
+
+    Sums over some dozens of neighbors come to 16 rounding errors of the weights' norm at most.
+    """
+    return _ROUNDINGS * torch.finfo(weights.dtype).eps * norm(weights)
 
 
 def is_finite(tensor: Tensor) -> bool:

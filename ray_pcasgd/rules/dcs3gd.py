@@ -39,10 +39,13 @@ class DCS3GD(Rule):
 
         def raw(mine: Vectors, neighbors: Vectors) -> Vectors:
             x, g = mine
-            return (g * g * (mix(own.mixing, x, reads.mixing, neighbors) - x),)
+            displacement = mix(own.mixing, x, reads.mixing, neighbors) - x
+            return g * g * displacement, displacement
 
-        (change,) = blockwise(raw, (own.weights, own.direction), reads.weights)
-        length = numerics.norm(change)
+        change, displacement = blockwise(raw, (own.weights, own.direction), reads.weights)
+        # A mean of equal weights differs from them by its rounding, which the factor would make a whole correction.
+        moved = numerics.norm(displacement) > numerics.rounding_of(own.weights)
+        length = torch.where(moved, numerics.norm(change), 0.0)
         factor = own.coefficients["lambda_0"] * numerics.norm(own.direction) / torch.where(length > 0, length, 1.0)
         return own.direction + torch.where(length > 0, factor, 0.0) * change
 

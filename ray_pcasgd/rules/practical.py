@@ -20,9 +20,6 @@ Condition = Literal["descent", "gradient", "smoothed", "pull", "probe"]
 
 _SMOOTHING = 0.9
 
-_ROUNDING = 16
-"""Rounding errors, relative to the weights' norm, that a step over some dozens of neighbors may sum up to."""
-
 
 Candidate = float | tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]]
 """A theta, or a pair of a theta and a reach in steps."""
@@ -153,7 +150,7 @@ def _displacement(candidate: Tensor, own: Own) -> Tensor:
 def _pull(candidate: Tensor, own: Own) -> Tensor:
     """Return the displacement that is due to the neighbors, zero where it is no more than rounding."""
     pull = candidate - own.weights + own.step_size * own.direction
-    rounding = _ROUNDING * torch.finfo(pull.dtype).eps * numerics.norm(own.weights)
+    rounding = numerics.rounding_of(own.weights)
     # The sum of a row differs from 1 by its rounding, and the cosine of that would be an arbitrary number.
     return torch.where(numerics.norm(pull) > rounding, pull, 0.0)
 

@@ -108,9 +108,11 @@ class _Link:
     def read(self, step: int, capped: bool, once: bool) -> Iterator[Read]:
         """Yield what the receiver reads at its step: one version, unless every one is read; never an older one.
 
-        With ``once``, no version is read where no new one has come.
+        With ``once``, no version is read where no new one has come, and what a delay in steps holds back is let go by
+        the sender's steps: its next message may be long in coming.
         """
-        known = min(self.newest, step) if capped else self.newest
+        # Where not every version is sent, messages do not tell how far the sender has come.
+        known = self.sender.step if once else min(self.newest, step) if capped else self.newest
         published = min(self.sender.step, step) if capped else self.sender.step
         if self.reads_every:
             taken = [message for message in self._held if message.known_at <= known]

@@ -77,6 +77,18 @@ ALGORITHMS: dict[str, Any] = {
     "d-asgd, braking": {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "braking": 0.5, "weight_decay": 1e-4}}
     | UNEVEN,
     "pc-asgd-pv, probe": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | UNEVEN,
+    "pc-asgd, theta by curvature, guarded": {
+        "algorithm": {"name": "pc-asgd", "stability": {"name": "curvature", "every": 5}, "guard": True}
+    }
+    | UNEVEN,
+    "pc-asgd, own drift, stable": {
+        "algorithm": {"name": "pc-asgd", "prediction": "own-drift", "reach": {"name": "stable", "drag": 0.1}}
+    }
+    | UNEVEN,
+    "pc-asgd-pv, borrowed pairs": {
+        "algorithm": {"name": "pc-asgd-pv", "candidates": [[0, 0], [0.5, 2], 1], "probe_data": "shared"}
+    }
+    | UNEVEN,
     "pc-asgd-pv, descent": {"algorithm": {"name": "pc-asgd-pv", "condition": "descent"}} | UNEVEN,
 }
 BARRIERS: dict[str, Any] = {
@@ -108,6 +120,7 @@ ON_RAY = [
     "d-asgd",
     "pc-asgd, linear theta",
     "pc-asgd-pv, probe",
+    "pc-asgd, theta by curvature, guarded",
     "dc-s3gd",
     "d-asgd-importance",
     "gossip-pull",

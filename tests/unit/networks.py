@@ -46,7 +46,7 @@ def run_rule(rule: Rule, scenario: Scenario, dtype: torch.dtype = torch.float64)
                 tensor(scenario.step_size),
                 {name: tensor(value) for name, value in rule.coefficients(i, step).items()},
             )
-            reads = _reads(links[i], [v[i] for v in versions], versions, directions, tensor(scenario.mixing[i]))
+            reads = _reads(links[i], [v[i] for v in versions], versions, directions, tensor(scenario.mixing[i]), rule)
             probe = _probe(tensor(scenario.curvature[i]), tensor(scenario.probe_target[step, i]))
             states[i], update = rule.step(states[i], own, reads, probe if rule.probes_at(step) else None)
             updates.append(update)
@@ -56,11 +56,18 @@ def run_rule(rule: Rule, scenario: Scenario, dtype: torch.dtype = torch.float64)
 
 
 def _reads(
-    links: list[Link], path: list[Tensor], versions: list[list[Tensor]], directions: list[list[Tensor]], row: Tensor
+    links: list[Link],
+    path: list[Tensor],
+    versions: list[list[Tensor]],
+    directions: list[list[Tensor]],
+    row: Tensor,
+    rule: Rule,
 ) -> Reads:
     step = len(path) - 1
 
     def drift(age: int) -> Tensor:
+        if rule.drift_kind == "before":
+            return path[step - age] - path[max(0, step - 2 * age)]
         window = path[step - age : step]
         return torch.stack([x - window[0] for x in window]).mean(0) if window else torch.zeros_like(path[0])
 

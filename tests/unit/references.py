@@ -19,6 +19,12 @@ class Method:
 
     theta: Callable[[int, int], float] | None = None
     """theta of (agent, step); not given: plain averaging, D-ASGD."""
+    bound: float | None = None
+    """Given: c of the stability bound, which theta follows from where it is not given."""
+    reach: str | float = "full"
+    """`full`, `damped` with 0.9, `stable`, or a largest number of steps."""
+    drag: float = 0.0
+    own_drift: bool = False
     lambda_0: float = 0.04
     decay: float | None = None
     """Given: adaptive lambda."""
@@ -98,19 +104,26 @@ def _step(
             averaged.append(total - eta * u[d])
         return averaged
 
-    if method.theta is None and method.condition is None:
+    if method.theta is None and method.condition is None and method.bound is None:
         return average(weights, float(scenario.mixing[i, i]), heard), math.nan, False
 
-    predicted = dict(heard)
-    guessed = set()
-    for link in links:
-        if not link.reliable and link.age <= method.oldest_age:
-            guessed.add(link.neighbor)
-            u_k = directions[t - link.age][link.neighbor]
-            strength = _lambda(method, memory, link, u_k)
-            predicted[link.neighbor] = _predict(heard[link.neighbor], u_k, strength, path, link, eta)
+    late = [link for link in links if not link.reliable and link.age <= method.oldest_age]
+    guessed = {link.neighbor for link in late}
     reliable = {link.neighbor for link in links if link.reliable}
     own_mixing = float(scenario.mixing[i, i])
+    row, _ = _keep(method, weights, own_mixing, reliable | guessed)
+    theta, cap = _theta_and_cap(method, row, late, method.theta(i, t) if method.theta else math.nan)
+    predicted = dict(heard)
+    for link in late:
+        steps = min(_steps(method, link.staleness), cap)
+        u_k = directions[t - link.age][link.neighbor]
+        strength = _lambda(method, memory, link, u_k)
+        if method.own_drift:
+            predicted[link.neighbor] = _own_drift(heard[link.neighbor], path, link, steps)
+        elif steps == link.staleness:
+            predicted[link.neighbor] = _predict(heard[link.neighbor], u_k, strength, path, link, eta)
+        else:
+            predicted[link.neighbor] = _predict_some(heard[link.neighbor], u_k, strength, path, link, eta, steps)
     clipped = average(*_keep(method, weights, own_mixing, reliable), heard)
     forward = average(*_keep(method, weights, own_mixing, reliable | guessed), predicted)
 
@@ -118,8 +131,6 @@ def _step(
         return [theta * forward[d] + (1 - theta) * clipped[d] for d in range(size)]
 
     if method.condition is None:
-        assert method.theta is not None
-        theta = method.theta(i, t)
         return blend(theta), theta, bool(guessed)
 
     for d in range(size):
@@ -129,6 +140,54 @@ def _step(
         scored = [(_score(method, scenario, memory, i, t, x, u, blend(theta)), theta) for theta in method.candidates]
         memory.choice = max(scored)[1]
     return blend(memory.choice), memory.choice, bool(guessed)
+
+
+def _steps(method: Method, tau: float) -> float:
+    if method.reach == "damped":
+        return sum(0.9**power for power in range(1, int(tau) + 1))
+    return tau if isinstance(method.reach, str) else min(tau, method.reach)
+
+
+def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float) -> tuple[float, float]:
+    """Return theta, and the longest reach that the bound allows at it."""
+    far = sum(row[link.neighbor] for link in late)
+    if method.bound is None or not late or far == 0:
+        return (1.0 if math.isnan(theta) else theta), math.inf
+    if method.theta is None:
+        product = sum(row[link.neighbor] * _steps(method, link.staleness) for link in late)
+        strength = method.bound / (product / far) if product else math.inf
+        if method.own_drift:
+            strength = method.bound * min(1 / 4, 2 / (product / far + 2))
+        if method.reach == "stable":
+            tau = sum(row[link.neighbor] * link.staleness for link in late) / far
+            # At this weight, (1 + c) / (1 + g tau) is 1 - drag.
+            strength = ((1 + strength * tau) / (1 - method.drag) - 1) / tau if tau else math.inf
+        theta = min(1.0, strength / far)
+    if method.reach != "stable" or theta == 0:
+        return theta, math.inf
+    if method.own_drift:
+        weight = theta * far / method.bound
+        return theta, 0.0 if weight > 1 / 4 else 2 / weight - 2
+    return theta, method.bound / (theta * far)
+
+
+def _own_drift(x_k: Vector, path: list[Vector], link: Link, steps: float) -> Vector:
+    t = len(path) - 1
+    end, begin = path[t - link.age], path[max(0, t - 2 * link.age)]
+    scale = steps / link.age if link.age else 0.0
+    return [x + scale * (b - a) for x, a, b in zip(x_k, begin, end, strict=True)]
+
+
+def _predict_some(
+    x_k: Vector, u_k: Vector, strength: Vector, path: list[Vector], link: Link, eta: float, steps: float
+) -> Vector:
+    """Roll x_k forward over a part of the missed steps."""
+    t = len(path) - 1
+    rolled = []
+    for d in range(len(x_k)):
+        mean = sum(path[t - link.age + r][d] - path[t - link.age][d] for r in range(link.age)) / max(1, link.age)
+        rolled.append(x_k[d] - eta * steps * (u_k[d] + strength[d] * u_k[d] * u_k[d] * mean))
+    return rolled
 
 
 def _keep(method: Method, weights: Row, own: float, kept: set[int]) -> tuple[Row, float]:

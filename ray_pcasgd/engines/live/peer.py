@@ -226,8 +226,9 @@ class PeerPolicy:
             missed = self.held_up and self.watch.is_behind(k, self.step_seconds, now)
             if cap is None and (missed or self.watch.lags(k, self.version, now)):
                 continue
-            read = choose_read(self.mailbox, k, cap, now, tracker, self.own_times, self._may_read)
-            only_news = spec.recipe.rule.reading == "news" or (cap is None and tracker.has_finished())
+            news = spec.recipe.rule.reading == "news"
+            read = choose_read(self.mailbox, k, cap, now, tracker, self.own_times, self._may_read, only_news=news)
+            only_news = news or (cap is None and tracker.has_finished())
             if read is None or (only_news and read.version <= self._last_read[k]):
                 continue
             self._last_read[k] = read.version

@@ -108,13 +108,15 @@ def choose_read(
     tracker: NeighborTracker,
     own: OwnTimes,
     may_read: Callable[[Read], bool],
+    only_news: bool = False,
 ) -> Read | None:
     """Return what to read of one neighbor at wall-clock second ``now``, or None where it has to be left out.
 
     The newest version, none newer than ``cap``, of which everything that is needed is here: ``may_read(read)``. A
-    stale version whose direction has not come yet so gives way to the one before it.
+    stale version whose direction has not come yet so gives way to the one before it. Where ``only_news`` is read, not
+    every version is sent: delays in steps then end by the sender's step time, not with a later message.
     """
-    readable = mailbox.readable(neighbor, cap)
+    readable = mailbox.readable(neighbor, cap, now if only_news else None)
     if readable is None:
         return None
     reads = _reads(mailbox, neighbor, cap, now, tracker, own)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_pcasgd.agents.drift import MeanDrift
+from ray_pcasgd.agents.drift import DriftBefore, MeanDrift
 from ray_pcasgd.base.randomness import generator
 
 
@@ -47,3 +47,17 @@ def test_drift_keeps_its_precision_after_a_hundred_thousand_steps() -> None:
 def test_drift_refuses_an_age_beyond_its_history() -> None:
     with pytest.raises(AssertionError):
         MeanDrift(torch.ones(2), 8).drift(1)
+
+
+@given(seed=st.integers(0, 99), age_max=st.integers(1, 6), steps=st.integers(0, 20))
+def test_the_drift_before_is_the_displacement_over_as_many_steps_before(seed: int, age_max: int, steps: int) -> None:
+    random = generator(seed, "path")
+    path = [torch.from_numpy(random.standard_normal(3, dtype=np.float32)) for _ in range(steps + 1)]
+    memory, again = DriftBefore(path[0], age_max), DriftBefore(torch.zeros(3), age_max)
+    for weights in path[1:]:
+        memory.record(weights)
+    again.restore(memory.state())
+    for age in range(min(age_max, steps) + 1):
+        expected = path[steps - age] - path[max(0, steps - 2 * age)]
+        assert torch.equal(memory.drift(age), expected)
+        assert torch.equal(again.drift(age), expected)

@@ -31,6 +31,7 @@ from ray_pcasgd.rules import (
 )
 from ray_pcasgd.rules.base import Probe, Rule
 from ray_pcasgd.rules.compensation import AdaptiveCompensation
+from ray_pcasgd.rules.reach import DampedReach, StableReach
 from tests.unit.networks import run_rule, spread
 from tests.unit.scenarios import Link, Scenario, metropolis
 
@@ -60,6 +61,12 @@ CASES = [
     Case(PCASGD(theta=0.3)),
     Case(PCASGD(theta=0.3, compensation=ADAPTIVE, clipping="renormalize")),
     Case(PCASGD(theta=0.0), keeps_mean=True),
+    Case(PCASGD()),
+    Case(PCASGD(stability=1.0, guard=True)),
+    Case(PCASGD(stability=0.5, reach=StableReach(drag=0.2), guard=True)),
+    Case(PCASGD(theta=0.4, reach=DampedReach())),
+    Case(PCASGD(prediction="own-drift")),
+    Case(PCASGDPV(condition="probe", candidates=((0.0, 1.0), (0.5, 1.5), 1.0))),
     Case(DCS3GD(), keeps_mean=True, averages=False),
     Case(DASGDImportance(), keeps_mean=True),
     Case(SGP(), averages=False),
@@ -183,7 +190,10 @@ def test_consensus_without_gradients_is_a_fixed_point(case: Case) -> None:
     still = tuple(torch.zeros_like(u) for u in inputs.reads.directions)
     inputs = inputs._replace(
         own=inputs.own._replace(direction=torch.zeros_like(x)),
-        reads=inputs.reads._replace(weights=(x, x, x), directions=still),
+        # An agent that has not moved has no drift either; the mean one counts beside directions alone.
+        reads=inputs.reads._replace(
+            weights=(x, x, x), directions=still, drift=tuple(map(torch.zeros_like, inputs.reads.drift))
+        ),
     )
     _, update = call(case.rule, inputs)
     assert ((update.weights - x).abs() <= 5 * EPSILON * x.abs()).all()

@@ -56,6 +56,23 @@ def test_dc_s3gd_corrects_nothing_where_everybody_agrees() -> None:
     assert torch.equal(rule.correct(own, reads), own.direction)
 
 
+@pytest.mark.parametrize("neighbors", [1, 2, 6])
+def test_dc_s3gd_takes_a_mean_s_rounding_for_no_displacement(neighbors: int) -> None:
+    """Of equal weights, as at the first step; and a displacement of a thousandth is one."""
+    draw = generator(0, "start")
+    x, g = (torch.from_numpy(draw.standard_normal(5000, dtype=np.float32)) for _ in range(2))
+    share = torch.tensor(1 / (neighbors + 1))
+    rule = DCS3GD()
+    own = Own(x, g, share, torch.tensor(0.1), {"lambda_0": torch.tensor(0.2)})
+    zeros = torch.zeros(neighbors)
+    nothing = (torch.zeros(0),) * neighbors
+    reads = Reads((x,) * neighbors, nothing, nothing, share.expand(neighbors), zeros, zeros, zeros == 0)
+    assert torch.equal(rule.correct(own, reads), g)
+    moved = reads._replace(weights=(x + 0.001,) * neighbors)
+    change = rule.correct(own, moved) - g
+    assert (change.norm() / g.norm()).item() == pytest.approx(0.2, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("own", "neighbors", "weight"),
     [

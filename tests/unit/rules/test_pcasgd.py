@@ -13,6 +13,7 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules import CASGD, DASGD, PASGD, PCASGD, PCASGDPV, Algorithm
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.bound import ConstantBound
 from ray_pcasgd.rules.compensation import AdaptiveCompensation, ConstantCompensation
 from ray_pcasgd.rules.practical import Condition
 from tests.unit.networks import run_rule
@@ -47,6 +48,35 @@ PAIRS: dict[str, tuple[Rule, Method]] = {
     "theta per agent": (
         PCASGD(theta=(0.0, 0.25, 0.5, 0.75, 1.0)),
         Method(theta=lambda i, t: i / 4),
+    ),
+}
+ONE = ConstantBound()
+PAIRS |= {
+    "theta by staleness": (PCASGD(stability=ONE), Method(bound=1.0)),
+    "theta by staleness, c 3, renormalized": (
+        PCASGD(stability=3.0, clipping="renormalize", oldest_age=3),
+        Method(bound=3.0, renormalize=True, oldest_age=3),
+    ),
+    "damped": (PCASGD(theta=0.3, reach="damped"), Method(theta=lambda i, t: 0.3, reach="damped")),
+    "theta by staleness, damped": (PCASGD(stability=ONE, reach="damped"), Method(bound=1.0, reach="damped")),
+    "theta by staleness, 2 steps": (
+        PCASGD(stability=ONE, reach=2, compensation=0.5),
+        Method(bound=1.0, reach=2.0, lambda_0=0.5),
+    ),
+    "stable": (
+        PCASGD(theta=0.7, stability=0.5, reach="stable", compensation=0.5),
+        Method(theta=lambda i, t: 0.7, bound=0.5, reach="stable", lambda_0=0.5),
+    ),
+    "p-asgd, stable": (PASGD(stability=ONE, reach="stable"), Method(theta=lambda i, t: 1.0, bound=1.0, reach="stable")),
+    "theta by staleness, drag": (
+        PCASGD(stability=0.5, reach={"name": "stable", "drag": 0.2}),
+        Method(bound=0.5, reach="stable", drag=0.2),
+    ),
+    "own drift": (PCASGD(prediction="own-drift", stability=ONE), Method(bound=1.0, own_drift=True)),
+    "own drift, theta": (PCASGD(prediction="own-drift", theta=0.4), Method(theta=lambda i, t: 0.4, own_drift=True)),
+    "own drift, stable": (
+        PCASGD(prediction="own-drift", theta=0.4, reach="stable", stability=0.5),
+        Method(theta=lambda i, t: 0.4, own_drift=True, reach="stable", bound=0.5),
     ),
 }
 CONDITIONS: tuple[Condition, ...] = ("descent", "gradient", "smoothed", "pull", "probe")
@@ -265,6 +295,33 @@ def test_probing_takes_the_smallest_loss_the_largest_theta_among_equals_and_neve
     assert update.measures == {"theta": theta, "predicting": float(theta > 0), "choosing": 1.0}
     own = OWN._replace(coefficients={"theta": torch.tensor(theta), "lambda_0": torch.tensor(2.0)})
     assert torch.equal(update.weights, PCASGD(theta=0.5, compensation=2.0).step((), own, STALE)[1].weights)
+
+
+@pytest.mark.parametrize("choice", range(3))
+def test_a_pair_predicts_as_many_steps_as_it_says_and_stands_until_the_next_probe(choice: int) -> None:
+    pairs = ((0.0, 0.0), (0.5, 1.0), (1.0, 1.5))
+    rule = PCASGDPV(candidates=pairs, compensation=2.0, probe_every=2)
+    late = STALE._replace(staleness=torch.tensor([3.0]), age=torch.tensor([3.0]))
+    losses = torch.ones(3)
+    losses[choice] = 0.5
+    state, update = rule.step(rule.init(OWN.weights, 1), OWN, late, lambda _: losses)
+    theta, steps = pairs[choice]
+    same = PCASGD(theta=theta, reach=steps, compensation=2.0)
+    own = OWN._replace(coefficients=OWN.coefficients | {"theta": torch.tensor(theta)})
+    assert torch.equal(update.weights, same.step((), own, late)[1].weights)
+    assert torch.equal(rule.step(state, OWN, late)[1].weights, update.weights)
+
+
+@pytest.mark.parametrize("candidates", [((0.5, 2.0), (0.5, 1.0)), ((0.5, 1.0), (0.5, 1.0)), (0.5, (0.5, 1.0))])
+def test_pairs_rise_too(candidates: tuple[tuple[float, float], ...]) -> None:
+    with pytest.raises(ValidationError, match="allowed are two or more rising thetas"):
+        PCASGDPV(candidates=candidates)
+    assert PCASGDPV(candidates=((0.5, 1.0), 0.5, (1, 0))).candidates == ((0.5, 1.0), 0.5, (1.0, 0.0))
+
+
+def test_borrowed_probes_are_for_probing() -> None:
+    with pytest.raises(ValidationError, match="probe_data = 'shared': allowed with condition = 'descent' is own"):
+        PCASGDPV(condition="descent", probe_data="shared")  # type: ignore[arg-type]
 
 
 def test_the_candidates_are_handed_to_the_probe_in_order() -> None:
