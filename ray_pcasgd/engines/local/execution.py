@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import Outcome, Participant, Received
@@ -185,8 +185,10 @@ class Execution:
             touched = spec.neighbors
             for k in touched:
                 self.drop_late(k)
+        # One reader is asked after for each agent that it reads.
+        is_running = cache(self.is_running)
         for k in (row.agent, *touched):
-            self.versions.forget(k, self.agents[k].version, self.is_running)
+            self.versions.forget(k, self.agents[k].version, is_running)
             self.agents[k].keep(partial(self.versions.is_referred_to, k))
 
     def drop_late(self, agent: int) -> None:

@@ -30,6 +30,8 @@ class Versions:
         self.by_agent: dict[int, dict[int, Published]] = {spec.agent: {} for spec in specs}
         self.slacks = {k: {s.agent: s.family.slack for s in specs if k in s.neighbors} for k in self.by_agent}
         """Of each agent, who reads it, and by how much a later read may fall back."""
+        self.passing = {k for k, slacks in self.slacks.items() if any(slack < 0 for slack in slacks.values())}
+        """Agents whose newest version need not stay."""
         self.last_read = {(reader, k): 0 for k, readers in self.slacks.items() for reader in readers}
         self.counts = counts
         """How often a version will still be read. An agent that came back into a recorded run read versions that
@@ -67,19 +69,19 @@ class Versions:
             is_running: Whether a reader takes further steps.
 
         """
-        running = {reader: slack for reader, slack in self.slacks[agent].items() if is_running(reader)}
-        own = self.by_agent[agent]
+        own, slacks = self.by_agent[agent], self.slacks[agent]
         if self.counts is not None:
-            wanted = [version for version in own if self.counts[agent, version] > 0]
+            done = [version for version in own if self.counts[agent, version] <= 0]
         elif self.unread is not None:
-            wanted = [version for version, readers in self.unread[agent].items() if readers & running.keys()]
+            unread = self.unread[agent]
+            done = [version for version in own if not any(map(is_running, unread.get(version, ())))]
         else:
-            horizon = min((self.last_read[reader, agent] - slack for reader, slack in running.items()), default=newest)
-            wanted = [version for version in own if version >= horizon]
-        if not any(slack < 0 for slack in self.slacks[agent].values()):
-            wanted.append(newest)
-        for version in own.keys() - set(wanted):
-            self.drop(agent, version)
+            reached = [self.last_read[reader, agent] - slack for reader, slack in slacks.items() if is_running(reader)]
+            horizon = min(reached, default=newest)
+            done = [version for version in own if version < horizon]
+        for version in done:
+            if version != newest or agent in self.passing:
+                self.drop(agent, version)
 
     def drop(self, agent: int, version: int) -> None:
         """Drop one version."""
