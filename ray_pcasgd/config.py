@@ -96,7 +96,7 @@ class Config(Settings):
     batch_size: int = Field(16, ge=1, le=100_000)
     """Samples of one agent's mini-batch."""
 
-    algorithm: AnyAlgorithm = PCASGD(theta=Constant(value=0.3))
+    algorithm: AnyAlgorithm = PCASGD()
     """The algorithm: an update rule between peers, or one with a server."""
     step_size: Curve = Constant(value=0.1)
     """eta: a number, or a curve over the agent's steps."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.curvature import largest_curvature
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.replica import unflatten
@@ -207,6 +208,19 @@ class Learner:
         # By now the dict holds whatever the module has put into the place of what it was given.
         left = [tensors[slot.name].reshape(-1) for slot in replica.buffer_layout]
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
+
+    def curvature_on(self, inputs: Tensor, targets: Tensor, start: Tensor, products: int) -> float:
+        """Return the loss's largest curvature on a mini-batch at the present weights, see ``largest_curvature``."""
+        replica, task = self.replica, self.spec.recipe.task
+        with replica.undisturbed():
+            buffers, local = replica.buffers.clone(), replica.copy_of_local()
+
+            def loss(weights: Tensor) -> Tensor:
+                tensors = replica.named(weights, buffers.clone()) | {name: one.clone() for name, one in local.items()}
+                return task.loss(torch.func.functional_call(replica.module, tensors, (inputs,)), targets)
+
+            self.seed_forward_pass()
+            return largest_curvature(loss, self.weights, start, products)
 
     def check_finite(self, loss: float) -> float:
         """Return the loss, or raise ``NonFiniteLossError`` where it, or the result of its step, is not finite.

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_pcasgd.agents.curvature import largest_curvature
 from ray_pcasgd.agents.drift import DriftBefore, MeanDrift
 from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
@@ -314,15 +313,8 @@ class Peer(Learner, Participant):
         self.curvature_batches.restore(self.version)
         inputs, targets = self.draw(self.curvature_batches)
         draw = generator(recipe.seed, "curvature", agent, self.version)
-        start = torch.from_numpy(draw.standard_normal(self.weights.shape[-1], dtype=np.float32))
-        local = self.replica.copy_of_local()
-        buffers = self.replica.buffers.clone()
-
-        def loss(weights: Tensor) -> Tensor:
-            return self.loss_at(weights, buffers, local, inputs, targets)[0]
-
-        self.seed_forward_pass()
-        found = largest_curvature(loss, self.weights, start.to(self.device), recipe.rule.curvature_products)
+        start = torch.from_numpy(draw.standard_normal(self.weights.shape[-1], dtype=np.float32)).to(self.device)
+        found = self.curvature_on(inputs, targets, start, recipe.rule.curvature_products)
         self.curvature = self.optimizer.steepened(found) if isinstance(self.optimizer, SGD) else found
 
     def observed_coefficients(self, received: Sequence[Received]) -> dict[str, float]:

@@ -164,6 +164,8 @@ class _Trial:
             raise ValueError(CHANGED_WEIGHTS)
         if isinstance(algorithm, Rule) and algorithm.probes_at(0):
             self.probe(replica, inputs)
+        if isinstance(algorithm, Rule) and algorithm.curvature_products:
+            self.measure_curvature(inputs, targets)
         made = sorted(replica.local().keys() - own.keys())
         return self.why_alone(changes_weights, made, sorted(unreached))
 
@@ -273,6 +275,15 @@ class _Trial:
         tensors = replica.named(replica.weights.clone(), replica.buffers.clone()) | replica.copy_of_local()
         with torch.no_grad(), replica.undisturbed(), _naming(self.model, "a probe of candidate weights"):
             torch.func.functional_call(replica.module, tensors, (inputs,))
+
+    def measure_curvature(self, inputs: Tensor, targets: Tensor) -> None:
+        """Let a learner measure its loss's curvature, as PC-ASGD's stability bound may ask for it."""
+        learner = Learner(LearnerSpec(agent=0, recipe=self.training, neighbors=(), shard=self.shard), self.data)
+        try:
+            learner.curvature_on(inputs, targets, torch.ones_like(learner.weights), 1)
+        except Exception as error:
+            problem = f"algorithm.stability.name = 'curvature': {self.model} cannot be differentiated twice"
+            raise ValueError(f"{problem} ({_reason(error)}); allowed is a number, as stability = 1") from error
 
     def why_alone(self, changes_weights: bool, made: Sequence[str], unreached: Sequence[str]) -> str | None:
         """Return why the model cannot be stepped together with others, if so."""
