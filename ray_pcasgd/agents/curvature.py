@@ -1,8 +1,7 @@
 """The largest curvature of a loss, by a few Hessian-vector products (Lanczos 1950)."""
 
 import math
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,20 +10,24 @@ from torch import Tensor
 from ray_pcasgd.base import numerics
 
 
-def largest_curvature(loss: Callable[[Tensor], Tensor], weights: Tensor, start: Tensor, products: int) -> float:
-    """Return the largest eigenvalue of a loss's Hessian at ``weights``, from below; 0 where it is not finite.
+def largest_curvature(
+    loss: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[Tensor], start: Tensor, products: int
+) -> float:
+    """Return the largest eigenvalue of a loss's Hessian at its parameters, from below; 0 where it is not finite.
 
-    ``loss`` maps weights of shape (D,) to a scalar; ``start`` has shape (D,) and is not zero. Lanczos' method finds an
-    outer eigenvalue in fewer products than power iteration, and holds four vectors. One product costs about two
-    gradients; the graph of the gradient is built once.
+    ``loss`` maps the parameters to a scalar; ``start`` is a vector of as many numbers as all of them have, shape (D,),
+    and not zero. Lanczos' method finds an outer eigenvalue in fewer products than power iteration, and holds four
+    vectors. One product costs about two gradients; the graph of the gradient is built once.
     """
-    pulled = cast("tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]", torch.func.vjp(torch.func.grad(loss), weights))
-    product = pulled[1]
+    # Plain autograd, of leaves: models of users' own, which may put tensors anywhere, cannot all run under torch.func.
+    leaves = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss(leaves), leaves, create_graph=True, allow_unused=True)
     previous, current = torch.zeros_like(start), start / numerics.norm(start)
     diagonal: list[float] = []
     beside: list[float] = []
     for _ in range(products):
-        (image,) = product(current)
+        image = _product(gradients, leaves, current)
         diagonal.append(numerics.inner(current, image).item())
         image = image - diagonal[-1] * current
         if beside:
@@ -40,3 +43,17 @@ def largest_curvature(loss: Callable[[Tensor], Tensor], weights: Tensor, start: 
     off = beside[: len(diagonal) - 1]
     largest = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))[-1]
     return max(0.0, float(largest))
+
+
+def _product(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor], vector: Tensor) -> Tensor:
+    """Return the Hessian's product with a vector; 0 where the gradient does not depend on the parameters."""
+    parts = [
+        part.view_as(leaf) for part, leaf in zip(torch.split(vector, [p.numel() for p in leaves]), leaves, strict=True)
+    ]
+    known = [(g, part) for g, part in zip(gradients, parts, strict=True) if g is not None and g.requires_grad]
+    if not known:
+        return torch.zeros_like(vector)
+    outputs, along = zip(*known, strict=True)
+    images = torch.autograd.grad(outputs, leaves, along, retain_graph=True, allow_unused=True)
+    flat = [torch.zeros_like(p) if image is None else image for image, p in zip(images, leaves, strict=True)]
+    return torch.cat([one.reshape(-1) for one in flat])

@@ -1,7 +1,7 @@
 """What computes gradients: a replica of the model, a shard's batches and the local optimizer."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -211,16 +211,18 @@ class Learner:
 
     def curvature_on(self, inputs: Tensor, targets: Tensor, start: Tensor, products: int) -> float:
         """Return the loss's largest curvature on a mini-batch at the present weights, see ``largest_curvature``."""
-        replica, task = self.replica, self.spec.recipe.task
-        with replica.undisturbed():
-            buffers, local = replica.buffers.clone(), replica.copy_of_local()
+        recipe, replica = self.spec.recipe, self.replica
+        # Of another module: the model's own code may count its passes.
+        module = recipe.build(self.data).module
+        tensors = replica.named(self.weights, replica.buffers.clone()) | replica.copy_of_local()
+        names = [slot.name for slot in replica.layout]
 
-            def loss(weights: Tensor) -> Tensor:
-                tensors = replica.named(weights, buffers.clone()) | {name: one.clone() for name, one in local.items()}
-                return task.loss(torch.func.functional_call(replica.module, tensors, (inputs,)), targets)
+        def loss(parameters: Sequence[Tensor]) -> Tensor:
+            named = tensors | dict(zip(names, parameters, strict=True))
+            return recipe.task.loss(torch.func.functional_call(module, named, (inputs,)), targets)
 
-            self.seed_forward_pass()
-            return largest_curvature(loss, self.weights, start, products)
+        self.seed_forward_pass()
+        return largest_curvature(loss, [tensors[name] for name in names], start, products)
 
     def check_finite(self, loss: float) -> float:
         """Return the loss, or raise ``NonFiniteLossError`` where it, or the result of its step, is not finite.

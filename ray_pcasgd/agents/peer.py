@@ -129,6 +129,8 @@ class Peer(Learner, Participant):
         """Where rules push shares of it: the sum over all agents of weights times mass is conserved."""
         self.curvature = 0.0
         """The largest one that the agent has measured last, by what the optimizer makes of it; 0: not measured yet."""
+        self.measured_at: int | None = None
+        """At which of its versions."""
         self.curvature_batches = self.stream("curvature")
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
@@ -241,17 +243,17 @@ class Peer(Learner, Participant):
     def gather(self, received: Sequence[Received], held: int = 0) -> Gathered:
         """Return what the rule is going to see, neighbor by neighbor; those that were not read have weight 0.
 
-        It measures the curvature before, where the rule asks for it at this step.
+        It measures the curvature before, where the rule asks for it and something is going to be predicted.
         """
         if self.pushes:
             return self.gather_shares(received, held)
-        if self.spec.recipe.rule.measures_curvature_at(self.version):
-            self.measure_curvature()
         spec, recipe = self.spec, self.spec.recipe
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
         missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
         reliable = [slot is None or recipe.reliable(spec.agent, slot.read) for slot in slots]
+        if self._curvature_is_due(slots, reliable):
+            self.measure_curvature()
         drifts = {
             age: self._drift(age) for age in {self._drift_age(s, r) for s, r in zip(slots, reliable, strict=True)}
         }
@@ -306,10 +308,21 @@ class Peer(Learner, Participant):
         measured = {"curvature": self.curvature} if rule.curvature_products else {}
         return rule.coefficients(self.spec.agent, self.version) | self.observed_coefficients(received) | measured
 
+    def _curvature_is_due(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> bool:
+        """Return whether a late neighbor is going to be predicted, and the curvature was not measured of late."""
+        rule = self.spec.recipe.rule
+        if not rule.curvature_products:
+            return False
+        if self.measured_at is not None and self.version - self.measured_at < rule.curvature_every:
+            return False
+        pairs = zip(slots, reliable, strict=True)
+        return any(slot is not None and not trusted and slot.read.age <= rule.age_max for slot, trusted in pairs)
+
     def measure_curvature(self) -> None:
         """Measure the loss's largest curvature on a mini-batch of its own stream, at the agent's weights."""
         recipe, agent = self.spec.recipe, self.spec.agent
         # By the version alone, so that an agent that comes back into a run draws what a replay draws.
+        self.measured_at = self.version
         self.curvature_batches.restore(self.version)
         inputs, targets = self.draw(self.curvature_batches)
         draw = generator(recipe.seed, "curvature", agent, self.version)
@@ -444,7 +457,7 @@ class Peer(Learner, Participant):
         self.direction = torch.zeros_like(self.weights)
         self.reset_memory()
         self.mass = 1.0
-        self.curvature = 0.0
+        self.curvature, self.measured_at = 0.0, None
         if self.displacements is not None:
             self.displacements = self.path()
         self.version = version
@@ -483,7 +496,7 @@ class Peer(Learner, Participant):
             "optimizer": leaves_of(self.optimizer_state),
             "rule": leaves_of(self.rule_state),
             "mass": self.mass,
-            "curvature": self.curvature,
+            "curvature": (self.curvature, self.measured_at),
             "displacements": self.displacements.state() if self.displacements else None,
         }
 
@@ -491,7 +504,7 @@ class Peer(Learner, Participant):
         """Go on from a state of an agent with the same settings, numbers excepted."""
         device = self.replica.device
         self.version, self.mass, self.loss = state["version"], state["mass"], state["loss"]
-        self.curvature = state["curvature"]
+        self.curvature, self.measured_at = state["curvature"]
         self.weights, self.buffers, self.direction = (
             state[name].to(device) for name in ("weights", "buffers", "direction")
         )

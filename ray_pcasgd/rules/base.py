@@ -97,14 +97,15 @@ class Rule(Settings, ABC):
         """Return whether ``step`` is handed a probe at this step."""
         return False
 
-    def measures_curvature_at(self, step: int) -> bool:
-        """Return whether the agent measures its loss's curvature before this step; ``curvature_products`` says how."""
-        return False
-
     @property
     def curvature_products(self) -> int:
-        """Hessian-vector products of one measurement of curvature; 0: it is never measured."""
+        """Hessian-vector products of one measurement of the loss's curvature; 0: agents never measure it."""
         return 0
+
+    @property
+    def curvature_every(self) -> int:
+        """Own steps from one measurement to the next, where late neighbors are read."""
+        return 1
 
     def init(self, weights: Tensor, num_neighbors: int) -> Any:
         """Return the state before the first step for weights of shape (D,)."""

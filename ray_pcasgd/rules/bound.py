@@ -53,7 +53,7 @@ class CurvatureBound(Settings):
 
     name: Literal["curvature"] = "curvature"
     every: int = Field(50, ge=1)
-    """Own steps from one measurement to the next."""
+    """Own steps from one measurement to the next; the first is at the first step that reads a late neighbor."""
     products: int = Field(4, ge=1)
     """Hessian-vector products of one measurement."""
 

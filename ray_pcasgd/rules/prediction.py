@@ -110,12 +110,10 @@ class PredictingRule(Rule):
         measures = self.has_bound and self.prediction == "direction"
         return self.stability.products if measures and isinstance(self.stability, CurvatureBound) else 0
 
-    def measures_curvature_at(self, step: int) -> bool:
-        """Return whether the agent measures its loss's curvature before this step."""
-        if not self.curvature_products:
-            return False
-        assert isinstance(self.stability, CurvatureBound)
-        return step % self.stability.every == 0
+    @property
+    def curvature_every(self) -> int:
+        """Own steps from one measurement to the next, where late neighbors are read."""
+        return self.stability.every if isinstance(self.stability, CurvatureBound) else 1
 
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return lambda_0; and the curvature, which agents measure, where the bound asks for it."""

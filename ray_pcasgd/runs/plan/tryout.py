@@ -164,7 +164,7 @@ class _Trial:
             raise ValueError(CHANGED_WEIGHTS)
         if isinstance(algorithm, Rule) and algorithm.probes_at(0):
             self.probe(replica, inputs)
-        if isinstance(algorithm, Rule) and algorithm.curvature_products:
+        if isinstance(algorithm, Rule) and algorithm.curvature_products and self.config.num_agents > 1:
             self.measure_curvature(inputs, targets)
         made = sorted(replica.local().keys() - own.keys())
         return self.why_alone(changes_weights, made, sorted(unreached))

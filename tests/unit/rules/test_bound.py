@@ -145,10 +145,8 @@ def test_what_has_no_meaning_is_refused(settings: dict[str, Any], said: str) -> 
 
 
 def test_the_published_method_asks_for_no_curvature_and_own_drift_for_no_directions() -> None:
-    assert PCASGD().measures_curvature_at(50)
-    assert not PCASGD().measures_curvature_at(51)
+    assert (PCASGD().curvature_products, PCASGD().curvature_every) == (4, 50)
     for published in (PCASGD(theta=0.3), PASGD(), PCASGD(stability=1), PCASGD(prediction="own-drift")):
-        assert not published.measures_curvature_at(0)
         assert published.curvature_products == 0
     assert PASGD(reach="stable").curvature_products == 4
     assert PCASGD().needs_directions
