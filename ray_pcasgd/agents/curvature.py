@@ -1,11 +1,13 @@
 """The largest curvature of a loss, by a few Hessian-vector products (Lanczos 1950)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_pcasgd.base import numerics
 
@@ -21,7 +23,7 @@ def largest_curvature(
     """
     # Plain autograd, of leaves: models of users' own, which may put tensors anywhere, cannot all run under torch.func.
     leaves = [parameter.detach().clone().requires_grad_() for parameter in parameters]
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable():
         gradients = torch.autograd.grad(loss(leaves), leaves, create_graph=True, allow_unused=True)
     previous, current = torch.zeros_like(start), start / numerics.norm(start)
     diagonal: list[float] = []
@@ -45,11 +47,17 @@ def largest_curvature(
     return max(0.0, float(largest))
 
 
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Let models run by kernels that have second derivatives: fused attention and compiled code have none."""
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def _product(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor], vector: Tensor) -> Tensor:
     """Return the Hessian's product with a vector; 0 where the gradient does not depend on the parameters."""
-    parts = [
-        part.view_as(leaf) for part, leaf in zip(torch.split(vector, [p.numel() for p in leaves]), leaves, strict=True)
-    ]
+    sizes = [leaf.numel() for leaf in leaves]
+    parts = [part.view_as(leaf) for part, leaf in zip(torch.split(vector, sizes), leaves, strict=True)]
     known = [(g, part) for g, part in zip(gradients, parts, strict=True) if g is not None and g.requires_grad]
     if not known:
         return torch.zeros_like(vector)

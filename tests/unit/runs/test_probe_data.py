@@ -88,14 +88,38 @@ def test_what_cannot_be_probed_on_is_refused_in_one_line(probe_data: Any, said: 
 
 
 class Once(nn.Module):
-    """Distances to centers in the third norm, of which PyTorch has no second derivative."""
+    """Bags of embeddings, of which PyTorch has no second derivative."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.centers = nn.Parameter(torch.randn(10, 64))
+        self.table = nn.Parameter(torch.randn(17, 10))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return -torch.cdist(inputs, self.centers, p=3.0)
+        return nn.functional.embedding_bag(inputs.long().clamp(0, 16), self.table)
+
+
+class Attention(nn.Module):
+    """Attention by PyTorch's fused kernel, which has no second derivative either, and compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(8, 24)
+        self.last = torch.compile(nn.Linear(64, 10), backend="aot_eager")
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.wide(inputs.view(-1, 8, 8)).chunk(3, -1)
+        mixed = nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])
+        result: torch.Tensor = self.last(mixed.flatten(1))
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile's
+def test_the_curvature_of_attention_and_of_compiled_models_is_measured() -> None:
+    plan = make_plan(load_config(SKEWED, changes={"task": {"model": Attention}}))
+    peer = plan.specs[0].build(plan.data)
+    assert isinstance(peer, Peer)
+    peer.measure_curvature()
+    assert 0.001 < peer.curvature < 1000
 
 
 def test_a_model_that_cannot_be_differentiated_twice_is_refused_with_the_setting_that_helps() -> None:
