@@ -20,7 +20,7 @@ step_size: 0.05          # or a curve: {{name: cosine, start: 0.1, steps: 300}}
 evaluate_every: 20       # steps
 seed: 0
 
-algorithm: {{name: pc-asgd, theta: 0.3}}  # or d-asgd, sgp, server, ...; `ray-pcasgd compare {name}.yaml` runs several
+algorithm: pc-asgd  # or d-asgd, sgp, server, ...; `ray-pcasgd compare {name}.yaml` runs several
 
 # How late weights arrive. In steps, or in seconds: 200ms, pareto(2, 0.1s); an empty list: never late.
 links: [{{between: clusters, delay: 10}}]

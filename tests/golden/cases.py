@@ -11,6 +11,7 @@ BASE: dict[str, Any] = {
     "step_size": 0.02,
     "compute": {"law": {"name": "exponential", "mean": 1.0}},
     "task": {"model": {"hidden": [8]}},
+    "algorithm": {"name": "pc-asgd", "theta": 0.3},
 }
 
 
@@ -23,7 +24,6 @@ PEERS = (
     "d-asgd",
     "c-asgd",
     "p-asgd",
-    "pc-asgd",
     "pc-asgd-pv",
     "dc-s3gd",
     "d-asgd-importance",
@@ -34,10 +34,13 @@ BOUNDED_GAP = {"name": "gap-bounded", "bound": 0.5}
 
 CASES: dict[str, dict[str, Any]] = {
     **{rule: {"algorithm": rule} for rule in PEERS},
+    "pc-asgd": {"algorithm": {"name": "pc-asgd", "theta": 0.3}},
+    "pc-asgd, chosen": {"algorithm": "pc-asgd"},
+    "pc-asgd, own drift": {"algorithm": {"name": "pc-asgd", "prediction": "own-drift", "reach": "stable"}},
     "sgp": {"algorithm": "sgp", "topology": "directed-exponential"},
     "sgp-overlap": {"algorithm": "sgp-overlap", "topology": "directed-ring"},
     "ad-psgd": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]},
-    "adaptive compensation": {"algorithm": {"name": "pc-asgd", "compensation": "adaptive"}},
+    "adaptive compensation": {"algorithm": {"name": "pc-asgd", "theta": 0.3, "compensation": "adaptive"}},
     "probing": {"algorithm": {"name": "pc-asgd-pv", "condition": "probe"}},
     "sampled barrier": {"barrier": {"name": "sampled", "beta": 1}},
     "bounded barrier": {"barrier": {"name": "bounded", "staleness": 1}},
