@@ -1,10 +1,9 @@
-"""The largest curvature of a loss, by a few Hessian-vector products (Lanczos 1950)."""
+"""The curvature of a loss along a direction, by one Hessian-vector product."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -12,39 +11,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ray_pcasgd.base import numerics
 
 
-def largest_curvature(
-    loss: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[Tensor], start: Tensor, products: int
-) -> float:
-    """Return the largest eigenvalue of a loss's Hessian at its parameters, from below; 0 where it is not finite.
+def curvature_along(loss: Callable[[], Tensor], parameters: Sequence[Tensor], direction: Tensor) -> float | None:
+    """Return ``v' H v / v' v``, the Hessian's Rayleigh quotient, or ``None`` where it is not finite, or v is zero.
 
-    ``loss`` maps the parameters to a scalar; ``start`` is a vector of as many numbers as all of them have, shape (D,),
-    and not zero. Lanczos' method finds an outer eigenvalue in fewer products than power iteration, and holds four
-    vectors. One product costs about two gradients; the graph of the gradient is built once.
+    ``parameters`` are leaves that the scalar ``loss()`` depends on; the direction v has as many numbers as all of them,
+    shape (D,). It costs about four gradients.
     """
-    # Plain autograd, of leaves: models of users' own, which may put tensors anywhere, cannot all run under torch.func.
-    leaves = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+    length = numerics.norm(direction)
+    if not 0 < length.item() < math.inf:
+        return None
+    unit = direction / length
+    # Plain autograd: models of users' own, which may put tensors anywhere, cannot all run under torch.func.
     with torch.enable_grad(), twice_differentiable():
-        gradients = torch.autograd.grad(loss(leaves), leaves, create_graph=True, allow_unused=True)
-    previous, current = torch.zeros_like(start), start / numerics.norm(start)
-    diagonal: list[float] = []
-    beside: list[float] = []
-    for _ in range(products):
-        image = _product(gradients, leaves, current)
-        diagonal.append(numerics.inner(current, image).item())
-        image = image - diagonal[-1] * current
-        if beside:
-            image = image - beside[-1] * previous
-        length = numerics.norm(image).item()
-        if not (math.isfinite(length) and math.isfinite(diagonal[-1])):
-            return 0.0
-        # What is left is rounding: the vectors so far span all that the start has a share in.
-        if length <= 1e-6 * max(map(abs, diagonal)):
-            break
-        beside.append(length)
-        previous, current = current, image / length
-    off = beside[: len(diagonal) - 1]
-    largest = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))[-1]
-    return max(0.0, float(largest))
+        gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+    found = numerics.inner(unit, _product(gradients, parameters, unit)).item()
+    return found if math.isfinite(found) else None
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """What computes gradients: a replica of the model, a shard's batches and the local optimizer."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_pcasgd.agents.curvature import largest_curvature
+from ray_pcasgd.agents.curvature import curvature_along
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.replica import unflatten
@@ -209,20 +209,17 @@ class Learner:
         left = [tensors[slot.name].reshape(-1) for slot in replica.buffer_layout]
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
-    def curvature_on(self, inputs: Tensor, targets: Tensor, start: Tensor, products: int) -> float:
-        """Return the loss's largest curvature on a mini-batch at the present weights, see ``largest_curvature``."""
-        recipe, replica = self.spec.recipe, self.replica
+    def curvature_on(self, snapshot: Snapshot, inputs: Tensor, targets: Tensor, direction: Tensor) -> float | None:
+        """Return the loss's curvature on a mini-batch at a snapshot along a direction, see ``curvature_along``."""
+        recipe = self.spec.recipe
         # Of another module: the model's own code may count its passes.
-        module = recipe.build(self.data).module
-        tensors = replica.named(self.weights, replica.buffers.clone()) | replica.copy_of_local()
-        names = [slot.name for slot in replica.layout]
-
-        def loss(parameters: Sequence[Tensor]) -> Tensor:
-            named = tensors | dict(zip(names, parameters, strict=True))
-            return recipe.task.loss(torch.func.functional_call(module, named, (inputs,)), targets)
-
+        replica = recipe.build(self.data)
+        replica.load(snapshot.weights, snapshot.buffers)
+        replica.load_local(snapshot.local)
         self.seed_forward_pass()
-        return largest_curvature(loss, [tensors[name] for name in names], start, products)
+        return curvature_along(
+            lambda: recipe.task.loss(replica.module(inputs), targets), replica.parameters(), direction
+        )
 
     def check_finite(self, loss: float) -> float:
         """Return the loss, or raise ``NonFiniteLossError`` where it, or the result of its step, is not finite.

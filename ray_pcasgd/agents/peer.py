@@ -24,13 +24,14 @@ from ray_pcasgd.agents.participant import (
     Training,
 )
 from ray_pcasgd.agents.reliability import ByCluster, ByStaleness
-from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import TaskData
+
+_LEAST_CURVATURE = 1e-9
 
 _SHORTEST_PATH = 64
 """Own steps that are remembered in any run whose rule asks for them."""
@@ -127,10 +128,10 @@ class Peer(Learner, Participant):
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.mass = 1.0
         """Where rules push shares of it: the sum over all agents of weights times mass is conserved."""
-        self.curvature = 0.0
-        """The largest one that the agent has measured last, by what the optimizer makes of it; 0: not measured yet."""
+        self.curvatures = [0.0]
+        """That along what is predicted, as measured, by what the optimizer makes of it; of variants, one each."""
         self.measured_at: int | None = None
-        """At which of its versions."""
+        """At which of its versions; ``None``: not yet."""
         self.curvature_batches = self.stream("curvature")
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
@@ -252,8 +253,7 @@ class Peer(Learner, Participant):
         slots = [by_neighbor.get(k) for k in spec.neighbors]
         missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
         reliable = [slot is None or recipe.reliable(spec.agent, slot.read) for slot in slots]
-        if self._curvature_is_due(slots, reliable):
-            self.measure_curvature()
+        self._measure_curvature(slots, reliable)
         drifts = {
             age: self._drift(age) for age in {self._drift_age(s, r) for s, r in zip(slots, reliable, strict=True)}
         }
@@ -305,30 +305,55 @@ class Peer(Learner, Participant):
     def coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return the rule's own numbers at this step."""
         rule = self.spec.recipe.rule
-        measured = {"curvature": self.curvature} if rule.curvature_products else {}
-        return rule.coefficients(self.spec.agent, self.version) | self.observed_coefficients(received) | measured
+        coefficients = rule.coefficients(self.spec.agent, self.version) | self.observed_coefficients(received)
+        return coefficients | self.measured_coefficients(0)
 
-    def _curvature_is_due(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> bool:
-        """Return whether a late neighbor is going to be predicted, and the curvature was not measured of late."""
-        rule = self.spec.recipe.rule
-        if not rule.curvature_products:
-            return False
-        if self.measured_at is not None and self.version - self.measured_at < rule.curvature_every:
-            return False
-        pairs = zip(slots, reliable, strict=True)
-        return any(slot is not None and not trusted and slot.read.age <= rule.age_max for slot, trusted in pairs)
+    def measured_coefficients(self, variant: int) -> dict[str, float]:
+        """Return those of the rule's numbers that were measured: the curvature, above 0 once it is known."""
+        if not self.spec.recipe.rule.measures_curvature:
+            return {}
+        return {"curvature": 0.0 if self.measured_at is None else max(self.curvatures[variant], _LEAST_CURVATURE)}
 
-    def measure_curvature(self) -> None:
-        """Measure the loss's largest curvature on a mini-batch of its own stream, at the agent's weights."""
-        recipe, agent = self.spec.recipe, self.spec.agent
+    def _predicted_direction(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> Tensor | None:
+        """Return the late neighbors' mean direction, shape (D,), by their mixing weights; ``None`` without any."""
+        rule, total = self.spec.recipe.rule, None
+        for slot, trusted, weight in zip(slots, reliable, self.spec.mixing, strict=True):
+            if slot is None or trusted or slot.read.age > rule.age_max or not slot.read.staleness:
+                continue
+            assert slot.direction is not None
+            share = weight * slot.direction
+            total = share if total is None else total + share
+        return total
+
+    def _measure_curvature(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> None:
+        """Measure the loss's curvature along what is predicted, where the rule asks for it and it is due.
+
+        On a mini-batch of its own stream, at the agent's weights; what is kept is the mean of this and the last value.
+        """
+        recipe, rule = self.spec.recipe, self.spec.recipe.rule
+        due = self.measured_at is None or self.version - self.measured_at >= rule.curvature_every
+        if not (rule.measures_curvature and due):
+            return
+        direction = self._predicted_direction(slots, reliable)
+        if direction is None:
+            return
+        first, self.measured_at = self.measured_at is None, self.version
         # By the version alone, so that an agent that comes back into a run draws what a replay draws.
-        self.measured_at = self.version
         self.curvature_batches.restore(self.version)
         inputs, targets = self.draw(self.curvature_batches)
-        draw = generator(recipe.seed, "curvature", agent, self.version)
-        start = torch.from_numpy(draw.standard_normal(self.weights.shape[-1], dtype=np.float32)).to(self.device)
-        found = self.curvature_on(inputs, targets, start, recipe.rule.curvature_products)
-        self.curvature = self.optimizer.steepened(found) if isinstance(self.optimizer, SGD) else found
+        for place, (snapshot, along) in enumerate(zip(self.all_snapshots(), self._each_of(direction), strict=True)):
+            found = self.curvature_on(snapshot, inputs, targets, along)
+            if found is not None:
+                steep = recipe.optimizer.steepened(found) if isinstance(recipe.optimizer, SGD) else found
+                self.curvatures[place] = steep if first else (self.curvatures[place] + steep) / 2
+
+    def _each_of(self, direction: Tensor) -> Sequence[Tensor]:
+        """Return a direction of the agent; of variants, each one's."""
+        return (direction,)
+
+    def all_snapshots(self) -> list[Snapshot]:
+        """Return the replica as the current version left it; of variants, each one's."""
+        return [self.snapshot()]
 
     def observed_coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return those of the rule's numbers that follow from what was read."""
@@ -457,7 +482,7 @@ class Peer(Learner, Participant):
         self.direction = torch.zeros_like(self.weights)
         self.reset_memory()
         self.mass = 1.0
-        self.curvature, self.measured_at = 0.0, None
+        self.curvatures, self.measured_at = [0.0] * len(self.curvatures), None
         if self.displacements is not None:
             self.displacements = self.path()
         self.version = version
@@ -496,7 +521,7 @@ class Peer(Learner, Participant):
             "optimizer": leaves_of(self.optimizer_state),
             "rule": leaves_of(self.rule_state),
             "mass": self.mass,
-            "curvature": (self.curvature, self.measured_at),
+            "curvature": (self.curvatures, self.measured_at),
             "displacements": self.displacements.state() if self.displacements else None,
         }
 
@@ -504,7 +529,7 @@ class Peer(Learner, Participant):
         """Go on from a state of an agent with the same settings, numbers excepted."""
         device = self.replica.device
         self.version, self.mass, self.loss = state["version"], state["mass"], state["loss"]
-        self.curvature, self.measured_at = state["curvature"]
+        self.curvatures, self.measured_at = state["curvature"]
         self.weights, self.buffers, self.direction = (
             state[name].to(device) for name in ("weights", "buffers", "direction")
         )

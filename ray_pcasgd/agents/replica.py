@@ -114,6 +114,10 @@ class Replica:
         self.weights.copy_(weights)
         self.buffers.copy_(buffers)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters, in the order of the flat vector."""
+        return list(self._trained)
+
     def forget_gradients(self) -> None:
         """Make ready for a backward pass."""
         for parameter in self._trained:

@@ -45,6 +45,7 @@ class Variants(Peer):
                 self.replica.local(),
             ),
         )
+        self.curvatures = [0.0] * len(specs)
         self.overflows: list[NonFiniteLossError | None] = [None] * len(specs)
         """What came of the last step: the error of each variant whose weights or buffers are not finite."""
         self._running_buffers = self.buffers.clone()
@@ -176,12 +177,25 @@ class Variants(Peer):
         """Return the fields of ``Own`` that differ between the variants, with a leading axis."""
         agent, step, device = self.spec.agent, self.version, self.weights.device
         observed = self.observed_coefficients(received)
-        each = [spec.recipe.rule.coefficients(agent, step) | observed for spec in self.specs]
+        each = [
+            spec.recipe.rule.coefficients(agent, step) | observed | self.measured_coefficients(variant)
+            for variant, spec in enumerate(self.specs)
+        ]
         step_sizes = [spec.recipe.step_size_at(step) for spec in self.specs]
         return {
             "step_size": torch.tensor(step_sizes, device=device),
             "coefficients": {name: torch.tensor([one[name] for one in each], device=device) for name in each[0]},
         }
+
+    def _each_of(self, direction: Tensor) -> Sequence[Tensor]:
+        """Return each variant's of a direction of shape (P, D)."""
+        return direction.unbind()
+
+    def all_snapshots(self) -> list[Snapshot]:
+        """Return each variant's replica as the last forward pass left it."""
+        return [
+            one._replace(buffers=buffers) for one, buffers in zip(self.snapshots(), self._running_buffers, strict=True)
+        ]
 
     def snapshots(self) -> list[Snapshot]:
         """Return each variant's replica as the current version left it."""

@@ -98,9 +98,9 @@ class Rule(Settings, ABC):
         return False
 
     @property
-    def curvature_products(self) -> int:
-        """Hessian-vector products of one measurement of the loss's curvature; 0: agents never measure it."""
-        return 0
+    def measures_curvature(self) -> bool:
+        """Whether agents measure the loss's curvature along what is predicted, ``own.coefficients["curvature"]``."""
+        return False
 
     @property
     def curvature_every(self) -> int:

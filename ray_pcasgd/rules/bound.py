@@ -1,5 +1,6 @@
 """The stability bound of prediction, by a constant or by the loss's measured curvature."""
 
+import os
 from numbers import Real
 from typing import Annotated, Any, Literal, overload
 
@@ -16,6 +17,9 @@ from ray_pcasgd.rules.stability import (
     strength_by_curvature,
     strength_within,
 )
+
+LEAST = float(os.environ.get("LEAST", "0.5"))
+"""Smallest r that is reckoned with."""
 
 
 class ConstantBound(Settings):
@@ -43,31 +47,39 @@ class ConstantBound(Settings):
 
 
 class CurvatureBound(Settings):
-    """The whole stability condition at ``r = eta h_max``, with the largest curvature that the agent has measured.
+    """The whole stability condition at ``r = eta h``, h the loss's curvature along what is predicted.
 
-    The measurement is a few Hessian-vector products on a mini-batch of the agent's own, at its own weights (Lanczos),
-    each of which costs about two gradients: a fifth more computation as it is set. With momentum beta, r is that of its
-    steady step, ``eta h / (1 - beta)``. **Choice**: beyond r = 2, where the linear theory says that even a single agent
+    Prediction feeds back along the late neighbors' directions u, so it is the curvature there that counts, and not the
+    sharpest of an agent's own loss: agents with other data are sharp elsewhere. An agent measures ``u' H u / u' u`` of
+    the directions' weighted mean on a mini-batch of its own, at its own weights: one Hessian-vector product, about four
+    gradients. With momentum beta, r is that of its steady step, ``eta h / (1 - beta)``.
+
+    **Choice**: ``r = sharpness`` times that quotient, since the directions of mini-batches hold more flat parts than
+    what feeds back; at least 1/2, since it varies; beyond r = 2, where the linear theory says that even a single agent
     diverges, nothing is predicted, as the bound says just below it; before the first measurement, c is 1.
     """
 
     name: Literal["curvature"] = "curvature"
-    every: int = Field(50, ge=1)
+    every: int = Field(25, ge=1)
     """Own steps from one measurement to the next; the first is at the first step that reads a late neighbor."""
-    products: int = Field(4, ge=1)
-    """Hessian-vector products of one measurement."""
+    sharpness: float = Field(2.5, gt=0)
+    """How many times sharper than along a mini-batch's direction the loss is where it feeds back."""
 
     def strength(self, reach: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the largest stable weight of late neighbors at a mean reach; both of shape ()."""
-        r = own.step_size * own.coefficients["curvature"]
+        r, is_known = self._r(own)
         bound = torch.where(r < STEEPEST, strength_by_curvature(reach, r.clamp(max=STEEPEST)), 0.0)
-        return torch.where(r > 0, bound, strength_within(reach, torch.ones_like(reach))) * gain
+        return torch.where(is_known, bound, strength_within(reach, torch.ones_like(reach))) * gain
 
     def reach(self, strength: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the longest stable reach at a weight of late neighbors; both of shape ()."""
-        r = own.step_size * own.coefficients["curvature"]
+        r, is_known = self._r(own)
         bound = torch.where(r < STEEPEST, reach_by_curvature(strength.clamp(max=1.0), r.clamp(max=STEEPEST)), 0.0)
-        return torch.where(r > 0, bound, reach_within(strength, torch.ones_like(strength))) * gain
+        return torch.where(is_known, bound, reach_within(strength, torch.ones_like(strength))) * gain
+
+    def _r(self, own: Own) -> tuple[Tensor, Tensor]:
+        curvature = own.coefficients["curvature"]
+        return (self.sharpness * own.step_size * curvature).clamp(min=LEAST), curvature > 0
 
     def scaled(self, bound: Any, gain: float | Tensor) -> Any:
         """Return a bound that does not ask for the curvature, times the guard's gain."""

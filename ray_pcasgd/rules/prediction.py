@@ -105,10 +105,9 @@ class PredictingRule(Rule):
         return isinstance(self.reach, StableReach)
 
     @property
-    def curvature_products(self) -> int:
-        """Hessian-vector products of one measurement of curvature; 0: it is never measured."""
-        measures = self.has_bound and self.prediction == "direction"
-        return self.stability.products if measures and isinstance(self.stability, CurvatureBound) else 0
+    def measures_curvature(self) -> bool:
+        """Whether agents measure the loss's curvature along what is predicted."""
+        return self.has_bound and self.prediction == "direction" and isinstance(self.stability, CurvatureBound)
 
     @property
     def curvature_every(self) -> int:
@@ -117,7 +116,7 @@ class PredictingRule(Rule):
 
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return lambda_0; and the curvature, which agents measure, where the bound asks for it."""
-        measured = {"curvature": 0.0} if self.curvature_products else {}
+        measured = {"curvature": 0.0} if self.measures_curvature else {}
         return {"lambda_0": self.compensation.lambda_0} | measured
 
     def init(self, weights: Tensor, num_neighbors: int) -> Any:

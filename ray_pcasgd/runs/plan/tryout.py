@@ -164,7 +164,7 @@ class _Trial:
             raise ValueError(CHANGED_WEIGHTS)
         if isinstance(algorithm, Rule) and algorithm.probes_at(0):
             self.probe(replica, inputs)
-        if isinstance(algorithm, Rule) and algorithm.curvature_products and self.config.num_agents > 1:
+        if isinstance(algorithm, Rule) and algorithm.measures_curvature and self.config.num_agents > 1:
             self.measure_curvature(inputs, targets)
         made = sorted(replica.local().keys() - own.keys())
         return self.why_alone(changes_weights, made, sorted(unreached))
@@ -280,7 +280,7 @@ class _Trial:
         """Let a learner measure its loss's curvature, as PC-ASGD's stability bound may ask for it."""
         learner = Learner(LearnerSpec(agent=0, recipe=self.training, neighbors=(), shard=self.shard), self.data)
         try:
-            learner.curvature_on(inputs, targets, torch.ones_like(learner.weights), 1)
+            learner.curvature_on(learner.snapshot(), inputs, targets, torch.ones_like(learner.weights))
         except Exception as error:
             problem = f"algorithm.stability.name = 'curvature': {self.model} cannot be differentiated twice"
             raise ValueError(f"{problem} ({_reason(error)}); allowed is a number, as stability = 1") from error

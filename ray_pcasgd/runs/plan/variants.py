@@ -48,8 +48,6 @@ def why_alone(config: Config) -> str | None:
         return f"algorithm.name = {config.algorithm.name!r}: allowed are rules between peers"
     if not config.algorithm.stackable:
         return f"algorithm.name = {config.algorithm.name!r}: its stackable is False"
-    if config.algorithm.curvature_products:
-        return "algorithm.stability = 'curvature': allowed is a number"
     if config.on_non_finite_loss != "stop":
         return f"on_non_finite_loss = {config.on_non_finite_loss!r}: allowed is 'stop'"
     return None

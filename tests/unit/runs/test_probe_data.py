@@ -119,7 +119,7 @@ def test_the_curvature_of_attention_and_of_compiled_models_is_measured() -> None
     peer = plan.specs[0].build(plan.data)
     assert isinstance(peer, Peer)
     peer.measure_curvature()
-    assert 0.001 < peer.curvature < 1000
+    assert 0.001 < peer.curvatures[0] < 1000
 
 
 def test_a_model_that_cannot_be_differentiated_twice_is_refused_with_the_setting_that_helps() -> None:
