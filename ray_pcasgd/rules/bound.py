@@ -1,25 +1,7 @@
 """The stability bound of prediction, by a constant or by the loss's measured curvature."""
 
-import os
-from numbers import Real
-from typing import Annotated, Any, Literal, overload
-
-import torch
-from pydantic import BeforeValidator, Field
-from torch import Tensor
-
-from ray_pcasgd.base.settings import Settings, from_name
-from ray_pcasgd.records import Own
-from ray_pcasgd.rules.stability import (
-    STEEPEST,
-    reach_by_curvature,
-    reach_within,
-    strength_by_curvature,
-    strength_within,
-)
-
-LEAST = float(os.environ.get("LEAST", "0.5"))
-"""Smallest r that is reckoned with."""
+LEAST = 0.5
+"""Smallest r that is reckoned with: what is measured varies, and a loss is sharper somewhere else."""
 
 
 class ConstantBound(Settings):
@@ -56,7 +38,8 @@ class CurvatureBound(Settings):
 
     **Choice**: ``r = sharpness`` times that quotient, since the directions of mini-batches hold more flat parts than
     what feeds back; at least 1/2, since it varies; beyond r = 2, where the linear theory says that even a single agent
-    diverges, nothing is predicted, as the bound says just below it; before the first measurement, c is 1.
+    diverges, nothing is predicted, as the bound says just below it. Before the first measurement c is 1, and over the
+    first steps, in which losses sharpen, the bound rises from 0.
     """
 
     name: Literal["curvature"] = "curvature"
@@ -64,18 +47,26 @@ class CurvatureBound(Settings):
     """Own steps from one measurement to the next; the first is at the first step that reads a late neighbor."""
     sharpness: float = Field(2.5, gt=0)
     """How many times sharper than along a mini-batch's direction the loss is where it feeds back."""
+    warmup: int = Field(100, ge=0)
+    """Own steps over which the bound rises from 0."""
+
+    def trust_at(self, step: int) -> float:
+        """Return the share of the bound that counts at a step."""
+        return min(1.0, step / self.warmup) if self.warmup else 1.0
 
     def strength(self, reach: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the largest stable weight of late neighbors at a mean reach; both of shape ()."""
         r, is_known = self._r(own)
         bound = torch.where(r < STEEPEST, strength_by_curvature(reach, r.clamp(max=STEEPEST)), 0.0)
-        return torch.where(is_known, bound, strength_within(reach, torch.ones_like(reach))) * gain
+        plain = strength_within(reach, torch.ones_like(reach))
+        return torch.where(is_known, bound, plain) * (gain * own.coefficients["trust"])
 
     def reach(self, strength: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the longest stable reach at a weight of late neighbors; both of shape ()."""
         r, is_known = self._r(own)
         bound = torch.where(r < STEEPEST, reach_by_curvature(strength.clamp(max=1.0), r.clamp(max=STEEPEST)), 0.0)
-        return torch.where(is_known, bound, reach_within(strength, torch.ones_like(strength))) * gain
+        plain = reach_within(strength, torch.ones_like(strength))
+        return torch.where(is_known, bound, plain) * (gain * own.coefficients["trust"])
 
     def _r(self, own: Own) -> tuple[Tensor, Tensor]:
         curvature = own.coefficients["curvature"]

@@ -115,9 +115,12 @@ class PredictingRule(Rule):
         return self.stability.every if isinstance(self.stability, CurvatureBound) else 1
 
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
-        """Return lambda_0; and the curvature, which agents measure, where the bound asks for it."""
-        measured = {"curvature": 0.0} if self.measures_curvature else {}
-        return {"lambda_0": self.compensation.lambda_0} | measured
+        """Return lambda_0; and where the bound asks for it the curvature, which agents measure, and its warm-up."""
+        found = {"lambda_0": self.compensation.lambda_0}
+        if not self.measures_curvature:
+            return found
+        assert isinstance(self.stability, CurvatureBound)
+        return found | {"curvature": 0.0, "trust": self.stability.trust_at(step)}
 
     def init(self, weights: Tensor, num_neighbors: int) -> Any:
         """Return the state of the compensation."""
