@@ -1,5 +1,22 @@
 """The stability bound of prediction, by a constant or by the loss's measured curvature."""
 
+from numbers import Real
+from typing import Annotated, Any, Literal, overload
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from ray_pcasgd.base.settings import Settings, from_name
+from ray_pcasgd.records import Own
+from ray_pcasgd.rules.stability import (
+    STEEPEST,
+    reach_by_curvature,
+    reach_within,
+    strength_by_curvature,
+    strength_within,
+)
+
 LEAST = 0.5
 """Smallest r that is reckoned with: what is measured varies, and a loss is sharper somewhere else."""
 
