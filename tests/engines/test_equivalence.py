@@ -78,7 +78,7 @@ ALGORITHMS: dict[str, Any] = {
     | UNEVEN,
     "pc-asgd-pv, probe": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | UNEVEN,
     "pc-asgd, theta by curvature, guarded": {
-        "algorithm": {"name": "pc-asgd", "stability": {"name": "curvature", "every": 5}, "guard": True}
+        "algorithm": {"name": "pc-asgd", "stability": {"name": "curvature", "every": 5, "warmup": 4}, "guard": True}
     }
     | UNEVEN,
     "pc-asgd, own drift, stable": {

@@ -1,54 +1,114 @@
-"""The measured curvature against the whole Hessian's largest eigenvalue."""
+"""The measured curvature against the whole Hessian."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_pcasgd.agents.curvature import largest_curvature
+from ray_pcasgd.agents.curvature import curvature_along
 from ray_pcasgd.agents.optimizer import SGD
-
-
-def network_loss(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(16, 3), torch.randint(2, (16,))
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.peer import AgentSpec, Peer
+from ray_pcasgd.records import Read
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.loading import load_config
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_it_is_the_largest_eigenvalue_from_below_and_exact_with_as_many_products_as_parameters(seed: int) -> None:
-    network, inputs, labels = network_loss(seed)
+def test_it_is_the_rayleigh_quotient_of_the_whole_hessian(seed: int) -> None:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    inputs, labels = torch.randn(16, 3), torch.randint(2, (16,))
     named = dict(network.named_parameters())
-    parameters = list(named.values())
     sizes = [p.numel() for p in named.values()]
 
     def loss(weights: Tensor) -> Tensor:
-        parts = [part.view(p.shape) for part, p in zip(weights.split(sizes), named.values(), strict=True)]
+        parts = [part.view(p.shape) for part, p in zip(torch.split(weights, sizes), named.values(), strict=True)]
         outputs = torch.func.functional_call(network, dict(zip(named, parts, strict=True)), (inputs,))
         return nn.functional.cross_entropy(outputs, labels)
 
     weights = torch.cat([p.detach().reshape(-1) for p in named.values()])
-    exact = torch.linalg.eigvalsh(torch.func.jacrev(torch.func.grad(loss))(weights).double())[-1].item()
-    start = torch.randn(len(weights))
-
-    def of_parameters() -> Tensor:
-        return nn.functional.cross_entropy(network(inputs), labels)
-
-    assert largest_curvature(of_parameters, parameters, start, 15) == pytest.approx(exact, rel=1e-3)
-    few = largest_curvature(of_parameters, parameters, start, 4)
-    assert 0.6 * exact < few < exact * (1 + 1e-4)
+    hessian = torch.func.jacrev(torch.func.grad(loss))(weights)
+    direction = torch.randn(len(weights))
+    expected = (direction @ hessian @ direction / (direction @ direction)).item()
+    of_network = lambda: nn.functional.cross_entropy(network(inputs), labels)  # noqa: E731
+    found = curvature_along(of_network, list(named.values()), direction)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_a_start_along_an_eigenvector_ends_early_and_a_loss_that_bends_down_has_none() -> None:
-    curvature = torch.tensor([5.0, -7.0, 1.0])
+def test_losses_that_bend_down_are_linear_in_parts_or_are_not_finite() -> None:
     x, y, z = (torch.ones(3, requires_grad=True) for _ in range(3))
     ones = torch.ones(3)
-    assert largest_curvature(lambda: (curvature * x * x).sum() / 2, [x], torch.eye(3)[0], 9) == pytest.approx(5)
-    assert largest_curvature(lambda: (curvature * x * x).sum() / 2, [x], ones, 9) == pytest.approx(5, rel=1e-5)
-    assert largest_curvature(lambda: -(x * x).sum(), [x], ones, 5) == 0
-    assert largest_curvature(lambda: (x * torch.inf).sum() * (x * x).sum(), [x], ones, 5) == 0
+    assert curvature_along(lambda: -(x * x).sum(), [x], ones) == pytest.approx(-2)
+    assert curvature_along(lambda: (x * torch.inf).sum() * (x * x).sum(), [x], ones) is None
+    assert curvature_along(lambda: (x * x).sum(), [x], torch.zeros(3)) is None
     # A part that the loss does not reach, and one in which it is linear.
-    assert largest_curvature(lambda: (x * x).sum() * 2 + y.sum(), [x, y, z], torch.ones(9), 5) == pytest.approx(4)
+    assert curvature_along(lambda: (x * x).sum() * 2 + y.sum(), [x, y, z], torch.ones(9)) == pytest.approx(4 / 3)
+    assert curvature_along(lambda: y.sum(), [y], ones) == 0
 
 
 def test_momentum_and_weight_decay_steepen() -> None:
     assert SGD().steepened(3.0) == 3.0
     assert SGD(momentum=0.9, weight_decay=0.5).steepened(3.0) == pytest.approx(35.0)
+
+
+def peer_of(**algorithm: Any) -> Peer:
+    config = load_config(
+        {"num_agents": 3, "clusters": 3, "algorithm": {"name": "pc-asgd", **algorithm}, "engine": "local"}
+    )
+    plan = make_plan(config)
+    spec = plan.specs[0]
+    assert isinstance(spec, AgentSpec)
+    peer = spec.build(plan.data)
+    peer.displacements = None  # versions are set here, and not lived through
+    return peer
+
+
+def received(peer: Peer, *staleness: int) -> list[Received]:
+    return [
+        Received(Read(k, 0, late, late), peer.weights, peer.buffers, torch.full_like(peer.weights, float(k)))
+        for k, late in enumerate(staleness, start=1)
+    ]
+
+
+def test_an_agent_measures_where_something_late_is_predicted_and_then_every_so_many_steps() -> None:
+    peer = peer_of(stability={"name": "curvature", "every": 3})
+    peer.gather(received(peer, 0, 0))
+    assert peer.measured_at is None
+    assert peer.measured_coefficients(0) == {"curvature": 0.0}
+    measured = []
+    for version in range(1, 8):
+        peer.version = version
+        peer.gather(received(peer, 1, 1))
+        measured.append(peer.measured_at)
+    assert measured == [1, 1, 1, 4, 4, 4, 7]
+    assert peer.measured_coefficients(0)["curvature"] > 0
+
+
+def test_a_second_value_counts_as_much_as_the_first_and_all_is_part_of_the_state() -> None:
+    peer, again = (peer_of(stability={"name": "curvature", "every": 1}) for _ in range(2))
+    values = []
+    for version in (1, 2):
+        peer.version = version
+        alone = peer_of(stability={"name": "curvature", "every": 1})
+        alone.version = version
+        for one in (alone, peer):
+            one.gather(received(one, 1, 1))
+        values.append(alone.curvatures[0])
+    assert values[0] != values[1]
+    assert peer.curvatures[0] == pytest.approx(sum(values) / 2)
+    again.restore(peer.state())
+    assert (again.curvatures, again.measured_at) == (peer.curvatures, 2)
+    peer.rejoin([], 5)
+    assert peer.curvatures == [0.0]
+    assert peer.measured_at is None
+
+
+@pytest.mark.parametrize("algorithm", [{"theta": 0.3}, {"stability": 1}, {"prediction": "own-drift"}])
+def test_nobody_measures_where_the_bound_does_not_ask_for_it(algorithm: dict[str, Any]) -> None:
+    peer = peer_of(**algorithm)
+    peer.version = 1
+    peer.gather(received(peer, 1, 1))
+    assert peer.measured_at is None
+    assert peer.measured_coefficients(0) == {}

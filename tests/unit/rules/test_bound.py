@@ -95,21 +95,29 @@ def test_damped_steps_are_a_geometric_sum(rho: float, tau: int) -> None:
     assert found == pytest.approx(sum(rho**power for power in range(1, tau + 1)), rel=1e-9, abs=1e-12)
 
 
-def own_of(curvature: float, step_size: float = 1.0) -> Own:
+def own_of(curvature: float, trust: float = 1.0) -> Own:
     one = number(1.0)
-    return Own(one, one, one, number(step_size), {"curvature": number(curvature)})
+    return Own(one, one, one, number(0.5), {"curvature": number(curvature), "trust": number(trust)})
 
 
 def test_the_bound_by_curvature_ends_at_the_edge_and_is_one_before_the_first_measurement() -> None:
-    rule = PCASGD()
-    at = lambda r: rule.stability.strength(number(10.0), own_of(r), 1.0).item()  # noqa: E731
+    rule = PCASGD(stability={"name": "curvature", "sharpness": 2})
+    at = lambda r, trust=1.0: rule.stability.strength(number(10.0), own_of(r, trust), 1.0).item()  # noqa: E731
     assert at(0.0) == pytest.approx(0.1)
-    assert at(1.0) == pytest.approx(0.1, rel=0.3)
+    assert at(1.0) == bound.strength_by_curvature(number(10.0), number(1.0)).item()
+    assert at(1.0, 0.5) == at(1.0) / 2
+    assert at(0.01) == at(0.5)  # nothing below 1/2 is believed
     assert 0 < at(1.99) < 0.001
     assert at(2.0) == at(50.0) == 0
     far = lambda r: rule.stability.reach(number(0.25), own_of(r), 1.0).item()  # noqa: E731
     assert far(0.0) == 4
     assert far(2.5) == 0
+
+
+def test_the_bound_by_curvature_warms_up() -> None:
+    trust = [PCASGD().coefficients(0, step)["trust"] for step in (0, 25, 100, 300)]
+    assert trust == [0, 0.25, 1, 1]
+    assert PCASGD(stability={"name": "curvature", "warmup": 0}).coefficients(0, 0)["trust"] == 1
 
 
 def test_the_guard_halves_where_prediction_outgrows_usual_steps_and_comes_back_slowly() -> None:
@@ -145,10 +153,10 @@ def test_what_has_no_meaning_is_refused(settings: dict[str, Any], said: str) -> 
 
 
 def test_the_published_method_asks_for_no_curvature_and_own_drift_for_no_directions() -> None:
-    assert (PCASGD().curvature_products, PCASGD().curvature_every) == (4, 50)
+    assert PCASGD().measures_curvature
     for published in (PCASGD(theta=0.3), PASGD(), PCASGD(stability=1), PCASGD(prediction="own-drift")):
-        assert published.curvature_products == 0
-    assert PASGD(reach="stable").curvature_products == 4
+        assert not published.measures_curvature
+    assert PASGD(reach="stable").measures_curvature
     assert PCASGD().needs_directions
     assert not PCASGD(prediction="own-drift").needs_directions
 
