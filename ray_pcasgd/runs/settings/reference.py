@@ -14,7 +14,9 @@ from ray_pcasgd.base.curves import Curve
 from ray_pcasgd.base.doors import is_others, more_kinds
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.config import Config
+from ray_pcasgd.rules.bound import Bound
 from ray_pcasgd.rules.compensation import Compensation
+from ray_pcasgd.rules.reach import Reach
 from ray_pcasgd.schedule.laws import Law
 
 
@@ -165,9 +167,9 @@ def _alternatives(annotation: Any, metadata: Any = ()) -> Iterator[str]:
 
 
 def _takes_numbers(annotation: Any) -> bool:
-    """Return whether a union is one of those in which a bare number is a constant."""
-    shorthand = {frozenset(kinds_in(union)) for union in (Curve, Law, Compensation)}
-    return frozenset(kinds_in(annotation)) in shorthand
+    """Return whether a union is, or holds, one of those in which a bare number stands for settings."""
+    found = set(kinds_in(annotation))
+    return any(found.issuperset(kinds_in(union)) for union in (Curve, Law, Compensation, Bound, Reach))
 
 
 def _tuple(arguments: tuple[Any, ...]) -> str:

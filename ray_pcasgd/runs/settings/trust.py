@@ -65,8 +65,8 @@ def is_own(folder: Path, names: Sequence[str]) -> bool:
 def _powers(tree: Mapping[str, Any]) -> bytes:
     """Return what of settings can run code or reach out.
 
-    All of that stands in the task, the engine's address, the callbacks, and in settings of classes that are not the
-    package's own.
+    All of that stands in the task, the engine's address, the callbacks, the data that candidates are probed on, and in
+    settings of classes that are not the package's own.
     """
     engine = tree.get("engine")
     address = engine.get("address") if isinstance(engine, Mapping) else None
@@ -74,6 +74,9 @@ def _powers(tree: Mapping[str, Any]) -> bytes:
     # What this user has run before there was any of these is known as it was.
     parts += _of_others([value for key, value in tree.items() if key != "task"])
     parts += [tree["callbacks"]] if tree.get("callbacks") else []
+    algorithm = tree.get("algorithm")
+    probe_data = algorithm.get("probe_data") if isinstance(algorithm, Mapping) else None
+    parts += [probe_data] if isinstance(probe_data, Mapping) and "dataset" in probe_data else []
     try:
         return json.dumps(parts, sort_keys=True).encode()
     except TypeError:  # keys that are texts and numbers

@@ -106,7 +106,7 @@ def test_the_time_to_a_target_is_that_of_the_first_evaluation_that_has_it(run: C
     assert row["first agent, seconds"] == f"{agents.min():.4g}"
     assert row["last agent, seconds"] == (f"{agents.max():.4g}" if len(agents) == 4 else "–")
     (never,) = target_table(load_groups([Path(result.path)]), "test_accuracy", 1.0)
-    assert set(never.values()) == {"pc-asgd, theta 0.3", "–"}
+    assert set(never.values()) == {"pc-asgd, theta staleness", "–"}
     (lower,) = target_table(load_groups([Path(result.path)]), "test_loss", float(averaged["test_loss"].iloc[2]))
     assert lower["steps"] == "30"
 

@@ -159,7 +159,9 @@ def test_a_value_of_the_wrong_type_or_range_is_refused(assignment: str, expected
 @pytest.mark.parametrize("theta", ["1.5", "-0.25", "[0.5, 1.5]", "{name: linear, start: 0, end: 1.5, steps: 4}"])
 def test_theta_lies_between_0_and_1(theta: str) -> None:
     value = "-0.25" if "-" in theta else "1.5"
-    assert refusal(f"algorithm.theta={theta}") == f"algorithm.theta = {value}: allowed are values in [0, 1]"
+    assert (
+        refusal(f"algorithm.theta={theta}") == f"algorithm.theta = {value}: allowed are values in [0, 1], and staleness"
+    )
 
 
 def test_theta_of_agents_has_one_value_for_each() -> None:

@@ -179,7 +179,7 @@ def test_an_evaluation_that_raises_costs_no_training(family: str, tmp_path: Path
     assert len((Path(result.path) / "events.jsonl").read_text().splitlines()) >= 3
 
 
-AVERAGED = 2
+AVERAGED = 4
 
 
 def test_an_evaluation_of_the_averaged_model_alone_that_raises_is_named(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_one_line_on_the_terminal_and_status_1(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "mine.py").write_text(
-        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    left = 9\n\n"
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    left = 11\n\n"
         "    def forward(self, x):\n        Net.left -= 1\n        if Net.left < 0:\n"
         "            raise RuntimeError('mine')\n        return super().forward(x)\n\n\n"
         "def net():\n    return Net(nn.Linear(64, 10))\n"
@@ -269,7 +269,7 @@ def test_one_line_on_the_terminal_and_status_1(
     status, lines, errors = command(["train", "--engine", "local", *arguments], capsys)
     assert status == 1
     assert len(errors) == 1
-    assert re.fullmatch(r"error: agent 0 at step \d+: RuntimeError: mine \(mine\.py:10\)", errors[0])
+    assert re.fullmatch(r"error: agent [01] at step \d+: RuntimeError: mine \(mine\.py:10\)", errors[0])
     assert "run folder runs/first" in lines
     summary = json.loads((tmp_path / "runs" / "first" / "result.json").read_text())
     assert f"error: {summary['error']}" == errors[0]

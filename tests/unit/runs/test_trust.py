@@ -15,7 +15,7 @@ from ray_pcasgd.base.imports import CallableOrPath, ObjectOrPath
 from ray_pcasgd.cli.app import main
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
-from ray_pcasgd.runs.settings.trust import load_run_settings
+from ray_pcasgd.runs.settings.trust import load_run_settings, note_settings
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.sweep import running as sweep
 
@@ -304,7 +304,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(inner)
 
 
-def test_what_can_run_code_stands_in_the_task_whose_fingerprint_is_kept() -> None:
+def test_what_can_run_code_stands_where_fingerprints_look() -> None:
     found = set(fields_with_code(Config))
     assert found == {
         "task.data.train",
@@ -312,7 +312,19 @@ def test_what_can_run_code_stands_in_the_task_whose_fingerprint_is_kept() -> Non
         "task.model.factory",
         "task.loss.function",
         "task.metrics.function",
+        "algorithm.probe_data.dataset",
     }
+
+
+def test_another_s_probe_data_beside_a_task_that_is_known_imports_nothing(tmp_path: Path) -> None:
+    probe_data = {"name": "custom", "dataset": "tests.engines.images:TRAIN"}
+    text = yaml.safe_dump({"algorithm": {"name": "pc-asgd-pv", "probe_data": probe_data}, "task": {}})
+    note_settings(text)
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_run_settings(tmp_path).algorithm.name == "pc-asgd-pv"
+    (tmp_path / "config.yaml").write_text(text.replace("tests.engines.images:TRAIN", "os:abort"))
+    with pytest.raises(SettingsError, match=r"algorithm\.probe_data\.dataset = 'os:abort': it names code"):
+        load_run_settings(tmp_path)
 
 
 @pytest.mark.parametrize(("inside", "named"), [("", "runs/first"), ("runs", "first"), ("runs/first", ".")])
