@@ -38,4 +38,4 @@ def guarded(state: GuardState, predicted: Tensor, own_step: Tensor) -> GuardStat
     usual = torch.where(state.usual > 0, _SMOOTHING * state.usual + (1 - _SMOOTHING) * own_step, own_step)
     outgrown = predicted > _GROWTH * torch.where(state.usual > 0, state.usual, usual)
     gain = torch.where(outgrown, (state.gain / 2).clamp(min=_LEAST), (state.gain * _RISE).clamp(max=1.0))
-    return GuardState(gain, torch.where(outgrown, state.usual, usual))
+    return GuardState(gain, torch.where(outgrown & (state.usual > 0), state.usual, usual))

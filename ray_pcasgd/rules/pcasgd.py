@@ -1,10 +1,10 @@
 """PC-ASGD: a blend of predicting and of clipping the stale neighbors (Wang et al., TMLR 2024, arXiv 2208.13154)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from torch import Tensor
 
 from ray_pcasgd.base import numerics
@@ -82,9 +82,9 @@ class PCASGD(PredictingRule):
     theta: Theta = Field(default=StalenessTheta())
     """Share of the predicting step: `staleness`, which follows from what is read; or a number in [0, 1], a curve over
     steps, or a list of one number per agent. 1 is P-ASGD, 0 is C-ASGD."""
-    guard: bool = False
-    """Whether c of the stability bound is halved where what prediction adds to a step outgrows the agent's usual steps,
-    from where it rises slowly again. It counts with `theta: staleness` and with `reach: stable`."""
+    guard: bool = True
+    """Whether the stability bound is halved where what prediction adds to a step outgrows the agent's usual steps, from
+    where it rises slowly again. It counts where the bound does: with `theta: staleness` and with `reach: stable`."""
 
     numeric_settings: ClassVar[tuple[str, ...]] = ("theta", *PredictingRule.numeric_settings)
 
@@ -103,11 +103,9 @@ class PCASGD(PredictingRule):
         """Whether the stability bound has a say: not in the published method."""
         return isinstance(self.theta, StalenessTheta) or super().has_bound
 
-    @model_validator(mode="after")
-    def _guards_a_bound(self) -> Self:
-        if self.guard and not self.has_bound:
-            raise ValueError("guard = true: allowed with theta = 'staleness' or reach = 'stable'")
-        return self
+    @property
+    def _is_guarded(self) -> bool:
+        return self.guard and self.has_bound
 
     def check(self, num_agents: int) -> None:
         """Raise ``ValueError`` where theta is given per agent, but not for ``num_agents`` agents."""
@@ -124,11 +122,11 @@ class PCASGD(PredictingRule):
     def init(self, weights: Tensor, num_neighbors: int) -> Any:
         """Return the state before the first step."""
         compensation = super().init(weights, num_neighbors)
-        return GuardedState(unguarded(weights), compensation) if self.guard else compensation
+        return GuardedState(unguarded(weights), compensation) if self._is_guarded else compensation
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``theta x_pre + (1 - theta) x_cli``."""
-        if not self.guard:
+        if not self._is_guarded:
             blend = self._blend(own, reads)
             state, (weights,) = self.blends((blend,), state, own, reads)
             return state, Update(weights, {"theta": blend.theta})

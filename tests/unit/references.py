@@ -24,6 +24,7 @@ class Method:
     reach: str | float = "full"
     """`full`, `damped` with 0.9, `stable`, or a largest number of steps."""
     drag: float = 0.0
+    guard: bool = False
     own_drift: bool = False
     lambda_0: float = 0.04
     decay: float | None = None
@@ -43,6 +44,8 @@ class Memory:
     mean_square: dict[int, Vector] = field(default_factory=dict)
     smoothed: Vector = field(default_factory=list)
     choice: float = 0.0
+    gain: float = 1.0
+    usual: float = 0.0
 
 
 @dataclass
@@ -112,7 +115,8 @@ def _step(
     reliable = {link.neighbor for link in links if link.reliable}
     own_mixing = float(scenario.mixing[i, i])
     row, _ = _keep(method, weights, own_mixing, reliable | guessed)
-    theta, cap = _theta_and_cap(method, row, late, method.theta(i, t) if method.theta else math.nan)
+    set_theta = method.theta(i, t) if method.theta else math.nan
+    theta, cap = _theta_and_cap(method, row, late, set_theta, memory.gain)
     predicted = dict(heard)
     for link in late:
         steps = min(_steps(method, link.staleness), cap)
@@ -129,6 +133,11 @@ def _step(
 
     def blend(theta: float) -> Vector:
         return [theta * forward[d] + (1 - theta) * clipped[d] for d in range(size)]
+
+    if method.guard:
+        still = average(*_keep(method, weights, own_mixing, reliable | guessed), heard)
+        added = math.sqrt(sum((theta * (f - s)) ** 2 for f, s in zip(forward, still, strict=True)))
+        _watch(memory, added, eta * math.sqrt(sum(g * g for g in u)))
 
     if method.condition is None:
         return blend(theta), theta, bool(guessed)
@@ -148,16 +157,17 @@ def _steps(method: Method, tau: float) -> float:
     return tau if isinstance(method.reach, str) else min(tau, method.reach)
 
 
-def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float) -> tuple[float, float]:
+def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float, gain: float) -> tuple[float, float]:
     """Return theta, and the longest reach that the bound allows at it."""
     far = sum(row[link.neighbor] for link in late)
     if method.bound is None or not late or far == 0:
         return (1.0 if math.isnan(theta) else theta), math.inf
+    c = method.bound * gain
     if method.theta is None:
         product = sum(row[link.neighbor] * _steps(method, link.staleness) for link in late)
-        strength = method.bound / (product / far) if product else math.inf
+        strength = c / (product / far) if product else math.inf
         if method.own_drift:
-            strength = method.bound * min(1 / 4, 2 / (product / far + 2))
+            strength = c * min(1 / 4, 2 / (product / far + 2))
         if method.reach == "stable":
             tau = sum(row[link.neighbor] * link.staleness for link in late) / far
             # At this weight, (1 + c) / (1 + g tau) is 1 - drag.
@@ -166,9 +176,20 @@ def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float) -> 
     if method.reach != "stable" or theta == 0:
         return theta, math.inf
     if method.own_drift:
-        weight = theta * far / method.bound
+        weight = theta * far / c
         return theta, 0.0 if weight > 1 / 4 else 2 / weight - 2
-    return theta, method.bound / (theta * far)
+    return theta, c / (theta * far)
+
+
+def _watch(memory: Memory, predicted: float, own_step: float) -> None:
+    """Halve the gain where prediction has added more than four usual steps, else let it rise by a fiftieth."""
+    limit = 4 * (memory.usual or own_step)
+    if predicted > limit:
+        memory.gain = max(memory.gain / 2, 2**-10)
+        memory.usual = memory.usual or own_step
+        return
+    memory.gain = min(1.0, memory.gain * 1.02)
+    memory.usual = 0.9 * memory.usual + 0.1 * own_step if memory.usual else own_step
 
 
 def _own_drift(x_k: Vector, path: list[Vector], link: Link, steps: float) -> Vector:

@@ -140,7 +140,6 @@ def test_the_guard_halves_where_prediction_outgrows_usual_steps_and_comes_back_s
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"theta": 0.3, "guard": True}, "guard = true: allowed with theta = 'staleness' or reach = 'stable'"),
         ({"stability": 0}, "greater than 0"),
         ({"reach": -1}, "greater than or equal to 0"),
         ({"reach": {"name": "damped", "rho": 1}}, "less than 1"),

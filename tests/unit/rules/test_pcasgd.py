@@ -52,30 +52,38 @@ PAIRS: dict[str, tuple[Rule, Method]] = {
 }
 ONE = ConstantBound()
 PAIRS |= {
-    "theta by staleness": (PCASGD(stability=ONE), Method(bound=1.0)),
+    "theta by staleness": (PCASGD(stability=ONE, guard=False), Method(bound=1.0)),
     "theta by staleness, c 3, renormalized": (
-        PCASGD(stability=3.0, clipping="renormalize", oldest_age=3),
+        PCASGD(stability=3.0, guard=False, clipping="renormalize", oldest_age=3),
         Method(bound=3.0, renormalize=True, oldest_age=3),
     ),
+    "guarded": (PCASGD(stability=4.0), Method(bound=4.0, guard=True)),
+    "guarded, stable": (
+        PCASGD(stability=9.0, theta=0.9, reach="stable"),
+        Method(theta=lambda i, t: 0.9, bound=9.0, reach="stable", guard=True),
+    ),
     "damped": (PCASGD(theta=0.3, reach="damped"), Method(theta=lambda i, t: 0.3, reach="damped")),
-    "theta by staleness, damped": (PCASGD(stability=ONE, reach="damped"), Method(bound=1.0, reach="damped")),
+    "theta by staleness, damped": (
+        PCASGD(stability=ONE, guard=False, reach="damped"),
+        Method(bound=1.0, reach="damped"),
+    ),
     "theta by staleness, 2 steps": (
-        PCASGD(stability=ONE, reach=2, compensation=0.5),
+        PCASGD(stability=ONE, guard=False, reach=2, compensation=0.5),
         Method(bound=1.0, reach=2.0, lambda_0=0.5),
     ),
     "stable": (
-        PCASGD(theta=0.7, stability=0.5, reach="stable", compensation=0.5),
+        PCASGD(theta=0.7, guard=False, stability=0.5, reach="stable", compensation=0.5),
         Method(theta=lambda i, t: 0.7, bound=0.5, reach="stable", lambda_0=0.5),
     ),
     "p-asgd, stable": (PASGD(stability=ONE, reach="stable"), Method(theta=lambda i, t: 1.0, bound=1.0, reach="stable")),
     "theta by staleness, drag": (
-        PCASGD(stability=0.5, reach={"name": "stable", "drag": 0.2}),
+        PCASGD(stability=0.5, guard=False, reach={"name": "stable", "drag": 0.2}),
         Method(bound=0.5, reach="stable", drag=0.2),
     ),
-    "own drift": (PCASGD(prediction="own-drift", stability=ONE), Method(bound=1.0, own_drift=True)),
+    "own drift": (PCASGD(prediction="own-drift", guard=False, stability=ONE), Method(bound=1.0, own_drift=True)),
     "own drift, theta": (PCASGD(prediction="own-drift", theta=0.4), Method(theta=lambda i, t: 0.4, own_drift=True)),
     "own drift, stable": (
-        PCASGD(prediction="own-drift", theta=0.4, reach="stable", stability=0.5),
+        PCASGD(prediction="own-drift", guard=False, theta=0.4, reach="stable", stability=0.5),
         Method(theta=lambda i, t: 0.4, own_drift=True, reach="stable", bound=0.5),
     ),
 }
@@ -455,3 +463,10 @@ def test_compensation_is_a_number_a_name_or_settings() -> None:
     for bad in [-0.1, {"name": "adaptive", "decay": 1.0}, {"name": "constant", "decay": 0.5}]:
         with pytest.raises(ValidationError):
             parse(bad)
+
+
+def test_the_guard_of_the_reference_has_something_to_do() -> None:
+    """Lest the comparison above be of guards that rest."""
+    guarded, free = Method(bound=4.0, guard=True), Method(bound=4.0)
+    scenarios = [random_scenario(seed) for seed in range(20)]
+    assert sum(run_reference(guarded, one).thetas != run_reference(free, one).thetas for one in scenarios) >= 3
