@@ -159,8 +159,8 @@ class Mailbox(Generic[Payload]):
         newest = self._newest[neighbor].version
         header = self._messages[neighbor][version].header
         hold = header.hold_steps
-        if now is not None and (header.final or now - header.sent_at >= hold * header.step_seconds):
-            return True
+        if now is not None and (cap is None or version <= cap):
+            return header.final or now - header.sent_at >= hold * header.step_seconds or version + hold <= newest
         return version + hold <= (newest if cap is None else min(newest, cap))
 
     def forget(self, neighbor: int, before: int, slack: int = FALLBACK_VERSIONS) -> None:

@@ -113,3 +113,17 @@ def test_an_inbox_drops_what_is_still_to_come_too() -> None:
     inbox.drop(1, 2)
     assert inbox.versions(1) == [4, 5]
     assert len(inbox.news()) == 10
+
+
+def test_what_is_held_for_steps_is_let_go_once_its_sender_takes_no_longer_for_them() -> None:
+    """Of a sender that takes a second a step: version 3, sent at second 3 and held for 5 steps, at second 8."""
+    mailbox: Mailbox[str] = Mailbox((1,))
+    mailbox.put(message(1, 0), 0.0)
+    mailbox.put(message(1, 3, hold=5), 3.0)
+    assert [mailbox.readable(1, None, now) for now in (3.0, 7.9, 8.0)] == [0, 0, 3]
+    assert mailbox.readable(1, None) == 0  # without a second, by its messages alone
+    assert mailbox.readable(1, 2, 8.0) == 0
+    mailbox.put(message(1, 8, hold=5), 8.0)
+    assert mailbox.readable(1, None) == 3
+    mailbox.put(message(1, 9, hold=50, final=True), 9.0)
+    assert mailbox.readable(1, None, 9.0) == 9
