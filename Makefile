@@ -6,10 +6,14 @@ BIN := $(VENV)/bin
 
 .PHONY: train compare test test-all studies check format lock clean
 
-train: $(READY)  ## Eight Ray actors with stale neighbors; then the very same schedule under plain asynchronous SGD
-	@rm -rf runs/first runs/first-under-d-asgd
+train: $(READY)  ## Eight Ray actors with stale neighbors; the very same schedule under other rules; a run without delays
+	@rm -rf runs/first runs/first-published runs/first-under-d-asgd runs/first-undelayed
 	$(BIN)/ray-pcasgd train --name first
+	$(BIN)/ray-pcasgd replay runs/first --name first-published --set algorithm.theta=0.2
 	$(BIN)/ray-pcasgd replay runs/first --name first-under-d-asgd --set algorithm=d-asgd
+	$(BIN)/ray-pcasgd train --engine local --name first-undelayed --set algorithm=d-psgd --set 'links=[]'
+	$(BIN)/ray-pcasgd report runs/first runs/first-published runs/first-under-d-asgd runs/first-undelayed \
+		--output runs/first.html
 
 compare: $(READY)  ## All methods under the same schedule
 	$(BIN)/ray-pcasgd compare
