@@ -6,6 +6,7 @@ The averaged model's accuracy at each evaluation against that of the undisturbed
 import argparse
 import itertools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ def accuracies(algorithm: str, num_steps: int, pause: int, seed: int, folder: Pa
     return dict(zip(averaged["step"].astype(int), 100 * averaged["test_accuracy"], strict=True))
 
 
-def measure(seeds: int) -> pd.DataFrame:
+def measure(seeds: int, algorithms: Sequence[str]) -> pd.DataFrame:
     """Return what every run came to at its end, and at its worst, against the undisturbed one."""
     rows = []
-    for seed, algorithm, num_steps in itertools.product(range(seeds), ALGORITHMS, LENGTHS):
+    for seed, algorithm, num_steps in itertools.product(range(seeds), algorithms, LENGTHS):
         with tempfile.TemporaryDirectory() as folder:
             still = accuracies(algorithm, num_steps, 0, seed, Path(folder))
             for pause in PAUSES:
@@ -89,9 +90,10 @@ def page(found: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", choices=list(ALGORITHMS), nargs="*", default=list(ALGORITHMS))
     arguments = parser.parse_args()
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    found = measure(arguments.seeds)
+    found = measure(arguments.seeds, arguments.only)
     ray.shutdown()
     found.to_parquet(HERE / "pauses.parquet", index=False)
     (HERE / "PAUSES.md").write_text(page(found), encoding="utf-8")
