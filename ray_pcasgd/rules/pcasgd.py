@@ -80,8 +80,8 @@ class PCASGD(PredictingRule):
 
     name: Literal["pc-asgd"] = "pc-asgd"
     theta: Theta = Field(default=StalenessTheta())
-    """Share of the predicting step: `staleness`, which follows from what is read; or a number in [0, 1], a curve over
-    steps, or a list of one number per agent. 1 is P-ASGD, 0 is C-ASGD."""
+    """Share of the predicting step, in [0, 1]: `staleness`, by which it follows from what is read; or a number, a curve
+    over steps, or a list of one number per agent. 1 is P-ASGD, 0 is C-ASGD."""
     guard: bool = True
     """Whether the stability bound is halved where what prediction adds to a step outgrows the agent's usual steps, from
     where it rises slowly again. It counts where the bound does: with `theta: staleness` and with `reach: stable`."""

@@ -35,7 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
 def test_every_wrong_setting_has_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = refused(capsys, "train", "--engine", "loca", "--set", "algorithm.theta=1.5", "--set", "num_agent=3")
     assert lines == [
-        "algorithm.theta = 1.5: allowed are values in [0, 1]",
+        "algorithm.theta = 1.5: allowed are values in [0, 1], and staleness",
         "engine.name = 'loca': allowed are ray, local; did you mean local?",
         "num_agent = 3: no such setting; did you mean num_agents?",
     ]
