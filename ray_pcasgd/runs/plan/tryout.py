@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -278,7 +279,9 @@ class _Trial:
 
     def measure_curvature(self, inputs: Tensor, targets: Tensor) -> None:
         """Let a learner measure its loss's curvature, as PC-ASGD's stability bound may ask for it."""
-        learner = Learner(LearnerSpec(agent=0, recipe=self.training, neighbors=(), shard=self.shard), self.data)
+        # Where the driver is: the agents' GPUs may be on other machines.
+        training = replace(self.training, device=str(self.device))
+        learner = Learner(LearnerSpec(agent=0, recipe=training, neighbors=(), shard=self.shard), self.data)
         try:
             learner.curvature_on(learner.snapshot(), inputs, targets, torch.ones_like(learner.weights))
         except Exception as error:
