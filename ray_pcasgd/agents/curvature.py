@@ -1,4 +1,4 @@
-"""The curvature of a loss along a direction, by one Hessian-vector product."""
+"""The curvature of a loss along a direction, by one Hessian-vector product; and what an agent knows of it."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_pcasgd.base import numerics
+
+_LEAST = 1e-9
 
 
 def curvature_along(loss: Callable[[], Tensor], parameters: Sequence[Tensor], direction: Tensor) -> float | None:
@@ -26,6 +28,47 @@ def curvature_along(loss: Callable[[], Tensor], parameters: Sequence[Tensor], di
         gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
     found = numerics.inner(unit, _product(gradients, parameters, unit)).item()
     return found if math.isfinite(found) else None
+
+
+class MeasuredCurvature:
+    """What an agent has measured of its loss's curvature; of variants that are stepped together, of each one."""
+
+    def __init__(self, every: int, count: int = 1) -> None:
+        self.every = every
+        """Own steps from one measurement to the next."""
+        self.values: list[float | None] = [None] * count
+        """Not known until one was finite."""
+        self.measured_at: int | None = None
+        """At which version."""
+
+    def is_due(self, version: int) -> bool:
+        """Return whether it is to be measured at a version."""
+        return self.measured_at is None or version - self.measured_at >= self.every
+
+    def take(self, version: int, found: Sequence[float | None]) -> None:
+        """Take in what was found at a version: the mean with what was known; passes over what is not finite."""
+        self.measured_at = version
+        self.values = [
+            before if now is None else now if before is None else (before + now) / 2
+            for before, now in zip(self.values, found, strict=True)
+        ]
+
+    def coefficient(self, place: int) -> float:
+        """Return the value as a rule is told it: above 0, or 0 as long as it is not known."""
+        value = self.values[place]
+        return 0.0 if value is None else max(value, _LEAST)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.values, self.measured_at = [None] * len(self.values), None
+
+    def state(self) -> tuple[list[float | None], int | None]:
+        """Return what ``restore`` goes on from."""
+        return self.values, self.measured_at
+
+    def restore(self, state: tuple[list[float | None], int | None]) -> None:
+        """Go on from a state."""
+        self.values, self.measured_at = state
 
 
 @contextmanager

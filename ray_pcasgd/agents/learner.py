@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ray_pcasgd.agents.curvature import curvature_along
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
+from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.replica import unflatten
 from ray_pcasgd.base import numerics
@@ -210,16 +211,21 @@ class Learner:
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
     def curvature_on(self, snapshot: Snapshot, inputs: Tensor, targets: Tensor, direction: Tensor) -> float | None:
-        """Return the loss's curvature on a mini-batch at a snapshot along a direction, see ``curvature_along``."""
+        """Return a mini-batch's curvature at a snapshot along a direction, by what the optimizer makes of it.
+
+        ``None`` where it is not finite, see ``curvature_along``.
+        """
         recipe = self.spec.recipe
         # Of another module: the model's own code may count its passes.
         replica = recipe.build(self.data)
         replica.load(snapshot.weights, snapshot.buffers)
         replica.load_local(snapshot.local)
         self.seed_forward_pass()
-        return curvature_along(
-            lambda: recipe.task.loss(replica.module(inputs), targets), replica.parameters(), direction
-        )
+        loss = lambda: recipe.task.loss(replica.module(inputs), targets)  # noqa: E731
+        found = curvature_along(loss, replica.parameters(), direction)
+        if found is None or not isinstance(self.optimizer, SGD):
+            return found
+        return self.optimizer.steepened(found)
 
     def check_finite(self, loss: float) -> float:
         """Return the loss, or raise ``NonFiniteLossError`` where it, or the result of its step, is not finite.

@@ -158,10 +158,11 @@ class Mailbox(Generic[Payload]):
         """Return whether a version that is here is not held back, if versions up to ``cap`` are known."""
         newest = self._newest[neighbor].version
         header = self._messages[neighbor][version].header
-        hold = header.hold_steps
-        if now is not None and (cap is None or version <= cap):
-            return header.final or now - header.sent_at >= hold * header.step_seconds or version + hold <= newest
-        return version + hold <= (newest if cap is None else min(newest, cap))
+        if version + header.hold_steps <= (newest if cap is None else min(newest, cap)):
+            return True
+        if now is None or (cap is not None and version > cap):
+            return False
+        return header.final or now - header.sent_at >= header.hold_steps * header.step_seconds
 
     def forget(self, neighbor: int, before: int, slack: int = FALLBACK_VERSIONS) -> None:
         """Drop what no later step can ask for, once version ``before`` of the neighbor has been read.

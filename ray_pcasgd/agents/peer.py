@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.drift import DriftBefore, MeanDrift
 from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
-from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import (
     NO_LOSS,
     Family,
@@ -30,8 +30,6 @@ from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import TaskData
-
-_LEAST_CURVATURE = 1e-9
 
 _SHORTEST_PATH = 64
 """Own steps that are remembered in any run whose rule asks for them."""
@@ -128,10 +126,8 @@ class Peer(Learner, Participant):
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.mass = 1.0
         """Where rules push shares of it: the sum over all agents of weights times mass is conserved."""
-        self.curvatures = [0.0]
-        """That along what is predicted, as measured, by what the optimizer makes of it; of variants, one each."""
-        self.measured_at: int | None = None
-        """At which of its versions; ``None``: not yet."""
+        self.curvature = MeasuredCurvature(rule.curvature_every) if rule.measures_curvature else None
+        """That along what is predicted, by what the optimizer makes of it."""
         self.curvature_batches = self.stream("curvature")
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
@@ -253,7 +249,7 @@ class Peer(Learner, Participant):
         slots = [by_neighbor.get(k) for k in spec.neighbors]
         missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
         reliable = [slot is None or recipe.reliable(spec.agent, slot.read) for slot in slots]
-        self._measure_curvature(slots, reliable)
+        self.measure_curvature(slots, reliable)
         drifts = {
             age: self._drift(age) for age in {self._drift_age(s, r) for s, r in zip(slots, reliable, strict=True)}
         }
@@ -309,10 +305,21 @@ class Peer(Learner, Participant):
         return coefficients | self.measured_coefficients(0)
 
     def measured_coefficients(self, variant: int) -> dict[str, float]:
-        """Return those of the rule's numbers that were measured: the curvature, above 0 once it is known."""
-        if not self.spec.recipe.rule.measures_curvature:
-            return {}
-        return {"curvature": 0.0 if self.measured_at is None else max(self.curvatures[variant], _LEAST_CURVATURE)}
+        """Return those of the rule's numbers that were measured."""
+        return {} if self.curvature is None else {"curvature": self.curvature.coefficient(variant)}
+
+    def measure_curvature(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> None:
+        """Measure the loss's curvature along what is predicted, where it is due, on a mini-batch of its own stream."""
+        if self.curvature is None or not self.curvature.is_due(self.version):
+            return
+        direction = self._predicted_direction(slots, reliable)
+        if direction is None:
+            return
+        # By the version alone, so that an agent that comes back into a run draws what a replay draws.
+        self.curvature_batches.restore(self.version)
+        batch = self.draw(self.curvature_batches)
+        pairs = zip(self.all_snapshots(), self._each_of(direction), strict=True)
+        self.curvature.take(self.version, [self.curvature_on(snapshot, *batch, along) for snapshot, along in pairs])
 
     def _predicted_direction(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> Tensor | None:
         """Return the late neighbors' mean direction, shape (D,), by their mixing weights; ``None`` without any."""
@@ -324,28 +331,6 @@ class Peer(Learner, Participant):
             share = weight * slot.direction
             total = share if total is None else total + share
         return total
-
-    def _measure_curvature(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> None:
-        """Measure the loss's curvature along what is predicted, where the rule asks for it and it is due.
-
-        On a mini-batch of its own stream, at the agent's weights; what is kept is the mean of this and the last value.
-        """
-        recipe, rule = self.spec.recipe, self.spec.recipe.rule
-        due = self.measured_at is None or self.version - self.measured_at >= rule.curvature_every
-        if not (rule.measures_curvature and due):
-            return
-        direction = self._predicted_direction(slots, reliable)
-        if direction is None:
-            return
-        first, self.measured_at = self.measured_at is None, self.version
-        # By the version alone, so that an agent that comes back into a run draws what a replay draws.
-        self.curvature_batches.restore(self.version)
-        inputs, targets = self.draw(self.curvature_batches)
-        for place, (snapshot, along) in enumerate(zip(self.all_snapshots(), self._each_of(direction), strict=True)):
-            found = self.curvature_on(snapshot, inputs, targets, along)
-            if found is not None:
-                steep = recipe.optimizer.steepened(found) if isinstance(recipe.optimizer, SGD) else found
-                self.curvatures[place] = steep if first else (self.curvatures[place] + steep) / 2
 
     def _each_of(self, direction: Tensor) -> Sequence[Tensor]:
         """Return a direction of the agent; of variants, each one's."""
@@ -482,7 +467,8 @@ class Peer(Learner, Participant):
         self.direction = torch.zeros_like(self.weights)
         self.reset_memory()
         self.mass = 1.0
-        self.curvatures, self.measured_at = [0.0] * len(self.curvatures), None
+        if self.curvature is not None:
+            self.curvature.forget()
         if self.displacements is not None:
             self.displacements = self.path()
         self.version = version
@@ -521,7 +507,7 @@ class Peer(Learner, Participant):
             "optimizer": leaves_of(self.optimizer_state),
             "rule": leaves_of(self.rule_state),
             "mass": self.mass,
-            "curvature": (self.curvatures, self.measured_at),
+            "curvature": self.curvature.state() if self.curvature else None,
             "displacements": self.displacements.state() if self.displacements else None,
         }
 
@@ -529,7 +515,8 @@ class Peer(Learner, Participant):
         """Go on from a state of an agent with the same settings, numbers excepted."""
         device = self.replica.device
         self.version, self.mass, self.loss = state["version"], state["mass"], state["loss"]
-        self.curvatures, self.measured_at = state["curvature"]
+        if self.curvature is not None:
+            self.curvature.restore(state["curvature"])
         self.weights, self.buffers, self.direction = (
             state[name].to(device) for name in ("weights", "buffers", "direction")
         )

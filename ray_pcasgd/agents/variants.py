@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Received
 from ray_pcasgd.agents.peer import AgentSpec, Peer
@@ -45,7 +46,8 @@ class Variants(Peer):
                 self.replica.local(),
             ),
         )
-        self.curvatures = [0.0] * len(specs)
+        if self.curvature is not None:
+            self.curvature = MeasuredCurvature(self.curvature.every, len(specs))
         self.overflows: list[NonFiniteLossError | None] = [None] * len(specs)
         """What came of the last step: the error of each variant whose weights or buffers are not finite."""
         self._running_buffers = self.buffers.clone()

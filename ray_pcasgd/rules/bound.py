@@ -1,7 +1,7 @@
 """The stability bound of prediction, by a constant or by the loss's measured curvature."""
 
 from numbers import Real
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -28,13 +28,10 @@ class ConstantBound(Settings):
     value: float = Field(1.0, gt=0)
     """c, above 0."""
 
-    @overload
-    def scaled(self, bound: Tensor, gain: float | Tensor) -> Tensor: ...
-    @overload
-    def scaled(self, bound: float, gain: float | Tensor) -> float | Tensor: ...
-    def scaled(self, bound: float | Tensor, gain: float | Tensor) -> float | Tensor:
-        """Return ``c`` times a bound, and times the guard's gain."""
-        return bound * (self.value * gain)
+    @property
+    def c(self) -> float:
+        """The constant."""
+        return self.value
 
     def strength(self, reach: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the largest stable weight of late neighbors at a mean reach; both of shape ()."""
@@ -67,6 +64,11 @@ class CurvatureBound(Settings):
     warmup: int = Field(100, ge=0)
     """Own steps over which the bound rises from 0."""
 
+    @property
+    def c(self) -> float:
+        """The constant where no curvature is measured."""
+        return 1.0
+
     def trust_at(self, step: int) -> float:
         """Return the share of the bound that counts at a step."""
         return min(1.0, step / self.warmup) if self.warmup else 1.0
@@ -88,10 +90,6 @@ class CurvatureBound(Settings):
     def _r(self, own: Own) -> tuple[Tensor, Tensor]:
         curvature = own.coefficients["curvature"]
         return (self.sharpness * own.step_size * curvature).clamp(min=LEAST), curvature > 0
-
-    def scaled(self, bound: Any, gain: float | Tensor) -> Any:
-        """Return a bound that does not ask for the curvature, times the guard's gain."""
-        return bound * gain
 
 
 def _from_shorthand(value: Any) -> Any:

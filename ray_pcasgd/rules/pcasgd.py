@@ -131,10 +131,8 @@ class PCASGD(PredictingRule):
             state, (weights,) = self.blends((blend,), state, own, reads)
             return state, Update(weights, {"theta": blend.theta})
         blend = self._blend(own, reads, state.guard.gain)
-        unmoved = Blend(blend.theta, torch.zeros_like(reads.staleness))
-        compensation, (weights, mixed) = self.blends((blend, unmoved), state.compensation, own, reads)
-        own_step = own.step_size * numerics.norm(own.direction)
-        guard = guarded(state.guard, numerics.norm(weights - mixed), own_step)
+        compensation, (weights,), (moved,) = self.blends_and_moves((blend,), state.compensation, own, reads)
+        guard = guarded(state.guard, numerics.norm(moved), own.step_size * numerics.norm(own.direction))
         return GuardedState(guard, compensation), Update(weights, {"theta": blend.theta})
 
     def _blend(self, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:

@@ -14,12 +14,11 @@ from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe
 from ray_pcasgd.rules.prediction import Blend, PredictingRule
 from ray_pcasgd.rules.probe_data import OwnProbes, ProbeData
-from ray_pcasgd.rules.reach import StableReach, capped
+from ray_pcasgd.rules.reach import capped
 
 Condition = Literal["descent", "gradient", "smoothed", "pull", "probe"]
 
 _SMOOTHING = 0.9
-
 
 Candidate = float | tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]]
 """A theta, or a pair of a theta and a reach in steps."""
@@ -101,15 +100,14 @@ class PCASGDPV(PredictingRule):
         if self.condition == "smoothed":
             smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * own.direction
         choosing = self.guessed(reads).any()
-        last = self._blend(state.theta, state.longest, own, reads)
         theta, longest = state.theta, state.longest
         if self.condition == "probe" and probe is None:
+            last = self._blend(theta, longest, own, reads)
             compensation, (weights,) = self.blends((last,), state.compensation, own, reads)
         else:
-            choices = [tuple(torch.full_like(theta, value) for value in _pair(one)) for one in self.candidates]
-            compensation, candidates = self.blends(
-                self._all_blends(choices, own, reads), state.compensation, own, reads
-            )
+            choices = [(torch.full_like(theta, a), torch.full_like(theta, s)) for a, s in map(_pair, self.candidates)]
+            blends = tuple(self._blend(*choice, own, reads) for choice in choices)
+            compensation, candidates = self.blends(blends, state.compensation, own, reads)
             scores = probe(candidates).neg() if probe else self._agreement(candidates, own, smoothed)
             best, furthest, weights = _choose(scores, choices, candidates)
             theta, longest = torch.where(choosing, best, theta), torch.where(choosing, furthest, longest)
@@ -123,13 +121,6 @@ class PCASGDPV(PredictingRule):
     def _blend(self, theta: Tensor, longest: Tensor, own: Own, reads: Reads) -> Blend:
         blend = self.blend_at(theta, own, reads)
         return blend if not self._has_pairs else blend._replace(reach=capped(blend.reach, longest))
-
-    def _all_blends(self, choices: Sequence[tuple[Tensor, ...]], own: Own, reads: Reads) -> tuple[Blend, ...]:
-        blends = [self._blend(theta, longest, own, reads) for theta, longest in choices]
-        if self._has_pairs or isinstance(self.reach, StableReach):
-            return tuple(blends)
-        # One reach for all, so that what neighbors have moved is summed once.
-        return tuple(blend._replace(reach=blends[0].reach) for blend in blends)
 
     @property
     def _has_pairs(self) -> bool:
@@ -161,7 +152,7 @@ def _pair(candidate: Candidate) -> tuple[float, float]:
 
 
 def _choose(
-    scores: Tensor, choices: Sequence[tuple[Tensor, ...]], candidates: tuple[Tensor, ...]
+    scores: Tensor, choices: Sequence[tuple[Tensor, Tensor]], candidates: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return theta, reach and weights of the highest score, the last of equal ones; non-finite is lowest."""
     scores = torch.where(scores.isfinite(), scores, -torch.inf)

@@ -147,13 +147,13 @@ class PredictingRule(Rule):
     def _largest_strength(self, reach: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the largest weight of late neighbors that is stable at their mean reach; both of shape ()."""
         if self.prediction == "own-drift":
-            return self.stability.scaled(strength_of_own_drift(reach), gain)
+            return strength_of_own_drift(reach) * (self.stability.c * gain)
         return self.stability.strength(reach, own, gain)
 
     def _longest_reach(self, strength: Tensor, own: Own, gain: float | Tensor) -> Tensor:
         """Return the longest reach that is stable at a weight of late neighbors; both of shape ()."""
         if self.prediction == "own-drift":
-            return reach_of_own_drift(strength / self.stability.scaled(1.0, gain))
+            return reach_of_own_drift(strength / (self.stability.c * gain))
         return self.stability.reach(strength, own, gain)
 
     def chosen_blend(self, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
@@ -168,10 +168,17 @@ class PredictingRule(Rule):
         return self.blend_at((strength / divisor).clamp(max=1.0), own, reads, gain)
 
     def blends(self, blends: tuple[Blend, ...], state: Vectors, own: Own, reads: Reads) -> tuple[Vectors, Vectors]:
-        """Return the compensation's next state and ``theta x_pre + (1 - theta) x_cli``, shape (D,), of each blend.
+        """Return the compensation's next state and ``theta x_pre + (1 - theta) x_cli``, shape (D,), of each blend."""
+        state, weights, _ = self.blends_and_moves(blends, state, own, reads, with_moves=False)
+        return state, weights
 
-        Both are weighted sums of the same vectors, so a candidate is one sum over the blended row, less theta times
-        what the neighbors have moved since by the model, ``sum_{k in U_i} w_ik (x_k - p_ik)``.
+    def blends_and_moves(
+        self, blends: tuple[Blend, ...], state: Vectors, own: Own, reads: Reads, *, with_moves: bool = True
+    ) -> tuple[Vectors, Vectors, Vectors]:
+        """Return what ``blends`` does, and what prediction takes from each, ``theta sum_k w_ik (x_k - p_ik)``.
+
+        Predicting and clipping are weighted sums of the same vectors, so a candidate is one sum over the blended row,
+        less theta times what the neighbors have moved since by the model, ``sum_{k in U_i} w_ik (x_k - p_ik)``.
         """
         guessed = self.guessed(reads)
         clipped = clip(self.clipping, own, reads, reads.reliable)
@@ -187,16 +194,21 @@ class PredictingRule(Rule):
             x, u = mine
             state = self.compensation.advance(state, directions, used)
             moved = [self._moved(rate, x, directions, drifts, state, own) for rate in rates]
-            blended = []
-            for (theta, _), row, place in zip(blends, rows, places, strict=True):
-                # Not 0 * moved: clipping stays finite where the prediction overflows.
-                foreseen = (theta * moved[place]).masked_fill(theta == 0, 0.0)
-                blended.append(mix(row.own, x, row.neighbors, neighbors) - own.step_size * u - foreseen)
-            return *blended, *state
+            # Not 0 * moved: clipping stays finite where the prediction overflows.
+            foreseen = [
+                (theta * moved[place]).masked_fill(theta == 0, 0.0)
+                for (theta, _), place in zip(blends, places, strict=True)
+            ]
+            blended = [
+                mix(row.own, x, row.neighbors, neighbors) - own.step_size * u - ahead
+                for row, ahead in zip(rows, foreseen, strict=True)
+            ]
+            return *blended, *state, *(foreseen if with_moves else ())
 
         mine = (own.weights, own.direction)
         results = blockwise(blend, mine, reads.weights, reads.directions, reads.drift, state)
-        return results[len(blends) :], results[: len(blends)]
+        end = len(blends) + len(state)
+        return results[len(blends) : end], results[: len(blends)], results[end:]
 
     def _rate(self, predicted: MixingRow, reach: Tensor, own: Own, reads: Reads, guessed: Tensor) -> Tensor:
         """Return by what each neighbor's direction, or the agent's own drift, is multiplied; shape (K,)."""

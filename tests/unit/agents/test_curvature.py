@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_pcasgd.agents.curvature import curvature_along
+from ray_pcasgd.agents.curvature import MeasuredCurvature, curvature_along
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import Received
 from ray_pcasgd.agents.peer import AgentSpec, Peer
@@ -72,16 +72,21 @@ def received(peer: Peer, *staleness: int) -> list[Received]:
     ]
 
 
+def known(peer: Peer) -> MeasuredCurvature:
+    assert peer.curvature is not None
+    return peer.curvature
+
+
 def test_an_agent_measures_where_something_late_is_predicted_and_then_every_so_many_steps() -> None:
     peer = peer_of(stability={"name": "curvature", "every": 3})
     peer.gather(received(peer, 0, 0))
-    assert peer.measured_at is None
+    assert known(peer).measured_at is None
     assert peer.measured_coefficients(0) == {"curvature": 0.0}
     measured = []
     for version in range(1, 8):
         peer.version = version
         peer.gather(received(peer, 1, 1))
-        measured.append(peer.measured_at)
+        measured.append(known(peer).measured_at)
     assert measured == [1, 1, 1, 4, 4, 4, 7]
     assert peer.measured_coefficients(0)["curvature"] > 0
 
@@ -95,14 +100,21 @@ def test_a_second_value_counts_as_much_as_the_first_and_all_is_part_of_the_state
         alone.version = version
         for one in (alone, peer):
             one.gather(received(one, 1, 1))
-        values.append(alone.curvatures[0])
+        values += known(alone).values
     assert values[0] != values[1]
-    assert peer.curvatures[0] == pytest.approx(sum(values) / 2)
+    assert known(peer).values[0] == pytest.approx(sum(filter(None, values)) / 2)
     again.restore(peer.state())
-    assert (again.curvatures, again.measured_at) == (peer.curvatures, 2)
+    assert known(again).state() == (known(peer).values, 2)
     peer.rejoin([], 5)
-    assert peer.curvatures == [0.0]
-    assert peer.measured_at is None
+    assert known(peer).state() == ([None], None)
+
+
+def test_what_is_not_finite_leaves_what_was_known_and_a_flat_loss_is_not_an_unknown_one() -> None:
+    curvature = MeasuredCurvature(every=1, count=3)
+    curvature.take(1, [None, -2.0, 4.0])
+    assert [curvature.coefficient(place) for place in range(3)] == [0.0, 1e-9, 4.0]
+    curvature.take(2, [3.0, None, 2.0])
+    assert curvature.values == [3.0, -2.0, 3.0]
 
 
 @pytest.mark.parametrize("algorithm", [{"theta": 0.3}, {"stability": 1}, {"prediction": "own-drift"}])
@@ -110,5 +122,5 @@ def test_nobody_measures_where_the_bound_does_not_ask_for_it(algorithm: dict[str
     peer = peer_of(**algorithm)
     peer.version = 1
     peer.gather(received(peer, 1, 1))
-    assert peer.measured_at is None
+    assert peer.curvature is None
     assert peer.measured_coefficients(0) == {}
