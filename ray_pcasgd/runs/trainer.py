@@ -214,6 +214,11 @@ def fit_together(
         outside = raised.__cause__
     except BaseException as left:
         outside = left
+    return _all_concluded(runs, errors, outside)
+
+
+def _all_concluded(runs: Sequence[Run], errors: Mapping[int, Exception], outside: BaseException | None) -> list[Result]:
+    """End runs that ran together, and return their results; or raise what others have raised on the way."""
     results = []
     for variant, run in enumerate(runs):
         run.finish()

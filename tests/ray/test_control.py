@@ -158,7 +158,7 @@ def test_an_operator_changes_links_and_the_record_shows_it(tmp_path: Path) -> No
         return [read.staleness for row in own[first:last] for read in row.reads if read.neighbor == neighbor]
 
     # How stale a free link's news is depends on the machine; that some of it is fresher than a late link's does not.
-    assert min(staleness(1, 0, 100)) < 5
+    assert min(staleness(1, 30, 100)) < 5  # at the very start everything is fresh
     assert max(staleness(1, delayed + 100, delayed + 150)) >= 19
     assert min(staleness(2, delayed, delayed + 150)) < 5
     # Nothing comes of an isolated agent, so it is soon read no more: not even D-ASGD is pulled back by it for long.

@@ -119,15 +119,8 @@ def _step(
     theta, cap = _theta_and_cap(method, row, late, set_theta, memory.gain)
     predicted = dict(heard)
     for link in late:
-        steps = min(_steps(method, link.staleness), cap)
         u_k = directions[t - link.age][link.neighbor]
-        strength = _lambda(method, memory, link, u_k)
-        if method.own_drift:
-            predicted[link.neighbor] = _own_drift(heard[link.neighbor], path, link, steps)
-        elif steps == link.staleness:
-            predicted[link.neighbor] = _predict(heard[link.neighbor], u_k, strength, path, link, eta)
-        else:
-            predicted[link.neighbor] = _predict_some(heard[link.neighbor], u_k, strength, path, link, eta, steps)
+        predicted[link.neighbor] = _rolled(method, memory, heard[link.neighbor], u_k, path, link, eta, cap)
     clipped = average(*_keep(method, weights, own_mixing, reliable), heard)
     forward = average(*_keep(method, weights, own_mixing, reliable | guessed), predicted)
 
@@ -139,16 +132,26 @@ def _step(
         added = math.sqrt(sum((theta * (f - s)) ** 2 for f, s in zip(forward, still, strict=True)))
         _watch(memory, added, eta * math.sqrt(sum(g * g for g in u)))
 
-    if method.condition is None:
-        return blend(theta), theta, bool(guessed)
+    if method.condition is not None:
+        memory.smoothed = [0.9 * s + 0.1 * g for s, g in zip(memory.smoothed, u, strict=True)]
+        if guessed and (method.condition != "probe" or t % method.probe_every == 0):
+            scored = [(_score(method, scenario, memory, i, t, x, u, blend(one)), one) for one in method.candidates]
+            memory.choice = max(scored)[1]
+        theta = memory.choice
+    return blend(theta), theta, bool(guessed)
 
-    for d in range(size):
-        memory.smoothed[d] = 0.9 * memory.smoothed[d] + 0.1 * u[d]
-    judged = method.condition != "probe" or t % method.probe_every == 0
-    if judged and guessed:
-        scored = [(_score(method, scenario, memory, i, t, x, u, blend(theta)), theta) for theta in method.candidates]
-        memory.choice = max(scored)[1]
-    return blend(memory.choice), memory.choice, bool(guessed)
+
+def _rolled(
+    method: Method, memory: Memory, x_k: Vector, u_k: Vector, path: list[Vector], link: Link, eta: float, cap: float
+) -> Vector:
+    """Return a late neighbor's weights as they are predicted."""
+    steps = min(_steps(method, link.staleness), cap)
+    strength = _lambda(method, memory, link, u_k)
+    if method.own_drift:
+        return _own_drift(x_k, path, link, steps)
+    if steps == link.staleness:
+        return _predict(x_k, u_k, strength, path, link, eta)
+    return _predict_some(x_k, u_k, strength, path, link, eta, steps)
 
 
 def _steps(method: Method, tau: float) -> float:

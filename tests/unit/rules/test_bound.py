@@ -9,8 +9,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import nn
-from torch.utils.data import TensorDataset
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, StepReport
@@ -20,6 +18,7 @@ from ray_pcasgd.rules.guard import guarded, unguarded
 from ray_pcasgd.rules.reach import DampedReach
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
+from tests.unit.quadratic import CURVATURE, TASK
 
 REACHES = st.floats(0.3, 60.0)
 CURVATURES = st.floats(0.02, 1.98)
@@ -160,10 +159,6 @@ def test_the_published_method_asks_for_no_curvature_and_own_drift_for_no_directi
     assert not PCASGD(prediction="own-drift").needs_directions
 
 
-CURVATURE = 2.0
-ONES = TensorDataset(torch.ones(8, 1), torch.zeros(8, 1))
-
-
 def path(algorithm: dict[str, Any], r: float, delay: int, num_steps: int) -> Any:
     """Return |w| of agent 0 at every step: two agents on ``w^2`` without noise, each late for the other."""
     config = load_config(
@@ -175,16 +170,7 @@ def path(algorithm: dict[str, Any], r: float, delay: int, num_steps: int) -> Any
             "step_size": r / CURVATURE,
             "links": [{"between": "clusters", "delay": delay}],
             "algorithm": {"name": "pc-asgd", "compensation": 0, "stability": 1, **algorithm},
-            "task": {
-                "data": {"name": "custom", "train": ONES, "test": ONES},
-                "model": {
-                    "name": "custom",
-                    "factory": nn.Linear,
-                    "arguments": {"in_features": 1, "out_features": 1, "bias": False},
-                },
-                "loss": "mse",
-                "metrics": [],
-            },
+            "task": TASK,
             "evaluate_every": 1,
             "engine": "local",
         }

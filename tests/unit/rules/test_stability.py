@@ -10,26 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
 
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
-
-CURVATURE = 2.0
-ONES = TensorDataset(torch.ones(8, 1), torch.zeros(8, 1))
-TASK: dict[str, Any] = {
-    "data": {"name": "custom", "train": ONES, "test": ONES},
-    "model": {
-        "name": "custom",
-        "factory": nn.Linear,
-        "arguments": {"in_features": 1, "out_features": 1, "bias": False},
-    },
-    "loss": "mse",
-    "metrics": [],
-}
+from tests.unit.quadratic import CURVATURE, TASK
 
 
 def path(strength: float, delay: int, num_steps: int = 250, correction: Any = "none", momentum: float = 0.0) -> Any:
