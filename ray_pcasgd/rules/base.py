@@ -99,7 +99,10 @@ class Rule(Settings, ABC):
 
     @property
     def measures_curvature(self) -> bool:
-        """Whether agents measure the loss's curvature along what is predicted, ``own.coefficients["curvature"]``."""
+        """Whether agents measure the loss's curvature along the late neighbors' directions, which the rule then needs.
+
+        It takes the place of ``coefficients``' own ``"curvature"``: above 0, or 0 as long as it is not known.
+        """
         return False
 
     @property

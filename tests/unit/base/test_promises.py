@@ -18,7 +18,7 @@ from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.schedule.law_base import Sampler
 from ray_pcasgd.schedule.law_own import OwnLaw
 from ray_pcasgd.schedule.topology import OwnMixing
-from tests.unit.base.test_doors import CUSTOM, LOCAL, Half, Jumps, MeanServer, Path, refusal
+from tests.unit.base.test_doors import CUSTOM, LOCAL, Half, Jumps, MeanServer, Path, Slower, refusal
 
 
 class Breaking(Rule):
@@ -276,3 +276,64 @@ def test_a_mixing_that_differs_from_call_to_call_or_is_none_is_refused() -> None
         make_plan(load_config(settings | {"mixing": Wavering()}))
     with pytest.raises(SettingsError, match="mixing: row 0 sums to 4; allowed is 1"):
         make_plan(load_config(settings | {"mixing": Uneven()}))
+
+
+class Curved(Slower):
+    """Asks for the curvature, by its setting."""
+
+    name: Literal["curved"] = "curved"  # type: ignore[assignment]
+    how: str = ""
+    needs_drift: ClassVar[bool] = True
+    measures_curvature: ClassVar[bool] = True  # type: ignore[misc]
+
+    @property
+    def needs_directions(self) -> bool:  # type: ignore[override]
+        return self.how != "directions"
+
+    @property
+    def age_max(self) -> int:
+        return 4
+
+    @property
+    def drift_kind(self) -> Any:
+        return "after" if self.how == "drift" else "before"
+
+    @property
+    def curvature_every(self) -> int:
+        return 0 if self.how == "every" else 2
+
+    def coefficients(self, agent: int, step: int) -> dict[str, float]:
+        return super().coefficients(agent, step) | ({} if self.how == "coefficient" else {"curvature": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("directions", "measures_curvature is True; allowed is that where needs_directions is True, too"),
+        ("coefficient", "measures_curvature is True; allowed is that with 'curvature' among its coefficients"),
+        ("every", "curvature_every is 0; allowed are whole numbers from 1 on"),
+        ("drift", "drift_kind is 'after'; allowed are 'mean', 'before'"),
+    ],
+)
+def test_a_rule_that_asks_for_the_curvature_or_a_drift_says_what_it_needs(how: str, expected: str) -> None:
+    said = refusal(CUSTOM | {"rule": f"{__name__}:Curved", "settings": {"how": how}})
+    assert expected in said
+
+
+def test_a_rule_of_one_s_own_is_told_the_curvature() -> None:
+    seen: list[float] = []
+
+    class Watching(Curved):
+        name: Literal["watching"] = "watching"  # type: ignore[assignment]
+
+        def step(self, state: Any, own: Any, reads: Any, probe: Any = None) -> Any:
+            seen.append(float(own.coefficients["curvature"]))
+            return super().step(state, own, reads, probe)
+
+        stackable: ClassVar[bool] = False
+
+    config = load_config(LOCAL | {"algorithm": Watching(), "num_steps": 4, "links": [{"delay": 1}]})
+    plan = make_plan(config)
+    before = len(seen)
+    list(plan.engine().run(plan.specs, plan.data))
+    assert any(value > 0 for value in seen[before:])
