@@ -17,7 +17,7 @@ def curvature_along(loss: Callable[[], Tensor], parameters: Sequence[Tensor], di
     """Return ``v' H v / v' v``, the Hessian's Rayleigh quotient, or ``None`` where it is not finite, or v is zero.
 
     ``parameters`` are leaves that the scalar ``loss()`` depends on; the direction v has as many numbers as all of them,
-    shape (D,). It costs about four gradients.
+    shape (D,). It costs three to four gradients.
     """
     length = numerics.norm(direction)
     if not 0 < length.item() < math.inf:

@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_pcasgd.agents.drift import DriftBefore, MeanDrift
+from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.loading import load_config
 
 
 def naive_drift(path: list[np.ndarray], age: int) -> np.ndarray:
@@ -61,3 +64,16 @@ def test_the_drift_before_is_the_displacement_over_as_many_steps_before(seed: in
         expected = path[steps - age] - path[max(0, steps - 2 * age)]
         assert torch.equal(memory.drift(age), expected)
         assert torch.equal(again.drift(age), expected)
+
+
+def test_messages_of_own_drift_hold_weights_alone_half_the_bytes() -> None:
+    def peer_of(prediction: str) -> Peer:
+        algorithm = {"name": "pc-asgd", "prediction": prediction}
+        plan = make_plan(load_config({"num_agents": 2, "algorithm": algorithm, "engine": "local"}))
+        peer = plan.specs[0].build(plan.data)
+        assert isinstance(peer, Peer)
+        return peer
+
+    theirs, own = peer_of("direction"), peer_of("own-drift")
+    assert 2 * own.message_bytes == theirs.message_bytes
+    assert (own.publishes_directions, theirs.publishes_directions) == (False, True)
