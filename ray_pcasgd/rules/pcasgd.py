@@ -84,7 +84,8 @@ class PCASGD(PredictingRule):
     over steps, or a list of one number per agent. 1 is P-ASGD, 0 is C-ASGD."""
     guard: bool = True
     """Whether the stability bound is halved where what prediction adds to a step outgrows the agent's usual steps, from
-    where it rises slowly again. It counts where the bound does: with `theta: staleness` and with `reach: stable`."""
+    where it rises slowly again. It counts where the bound does: with `theta: staleness`, with `reach: stable` and where
+    `bounded`."""
 
     numeric_settings: ClassVar[tuple[str, ...]] = ("theta", *PredictingRule.numeric_settings)
 

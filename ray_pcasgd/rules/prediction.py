@@ -68,10 +68,16 @@ class PredictingRule(Rule):
     reach: Reach = FullReach()
     """By how many of the steps that were missed a late neighbor is rolled forward: `full`, the published method;
     `damped`; a number, at most so many; or `stable`, as far as the stability bound allows at the present theta."""
+    bounded: bool | None = None
+    """Whether every reach is cut to what the stability bound allows at the present theta, as `stable` is, so that
+    nothing is predicted past it, however late a neighbor is or seems to be; `false` is the published method. Not given:
+    true in live runs, where a staleness may be large or wrong, and false in planned ones. With `theta: staleness` theta
+    follows from the bound, so that it changes nothing there."""
     stability: Bound = CurvatureBound()
-    """The stability bound, which counts with `theta: staleness` and with `reach: stable`: `curvature`, the whole one by
-    the loss's measured curvature; or a number c of theta W s <= c, W the late neighbors' mixing weight. Prediction by
-    own drift has a bound of its own, min(1/4, 2/(s+2)), which c multiplies; it asks for no curvature."""
+    """The stability bound, which counts with `theta: staleness`, with `reach: stable` and where `bounded`: `curvature`,
+    the whole one by the loss's measured curvature; or a number c of theta W s <= c, W the late neighbors' mixing
+    weight. Prediction by own drift has a bound of its own, min(1/4, 2/(s+2)), which c multiplies; it asks for no
+    curvature."""
     compensation: Compensation = ConstantCompensation()
     """lambda of the predicting step: a number, or `constant` or `adaptive` with their own settings."""
     clipping: Clipping = "move-to-self"
@@ -102,7 +108,7 @@ class PredictingRule(Rule):
     @property
     def has_bound(self) -> bool:
         """Whether the stability bound has a say: not in the published method."""
-        return isinstance(self.reach, StableReach)
+        return isinstance(self.reach, StableReach) or bool(self.bounded)
 
     @property
     def measures_curvature(self) -> bool:
@@ -139,7 +145,7 @@ class PredictingRule(Rule):
     def blend_at(self, theta: Tensor, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
         """Return how a candidate of a given theta predicts; ``gain`` is a factor of the stability bound."""
         steps = self.reach.steps(reads.staleness)
-        if isinstance(self.reach, StableReach):
+        if isinstance(self.reach, StableReach) or self.bounded:
             strength = theta * total(self.late_weights(own, reads))
             steps = capped(steps, self._longest_reach(strength, own, gain))
         return Blend(theta, steps)
@@ -161,11 +167,14 @@ class PredictingRule(Rule):
         weights = self.late_weights(own, reads)
         far = total(weights)
         divisor = torch.where(far > 0, far, 1.0)
-        reach = total(weights * self.reach.steps(reads.staleness)) / divisor
+        steps = self.reach.steps(reads.staleness)
+        reach = total(weights * steps) / divisor
         strength = self._largest_strength(reach, own, gain)
         if isinstance(self.reach, StableReach):
             strength = strength_at_drag(strength, total(weights * reads.staleness) / divisor, self.reach.drag)
-        return self.blend_at((strength / divisor).clamp(max=1.0), own, reads, gain)
+        theta = (strength / divisor).clamp(max=1.0)
+        # No other reach has to be cut: theta is what the bound allows at their mean.
+        return self.blend_at(theta, own, reads, gain) if isinstance(self.reach, StableReach) else Blend(theta, steps)
 
     def blends(self, blends: tuple[Blend, ...], state: Vectors, own: Own, reads: Reads) -> tuple[Vectors, Vectors]:
         """Return the compensation's next state and ``theta x_pre + (1 - theta) x_cli``, shape (D,), of each blend."""
