@@ -30,8 +30,8 @@ def clip(clipping: Clipping, own: Own, reads: Reads, keep: Tensor) -> MixingRow:
     if clipping == "move-to-self":
         return MixingRow(moved, kept)
     left = own.mixing
-    for k in range(kept.shape[0]):
-        left = left + kept[k]
+    for weight in kept.unbind():
+        left = left + weight
     # 1 where nothing was dropped, lest the rounding of the sum change a row that is complete.
     left = torch.where(keep.all(), 1.0, left)
     alone = left == 0
@@ -219,19 +219,20 @@ class PredictingRule(Rule):
     def _moved(self, rate: Tensor, x: Tensor, directions: Vectors, drifts: Vectors, state: Vectors, own: Own) -> Tensor:
         """Return ``sum_k w_ik (x_k - p_ik)`` over a block of the weights."""
         moved = torch.zeros_like(x)
+        rates = rate.unbind()
         if self.prediction == "own-drift":
-            for k, drift in enumerate(drifts):
-                moved = moved - rate[k] * drift
+            for own_rate, drift in zip(rates, drifts, strict=True):
+                moved = moved - own_rate * drift
             return moved
-        for k, (direction, drift) in enumerate(zip(directions, drifts, strict=True)):
-            bend = rate[k] * self.compensation.strength(state, own.coefficients["lambda_0"], k)
-            moved = moved + direction * (rate[k] + bend * (direction * drift))
+        for k, (own_rate, direction, drift) in enumerate(zip(rates, directions, drifts, strict=True)):
+            bend = own_rate * self.compensation.strength(state, own.coefficients["lambda_0"], k)
+            moved = moved + direction * (own_rate + bend * (direction * drift))
         return moved
 
 
 def total(values: Tensor) -> Tensor:
     """Return the sum of values of shape (K,), in the neighbors' order."""
     result = values.new_zeros(())
-    for k in range(values.shape[0]):
-        result = result + values[k]
+    for value in values.unbind():
+        result = result + value
     return result
