@@ -209,9 +209,10 @@ def test_no_staleness_whatsoever_is_predicted_past_the_bound(
     rule, reads = KINDS[kind], late_by([float(s) for s in staleness], mixing)
     curvature = {name: torch.tensor(value) for name, value in (("curvature", r / (2.5 * 0.5)), ("trust", 1.0))}
     own = Own(torch.ones(1), torch.ones(1), torch.tensor(1 - sum(mixing)), torch.tensor(0.5), curvature)
-    blend = rule.blend_at(torch.tensor(theta), own, reads, gain)
+    rows = rule.rows(own, reads)
+    blend = rule.blend_at(torch.tensor(theta), rows, own, reads, gain)
     if kind == "theta by staleness":
-        blend = rule.chosen_blend(own, reads, gain)
+        blend = rule.chosen_blend(rows, own, reads, gain)
     product = product_of(blend, mixing)
     assert all(0 <= reach <= tau for reach, tau in zip(blend.reach.tolist(), reads.staleness.tolist(), strict=True))
     within = 1 + 1e-4

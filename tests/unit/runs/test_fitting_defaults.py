@@ -99,7 +99,9 @@ class Foreseeing(PredictingRule):
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Any = None) -> tuple[Any, Update]:
         """Return the predicting step."""
-        state, (weights,) = self.blends((self.blend_at(torch.ones_like(own.mixing), own, reads),), state, own, reads)
+        rows = self.rows(own, reads)
+        blend = self.blend_at(torch.ones_like(own.mixing), rows, own, reads)
+        state, (weights,) = self.blends((blend,), state, rows, own, reads)
         return state, Update(weights, {})
 
 
