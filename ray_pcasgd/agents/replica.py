@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from ray_pcasgd.agents.local_optimizer import Parts, parts_of
 from ray_pcasgd.agents.module_tensors import (
     Home,
     TensorsChangedError,
@@ -70,6 +71,8 @@ class Replica:
         _require_float32(parameters)
         require_apart(self.module)
         self.layout, self.weights = _flatten(parameters, device)
+        self.parts: Parts = parts_of([slot.shape for slot in self.layout])
+        """What of ``weights`` is which tensor's, for optimizers."""
         places = places_of(self.module)
         self._homes = [
             Home(tensor, _view(self.weights, slot), places.pop(id(tensor)))
