@@ -17,7 +17,7 @@ class GradientClipping(Settings):
     """The bound on a mini-batch gradient: one of ``norm`` and ``value``."""
 
     norm: float | None = Field(None, gt=0)
-    """Longest gradient, above 0: a longer one is shortened (``clip_grad_norm_``). The norm is that of all parameters."""
+    """Longest gradient, above 0: a longer one is shortened (``clip_grad_norm_``), by the norm of all parameters."""
     value: float | None = Field(None, gt=0)
     """Largest component of a gradient, above 0: each is cut to [-value, value] (``clip_grad_value_``)."""
 

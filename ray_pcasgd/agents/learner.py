@@ -154,7 +154,7 @@ class Learner:
 
     @property
     def present_step_size(self) -> float:
-        """eta of the step whose gradient is computed."""
+        """The step size eta of the step whose gradient is computed."""
         return self.spec.recipe.step_size_at(self.progress)
 
     @property

@@ -135,7 +135,7 @@ class TorchOptimizer(LocalOptimizer):
                 raise ValueError("its step needs a closure, to compute losses anew; allowed are optimizers without")
             for sign in (1.0, -1.0):
                 after = running.step(weights, torch.full_like(weights, sign * 1e-3), [True] * len(parts), 1e-3)
-            running.check_parameters()
+                running.check_parameters()
             if not after.isfinite().all():
                 raise ValueError("a step leads to weights that are not finite, for finite gradients")
             saved = self.saved(running)

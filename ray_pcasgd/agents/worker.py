@@ -255,7 +255,7 @@ class Worker(Learner, Participant):
 
     @property
     def present_step_size(self) -> float:
-        """eta of the step whose gradient is computed."""
+        """The step size eta of the step whose gradient is computed."""
         return self.spec.recipe.step_size_at(self.progress + self.local_step)
 
     @property

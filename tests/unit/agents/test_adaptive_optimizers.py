@@ -157,7 +157,7 @@ def quadratic_rate(optimizer: AdamW | Adam, parts: Parts) -> tuple[float, float]
     state = optimizer.start(x, parts)
     for _ in range(400):
         # Of a gradient that stays, until both averages stand.
-        state, direction = optimizer.direction(state, x, h * x, parts)
+        state, _ = optimizer.direction(state, x, h * x, parts)
     curvature = (u @ (h * u) / (u @ u)).item()
     found = optimizer.feedback(curvature, state, u, parts)
     assert found is not None
