@@ -85,10 +85,7 @@ class _AdamLike(LocalOptimizer):
         return following, where_moving(moving, direction, torch.zeros_like(direction))
 
     def size(self, state: AdamState, parts: Parts) -> Tensor:
-        """Return the preconditioner P, shape (D,): the gradients' size without the bias of the first steps, plus eps.
-
-        It means nothing before a parameter's first step.
-        """
+        """Return the preconditioner P, shape (D,): the gradients' size without the bias of the first steps, plus eps."""
         square = state.largest if self.amsgrad else state.square
         return square.sqrt() / spread(_bias(self.betas[1], state.steps).sqrt(), parts) + self.eps
 
@@ -99,7 +96,7 @@ class _AdamLike(LocalOptimizer):
         gradients that stay is no longer than they are, so momentum makes it no larger.
         """
         parts = parts or _one_part(direction)
-        if not state.steps.all():
+        if not state.steps.any():
             return None
         scaled = self.size(state, parts) * direction
         length, scaled_length = (numerics.inner(direction, one).item() for one in (direction, scaled))
@@ -140,8 +137,8 @@ class Adam(_AdamLike):
 
 
 def _bias(beta: float, steps: Tensor) -> Tensor:
-    """Return ``1 - beta^t`` without cancellation, which float32 would have 1e-4 of for a beta near 1."""
-    return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)
+    """Return ``1 - beta^t`` without cancellation, which float32 would have 1e-4 of for a beta near 1; 1 at t = 0."""
+    return torch.where(steps > 0, -torch.expm1(steps * math.log(beta)), 1.0) if beta else torch.ones_like(steps)
 
 
 def _one_part(weights: Tensor) -> Parts:

@@ -198,6 +198,12 @@ def test_feedback_is_the_step_size_from_which_adam_is_unstable() -> None:
     assert found == pytest.approx(0.5, rel=1e-5)
     assert optimizer.feedback(h, optimizer.start(x), torch.ones(1)) is None
     assert optimizer.feedback(h, state, torch.zeros(1)) is None
+    # What never got a gradient has no say.
+    pair, moving = torch.tensor([2.0, 5.0]), torch.tensor([True, False])
+    parts = parts_of([torch.Size([1]), torch.Size([1])])
+    gradient = torch.tensor([6.0, 0.0])
+    state, _ = optimizer.direction(optimizer.start(pair, parts), pair, gradient, parts, moving)
+    assert optimizer.feedback(h, state, torch.tensor([0.3, 0.0]), parts) == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize(
