@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from ray_pcasgd.agents.clipping import GradientClipping
 from ray_pcasgd.agents.optimizer import SGD, Optimizer
 from ray_pcasgd.agents.reliability import ByStaleness, Reliability
 from ray_pcasgd.agents.replica import MixedBuffers
@@ -105,6 +106,11 @@ class Config(Settings):
     optimizer: Optimizer = SGD()
     """The local optimizer, which turns gradients into directions. With a server, the server has it, unless workers keep
     their own weights."""
+    gradient_clipping: GradientClipping | None = None
+    """A bound on every mini-batch gradient, before anything else is made of it; not given: none."""
+    accumulate: int = Field(1, ge=1)
+    """Pieces, one after another, in which a mini-batch is computed where it does not fit into memory as a whole: the
+    gradient is the whole batch's. Layers that look at a whole batch, as BatchNorm's, see a piece."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
     """Which agents are neighbors."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.curvature import curvature_along
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
-from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.replica import unflatten
 from ray_pcasgd.base import numerics
@@ -76,7 +76,7 @@ class Learner:
         """Which parameter tensors the last backward passes reached, shape (T,); ``None`` where they reached all."""
         self.batches = self.stream("batches")
         self.optimizer = recipe.optimizer
-        self.optimizer_state = self.optimizer.init(self.weights)
+        self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
 
     @property
     def progress(self) -> int:
@@ -95,7 +95,7 @@ class Learner:
 
     def compute(self) -> float:
         """Set ``direction`` to u of the next mini-batch at the current weights, and return the batch's loss."""
-        loss = self.compute_unless(lambda: False)
+        loss = self.compute_unless(lambda: False, self.spec.recipe.accumulate)
         assert loss is not None
         return loss
 
@@ -135,7 +135,8 @@ class Learner:
         with self.following_tensors():
             self.replica.take_in()
             self.take_weights()
-        self.direction, self.with_gradient = self.replica.take_gradient()
+        gradient, self.with_gradient = self.replica.take_gradient()
+        self.direction = clipped(self.spec.recipe.gradient_clipping, gradient)
         if not self.optimizes_later:
             self.optimize(self.direction)
         return total
@@ -146,8 +147,18 @@ class Learner:
     def optimize(self, gradient: Tensor) -> None:
         """Set ``direction`` to the optimizer's for a gradient of shape (D,)."""
         self.optimizer_state, self.direction = self.optimizer.direction(
-            self.optimizer_state, self.weights, gradient, self.replica.sizes, self.moving
+            self.optimizer_state, self.point, gradient, self.replica.parts, self.moving, self.present_step_size
         )
+
+    @property
+    def point(self) -> Tensor:
+        """Where the last gradient was computed, shape (D,)."""
+        return self.weights
+
+    @property
+    def present_step_size(self) -> float:
+        """The step size eta of the step whose gradient is computed."""
+        return self.spec.recipe.step_size_at(self.progress)
 
     @property
     def moving(self) -> Tensor | None:
@@ -214,10 +225,7 @@ class Learner:
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
     def curvature_on(self, snapshot: Snapshot, inputs: Tensor, targets: Tensor, direction: Tensor) -> float | None:
-        """Return a mini-batch's curvature at a snapshot along a direction, by what the optimizer makes of it.
-
-        ``None`` where it is not finite, see ``curvature_along``.
-        """
+        """Return a mini-batch's curvature at a snapshot along a direction; ``None`` where it is not finite."""
         recipe = self.spec.recipe
         # Of another module: the model's own code may count its passes.
         replica = recipe.build(self.data)
@@ -225,10 +233,13 @@ class Learner:
         replica.load_local(snapshot.local)
         self.seed_forward_pass()
         loss = lambda: recipe.task.loss(replica.module(inputs), targets)  # noqa: E731
-        found = curvature_along(loss, replica.parameters(), direction)
-        if found is None or not isinstance(self.optimizer, SGD):
-            return found
-        return self.optimizer.steepened(found)
+        return curvature_along(loss, replica.parameters(), direction)
+
+    def feedback_of(self, curvature: float | None, state: Any, direction: Tensor) -> float | None:
+        """Return what the optimizer makes of a curvature along a direction, in one of its states."""
+        if curvature is None:
+            return None
+        return self.optimizer.feedback(curvature, state, direction, self.replica.parts)
 
     def check_finite(self, loss: float) -> float:
         """Return the loss, or raise ``NonFiniteLossError`` where it, or the result of its step, is not finite.
@@ -252,7 +263,7 @@ class Learner:
     @property
     def own_step_size(self) -> float:
         """By what the direction is going to be multiplied."""
-        return self.spec.recipe.step_size_at(self.progress)
+        return self.present_step_size
 
     def check_version(self, weights: Tensor, buffers: Tensor) -> None:
         """Raise ``NonFiniteLossError`` where the next version would not be finite, before others can read it.

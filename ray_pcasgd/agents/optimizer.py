@@ -1,26 +1,30 @@
 """The local optimizer: from a mini-batch gradient to the direction ``u`` of ``x <- x - eta * u``."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
+from ray_pcasgd.agents.adam import Adam, AdamW
+from ray_pcasgd.agents.lion import Lion
+from ray_pcasgd.agents.local_optimizer import Decay, LocalOptimizer, Parts, decayed, where_moving
+from ray_pcasgd.agents.torch_optimizer import TorchOptimizer
 from ray_pcasgd.base import numerics
 from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.purity import check_pair, check_state, check_vector, mapped, pure_result
 from ray_pcasgd.base.randomness import generator
-from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.base.settings import from_name
 from ray_pcasgd.base.text import one_line
 
 _SMALLEST = 1e-8
 """Smallest product of two norms by which an inner product is divided."""
 
 
-class OwnOptimizer(Settings, ABC):
+class OwnOptimizer(LocalOptimizer, ABC):
     """Base class of local optimizers that are not the package's own: pure, without an ``if`` on a tensor.
 
     A parameter that got no gradient stays where it is, with its state.
@@ -37,23 +41,29 @@ class OwnOptimizer(Settings, ABC):
     def update(self, state: tuple[Tensor, ...], weights: Tensor, gradient: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the next state and the direction ``u`` of ``x <- x - eta * u``; all of shape (D,)."""
 
+    def start(self, weights: Tensor, parts: Parts = ()) -> tuple[Tensor, ...]:
+        """Return what ``init`` does."""
+        return self.init(weights)
+
     def direction(
         self,
         state: tuple[Tensor, ...],
         weights: Tensor,
         gradient: Tensor,
-        sizes: Sequence[int] = (),
+        parts: Parts = (),
         moving: Tensor | None = None,
+        step_size: float = 0.0,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return what ``update`` does, but 0 where ``moving`` says that a number got no gradient."""
         following, direction = self.update(state, weights, gradient)
-        if moving is None:
-            return following, direction
-        kept = tuple(torch.where(moving, new, old) for new, old in zip(following, state, strict=True))
-        return kept, torch.where(moving, direction, 0.0)
+        return _where_moving(moving, following, state), where_moving(moving, direction, torch.zeros_like(direction))
 
 
-class SGD(Settings):
+def _where_moving(moving: Tensor | None, following: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    return tuple(where_moving(moving, new, old) for new, old in zip(following, state, strict=True))
+
+
+class SGD(LocalOptimizer):
     """SGD with momentum, Nesterov's momentum and weight decay: the arithmetic of ``torch.optim.SGD``, to the bit.
 
     ``g = gradient + weight_decay * x``; ``v <- momentum * v + g`` from ``v = 0``; ``u = v``, or with Nesterov's
@@ -67,12 +77,15 @@ class SGD(Settings):
     nor moved by its momentum.
     """
 
+    name: Literal["sgd"] = "sgd"
     momentum: float = Field(0.0, ge=0, lt=1)
     """Share of the velocity that is kept from step to step, in [0, 1)."""
     nesterov: bool = False
     """Look ahead along the velocity; requires momentum above 0."""
     weight_decay: float = Field(0.0, ge=0)
     """Factor of the L2 penalty's gradient, 0 or more."""
+    decay: Decay = "all"
+    """What decays: ``all``, or ``matrices`` alone: tensors of two or more dimensions, no biases and no norms."""
     braking: float | None = Field(None, ge=0)
     """rho of adaptive braking, 0 or more (the paper's is 2); requires momentum above 0. Not given: no braking."""
 
@@ -92,31 +105,40 @@ class SGD(Settings):
         """Return the state before the first step for weights of shape (D,): the velocity, where there is momentum."""
         return (torch.zeros_like(weights),) if self.momentum else ()
 
+    def start(self, weights: Tensor, parts: Parts = ()) -> tuple[Tensor, ...]:
+        """Return what ``init`` does."""
+        return self.init(weights)
+
     def direction(
         self,
         state: tuple[Tensor, ...],
         weights: Tensor,
         gradient: Tensor,
-        sizes: Sequence[int] = (),
+        parts: Parts = (),
         moving: Tensor | None = None,
+        step_size: float = 0.0,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the next state and the direction ``u``, shape (D,), at ``weights`` with ``gradient``, both (D,).
+        """Return the next state and the direction, as ``LocalOptimizer.direction`` says."""
+        following, direction = self._direction(state, weights, gradient, parts)
+        return _where_moving(moving, following, state), where_moving(moving, direction, torch.zeros_like(direction))
 
-        ``sizes`` are those of the parameter tensors, in their order; only braking looks at them. ``moving`` says which
-        numbers got a gradient, shape (D,); not given: all.
-        """
-        if moving is not None:
-            following, direction = self.direction(state, weights, gradient, sizes)
-            kept = tuple(torch.where(moving, new, old) for new, old in zip(following, state, strict=True))
-            return kept, torch.where(moving, direction, 0.0)
+    def _direction(
+        self, state: tuple[Tensor, ...], weights: Tensor, gradient: Tensor, parts: Parts
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         if self.braking is not None:
-            gradient = self._braked(gradient, state[0], sizes)
+            gradient = self._braked(gradient, state[0], parts)
         if self.weight_decay:
-            gradient = gradient.add(weights, alpha=self.weight_decay)
+            gradient = gradient.add(decayed(weights, self.decay, parts), alpha=self.weight_decay)
         if not self.momentum:
             return state, gradient
         velocity = state[0] * self.momentum + gradient
         return (velocity,), gradient.add(velocity, alpha=self.momentum) if self.nesterov else velocity
+
+    def feedback(
+        self, curvature: float, state: tuple[Tensor, ...], direction: Tensor, parts: Parts = ()
+    ) -> float | None:
+        """Return ``(h + weight_decay) / (1 - momentum)``: of gradients that stay, momentum makes longer steps."""
+        return self.steepened(curvature)
 
     def steepened(self, curvature: float) -> float:
         """Return the curvature that a steady step of this optimizer follows, of a loss of a given one.
@@ -125,13 +147,13 @@ class SGD(Settings):
         """
         return (curvature + self.weight_decay) / (1 - self.momentum)
 
-    def _braked(self, gradient: Tensor, velocity: Tensor, sizes: Sequence[int]) -> Tensor:
+    def _braked(self, gradient: Tensor, velocity: Tensor, parts: Parts) -> Tensor:
         assert self.braking is not None
-        parts = []
-        for g, v in zip(torch.split(gradient, list(sizes), -1), torch.split(velocity, list(sizes), -1), strict=True):
+        sizes, braked = [part.size for part in parts], []
+        for g, v in zip(torch.split(gradient, sizes, -1), torch.split(velocity, sizes, -1), strict=True):
             length = (numerics.norm(g) * numerics.norm(v)).clamp(min=_SMALLEST)
-            parts.append((1 - self.braking * numerics.inner(g, v) / length) * g)
-        return torch.cat(parts, -1)
+            braked.append((1 - self.braking * numerics.inner(g, v) / length) * g)
+        return torch.cat(braked, -1)
 
 
 def _check_stacked(optimizer: OwnOptimizer, inputs: tuple[Any, ...]) -> None:
@@ -162,5 +184,19 @@ def check_optimizer(optimizer: OwnOptimizer) -> None:
             state = following
 
 
-Optimizer = Annotated[SGD, Door("optimizer", "ray_pcasgd.optimizers", (OwnOptimizer,), check_optimizer)]
-"""SGD, whose settings have no name, or another optimizer by its ``name``."""
+def _from_shorthand(value: Any) -> Any:
+    """Return settings with their name: without one they are SGD's."""
+    if isinstance(value, Mapping) and "name" not in value:
+        return {"name": "sgd", **value}
+    return from_name(value)
+
+
+Optimizer = Annotated[
+    Annotated[
+        SGD | AdamW | Adam | Lion | TorchOptimizer,
+        Field(discriminator="name"),
+        Door("optimizer", "ray_pcasgd.optimizers", (OwnOptimizer,), check_optimizer),
+    ],
+    BeforeValidator(_from_shorthand),
+]
+"""Any optimizer's settings, told apart by ``name``; SGD's where there is none."""

@@ -112,11 +112,10 @@ class PairPeer(Learner, Participant):
         """Bytes of one version's message."""
         return 4 * (self.weights.numel() + self.buffers.numel())
 
-    def optimize(self, gradient: Tensor) -> None:
-        """Set ``direction`` to the optimizer's, at the weights that the gradient was computed at."""
-        self.optimizer_state, self.direction = self.optimizer.direction(
-            self.optimizer_state, self.passed.weights, gradient, self.replica.sizes, self.moving
-        )
+    @property
+    def point(self) -> Tensor:
+        """Where the last gradient was computed, shape (D,)."""
+        return self.passed.weights
 
     def take_weights(self) -> None:
         """Take in what the forward pass has left; partners may have changed the present version meanwhile."""

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.clipping import GradientClipping
+from ray_pcasgd.agents.local_optimizer import LocalOptimizer
 from ray_pcasgd.agents.mailbox import Delivery
-from ray_pcasgd.agents.optimizer import SGD, OwnOptimizer
 from ray_pcasgd.agents.replica import MixedBuffers, Replica
 from ray_pcasgd.base.curves import Curve
 from ray_pcasgd.base.state import State
@@ -59,7 +60,7 @@ class Training:
     seed: int
     num_steps: int
     batch_size: int
-    optimizer: SGD | OwnOptimizer
+    optimizer: LocalOptimizer
     step_size: Curve
     warmup_steps: int
     task: Task
@@ -70,6 +71,10 @@ class Training:
     """Whether an agent whose loss is not finite leaves the run alone, instead of ending it."""
     mixed_buffers: MixedBuffers = "statistics"
     """Which buffers are averaged."""
+    gradient_clipping: GradientClipping | None = None
+    """The bound on mini-batch gradients, if there is one."""
+    accumulate: int = 1
+    """Pieces in which a mini-batch is computed."""
 
     def build(self, data: TaskData) -> Replica:
         """Return a new replica of the model."""

@@ -120,7 +120,7 @@ class Peer(Learner, Participant):
         super().__init__(spec, data)
         rule = spec.recipe.rule
         self.optimizes_later = rule.corrects_gradients
-        self.may_be_stacked = rule.stackable
+        self.may_be_stacked = rule.stackable and self.optimizer.stackable and spec.recipe.accumulate == 1
         self.publishes_directions = rule.needs_directions
         self.pushes = rule.reading == "every"
         """Whether agents push shares of their mass."""
@@ -132,7 +132,8 @@ class Peer(Learner, Participant):
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.mass = 1.0
         """Where rules push shares of it: the sum over all agents of weights times mass is conserved."""
-        self.curvature = MeasuredCurvature(rule.curvature_every) if rule.measures_curvature else None
+        measures = rule.measures_curvature and self.optimizer.has_feedback
+        self.curvature = MeasuredCurvature(rule.curvature_every) if measures else None
         """That along what is predicted, by what the optimizer makes of it."""
         self.curvature_batches = self.stream("curvature")
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
@@ -312,8 +313,11 @@ class Peer(Learner, Participant):
         # By the version alone, so that an agent that comes back into a run draws what a replay draws.
         self.curvature_batches.restore(self.version)
         batch = self.draw(self.curvature_batches)
-        pairs = zip(self.all_snapshots(), self._each_of(direction), strict=True)
-        self.curvature.take(self.version, [self.curvature_on(snapshot, *batch, along) for snapshot, along in pairs])
+        each = zip(self.all_snapshots(), self.all_optimizer_states(), self._each_of(direction), strict=True)
+        self.curvature.take(
+            self.version,
+            [self.feedback_of(self.curvature_on(at, *batch, along), state, along) for at, state, along in each],
+        )
 
     def _predicted_direction(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> Tensor | None:
         """Return the late neighbors' mean direction, shape (D,), by their mixing weights; ``None`` without any."""
@@ -333,6 +337,10 @@ class Peer(Learner, Participant):
     def all_snapshots(self) -> list[Snapshot]:
         """Return the replica as the current version left it; of variants, each one's."""
         return [self.snapshot()]
+
+    def all_optimizer_states(self) -> list[Any]:
+        """Return what the optimizer remembers; of variants, each one's."""
+        return [self.optimizer_state]
 
     def observed_coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return those of the rule's numbers that follow from what was read."""
@@ -475,7 +483,7 @@ class Peer(Learner, Participant):
 
     def reset_memory(self) -> None:
         """Begin anew in what optimizer and rule remember."""
-        self.optimizer_state = self.optimizer.init(self.weights)
+        self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
         self.rule_state = self.spec.recipe.rule.init(self.weights, len(self.spec.neighbors))
 
     def place(self, version: int, snapshot: Snapshot) -> None:
@@ -498,7 +506,7 @@ class Peer(Learner, Participant):
             "with_gradient": self.with_gradient,
             "batches": self.batches.state(),
             "probe_batches": self.probe_batches.state(),
-            "optimizer": leaves_of(self.optimizer_state),
+            "optimizer": self.optimizer.saved(self.optimizer_state),
             "rule": leaves_of(self.rule_state),
             "mass": self.mass,
             "curvature": self.curvature.state() if self.curvature else None,
@@ -519,7 +527,7 @@ class Peer(Learner, Participant):
         self.restore_replica(state["running_buffers"].to(device), state["local"])
         self.batches.restore(state["batches"])
         self.probe_batches.restore(state["probe_batches"])
-        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
+        self.optimizer_state = self.optimizer.restored(self.optimizer_state, state["optimizer"])
         self.rule_state = with_leaves(self.rule_state, state["rule"])
         if self.displacements is not None:
             self.displacements.restore(state["displacements"])

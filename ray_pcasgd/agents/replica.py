@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from ray_pcasgd.agents.local_optimizer import Parts, parts_of
 from ray_pcasgd.agents.module_tensors import (
     Home,
     TensorsChangedError,
@@ -72,6 +73,8 @@ class Replica:
         self.layout, self.weights = _flatten(parameters, device)
         self.sizes = [slot.shape.numel() for slot in self.layout]
         """Numbers of each parameter tensor, in the order of the flat vector."""
+        self.parts: Parts = parts_of([slot.shape for slot in self.layout])
+        """What of ``weights`` is which tensor's, for optimizers."""
         places = places_of(self.module)
         self._homes = [
             Home(tensor, _view(self.weights, slot), places.pop(id(tensor)))

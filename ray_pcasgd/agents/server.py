@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.agents.local_optimizer import parts_of
 from ray_pcasgd.agents.local_tensors import joined
 from ray_pcasgd.agents.mailbox import Delivery
 from ray_pcasgd.agents.participant import Family, Incoming, LearnerSpec, Outcome, Participant, Published, Received
@@ -60,8 +61,11 @@ class Server(Participant):
         self.spec = spec
         replica = recipe.build(data)
         self.sizes = replica.sizes
+        """Numbers of each of the model's parameter tensors."""
         self.version = 0
         self.part = recipe.part(spec.place, replica.weights.numel())
+        self.parts = parts_of([slot.shape for slot in replica.layout], self.part)
+        """What of the server's part is which tensor's."""
         self.weights = replica.weights[self.part].clone()
         """The server's part, never changed in place."""
         # Buffers are few: the first server keeps them all.
@@ -72,7 +76,7 @@ class Server(Participant):
         """The same, as they follow from its workers'; the first server's alone."""
         self.forms = replica.forms
         """Shape and type of the tensors that workers may send besides, where they have any yet."""
-        self.optimizer_state = recipe.optimizer.init(self.weights)
+        self.optimizer_state = recipe.optimizer.start(self.weights, self.parts)
         self.rule_state = recipe.rule.init(self.weights, recipe.num_workers)
         self.position = Position(recipe.num_workers, recipe.rule.local_steps)
         self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap else {}
@@ -131,14 +135,15 @@ class Server(Participant):
 
         """
         recipe = self.spec.recipe
-        eta = torch.tensor(recipe.step_size_at(self.progress), device=self.device)
+        step_size = recipe.step_size_at(self.progress)
+        eta = torch.tensor(step_size, device=self.device)
         delivered = [self._delivered(state, eta) for state in received]
         self.rule_state, moved = recipe.rule.gather(self.rule_state, self.weights, delivered)
         if recipe.rule.workers_step:
             weights = moved
         else:
             self.optimizer_state, direction = recipe.optimizer.direction(
-                self.optimizer_state, self.weights, moved, self.sizes, self.moving(received)
+                self.optimizer_state, self.weights, moved, self.parts, self.moving(received), step_size
             )
             weights = self.weights - eta * direction
         buffers = self.buffers
@@ -176,7 +181,7 @@ class Server(Participant):
             "weights": self.weights,
             "buffers": self.buffers,
             "local": self.local,
-            "optimizer": leaves_of(self.optimizer_state),
+            "optimizer": self.spec.recipe.optimizer.saved(self.optimizer_state),
             "rule": leaves_of(self.rule_state),
             "position": self.position.state(),
             "history": self.history,
@@ -188,7 +193,7 @@ class Server(Participant):
         self.version = state["version"]
         self.weights, self.buffers = state["weights"].to(self.device), state["buffers"].to(self.device)
         self.local = {name: tensor.to(self.device) for name, tensor in state["local"].items()}
-        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
+        self.optimizer_state = self.spec.recipe.optimizer.restored(self.optimizer_state, state["optimizer"])
         self.rule_state = with_leaves(self.rule_state, state["rule"])
         self.position.restore(state["position"])
         self.history = {version: weights.to(self.device) for version, weights in state["history"].items()}

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Received
@@ -78,7 +80,7 @@ class Variants(Peer):
     def reset_memory(self) -> None:
         """Begin anew in what optimizer and rule remember."""
         rule, neighbors = self.spec.recipe.rule, len(self.spec.neighbors)
-        self.optimizer_state = self._each(self.optimizer.init)(self.weights)
+        self.optimizer_state = self._each(partial(self.optimizer.start, parts=self.replica.parts))(self.weights)
         self.rule_state = self._each(lambda weights: rule.init(weights, neighbors))(self.weights)
 
     def restore_replica(self, running_buffers: Tensor, local: dict[str, Tensor]) -> None:
@@ -118,7 +120,8 @@ class Variants(Peer):
 
         gradient = torch.func.grad(loss_of, has_aux=True)
         state = (self.weights, self._running_buffers, self._local)
-        self.direction, (losses, self._running_buffers, self._local) = self._each(gradient)(*state)
+        gradients, (losses, self._running_buffers, self._local) = self._each(gradient)(*state)
+        self.direction = clipped(self.spec.recipe.gradient_clipping, gradients)
         if not self.optimizes_later:
             self.optimize(self.direction)
         values: list[float] = losses.tolist()
@@ -128,7 +131,7 @@ class Variants(Peer):
         """Set ``direction`` to the optimizer's for gradients of shape (P, D)."""
 
         def direction(state: Any, weights: Tensor, gradient: Tensor) -> tuple[Any, Tensor]:
-            return self.optimizer.direction(state, weights, gradient, self.replica.sizes)
+            return self.optimizer.direction(state, weights, gradient, self.replica.parts)
 
         self.optimizer_state, self.direction = self._each(direction)(self.optimizer_state, self.weights, gradient)
 
@@ -192,6 +195,10 @@ class Variants(Peer):
     def _each_of(self, direction: Tensor) -> Sequence[Tensor]:
         """Return each variant's of a direction of shape (P, D)."""
         return direction.unbind()
+
+    def all_optimizer_states(self) -> list[Any]:
+        """Return what each variant's optimizer remembers."""
+        return [tree_map(lambda tensor, place=p: tensor[place], self.optimizer_state) for p in range(len(self.specs))]
 
     def all_snapshots(self) -> list[Snapshot]:
         """Return each variant's replica as the last forward pass left it."""

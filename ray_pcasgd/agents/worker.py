@@ -22,7 +22,7 @@ from ray_pcasgd.agents.participant import (
     Received,
     Training,
 )
-from ray_pcasgd.base.state import State, leaves_of, with_leaves
+from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.tasks.task import TaskData
@@ -80,14 +80,18 @@ class Worker(Learner, Participant):
         rule = spec.recipe.rule
         # Momentum and weight decay are the server's, after its correction, unless workers keep weights of their own.
         self.optimizer = spec.recipe.optimizer if rule.workers_step else SGD()
-        self.optimizer_state = self.optimizer.init(self.weights)
+        self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
         self.made = self.replica.copy_of_local()
         """Its own tensors as the model was made, the same for all."""
         self.changed_local: dict[str, Tensor] = {}
         """Those that were changed since, as of its present version."""
-        self.may_be_stacked = rule.pieces == 1 and not rule.workers_step
+        self.pieces = max(rule.pieces, spec.recipe.accumulate)
+        """In which a mini-batch is computed."""
+        self.may_be_stacked = self.pieces == 1 and not rule.workers_step
         self.loss = math.nan
         """Of its present version, where that is a step's."""
+        self.local_step = 0
+        """Mini-batches since its present version, where the next one has several."""
 
     @property
     def progress(self) -> int:
@@ -175,14 +179,14 @@ class Worker(Learner, Participant):
         self.begin(received)
         rule = self.spec.recipe.rule
         losses = []
-        for _ in range(rule.local_steps):
-            loss = self.compute_unless(cancelled, rule.pieces)
+        for self.local_step in range(rule.local_steps):
+            loss = self.compute_unless(cancelled, self.pieces)
             if loss is None:
                 self.version += 1
                 return None
             losses.append(self.check_finite(loss))
             if rule.workers_step:
-                eta = torch.tensor(self.spec.recipe.step_size_at(self.progress + len(losses) - 1))
+                eta = torch.tensor(self.present_step_size)
                 self.weights = self.weights - eta.to(self.weights.device) * self.direction
                 self.replica.load(self.weights, self.replica.buffers.clone())
         self.finish()
@@ -216,7 +220,7 @@ class Worker(Learner, Participant):
         """Come back into the run at ``version``, with the servers' weights; what else it remembered is lost."""
         self.weights = torch.cat([state.weights for state in received])
         self.buffers = received[0].buffers
-        self.optimizer_state = self.optimizer.init(self.weights)
+        self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
         self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
         self.changed_local = {}
         self.version = version
@@ -231,7 +235,7 @@ class Worker(Learner, Participant):
             "buffers": self.buffers,
             "local": self.replica.local(),
             "batches": self.batches.state(),
-            "optimizer": leaves_of(self.optimizer_state),
+            "optimizer": self.optimizer.saved(self.optimizer_state),
         }
 
     def restore(self, state: State) -> None:
@@ -241,13 +245,18 @@ class Worker(Learner, Participant):
         self.weights, self.buffers = state["weights"].to(device), state["buffers"].to(device)
         self.replica.load_local(state["local"])
         self.batches.restore(state["batches"])
-        self.optimizer_state = with_leaves(self.optimizer_state, state["optimizer"])
+        self.optimizer_state = self.optimizer.restored(self.optimizer_state, state["optimizer"])
 
     def skip(self) -> None:
         """Pass over a step whose work was cancelled, with its mini-batches."""
         for _ in range(self.spec.recipe.rule.local_steps):
             self.skip_batch()
         self.version += 1
+
+    @property
+    def present_step_size(self) -> float:
+        """The step size eta of the step whose gradient is computed."""
+        return self.spec.recipe.step_size_at(self.progress + self.local_step)
 
     @property
     def own_step_size(self) -> float:

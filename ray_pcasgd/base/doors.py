@@ -168,9 +168,7 @@ class Door:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return the union's schema, with what else comes in by this door."""
         self.own = classes_in(source)
-        inner = handler(source)
-        if self._has_names:
-            inner = handler.generate_schema(_named(source, self.custom))
+        inner = handler.generate_schema(_named(source, self.custom))
         return core_schema.with_info_wrap_validator_function(
             self._validated,
             inner,
@@ -182,31 +180,22 @@ class Door:
         result = handler(schema)
         if self._is_shown:
             return result  # within an installed class of its own family
-        more = self.kinds() if not self._has_names else self.installed.values()
         self._is_shown = True
         try:
-            parts = [handler(kind.__pydantic_core_schema__) for kind in more]
+            parts = [handler(kind.__pydantic_core_schema__) for kind in self.installed.values()]
         finally:
             self._is_shown = False
-        if not self._has_names:
-            return {"anyOf": [result, *parts]}
         result["oneOf"] = [*result["oneOf"], *parts]
         if "discriminator" in result:
             refs = (part.get("$ref", part) for part in parts)  # as pydantic has them in such a mapping
             result["discriminator"]["mapping"] |= dict(zip(self.installed, refs, strict=True))
         return result
 
-    @property
-    def _has_names(self) -> bool:
-        return all(map(name_of, self.own))
-
     def _validated(self, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if isinstance(value, type):
             value = {"name": CUSTOM, self.key: value}
         if isinstance(value, str) and value in self.offers:
             value = {"name": value}
-        if not self._has_names and isinstance(value, Mapping) and value.get("name", CUSTOM) is None:
-            value = {key: part for key, part in value.items() if key != "name"}
         if isinstance(value, Settings) and isinstance(value, self.bases) and type(value) not in self.own:
             kind = type(value)
             try:
@@ -217,8 +206,6 @@ class Door:
             self.check(value)
             return value
         name = value.get("name") if isinstance(value, Mapping) else None
-        if name == CUSTOM and not self._has_names:
-            return self.custom.model_validate(value, context=info.context).settings
         if isinstance(name, str) and name in self.offers:
             kind = self.class_offered(name)
             # Together with another one, so that the location of an error has the name, as in the union itself.

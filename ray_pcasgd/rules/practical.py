@@ -89,7 +89,7 @@ class PCASGDPV(PredictingRule):
             theta=weights.new_full((), _pair(self.candidates[0])[0]),
             longest=weights.new_full((), _pair(self.candidates[0])[1]),
             smoothed=torch.zeros_like(weights if self.condition == "smoothed" else weights[:0]),
-            compensation=self.compensation.init(weights, num_neighbors),
+            compensation=self.compensating.init(weights, num_neighbors),
         )
 
     def step(

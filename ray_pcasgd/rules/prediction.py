@@ -10,7 +10,12 @@ from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.base import DriftKind, Rule, clipped_row, mix
 from ray_pcasgd.rules.bound import Bound, CurvatureBound
-from ray_pcasgd.rules.compensation import Compensation, ConstantCompensation
+from ray_pcasgd.rules.compensation import (
+    AdaptiveCompensation,
+    Compensation,
+    ConstantCompensation,
+    RelativeCompensation,
+)
 from ray_pcasgd.rules.reach import FullReach, Reach, StableReach, capped
 from ray_pcasgd.rules.stability import reach_of_own_drift, strength_at_drag, strength_of_own_drift
 
@@ -95,8 +100,9 @@ class PredictingRule(Rule):
     the whole one by the loss's measured curvature; or a number c of theta W s <= c, W the late neighbors' mixing
     weight. Prediction by own drift has a bound of its own, min(1/4, 2/(s+2)), which c multiplies; it asks for no
     curvature."""
-    compensation: Compensation = ConstantCompensation()
-    """lambda of the predicting step: a number, or `constant` or `adaptive` with their own settings."""
+    compensation: Compensation | None = None
+    """lambda of the predicting step: a number, or `constant`, `adaptive` or `relative` with their own settings. Not
+    given: 0.04, the published one, where the local optimizer is SGD, whose directions are gradients; 0 with others."""
     clipping: Clipping = "move-to-self"
     """Where the mixing weight of a dropped neighbor goes: to the agent itself, which keeps the matrix doubly
     stochastic, or to all that remain (`renormalize`)."""
@@ -106,6 +112,11 @@ class PredictingRule(Rule):
 
     needs_drift: ClassVar[bool] = True
     numeric_settings: ClassVar[tuple[str, ...]] = ("compensation.lambda_0",)
+
+    @property
+    def compensating(self) -> ConstantCompensation | AdaptiveCompensation | RelativeCompensation:
+        """How lambda is found; where it is not given, as with SGD."""
+        return self.compensation or ConstantCompensation()
 
     @property
     def needs_directions(self) -> bool:  # type: ignore[override]
@@ -139,7 +150,7 @@ class PredictingRule(Rule):
 
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return lambda_0; and where the bound asks for it the curvature, which agents measure, and its warm-up."""
-        found = {"lambda_0": self.compensation.lambda_0}
+        found = {"lambda_0": self.compensating.lambda_0}
         if not self.measures_curvature:
             return found
         assert isinstance(self.stability, CurvatureBound)
@@ -147,7 +158,7 @@ class PredictingRule(Rule):
 
     def init(self, weights: Tensor, num_neighbors: int) -> Any:
         """Return the state of the compensation."""
-        return self.compensation.init(weights, num_neighbors)
+        return self.compensating.init(weights, num_neighbors)
 
     def rows(self, own: Own, reads: Reads) -> Rows:
         """Return whom the agent predicts, and the rows of its clipping and of its predicting step."""
@@ -212,11 +223,12 @@ class PredictingRule(Rule):
         places = [next(i for i, reach in enumerate(reaches) if reach is blend.reach) for blend in blends]
         rates = [self._rate(rows, reach, own, reads) for reach in reaches]
         used = (rows.guessed & (reads.staleness > 0)).to(own.mixing.dtype)
+        scales = self._scales(own, reads)
 
         def blend(mine: Vectors, neighbors: Vectors, directions: Vectors, drifts: Vectors, state: Vectors) -> Vectors:
             x, u = mine
-            state = self.compensation.advance(state, directions, used)
-            moved = [self._moved(rate, x, directions, drifts, state, own) for rate in rates]
+            state = self.compensating.advance(state, directions, used)
+            moved = [self._moved(rate, x, directions, drifts, state, scales) for rate in rates]
             # Not 0 * moved: clipping stays finite where the prediction overflows.
             foreseen = [
                 (theta * moved[place]).masked_fill(theta == 0, 0.0)
@@ -239,7 +251,15 @@ class PredictingRule(Rule):
             return torch.where(rows.guessed, rows.predicted.neighbors * (own.step_size * reach), 0.0)
         return torch.where(rows.guessed, rows.predicted.neighbors * (reach / reads.age.clamp(min=1.0)), 0.0)
 
-    def _moved(self, rate: Tensor, x: Tensor, directions: Vectors, drifts: Vectors, state: Vectors, own: Own) -> Tensor:
+    def _scales(self, own: Own, reads: Reads) -> Vectors:
+        """Return lambda_0 as it counts for each neighbor, K tensors of shape (); none where none is asked for."""
+        if self.prediction == "own-drift":
+            return ()
+        return self.compensating.scales(own.coefficients["lambda_0"], reads.directions, reads.drift)
+
+    def _moved(
+        self, rate: Tensor, x: Tensor, directions: Vectors, drifts: Vectors, state: Vectors, scales: Vectors
+    ) -> Tensor:
         """Return ``sum_k w_ik (x_k - p_ik)`` over a block of the weights."""
         moved = torch.zeros_like(x)
         rates = rate.unbind()
@@ -248,7 +268,7 @@ class PredictingRule(Rule):
                 moved = moved - own_rate * drift
             return moved
         for k, (own_rate, direction, drift) in enumerate(zip(rates, directions, drifts, strict=True)):
-            bend = own_rate * self.compensation.strength(state, own.coefficients["lambda_0"], k)
+            bend = own_rate * self.compensating.strength(state, scales[k], k)
             moved = moved + direction * (own_rate + bend * (direction * drift))
         return moved
 

@@ -55,6 +55,12 @@ BATCH_NORM: dict[str, Any] = {
         "model": {"name": "small-cnn", "channels": [4], "batch_norm": True},
     }
 }
+ADAMW: dict[str, Any] = {
+    "algorithm": {"name": "pc-asgd", "compensation": "relative", "stability": {"name": "curvature", "warmup": 4}},
+    "optimizer": {"name": "adamw", "decay": "matrices", "eps": 1e-3},
+    "step_size": 0.002,
+    "gradient_clipping": {"norm": 0.5},
+}
 ALGORITHMS: dict[str, Any] = {
     "d-psgd": {"algorithm": "d-psgd"},
     "d-asgd": {"algorithm": "d-asgd"} | UNEVEN,
@@ -76,6 +82,13 @@ ALGORITHMS: dict[str, Any] = {
     "ad-psgd": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]} | UNEVEN,
     "ad-psgd, batch norm": {"algorithm": "ad-psgd", "links": []} | BATCH_NORM | UNEVEN,
     "d-asgd, braking": {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "braking": 0.5, "weight_decay": 1e-4}}
+    | UNEVEN,
+    "pc-asgd, adamw, clipped": ADAMW | UNEVEN,
+    "pc-asgd, adamw, clipped, in pieces": ADAMW | {"accumulate": 3} | UNEVEN,
+    "p-asgd, adafactor": {
+        "algorithm": "p-asgd",
+        "optimizer": {"name": "torch", "optimizer": "torch.optim:Adafactor", "settings": {"weight_decay": 0.1}},
+    }
     | UNEVEN,
     "pc-asgd-pv, probe": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | UNEVEN,
     "pc-asgd, theta by curvature, guarded": {
@@ -122,6 +135,8 @@ ON_RAY = [
     "pc-asgd, linear theta",
     "pc-asgd-pv, probe",
     "pc-asgd, theta by curvature, guarded",
+    "pc-asgd, adamw, clipped, in pieces",
+    "p-asgd, adafactor",
     "dc-s3gd",
     "d-asgd-importance",
     "gossip-pull",
@@ -189,7 +204,8 @@ def test_an_overflow_in_the_very_last_step_ends_a_run_on_actors(what: str, mode:
     assert str(result.error) == str(alone.error)
 
 
-STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if "ad-psgd" not in name and "own tensors" not in name]
+ALONE = ("ad-psgd", "own tensors", "in pieces", "adafactor")
+STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if not any(part in name for part in ALONE)]
 
 
 @pytest.mark.parametrize("name", STACKED)
@@ -206,14 +222,12 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
 
 
 RECORDED: dict[str, Any] = {
-    "pc-asgd": "pc-asgd",
-    "theta 0.9": {"name": "pc-asgd", "theta": 0.9},
-    "pc-asgd-pv": "pc-asgd-pv",
-    "gossip-push": "gossip-push",
-    "sgp-overlap": "sgp-overlap",
-    "ad-psgd": "ad-psgd",
+    **{name: {"algorithm": name} for name in ("pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd")},
+    "theta 0.9": {"algorithm": {"name": "pc-asgd", "theta": 0.9}},
+    "adamw": ADAMW | {"accumulate": 3},
+    "adafactor": ALGORITHMS["p-asgd, adafactor"],
 }
-BOUNDED = ("pc-asgd", "theta 0.9", "pc-asgd-pv")
+BOUNDED = ("pc-asgd", "theta 0.9", "pc-asgd-pv", "adamw", "adafactor")
 """Those that predict."""
 QUICK = ("pc-asgd", "theta 0.9", "ad-psgd")
 
@@ -221,7 +235,7 @@ QUICK = ("pc-asgd", "theta 0.9", "ad-psgd")
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in RECORDED])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_path: Path) -> None:
-    settings = {"algorithm": RECORDED[name], "num_steps": 60, "compute": {"stragglers": {2: 0.01}}} | restless()
+    settings = RECORDED[name] | {"num_steps": 60, "compute": {"stragglers": {2: 0.01}}} | restless()
     if name == "ad-psgd":
         settings["links"] = [{"delay": 0.001, "unit": "seconds"}]
     live = train(tmp_path / "live", {"name": "ray", "mode": "live"}, **settings)

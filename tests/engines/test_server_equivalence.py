@@ -216,6 +216,8 @@ RECORDED: dict[str, Any] = {
     "k-sync": server({"name": "k-sync", "k": 2}),
     "k-batch-async, three shards": server({"name": "k-batch-async", "k": 2}, "dc-asgd-c", shards=3),
     "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3}},
+    "asgd, adamw, clipped, in pieces": server("asgd")
+    | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},
 }
 
 

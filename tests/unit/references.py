@@ -31,6 +31,8 @@ class Method:
     lambda_0: float = 0.04
     decay: float | None = None
     """Given: adaptive lambda."""
+    relative: bool = False
+    """lambda in units of the direction's length."""
     renormalize: bool = False
     oldest_age: int = 64
     condition: str | None = None
@@ -148,7 +150,7 @@ def _rolled(
 ) -> Vector:
     """Return a late neighbor's weights as they are predicted."""
     steps = min(_steps(method, link.staleness), cap)
-    strength = _lambda(method, memory, link, u_k)
+    strength = _lambda(method, memory, link, u_k, path)
     if method.own_drift:
         return _own_drift(x_k, path, link, steps)
     if steps == link.staleness:
@@ -225,7 +227,15 @@ def _keep(method: Method, weights: Row, own: float, kept: set[int]) -> tuple[Row
     return {k: row[k] / left for k in row}, own / left
 
 
-def _lambda(method: Method, memory: Memory, link: Link, u_k: Vector) -> Vector:
+def _lambda(method: Method, memory: Memory, link: Link, u_k: Vector, path: list[Vector]) -> Vector:
+    if method.relative:
+        start = len(path) - 1 - link.age
+        curved, length = 0.0, 0.0
+        for d, u in enumerate(u_k):
+            mean = sum(path[start + r][d] - path[start][d] for r in range(link.age)) / max(1, link.age)
+            curved += (u * u * mean) ** 2
+            length += u * u
+        return [method.lambda_0 * math.sqrt(length / curved) if curved else 0.0 for _ in u_k]
     if method.decay is None:
         return [method.lambda_0 for _ in u_k]
     squares = memory.mean_square.setdefault(link.neighbor, [0.0] * len(u_k))

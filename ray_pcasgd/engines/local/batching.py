@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.learner import Learner, NonFiniteLossError
 from ray_pcasgd.agents.participant import Outcome, Participant, Received
 from ray_pcasgd.agents.peer import Gathered, Peer
@@ -55,6 +56,7 @@ def compute_together(agents: Sequence[Learner]) -> Tensor:
     gradients, (losses, buffers, local) = torch.func.vmap(torch.func.grad(loss_of, has_aux=True))(
         weights, buffers, local, inputs, targets
     )
+    gradients = clipped(first.spec.recipe.gradient_clipping, gradients)
     if first.optimizes_later:
         for agent, gradient in zip(agents, gradients, strict=True):
             agent.direction = gradient
@@ -71,7 +73,7 @@ def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Te
     """Do ``Learner.optimize`` for several agents; return their directions, shape (B, D)."""
     first = agents[0]
     states = stack([agent.optimizer_state for agent in agents])
-    direction = torch.func.vmap(partial(first.optimizer.direction, sizes=first.replica.sizes))
+    direction = torch.func.vmap(partial(first.optimizer.direction, parts=first.replica.parts))
     states, directions = direction(states, weights, gradients)
     for agent, state, u in zip(agents, unstack(states, len(agents)), directions, strict=True):
         agent.optimizer_state, agent.direction = state, u

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.reliability import ByStaleness
 from ray_pcasgd.base.doors import is_others
@@ -22,6 +23,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.compensation import ConstantCompensation
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster, kind_of
@@ -244,7 +246,19 @@ def with_defaults(config: Config) -> Config:
     unit = "seconds" if isinstance(config.algorithm, ADPSGD) else "steps"
     links = tuple(link if link.unit else link.model_copy(update={"unit": unit}) for link in config.links)
     filled_in = {"algorithm": algorithm, "barrier": barrier, "reliability": reliability, "links": links}
-    return config.model_copy(update=filled_in)
+    return with_compensation(config.model_copy(update=filled_in))
+
+
+def with_compensation(config: Config) -> Config:
+    """Return the settings with the compensation that fits the optimizer, where a rule predicts and none is given.
+
+    Its Taylor term takes a direction for a gradient, which that of SGD alone is.
+    """
+    rule = config.algorithm
+    if not isinstance(rule, PredictingRule) or rule.compensation is not None:
+        return config
+    fitting = ConstantCompensation() if isinstance(config.optimizer, SGD) else ConstantCompensation(lambda_0=0.0)
+    return config.model_copy(update={"algorithm": rule.model_copy(update={"compensation": fitting})})
 
 
 def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray]) -> Config:
@@ -302,6 +316,8 @@ def _check_settings(config: Config) -> None:
     lowest = min(config.step_size.extremes())
     if lowest < 0:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
+    if config.accumulate > config.batch_size:
+        raise ValueError(f"accumulate = {config.accumulate}: allowed are 1 to batch_size = {config.batch_size}")
     kept = config.checkpoint
     metrics = ["loss", *(metric.key for metric in config.task.metrics)]
     if kept.score is not None and kept.score not in metrics:
@@ -327,4 +343,6 @@ def _training(config: Config) -> dict[str, Any]:
         "evaluate_every": config.evaluate_every,
         "isolate_non_finite": config.on_non_finite_loss == "isolate",
         "mixed_buffers": config.mixed_buffers,
+        "gradient_clipping": config.gradient_clipping,
+        "accumulate": config.accumulate,
     }

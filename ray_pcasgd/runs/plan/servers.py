@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_pcasgd.agents.optimizer import SGD, OwnOptimizer
+from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.agents.worker import ServerRecipe, WorkerSpec
 from ray_pcasgd.config import Config
@@ -28,7 +28,7 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
             "waited for"
         )
     optimizer = config.optimizer
-    if isinstance(optimizer, OwnOptimizer) and not optimizer.elementwise and rule.shards > 1:
+    if not optimizer.elementwise and rule.shards > 1:
         raise ValueError(
             f"algorithm.shards = {rule.shards}: allowed with an optimizer that looks at all parameters at once is 1"
         )

@@ -139,7 +139,7 @@ class _Trial:
     def train(self, replica: Replica) -> str | None:
         """Let the replica compute gradients, as its agent will; return why it cannot do so stacked, if so."""
         algorithm = self.config.algorithm
-        pieces = algorithm.pieces if isinstance(algorithm, ServerRule) else 1
+        pieces = max(algorithm.pieces if isinstance(algorithm, ServerRule) else 1, self.config.accumulate)
         weights, own = replica.weights.clone(), replica.copy_of_local()
         of_loss = self.tensors_of_loss()
         unreached: set[str] = set()
@@ -166,8 +166,10 @@ class _Trial:
             raise ValueError(CHANGED_WEIGHTS)
         if isinstance(algorithm, Rule) and algorithm.probes_at(0):
             self.probe(replica, inputs)
-        if isinstance(algorithm, Rule) and algorithm.measures_curvature and self.config.num_agents > 1:
+        measures = isinstance(algorithm, Rule) and algorithm.measures_curvature and self.config.num_agents > 1
+        if measures and self.config.optimizer.has_feedback:
             self.measure_curvature(inputs, targets)
+        self.config.optimizer.check(replica.weights.clone(), replica.parts)
         made = sorted(replica.local().keys() - own.keys())
         return self.why_alone(changes_weights, made, sorted(unreached))
 
@@ -210,7 +212,8 @@ class _Trial:
                 continue
             where = f"the first samples, {len(some)} in training"
             if len(some) < len(inputs):
-                where += f", which is one of algorithm.micro_batches = {pieces} pieces of a batch of {len(inputs)}"
+                setting = "accumulate" if pieces == self.config.accumulate else "algorithm.micro_batches"
+                where += f", which is one of {setting} = {pieces} pieces of a batch of {len(inputs)}"
             with _naming(self.model, where):
                 outputs = replica.module(some)
             scored = [one for one in (self.task.loss, *self.task.metrics) if isinstance(one, CrossEntropy)]
@@ -296,6 +299,10 @@ class _Trial:
     def why_alone(self, changes_weights: bool, made: Sequence[str], unreached: Sequence[str]) -> str | None:
         """Return why the model cannot be stepped together with others, if so."""
         optimizer = self.config.optimizer
+        if not optimizer.stackable and not isinstance(self.config.algorithm, ServerRule):
+            return f"optimizer.name = {optimizer.name!r}: its steps are each agent's own"
+        if self.config.accumulate > 1:
+            return f"accumulate = {self.config.accumulate}: pieces of a batch are each agent's own"
         if changes_weights:
             return f"{self.model}: its forward pass changes its weights"
         if made:

@@ -13,7 +13,7 @@ from ray_pcasgd.base.doors import CUSTOM
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.runs.plan.plan import Plan, make_plan, with_defaults
+from ray_pcasgd.runs.plan.plan import Plan, make_plan, with_compensation, with_defaults
 from ray_pcasgd.runs.plan.tryout import try_out_variants
 from ray_pcasgd.runs.settings.errors import one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
@@ -26,6 +26,7 @@ _PLACES = ("name", "storage_path")
 
 def shared_settings(config: Config) -> dict[str, Any]:
     """Return the settings without those numbers in which runs may differ that are stepped together."""
+    config = with_compensation(config)
     tree = config.model_dump(mode="json", exclude={*_NUMBERS, *_PLACES}, fallback=repr)
     assert isinstance(config.algorithm, Rule)
     for name in config.algorithm.numeric_settings:
@@ -48,6 +49,10 @@ def why_alone(config: Config) -> str | None:
         return f"algorithm.name = {config.algorithm.name!r}: allowed are rules between peers"
     if not config.algorithm.stackable:
         return f"algorithm.name = {config.algorithm.name!r}: its stackable is False"
+    if not config.optimizer.stackable:
+        return f"optimizer.name = {config.optimizer.name!r}: its steps are each agent's own"
+    if config.accumulate > 1:
+        return f"accumulate = {config.accumulate}: allowed is 1"
     if config.on_non_finite_loss != "stop":
         return f"on_non_finite_loss = {config.on_non_finite_loss!r}: allowed is 'stop'"
     return None

@@ -35,11 +35,9 @@ def for_word(word: object) -> str:
 def for_setting(parent: str, word: str) -> str:
     """Return what to write in place of another framework's word for a setting below ``parent``.
 
-    >>> for_setting("optimizer", "name")
-    "the package's own is SGD, which needs no name; write optimizer: {momentum: 0.9}"
+    >>> for_setting("mixing", "matrix")
+    'write mixing: {name: matrix, rows: [[...], ...]}'
     """
-    if parent == "optimizer" and plain(word) in ("name", "type", "kind", "class", "class_path", "_target_"):
-        return for_value("optimizer", word)
     if parent == "mixing" and plain(word) in ("matrix", "rows", "weights"):
         return "write mixing: {name: matrix, rows: [[...], ...]}"
     return for_word(word)
@@ -113,6 +111,8 @@ def for_pattern(path: str) -> str:
 def for_value(path: str, given: Any) -> str:
     """Return what to write in place of a value of a wrong kind at a place; an empty text where that is not known."""
     is_path = isinstance(given, str) and ":" in given
+    if path == "optimizer" and str(given).startswith("torch"):
+        return f"write {{name: torch, optimizer: {given!r}}}"
     if path in _IMPORTED and is_path:
         return f"write {{name: custom, {_IMPORTED[path]}: {given!r}}}"
     if path == "task.data":
@@ -144,7 +144,7 @@ _IMPORTED = {
 }
 
 _VALUES = {
-    "optimizer": "the package's own is SGD, which needs no name; write optimizer: {momentum: 0.9}",
+    "optimizer": "write a name such as adamw, or {name: sgd, momentum: 0.9}",
     "mixing": "write {name: matrix, rows: [[...], ...]}",
     "algorithm": "write a name such as pc-asgd, or {name: pc-asgd, theta: 0.3}",
     "links": "write [{delay: 10}] for all links, or [{between: clusters, delay: 200ms}]",

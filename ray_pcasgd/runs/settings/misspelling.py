@@ -63,11 +63,6 @@ def meant(location: Location, path: str, root: type[Settings]) -> str:
     """Return what was probably meant by an unknown setting, or all that there are at this place."""
     valid = sorted({name for model in _models_at(location[:-1], root) for name in model.model_fields})
     parent, _, given = path.rpartition(".")
-    if root is Config and path == "optimizer.name":
-        others = ", ".join(kind for kind in kinds_at(("optimizer",), root) if kind != "None")
-        return f"{hints.for_value('optimizer', given)}, or name another one: {others}"
-    if parent == "optimizer" and given in valid:
-        return f"it is a setting of SGD, which has no name: write optimizer: {{name: null, {given}: ...}}"
     word = hints.plain(given)
     here = next((name for name in valid if hints.plain(name) == word), "") or _of_kind(word, valid)
     near = difflib.get_close_matches(given, valid, 1, _NEAR) if parent else []

@@ -51,7 +51,11 @@ WORDS = {
     ),
     "compute.law": "compute_time compute_times computation_time step_time speed speeds",
     "compute.stragglers": "straggler slow_agents slow_workers slow slowdown",
-    "optimizer.momentum": "beta1 nesterov_momentum",
+    "optimizer.momentum": "nesterov_momentum",
+    "optimizer.betas": "beta1 beta2 adam_beta1 adam_beta2",
+    "optimizer.eps": "epsilon adam_epsilon",
+    "gradient_clipping.norm": "gradient_clip_val max_grad_norm clip_norm clip_grad_norm max_norm grad_clip",
+    "gradient_clipping.value": "clip_value clip_grad_value gradient_clip_value",
     "optimizer.weight_decay": "wd l2 l2_penalty weightdecay decay regularization",
     "task.data": (
         "dataset datasets data_set train_dataset trainset train_data training_data data_dir data_path "
@@ -78,14 +82,16 @@ WORDS = {
 
 _DELAYS = "write links: [{delay: 10}], in steps, or links: [{delay: 200ms}]"
 
+_ACCUMULATE = "write accumulate; batch_size stays the number of all samples of a step"
+
 SENTENCES = {
     "device": "write engine.device where engine.name = 'local', or engine.gpus_per_agent where it is 'ray'",
     "cuda": "write engine.device = 'cuda' where engine.name = 'local', or engine.gpus_per_agent where it is 'ray'",
     "resume": "write ray-pcasgd train --resume RUN",
     "resume_from_checkpoint": "write ray-pcasgd train --resume RUN",
     "auto_resume": "write ray-pcasgd train --resume RUN",
-    "optim": "the package's own is SGD; write optimizer: {momentum: 0.9}",
-    "optimizer_type": "the package's own is SGD; write optimizer: {momentum: 0.9}",
+    "optim": "write optimizer: adamw, or optimizer: {name: sgd, momentum: 0.9}",
+    "optimizer_type": "write optimizer: adamw, or optimizer: {name: sgd, momentum: 0.9}",
     "delay": _DELAYS,
     "delays": _DELAYS,
     "latency": _DELAYS,
@@ -96,11 +102,8 @@ SENTENCES = {
     "network_delay": _DELAYS,
     "communication_delay": _DELAYS,
     "message_delay": _DELAYS,
-    "gradient_clip_val": "gradients are not clipped; on_non_finite_loss says what becomes of an agent that diverges",
-    "max_grad_norm": "gradients are not clipped; on_non_finite_loss says what becomes of an agent that diverges",
-    "gradient_clipping": "gradients are not clipped; on_non_finite_loss says what becomes of an agent that diverges",
-    "gradient_accumulation_steps": "gradients are not accumulated; batch_size is the number of samples of a step",
-    "accumulate_grad_batches": "gradients are not accumulated; batch_size is the number of samples of a step",
+    "gradient_accumulation_steps": _ACCUMULATE,
+    "accumulate_grad_batches": _ACCUMULATE,
     "fp16": "the only precision is float32",
     "bf16": "the only precision is float32",
     "precision": "the only precision is float32",
@@ -187,7 +190,13 @@ NAMES: dict[str, dict[str, str]] = {
         "dc-asgd-a": "dc-asgd dcasgd",
         "staleness-aware": "sasgd",
     },
+    "optimizer": {
+        "torch": "adafactor muon radam nadam rmsprop adagrad adadelta adamax shampoo soap",
+    },
     "step_size": {
+        "warmup-stable-decay": "wsd trapezoidal",
+        "one-cycle": "onecyclelr onecycle",
+        "inverse-sqrt": "noam inverse-square-root rsqrt",
         "cosine": "cosineannealing cosine-annealing",
         "multi-step": "multisteplr step steplr",
         "linear": "decay polynomial",

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ray_pcasgd.agents.adam import AdamW
 from ray_pcasgd.agents.curvature import MeasuredCurvature, curvature_along
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import Received
 from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.records import Read
+from ray_pcasgd.rules import PCASGD
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 
@@ -53,9 +55,15 @@ def test_momentum_and_weight_decay_steepen() -> None:
     assert SGD(momentum=0.9, weight_decay=0.5).steepened(3.0) == pytest.approx(35.0)
 
 
-def peer_of(**algorithm: Any) -> Peer:
+def peer_of(optimizer: Any = "sgd", **algorithm: Any) -> Peer:
     config = load_config(
-        {"num_agents": 3, "clusters": 3, "algorithm": {"name": "pc-asgd", **algorithm}, "engine": "local"}
+        {
+            "num_agents": 3,
+            "clusters": 3,
+            "algorithm": {"name": "pc-asgd", **algorithm},
+            "engine": "local",
+            "optimizer": optimizer,
+        }
     )
     plan = make_plan(config)
     spec = plan.specs[0]
@@ -89,6 +97,39 @@ def test_an_agent_measures_where_something_late_is_predicted_and_then_every_so_m
         measured.append(known(peer).measured_at)
     assert measured == [1, 1, 1, 4, 4, 4, 7]
     assert peer.measured_coefficients(0)["curvature"] > 0
+
+
+def test_with_adamw_the_preconditioner_takes_the_place_of_the_length() -> None:
+    optimizer = AdamW(weight_decay=0.25, eps=1e-3)
+    peer = peer_of(optimizer, stability="curvature")
+    for _ in range(3):
+        peer.compute()
+    peer.version = 1
+    peer.gather(received(peer, 1, 0))
+    u = peer.spec.mixing[0] * torch.ones_like(peer.weights)
+    alone = peer_of(stability="curvature")
+    alone.load()
+    alone.curvature_batches.restore(1)
+    curvature = alone.curvature_on(peer.snapshot(), *alone.draw(alone.curvature_batches), u)
+    assert curvature is not None
+    # By the formulas alone: v-hat after three steps, of the squares that the state has.
+    size = (peer.optimizer_state.square.double() / (1 - 0.999**3)).sqrt() + 1e-3
+    expected = curvature * (u @ u).item() / (u.double() @ (size * u)).item() + 0.25
+    assert known(peer).values == [pytest.approx(expected, rel=1e-4)]
+
+
+@pytest.mark.parametrize("optimizer", ["lion", {"name": "torch", "optimizer": "torch.optim:Adafactor"}])
+def test_where_no_curvature_says_how_an_optimizer_feeds_back_the_bound_is_the_constant_one(optimizer: Any) -> None:
+    peer, constant = peer_of(optimizer), peer_of(optimizer, stability=1)
+    for one in (peer, constant):
+        one.version = 1000
+    own, reads = peer.rule_inputs(peer.gather(received(peer, 5, 5)))
+    assert peer.curvature is None
+    assert own.coefficients["curvature"] == 0
+    fixed = constant.rule_inputs(constant.gather(received(constant, 5, 5)))
+    rules = [one.spec.recipe.rule for one in (peer, constant)]
+    assert all(isinstance(rule, PCASGD) for rule in rules)
+    assert rules[0].chosen_blend(own, reads).theta == rules[1].chosen_blend(*fixed).theta  # type: ignore[attr-defined]
 
 
 def test_a_second_value_counts_as_much_as_the_first_and_all_is_part_of_the_state() -> None:

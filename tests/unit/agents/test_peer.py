@@ -68,7 +68,7 @@ class Reference:
         config = own.config
         self.plan = own
         self.models = [config.task.build_model(own.data, config.seed).double() for _ in own.specs]
-        options = config.optimizer.model_dump(exclude={"braking"})
+        options = config.optimizer.model_dump(exclude={"name", "decay", "braking"})
         self.optimizers = [torch.optim.SGD(model.parameters(), lr=1.0, **options) for model in self.models]
         self.batches = [batches(own, agent) for agent in range(len(own.specs))]
         self.weights = [[flat(model)] for model in self.models]

@@ -35,6 +35,18 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "pc-asgd-pv": ({"algorithm": "pc-asgd-pv"}, STEP_SIZES),
     "pc-asgd-pv, smoothed": ({"algorithm": {"name": "pc-asgd-pv", "condition": "smoothed"}}, STEP_SIZES),
     "momentum": ({"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "braking": 2}}, STEP_SIZES),
+    "adamw, clipped": (
+        {
+            "algorithm": {"name": "pc-asgd", "stability": {"name": "curvature", "every": 4, "warmup": 2}},
+            "optimizer": {"name": "adamw", "decay": "matrices"},
+            "gradient_clipping": {"norm": 0.5},
+        },
+        [{"step_size": eta} for eta in (0.002, 0.01)],
+    ),
+    "lion, relative lambda": (
+        {"algorithm": {"name": "pc-asgd", "theta": 0.3, "compensation": "relative"}, "optimizer": "lion"},
+        [{"step_size": eta} for eta in (0.001, 0.003)],
+    ),
     "importance": ({"algorithm": "d-asgd-importance"}, STEP_SIZES),
     "dc-s3gd": (
         {"algorithm": "dc-s3gd"},

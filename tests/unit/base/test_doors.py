@@ -339,10 +339,11 @@ def test_a_module_that_ends_the_process_or_says_much_is_refused_in_one_line(
     assert len(refusal(CUSTOM | {"rule": "module_that_talks:Rule"})) < 500
 
 
-def test_another_optimizer_gives_way_to_sgd_which_has_no_name() -> None:
+def test_another_optimizer_gives_way_to_sgd_by_its_name_alone() -> None:
     config = load_config(LOCAL | {"optimizer": Signs()})
-    assert load_config(config, ["optimizer={name: null, momentum: 0.9}"]).optimizer == SGD(momentum=0.9)
-    with pytest.raises(SettingsError, match=r"write optimizer: \{name: null, momentum: ...\}"):
+    assert load_config(config, ["optimizer={name: sgd, momentum: 0.9}"]).optimizer == SGD(momentum=0.9)
+    assert load_config(LOCAL | {"optimizer": {"momentum": 0.9}}).optimizer == SGD(momentum=0.9)
+    with pytest.raises(SettingsError, match=r"optimizer\.momentum = 0.9: no such setting"):
         load_config(config, ["optimizer.momentum=0.9"])
 
 

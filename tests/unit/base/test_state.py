@@ -53,6 +53,9 @@ def resumed(config: dict[str, Any], folder: Path, state: Path) -> Result:
     return Run(plan, RunFolder.create(plan.config)).execute(load_state(state))
 
 
+ADAFACTOR = {"name": "torch", "optimizer": "torch.optim:Adafactor"}
+
+
 def without_clock(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns="wall_seconds", errors="ignore")
 
@@ -70,6 +73,10 @@ def without_clock(frame: pd.DataFrame) -> pd.DataFrame:
         {"algorithm": "dc-s3gd", "optimizer": {"momentum": 0.9}},
         {"engine": {"name": "local", "batched": "always"}},
         {"checkpoint": {"every_evaluations": 1}},
+        {"optimizer": "adamw", "step_size": 0.01, "accumulate": 2},
+        {"optimizer": ADAFACTOR, "step_size": 0.01},
+        {"algorithm": "server", "optimizer": ADAFACTOR, "step_size": 0.01},
+        {"algorithm": "elastic-averaging", "optimizer": ADAFACTOR, "step_size": 0.01},
         {"algorithm": {"name": "server", "correction": "dc-asgd-a"}, "compute": SOMETIMES_SLOW},
         {"algorithm": {"name": "server", "gathering": {"name": "k-sync", "k": 2}}, "compute": SOMETIMES_SLOW},
         {"algorithm": {"name": "server", "gathering": {"name": "k-batch-async", "k": 2}, "shards": 2}},

@@ -30,7 +30,7 @@ from ray_pcasgd.rules import (
     OverlapSGP,
 )
 from ray_pcasgd.rules.base import Probe, Rule
-from ray_pcasgd.rules.compensation import AdaptiveCompensation
+from ray_pcasgd.rules.compensation import AdaptiveCompensation, RelativeCompensation
 from ray_pcasgd.rules.reach import DampedReach, StableReach
 from tests.unit.networks import run_rule, spread
 from tests.unit.scenarios import Link, Scenario, metropolis
@@ -58,6 +58,7 @@ CASES = [
     Case(CASGD(clipping="renormalize")),
     Case(PASGD()),
     Case(PASGD(compensation=ADAPTIVE)),
+    Case(PASGD(compensation=RelativeCompensation())),
     Case(PCASGD(theta=0.3)),
     Case(PCASGD(theta=0.3, compensation=ADAPTIVE, clipping="renormalize")),
     Case(PCASGD(theta=0.0), keeps_mean=True),

@@ -51,11 +51,12 @@ random_seed=1 -> write seed
 seeds=3 -> write seed; compare --seeds
 resume=true -> write ray-pcasgd train --resume RUN
 fp16=true -> the only precision is float32
-gradient_clip_val=1 -> gradients are not clipped
-gradient_accumulation_steps=2 -> gradients are not accumulated
+gradient_clip_val=1 -> write gradient_clipping.norm
+gradient_accumulation_steps=2 -> write accumulate; batch_size stays
 config.seed=1 -> write the settings themselves at the top
-optimizer=adam -> optimizer = 'adam': allowed is a mapping of settings; the package's own is SGD
-optimizer.name=adam -> optimizer.name = 'adam': no such setting; the package's own is SGD, which needs no name; write
+optimizer=adafactor -> optimizer.name = 'adafactor': allowed are sgd, adamw, adam, lion, torch, custom; did you mean
+optimizer=torch.optim:Adafactor -> write {name: torch, optimizer: 'torch.optim:Adafactor'}
+optimizer={name: adamw, lr: 0.1} -> optimizer.lr = 0.1: no such setting; write step_size
 optimizer={name: sgd, lr: 0.1} -> optimizer.lr = 0.1: no such setting; write step_size
 optimizer.lr=0.1 -> optimizer.lr = 0.1: no such setting; write step_size
 algorithm=PC-ASGD -> did you mean pc-asgd?

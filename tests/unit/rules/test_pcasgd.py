@@ -1,5 +1,7 @@
 """PC-ASGD against slow references, and each of its choices on cases worked out by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,10 @@ from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules import CASGD, DASGD, PASGD, PCASGD, PCASGDPV, Algorithm
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.bound import ConstantBound
-from ray_pcasgd.rules.compensation import AdaptiveCompensation, ConstantCompensation
+from ray_pcasgd.rules.compensation import AdaptiveCompensation, ConstantCompensation, RelativeCompensation
 from ray_pcasgd.rules.practical import Condition
+from ray_pcasgd.runs.plan.plan import with_defaults
+from ray_pcasgd.runs.settings.loading import load_config
 from tests.unit.networks import run_rule
 from tests.unit.references import Method, run_reference
 from tests.unit.scenarios import random_scenario
@@ -31,6 +35,10 @@ PAIRS: dict[str, tuple[Rule, Method]] = {
     "adaptive lambda": (
         PCASGD(theta=0.6, compensation=ADAPTIVE),
         Method(theta=lambda i, t: 0.6, lambda_0=2.0, decay=0.95),
+    ),
+    "relative lambda": (
+        PCASGD(theta=0.6, compensation=RelativeCompensation(lambda_0=0.5)),
+        Method(theta=lambda i, t: 0.6, lambda_0=0.5, relative=True),
     ),
     "renormalized": (
         PCASGD(theta=0.3, compensation=0.7, clipping="renormalize"),
@@ -481,6 +489,9 @@ def test_compensation_is_a_number_a_name_or_settings() -> None:
     assert parse(0.5) == ConstantCompensation(lambda_0=0.5)
     assert parse("adaptive") == AdaptiveCompensation(lambda_0=2.0, decay=0.95)
     assert parse({"name": "adaptive", "decay": 0.5}) == AdaptiveCompensation(decay=0.5)
+    assert parse("relative") == RelativeCompensation(lambda_0=0.2)
+    assert parse({"lambda_0": 0.5}) == ConstantCompensation(lambda_0=0.5)
+    assert parse(None) is None
     for bad in [-0.1, {"name": "adaptive", "decay": 1.0}, {"name": "constant", "decay": 0.5}]:
         with pytest.raises(ValidationError):
             parse(bad)
@@ -490,6 +501,32 @@ def test_the_bound_of_the_reference_has_something_to_cut() -> None:
     bounded, free = (Method(theta=lambda i, t: 0.9, bound=0.5, bounded=cut) for cut in (True, False))
     scenarios = [random_scenario(seed) for seed in range(20)]
     assert sum(run_reference(bounded, one).weights != run_reference(free, one).weights for one in scenarios) >= 10
+
+
+def test_a_relative_correction_is_as_long_as_it_says_over_vectors_of_several_blocks() -> None:
+    u, drift = (torch.from_numpy(generator(k, "vectors").standard_normal(200_000)).float() for k in range(2))
+    still = torch.zeros_like(u)
+    compensation = RelativeCompensation(lambda_0=0.25)
+    scales = compensation.scales(torch.tensor(0.25), (u, u, still), (drift, still, drift))
+    correction = compensation.strength((), scales[0], 0) * u * u * drift
+    assert correction.norm().item() == pytest.approx(0.25 * u.norm().item(), rel=1e-5)
+    assert [scale.item() for scale in scales[1:]] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given", "expected"),
+    [
+        ({}, None, ConstantCompensation()),
+        ("adamw", None, ConstantCompensation(lambda_0=0.0)),
+        ("adamw", 0.04, ConstantCompensation()),
+        ({"name": "torch", "optimizer": "torch.optim:RAdam"}, "relative", RelativeCompensation()),
+    ],
+)
+def test_the_compensation_that_is_not_given_is_for_gradients_alone(optimizer: Any, given: Any, expected: Any) -> None:
+    tree = {"engine": "local", "optimizer": optimizer, "algorithm": {"name": "p-asgd", "compensation": given}}
+    algorithm = with_defaults(load_config(tree)).algorithm
+    assert isinstance(algorithm, PASGD)
+    assert algorithm.compensation == expected
 
 
 def test_the_guard_of_the_reference_has_something_to_do() -> None:

@@ -125,6 +125,7 @@ ADDRESS = {"name": "ray", "mode": "planned", "address": "192.0.2.1:6379"}
         ({"topology": of("topology")}, f"topology.topology = {MAKER!r}: it names code"),
         ({"mixing": of("mixing")}, f"mixing.mixing = {MAKER!r}: it names code"),
         ({"optimizer": of("optimizer")}, f"optimizer.optimizer = {MAKER!r}: it names code"),
+        ({"optimizer": {"name": "torch", "optimizer": MAKER}}, f"optimizer.optimizer = {MAKER!r}: it names code"),
         ({"links": [{"delay": of("law")}]}, f"links.0.delay.law = {MAKER!r}: it names code"),
         ({"compute": {"law": of("law")}}, f"compute.law.law = {MAKER!r}: it names code"),
         ({"compute": {"stragglers": {0: of("law")}}}, f"compute.stragglers.0.law = {MAKER!r}: it names code"),
