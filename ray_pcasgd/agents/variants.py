@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Received
-from ray_pcasgd.agents.peer import AgentSpec, Peer
+from ray_pcasgd.agents.peer import AgentSpec, Peer, zeros_for
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Own, Reads, Row, Snapshot, Update
@@ -30,7 +30,8 @@ class Variants(Peer):
     """
 
     def __init__(self, specs: Sequence[AgentSpec], data: TaskData) -> None:
-        super().__init__(specs[0], data)
+        # What a variant with a lambda of 0 does without, the others may need.
+        super().__init__(max(specs, key=lambda spec: spec.recipe.rule.needs_drift), data)
         self.specs = specs
         self.losses: list[float] | None = None
         """Of the next step, of each variant, where they are computed already."""
@@ -52,9 +53,9 @@ class Variants(Peer):
         """What came of the last step: the error of each variant whose weights or buffers are not finite."""
         self._running_buffers = self.buffers.clone()
         self._nothing = torch.zeros(len(specs), 0, device=self.weights.device)
-        self._zeros = torch.zeros_like(self.weights)
+        self._zeros = zeros_for(self.weights)
         if self.displacements is not None:
-            self.displacements = type(self.displacements)(self.weights, self.displacements.age_max)
+            self.displacements = self.path()
 
     @property
     def running_buffers(self) -> Tensor:

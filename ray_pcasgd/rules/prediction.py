@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads
-from ray_pcasgd.rules.base import DriftKind, Rule, clipped_row, mix
+from ray_pcasgd.rules.base import DriftForm, DriftKind, Rule, clipped_row, mix
 from ray_pcasgd.rules.bound import Bound, CurvatureBound
 from ray_pcasgd.rules.compensation import Compensation, ConstantCompensation
 from ray_pcasgd.rules.reach import FullReach, Reach, StableReach, capped
@@ -64,7 +64,7 @@ class PredictingRule(Rule):
     prediction: Literal["direction", "own-drift"] = "direction"
     """How a late neighbor is rolled forward: by its own `direction`, which its messages carry (the published method);
     or by the reader's `own-drift` over as many steps before, for which messages hold weights alone, half the bytes.
-    The latter has no compensation; an agent keeps 2 oldest_age + 1 of its own versions."""
+    The latter has no compensation."""
     reach: Reach = FullReach()
     """By how many of the steps that were missed a late neighbor is rolled forward: `full`, the published method;
     `damped`; a number, at most so many; or `stable`, as far as the stability bound allows at the present theta."""
@@ -74,20 +74,37 @@ class PredictingRule(Rule):
     own drift has a bound of its own, min(1/4, 2/(s+2)), which c multiplies; it asks for no curvature."""
     compensation: Compensation = ConstantCompensation()
     """lambda of the predicting step: a number, or `constant` or `adaptive` with their own settings."""
+    drift: DriftForm | None = None
+    """How an agent knows its own drift, which compensation and `own-drift` multiply: `exact`, as published, from its
+    own last versions, about as many as the oldest message is steps old; or `velocity`, from one vector, its mean
+    velocity. Not given: `velocity` where the stability bound counts and a direction predicts, `exact` elsewhere. With a
+    lambda of 0 and `direction`, nothing is kept."""
     clipping: Clipping = "move-to-self"
     """Where the mixing weight of a dropped neighbor goes: to the agent itself, which keeps the matrix doubly
     stochastic, or to all that remain (`renormalize`)."""
     oldest_age: int = Field(64, ge=1)
     """Oldest message, in own steps, from which a neighbor is predicted; an older unreliable one is dropped from the
-    predicting step too. Memory grows with it: an agent keeps that many of its own versions."""
+    predicting step too. With `drift: exact`, an agent keeps at most so many of its own versions; with `own-drift`,
+    twice as many."""
 
-    needs_drift: ClassVar[bool] = True
     numeric_settings: ClassVar[tuple[str, ...]] = ("compensation.lambda_0",)
 
     @property
     def needs_directions(self) -> bool:  # type: ignore[override]
         """Whether messages must carry the directions ``u_k``."""
         return self.prediction == "direction"
+
+    @property
+    def needs_drift(self) -> bool:  # type: ignore[override]
+        """Whether the agent's own drift has a part in the prediction."""
+        return self.prediction == "own-drift" or self.compensation.lambda_0 > 0
+
+    @property
+    def drift_form(self) -> DriftForm:
+        """How an agent knows its drift."""
+        if self.drift is not None:
+            return self.drift
+        return "velocity" if self.has_bound and self.prediction == "direction" else "exact"
 
     @property
     def drift_kind(self) -> DriftKind:
@@ -222,6 +239,10 @@ class PredictingRule(Rule):
         if self.prediction == "own-drift":
             for k, drift in enumerate(drifts):
                 moved = moved - rate[k] * drift
+            return moved
+        if not self.needs_drift:
+            for k, direction in enumerate(directions):
+                moved = moved + direction * rate[k]
             return moved
         for k, (direction, drift) in enumerate(zip(directions, drifts, strict=True)):
             bend = rate[k] * self.compensation.strength(state, own.coefficients["lambda_0"], k)
