@@ -331,7 +331,7 @@ class Peer(Learner, Participant):
                 continue
             assert slot.direction is not None
             share = weight * slot.direction
-            total = share if total is None else total + share
+            total = share if total is None else total.add_(share)
         return total
 
     def _each_of(self, direction: Tensor) -> Sequence[Tensor]:
