@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.benchmarks import drift
 from ray_pcasgd.agents.mailbox import Delivery
 from ray_pcasgd.agents.participant import Participant, Received
 from ray_pcasgd.records import Row
@@ -65,7 +66,7 @@ What one agent keeps of its own, in bytes for each trained parameter of its mode
 other of two clusters, {DELAY} steps late; with a server, 9 workers) on an MLP of 2.4 M parameters, in a process of
 its own, and its anonymous pages are counted, less those that were there before it was built. *Between steps* is what
 it keeps; *at the peak* adds the gradient while it is computed, the next version and what the rule makes on its way.
-Momentum takes 4 more.
+Nesterov's momentum takes 4 more.
 
 Not counted are the process itself (about 0.25 GB with PyTorch and Ray), activations of larger batches, and what lies
 in Ray's object store: each published version once for all agents of a machine, 4 bytes a parameter or 8 with its
@@ -80,6 +81,10 @@ it from the agent's own last versions, of which it keeps as many as the oldest m
 velocity` has it from one vector, the agent's mean velocity v over its last ten steps or so: on a straight path the
 mean displacement over a steps is (a - 1)/2 v. *Before*, an agent kept 66 sums in float64 whatever the delays were
 (own drift: 129 versions).
+"""
+
+ACCURACY = """What it costs in accuracy, with the default method on digits: the averaged model after 300 steps of 8 agents, on the
+same schedules, shards and mini-batches (`python -m experiments.benchmarks.drift`).
 """
 
 REFUSAL = """## What cannot fit is refused
@@ -173,7 +178,8 @@ def page(results: dict[str, dict[str, dict[str, float]]]) -> str:
     for case in CASES:
         for when in ("before", "now") if case in results["before"] else ():
             lines.append(_line(f"{case}, {when}", results[when][case]))
-    return "\n".join([*lines, "", REFUSAL])
+    pairs = drift.lines(json.loads(drift.RESULTS.read_text(encoding="utf-8")))
+    return "\n".join([*lines, "", ACCURACY, *pairs, "", REFUSAL])
 
 
 def _line(name: str, found: dict[str, float]) -> str:

@@ -493,6 +493,9 @@ class Peer(Learner, Participant):
         device = self.replica.device
         self.version = version
         self.weights, self.buffers = snapshot.weights.to(device), snapshot.buffers.to(device)
+        if self.displacements is not None:
+            # The way from where the model was made to here is none that the agent has gone.
+            self.displacements = self.path()
         self.restore_replica(self.buffers, snapshot.local)
 
     def state(self) -> State:

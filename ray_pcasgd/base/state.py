@@ -15,8 +15,8 @@ State = dict[str, Any]
 """Tensors, numbers, texts and the package's records, in dicts and lists."""
 
 FORMAT = 3
-"""Of the states that are written. Version 1 named none: it had the local engine's states in another form. Version 2 had the
-sums of agents' paths in another form."""
+"""Of the states that are written. Version 1 named none: it had the local engine's states in another form. Version 2 had
+agents' own paths in another form."""
 
 _RARER = 20
 """States are kept so rarely that keeping them takes no more than this fraction of the time: one part in 20."""

@@ -50,7 +50,8 @@ def least_vectors(config: Config) -> int:
     So this is less than any run takes; docs/memory.md has what was measured.
     """
     algorithm, optimizer = config.algorithm, config.optimizer
-    velocity = 1 if isinstance(optimizer, SGD) and optimizer.momentum else 0
+    # Other momentum has the direction itself for its velocity.
+    velocity = 1 if isinstance(optimizer, SGD) and optimizer.nesterov else 0
     if isinstance(algorithm, ServerRule):
         # The replica and the gradient; the weights may be those that the server has published.
         return 2 + (velocity if algorithm.workers_step else 0)

@@ -240,3 +240,19 @@ def test_the_published_method_knows_its_drift_exactly(algorithm: dict[str, objec
     peer = plan.specs[0].build(plan.data)
     assert isinstance(peer, Peer)
     assert type(peer.displacements) is form
+
+
+@pytest.mark.parametrize("drift", ["exact", "velocity"])
+def test_an_agent_that_is_put_somewhere_has_not_gone_there(drift: str) -> None:
+    algorithm = {"name": "pc-asgd", "drift": drift}
+    plan = make_plan(load_config({"num_agents": 2, "algorithm": algorithm, "engine": "local"}))
+    peer = plan.specs[0].build(plan.data)
+    assert isinstance(peer, Peer)
+    far = peer.snapshot()._replace(weights=peer.weights + 100.0)
+    peer.place(50, far)
+    peer.step([])
+    assert peer.displacements is not None
+    moved = (peer.weights - far.weights).abs().max()
+    assert peer.displacements.drifts({1})[1].abs().max() <= moved
+    peer.step([])
+    assert peer.displacements.drifts({2})[2].abs().max() < 10.0
