@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Read
-from ray_pcasgd.rules.base import DriftKind
 
 _SMOOTHING = 0.9
 """Share of the old velocity that is kept from step to step: a mean over about ten steps."""
@@ -201,15 +200,14 @@ class DriftBefore(KeptPath):
 
 
 class MeanVelocity(OwnPath):
-    """The drifts of a path that goes straight on at the agent's mean velocity ``v``: one vector, whatever the ages.
+    """Mean displacement of one agent if its path were straight, by its mean velocity ``v``: one vector for all ages.
 
     ``v <- v + g (x(t) - x(t-1) - v)`` with ``g = max(1/t, 0.1)``: the mean of the first ten displacements, an
-    exponential one from there on. On a straight path ``x(t-a+r) - x(t-a) = r v``, so the mean displacement is
-    ``(a-1)/2 v``, and the one over as many steps before ``a v``.
+    exponential one from there on. On a straight path ``x(t-a+r) - x(t-a) = r v``, whose mean over ``r < a`` is
+    ``(a-1)/2 v``.
     """
 
-    def __init__(self, weights: Tensor, kind: DriftKind) -> None:
-        self.kind = kind
+    def __init__(self, weights: Tensor) -> None:
         self._version = 0
         self._weights = weights
         self._velocity = torch.zeros_like(weights)
@@ -226,7 +224,7 @@ class MeanVelocity(OwnPath):
 
     def drifts(self, ages: Collection[int]) -> dict[int, Tensor]:
         """Return the drift over each age at the newest version, shape (D,)."""
-        return {age: self._velocity * (float(age) if self.kind == "before" else (age - 1) / 2) for age in ages}
+        return {age: self._velocity * ((age - 1) / 2) for age in ages}
 
     def state(self) -> dict[str, Any]:
         """Return what ``restore`` goes on from."""

@@ -151,7 +151,7 @@ class Peer(Learner, Participant):
         """Return an empty memory of the agent's own path, as far as the rule may ask for it."""
         rule = self.spec.recipe.rule
         if rule.drift_form == "velocity":
-            return MeanVelocity(self.weights, rule.drift_kind)
+            return MeanVelocity(self.weights)
         kind = MeanDrift if rule.drift_kind == "mean" else DriftBefore
         return kind(self.weights, rule.age_max, self.spec.neighbors)
 

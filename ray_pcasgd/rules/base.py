@@ -23,7 +23,7 @@ DriftKind = Literal["mean", "before"]
 
 DriftForm = Literal["exact", "velocity"]
 """How an agent knows its drift: ``exact``, from its own last versions, about as many as the oldest message is steps
-old; ``velocity``, from one vector, its mean velocity of the last ten steps or so, as on a straight path."""
+old; ``velocity``, that of kind ``mean`` alone, from one vector: its mean velocity, as if its path were straight."""
 
 DefaultBarrier = Literal["none", "all", "bounded"]
 """A barrier by its name; ``bounded`` with a staleness of 1."""

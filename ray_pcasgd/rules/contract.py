@@ -67,6 +67,8 @@ def check_declared(rule: Rule | ServerRule) -> None:
     for name, kinds in (("drift_kind", get_args(DriftKind)), ("drift_form", get_args(DriftForm))):
         if rule.needs_drift and getattr(rule, name) not in kinds:
             raise ValueError(f"{name} is {getattr(rule, name)!r}; allowed are {', '.join(map(repr, kinds))}")
+    if rule.needs_drift and rule.drift_form == "velocity" and rule.drift_kind != "mean":
+        raise ValueError(f"drift_form is 'velocity'; allowed with drift_kind = {rule.drift_kind!r} is 'exact'")
     if rule.measures_curvature:
         if not rule.needs_directions:
             raise ValueError("measures_curvature is True; allowed is that where needs_directions is True, too")
