@@ -113,7 +113,10 @@ class Learner:
         measure = self.spec.recipe.task.loss
         whole = measure.weight(targets) if pieces > 1 else 0
         pieces = pieces if whole else 1
-        for some, wanted in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+        parts = [(inputs, targets)]
+        if pieces > 1:
+            parts = [*zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)]
+        for some, wanted in parts:
             if cancelled():
                 if before is not None:
                     # No trace of the pieces that were computed: a replay passes over the whole batch.
@@ -233,13 +236,14 @@ class Learner:
         A finite loss may have a gradient that is not finite (a norm at 0), or one that is too large for any step.
         """
         # The cheapest bound first; where it tells nothing, each number is looked at.
+        step_size = self.own_step_size
         largest = math.sqrt(torch.dot(self.direction, self.direction).item())
-        if not self.own_step_size * largest <= _LARGEST:
+        if not step_size * largest <= _LARGEST:
             largest = self.direction.abs().max().item()
         if not (math.isfinite(loss) and math.isfinite(largest)):
             raise NonFiniteLossError(self.spec.agent, self.progress, loss)
         # Now rather than with the next version: by then others have read the direction, and predict with it.
-        if self.own_step_size * largest > _LARGEST:
+        if step_size * largest > _LARGEST:
             raise NonFiniteLossError(self.spec.agent, self.progress, loss, "weights")
         if not numerics.is_finite(self.replica.buffers):
             raise NonFiniteLossError(self.spec.agent, self.progress, loss, "buffers")

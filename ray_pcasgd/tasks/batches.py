@@ -47,8 +47,10 @@ class Batches:
     def at(self, number: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of batch ``number``, counted from 0."""
         inputs, targets = self._drawn(number)
-        random = torch_generator(self._seed, f"{self._purpose}-augmentation", self._agent, number)
-        return self._normalization(self._augmentation.apply(inputs, random)), targets
+        if self._augmentation.is_any:
+            random = torch_generator(self._seed, f"{self._purpose}-augmentation", self._agent, number)
+            inputs = self._augmentation.apply(inputs, random)
+        return self._normalization(inputs), targets
 
     def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
         """Return the items of a batch; where they are made anew, whatever is random about them is the batch's own."""

@@ -19,6 +19,7 @@ from experiments.dc_asgd import study as dc_asgd
 from experiments.pcasgd import study as pcasgd
 from experiments.pcasgd.page import _verdict
 from experiments.running import SCALES, Job, named, settings_of
+from experiments.self_choosing import pauses
 from experiments.slow_and_stale import study as slow_and_stale
 from experiments.slow_worker import study as slow_worker
 from experiments.staleness_aware import study as staleness_aware
@@ -150,3 +151,11 @@ def test_the_page_of_memory_says_what_was_measured() -> None:
     default = "`pc-asgd`, the default"
     # With a process of 0.3 GB around it, an agent of 25 M parameters stays below 2 GB.
     assert results["now"][default]["peak"] * 25e6 + 0.3e9 < 2e9 < results["before"][default]["peak"] * 25e6
+
+
+def test_pauses_of_some_algorithms_take_the_place_of_theirs_alone() -> None:
+    names = list(pauses.ALGORITHMS)
+    before = pd.DataFrame({"algorithm": [names[0], names[2], names[2]], "end": [1.0, 2.0, 3.0]})
+    found = pd.DataFrame({"algorithm": [names[2], names[1]], "end": [4.0, 5.0]})
+    merged = pauses.merged(before, found)
+    assert merged.to_dict("list") == {"algorithm": names, "end": [1.0, 5.0, 4.0]}
