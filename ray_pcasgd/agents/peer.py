@@ -1,6 +1,6 @@
 """An agent: its replica, its optimizer, its batches and its rule. No clock, no Ray, no files."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.curvature import MeasuredCurvature
-from ray_pcasgd.agents.drift import DriftBefore, MeanDrift
+from ray_pcasgd.agents.drift import DriftBefore, MeanDrift, MeanVelocity, OwnPath
 from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.agents.participant import (
@@ -30,9 +30,6 @@ from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import TaskData
-
-_SHORTEST_PATH = 64
-"""Own steps that are remembered in any run whose rule asks for them."""
 
 PEERS = Family(slack=FALLBACK_VERSIONS, runs_ahead=True, does_without=True, may_be_isolated=True, tells_neighbors=True)
 PUSHING_PEERS = replace(PEERS, retention="once", may_be_isolated=False, pushes=True)
@@ -87,6 +84,11 @@ class AgentSpec(LearnerSpec):
         return self.neighbors if self.out_neighbors is None else self.out_neighbors
 
 
+def zeros_for(weights: Tensor) -> Tensor:
+    """Return zeros of the shape of weights, of which only one number is kept: they must not be written to."""
+    return weights.new_zeros(()).expand(weights.shape)
+
+
 class Gathered(NamedTuple):
     """What one step's rule is going to see, before it becomes tensors; lists and tuples have one item a neighbor.
 
@@ -138,7 +140,7 @@ class Peer(Learner, Participant):
         self.curvature_batches = self.stream("curvature")
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
-        self._zeros = torch.zeros_like(self.weights)
+        self._zeros = zeros_for(self.weights)
 
     def probe_stream(self) -> Batches | StreamBatches:
         """Return the mini-batches that candidates are probed on."""
@@ -152,12 +154,13 @@ class Peer(Learner, Participant):
             return self.stream("probes")
         return recipe.task.batches(data, spec.borrowed, recipe.batch_size, recipe.seed, spec.agent, "probes")
 
-    def path(self) -> MeanDrift | DriftBefore:
-        """Return an empty memory of the agent's own path, as long as the rule may ask for."""
-        recipe = self.spec.recipe
-        kind = MeanDrift if recipe.rule.drift_kind == "mean" else DriftBefore
-        # No age is above the number of steps: a setting far above it would take memory for nothing.
-        return kind(self.weights, min(recipe.rule.age_max, max(_SHORTEST_PATH, recipe.num_steps)))
+    def path(self) -> OwnPath:
+        """Return an empty memory of the agent's own path, as far as the rule may ask for it."""
+        rule = self.spec.recipe.rule
+        if rule.drift_form == "velocity":
+            return MeanVelocity(self.weights)
+        kind = MeanDrift if rule.drift_kind == "mean" else DriftBefore
+        return kind(self.weights, rule.age_max, self.spec.neighbors)
 
     def apply(self, received: Sequence[Received], held: int = 0) -> dict[str, float]:
         """Take the rule's step with the versions that were read, and return the rule's measures.
@@ -218,7 +221,7 @@ class Peer(Learner, Participant):
         """Return a neighbor's version as this agent reads it; one that has left the run has moved nowhere since."""
         direction = published.direction
         if direction is None and self.publishes_directions:
-            direction = torch.zeros_like(published.weights)
+            direction = zeros_for(published.weights)
         return Received(read, published.weights, published.buffers, direction, published.mass)
 
     def needs_direction(self, read: Read) -> bool:
@@ -257,8 +260,8 @@ class Peer(Learner, Participant):
         missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
         reliable = [slot is None or recipe.reliable(spec.agent, slot.read) for slot in slots]
         self.measure_curvature(slots, reliable)
-        ages = [self._drift_age(s, r) for s, r in zip(slots, reliable, strict=True)]
-        drifts = {age: self._drift(age) for age in set(ages)}
+        ages = [self._drift_age(slot, trusted) for slot, trusted in zip(slots, reliable, strict=True)]
+        drifts = self._drifts(received, {age for age in ages if age})
         return Gathered(
             own=[spec.own_mixing + missing, recipe.step_size_at(self.version)],
             coefficients=self.coefficients(received),
@@ -327,7 +330,7 @@ class Peer(Learner, Participant):
                 continue
             assert slot.direction is not None
             share = weight * slot.direction
-            total = share if total is None else total + share
+            total = share if total is None else total.add_(share)
         return total
 
     def _each_of(self, direction: Tensor) -> Sequence[Tensor]:
@@ -389,14 +392,16 @@ class Peer(Learner, Participant):
 
     def _drift_age(self, slot: Received | None, reliable: bool) -> int:
         """Return the age for which the drift is asked; 0 where it is not asked."""
-        if self.displacements is None or slot is None or reliable or slot.read.age > self.displacements.age_max:
+        if slot is None or reliable or slot.read.age > self.spec.recipe.rule.age_max:
             return 0
         return slot.read.age
 
-    def _drift(self, age: int) -> Tensor:
+    def _drifts(self, received: Sequence[Received], ages: set[int]) -> Mapping[int, Tensor]:
+        """Return the agent's own drift over each age, and that for age 0, which is zero."""
         if self.displacements is None:
-            return self._nothing
-        return self.displacements.drift(age) if age else self._zeros
+            return dict.fromkeys((0, *ages), self._nothing)
+        self.displacements.note(one.read for one in received)
+        return {0: self._zeros, **self.displacements.drifts(ages)}
 
     def probe(self) -> Probe:
         """Return the losses of candidate weights on the next mini-batch of the agent's probe stream."""
@@ -491,6 +496,9 @@ class Peer(Learner, Participant):
         device = self.replica.device
         self.version = version
         self.weights, self.buffers = snapshot.weights.to(device), snapshot.buffers.to(device)
+        if self.displacements is not None:
+            # The way from where the model was made to here is none that the agent has gone.
+            self.displacements = self.path()
         self.restore_replica(self.buffers, snapshot.local)
 
     def state(self) -> State:
@@ -530,7 +538,7 @@ class Peer(Learner, Participant):
         self.optimizer_state = self.optimizer.restored(self.optimizer_state, state["optimizer"])
         self.rule_state = with_leaves(self.rule_state, state["rule"])
         if self.displacements is not None:
-            self.displacements.restore(state["displacements"])
+            self.displacements.restore(state["displacements"], device)
 
     @property
     def running_buffers(self) -> Tensor:

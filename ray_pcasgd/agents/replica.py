@@ -125,16 +125,14 @@ class Replica:
 
     def take_gradient(self) -> tuple[Tensor, Tensor | None]:
         """Return what backward passes have left, shape (D,), and which parameter tensors (T,) got any, if not all."""
-        gradients = [parameter.grad for parameter in self._trained]
-        self.forget_gradients()
-        parts = [
-            torch.zeros(size, device=self.device) if gradient is None else _dense(gradient).reshape(-1)
-            for gradient, size in zip(gradients, self.sizes, strict=True)
-        ]
-        flat = torch.cat(parts) if parts else torch.zeros_like(self.weights)
-        if all(gradient is not None for gradient in gradients):
-            return flat, None
-        return flat, torch.tensor([gradient is not None for gradient in gradients], device=self.device)
+        reached = [parameter.grad is not None for parameter in self._trained]
+        flat = torch.empty_like(self.weights)
+        # One by one: each gradient is free as soon as it is copied, and both are never there as a whole.
+        for parameter, slot in zip(self._trained, self.layout, strict=True):
+            gradient, parameter.grad = parameter.grad, None
+            part = _view(flat, slot)
+            part.zero_() if gradient is None else part.copy_(_dense(gradient))
+        return flat, None if all(reached) else torch.tensor(reached, device=self.device)
 
     def take_in(self) -> None:
         """Take in the tensors that the module's code has put into the place of its own.

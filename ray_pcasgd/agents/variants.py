@@ -13,7 +13,7 @@ from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Received
-from ray_pcasgd.agents.peer import AgentSpec, Peer
+from ray_pcasgd.agents.peer import AgentSpec, Peer, zeros_for
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Own, Reads, Row, Snapshot, Update
@@ -32,7 +32,8 @@ class Variants(Peer):
     """
 
     def __init__(self, specs: Sequence[AgentSpec], data: TaskData) -> None:
-        super().__init__(specs[0], data)
+        # What a variant with a lambda of 0 does without, the others may need.
+        super().__init__(max(specs, key=lambda spec: spec.recipe.rule.needs_drift), data)
         self.specs = specs
         self.losses: list[float] | None = None
         """Of the next step, of each variant, where they are computed already."""
@@ -54,9 +55,9 @@ class Variants(Peer):
         """What came of the last step: the error of each variant whose weights or buffers are not finite."""
         self._running_buffers = self.buffers.clone()
         self._nothing = torch.zeros(len(specs), 0, device=self.weights.device)
-        self._zeros = torch.zeros_like(self.weights)
+        self._zeros = zeros_for(self.weights)
         if self.displacements is not None:
-            self.displacements = type(self.displacements)(self.weights, self.displacements.age_max)
+            self.displacements = self.path()
 
     @property
     def running_buffers(self) -> Tensor:

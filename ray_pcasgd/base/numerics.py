@@ -9,6 +9,9 @@ from torch.nn import functional
 
 _BLOCK = 4096
 
+_ROWS = 512
+"""Rows of an inner product that are multiplied at a time: temporaries of 8 MB, however long the vectors are."""
+
 _CACHED = 1 << 15
 """Elements of one temporary vector that fits into one core's cache together with a few others."""
 
@@ -24,8 +27,14 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     run batched under ``vmap`` or on another number of threads, and a rule that decides by the sign of a difference
     of inner products must decide alike in every engine.
     """
-    product = functional.pad(a * b, (0, -a.shape[-1] % _BLOCK))
-    return product.reshape(-1, _BLOCK).sum(1).sum(0)
+    size = a.shape[-1]
+    sums = []
+    for start in range(0, max(size, 1), _ROWS * _BLOCK):
+        part = slice(start, start + _ROWS * _BLOCK)
+        product = a[part] * b[part]
+        sums.append(functional.pad(product, (0, -product.shape[-1] % _BLOCK)).reshape(-1, _BLOCK).sum(1))
+    # The sum of a row does not depend on how many rows there are.
+    return (sums[0] if len(sums) == 1 else torch.cat(sums)).sum(0)
 
 
 def norm(a: Tensor) -> Tensor:

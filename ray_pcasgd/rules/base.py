@@ -21,6 +21,10 @@ DriftKind = Literal["mean", "before"]
 """Which drift of its own an agent knows for an age ``a`` at its version ``t``: ``mean``, its mean displacement
 ``1/a sum_{r<a} (x(t-a+r) - x(t-a))``; ``before``, its displacement over as many steps before, ``x(t-a) - x(t-2a)``."""
 
+DriftForm = Literal["exact", "velocity"]
+"""How an agent knows its drift: ``exact``, from its own last versions, about as many as the oldest message is steps
+old; ``velocity``, that of kind ``mean`` alone, from one vector: its mean velocity, as if its path were straight."""
+
 DefaultBarrier = Literal["none", "all", "bounded"]
 """A barrier by its name; ``bounded`` with a staleness of 1."""
 
@@ -76,6 +80,11 @@ class Rule(Settings, ABC):
     def drift_kind(self) -> DriftKind:
         """Which drift of its own an agent is asked for, where ``needs_drift``."""
         return "mean"
+
+    @property
+    def drift_form(self) -> DriftForm:
+        """How an agent knows that drift, where ``needs_drift``."""
+        return "exact"
 
     def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
         """Return the neighbors that an agent reads at this step, in rising order; the same in every engine."""

@@ -14,7 +14,7 @@ from ray_pcasgd.base.numerics import inner
 from ray_pcasgd.base.purity import check_pair, check_state, check_vector, is_same, mapped, pure_result
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import DefaultBarrier, DriftKind, Probe, Reading, Rule
+from ray_pcasgd.rules.base import DefaultBarrier, DriftForm, DriftKind, Probe, Reading, Rule
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.server import Delivered, ServerRule
 
@@ -64,9 +64,11 @@ def check_declared(rule: Rule | ServerRule) -> None:
     age = rule.age_max
     if rule.needs_drift and not (isinstance(age, int) and age >= 1):
         raise ValueError(f"needs_drift is True and age_max is {age!r}; allowed with it are whole numbers from 1 on")
-    if rule.needs_drift and rule.drift_kind not in get_args(DriftKind):
-        kinds = ", ".join(map(repr, get_args(DriftKind)))
-        raise ValueError(f"drift_kind is {rule.drift_kind!r}; allowed are {kinds}")
+    for name, kinds in (("drift_kind", get_args(DriftKind)), ("drift_form", get_args(DriftForm))):
+        if rule.needs_drift and getattr(rule, name) not in kinds:
+            raise ValueError(f"{name} is {getattr(rule, name)!r}; allowed are {', '.join(map(repr, kinds))}")
+    if rule.needs_drift and rule.drift_form == "velocity" and rule.drift_kind != "mean":
+        raise ValueError(f"drift_form is 'velocity'; allowed with drift_kind = {rule.drift_kind!r} is 'exact'")
     if rule.measures_curvature:
         if not rule.needs_directions:
             raise ValueError("measures_curvature is True; allowed is that where needs_directions is True, too")

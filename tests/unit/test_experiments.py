@@ -1,6 +1,7 @@
 """The studies' settings are settings, at every scale, and pages say what the figures say."""
 
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 import experiments
+from experiments.benchmarks import memory
 from experiments.convergence.page import crossover, exponents
 from experiments.convergence.problem import optimum
 from experiments.convergence.study import _rate
@@ -140,6 +142,15 @@ def test_rates_exponents_and_crossovers_are_found() -> None:
     assert (found["step size"], found["delay"]) == (pytest.approx(1.5), pytest.approx(0.5))
     ratios = pd.DataFrame({"product": [0.1, 0.5, 1.0, 2.0], "ratio": [0.5, 0.9, 1.2, float("inf")]})
     assert crossover(ratios) == (1.0, 0.5)
+
+
+def test_the_page_of_memory_says_what_was_measured() -> None:
+    results = json.loads(memory.RESULTS.read_text(encoding="utf-8"))
+    assert memory.PAGE.read_text(encoding="utf-8") == memory.page(results)
+    assert results["now"].keys() == memory.CASES.keys()
+    default = "`pc-asgd`, the default"
+    # With a process of 0.3 GB around it, an agent of 25 M parameters stays below 2 GB.
+    assert results["now"][default]["peak"] * 25e6 + 0.3e9 < 2e9 < results["before"][default]["peak"] * 25e6
 
 
 def test_pauses_of_some_algorithms_take_the_place_of_theirs_alone() -> None:

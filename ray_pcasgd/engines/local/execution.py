@@ -14,6 +14,7 @@ from ray_pcasgd.engines.local.batching import prepare_together, take_together
 from ray_pcasgd.engines.local.versions import Versions, reads_of
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Recorded, tell_loss
+from ray_pcasgd.schedule.simulation import Timing
 
 
 class Execution:
@@ -42,7 +43,7 @@ class Execution:
         self.recipe = agents[0].spec.recipe
         self.stacks = stacks
         self.leaving = leaving
-        counts = None
+        counts, falls_back = None, not isinstance(schedule, Timing)
         if family.retention == "counted" or (family.retention == "once" and isinstance(schedule, Recorded)):
             schedule = known = [row for row in schedule if row is not None]
             counts = reads_of(known, agents)
@@ -50,7 +51,7 @@ class Execution:
         self.window: deque[Row] = deque()
         self.at_once = 2 * len(agents) if stacks or family.runs_ahead else 1
         """Rows among which those are looked for that can run; more where there are none."""
-        self.versions = Versions([agent.spec for agent in agents], counts)
+        self.versions = Versions([agent.spec for agent in agents], counts, falls_back)
         for agent in agents:
             self.publish(agent, None)
         self.running = {agent.spec.agent for agent in agents if agent.is_running}

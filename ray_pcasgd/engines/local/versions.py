@@ -23,12 +23,16 @@ class Versions:
     Args:
         specs: the agents.
         counts: by agent and version, how often it will be read; of schedules all of whose rows are known.
+        falls_back: whether later reads may fall back as far as ``Family.slack`` says: those of a planner never do.
 
     """
 
-    def __init__(self, specs: Sequence[LearnerSpec], counts: Counter[tuple[int, int]] | None) -> None:
+    def __init__(
+        self, specs: Sequence[LearnerSpec], counts: Counter[tuple[int, int]] | None, falls_back: bool = True
+    ) -> None:
         self.by_agent: dict[int, dict[int, Published]] = {spec.agent: {} for spec in specs}
-        self.slacks = {k: {s.agent: s.family.slack for s in specs if k in s.neighbors} for k in self.by_agent}
+        slacks = {s.agent: s.family.slack if falls_back else min(s.family.slack, 0) for s in specs}
+        self.slacks = {k: {s.agent: slacks[s.agent] for s in specs if k in s.neighbors} for k in self.by_agent}
         """Of each agent, who reads it, and by how much a later read may fall back."""
         self.passing = {k for k, slacks in self.slacks.items() if any(slack < 0 for slack in slacks.values())}
         """Agents whose newest version need not stay."""

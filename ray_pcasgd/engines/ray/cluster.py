@@ -35,14 +35,24 @@ class RayCluster(Cluster):
         """Join the cluster, or start it, unless this process is on one already; see ``Cluster.join``."""
         if ray.is_initialized():
             return
-        subject, address = "engine.address", self._settings.address
-        if not address:
-            subject, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
-        if address and address != "local":
+        subject, address = self._named()
+        if address:
             join_cluster(subject, address, logging.WARNING, self._settings)
             return
         _start(self._settings)
         self._is_own = True
+
+    @property
+    def is_started_here(self) -> bool:
+        """Whether ``join`` would start a cluster on this machine."""
+        return not ray.is_initialized() and not self._named()[1]
+
+    def _named(self) -> tuple[str, str | None]:
+        """Return what names the address of the cluster to join, and the address; none where the run starts its own."""
+        subject, address = "engine.address", self._settings.address
+        if not address:
+            subject, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
+        return subject, None if address == "local" else address
 
     def leave(self) -> None:
         """End the cluster if it was started here."""

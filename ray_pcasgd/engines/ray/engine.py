@@ -22,6 +22,7 @@ from ray_pcasgd.engines.ray.status import RunStatus
 from ray_pcasgd.engines.ray.supervisor import LiveSupervisor, PlannedSupervisor
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
+from ray_pcasgd.schedule.simulation import Timing
 from ray_pcasgd.tasks.task import TaskData
 
 SHOWN_SECONDS = 0.5
@@ -74,6 +75,7 @@ class RayEngine:
                     self._settings.silent_steps,
                     self._settings.max_lag,
                     self._settings.inline_bytes,
+                    not isinstance(self._schedule, Timing),
                 )
                 if state is not None:
                     check_state(state, specs, data, is_live=isinstance(self._schedule, InjectedDelays))

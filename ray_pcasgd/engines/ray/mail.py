@@ -61,6 +61,8 @@ class Driving(NamedTuple):
     """By which share of its own steps a live agent may be ahead of a neighbor that it reads."""
     inline_bytes: int
     """Up to which size arrays travel inside the message."""
+    falls_back: bool = True
+    """Whether later reads may fall back as far as ``Family.slack`` says; those of a planner never do."""
 
     @property
     def answer_seconds(self) -> float:

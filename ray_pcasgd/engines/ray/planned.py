@@ -90,10 +90,11 @@ class PlannedDriver(Driver):
     def forget_old(self, row: Row) -> None:
         """Drop what no row after this one asks for."""
         mailbox, participant, family = self.actor.mailbox, self.actor.participant, self.actor.spec.family
+        slack = family.slack if self.actor.driving.falls_back else min(family.slack, 0)
         with self.actor.changed:
             for read in row.reads:
                 if family.retention == "horizon":
-                    mailbox.forget(read.neighbor, read.version, family.slack)
+                    mailbox.forget(read.neighbor, read.version, slack)
                 else:
                     mailbox.discard(read.neighbor, read.version)
             for k in self.actor.spec.neighbors if family.slack < 0 else ():

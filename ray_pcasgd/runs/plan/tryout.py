@@ -26,6 +26,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.runs.plan.memory import require_memory
 from ray_pcasgd.runs.settings.errors import one_line, yaml_value
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.models import CustomModel
@@ -53,13 +54,14 @@ def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], traini
         training: The fields of every agent's ``Training``.
 
     Raises:
-        ValueError: model, loss, metrics and data do not go together.
+        ValueError: model, loss, metrics and data do not go together, or the agents do not fit into memory.
 
     """
     trial = _Trial(config, data, shards[0], Training(**training))
     with seeded(stream_seed(config.seed, "trial")):
         require_samples(data)
         replica = trial.build()
+        require_memory(config, replica.weights.numel())
         why_alone = trial.train(replica)
         trial.test(replica)
         if isinstance(config.engine, LocalSettings) and config.engine.batched == "always" and trial.may_be_stacked:

@@ -105,3 +105,12 @@ def test_blocks_may_run_under_vmap_whatever_is_batched(batched: tuple[int | None
 
     apply: Callable[[Tensor, Tensor], Tensor] = lambda a, b: blockwise(function, (a,), (b,))[0]  # noqa: E731
     assert torch.equal(torch.func.vmap(apply, in_dims=batched)(x, y), x * y)
+
+
+@pytest.mark.usefixtures("threads")
+def test_an_inner_product_of_long_vectors_has_the_bits_of_all_rows_at_once() -> None:
+    a, b = vectors(2, 4_500_011)
+    rows = torch.nn.functional.pad(a * b, (0, -4_500_011 % 4096)).reshape(-1, 4096)
+    assert torch.equal(inner(a, b), rows.sum(1).sum(0))
+    together = torch.func.vmap(inner)(torch.stack([a, b]), torch.stack([b, b]))
+    assert torch.equal(together, torch.stack([inner(a, b), inner(b, b)]))

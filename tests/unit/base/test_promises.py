@@ -299,6 +299,10 @@ class Curved(Slower):
         return "after" if self.how == "drift" else "before"
 
     @property
+    def drift_form(self) -> Any:
+        return self.how if self.how in ("velocity", "guess") else "exact"
+
+    @property
     def curvature_every(self) -> int:
         return 0 if self.how == "every" else 2
 
@@ -313,6 +317,8 @@ class Curved(Slower):
         ("coefficient", "measures_curvature is True; allowed is that with 'curvature' among its coefficients"),
         ("every", "curvature_every is 0; allowed are whole numbers from 1 on"),
         ("drift", "drift_kind is 'after'; allowed are 'mean', 'before'"),
+        ("guess", "drift_form is 'guess'; allowed are 'exact', 'velocity'"),
+        ("velocity", "drift_form is 'velocity'; allowed with drift_kind = 'before' is 'exact'"),
     ],
 )
 def test_a_rule_that_asks_for_the_curvature_or_a_drift_says_what_it_needs(how: str, expected: str) -> None:

@@ -1,0 +1,102 @@
+"""Whether a run's agents fit into this machine's memory, asked before any of them is made."""
+
+import os
+from pathlib import Path
+
+from ray_pcasgd.agents.optimizer import SGD
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.server import ServerRule
+
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Of the container that the process is in, where it is in one."""
+
+_MEMINFO = Path("/proc/meminfo")
+
+
+def require_memory(config: Config, num_parameters: int) -> None:
+    """Raise ``ValueError`` where all of this machine's memory is less than a run on it keeps in any case.
+
+    Nothing is said of GPUs, and of clusters that the run does not start itself.
+    """
+    if _is_on_this_machine(config) and (total := machine_bytes()) is not None:
+        check_memory(config, num_parameters, total)
+
+
+def check_memory(config: Config, num_parameters: int, total_bytes: int) -> None:
+    """Raise ``ValueError`` where a run of models with so many trained parameters keeps more than ``total_bytes``."""
+    each = 4 * num_parameters * least_vectors(config)
+    servers = 4 * num_parameters * _vectors_of_servers(config)
+    need = config.num_agents * each + servers
+    if need <= total_bytes:
+        return
+    fitting = int(max(0, total_bytes - servers) // each)
+    allowed = f"num_agents up to {fitting}, or a smaller task.model" if fitting else "a smaller task.model"
+    algorithm = config.algorithm
+    if isinstance(algorithm, Rule) and algorithm.needs_drift and algorithm.drift_form == "exact":
+        allowed += "; algorithm.drift = 'velocity' takes less"
+    raise ValueError(
+        f"num_agents = {config.num_agents}: agents of {num_parameters:,} parameters each keep at least "
+        f"{each / 1e9:.3g} GB, {4 * least_vectors(config):g} bytes a parameter, in all {need / 1e9:.3g} GB; this "
+        f"machine has {total_bytes / 1e9:.3g} GB; allowed is {allowed}"
+    )
+
+
+def least_vectors(config: Config) -> int:
+    """Return how many float32 numbers a parameter an agent keeps in any case from step to step.
+
+    What comes on top is not here: gradients while they are computed, the next version, old versions, what is received.
+    So this is less than any run takes; docs/memory.md has what was measured.
+    """
+    algorithm, optimizer = config.algorithm, config.optimizer
+    # Other momentum has the direction itself for its velocity.
+    velocity = 1 if isinstance(optimizer, SGD) and optimizer.nesterov else 0
+    if isinstance(algorithm, ServerRule):
+        # The replica and the gradient; the weights may be those that the server has published.
+        return 2 + (velocity if algorithm.workers_step else 0)
+    # The replica, the present version and the direction.
+    found = 3 + velocity
+    if not isinstance(algorithm, Rule) or not algorithm.needs_drift or config.num_agents == 1:
+        return found
+    if algorithm.drift_form == "velocity":
+        return found + 1
+    # Two sums in float64 for the mean; old versions are counted by nobody.
+    return found + (4 if algorithm.drift_kind == "mean" else 0)
+
+
+def _vectors_of_servers(config: Config) -> int:
+    """Return how many numbers a parameter all servers keep together."""
+    algorithm, optimizer = config.algorithm, config.optimizer
+    if not isinstance(algorithm, ServerRule):
+        return 0
+    has_velocity = isinstance(optimizer, SGD) and optimizer.momentum and not algorithm.workers_step
+    return 2 if has_velocity else 1
+
+
+def machine_bytes() -> int | None:
+    """Return this machine's memory with its swap space, or what its container may take; ``None``: it is not known."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _swap_bytes()
+    try:
+        return min(total, int(_LIMIT.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # there is no container, or it may take all
+        return total
+
+
+def _swap_bytes() -> int:
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("SwapTotal:"))
+
+
+def _is_on_this_machine(config: Config) -> bool:
+    engine = config.engine
+    if isinstance(engine, LocalSettings):
+        return engine.device == "cpu"
+    from ray_pcasgd.engines.ray.cluster import RayCluster
+
+    return engine.gpus_per_agent == 0 and RayCluster(engine).is_started_here
