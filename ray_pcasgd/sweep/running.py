@@ -1,6 +1,7 @@
 """Sweeps with Ray Tune: many runs of one configuration, some settings of which vary."""
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,11 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
         tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
     else:
         tuner = make_tuner(config, base, trainable, path, packs)
-    return conclude(config, base, path, tuner.fit(), packs)
+    with warnings.catch_warnings():
+        # Of Tune's repeater, where all seeds of a point failed.
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        grid = tuner.fit()
+    return conclude(config, base, path, grid, packs)
 
 
 def _resources(base: Config) -> Any:
