@@ -69,7 +69,7 @@ class Trainer:
         if given := getattr(run_config, "callbacks", None):
             from ray_pcasgd.runs.trackers.ray_loggers import ray_loggers
 
-            self._callbacks += ray_loggers(given, self.config)
+            self._callbacks += ray_loggers(given)
 
     def fit(self, state: State | None = None) -> Result:
         """Run to the end, and return the result; a run that fails returns its error, with its files intact.

@@ -12,8 +12,6 @@ from ray.tune.logger import LoggerCallback
 
 from ray_pcasgd.base.errors import SettingsError
 from ray_pcasgd.base.imports import import_path
-from ray_pcasgd.config import Config
-from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
@@ -28,7 +26,7 @@ _CALLED = (
 """Tune's hooks that a run has an occasion for; there is none to restore a trial, which would be a run of its own."""
 
 
-def ray_loggers(callbacks: Sequence[Any], config: Config) -> tuple[Callback, ...]:
+def ray_loggers(callbacks: Sequence[Any]) -> tuple[Callback, ...]:
     """Return callbacks of a run that call those of Ray's ``RunConfig``.
 
     Raises:
@@ -47,10 +45,10 @@ def ray_loggers(callbacks: Sequence[Any], config: Config) -> tuple[Callback, ...
             if name.startswith("on_") and name not in _CALLED and own is not usual:
                 raise SettingsError(f"{what}: {name} would not be called; allowed are {', '.join(_CALLED)}")
         wandb = getattr(sys.modules.get("ray.air.integrations.wandb"), "WandbLoggerCallback", None)
-        if wandb is not None and isinstance(callback, wandb) and isinstance(config.engine, LocalSettings):
+        if wandb is not None and isinstance(callback, wandb):
             raise SettingsError(
-                f"{what}: starts actors of its own; allowed with engine.name = 'local' is "
-                "Trainer(callbacks=[ray_pcasgd.WandB()])"
+                f"{what}: it logs through Ray actors, which end together with those of the run; allowed in its place "
+                "is Trainer(callbacks=[ray_pcasgd.WandB()])"
             )
     return tuple(map(RayLogger, callbacks))
 

@@ -136,7 +136,7 @@ class OfTrain(ray.train.UserCallback):
         (Stepping(), ray.tune.RunConfig, "on_step_begin would not be called; allowed are on_trial_start"),
         (ray.tune.Callback(), ray.tune.RunConfig, "no hook of it would be called; allowed are objects of classes"),
         (OfTrain(), ray.train.RunConfig, "no hook of it would be called; allowed are objects of classes"),
-        (WandbLoggerCallback(), ray.tune.RunConfig, "starts actors of its own; allowed with engine.name = 'local'"),
+        (WandbLoggerCallback(), ray.tune.RunConfig, "it logs through Ray actors, which end together with"),
     ],
 )
 def test_what_no_run_can_do_for_a_callback_is_refused(callback: Any, config: Any, told: str) -> None:
