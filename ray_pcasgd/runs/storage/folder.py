@@ -323,7 +323,9 @@ class RunFolder:
         self.check()
         write_whole(self.schedule, lambda path: write_rows(path, rows, dict(metadata)))
 
-    def write_model(self, state: Mapping[str, Any], metadata: Mapping[str, str], beside: Mapping[str, bytes]) -> str:
+    def write_model(
+        self, state: Mapping[str, Any], metadata: Mapping[str, str], beside: Mapping[str, bytes] | None = None
+    ) -> str:
         """Write a state dict's file, and what is ``beside`` it; return why it is not ``model.safetensors``, if so."""
         self.check()
         return write_model(self.path, state, metadata, beside)
@@ -334,7 +336,11 @@ class RunFolder:
         write_whole(self.path / RESULT, dumps(result, indent=2) + "\n")
 
     def keep_checkpoint(
-        self, step: int, state: Mapping[str, Any], metrics: Mapping[str, float], beside: Mapping[str, bytes]
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        beside: Mapping[str, bytes] | None = None,
     ) -> Path:
         """Write a checkpoint folder of the consensus model at ``step``; it has its name only once it is whole."""
         self.check()

@@ -47,12 +47,15 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def as_os_error() -> Iterator[None]:
-    """Raise ``OSError`` for whatever pyarrow raises about storage, and for what it lacks."""
-    from pyarrow import ArrowException
+    """Raise ``OSError`` for what pyarrow raises about storage, what it lacks, and what libraries behind it raise.
 
+    Such a library is that of ``hf://``, whose errors of the network are of its own kind.
+    """
     try:
         yield
-    except (ArrowException, ImportError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:
         raise OSError(reason_of(error)) from error
 
 
