@@ -9,11 +9,29 @@ if TYPE_CHECKING:
     from ray_pcasgd.config import Config
     from ray_pcasgd.runs.callbacks import Callback
     from ray_pcasgd.runs.comparison import compare
+    from ray_pcasgd.runs.evaluation import evaluate
     from ray_pcasgd.runs.result import Result
     from ray_pcasgd.runs.settings.loading import load_config
+    from ray_pcasgd.runs.trackers.mlflow import MLflow
+    from ray_pcasgd.runs.trackers.tensorboard import TensorBoard
+    from ray_pcasgd.runs.trackers.wandb import WandB
     from ray_pcasgd.runs.trainer import Trainer, resume
 
-__all__ = ["Callback", "Config", "Result", "SettingsError", "Terminal", "Trainer", "compare", "load_config", "resume"]
+__all__ = [
+    "Callback",
+    "Config",
+    "MLflow",
+    "Result",
+    "SettingsError",
+    "TensorBoard",
+    "Terminal",
+    "Trainer",
+    "WandB",
+    "compare",
+    "evaluate",
+    "load_config",
+    "resume",
+]
 
 # No module here may bear a public name: once imported, it would take the name's place.
 _HOMES = {
@@ -23,7 +41,11 @@ _HOMES = {
     "Terminal": "cli.terminal",
     "Trainer": "runs.trainer",
     "Callback": "runs.callbacks",
+    "MLflow": "runs.trackers.mlflow",
+    "TensorBoard": "runs.trackers.tensorboard",
+    "WandB": "runs.trackers.wandb",
     "compare": "runs.comparison",
+    "evaluate": "runs.evaluation",
     "load_config": "runs.settings.loading",
     "resume": "runs.trainer",
 }

@@ -1,4 +1,4 @@
-"""The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``, and ``cli_control``'s.
+"""The command line: ``ray-pcasgd train | compare | replay | sweep | report | theory``, and others of this folder.
 
 Help, versions and usage errors need no more than what is imported here; commands import where they are called.
 """
@@ -17,7 +17,9 @@ from ray_pcasgd.base.errors import RunError, SettingsError
 from ray_pcasgd.base.imports import look_also_in, unreadable
 from ray_pcasgd.base.text import one_line, printable
 from ray_pcasgd.cli import control as cli_control
+from ray_pcasgd.cli import evaluation as cli_evaluation
 from ray_pcasgd.cli import settings as cli_settings
+from ray_pcasgd.cli.options import Assignments, Trust
 from ray_pcasgd.cli.output import LenientOutput
 
 if TYPE_CHECKING:
@@ -40,21 +42,8 @@ class _Commands(cli_settings.Commands):
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
-Assignments = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change one setting, for example algorithm.theta=0.5.",
-        autocompletion=cli_settings.complete_assignment,
-    ),
-]
 EngineName = Annotated[str | None, typer.Option("--engine", help="The engine that executes the agents: ray or local.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Name of the run and of its folder.")]
-Trust = Annotated[
-    bool,
-    typer.Option("--trust", help="Trust the folder's settings as your own: use the code and cluster that they name."),
-]
 ConfigFile = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG.yaml]", help="YAML file of settings; if left out, the embedded task of digits."),
@@ -260,6 +249,7 @@ def report(
         _say(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", console)
 
 
+cli_evaluation.register(app)
 cli_control.register(app)
 cli_settings.register(app)
 

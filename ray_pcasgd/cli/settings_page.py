@@ -109,8 +109,12 @@ def _paragraph(text: str) -> str:
     return f"{text.removesuffix(':') if text.endswith('::') else text}\n"
 
 
-def _owned(owner: type[Settings], path: str) -> Iterator[str]:
-    """Yield a bullet for each setting of a class, and those of settings that it holds."""
+def _owned(owner: type[Settings], path: str, within: tuple[type[Settings], ...] = ()) -> Iterator[str]:
+    """Yield a bullet for each setting of a class, and those of settings that it holds.
+
+    A class that may hold another one of its own family, as an installed one may, is described once on each way down.
+    """
+    within = (*within, owner)
     prefix = f"{path}." if path else ""
     deeper = []
     for name, field in owner.model_fields.items():
@@ -123,11 +127,13 @@ def _owned(owner: type[Settings], path: str) -> Iterator[str]:
     yield ""
     for place, annotation in deeper:
         for kind in kinds_in(annotation) or _listed_kinds(annotation):
+            if kind in within:
+                continue
             yield f"**`{place.path}`: {kind_of(kind)}.** {' '.join(documentation(kind))}\n"
-            yield from _owned(kind, place.path)
+            yield from _owned(kind, place.path, within)
         if not kinds_in(annotation) and not _listed_kinds(annotation):
-            for inner in settings_below(annotation):
-                yield from _owned(inner, place.path)
+            for inner in (kind for kind in settings_below(annotation) if kind not in within):
+                yield from _owned(inner, place.path, within)
 
 
 def _listed_kinds(annotation: Any) -> list[type[Settings]]:

@@ -1,5 +1,7 @@
 """Callbacks: hooks that a run calls on start, step, evaluation, event, checkpoint, pause and end."""
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,9 @@ class Callback:
         """React to the end of the run, however it ended (``result.error``); all of its files are written."""
 
 
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+"""The names of all hooks."""
+
 _BLAMED = "raised in the callback "
 
 
@@ -76,7 +81,7 @@ def split(callbacks: Sequence[Callback | str]) -> tuple[tuple[str, ...], tuple[C
     """Return those of a list of callbacks that are import paths, and those that are objects.
 
     Raises:
-        SettingsError: it is something other than a list of callbacks.
+        SettingsError: it is something other than a list of callbacks, or one has a method that no run would call.
 
     """
     allowed = "allowed is a list of objects of classes that are derived from ray_pcasgd.Callback, or of import paths"
@@ -85,8 +90,27 @@ def split(callbacks: Sequence[Callback | str]) -> tuple[tuple[str, ...], tuple[C
     for place, callback in enumerate(callbacks):
         if not isinstance(callback, Callback | str):
             raise SettingsError(f"callbacks.{place} = {yaml_value(callback)}: {allowed}")
+        if isinstance(callback, Callback):
+            check_hooks(callback, f"callbacks.{place} = {import_path(callback)}")
     paths = tuple(one for one in callbacks if isinstance(one, str))
     return paths, tuple(one for one in callbacks if isinstance(one, Callback))
+
+
+def check_hooks(callback: Callback, what: str) -> None:
+    """Raise ``SettingsError`` where a callback, named ``what``, has a method ``on_...`` that is no hook.
+
+    No run would ever call it. **Choice**: methods of one's own have any other name.
+    """
+    for name in dir(callback):
+        if not name.startswith("on_") or name in HOOKS:
+            continue
+        found = inspect.getattr_static(callback, name)  # a property is no method, and runs no code here
+        if callable(found) or isinstance(found, classmethod):
+            nearest = difflib.get_close_matches(name, HOOKS, 1, 0.0)[0]
+            raise SettingsError(
+                f"{what}: {name} is no hook; did you mean {nearest}? Allowed as names of methods are the hooks "
+                f"{', '.join(HOOKS)}, and names that do not begin with on_"
+            )
 
 
 def made(config: Config) -> tuple[Callback, ...]:
@@ -101,10 +125,13 @@ def made(config: Config) -> tuple[Callback, ...]:
         what = f"callbacks.{place} = {import_path(given)!r}"
         try:
             callback = import_object(given)()
+        except SettingsError as error:  # it says itself what is missing
+            raise SettingsError(f"{what}: {error}") from error
         except Exception as error:  # whatever the user's own code raises
             raise SettingsError(f"{what}: cannot be called without arguments ({described(error)})") from error
         if not isinstance(callback, Callback):
             allowed = "allowed is what returns an object of a class that is derived from ray_pcasgd.Callback"
             raise SettingsError(f"{what}: returns an object of {type(callback).__name__}; {allowed}")
+        check_hooks(callback, what)
         callbacks.append(callback)
     return tuple(callbacks)

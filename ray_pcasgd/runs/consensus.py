@@ -7,11 +7,16 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.local_tensors import joined
-from ray_pcasgd.agents.module_tensors import public_name
+from ray_pcasgd.agents.module_tensors import named_tensors, public_name
 from ray_pcasgd.agents.replica import MixedBuffers, Replica
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Snapshot
+from ray_pcasgd.runs.storage.pretrained import pretrained_files
 from ray_pcasgd.tasks.objective import Evaluation
 from ray_pcasgd.tasks.task import Task, TaskData
+
+_LONGEST = 400
+"""Characters of a reason that are shown."""
 
 
 class Consensus(NamedTuple):
@@ -70,8 +75,8 @@ class AveragedModel:
         """D."""
         return self._replica.weights.numel()
 
-    def examine_start(self) -> Evaluation:
-        """Return the test loss and metrics of the common start, version 0, if no snapshot was evaluated yet."""
+    def examine(self) -> Evaluation:
+        """Return the test loss and metrics, with remarks, of the model as it is: first the common start, version 0."""
         with self._replica.undisturbed():
             return self._task.examine(self._replica.module, self._data, self._replica.device)
 
@@ -81,6 +86,34 @@ class AveragedModel:
             self._replica.load(snapshot.weights, snapshot.buffers)
             self._replica.load_local(snapshot.local)
             return self._task.evaluate(self._replica.module, self._data, self._replica.device)
+
+    def take_state(self, state: Mapping[str, Any]) -> None:
+        """Make the model that of a state dict which ``state_dict`` or ``bare_state_dict`` has returned.
+
+        Its tensors lie where they do in a run, so that it gives the figures of the run to the bit.
+
+        Raises:
+            ValueError: it is that of another model.
+
+        """
+        module, replica = self._replica.module, self._replica
+        # Buffers that only a first batch makes.
+        made = {name: public_name(name) for name, form in replica.forms.items() if form is None}
+        replica.load_local(
+            replica.copy_of_local() | {name: state[public] for name, public in made.items() if public in state}
+        )
+        try:
+            own, is_whole = {public_name(name): name for name in module.state_dict()}, True
+        except Exception:  # of a module that cannot say its own, parameters and buffers were written
+            own, is_whole = {public_name(name): name for name in named_tensors(module)}, False
+        try:
+            module.load_state_dict({own.get(name, name): value for name, value in state.items()}, strict=is_whole)
+        except Exception as error:  # whatever the module's own code raises
+            raise ValueError(one_line(error, _LONGEST)) from error
+
+    def pretrained_files(self) -> dict[str, bytes]:
+        """Return the files that belong beside the model's where it is one of Hugging Face's transformers."""
+        return pretrained_files(self._replica.module)
 
     def first_snapshot(self) -> Snapshot:
         """Return the snapshot that the model was built with."""

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from ray_pcasgd.base.errors import SettingsError
+from ray_pcasgd.config import Config
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    from ray_pcasgd.runs.evaluation import Evaluated
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,6 +34,26 @@ class Result:
     """The checkpoints that were kept, with the averaged model's metrics."""
     schedule_hash: str = ""
     """Hash of which agent read which version at which step; equal for runs under the same schedule."""
+    config: Config | None = None
+    """The run's settings, with everything filled in."""
+
+    def evaluate(self, checkpoint: int | str = "last", *, task: Mapping[str, Any] | None = None) -> "Evaluated":
+        """Test a model of the run again; nothing is written.
+
+        Args:
+            checkpoint: the step of a model that was kept (setting ``checkpoint``), or ``last``.
+            task: parts of the task's settings in place of those of the run: other data, or other metrics.
+
+        Raises:
+            SettingsError: there is no such model, or it does not fit the settings.
+            RunError: the user's own model, loss, metric or data raises.
+
+        """
+        from ray_pcasgd.runs.evaluation import evaluate_again  # which reads more than a result needs
+
+        if self.config is None:
+            raise SettingsError("config = None: allowed is the result of a run")
+        return evaluate_again(self.path, self.config, checkpoint, self.metrics.get("step"), task)
 
     def __repr__(self) -> str:
         tested = [name for name in self.metrics if name.startswith("test_")]

@@ -223,7 +223,7 @@ class Run(RunRecord):
 
         """
         try:
-            evaluation = self.model.examine_start()
+            evaluation = self.model.examine()
         except Exception as error:  # whatever the user's own model, loss or metric raises
             setting = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
             raise RunError(f"{setting}fails on the test samples before the first step ({described(error)})") from error
@@ -310,6 +310,7 @@ class Run(RunRecord):
             error=problem(),
             best_checkpoints=self.checkpoints.there(),
             schedule_hash=summary["schedule_hash"],
+            config=self.plan.config,
         )
         with self.interrupts.held():
             self.call("on_end", result)

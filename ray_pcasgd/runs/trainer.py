@@ -40,7 +40,8 @@ class Trainer:
     Args:
         config: settings: a YAML file, a mapping, or ``Config``.
         scaling_config: Ray's ``ScalingConfig``: ``num_workers`` agents, with their resources.
-        run_config: Ray's ``RunConfig``: name, storage path, and its ``CheckpointConfig`` and ``FailureConfig``.
+        run_config: Ray's ``RunConfig``: name, storage path, its ``CheckpointConfig`` and ``FailureConfig``, and that
+            of ``ray.tune`` also loggers (``ray.tune.logger.LoggerCallback``) as ``callbacks``.
         callbacks: objects whose hooks the run calls while it is running, one after another; or import paths, as in
             the setting ``callbacks``.
         settings: parts of the settings by name, in place of those of ``config``, for example
@@ -65,6 +66,10 @@ class Trainer:
         if paths:
             settings["callbacks"] = [*config.callbacks, *paths]
         self.config = load_config(config, changes=settings)
+        if given := getattr(run_config, "callbacks", None):
+            from ray_pcasgd.runs.trackers.ray_loggers import ray_loggers
+
+            self._callbacks += ray_loggers(given)
 
     def fit(self, state: State | None = None) -> Result:
         """Run to the end, and return the result; a run that fails returns its error, with its files intact.

@@ -1,21 +1,24 @@
 """A sweep as it goes: a line every few seconds, and one for each trial that fails."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from ray_pcasgd.base.text import duration, format_value, spoken
+from ray_pcasgd.base.text import duration, format_value, printable, spoken
 from ray_pcasgd.sweep.packing import Pack
-from ray_pcasgd.sweep.results import summarized
+from ray_pcasgd.sweep.results import error_line, summarized
 from ray_pcasgd.sweep.settings import Point
 
 _LINE_SECONDS = 5.0
 _SEED = "seed"
 _WANTED = "steps wanted"
+_SAID = ("Trial task failed for trial", "Trials did not complete", "The value nan is not acceptable")
 
 
 class SweepProgress(tune.Callback):
@@ -65,12 +68,12 @@ class SweepProgress(tune.Callback):
             self._say(f"{name} failed: {error}")
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        """Say that a trial failed; the table at the end has the reason."""
+        """Say in one line that a trial failed, and why; Tune's own file has the whole traceback."""
         self._done += self._number_of(trial)
         self._failed += self._number_of(trial)
         for name in self._names(trial):
             self._newest.pop(name, None)
-        self._say(f"{_label(trial.config)} failed; see {trial.error_file}")
+        self._say(f"{_label(trial.config)} failed: {_reason(trial)} (see {trial.error_file})")
 
     def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
         """Show how the sweep ended."""
@@ -137,6 +140,18 @@ def _label(point: Mapping[str, Any]) -> str:
     return " ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in shown.items()
     )
+
+
+def _reason(trial: Any) -> str:
+    try:
+        return printable(error_line(Path(trial.error_file).read_text(encoding="utf-8", errors="replace")))
+    except OSError:
+        return "the table at the end says why"
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Return whether what Tune logs is not said here already: a trial that failed is one line, and not a traceback."""
+    return not record.getMessage().startswith(_SAID)
 
 
 def _has_finished(trial: Mapping[str, Any]) -> bool:

@@ -163,7 +163,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the table's row of each run of a trial."""
     config, metrics = result.config or {}, result.metrics or {}
-    lost = None if result.error is None else _last_line(result.error)
+    lost = None if result.error is None else error_line(result.error)
     if packs is None:
         seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
         jobs: Pack = (Job(str(metrics.get("trial_id")), config, seed),)
@@ -187,8 +187,14 @@ def _is_at_its_end(metrics: Mapping[str, Any]) -> bool:
     return "step" in metrics and metrics["step"] == metrics.get("num_steps")
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+def error_line(trace: object) -> str:
+    r"""Return a trial's error in one line; of the package's own errors, what they say is enough.
+
+    >>> error_line("Traceback ...\n  File ...\nray_pcasgd.engines.failures.StepError: agent 0 at step 6: boom\n")
+    'agent 0 at step 6: boom'
+    """
+    *_, last = str(trace).strip().splitlines() or [""]
+    return re.sub(r"^ray_pcasgd\.[\w.]+: ", "", last)
 
 
 def _plain(value: Any) -> Any:

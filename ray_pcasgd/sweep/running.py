@@ -1,6 +1,7 @@
 """Sweeps with Ray Tune: many runs of one configuration, some settings of which vary."""
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ray_pcasgd.runs.settings.trust import is_own, note_files
 from ray_pcasgd.runs.storage.names import claimed_folder, require_free
 from ray_pcasgd.runs.storage.remote import is_remote
 from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, write_packs
+from ray_pcasgd.sweep.progress import is_news
 from ray_pcasgd.sweep.results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep.settings import SweepConfig, load_sweep, nested
 from ray_pcasgd.sweep.trials import run_trial
@@ -29,6 +31,9 @@ SWEEP_FILE = "sweep.yaml"
 BASE_FILE = "base.yaml"
 DIRECTORY_FILE = "started_in"
 """Notes from where paths in the settings are looked up, also when the sweep goes on."""
+_TUNES_LOGGERS = tuple(
+    f"ray.tune.{name}" for name in ("execution.tune_controller", "tune", "search.optuna.optuna_search")
+)
 _OWN_FILES = (SWEEP_FILE, DIRECTORY_FILE, BASE_FILE)
 """By which a sweep is known as this user's."""
 
@@ -104,6 +109,8 @@ def _check_points(config: SweepConfig, base: Config) -> None:
 
 def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> SweepResult:
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    for name in _TUNES_LOGGERS:
+        logging.getLogger(name).addFilter(is_news)
     if resume:
         packs = read_packs(path)
     else:
@@ -123,7 +130,11 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
         tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
     else:
         tuner = make_tuner(config, base, trainable, path, packs)
-    return conclude(config, base, path, tuner.fit(), packs)
+    with warnings.catch_warnings():
+        # Of Tune's repeater, where all seeds of a point failed.
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        grid = tuner.fit()
+    return conclude(config, base, path, grid, packs)
 
 
 def _resources(base: Config) -> Any:

@@ -19,6 +19,7 @@ from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.storage.names import clear_run
 from ray_pcasgd.runs.trainer import Trainer, fit_together
 from ray_pcasgd.sweep.packing import Job, Pack, kept_metrics
+from ray_pcasgd.sweep.results import error_line
 from ray_pcasgd.sweep.settings import Point
 from ray_pcasgd.sweep.states import StateKeeper, with_axis, working_in
 
@@ -144,7 +145,9 @@ def run_trial(
     keeper.forget()
     errors = {job.name: result.error for job, result in zip(jobs, results, strict=True) if result.error is not None}
     if packs is not None:
-        evaluations.conclude({name: "".join(format_exception_only(error)).strip() for name, error in errors.items()})
+        evaluations.conclude(
+            {name: error_line("".join(format_exception_only(error))) for name, error in errors.items()}
+        )
         return
     evaluations.report()
     if errors:

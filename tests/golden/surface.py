@@ -12,7 +12,7 @@ import ray_pcasgd
 from ray_pcasgd import Config, Trainer
 
 COMMANDS = (
-    *("train", "compare", "replay", "report", "sweep", "theory"),
+    *("train", "compare", "replay", "report", "evaluate", "sweep", "theory"),
     *("status", "delay", "leave", "join", "settings", "new"),
 )
 

@@ -34,7 +34,7 @@ WITHOUT_RAY = (
     *("base", "tasks", "rules", "schedule", "agents", "engines/local", "engines/live"),
     *("config", "runs", "report", "engines/transport", "engines/loopback", "engines/validation", "engines/raw_tensors"),
 )
-AT_THE_EDGE = ("tasks/ray_stream.py", "runs/prometheus.py")
+AT_THE_EDGE = ("tasks/ray_stream.py", "runs/prometheus.py", "runs/trackers/ray_loggers.py")
 """Files in these that Ray is for."""
 ACTORS = ("planned", "live_peer", "live_pair", "live_worker", "live_server")
 """Modules of drivers, of which an agent's process imports one."""

@@ -7,12 +7,12 @@ from ray_pcasgd.runs.settings.loading import SettingsError
 
 _MEANINGLESS = {
     "scaling_config": ("trainer_resources", "accelerator_type", "label_selector", "use_tpu", "topology"),
-    "run_config": ("storage_filesystem", "callbacks", "worker_runtime_env"),
+    "run_config": ("storage_filesystem", "worker_runtime_env", "stop", "progress_reporter", "log_to_file"),
 }
 
 
 def from_ray_train(scaling_config: Any, run_config: Any) -> dict[str, Any]:
-    """Return the settings that Ray's ``ScalingConfig`` and ``RunConfig`` stand for.
+    """Return the settings that Ray's ``ScalingConfig`` and ``RunConfig`` stand for, but for callbacks.
 
     A field that has Ray's default there leaves the setting here as it is.
 
@@ -22,10 +22,9 @@ def from_ray_train(scaling_config: Any, run_config: Any) -> dict[str, Any]:
     """
     for name, config in (("scaling_config", scaling_config), ("run_config", run_config)):
         for field in _MEANINGLESS[name]:
-            if getattr(config, field, None):
-                raise SettingsError(
-                    f"{name}.{field} = {getattr(config, field)!r}: has no meaning here; allowed is to leave it out"
-                )
+            value = getattr(config, field, None)
+            if value and value != getattr(type(config), field, None):  # some have a word of Ray's that means nothing
+                raise SettingsError(f"{name}.{field} = {value!r}: has no meaning here; allowed is to leave it out")
     return _scaling(scaling_config) | _run(run_config)
 
 

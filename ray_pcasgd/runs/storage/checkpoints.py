@@ -13,7 +13,7 @@ from ray_pcasgd.base.plain_json import read_mapping
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.runs.storage.model_file import MODEL_FILES, read_model
-from ray_pcasgd.runs.storage.names import CHECKPOINTS, KEPT_FILES, KEPT_METRICS
+from ray_pcasgd.runs.storage.names import CHECKPOINTS, KEPT_FILES, KEPT_METRICS, KEPT_MODEL
 from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, parent_of
 
 
@@ -34,6 +34,27 @@ class Checkpoint:
         return read_model(lambda file: remote.read(name, file))
 
 
+def kept_in(location: str) -> dict[int, Checkpoint]:
+    """Return the models that a run has kept while it was running, by their steps.
+
+    Raises:
+        OSError: the run's folder cannot be read.
+
+    """
+    if is_remote(location):
+        storage, run = parent_of(location)
+        names = RemoteStorage(storage).names_in(f"{run}/{CHECKPOINTS}")
+    else:
+        names = sorted(path.name for path in (Path(location) / CHECKPOINTS).glob("step_*"))
+
+    def place(name: str) -> str:
+        inside = f"{CHECKPOINTS}/{name}"
+        return location_in(location, inside) if is_remote(location) else str(Path(location) / inside)
+
+    found = [(KEPT_MODEL.fullmatch(name), name) for name in names]
+    return {int(match[1]): Checkpoint(place(name)) for match, name in found if match}
+
+
 Kept = tuple[Checkpoint, dict[str, Any]]
 """A model, and the test metrics of its evaluation."""
 
@@ -47,8 +68,15 @@ class Checkpoints:
         self._offered = 0
         self.kept: list[Kept] = []
 
-    def offer(self, row: Mapping[str, Any], state_dict: Callable[[], Mapping[str, Any]]) -> Kept | None:
+    def offer(
+        self,
+        row: Mapping[str, Any],
+        state_dict: Callable[[], Mapping[str, Any]],
+        beside: Callable[[], Mapping[str, bytes]] = dict,
+    ) -> Kept | None:
         """Keep the model of an evaluation (``row`` is the averaged model's), and return it, if the settings ask for it.
+
+        ``beside`` returns the files that belong beside it.
 
         Raises:
             OSError: it cannot be kept; what was kept before is as it was.
@@ -59,7 +87,7 @@ class Checkpoints:
         if every is None or self._offered % every:
             return None
         metrics = {name.removeprefix("test_"): value for name, value in row.items() if name.startswith("test_")}
-        path = self._folder.keep_checkpoint(row["step"], state_dict(), metrics)
+        path = self._folder.keep_checkpoint(row["step"], state_dict(), metrics, beside())
         self.kept = [one for one in self.kept if one[0].path != str(path)] + [kept := (Checkpoint(str(path)), metrics)]
         limit = self._settings.num_to_keep
         while limit is not None and len(self.kept) > limit:

@@ -323,23 +323,31 @@ class RunFolder:
         self.check()
         write_whole(self.schedule, lambda path: write_rows(path, rows, dict(metadata)))
 
-    def write_model(self, state: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-        """Write a state dict's file, and return why it is not ``model.safetensors``, if it is not."""
+    def write_model(
+        self, state: Mapping[str, Any], metadata: Mapping[str, str], beside: Mapping[str, bytes] | None = None
+    ) -> str:
+        """Write a state dict's file, and what is ``beside`` it; return why it is not ``model.safetensors``, if so."""
         self.check()
-        return write_model(self.path, state, metadata)
+        return write_model(self.path, state, metadata, beside)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the run's summary."""
         self.check()
         write_whole(self.path / RESULT, dumps(result, indent=2) + "\n")
 
-    def keep_checkpoint(self, step: int, state: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+    def keep_checkpoint(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        beside: Mapping[str, bytes] | None = None,
+    ) -> Path:
         """Write a checkpoint folder of the consensus model at ``step``; it has its name only once it is whole."""
         self.check()
         make_folder(self.checkpoints)
         folder = self.checkpoints / f"step_{step:08d}"
         with whole_folder(folder, KEPT_FILES) as unfinished:
-            write_model(unfinished, state, {"step": str(step)})
+            write_model(unfinished, state, {"step": str(step)}, beside)
             write_whole(unfinished / KEPT_METRICS, dumps(metrics, indent=2) + "\n")
             remove_files(folder, KEPT_FILES)  # of an earlier attempt
         return folder

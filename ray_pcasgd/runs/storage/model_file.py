@@ -39,14 +39,21 @@ def encode(state: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[str, 
     return TORCH, _as_torch(kept), reason
 
 
-def write_model(folder: Path, state: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+def write_model(
+    folder: Path, state: Mapping[str, Any], metadata: Mapping[str, str], beside: Mapping[str, bytes] | None = None
+) -> str:
     """Write a state dict's file into a folder, and return why it is not ``model.safetensors``, if it is not.
+
+    Before it come the files that belong beside it, by their names. As ``transformers`` wants it, the file's metadata
+    say that its tensors are PyTorch's.
 
     Raises:
         OSError: it cannot be written.
 
     """
-    name, content, reason = encode(state, metadata)
+    name, content, reason = encode(state, {"format": "pt", **metadata})
+    for other, text in (beside or {}).items():
+        write_whole(folder / other, text)
     write_whole(folder / name, content)
     (other,) = {*MODEL_FILES} - {name}
     if (folder / other).exists():

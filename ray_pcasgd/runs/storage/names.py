@@ -8,15 +8,16 @@ from ray_pcasgd.base.own_files import UNFINISHED, claim_folder, is_file, move_as
 from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.model_file import MODEL_FILES
+from ray_pcasgd.runs.storage.pretrained import PRETRAINED_FILES
 from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, reason_of
 
 CONFIG, EVENTS, RESULT = "config.yaml", "events.jsonl", "result.json"
 METRICS, SCHEDULE, REPORT = "metrics.parquet", "schedule.parquet", "report.html"
 STATES, CHECKPOINTS = "states", "checkpoints"
-RUN_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE, REPORT, *MODEL_FILES)
+RUN_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE, REPORT, *MODEL_FILES, *PRETRAINED_FILES)
 """The names of the files that a run leaves in its folder."""
 KEPT_METRICS = "metrics.json"
-KEPT_FILES = ("state.pt", "checksum", KEPT_METRICS, *MODEL_FILES)
+KEPT_FILES = ("state.pt", "checksum", KEPT_METRICS, *MODEL_FILES, *PRETRAINED_FILES)
 """The names of the files in the folders of kept states and models."""
 KEPT_MODEL = re.compile(r"step_([0-9]{8,18})")
 UNFINISHED_FOLDER = re.compile(rf"(step_)?[0-9]+{re.escape(UNFINISHED)}")

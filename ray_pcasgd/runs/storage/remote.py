@@ -211,6 +211,16 @@ class RemoteStorage:
             with self._files.open_input_file(f"{self._at(name)}/{file}") as stream:
                 return bytes(stream.read())
 
+    def names_in(self, folder: str) -> list[str]:
+        """Return the names of what is in a folder, which may not exist.
+
+        Raises:
+            OSError: it cannot be read.
+
+        """
+        with as_os_error():
+            return sorted(one.base_name for one in self._inside(self._at(folder)))
+
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 

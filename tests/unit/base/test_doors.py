@@ -14,6 +14,7 @@ from ray_pcasgd.agents.optimizer import SGD, OwnOptimizer
 from ray_pcasgd.base.doors import DOORS, Door, name_of
 from ray_pcasgd.base.imports import unreadable
 from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.cli.settings_page import markdown
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Update
 from ray_pcasgd.rules.base import Rule, averaged_step
@@ -26,7 +27,7 @@ from ray_pcasgd.runs.settings.reference import places, takes_whole_numbers_alone
 from ray_pcasgd.schedule.law_base import Sampler
 from ray_pcasgd.schedule.law_own import OwnLaw
 from ray_pcasgd.schedule.laws import ConstantLaw, Law
-from ray_pcasgd.schedule.topology import OwnMixing, OwnTopology
+from ray_pcasgd.schedule.topology import Complete, OwnMixing, OwnTopology, Topology
 
 LOCAL: dict[str, Any] = {"engine": "local", "num_agents": 4, "num_steps": 4, "evaluate_every": 4}
 
@@ -321,9 +322,31 @@ def test_an_installed_class_may_hold_another_one_of_its_family(monkeypatch: pyte
         assert door.installed == {"twice": Twice}
         Config.model_json_schema()
         assert "compute.law.of" in [place.path for place in places.__wrapped__()]
+        page = markdown()
+        assert page.count("### twice") == 1
+        assert page.count("- `of` (") == 1
         nested = {"name": "twice", "of": {"name": "twice", "of": 3}}
         config = load_config(LOCAL | {"links": [{"delay": nested}]})
         assert config.links[0].delay == Twice(of=Twice(of=ConstantLaw(value=3.0)))
+    finally:
+        door.__dict__.pop("installed", None)
+
+
+class Between(Path):
+    name: Literal["between"] = "between"  # type: ignore[assignment]
+    of: Topology = Complete()
+
+
+def test_the_page_of_settings_has_an_end_with_a_topology_of_topologies(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = next(door for door in DOORS if door.key == "topology")
+    monkeypatch.setitem(door.__dict__, "offers", {"between": EntryPoint("between", f"{__name__}:Between", door.group)})
+    monkeypatch.delitem(door.__dict__, "installed", raising=False)
+    try:
+        assert door.installed == {"between": Between}
+        page = markdown()
+        assert page.count("### between") == 1
+        assert page.count("- `topology.of` (") == 1
+        assert "topology.of.of" not in page
     finally:
         door.__dict__.pop("installed", None)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_pcasgd import Callback, Config, Trainer, load_config
+from ray_pcasgd import Callback, Config, SettingsError, Trainer, load_config
 from ray_pcasgd.cli.app import run_command
 from ray_pcasgd.runs.trainer import fit_together
 
@@ -70,3 +70,60 @@ def test_what_a_callback_does_to_what_it_is_given_changes_nothing_of_the_run(tmp
     assert careless.error is None
     assert careless.metrics["test_loss"] == careful.metrics["test_loss"]
     assert [metrics for _, metrics in careless.best_checkpoints] == [metrics for _, metrics in careful.best_checkpoints]
+
+
+class Misspelled(Callback):
+    on_the_gpu = True
+
+    def on_evaluate(self, rows: Sequence[Any]) -> None: ...
+
+    def best(self) -> None: ...
+
+    @property
+    def on_what(self) -> str:
+        raise AssertionError("no property is looked at")
+
+
+class Foreign(Callback):
+    @classmethod
+    def on_train_epoch_finished(cls) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Misspelled, "on_evaluate is no hook; did you mean on_evaluation?"),
+        (Foreign, "on_train_epoch_finished is no hook; did you mean on_"),
+    ],
+)
+def test_a_method_that_looks_like_a_hook_and_is_none_is_refused(
+    kind: type[Callback], told: str, tmp_path: Path
+) -> None:
+    settings = config(tmp_path / "runs")
+    path = f"{kind.__module__}:{kind.__qualname__}"
+    starts: list[tuple[str, Any]] = [
+        (f"callbacks.0 = <{path}>", lambda: Trainer(settings, callbacks=[kind()])),
+        (f"callbacks.0 = {path!r}", lambda: Trainer(settings, callbacks=[path]).fit()),
+    ]
+    for named, start in starts:
+        with pytest.raises(SettingsError) as refused:
+            start()
+        assert str(refused.value).startswith(f"{named}: {told}")
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_methods_and_attributes_with_other_names_are_ones_own(tmp_path: Path) -> None:
+    class Own(Callback):
+        on_gpu = False
+        called = 0
+
+        def once(self) -> None:
+            self.called += 1
+
+        def on_step(self, report: Any) -> None:
+            self.once()
+
+    own = Own()
+    assert Trainer(config(tmp_path), callbacks=[own]).fit().error is None
+    assert own.called == 8

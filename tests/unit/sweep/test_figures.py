@@ -1,6 +1,7 @@
 """What a sweep says is best, and what matters: on its way, in its table and on its page."""
 
 import itertools
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.report.sweep_page import write_sweep_report
 from ray_pcasgd.report.sweep_pictures import heat_map, marginals, sensitivity, sensitivity_bars, what_matters
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
-from ray_pcasgd.sweep.progress import SweepProgress
+from ray_pcasgd.sweep.progress import SweepProgress, is_news
 from ray_pcasgd.sweep.results import SweepResult, summarized, tabled
 from ray_pcasgd.sweep.settings import load_sweep
 from ray_pcasgd.sweep.states import with_axis
@@ -145,6 +146,27 @@ def test_the_line_names_no_trial_by_what_it_was_once() -> None:
     assert "best test accuracy 30.0 % at step_size=0.1 seed=0," in progress.line()
     result_of(progress, "c", float("nan"), 60, step_size=0.3, seed=0)
     assert "30.0 % at step_size=0.1" in progress.line()
+
+
+def test_a_trial_that_failed_is_one_line_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = SweepProgress(METRIC, "max", 2, None, clock=lambda: 0.0)
+    file = tmp_path / "error.txt"
+    file.write_text('Traceback\n  File "x", line 1\nray_pcasgd.engines.failures.StepError: agent 0 at step 6: boom\n')
+    for path in (file, tmp_path / "nothing"):
+        trial = SimpleNamespace(trial_id="b", config={"step_size": 0.2}, error_file=str(path))
+        progress.on_trial_error(0, [], trial)
+    assert capsys.readouterr().out.splitlines() == [
+        f"step_size=0.2 failed: agent 0 at step 6: boom (see {file})",
+        f"step_size=0.2 failed: the table at the end says why (see {tmp_path / 'nothing'})",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [("Trial task failed for trial x", False), ("Trials did not complete: [x]", False), ("y", True)],
+)
+def test_of_tunes_messages_those_are_left_out_that_are_said_already(message: str, shown: bool) -> None:
+    assert is_news(logging.LogRecord("ray.tune", logging.ERROR, "", 0, message, None, None)) == shown
 
 
 def test_settings_that_are_lists_or_none_have_a_line_too() -> None:
