@@ -80,7 +80,7 @@ class AveragedModel:
         with self._replica.undisturbed():
             self._replica.load(snapshot.weights, snapshot.buffers)
             self._replica.load_local(snapshot.local)
-            return self._task.evaluate(self._replica.module, self._data, self._replica.device)
+            return self._task.examine(self._replica.module, self._data, self._replica.device).values
 
     def first_snapshot(self) -> Snapshot:
         """Return the snapshot that the model was built with."""
