@@ -20,7 +20,7 @@ from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Evaluation, Loss,
 from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
 from ray_pcasgd.tasks.samples import MapSamples, TaskData
 from ray_pcasgd.tasks.step import examine_by, loss_of, step_of_model
-from ray_pcasgd.tasks.trees import Batch, form_of, is_pair, num_samples
+from ray_pcasgd.tasks.trees import Batch, form_of, is_pair, mapped, num_samples
 
 __all__ = ["Task", "TaskData"]
 
@@ -198,7 +198,9 @@ class Task(Settings):
         if self.is_short(batch):
             inputs, targets = batch
             return self.loss(model(inputs), targets)
-        return loss_of(step_of_model if self.step is None else import_object(self.step), model, batch)
+        # Mappings of its own, since a step may take something out of them, and more are called with the same batch.
+        own = mapped(lambda tensor: tensor, batch)
+        return loss_of(step_of_model if self.step is None else import_object(self.step), model, own)
 
     def weight_of(self, batch: Batch) -> int:
         """Return how much a part of a batch counts, relative to the others: by default its number of samples."""

@@ -23,6 +23,11 @@ def mapped(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     >>> mapped(lambda tensor: tensor + 1, {"ids": torch.tensor([1, 2]), "name": "first"})
     {'ids': tensor([2, 3]), 'name': 'first'}
     """
+    if is_pair(batch):
+        # By far the most frequent, at each step of the smallest networks: a tenth of the time.
+        inputs, targets = batch
+        changed = (function(inputs), function(targets))
+        return changed if isinstance(batch, tuple) else list(changed)
     return trees.tree_map(lambda leaf: _within(function, leaf), batch, is_leaf=_is_foreign)
 
 
@@ -91,7 +96,7 @@ def form_of(batch: Batch) -> str:
     """
     kind = type(batch).__name__
     if isinstance(batch, Mapping):
-        return f"a {kind} of {', '.join(map(str, batch))}"
+        return f"a {kind} of {', '.join(map(str, batch)) or 'nothing'}"
     return f"a {kind} of {len(batch)} parts" if isinstance(batch, tuple | list) else f"a {kind}"
 
 

@@ -287,16 +287,19 @@ class _Trial:
         # F1 or AUC of a few samples of one class mean nothing, and may raise.
         whole = [one for one in self.task.measured if isinstance(one, CustomMeasure) and one.over == "whole"]
         some = tuple(one for one in self.task.measured if one not in whole)
-        # What a function of the user's returns is all measured at once.
         parts = [(some, False), *([(tuple(whole), True)] if whole else [])]
-        if self.task.has_own_figures or not self.data.are_pairs:
+        # What a function of the user's returns, or the model itself, is all measured at once.
+        by_step = self.task.has_own_figures or not self.data.are_pairs
+        if by_step:
             parts = [(self.task.measured, bool(whole))]
         with replica.undisturbed():
             for metrics, is_whole in parts:
                 task = self.task.model_copy(update={"metrics": metrics})
                 data = self.data if is_whole else self.data._replace(test=test.subset(range(number)))
                 with _naming(self.model, "the test samples" if is_whole else "the first test samples"):
-                    self.check_score(task.examine(replica.module, data, self.device).values)
+                    values = task.examine(replica.module, data, self.device).values
+                if by_step:
+                    self.check_score(values)
             replica.check_names()
             if not self.data.are_pairs or self.task.step is not None:
                 return
@@ -306,9 +309,9 @@ class _Trial:
                 self.test_extremes(replica, "test", test)
 
     def check_score(self, values: Mapping[str, float]) -> None:
-        """Raise ``ValueError`` where checkpoints are kept by what a function of the user's does not measure."""
+        """Raise ``ValueError`` where checkpoints are kept by what is not measured."""
         score = self.config.checkpoint.score
-        if score is not None and score != "loss" and score not in values:
+        if score is not None and score not in values:
             raise ValueError(f"checkpoint.score = {score!r}: allowed are {', '.join(values)}")
 
     def probe(self, replica: Replica, batch: Batch) -> None:

@@ -76,7 +76,10 @@ def test_a_run_with_own_samples_ends_elsewhere_than_one_without(tmp_path: Path) 
         ("all", "algorithm.probe_data = 'all': allowed are own, shared, custom"),
         ({"name": "custom", "dataset": TensorDataset(torch.zeros(2, 3), torch.zeros(2).long())}, "its inputs are"),
         ({"name": "custom", "dataset": TensorDataset(torch.zeros(2, 64), torch.zeros(2))}, "its targets are"),
-        ({"name": "custom", "dataset": [1, 2]}, "algorithm.probe_data.dataset: its batches are a Tensor; allowed are those of the training data, a"),
+        (
+            {"name": "custom", "dataset": [1, 2]},
+            "algorithm.probe_data.dataset: its batches are a Tensor; allowed are those of the training data, a",
+        ),
         ({"name": "custom", "dataset": "nowhere:nothing"}, "algorithm.probe_data.dataset"),
     ],
 )

@@ -316,7 +316,10 @@ def test_custom_data_that_does_not_do_is_named() -> None:
         ({"train": NoLength}, "task.data.train: NoLength has no __len__; allowed is a map-style data set"),
         ({"train": 7}, "task.data.train: int has no __len__"),
         ({"test": list}, "task.data.test: it is empty"),
-        ({"test": [{"image": 1}]}, "task.data.test: its batches are a dict of image; allowed is what task.data.train has"),
+        (
+            {"test": [{"image": 1}]},
+            "task.data.test: its batches are a dict of image; allowed is what task.data.train has",
+        ),
         ({"train": [(1.0, 0)], "in_memory": False}, "task.data.num_classes is empty: allowed where the data set has"),
         (
             {"mean": (0.5,), "std": (1.0,)},
