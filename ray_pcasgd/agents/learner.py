@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ray_pcasgd.records import Snapshot
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.tasks.trees import Batch, moved, split
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -105,18 +107,14 @@ class Learner:
         The batch is taken in several pieces of almost equal size; before each of them, ``cancelled`` is asked, and
         ``None`` is returned where it says so.
         """
-        inputs, targets = self.draw(self.batches)
+        task, batch = self.spec.recipe.task, self.draw(self.batches)
         before = self.replica.copy_of_local() if pieces > 1 else None
         self.replica.forget_gradients()
         self.seed_forward_pass()
         total = 0.0
-        measure = self.spec.recipe.task.loss
-        whole = measure.weight(targets) if pieces > 1 else 0
+        whole = task.weight_of(batch) if pieces > 1 else 0
         pieces = pieces if whole else 1
-        parts = [(inputs, targets)]
-        if pieces > 1:
-            parts = [*zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)]
-        for some, wanted in parts:
+        for some in split(batch, pieces):
             if cancelled():
                 if before is not None:
                     # No trace of the pieces that were computed: a replay passes over the whole batch.
@@ -124,9 +122,9 @@ class Learner:
                         self.replica.take_in()
                     self.replica.load_local(before)
                 return None
-            weight = measure.weight(wanted) if whole else 0
+            weight = task.weight_of(some) if whole else 0
             if weight or not whole:
-                loss = measure(self.replica.module(some), wanted)
+                loss = task.loss_of(self.replica.module, some)
                 if whole:
                     # By how much counts in it, so that the pieces' sum is the mean over the batch.
                     loss = loss * (weight / whole)
@@ -186,21 +184,20 @@ class Learner:
         The first passes take several times as long as later ones. Where agents begin to train together without
         waiting for each other, the first one to finish them would be far ahead.
         """
-        recipe, batch = self.spec.recipe, self.batches.state()
-        inputs, targets = self.draw(self.batches)
-        self.batches.restore(batch)
+        recipe, number = self.spec.recipe, self.batches.state()
+        batch = self.draw(self.batches)
+        self.batches.restore(number)
         self.seed_forward_pass()
         # Of another replica: the model's own code may count its passes.
-        torch.autograd.backward(recipe.task.loss(recipe.build(self.data).module(inputs), targets))
+        torch.autograd.backward(recipe.task.loss_of(recipe.build(self.data).module, batch))
 
     def skip_batch(self) -> None:
         """Pass over the next mini-batch."""
         self.batches.restore(self.batches.state() + 1)
 
-    def draw(self, batches: Batches | StreamBatches) -> tuple[Tensor, Tensor]:
+    def draw(self, batches: Batches | StreamBatches) -> Batch:
         """Return the next mini-batch of one of the agent's streams, on the agent's device."""
-        inputs, targets = batches.next()
-        return inputs.to(self.replica.device), targets.to(self.replica.device)
+        return moved(batches.next(), self.replica.device)
 
     def seed_forward_pass(self) -> None:
         """Seed the device's global generator, which dropout draws from and cannot be told otherwise."""
@@ -214,7 +211,10 @@ class Learner:
     def loss_at(
         self, weights: Tensor, buffers: Tensor, local: dict[str, Tensor], inputs: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the loss at any weights (D,) and buffers, and the buffers as the forward pass left them; pure."""
+        """Return the loss at any weights (D,) and buffers, and the buffers as the forward pass left them; pure.
+
+        For what runs stacked: model and loss, without a step of the user's own.
+        """
         replica = self.replica
         # Each buffer is cloned by itself: under vmap, what is written to a view of the flat buffer is lost.
         mixed = {name: view.clone() for name, view in unflatten(buffers, replica.buffer_layout).items()}
@@ -224,7 +224,7 @@ class Learner:
         left = [tensors[slot.name].reshape(-1) for slot in replica.buffer_layout]
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
-    def curvature_on(self, snapshot: Snapshot, inputs: Tensor, targets: Tensor, direction: Tensor) -> float | None:
+    def curvature_on(self, snapshot: Snapshot, batch: Batch, direction: Tensor) -> float | None:
         """Return a mini-batch's curvature at a snapshot along a direction; ``None`` where it is not finite."""
         recipe = self.spec.recipe
         # Of another module: the model's own code may count its passes.
@@ -232,7 +232,7 @@ class Learner:
         replica.load(snapshot.weights, snapshot.buffers)
         replica.load_local(snapshot.local)
         self.seed_forward_pass()
-        loss = lambda: recipe.task.loss(replica.module(inputs), targets)  # noqa: E731
+        loss = partial(recipe.task.loss_of, replica.module, batch)
         return curvature_along(loss, replica.parameters(), direction)
 
     def feedback_of(self, curvature: float | None, state: Any, direction: Tensor) -> float | None:
@@ -281,4 +281,4 @@ class Learner:
     def evaluate(self) -> dict[str, float]:
         """Return the current version's test loss and metrics."""
         with self.replica.undisturbed():
-            return self.spec.recipe.task.evaluate(self.replica.module, self.data, self.replica.device)
+            return self.spec.recipe.task.examine(self.replica.module, self.data, self.replica.device).values

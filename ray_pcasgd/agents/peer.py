@@ -29,6 +29,7 @@ from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
+from ray_pcasgd.tasks.step import loss_with
 from ray_pcasgd.tasks.task import TaskData
 
 PEERS = Family(slack=FALLBACK_VERSIONS, runs_ahead=True, does_without=True, may_be_isolated=True, tells_neighbors=True)
@@ -319,7 +320,7 @@ class Peer(Learner, Participant):
         each = zip(self.all_snapshots(), self.all_optimizer_states(), self._each_of(direction), strict=True)
         self.curvature.take(
             self.version,
-            [self.feedback_of(self.curvature_on(at, *batch, along), state, along) for at, state, along in each],
+            [self.feedback_of(self.curvature_on(at, batch, along), state, along) for at, state, along in each],
         )
 
     def _predicted_direction(self, slots: Sequence[Received | None], reliable: Sequence[bool]) -> Tensor | None:
@@ -405,7 +406,7 @@ class Peer(Learner, Participant):
 
     def probe(self) -> Probe:
         """Return the losses of candidate weights on the next mini-batch of the agent's probe stream."""
-        inputs, targets = self.draw(self.probe_batches)
+        batch = self.draw(self.probe_batches)
         task = self.spec.recipe.task
 
         def losses(candidates: tuple[Tensor, ...]) -> Tensor:
@@ -416,8 +417,7 @@ class Peer(Learner, Participant):
                     # Copies: the model's own code may change whatever it is given.
                     tensors = self.replica.named(candidate.clone(), self.replica.buffers.clone())
                     tensors |= self.replica.copy_of_local()
-                    outputs = torch.func.functional_call(self.replica.module, tensors, (inputs,))
-                    results.append(task.loss(outputs, targets))
+                    results.append(loss_with(task.loss_of, self.replica.module, tensors, batch))
             return torch.stack(results)
 
         return losses

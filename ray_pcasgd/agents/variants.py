@@ -220,7 +220,7 @@ class Variants(Peer):
         with replica.undisturbed():
             replica.load(snapshot.weights, snapshot.buffers)
             replica.load_local(snapshot.local)
-            return task.evaluate(replica.module, self.data, replica.device)
+            return task.examine(replica.module, self.data, replica.device).values
 
     @staticmethod
     def _each(function: Any, in_dims: Any = 0) -> Any:

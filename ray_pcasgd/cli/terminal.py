@@ -229,8 +229,9 @@ def _shards(plan: Plan) -> str:
     sizes = [len(spec.shard) for spec in learners]
     text = f"{min(sizes)} to {max(sizes)} samples" if min(sizes) != max(sizes) else f"{sizes[0]} samples"
     classes = plan.data.num_classes
-    labels = plan.data.train.labels()
-    if plan.config.partition.name == "iid" or labels is None or classes is None or classes > _HISTOGRAM_CLASSES:
+    if plan.config.partition.name == "iid" or classes is None or classes > _HISTOGRAM_CLASSES:
+        return text
+    if plan.data.train.labels() is None:
         return text
     counts = label_histogram(plan.data.train, tuple(spec.shard for spec in learners), classes)
     return text + "".join(f"\n  agent {agent}: {' '.join(map(str, row))}" for agent, row in enumerate(counts))

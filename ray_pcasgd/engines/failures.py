@@ -132,7 +132,7 @@ def measured(
         return {name: float(value) for name, value in evaluate().items()}, None
     except Exception as error:
         failed = Event("evaluation_failed", agent, step, str(as_step_error(error, agent, step, who)))
-        return dict.fromkeys(("loss", *(metric.key for metric in task.metrics)), math.nan), failed
+        return dict.fromkeys(("loss", *(metric.key for metric in task.measured)), math.nan), failed
 
 
 def evaluated(agent: Participant, report: StepReport) -> tuple[StepReport, Event | None]:

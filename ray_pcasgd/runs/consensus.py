@@ -85,7 +85,7 @@ class AveragedModel:
         with self._replica.undisturbed():
             self._replica.load(snapshot.weights, snapshot.buffers)
             self._replica.load_local(snapshot.local)
-            return self._task.evaluate(self._replica.module, self._data, self._replica.device)
+            return self._task.examine(self._replica.module, self._data, self._replica.device).values
 
     def take_state(self, state: Mapping[str, Any]) -> None:
         """Make the model that of a state dict which ``state_dict`` or ``bare_state_dict`` has returned.

@@ -220,14 +220,14 @@ class SweepConfig(Settings):
 
     def judged_by(self, base: Config) -> tuple[str, Literal["max", "min"]]:
         """Return the metric and its mode."""
-        known = ["test_loss", *(f"test_{metric.key}" for metric in base.task.metrics)]
+        known = ["test_loss", *(f"test_{metric.key}" for metric in base.task.measured)]
         metric = self.metric or ("test_accuracy" if "test_accuracy" in known else "test_loss")
-        if metric not in known:
+        if metric not in known and not base.task.has_own_figures:
             raise SettingsError(f"metric = {metric!r}: allowed are {', '.join(known)}")
         if self.mode is not None:
             return metric, self.mode
-        measures = {f"test_{measure.key}": measure for measure in base.task.metrics}
-        rises = measures[metric].higher_is_better if metric in measures else False
+        measures = {f"test_{measure.key}": measure for measure in base.task.measured}
+        rises = measures[metric].higher_is_better if metric in measures else False if metric in known else None
         if rises is None:
             raise SettingsError(f"mode: needed for metric = {metric!r}, which does not say; allowed are max and min")
         return metric, "max" if rises else "min"

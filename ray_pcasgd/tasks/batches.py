@@ -1,13 +1,13 @@
 """An agent's endless sequence of mini-batches, any of which can be made from its number alone."""
 
 import numpy as np
-from torch import Tensor
 
 from ray_pcasgd.base.randomness import generator, stream_seed, torch_generator
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.normalization import Normalization
 from ray_pcasgd.tasks.samples import AnySamples, MapSamples
+from ray_pcasgd.tasks.trees import Batch, is_pair
 
 
 class Batches:
@@ -44,15 +44,18 @@ class Batches:
         self._taken = 0
         self._order: tuple[int, np.ndarray] = (-1, self._indices)
 
-    def at(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of batch ``number``, counted from 0."""
-        inputs, targets = self._drawn(number)
+    def at(self, number: int) -> Batch:
+        """Return batch ``number``, counted from 0: inputs and targets, or what else the items make."""
+        batch = self._drawn(number)
+        if not is_pair(batch):
+            return batch
+        inputs, targets = batch
         if self._augmentation.is_any:
             random = torch_generator(self._seed, f"{self._purpose}-augmentation", self._agent, number)
             inputs = self._augmentation.apply(inputs, random)
         return self._normalization(inputs), targets
 
-    def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
+    def _drawn(self, number: int) -> Batch:
         """Return the items of a batch; where they are made anew, whatever is random about them is the batch's own."""
         indices = self.indices_at(number)
         if not isinstance(self._samples, MapSamples):
@@ -71,8 +74,8 @@ class Batches:
             place, left = place + len(part), left - len(part)
         return np.concatenate(parts)
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Return the next batch's inputs and targets."""
+    def next(self) -> Batch:
+        """Return the next batch."""
         batch = self.at(self._taken)
         self._taken += 1
         return batch

@@ -1,5 +1,6 @@
 """The data sets that settings name; the libraries that decode them are imported where they are used."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,13 +8,15 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
 
-from ray_pcasgd.base.imports import ObjectOrPath, import_object
+from ray_pcasgd.base.imports import CallableOrPath, ObjectOrPath, import_object
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.tasks.custom_samples import CustomSamples, custom_samples
+from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.images import Standardized
 from ray_pcasgd.tasks.parquet import ImageParquet
 from ray_pcasgd.tasks.samples import AnySamples, Samples, TaskData
+from ray_pcasgd.tasks.trees import Batch, form_of, is_pair
 from ray_pcasgd.tasks.vision import CIFAR10, CIFAR100, FashionMNIST, ImageFolder
 
 
@@ -93,20 +96,29 @@ class Text(Settings):
 
 
 class CustomData(Standardized):
-    """The user's own data: two map-style data sets whose items are pairs (input, target)."""
+    """The user's own data: two map-style data sets, Hugging Face's ``datasets.Dataset`` for instance.
+
+    Items are pairs (input, target), or mappings, tuples or lists of tensors, arrays, numbers and lists of numbers; with
+    ``collate`` anything.
+    """
 
     name: Literal["custom"] = "custom"
     train: ObjectOrPath
     """A map-style data set, a function that returns one, or the import path ``module:attribute`` of either."""
     test: ObjectOrPath
     """The same for the samples that are tested on."""
+    collate: CallableOrPath | None = None
+    """A function that makes a batch of a list of items, or its import path; not given: tensors are stacked. A batch is
+    a tensor, or tuples, lists and mappings of them, nested."""
     num_classes: int | None = Field(None, ge=2)
-    """Number of classes; not given: one more than the highest label where targets are integers, else a regression."""
+    """Number of classes; not given: one more than the highest label where targets are integers, else a regression. Only
+    of pairs of tensors."""
     in_memory: bool | None = None
     """Whether all samples are made once and kept; if not, each is made anew whenever it is drawn. Not given: kept,
     except training samples that are random (augmentation in ``__getitem__``). Those draw from the generators of
     Python, NumPy and PyTorch, which follow from the run's seed, the agent and the batch; test samples have the same
-    draws in every run and evaluation."""
+    draws in every run and evaluation. What is no pair of tensors, or is collated by ``collate``, is kept only on
+    request, as items."""
 
     def load(self) -> TaskData:
         """Return the data set.
@@ -117,16 +129,21 @@ class CustomData(Standardized):
 
         """
         train, test = (self._samples(setting) for setting in ("train", "test"))
+        if train.samples.are_pairs != test.samples.are_pairs:
+            one, other = (_first(part.samples) for part in (train, test))
+            raise ValueError(
+                f"task.data.test: its batches are {form_of(other)}; allowed is what task.data.train has, {form_of(one)}"
+            )
         data = self.task_data(train.samples, test.samples, self._num_classes(train.samples, test.samples))
         return data._replace(remarks=tuple(part.remark for part in (train, test) if part.remark))
 
     def _samples(self, setting: str) -> CustomSamples:
-        return samples_of(f"task.data.{setting}", getattr(self, setting), self.in_memory)
+        return samples_of(f"task.data.{setting}", getattr(self, setting), self.in_memory, import_object(self.collate))
 
     def _num_classes(self, train: AnySamples, test: AnySamples) -> int | None:
         if self.num_classes is not None:
             return self.num_classes
-        if train.take([0])[1].is_floating_point():
+        if not is_pair(first := _first(train)) or first[1].is_floating_point():
             return None
         if isinstance(train, Samples) and isinstance(test, Samples):
             return int(max(train.targets.max(), test.targets.max())) + 1
@@ -139,7 +156,15 @@ class CustomData(Standardized):
         return max(found)
 
 
-def samples_of(place: str, dataset: Any, in_memory: bool | None = None) -> CustomSamples:
+def _first(samples: AnySamples) -> Batch:
+    """Return a batch of the first sample; no generator moves by it."""
+    with seeded(0):
+        return samples.take([0])
+
+
+def samples_of(
+    place: str, dataset: Any, in_memory: bool | None = None, collate: Callable[[list[Any]], Batch] | None = None
+) -> CustomSamples:
     """Return the samples of a user's map-style data set, which the setting ``place`` names.
 
     Raises:
@@ -147,9 +172,9 @@ def samples_of(place: str, dataset: Any, in_memory: bool | None = None) -> Custo
 
     """
     try:
-        return custom_samples(place.rsplit(".", 1)[-1], _map_style(place, dataset), in_memory)
+        return custom_samples(place.rsplit(".", 1)[-1], _map_style(place, dataset), in_memory, collate)
     except Exception as error:  # also the user's own
-        if isinstance(error, ValueError) and str(error).startswith(f"{place}"):
+        if isinstance(error, ValueError) and str(error).startswith((place, "task.data.collate")):
             raise
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{place}: {reason}") from error
@@ -164,9 +189,6 @@ def _map_style(place: str, dataset: Any) -> Any:
             raise ValueError(f"{place}: {type(value).__name__} has no {method}; allowed is a map-style data set")
     if len(value) == 0:
         raise ValueError(f"{place}: it is empty; allowed is at least one sample")
-    first = value[0]
-    if not (isinstance(first, tuple | list) and len(first) == 2):
-        raise ValueError(f"{place}: an item is a {type(first).__name__}; allowed are pairs (input, target)")
     return value
 
 

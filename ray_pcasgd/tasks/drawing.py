@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as trees
 
 from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.tasks.trees import with_dicts
 
 Nature = Literal["fixed", "random", "unseeded"]
 """Of a data set's items: ``fixed`` ones are the same each time; ``random`` ones follow from the states of the global
@@ -86,7 +87,7 @@ def _draw(take: Callable[[Sequence[int]], Any], place: int, seed: int) -> _Draw:
 
 def are_alike(one: Any, other: Any) -> bool:
     """Return whether two nested structures of tensors hold the same values; NaN equals itself."""
-    (leaves, form), (others, other_form) = trees.tree_flatten(one), trees.tree_flatten(other)
+    (leaves, form), (others, other_form) = (trees.tree_flatten(with_dicts(each)) for each in (one, other))
     return form == other_form and all(map(_same, leaves, others))
 
 

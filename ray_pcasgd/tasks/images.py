@@ -12,6 +12,7 @@ from torch import Tensor
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.tasks.normalization import Normalization, channel_statistics
 from ray_pcasgd.tasks.samples import AnySamples, Samples, TaskData
+from ray_pcasgd.tasks.trees import is_pair
 
 
 class Standardized(Settings):
@@ -37,7 +38,8 @@ class Standardized(Settings):
             ValueError: A mean is given for inputs other than uint8 images with as many channels.
 
         """
-        first, _ = train.take([0])
+        batch = train.take([0])
+        first = batch[0] if is_pair(batch) else torch.empty(0)
         channels = first.shape[1] if first.dtype == torch.uint8 and first.ndim == 4 else 0
         if self.mean and len(self.mean) != channels:
             raise ValueError(

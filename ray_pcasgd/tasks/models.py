@@ -3,11 +3,13 @@
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ray_pcasgd.base.imports import CallableOrPath, import_object, import_path
@@ -202,20 +204,22 @@ def is_unshaped(model: nn.Module) -> bool:
     return any(map(is_lazy, [*model.parameters(), *model.buffers()]))
 
 
-@torch.no_grad()
-def give_shape(model: nn.Module, inputs: Tensor) -> None:
-    """Let inputs give layers their shapes; whatever else is in the model stays as it is."""
+@contextmanager
+def shaping(model: nn.Module) -> Iterator[None]:
+    """Let a forward pass within give layers their shapes; whatever else is in the model stays as it is."""
     modes = [(module, module.training) for module in model.modules()]
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     kept = [(tensor, tensor.clone()) for tensor in named.values() if not is_lazy(tensor)]
     model.eval()
     try:
-        model(inputs)
+        with torch.no_grad():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for tensor, value in kept:
-            tensor.copy_(value)
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
 
 
 def _from_factory(value: Any) -> Any:

@@ -25,6 +25,7 @@ from ray_pcasgd.tasks.measures import (
 )
 from ray_pcasgd.tasks.samples import AnySamples, MapSamples
 from ray_pcasgd.tasks.tallies import Gathered, Tally
+from ray_pcasgd.tasks.trees import Batch, is_pair, moved
 
 __all__ = [
     "Accuracy",
@@ -118,35 +119,58 @@ def examine(
     measures = [("task.loss", "loss", loss), *((f"task.metrics: {own.key}", own.key, own) for own in metrics)]
     tallies: list[tuple[str, str, Tally]] = []
     for setting, key, measure in measures:
-        with _noting(setting):
+        with noting(setting):
             tallies.append((setting, key, measure.tally(gathered)))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        for first in range(0, len(samples), batch_size):
-            # Items that are random are the same in every evaluation.
-            with seeded(stream_seed(0, "tested items", first)) if isinstance(samples, MapSamples) else nullcontext():
-                inputs, targets = samples.take(np.arange(first, min(first + batch_size, len(samples))))
-            outputs = model(transform(inputs.to(device)))
-            targets = targets.to(device)
-            for setting, _, tally in tallies:
-                with _noting(setting):
-                    tally.add(outputs, targets)
-            if gathered.is_wanted:
-                gathered.add(outputs, targets)
-    finally:
-        model.train(modes[0][1])  # the model's own, which may do more than to set modes
-        for module, mode in modes:
-            module.training = mode
+    for (inputs, targets), _ in tested_batches(model, samples, batch_size, device, transform):
+        outputs = model(inputs)
+        for setting, _, tally in tallies:
+            with noting(setting):
+                tally.add(outputs, targets)
+        if gathered.is_wanted:
+            gathered.add(outputs, targets)
     values = {}
     for setting, key, tally in tallies:
-        with _noting(setting):
+        with noting(setting):
             values[key] = tally.result()
     return Evaluation(values, tuple(f"{setting} {tally.remark}" for setting, _, tally in tallies if tally.remark))
 
 
+def tested_batches(
+    model: nn.Module,
+    samples: AnySamples,
+    batch_size: int,
+    device: torch.device | str,
+    transform: Callable[[Tensor], Tensor],
+) -> Iterator[tuple[Batch, int]]:
+    """Yield all samples in batches on the device, each with its number of samples; the model is in evaluation mode.
+
+    Of pairs, the inputs are transformed.
+    """
+    with _evaluating(model):
+        for first in range(0, len(samples), batch_size):
+            indices = np.arange(first, min(first + batch_size, len(samples)))
+            # Items that are random are the same in every evaluation.
+            with seeded(stream_seed(0, "tested items", first)) if isinstance(samples, MapSamples) else nullcontext():
+                batch = samples.take(indices)
+            batch = moved(batch, torch.device(device))
+            yield (transform(batch[0]), batch[1]) if is_pair(batch) else batch, len(indices)
+
+
 @contextmanager
-def _noting(setting: str) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])  # the model's own, which may do more than to set modes
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def noting(setting: str) -> Iterator[None]:
     """Note on whatever is raised, which may be the user's own, which setting it is about."""
     try:
         yield

@@ -42,6 +42,11 @@ class StreamedImages(MapSamples):
         return sum(group.rows for group in self.row_groups)
 
     @property
+    def are_pairs(self) -> bool:
+        """Whether batches are pairs of tensors."""
+        return True
+
+    @property
     def num_units(self) -> int:
         """What a partition deals: row groups."""
         return len(self.row_groups)

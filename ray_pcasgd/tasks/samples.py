@@ -2,16 +2,17 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
+from ray_pcasgd.tasks.collating import ONE_SHAPE, collated
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.normalization import Normalization
+from ray_pcasgd.tasks.trees import Batch, is_pair
 
 Indices = np.ndarray | Tensor | Sequence[int]
 
@@ -53,6 +54,9 @@ class Samples:
         """What a partition deals."""
         return len(self)
 
+    are_pairs = True
+    """Whether batches are pairs of tensors."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _from_numpy, (self.inputs.numpy(), self.targets.numpy())
 
@@ -74,35 +78,48 @@ class MapSamples:
     """The samples of a map-style data set, made anew whenever they are taken: for what does not fit into memory.
 
     ``labels`` are those of all items, where they are known and the data set itself does not hold them; ``is_random``
-    says that its items are drawn anew each time.
+    says that its items are drawn anew each time; ``collate`` makes a batch of a list of them, see ``collated``.
     """
 
-    def __init__(self, dataset: Any, labels: np.ndarray | None = None, is_random: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        labels: np.ndarray | None = None,
+        is_random: bool = False,
+        collate: Callable[[list[Any]], Batch] | None = None,
+    ) -> None:
         self.dataset = dataset
-        """Its items are pairs (input, target)."""
+        """Its items are pairs (input, target), or whatever else makes batches of tensors."""
         self.is_random = is_random
+        self.collate = collate
         self._labels = labels
+        self._are_pairs: bool | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def are_pairs(self) -> bool:
+        """Whether batches are pairs of tensors."""
+        if self._are_pairs is None:
+            with seeded(0):
+                self._are_pairs = is_pair(self.take([0]))
+        return self._are_pairs
 
     @property
     def num_units(self) -> int:
         """What a partition deals: samples, or what holds several of them."""
         return len(self)
 
-    def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets at ``indices``, stacked.
+    def take(self, indices: Indices) -> Batch:
+        """Return the batch of the items at ``indices``.
 
         Raises:
             ValueError: an item cannot be made, or cannot be stacked with the others; it is named.
 
         """
         positions = [int(i) for i in indices]
-        inputs, targets = _collated(positions, self._items(positions))
-        # What Python's and numpy's numbers collate to, float64 and various integers, no model or loss accepts.
-        inputs = inputs.float() if inputs.dtype == torch.float64 else inputs
-        return inputs, targets.float() if targets.is_floating_point() else targets.long()
+        return collated(positions, self._items(positions), self.collate)
 
     def _items(self, positions: Sequence[int]) -> list[Any]:
         """Return the items at some positions."""
@@ -125,39 +142,74 @@ class MapSamples:
         """Return a view of the samples at ``indices``."""
         positions = [int(i) for i in indices]
         labels = None if self._labels is None else self._labels[positions]
-        return MapSamples(torch.utils.data.Subset(self.dataset, positions), labels, self.is_random)
+        return MapSamples(torch.utils.data.Subset(self.dataset, positions), labels, self.is_random, self.collate)
 
     def labels(self) -> np.ndarray | None:
-        """Return the class of each sample, int64 of shape (n,); None where only taking all samples would tell."""
+        """Return the class of each sample, int64 of shape (n,); None where only taking all samples would tell.
+
+        Of items that are mappings it is one integer under ``labels`` or ``label``, for which all items are taken once.
+        """
         if self._labels is None:
             labels = labels_of(self.dataset)
-            self._labels = labels if labels is not None and self._are_of_items(labels) else None
+            if labels is not None:
+                self._labels = labels if self._are_of_items(labels) else None
+            else:
+                self._labels = self._labels_of_mappings()
         return self._labels
 
     def _are_of_items(self, labels: np.ndarray) -> bool:
         """Return whether some items have these labels; a data set may change what its ``targets`` hold."""
         places = np.unique(np.linspace(0, len(self) - 1, min(len(self), _COMPARED_LABELS)).astype(int))
         with seeded(0):
-            targets = self.take(places)[1]
-        return targets.shape == places.shape and bool((targets.numpy() == labels[places]).all())
+            targets = [np.asarray(_target_of(item)) for item in self._items(places.tolist())]
+        return all(one.ndim == 0 and bool(one == label) for one, label in zip(targets, labels[places], strict=True))
+
+    def _labels_of_mappings(self) -> np.ndarray | None:
+        with seeded(0):
+            if not isinstance(first := self._item(0), Mapping) or (key := _label_key(first)) is None:
+                return None
+            if np.ndim(first[key]):
+                return None
+            column = np.array([np.asarray(self._item(i).get(key)) for i in range(len(self))])
+        return column.astype(np.int64) if column.dtype.kind in "iu" and column.ndim == 1 else None
+
+    def kept(self) -> "MapSamples":
+        """Return the same samples, each made once and kept as it is."""
+        return MapSamples(self._items(range(len(self))), self._labels, self.is_random, self.collate)
 
     def in_memory(self) -> Samples:
-        """Return all the samples as tensors."""
+        """Return all the samples, which are pairs, as tensors."""
         parts = [self.take(range(first, min(first + 1024, len(self)))) for first in range(0, len(self), 1024)]
         for what, column in (("inputs", [part[0] for part in parts]), ("targets", [part[1] for part in parts])):
             for number, one in enumerate(column):
                 if one.shape[1:] != column[0].shape[1:]:
                     shapes = f"{tuple(column[0].shape[1:])} and {tuple(one.shape[1:])}"
-                    raise ValueError(f"samples 0 and {1024 * number} have {what} of shapes {shapes}; {_ONE_SHAPE}")
+                    raise ValueError(f"samples 0 and {1024 * number} have {what} of shapes {shapes}; {ONE_SHAPE}")
         inputs, targets = zip(*parts, strict=True)
         return Samples(torch.cat(inputs), torch.cat(targets))
+
+
+def _label_key(item: Any) -> str | None:
+    return next((key for key in ("labels", "label") if key in item), None)
+
+
+def _target_of(item: Any) -> Any:
+    """Return what an item would have its label in."""
+    if isinstance(item, Mapping):
+        return item.get(_label_key(item))
+    return item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
 
 
 def labels_of(dataset: Any) -> np.ndarray | None:
     """Return the classes of a data set's items without taking these, int64 of shape (n,); None where it has none.
 
-    From its ``targets`` or ``labels``, its second tensor, or from the data sets that it is a part of or made of.
+    From its ``targets`` or ``labels``, its column of labels as Hugging Face's data sets have them, its second tensor,
+    or from the data sets that it is a part of or made of.
     """
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, list) and (key := _label_key(columns)) is not None:
+        column = np.asarray(dataset.with_format("numpy")[key][:])
+        return column.astype(np.int64) if column.dtype.kind in "iu" and column.ndim == 1 else None
     for name in ("targets", "labels"):
         try:
             labels = _class_labels(torch.as_tensor(getattr(dataset, name)))
@@ -177,55 +229,6 @@ def labels_of(dataset: Any) -> np.ndarray | None:
     return None
 
 
-_ONE_SHAPE = "allowed is one shape, by padding or cropping for instance"
-
-
-def _collated(positions: Sequence[int], items: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Return the inputs and targets of the items at some positions, stacked.
-
-    Raises:
-        ValueError: an item is no pair, or inputs or targets are no tensors of one shape.
-
-    """
-    for position, item in zip(positions, items, strict=True):
-        if not (isinstance(item, tuple | list) and len(item) == 2):
-            raise ValueError(f"sample {position} is a {type(item).__name__}; allowed are pairs (input, target)")
-    inputs = _stacked("input", positions, [_as_input(item[0]) for item in items])
-    return inputs, _stacked("target", positions, [item[1] for item in items])
-
-
-def _stacked(what: str, positions: Sequence[int], values: Sequence[Any]) -> Tensor:
-    try:
-        stacked = default_collate(list(values))
-    except Exception as error:
-        shapes = [_shape(value) for value in values]
-        other = next((k for k, shape in enumerate(shapes) if shape != shapes[0]), None)
-        if other is None:
-            raise ValueError(f"the {what}s of samples from {positions[0]} on cannot be stacked ({error})") from error
-        both = f"{shapes[0]} and {shapes[other]}"
-        raise ValueError(
-            f"samples {positions[0]} and {positions[other]} have {what}s of shapes {both}; {_ONE_SHAPE}"
-        ) from error
-    if isinstance(stacked, Tensor):
-        return stacked
-    kind = type(values[0]).__name__
-    raise ValueError(
-        f"sample {positions[0]} has a {kind} for {what}; allowed are tensors, arrays, numbers and PIL images"
-    )
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if hasattr(value, "shape") else f"of a {type(value).__name__}"
-
-
-def _as_input(value: Any) -> Any:
-    """Return a PIL image as uint8 (channels, height, width), anything else as it is."""
-    if not hasattr(value, "getbands"):
-        return value
-    array = np.array(value, dtype=np.uint8)
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
-
-
 AnySamples = Samples | MapSamples
 
 
@@ -243,6 +246,11 @@ class TaskData(NamedTuple):
     """What the user should know about the data, in a line each."""
     probes: AnySamples | None = None
     """What candidates are probed on, where that is not the agents' own samples."""
+
+    @property
+    def are_pairs(self) -> bool:
+        """Whether batches are pairs of tensors, inputs and targets; else all but the tensors' form is the user's."""
+        return self.train.are_pairs
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -24,14 +24,14 @@ class Gathered:
         self._parts: list[Any] = []
         self._whole: Any = None
 
-    def add(self, outputs: Any, targets: Any) -> None:
-        """Keep a batch's outputs and targets: tensors, or nested tuples and mappings of them."""
-        part = trees.tree_map(_on_cpu, (outputs, targets))
+    def add(self, *values: Any) -> None:
+        """Keep a batch's outputs and targets, or what else there is: tensors, or nested tuples and mappings of them."""
+        part = trees.tree_map(_on_cpu, values)
         self.num_bytes += sum(leaf.nbytes for leaf in trees.tree_leaves(part) if isinstance(leaf, Tensor))
         self._parts.append(part)
 
-    def whole(self) -> tuple[Any, Any] | None:
-        """Return all outputs and all targets; None where there was no batch.
+    def whole(self) -> tuple[Any, ...] | None:
+        """Return all outputs and all targets, or what else was kept; None where there was no batch.
 
         Raises:
             ValueError: The batches' outputs or targets do not fit together.
@@ -46,7 +46,7 @@ class Gathered:
                     "where they do not is over = 'batches'"
                 ) from error
             self._parts = []
-        whole: tuple[Any, Any] | None = self._whole
+        whole: tuple[Any, ...] | None = self._whole
         return whole
 
 
@@ -57,8 +57,8 @@ class Tally(ABC):
     """What a reader of the figure should know, once there is a figure."""
 
     @abstractmethod
-    def add(self, outputs: Any, targets: Any) -> None:
-        """Take in one batch."""
+    def add(self, *values: Any) -> None:
+        """Take in one batch: its outputs and targets, or what else the measure is of."""
 
     @abstractmethod
     def result(self) -> float:
@@ -68,14 +68,14 @@ class Tally(ABC):
 class MeanOfTerms(Tally):
     """The mean over all targets that count, whatever batches they come in; summed in float64."""
 
-    def __init__(self, terms: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, terms: Callable[..., Tensor]) -> None:
         self._terms = terms
         self._total = 0.0
         self._number = 0
 
-    def add(self, outputs: Tensor, targets: Tensor) -> None:
+    def add(self, *values: Tensor) -> None:
         """Take in one batch."""
-        terms = self._terms(outputs, targets)
+        terms = self._terms(*values)
         self._total += terms.sum(dtype=torch.float64).item()
         self._number += terms.numel()
 
@@ -95,7 +95,7 @@ class OverWhole(Tally):
         self._gathered = gathered
         gathered.is_wanted = True
 
-    def add(self, outputs: Any, targets: Any) -> None:
+    def add(self, *values: Any) -> None:
         """Leave the batch to what gathers them."""
 
     def result(self) -> float:
@@ -118,10 +118,10 @@ class OverBatches(Tally):
         self._total = 0.0
         self._number = 0
 
-    def add(self, outputs: Any, targets: Any) -> None:
+    def add(self, *values: Any) -> None:
         """Take in one batch."""
-        size = len(trees.tree_leaves(targets)[0])
-        self._total += number(self._function(outputs, targets)) * size
+        size = len(trees.tree_leaves(values[-1])[0])
+        self._total += number(self._function(*values)) * size
         self._number += size
 
     def result(self) -> float:
@@ -138,9 +138,9 @@ class OfMetric(Tally):
         self._metric.reset()
         self._number = 0
 
-    def add(self, outputs: Any, targets: Any) -> None:
+    def add(self, *values: Any) -> None:
         """Let the metric take in one batch."""
-        self._metric.update(*trees.tree_map(_on_cpu, (outputs, targets)))
+        self._metric.update(*trees.tree_map(_on_cpu, values))
         self._number += 1
 
     def result(self) -> float:

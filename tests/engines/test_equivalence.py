@@ -14,6 +14,7 @@ from ray_pcasgd.schedule.parquet import first_difference, read_rows
 from tests.speed import slow_unless
 
 from .fragile import fragile
+from .language import STEPPED
 from .restless import restless
 
 UNBATCHED = {"name": "local", "batched": "never"}
@@ -115,6 +116,7 @@ BARRIERS: dict[str, Any] = {
     },
     "batch norm": BATCH_NORM,
     "own tensors": {"algorithm": "pc-asgd"} | restless() | UNEVEN,
+    "language model, step": {"algorithm": "pc-asgd", "task": STEPPED, "num_agents": 2, "num_steps": 6} | UNEVEN,
     "own tensors, probed": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | restless() | UNEVEN,
     "own tensors, pairs": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]} | restless() | UNEVEN,
     "random items": {
@@ -149,10 +151,17 @@ ON_RAY = [
     "own tensors",
     "own tensors, probed",
     "own tensors, pairs",
+    "language model, step",
 ]
 
 
-QUICK = ["pc-asgd, linear theta", "own tensors, probed", "gossip-push", "sgp-overlap, directed, batch norm"]
+QUICK = [
+    "pc-asgd, linear theta",
+    "own tensors, probed",
+    "gossip-push",
+    "sgp-overlap, directed, batch norm",
+    "language model, step",
+]
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])

@@ -21,7 +21,7 @@ def test_the_newest_weights_of_all_models_are_averaged_and_tested() -> None:
     for row, factor in zip(rows, (1, 2, 0, 3), strict=True):
         model = config.task.build_model(data, config.seed)
         torch.nn.utils.vector_to_parameters(factor * start, model.parameters())
-        assert row["loss"] == pytest.approx(config.task.evaluate(model, data)["loss"], rel=1e-5)
+        assert row["loss"] == pytest.approx(config.task.examine(model, data).values["loss"], rel=1e-5)
     assert [row["updates"] for row in rows] == [0, 1, 2, 3]
 
 

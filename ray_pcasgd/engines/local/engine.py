@@ -80,7 +80,11 @@ def _stacks(settings: LocalSettings, agents: Sequence[Participant]) -> bool:
     if not isinstance(first, Learner) or not first.spec.family.runs_ahead or len(agents) < MANY_AGENTS:
         return False
     task = first.spec.recipe.task
-    if isinstance(task.model, CustomModel | Torchvision) or isinstance(task.loss, CustomMeasure):
+    if (
+        task.step is not None
+        or isinstance(task.loss, CustomMeasure)
+        or isinstance(task.model, CustomModel | Torchvision)
+    ):
         return False  # the user's own code may hold what cannot run stacked
     slower = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)
     return not any(isinstance(module, slower) for module in first.replica.module.modules())

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ray_pcasgd.agents.peer import AgentSpec, Recipe
+from ray_pcasgd.base.imports import import_object
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Row
@@ -21,9 +22,10 @@ from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
-from ray_pcasgd.tasks.datasets import samples_of
+from ray_pcasgd.tasks.datasets import CustomData, Data, samples_of
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.samples import TaskData
+from ray_pcasgd.tasks.trees import form_of, is_pair
 
 _BARRIERS: dict[DefaultBarrier, Barrier] = {
     "none": NoBarrier(),
@@ -126,7 +128,7 @@ def _borrowed(rule: Rule, shards: Sequence[np.ndarray], seed: int) -> np.ndarray
     return np.unique(np.concatenate(lent))
 
 
-def with_probes(data: TaskData, rule: object) -> TaskData:
+def with_probes(data: TaskData, rule: object, of: Data) -> TaskData:
     """Return the data with the user's own samples to probe on, where the rule has them.
 
     Raises:
@@ -140,8 +142,16 @@ def with_probes(data: TaskData, rule: object) -> TaskData:
             raise ValueError("algorithm.probe_data = 'shared': allowed with task.data.streamed are own and custom")
         return data
     place = "algorithm.probe_data.dataset"
-    probes = samples_of(place, rule.probe_data.dataset, in_memory=True).samples
-    for one, other, what in zip(probes.take([0]), data.train.take([0]), ("inputs", "targets"), strict=True):
+    collate = import_object(of.collate) if isinstance(of, CustomData) else None
+    probes = samples_of(place, rule.probe_data.dataset, in_memory=True, collate=collate).samples
+    own, others = (part.take([0]) for part in (probes, data.train))
+    if not (is_pair(own) and is_pair(others)):
+        if form_of(own) != form_of(others):
+            raise ValueError(
+                f"{place}: its batches are {form_of(own)}; allowed are those of the training data, {form_of(others)}"
+            )
+        return data._replace(probes=probes)
+    for one, other, what in zip(own, others, ("inputs", "targets"), strict=True):
         if (one.shape, one.dtype) != (other.shape, other.dtype):
             given, allowed = (f"{tuple(part.shape[1:])} of {part.dtype}" for part in (one, other))
             raise ValueError(f"{place}: its {what} are {given}; allowed are those of the training data, {allowed}")

@@ -180,7 +180,8 @@ def make_plan(config: Config) -> Plan:
     """
     config = with_defaults(config)
     try:
-        data = with_probes(config.task.load(), config.algorithm)
+        data = with_probes(config.task.load(), config.algorithm, config.task.data)
+        config = config.model_copy(update={"task": config.task.fitting(data)})
         if isinstance(data.train, StreamedImages) and isinstance(config.engine, LocalSettings):
             raise ValueError("engine.name = 'local': allowed with task.data.streamed is ray")
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
@@ -319,8 +320,9 @@ def _check_settings(config: Config) -> None:
     if config.accumulate > config.batch_size:
         raise ValueError(f"accumulate = {config.accumulate}: allowed are 1 to batch_size = {config.batch_size}")
     kept = config.checkpoint
-    metrics = ["loss", *(metric.key for metric in config.task.metrics)]
-    if kept.score is not None and kept.score not in metrics:
+    metrics = ["loss", *(metric.key for metric in config.task.measured)]
+    # What a function of the user's measures is known once it was tried out.
+    if kept.score is not None and kept.score not in metrics and not config.task.has_own_figures:
         raise ValueError(f"checkpoint.score = {kept.score!r}: allowed are {', '.join(metrics)}")
     for setting, value in (("score", kept.score), ("num_to_keep", kept.num_to_keep)):
         if value is not None and kept.every_evaluations is None:

@@ -17,6 +17,7 @@ from ray_pcasgd.agents.participant import LearnerSpec, Training
 from ray_pcasgd.agents.replica import Replica, unflatten
 from ray_pcasgd.agents.variants import Variants
 from ray_pcasgd.agents.worker import CHANGED_WEIGHTS
+from ray_pcasgd.base.imports import import_object, import_path
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.config import Config
@@ -34,10 +35,9 @@ from ray_pcasgd.tasks.objective import CrossEntropy, CustomMeasure
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.sample_checks import is_integer, labels_of, require_finite, require_labels, require_samples
 from ray_pcasgd.tasks.samples import AnySamples, Samples
+from ray_pcasgd.tasks.step import loss_with
 from ray_pcasgd.tasks.task import TaskData
-
-TESTED_AT_ONCE = 128
-"""Samples of one batch in evaluations."""
+from ray_pcasgd.tasks.trees import Batch, is_pair, moved, num_samples, split
 
 _LONGEST_REASON = 400
 
@@ -86,6 +86,10 @@ class _Trial:
         self.task = config.task
         self.model = f"task.model.name = {self.task.model.name!r}"
         self.loss = f"task.loss.name = {self.task.loss.name!r}"
+        if not data.are_pairs:
+            self.loss = f"{self.model}: its own loss"
+        if self.task.step is not None:
+            self.loss = f"task.step = {import_path(self.task.step)!r}"
         on_gpu = isinstance(config.engine, RaySettings) and not torch.cuda.is_available()
         self.device = torch.device("cpu" if on_gpu else training.device)
         self.shared: dict[str, Tensor] = {}
@@ -147,8 +151,8 @@ class _Trial:
         unreached: set[str] = set()
         # The user's own may fail only at the second batch, on what the first has left.
         for number in range(2 if isinstance(self.task.model, CustomModel) else 1):
-            inputs, targets = self.batch(number)
-            self.compute(replica, inputs, targets, pieces)
+            batch = self.batch(number)
+            self.compute(replica, batch, pieces)
             replica.check_names()
             _, reached = replica.take_gradient()
             if reached is not None:
@@ -167,22 +171,22 @@ class _Trial:
         if changes_weights and isinstance(algorithm, ServerRule) and not algorithm.workers_step:
             raise ValueError(CHANGED_WEIGHTS)
         if isinstance(algorithm, Rule) and algorithm.probes_at(0):
-            self.probe(replica, inputs)
+            self.probe(replica, batch)
         measures = isinstance(algorithm, Rule) and algorithm.measures_curvature and self.config.num_agents > 1
         if measures and self.config.optimizer.has_feedback:
-            self.measure_curvature(inputs, targets)
+            self.measure_curvature(batch)
         self.config.optimizer.check(replica.weights.clone(), replica.parts)
         made = sorted(replica.local().keys() - own.keys())
         return self.why_alone(changes_weights, made, sorted(unreached))
 
     def tensors_of_loss(self) -> dict[str, Tensor]:
-        """Return copies of the tensors of a loss that is a module.
+        """Return copies of the tensors of a loss or step that is a module.
 
         Raises:
             ValueError: some of them want to be trained.
 
         """
-        made = self.task.loss.made if isinstance(self.task.loss, CustomMeasure) else None
+        made = self.task.loss.made if isinstance(self.task.loss, CustomMeasure) else import_object(self.task.step)
         if not isinstance(made, nn.Module):
             return {}
         trained = [name for name, parameter in made.named_parameters() if parameter.requires_grad]
@@ -192,49 +196,72 @@ class _Trial:
             )
         return {name: tensor.detach().clone() for name, tensor in named_tensors(made).items()}
 
-    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+    def batch(self, number: int) -> Batch:
         """Return one of the first batches of agent 0."""
         data, config = self.data, self.config
         if isinstance(data.train, StreamedImages):
             inputs, targets = data.train.take(range(min(config.batch_size, len(data.train))))
             changed = self.task.augmentation.apply(inputs, torch.Generator())
-            inputs = data.normalization(changed)
+            batch = (data.normalization(changed), targets)
         else:
             batches = self.task.batches(data, self.shard, config.batch_size, config.seed, 0)
             batches.restore(number)
             with _naming("task.data", f"batch {number} of agent 0"):
-                inputs, targets = batches.next()
-        require_finite("the input of the first batch's sample", inputs)
-        return inputs.to(self.device), targets.to(self.device)
+                batch = batches.next()
+        if is_pair(batch):
+            require_finite("the input of the first batch's sample", batch[0])
+        return moved(batch, self.device)
 
-    def compute(self, replica: Replica, inputs: Tensor, targets: Tensor, pieces: int) -> None:
+    def compute(self, replica: Replica, batch: Batch, pieces: int) -> None:
         """Pass forward and backward, in the pieces that workers take."""
-        for some, wanted in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
-            if not len(some):
-                continue
-            where = f"the first samples, {len(some)} in training"
-            if len(some) < len(inputs):
-                setting = "accumulate" if pieces == self.config.accumulate else "algorithm.micro_batches"
-                where += f", which is one of {setting} = {pieces} pieces of a batch of {len(inputs)}"
-            with _naming(self.model, where):
-                outputs = replica.module(some)
-            scored = [one for one in (self.task.loss, *self.task.metrics) if isinstance(one, CrossEntropy)]
-            if scored and not self.has_checked_labels and isinstance(outputs, Tensor) and outputs.ndim > 1:
-                require_labels(self.data, outputs.shape[-1], scored[0].ignored)
-                self.has_checked_labels = True
-            if not isinstance(outputs, Tensor) and not isinstance(self.task.loss, CustomMeasure):
-                kind = type(outputs).__name__
-                problem = f"{self.model}: returns a {kind} in training; allowed with {self.loss} is a tensor"
-                hint = ", as with task.model.arguments.aux_logits = false" if "logits" in dir(outputs) else ""
-                raise ValueError(problem + hint)
-            with _naming(self.loss, where):
-                loss = self.task.loss(outputs, wanted)
-                if loss.ndim or not loss.requires_grad:
-                    what = f"has shape {tuple(loss.shape)}" if loss.ndim else "depends on no parameter"
-                    raise ValueError(f"it {what}; allowed is a scalar that depends on the model's parameters")
+        for some, where in self.pieces_of(batch, pieces):
+            loss_of = self.loss_of_pair if self.task.is_short(batch) else self.own_loss
+            loss = loss_of(replica, some, where)
             with _naming(self.model, f"the backward pass of {where}"):
                 torch.autograd.backward(loss)
         replica.take_in()
+
+    def pieces_of(self, batch: Batch, pieces: int) -> Iterator[tuple[Batch, str]]:
+        """Yield the pieces of a batch that hold samples, each with what it is in words."""
+        setting = "accumulate" if pieces == self.config.accumulate else "algorithm.micro_batches"
+        try:
+            number = num_samples(batch) if pieces > 1 else self.config.batch_size
+        except ValueError as error:
+            raise ValueError(f"{setting} = {pieces}: {error}") from None
+        for some in split(batch, pieces):
+            size = num_samples(some) if pieces > 1 else number
+            of_batch = f", which is one of {setting} = {pieces} pieces of a batch of {number}"
+            if size:
+                yield some, f"the first samples, {size} in training" + (of_batch if size < number else "")
+
+    def own_loss(self, replica: Replica, batch: Batch, where: str) -> Tensor:
+        """Return the loss of the user's step, or that which the model computes itself."""
+        with _naming(self.loss if self.task.step is not None else self.model, where):
+            loss = self.task.loss_of(replica.module, batch)
+            if not loss.requires_grad:
+                raise ValueError("returns a loss that depends on no parameter; allowed is one that is trained by")
+            return loss
+
+    def loss_of_pair(self, replica: Replica, batch: tuple[Tensor, Tensor], where: str) -> Tensor:
+        """Return the loss of a model's outputs and the targets."""
+        some, wanted = batch
+        with _naming(self.model, where):
+            outputs = replica.module(some)
+        scored = [one for one in (self.task.loss, *self.task.measured) if isinstance(one, CrossEntropy)]
+        if scored and not self.has_checked_labels and isinstance(outputs, Tensor) and outputs.ndim > 1:
+            require_labels(self.data, outputs.shape[-1], scored[0].ignored)
+            self.has_checked_labels = True
+        if not isinstance(outputs, Tensor) and not isinstance(self.task.loss, CustomMeasure):
+            kind = type(outputs).__name__
+            problem = f"{self.model}: returns a {kind} in training; allowed with {self.loss} is a tensor"
+            hint = ", as with task.model.arguments.aux_logits = false" if "logits" in dir(outputs) else ""
+            raise ValueError(problem + hint)
+        with _naming(self.loss, where):
+            loss = self.task.loss(outputs, wanted)
+            if loss.ndim or not loss.requires_grad:
+                what = f"has shape {tuple(loss.shape)}" if loss.ndim else "depends on no parameter"
+                raise ValueError(f"it {what}; allowed is a scalar that depends on the model's parameters")
+        return loss
 
     def test_extremes(self, replica: Replica, setting: str, samples: AnySamples) -> None:
         """Raise ``ValueError`` where the lowest or the highest integer of all inputs, or label, is too much.
@@ -261,35 +288,51 @@ class _Trial:
     def test(self, replica: Replica) -> None:
         """Test the replica in batches as large as those of an evaluation, the smallest included."""
         test = self.data.test
-        number = len(test) if len(test) <= TESTED_AT_ONCE else TESTED_AT_ONCE + len(test) % TESTED_AT_ONCE
+        at_once = self.task.test_batch_size
+        number = len(test) if len(test) <= at_once else at_once + len(test) % at_once
         # F1 or AUC of a few samples of one class mean nothing, and may raise.
-        whole = [one for one in self.task.metrics if isinstance(one, CustomMeasure) and one.over == "whole"]
-        task = self.task.model_copy(update={"metrics": tuple(one for one in self.task.metrics if one not in whole)})
+        whole = [one for one in self.task.measured if isinstance(one, CustomMeasure) and one.over == "whole"]
+        some = tuple(one for one in self.task.measured if one not in whole)
+        parts = [(some, False), *([(tuple(whole), True)] if whole else [])]
+        # What a function of the user's returns, or the model itself, is all measured at once.
+        by_step = self.task.has_own_figures or not self.data.are_pairs
+        if by_step:
+            parts = [(self.task.measured, bool(whole))]
         with replica.undisturbed():
-            with _naming(self.model, "the first test samples"):
-                task.evaluate(replica.module, self.data._replace(test=test.subset(range(number))), self.device)
-            if whole:
-                with _naming(self.model, "the test samples"):
-                    task.model_copy(update={"metrics": tuple(whole)}).evaluate(replica.module, self.data, self.device)
+            for metrics, is_whole in parts:
+                task = self.task.model_copy(update={"metrics": metrics})
+                data = self.data if is_whole else self.data._replace(test=test.subset(range(number)))
+                with _naming(self.model, "the test samples" if is_whole else "the first test samples"):
+                    values = task.examine(replica.module, data, self.device).values
+                if by_step:
+                    self.check_score(values)
             replica.check_names()
+            if not self.data.are_pairs or self.task.step is not None:
+                return
             replica.module.eval()
             with torch.no_grad():
                 self.test_extremes(replica, "train", self.data.train)
                 self.test_extremes(replica, "test", test)
 
-    def probe(self, replica: Replica, inputs: Tensor) -> None:
+    def check_score(self, values: Mapping[str, float]) -> None:
+        """Raise ``ValueError`` where checkpoints are kept by what is not measured."""
+        score = self.config.checkpoint.score
+        if score is not None and score not in values:
+            raise ValueError(f"checkpoint.score = {score!r}: allowed are {', '.join(values)}")
+
+    def probe(self, replica: Replica, batch: Batch) -> None:
         """Let the model run at other weights than its own, as PC-ASGD-PV's probes do."""
         tensors = replica.named(replica.weights.clone(), replica.buffers.clone()) | replica.copy_of_local()
         with torch.no_grad(), replica.undisturbed(), _naming(self.model, "a probe of candidate weights"):
-            torch.func.functional_call(replica.module, tensors, (inputs,))
+            loss_with(self.task.loss_of, replica.module, tensors, batch)
 
-    def measure_curvature(self, inputs: Tensor, targets: Tensor) -> None:
+    def measure_curvature(self, batch: Batch) -> None:
         """Let a learner measure its loss's curvature, as PC-ASGD's stability bound may ask for it."""
         # Where the driver is: the agents' GPUs may be on other machines.
         training = replace(self.training, device=str(self.device))
         learner = Learner(LearnerSpec(agent=0, recipe=training, neighbors=(), shard=self.shard), self.data)
         try:
-            learner.curvature_on(learner.snapshot(), inputs, targets, torch.ones_like(learner.weights))
+            learner.curvature_on(learner.snapshot(), batch, torch.ones_like(learner.weights))
         except Exception as error:
             problem = f"algorithm.stability.name = 'curvature': {self.model} cannot be differentiated twice"
             allowed = "a number, as stability = 1"
@@ -305,6 +348,10 @@ class _Trial:
             return f"optimizer.name = {optimizer.name!r}: its steps are each agent's own"
         if self.config.accumulate > 1:
             return f"accumulate = {self.config.accumulate}: pieces of a batch are each agent's own"
+        if self.task.step is not None:
+            return f"{self.loss}: it is called for one agent at a time"
+        if not self.data.are_pairs:
+            return f"{self.model}: it computes its loss itself, one agent at a time"
         if changes_weights:
             return f"{self.model}: its forward pass changes its weights"
         if made:

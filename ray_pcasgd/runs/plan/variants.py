@@ -63,9 +63,14 @@ def is_faster_together(config: Config, plan: Plan) -> bool:
 
     Nor with the user's own code, which may hold what cannot run stacked.
     """
-    if isinstance(config.task.model, CustomModel | Torchvision) or isinstance(config.task.loss, CustomMeasure):
+    task = config.task
+    if (
+        task.step is not None
+        or isinstance(task.loss, CustomMeasure)
+        or isinstance(task.model, CustomModel | Torchvision)
+    ):
         return False
-    module = config.task.build_model(plan.data, config.seed)
+    module = task.build_model(plan.data, config.seed)
     return not any(isinstance(part, _ConvNd | RNNBase) for part in module.modules())
 
 

@@ -35,7 +35,7 @@ class TensorBoard(Tracker):
         self._writer = self._library.SummaryWriter(str(folder))
         lines = [f"| {name} | {_cell(value)} |" for name, value in settings.items()]
         self._writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *lines]))
-        metrics = ["loss", *(metric.key for metric in plan.config.task.metrics)]
+        metrics = ["loss", *(metric.key for metric in plan.config.task.measured)]
         known = {
             name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()
         }

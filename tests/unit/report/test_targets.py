@@ -49,7 +49,7 @@ def test_the_common_start_is_tested_and_begins_every_curve(run: Callable[..., Re
     result = run(compute=SLOW)
     config = load_config(BASE)
     data = config.task.load()
-    expected = config.task.evaluate(config.task.build_model(data, 0), data)
+    expected = config.task.examine(config.task.build_model(data, 0), data).values
     summary = json.loads((Path(result.path) / "result.json").read_text(encoding="utf-8"))
     assert summary["initial"] == {"test_loss": expected["loss"], "test_accuracy": expected["accuracy"]}
     assert result.metrics_dataframe["step"].min() == 10  # the table of evaluations is what it was

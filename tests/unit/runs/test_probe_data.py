@@ -76,7 +76,10 @@ def test_a_run_with_own_samples_ends_elsewhere_than_one_without(tmp_path: Path) 
         ("all", "algorithm.probe_data = 'all': allowed are own, shared, custom"),
         ({"name": "custom", "dataset": TensorDataset(torch.zeros(2, 3), torch.zeros(2).long())}, "its inputs are"),
         ({"name": "custom", "dataset": TensorDataset(torch.zeros(2, 64), torch.zeros(2))}, "its targets are"),
-        ({"name": "custom", "dataset": [1, 2]}, "algorithm.probe_data.dataset: an item is a int; allowed are pairs"),
+        (
+            {"name": "custom", "dataset": [1, 2]},
+            "algorithm.probe_data.dataset: its batches are a Tensor; allowed are those of the training data, a",
+        ),
         ({"name": "custom", "dataset": "nowhere:nothing"}, "algorithm.probe_data.dataset"),
     ],
 )
@@ -118,7 +121,7 @@ def test_the_curvature_of_attention_and_of_compiled_models_is_measured() -> None
     plan = make_plan(load_config(SKEWED, changes={"task": {"model": Attention}}))
     peer = plan.specs[0].build(plan.data)
     assert isinstance(peer, Peer)
-    found = peer.curvature_on(peer.snapshot(), *peer.draw(peer.batches), torch.ones_like(peer.weights))
+    found = peer.curvature_on(peer.snapshot(), peer.draw(peer.batches), torch.ones_like(peer.weights))
     assert found is not None
     assert 0 < abs(found) < 1000
 

@@ -44,7 +44,7 @@ def test_every_setting_is_told_by_its_path(path: str) -> None:
     assert "allowed: " in text
     assert "required" in text or "default: " in text
     assert max(map(len, text.splitlines())) <= 100
-    named = ("factory", "function", "data", "callbacks", *(door.key for door in DOORS))
+    named = ("factory", "function", "data", "step", "evaluate", "callbacks", *(door.key for door in DOORS))
     assert "a Python object" not in text or any(word in path for word in named)
 
 

@@ -184,9 +184,6 @@ def test_parameters_that_share_memory_with_others_are_refused(with_buffer: bool)
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
-        (lambda i: ((odd.IMAGES[i], odd.IMAGES[i]), 1), "sample 0 has a tuple for input; allowed are tensors, arrays,"),
-        (lambda i: ({"image": odd.IMAGES[i]}, 1), "sample 0 has a dict for input; allowed are tensors, arrays, number"),
-        (lambda i: (odd.IMAGES[i], {"label": 1}), "sample 0 has a dict for target; allowed are tensors, arrays, numb"),
         (lambda i: ("text", 1), "sample 0 has a str for input; allowed are tensors, arrays, numbers and PIL images"),
         (lambda i: (odd.IMAGES[i], 1) if i != 20 else None, "sample 20 is a NoneType; allowed are pairs (input, targe"),
         (lambda i: (odd.IMAGES[i], 1) if i != 20 else (odd.IMAGES[i], 1, 2), "sample 20 is a tuple; allowed are pairs"),

@@ -316,7 +316,10 @@ def test_custom_data_that_does_not_do_is_named() -> None:
         ({"train": NoLength}, "task.data.train: NoLength has no __len__; allowed is a map-style data set"),
         ({"train": 7}, "task.data.train: int has no __len__"),
         ({"test": list}, "task.data.test: it is empty"),
-        ({"test": [{"image": 1}]}, r"task.data.test: an item is a dict; allowed are pairs \(input, target\)"),
+        (
+            {"test": [{"image": 1}]},
+            "task.data.test: its batches are a dict of image; allowed is what task.data.train has",
+        ),
         ({"train": [(1.0, 0)], "in_memory": False}, "task.data.num_classes is empty: allowed where the data set has"),
         (
             {"mean": (0.5,), "std": (1.0,)},
@@ -359,7 +362,7 @@ def trained(task: Task, num_steps: int, step_size: float) -> tuple[TaskData, dic
     data = task.load()
     model = task.build_model(data, seed=0)
     batches = task.batches(data, np.arange(len(data.train)), batch_size=16, seed=0, agent=0)
-    before = task.evaluate(model, data)
+    before = task.examine(model, data).values
     for _ in range(num_steps):
         inputs, targets = batches.next()
         model.zero_grad()
@@ -367,7 +370,7 @@ def trained(task: Task, num_steps: int, step_size: float) -> tuple[TaskData, dic
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= step_size * parameter.grad
-    return data, before, task.evaluate(model, data)
+    return data, before, task.examine(model, data).values
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -177,7 +177,7 @@ def test_tests_have_the_same_random_items_each_time() -> None:
     data = task.load()
     assert data.remarks == ("task.data.test: its items are random; every evaluation has the same draws of them",)
     model = task.build_model(data, 0)
-    assert task.evaluate(model, data) == task.evaluate(model, data)
+    assert task.examine(model, data).values == task.examine(model, data).values
     held_out = Task(data=CustomData(train=Items(by_torch), test=Items(as_it_is)), validation_share=0.25)
     data = held_out.load()
     assert (
@@ -185,7 +185,7 @@ def test_tests_have_the_same_random_items_each_time() -> None:
         == "task.validation_share: held-out items are random; every evaluation has the same draws of them"
     )
     model = held_out.build_model(data, 0)
-    assert held_out.evaluate(model, data) == held_out.evaluate(model, data)
+    assert held_out.examine(model, data).values == held_out.examine(model, data).values
 
 
 @pytest.mark.parametrize("setting", ["train", "test"])

@@ -103,7 +103,7 @@ def test_labels_that_do_not_count_are_left_out_of_loss_and_metrics_alike(
         metrics=("accuracy", {"name": "top-accuracy", "k": 2}, {"name": "cross-entropy"}),
     )
     data = TaskData(Samples(outputs, labels), Samples(outputs, labels), 4)
-    whole = task.evaluate(nn.Identity(), data)
+    whole = task.examine(nn.Identity(), data).values
     cut = evaluate(nn.Identity(), data.test, task.loss, (), batch_size=size)
     assert cut["loss"] == pytest.approx(whole["loss"], abs=1e-12, nan_ok=True)
 
@@ -124,9 +124,9 @@ def test_a_metric_may_leave_out_another_label_than_the_loss() -> None:
     outputs, labels = torch.eye(3)[[0, 1, 2]], torch.tensor([0, 0, 2])
     task = Task(loss={"name": "cross-entropy", "ignore_index": 0}, metrics=("accuracy",))
     data = TaskData(Samples(outputs, labels), Samples(outputs, labels), 3)
-    assert task.evaluate(nn.Identity(), data)["accuracy"] == 1.0
+    assert task.examine(nn.Identity(), data).values["accuracy"] == 1.0
     own = Task(loss=task.loss, metrics=({"name": "accuracy", "ignore_index": 2},))
-    assert own.evaluate(nn.Identity(), data)["accuracy"] == 0.5
+    assert own.examine(nn.Identity(), data).values["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize(
