@@ -54,7 +54,7 @@ fp16=true -> the only precision is float32
 gradient_clip_val=1 -> write gradient_clipping.norm
 gradient_accumulation_steps=2 -> write accumulate; batch_size stays
 config.seed=1 -> write the settings themselves at the top
-optimizer=adafactor -> optimizer.name = 'adafactor': allowed are sgd, adamw, adam, lion, torch, custom; did you mean
+optimizer=adafactor -> optimizer = 'adafactor': allowed are sgd, adamw, adam, lion, torch, custom; did you mean
 optimizer=torch.optim:Adafactor -> write {name: torch, optimizer: 'torch.optim:Adafactor'}
 optimizer={name: adamw, lr: 0.1} -> optimizer.lr = 0.1: no such setting; write step_size
 optimizer={name: sgd, lr: 0.1} -> optimizer.lr = 0.1: no such setting; write step_size
@@ -122,7 +122,7 @@ num_agents=[8] -> num_agents = [8]: allowed is a whole number
 num_agents=-1 -> num_agents = -1: allowed are values from 1 on
 num_steps=1_000 -> num_steps = '1_000': allowed is a whole number; write 1000
 step_size='0.1' -> write 0.1, without quotes
-step_size=0,1 -> step_size = '0,1': allowed are numbers, constant, linear, cosine, multi-step, stairs; write 0.1
+step_size=0,1 -> step_size = '0,1': allowed are numbers, constant, linear, cosine, multi-step, stairs, warmup-stable
 step_size=[0.1] -> step_size = [0.1]: allowed are numbers, constant, linear, cosine, multi-step, stairs
 step_size=cosine -> step_size.start: is required; allowed is a number
 optimizer.nesterov=on -> optimizer.nesterov = 'on': allowed are true and false; write true

@@ -83,7 +83,11 @@ def test_a_key_that_is_near_to_none_is_answered_with_all() -> None:
         ("task.loss=mes", "task.loss = 'mes': allowed are cross-entropy, mse, custom; did you mean mse?"),
         ("barrier=al", "barrier = 'al': allowed are none, all, bounded, sampled; did you mean all?"),
         ("barrier.staleness=1", "barrier.name: is required; allowed are none, all, bounded, sampled"),
-        ("step_size=abc", "step_size = 'abc': allowed are numbers, constant, linear, cosine, multi-step, stairs"),
+        (
+            "step_size=abc",
+            "step_size = 'abc': allowed are numbers, constant, linear, cosine, multi-step, stairs, "
+            "warmup-stable-decay, one-cycle, inverse-sqrt",
+        ),
         (
             "links.0.delay.name=unifom",
             "links.0.delay.name = 'unifom': allowed are constant, uniform, exponential, shifted-exponential, pareto, "
@@ -116,7 +120,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ),
         (
             "optimizer=adan",
-            "optimizer.name = 'adan': allowed are sgd, adamw, adam, lion, torch, custom; did you mean adam?",
+            "optimizer = 'adan': allowed are sgd, adamw, adam, lion, torch, custom; did you mean adam?",
         ),
         ("optimizer.nesterov=maybe", "optimizer.nesterov = 'maybe': allowed are true and false"),
         ("optimizer.momentum=1", "optimizer.momentum = 1: allowed are values below 1"),

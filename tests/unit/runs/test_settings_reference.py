@@ -50,7 +50,9 @@ def test_every_setting_is_told_by_its_path(path: str) -> None:
 
 def test_choices_defaults_and_required_numbers_are_told() -> None:
     theta = " ".join(told("algorithm.theta").split())
-    kinds = "staleness | constant | linear | cosine | multi-step | stairs"
+    kinds = (
+        "staleness | constant | linear | cosine | multi-step | stairs | warmup-stable-decay | one-cycle | inverse-sqrt"
+    )
     assert f"allowed: a number, or {kinds}, or a list of numbers" in theta
     assert "default: staleness" in theta
     assert "where algorithm.name = pc-asgd" in theta
