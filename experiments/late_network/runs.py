@@ -10,7 +10,7 @@ from ray_pcasgd.runs.storage.names import clear_run
 from ray_pcasgd.runs.trainer import Trainer
 
 METHODS: dict[str, Any] = {
-    "pc-asgd": {"name": "pc-asgd", "theta": 0.3},
+    "pc-asgd": {"name": "pc-asgd", "theta": 0.3, "bounded": False},
     "d-asgd": {"name": "d-asgd"},
     "k-async, k = 2": {"name": "server", "gathering": {"name": "k-async", "k": 2}},
     "sync SGD": {"name": "server", "gathering": "sync"},

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from experiments.live_faults.injecting import (
 from experiments.live_faults.truth import staleness_of
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import read_yaml
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.parquet import read_rows
 
@@ -128,16 +128,17 @@ def measure(algorithm: str, fault: str, seed: int, num_steps: int, folder: Path)
     }
     if algorithm not in ("ad-psgd", "k-async", "elastic-averaging"):
         row |= {f"staleness_{name}": value for name, value in staleness_of(rows)._asdict().items()}
-    return row | replayed(tree, result)
+    return row | replayed(result)
 
 
-def replayed(tree: Mapping[str, Any], result: Result) -> dict[str, Any]:
+def replayed(result: Result) -> dict[str, Any]:
     """Return whether a run's record replays on the local engine, and to the same bits."""
     local = {"engine": {"name": "local", "batched": "never"}, "checkpoint": {"state_seconds": None}}
-    reliability = {"name": "measured", "staleness": 1}
-    schedule = str(Path(result.path) / "schedule.parquet")
+    path = Path(result.path)
+    # As the run has written them: what was left to it is filled in as it is in live runs.
+    tree = read_yaml(path / "config.yaml") | {"name": None, "schedule": str(path / "schedule.parquet")}
     try:
-        again = Trainer({**tree, **local, "reliability": reliability, "schedule": schedule}).fit()
+        again = Trainer({**tree, **local}).fit()
     except ValueError as error:
         return {"replays": False, "same_bits": False, "replay_error": str(error)}
     problem = str(again.error or "")

@@ -23,7 +23,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "3-async": {"name": "server", "gathering": {"name": "k-async", "k": 3}},
     "2-async": {"name": "server", "gathering": {"name": "k-async", "k": 2}},
     "ASGD": {"name": "server", "gathering": "asgd"},
-    "PC-ASGD": {"name": "pc-asgd", "theta": 0.3},
+    "PC-ASGD": {"name": "pc-asgd", "theta": 0.3, "bounded": False},
 }
 """The algorithm of each; DDP is what Ray Train and PyTorch make of it, the others are this package's."""
 OTHERS = [method for method in METHODS if method != DDP]

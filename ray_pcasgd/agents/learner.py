@@ -236,13 +236,14 @@ class Learner:
         A finite loss may have a gradient that is not finite (a norm at 0), or one that is too large for any step.
         """
         # The cheapest bound first; where it tells nothing, each number is looked at.
+        step_size = self.own_step_size
         largest = math.sqrt(torch.dot(self.direction, self.direction).item())
-        if not self.own_step_size * largest <= _LARGEST:
+        if not step_size * largest <= _LARGEST:
             largest = self.direction.abs().max().item()
         if not (math.isfinite(loss) and math.isfinite(largest)):
             raise NonFiniteLossError(self.spec.agent, self.progress, loss)
         # Now rather than with the next version: by then others have read the direction, and predict with it.
-        if self.own_step_size * largest > _LARGEST:
+        if step_size * largest > _LARGEST:
             raise NonFiniteLossError(self.spec.agent, self.progress, loss, "weights")
         if not numerics.is_finite(self.replica.buffers):
             raise NonFiniteLossError(self.spec.agent, self.progress, loss, "buffers")

@@ -95,7 +95,9 @@ class Gathered(NamedTuple):
     """
 
     own: list[float]
-    """w_ii, eta, and the rule's own numbers."""
+    """w_ii and eta."""
+    coefficients: dict[str, float]
+    """The rule's own numbers."""
     mixing: list[float]
     staleness: list[float]
     age: list[float]
@@ -121,9 +123,13 @@ class Peer(Learner, Participant):
         self.optimizes_later = rule.corrects_gradients
         self.may_be_stacked = rule.stackable
         self.publishes_directions = rule.needs_directions
+        self.pushes = rule.reading == "every"
+        """Whether agents push shares of their mass."""
         self.loss: float | None = None
         """Of the next step, where it is computed already."""
         self.probe_batches = self.probe_stream()
+        self.samples = dict(zip(spec.neighbors, spec.samples, strict=True))
+        """Size of each neighbor's shard."""
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
         self.mass = 1.0
         """Where rules push shares of it: the sum over all agents of weights times mass is conserved."""
@@ -210,10 +216,10 @@ class Peer(Learner, Participant):
 
     def opened(self, read: Read, published: Published) -> Received:
         """Return a neighbor's version as this agent reads it; one that has left the run has moved nowhere since."""
-        received = super().opened(read, published)
-        if received.direction is None and self.publishes_directions:
-            return received._replace(direction=torch.zeros_like(published.weights))
-        return received
+        direction = published.direction
+        if direction is None and self.publishes_directions:
+            direction = torch.zeros_like(published.weights)
+        return Received(read, published.weights, published.buffers, direction, published.mass)
 
     def needs_direction(self, read: Read) -> bool:
         """Return whether the direction at a version is needed, not its weights alone."""
@@ -251,29 +257,20 @@ class Peer(Learner, Participant):
         missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
         reliable = [slot is None or recipe.reliable(spec.agent, slot.read) for slot in slots]
         self.measure_curvature(slots, reliable)
-        drifts = {
-            age: self._drift(age) for age in {self._drift_age(s, r) for s, r in zip(slots, reliable, strict=True)}
-        }
+        ages = [self._drift_age(s, r) for s, r in zip(slots, reliable, strict=True)]
+        drifts = {age: self._drift(age) for age in set(ages)}
         return Gathered(
-            own=[
-                spec.own_mixing + missing,
-                recipe.step_size_at(self.version),
-                *self.coefficients(received).values(),
-            ],
+            own=[spec.own_mixing + missing, recipe.step_size_at(self.version)],
+            coefficients=self.coefficients(received),
             mixing=[0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)],
             staleness=[0.0 if s is None else float(s.read.staleness) for s in slots],
             age=[0.0 if s is None else float(s.read.age) for s in slots],
             reliable=reliable,
             weights=tuple(self._zeros if s is None else s.weights for s in slots),
-            directions=tuple(self._direction(s) for s in slots),
-            drift=tuple(drifts[self._drift_age(s, r)] for s, r in zip(slots, reliable, strict=True)),
+            directions=tuple(self._direction(s, r) for s, r in zip(slots, reliable, strict=True)),
+            drift=tuple(drifts[age] for age in ages),
             buffers=tuple(self.buffers if s is None else s.buffers for s in slots),
         )
-
-    @property
-    def pushes(self) -> bool:
-        """Whether agents push shares of their mass."""
-        return self.spec.recipe.rule.reading == "every"
 
     def gather_shares(self, received: Sequence[Received], held: int) -> Gathered:
         """Return what the rule is going to see of each version; what the agent sent to others is no longer its own.
@@ -284,11 +281,8 @@ class Peer(Learner, Participant):
         shares = dict(zip(spec.neighbors, spec.mixing, strict=True))
         nothing = (self._nothing,) * len(received)
         return Gathered(
-            own=[
-                spec.own_mixing * (1 + held) * self.mass,
-                recipe.step_size_at(self.version),
-                *self.coefficients(received).values(),
-            ],
+            own=[spec.own_mixing * (1 + held) * self.mass, recipe.step_size_at(self.version)],
+            coefficients=self.coefficients(received),
             mixing=[shares[r.read.neighbor] * r.mass for r in received],
             staleness=[float(r.read.staleness) for r in received],
             age=[float(r.read.age) for r in received],
@@ -343,21 +337,20 @@ class Peer(Learner, Participant):
 
     def observed_coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return those of the rule's numbers that follow from what was read."""
-        spec = self.spec
-        samples = dict(zip(spec.neighbors, spec.samples, strict=True))
-        others = [Taken(r.read.version + r.read.staleness, samples[r.read.neighbor]) for r in received]
-        own = Taken(self.version, len(spec.shard))
-        return spec.recipe.rule.observed_coefficients(own, others)
+        others = [Taken(r.read.version + r.read.staleness, self.samples[r.read.neighbor]) for r in received]
+        own = Taken(self.version, len(self.spec.shard))
+        return self.spec.recipe.rule.observed_coefficients(own, others)
 
     def rule_inputs(self, gathered: Gathered) -> tuple[Own, Reads]:
         """Return the rule's arguments for this agent alone."""
         device = self.weights.device
-        own_mixing, step_size, *values = torch.tensor(gathered.own, device=device).unbind()
-        names = self.spec.recipe.rule.coefficients(self.spec.agent, self.version)
+        numbers = [*gathered.own, *gathered.coefficients.values()]
+        own_mixing, step_size, *values = torch.tensor(numbers, device=device).unbind()
         mixing, staleness, age = torch.tensor(
             [gathered.mixing, gathered.staleness, gathered.age], device=device
         ).unbind()
-        own = Own(self.weights, self.direction, own_mixing, step_size, dict(zip(names, values, strict=True)))
+        coefficients = dict(zip(gathered.coefficients, values, strict=True))
+        own = Own(self.weights, self.direction, own_mixing, step_size, coefficients)
         reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
         reads = Reads(gathered.weights, gathered.directions, gathered.drift, mixing, staleness, age, reliable)
         return own, reads
@@ -378,10 +371,11 @@ class Peer(Learner, Participant):
         counting = [k for k, (w, r) in enumerate(zip(gathered.mixing, gathered.reliable, strict=True)) if r and w]
         return mix(own, self.running_buffers, weights[counting], tuple(gathered.buffers[k] for k in counting))
 
-    def _direction(self, slot: Received | None) -> Tensor:
-        if not self.spec.recipe.rule.needs_directions:
+    def _direction(self, slot: Received | None, reliable: bool) -> Tensor:
+        """Return the direction of a neighbor that is going to be predicted; zeros of any other."""
+        if not self.publishes_directions:
             return self._nothing
-        if slot is None or not self.spec.recipe.needs_direction(self.spec.agent, slot.read):
+        if slot is None or reliable or not slot.read.staleness:
             return self._zeros
         assert slot.direction is not None, slot.read
         return slot.direction
@@ -562,6 +556,6 @@ class Peer(Learner, Participant):
     @property
     def message_bytes(self) -> int:
         """Bytes of one version's message: weights, mixed buffers and, where it is needed, the direction."""
-        vectors = 2 if self.spec.recipe.rule.needs_directions else 1
+        vectors = 2 if self.publishes_directions else 1
         numbers = vectors * self.weights.shape[-1] + self.buffers.shape[-1]
         return 4 * numbers

@@ -70,6 +70,8 @@ class Replica:
         _require_float32(parameters)
         require_apart(self.module)
         self.layout, self.weights = _flatten(parameters, device)
+        self.sizes = [slot.shape.numel() for slot in self.layout]
+        """Numbers of each parameter tensor, in the order of the flat vector."""
         places = places_of(self.module)
         self._homes = [
             Home(tensor, _view(self.weights, slot), places.pop(id(tensor)))
@@ -104,11 +106,6 @@ class Replica:
         forms = {place.name: self._forms.get(place.name) for place, _ in places}
         return {name: None if form is None else form[:2] for name, form in forms.items()}
 
-    @property
-    def sizes(self) -> list[int]:
-        """Numbers of each parameter tensor, in the order of the flat vector."""
-        return [slot.shape.numel() for slot in self.layout]
-
     def load(self, weights: Tensor, buffers: Tensor) -> None:
         """Copy flat weights (D,) and buffers (F,) into the module."""
         self.weights.copy_(weights)
@@ -128,8 +125,8 @@ class Replica:
         gradients = [parameter.grad for parameter in self._trained]
         self.forget_gradients()
         parts = [
-            torch.zeros(slot.shape.numel(), device=self.device) if gradient is None else _dense(gradient).reshape(-1)
-            for gradient, slot in zip(gradients, self.layout, strict=True)
+            torch.zeros(size, device=self.device) if gradient is None else _dense(gradient).reshape(-1)
+            for gradient, size in zip(gradients, self.sizes, strict=True)
         ]
         flat = torch.cat(parts) if parts else torch.zeros_like(self.weights)
         if all(gradient is not None for gradient in gradients):

@@ -126,8 +126,8 @@ class Rule(Settings, ABC):
 def mix(own_weight: Tensor, own: Tensor, weights: Tensor, neighbors: tuple[Tensor, ...]) -> Tensor:
     """Return ``w_ii x_i + sum_k w_ik x_k``, summed in the neighbors' order, shape (D,)."""
     result = own_weight * own
-    for k, neighbor in enumerate(neighbors):
-        result = result + weights[k] * neighbor
+    for weight, neighbor in zip(weights.unbind(), neighbors, strict=True):
+        result = result + weight * neighbor
     return result
 
 
@@ -149,6 +149,6 @@ def clipped_row(own_mixing: Tensor, mixing: Tensor, keep: Tensor) -> tuple[Tenso
     """
     kept = torch.where(keep, mixing, 0.0)
     own = own_mixing
-    for k in range(mixing.shape[0]):
-        own = own + torch.where(keep[k], 0.0, mixing[k])
+    for dropped in torch.where(keep, 0.0, mixing).unbind():
+        own = own + dropped
     return own, kept

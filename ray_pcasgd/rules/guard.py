@@ -35,7 +35,8 @@ def guarded(state: GuardState, predicted: Tensor, own_step: Tensor) -> GuardStat
     the bound about one own step. Where it is several usual ones long, directions have grown since, or are not
     directions to go on with: the gain is halved; else it rises slowly.
     """
-    usual = torch.where(state.usual > 0, _SMOOTHING * state.usual + (1 - _SMOOTHING) * own_step, own_step)
-    outgrown = predicted > _GROWTH * torch.where(state.usual > 0, state.usual, usual)
+    is_known = state.usual > 0
+    usual = torch.where(is_known, _SMOOTHING * state.usual + (1 - _SMOOTHING) * own_step, own_step)
+    outgrown = predicted > _GROWTH * torch.where(is_known, state.usual, usual)
     gain = torch.where(outgrown, (state.gain / 2).clamp(min=_LEAST), (state.gain * _RISE).clamp(max=1.0))
-    return GuardState(gain, torch.where(outgrown & (state.usual > 0), state.usual, usual))
+    return GuardState(gain, torch.where(outgrown & is_known, state.usual, usual))

@@ -13,7 +13,7 @@ from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe, Rule, averaged_step
 from ray_pcasgd.rules.guard import GuardState, guarded, unguarded
-from ray_pcasgd.rules.prediction import Blend, Clipping, PredictingRule, clip
+from ray_pcasgd.rules.prediction import Blend, Clipping, PredictingRule, Rows, clip
 
 
 class StalenessTheta(Settings):
@@ -58,8 +58,9 @@ class PASGD(PredictingRule):
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the predicting step ``w_ii x_i + sum_{k in R_i} w_ik x_k + sum_{k in U_i} w_ik p_ik - eta u_i``."""
-        blend = self.blend_at(torch.ones_like(own.mixing), own, reads)
-        state, (weights,) = self.blends((blend,), state, own, reads)
+        rows = self.rows(own, reads)
+        blend = self.blend_at(torch.ones_like(own.mixing), rows, own, reads)
+        state, (weights,) = self.blends((blend,), state, rows, own, reads)
         return state, Update(weights, {})
 
 
@@ -84,7 +85,8 @@ class PCASGD(PredictingRule):
     over steps, or a list of one number per agent. 1 is P-ASGD, 0 is C-ASGD."""
     guard: bool = True
     """Whether the stability bound is halved where what prediction adds to a step outgrows the agent's usual steps, from
-    where it rises slowly again. It counts where the bound does: with `theta: staleness` and with `reach: stable`."""
+    where it rises slowly again. It counts where the bound does: with `theta: staleness`, with `reach: stable` and where
+    `bounded`."""
 
     numeric_settings: ClassVar[tuple[str, ...]] = ("theta", *PredictingRule.numeric_settings)
 
@@ -126,16 +128,17 @@ class PCASGD(PredictingRule):
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``theta x_pre + (1 - theta) x_cli``."""
+        rows = self.rows(own, reads)
         if not self._is_guarded:
-            blend = self._blend(own, reads)
-            state, (weights,) = self.blends((blend,), state, own, reads)
+            blend = self._blend(rows, own, reads)
+            state, (weights,) = self.blends((blend,), state, rows, own, reads)
             return state, Update(weights, {"theta": blend.theta})
-        blend = self._blend(own, reads, state.guard.gain)
-        compensation, (weights,), (moved,) = self.blends_and_moves((blend,), state.compensation, own, reads)
+        blend = self._blend(rows, own, reads, state.guard.gain)
+        compensation, (weights,), (moved,) = self.blends_and_moves((blend,), state.compensation, rows, own, reads)
         guard = guarded(state.guard, numerics.norm(moved), own.step_size * numerics.norm(own.direction))
         return GuardedState(guard, compensation), Update(weights, {"theta": blend.theta})
 
-    def _blend(self, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+    def _blend(self, rows: Rows, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
         if isinstance(self.theta, StalenessTheta):
-            return self.chosen_blend(own, reads, gain)
-        return self.blend_at(own.coefficients["theta"], own, reads, gain)
+            return self.chosen_blend(rows, own, reads, gain)
+        return self.blend_at(own.coefficients["theta"], rows, own, reads, gain)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ray_pcasgd.base import numerics
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe
-from ray_pcasgd.rules.prediction import Blend, PredictingRule
+from ray_pcasgd.rules.prediction import Blend, PredictingRule, Rows
 from ray_pcasgd.rules.probe_data import OwnProbes, ProbeData
 from ray_pcasgd.rules.reach import capped
 
@@ -99,15 +99,16 @@ class PCASGDPV(PredictingRule):
         smoothed = state.smoothed
         if self.condition == "smoothed":
             smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * own.direction
-        choosing = self.guessed(reads).any()
+        rows = self.rows(own, reads)
+        choosing = rows.guessed.any()
         theta, longest = state.theta, state.longest
         if self.condition == "probe" and probe is None:
-            last = self._blend(theta, longest, own, reads)
-            compensation, (weights,) = self.blends((last,), state.compensation, own, reads)
+            last = self._blend(theta, longest, rows, own, reads)
+            compensation, (weights,) = self.blends((last,), state.compensation, rows, own, reads)
         else:
             choices = [(torch.full_like(theta, a), torch.full_like(theta, s)) for a, s in map(_pair, self.candidates)]
-            blends = tuple(self._blend(*choice, own, reads) for choice in choices)
-            compensation, candidates = self.blends(blends, state.compensation, own, reads)
+            blends = tuple(self._blend(*choice, rows, own, reads) for choice in choices)
+            compensation, candidates = self.blends(blends, state.compensation, rows, own, reads)
             scores = probe(candidates).neg() if probe else self._agreement(candidates, own, smoothed)
             best, furthest, weights = _choose(scores, choices, candidates)
             theta, longest = torch.where(choosing, best, theta), torch.where(choosing, furthest, longest)
@@ -118,8 +119,8 @@ class PCASGDPV(PredictingRule):
         }
         return PracticalState(theta, longest, smoothed, compensation), Update(weights, measures)
 
-    def _blend(self, theta: Tensor, longest: Tensor, own: Own, reads: Reads) -> Blend:
-        blend = self.blend_at(theta, own, reads)
+    def _blend(self, theta: Tensor, longest: Tensor, rows: Rows, own: Own, reads: Reads) -> Blend:
+        blend = self.blend_at(theta, rows, own, reads)
         return blend if not self._has_pairs else blend._replace(reach=capped(blend.reach, longest))
 
     @property

@@ -30,8 +30,8 @@ def clip(clipping: Clipping, own: Own, reads: Reads, keep: Tensor) -> MixingRow:
     if clipping == "move-to-self":
         return MixingRow(moved, kept)
     left = own.mixing
-    for k in range(kept.shape[0]):
-        left = left + kept[k]
+    for weight in kept.unbind():
+        left = left + weight
     # 1 where nothing was dropped, lest the rounding of the sum change a row that is complete.
     left = torch.where(keep.all(), 1.0, left)
     alone = left == 0
@@ -41,7 +41,24 @@ def clip(clipping: Clipping, own: Own, reads: Reads, keep: Tensor) -> MixingRow:
 
 def between(theta: Tensor, clipped: MixingRow, predicted: MixingRow) -> MixingRow:
     """Return ``theta * predicted + (1 - theta) * clipped``, to the bit either row where both are equal."""
-    return MixingRow(*(c + theta * (p - c) for c, p in zip(clipped, predicted, strict=True)))
+    own = clipped.own + theta * (predicted.own - clipped.own)
+    return MixingRow(own, clipped.neighbors + theta * (predicted.neighbors - clipped.neighbors))
+
+
+class Rows(NamedTuple):
+    """Whom an agent predicts at a step, and the two rows between which its candidates lie."""
+
+    guessed: Tensor
+    """The mask, shape (K,), of the unreliable neighbors whose weights can be predicted."""
+    clipped: MixingRow
+    """Without the unreliable neighbors."""
+    predicted: MixingRow
+    """Without those of them that cannot be predicted."""
+
+    @property
+    def late(self) -> Tensor:
+        """The mixing weights of predicted neighbors, shape (K,), 0 for all others."""
+        return torch.where(self.guessed, self.predicted.neighbors, 0.0)
 
 
 class Blend(NamedTuple):
@@ -68,10 +85,16 @@ class PredictingRule(Rule):
     reach: Reach = FullReach()
     """By how many of the steps that were missed a late neighbor is rolled forward: `full`, the published method;
     `damped`; a number, at most so many; or `stable`, as far as the stability bound allows at the present theta."""
+    bounded: bool | None = None
+    """Whether every reach is cut to what the stability bound allows at the present theta, as `stable` is, so that
+    nothing is predicted past it, however late a neighbor is or seems to be; `false` is the published method. Not given:
+    true in live runs, where a staleness may be large or wrong, and false in planned ones. With `theta: staleness` theta
+    follows from the bound, so that it changes nothing there."""
     stability: Bound = CurvatureBound()
-    """The stability bound, which counts with `theta: staleness` and with `reach: stable`: `curvature`, the whole one by
-    the loss's measured curvature; or a number c of theta W s <= c, W the late neighbors' mixing weight. Prediction by
-    own drift has a bound of its own, min(1/4, 2/(s+2)), which c multiplies; it asks for no curvature."""
+    """The stability bound, which counts with `theta: staleness`, with `reach: stable` and where `bounded`: `curvature`,
+    the whole one by the loss's measured curvature; or a number c of theta W s <= c, W the late neighbors' mixing
+    weight. Prediction by own drift has a bound of its own, min(1/4, 2/(s+2)), which c multiplies; it asks for no
+    curvature."""
     compensation: Compensation = ConstantCompensation()
     """lambda of the predicting step: a number, or `constant` or `adaptive` with their own settings."""
     clipping: Clipping = "move-to-self"
@@ -102,7 +125,7 @@ class PredictingRule(Rule):
     @property
     def has_bound(self) -> bool:
         """Whether the stability bound has a say: not in the published method."""
-        return isinstance(self.reach, StableReach)
+        return isinstance(self.reach, StableReach) or bool(self.bounded)
 
     @property
     def measures_curvature(self) -> bool:
@@ -126,21 +149,17 @@ class PredictingRule(Rule):
         """Return the state of the compensation."""
         return self.compensation.init(weights, num_neighbors)
 
-    def guessed(self, reads: Reads) -> Tensor:
-        """Return the mask, shape (K,), of the unreliable neighbors whose weights can be predicted."""
-        return ~reads.reliable & (reads.age <= self.oldest_age)
+    def rows(self, own: Own, reads: Reads) -> Rows:
+        """Return whom the agent predicts, and the rows of its clipping and of its predicting step."""
+        guessed = ~reads.reliable & (reads.age <= self.oldest_age)
+        clipped = clip(self.clipping, own, reads, reads.reliable)
+        return Rows(guessed, clipped, clip(self.clipping, own, reads, reads.reliable | guessed))
 
-    def late_weights(self, own: Own, reads: Reads) -> Tensor:
-        """Return the mixing weights of predicted neighbors, shape (K,), 0 for all others."""
-        guessed = self.guessed(reads)
-        predicted = clip(self.clipping, own, reads, reads.reliable | guessed)
-        return torch.where(guessed, predicted.neighbors, 0.0)
-
-    def blend_at(self, theta: Tensor, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+    def blend_at(self, theta: Tensor, rows: Rows, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
         """Return how a candidate of a given theta predicts; ``gain`` is a factor of the stability bound."""
         steps = self.reach.steps(reads.staleness)
-        if isinstance(self.reach, StableReach):
-            strength = theta * total(self.late_weights(own, reads))
+        if isinstance(self.reach, StableReach) or self.bounded:
+            strength = theta * total(rows.late)
             steps = capped(steps, self._longest_reach(strength, own, gain))
         return Blend(theta, steps)
 
@@ -156,39 +175,43 @@ class PredictingRule(Rule):
             return reach_of_own_drift(strength / (self.stability.c * gain))
         return self.stability.reach(strength, own, gain)
 
-    def chosen_blend(self, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+    def chosen_blend(self, rows: Rows, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
         """Return the blend whose theta is as large as the stability bound allows at what was read."""
-        weights = self.late_weights(own, reads)
+        weights = rows.late
         far = total(weights)
         divisor = torch.where(far > 0, far, 1.0)
-        reach = total(weights * self.reach.steps(reads.staleness)) / divisor
+        steps = self.reach.steps(reads.staleness)
+        reach = total(weights * steps) / divisor
         strength = self._largest_strength(reach, own, gain)
         if isinstance(self.reach, StableReach):
             strength = strength_at_drag(strength, total(weights * reads.staleness) / divisor, self.reach.drag)
-        return self.blend_at((strength / divisor).clamp(max=1.0), own, reads, gain)
+        theta = (strength / divisor).clamp(max=1.0)
+        if isinstance(self.reach, StableReach):
+            return self.blend_at(theta, rows, own, reads, gain)
+        # No other reach has to be cut: theta is what the bound allows at their mean.
+        return Blend(theta, steps)
 
-    def blends(self, blends: tuple[Blend, ...], state: Vectors, own: Own, reads: Reads) -> tuple[Vectors, Vectors]:
+    def blends(
+        self, blends: tuple[Blend, ...], state: Vectors, rows: Rows, own: Own, reads: Reads
+    ) -> tuple[Vectors, Vectors]:
         """Return the compensation's next state and ``theta x_pre + (1 - theta) x_cli``, shape (D,), of each blend."""
-        state, weights, _ = self.blends_and_moves(blends, state, own, reads, with_moves=False)
+        state, weights, _ = self.blends_and_moves(blends, state, rows, own, reads, with_moves=False)
         return state, weights
 
     def blends_and_moves(
-        self, blends: tuple[Blend, ...], state: Vectors, own: Own, reads: Reads, *, with_moves: bool = True
+        self, blends: tuple[Blend, ...], state: Vectors, rows: Rows, own: Own, reads: Reads, *, with_moves: bool = True
     ) -> tuple[Vectors, Vectors, Vectors]:
         """Return what ``blends`` does, and what prediction takes from each, ``theta sum_k w_ik (x_k - p_ik)``.
 
         Predicting and clipping are weighted sums of the same vectors, so a candidate is one sum over the blended row,
         less theta times what the neighbors have moved since by the model, ``sum_{k in U_i} w_ik (x_k - p_ik)``.
         """
-        guessed = self.guessed(reads)
-        clipped = clip(self.clipping, own, reads, reads.reliable)
-        predicted = clip(self.clipping, own, reads, reads.reliable | guessed)
-        rows = [between(blend.theta, clipped, predicted) for blend in blends]
+        blended_rows = [between(blend.theta, rows.clipped, rows.predicted) for blend in blends]
         # Candidates of one reach share what their neighbors have moved.
         reaches = list({id(blend.reach): blend.reach for blend in blends}.values())
         places = [next(i for i, reach in enumerate(reaches) if reach is blend.reach) for blend in blends]
-        rates = [self._rate(predicted, reach, own, reads, guessed) for reach in reaches]
-        used = (guessed & (reads.staleness > 0)).to(own.mixing.dtype)
+        rates = [self._rate(rows, reach, own, reads) for reach in reaches]
+        used = (rows.guessed & (reads.staleness > 0)).to(own.mixing.dtype)
 
         def blend(mine: Vectors, neighbors: Vectors, directions: Vectors, drifts: Vectors, state: Vectors) -> Vectors:
             x, u = mine
@@ -201,7 +224,7 @@ class PredictingRule(Rule):
             ]
             blended = [
                 mix(row.own, x, row.neighbors, neighbors) - own.step_size * u - ahead
-                for row, ahead in zip(rows, foreseen, strict=True)
+                for row, ahead in zip(blended_rows, foreseen, strict=True)
             ]
             return *blended, *state, *(foreseen if with_moves else ())
 
@@ -210,28 +233,29 @@ class PredictingRule(Rule):
         end = len(blends) + len(state)
         return results[len(blends) : end], results[: len(blends)], results[end:]
 
-    def _rate(self, predicted: MixingRow, reach: Tensor, own: Own, reads: Reads, guessed: Tensor) -> Tensor:
+    def _rate(self, rows: Rows, reach: Tensor, own: Own, reads: Reads) -> Tensor:
         """Return by what each neighbor's direction, or the agent's own drift, is multiplied; shape (K,)."""
         if self.prediction == "direction":
-            return torch.where(guessed, predicted.neighbors * (own.step_size * reach), 0.0)
-        return torch.where(guessed, predicted.neighbors * (reach / reads.age.clamp(min=1.0)), 0.0)
+            return torch.where(rows.guessed, rows.predicted.neighbors * (own.step_size * reach), 0.0)
+        return torch.where(rows.guessed, rows.predicted.neighbors * (reach / reads.age.clamp(min=1.0)), 0.0)
 
     def _moved(self, rate: Tensor, x: Tensor, directions: Vectors, drifts: Vectors, state: Vectors, own: Own) -> Tensor:
         """Return ``sum_k w_ik (x_k - p_ik)`` over a block of the weights."""
         moved = torch.zeros_like(x)
+        rates = rate.unbind()
         if self.prediction == "own-drift":
-            for k, drift in enumerate(drifts):
-                moved = moved - rate[k] * drift
+            for own_rate, drift in zip(rates, drifts, strict=True):
+                moved = moved - own_rate * drift
             return moved
-        for k, (direction, drift) in enumerate(zip(directions, drifts, strict=True)):
-            bend = rate[k] * self.compensation.strength(state, own.coefficients["lambda_0"], k)
-            moved = moved + direction * (rate[k] + bend * (direction * drift))
+        for k, (own_rate, direction, drift) in enumerate(zip(rates, directions, drifts, strict=True)):
+            bend = own_rate * self.compensation.strength(state, own.coefficients["lambda_0"], k)
+            moved = moved + direction * (own_rate + bend * (direction * drift))
         return moved
 
 
 def total(values: Tensor) -> Tensor:
     """Return the sum of values of shape (K,), in the neighbors' order."""
     result = values.new_zeros(())
-    for k in range(values.shape[0]):
-        result = result + values[k]
+    for value in values.unbind():
+        result = result + value
     return result

@@ -34,8 +34,8 @@ class _Push(Rule):
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the de-biased weights after one step; the measure ``mass`` is w."""
         total = own.mixing
-        for k in range(len(reads.weights)):
-            total = total + reads.mixing[k]
+        for mass in reads.mixing.unbind():
+            total = total + mass
 
         rate = own.step_size * (total / self.smallest_mass).clamp(max=1.0)
 

@@ -37,19 +37,22 @@ def strength_by_curvature(reach: Tensor, r: Tensor) -> Tensor:
     A larger ``g`` may be stable again beyond a gap, but an agent would have to cross the gap.
     """
     s, r = reach, r.clamp(min=_TINY)
+    edge = 1 - r
     # Up to g = 1 - r, where no mode overshoots.
-    calm = torch.where(s > 2 / r, 1 / (s - 2 / r).clamp(min=_TINY), 1.0)
+    flat = 2 / r
+    calm = torch.where(s > flat, 1 / (s - flat).clamp(min=_TINY), 1.0)
     # Beyond it. s <= 2/(1-g) + 1/g fails between the roots of s g^2 - (s-1) g + 1, where they are real.
-    square = (s - 1) ** 2 - 4 * s
+    middle, width = s - 1, (2 * s).clamp(min=_TINY)
+    square = middle**2 - 4 * s
     root = square.clamp(min=0).sqrt()
-    low = ((s - 1) - root) / (2 * s).clamp(min=_TINY)
-    high = ((s - 1) + root) / (2 * s).clamp(min=_TINY)
-    begin = (1 - r).clamp(min=0)
+    low, high = (middle - root) / width, (middle + root) / width
+    begin = edge.clamp(min=0)
     gap = (square > 0) & (s > 1) & (begin < high)
     below = torch.where(gap, low, 1.0)
-    far = torch.where(s * r > 1, (2 - r) / (s * r).clamp(min=_TINY), (2 - r) / (2 - s * r).clamp(min=_TINY))
+    product, left = s * r, 2 - r
+    far = left / torch.where(product > 1, product, 2 - product)
     steep = torch.minimum(below, far)
-    return torch.where(calm < 1 - r, calm, torch.maximum(steep, begin.minimum(calm))).clamp(0, 1)
+    return torch.where(calm < edge, calm, torch.maximum(steep, begin.minimum(calm))).clamp(0, 1)
 
 
 def reach_by_curvature(strength: Tensor, r: Tensor) -> Tensor:

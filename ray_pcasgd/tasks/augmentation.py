@@ -16,6 +16,11 @@ class Augmentation(Settings):
     flip: bool = False
     """Whether each image is mirrored left to right with probability 1/2."""
 
+    @property
+    def is_any(self) -> bool:
+        """Whether images are changed at all."""
+        return self.crop_padding > 0 or self.flip
+
     def apply(self, images: Tensor, random: torch.Generator) -> Tensor:
         """Return the batch with every image cropped and flipped by its own draw.
 
@@ -23,7 +28,7 @@ class Augmentation(Settings):
             ValueError: A crop or flip is asked for inputs that are no batch of images.
 
         """
-        if not (self.crop_padding or self.flip):
+        if not self.is_any:
             return images
         if images.ndim != 4:
             raise ValueError(

@@ -50,8 +50,10 @@ class Batches:
         if not is_pair(batch):
             return batch
         inputs, targets = batch
-        random = torch_generator(self._seed, f"{self._purpose}-augmentation", self._agent, number)
-        return self._normalization(self._augmentation.apply(inputs, random)), targets
+        if self._augmentation.is_any:
+            random = torch_generator(self._seed, f"{self._purpose}-augmentation", self._agent, number)
+            inputs = self._augmentation.apply(inputs, random)
+        return self._normalization(inputs), targets
 
     def _drawn(self, number: int) -> Batch:
         """Return the items of a batch; where they are made anew, whatever is random about them is the batch's own."""

@@ -8,6 +8,7 @@ import torch
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import read_yaml
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.parquet import first_difference, read_rows
 from tests.speed import slow_unless
@@ -213,35 +214,48 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
 
-RECORDED = ["pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd"]
+RECORDED: dict[str, Any] = {
+    "pc-asgd": "pc-asgd",
+    "theta 0.9": {"name": "pc-asgd", "theta": 0.9},
+    "pc-asgd-pv": "pc-asgd-pv",
+    "gossip-push": "gossip-push",
+    "sgp-overlap": "sgp-overlap",
+    "ad-psgd": "ad-psgd",
+}
+BOUNDED = ("pc-asgd", "theta 0.9", "pc-asgd-pv")
+"""Those that predict."""
+QUICK = ("pc-asgd", "theta 0.9", "ad-psgd")
 
 
-@pytest.mark.parametrize("algorithm", [slow_unless(name in ("pc-asgd", "ad-psgd"), name) for name in RECORDED])
+@pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in RECORDED])
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_live_run_s_recorded_schedule_replays_to_its_weights(algorithm: str, tmp_path: Path) -> None:
-    settings = {"algorithm": algorithm, "num_steps": 60, "compute": {"stragglers": {2: 0.01}}} | restless()
-    if algorithm == "ad-psgd":
+def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_path: Path) -> None:
+    settings = {"algorithm": RECORDED[name], "num_steps": 60, "compute": {"stragglers": {2: 0.01}}} | restless()
+    if name == "ad-psgd":
         settings["links"] = [{"delay": 0.001, "unit": "seconds"}]
     live = train(tmp_path / "live", {"name": "ray", "mode": "live"}, **settings)
     rows, metadata = read_rows(Path(live.path) / "schedule.parquet")
     assert metadata["mode"] == "live"
-    if algorithm == "ad-psgd":
+    if name == "ad-psgd":
         assert any(row.kind == "passive" for row in rows)
     else:
         assert max(read.staleness for row in rows for read in row.reads) >= 3
-    replayed = train(
-        tmp_path / "replay",
-        UNBATCHED,
-        **settings,
-        schedule=str(Path(live.path) / "schedule.parquet"),
-        reliability={"name": "measured", "staleness": 1},
-    )
+    # As the run has written them: what was left to it is filled in as it is in live runs.
+    written = read_yaml(Path(live.path) / "config.yaml")
+    settings |= {"algorithm": written["algorithm"], "reliability": written["reliability"]}
+    assert settings["algorithm"].get("bounded") is (True if name in BOUNDED else None)
+    schedule = str(Path(live.path) / "schedule.parquet")
+    replayed = train(tmp_path / "replay", UNBATCHED, **settings, schedule=schedule)
     assert replayed.schedule_hash == live.schedule_hash
     assert live.checkpoint
     assert replayed.checkpoint
     weights = live.checkpoint.state_dict()
-    for name, value in replayed.checkpoint.state_dict().items():
-        assert torch.equal(value, weights[name]), name
+    for key, value in replayed.checkpoint.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    if name == "theta 0.9":
+        settings["algorithm"] |= {"bounded": False}
+        free = train(tmp_path / "free", UNBATCHED, **settings, schedule=schedule)
+        assert free.metrics["test_loss"] != replayed.metrics["test_loss"], "nothing was beyond the bound"
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ class Method:
     """Given: c of the stability bound, which theta follows from where it is not given."""
     reach: str | float = "full"
     """`full`, `damped` with 0.9, `stable`, or a largest number of steps."""
+    bounded: bool = False
+    """Whether a reach at a theta that is given is cut as `stable` is."""
     drag: float = 0.0
     guard: bool = False
     own_drift: bool = False
@@ -176,7 +178,8 @@ def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float, gai
             # At this weight, (1 + c) / (1 + g tau) is 1 - drag.
             strength = ((1 + strength * tau) / (1 - method.drag) - 1) / tau if tau else math.inf
         theta = min(1.0, strength / far)
-    if method.reach != "stable" or theta == 0:
+    is_cut = method.reach == "stable" or (method.bounded and method.theta is not None)
+    if not is_cut or theta == 0:
         return theta, math.inf
     if method.own_drift:
         weight = theta * far / c

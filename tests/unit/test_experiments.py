@@ -17,6 +17,7 @@ from experiments.dc_asgd import study as dc_asgd
 from experiments.pcasgd import study as pcasgd
 from experiments.pcasgd.page import _verdict
 from experiments.running import SCALES, Job, named, settings_of
+from experiments.self_choosing import pauses
 from experiments.slow_and_stale import study as slow_and_stale
 from experiments.slow_worker import study as slow_worker
 from experiments.staleness_aware import study as staleness_aware
@@ -139,3 +140,11 @@ def test_rates_exponents_and_crossovers_are_found() -> None:
     assert (found["step size"], found["delay"]) == (pytest.approx(1.5), pytest.approx(0.5))
     ratios = pd.DataFrame({"product": [0.1, 0.5, 1.0, 2.0], "ratio": [0.5, 0.9, 1.2, float("inf")]})
     assert crossover(ratios) == (1.0, 0.5)
+
+
+def test_pauses_of_some_algorithms_take_the_place_of_theirs_alone() -> None:
+    names = list(pauses.ALGORITHMS)
+    before = pd.DataFrame({"algorithm": [names[0], names[2], names[2]], "end": [1.0, 2.0, 3.0]})
+    found = pd.DataFrame({"algorithm": [names[2], names[1]], "end": [4.0, 5.0]})
+    merged = pauses.merged(before, found)
+    assert merged.to_dict("list") == {"algorithm": names, "end": [1.0, 5.0, 4.0]}

@@ -149,14 +149,14 @@ def _rule_inputs(agents: Sequence[Peer], gathered: Sequence[Gathered]) -> tuple[
     """Return the rule's arguments with a leading axis of agents."""
     first = agents[0]
     device = first.weights.device
-    own_mixing, step_size, *values = torch.tensor([g.own for g in gathered], device=device).unbind(1)
-    names = first.spec.recipe.rule.coefficients(first.spec.agent, first.version)
+    numbers = [[*g.own, *g.coefficients.values()] for g in gathered]
+    own_mixing, step_size, *values = torch.tensor(numbers, device=device).unbind(1)
     own = Own(
         torch.stack([agent.weights for agent in agents]),
         torch.stack([agent.direction for agent in agents]),
         own_mixing,
         step_size,
-        dict(zip(names, values, strict=True)),
+        dict(zip(gathered[0].coefficients, values, strict=True)),
     )
     per_read = torch.tensor([(g.mixing, g.staleness, g.age) for g in gathered], device=device)
     mixing, staleness, age = per_read.unbind(1)

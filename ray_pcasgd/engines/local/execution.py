@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import Outcome, Participant, Received
@@ -53,6 +53,8 @@ class Execution:
         self.versions = Versions([agent.spec for agent in agents], counts)
         for agent in agents:
             self.publish(agent, None)
+        self.running = {agent.spec.agent for agent in agents if agent.is_running}
+        """Agents that take further steps."""
         self.isolated: dict[int, int] = {}
         """The last versions of agents that have left the run."""
         self.events: list[Event] = []
@@ -108,6 +110,7 @@ class Execution:
         if not self.recipe.isolate_non_finite:
             raise error
         self.isolated[error.agent] = error.step
+        self.running.discard(error.agent)
         self.events.append(Event("agent_isolated", error.agent, error.step, str(error)))
 
     def grouped(self, rows: list[Row]) -> list[list[Row]]:
@@ -126,14 +129,15 @@ class Execution:
     def execute(self, rows: list[Row]) -> Iterator[StepReport]:
         """Execute a group of rows, and report them with what was really read: agents that have left are not."""
         agents = [self.agents[row.agent] for row in rows]
+        rows = [self.as_read(row) for row in rows]
         received = [self.receive(row) for row in rows]
-        rows = [_as_read(row, own) for row, own in zip(rows, received, strict=True)]
         outcomes: list[Outcome | NonFiniteLossError]
         if len(rows) == 1:
             outcomes = [self.take(agents[0], rows[0], received[0])]
         else:
             with naming(-1, min(agent.progress for agent in agents), who_of(agents)):
                 outcomes = take_together(agents, rows, received)
+        self.note_ends(agents)
         for row, agent, outcome in zip(rows, agents, outcomes, strict=True):
             if isinstance(outcome, NonFiniteLossError):
                 self.isolate(outcome)
@@ -146,6 +150,16 @@ class Execution:
                 report, failed = evaluated(agent, agent.report(row, outcome, time.perf_counter() - self.started))
                 self.events += [failed] if failed else []
                 yield report
+
+    def as_read(self, row: Row) -> Row:
+        """Return a row without the reads of agents that have left the run."""
+        if not self.isolated or row.kind == "cancelled":
+            return row
+        return row._replace(reads=tuple(read for read in row.reads if not self.is_gone(read)))
+
+    def note_ends(self, agents: Iterable[Participant]) -> None:
+        """Take in which of the agents that have just taken a row take no further steps."""
+        self.running.difference_update(agent.spec.agent for agent in agents if not agent.is_running)
 
     def take(self, agent: Participant, row: Row, received: Sequence[Received]) -> Outcome | NonFiniteLossError:
         """Let an agent take a row."""
@@ -162,18 +176,17 @@ class Execution:
             self.versions.put(agent.spec.agent, agent.version, message)
 
     def receive(self, row: Row) -> list[Received]:
-        """Return what a row reads; agents that have left the run are not read."""
+        """Return what a row reads."""
         received = []
         for read in row.reads if row.kind != "cancelled" else ():
-            if not self.is_gone(read):
-                version = self.versions.get(read.neighbor, read.version)
-                if version is None:
-                    raise RunError(
-                        f"schedule: agent {row.agent} reads version {read.version} of agent {read.neighbor} at step "
-                        f"{row.step}, after newer ones or once more; allowed is each in its turn"
-                    )
-                shared = self.agents[read.neighbor].share(version, row.agent)
-                received.append(self.agents[row.agent].opened(read, shared))
+            version = self.versions.get(read.neighbor, read.version)
+            if version is None:
+                raise RunError(
+                    f"schedule: agent {row.agent} reads version {read.version} of agent {read.neighbor} at step "
+                    f"{row.step}, after newer ones or once more; allowed is each in its turn"
+                )
+            shared = self.agents[read.neighbor].share(version, row.agent)
+            received.append(self.agents[row.agent].opened(read, shared))
         return received
 
     def forget(self, row: Row) -> None:
@@ -185,10 +198,8 @@ class Execution:
             touched = spec.neighbors
             for k in touched:
                 self.drop_late(k)
-        # One reader is asked after for each agent that it reads.
-        is_running = cache(self.is_running)
         for k in (row.agent, *touched):
-            self.versions.forget(k, self.agents[k].version, is_running)
+            self.versions.forget(k, self.agents[k].version, self.running)
             self.agents[k].keep(partial(self.versions.is_referred_to, k))
 
     def drop_late(self, agent: int) -> None:
@@ -196,10 +207,6 @@ class Execution:
         for version, published in list(self.versions.by_agent[agent].items()):
             if all(self.agents[reader].is_late(note) for reader, note in published.notes.items()):
                 self.versions.drop(agent, version)
-
-    def is_running(self, agent: int) -> bool:
-        """Return whether an agent takes further steps."""
-        return self.agents[agent].is_running and agent not in self.isolated
 
     def take_ready(self) -> list[Row]:
         """Take the rows that can run now, in the schedule's order; an empty list once all rows have run."""
@@ -211,8 +218,8 @@ class Execution:
             next_rows = {row.agent: row for row in reversed(rows)}
             ready = [row for row in rows if next_rows[row.agent] is row and self.is_ready(row)]
             if ready:
-                taken = set(ready)
-                self.window = deque(row for row in rows if row not in taken)
+                taken = {row.agent: row for row in ready}
+                self.window = deque(row for row in rows if taken.get(row.agent) is not row)
                 return ready
             if not rows:
                 # All of them are of agents that have left; others may still have steps to take.
@@ -240,7 +247,7 @@ class Execution:
         version = self.agents[row.agent].version
         if version != row.step and (row.kind != "rejoined" or version > row.step):
             return False
-        return row.kind == "cancelled" or all(self.is_gone(read) or self.is_here(row.agent, read) for read in row.reads)
+        return row.kind == "cancelled" or all(self.is_here(row.agent, read) or self.is_gone(read) for read in row.reads)
 
     def is_gone(self, read: Read) -> bool:
         """Return whether an agent left the run before it came to the version that is read."""
@@ -249,9 +256,10 @@ class Execution:
     def is_here(self, agent: int, read: Read) -> bool:
         """Return whether what an agent reads is published."""
         published = self.versions.get(read.neighbor, read.version)
-        if published is None or not self.agents[agent].needs_direction(read):
-            return published is not None
-        return published.direction is not None or read.neighbor in self.isolated
+        if published is None:
+            return False
+        is_whole = published.direction is not None or read.neighbor in self.isolated
+        return is_whole or not self.agents[agent].needs_direction(read)
 
     def why_stuck(self, row: Row) -> str:
         """Return why a row never becomes ready."""
@@ -268,7 +276,7 @@ class Execution:
         if self.leaving is None:
             return
         counting = [agent for agent in self.agents if agent.spec.family.counts]
-        running = [agent.progress for agent in counting if self.is_running(agent.spec.agent)]
+        running = [agent.progress for agent in counting if agent.spec.agent in self.running]
         is_due = bool(running) and min(running) // self.recipe.evaluate_every > self.evaluations
         if running and (is_due or self.leaving.is_asked):
             self.evaluations = min(running) // self.recipe.evaluate_every
@@ -311,12 +319,8 @@ class Execution:
             agent.restore(own)
         self.versions.restore(state["versions"], self.agents[0].device)
         self.window, self.isolated = deque(state["window"]), state["isolated"]
+        self.running = {k for k, agent in enumerate(self.agents) if agent.is_running and k not in self.isolated}
         self.drawn, self.evaluations = state["drawn"], state["evaluations"]
         self.started = time.perf_counter() - state["seconds"]
         for _ in range(self.drawn):
             next(self.rows)
-
-
-def _as_read(row: Row, received: Sequence[Received]) -> Row:
-    """Return a row with what it really read."""
-    return row if row.kind == "cancelled" else row._replace(reads=tuple(one.read for one in received))

@@ -91,6 +91,7 @@ class _Execution(Execution):
         agent, received = self.variants[row.agent], self.receive(row)
         with naming(row.agent, row.step):
             outcomes = agent.take_all(row, received)
+        self.note_ends([agent])
         yield from self.ended(agent.overflows)
         self.publish(agent, row)
         self.forget(row)

@@ -1,7 +1,7 @@
 """What agents have published in one process, as far as some row may still ask for it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import fields
 from typing import Any
 
@@ -60,13 +60,13 @@ class Versions:
             if self.counts is not None:
                 self.counts[read[:2]] -= 1
 
-    def forget(self, agent: int, newest: int, is_running: Callable[[int], bool]) -> None:
+    def forget(self, agent: int, newest: int, running: Set[int]) -> None:
         """Drop what no row to come can ask for of an agent.
 
         Args:
             agent: Whose versions.
             newest: Its present version.
-            is_running: Whether a reader takes further steps.
+            running: Agents that take further steps.
 
         """
         own, slacks = self.by_agent[agent], self.slacks[agent]
@@ -74,9 +74,9 @@ class Versions:
             done = [version for version in own if self.counts[agent, version] <= 0]
         elif self.unread is not None:
             unread = self.unread[agent]
-            done = [version for version in own if not any(map(is_running, unread.get(version, ())))]
+            done = [version for version in own if running.isdisjoint(unread.get(version, ()))]
         else:
-            reached = [self.last_read[reader, agent] - slack for reader, slack in slacks.items() if is_running(reader)]
+            reached = [self.last_read[reader, agent] - slack for reader, slack in slacks.items() if reader in running]
             horizon = min(reached, default=newest)
             done = [version for version in own if version < horizon]
         for version in done:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.reliability import ByStaleness
+from ray_pcasgd.base.doors import is_others
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Cluster, Engine
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
@@ -21,6 +22,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster, kind_of
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
@@ -207,7 +209,9 @@ def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarr
 
 
 def with_defaults(config: Config) -> Config:
-    """Return the settings with what was left to the run filled in: barrier, reliable staleness, units of delays.
+    """Return the settings with what was left to the run filled in.
+
+    These are the barrier, the reliable staleness, whether predictions are bounded, and the units of delays.
 
     Raises:
         SettingsError: a setting has no meaning, or no meaning together with another one.
@@ -233,10 +237,15 @@ def with_defaults(config: Config) -> Config:
     reliability = config.reliability
     if isinstance(reliability, ByStaleness) and reliability.staleness is None:
         reliability = ByStaleness(staleness=1 if live else 0)
+    algorithm = config.algorithm
+    # A class of one's own may ask for what the bound measures, or not: it is left as it is.
+    if isinstance(algorithm, PredictingRule) and algorithm.bounded is None and not is_others(algorithm):
+        algorithm = algorithm.model_copy(update={"bounded": live})
     # Pairs that average have no steps by which one could be late.
     unit = "seconds" if isinstance(config.algorithm, ADPSGD) else "steps"
     links = tuple(link if link.unit else link.model_copy(update={"unit": unit}) for link in config.links)
-    return config.model_copy(update={"barrier": barrier, "reliability": reliability, "links": links})
+    filled_in = {"algorithm": algorithm, "barrier": barrier, "reliability": reliability, "links": links}
+    return config.model_copy(update=filled_in)
 
 
 def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray]) -> Config:

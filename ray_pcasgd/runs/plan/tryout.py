@@ -25,6 +25,7 @@ from ray_pcasgd.engines.local.batching import compute_together
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.settings.errors import one_line, yaml_value
 from ray_pcasgd.tasks.drawing import seeded
@@ -329,7 +330,11 @@ class _Trial:
             learner.curvature_on(learner.snapshot(), batch, torch.ones_like(learner.weights))
         except Exception as error:
             problem = f"algorithm.stability.name = 'curvature': {self.model} cannot be differentiated twice"
-            raise ValueError(f"{problem} ({_reason(error)}); allowed is a number, as stability = 1") from error
+            allowed = "a number, as stability = 1"
+            rule = self.config.algorithm
+            if isinstance(rule, PredictingRule) and not rule.model_copy(update={"bounded": False}).measures_curvature:
+                allowed += ", or bounded = false"
+            raise ValueError(f"{problem} ({_reason(error)}); allowed is {allowed}") from error
 
     def why_alone(self, changes_weights: bool, made: Sequence[str], unreached: Sequence[str]) -> str | None:
         """Return why the model cannot be stepped together with others, if so."""

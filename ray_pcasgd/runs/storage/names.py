@@ -48,7 +48,11 @@ def require_free(storage_path: str, name: str | None, spoken: str = "folder") ->
 
     """
     if is_remote(storage_path):
-        is_taken = name is not None and reached(storage_path).holds(name)
+        storage = reached(storage_path)
+        try:
+            is_taken = name is not None and storage.holds(name)
+        except OSError as error:
+            raise unreachable(storage_path, error) from None
     else:
         is_taken = name is not None and os.path.lexists(Path(storage_path).expanduser() / name)
     if is_taken:
@@ -65,9 +69,12 @@ def reached(storage_path: str) -> RemoteStorage:
     try:
         return RemoteStorage(storage_path)
     except OSError as error:
-        raise SettingsError(
-            f"storage_path = {yaml_value(storage_path)}: cannot be reached ({reason_of(error)})"
-        ) from None
+        raise unreachable(storage_path, error) from None
+
+
+def unreachable(storage_path: str, error: OSError) -> SettingsError:
+    """Return the error of storage that does not answer."""
+    return SettingsError(f"storage_path = {yaml_value(storage_path)}: cannot be reached ({reason_of(error)})")
 
 
 def taken(storage_path: str, name: str | None, spoken: str) -> SettingsError:

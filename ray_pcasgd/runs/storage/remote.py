@@ -47,12 +47,15 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def as_os_error() -> Iterator[None]:
-    """Raise ``OSError`` for whatever pyarrow raises about storage, and for what it lacks."""
-    from pyarrow import ArrowException
+    """Raise ``OSError`` for whatever pyarrow and the libraries behind it raise about storage, and for what they lack.
 
+    A location may be some other library's (fsspec's, Hugging Face's), whose errors are of classes of its own.
+    """
     try:
         yield
-    except (ArrowException, ImportError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:
         raise OSError(reason_of(error)) from error
 
 
@@ -122,10 +125,16 @@ class RemoteStorage:
         return name
 
     def holds(self, name: str) -> bool:
-        """Return whether there is something of that name."""
+        """Return whether there is something of that name.
+
+        Raises:
+            OSError: it cannot be reached.
+
+        """
         from pyarrow import fs
 
-        return bool(self._files.get_file_info(self._at(name)).type != fs.FileType.NotFound)
+        with as_os_error():
+            return bool(self._files.get_file_info(self._at(name)).type != fs.FileType.NotFound)
 
     def local_path(self, name: str) -> Path | None:
         """Return where a folder lies on this machine, if it does."""

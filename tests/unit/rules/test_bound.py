@@ -9,12 +9,14 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch import Tensor
 
 from ray_pcasgd.base.randomness import generator
-from ray_pcasgd.records import Own, StepReport
-from ray_pcasgd.rules import PASGD, PCASGD
+from ray_pcasgd.records import Own, Reads, StepReport
+from ray_pcasgd.rules import PASGD, PCASGD, PCASGDPV
 from ray_pcasgd.rules import stability as bound
 from ray_pcasgd.rules.guard import guarded, unguarded
+from ray_pcasgd.rules.prediction import Blend, PredictingRule
 from ray_pcasgd.rules.reach import DampedReach
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
@@ -154,9 +156,121 @@ def test_the_published_method_asks_for_no_curvature_and_own_drift_for_no_directi
     assert PCASGD().measures_curvature
     for published in (PCASGD(theta=0.3), PASGD(), PCASGD(stability=1), PCASGD(prediction="own-drift")):
         assert not published.measures_curvature
-    assert PASGD(reach="stable").measures_curvature
+    for bounded in (
+        PASGD(reach="stable"),
+        PASGD(bounded=True),
+        PCASGD(theta=0.3, bounded=True),
+        PCASGDPV(bounded=True),
+    ):
+        assert bounded.measures_curvature
+    assert not PCASGD(theta=0.3, bounded=True, stability=1).measures_curvature
+    assert not PCASGD(theta=0.3, bounded=True, prediction="own-drift").measures_curvature
     assert PCASGD().needs_directions
     assert not PCASGD(prediction="own-drift").needs_directions
+
+
+KINDS: dict[str, PredictingRule] = {
+    "full": PCASGD(theta=0.3, bounded=True),
+    "damped": PCASGD(theta=0.3, bounded=True, reach={"name": "damped", "rho": 0.999}),
+    "many steps": PCASGD(theta=0.3, bounded=True, reach=1e6),
+    "constant": PCASGD(theta=0.3, bounded=True, stability=0.7),
+    "p-asgd": PASGD(bounded=True),
+    "practical": PCASGDPV(bounded=True),
+    "own drift": PCASGD(theta=0.3, bounded=True, prediction="own-drift"),
+    "theta by staleness": PCASGD(),
+}
+
+
+def late_by(staleness: list[float], mixing: list[float]) -> Reads:
+    """Return what is read of neighbors that are all late, at one parameter."""
+    one = tuple(torch.ones(1) for _ in staleness)
+    steps, weights = torch.tensor(staleness), torch.tensor(mixing)
+    return Reads(one, one, one, weights, steps, torch.ones_like(steps), torch.zeros(len(staleness), dtype=torch.bool))
+
+
+def product_of(blend: Blend, mixing: list[float]) -> float:
+    """Return theta times the sum of the mixing weights times the reaches."""
+    return float(blend.theta) * sum(w * s for w, s in zip(mixing, blend.reach.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    staleness=st.lists(st.integers(0, 10**9), min_size=1, max_size=4),
+    weights=st.data(),
+    theta=st.floats(0, 1),
+    gain=st.floats(2**-10, 1),
+    r=st.one_of(st.just(0.0), st.floats(0.01, 3)),
+)
+def test_no_staleness_whatsoever_is_predicted_past_the_bound(
+    kind: str, staleness: list[int], weights: st.DataObject, theta: float, gain: float, r: float
+) -> None:
+    parts = weights.draw(st.lists(st.floats(0.01, 1), min_size=len(staleness), max_size=len(staleness)))
+    mixing = [part / (sum(parts) + 0.1) for part in parts]
+    rule, reads = KINDS[kind], late_by([float(s) for s in staleness], mixing)
+    curvature = {name: torch.tensor(value) for name, value in (("curvature", r / (2.5 * 0.5)), ("trust", 1.0))}
+    own = Own(torch.ones(1), torch.ones(1), torch.tensor(1 - sum(mixing)), torch.tensor(0.5), curvature)
+    rows = rule.rows(own, reads)
+    blend = rule.blend_at(torch.tensor(theta), rows, own, reads, gain)
+    if kind == "theta by staleness":
+        blend = rule.chosen_blend(rows, own, reads, gain)
+    product = product_of(blend, mixing)
+    assert all(0 <= reach <= tau for reach, tau in zip(blend.reach.tolist(), reads.staleness.tolist(), strict=True))
+    within = 1 + 1e-4
+    if kind == "constant":
+        assert product <= 0.7 * gain * within
+    elif kind == "own drift":
+        assert product <= 2 * gain * within  # g <= 2 c / (s + 2)
+    elif r == 0:
+        assert product <= gain * within
+    elif r >= 2:
+        assert product == 0
+    else:
+        # What both pieces of the condition have in common, s <= 2/r + 1/g; the gain is a factor of the s or of the g.
+        g = float(blend.theta) * sum(mixing)
+        factor = 1.0 if kind == "theta by staleness" else gain
+        assert product <= (gain + factor * 2 * g / max(r, 0.5)) * within
+        if r <= 1 and gain == 1:
+            assert is_stable(g / within, max(blend.reach.tolist()) / within, max(r, 0.5))
+
+
+@given(staleness=st.integers(0, 10**6), eta=st.floats(0.01, 1), theta=st.floats(0, 1), seed=st.integers(0, 2**32))
+def test_unbounded_is_the_published_step_to_the_bit(staleness: int, eta: float, theta: float, seed: int) -> None:
+    """Written out here, in float32: ``theta x_pre + (1 - theta) x_cli`` of one late and one reliable neighbor."""
+    draw = torch.Generator().manual_seed(seed)
+    x, u, near, far, direction, drift = torch.randn(6, 5, generator=draw)
+    zeros, (w_own, w_near, w_far) = torch.zeros(5), torch.tensor([0.5, 0.2, 0.3])
+    lambda_0, number = torch.tensor(0.04), torch.tensor(theta)
+    own = Own(x, u, w_own, torch.tensor(eta), {"lambda_0": lambda_0, "theta": number})
+    steps = torch.tensor([0.0, float(staleness)])
+    reads = Reads(
+        *((near, far), (zeros, direction), (zeros, drift), torch.stack([w_near, w_far])),
+        *(steps, steps.clamp(max=1), torch.tensor([True, False])),
+    )
+    clipped = w_own + w_far
+    row = clipped + number * (w_own - clipped), w_near, 0 + number * w_far
+    rate = w_far * (own.step_size * steps[1])
+    moved = direction * (rate + (rate * lambda_0) * (direction * drift))
+    expected = row[0] * x + row[1] * near + row[2] * far - own.step_size * u
+    expected = expected - number * moved if theta else expected
+    for bounded in (False, None):
+        rule = PCASGD(theta=theta, bounded=bounded)
+        assert not rule.has_bound
+        assert torch.equal(rule.step(rule.init(x, 2), own, reads)[1].weights, expected)
+
+
+def test_a_candidate_of_the_practical_variant_is_bounded_at_its_own_theta() -> None:
+    rule = PCASGDPV(candidates=((0.25, 1.0), (0.5, 50.0), 1.0), bounded=True, stability=1)
+    own = Own(torch.zeros(1), torch.zeros(1), torch.tensor(0.5), torch.tensor(1.0), {"lambda_0": torch.tensor(0.0)})
+    reads = late_by([300.0], [0.5])
+    seen: list[float] = []
+
+    def probe(candidates: tuple[Tensor, ...]) -> Tensor:
+        seen.extend(float(one) for one in candidates)
+        return torch.arange(len(candidates), 0, -1.0)
+
+    rule.step(rule.init(torch.zeros(1), 1), own, reads, probe)
+    # theta / 2 of the neighbor's 1, less as much times the steps: its own 1 of 1/(theta / 2) = 8, 1/0.25 = 4, and 2.
+    assert seen == [0.125 * (1 - 1), 0.25 * (1 - 4), 0.5 * (1 - 2)]
 
 
 def path(algorithm: dict[str, Any], r: float, delay: int, num_steps: int) -> Any:

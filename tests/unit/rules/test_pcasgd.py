@@ -76,6 +76,27 @@ PAIRS |= {
         Method(theta=lambda i, t: 0.7, bound=0.5, reach="stable", lambda_0=0.5),
     ),
     "p-asgd, stable": (PASGD(stability=ONE, reach="stable"), Method(theta=lambda i, t: 1.0, bound=1.0, reach="stable")),
+    "bounded": (
+        PCASGD(theta=0.7, guard=False, stability=0.5, bounded=True, compensation=0.5),
+        Method(theta=lambda i, t: 0.7, bound=0.5, bounded=True, lambda_0=0.5),
+    ),
+    "bounded, guarded, damped": (
+        PCASGD(theta=0.9, stability=2.0, reach="damped", bounded=True),
+        Method(theta=lambda i, t: 0.9, bound=2.0, reach="damped", bounded=True, guard=True),
+    ),
+    "bounded, 2 steps": (
+        PCASGD(theta=0.5, guard=False, stability=0.4, reach=2, bounded=True),
+        Method(theta=lambda i, t: 0.5, bound=0.4, reach=2.0, bounded=True),
+    ),
+    "p-asgd, bounded": (PASGD(stability=ONE, bounded=True), Method(theta=lambda i, t: 1.0, bound=1.0, bounded=True)),
+    "bounded, own drift": (
+        PCASGD(prediction="own-drift", guard=False, theta=0.4, stability=0.5, bounded=True),
+        Method(theta=lambda i, t: 0.4, own_drift=True, bound=0.5, bounded=True),
+    ),
+    "theta by staleness, bounded, which changes nothing": (
+        PCASGD(stability=ONE, guard=False, bounded=True),
+        Method(bound=1.0),
+    ),
     "theta by staleness, drag": (
         PCASGD(stability=0.5, guard=False, reach={"name": "stable", "drag": 0.2}),
         Method(bound=0.5, reach="stable", drag=0.2),
@@ -463,6 +484,12 @@ def test_compensation_is_a_number_a_name_or_settings() -> None:
     for bad in [-0.1, {"name": "adaptive", "decay": 1.0}, {"name": "constant", "decay": 0.5}]:
         with pytest.raises(ValidationError):
             parse(bad)
+
+
+def test_the_bound_of_the_reference_has_something_to_cut() -> None:
+    bounded, free = (Method(theta=lambda i, t: 0.9, bound=0.5, bounded=cut) for cut in (True, False))
+    scenarios = [random_scenario(seed) for seed in range(20)]
+    assert sum(run_reference(bounded, one).weights != run_reference(free, one).weights for one in scenarios) >= 10
 
 
 def test_the_guard_of_the_reference_has_something_to_do() -> None:

@@ -1,14 +1,19 @@
 """What nobody has set fits what somebody has: one setting changed by itself works, or the error says what to add."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 
+from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.config import Config
+from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.rules import PCASGD
+from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
-from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.settings.reference import kind_of, kinds_in
 from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.runs.trainer import Trainer
@@ -46,6 +51,58 @@ def test_ad_psgd_takes_delays_without_a_unit_as_seconds_and_refuses_steps() -> N
         SettingsError, match=r"links.0.unit = 'steps': allowed with ad-psgd is seconds, or a delay such"
     ):
         make_plan(load_config({"engine": "local", "algorithm": "ad-psgd", "links": [{"delay": "10 steps"}]}))
+
+
+LIVE = {"name": "ray", "mode": "live"}
+PREDICTING = ("p-asgd", "pc-asgd", "pc-asgd-pv")
+
+
+def written(folder: Path, algorithm: Any, **settings: Any) -> dict[str, Any]:
+    """Return the algorithm as a run writes it before it starts."""
+    plan = make_plan(load_config({"algorithm": algorithm, "storage_path": str(folder), "links": [], **settings}))
+    path = RunFolder.create(plan.config).path
+    found: dict[str, Any] = read_yaml(path / "config.yaml")["algorithm"]
+    assert load_config(path / "config.yaml").algorithm == plan.config.algorithm
+    assert all(spec.recipe.rule == plan.config.algorithm for spec in plan.specs if isinstance(spec, AgentSpec))
+    return found
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+def test_predictions_are_bounded_in_live_runs_unless_they_are_not_to_be(name: str, tmp_path: Path) -> None:
+    for engine, chosen in (("local", False), ({"name": "ray"}, False), (LIVE, True)):
+        assert written(tmp_path, name, engine=engine)["bounded"] is chosen
+        for bounded in (True, False):
+            assert written(tmp_path, {"name": name, "bounded": bounded}, engine=engine)["bounded"] is bounded
+
+
+def test_what_a_live_run_was_told_stays_when_its_settings_run_elsewhere(tmp_path: Path) -> None:
+    algorithm = written(tmp_path, {"name": "pc-asgd", "theta": 0.3}, engine=LIVE)
+    assert written(tmp_path, algorithm, engine="local")["bounded"] is True
+    assert written(tmp_path, algorithm | {"bounded": None}, engine="local")["bounded"] is False
+    rules = [PCASGD.model_validate(algorithm | {"bounded": value}) for value in (True, False, None)]
+    assert [rule.has_bound for rule in rules] == [True, False, False]
+
+
+def test_a_rule_of_one_s_own_is_left_as_it_is() -> None:
+    own = {"name": "custom", "rule": "tests.unit.runs.test_fitting_defaults:Foreseeing"}
+    for engine in ("local", LIVE):
+        algorithm = make_plan(load_config({"algorithm": own, "engine": engine})).config.algorithm
+        assert isinstance(algorithm, Foreseeing)
+        assert algorithm.bounded is None
+        assert not algorithm.has_bound
+
+
+class Foreseeing(PredictingRule):
+    """Predicts all that is late, by its own step."""
+
+    name: Literal["foreseeing"] = "foreseeing"
+
+    def step(self, state: Any, own: Own, reads: Reads, probe: Any = None) -> tuple[Any, Update]:
+        """Return the predicting step."""
+        rows = self.rows(own, reads)
+        blend = self.blend_at(torch.ones_like(own.mixing), rows, own, reads)
+        state, (weights,) = self.blends((blend,), state, rows, own, reads)
+        return state, Update(weights, {})
 
 
 @pytest.mark.parametrize("topology", names("topology"))

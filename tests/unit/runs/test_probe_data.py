@@ -132,3 +132,13 @@ def test_a_model_that_cannot_be_differentiated_twice_is_refused_with_the_setting
         make_plan(load_config(SKEWED, changes=changes))
     for algorithm in ({"name": "pc-asgd", "stability": 1}, {"name": "pc-asgd", "theta": 0.3}):
         make_plan(load_config(SKEWED, changes={**changes, "algorithm": algorithm}))
+
+
+def test_a_live_run_of_such_a_model_is_told_of_the_published_method_too() -> None:
+    changes = {"task": {"model": Once}, "engine": {"name": "ray", "mode": "live"}}
+    for algorithm in ({"name": "pc-asgd", "theta": 0.3}, {"name": "p-asgd"}):
+        with pytest.raises(SettingsError, match=r"allowed is a number, as stability = 1, or bounded = false$"):
+            make_plan(load_config(SKEWED, changes={**changes, "algorithm": algorithm}))
+        make_plan(load_config(SKEWED, changes={**changes, "algorithm": algorithm | {"bounded": False}}))
+    with pytest.raises(SettingsError, match=r"allowed is a number, as stability = 1$"):
+        make_plan(load_config(SKEWED, changes={**changes, "algorithm": {"name": "pc-asgd"}}))

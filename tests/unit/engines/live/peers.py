@@ -23,9 +23,9 @@ WALL = 5e8
 
 
 @cache
-def plan_of(algorithm: str, num_agents: int) -> Plan:
+def plan_of(algorithm: str, num_agents: int, engine: str = "local") -> Plan:
     settings: dict[str, Any] = {
-        "engine": "local",
+        "engine": {"name": "ray", "mode": "live"} if engine == "live" else engine,
         "num_agents": num_agents,
         "num_steps": NUM_STEPS,
         "links": [],

@@ -4,10 +4,13 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.engines.live.commands import LinkChanges
 from ray_pcasgd.engines.live.decisions import Compute, Over, Rejoin, Take, Wait
 from ray_pcasgd.engines.live.peer import LONGEST_RATIO
@@ -16,7 +19,7 @@ from ray_pcasgd.engines.live.watching import Limits
 from ray_pcasgd.records import Read
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier, SampledBarrier
 from ray_pcasgd.schedule.delays import LinkDelay
-from tests.unit.engines.live.peers import NUM_STEPS, STEP, WALL, Peers
+from tests.unit.engines.live.peers import NUM_STEPS, STEP, WALL, Peers, plan_of
 
 BARRIERS: list[Barrier] = [
     NoBarrier(),
@@ -237,6 +240,41 @@ def test_an_agent_that_was_stopped_leaves_out_what_it_knows_from_before() -> Non
     assert set(peers.reads_at(50, pause)) == {2}
     assert set(peers.reads_at(50)) == {1, 2}, "only the step that took so long is held up"
     assert not peers.events("neighbor_silent")
+
+
+@pytest.mark.parametrize("algorithm", ["p-asgd", "pc-asgd"])
+def test_what_an_agent_reads_after_its_pause_is_predicted_no_further_than_is_stable(algorithm: str) -> None:
+    """Of both neighbors much is known, and what has come whole is as old as the pause."""
+    peers = Peers(algorithm)
+    for k in (1, 2):
+        for version in (1, 2):
+            peers.receive(k, version, 0.001)
+    pause = LONGEST_RATIO * STEP + 0.5
+    for k in (1, 2):
+        peers.receive(k, NUM_STEPS - 1, -pause, is_here=False)
+    reads = peers.reads_at(2, pause)
+    assert {read.version: read.staleness for read in reads.values()} == {1: NUM_STEPS - 2}
+    assert all(read.age == 0 for read in reads.values()), "oldest_age cannot tell that it is old"
+    moved = {engine: step_after(algorithm, engine, list(reads.values())) for engine in ("local", "live")}
+    if algorithm == "pc-asgd":
+        assert 0 < moved["local"] == moved["live"] < 4
+    else:
+        # Of mixing weight W = 2/3: at most 1 + 2 W / r, r at least 1/2; and all 58 steps.
+        assert 0 < moved["live"] < 4
+        assert moved["local"] == pytest.approx(58 * 2 / 3, rel=1e-3)
+
+
+def step_after(algorithm: str, engine: str, reads: list[Read]) -> float:
+    """Return how many of the neighbors' steps a step goes that reads their direction, all weights being equal."""
+    plan = plan_of(algorithm, 3, engine)
+    peer = plan.specs[0].build(plan.data)
+    assert isinstance(peer, Peer)
+    peer.version = 200  # the bound has warmed up
+    peer.direction = torch.zeros_like(peer.weights)
+    direction = torch.ones_like(peer.weights)
+    before = peer.weights.clone()
+    peer.apply([Received(read, peer.weights.clone(), peer.buffers, direction) for read in reads])
+    return float((before - peer.weights).mean()) / peer.spec.recipe.step_size_at(200)
 
 
 def test_of_a_silent_neighbor_nothing_is_read_until_a_new_message_comes() -> None:
