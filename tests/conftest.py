@@ -16,6 +16,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
 # Ray gives its workers a low priority: next to other programs they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Tiny operations on as many threads as there are cores take a hundred times as long when the cores are busy: here one
+# is enough, and so it is for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 # What the package remembers for its user is none of the tests', nor theirs of each other.
 STATE = tempfile.mkdtemp(prefix="ray_pcasgd_tests_")
@@ -27,9 +31,6 @@ settings.register_profile("deterministic", deadline=None, derandomize=True)
 # For a long search: python -m pytest tests/unit/test_fuzz.py --hypothesis-profile=many --timeout=0
 settings.register_profile("many", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile("deterministic")
-
-# Tiny operations on as many threads as there are cores take a hundred times as long when the cores are busy.
-torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -205,7 +205,6 @@ def test_what_is_lost_with_its_sender_is_a_lost_error(kind: Kind) -> None:
         "text",
         None,
     ],
-    ids=str,
 )
 def test_what_is_no_parcel_is_rejected_before_it_is_believed(kind: Kind, contents: Any) -> None:
     expected = Expected((SENDER,), 10, 4, 0)

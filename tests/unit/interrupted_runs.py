@@ -15,6 +15,7 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_metrics, assert_same_to_the_bit
+from tests.unit.recorded_runs import once, placed
 
 SMALL: dict[str, Any] = {
     "engine": "local",
@@ -59,9 +60,14 @@ def leave() -> None:
 
 def interrupted(storage: Path | str, at_step: int = 15, **changes: Any) -> Path:
     """Return the folder of a run whose driver was lost at a step."""
-    with pytest.raises(LeaveError):
-        Trainer(SMALL | changes, storage_path=str(storage), callbacks=[Noting(at_step, leave)]).fit()
-    return Path(str(storage).removeprefix("file://")) / "first"
+    scheme = "file://" if str(storage).startswith("file://") else ""
+
+    def lose(folder: Path) -> None:
+        with pytest.raises(LeaveError):
+            Trainer(SMALL | changes, storage_path=f"{scheme}{folder}", callbacks=[Noting(at_step, leave)]).fit()
+
+    recorded, _ = once(lose, f"{scheme} interrupted at {at_step}", changes)
+    return placed(recorded, Path(str(storage).removeprefix("file://")))
 
 
 def killed(storage: Path, at_step: int = 15, **changes: Any) -> Path:
@@ -72,8 +78,17 @@ def killed(storage: Path, at_step: int = 15, **changes: Any) -> Path:
     return run
 
 
-def assert_as_undisturbed(result: Result, storage: Path, **changes: Any) -> None:
-    whole = Trainer(SMALL | changes, storage_path=str(storage)).fit()
+def _whole(changes: dict[str, Any]) -> tuple[Path, Result]:
+    return once(lambda folder: Trainer(SMALL | changes, storage_path=str(folder)).fit(), "undisturbed", changes)
+
+
+def undisturbed(storage: Path, **changes: Any) -> Path:
+    """Return the folder of a run that nobody has disturbed."""
+    return placed(_whole(changes)[0], storage)
+
+
+def assert_as_undisturbed(result: Result, **changes: Any) -> None:
+    _, whole = _whole(changes)
     assert_same_to_the_bit(result, whole)
     assert_same_metrics(result, whole)
 

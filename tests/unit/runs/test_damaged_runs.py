@@ -21,7 +21,7 @@ from ray_pcasgd.base.own_files import remove_whole
 from ray_pcasgd.base.state import State, load_state
 from ray_pcasgd.cli.terminal import Terminal
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.runs.trainer import Trainer, resume
+from ray_pcasgd.runs.trainer import resume
 from tests.unit.interrupted_runs import (
     KEEPING,
     SERVER,
@@ -33,6 +33,7 @@ from tests.unit.interrupted_runs import (
     killed,
     newest_state,
     tree_of,
+    undisturbed,
     write_state,
 )
 
@@ -76,7 +77,7 @@ def test_the_terminal_shows_that_a_damaged_state_gives_way_to_an_older_one(damag
     newest = newest_state(run)
     DAMAGES[damage](newest)
     output = StringIO()
-    assert_as_undisturbed(resume(run, [Terminal(Console(file=output, width=1000))]), tmp_path / "whole")
+    assert_as_undisturbed(resume(run, [Terminal(Console(file=output, width=1000))]))
     lines = output.getvalue().splitlines()
     (skipped,) = (line for line in lines if line.startswith("state skipped: "))
     assert str(newest) in skipped
@@ -170,7 +171,7 @@ def test_a_state_of_wrong_content_under_a_right_checksum_gives_way_to_an_older_o
     newest = newest_state(run)
     write_state(newest, WRONG[wrong](load_state(newest / "state.pt")))
     callback = Noting()
-    assert_as_undisturbed(resume(run, [callback]), tmp_path / "whole")
+    assert_as_undisturbed(resume(run, [callback]))
     (skipped,) = callback.said("state_skipped")
     assert str(newest) in skipped
     assert "\n" not in skipped
@@ -192,7 +193,7 @@ def test_a_server_s_state_of_wrong_content_gives_way_to_an_older_one(wrong: Any,
     newest = newest_state(run)
     write_state(newest, wrong(load_state(newest / "state.pt")))
     callback = Noting()
-    assert_as_undisturbed(resume(run, [callback]), tmp_path / "whole", **SERVER)
+    assert_as_undisturbed(resume(run, [callback]), **SERVER)
     assert len(callback.said("state_skipped")) == 1
 
 
@@ -218,7 +219,7 @@ def test_a_run_that_begins_anew_says_so_and_puts_the_models_aside_that_were_kept
 def test_a_run_that_never_kept_a_state_begins_anew_and_says_so(tmp_path: Path) -> None:
     run = killed(tmp_path / "lost", checkpoint={"state_seconds": 3600})
     callback = Noting()
-    assert_as_undisturbed(resume(run, [callback]), tmp_path / "whole", checkpoint={"state_seconds": 3600})
+    assert_as_undisturbed(resume(run, [callback]), checkpoint={"state_seconds": 3600})
     assert callback.said("run_begins_anew") == [f"{run} has no state from which it could go on"]
 
 
@@ -287,7 +288,7 @@ def test_a_driver_that_is_killed_while_it_keeps_a_model_can_be_resumed(tmp_path:
     run = tmp_path / "lost" / "first"
     assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step_00000015.unfinished"
     result = resume(run)
-    assert_as_undisturbed(result, tmp_path / "whole", **KEEPING)
+    assert_as_undisturbed(result, **KEEPING)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         f"step_{step:08d}" for step in (5, 10, 15, 20)
     ]
@@ -349,11 +350,16 @@ def test_a_torn_last_line_of_events_is_ended_and_passed_over(
     assert (status, errors) == (0, [])
 
 
-@pytest.mark.parametrize("line", ["[1, 2]", "3", '"text"', "null", "\x00\xff", "[" * 100_000, '{"kind": 3}', "{}"])
+NO_EVENTS = ["[1, 2]", "3", '"text"', "null", "\x00\xff", "[" * 100_000, '{"kind": 3}', "{}"]
+
+
 def test_lines_that_are_no_events_do_not_keep_a_report_from_being_drawn(
-    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = Trainer(SMALL, storage_path=str(tmp_path)).fit()
-    Path(result.path, "events.jsonl").write_bytes(line.encode("latin-1") + b"\n")
-    status, _, errors = command(["report", result.path], capsys)
+    """Each in a run of its own, all on one page: a page takes a second to draw."""
+    runs = [undisturbed(tmp_path / str(number)) for number in range(len(NO_EVENTS))]
+    for run, line in zip(runs, NO_EVENTS, strict=True):
+        (run / "events.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+    status, _, errors = command(["report", *map(str, runs), "--output", str(tmp_path / "page.html")], capsys)
     assert (status, errors) == (0, [])
+    assert (tmp_path / "page.html").stat().st_size > 0

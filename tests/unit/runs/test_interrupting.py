@@ -147,7 +147,8 @@ def test_the_command_that_goes_on_is_printed_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["train", "--engine", "local", "--name", "first", "--set", "num_agents=3"]
+    arguments = ["train", "--engine", "local", "--name", "first"]
+    arguments += ["--set", "num_agents=3", "--set", "num_steps=20", "--set", "evaluate_every=10"]
     process = subprocess.run([sys.executable, "-c", CTRL_C, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 130
     last = process.stderr.splitlines()[-1]

@@ -33,6 +33,7 @@ from tests.unit.interrupted_runs import (
     killed,
     leave,
     tree_of,
+    undisturbed,
 )
 
 SPELLINGS = {
@@ -61,7 +62,7 @@ def test_a_copy_of_a_remote_run_goes_on_where_it_is_and_nothing_beside_it_is_tou
     monkeypatch.chdir(here / SPELLINGS[spelling])
     callback = Noting()
     result = resume(spelling, [callback])
-    assert_as_undisturbed(result, tmp_path / "whole")
+    assert_as_undisturbed(result)
     after = tree_of(tmp_path)
     own = "here/runs/first/"
     assert {name: after.get(name) for name in before if not name.startswith(own)} == {
@@ -82,7 +83,7 @@ def test_a_remote_run_goes_on_where_it_is_and_keeps_what_others_put_there(tmp_pa
     (remote / "states" / kept[0] / "notes.txt").write_text("precious")
     result = resume(f"file://{tmp_path}/storage/first/")
     assert result.path == f"file://{tmp_path}/storage/first"
-    assert_as_undisturbed(result, tmp_path / "whole")
+    assert_as_undisturbed(result)
     left = {str(path.relative_to(remote)) for path in (remote / "states").rglob("*") if path.is_file()}
     assert left == {"states/000099/notes.txt", "states/mine/notes.txt", f"states/{kept[0]}/notes.txt"}
     assert (remote / "checkpoints" / "step_00000001" / "notes.txt").exists()
@@ -115,7 +116,7 @@ def test_object_storage_is_gone_on_with_and_keeps_what_others_put_there(
         result = resume(location, [callback])
         assert result.path == location
         assert callback.said("run_resumed")
-        assert_as_undisturbed(result, tmp_path / "whole")
+        assert_as_undisturbed(result)
         keys = {item["Key"] for item in client.list_objects_v2(Bucket="bucket")["Contents"]}
         files = {key for key in keys if not key.endswith("/")}
         names = (
@@ -203,15 +204,15 @@ def test_a_pack_s_names_lead_out_of_no_folder(tmp_path: Path) -> None:
 def test_a_report_does_not_follow_a_link_in_a_run_folder_but_one_that_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = Trainer(SMALL, storage_path=str(tmp_path)).fit()
+    run = undisturbed(tmp_path)
     (tmp_path / "outside").write_text("precious")
-    (Path(result.path) / "report.html").symlink_to(tmp_path / "outside")
-    status, _, errors = command(["report", result.path], capsys)
+    (run / "report.html").symlink_to(tmp_path / "outside")
+    status, _, errors = command(["report", str(run)], capsys)
     assert (status, len(errors)) == (2, 1)
     assert "is a symbolic link, which is not followed for writing" in errors[0]
     assert (tmp_path / "outside").read_text() == "precious"
     (tmp_path / "page.html").symlink_to(tmp_path / "elsewhere.html")
-    assert command(["report", result.path, "--output", str(tmp_path / "page.html")], capsys)[0] == 0
+    assert command(["report", str(run), "--output", str(tmp_path / "page.html")], capsys)[0] == 0
     assert (tmp_path / "page.html").is_symlink()
     assert "<html" in (tmp_path / "elsewhere.html").read_text()
 
@@ -250,31 +251,24 @@ def test_a_new_run_is_locked_from_its_first_moment_and_free_once_it_has_ended(tm
     assert "loss" in str(resume(tmp_path / "first").error)  # it fails again, but nobody is in its way
 
 
-def test_the_lock_of_a_killed_driver_holds_nobody_up(tmp_path: Path) -> None:
-    run = killed(tmp_path)
-    code = (
-        "import os, signal, sys; from ray_pcasgd.runs.storage.folder import RunFolder\n"
-        "folder = RunFolder.reopen(sys.argv[1]); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(run)]).returncode == -9
-    assert resume(run).error is None
-
-
-def test_a_forked_child_that_outlives_its_driver_does_not_hold_the_lock(tmp_path: Path) -> None:
-    run = killed(tmp_path)
+def test_the_lock_of_a_killed_driver_holds_nobody_up_nor_does_its_child_that_outlives_it(tmp_path: Path) -> None:
+    run, alone = killed(tmp_path / "with a child"), killed(tmp_path / "alone")
     # Two pipes: the child says that it is there, and ends when it is told to.
     code = (
-        "import os, sys; from ray_pcasgd.runs.storage.folder import RunFolder\n"
+        "import os, signal, sys; from ray_pcasgd.runs.storage.folder import RunFolder\n"
         "folder = RunFolder.reopen(sys.argv[1])\n"
-        "if os.fork() == 0:\n    sys.stdout.write('here'); sys.stdout.flush(); sys.stdin.read(1)\n"
-        "os._exit(0)"
+        "if os.fork() == 0:\n    sys.stdout.write('here'); sys.stdout.flush(); sys.stdin.read(1); os._exit(0)\n"
+        "other = RunFolder.reopen(sys.argv[2])\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+    arguments = [sys.executable, "-c", code, str(run), str(alone)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
         assert one.stdout is not None
         assert one.stdin is not None
         assert one.stdout.read(4) == b"here"
-        assert one.wait() == 0
+        assert one.wait() == -9
         assert resume(run).error is None
+        assert resume(alone).error is None
         one.stdin.close()
 
 
@@ -330,7 +324,7 @@ def test_a_run_of_objects_of_a_script_goes_on_with_them(tmp_path: Path, capsys: 
     assert status == 2
     assert len(errors) == 1
     assert "task.data.train = '<torch.utils.data.dataset:TensorDataset>'" in errors[0]
-    assert_as_undisturbed(resume(run, task=objects()), tmp_path / "whole", **changes)
+    assert_as_undisturbed(resume(run, task=objects()), **changes)
     status, _, errors = command(["replay", str(run)], capsys)
     assert status == 2
     assert "replay it from Python, with Trainer(..., schedule=...)" in errors[0]

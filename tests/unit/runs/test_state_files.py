@@ -37,7 +37,7 @@ SERVER = {"algorithm": {"name": "server", "gathering": "asgd"}}
 @pytest.mark.parametrize("changes", [{}, PAIRS, SERVER], ids=str)
 def test_an_interrupted_run_goes_on_to_the_bit(changes: dict[str, Any], tmp_path: Path) -> None:
     run = interrupted(tmp_path / "lost", **changes)
-    assert_as_undisturbed(resume(run), tmp_path / "whole", **changes)
+    assert_as_undisturbed(resume(run), **changes)
     assert not (run / "states").exists()
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_state_gives_way_to_an_older_one(damage: str, tmp_path: Path) 
     else:
         newest.rename(newest.with_suffix(".unfinished"))
     callback = Noting(99, None)
-    assert_as_undisturbed(resume(run, [callback]), tmp_path / "whole")
+    assert_as_undisturbed(resume(run, [callback]))
     skipped = [event.detail for event in callback.events if event.kind == "state_skipped"]
     assert len(skipped) == (damage != "unfinished")
     assert all(str(newest) in detail and "an older one is taken" in detail for detail in skipped)
@@ -79,7 +79,7 @@ def test_a_run_without_an_intact_state_begins_anew(tmp_path: Path) -> None:
     run = interrupted(tmp_path / "lost")
     for state in (run / "states").glob("*/state.pt"):
         state.write_bytes(b"")
-    assert_as_undisturbed(resume(run), tmp_path / "whole")
+    assert_as_undisturbed(resume(run))
 
 
 @pytest.mark.parametrize("state_format", [None, 1, 3])

@@ -18,6 +18,7 @@ from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import load_run_settings, note_settings
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.sweep import running as sweep
+from tests.unit.recorded_runs import once, placed
 
 TINY: dict[str, Any] = {"engine": "local", "num_agents": 2, "num_steps": 2, "evaluate_every": 2}
 MODULE = """
@@ -67,8 +68,8 @@ FACTORY = {"name": "custom", "factory": "my_models_of_a_test:make", "arguments":
 
 def stranger(tmp_path: Path, **settings: Any) -> Path:
     """Return a run folder that somebody else has sent: with these settings, as far as they are kept."""
-    plain = Trainer(TINY, name="first", storage_path=str(tmp_path / "sent")).fit()
-    run = Path(plain.path)
+    recorded, _ = once(lambda folder: Trainer(TINY, name="first", storage_path=str(folder)).fit(), "a stranger's", TINY)
+    run = placed(recorded, tmp_path / "sent")
     tree = yaml.safe_load((run / "config.yaml").read_text()) | settings
     (run / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     return run
