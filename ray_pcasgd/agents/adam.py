@@ -85,7 +85,7 @@ class _AdamLike(LocalOptimizer):
         return following, where_moving(moving, direction, torch.zeros_like(direction))
 
     def size(self, state: AdamState, parts: Parts) -> Tensor:
-        """Return the preconditioner P, shape (D,): the size of gradients without the first steps' bias, plus eps."""
+        """Return the preconditioner P, shape (D,): the gradients' size without the first steps' bias, plus eps."""
         square = state.largest if self.amsgrad else state.square
         return square.sqrt() / spread(_bias(self.betas[1], state.steps).sqrt(), parts) + self.eps
 
