@@ -138,7 +138,7 @@ def test_rows_on_directed_graphs_equal_those_of_the_slow_planner(topology: Any, 
     assert {(read.neighbor, row.agent) for row in rows for read in row.reads} == set(topology.graph(5, 0).edges)
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
     rows = list(plan)
@@ -157,7 +157,7 @@ def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
     assert set(in_causal_order(rows)) == set(rows)
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_one_agent_follow_each_other(plan: Planner) -> None:
     planned = list(plan)
