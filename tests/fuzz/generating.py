@@ -269,8 +269,13 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
     if random.random() < 0.1:
         return tree
     optimizer = tree.get("optimizer", {})
-    if not optimizer.get("momentum"):
+    if isinstance(optimizer, dict) and not optimizer.get("momentum"):
         tree["optimizer"] = {key: optimizer[key] for key in optimizer if key not in ("nesterov", "braking")}
+    if isinstance(optimizer, dict) and optimizer.get("name") in ("custom", "torch") and random.random() < 0.8:
+        tree["optimizer"] = {"name": "torch", "optimizer": "torch.optim:RAdam"}
+    for name in ("accumulate", "callbacks", "gradient_clipping"):
+        if random.random() < 0.9:
+            tree.pop(name, None)
     for link in tree.get("links", []):
         link.pop("between" if "links" in link else "links", None)
     kept = tree.get("checkpoint", {})

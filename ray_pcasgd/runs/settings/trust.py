@@ -65,8 +65,8 @@ def is_own(folder: Path, names: Sequence[str]) -> bool:
 def _powers(tree: Mapping[str, Any]) -> bytes:
     """Return what of settings can run code or reach out.
 
-    All of that stands in the task, the engine's address, the callbacks, the data that candidates are probed on, and in
-    settings of classes that are not the package's own.
+    All of that stands in the task, the engine's address, the callbacks, the data that candidates are probed on, an
+    optimizer by its import path, and in settings of classes that are not the package's own.
     """
     engine = tree.get("engine")
     address = engine.get("address") if isinstance(engine, Mapping) else None
@@ -77,6 +77,8 @@ def _powers(tree: Mapping[str, Any]) -> bytes:
     algorithm = tree.get("algorithm")
     probe_data = algorithm.get("probe_data") if isinstance(algorithm, Mapping) else None
     parts += [probe_data] if isinstance(probe_data, Mapping) and "dataset" in probe_data else []
+    optimizer = tree.get("optimizer")
+    parts += [optimizer] if isinstance(optimizer, Mapping) and "optimizer" in optimizer else []
     try:
         return json.dumps(parts, sort_keys=True).encode()
     except TypeError:  # keys that are texts and numbers

@@ -110,7 +110,7 @@ def test_with_adamw_the_preconditioner_takes_the_place_of_the_length() -> None:
     alone = peer_of(stability="curvature")
     alone.load()
     alone.curvature_batches.restore(1)
-    curvature = alone.curvature_on(peer.snapshot(), *alone.draw(alone.curvature_batches), u)
+    curvature = alone.curvature_on(peer.snapshot(), alone.draw(alone.curvature_batches), u)
     assert curvature is not None
     # By the formulas alone: v-hat after three steps, of the squares that the state has.
     size = (peer.optimizer_state.square.double() / (1 - 0.999**3)).sqrt() + 1e-3
@@ -127,9 +127,12 @@ def test_where_no_curvature_says_how_an_optimizer_feeds_back_the_bound_is_the_co
     assert peer.curvature is None
     assert own.coefficients["curvature"] == 0
     fixed = constant.rule_inputs(constant.gather(received(constant, 5, 5)))
-    rules = [one.spec.recipe.rule for one in (peer, constant)]
-    assert all(isinstance(rule, PCASGD) for rule in rules)
-    assert rules[0].chosen_blend(own, reads).theta == rules[1].chosen_blend(*fixed).theta  # type: ignore[attr-defined]
+    thetas = []
+    for one, seen in ((peer, (own, reads)), (constant, fixed)):
+        rule = one.spec.recipe.rule
+        assert isinstance(rule, PCASGD)
+        thetas.append(rule.chosen_blend(rule.rows(*seen), *seen).theta)
+    assert thetas[0] == thetas[1]
 
 
 def test_a_second_value_counts_as_much_as_the_first_and_all_is_part_of_the_state() -> None:

@@ -129,7 +129,8 @@ NUMBERS: list[tuple[str, Any, str]] = [
     (
         "step_size",
         "'0.1'",
-        "step_size = '0.1': allowed are numbers, constant, linear, cosine, multi-step, stairs; write",
+        "step_size = '0.1': allowed are numbers, constant, linear, cosine, multi-step, stairs, "
+        "warmup-stable-decay, one-cycle, inverse-sqrt; write",
     ),
     ("step_size", "true", "step_size = true: allowed is a number"),
     ("compute.law", "'1'", "compute.law = '1': is text; allowed is 1 without quotes, or with a unit"),

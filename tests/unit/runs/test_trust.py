@@ -293,10 +293,18 @@ def fields_with_code(model: type[BaseModel], path: str = "") -> Iterator[str]:
     """Yield where, in settings, import paths may stand."""
     marks = {id(mark) for kind in (CallableOrPath, ObjectOrPath) for mark in get_args(kind)[1:]}
     for name, field in model.model_fields.items():
-        if any(id(mark) in marks for mark in field.metadata):
+        if any(id(mark) in marks for mark in [*field.metadata, *marks_in(field.annotation)]):
             yield f"{path}{name}"
         for inner in models_in(field.annotation):
             yield from fields_with_code(inner, f"{path}{name}.")
+
+
+def marks_in(annotation: Any) -> Iterator[Any]:
+    """Yield what stands beside the types within an annotation: of a path that need not be given, for instance."""
+    yield from getattr(annotation, "__metadata__", ())
+    if not isinstance(annotation, type):
+        for inner in get_args(annotation):
+            yield from marks_in(inner)
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -315,6 +323,11 @@ def test_what_can_run_code_stands_where_fingerprints_look() -> None:
         "task.loss.function",
         "task.metrics.function",
         "algorithm.probe_data.dataset",
+        "optimizer.optimizer",
+        "callbacks",
+        "task.data.collate",
+        "task.step",
+        "task.evaluate",
     }
 
 
@@ -326,6 +339,16 @@ def test_another_s_probe_data_beside_a_task_that_is_known_imports_nothing(tmp_pa
     assert load_run_settings(tmp_path).algorithm.name == "pc-asgd-pv"
     (tmp_path / "config.yaml").write_text(text.replace("tests.engines.images:TRAIN", "os:abort"))
     with pytest.raises(SettingsError, match=r"algorithm\.probe_data\.dataset = 'os:abort': it names code"):
+        load_run_settings(tmp_path)
+
+
+def test_another_s_optimizer_beside_a_task_that_is_known_imports_nothing(tmp_path: Path) -> None:
+    text = yaml.safe_dump({"optimizer": {"name": "torch", "optimizer": "torch.optim:RAdam"}, "task": {}})
+    note_settings(text)
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_run_settings(tmp_path).optimizer.name == "torch"
+    (tmp_path / "config.yaml").write_text(text.replace("torch.optim:RAdam", "os:abort"))
+    with pytest.raises(SettingsError, match=r"optimizer\.optimizer = 'os:abort': it names code"):
         load_run_settings(tmp_path)
 
 

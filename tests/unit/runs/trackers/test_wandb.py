@@ -28,6 +28,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def records(folder: Path) -> list[Record]:
     """Return the records of a run's file, which is a log in LevelDB's format after a header of seven bytes."""
+    wandb.teardown()  # the process that writes it has ended then
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     content, place, data, found = file.read_bytes(), 7, b"", []
     assert content.startswith(b":W&B")
