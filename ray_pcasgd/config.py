@@ -31,6 +31,7 @@ from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.laws import ConstantLaw
 from ray_pcasgd.schedule.topology import Complete, Metropolis, Mixing, Topology
 from ray_pcasgd.tasks.partition import IID, Partition
+from ray_pcasgd.tasks.precision import Precision
 from ray_pcasgd.tasks.task import Task
 
 EngineSettings = Annotated[
@@ -111,6 +112,11 @@ class Config(Settings):
     accumulate: int = Field(1, ge=1)
     """Pieces, one after another, in which a mini-batch is computed where it does not fit into memory as a whole: the
     gradient is the whole batch's. Layers that look at a whole batch, as BatchNorm's, see a piece."""
+    precision: Precision = "float32"
+    """What forward passes, losses and evaluations compute with: ``float32``; ``bf16`` or ``fp16``, by PyTorch's
+    autocast. Weights, gradients and all that is sent stay float32. fp16 is for GPUs alone; its losses are scaled as by
+    ``torch.amp.GradScaler``, and a step whose scaled gradient is not finite moves nothing. Curvature is measured in
+    float32."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
     """Which agents are neighbors."""

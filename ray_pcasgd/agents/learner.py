@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.curvature import curvature_along
+from ray_pcasgd.agents.loss_scale import LossScale
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.replica import unflatten
 from ray_pcasgd.base import numerics
 from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
@@ -76,6 +78,8 @@ class Learner:
         self.direction = torch.zeros_like(self.weights)
         self.with_gradient: Tensor | None = None
         """Which parameter tensors the last backward passes reached, shape (T,); ``None`` where they reached all."""
+        self.loss_scale = LossScale() if recipe.precision == "fp16" else None
+        """By what the next step's loss is multiplied; ``None``: by nothing."""
         self.batches = self.stream("batches")
         self.optimizer = recipe.optimizer
         self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
@@ -107,12 +111,12 @@ class Learner:
         The batch is taken in several pieces of almost equal size; before each of them, ``cancelled`` is asked, and
         ``None`` is returned where it says so.
         """
-        task, batch = self.spec.recipe.task, self.draw(self.batches)
+        recipe, batch = self.spec.recipe, self.draw(self.batches)
         before = self.replica.copy_of_local() if pieces > 1 else None
         self.replica.forget_gradients()
         self.seed_forward_pass()
         total = 0.0
-        whole = task.weight_of(batch) if pieces > 1 else 0
+        whole = recipe.task.weight_of(batch) if pieces > 1 else 0
         pieces = pieces if whole else 1
         for some in split(batch, pieces):
             if cancelled():
@@ -122,22 +126,52 @@ class Learner:
                         self.replica.take_in()
                     self.replica.load_local(before)
                 return None
-            weight = task.weight_of(some) if whole else 0
+            weight = recipe.task.weight_of(some) if whole else 0
             if weight or not whole:
-                loss = task.loss_of(self.replica.module, some)
+                loss = recipe.loss_of(self.replica.module, some)
                 if whole:
                     # By how much counts in it, so that the pieces' sum is the mean over the batch.
                     loss = loss * (weight / whole)
-                torch.autograd.backward(loss)
+                torch.autograd.backward(loss if self.loss_scale is None else loss * self.loss_scale.factor)
                 total += loss.item()
         with self.following_tensors():
             self.replica.take_in()
             self.take_weights()
         gradient, self.with_gradient = self.replica.take_gradient()
-        self.direction = clipped(self.spec.recipe.gradient_clipping, gradient)
+        if self.loss_scale is not None:
+            gradient = self.unscaled(gradient, self.loss_scale)
+        self.direction = clipped(recipe.gradient_clipping, gradient)
         if not self.optimizes_later:
             self.optimize(self.direction)
         return total
+
+    def unscaled(self, gradient: Tensor, scale: LossScale) -> Tensor:
+        """Return the gradient of a loss that was scaled, shape (D,), and note the next step's scale.
+
+        One that is not finite by its scale is 0, and the step one in which no parameter got a gradient: all stay where
+        they are, with what the optimizer remembers of them, wherever the optimizer is.
+        """
+        is_finite = numerics.is_finite(gradient)
+        if not is_finite and not scale.may_shrink:
+            return gradient
+        self.loss_scale = scale.following(is_finite)
+        if is_finite:
+            return gradient.mul_(1 / scale.factor)
+        self.with_gradient = torch.zeros(len(self.replica.sizes), dtype=torch.bool, device=self.device)
+        return torch.zeros_like(gradient)
+
+    def saved_scale(self) -> State:
+        """Return the part of a state that has the scale of losses, where there is one."""
+        return {} if self.loss_scale is None else {"loss_scale": list(self.loss_scale)}
+
+    def restore_scale(self, state: State) -> None:
+        """Go on with the scale of a state, where there is one."""
+        if self.loss_scale is not None:
+            self.loss_scale = LossScale(*state["loss_scale"])
+
+    def forget_scale(self) -> None:
+        """Begin anew with the scale of losses, where there is one."""
+        self.loss_scale = None if self.loss_scale is None else LossScale()
 
     optimizes_later = False
     """Whether ``compute`` leaves the bare gradient in ``direction``, because it is going to be corrected."""
@@ -189,7 +223,7 @@ class Learner:
         self.batches.restore(number)
         self.seed_forward_pass()
         # Of another replica: the model's own code may count its passes.
-        torch.autograd.backward(recipe.task.loss_of(recipe.build(self.data).module, batch))
+        torch.autograd.backward(recipe.loss_of(recipe.build(self.data).module, batch))
 
     def skip_batch(self) -> None:
         """Pass over the next mini-batch."""
@@ -213,7 +247,7 @@ class Learner:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss at any weights (D,) and buffers, and the buffers as the forward pass left them; pure.
 
-        For what runs stacked: model and loss, without a step of the user's own.
+        For what runs stacked: model and loss, without a step of the user's own, in float32.
         """
         replica = self.replica
         # Each buffer is cloned by itself: under vmap, what is written to a view of the flat buffer is lost.
@@ -225,7 +259,10 @@ class Learner:
         return loss, torch.cat(left) if left else buffers, {name: tensors[name] for name in local}
 
     def curvature_on(self, snapshot: Snapshot, batch: Batch, direction: Tensor) -> float | None:
-        """Return a mini-batch's curvature at a snapshot along a direction; ``None`` where it is not finite."""
+        """Return a mini-batch's curvature at a snapshot along a direction; ``None`` where it is not finite.
+
+        **Choice**: in float32, whatever the run's precision: of second derivatives, 8 bits would leave noise.
+        """
         recipe = self.spec.recipe
         # Of another module: the model's own code may count its passes.
         replica = recipe.build(self.data)
@@ -281,4 +318,4 @@ class Learner:
     def evaluate(self) -> dict[str, float]:
         """Return the current version's test loss and metrics."""
         with self.replica.undisturbed():
-            return self.spec.recipe.task.examine(self.replica.module, self.data, self.replica.device).values
+            return self.spec.recipe.examine(self.replica.module, self.data).values

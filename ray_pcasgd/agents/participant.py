@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_pcasgd.agents.clipping import GradientClipping
 from ray_pcasgd.agents.local_optimizer import LocalOptimizer
@@ -15,7 +15,10 @@ from ray_pcasgd.agents.replica import MixedBuffers, Replica
 from ray_pcasgd.base.curves import Curve
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Read, Row, Snapshot, StepReport
+from ray_pcasgd.tasks.objective import Evaluation
+from ray_pcasgd.tasks.precision import Precision, computing, widened
 from ray_pcasgd.tasks.task import Task, TaskData
+from ray_pcasgd.tasks.trees import Batch
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,24 @@ class Training:
     """The bound on mini-batch gradients, if there is one."""
     accumulate: int = 1
     """Pieces in which a mini-batch is computed."""
+    precision: Precision = "float32"
+    """What forward passes and losses are computed with."""
 
     def build(self, data: TaskData) -> Replica:
         """Return a new replica of the model."""
         return Replica(self.task.build_model(data, self.seed), torch.device(self.device), self.mixed_buffers)
+
+    def loss_of(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of a mini-batch in the run's precision, of shape (); its backward pass is the caller's."""
+        with computing(self.precision, torch.device(self.device)):
+            loss = self.task.loss_of(module, batch)
+        return widened(self.precision, loss)
+
+    def examine(self, module: nn.Module, data: TaskData) -> Evaluation:
+        """Return the test loss and metrics in the run's precision."""
+        device = torch.device(self.device)
+        with computing(self.precision, device):
+            return self.task.examine(module, data, device)
 
     def step_size_at(self, step: int) -> float:
         """Return eta at ``step``, with the linear warm-up of the first ``warmup_steps`` steps."""

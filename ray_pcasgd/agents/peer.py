@@ -123,7 +123,12 @@ class Peer(Learner, Participant):
         super().__init__(spec, data)
         rule = spec.recipe.rule
         self.optimizes_later = rule.corrects_gradients
-        self.may_be_stacked = rule.stackable and self.optimizer.stackable and spec.recipe.accumulate == 1
+        self.may_be_stacked = (
+            rule.stackable
+            and self.optimizer.stackable
+            and spec.recipe.accumulate == 1
+            and spec.recipe.precision == "float32"
+        )
         self.publishes_directions = rule.needs_directions
         self.pushes = rule.reading == "every"
         """Whether agents push shares of their mass."""
@@ -407,7 +412,7 @@ class Peer(Learner, Participant):
     def probe(self) -> Probe:
         """Return the losses of candidate weights on the next mini-batch of the agent's probe stream."""
         batch = self.draw(self.probe_batches)
-        task = self.spec.recipe.task
+        recipe = self.spec.recipe
 
         def losses(candidates: tuple[Tensor, ...]) -> Tensor:
             results = []
@@ -417,7 +422,7 @@ class Peer(Learner, Participant):
                     # Copies: the model's own code may change whatever it is given.
                     tensors = self.replica.named(candidate.clone(), self.replica.buffers.clone())
                     tensors |= self.replica.copy_of_local()
-                    results.append(loss_with(task.loss_of, self.replica.module, tensors, batch))
+                    results.append(loss_with(recipe.loss_of, self.replica.module, tensors, batch))
             return torch.stack(results)
 
         return losses
@@ -473,6 +478,7 @@ class Peer(Learner, Participant):
         self.loss = None
         self.direction = torch.zeros_like(self.weights)
         self.reset_memory()
+        self.forget_scale()
         self.mass = 1.0
         if self.curvature is not None:
             self.curvature.forget()
@@ -519,6 +525,7 @@ class Peer(Learner, Participant):
             "mass": self.mass,
             "curvature": self.curvature.state() if self.curvature else None,
             "displacements": self.displacements.state() if self.displacements else None,
+            **self.saved_scale(),
         }
 
     def restore(self, state: State) -> None:
@@ -539,6 +546,7 @@ class Peer(Learner, Participant):
         self.rule_state = with_leaves(self.rule_state, state["rule"])
         if self.displacements is not None:
             self.displacements.restore(state["displacements"], device)
+        self.restore_scale(state)
 
     @property
     def running_buffers(self) -> Tensor:

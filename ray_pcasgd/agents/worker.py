@@ -87,7 +87,7 @@ class Worker(Learner, Participant):
         """Those that were changed since, as of its present version."""
         self.pieces = max(rule.pieces, spec.recipe.accumulate)
         """In which a mini-batch is computed."""
-        self.may_be_stacked = self.pieces == 1 and not rule.workers_step
+        self.may_be_stacked = self.pieces == 1 and not rule.workers_step and spec.recipe.precision == "float32"
         self.loss = math.nan
         """Of its present version, where that is a step's."""
         self.local_step = 0
@@ -223,6 +223,7 @@ class Worker(Learner, Participant):
         self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
         self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
         self.changed_local = {}
+        self.forget_scale()
         self.version = version
         self.batches.restore(self.progress)
 
@@ -236,6 +237,7 @@ class Worker(Learner, Participant):
             "local": self.replica.local(),
             "batches": self.batches.state(),
             "optimizer": self.optimizer.saved(self.optimizer_state),
+            **self.saved_scale(),
         }
 
     def restore(self, state: State) -> None:
@@ -246,6 +248,7 @@ class Worker(Learner, Participant):
         self.replica.load_local(state["local"])
         self.batches.restore(state["batches"])
         self.optimizer_state = self.optimizer.restored(self.optimizer_state, state["optimizer"])
+        self.restore_scale(state)
 
     def skip(self) -> None:
         """Pass over a step whose work was cancelled, with its mini-batches."""

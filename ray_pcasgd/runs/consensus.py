@@ -13,6 +13,7 @@ from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.runs.storage.pretrained import pretrained_files
 from ray_pcasgd.tasks.objective import Evaluation
+from ray_pcasgd.tasks.precision import Precision, computing, fitting
 from ray_pcasgd.tasks.task import Task, TaskData
 
 _LONGEST = 400
@@ -64,11 +65,18 @@ class AveragedModel:
     """Evaluates the averaged model, and writes it in a form that plain PyTorch loads."""
 
     def __init__(
-        self, task: Task, data: TaskData, seed: int, device: str, mixed_buffers: MixedBuffers = "statistics"
+        self,
+        task: Task,
+        data: TaskData,
+        seed: int,
+        device: str,
+        mixed_buffers: MixedBuffers = "statistics",
+        precision: Precision = "float32",
     ) -> None:
         self._task = task
         self._data = data
         self._replica = Replica(task.build_model(data, seed), torch.device(device), mixed_buffers)
+        self._precision = fitting(precision, self._replica.device)
 
     @property
     def num_parameters(self) -> int:
@@ -78,14 +86,19 @@ class AveragedModel:
     def examine(self) -> Evaluation:
         """Return the test loss and metrics, with remarks, of the model as it is: first the common start, version 0."""
         with self._replica.undisturbed():
-            return self._task.examine(self._replica.module, self._data, self._replica.device)
+            return self._examined()
 
     def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
         """Return the test loss and metrics of a snapshot."""
         with self._replica.undisturbed():
             self._replica.load(snapshot.weights, snapshot.buffers)
             self._replica.load_local(snapshot.local)
-            return self._task.examine(self._replica.module, self._data, self._replica.device).values
+            return self._examined().values
+
+    def _examined(self) -> Evaluation:
+        replica = self._replica
+        with computing(self._precision, replica.device):
+            return self._task.examine(replica.module, self._data, replica.device)
 
     def take_state(self, state: Mapping[str, Any]) -> None:
         """Make the model that of a state dict which ``state_dict`` or ``bare_state_dict`` has returned.

@@ -107,7 +107,8 @@ def tested(config: Config, model: Checkpoint, step: int | None, location: str) -
     with _threads_of(config):
         try:
             data = config.task.load()
-            averaged = AveragedModel(config.task, data, config.seed, device, config.mixed_buffers)
+            how = (config.seed, device, config.mixed_buffers, config.precision)
+            averaged = AveragedModel(config.task, data, *how)
         except ValueError as error:
             raise SettingsError(one_line(error)) from None
         except Exception as error:

@@ -317,6 +317,7 @@ def _check_settings(config: Config) -> None:
     lowest = min(config.step_size.extremes())
     if lowest < 0:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
+    _check_precision(config)
     if config.accumulate > config.batch_size:
         raise ValueError(f"accumulate = {config.accumulate}: allowed are 1 to batch_size = {config.batch_size}")
     kept = config.checkpoint
@@ -327,6 +328,23 @@ def _check_settings(config: Config) -> None:
     for setting, value in (("score", kept.score), ("num_to_keep", kept.num_to_keep)):
         if value is not None and kept.every_evaluations is None:
             raise ValueError(f"checkpoint.{setting} = {value!r}: allowed with checkpoint.every_evaluations only")
+
+
+def _check_precision(config: Config) -> None:
+    """Raise ``ValueError`` where agents would compute with fp16 on a CPU."""
+    if config.precision != "fp16":
+        return
+    engine = config.engine
+    place, value, allowed = (
+        ("engine.device", engine.device, "cuda")
+        if isinstance(engine, LocalSettings)
+        else ("engine.gpus_per_agent", f"{engine.gpus_per_agent:g}", "a number above 0")
+    )
+    if value in ("cpu", "0"):
+        raise ValueError(
+            f"precision = 'fp16': allowed on CPUs, as with {place} = {value}, are float32 and bf16; on GPUs, with "
+            f"{place} = {allowed}, also fp16"
+        )
 
 
 def _training(config: Config) -> dict[str, Any]:
@@ -347,4 +365,5 @@ def _training(config: Config) -> dict[str, Any]:
         "mixed_buffers": config.mixed_buffers,
         "gradient_clipping": config.gradient_clipping,
         "accumulate": config.accumulate,
+        "precision": config.precision,
     }

@@ -32,6 +32,7 @@ from ray_pcasgd.runs.settings.errors import one_line, yaml_value
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.models import CustomModel
 from ray_pcasgd.tasks.objective import CrossEntropy, CustomMeasure
+from ray_pcasgd.tasks.precision import computing, fitting
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.sample_checks import is_integer, labels_of, require_finite, require_labels, require_samples
 from ray_pcasgd.tasks.samples import AnySamples, Samples
@@ -92,6 +93,7 @@ class _Trial:
             self.loss = f"task.step = {import_path(self.task.step)!r}"
         on_gpu = isinstance(config.engine, RaySettings) and not torch.cuda.is_available()
         self.device = torch.device("cpu" if on_gpu else training.device)
+        self.precision = fitting(config.precision, self.device)
         self.shared: dict[str, Tensor] = {}
         self.has_checked_labels = False
 
@@ -216,7 +218,8 @@ class _Trial:
         """Pass forward and backward, in the pieces that workers take."""
         for some, where in self.pieces_of(batch, pieces):
             loss_of = self.loss_of_pair if self.task.is_short(batch) else self.own_loss
-            loss = loss_of(replica, some, where)
+            with computing(self.precision, self.device):
+                loss = loss_of(replica, some, where)
             with _naming(self.model, f"the backward pass of {where}"):
                 torch.autograd.backward(loss)
         replica.take_in()
@@ -302,7 +305,8 @@ class _Trial:
             for metrics, is_whole in parts:
                 task = self.task.model_copy(update={"metrics": metrics})
                 data = self.data if is_whole else self.data._replace(test=test.subset(range(number)))
-                with _naming(self.model, "the test samples" if is_whole else "the first test samples"):
+                part = "the test samples" if is_whole else "the first test samples"
+                with _naming(self.model, part), computing(self.precision, self.device):
                     values = task.examine(replica.module, data, self.device).values
                 if by_step:
                     self.check_score(values)
@@ -310,7 +314,7 @@ class _Trial:
             if not self.data.are_pairs or self.task.step is not None:
                 return
             replica.module.eval()
-            with torch.no_grad():
+            with torch.no_grad(), computing(self.precision, self.device):
                 self.test_extremes(replica, "train", self.data.train)
                 self.test_extremes(replica, "test", test)
 
@@ -323,7 +327,8 @@ class _Trial:
     def probe(self, replica: Replica, batch: Batch) -> None:
         """Let the model run at other weights than its own, as PC-ASGD-PV's probes do."""
         tensors = replica.named(replica.weights.clone(), replica.buffers.clone()) | replica.copy_of_local()
-        with torch.no_grad(), replica.undisturbed(), _naming(self.model, "a probe of candidate weights"):
+        context = computing(self.precision, self.device)
+        with torch.no_grad(), context, replica.undisturbed(), _naming(self.model, "a probe of candidate weights"):
             loss_with(self.task.loss_of, replica.module, tensors, batch)
 
     def measure_curvature(self, batch: Batch) -> None:
@@ -348,6 +353,8 @@ class _Trial:
             return f"optimizer.name = {optimizer.name!r}: its steps are each agent's own"
         if self.config.accumulate > 1:
             return f"accumulate = {self.config.accumulate}: pieces of a batch are each agent's own"
+        if self.config.precision != "float32":
+            return f"precision = {self.config.precision!r}: each agent computes by itself"
         if self.task.step is not None:
             return f"{self.loss}: it is called for one agent at a time"
         if not self.data.are_pairs:
