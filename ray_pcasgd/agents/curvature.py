@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ray_pcasgd.agents.module_tensors import dense
 from ray_pcasgd.base import numerics
 
 _LEAST = 1e-9
@@ -87,5 +88,5 @@ def _product(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor], vecto
         return torch.zeros_like(vector)
     outputs, along = zip(*known, strict=True)
     images = torch.autograd.grad(outputs, leaves, along, retain_graph=True, allow_unused=True)
-    flat = [torch.zeros_like(p) if image is None else image for image, p in zip(images, leaves, strict=True)]
+    flat = [torch.zeros_like(p) if image is None else dense(image) for image, p in zip(images, leaves, strict=True)]
     return torch.cat([one.reshape(-1) for one in flat])

@@ -133,6 +133,11 @@ def with_data(tensor: Tensor, data: Tensor) -> Tensor:
     return tensor
 
 
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient as a dense tensor: those of some embeddings are sparse."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
 def digest(tensor: Tensor) -> int:
     """Return a number that is another one where the tensor is."""
     data = tensor.detach()

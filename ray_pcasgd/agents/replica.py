@@ -16,6 +16,7 @@ from ray_pcasgd.agents.module_tensors import (
     Home,
     TensorsChangedError,
     changed,
+    dense,
     digest,
     form_of,
     into_training,
@@ -25,6 +26,7 @@ from ray_pcasgd.agents.module_tensors import (
     require_apart,
     with_data,
 )
+from ray_pcasgd.tasks.precision import require_trainable
 
 MixedBuffers = Literal["statistics", "all", "none"] | tuple[str, ...]
 """Which floating-point buffers are averaged: see ``Config.mixed_buffers``."""
@@ -56,7 +58,7 @@ class Replica:
     the whole module is in that mode, no layer was singled out, and all of it trains.
 
     Raises:
-        ValueError: a trained parameter or a mixed buffer is not float32, or ``mixed`` names no buffer.
+        ValueError: a trained parameter or a mixed buffer is not float32 or not dense, or ``mixed`` names no buffer.
 
     """
 
@@ -68,7 +70,7 @@ class Replica:
         lazy = [name for name, tensor in named_tensors(self.module).items() if is_lazy(tensor)]
         if lazy:
             raise ValueError(f"task.model: {lazy[0]} has no shape yet, after a first forward pass in evaluation mode")
-        _require_float32(parameters)
+        require_trainable({public_name(name): tensor for name, tensor in parameters.items()})
         require_apart(self.module)
         self.layout, self.weights = _flatten(parameters, device)
         self.sizes = [slot.shape.numel() for slot in self.layout]
@@ -82,7 +84,7 @@ class Replica:
         ]
         self._trained = list(parameters.values())
         buffers = _mixed_buffers(self.module, mixed)
-        _require_float32(buffers)
+        require_trainable({public_name(name): tensor for name, tensor in buffers.items()})
         self.buffer_layout, self.buffers = _flatten(buffers, device)
         self._homes += [
             Home(tensor, _view(self.buffers, slot), places.pop(id(tensor)))
@@ -131,7 +133,7 @@ class Replica:
         for parameter, slot in zip(self._trained, self.layout, strict=True):
             gradient, parameter.grad = parameter.grad, None
             part = _view(flat, slot)
-            part.zero_() if gradient is None else part.copy_(_dense(gradient))
+            part.zero_() if gradient is None else part.copy_(dense(gradient))
         return flat, None if all(reached) else torch.tensor(reached, device=self.device)
 
     def take_in(self) -> None:
@@ -310,18 +312,6 @@ def _flatten(tensors: Mapping[str, Tensor], device: torch.device) -> tuple[tuple
     for slot in layout:
         _view(flat, slot).copy_(tensors[slot.name].detach())
     return tuple(layout), flat
-
-
-def _require_float32(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
-            raise ValueError(
-                f"task.model: parameter or buffer {public_name(name)} is {tensor.dtype}; allowed is torch.float32"
-            )
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient if gradient.layout is torch.strided else gradient.to_dense()
 
 
 def _kept(value: Any) -> Any:

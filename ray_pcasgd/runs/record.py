@@ -45,9 +45,7 @@ class RunRecord:
         """Whether a callback keeps the run's states, so that the run does not."""
         config = plan.config
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AveragedModel(
-            config.task, plan.data, config.seed, device, config.mixed_buffers, config.precision
-        )
+        self.model = AveragedModel(config.task, plan.data, config.seed, device, config.mixed_buffers, config.precision)
         self.monitor = MetricsTable(len(plan.specs), self.evaluate, plan.servers)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.ending = Ending(folder, self.take_event)

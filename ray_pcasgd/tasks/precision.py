@@ -1,5 +1,6 @@
 """The numbers that model and loss compute with: float32, or types of 16 bits by PyTorch's autocast."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -18,6 +19,21 @@ def computing(precision: Precision, device: torch.device) -> AbstractContextMana
     With float32 there is none, so that a model's own use of autocast is left as it is.
     """
     return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=_TYPES[precision])
+
+
+def require_trainable(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` where a tensor that is trained or averaged, by its name, is not dense, or not float32."""
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"task.model: {name} is {tensor.layout}; allowed are dense tensors")
+        if tensor.dtype == torch.float32:
+            continue
+        short = next((short for short, kind in _TYPES.items() if kind == tensor.dtype), None)
+        hint = f"; precision = {short} computes with {tensor.dtype} all the same" if short else ""
+        raise ValueError(
+            f"task.model: parameter or buffer {name} is {tensor.dtype}; allowed where it is trained or averaged is "
+            f"torch.float32, as model.float() makes it{hint}"
+        )
 
 
 def widened(precision: Precision, loss: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ray_pcasgd.tasks.datasets import Data, Digits
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.models import MLP, CustomModel, Model, is_unshaped, shaping
 from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Evaluation, Loss, Measure, Metric, examine, with_ignored
+from ray_pcasgd.tasks.precision import require_trainable
 from ray_pcasgd.tasks.ray_stream import StreamBatches, StreamedImages
 from ray_pcasgd.tasks.samples import MapSamples, TaskData
 from ray_pcasgd.tasks.step import examine_by, loss_of, step_of_model
@@ -153,6 +154,8 @@ class Task(Settings):
         known = (data.input_shape, data.num_outputs) if data.are_pairs else ((), 0)
         model = self.model.build(*known, seed)
         if is_unshaped(model):
+            # What has no shape yet has a type, by which its first forward pass would fail less clearly.
+            require_trainable({name: p for name, p in model.named_parameters() if p.requires_grad})
             with seeded(stream_seed(seed, "lazy initialization")):
                 batch = data.train.take(range(min(2, len(data.train))))
                 try:

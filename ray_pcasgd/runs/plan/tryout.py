@@ -105,7 +105,7 @@ class _Trial:
 
         """
         replica = self._built()
-        if not replica.layout:
+        if not replica.weights.numel():
             raise ValueError(f"{self.model}: no parameter of it is trained; allowed are models that have some")
         for setting, flat, layout in (
             (self.model, replica.weights, replica.layout),

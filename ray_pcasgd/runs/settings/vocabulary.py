@@ -56,6 +56,9 @@ WORDS = {
     "optimizer.eps": "epsilon adam_epsilon",
     "gradient_clipping.norm": "gradient_clip_val max_grad_norm clip_norm clip_grad_norm max_norm grad_clip",
     "gradient_clipping.value": "clip_value clip_grad_value gradient_clip_value",
+    "precision": (
+        "amp use_amp autocast mixed_precision mixed dtype torch_dtype model_dtype param_dtype compute_dtype amp_dtype"
+    ),
     "optimizer.weight_decay": "wd l2 l2_penalty weightdecay decay regularization",
     "task.data": (
         "dataset datasets data_set train_dataset trainset train_data training_data data_dir data_path "
@@ -108,10 +111,11 @@ SENTENCES = {
     "message_delay": _DELAYS,
     "gradient_accumulation_steps": _ACCUMULATE,
     "accumulate_grad_batches": _ACCUMULATE,
-    "fp16": "the only precision is float32",
-    "bf16": "the only precision is float32",
-    "precision": "the only precision is float32",
-    "amp": "the only precision is float32",
+    "fp16": "write precision = fp16",
+    "float16": "write precision = fp16",
+    "half": "write precision = fp16",
+    "bf16": "write precision = bf16",
+    "bfloat16": "write precision = bf16",
     "seeds": "write seed; compare --seeds and the seeds of a sweep take several",
     "config": "write the settings themselves at the top, or their file's path: ray-pcasgd train FILE.yaml",
     "settings": "write the settings themselves at the top, or their file's path: ray-pcasgd train FILE.yaml",
@@ -204,6 +208,11 @@ NAMES: dict[str, dict[str, str]] = {
         "cosine": "cosineannealing cosine-annealing",
         "multi-step": "multisteplr step steplr",
         "linear": "decay polynomial",
+    },
+    "precision": {
+        "float32": "fp32 f32 32 float full single 32-true highest no none torch.float32",
+        "bf16": "bfloat16 bf16-mixed bf16-true mixed mixed-bf16 amp bf torch.bfloat16",
+        "fp16": "float16 fp16-mixed 16 16-mixed 16-true half f16 torch.float16",
     },
     "reliability": {
         "measured": "staleness",

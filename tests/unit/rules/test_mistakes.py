@@ -50,7 +50,12 @@ save_total_limit=2 -> write checkpoint.num_to_keep
 random_seed=1 -> write seed
 seeds=3 -> write seed; compare --seeds
 resume=true -> write ray-pcasgd train --resume RUN
-fp16=true -> the only precision is float32
+fp16=true -> write precision = fp16
+torch_dtype=bfloat16 -> write precision
+use_amp=true -> write precision
+precision=16-mixed -> did you mean fp16?
+precision=bfloat16 -> did you mean bf16?
+precision=32 -> did you mean float32?
 gradient_clip_val=1 -> write gradient_clipping.norm
 gradient_accumulation_steps=2 -> write accumulate; batch_size stays
 config.seed=1 -> write the settings themselves at the top
