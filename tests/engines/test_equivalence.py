@@ -86,6 +86,7 @@ ALGORITHMS: dict[str, Any] = {
     | UNEVEN,
     "pc-asgd, adamw, clipped": ADAMW | UNEVEN,
     "pc-asgd, adamw, clipped, in pieces": ADAMW | {"accumulate": 3} | UNEVEN,
+    "pc-asgd, adamw, bf16": ADAMW | {"precision": "bf16"} | BATCH_NORM | UNEVEN,
     "p-asgd, adafactor": {
         "algorithm": "p-asgd",
         "optimizer": {"name": "torch", "optimizer": "torch.optim:Adafactor", "settings": {"weight_decay": 0.1}},
@@ -138,6 +139,7 @@ ON_RAY = [
     "pc-asgd-pv, probe",
     "pc-asgd, theta by curvature, guarded",
     "pc-asgd, adamw, clipped, in pieces",
+    "pc-asgd, adamw, bf16",
     "p-asgd, adafactor",
     "dc-s3gd",
     "d-asgd-importance",
@@ -213,7 +215,7 @@ def test_an_overflow_in_the_very_last_step_ends_a_run_on_actors(what: str, mode:
     assert str(result.error) == str(alone.error)
 
 
-ALONE = ("ad-psgd", "own tensors", "in pieces", "adafactor")
+ALONE = ("ad-psgd", "own tensors", "in pieces", "adafactor", "bf16")
 STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if not any(part in name for part in ALONE)]
 
 
