@@ -87,7 +87,7 @@ class PairPeer(Learner, Participant):
         loss, self.loss = self.loss, None
         assert loss is not None
         self.step(found[0] if found else None)
-        return Outcome(loss, {})
+        return Outcome(loss, self.scale_measure())
 
     def message(self, row: Row | None) -> Published:
         """Return the present version, as it is published."""

@@ -118,7 +118,7 @@ class Worker(Learner, Participant):
     def taken(self, loss: float) -> Outcome:
         """Return what a step came to."""
         self.loss = loss
-        return Outcome(loss, {})
+        return Outcome(loss, self.scale_measure())
 
     def message(self, row: Row | None) -> Published | None:
         """Return what a step has computed; of other rows nothing is published."""

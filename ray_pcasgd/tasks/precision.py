@@ -31,8 +31,8 @@ def require_trainable(tensors: Mapping[str, Tensor]) -> None:
         short = next((short for short, kind in _TYPES.items() if kind == tensor.dtype), None)
         hint = f"; precision = {short} computes with {tensor.dtype} all the same" if short else ""
         raise ValueError(
-            f"task.model: parameter or buffer {name} is {tensor.dtype}; allowed where it is trained or averaged is "
-            f"torch.float32, as model.float() makes it{hint}"
+            f"task.model: parameter or buffer {name} is {tensor.dtype}; allowed is torch.float32 where it is "
+            f"trained or averaged, as model.float() makes it{hint}"
         )
 
 

@@ -245,6 +245,7 @@ def test_a_worker_that_skips_a_step_says_that_no_parameter_got_a_gradient() -> N
     assert not worker.computed.any()
     assert worker.with_gradient is not None
     assert not worker.with_gradient.any()
+    assert worker.taken(loss).measures == {"loss_scale": 2.0**59}
     other = Worker(worker.spec, own.data)
     other.restore(worker.state())
     assert other.loss_scale == worker.loss_scale

@@ -238,7 +238,7 @@ def narrow_statistics() -> nn.Module:
     return model
 
 
-TYPE = "task.model: parameter or buffer {} is torch.{}; allowed where it is trained or averaged is torch.float32, as "
+TYPE = "task.model: parameter or buffer {} is torch.{}; allowed is torch.float32 where it is trained or averaged, as "
 BF16 = "model.float() makes it; precision = bf16 computes with torch.bfloat16 all the same"
 
 
