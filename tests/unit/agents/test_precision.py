@@ -1,5 +1,6 @@
 """bf16 and fp16 by autocast: one agent is the plain PyTorch loop with ``torch.autocast``, and what lies around it."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +18,10 @@ from ray_pcasgd.agents.loss_scale import LossScale
 from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.agents.worker import Worker, WorkerSpec
 from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.base.state import State
+from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
+from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -249,6 +254,47 @@ def test_a_worker_that_skips_a_step_says_that_no_parameter_got_a_gradient() -> N
     other = Worker(worker.spec, own.data)
     other.restore(worker.state())
     assert other.loss_scale == worker.loss_scale
+
+
+FAMILIES: dict[str, Any] = {
+    "peers": {"algorithm": "pc-asgd", "optimizer": "adamw", "step_size": 0.01},
+    "pushing peers": {"algorithm": "sgp-overlap"},
+    "corrected": {"algorithm": "dc-s3gd", "mixing": "uniform"},
+    "torch's": {"algorithm": "d-asgd", "optimizer": {"name": "torch", "optimizer": "torch.optim:Adafactor"}},
+    "servers": {"algorithm": {"name": "server", "gathering": "sync"}, "optimizer": {"momentum": 0.9}},
+    "elastic": {"algorithm": {"name": "elastic-averaging", "period": 2}},
+    "pairs": {"algorithm": "ad-psgd", "links": []},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_skipped_steps_are_the_same_again_and_from_a_state_on(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = 2.0**30
+    monkeypatch.setattr("ray_pcasgd.agents.learner.LossScale", lambda *saved: LossScale(*(saved or (start,))))
+    settings = {"num_agents": 3, "num_steps": 24, "evaluate_every": 4, "links": [{"delay": 2}], "precision": "float32"}
+    uneven = {"compute": {"law": {"name": "exponential", "mean": 1.0}}}
+    own = planned(**settings | uneven | {"accumulate": 1} | FAMILIES[family])
+    specs = [replace(spec, recipe=replace(spec.recipe, precision="fp16")) for spec in own.specs]
+
+    def reports(state: State | None = None) -> tuple[list[Any], list[State]]:
+        found, states = [], []
+        for one in LocalEngine(LocalSettings(), own.schedule).run(specs, own.data, state):
+            if isinstance(one, Pause):
+                states.append(copy.deepcopy(one.state()))
+            elif isinstance(one, StepReport):
+                weights = None if one.snapshot is None else one.snapshot.weights.tolist()
+                found.append((one.row, one.loss, dict(one.measures), weights))
+        return found, states
+
+    first, states = reports()
+    scales = [measures["loss_scale"] for _, _, measures, _ in first if "loss_scale" in measures]
+    assert start / 2 >= scales[0] > scales[-1]
+    assert reports()[0] == first
+    if own.pauses:
+        # In the midst of the steps that are skipped.
+        rest = reports(states[0])[0]
+        assert 0 < len(rest) < len(first)
+        assert rest == first[-len(rest) :]
 
 
 def test_probes_are_in_the_runs_precision_and_curvature_in_float32() -> None:
