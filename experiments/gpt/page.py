@@ -29,7 +29,8 @@ def page(runs: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
     return f"""# A GPT, with weights that come late
 
 {config.num_agents} agents in {config.clusters} clusters train a GPT-2 of `transformers` on bytes:
-{arguments["layers"]} layers of width {arguments["width"]}, {size:,} parameters. The text is the sources of {len(PACKAGES)} of Python's own packages,
+{arguments["layers"]} layers of width {arguments["width"]}, {size:,} parameters.
+The text is the sources of {len(PACKAGES)} of Python's own packages,
 {len(files())} files cut into windows of {CONTEXT} bytes, {len(train()):,} to train on, and {len(test()):,} of every
 {EVERY}th file to test on. What comes from the other cluster is {config.links[0].delay.value:g} steps late.
 
@@ -40,12 +41,12 @@ from {peak:g} to {end:g}, the same for all methods and searched for by none; gra
 
 {table(runs)}
 
-In the table, {SPREAD}, where there are several. Loss and perplexity are the averaged model's, over all
-windows of the test files; guessing has a perplexity of 256. So short a run of so small a model compares methods with each
-other, and says nothing of larger ones.
+In the table, {SPREAD}, where there are several. Loss and perplexity are the averaged
+model's, over all windows of the test files; guessing has a perplexity of 256. So short a run of so small a model compares
+methods with each other, and says nothing of larger ones.
 
-{total_time(runs)}, on a machine that had other work. Written by
-`python -m experiments.gpt --scale {scale}` ({machine()}). The model's size is
+{total_time(runs)}, on a machine that had other work.
+Written by `python -m experiments.gpt --scale {scale}` ({machine()}). The model's size is
 `task.model.arguments` in `study.yaml`; `--scale paper` has 10.7 million parameters, for GPUs, and was not run.
 """
 

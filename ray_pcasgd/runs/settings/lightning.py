@@ -141,10 +141,10 @@ def _optimizer(optimizer: Optimizer, trained: Sequence[nn.Parameter], place: str
     numbers = {id(parameter): number for number, parameter in enumerate(trained)}
     groups = optimizer.param_groups
     held = [id(parameter) for group in groups for parameter in group["params"]]
-    if sorted(held) != sorted(numbers):
+    if sorted(held) != sorted(numbers) or not all(group["params"] for group in groups):
         raise SettingsError(
             f"{place}: the optimizer has {len(held)} parameter tensors, the module trains {len(numbers)}; allowed are "
-            "the same, each once; those with requires_grad = False stay as they are"
+            "the same, each once, and no empty groups; those with requires_grad = False stay as they are"
         )
     kind: Any = type(optimizer)
     found = _alike(groups)
@@ -155,10 +155,13 @@ def _optimizer(optimizer: Optimizer, trained: Sequence[nn.Parameter], place: str
         if all(group[key] == usual[key] for key in usual if key not in (*known, *_ONLY_SPEED, "lr")):
             return {"name": known["name"].default, "decay": decay, **{key: group[key] for key in usual if key in known}}
     options = [
-        {key: group[key] for key in optimizer.defaults}
-        | {"lr": group.get("initial_lr", group["lr"]), "params": [numbers[id(one)] for one in group["params"]]}
+        {key: group[key] for key in optimizer.defaults} | {"lr": group.get("initial_lr", group["lr"])}
         for group in groups
     ]
+    if len(groups) == 1:
+        return {"name": "torch", "optimizer": kind, "settings": options[0]}
+    for group, own in zip(groups, options, strict=True):
+        own["params"] = [numbers[id(one)] for one in group["params"]]
     return {"name": "torch", "optimizer": RemadeOptimizer(kind, options)}
 
 

@@ -87,6 +87,10 @@ def decaying_matrices(module: nn.Module) -> Any:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
 
+def adagrad(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(module.parameters(), lr=0.02, weight_decay=1e-2)
+
+
 def rates_of_layers(module: nn.Module) -> Any:
     first, *others = module.parameters()
     optimizer = torch.optim.RMSprop([{"params": others}, {"params": [first], "lr": 1e-3}], lr=2e-3)
@@ -134,7 +138,7 @@ def fit(folder: Path, module: Any, **settings: Any) -> tuple[dict[str, Any], Res
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("configure", "name"),
-    [(sgd, "sgd"), (adamw, "adamw"), (decaying_matrices, "adamw"), (rates_of_layers, "torch")],
+    [(sgd, "sgd"), (adamw, "adamw"), (decaying_matrices, "adamw"), (adagrad, "torch"), (rates_of_layers, "torch")],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_one_agent_trains_as_lightnings_trainer(configure: Any, name: str, tmp_path: Path) -> None:
