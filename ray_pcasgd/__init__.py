@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ray_pcasgd.runs.comparison import compare
     from ray_pcasgd.runs.evaluation import evaluate
     from ray_pcasgd.runs.result import Result
+    from ray_pcasgd.runs.settings.lightning import from_lightning
     from ray_pcasgd.runs.settings.loading import load_config
     from ray_pcasgd.runs.trackers.mlflow import MLflow
     from ray_pcasgd.runs.trackers.tensorboard import TensorBoard
@@ -29,6 +30,7 @@ __all__ = [
     "WandB",
     "compare",
     "evaluate",
+    "from_lightning",
     "load_config",
     "resume",
 ]
@@ -46,6 +48,7 @@ _HOMES = {
     "WandB": "runs.trackers.wandb",
     "compare": "runs.comparison",
     "evaluate": "runs.evaluation",
+    "from_lightning": "runs.settings.lightning",
     "load_config": "runs.settings.loading",
     "resume": "runs.trainer",
 }

@@ -16,6 +16,9 @@ from experiments.convergence.page import crossover, exponents
 from experiments.convergence.problem import optimum
 from experiments.convergence.study import _rate
 from experiments.dc_asgd import study as dc_asgd
+from experiments.gpt import study as gpt
+from experiments.gpt import text as gpt_text
+from experiments.gpt.page import write_page as write_gpt
 from experiments.pcasgd import study as pcasgd
 from experiments.pcasgd.page import _verdict
 from experiments.running import SCALES, Job, named, settings_of
@@ -24,6 +27,7 @@ from experiments.slow_and_stale import study as slow_and_stale
 from experiments.slow_worker import study as slow_worker
 from experiments.staleness_aware import study as staleness_aware
 from experiments.staleness_aware.page import comparisons
+from experiments.studies import ensure_run
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.plan.plan import with_defaults
 from ray_pcasgd.runs.settings.loading import load_config
@@ -58,6 +62,7 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "dc_asgd": (dc_asgd.HERE, of_dc_asgd),
     "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),
     "slow_worker": (slow_worker.HERE, of_slow_worker),
+    "gpt": (gpt.HERE, lambda settings: [job.config for job in gpt.jobs_of(settings)]),
 }
 
 
@@ -151,6 +156,32 @@ def test_the_page_of_memory_says_what_was_measured() -> None:
     default = "`pc-asgd`, the default"
     # With a process of 0.3 GB around it, an agent of 25 M parameters stays below 2 GB.
     assert results["now"][default]["peak"] * 25e6 + 0.3e9 < 2e9 < results["before"][default]["peak"] * 25e6
+
+
+def test_a_gpt_learns_files_and_is_tested_on_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpt_text, "EVERY", len(gpt_text.files()))  # one file, to be quick
+    settings = settings_of(gpt.HERE, "smoke")
+    frame = pd.DataFrame(
+        [
+            job.labels | ensure_run(named(load_config(job.config, changes={"num_steps": 12}), tmp_path))
+            for job in gpt.jobs_of(settings | {"config": settings["config"] | {"step_size": 0.02}})
+        ]
+    ).assign(run=list(gpt.METHODS))
+    # Of bytes: less than guessing's 256; and the loss is the mean over as many bytes of each window.
+    assert (frame["test_perplexity"] < 200).all()
+    assert np.allclose(np.exp(frame["test_loss"]), frame["test_perplexity"], rtol=1e-3)
+    frame.to_parquet(tmp_path / "results.parquet")
+    write_gpt(settings, tmp_path, "smoke")
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")][1:] == [
+        f"| {method}" for method in gpt.METHODS
+    ]
+    read = [b"".join(bytes(one["input_ids"].tolist()) for one in part()) for part in (gpt_text.train, gpt_text.test)]
+    kept, tested = gpt_text.files()[1].read_bytes(), gpt_text.files()[0].read_bytes()
+    assert kept[:200] in read[0]
+    assert kept[:200] not in read[1]
+    assert tested[:200] in read[1]
+    assert tested[:200] not in read[0]
 
 
 def test_pauses_of_some_algorithms_take_the_place_of_theirs_alone() -> None:
