@@ -42,8 +42,8 @@ from {peak:g} to {end:g}, the same for all methods and searched for by none; gra
 {table(runs)}
 
 In the table, {SPREAD}, where there are several. Loss and perplexity are the averaged
-model's, over all windows of the test files; guessing has a perplexity of 256. So short a run of so small a model compares
-methods with each other, and says nothing of larger ones.
+model's, over all windows of the test files; guessing has a perplexity of 256. So short a run of so small a model
+compares methods with each other, and says nothing of larger ones.
 
 {total_time(runs)}, on a machine that had other work.
 Written by `python -m experiments.gpt --scale {scale}` ({machine()}). The model's size is
