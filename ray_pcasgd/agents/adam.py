@@ -50,10 +50,16 @@ class _AdamLike(LocalOptimizer):
     decay: Decay = "all"
     """What decays: ``all``, or ``matrices`` alone: tensors of two or more dimensions, no biases and no norms."""
 
+    @property
+    def state_vectors(self) -> int:
+        """Both averages, and with amsgrad the largest one."""
+        return 3 if self.amsgrad else 2
+
     def start(self, weights: Tensor, parts: Parts = ()) -> AdamState:
         """Return averages of zeros."""
         zeros = torch.zeros_like(weights)
-        return AdamState(zeros, zeros, zeros if self.amsgrad else zeros[:0], zeros.new_zeros(len(parts) or 1))
+        # An empty part of the zeros would keep all of them in memory.
+        return AdamState(zeros, zeros, zeros if self.amsgrad else zeros.new_zeros(0), zeros.new_zeros(len(parts) or 1))
 
     def direction(
         self,

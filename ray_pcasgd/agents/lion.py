@@ -29,6 +29,11 @@ class Lion(LocalOptimizer):
     decay: Decay = "all"
     """What decays: ``all``, or ``matrices`` alone: tensors of two or more dimensions, no biases and no norms."""
 
+    @property
+    def state_vectors(self) -> int:
+        """The average."""
+        return 1
+
     def start(self, weights: Tensor, parts: Parts = ()) -> tuple[Tensor, ...]:
         """Return an average of zeros, shape (D,)."""
         return (torch.zeros_like(weights),)

@@ -91,6 +91,11 @@ class LocalOptimizer(Settings, ABC):
     has_feedback: ClassVar[bool] = True
     """Whether ``feedback`` is known: how sharp a loss is to those who follow the optimizer."""
 
+    @property
+    def state_vectors(self) -> int:
+        """How many vectors of shape (D,) the state has at least, from step to step."""
+        return 0
+
     @abstractmethod
     def start(self, weights: Tensor, parts: Parts = ()) -> Any:
         """Return the state before the first step, for weights of shape (D,)."""

@@ -101,6 +101,11 @@ class SGD(LocalOptimizer):
             raise ValueError(f"braking = {self.braking:g}: allowed is null where momentum is 0")
         return self
 
+    @property
+    def state_vectors(self) -> int:
+        """The velocity, where there is momentum."""
+        return 1 if self.momentum else 0
+
     def init(self, weights: Tensor) -> tuple[Tensor, ...]:
         """Return the state before the first step for weights of shape (D,): the velocity, where there is momentum."""
         return (torch.zeros_like(weights),) if self.momentum else ()

@@ -86,6 +86,11 @@ class TorchOptimizer(LocalOptimizer):
     decay: Decay = "all"
     """What decays: ``all``, or ``matrices`` alone: of a class with weight_decay, the others get a group without."""
 
+    @property
+    def state_vectors(self) -> int:
+        """The copy of the parameters; what the optimizer itself keeps is not known beforehand."""
+        return 1
+
     def start(self, weights: Tensor, parts: Parts = ()) -> Running:
         """Return the optimizer, made for tensors of these shapes."""
         return Running(self, weights, parts)

@@ -79,7 +79,7 @@ def check_declared(rule: Rule | ServerRule) -> None:
     for name in rule.numeric_settings:
         value: Any = rule
         for part in name.split("."):
-            if value is None:  # not given, and filled in later
+            if value is None:  # not given, so that the run fills it in
                 break
             if part not in getattr(type(value), "model_fields", {}):
                 raise ValueError(f"numeric_settings has {name!r}; allowed are names of its settings")

@@ -113,6 +113,9 @@ class _Generator:
             "curve.values": lambda: self.random.choice([[0.1, 0.2, 0.05], [0.1]]),
             "checkpoint.score": lambda: self.random.choice([None, "loss", "accuracy"]),
             "checkpoint.state_seconds": lambda: self.random.choice([None, 0, 0, 60]),
+            "accumulate": lambda: self.random.choice([1, 1, 1, 2]),
+            "gradient_clipping": lambda: self.random.choice([None, {"norm": 1e-3}, {"value": 1}]),
+            "optimizer.betas": lambda: self.random.choice([[0, 0], [0.9, 0.99]]),
             "optimizer.momentum": lambda: self.random.choice([0, 0.5, 0.99]),
             "gathering.every_seconds": lambda: self.random.choice([0.0005, 1e-6, 0.5, 3, 1e9]),
         }

@@ -34,7 +34,9 @@ def check_memory(config: Config, num_parameters: int, total_bytes: int) -> None:
     fitting = int(max(0, total_bytes - servers) // each)
     allowed = f"num_agents up to {fitting}, or a smaller task.model" if fitting else "a smaller task.model"
     algorithm = config.algorithm
-    if isinstance(algorithm, Rule) and algorithm.needs_drift and algorithm.drift_form == "exact":
+    # Prediction by own drift has no other form of it.
+    may_be_velocity = isinstance(algorithm, Rule) and algorithm.needs_drift and algorithm.drift_kind == "mean"
+    if may_be_velocity and algorithm.drift_form == "exact":
         allowed += "; algorithm.drift = 'velocity' takes less"
     raise ValueError(
         f"num_agents = {config.num_agents}: agents of {num_parameters:,} parameters each keep at least "
@@ -50,13 +52,14 @@ def least_vectors(config: Config) -> int:
     So this is less than any run takes; docs/memory.md has what was measured.
     """
     algorithm, optimizer = config.algorithm, config.optimizer
-    # Other momentum has the direction itself for its velocity.
-    velocity = 1 if isinstance(optimizer, SGD) and optimizer.nesterov else 0
+    # Momentum that is not Nesterov's has the direction itself for its velocity.
+    is_direction = isinstance(optimizer, SGD) and not optimizer.nesterov
+    state = 0 if is_direction else optimizer.state_vectors
     if isinstance(algorithm, ServerRule):
         # The replica and the gradient; the weights may be those that the server has published.
-        return 2 + (velocity if algorithm.workers_step else 0)
+        return 2 + (state if algorithm.workers_step else 0)
     # The replica, the present version and the direction.
-    found = 3 + velocity
+    found = 3 + state
     if not isinstance(algorithm, Rule) or not algorithm.needs_drift or config.num_agents == 1:
         return found
     if algorithm.drift_form == "velocity":
@@ -70,8 +73,7 @@ def _vectors_of_servers(config: Config) -> int:
     algorithm, optimizer = config.algorithm, config.optimizer
     if not isinstance(algorithm, ServerRule):
         return 0
-    has_velocity = isinstance(optimizer, SGD) and optimizer.momentum and not algorithm.workers_step
-    return 2 if has_velocity else 1
+    return 1 + (0 if algorithm.workers_step else optimizer.state_vectors)
 
 
 def machine_bytes() -> int | None:

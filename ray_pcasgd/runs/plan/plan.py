@@ -191,8 +191,9 @@ def make_plan(config: Config) -> Plan:
             for agent, shard in enumerate(shards):
                 data.train.batches_an_epoch(shard, config.batch_size, agent)
         clusters = cluster_of_each_agent(config)
-        why_alone = try_out(config, data, shards, _training(config))
-        roster = _roster(config, clusters, shards)
+        acting = with_compensation(config)
+        why_alone = try_out(acting, data, shards, _training(acting))
+        roster = _roster(acting, clusters, shards)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, {}))) from None
     except ValueError as error:
@@ -247,13 +248,14 @@ def with_defaults(config: Config) -> Config:
     unit = "seconds" if isinstance(config.algorithm, ADPSGD) else "steps"
     links = tuple(link if link.unit else link.model_copy(update={"unit": unit}) for link in config.links)
     filled_in = {"algorithm": algorithm, "barrier": barrier, "reliability": reliability, "links": links}
-    return with_compensation(config.model_copy(update=filled_in))
+    return config.model_copy(update=filled_in)
 
 
 def with_compensation(config: Config) -> Config:
     """Return the settings with the compensation that fits the optimizer, where a rule predicts and none is given.
 
-    Its Taylor term takes a direction for a gradient, which that of SGD alone is.
+    Its Taylor term takes a direction for a gradient, which that of SGD alone is. So it is the agents that get it, and
+    not the run's ``config.yaml``: a replay under another optimizer has what fits that one.
     """
     rule = config.algorithm
     if not isinstance(rule, PredictingRule) or rule.compensation is not None:

@@ -95,7 +95,8 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
     for config in resolved:
         if shared_settings(config) != shared_settings(resolved[0]):
             raise SettingsError("runs that are stepped together may differ in step size and the rule's numbers alone")
-        specs = tuple(_with_numbers(spec, config) for spec in first.specs if isinstance(spec, AgentSpec))
+        acting = with_compensation(config)
+        specs = tuple(_with_numbers(spec, acting) for spec in first.specs if isinstance(spec, AgentSpec))
         plans.append(dataclasses.replace(first, config=config, specs=specs))
     own = [spec for plan in plans[:2] for spec in plan.specs[:1] if isinstance(spec, AgentSpec)]
     try:

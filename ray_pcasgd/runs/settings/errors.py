@@ -104,6 +104,8 @@ def _finding(item: dict[str, Any], tree: Any, root: type[Settings], outer: str =
     if kind == "extra_forbidden":
         return _Finding(path, subject, "no such setting", meant(location, path, root))
     if kind == "missing":
+        if isinstance(location[-1], int) and (pair := allowed_at(location[:-1], root)):
+            return _Finding(path, subject, f"allowed is {pair}")
         allowed = allowed_at(location, root)
         hint = f"allowed is {allowed}" if allowed else hints.for_value(path, str(value))
         path = f"{path}.{location[-1]}".lstrip(".")
@@ -154,10 +156,11 @@ def _hint(kind: str, path: str, value: Any, context: Mapping[str, Any], takes_nu
 
 def _named_by_message(path: str, value: Any, message: str) -> _Finding:
     """Return the finding of one of our own validators, whose messages may begin with a setting and its value."""
-    message = message.removeprefix(f"{value!r}: ")
+    message = message.removeprefix(f"{one_line(repr(value))}: ")
     named = re.match(r"([a-z_0-9.]+)( = .*?)?: (?=\S)", message)
     if not named:
-        return _Finding(path, f"{path} = {yaml_value(value)}", message)
+        hint = hints.for_value(path, value) if isinstance(value, type) else ""
+        return _Finding(path, f"{path} = {yaml_value(value)}", message, hint)
     parent, _, last = path.rpartition(".")
     place = parent if named[1] == last else path
     return _Finding(path, f"{place}.{named[1]}{named[2] or ''}".lstrip("."), message[named.end() :])

@@ -40,6 +40,8 @@ def for_setting(parent: str, word: str) -> str:
     """
     if parent == "mixing" and plain(word) in ("matrix", "rows", "weights"):
         return "write mixing: {name: matrix, rows: [[...], ...]}"
+    if parent == "optimizer" and plain(word) in ("arguments", "args", "kwargs", "options", "params"):
+        return "write optimizer.settings"
     return for_word(word)
 
 
@@ -113,6 +115,10 @@ def for_value(path: str, given: Any) -> str:
     is_path = isinstance(given, str) and ":" in given
     if path == "optimizer" and str(given).startswith("torch"):
         return f"write {{name: torch, optimizer: {given!r}}}"
+    if path == "optimizer" and (kind := _torch_optimizer(given)):
+        return f"write {{name: torch, optimizer: '{kind.__module__}:{kind.__qualname__}'}}"
+    if path == "gradient_clipping" and isinstance(given, int | float | str):
+        return f"write {{norm: {given if number(str(given)) is not None else 1.0}}}"
     if path in _IMPORTED and is_path:
         return f"write {{name: custom, {_IMPORTED[path]}: {given!r}}}"
     if path == "task.data":
@@ -129,6 +135,13 @@ def for_value(path: str, given: Any) -> str:
     if place == "links.*.unit":
         return "write seconds, or steps, or a delay with its own unit, such as 200ms"
     return _VALUES.get(place, "") if not isinstance(given, Mapping) or place in ("links", "optimizer") else ""
+
+
+def _torch_optimizer(given: Any) -> type | None:
+    """Return the class of PyTorch's optimizers that a value is, or is of."""
+    kind = given if isinstance(given, type) else type(given)
+    bases = (f"{base.__module__}:{base.__qualname__}" for base in kind.__mro__)
+    return kind if "torch.optim.optimizer:Optimizer" in bases else None
 
 
 _IMPORTED = {

@@ -102,9 +102,16 @@ def _of_other_kind(location: Location, parent: str, given: str) -> str:
     """Return which other kinds of thing at this place have the setting: ``engine.mode`` of ray, where it is local."""
     kinds = kinds_at(location[:-1], Config)
     own = next((kind for kind in kinds if kind in location), None)
-    having = [repr(kind) for kind, model in kinds.items() if kind != own and given in model.model_fields]
-    if own is None or not having:
+    if own is None:
         return ""
+    others = {kind: model.model_fields for kind, model in kinds.items() if kind != own}
+    having = [repr(kind) for kind, fields in others.items() if given in fields]
+    if not having:
+        every = sorted({name for fields in others.values() for name in fields})
+        near = difflib.get_close_matches(given, every, 1, _NEAR)
+        having = [repr(kind) for kind, fields in others.items() if near and near[0] in fields]
+        said = f"did you mean {near[0]}, a setting" if near else ""
+        return f"{said} of {parent}.name = {' or '.join(having)}?" if near else ""
     return f"it is a setting of {parent}.name = {' or '.join(having)}, not of {own!r}"
 
 

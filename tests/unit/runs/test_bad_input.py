@@ -7,6 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pandas as pd
 import pytest
 import torch
+from torch.optim import Adam
 
 from ray_pcasgd.config import AnyAlgorithm
 from ray_pcasgd.records import Read, Row
@@ -39,6 +40,15 @@ def refusal(*assignments: str, **settings: Any) -> str:
     return str(caught.value)
 
 
+def test_an_optimizer_of_pytorch_as_an_object_is_told_how_to_be_written() -> None:
+    hint = "; write {name: torch, optimizer: 'torch.optim.adam:Adam'}"
+    made = Adam([torch.zeros(1, requires_grad=True)])
+    assert refusal(optimizer=Adam).endswith(f"OwnOptimizer{hint}")
+    assert refusal(optimizer=made).endswith(f"lion, torch, custom{hint}")
+    # Its own words, which are many, are said once.
+    assert refusal(optimizer={"name": "torch", "optimizer": made}).count("Parameter Group") == 1
+
+
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
@@ -48,6 +58,17 @@ def refusal(*assignments: str, **settings: Any) -> str:
         ("task.model.hiden=[3]", "task.model.hiden = [3]: no such setting; did you mean task.model.hidden?"),
         ("task.modle.name=mlp", "task.modle = {'name': 'mlp'}: no such setting; did you mean task.model?"),
         ("links.0.unti=steps", "links.0.unti = 'steps': no such setting; did you mean links.0.unit?"),
+        (
+            "optimizer.beta=1",
+            "optimizer.beta = 1: no such setting; did you mean betas, a setting of optimizer.name = 'adamw' or 'adam' "
+            "or 'lion'?",
+        ),
+        ("optimizer.kwargs={}", "optimizer.kwargs = {}: no such setting; write optimizer.settings"),
+        ("gradient_clipping=2", "gradient_clipping = 2: allowed is a mapping of settings; write {norm: 2}"),
+        (
+            "optimizer={name: adamw, betas: [0.9]}",
+            "optimizer.betas = [0.9]: allowed is a pair of numbers from 0 below 1",
+        ),
         (
             "engine.mode=live",
             "engine.mode = 'live': no such setting; it is a setting of engine.name = 'ray', not of 'local'",

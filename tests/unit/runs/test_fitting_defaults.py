@@ -11,7 +11,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules import PCASGD
 from ray_pcasgd.rules.prediction import PredictingRule
-from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.plan.plan import make_plan, with_compensation
 from ray_pcasgd.runs.plan.variants import make_variants
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.settings.reference import kind_of, kinds_in
@@ -63,7 +63,8 @@ def written(folder: Path, algorithm: Any, **settings: Any) -> dict[str, Any]:
     path = RunFolder.create(plan.config).path
     found: dict[str, Any] = read_yaml(path / "config.yaml")["algorithm"]
     assert load_config(path / "config.yaml").algorithm == plan.config.algorithm
-    assert all(spec.recipe.rule == plan.config.algorithm for spec in plan.specs if isinstance(spec, AgentSpec))
+    fitting = with_compensation(plan.config).algorithm
+    assert all(spec.recipe.rule == fitting for spec in plan.specs if isinstance(spec, AgentSpec))
     return found
 
 
@@ -81,6 +82,22 @@ def test_what_a_live_run_was_told_stays_when_its_settings_run_elsewhere(tmp_path
     assert written(tmp_path, algorithm | {"bounded": None}, engine="local")["bounded"] is False
     rules = [PCASGD.model_validate(algorithm | {"bounded": value}) for value in (True, False, None)]
     assert [rule.has_bound for rule in rules] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+def test_a_compensation_that_nobody_gave_fits_the_optimizer_also_of_a_replay(name: str, tmp_path: Path) -> None:
+    """What a run under one optimizer has written says nothing about a run under another one."""
+
+    def acting(algorithm: Any, optimizer: str) -> Any:
+        plan = make_plan(load_config({"algorithm": algorithm, "optimizer": optimizer, "engine": "local"}))
+        (rule,) = {spec.recipe.rule for spec in plan.specs if isinstance(spec, AgentSpec)}
+        assert isinstance(rule, PredictingRule)
+        return rule.coefficients(0, 0)["lambda_0"]
+
+    for first, second, fitting in (("sgd", "adamw", 0.0), ("adamw", "sgd", 0.04), ("sgd", "sgd", 0.04)):
+        assert acting(written(tmp_path, name, optimizer=first), second) == fitting
+        given = written(tmp_path, {"name": name, "compensation": 0.5}, optimizer=first)
+        assert acting(given, second) == 0.5
 
 
 def test_a_rule_of_one_s_own_is_left_as_it_is() -> None:

@@ -23,10 +23,14 @@ ALGORITHMS: list[dict[str, Any]] = [
     {"algorithm": "d-psgd"},
     {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9}},
     {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "nesterov": True}},
+    *({"algorithm": "d-asgd", "optimizer": one} for one in ("adamw", {"name": "adam", "amsgrad": True}, "lion")),
     {"algorithm": "ad-psgd", "links": []},
+    {"algorithm": "ad-psgd", "links": [], "optimizer": "adamw"},
     {"algorithm": "sgp"},
     {"algorithm": "server", "optimizer": {"momentum": 0.9}},
+    {"algorithm": "server", "optimizer": "adamw"},
     {"algorithm": "elastic-averaging", "optimizer": {"momentum": 0.9}},
+    {"algorithm": "elastic-averaging", "optimizer": "adamw"},
 ]
 
 
@@ -42,7 +46,7 @@ def own_bytes(agent: Any) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-@pytest.mark.parametrize("changes", ALGORITHMS, ids=lambda changes: str(changes["algorithm"]))
+@pytest.mark.parametrize("changes", ALGORITHMS, ids=str)
 def test_agents_keep_at_least_what_is_reckoned_with(changes: dict[str, Any]) -> None:
     """And not much more, for what nobody knows beforehand: the versions of a path, those that a server still knows."""
     settings = {"num_agents": 3, "num_steps": 12, "evaluate_every": 100, "engine": "local", "links": [{"delay": 2}]}
@@ -71,15 +75,21 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
         check_memory(config, 1_000_000, each - 1)
 
 
-def test_the_refusal_names_the_drift_that_takes_less() -> None:
+def test_the_refusal_names_the_drift_that_takes_less_where_it_is_allowed() -> None:
     config = load_config({"algorithm": {"name": "p-asgd"}})
     with pytest.raises(ValueError, match=r"; algorithm\.drift = 'velocity' takes less$"):
         check_memory(config, 10**9, 10**9)
+    config = load_config({"algorithm": {"name": "p-asgd", "prediction": "own-drift"}})
+    with pytest.raises(ValueError, match=r"allowed is a smaller task\.model$"):
+        check_memory(config, 10**9, 10**9)
 
 
-@pytest.mark.parametrize(("momentum", "vectors"), [(0.0, 1), (0.9, 2)])
-def test_servers_are_counted_once_whatever_their_number(momentum: float, vectors: int) -> None:
-    config = load_config({"num_agents": 2, "algorithm": "server", "optimizer": {"momentum": momentum}})
+@pytest.mark.parametrize(
+    ("optimizer", "vectors"),
+    [({}, 1), ({"momentum": 0.9}, 2), ("lion", 2), ("adamw", 3), ({"name": "adam", "amsgrad": True}, 4)],
+)
+def test_servers_are_counted_once_whatever_their_number(optimizer: Any, vectors: int) -> None:
+    config = load_config({"num_agents": 2, "algorithm": "server", "optimizer": optimizer})
     need = 4 * 1000 * (2 * least_vectors(config) + vectors)
     check_memory(config, 1000, need)
     with pytest.raises(ValueError, match="num_agents = 2"):
