@@ -35,8 +35,8 @@ def check_memory(config: Config, num_parameters: int, total_bytes: int) -> None:
     allowed = f"num_agents up to {fitting}, or a smaller task.model" if fitting else "a smaller task.model"
     algorithm = config.algorithm
     # Prediction by own drift has no other form of it.
-    may_be_velocity = isinstance(algorithm, Rule) and algorithm.needs_drift and algorithm.drift_kind == "mean"
-    if may_be_velocity and algorithm.drift_form == "exact":
+    keeps_path = isinstance(algorithm, Rule) and algorithm.needs_drift and algorithm.drift_form == "exact"
+    if keeps_path and isinstance(algorithm, Rule) and algorithm.drift_kind == "mean":
         allowed += "; algorithm.drift = 'velocity' takes less"
     raise ValueError(
         f"num_agents = {config.num_agents}: agents of {num_parameters:,} parameters each keep at least "
