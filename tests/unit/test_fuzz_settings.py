@@ -13,7 +13,7 @@ from tests.fuzz.executing import examine, make_resources
 from tests.fuzz.generating import NASTY, Resources, make_case
 from tests.fuzz.mutating import examine_file, make_file
 
-CASES = range(170)
+CASES = range(200)
 FILES = range(300)
 
 

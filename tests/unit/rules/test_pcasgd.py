@@ -18,7 +18,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.bound import ConstantBound
 from ray_pcasgd.rules.compensation import AdaptiveCompensation, ConstantCompensation, RelativeCompensation
 from ray_pcasgd.rules.practical import Condition
-from ray_pcasgd.runs.plan.plan import with_defaults
+from ray_pcasgd.runs.plan.plan import with_compensation
 from ray_pcasgd.runs.settings.loading import load_config
 from tests.unit.networks import run_rule
 from tests.unit.references import Method, run_reference
@@ -524,7 +524,7 @@ def test_a_relative_correction_is_as_long_as_it_says_over_vectors_of_several_blo
 )
 def test_the_compensation_that_is_not_given_is_for_gradients_alone(optimizer: Any, given: Any, expected: Any) -> None:
     tree = {"engine": "local", "optimizer": optimizer, "algorithm": {"name": "p-asgd", "compensation": given}}
-    algorithm = with_defaults(load_config(tree)).algorithm
+    algorithm = with_compensation(load_config(tree)).algorithm
     assert isinstance(algorithm, PASGD)
     assert algorithm.compensation == expected
 
