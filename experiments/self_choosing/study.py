@@ -1,5 +1,6 @@
 """The runs of the study: tasks, shards, delays, and ways to choose theta and reach."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ CONSTANT = "theta "
 
 def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
     """Run what is missing, and write what was measured."""
-    text = storage / "text.txt"
-    # A text that every copy of the repository has, since none can be downloaded everywhere.
-    text.write_text("\n".join(path.read_text(encoding="utf-8") for path in _texts()), encoding="utf-8")
+    # A text that every copy of the repository has, since none can be downloaded everywhere. It changes with the
+    # package, so a run is named after its content too.
+    content = "\n".join(path.read_text(encoding="utf-8") for path in _texts())
+    text = storage / f"text-{hashlib.sha256(content.encode()).hexdigest()[:12]}.txt"
+    text.write_text(content, encoding="utf-8")
     jobs = [job for task, own in settings.items() for job in jobs_of(task, own, text)]
     runs: pd.DataFrame = measured(jobs, storage, processes)
     runs.drop(columns="path").to_parquet(output / "runs.parquet", index=False)

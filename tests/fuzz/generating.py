@@ -276,7 +276,7 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
         tree["optimizer"] = {key: optimizer[key] for key in optimizer if key not in ("nesterov", "braking")}
     if isinstance(optimizer, dict) and optimizer.get("name") in ("custom", "torch") and random.random() < 0.8:
         tree["optimizer"] = {"name": "torch", "optimizer": "torch.optim:RAdam"}
-    for name in ("accumulate", "callbacks", "gradient_clipping"):
+    for name in ("accumulate", "callbacks", "gradient_clipping", "precision"):
         if random.random() < 0.9:
             tree.pop(name, None)
     for link in tree.get("links", []):
