@@ -74,17 +74,18 @@ def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
     more: dict[str, Any], tmp_path: Path
 ) -> None:
     # Before each loss but the first a state is kept, and one is to be kept after the last: a cut comes once all rows
-    # are taken that are dealt already, up to 64 of each agent. The last fault is further from the one before than agents
-    # go on without the silent one.
+    # are taken that are dealt already, up to 64 of each agent, and the state before is written. The last fault is further
+    # from the one before than agents go on without the silent one.
     faults = Several(
         Fault(120, kill(1)), Fault(200, kill(SCHEDULER)), Fault(240, silence(2)), Fault(300, take_states_away)
     )
-    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 4}, **more)
+    settings = {"num_steps": 600} | more
+    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 4}, **settings)
     restarts = [event for event in faults.events if event.kind == "run_restarted"]
     assert len(restarts) == 3
     assert all(event.step > 0 for event in restarts[1:])
     assert "state_not_kept" in faults.kinds()
-    assert_same_run(disturbed, fit_local(tmp_path, **more))
+    assert_same_run(disturbed, fit_local(tmp_path, **settings))
 
 
 @pytest.mark.slow
