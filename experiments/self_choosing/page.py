@@ -61,9 +61,9 @@ the test accuracy known: no user could choose it so. Gaps are in points, paired 
 run whose loss was not finite counts as guessing (10 %).
 Written by `python -m experiments.self_choosing --scale {scale}`
 ({num_seeds(int(runs["seed"].nunique()))} at most; {machine()}; {total_time(runs)}).
-Made at commit 933b437, with `drift: exact`. Of 16 runs of `chosen` made again with the present default, `drift: velocity`
-(digits, complete graph, seed 0), 13 have the same accuracy to 0.3 points and one is 0.6 below; on shards of one label, where
-runs are chaotic, one is 12.3 below (delay 10) and one 19.8 above (delay 20).
+Made at commit 933b437, with `drift: exact`. Of 16 runs of `chosen` made again with the present default,
+`drift: velocity` (digits, complete graph, seed 0), 13 have the same accuracy to 0.3 points and one is 0.6 below; on
+shards of one label, where runs are chaotic, one is 12.3 below (delay 10) and one 19.8 above (delay 20).
 
 {parts}
 """

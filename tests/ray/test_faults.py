@@ -74,8 +74,8 @@ def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
     more: dict[str, Any], tmp_path: Path
 ) -> None:
     # Before each loss but the first a state is kept, and one is to be kept after the last: a cut comes once all rows
-    # are taken that are dealt already, up to 64 of each agent, and the state before is written. The last fault is further
-    # from the one before than agents go on without the silent one.
+    # are taken that are dealt already, up to 64 of each agent, and the state before is written. The last fault is
+    # further from the one before than agents go on without the silent one.
     faults = Several(
         Fault(120, kill(1)), Fault(200, kill(SCHEDULER)), Fault(240, silence(2)), Fault(300, take_states_away)
     )
