@@ -67,7 +67,8 @@ What one agent keeps of its own, in bytes for each trained parameter of its mode
 `python -m experiments.benchmarks.memory` writes this page: each row is one agent of nine (8 neighbors, all in the
 other of two clusters, {DELAY} steps late; with a server, 9 workers) on an MLP of 2.4 M parameters, in a process of
 its own, and its anonymous pages are counted, less those that were there before it was built. *Between steps* is what
-it keeps; *at the peak* adds the gradient while it is computed, the next version and what the rule makes on its way.
+it keeps from one step to the next. *At the peak* is the most that it holds during a step: together with the gradient,
+the next version and the rule's temporary vectors.
 Nesterov's momentum takes 4 more, Lion 4, Adam and AdamW 8 (with `amsgrad` 12).
 
 Not counted are the process itself (about 0.3 GB with PyTorch and Ray), activations of larger batches, and what lies in

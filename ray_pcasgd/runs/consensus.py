@@ -11,7 +11,7 @@ from ray_pcasgd.agents.module_tensors import named_tensors, public_name
 from ray_pcasgd.agents.replica import MixedBuffers, Replica
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Snapshot
-from ray_pcasgd.runs.storage.pretrained import pretrained_files
+from ray_pcasgd.runs.storage.pretrained import configuration_files
 from ray_pcasgd.tasks.objective import Evaluation
 from ray_pcasgd.tasks.precision import Precision, computing, fitting
 from ray_pcasgd.tasks.task import Task, TaskData
@@ -124,9 +124,9 @@ class AveragedModel:
         except Exception as error:  # whatever the module's own code raises
             raise ValueError(one_line(error, _LONGEST)) from error
 
-    def pretrained_files(self) -> dict[str, bytes]:
-        """Return the files that belong beside the model's where it is one of Hugging Face's transformers."""
-        return pretrained_files(self._replica.module)
+    def configuration_files(self) -> dict[str, bytes]:
+        """Return the configuration of a Hugging Face transformers model as files, by their names; of others, none."""
+        return configuration_files(self._replica.module)
 
     def first_snapshot(self) -> Snapshot:
         """Return the snapshot that the model was built with."""

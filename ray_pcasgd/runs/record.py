@@ -67,8 +67,8 @@ class RunRecord:
         """The step of the newest report."""
         self.has_bare_model = False
         """Whether the model's file holds no more than parameters and buffers."""
-        self.beside: dict[str, bytes] | None = None
-        """The files that belong beside a model's, once they were asked for."""
+        self.configuration_files: dict[str, bytes] | None = None
+        """The model's own configuration as files, by their names; ``None`` until they are first written."""
         self.is_ending = False
         """Whether there are no more reports."""
         self.raised_at_end: Exception | None = None
@@ -160,7 +160,7 @@ class RunRecord:
         consensus = self.monitor.latest
         assert consensus is not None
         try:
-            kept = self.checkpoints.offer(rows[-1], lambda: self.model_state(consensus.mean), self.beside_model)
+            kept = self.checkpoints.offer(rows[-1], lambda: self.model_state(consensus.mean), self.model_configuration)
         except Exception as error:
             step = rows[-1]["step"]
             detail = f"the model of step {step} could not be kept: {described(error)}"
@@ -262,18 +262,18 @@ class RunRecord:
         """Write the newest consensus model."""
         assert self.monitor.latest is not None
         metadata = {"run": self.folder.name, "algorithm": self.plan.config.algorithm.name}
-        self.folder.write_model(self.model_state(self.monitor.latest.mean), metadata, self.beside_model())
+        self.folder.write_model(self.model_state(self.monitor.latest.mean), metadata, self.model_configuration())
 
-    def beside_model(self) -> dict[str, bytes]:
-        """Return the files that belong beside a model's; what its own code raises costs these alone."""
-        if self.beside is None:
-            self.beside = {}
+    def model_configuration(self) -> dict[str, bytes]:
+        """Return the model's own configuration as files, by their names; none, with an event, where its code raises."""
+        if self.configuration_files is None:
+            self.configuration_files = {}
             try:
-                self.beside = self.model.pretrained_files()
+                self.configuration_files = self.model.configuration_files()
             except Exception as error:
-                detail = f"the model's own configuration could not be written beside it: {described(error)}"
+                detail = f"the model's own configuration could not be written: {described(error)}"
                 self.take_event(Event("model_format", -1, -1, detail))
-        return self.beside
+        return self.configuration_files
 
     def move_out_if_gone(self, error: OSError) -> None:
         """Go on in another folder where the run's own is not there any more; else it may be written again later."""

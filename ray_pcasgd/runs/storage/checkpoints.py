@@ -72,11 +72,11 @@ class Checkpoints:
         self,
         row: Mapping[str, Any],
         state_dict: Callable[[], Mapping[str, Any]],
-        beside: Callable[[], Mapping[str, bytes]] = dict,
+        configuration_files: Callable[[], Mapping[str, bytes]] = dict,
     ) -> Kept | None:
         """Keep the model of an evaluation (``row`` is the averaged model's), and return it, if the settings ask for it.
 
-        ``beside`` returns the files that belong beside it.
+        ``configuration_files`` returns files by their names, which are kept together with it.
 
         Raises:
             OSError: it cannot be kept; what was kept before is as it was.
@@ -87,7 +87,7 @@ class Checkpoints:
         if every is None or self._offered % every:
             return None
         metrics = {name.removeprefix("test_"): value for name, value in row.items() if name.startswith("test_")}
-        path = self._folder.keep_checkpoint(row["step"], state_dict(), metrics, beside())
+        path = self._folder.keep_checkpoint(row["step"], state_dict(), metrics, configuration_files())
         self.kept = [one for one in self.kept if one[0].path != str(path)] + [kept := (Checkpoint(str(path)), metrics)]
         limit = self._settings.num_to_keep
         while limit is not None and len(self.kept) > limit:

@@ -324,11 +324,14 @@ class RunFolder:
         write_whole(self.schedule, lambda path: write_rows(path, rows, dict(metadata)))
 
     def write_model(
-        self, state: Mapping[str, Any], metadata: Mapping[str, str], beside: Mapping[str, bytes] | None = None
+        self,
+        state: Mapping[str, Any],
+        metadata: Mapping[str, str],
+        configuration_files: Mapping[str, bytes] | None = None,
     ) -> str:
-        """Write a state dict's file, and what is ``beside`` it; return why it is not ``model.safetensors``, if so."""
+        """Write a state dict and the model's configuration; return why it is not ``model.safetensors``, if so."""
         self.check()
-        return write_model(self.path, state, metadata, beside)
+        return write_model(self.path, state, metadata, configuration_files)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the run's summary."""
@@ -340,14 +343,14 @@ class RunFolder:
         step: int,
         state: Mapping[str, Any],
         metrics: Mapping[str, float],
-        beside: Mapping[str, bytes] | None = None,
+        configuration_files: Mapping[str, bytes] | None = None,
     ) -> Path:
         """Write a checkpoint folder of the consensus model at ``step``; it has its name only once it is whole."""
         self.check()
         make_folder(self.checkpoints)
         folder = self.checkpoints / f"step_{step:08d}"
         with whole_folder(folder, KEPT_FILES) as unfinished:
-            write_model(unfinished, state, {"step": str(step)}, beside)
+            write_model(unfinished, state, {"step": str(step)}, configuration_files)
             write_whole(unfinished / KEPT_METRICS, dumps(metrics, indent=2) + "\n")
             remove_files(folder, KEPT_FILES)  # of an earlier attempt
         return folder

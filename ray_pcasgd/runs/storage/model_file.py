@@ -40,20 +40,23 @@ def encode(state: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[str, 
 
 
 def write_model(
-    folder: Path, state: Mapping[str, Any], metadata: Mapping[str, str], beside: Mapping[str, bytes] | None = None
+    folder: Path,
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    configuration_files: Mapping[str, bytes] | None = None,
 ) -> str:
     """Write a state dict's file into a folder, and return why it is not ``model.safetensors``, if it is not.
 
-    Before it come the files that belong beside it, by their names. As ``transformers`` wants it, the file's metadata
-    say that its tensors are PyTorch's.
+    ``configuration_files``, by their names, are written first. The file's metadata say that its tensors are PyTorch's,
+    which ``transformers`` asks for.
 
     Raises:
         OSError: it cannot be written.
 
     """
     name, content, reason = encode(state, {"format": "pt", **metadata})
-    for other, text in (beside or {}).items():
-        write_whole(folder / other, text)
+    for own, text in (configuration_files or {}).items():
+        write_whole(folder / own, text)
     write_whole(folder / name, content)
     (other,) = {*MODEL_FILES} - {name}
     if (folder / other).exists():

@@ -1,4 +1,4 @@
-"""The files beside a model of Hugging Face's transformers by which ``from_pretrained`` knows what it is."""
+"""The configuration files of a Hugging Face transformers model, which ``from_pretrained`` reads."""
 
 import copy
 from pathlib import Path
@@ -13,8 +13,8 @@ PRETRAINED_FILES = ("config.json", "generation_config.json")
 _LIBRARY = "transformers"
 
 
-def pretrained_files(module: nn.Module) -> dict[str, bytes]:
-    """Return the files that belong beside the weights of a ``transformers.PreTrainedModel``; of another module, none.
+def configuration_files(module: nn.Module) -> dict[str, bytes]:
+    """Return the configuration of a ``transformers.PreTrainedModel`` as files, by their names; of others, none.
 
     **Choice**: where the module is of a class derived from one of the library's, ``architectures`` names that one: a
     reader has it, too.

@@ -215,8 +215,9 @@ MODEL = "task.model.name = 'custom': "
 
 
 def test_what_is_right_is_not_refused() -> None:
-    make_plan(load_config(ALONE | {"task": task_of()}))
-    make_plan(load_config(ALONE | {"task": task_of(data={"collate": uneven}, step=lambda m, b: m(b["x"]).sum())}))
+    uneven_task = task_of(data={"collate": uneven}, step=lambda m, b: m(b["x"]).sum())
+    for task in (task_of(), uneven_task):
+        assert make_plan(load_config(ALONE | {"task": task})).config.num_steps == ALONE["num_steps"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from ray_pcasgd import Trainer
 from ray_pcasgd.runs.result import Result
-from ray_pcasgd.runs.storage.pretrained import pretrained_files
+from ray_pcasgd.runs.storage.pretrained import configuration_files
 
 WORDS, LENGTH = 17, 6
 
@@ -116,5 +116,5 @@ def test_what_a_models_own_configuration_raises_costs_that_file_alone(
 
 
 def test_other_modules_have_no_files_beside_them() -> None:
-    assert pretrained_files(Tied()) == {}
-    assert pretrained_files(gpt2().transformer.wte) == {}
+    assert configuration_files(Tied()) == {}
+    assert configuration_files(gpt2().transformer.wte) == {}
