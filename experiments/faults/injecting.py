@@ -65,6 +65,12 @@ def has_kept(step: int) -> Callable[[Fault], bool]:
     return is_so
 
 
+def has_restarted(times: int) -> Callable[[Fault], bool]:
+    """Return what is true once a run has begun anew that often, and has kept a state that it would go on from."""
+    keeps = has_kept(1)
+    return lambda fault: fault.kinds().count("run_restarted") >= times and keeps(fault)
+
+
 def kill(agent: int) -> Callable[[Fault], None]:
     """Return what kills an agent's process, or the scheduler's."""
     return lambda fault: os.kill(fault.processes[agent], signal.SIGKILL)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from experiments.faults.injecting import SCHEDULER, Fault, Several, kill, silence, take_states_away
+from experiments.faults.injecting import SCHEDULER, Fault, Several, has_restarted, kill, silence, take_states_away
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
@@ -73,13 +73,15 @@ def fit_local(folder: Path, **settings: Any) -> Result:
 def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
     more: dict[str, Any], tmp_path: Path
 ) -> None:
-    # Before each loss but the first a state is kept, and one is to be kept after the last: a cut comes once all rows
-    # are taken that are dealt already, up to 64 of each agent, and the state before is written. The last fault is
-    # further from the one before than agents go on without the silent one.
+    # Each fault but the first waits until the run has outlived the one before and keeps a state again: how many steps
+    # that takes depends on the load, and there are enough of them. One more state is to be kept after the last fault.
     faults = Several(
-        Fault(120, kill(1)), Fault(200, kill(SCHEDULER)), Fault(240, silence(2)), Fault(300, take_states_away)
+        Fault(120, kill(1)),
+        Fault(150, kill(SCHEDULER), has_restarted(1)),
+        Fault(180, silence(2), has_restarted(2)),
+        Fault(210, take_states_away, has_restarted(3)),
     )
-    settings = {"num_steps": 600} | more
+    settings = {"num_steps": 800} | more
     disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 4}, **settings)
     restarts = [event for event in faults.events if event.kind == "run_restarted"]
     assert len(restarts) == 3
