@@ -88,7 +88,7 @@ class _AdamLike(LocalOptimizer):
         direction = following.mean / spread(_bias(self.betas[0], following.steps), parts) / self.size(following, parts)
         if self.weight_decay and self.is_decoupled:
             direction = direction.add(decayed(weights, self.decay, parts), alpha=self.weight_decay)
-        return following, where_moving(moving, direction, torch.zeros_like(direction))
+        return following, where_moving(moving, direction, 0.0)
 
     def size(self, state: AdamState, parts: Parts) -> Tensor:
         """Return the preconditioner P, shape (D,): the gradients' size without the first steps' bias, plus eps."""

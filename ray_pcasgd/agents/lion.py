@@ -53,5 +53,4 @@ class Lion(LocalOptimizer):
         direction = direction.sign()
         if self.weight_decay:
             direction = direction.add(decayed(weights, self.decay, parts), alpha=self.weight_decay)
-        still = torch.zeros_like(direction)
-        return (where_moving(moving, following, mean),), where_moving(moving, direction, still)
+        return (where_moving(moving, following, mean),), where_moving(moving, direction, 0.0)

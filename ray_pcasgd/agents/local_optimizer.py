@@ -73,7 +73,7 @@ def decayed(weights: Tensor, decay: Decay, parts: Parts) -> Tensor:
     return weights if decay == "all" else torch.where(matrices(parts, weights.device), weights, 0.0)
 
 
-def where_moving(moving: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+def where_moving(moving: Tensor | None, new: Tensor, old: Tensor | float) -> Tensor:
     """Return what is new where numbers got a gradient, and else what was there; shape (D,)."""
     return new if moving is None else torch.where(moving, new, old)
 

@@ -56,7 +56,7 @@ class OwnOptimizer(LocalOptimizer, ABC):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return what ``update`` does, but 0 where ``moving`` says that a number got no gradient."""
         following, direction = self.update(state, weights, gradient)
-        return _where_moving(moving, following, state), where_moving(moving, direction, torch.zeros_like(direction))
+        return _where_moving(moving, following, state), where_moving(moving, direction, 0.0)
 
 
 def _where_moving(moving: Tensor | None, following: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -125,7 +125,7 @@ class SGD(LocalOptimizer):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the next state and the direction, as ``LocalOptimizer.direction`` says."""
         following, direction = self._direction(state, weights, gradient, parts)
-        return _where_moving(moving, following, state), where_moving(moving, direction, torch.zeros_like(direction))
+        return _where_moving(moving, following, state), where_moving(moving, direction, 0.0)
 
     def _direction(
         self, state: tuple[Tensor, ...], weights: Tensor, gradient: Tensor, parts: Parts

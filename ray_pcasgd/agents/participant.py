@@ -216,6 +216,8 @@ class Participant(ABC):
     direction: Tensor
     publishes_directions = False
     """Whether readers may need the direction at a version: known once computed, so after the version itself."""
+    remembers_versions = False
+    """Whether it keeps its old versions, of which ``keep`` says how many."""
     may_be_stacked = False
     """Whether its steps can be computed together with others' under vmap."""
 

@@ -55,6 +55,7 @@ class Server(Participant):
 
     spec: ServerSpec
     evaluates = False
+    remembers_versions = True
 
     def __init__(self, spec: ServerSpec, data: TaskData) -> None:
         recipe = spec.recipe

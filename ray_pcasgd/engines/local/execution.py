@@ -201,7 +201,8 @@ class Execution:
                 self.drop_late(k)
         for k in (row.agent, *touched):
             self.versions.forget(k, self.agents[k].version, self.running)
-            self.agents[k].keep(partial(self.versions.is_referred_to, k))
+            if self.agents[k].remembers_versions:
+                self.agents[k].keep(partial(self.versions.is_referred_to, k))
 
     def drop_late(self, agent: int) -> None:
         """Drop an agent's messages that all of its readers have come too far to read."""
