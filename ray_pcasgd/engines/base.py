@@ -86,6 +86,9 @@ class StateError(ValueError):
 class Cluster:
     """What has to be there before a run's processes start: by default, for a run in this process alone, no cluster."""
 
+    is_own = False
+    """Whether ``join`` has started it."""
+
     def join(self) -> None:
         """Make sure that it is there; where it is already, do nothing.
 

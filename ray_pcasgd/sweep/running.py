@@ -13,7 +13,7 @@ from ray_pcasgd.base.foreign_files import read_text
 from ray_pcasgd.base.yaml_text import write_yaml
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.cluster import RayCluster
-from ray_pcasgd.engines.ray.placement import bundle_of
+from ray_pcasgd.engines.ray.placement import bundles_of
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -142,6 +142,8 @@ def _resources(base: Config) -> Any:
     engine = base.engine
     if not isinstance(engine, RaySettings):
         return {"cpu": 1, "gpu": 1 if engine.device != "cpu" else 0}
-    number = base.num_agents + getattr(base.algorithm, "shards", 0)
-    bundle = bundle_of(engine, number, ray.cluster_resources())  # type: ignore[no-untyped-call]
-    return tune.PlacementGroupFactory([{"CPU": 0.0}, *[bundle] * number], strategy=engine.placement_strategy)
+    servers = getattr(base.algorithm, "shards", 0)
+    bundles = bundles_of(engine, base.num_agents, servers, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    labels = engine.label_selector
+    selectors = {"bundle_label_selector": [{}, *[labels] * len(bundles)]} if labels else {}
+    return tune.PlacementGroupFactory([{"CPU": 0.0}, *bundles], strategy=engine.placement_strategy, **selectors)

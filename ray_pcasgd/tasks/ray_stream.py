@@ -167,8 +167,8 @@ class StreamBatches:
             return {"inputs": inputs, "targets": targets}
 
         numbers = ray.data.from_items(order.tolist(), override_num_blocks=len(order))
-        # The agents reserve the cluster's CPUs; the tasks that read for them run in addition, and reserve almost none.
-        stream = numbers.map_batches(read, batch_size=1, num_cpus=0.01)
+        # The agents may have reserved all of the cluster's CPUs; the tasks that read for them run in addition.
+        stream = numbers.map_batches(read, batch_size=1, num_cpus=0)
         batches: Any = stream.iter_batches(
             batch_size=self._batch_size,
             batch_format="numpy",

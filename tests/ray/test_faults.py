@@ -103,7 +103,7 @@ def test_a_planned_run_without_states_begins_anew_to_the_bit(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_planned_run_outlives_a_node_to_the_bit(tmp_path: Path) -> None:
+def test_a_planned_run_waits_for_nodes_and_outlives_one_to_the_bit(tmp_path: Path) -> None:
     settings = SMALL | {"num_agents": 4, "storage_path": str(tmp_path), "engine": {"name": "ray", "cpus_per_agent": 1}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     outcome_path = tmp_path / "outcome.json"
@@ -113,7 +113,12 @@ def test_a_planned_run_outlives_a_node_to_the_bit(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr[-3000:]
     outcome = json.loads(outcome_path.read_text())
     assert outcome["error"] == ""
+    # Once for a node that is not there yet, and once for one in place of the lost one: none is spare.
+    assert outcome["kinds"].index("waiting_for_resources") < outcome["kinds"].index("cluster_joined")
+    assert outcome["kinds"].count("waiting_for_resources") >= 2
     assert "run_restarted" in outcome["kinds"]
+    assert all("4 agents ask for 4 CPU in all" in line for line in outcome["waits"])
+    assert outcome["schedulers_elsewhere"] == 0
     whole = fit_local(tmp_path, num_agents=4)
     assert whole.checkpoint
     weights = whole.checkpoint.state_dict()

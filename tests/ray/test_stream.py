@@ -41,7 +41,7 @@ def settings_of(small_file: Path, cifar_folder: Path, **data: Any) -> dict[str, 
     test = str(cifar_folder / "test.parquet")
     images = {"name": "image-parquet", "train": str(small_file), "test": test, "test_limit": 200, "streamed": True}
     return {
-        "engine": {"name": "ray"},
+        "engine": {"name": "ray", "cpus_per_agent": 4},  # all of the cluster's: what reads for them needs none
         "num_agents": 2,
         "num_steps": 60,
         "evaluate_every": 30,

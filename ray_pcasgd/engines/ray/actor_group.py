@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from ray_pcasgd.agents.learner import LearnerError
 from ray_pcasgd.agents.pair import PairSpec
@@ -96,7 +96,10 @@ class ActorGroup:
         if self.scheduler is not None:
             ray.kill(self.scheduler)
         arguments = (schedule, len(self.specs), first_row)
-        self.scheduler = self._named(SCHEDULER_NAME, _SCHEDULER, {"max_concurrency": threads}, *arguments)
+        # With the driver, wherever that lets it: one lost node is then one loss, and the calls between them stay here.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {"max_concurrency": threads, "scheduling_strategy": here}
+        self.scheduler = self._named(SCHEDULER_NAME, _SCHEDULER, options, *arguments)
         return self.scheduler
 
     def _named(
@@ -118,7 +121,7 @@ class ActorGroup:
         self, agent: int, injection: InjectedDelays | None, restored: Restored | None = None, first_call: int = 0
     ) -> ActorHandle[Any]:
         """Make an agent's actor; a live one where there is an injection."""
-        bundle, spec = self._reserved.bundle, self.specs[agent]
+        bundle, spec = self._reserved.bundles[agent], self.specs[agent]
         place = PlacementGroupSchedulingStrategy(
             self._reserved.group, placement_group_bundle_index=self._reserved.first + agent
         )

@@ -29,7 +29,7 @@ class RayCluster(Cluster):
 
     def __init__(self, settings: RaySettings) -> None:
         self._settings = settings
-        self._is_own = False
+        self.is_own = False
 
     def join(self) -> None:
         """Join the cluster, or start it, unless this process is on one already; see ``Cluster.join``."""
@@ -40,7 +40,7 @@ class RayCluster(Cluster):
             join_cluster(subject, address, logging.WARNING, self._settings)
             return
         _start(self._settings)
-        self._is_own = True
+        self.is_own = True
 
     @property
     def is_started_here(self) -> bool:
@@ -56,8 +56,8 @@ class RayCluster(Cluster):
 
     def leave(self) -> None:
         """End the cluster if it was started here."""
-        if self._is_own:
-            self._is_own = False
+        if self.is_own:
+            self.is_own = False
             ray.shutdown()
 
 

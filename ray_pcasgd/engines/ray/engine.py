@@ -8,6 +8,7 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from ray_pcasgd.agents.participant import LearnerSpec
+from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Cluster, Leaving, Pause, Report, RunError
@@ -15,7 +16,7 @@ from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.actor_group import ActorGroup, Identity
 from ray_pcasgd.engines.ray.discovery import noted
 from ray_pcasgd.engines.ray.mail import Driving
-from ray_pcasgd.engines.ray.placement import reserve
+from ray_pcasgd.engines.ray.placement import OWN_CLUSTER_SECONDS, Reservation, reserve
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.state_check import check_state
 from ray_pcasgd.engines.ray.status import RunStatus
@@ -65,7 +66,7 @@ class RayEngine:
         except ValueError as error:
             raise RunError(str(error)) from error
         try:
-            reserved = reserve(self._settings, len(specs))
+            reserved = yield from self._reserved(specs)
             try:
                 pausing = self._upkeep.state_seconds if self.can_pause(specs) else None
                 driving = Driving(
@@ -89,6 +90,18 @@ class RayEngine:
                     remove_placement_group(reserved.group)
         finally:
             self._cluster.leave()
+
+    def _reserved(self, specs: Sequence[LearnerSpec]) -> Generator[Event, None, Reservation]:
+        """Return room for all agents, once it is there."""
+        settings = self._settings
+        seconds = settings.placement_seconds
+        if seconds is None and self._cluster.is_own:
+            seconds = OWN_CLUSTER_SECONDS
+        servers = sum(isinstance(spec, ServerSpec) for spec in specs)
+        name = f"{self._identity.run} agents"
+        return (
+            yield from reserve(settings, name, len(specs) - servers, servers, seconds, lambda: self.leaving.is_asked)
+        )
 
     def _supervisor(
         self, group: ActorGroup, pausing: float | None, state: State | None

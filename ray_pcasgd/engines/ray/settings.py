@@ -1,10 +1,11 @@
 """Settings of the ray engine."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ray_pcasgd.base.settings import Settings, refuse_of_strangers
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.ray.discovery import host_and_port
 
 
@@ -17,14 +18,23 @@ class RaySettings(Settings):
     machine. ``live``: agents read what has come, over the real network; what they read is recorded."""
     cpus_per_agent: float | None = Field(None, ge=0)
     """CPUs that each agent reserves; not given: an equal share of the cluster's, at most 1."""
-    gpus_per_agent: float = Field(0.0, ge=0)
-    """GPUs that each agent reserves; may be a fraction. Agents with a GPU train on it."""
+    gpus_per_agent: float = Field(0.0, ge=0, le=1)
+    """GPUs that each agent reserves: 0, a fraction or 1. Agents with a GPU train on it; none trains on several."""
+    gpus_per_server: float | None = Field(None, ge=0, le=1)
+    """GPUs that each server reserves, for algorithms that have servers; not given: as many as an agent. With 0, servers
+    compute on CPUs, while their workers train on GPUs."""
+    accelerator_type: str | None = None
+    """Type of the GPUs that agents ask for, as Ray names it, `A100` for instance: the cluster may have others."""
     resources_per_agent: dict[str, float] = Field(default_factory=dict)
     """Custom resources that each agent reserves."""
+    label_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that agents may run on, in Ray's words: a value, `!value`, `in(a, b)` or `!in(a, b)`."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How Ray spreads the agents over nodes."""
-    placement_seconds: float = Field(60.0, gt=0)
-    """Seconds to wait for the cluster to have the resources, before the run is given up."""
+    placement_seconds: float | None = Field(None, gt=0)
+    """Seconds to wait for the cluster to have the resources, before the run is given up, also after a node was lost.
+    Not given: as long as it takes on a cluster that was there before the run, which may be starting nodes for it, with
+    a line every 30 seconds on what is missing; and 60 on one that the run starts on this machine."""
     message_seconds: float = Field(300.0, gt=0)
     """Longest wait of an agent for one message, in seconds: after it, a planned run counts as interrupted, and a live
     agent goes on without the neighbor. An agent that has not answered for twice as long counts as lost."""
@@ -58,6 +68,25 @@ class RaySettings(Settings):
     """``json``: the run's events, and all log lines of its processes, are JSON with run, agent, node and job."""
     log_to_driver: bool = False
     """Whether the agents' standard output is shown."""
+
+    @model_validator(mode="after")
+    def _types_are_of_gpus(self) -> Self:
+        if self.accelerator_type is not None and not self.gpus_per_agent:
+            raise ValueError(
+                f"accelerator_type = {self.accelerator_type!r}: allowed with gpus_per_agent = 0, no GPU, is null"
+            )
+        return self
+
+    @field_validator("label_selector")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        if value:
+            from ray._private.label_utils import validate_label_selector  # Ray takes a second to import
+
+            reason = validate_label_selector(value)
+            if reason:
+                raise ValueError(f"label_selector = {value}: {one_line(reason, 300)}")
+        return value
 
     @field_validator("address")
     @classmethod

@@ -320,6 +320,7 @@ def _check_settings(config: Config) -> None:
     if lowest < 0:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
     _check_precision(config)
+    _check_servers_gpus(config)
     if config.accumulate > config.batch_size:
         raise ValueError(f"accumulate = {config.accumulate}: allowed are 1 to batch_size = {config.batch_size}")
     kept = config.checkpoint
@@ -330,6 +331,16 @@ def _check_settings(config: Config) -> None:
     for setting, value in (("score", kept.score), ("num_to_keep", kept.num_to_keep)):
         if value is not None and kept.every_evaluations is None:
             raise ValueError(f"checkpoint.{setting} = {value!r}: allowed with checkpoint.every_evaluations only")
+
+
+def _check_servers_gpus(config: Config) -> None:
+    """Raise ``ValueError`` where GPUs are asked for servers that an algorithm does not have."""
+    engine, algorithm = config.engine, config.algorithm
+    if isinstance(engine, RaySettings) and engine.gpus_per_server is not None and not isinstance(algorithm, ServerRule):
+        raise ValueError(
+            f"engine.gpus_per_server = {engine.gpus_per_server:g}: allowed with algorithm.name = {algorithm.name!r}, "
+            "which has no servers, is null"
+        )
 
 
 def _check_precision(config: Config) -> None:

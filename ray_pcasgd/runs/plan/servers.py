@@ -1,6 +1,7 @@
 """What a run with servers needs in addition to a run between peers: checks, and a schedule."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.agents.worker import ServerRecipe, WorkerSpec
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import ServerRule
@@ -60,10 +62,13 @@ def server_roster(
     check_timing(config.compute, config.links, len(clusters))
     schedule = _schedule(config, rule, clusters)
     recipe = ServerRecipe(**training, rule=rule, num_workers=config.num_agents)
+    engine = config.engine
+    on_cpu = isinstance(engine, RaySettings) and engine.gpus_per_server == 0
+    of_servers = replace(recipe, device="cpu") if on_cpu else recipe
     workers, servers = (tuple(range(config.num_agents)), tuple(range(config.num_agents, len(clusters))))
     specs = (
         *(WorkerSpec(agent=k, recipe=recipe, neighbors=servers, shard=shards[k]) for k in workers),
-        *(ServerSpec(agent=s, recipe=recipe, neighbors=workers, shard=shards[0][:0]) for s in servers),
+        *(ServerSpec(agent=s, recipe=of_servers, neighbors=workers, shard=shards[0][:0]) for s in servers),
     )
     return Roster(None, clusters, specs, schedule)
 
