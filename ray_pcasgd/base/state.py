@@ -14,7 +14,7 @@ from ray_pcasgd.records import Event, Read, Row, RowKind, Snapshot
 State = dict[str, Any]
 """Tensors, numbers, texts and the package's records, in dicts and lists."""
 
-FORMAT = 3
+FORMAT = 4
 """Of the states that are written. Version 1 named none: it had the local engine's states in another form. Version 2 had
 agents' own paths in another form."""
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.base.errors import RunError as RunError
@@ -81,6 +81,31 @@ class Engine(Protocol):
 
 class StateError(ValueError):
     """A state that is not one of this run, though its file is whole."""
+
+
+class GoneError(Exception):
+    """A process that was called is gone, or failed outside of what it was asked for."""
+
+
+class Elsewhere(Protocol):
+    """A process that calls a function for the driver, while the driver goes on."""
+
+    def call(self, *arguments: Any) -> Any:
+        """Begin a call, and return what ``answer`` knows it by."""
+        ...
+
+    def answer(self, call: Any, wait: bool) -> tuple[Any] | None:
+        """Return what a call has returned, in a tuple; ``None`` where that is not there yet and there is no ``wait``.
+
+        Raises:
+            GoneError: there will be no answer.
+
+        """
+        ...
+
+    def close(self) -> None:
+        """End the process."""
+        ...
 
 
 class Cluster:

@@ -1,7 +1,8 @@
 """From step reports to the rows of ``metrics.parquet``."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 
@@ -10,6 +11,29 @@ from ray_pcasgd.records import Snapshot, StepReport
 from ray_pcasgd.runs.consensus import Consensus, average, concatenate
 
 NAN = float("nan")
+
+_TIMES = ("agent", "step", "seconds", "wall_seconds")
+"""A row's first columns."""
+
+
+class Evaluating(Protocol):
+    """An evaluation whose figures may still be to come."""
+
+    def figures(self, wait: bool) -> dict[str, float] | None:
+        """Return the figures; ``None`` as long as they are not there, unless it is to wait for them."""
+        ...
+
+
+class _Awaited(NamedTuple):
+    """An evaluation that every agent has reported, whose averaged model is being evaluated."""
+
+    version: int
+    rows: dict[int, dict[str, Any]]
+    """By agent."""
+    workers: list[dict[str, Any]]
+    """Of the workers beside servers."""
+    consensus: Consensus
+    evaluating: Evaluating
 
 
 class _Tally:
@@ -68,13 +92,16 @@ class MetricsTable:
 
     An evaluation is complete once every agent that still takes part has reported it; agents that have left
     (``leave``) are not waited for. One that comes back and reports the newest evaluation after all makes it complete
-    once more. Beside servers, these alone report evaluations, and their parts of the weights make the model.
+    once more. ``settled`` hands an evaluation out once the averaged model's figures are there. Beside servers, these
+    alone report evaluations, and their parts of the weights make the model.
     """
 
     def __init__(
-        self, num_agents: int, evaluate: Callable[[Snapshot], dict[str, float]], servers: Collection[int] = ()
+        self, num_agents: int, evaluate: Callable[[Snapshot, int], Evaluating], servers: Collection[int] = ()
     ) -> None:
         self._evaluate = evaluate
+        self._awaited: deque[_Awaited] = deque()
+        """Evaluations that are complete but for the averaged model's figures, by rising version."""
         self._tallies = [_Tally(is_worker=bool(servers) and i not in servers) for i in range(num_agents)]
         self._servers = servers
         self._evaluated = servers or range(num_agents)
@@ -93,32 +120,46 @@ class MetricsTable:
         self.latest: Consensus | None = None
         """The newest complete evaluation's consensus."""
 
-    def take(self, report: StepReport) -> list[dict[str, Any]]:
-        """Take in a report, and return the rows that it completes: agents' rows, then the averaged model's."""
+    def take(self, report: StepReport) -> None:
+        """Take in a report."""
         row = report.row
         tally = self._tallies[row.agent]
         tally.take(report)
         if report.snapshot is None:
-            return []
+            return
         version = report.progress
         if (row.agent, version) in self._reported:
-            return []
+            return
         self._reported.add((row.agent, version))
         if version == self._newest and self._without_some is not None and row.agent not in self._left:
             self._open[version], self._snapshots[version] = self._without_some
             self.rows = [other for other in self.rows if other["step"] != version]
+            self._awaited = deque(one for one in self._awaited if one.version != version)
         tested = {f"test_{name}": value for name, value in (report.evaluation or {}).items()}
         times = {"agent": row.agent, "step": version, "seconds": row.end, "wall_seconds": report.wall_seconds}
         self._open.setdefault(version, {})[row.agent] = {**times, **tested, "consensus_distance": NAN, **tally.row()}
         self._snapshots.setdefault(version, {})[row.agent] = report.snapshot
         tally.reset()
-        return self._complete(version)
+        self._complete(version)
 
-    def leave(self, agent: int) -> list[dict[str, Any]]:
-        """Wait no longer for an agent, and return the rows that this completes."""
+    def leave(self, agent: int) -> None:
+        """Wait no longer for an agent."""
         self._left.add(agent)
         self._since.pop(agent, None)
-        return [row for version in sorted(self._open) for row in self._complete(version)]
+        for version in sorted(self._open):
+            self._complete(version)
+
+    def settled(self, wait: bool = False) -> Iterator[list[dict[str, Any]]]:
+        """Yield the rows of each evaluation whose figures are there: agents' rows, then the averaged model's.
+
+        Where it is to ``wait``, those of all evaluations that every agent has reported.
+        """
+        while self._awaited and (figures := self._awaited[0].evaluating.figures(wait)) is not None:
+            one = self._awaited.popleft()
+            self.latest = one.consensus
+            rows = self._rows(one, {f"test_{name}": value for name, value in figures.items()})
+            self.rows.extend(rows)
+            yield rows
 
     def come_back(self, agent: int, version: int) -> None:
         """Wait for an agent again, from a version on."""
@@ -129,7 +170,10 @@ class MetricsTable:
         return agent not in self._left and version >= self._since.get(agent, 0)
 
     def finish(self) -> list[dict[str, Any]]:
-        """Return the rows of evaluations that some agent never reached; they have no averaged model."""
+        """Return the rows of evaluations that some agent never reached; they have no averaged model.
+
+        To be called once all others are settled.
+        """
         rows = [rows[agent] for _, rows in sorted(self._open.items()) for agent in sorted(rows)]
         self._open.clear()
         self.rows.extend(rows)
@@ -150,6 +194,10 @@ class MetricsTable:
             "left": sorted(self._left),
             "since": self._since,
             "latest": None if self.latest is None else [self.latest.mean, self.latest.distances],
+            "awaited": [
+                [one.version, one.rows, one.workers, one.consensus.mean, one.consensus.distances]
+                for one in self._awaited
+            ],
             "newest": self._newest,
             "without_some": None if self._without_some is None else list(self._without_some),
         }
@@ -165,23 +213,31 @@ class MetricsTable:
         for tally, own in zip(self._tallies, state["tallies"], strict=True):
             vars(tally).update(own)
         self.latest = None if state["latest"] is None else Consensus(*state["latest"])
+        self._awaited = deque(
+            _Awaited(version, rows, workers, Consensus(mean, distances), self._evaluate(mean, version))
+            for version, rows, workers, mean, distances in state["awaited"]
+        )
 
-    def _complete(self, version: int) -> list[dict[str, Any]]:
+    def _complete(self, version: int) -> None:
         rows = self._open[version]
         missing = any(agent not in rows and self._is_awaited(agent, version) for agent in self._evaluated)
         if missing or version < self._newest:
-            return []
+            return
         snapshots = self._snapshots.pop(version)
         self._newest = version
         self._without_some = (rows, snapshots) if self._left and not self._servers else None
         consensus = concatenate(snapshots) if self._servers else average(snapshots)
-        self.latest = consensus
-        tested = {f"test_{name}": value for name, value in self._evaluate(consensus.mean).items()}
+        workers = [k for k in range(len(self._tallies)) if k not in self._servers] if self._servers else []
+        of_workers = [self._row_of_worker(k, rows[min(rows)]) for k in workers]
+        evaluating = self._evaluate(consensus.mean, version)
+        self._awaited.append(_Awaited(version, self._open.pop(version), of_workers, consensus, evaluating))
+
+    def _rows(self, awaited: "_Awaited", tested: dict[str, float]) -> list[dict[str, Any]]:
+        version, rows, workers, consensus, _ = awaited
         done = [rows[agent] | {"consensus_distance": consensus.distances[agent]} for agent in sorted(rows)]
-        workers: list[dict[str, Any]] = []
         if self._servers:
             done = [row | tested for row in done]
-            workers = [self._row_of_worker(k, done[0]) for k in range(len(self._tallies)) if k not in self._servers]
+            workers = [{**dict.fromkeys(_TIMES), **dict.fromkeys(tested, NAN), **row} for row in workers]
         averaged = {
             "agent": pd.NA,
             "step": version,
@@ -198,16 +254,12 @@ class MetricsTable:
             },
             "gradients_per_update": _mean(row["gradients_per_update"] for row in done),
         }
-        del self._open[version]
-        completed = [*workers, *done, averaged]
-        self.rows.extend(completed)
-        return completed
+        return [*workers, *done, averaged]
 
     def _row_of_worker(self, worker: int, server: Mapping[str, Any]) -> dict[str, Any]:
         tally = self._tallies[worker]
         times = {name: server[name] for name in ("step", "seconds", "wall_seconds")}
-        untested = {name: NAN for name in server if name.startswith("test_")}
-        row = {"agent": worker, **times, **untested, "consensus_distance": NAN, **tally.row()}
+        row = {"agent": worker, **times, "consensus_distance": NAN, **tally.row()}
         tally.reset()
         return row
 

@@ -4,17 +4,14 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
-
-import torch
 
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.engines.failures import StepError, described, measured
+from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.records import Event, Row, Snapshot, StepReport
+from ray_pcasgd.runs.averaged import AveragedEvaluations
 from ray_pcasgd.runs.callbacks import Callback, blame
-from ray_pcasgd.runs.consensus import AveragedModel
 from ray_pcasgd.runs.interrupting import Interrupts
 from ray_pcasgd.runs.metrics import MetricsTable
 from ray_pcasgd.runs.pace import Pace, is_agent_step
@@ -44,9 +41,9 @@ class RunRecord:
         self.keeps_states_elsewhere = any(callback.keeps_states for callback in self.callbacks)
         """Whether a callback keeps the run's states, so that the run does not."""
         config = plan.config
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AveragedModel(config.task, plan.data, config.seed, device, config.mixed_buffers, config.precision)
-        self.monitor = MetricsTable(len(plan.specs), self.evaluate, plan.servers)
+        self.evaluations = AveragedEvaluations(plan, folder.location, self.say_later)
+        self.model = self.evaluations.model
+        self.monitor = MetricsTable(len(plan.specs), self.evaluations.begin, plan.servers)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.ending = Ending(folder, self.take_event)
         self.interrupts = Interrupts(self.ask_to_leave)
@@ -63,8 +60,6 @@ class RunRecord:
         self.unsaid: list[Event] = []
         """Events that are still to be taken in."""
         self.failed_evaluations: list[Event] = []
-        self.evaluating = 0
-        """The step of the newest report."""
         self.has_bare_model = False
         """Whether the model's file holds no more than parameters and buffers."""
         self.configuration_files: dict[str, bytes] | None = None
@@ -143,18 +138,20 @@ class RunRecord:
             self.pace.count(time.perf_counter(), self.plan.row_steps)
         self.taken.add(report.row[:2])
         self.rows.append(report.row)
-        self.evaluating = report.progress
-        rows = self.monitor.take(report)
+        self.monitor.take(report)
         self.call("on_step", report)
         self.note_mass(report)
-        self.take_rows(rows)
+        self.take_evaluations()
         if self.plan.last_steps.get(report.row.agent) == report.row.step:
             self.mark_left(report.row.agent, report.row.step)
 
+    def take_evaluations(self, wait: bool = False) -> None:
+        """Take in the evaluations whose figures are there; of all that are complete, where it is to wait for them."""
+        for rows in self.monitor.settled(wait):
+            self.take_rows(rows)
+
     def take_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Take in rows of metrics; where they complete an evaluation, its model may be kept."""
-        if not rows:
-            return
+        """Take in an evaluation's rows of metrics, whose model may be kept."""
         self.call("on_evaluation", copy.deepcopy(rows))
         self.note_figures(rows[-1])
         consensus = self.monitor.latest
@@ -200,7 +197,8 @@ class RunRecord:
             self.monitor.come_back(event.agent, event.step)
         if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
             self.left.add(event.agent)
-            self.take_rows(self.monitor.leave(event.agent))
+            self.monitor.leave(event.agent)
+            self.take_evaluations()
 
     def note_mass(self, report: StepReport) -> None:
         """Note that an agent has little of push-sum's mass left, once for each agent."""
@@ -238,14 +236,9 @@ class RunRecord:
                     raise CallbackError from error
                 self.raised_at_end = self.raised_at_end or error
 
-    def evaluate(self, snapshot: Snapshot) -> dict[str, float]:
-        """Return the averaged model's test figures."""
-        task = self.plan.config.task
-        values, failed = measured(
-            partial(self.model.evaluate, snapshot), task, -1, self.evaluating, "the averaged model"
-        )
-        self.unsaid += [failed] if failed else []
-        return values
+    def say_later(self, event: Event) -> None:
+        """Take in an event once what is being taken in is."""
+        self.unsaid.append(event)
 
     def model_state(self, snapshot: Snapshot) -> dict[str, Any]:
         """Return a snapshot's state dict; of a module that cannot say its own, parameters and buffers."""

@@ -223,7 +223,7 @@ class Run(RunRecord):
 
         """
         try:
-            evaluation = self.model.examine()
+            evaluation = self.evaluations.first()
         except Exception as error:  # whatever the user's own model, loss or metric raises
             setting = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
             raise RunError(f"{setting}fails on the test samples before the first step ({described(error)})") from error
@@ -241,6 +241,8 @@ class Run(RunRecord):
         """Write all files after the last report, whatever else went wrong."""
         self.is_ending = True
         with self.interrupts.held():
+            self.take_evaluations(wait=True)
+            self.evaluations.close()
             rows = self.monitor.finish()
             self.say_unsaid()
             try:

@@ -1,9 +1,8 @@
 """Create, recreate and kill the actors of one run, and detect agents that hang."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from typing import Any, NamedTuple
 
 import ray
@@ -28,6 +27,7 @@ from ray_pcasgd.engines.ray.live_server import ServerDriver
 from ray_pcasgd.engines.ray.live_worker import WorkerDriver
 from ray_pcasgd.engines.ray.lost import GONE, LOST, first_line
 from ray_pcasgd.engines.ray.mail import Driving
+from ray_pcasgd.engines.ray.naming import Identity
 from ray_pcasgd.engines.ray.placement import Reservation
 from ray_pcasgd.engines.ray.planned import PlannedDriver
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
@@ -49,30 +49,11 @@ _LIVE_DRIVERS: dict[type[LearnerSpec], Any] = {
 SCHEDULER_NAME = "scheduler"
 """The scheduler's name in its run's namespace."""
 
-_MOST_NAMES = 1000
-
 LAST_SECONDS = 1.0
 """Seconds that an overdue answer still gets, in case this process was held up itself."""
 
 CONNECT_SECONDS = 60.0
 """Longest wait for agents that are built to take in who their neighbors are."""
-
-
-class Identity(NamedTuple):
-    """How a run's actors are named on a cluster."""
-
-    run: str
-    """The run's name."""
-    location: str
-    """Its folder, by which other processes find its scheduler."""
-
-    about: Mapping[str, Any] = {}
-    """What its status says of the run as a whole."""
-
-    @property
-    def namespace(self) -> str:
-        """Ray's namespace of the run's actors."""
-        return f"ray_pcasgd {self.location}"
 
 
 class ActorGroup:
@@ -99,23 +80,8 @@ class ActorGroup:
         # With the driver, wherever that lets it: one lost node is then one loss, and the calls between them stay here.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options = {"max_concurrency": threads, "scheduling_strategy": here}
-        self.scheduler = self._named(SCHEDULER_NAME, _SCHEDULER, options, *arguments)
+        self.scheduler = self.identity.actor(SCHEDULER_NAME, _SCHEDULER, options, *arguments)
         return self.scheduler
-
-    def _named(
-        self, name: str, actor_class: Any, options: Mapping[str, Any], *arguments: Any, **more: Any
-    ) -> ActorHandle[Any]:
-        """Return a new actor; one that takes the place of another has a number behind its name."""
-        for number in count(1):
-            numbered = name if number == 1 else f"{name} ({number})"
-            named = actor_class.options(name=numbered, namespace=self.identity.namespace, **options)
-            try:
-                made: ActorHandle[Any] = named.remote(*arguments, **more)
-                return made
-            except ValueError:  # the name is taken, also for a while after its actor was killed
-                if number == _MOST_NAMES:
-                    raise
-        raise AssertionError("unreachable")
 
     def make(
         self, agent: int, injection: InjectedDelays | None, restored: Restored | None = None, first_call: int = 0
@@ -135,7 +101,7 @@ class ActorGroup:
         if injection is not None:
             driver = partial(_LIVE_DRIVERS[type(spec)], injection=injection)
         arguments = (spec, self._data, self.driving, self.scheduler, driver, restored, first_call)
-        made = self._named(f"{self.identity.run} agent {agent}", _ACTOR, options, *arguments)
+        made = self.identity.actor(f"{self.identity.run} agent {agent}", _ACTOR, options, *arguments)
         self.actors[agent] = made
         return made
 

@@ -11,10 +11,11 @@ from ray.exceptions import RayError
 
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.live.commands import Command, encoded
-from ray_pcasgd.engines.ray.actor_group import SCHEDULER_NAME, Identity
+from ray_pcasgd.engines.ray.actor_group import SCHEDULER_NAME
 from ray_pcasgd.engines.ray.cluster import join_cluster
 from ray_pcasgd.engines.ray.discovery import Address, NotRunningError, address_of, location_of
 from ray_pcasgd.engines.ray.joining import ClusterError
+from ray_pcasgd.engines.ray.naming import Identity
 from ray_pcasgd.engines.ray.status import viewed
 
 _LONGEST_ANSWER = 2000

@@ -11,11 +11,12 @@ from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.base.state import State
-from ray_pcasgd.engines.base import Cluster, Leaving, Pause, Report, RunError
+from ray_pcasgd.engines.base import Cluster, InterruptionError, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.actor_group import ActorGroup, Identity
+from ray_pcasgd.engines.ray.actor_group import ActorGroup
 from ray_pcasgd.engines.ray.discovery import noted
 from ray_pcasgd.engines.ray.mail import Driving
+from ray_pcasgd.engines.ray.naming import Identity
 from ray_pcasgd.engines.ray.placement import OWN_CLUSTER_SECONDS, Reservation, reserve
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.engines.ray.state_check import check_state
@@ -88,8 +89,10 @@ class RayEngine:
             finally:
                 if reserved.is_own:
                     remove_placement_group(reserved.group)
-        finally:
+        except InterruptionError:
+            # Whoever has joined it before goes on with another one.
             self._cluster.leave()
+            raise
 
     def _reserved(self, specs: Sequence[LearnerSpec]) -> Generator[Event, None, Reservation]:
         """Return room for all agents, once it is there."""

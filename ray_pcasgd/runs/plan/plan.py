@@ -1,7 +1,7 @@
 """Plans a run: from settings to everything that it needs, checked before any actor starts."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +17,7 @@ from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.reliability import ByStaleness
 from ray_pcasgd.base.doors import is_others
 from ray_pcasgd.config import Config
-from ray_pcasgd.engines.base import Cluster, Engine
+from ray_pcasgd.engines.base import Cluster, Elsewhere, Engine
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, Row
@@ -138,18 +138,32 @@ class Plan:
         if not isinstance(settings, RaySettings):
             return LocalEngine(settings, self.schedule)
         from ray_pcasgd.engines.live.injection import InjectedDelays
-        from ray_pcasgd.engines.ray.actor_group import Identity
         from ray_pcasgd.engines.ray.engine import RayEngine, Upkeep
+        from ray_pcasgd.engines.ray.naming import Identity
 
         config = self.config
         about = {"mode": settings.mode, "algorithm": config.algorithm.name, "num_steps": config.num_steps}
-        identity = Identity(folder.rstrip("/").rsplit("/", 1)[-1], folder, about)
+        identity = Identity(_name_of(folder), folder, about)
         upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
         if self.is_live:
             assert config.barrier is not None
             injection = InjectedDelays(config.seed, config.compute, config.links, self.clusters, config.barrier)
             return RayEngine(settings, injection, identity, upkeep, self.cluster)
         return RayEngine(settings, self.schedule, identity, upkeep, self.cluster)
+
+    def elsewhere(self, folder: str, make: Callable[[], Callable[..., Any]]) -> Elsewhere | None:
+        """Return a process of the run's cluster that calls what is made there; ``None`` where there is no cluster."""
+        if not isinstance(self.config.engine, RaySettings):
+            return None
+        from ray_pcasgd.engines.ray.elsewhere import RayElsewhere
+        from ray_pcasgd.engines.ray.naming import Identity
+
+        return RayElsewhere(Identity(_name_of(folder), folder), make)
+
+
+def _name_of(folder: str) -> str:
+    """Return the name of the run that has a folder."""
+    return folder.rstrip("/").rsplit("/", 1)[-1]
 
 
 @contextmanager

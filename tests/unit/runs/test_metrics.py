@@ -35,12 +35,31 @@ def report(
     )
 
 
-def evaluated_weight(snapshot: Snapshot) -> dict[str, float]:
-    return {"accuracy": float(snapshot.weights[0])}
+class Evaluated:
+    """Figures that are there at once, or later."""
+
+    def __init__(self, snapshot: Snapshot, is_there: bool = True) -> None:
+        self.accuracy = float(snapshot.weights[0])
+        self.is_there = is_there
+
+    def figures(self, wait: bool) -> dict[str, float] | None:
+        return {"accuracy": self.accuracy} if self.is_there or wait else None
+
+
+def evaluated_weight(snapshot: Snapshot, step: int) -> Evaluated:
+    return Evaluated(snapshot)
+
+
+def settled(monitor: MetricsTable) -> list[dict[str, Any]]:
+    return [row for rows in monitor.settled() for row in rows]
 
 
 def feed(monitor: MetricsTable, *reports: StepReport) -> list[dict[str, Any]]:
-    return [row for one in reports for row in monitor.take(one)]
+    rows = []
+    for one in reports:
+        monitor.take(one)
+        rows += settled(monitor)
+    return rows
 
 
 def test_an_evaluation_is_complete_once_every_agent_has_reported_it() -> None:
@@ -123,10 +142,12 @@ def test_agents_that_have_left_are_not_waited_for() -> None:
     monitor = MetricsTable(3, evaluated_weight)
     feed(monitor, report(0, 0, weights=1.0), report(1, 0, weights=2.0))
     assert feed(monitor, report(0, 1, weights=5.0)) == []
-    rows = monitor.leave(2)
+    monitor.leave(2)
+    rows = settled(monitor)
     assert [(row["agent"], row["step"]) for row in rows[:2]] == [(0, 1), (1, 1)]
     assert rows[2]["test_accuracy"] == 1.5
-    rows = monitor.leave(1)
+    monitor.leave(1)
+    rows = settled(monitor)
     assert [row["step"] for row in rows] == [2, 2]
     assert rows[1]["test_accuracy"] == 5.0
     rows = feed(monitor, report(0, 2, weights=7.0))
@@ -164,6 +185,43 @@ def test_what_no_longer_completes_comes_at_the_end_without_an_averaged_model() -
     assert monitor.finish() == []
     assert monitor.frame()["step"].tolist() == [1, 1, 1, 2, 3]
     assert monitor.latest is not None
+
+
+def test_figures_that_come_late_change_no_row_and_no_order() -> None:
+    late: list[Evaluated] = []
+
+    def begun(snapshot: Snapshot, step: int) -> Evaluated:
+        late.append(Evaluated(snapshot, is_there=False))
+        return late[-1]
+
+    reports = [report(agent, step, weights=step + agent / 4) for step in range(3) for agent in range(2)]
+    at_once, later = MetricsTable(2, evaluated_weight), MetricsTable(2, begun)
+    feed(at_once, *reports)
+    assert feed(later, *reports) == []
+    assert later.latest is None
+    resumed = MetricsTable(2, begun)
+    resumed.restore(later.state())
+    late[1].is_there = True
+    assert settled(later) == []  # those before it come first
+    late[0].is_there = True
+    assert [row["step"] for row in settled(later)] == [1, 1, 1, 2, 2, 2]
+    assert later.latest is not None
+    assert float(later.latest.mean.weights) == 1.125
+    for one in (later, resumed):
+        rest = [rows[-1]["step"] for rows in one.settled(wait=True)]
+        assert rest == ([3] if one is later else [1, 2, 3])
+        assert one.frame().equals(at_once.frame())
+
+
+def test_one_that_comes_back_takes_part_in_an_evaluation_whose_figures_are_still_to_come() -> None:
+    monitor = MetricsTable(2, lambda snapshot, step: Evaluated(snapshot, is_there=False))
+    monitor.leave(1)
+    feed(monitor, report(0, 0, weights=1.0))
+    monitor.come_back(1, 1)
+    feed(monitor, report(1, 0, weights=4.0))
+    ((*agents, averaged),) = monitor.settled(wait=True)
+    assert [row["agent"] for row in agents] == [0, 1]
+    assert averaged["test_accuracy"] == 2.5
 
 
 def test_the_frame_keeps_agents_as_whole_numbers() -> None:
