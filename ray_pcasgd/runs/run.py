@@ -323,6 +323,7 @@ class Run(RunRecord):
             final["staleness_mean"] = mean_staleness(self.rows, self.plan.servers)
         return {
             "schedule_hash": trace_hash(self.rows),
+            "step_size": self.plan.acting.model_dump(mode="json", include={"step_size"})["step_size"],
             "num_parameters": self.model.num_parameters,
             "agent_steps": self.plan.row_steps * sum(is_agent_step(row, self.plan.servers) for row in self.rows),
             "wall_seconds": round(time.perf_counter() - self.started_at, 3),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.base.curves import Constant
 from ray_pcasgd.base.imports import unreadable
 from ray_pcasgd.base.state import State, StateFormatError
 from ray_pcasgd.config import Config
@@ -89,7 +90,7 @@ class Trainer:
         plan = make_plan(self.config)
         RunFolder.require_free(plan.config)
         with joined(plan.cluster):
-            return _made(plan, RunFolder.create(plan.config), _exporting(plan, callbacks)).execute(state)
+            return _made(plan, _new_folder(plan), _exporting(plan, callbacks)).execute(state)
 
 
 def resume(
@@ -144,6 +145,13 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
     return load_run_settings(folder.path, changes=changes, trust=trust)
 
 
+def _new_folder(plan: Plan) -> RunFolder:
+    """Return the folder of a new run, with its settings."""
+    eta = plan.acting.step_size
+    told = f"{eta.value:g}, as usual with {plan.config.optimizer.name}" if isinstance(eta, Constant) else ""
+    return RunFolder.create(plan.config, told)
+
+
 def _made(plan: Plan, folder: RunFolder, callbacks: Sequence[Callback]) -> Run:
     """Return a run that is ready to start; where it cannot be made, a new folder is removed again."""
     try:
@@ -189,7 +197,7 @@ def fit_together(
     outside: BaseException | None = None
     try:
         for plan, own in zip(plans, callbacks, strict=True):
-            runs.append(_made(plan, RunFolder.create(plan.config), (*own, *made(plan.config))))
+            runs.append(_made(plan, _new_folder(plan), (*own, *made(plan.config))))
         runs[0].start()
         for run in runs[1:]:
             run.start(runs[0].initial)

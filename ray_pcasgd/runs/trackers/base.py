@@ -56,7 +56,7 @@ class Tracker(Callback, ABC):
 
     def on_start(self, plan: Plan, path: Path) -> None:
         """Begin a run; one that is resumed is another run to the tracker."""
-        self.open(plan, path, flattened(settings_of(plan.config)))
+        self.open(plan, path, flattened(settings_of(plan.acting)))
         self._is_open = True
 
     def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,7 +11,8 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules import PCASGD
 from ray_pcasgd.rules.prediction import PredictingRule
-from ray_pcasgd.runs.plan.plan import make_plan, with_compensation
+from ray_pcasgd.runs.plan.fitting import with_compensation
+from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.settings.reference import kind_of, kinds_in
