@@ -70,8 +70,9 @@ class TorchOptimizer(LocalOptimizer):
 
     It steps tensors of the parameters' shapes with ``lr = eta``, so that ``step_size`` has the say over its own ``lr``
     (groups of other rates keep their ratio to the first group's); where no ``step_size`` is given, it is that ``lr``.
-    The direction is ``u = (x - x_after) / eta``, and 0 where eta is 0. Its ``state_dict`` is a part of states. Agents' steps are not stacked. It takes a copy of the
-    parameters in memory, besides its own state.
+    The direction is ``u = (x - x_after) / eta``, and 0 where eta is 0, also
+    of those that go on then (ASGD, Rprop). Its ``state_dict`` is a part of states. Agents'
+    steps are not stacked. It takes a copy of the parameters in memory, besides its own state.
     """
 
     elementwise: ClassVar[bool] = False

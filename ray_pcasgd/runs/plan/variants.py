@@ -108,7 +108,8 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
 
 
 def _with_numbers(spec: AgentSpec, config: Config) -> AgentSpec:
-    assert isinstance(config.algorithm, Rule) and config.step_size is not None
+    assert isinstance(config.algorithm, Rule)
+    assert config.step_size is not None
     recipe = dataclasses.replace(
         spec.recipe, rule=config.algorithm, step_size=config.step_size, warmup_steps=config.warmup_steps
     )
