@@ -43,8 +43,8 @@ class _AdamLike(LocalOptimizer):
 
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Shares of the averages of gradients and of their squares that are kept from step to step, each in [0, 1)."""
-    eps: float = Field(1e-8, gt=0)
-    """What is added to the gradients' size, above 0."""
+    eps: float = Field(1e-8, ge=numerics.SMALLEST)
+    """What is added to the gradients' size, above 0: smaller ones than 1.2e-38 are 0 in float32, or slow."""
     weight_decay: float = Field(0.0, ge=0)
     """Factor of the weights in what a step takes off, 0 or more."""
     amsgrad: bool = False

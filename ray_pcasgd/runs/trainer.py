@@ -15,6 +15,7 @@ from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.local.variants import variant_reports
 from ray_pcasgd.runs.callbacks import Callback, made, split
+from ray_pcasgd.runs.evaluation import changes_of
 from ray_pcasgd.runs.event_log import EventLog
 from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
@@ -133,7 +134,7 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
     # A run writes all of its settings; what is missing would be a default, and another run.
     if missing := [name for name in _ESSENTIAL if name not in tree]:
         raise SettingsError(f"{run}: config.yaml is not whole; it has no {', no '.join(missing)}")
-    changes = {} if task is None else {"task": task}
+    changes = changes_of(task)
     if objects := unreadable(merge(tree, changes)):
         is_task = all(place.startswith("task") for place in objects)
         with_task = "go on from Python, with resume(run, task={...}) and the same objects"

@@ -221,6 +221,8 @@ def test_such_optimizers_are_neither_split_nor_stacked() -> None:
     base = {"engine": {"name": "local", "batched": "always"}, "optimizer": adafactor}
     with pytest.raises(SettingsError, match=r"engine.batched = 'always': optimizer.name = 'torch': its steps are each"):
         make_plan(load_config(base))
+    # A server's workers send gradients, which do run together.
+    make_plan(load_config(base | {"algorithm": {"name": "server", "gathering": "sync"}}))
     with pytest.raises(SettingsError, match=r"algorithm.shards = 2: allowed with an optimizer that looks at all"):
         make_plan(
             load_config({"engine": "local", "optimizer": adafactor, "algorithm": {"name": "server", "shards": 2}})
