@@ -88,9 +88,8 @@ def _require_of_algorithm(assignment: str) -> None:
     word = plain(key.strip().partition(".")[0])
     meant = for_word(word).removeprefix("write ").partition(".")[0]
     run = next((name for name in (word, meant) if name in Config.model_fields), "")
-    of_algorithms = {
-        name for kind in kinds_in(Config.model_fields["algorithm"].annotation) for name in kind.model_fields
-    }
+    algorithms = kinds_in(Config.model_fields["algorithm"].annotation)
+    of_algorithms = {name for kind in algorithms for name in kind.model_fields}
     if run and word not in of_algorithms:
         raise SettingsError(
             f"{one_line(key.strip(), 100)} = {one_line(value, 100)}: is a setting of the run, which all methods of a "

@@ -166,12 +166,12 @@ class SweepConfig(Settings):
         given = self.config if isinstance(self.config, dict) else {}
         if given.get("name") is not None:
             raise SettingsError(
-                f"config.name = {given['name']!r}: runs of a sweep are named after its points; write name"
+                f"config.name = {given['name']!r}: runs of a sweep are named after its points"
             )
         place = given.get("storage_path")
         if None not in (place, self.storage_path) and place != self.storage_path:
             raise SettingsError(
-                f"config.storage_path = {place!r}: allowed with storage_path = {self.storage_path!r} is the same, or none"
+                f"config.storage_path = {place!r}: allowed is null, or storage_path = {self.storage_path!r}"
             )
         changes = {} if schedule is None else {"schedule": str(Path(schedule).resolve())}
         return load_config(self.config, changes=changes)

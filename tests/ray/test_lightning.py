@@ -43,8 +43,9 @@ def test_a_module_on_an_actor_has_the_weights_and_figures_of_lightnings_trainer(
 
 
 def test_two_agents_on_actors_have_the_bits_of_the_local_engine(tmp_path: Path) -> None:
+    module = Plain(adamw)  # of which every agent starts with a copy
     checkpoints = [
-        fit(tmp_path / name, Plain(adamw), num_agents=2, engine=engine)[1].checkpoint
+        fit(tmp_path / name, module, num_agents=2, engine=engine)[1].checkpoint
         for name, engine in (("ray", {"name": "ray"}), ("local", {"name": "local"}))
     ]
     on_ray, locally = (checkpoint.state_dict() for checkpoint in checkpoints if checkpoint is not None)

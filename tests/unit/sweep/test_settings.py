@@ -190,11 +190,11 @@ def test_a_sweep_lies_where_its_settings_or_those_of_its_runs_say() -> None:
     for given, told in (
         (
             {"storage_path": "here", "config": {"storage_path": "elsewhere"}},
-            "config.storage_path = 'elsewhere': allowed with storage_path = 'here' is the same, or none",
+            "config.storage_path = 'elsewhere': allowed is null, or storage_path = 'here'",
         ),
         (
             {"config": {"name": "first"}},
-            "config.name = 'first': runs of a sweep are named after its points; write name",
+            "config.name = 'first': runs of a sweep are named after its points",
         ),
     ):
         with pytest.raises(SettingsError) as caught:

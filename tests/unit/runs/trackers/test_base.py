@@ -2,13 +2,13 @@
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_pcasgd import Trainer
+from ray_pcasgd import MLflow, SettingsError, TensorBoard, Trainer, WandB
 from ray_pcasgd.cli.app import run_command
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.plan.plan import Plan
@@ -122,6 +122,6 @@ def test_what_no_tracker_can_use_is_refused_in_one_line(make: Callable[[], Any],
 
 def test_a_mode_of_the_environment_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "onlin")
-    with pytest.raises(SettingsError, match="^WANDB_MODE = 'onlin': allowed are online"):
+    with pytest.raises(SettingsError, match=r"^WANDB_MODE = 'onlin': allowed are online"):
         WandB()
     assert WandB(mode="offline") is not None
