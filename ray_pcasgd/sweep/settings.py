@@ -165,9 +165,7 @@ class SweepConfig(Settings):
         """
         given = self.config if isinstance(self.config, dict) else {}
         if given.get("name") is not None:
-            raise SettingsError(
-                f"config.name = {given['name']!r}: runs of a sweep are named after its points"
-            )
+            raise SettingsError(f"config.name = {given['name']!r}: runs of a sweep are named after its points")
         place = given.get("storage_path")
         if None not in (place, self.storage_path) and place != self.storage_path:
             raise SettingsError(
