@@ -15,7 +15,7 @@ from ray_pcasgd.agents.clipping import GradientClipping
 from ray_pcasgd.agents.optimizer import SGD, Optimizer
 from ray_pcasgd.agents.reliability import ByStaleness, Reliability
 from ray_pcasgd.agents.replica import MixedBuffers
-from ray_pcasgd.base.curves import Constant, Curve
+from ray_pcasgd.base.curves import Curve
 from ray_pcasgd.base.doors import Door
 from ray_pcasgd.base.imports import CallableOrPath
 from ray_pcasgd.base.settings import Settings, from_name
@@ -100,8 +100,10 @@ class Config(Settings):
 
     algorithm: AnyAlgorithm = PCASGD()
     """The algorithm: an update rule between peers, or one with a server."""
-    step_size: Curve = Constant(value=0.1)
-    """eta: a number, or a curve over the agent's steps."""
+    step_size: Curve | None = None
+    """eta: a number, or a curve over the agent's steps. Not given: the optimizer's usual one, and so it is in a replay
+    under another optimizer: 0.1 for `sgd`, 0.001 for `adamw` and `adam`, 0.0001 for `lion`; for `torch`, the lr among
+    its settings, or else the class's default."""
     warmup_steps: int = Field(0, ge=0)
     """Number of first steps over which the step size rises linearly."""
     optimizer: Optimizer = SGD()

@@ -39,10 +39,12 @@ class _AdamLike(LocalOptimizer):
     is_decoupled: ClassVar[bool]
     """Whether weight decay stays outside of what the gradients' sizes divide."""
 
+    usual_step_size: ClassVar[float] = 1e-3
+
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Shares of the averages of gradients and of their squares that are kept from step to step, each in [0, 1)."""
-    eps: float = Field(1e-8, gt=0)
-    """What is added to the gradients' size, above 0."""
+    eps: float = Field(1e-8, ge=numerics.SMALLEST)
+    """What is added to the gradients' size, above 0: smaller ones than 1.2e-38 are 0 in float32, or slow."""
     weight_decay: float = Field(0.0, ge=0)
     """Factor of the weights in what a step takes off, 0 or more."""
     amsgrad: bool = False
@@ -119,7 +121,7 @@ class AdamW(_AdamLike):
 
     ``m <- beta_1 m + (1 - beta_1) g`` and ``v <- beta_2 v + (1 - beta_2) g .* g``, from 0;
     ``u = (m / (1 - beta_1^t)) / (sqrt(v / (1 - beta_2^t)) + eps) + weight_decay * x``, t the steps so far. It asks for
-    a smaller ``step_size`` than SGD: 1e-3 is usual.
+    a smaller ``step_size`` than SGD: 1e-3, unless another one is given.
     """
 
     is_decoupled: ClassVar[bool] = True

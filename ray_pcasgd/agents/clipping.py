@@ -16,9 +16,9 @@ _SMALLEST = 1e-6
 class GradientClipping(Settings):
     """The bound on a mini-batch gradient: one of ``norm`` and ``value``."""
 
-    norm: float | None = Field(None, gt=0)
+    norm: float | None = Field(None, ge=numerics.SMALLEST)
     """Longest gradient, above 0: a longer one is shortened (``clip_grad_norm_``), by the norm of all parameters."""
-    value: float | None = Field(None, gt=0)
+    value: float | None = Field(None, ge=numerics.SMALLEST)
     """Largest component of a gradient, above 0: each is cut to [-value, value] (``clip_grad_value_``)."""
 
     @model_validator(mode="after")

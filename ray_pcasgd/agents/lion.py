@@ -15,11 +15,14 @@ class Lion(LocalOptimizer):
     """Lion, the sign of an average of gradients; pure, so that several agents' steps may run as one.
 
     ``u = sign(beta_1 m + (1 - beta_1) g) + weight_decay * x``, and then ``m <- beta_2 m + (1 - beta_2) g``, from 0. Its
-    ``step_size`` is usually 3 to 10 times smaller than AdamW's, its weight decay as much larger.
+    ``step_size`` is usually 3 to 10 times smaller than AdamW's (1e-4, unless another one is given), its weight decay as
+    much larger.
     """
 
     has_feedback: ClassVar[bool] = False
     """A sign does not change with the size of what it is of: no curvature says how it feeds back."""
+
+    usual_step_size: ClassVar[float] = 1e-4
 
     name: Literal["lion"] = "lion"
     betas: tuple[Beta, Beta] = (0.9, 0.99)

@@ -84,6 +84,8 @@ class LocalOptimizer(Settings, ABC):
     A parameter that got no gradient stays where it is, with its state, as under ``torch.optim``.
     """
 
+    usual_step_size: ClassVar[float] = 0.1
+    """eta where the settings give no ``step_size``."""
     elementwise: ClassVar[bool] = True
     """Whether a part of the parameters can be updated without the others, on a server of its own."""
     stackable: ClassVar[bool] = True

@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -67,9 +69,10 @@ class TorchOptimizer(LocalOptimizer):
     """Any optimizer of ``torch.optim``'s kind: Adafactor, Muon, RAdam, one of a package or of your own.
 
     It steps tensors of the parameters' shapes with ``lr = eta``, so that ``step_size`` has the say over its own ``lr``
-    (groups of other rates keep their ratio to the first group's); the direction is ``u = (x - x_after) / eta``, and 0
-    where eta is 0. Its ``state_dict`` is a part of states. Agents' steps are not stacked. It takes a copy of the
-    parameters in memory, besides its own state.
+    (groups of other rates keep their ratio to the first group's); where no ``step_size`` is given, it is that ``lr``.
+    The direction is ``u = (x - x_after) / eta``, and 0 where eta is 0, also
+    of those that go on then (ASGD, Rprop). Its ``state_dict`` is a part of states. Agents'
+    steps are not stacked. It takes a copy of the parameters in memory, besides its own state.
     """
 
     elementwise: ClassVar[bool] = False
@@ -82,7 +85,7 @@ class TorchOptimizer(LocalOptimizer):
     """The class, such as ``torch.optim:Adafactor``, or a function that takes a list of parameters and returns such an
     optimizer, by import path or as a Python object. Muon takes matrices alone, so it needs a function."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Its further arguments, by their names; its lr is the step size."""
+    """Its further arguments, by their names. An lr among them counts where no step_size is given."""
     decay: Decay = "all"
     """What decays: ``all``, or ``matrices`` alone: of a class with weight_decay, the others get a group without."""
 
@@ -90,6 +93,33 @@ class TorchOptimizer(LocalOptimizer):
     def state_vectors(self) -> int:
         """The copy of the parameters; what the optimizer itself keeps is not known beforehand."""
         return 1
+
+    def own_step_size(self) -> float:
+        """Return the lr among the settings, or else the class's default.
+
+        Raises:
+            ValueError: it has none, or it is no number.
+
+        """
+        if "lr" in self.settings:
+            return self._number(self.settings["lr"])
+        try:
+            kind = import_object(self.optimizer)
+            parameter = inspect.signature(kind).parameters.get("lr")
+        except (TypeError, ValueError):  # of what is written in C
+            parameter = None
+        if parameter is None or not isinstance(parameter.default, Real):
+            raise ValueError(
+                f"step_size: is required with optimizer.optimizer = {import_path(self.optimizer)!r}, which has no "
+                "default lr; allowed is a number, or a curve over steps"
+            )
+        return float(parameter.default)
+
+    @staticmethod
+    def _number(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"optimizer.settings.lr = {value!r}: allowed is a number, or none and a step_size")
+        return float(value)
 
     def start(self, weights: Tensor, parts: Parts = ()) -> Running:
         """Return the optimizer, made for tensors of these shapes."""

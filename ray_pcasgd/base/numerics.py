@@ -17,6 +17,9 @@ _CACHED = 1 << 15
 
 _ROUNDINGS = 16
 
+SMALLEST = 2.0**-126
+"""The smallest number above 0 that float32 has in full precision; much smaller ones are 0 there."""
+
 Vectors = tuple[Tensor, ...]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.base.text import NOTHING, SPREAD, format_value, main_metric, printable, spoken
 from ray_pcasgd.cli.output import print_table
 from ray_pcasgd.cli.progress import Progress
@@ -14,6 +15,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.report.data import load_run
 from ray_pcasgd.report.delays import WITHOUT_EFFECT, has_delays
+from ray_pcasgd.report.labels import value_text
 from ray_pcasgd.rules.server import ServerRule, described
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.comparison import Comparison
@@ -67,6 +69,9 @@ class Terminal(Callback):
         if isinstance(config.algorithm, ServerRule):
             agents = f"{config.num_agents} workers and {len(plan.servers)} server(s)"
         self._say(f"{described(config.algorithm)} on {agents}, {config.num_steps} steps each; engine {mode}")
+        if config.step_size is None and not isinstance(config.optimizer, SGD):
+            usual = value_text(plan.acting.model_dump(include={"step_size"})["step_size"])
+            self._say(f"optimizer {config.optimizer.name}, step size {usual}, its usual one")
         clusters = f"clusters {', '.join(map(str, _groups(plan.clusters)))}"
         if plan.network:
             clusters = f"topology {config.topology.name}, spectral gap {plan.network.spectral_gap:.3g}; {clusters}"

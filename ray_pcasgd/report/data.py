@@ -144,6 +144,10 @@ def load_run(path: Path) -> RunData:
         raise ValueError(f"{named}: is no run folder; allowed are folders with a config.yaml")
     try:
         config, metrics, schedule = read_config(path), read_metrics(path), read_schedule(path)
-        return RunData(path, config, metrics, schedule, read_events(path), read_result(path))
+        result = read_result(path)
+        if config.get("step_size") is None and "step_size" in result:
+            # The optimizer's usual one, which nobody has set.
+            config["step_size"] = result["step_size"]
+        return RunData(path, config, metrics, schedule, read_events(path), result)
     except ValueError as error:
         raise ValueError(f"{named}: cannot be read ({error})") from error

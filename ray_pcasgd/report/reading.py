@@ -97,6 +97,7 @@ def read_result(path: Path) -> dict[str, Any]:
     for key in ("wall_seconds", "agent_steps_per_second"):
         if not is_number(found.get(key)):
             found.pop(key, None)
+    found["step_size"] = _tidy(found.get("step_size"))
     for key in ("error", "schedule_hash"):
         if found.get(key) is not None:
             found[key] = one_line(found[key], _LONGEST_TEXT)

@@ -126,6 +126,15 @@ class PredictingRule(Rule):
             raise ValueError("drift = 'velocity': allowed with prediction = 'own-drift' is exact")
         return self
 
+    @model_validator(mode="after")
+    def _own_drift_is_not_compensated(self) -> Self:
+        if self.prediction == "own-drift" and self.compensation is not None and self.compensation.lambda_0 > 0:
+            raise ValueError(
+                f"compensation = {self.compensation.name} {self.compensation.lambda_0:g}: allowed with prediction = "
+                "'own-drift' is null; it has none"
+            )
+        return self
+
     @property
     def compensating(self) -> ConstantCompensation | AdaptiveCompensation | RelativeCompensation:
         """How lambda is found; where it is not given, as with SGD."""

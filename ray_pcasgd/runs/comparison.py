@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
 from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.hints import for_word, plain
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, parse_assignment
+from ray_pcasgd.runs.settings.reference import kinds_in
 from ray_pcasgd.runs.storage.names import claimed_folder
 from ray_pcasgd.runs.storage.remote import is_remote
 from ray_pcasgd.runs.trainer import Trainer
@@ -66,12 +69,33 @@ def parse_method(text: str) -> Method:
 
     >>> parse_method("pc-asgd,theta=0.5")
     Method(label='pc-asgd,theta=0.5', changes={'algorithm': {'name': 'pc-asgd', 'theta': 0.5}})
+
+    Raises:
+        SettingsError: a setting has no value, or is one of the whole run, which all methods of a comparison share.
+
     """
     name, *assignments = re.split(r",(?![^\[{]*[\]}])", text)  # not at the commas within a list
     changes: dict[str, Any] = {"name": name.strip()}
     for assignment in assignments:
+        _require_of_algorithm(assignment)
         changes = merge(changes, parse_assignment(assignment))
     return Method(text, {"algorithm": changes})
+
+
+def _require_of_algorithm(assignment: str) -> None:
+    """Raise ``SettingsError`` for a setting that is the run's, and no algorithm's."""
+    key, _, value = assignment.partition("=")
+    word = plain(key.strip().partition(".")[0])
+    meant = for_word(word).removeprefix("write ").partition(".")[0]
+    run = next((name for name in (word, meant) if name in Config.model_fields), "")
+    algorithms = kinds_in(Config.model_fields["algorithm"].annotation)
+    of_algorithms = {name for kind in algorithms for name in kind.model_fields}
+    if run and word not in of_algorithms:
+        raise SettingsError(
+            f"{one_line(key.strip(), 100)} = {one_line(value, 100)}: is a setting of the run, which all methods of a "
+            f"comparison share; allowed behind an algorithm's name are its own settings; give {run} to all by --set "
+            f"{run}=..., or compare runs of their own by ray-pcasgd report"
+        )
 
 
 def compare(

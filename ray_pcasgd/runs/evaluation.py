@@ -16,6 +16,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.failures import described
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.runs.consensus import AveragedModel
+from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import load_config, merge, parse_assignment, read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint, kept_in
@@ -66,7 +67,7 @@ def evaluate(
 
     """
     location = str(run) if is_remote(str(run)) else str(Path(run).expanduser())
-    changes = {} if task is None else {"task": dict(task)}
+    changes = changes_of(task)
     _require_task(assignments)
     with _described(location) as folder:
         model, step = _chosen(location, _last_step(folder), checkpoint)
@@ -83,12 +84,24 @@ def evaluate(
     return tested(config, model, step, location)
 
 
+def changes_of(task: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return changes of a run's settings that are parts of its task.
+
+    Raises:
+        SettingsError: they are no mapping.
+
+    """
+    if task is not None and not isinstance(task, Mapping):
+        raise SettingsError(f"task = {yaml_value(task)}: allowed is a mapping of settings, such as {{'data': ...}}")
+    return {} if task is None else {"task": dict(task)}
+
+
 def evaluate_again(
     location: str, config: Config, checkpoint: int | str, last: int | None, task: Mapping[str, Any] | None
 ) -> Evaluated:
     """Do what ``evaluate`` does, of a run whose settings and objects are at hand."""
     model, step = _chosen(location, last, checkpoint)
-    return tested(load_config(config, changes={"task": task} if task else {}), model, step, location)
+    return tested(load_config(config, changes=changes_of(task)), model, step, location)
 
 
 def tested(config: Config, model: Checkpoint, step: int | None, location: str) -> Evaluated:

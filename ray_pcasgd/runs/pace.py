@@ -28,6 +28,34 @@ def mean_staleness(rows: Iterable[Row], servers: Collection[int]) -> float:
     return total / number if number else NAN
 
 
+def overlap(rows: Iterable[Row], servers: Collection[int] = ()) -> float:
+    """Return by which share of its time an agent runs while another one does, in [0, 1]: the mean over those who learn.
+
+    An agent's time is that from the start of its first step to the end of its last; of one agent alone it is 1.
+
+    >>> step = lambda agent, start, end: Row(agent, 0, start, end, end, ())
+    >>> overlap([step(0, 0.0, 4.0), step(1, 3.0, 7.0)]), overlap([step(0, 0.0, 1.0), step(1, 2.0, 3.0)])
+    (0.25, 0.0)
+    """
+    spans: dict[int, tuple[float, float]] = {}
+    for row in rows:
+        if row.agent in servers:
+            continue
+        first, last = spans.get(row.agent, (row.start, row.end))
+        spans[row.agent] = (min(first, row.start), max(last, row.end))
+    if len(spans) < 2:
+        return 1.0
+    shares = []
+    for agent, (first, last) in spans.items():
+        others = sorted((max(first, one), min(last, two)) for other, (one, two) in spans.items() if other != agent)
+        covered, reached = 0.0, first
+        for begin, end in others:
+            covered += max(0.0, end - max(begin, reached))
+            reached = max(reached, end)
+        shares.append(covered / (last - first) if last > first else 1.0)
+    return sum(shares) / len(shares)
+
+
 class Pace:
     """How fast agent-steps come: their number after the first one, over the time from the first to the last."""
 

@@ -15,7 +15,7 @@ from ray_pcasgd.engines.failures import StepError, as_step_error, described, res
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.interrupting import RunInterrupted
-from ray_pcasgd.runs.pace import is_agent_step, mean_staleness
+from ray_pcasgd.runs.pace import is_agent_step, mean_staleness, overlap
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.record import CallbackError, RunRecord
 from ray_pcasgd.runs.result import Result, final_metrics, flat_metrics
@@ -24,6 +24,9 @@ from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.runs.storage.model_file import encode
 from ray_pcasgd.schedule.parquet import trace_hash
+
+_LEAST_OVERLAP = 0.5
+"""Share of an agent's time in which another one runs, too, below which a live run says so."""
 
 
 class Run(RunRecord):
@@ -252,6 +255,7 @@ class Run(RunRecord):
                 events = [Event("schedule_not_checked", -1, -1, detail)]
             for event in events:
                 self.take_event(event)
+            self.note_overlap()
             self.ending.write("metrics.parquet", lambda: self.folder.write_metrics(self.monitor.frame()))
             self.ending.write(
                 "schedule.parquet", lambda: self.folder.write_schedule(self.rows, self.schedule_metadata())
@@ -259,6 +263,16 @@ class Run(RunRecord):
             if self.monitor.latest is not None:
                 self.ending.write("the model's file", self.write_model)
             self.call("on_evaluation", copy.deepcopy(rows))
+
+    def note_overlap(self) -> None:
+        """Say so where a live run's agents were hardly there at the same time: it says little of their algorithm."""
+        if not self.plan.is_live or (share := overlap(self.rows, self.plan.servers)) >= _LEAST_OVERLAP:
+            return
+        detail = (
+            f"agents hardly ran at the same time: {100 * share:.0f} % of an agent's time, so they read little of each "
+            "other; take more steps, larger batches or a larger model, or a planned run"
+        )
+        self.take_event(Event("noticed", -1, -1, detail))
 
     def conclude(self, error: Exception | None, outside: BaseException | None = None) -> Result:
         """Write the summary, call the callbacks' ``on_end``, and return the run's result.
@@ -325,6 +339,7 @@ class Run(RunRecord):
             final["staleness_mean"] = mean_staleness(self.rows, self.plan.servers)
         return {
             "schedule_hash": trace_hash(self.rows),
+            "step_size": self.plan.acting.model_dump(mode="json", include={"step_size"})["step_size"],
             "num_parameters": self.model.num_parameters,
             "agent_steps": self.plan.row_steps * sum(is_agent_step(row, self.plan.servers) for row in self.rows),
             "wall_seconds": round(time.perf_counter() - self.started_at, 3),

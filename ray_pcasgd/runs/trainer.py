@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.base.curves import Constant
 from ray_pcasgd.base.imports import unreadable
 from ray_pcasgd.base.state import State, StateFormatError
 from ray_pcasgd.config import Config
@@ -14,6 +15,7 @@ from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.local.variants import variant_reports
 from ray_pcasgd.runs.callbacks import Callback, made, split
+from ray_pcasgd.runs.evaluation import changes_of
 from ray_pcasgd.runs.event_log import EventLog
 from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
@@ -89,7 +91,7 @@ class Trainer:
         plan = make_plan(self.config)
         RunFolder.require_free(plan.config)
         with joined(plan.cluster):
-            return _made(plan, RunFolder.create(plan.config), _exporting(plan, callbacks)).execute(state)
+            return _made(plan, _new_folder(plan), _exporting(plan, callbacks)).execute(state)
 
 
 def resume(
@@ -132,7 +134,7 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
     # A run writes all of its settings; what is missing would be a default, and another run.
     if missing := [name for name in _ESSENTIAL if name not in tree]:
         raise SettingsError(f"{run}: config.yaml is not whole; it has no {', no '.join(missing)}")
-    changes = {} if task is None else {"task": task}
+    changes = changes_of(task)
     if objects := unreadable(merge(tree, changes)):
         is_task = all(place.startswith("task") for place in objects)
         with_task = "go on from Python, with resume(run, task={...}) and the same objects"
@@ -142,6 +144,13 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
             f"which no file can hold; {with_task if is_task else of_module}"
         )
     return load_run_settings(folder.path, changes=changes, trust=trust)
+
+
+def _new_folder(plan: Plan) -> RunFolder:
+    """Return the folder of a new run, with its settings."""
+    eta = plan.acting.step_size
+    told = f"{eta.value:g}, as usual with {plan.config.optimizer.name}" if isinstance(eta, Constant) else ""
+    return RunFolder.create(plan.config, told)
 
 
 def _made(plan: Plan, folder: RunFolder, callbacks: Sequence[Callback]) -> Run:
@@ -189,7 +198,7 @@ def fit_together(
     outside: BaseException | None = None
     try:
         for plan, own in zip(plans, callbacks, strict=True):
-            runs.append(_made(plan, RunFolder.create(plan.config), (*own, *made(plan.config))))
+            runs.append(_made(plan, _new_folder(plan), (*own, *made(plan.config))))
         runs[0].start()
         for run in runs[1:]:
             run.start(runs[0].initial)

@@ -48,15 +48,16 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
     config = load_sweep(source)
     base = config.base(schedule)
     config = config.in_whole_numbers(base)
-    if is_remote(config.storage_path):
-        raise SettingsError(f"storage_path = {config.storage_path!r}: allowed for a sweep is a folder of this machine")
+    storage_path = config.stored(base)
+    if is_remote(storage_path):
+        raise SettingsError(f"storage_path = {storage_path!r}: allowed for a sweep is a folder of this machine")
     config.judged_by(base)
     config.check_with(base)
     check_batched(config, base)
     _check_points(config, base)
-    require_free(config.storage_path, config.name, "sweep's folder")
+    require_free(storage_path, config.name, "sweep's folder")
     with joined(_cluster(config, base)):
-        path = claimed_folder(config.storage_path, config.name, "sweep", "sweep's folder").resolve()
+        path = claimed_folder(storage_path, config.name, "sweep", "sweep's folder").resolve()
         _write_settings(config, base, path)
         return _execute(config, base, path, resume=False)
 

@@ -116,10 +116,10 @@ class SweepConfig(Settings):
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the sweep and of its folder, up to 100 characters; not given: sweep and a number."""
-    storage_path: str = "runs"
-    """Folder of the sweep's folder."""
+    storage_path: str | None = None
+    """Folder of the sweep's folder, in which the trials' run folders lie; not given: the storage_path of ``config``."""
     config: dict[str, Any] | str = Field(default_factory=dict)
-    """What all trials share: settings of a run, or the path of a YAML file of them."""
+    """What all trials share: settings of a run, or the path of a YAML file of them. Runs have names of their own."""
     space: dict[str, tuple[Any, ...] | Range] = Field(min_length=1)
     """What varies, by the name of the setting: a list of values, or a range of numbers."""
     seeds: int = Field(1, ge=1)
@@ -152,13 +152,25 @@ class SweepConfig(Settings):
     seconds: float | None = Field(None, gt=0)
     """Seconds after which the sweep stops its trials; not given: no limit."""
 
+    def stored(self, base: Config) -> str:
+        """Return the folder of the sweep's folder."""
+        return base.storage_path if self.storage_path is None else self.storage_path
+
     def base(self, schedule: str | None = None) -> Config:
         """Return the settings that all trials share.
 
         Raises:
-            SettingsError: they are no settings of a run.
+            SettingsError: they are no settings of a run, or say where the sweep or its runs are otherwise than it does.
 
         """
+        given = self.config if isinstance(self.config, dict) else {}
+        if given.get("name") is not None:
+            raise SettingsError(f"config.name = {given['name']!r}: runs of a sweep are named after its points")
+        place = given.get("storage_path")
+        if None not in (place, self.storage_path) and place != self.storage_path:
+            raise SettingsError(
+                f"config.storage_path = {place!r}: allowed is null, or storage_path = {self.storage_path!r}"
+            )
         changes = {} if schedule is None else {"schedule": str(Path(schedule).resolve())}
         return load_config(self.config, changes=changes)
 

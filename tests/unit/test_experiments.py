@@ -12,6 +12,7 @@ import pytest
 
 import experiments
 from experiments.benchmarks import memory
+from experiments.compensation import study as compensation
 from experiments.convergence.page import crossover, exponents
 from experiments.convergence.problem import optimum
 from experiments.convergence.study import _rate
@@ -21,6 +22,9 @@ from experiments.gpt import text as gpt_text
 from experiments.gpt.page import write_page as write_gpt
 from experiments.pcasgd import study as pcasgd
 from experiments.pcasgd.page import _verdict
+from experiments.returning import study as returning
+from experiments.returning.agents import WAYS
+from experiments.returning.page import write_page as write_returning
 from experiments.running import SCALES, Job, named, settings_of
 from experiments.self_choosing import pauses
 from experiments.slow_and_stale import study as slow_and_stale
@@ -62,6 +66,10 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "dc_asgd": (dc_asgd.HERE, of_dc_asgd),
     "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),
     "slow_worker": (slow_worker.HERE, of_slow_worker),
+    "compensation": (
+        compensation.HERE,
+        lambda settings: [job.config for job in compensation.jobs_of(settings, Path("text.txt"))],
+    ),
     "gpt": (gpt.HERE, lambda settings: [job.config for job in gpt.jobs_of(settings)]),
 }
 
@@ -182,6 +190,21 @@ def test_a_gpt_learns_files_and_is_tested_on_others(tmp_path: Path, monkeypatch:
     assert kept[:200] not in read[1]
     assert tested[:200] in read[1]
     assert tested[:200] not in read[0]
+
+
+def test_an_agent_comes_back_as_the_mean_of_others_with_the_memory_that_it_is_given(tmp_path: Path) -> None:
+    settings = settings_of(returning.HERE, "smoke")
+    found = [row for way in (*WAYS, returning.STAYED) for row in returning.figures(settings, "AdamW", way, 0)]
+    frame = pd.DataFrame(found)
+    at_once = frame[(frame["after"] == 0) & (frame["way"] != returning.STAYED)]
+    # The memory counts from the next step on.
+    assert at_once["loss"].nunique() == 1
+    later = frame[frame["after"] == 1]
+    assert later["loss"].nunique() == len(WAYS) + 1
+    assert frame.groupby("way")["after"].apply(list).tolist() == [[0, 1, 3]] * (len(WAYS) + 1)
+    frame.to_parquet(tmp_path / "results.parquet")
+    write_returning(settings, tmp_path, "smoke")
+    assert (tmp_path / "RESULTS.md").read_text().count("| the optimizer begins anew |") == 1
 
 
 def test_pauses_of_some_algorithms_take_the_place_of_theirs_alone() -> None:

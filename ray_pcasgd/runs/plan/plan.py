@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.reliability import ByStaleness
 from ray_pcasgd.base.doors import is_others
@@ -23,10 +22,10 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.rules.compensation import ConstantCompensation
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster, kind_of
+from ray_pcasgd.runs.plan.fitting import fitting_optimizer
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
@@ -58,6 +57,11 @@ class Plan:
     schedule: Schedule
     why_alone: str | None = None
     """Why the model cannot be stepped stacked, if so."""
+
+    @cached_property
+    def acting(self) -> Config:
+        """The settings as the agents have them, with what fits the optimizer."""
+        return fitting_optimizer(self.config)
 
     @property
     def servers(self) -> range:
@@ -205,7 +209,7 @@ def make_plan(config: Config) -> Plan:
             for agent, shard in enumerate(shards):
                 data.train.batches_an_epoch(shard, config.batch_size, agent)
         clusters = cluster_of_each_agent(config)
-        acting = with_compensation(config)
+        acting = fitting_optimizer(config)
         why_alone = try_out(acting, data, shards, _training(acting))
         roster = _roster(acting, clusters, shards)
     except ValidationError as error:
@@ -265,19 +269,6 @@ def with_defaults(config: Config) -> Config:
     return config.model_copy(update=filled_in)
 
 
-def with_compensation(config: Config) -> Config:
-    """Return the settings with the compensation that fits the optimizer, where a rule predicts and none is given.
-
-    Its Taylor term takes a direction for a gradient, which that of SGD alone is. So it is the agents that get it, and
-    not the run's ``config.yaml``: a replay under another optimizer has what fits that one.
-    """
-    rule = config.algorithm
-    if not isinstance(rule, PredictingRule) or rule.compensation is not None:
-        return config
-    fitting = ConstantCompensation() if isinstance(config.optimizer, SGD) else ConstantCompensation(lambda_0=0.0)
-    return config.model_copy(update={"algorithm": rule.model_copy(update={"compensation": fitting})})
-
-
 def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray]) -> Config:
     """Return the settings with ``num_steps`` in place of ``num_epochs``."""
     if config.num_epochs is None:
@@ -330,8 +321,8 @@ def _check_settings(config: Config) -> None:
     else:
         check_algorithm(config.algorithm, config.num_agents)
     try_out_own(config)
-    lowest = min(config.step_size.extremes())
-    if lowest < 0:
+    step_size = fitting_optimizer(config).step_size
+    if step_size is not None and (lowest := min(step_size.extremes())) < 0:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
     _check_precision(config)
     _check_servers_gpus(config)

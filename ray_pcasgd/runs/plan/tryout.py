@@ -379,7 +379,10 @@ class _Trial:
         setting = "engine.batched = 'always'"
         if why_alone is not None:
             raise ValueError(f"{setting}: {why_alone}; allowed are auto and never")
-        spec = LearnerSpec(agent=0, recipe=self.training, neighbors=(), shard=self.shard)
+        recipe = self.training
+        if isinstance(self.config.algorithm, ServerRule):
+            recipe = replace(recipe, optimizer=SGD())  # the server has the optimizer, and workers send gradients
+        spec = LearnerSpec(agent=0, recipe=recipe, neighbors=(), shard=self.shard)
         try:
             compute_together([Learner(spec, self.data), Learner(spec, self.data)])
         except Exception as error:

@@ -13,7 +13,8 @@ from ray_pcasgd.base.doors import CUSTOM
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.runs.plan.plan import Plan, make_plan, with_compensation, with_defaults
+from ray_pcasgd.runs.plan.fitting import fitting_optimizer
+from ray_pcasgd.runs.plan.plan import Plan, make_plan, with_defaults
 from ray_pcasgd.runs.plan.tryout import try_out_variants
 from ray_pcasgd.runs.settings.errors import one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
@@ -26,7 +27,7 @@ _PLACES = ("name", "storage_path")
 
 def shared_settings(config: Config) -> dict[str, Any]:
     """Return the settings without those numbers in which runs may differ that are stepped together."""
-    config = with_compensation(config)
+    config = fitting_optimizer(config)
     tree = config.model_dump(mode="json", exclude={*_NUMBERS, *_PLACES}, fallback=repr)
     assert isinstance(config.algorithm, Rule)
     for name in config.algorithm.numeric_settings:
@@ -95,7 +96,7 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
     for config in resolved:
         if shared_settings(config) != shared_settings(resolved[0]):
             raise SettingsError("runs that are stepped together may differ in step size and the rule's numbers alone")
-        acting = with_compensation(config)
+        acting = fitting_optimizer(config)
         specs = tuple(_with_numbers(spec, acting) for spec in first.specs if isinstance(spec, AgentSpec))
         plans.append(dataclasses.replace(first, config=config, specs=specs))
     own = [spec for plan in plans[:2] for spec in plan.specs[:1] if isinstance(spec, AgentSpec)]
@@ -108,6 +109,7 @@ def make_variants(configs: Sequence[Config]) -> list[Plan]:
 
 def _with_numbers(spec: AgentSpec, config: Config) -> AgentSpec:
     assert isinstance(config.algorithm, Rule)
+    assert config.step_size is not None
     recipe = dataclasses.replace(
         spec.recipe, rule=config.algorithm, step_size=config.step_size, warmup_steps=config.warmup_steps
     )

@@ -12,7 +12,7 @@ from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.base.text import one_line as one_line
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.settings import hints
-from ray_pcasgd.runs.settings.misspelling import allowed_at, as_written, kinds_at, meant
+from ray_pcasgd.runs.settings.misspelling import allowed_at, allowed_for_item, as_written, kinds_at, meant
 from ray_pcasgd.schedule.law_text import FORMS
 
 _ALLOWED = {
@@ -104,7 +104,8 @@ def _finding(item: dict[str, Any], tree: Any, root: type[Settings], outer: str =
     if kind == "extra_forbidden":
         return _Finding(path, subject, "no such setting", meant(location, path, root))
     if kind == "missing":
-        if isinstance(location[-1], int) and (pair := allowed_at(location[:-1], root)):
+        pair = allowed_at(location[:-1], root) or allowed_for_item(location[:-1], root)
+        if isinstance(location[-1], int) and pair:
             return _Finding(path, subject, f"allowed is {pair}")
         allowed = allowed_at(location, root)
         hint = f"allowed is {allowed}" if allowed else hints.for_value(path, str(value))

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from ray_pcasgd.base.doors import CUSTOM
 from ray_pcasgd.base.settings import Settings
@@ -56,6 +56,20 @@ def allowed_at(location: Location, root: type[Settings]) -> str:
         field = model.model_fields.get(str(location[-1]))
         if field is not None:
             return describe(field.annotation, field.metadata)
+    return ""
+
+
+def allowed_for_item(location: Location, root: type[Settings]) -> str:
+    """Return what an item of a list allows besides numbers and names, in words: pairs, such as a theta with a reach.
+
+    ``location`` may go on with the tag of a union.
+    """
+    place = max((place for place, part in enumerate(location) if isinstance(part, int)), default=0)
+    for model in _models_at(location[: max(place - 1, 0)], root) if place else ():
+        field = model.model_fields.get(str(location[place - 1]))
+        if field is not None and get_origin(field.annotation) is tuple:
+            item = get_args(field.annotation)[0]
+            return next((describe(kind) for kind in (item, *get_args(item)) if get_origin(kind) is tuple), "")
     return ""
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,10 @@ class RunFolder:
         self._identity: tuple[int, int] | None = None
 
     @classmethod
-    def create(cls, config: Config) -> "RunFolder":
+    def create(cls, config: Config, step_size: str = "") -> "RunFolder":
         """Make a new folder for the run, which no other process gets, and write its settings there.
+
+        Where the settings have no step size, a comment says which one the agents have: ``step_size``, in words.
 
         A remote ``storage_path`` is given the settings at once; all else is written to a temporary folder, from where
         ``publish`` copies it.
@@ -96,6 +99,8 @@ class RunFolder:
         """
         storage, kind = config.storage_path, config.algorithm.name
         text = write_yaml(config.model_dump(mode="json", fallback=import_path))
+        if step_size and config.step_size is None:
+            text = re.sub(r"^step_size: null$", f"step_size: null  # {step_size}", text, flags=re.MULTILINE)
         try:
             if is_remote(storage):
                 folder = cls._in_temporary(storage, config.name, kind, text)

@@ -28,6 +28,13 @@ AVERAGED = "averaged"
 logger = logging.getLogger("ray_pcasgd")
 
 
+def require_text(given: Any, name: str, kinds: tuple[type, ...] = (str,)) -> None:
+    """Raise ``SettingsError`` where an argument of a tracker is neither a text nor a path, where it may be one."""
+    if not isinstance(given, kinds) or not str(given):
+        allowed = "a folder" if Path in kinds else "a text"
+        raise SettingsError(f"{name} = {given!r}: allowed is {allowed}")
+
+
 class Tracker(Callback, ABC):
     """Base class of trackers.
 
@@ -56,7 +63,7 @@ class Tracker(Callback, ABC):
 
     def on_start(self, plan: Plan, path: Path) -> None:
         """Begin a run; one that is resumed is another run to the tracker."""
-        self.open(plan, path, flattened(settings_of(plan.config)))
+        self.open(plan, path, flattened(settings_of(plan.acting)))
         self._is_open = True
 
     def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ray_pcasgd.base.plain_json import dumps
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.runs.trackers.base import Tracker, required
+from ray_pcasgd.runs.trackers.base import Tracker, require_text, required
 
 _LONGEST = 500
 """Characters of a setting, which every server takes."""
@@ -29,12 +29,15 @@ class MLflow(Tracker):
         experiment: its experiment, which is made if it is not there.
 
     Raises:
-        SettingsError: mlflow is not installed.
+        SettingsError: mlflow is not installed, or an argument is none of these.
 
     """
 
     def __init__(self, uri: str | Path | None = None, experiment: str = "ray_pcasgd") -> None:
         super().__init__()
+        require_text(experiment, "MLflow.experiment")
+        if uri is not None:
+            require_text(uri, "MLflow.uri", (str, Path))
         self._library = required("mlflow", "MLflow", "mlflow")
         self._uri = None if uri is None else str(uri)
         self._experiment = experiment

@@ -68,7 +68,7 @@ class RayLogger(Callback):
 
     def on_start(self, plan: Plan, path: Path) -> None:
         """Start the trial."""
-        self._trial = _Trial(path.name, settings_of(plan.config), str(folder_within(plan, path, FOLDER)))
+        self._trial = _Trial(path.name, settings_of(plan.acting), str(folder_within(plan, path, FOLDER)))
         self._evaluations = 0
         self._logger.setup(stop=None, num_samples=1, total_num_samples=1)
         self._logger.on_trial_start(0, [self._trial], self._trial)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.runs.trackers.base import AVERAGED, Tracker, folder_within, required
+from ray_pcasgd.runs.trackers.base import AVERAGED, Tracker, folder_within, require_text, required
 
 FOLDER = "tensorboard"
 
@@ -19,12 +19,14 @@ class TensorBoard(Tracker):
             remote, ``tensorboard/NAME`` in the working directory.
 
     Raises:
-        SettingsError: tensorboard is not installed.
+        SettingsError: tensorboard is not installed, or ``folder`` is no folder.
 
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__()
+        if folder is not None:
+            require_text(folder, "TensorBoard.folder", (str, Path))
         self._library = required("torch.utils.tensorboard", "TensorBoard", "tensorboard")
         self._folder = folder
         self._writer: Any = None

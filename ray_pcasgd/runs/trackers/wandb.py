@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ray_pcasgd.base.errors import SettingsError
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.runs.trackers.base import Tracker, required
+from ray_pcasgd.runs.trackers.base import Tracker, require_text, required
 
 _STEP = "step"
+_MODES = ("online", "offline", "disabled", "dryrun", "run", "shared")
+"""Its own words; the last three are other words of it for the first ones."""
 
 
 class WandB(Tracker):
@@ -23,7 +26,7 @@ class WandB(Tracker):
         more: further arguments of ``wandb.init``, such as ``entity``, ``group`` or ``tags``.
 
     Raises:
-        SettingsError: wandb is not installed.
+        SettingsError: wandb is not installed, or an argument is none of these.
 
     """
 
@@ -31,6 +34,10 @@ class WandB(Tracker):
         self, project: str = "ray_pcasgd", mode: str | None = None, folder: str | Path = ".", **more: Any
     ) -> None:
         super().__init__()
+        require_text(project, "WandB.project")
+        require_text(folder, "WandB.folder", (str, Path))
+        _require_mode("WandB.mode", mode)
+        _require_mode("WANDB_MODE", None if mode else os.environ.get("WANDB_MODE"))
         self._library = required("wandb", "WandB", "wandb")
         self._given = {"project": project, "dir": str(folder), **more}
         self._mode = mode
@@ -60,3 +67,8 @@ class WandB(Tracker):
         """End the run; one that did not finish is marked as failed."""
         self._run.summary.update({"status": status, "error": error})
         self._run.finish(exit_code=0 if status == "finished" else 1)
+
+
+def _require_mode(name: str, mode: str | None) -> None:
+    if mode is not None and mode not in _MODES:
+        raise SettingsError(f"{name} = {mode!r}: allowed are online, offline and disabled")

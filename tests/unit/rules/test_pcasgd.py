@@ -18,7 +18,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.bound import ConstantBound
 from ray_pcasgd.rules.compensation import AdaptiveCompensation, ConstantCompensation, RelativeCompensation
 from ray_pcasgd.rules.practical import Condition
-from ray_pcasgd.runs.plan.plan import with_compensation
+from ray_pcasgd.runs.plan.fitting import with_compensation
 from ray_pcasgd.runs.settings.loading import load_config
 from tests.unit.networks import run_rule
 from tests.unit.references import Method, run_reference

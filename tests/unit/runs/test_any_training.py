@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from ray_pcasgd.base.randomness import stream_seed
+from ray_pcasgd.records import StepReport
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -150,6 +153,61 @@ def test_curvature_and_probes_go_through_the_step(task: Any, algorithm: Any, tmp
     measured = result.metrics_dataframe
     assert measured["theta" if algorithm == "pc-asgd" else "predicting_share"].notna().any()
     assert math.isfinite(result.metrics["test_loss"])
+
+
+def digits_as_mappings(first: int, last: int) -> list[dict[str, Any]]:
+    images, labels = load_digits(return_X_y=True)
+    return [
+        {"pixels": torch.from_numpy(image).float() / 16, "label": int(label)}
+        for image, label in zip(images[first:last], labels[first:last], strict=True)
+    ]
+
+
+class Seen(nn.Module):
+    """Counts the labels that it was trained on, in a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.register_buffer("counts", torch.zeros(10, dtype=torch.int64))
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.training:
+            self.counts += torch.bincount(batch["label"], minlength=10)
+        return nn.functional.cross_entropy(self.layer(batch["pixels"]), batch["label"])
+
+
+class Ending(Callback):
+    """Keeps what each agent has counted at the end."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, Tensor] = {}
+
+    def on_step(self, report: StepReport) -> None:
+        if report.snapshot is not None:
+            self.counts[report.row.agent] = report.snapshot.local["counts"]
+
+
+@pytest.mark.parametrize("batched", ["never", "auto"])
+def test_agents_train_on_their_own_labels_of_mappings_through_a_whole_run(batched: str, tmp_path: Path) -> None:
+    train, test = digits_as_mappings(0, 400), digits_as_mappings(400, 600)
+    task = {
+        "data": {"name": "custom", "train": train, "test": test},
+        "model": Seen,
+        "step": lambda model, batch: model(batch),
+    }
+    settings = {
+        "num_agents": 5, "num_steps": 30, "evaluate_every": 30, "batch_size": 8, "algorithm": "pc-asgd",
+        "partition": {"name": "by-label", "labels_per_agent": 2}, "engine": {"name": "local", "batched": batched},
+    }  # fmt: skip
+    ending = Ending()
+    result = Trainer(settings, storage_path=str(tmp_path), task=task, callbacks=[ending]).fit()
+    assert result.error is None
+    counts = torch.stack([ending.counts[agent] for agent in range(5)])
+    assert ((counts > 0).sum(1) == 2).all()
+    assert (counts.sum(1) == 30 * 8).all()
+    assert ((counts > 0).sum(0) == 1).all()
+    assert result.metrics["test_loss"] < 2.0
 
 
 # bad input

@@ -69,6 +69,16 @@ def test_an_optimizer_of_pytorch_as_an_object_is_told_how_to_be_written() -> Non
             "optimizer={name: adamw, betas: [0.9]}",
             "optimizer.betas = [0.9]: allowed is a pair of numbers from 0 below 1",
         ),
+        ("optimizer={name: adamw, eps: 1e-60}", "optimizer.eps = 1e-60: allowed are values from 1.17549e-38 on"),
+        ("gradient_clipping={norm: 1e-60}", "gradient_clipping.norm = 1e-60: allowed are values from 1.17549e-38 on"),
+        (
+            "algorithm={name: pc-asgd-pv, candidates: [[0.5], [0.1, 2]]}",
+            "algorithm.candidates.0 = [0.5]: allowed is a number or a pair of numbers from 0 up to 1",
+        ),
+        (
+            "algorithm={name: pc-asgd, prediction: own-drift, compensation: relative}",
+            "algorithm.compensation = relative 0.2: allowed with prediction = 'own-drift' is null; it has none",
+        ),
         (
             "engine.mode=live",
             "engine.mode = 'live': no such setting; it is a setting of engine.name = 'ray', not of 'local'",

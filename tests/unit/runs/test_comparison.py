@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from ray_pcasgd.config import Config
 from ray_pcasgd.runs.comparison import METHODS, Method, compare, parse_method
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.reference import kind_of, kinds_in
 
 TINY: dict[str, Any] = {"num_agents": 3, "num_steps": 4, "evaluate_every": 4, "engine": "local"}
 
@@ -56,6 +58,29 @@ def test_methods_are_read_with_lists_and_nested_settings() -> None:
     assert parse_method(text) == Method(text, {"algorithm": algorithm})
     with pytest.raises(SettingsError, match="allowed is key=value"):
         parse_method("pc-asgd,theta")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pc-asgd,optimizer=adamw", "optimizer = adamw: is a setting of the run, which all methods of a comparison"),
+        ("pc-asgd,optimizer.momentum=0.9", "optimizer.momentum = 0.9: is a setting of the run"),
+        ("pc-asgd,theta=0.3,step_size=0.1", "step_size = 0.1: is a setting of the run"),
+        ("d-asgd,lr=0.1", "lr = 0.1: is a setting of the run"),
+    ],
+)
+def test_a_setting_of_the_run_behind_an_algorithms_name_is_said_to_be_one(text: str, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_method(text)
+    assert str(caught.value).startswith(told)
+    assert f"by --set {'step_size' if 'lr' in text else told.split(' ')[0].split('.')[0]}=" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_of_an_algorithm_may_stand_behind_its_name() -> None:
+    for kind in kinds_in(Config.model_fields["algorithm"].annotation):
+        for name in kind.model_fields.keys() - {"name"}:
+            assert parse_method(f"{kind_of(kind)},{name}=1").changes["algorithm"][name] == 1
 
 
 def test_a_home_folder_is_spelled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

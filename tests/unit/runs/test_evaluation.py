@@ -210,3 +210,11 @@ def test_a_run_that_failed_has_a_model_to_evaluate(tmp_path: Path) -> None:
     own = frame[frame["agent"].isna()].iloc[-1]
     found = evaluate(tmp_path / "first")
     assert (found.step, found.metrics["test_loss"]) == (8, own["test_loss"])
+
+
+@pytest.mark.parametrize("task", ["", 3, []])
+def test_parts_of_a_task_that_are_no_mapping_are_refused(task: Any, tmp_path: Path) -> None:
+    result = run(tmp_path)
+    for attempt in (lambda: evaluate(result.path, task=task), lambda: result.evaluate(task=task)):
+        with pytest.raises(SettingsError, match=r"^task = .*: allowed is a mapping of settings"):
+            attempt()

@@ -9,9 +9,12 @@ import torch
 from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.report.data import load_run
+from ray_pcasgd.report.labels import labels_of, value_text
 from ray_pcasgd.rules import PCASGD
 from ray_pcasgd.rules.prediction import PredictingRule
-from ray_pcasgd.runs.plan.plan import make_plan, with_compensation
+from ray_pcasgd.runs.plan.fitting import with_compensation
+from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.settings.reference import kind_of, kinds_in
@@ -98,6 +101,29 @@ def test_a_compensation_that_nobody_gave_fits_the_optimizer_also_of_a_replay(nam
         assert acting(written(tmp_path, name, optimizer=first), second) == fitting
         given = written(tmp_path, {"name": name, "compensation": 0.5}, optimizer=first)
         assert acting(given, second) == 0.5
+
+
+def test_a_step_size_that_nobody_gave_is_shown_and_is_the_optimizers_also_of_a_replay(tmp_path: Path) -> None:
+    first = result(tmp_path, name="first", optimizer="adamw", num_agents=2)
+    text = (Path(first.path) / "config.yaml").read_text()
+    assert "\nstep_size: null  # 0.001, as usual with adamw\n" in text
+    second = Trainer(load_config(Path(first.path) / "config.yaml", ["optimizer=sgd", "name=second"])).fit()
+    third = result(tmp_path, name="third", optimizer="adamw", step_size=0.02, num_agents=2)
+    runs = [load_run(Path(one.path)) for one in (first, second, third)]
+    shown = [value_text(run.config["step_size"]) for run in runs]
+    assert shown == ["0.001", "0.1", "0.02"]
+    assert labels_of([runs[0].config, runs[2].config])[1].endswith("step_size 0.02")
+    assert "# " not in (Path(third.path) / "config.yaml").read_text()
+    plan = make_plan(load_config(Path(second.path) / "config.yaml"))
+    assert {spec.recipe.step_size.at(0) for spec in plan.specs} == {0.1}
+
+
+def test_variants_of_a_sweep_that_nobody_gave_a_step_size_have_the_usual_one() -> None:
+    configs = [
+        load_config({"engine": "local", "optimizer": "adamw", "algorithm": {"name": "pc-asgd", "theta": theta}})
+        for theta in (0.2, 0.3)
+    ]
+    assert [plan.specs[0].recipe.step_size.at(0) for plan in make_variants(configs)] == [0.001, 0.001]
 
 
 def test_a_rule_of_one_s_own_is_left_as_it_is() -> None:

@@ -22,6 +22,7 @@ from ray_pcasgd.runs.storage.names import clear_run
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.sweep.packing import read_packs
 from ray_pcasgd.sweep.trials import run_trial
+from tests.engines import language
 from tests.unit.interrupted_runs import (
     KEEPING,
     SMALL,
@@ -351,3 +352,13 @@ def test_a_function_of_the_script_itself_is_no_import_path(tmp_path: Path) -> No
     with pytest.raises(SettingsError, match=r"task\.loss\.function = '__main__:my_loss' was given as objects of a"):
         resume(run)
     assert resume(run, task={"loss": torch.nn.functional.cross_entropy}).error is None
+
+
+STEPPED: dict[str, Any] = {"task": language.STEPPED, "optimizer": "adamw", "num_agents": 2, "batch_size": 4}
+
+
+def test_a_run_with_a_step_of_ones_own_goes_on_as_undisturbed(tmp_path: Path) -> None:
+    run = interrupted(tmp_path, at_step=10, **STEPPED)
+    result = resume(run)
+    assert any(json.loads(line)["kind"] == "run_resumed" for line in (run / "events.jsonl").read_text().splitlines())
+    assert_as_undisturbed(result, **STEPPED)

@@ -175,3 +175,28 @@ def test_epochs_and_schedulers_that_ask_for_steps_do_not_go_together() -> None:
             sweep.check_with(sweep.base())
         sweep = load_sweep(tree)
         sweep.check_with(sweep.base())
+
+
+def test_a_sweep_lies_where_its_settings_or_those_of_its_runs_say() -> None:
+    space: dict[str, Any] = {"space": {"step_size": [0.1]}}
+    for given, expected in (
+        ({}, "runs"),
+        ({"config": {"storage_path": "elsewhere"}}, "elsewhere"),
+        ({"storage_path": "here"}, "here"),
+        ({"storage_path": "here", "config": {"storage_path": "here"}}, "here"),
+    ):
+        sweep = load_sweep(space | given)
+        assert sweep.stored(sweep.base()) == expected
+    for given, told in (
+        (
+            {"storage_path": "here", "config": {"storage_path": "elsewhere"}},
+            "config.storage_path = 'elsewhere': allowed is null, or storage_path = 'here'",
+        ),
+        (
+            {"config": {"name": "first"}},
+            "config.name = 'first': runs of a sweep are named after its points",
+        ),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            load_sweep(space | given).base()
+        assert str(caught.value) == told

@@ -2,13 +2,13 @@
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_pcasgd import Trainer
+from ray_pcasgd import MLflow, SettingsError, TensorBoard, Trainer, WandB
 from ray_pcasgd.cli.app import run_command
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.plan.plan import Plan
@@ -100,3 +100,28 @@ def test_settings_in_one_level_have_the_names_that_follow_set() -> None:
             assert flattened(settings_of(changed))[name] == value
     assert flat["links.0.delay.value"] == 3.0
     assert flat["task.model.hidden"] == "[64, 64]"
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: TensorBoard(3), "TensorBoard.folder = 3: allowed is a folder"),  # type: ignore[arg-type]
+        (lambda: TensorBoard(""), "TensorBoard.folder = '': allowed is a folder"),
+        (lambda: MLflow(uri=3), "MLflow.uri = 3: allowed is a folder"),  # type: ignore[arg-type]
+        (lambda: MLflow(experiment=None), "MLflow.experiment = None: allowed is a text"),  # type: ignore[arg-type]
+        (lambda: WandB(mode="onlin"), "WandB.mode = 'onlin': allowed are online, offline and disabled"),
+        (lambda: WandB(project=3), "WandB.project = 3: allowed is a text"),  # type: ignore[arg-type]
+        (lambda: WandB(folder=3), "WandB.folder = 3: allowed is a folder"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_no_tracker_can_use_is_refused_in_one_line(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make()
+    assert str(caught.value) == told
+
+
+def test_a_mode_of_the_environment_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(SettingsError, match=r"^WANDB_MODE = 'onlin': allowed are online"):
+        WandB()
+    assert WandB(mode="offline") is not None
