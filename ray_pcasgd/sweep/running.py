@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ray_pcasgd.sweep.progress import is_news
 from ray_pcasgd.sweep.results import RUNS_FOLDER, SweepResult, conclude
 from ray_pcasgd.sweep.settings import SweepConfig, load_sweep, nested
 from ray_pcasgd.sweep.trials import run_trial
-from ray_pcasgd.sweep.tuner import make_tuner
+from ray_pcasgd.sweep.tuner import TunesOwn, make_tuner
 
 SWEEP_FILE = "sweep.yaml"
 BASE_FILE = "base.yaml"
@@ -38,14 +38,30 @@ _OWN_FILES = (SWEEP_FILE, DIRECTORY_FILE, BASE_FILE)
 """By which a sweep is known as this user's."""
 
 
-def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | None = None) -> SweepResult:
+def sweep(
+    source: str | Path | Mapping[str, Any] | SweepConfig,
+    schedule: str | None = None,
+    *,
+    callbacks: Sequence[tune.Callback] = (),
+    search_alg: Any = None,
+    scheduler: Any = None,
+) -> SweepResult:
     """Run a sweep, and return its results; the folder has all of them too.
+
+    Args:
+        source: the sweep's settings, or the path of a YAML file of them.
+        schedule: the path of a recorded schedule, under which all trials train.
+        callbacks: callbacks of Ray Tune's, such as its loggers for W&B or MLflow.
+        search_alg: a searcher of Ray Tune's in place of ``search``, of which ``num_points`` counts.
+        scheduler: a trial scheduler of Ray Tune's in place of ``scheduler``; its time is the metric ``step``.
 
     Raises:
         SettingsError: some settings cannot be run; nothing was started.
 
     """
+    own = TunesOwn(tuple(callbacks), search_alg, scheduler)
     config = load_sweep(source)
+    own.check_with(config)
     base = config.base(schedule)
     config = config.in_whole_numbers(base)
     storage_path = config.stored(base)
@@ -53,13 +69,17 @@ def sweep(source: str | Path | Mapping[str, Any] | SweepConfig, schedule: str | 
         raise SettingsError(f"storage_path = {storage_path!r}: allowed for a sweep is a folder of this machine")
     config.judged_by(base)
     config.check_with(base)
+    if own.judges:
+        if config.batched == "always":
+            raise SettingsError("batched = 'always': allowed with search_alg or scheduler are auto and never")
+        config = config.model_copy(update={"batched": "never"})
     check_batched(config, base)
     _check_points(config, base)
     require_free(storage_path, config.name, "sweep's folder")
     with joined(_cluster(config, base)):
         path = claimed_folder(storage_path, config.name, "sweep", "sweep's folder").resolve()
         _write_settings(config, base, path)
-        return _execute(config, base, path, resume=False)
+        return _execute(config, base, path, own)
 
 
 def _write_settings(config: SweepConfig, base: Config, path: Path) -> None:
@@ -94,7 +114,7 @@ def resume(path: Path, trust: bool = False) -> SweepResult:
     config = load_sweep(path / SWEEP_FILE)
     base = load_config(path / BASE_FILE)
     with joined(_cluster(config, base)):
-        return _execute(config, base, path, resume=True)
+        return _execute(config, base, path)
 
 
 def _check_points(config: SweepConfig, base: Config) -> None:
@@ -108,11 +128,12 @@ def _check_points(config: SweepConfig, base: Config) -> None:
             raise SettingsError(f"at the point {told}: {error}") from None
 
 
-def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> SweepResult:
+def _execute(config: SweepConfig, base: Config, path: Path, own: TunesOwn | None = None) -> SweepResult:
+    """Run the trials, those that are left of an interrupted sweep where ``own`` is not given."""
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     for name in _TUNES_LOGGERS:
         logging.getLogger(name).addFilter(is_news)
-    if resume:
+    if own is None:
         packs = read_packs(path)
     else:
         packs = packs_of(config, base, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
@@ -126,11 +147,11 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
         "packs": packs,
     }
     function = tune.with_parameters(run_trial, **shared)
-    trainable = tune.with_resources(function, _resources(base))
-    if resume:
+    trainable = tune.with_resources(function, resources_of(base))
+    if own is None:
         tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
     else:
-        tuner = make_tuner(config, base, trainable, path, packs)
+        tuner = make_tuner(config, base, trainable, path, packs, own)
     with warnings.catch_warnings():
         # Of Tune's repeater, where all seeds of a point failed.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
@@ -138,7 +159,7 @@ def _execute(config: SweepConfig, base: Config, path: Path, resume: bool) -> Swe
     return conclude(config, base, path, grid, packs)
 
 
-def _resources(base: Config) -> Any:
+def resources_of(base: Config) -> Any:
     """Return what a trial asks for at once: a core, or a bundle for each of its agents behind its own."""
     engine = base.engine
     if not isinstance(engine, RaySettings):

@@ -3,31 +3,72 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
-from ray.tune.search import BasicVariantGenerator, Repeater
+from ray.tune.search import BasicVariantGenerator, Repeater, Searcher
 from ray.tune.search.optuna import OptunaSearch as TuneOptuna
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.sweep.budget import SampleBudget
 from ray_pcasgd.sweep.packing import Pack
 from ray_pcasgd.sweep.progress import SweepProgress
-from ray_pcasgd.sweep.settings import ASHA, GridSearch, OptunaSearch, PopulationBased, Range, SweepConfig
+from ray_pcasgd.sweep.settings import (
+    ASHA,
+    GridSearch,
+    OptunaSearch,
+    PopulationBased,
+    RandomSearch,
+    Range,
+    RunAll,
+    SweepConfig,
+)
 
 _KEPT_OF_POPULATION = 4
 """States of a trial that are kept, since others may be about to go on from them."""
 
 
+class TunesOwn(NamedTuple):
+    """Objects of Tune's that a caller brings in place of a sweep's own."""
+
+    callbacks: Sequence[tune.Callback] = ()
+    search_alg: Any = None
+    scheduler: Any = None
+
+    def check_with(self, config: SweepConfig) -> None:
+        """Raise ``SettingsError`` where a sweep's settings say the same otherwise."""
+        if self.search_alg is not None and not isinstance(config.search, RandomSearch):
+            raise SettingsError(
+                f"search.name = {config.search.name!r}: allowed with search_alg is 'random', whose num_points says how "
+                "many points are asked for"
+            )
+        if self.scheduler is not None and not isinstance(config.scheduler, RunAll):
+            raise SettingsError(f"scheduler.name = {config.scheduler.name!r}: allowed with scheduler is 'fifo'")
+
+    @property
+    def judges(self) -> bool:
+        """Whether trials are judged while they run."""
+        return self.search_alg is not None or self.scheduler is not None
+
+
 def make_tuner(
-    config: SweepConfig, base: Config, trainable: Callable[..., Any], path: Path, packs: Sequence[Pack] | None
+    config: SweepConfig,
+    base: Config,
+    trainable: Callable[..., Any],
+    path: Path,
+    packs: Sequence[Pack] | None,
+    own: TunesOwn,
 ) -> tune.Tuner:
     """Return what runs the trials of a sweep in the folder ``path``."""
     metric, mode = config.judged_by(base)
     space, number, searcher = _search(config, base, packs)
+    if own.search_alg is not None:
+        is_repeated = config.seeds > 1 and isinstance(own.search_alg, Searcher)
+        searcher = Repeater(own.search_alg, repeat=config.seeds) if is_repeated else own.search_alg
     return tune.Tuner(
         trainable,
         param_space=space,
@@ -37,7 +78,7 @@ def make_tuner(
             mode=mode if packs is None else None,
             num_samples=number,
             search_alg=searcher,
-            scheduler=_scheduler(config, base),
+            scheduler=own.scheduler or _scheduler(config, base),
             max_concurrent_trials=config.max_concurrent,
             time_budget_s=config.seconds,
             reuse_actors=not isinstance(base.engine, RaySettings),
@@ -46,7 +87,7 @@ def make_tuner(
             name=path.name,
             storage_path=str(path.parent),
             verbose=int(config.tables),
-            callbacks=[] if config.tables else [_progress(config, base, packs)],
+            callbacks=[*own.callbacks, *([] if config.tables else [_progress(config, base, packs)])],
             stop=None if config.samples is None else SampleBudget(config.samples, base),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_OF_POPULATION),
         ),

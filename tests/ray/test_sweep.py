@@ -6,16 +6,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from ray import tune
+from ray.tune.schedulers import HyperBandScheduler
+from ray.tune.search import Searcher
 
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer, fit_together
 from ray_pcasgd.sweep.running import sweep
+from ray_pcasgd.tune import resources, trainable
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BASE = {"engine": "local", "num_agents": 3, "num_steps": 20, "evaluate_every": 10, "task": {"model": {"hidden": [8]}}}
@@ -191,3 +195,60 @@ def test_a_point_that_cannot_be_run_is_refused_before_anything_starts(tmp_path: 
     with pytest.raises(SettingsError, match=r"at the point algorithm.theta = 2: algorithm.theta"):
         sweep(settings(tmp_path, space={"algorithm.theta": [0.1, 2]}))
     assert not (tmp_path / "tried").exists()
+
+
+def test_a_sweep_takes_objects_of_tunes_own(tmp_path: Path) -> None:
+    class Ended(tune.Callback):
+        """Counts trials."""
+
+        trials: ClassVar[list[str]] = []
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.trials.append(trial.trial_id)
+
+    class FirstThenHalf(Searcher):
+        """Proposes two points."""
+
+        proposed = 0
+
+        def suggest(self, trial_id: str) -> dict[str, Any]:
+            self.proposed += 1
+            return {"step_size": 0.1 / self.proposed}
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            pass
+
+    given = settings(
+        tmp_path, space={"step_size": {"low": 0.01, "high": 0.1}}, search={"name": "random", "num_points": 2}, seeds=2
+    )
+    brackets = HyperBandScheduler(time_attr="step", metric="test_accuracy", mode="max", max_t=20)
+    result = sweep(given, callbacks=[Ended()], search_alg=FirstThenHalf(), scheduler=brackets)
+    assert result.trials["error"].isna().all()
+    assert sorted(result.trials["step_size"]) == [0.05, 0.05, 0.1, 0.1]
+    assert len(Ended.trials) == len(result.grid) == 4
+    with pytest.raises(SettingsError, match=r"search.name = 'grid': allowed with search_alg is 'random'"):
+        sweep(settings(tmp_path, space={"step_size": [0.1]}), search_alg=FirstThenHalf())
+    with pytest.raises(SettingsError, match=r"batched = 'always': allowed with search_alg or scheduler"):
+        sweep(settings(tmp_path, space={"step_size": [0.1]}, batched="always"), scheduler=brackets)
+
+
+def test_a_tuner_of_ones_own_trains_with_what_trainable_returns(tmp_path: Path) -> None:
+    base = {**BASE, "storage_path": str(tmp_path / "elsewhere")}
+    grid = tune.Tuner(
+        tune.with_resources(trainable(base), resources(base)),
+        param_space={"algorithm.theta": tune.grid_search([0.0, 0.5]), "seed": 3},
+        tune_config=tune.TuneConfig(metric="test_accuracy", mode="max"),
+        run_config=tune.RunConfig(name="own", storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert grid.num_errors == 0
+    best = grid.get_best_result()
+    alone = Trainer(
+        BASE, algorithm={"theta": best.config["algorithm.theta"]}, seed=3, storage_path=str(tmp_path / "alone")
+    ).fit()
+    assert best.metrics is not None
+    assert best.metrics["test_loss"] == alone.metrics["test_loss"]
+    (run,) = Path(best.path).glob("*/result.json")
+    assert run.is_file()
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(SettingsError, match="num_stepz"):
+        trainable({"num_stepz": 3})

@@ -25,6 +25,7 @@ LAYERS = (
     ("runs",),
     ("report",),
     ("sweep",),
+    ("tune",),
     ("cli",),
     ("__init__", "__main__"),
 )
