@@ -23,6 +23,7 @@ from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.schedule.parquet import read_rows
 from tests.engines.restless import restless
+from tests.ray.crawling import Release
 from tests.ray.leaving import ENDLESS, Watch, as_far_as, assert_same_as_far_as_it_came, evaluated_after, leave
 from tests.speed import slow_unless
 
@@ -40,9 +41,9 @@ SMALL: dict[str, Any] = {
 LIVE = {"name": "ray", "mode": "live"}
 
 
-def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Result:
+def fit(folder: Path, *callbacks: Callback, **settings: Any) -> Result:
     changes = {"engine": {"name": "ray"}, "storage_path": str(folder)} | settings
-    return Trainer(SMALL, callbacks=[callback or Callback()], **changes).fit()
+    return Trainer(SMALL, callbacks=callbacks, **changes).fit()
 
 
 def assert_same_weights(result: Result, undisturbed: Result) -> None:
@@ -224,18 +225,21 @@ def assert_replays(live: Result, **settings: Any) -> None:
 
 
 def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_too(tmp_path: Path) -> None:
-    faults = Several(Fault(30, kill(1)), Fault(60, kill(SCHEDULER)))
-    result = fit(tmp_path, faults, engine=LIVE, **SLOW)
+    faults = Several(Fault(10, kill(1)), Fault(20, kill(SCHEDULER)))
+    outlived = {"agent_lost", "agent_returned", "scheduler_lost"}
+    release = Release(tmp_path / "gate", lambda report: outlived <= set(faults.kinds()))
+    settings = {"num_steps": 300, "evaluate_every": 150, "task": release.task}
+    result = fit(tmp_path, faults, release, engine=LIVE, **settings)
     assert result.error is None
-    assert {"agent_lost", "agent_returned", "scheduler_lost"} <= set(faults.kinds())
+    assert outlived <= set(faults.kinds())
     rows = rows_of(result)
     (back,) = (row for row in rows if row.kind == "rejoined")
     assert back.agent == 1
     assert {read.neighbor for read in back.reads} == {0, 2}
     # No report of the others was lost with the scheduler.
-    assert {row[:2] for row in rows} >= {(agent, step) for agent in (0, 2) for step in range(400)}
-    assert max(row.step for row in rows if row.agent == 1) == 399
-    assert_replays(result, **SLOW)
+    assert {row[:2] for row in rows} >= {(agent, step) for agent in (0, 2) for step in range(300)}
+    assert max(row.step for row in rows if row.agent == 1) == 299
+    assert_replays(result, **settings)
 
 
 @pytest.mark.slow
