@@ -27,6 +27,8 @@ class Fault(Callback):
         self.at_step = at_step
         self.act: Callable[[Fault], None] | None = act
         self.waits_for = waits_for
+        self.events_before: int | None = None
+        """How many events there were when it acted."""
         self.processes: dict[int, int] = {}
         """By agent."""
         self.folder = Path()
@@ -52,23 +54,40 @@ class Fault(Callback):
         """Act when it is time."""
         if self.act is not None and report.row.step >= self.at_step and self.waits_for(self):
             act, self.act = self.act, None
+            self.events_before = len(self.events)
             act(self)
 
 
 def has_kept(step: int) -> Callable[[Fault], bool]:
     """Return what is true once a run would go on from a step, or a later one."""
+    read: list[str] = []
+    newest = -1
 
     def is_so(fault: Fault) -> bool:
-        state, _ = StateFiles(fault.folder / "states", CheckpointSettings()).newest()
-        return state is not None and step_of(state["engine"]) >= step
+        nonlocal newest
+        folder = fault.folder / "states"
+        there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if there != read:  # to read a state takes longer than many steps
+            read[:] = there
+            state, _ = StateFiles(folder, CheckpointSettings()).newest()
+            newest = -1 if state is None else step_of(state["engine"])
+        return newest >= step
 
     return is_so
 
 
-def has_restarted(times: int) -> Callable[[Fault], bool]:
-    """Return what is true once a run has begun anew that often, and has kept a state that it would go on from."""
+def has_outlived(other: Fault) -> Callable[[Fault], bool]:
+    """Return what is true once a run was restarted after another fault, and has kept a state that it would go on from.
+
+    The run may also have been restarted without a fault: a busy machine makes an agent seem silent.
+    """
     keeps = has_kept(1)
-    return lambda fault: fault.kinds().count("run_restarted") >= times and keeps(fault)
+
+    def is_so(fault: Fault) -> bool:
+        since = other.events_before
+        return since is not None and "run_restarted" in fault.kinds()[since:] and keeps(fault)
+
+    return is_so
 
 
 def kill(agent: int) -> Callable[[Fault], None]:

@@ -1,12 +1,10 @@
 """The command line answers bad settings with exit status 2 and a line for each error, and nothing is left behind."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -81,9 +79,10 @@ def test_a_failed_run_ends_with_status_1_and_says_which_agent_failed(
 
 
 COMMANDS = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from ray_pcasgd.cli.app import main
-for command in json.loads(sys.argv[1]):
+for environment, command in json.loads(sys.argv[1]):
+    os.environ |= environment
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
@@ -93,50 +92,37 @@ for command in json.loads(sys.argv[1]):
 """
 
 
-def ended(commands: list[list[str]], folder: Path, **environment: str) -> list[list[Any]]:
-    """Return how commands end in a process that is on no cluster: the status, and what is written to stderr."""
-    process = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        env=os.environ | environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert process.stderr == ""
-    return [json.loads(line) for line in process.stdout.splitlines()]
-
-
-def test_a_cluster_that_is_none_ends_with_status_1_and_leaves_nothing_behind(folder: Path) -> None:
+def test_a_ray_that_does_not_answer_or_start_ends_with_status_1_and_leaves_nothing_behind(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     (folder / "sweep.yaml").write_text("config: {engine: ray, num_agents: 2}\nspace: {step_size: [0.1, 0.2]}\n")
+    named = ["train", *TINY[2:], "--name", "mine"]
+    long = str(tmp_path_factory.mktemp("ray") / ("long" * 40))
     commands = [
-        ["train", *TINY[2:]],
-        ["train", *TINY[2:], "--name", "mine", "--set", f"engine.address={address}"],
-        ["compare", *TINY[2:], "--engine", "ray", "--seeds", "1"],
-        ["sweep", "sweep.yaml"],
+        ({"RAY_ADDRESS": address}, ["train", *TINY[2:]]),
+        ({}, [*named, "--set", f"engine.address={address}"]),
+        ({}, ["compare", *TINY[2:], "--engine", "ray", "--seeds", "1"]),
+        ({}, ["sweep", "sweep.yaml"]),
+        ({"RAY_ADDRESS": "", "RAY_TMPDIR": long}, named),
+        ({"RAY_TMPDIR": "/dev/null"}, named),
     ]
+    process = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert process.stderr == ""
+    ended = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [status for status, _ in ended] == [1] * len(commands)
+    lines = [line for _, line in ended]
+    assert all(line.count("\n") == 1 for line in lines)
     said = f"'{address}': no Ray cluster answers there (connection refused)\n"
     by_environment, by_setting = (f"error: {subject} = {said}" for subject in ("RAY_ADDRESS", "engine.address"))
-    expected = [by_environment, by_setting, by_environment, by_environment]
-    assert ended(commands, folder, RAY_ADDRESS=address) == [[1, line] for line in expected]
+    assert lines[:4] == [by_environment, by_setting, by_environment, by_environment]
+    assert all(line.startswith("error: Ray does not start: ") for line in lines[4:])
+    assert "AF_UNIX path length cannot exceed" in lines[4]
+    assert "Not a directory" in lines[5]
     assert [path.name for path in folder.iterdir()] == ["sweep.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("place", "said"), [("long" * 40, "AF_UNIX path length cannot exceed"), ("/dev/null", "Not a directory")]
-)
-def test_a_ray_that_does_not_start_ends_with_status_1_and_leaves_nothing_behind(
-    place: str, said: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    place = str(tmp_path_factory.mktemp("ray") / place)  # a whole path stays what it is
-    ((status, line),) = ended([["train", *TINY[2:], "--name", "mine"]], folder, RAY_ADDRESS="", RAY_TMPDIR=place)
-    assert status == 1
-    assert line.startswith("error: Ray does not start: ")
-    assert said in line
-    assert len(line.splitlines()) == 1
-    assert list(folder.iterdir()) == []
 
 
 def test_a_process_of_its_own_ends_with_status_2_and_no_traceback(tmp_path: Path) -> None:

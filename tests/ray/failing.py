@@ -1,6 +1,5 @@
 """Models that raise, where agents run in processes of their own."""
 
-import fcntl
 import os
 
 import torch
@@ -42,23 +41,6 @@ class FailingWhenEvaluated(FailingLater):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.training and not torch.equal(self.linear.weight, self.first):
             raise KeyError("evaluated")
-        outputs: Tensor = self.linear(inputs)
-        return outputs
-
-
-class Gated(FailingLater):
-    """Waits at its 100th forward pass in training mode until nobody holds a file's lock."""
-
-    def __init__(self, file: str) -> None:
-        super().__init__(100)
-        self.file = file
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if self.training:
-            self.left -= 1
-            if self.left == 0:
-                with open(self.file) as file:  # noqa: PTH123
-                    fcntl.flock(file, fcntl.LOCK_SH)
         outputs: Tensor = self.linear(inputs)
         return outputs
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import ray
 
-from experiments.faults.injecting import Fault, Several
+from experiments.faults.injecting import Fault, Several, kill
 from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.live.commands import Heal, Isolate, Join, Leave, SetDelay
 from ray_pcasgd.engines.ray.control import send_command, status_of
 from ray_pcasgd.engines.transport import Contents
@@ -26,6 +27,8 @@ from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import LinkDelay
 from ray_pcasgd.schedule.laws import ConstantLaw
 from ray_pcasgd.schedule.parquet import read_rows
+from tests.ray.leaving import ENDLESS
+from tests.ray.scraping import assert_shown, scraped, shows_all
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LIVE: dict[str, Any] = {
@@ -45,20 +48,41 @@ class Operator:
 
     def __init__(self) -> None:
         self.said: list[Any] = []
+        self.errors: list[BaseException] = []
         self.threads: list[threading.Thread] = []
 
     def at(self, step: int, act: Callable[[Path], Any]) -> Fault:
         def start(fault: Fault) -> None:
-            thread = threading.Thread(target=lambda: self.said.append(act(fault.folder)))
+            thread = threading.Thread(target=self.do, args=(act, fault.folder))
             self.threads.append(thread)
             thread.start()
 
-        return Fault(step, start)
+        return Deed(step, start, self.errors)
+
+    def do(self, act: Callable[[Path], Any], folder: Path) -> None:
+        try:
+            self.said.append(act(folder))
+        except BaseException as error:
+            self.errors.append(error)
+            raise
 
     def answers(self) -> list[Any]:
         for thread in self.threads:
             thread.join()
         return self.said
+
+
+class Deed(Fault):
+    """What an operator does; where that fails, the run fails, which may not come to an end without it."""
+
+    def __init__(self, step: int, act: Callable[[Fault], None], errors: list[BaseException]) -> None:
+        super().__init__(step, act)
+        self.errors = errors
+
+    def on_step(self, report: StepReport) -> None:
+        super().on_step(report)
+        for error in self.errors:
+            raise error
 
 
 class Script(Callback):
@@ -107,7 +131,7 @@ class Script(Callback):
 
 
 def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Result:
-    return Trainer(LIVE, callbacks=[callback or Callback()], storage_path=str(folder), **settings).fit()
+    return Trainer(LIVE | settings, callbacks=[callback or Callback()], storage_path=str(folder)).fit()
 
 
 def rows_of(result: Result) -> list[Row]:
@@ -118,10 +142,6 @@ def all_leave(folder: Path) -> None:
     """Let the agents leave, which ends the run."""
     for agent in range(3):
         send_command(str(folder), Leave(agent=agent))
-
-
-ENDLESS: dict[str, Any] = {"num_steps": 10**6, "evaluate_every": 10**6}
-"""A run that an act of its script ends."""
 
 
 @pytest.mark.slow
@@ -198,15 +218,15 @@ def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     assert {read.neighbor for row in later for read in row.reads} == {2}
 
 
-def test_another_process_finds_a_run_by_what_its_driver_has_noted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def command(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    code = "from ray_pcasgd.cli import main; main()"
+    arguments = [sys.executable, "-c", code, name, str(folder), *options]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
-    def command(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-        code = "from ray_pcasgd.cli import main; main()"
-        arguments = [sys.executable, "-c", code, name, str(folder), *options]
-        return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+def test_another_process_and_prometheus_find_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    seen: dict[str, str] = {}
 
     def commands(folder: Path) -> list[subprocess.CompletedProcess[str]]:
         copy = shutil.copytree(folder, tmp_path / "copy")
@@ -215,29 +235,40 @@ def test_another_process_finds_a_run_by_what_its_driver_has_noted(
             command("leave", folder, "--agent", "7"),
             command("status", copy),
         ]
-        for agent in range(3):  # which ends the run
+        while not shows_all(seen, folder.name):
+            seen.update(scraped())
+        for agent in range(2):  # which ends the run
             send_command(str(folder), Leave(agent=agent))
         return done
 
     operator = Operator()
-    result = fit(tmp_path / "runs", operator.at(20, commands), num_steps=10**6, evaluate_every=10**6)
+    settings = ENDLESS | {"num_agents": 2, "algorithm": "pc-asgd", "links": [{"delay": 3}], "evaluate_every": 50}
+    settings["compute"] = {"stragglers": dict.fromkeys(range(2), 0.02)}
+    result = fit(tmp_path, operator.at(20, commands), name="watched", **settings)
     ((status, refused, copied),) = operator.answers()
     assert str(result.error).startswith("every agent ")
     assert status.returncode == 0, status.stderr
     view = json.loads(status.stdout)
-    assert (view["algorithm"], view["num_steps"], len(view["agents"])) == ("d-asgd", 10**6, 3)
-    assert (refused.returncode, refused.stderr) == (1, "error: refused: agent 7; allowed are 0 to 2\n")
+    assert (view["algorithm"], view["num_steps"], len(view["agents"])) == ("pc-asgd", 10**6, 2)
+    assert (refused.returncode, refused.stderr) == (1, "error: refused: agent 7; allowed are 0 to 1\n")
     assert copied.returncode == 2
     assert "this user has no run here that is running; its events.jsonl names the cluster " in copied.stderr
     assert command("status", Path(result.path)).returncode == 2
+    assert_shown(seen, "watched", rows_of(result))
 
 
-def test_a_planned_run_refuses_commands(tmp_path: Path) -> None:
+def test_a_planned_run_refuses_commands_and_ends_with_a_lost_agent_s_name_and_its_files(tmp_path: Path) -> None:
     operator = Operator()
-    callback = operator.at(50, lambda folder: send_command(str(folder), Heal()))
-    result = fit(tmp_path, callback, engine={"name": "ray", "mode": "planned"}, num_steps=300, evaluate_every=300)
-    assert result.error is None
+    callback = Several(
+        operator.at(3, lambda folder: send_command(str(folder), Heal())),
+        Fault(3, kill(1), lambda _: bool(operator.said)),
+    )
+    planned = {"engine": {"name": "ray"}, "num_agents": 2, "compute": {}, "max_failures": 0}
+    result = fit(tmp_path, callback, **planned, **ENDLESS)
     assert operator.answers() == ["refused: heal: a planned run follows its schedule; allowed are live runs"]
+    assert isinstance(result.error, RunError)
+    assert "agent 1 was lost" in str(result.error)
+    assert rows_of(result)
 
 
 @pytest.mark.slow

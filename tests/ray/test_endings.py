@@ -1,9 +1,9 @@
 """Runs on real actors that raise, are interrupted, or go on from states that are damaged."""
 
-import fcntl
 import json
 import shutil
 import signal
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from ray_pcasgd.runs.interrupting import RunInterrupted
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.schedule.parquet import read_rows
-from tests.comparing import assert_same_to_the_bit
-from tests.ray.failing import FailingLater, FailingWhenEvaluated, Gated
-from tests.unit.interrupted_runs import Noting, write_state
+from tests.ray.failing import FailingLater, FailingWhenEvaluated
+from tests.ray.leaving import ENDLESS, LeftError, Watch, as_far_as, assert_same_as_far_as_it_came, evaluated_after
+from tests.unit.interrupted_runs import Noting, newest_state, write_state
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -89,89 +89,86 @@ def test_a_model_that_cannot_be_built_in_an_agent_s_process_is_named(tmp_path: P
 
 
 class Interrupting(Noting):
-    """Interrupts at the first step that it is told of; before that, no agent takes its 100th one."""
+    """Interrupts at the first step that it is told of."""
 
-    def __init__(self, gate: Path) -> None:
-        super().__init__()
-        gate.write_text("")
-        self.gate = gate
-        self.task = {"model": {"name": "custom", "factory": Gated, "arguments": {"file": str(gate)}}}
-
-    def on_start(self, plan: Any, path: Path) -> None:
-        self.file = self.gate.open()
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+    is_due = True
 
     def on_step(self, report: Any) -> None:
-        if not self.file.closed:
+        if self.is_due:
+            self.is_due = False
             signal.raise_signal(signal.SIGINT)
-            self.file.close()
 
 
-def test_ctrl_c_keeps_a_state_of_a_planned_run_which_goes_on_to_the_bit(tmp_path: Path) -> None:
-    interrupting = Interrupting(tmp_path / "gate")
-    settings = {"num_steps": 600, "evaluate_every": 300, "task": interrupting.task}
-    with pytest.raises(RunInterrupted) as stopped:
-        fit(tmp_path / "lost", interrupting, **settings)
-    assert stopped.value.has_state
-    assert str(stopped.value).endswith(f"ray-pcasgd train --resume {tmp_path}/lost/first")
-    callback = Noting()
-    again = resume(tmp_path / "lost" / "first", [callback])
-    assert callback.said("run_resumed")
-    assert not callback.said("run_begins_anew")
-    whole = fit(tmp_path / "whole", engine={"name": "local", "batched": "never"}, **settings)
-    assert_same_to_the_bit(again, whole)
+def go_on(run: Path, agents: Collection[int]) -> tuple[Noting, Watch]:
+    """Go on with a run until agents were evaluated again; return its events and its rows."""
+    noting, watch = Noting(), Watch(evaluated_after(lambda: True, agents))
+    with pytest.raises(LeftError):
+        resume(run, [noting, watch])
+    assert noting.said("run_resumed")
+    assert not noting.said("run_begins_anew")
+    return noting, watch
 
 
-@pytest.mark.slow
-def test_ctrl_c_in_a_live_run_without_a_state_ends_it_at_once_with_its_files(tmp_path: Path) -> None:
-    interrupting = Interrupting(tmp_path / "gate")
-    with pytest.raises(RunInterrupted) as stopped:
-        fit(tmp_path, interrupting, num_steps=600, task=interrupting.task, **LIVE)
-    assert not stopped.value.has_state
-    assert read_rows(tmp_path / "first" / "schedule.parquet")[0]
-
-
-class LeaveError(Exception):
-    pass
-
-
-class Leaving(Callback):
-    """Leaves the run once a state of it is kept."""
-
-    def on_start(self, plan: Any, path: Path) -> None:
-        self.states = path / "states"
-
-    def on_step(self, report: Any) -> None:
-        if (self.states / "000001").exists():
-            raise LeaveError
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        pytest.param({"algorithm": {"name": "server", "gathering": "asgd"}}, marks=pytest.mark.slow),
-        pytest.param(LIVE | {"compute": {"stragglers": {0: 0.01}}}, marks=pytest.mark.slow),
-    ],
-    ids=["peers", "server", "live"],
-)
-def test_a_state_of_wrong_content_gives_way_to_an_older_one(changes: dict[str, Any], tmp_path: Path) -> None:
-    settings = {"num_steps": 400, "evaluate_every": 200, "checkpoint": {"state_seconds": 0}} | changes
-    with pytest.raises(LeaveError):
-        fit(tmp_path, Leaving(), **settings)
-    run = tmp_path / "first"
-    older = sorted((run / "states").iterdir())[-1]
-    newest = older.with_name("000099")
+def add_wrong_state(run: Path) -> tuple[Path, Path]:
+    """Put a state of wrong content behind the newest one of a run; return the folders of both."""
+    older = newest_state(run)
+    newest = older.with_name("999999")
     shutil.copytree(older, newest)
     state = load_state(newest / "state.pt")
     own = next(one for one in state["engine"]["agents"] if "weights" in one)
     own["weights"] = torch.ones(3)
     write_state(newest, state)
-    callback = Noting()
-    result = resume(run, [callback])
-    assert result.error is None
-    (skipped,) = callback.said("state_skipped")
-    assert str(newest) in skipped
-    assert not any(str(older) in line for line in callback.said("state_skipped"))
+    return older, newest
+
+
+def assert_gave_way(wrong: Path, older: Path, noting: Noting) -> None:
+    (skipped,) = noting.said("state_skipped")
+    assert str(wrong) in skipped
+    assert str(older) not in skipped
     assert "weights is torch.float32 of shape (3,)" in skipped
-    assert callback.said("run_resumed")
+
+
+def test_ctrl_c_keeps_a_state_of_a_planned_run_which_goes_on_to_the_bit_past_one_of_wrong_content(
+    tmp_path: Path,
+) -> None:
+    endless = ENDLESS | {"evaluate_every": 50}
+    with pytest.raises(RunInterrupted) as stopped:
+        fit(tmp_path / "lost", Interrupting(), **endless)
+    assert stopped.value.has_state
+    assert str(stopped.value).endswith(f"ray-pcasgd train --resume {tmp_path}/lost/first")
+    older, wrong = add_wrong_state(tmp_path / "lost" / "first")
+    noting, watch = go_on(tmp_path / "lost" / "first", range(2))
+    assert_gave_way(wrong, older, noting)
+    whole = Watch(as_far_as(watch))
+    with pytest.raises(LeftError):
+        fit(tmp_path / "whole", whole, engine={"name": "local", "batched": "never"}, **endless)
+    assert_same_as_far_as_it_came(watch, whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_live_run_without_a_state_ends_it_at_once_with_its_files(tmp_path: Path) -> None:
+    with pytest.raises(RunInterrupted) as stopped:
+        fit(tmp_path, Interrupting(), **ENDLESS, **LIVE)
+    assert not stopped.value.has_state
+    assert read_rows(tmp_path / "first" / "schedule.parquet")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "evaluated"),
+    [
+        ({"algorithm": {"name": "server", "gathering": "asgd"}}, (2,)),
+        (LIVE | {"compute": {"stragglers": {0: 0.01}}}, (0, 1)),
+    ],
+    ids=["server", "live"],
+)
+def test_a_state_of_wrong_content_gives_way_to_an_older_one(
+    changes: dict[str, Any], evaluated: tuple[int, ...], tmp_path: Path
+) -> None:
+    run = tmp_path / "first"
+    has_state = Watch(lambda watch: (run / "states" / "000001").exists())
+    with pytest.raises(LeftError):
+        fit(tmp_path, has_state, checkpoint={"state_seconds": 0}, **changes, **ENDLESS)
+    older, wrong = add_wrong_state(run)
+    noting, _ = go_on(run, evaluated)
+    assert_gave_way(wrong, older, noting)

@@ -1,10 +1,13 @@
 """Whatever is lost on the way, planned runs end in the same bits, and live ones go on."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,16 @@ import pytest
 import torch
 import yaml
 
-from experiments.faults.injecting import SCHEDULER, Fault, Several, has_restarted, kill, silence, take_states_away
-from ray_pcasgd.records import Row
+from experiments.faults.injecting import SCHEDULER, Fault, Several, has_outlived, kill, silence, take_states_away
+from ray_pcasgd.records import Event, Row
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.schedule.parquet import read_rows
 from tests.engines.restless import restless
+from tests.ray.crawling import Release
+from tests.ray.leaving import ENDLESS, Watch, as_far_as, assert_same_as_far_as_it_came, evaluated_after, leave
 from tests.speed import slow_unless
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -36,9 +41,9 @@ SMALL: dict[str, Any] = {
 LIVE = {"name": "ray", "mode": "live"}
 
 
-def fit(folder: Path, callback: Callback | None = None, **settings: Any) -> Result:
+def fit(folder: Path, *callbacks: Callback, **settings: Any) -> Result:
     changes = {"engine": {"name": "ray"}, "storage_path": str(folder)} | settings
-    return Trainer(SMALL, callbacks=[callback or Callback()], **changes).fit()
+    return Trainer(SMALL, callbacks=callbacks, **changes).fit()
 
 
 def assert_same_weights(result: Result, undisturbed: Result) -> None:
@@ -69,25 +74,54 @@ def fit_local(folder: Path, **settings: Any) -> Result:
     return fit(folder, **{"engine": {"name": "local", "batched": "never"}} | settings)
 
 
+class TooBusyError(Exception):
+    """The machine is so busy that an agent was taken for silent."""
+
+
+class OneAfterAnother(Several):
+    """Faults of a planned run, each of which waits until the run has outlived the one before."""
+
+    def __init__(self, *acts: Callable[[Fault], None]) -> None:
+        faults = [Fault(30, acts[0])]
+        for act in acts[1:]:
+            faults.append(Fault(0, act, has_outlived(faults[-1])))
+        super().__init__(*faults)
+
+    def have_seen(self, kind: str) -> bool:
+        return kind in self.kinds()
+
+    def on_event(self, event: Event) -> None:
+        super().on_event(event)
+        if self.kinds().count("run_restarted") > sum(fault.act is None for fault in self.faults):
+            raise TooBusyError
+
+
+def disturbed(folder: Path, **settings: Any) -> tuple[Several, Watch]:
+    """Return the faults of a planned run, and its rows; a silent agent is waited for as long as this machine needs."""
+    for message_seconds in (4, 20, 100):
+        faults = OneAfterAnother(kill(1), kill(SCHEDULER), silence(2), take_states_away)
+        # Until every agent was evaluated at a step that none had come to when a state could not be kept.
+        watch = Watch(evaluated_after(partial(faults.have_seen, "state_not_kept"), range(3)))
+        engine = {"name": "ray", "message_seconds": message_seconds}
+        with contextlib.suppress(TooBusyError):
+            leave(Trainer(settings, engine=engine, callbacks=[faults, watch], storage_path=str(folder)))
+            return faults, watch
+    raise AssertionError("no agent answers in time")
+
+
 @pytest.mark.parametrize("more", [{}, slow_unless(False, restless())], ids=["plain", "own tensors"])
 def test_a_planned_run_outlives_agents_its_scheduler_and_its_storage_to_the_bit(
     more: dict[str, Any], tmp_path: Path
 ) -> None:
-    # Each fault but the first waits until the run has outlived the one before and keeps a state again: how many steps
-    # that takes depends on the load, and there are enough of them. One more state is to be kept after the last fault.
-    faults = Several(
-        Fault(120, kill(1)),
-        Fault(150, kill(SCHEDULER), has_restarted(1)),
-        Fault(180, silence(2), has_restarted(2)),
-        Fault(210, take_states_away, has_restarted(3)),
-    )
-    settings = {"num_steps": 800} | more
-    disturbed = fit(tmp_path, faults, engine={"name": "ray", "message_seconds": 4}, **settings)
+    settings = SMALL | ENDLESS | {"evaluate_every": 50} | more
+    faults, watch = disturbed(tmp_path, **settings)
     restarts = [event for event in faults.events if event.kind == "run_restarted"]
     assert len(restarts) == 3
     assert all(event.step > 0 for event in restarts[1:])
-    assert "state_not_kept" in faults.kinds()
-    assert_same_run(disturbed, fit_local(tmp_path, **settings))
+    whole = Watch(as_far_as(watch))
+    local = {"name": "local", "batched": "never"}
+    leave(Trainer(settings, engine=local, callbacks=[whole], storage_path=str(tmp_path)))
+    assert_same_as_far_as_it_came(watch, whole)
 
 
 @pytest.mark.slow
@@ -191,18 +225,21 @@ def assert_replays(live: Result, **settings: Any) -> None:
 
 
 def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_too(tmp_path: Path) -> None:
-    faults = Several(Fault(30, kill(1)), Fault(60, kill(SCHEDULER)))
-    result = fit(tmp_path, faults, engine=LIVE, **SLOW)
+    faults = Several(Fault(10, kill(1)), Fault(20, kill(SCHEDULER)))
+    outlived = {"agent_lost", "agent_returned", "scheduler_lost"}
+    release = Release(tmp_path / "gate", lambda report: outlived <= set(faults.kinds()))
+    settings = {"num_steps": 300, "evaluate_every": 150, "task": release.task}
+    result = fit(tmp_path, faults, release, engine=LIVE, **settings)
     assert result.error is None
-    assert {"agent_lost", "agent_returned", "scheduler_lost"} <= set(faults.kinds())
+    assert outlived <= set(faults.kinds())
     rows = rows_of(result)
     (back,) = (row for row in rows if row.kind == "rejoined")
     assert back.agent == 1
     assert {read.neighbor for read in back.reads} == {0, 2}
     # No report of the others was lost with the scheduler.
-    assert {row[:2] for row in rows} >= {(agent, step) for agent in (0, 2) for step in range(400)}
-    assert max(row.step for row in rows if row.agent == 1) == 399
-    assert_replays(result, **SLOW)
+    assert {row[:2] for row in rows} >= {(agent, step) for agent in (0, 2) for step in range(300)}
+    assert max(row.step for row in rows if row.agent == 1) == 299
+    assert_replays(result, **settings)
 
 
 @pytest.mark.slow

@@ -8,9 +8,13 @@ from safetensors.torch import load_file
 
 from experiments.faults.injecting import Fault, Several, has_kept, kill
 from ray_pcasgd.engines.base import RunError
+from ray_pcasgd.records import StepReport
+from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.trainer import Trainer, resume
 from ray_pcasgd.schedule.parquet import read_rows
+from tests.ray.crawling import Release
+from tests.ray.leaving import ENDLESS
 from tests.unit.server_planning import check_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -24,9 +28,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def fit(folder: Path, gathering: Any, callback: Any = None, **settings: Any) -> Result:
+def fit(folder: Path, gathering: Any, *callbacks: Callback, **settings: Any) -> Result:
     changes = {"storage_path": str(folder), "algorithm": {"name": "server", "gathering": gathering}} | settings
-    return Trainer(SMALL, callbacks=[callback] if callback else [], **changes).fit()
+    return Trainer(SMALL, callbacks=callbacks, **changes).fit()
 
 
 @pytest.mark.slow
@@ -75,26 +79,39 @@ ELASTIC = {"name": "elastic-averaging"}
     ],
 )
 def test_a_worker_that_was_killed_comes_back(algorithm: dict[str, Any], tmp_path: Path) -> None:
-    killer = Fault(5, kill(1))
-    settings: dict[str, Any] = {"algorithm": {"name": "server"} | algorithm}
-    compute = {"stragglers": {0: 0.05, 1: 0.05, 2: 0.05}}
-    result = fit(tmp_path, None, killer, **settings, compute=compute, num_steps=300)
+    servers = range(3, 3 + algorithm.get("shards", 1))
+    taken: dict[int, int] = {}
+    """By server the newest of worker 1's versions that it has taken."""
+    came_back: list[int] = []
+
+    def works_again(report: StepReport) -> bool:
+        """Return whether what the worker has done since it came back was taken."""
+        row = report.row
+        if row.kind == "rejoined":
+            came_back.append(row.step)
+        if row.agent in servers:
+            taken.update((row.agent, read.version) for read in row.reads if read.neighbor == 1)
+        return bool(came_back) and all(taken[server] > came_back[0] + 1 for server in servers)
+
+    killer = Fault(5, kill(1), lambda _: taken.keys() == set(servers))
+    release = Release(tmp_path / "gate", works_again)
+    settings: dict[str, Any] = {"algorithm": {"name": "server"} | algorithm, "num_steps": 200, "task": release.task}
+    result = fit(tmp_path, None, killer, release, **settings)
     assert result.error is None
     found = {(event.kind, event.agent) for event in killer.events}
     assert found >= {("agent_lost", 1), ("neighbor_lost", 3), ("agent_returned", 1)}
-    assert result.metrics["step"] == 300
+    assert result.metrics["step"] == 200
     rows, _ = read_rows(Path(result.path) / "schedule.parquet")
     (back,) = (row for row in rows if row.kind == "rejoined")
     assert back.agent == 1
-    servers = sorted({row.agent for row in rows} - {0, 1, 2})
-    assert [read.neighbor for read in back.reads] == servers
+    assert [read.neighbor for read in back.reads] == [*servers]
     for server in servers:
         read = {read.version for row in rows if row.agent == server for read in row.reads if read.neighbor == 1}
         assert min(read) < back.step
         assert max(read) > back.step + 1
     # Elastic averaging's workers have weights of their own, which they lose.
     for engine in ("local", *([{"name": "ray", "mode": "planned"}] if algorithm is ELASTIC else [])):
-        replay(result, tmp_path / "replay", engine=engine, **settings, num_steps=300)
+        replay(result, tmp_path / "replay", engine=engine, **settings)
 
 
 def replay(result: Result, folder: Path, **settings: Any) -> None:
@@ -154,7 +171,7 @@ def test_a_lost_worker_fails_a_run_that_allows_none_and_keeps_its_files(tmp_path
 def test_a_run_whose_workers_are_all_lost_for_good_says_so(tmp_path: Path) -> None:
     killers = Several(*(Fault(5, kill(worker)) for worker in range(3)))
     compute = {"stragglers": {0: 0.01, 1: 0.01, 2: 0.01}}
-    result = fit(tmp_path, "asgd", killers, compute=compute, num_steps=3000, max_failures=0)
+    result = fit(tmp_path, "asgd", killers, compute=compute, max_failures=0, **ENDLESS)
     assert isinstance(result.error, RunError)
     assert "every worker was lost" in str(result.error)
 
@@ -165,7 +182,7 @@ def test_a_lost_server_ends_a_run_with_its_name(mode: str, tmp_path: Path) -> No
     engine = {"name": "ray", "mode": mode}
     compute = {"stragglers": {0: 0.01, 1: 0.01, 2: 0.01}} if mode == "live" else {}
     killer = Fault(5, kill(3))
-    result = fit(tmp_path, "asgd", killer, engine=engine, compute=compute, max_failures=0, num_steps=3000)
+    result = fit(tmp_path, "asgd", killer, engine=engine, compute=compute, max_failures=0, **ENDLESS)
     assert isinstance(result.error, RunError)
     assert "agent 3 was lost" in str(result.error)
     assert read_rows(Path(result.path) / "schedule.parquet")[0]

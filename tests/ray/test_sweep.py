@@ -25,16 +25,25 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 BASE = {"engine": "local", "num_agents": 3, "num_steps": 20, "evaluate_every": 10, "task": {"model": {"hidden": [8]}}}
 
 
+IN_EPOCHS: dict[str, Any] = {key: value for key, value in BASE.items() if key != "num_steps"}
+"""Of 480 samples, the largest shard, an epoch is 30 steps of 16; 300 steps, which is no setting of theirs, are more."""
+
+
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     return {"storage_path": str(folder), "name": "tried", "config": BASE} | changes
 
 
 def test_a_grid_is_run_and_its_best_point_trains(tmp_path: Path) -> None:
     space = {"algorithm.theta": [0, 0.5], "step_size": [0.05, 0.2]}
-    result = sweep(settings(tmp_path, space=space, seeds=2, max_concurrent=2))
+    base = IN_EPOCHS | {"num_epochs": 0.6}
+    result = sweep(settings(tmp_path, config=base, space=space, seeds=2, max_concurrent=2))
     assert len(result.trials) == 8
     assert result.trials["error"].isna().all()
     assert result.trials["finished"].all()
+    assert set(result.trials["step"]) == {18}
+    assert set(result.points["stopped"]) == {0}
+    # A grid's points run together.
+    assert len(result.grid) == 2
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tried" / "trials.parquet"), result.trials)
     best = result.trials.groupby(list(space))["test_accuracy"].mean().idxmax()
     assert result.best == {"algorithm.theta": best[0], "step_size": best[1]}
@@ -53,14 +62,12 @@ def test_a_grid_is_run_and_its_best_point_trains(tmp_path: Path) -> None:
     assert alone.metrics["test_loss"] == row["test_loss"]
 
 
-@pytest.mark.parametrize("batched", ["always", "never"])
-def test_trials_whose_length_is_in_epochs_have_finished(tmp_path: Path, batched: str) -> None:
-    """Of 480 samples, the largest shard, 0.2 epochs are 6 steps of 16: not the 300 that are no setting of theirs."""
-    base = {key: value for key, value in BASE.items() if key != "num_steps"} | {"num_epochs": 0.2}
-    result = sweep(settings(tmp_path, config=base, space={"step_size": [0.05, 0.2]}, batched=batched))
+def test_a_trial_by_itself_whose_length_is_in_epochs_has_finished(tmp_path: Path) -> None:
+    base = IN_EPOCHS | {"num_epochs": 0.2}
+    result = sweep(settings(tmp_path, config=base, space={"step_size": [0.05]}, batched="never"))
     assert result.trials["finished"].all()
-    assert result.trials["step"].tolist() == [6, 6]
-    assert result.points["stopped"].tolist() == [0, 0]
+    assert result.trials["step"].tolist() == [6]
+    assert result.points["stopped"].tolist() == [0]
 
 
 @pytest.mark.slow
