@@ -10,6 +10,7 @@ import ray
 from ray import tune
 
 from ray_pcasgd.base.foreign_files import read_text
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.base.yaml_text import write_yaml
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.cluster import RayCluster
@@ -52,8 +53,10 @@ def sweep(
         source: the sweep's settings, or the path of a YAML file of them.
         schedule: the path of a recorded schedule, under which all trials train.
         callbacks: callbacks of Ray Tune's, such as its loggers for W&B or MLflow.
-        search_alg: a searcher of Ray Tune's in place of ``search``, of which ``num_points`` counts.
-        scheduler: a trial scheduler of Ray Tune's in place of ``scheduler``; its time is the metric ``step``.
+        search_alg: a searcher of Ray Tune's in place of ``search``, of which ``num_points`` counts; without a space of
+            its own, which is the sweep's.
+        scheduler: a trial scheduler of Ray Tune's in place of ``scheduler``, without a metric of its own, which is the
+            sweep's; its ``time_attr`` is ``step``.
 
     Raises:
         SettingsError: some settings cannot be run; nothing was started.
@@ -155,7 +158,12 @@ def _execute(config: SweepConfig, base: Config, path: Path, own: TunesOwn | None
     with warnings.catch_warnings():
         # Of Tune's repeater, where all seeds of a point failed.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        grid = tuner.fit()
+        try:
+            grid = tuner.fit()
+        except ValueError as error:
+            if own is None or not own.judges:
+                raise
+            raise SettingsError(f"search_alg or scheduler: {one_line(error, 400)}") from error
     return conclude(config, base, path, grid, packs)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import yaml
 from ray import tune
-from ray.tune.schedulers import HyperBandScheduler
-from ray.tune.search import Searcher
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
 
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer, fit_together
@@ -213,30 +214,26 @@ def test_a_sweep_takes_objects_of_tunes_own(tmp_path: Path) -> None:
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self.trials.append(trial.trial_id)
 
-    class FirstThenHalf(Searcher):
-        """Proposes two points."""
-
-        proposed = 0
-
-        def suggest(self, trial_id: str) -> dict[str, Any]:
-            self.proposed += 1
-            return {"step_size": 0.1 / self.proposed}
-
-        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            pass
-
     given = settings(
         tmp_path, space={"step_size": {"low": 0.01, "high": 0.1}}, search={"name": "random", "num_points": 2}, seeds=2
     )
-    brackets = HyperBandScheduler(time_attr="step", metric="test_accuracy", mode="max", max_t=20)
-    result = sweep(given, callbacks=[Ended()], search_alg=FirstThenHalf(), scheduler=brackets)
+    halving = ASHAScheduler(time_attr="step", max_t=20, grace_period=10)
+    drawing = OptunaSearch(metric="test_accuracy", mode="max", sampler=optuna.samplers.RandomSampler(seed=5))
+    result = sweep(given, callbacks=[Ended()], search_alg=drawing, scheduler=halving)
     assert result.trials["error"].isna().all()
-    assert sorted(result.trials["step_size"]) == [0.05, 0.05, 0.1, 0.1]
+    drawn = optuna.samplers.RandomSampler(seed=5)._rng.rng.uniform(0.01, 0.1, size=2)
+    assert sorted(result.trials["step_size"].unique()) == pytest.approx(sorted(drawn))
+    assert result.trials.groupby("step_size")["seed"].apply(list).tolist() == [[0, 1], [0, 1]]
     assert len(Ended.trials) == len(result.grid) == 4
+    with pytest.raises(SettingsError, match=r"search_alg or scheduler: .* search space"):
+        sweep(
+            given | {"name": "refused"},
+            search_alg=OptunaSearch({"step_size": optuna.distributions.FloatDistribution(0.01, 0.1)}),
+        )
     with pytest.raises(SettingsError, match=r"search.name = 'grid': allowed with search_alg is 'random'"):
-        sweep(settings(tmp_path, space={"step_size": [0.1]}), search_alg=FirstThenHalf())
+        sweep(settings(tmp_path, space={"step_size": [0.1]}), search_alg=OptunaSearch())
     with pytest.raises(SettingsError, match=r"batched = 'always': allowed with search_alg or scheduler"):
-        sweep(settings(tmp_path, space={"step_size": [0.1]}, batched="always"), scheduler=brackets)
+        sweep(settings(tmp_path, space={"step_size": [0.1]}, batched="always"), scheduler=halving)
 
 
 def test_a_tuner_of_ones_own_trains_with_what_trainable_returns(tmp_path: Path) -> None:
