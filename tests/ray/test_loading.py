@@ -62,6 +62,7 @@ def test_a_planned_run_goes_on_from_a_lost_agent_to_the_bits_of_one_without_work
     assert_same_to_the_bit(disturbed, fit(tmp_path / "local", 0, {"name": "local", "batched": "never"}))
 
 
+@pytest.mark.slow
 def test_a_live_run_takes_a_lost_agent_in_again_and_replays_without_workers(tmp_path: Path) -> None:
     losing = Losing(30, 1)
     slow = {"compute": {"stragglers": dict.fromkeys(range(3), 0.03)}}
