@@ -1,7 +1,7 @@
 """(f) Batches made by workers against batches made in the step, of images that take their time to decode.
 
-From the repository's root: ``python -m experiments.benchmarks.loading [--steps 30] [--repeats 3]``. CIFAR-10's images are
-written to a folder as large JPEG files first, so that decoding and resizing one takes milliseconds.
+From the repository's root: ``python -m experiments.benchmarks.loading [--steps 30] [--repeats 3]``. CIFAR-10's images
+are written to a folder as large JPEG files first, so that decoding and resizing one takes milliseconds.
 """
 
 import argparse
@@ -25,11 +25,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pixels", type=int, default=640, help="height and width of the files' images")
+    parser.add_argument("--pixels", type=int, default=900, help="height and width of the files' images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for part, number in (("train", 200), ("test", 20)):
+        for part, number in (("train", 200), ("test", 100)):
             write(Path(folder) / part, part, number, arguments.pixels)
         seconds = seconds_per_item(Path(folder) / "train")
         print(f"an image of {arguments.pixels} x {arguments.pixels} pixels: {1000 * seconds:.1f} ms of CPU")
@@ -45,9 +45,8 @@ def main() -> None:
 def write(folder: Path, part: str, number: int, pixels: int) -> None:
     """Write some of CIFAR-10's images as large JPEG files, one folder a class."""
     table = parquet.read_table(DATA / f"{part}.parquet").slice(0, number)
-    for place, (image, label) in enumerate(
-        zip(*(table.column(name).to_pylist() for name in ("img", "label")), strict=True)
-    ):
+    columns = (table.column(name).to_pylist() for name in ("img", "label"))
+    for place, (image, label) in enumerate(zip(*columns, strict=True)):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
         large = Image.open(io.BytesIO(image["bytes"])).convert("RGB").resize((pixels, pixels))
         large.save(folder / str(label) / f"{place}.jpg", quality=95)
