@@ -28,10 +28,12 @@ def page(runs: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
 
 {config.num_agents} agents in {config.clusters} clusters train torchvision's ResNet-18,
 with a first convolution of 3x3 and no pooling after it, as is usual for 32 x 32 pixels:
-{num_parameters(cifar_resnet18()):,} parameters. The data are CIFAR-10, re-encoded as JPEG. What comes from the other cluster is {config.links[0].delay.value:g} steps late.
+{num_parameters(cifar_resnet18()):,} parameters. The data are CIFAR-10, re-encoded as JPEG.
+What comes from the other cluster is {config.links[0].delay.value:g} steps late.
 
 SGD with momentum 0.9 and weight decay 5e-4; step sizes up over {config.warmup_steps} steps
-to {config.step_size.start:g}, and down along a cosine, the same for all methods and searched for by none; images cropped and flipped at random.
+to {config.step_size.start:g}, and down along a cosine,
+the same for all methods and searched for by none; images cropped and flipped at random.
 {config.num_steps} steps with batches of {config.batch_size}: all agents together see {images:,} images.
 {num_seeds(runs["seed"].nunique())}.
 
