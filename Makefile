@@ -27,7 +27,7 @@ test-all: $(READY)  ## The slow tests as well: every fault, every family on real
 	$(BIN)/python -m pytest -m "" tests/cli tests/engines tests/ray
 
 studies: $(READY)  ## Every study at its smallest scale, in seconds each
-	for study in pcasgd self_choosing staleness_aware convergence dc_asgd slow_and_stale runtime_theory gpt; do \
+	for study in pcasgd self_choosing staleness_aware convergence dc_asgd slow_and_stale runtime_theory gpt resnet18; do \
 		$(BIN)/python -m experiments.$$study --scale smoke || exit 1; done
 
 check: $(READY)  ## Lint, format and types

@@ -2,12 +2,16 @@
 
 import multiprocessing
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired, run_times, steps_per_second
+from experiments.gpt import study as gpt
+from experiments.resnet18 import study as resnet18
+from experiments.running import settings_of
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.tasks.task import TaskData
 
@@ -23,9 +27,13 @@ def images() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDat
 
 
 def benchmark(repeats: int) -> list[Figure]:
-    """Return the figures of ResNet-20 on 2 agents and of the digits' MLP on 2 and 8."""
+    """Return the figures of ResNet-20, ResNet-18 and a GPT on 2 agents, and of the digits' MLP on 2 and 8."""
     resnet = {"task": {"data": images(), "model": "resnet-20"}, "batch_size": 64, "num_steps": 14, "num_agents": 2}
     digits = {"num_steps": 300}
+    studies = {
+        "ResNet-18 of experiments/resnet18, batch 16": _of_study(resnet18.HERE, num_steps=12),
+        "GPT of experiments/gpt, batch 8": _of_study(gpt.HERE, num_steps=60),
+    }
     cases = [
         ("ResNet-20, batch 64, 2 agents, planned", resnet, "planned"),
         ("ResNet-20, batch 64, 2 agents, live", resnet, "live"),
@@ -33,7 +41,13 @@ def benchmark(repeats: int) -> list[Figure]:
         ("digits MLP, batch 16, 8 agents, planned", digits | {"num_agents": 8}, "planned"),
         ("digits MLP, batch 16, 8 agents, live", digits | {"num_agents": 8}, "live"),
     ]
+    cases += [(f"{name}, 2 agents, planned", changes, "planned") for name, changes in studies.items()]
     return [_case(name, changes, mode, repeats) for name, changes, mode in cases]
+
+
+def _of_study(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return a study's settings for two agents."""
+    return settings_of(folder, "cpu")["config"] | {"num_agents": 2} | changes
 
 
 def _case(name: str, changes: dict[str, Any], mode: str, repeats: int) -> Figure:
@@ -66,16 +80,28 @@ def _bare_times(changes: dict[str, Any]) -> list[list[float]]:
 def _bare_loop(config: Any, data: TaskData, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
     model = config.task.build_model(data, 0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    random = torch.Generator().manual_seed(0)
+    optimizer = _optimizer(config, model)
+    batches = config.task.batches(data, np.arange(len(data.train)), config.batch_size, 0, 0)
     barrier.wait()
     times = []
     for _ in range(config.num_steps):
-        chosen = torch.randint(len(data.train), (config.batch_size,), generator=random)
-        inputs, targets = data.train.take(chosen)
+        batch = batches.next()
         optimizer.zero_grad()
-        loss = config.task.loss(model(data.normalization(inputs)), targets)
+        loss = config.task.loss_of(model, batch)
         loss.backward()
+        if config.gradient_clipping is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping.norm)
         optimizer.step()
+        loss.item()
         times.append(time.perf_counter())
     queue.put(times)
+
+
+def _optimizer(config: Any, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return torch's own optimizer for settings of SGD or AdamW."""
+    own = config.optimizer
+    if own.name == "sgd":
+        return torch.optim.SGD(model.parameters(), 0.1, own.momentum, weight_decay=own.weight_decay)
+    matrices, rest = ([p for p in model.parameters() if (p.ndim > 1) is wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": own.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.001)

@@ -20,9 +20,12 @@ from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.tasks.batches import Batches
+from ray_pcasgd.tasks.loading import BackgroundBatches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.task import TaskData
 from ray_pcasgd.tasks.trees import Batch, moved, split
+
+AnyBatches = Batches | BackgroundBatches | StreamBatches
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -80,7 +83,7 @@ class Learner:
         """Which parameter tensors the last backward passes reached, shape (T,); ``None`` where they reached all."""
         self.loss_scale = LossScale() if recipe.precision == "fp16" else None
         """By what the next step's loss is multiplied; ``None``: by nothing."""
-        self.batches = self.stream("batches")
+        self.batches = self.loaded(self.stream("batches"))
         self.optimizer = recipe.optimizer
         self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
 
@@ -98,6 +101,15 @@ class Learner:
         """Return the mini-batches of one of the agent's streams."""
         recipe, spec = self.spec.recipe, self.spec
         return recipe.task.batches(self.data, spec.shard, recipe.batch_size, recipe.seed, spec.agent, purpose)
+
+    def loaded(self, batches: Batches | StreamBatches) -> AnyBatches:
+        """Return a stream that is drawn from at each step, loaded as the settings say."""
+        loading = self.spec.recipe.task.loading
+        return loading.start(batches, self.device) if isinstance(batches, Batches) else batches
+
+    def close(self) -> None:
+        """End what makes batches in the background."""
+        self.batches.close()
 
     def compute(self) -> float:
         """Set ``direction`` to u of the next mini-batch at the current weights, and return the batch's loss."""
@@ -233,7 +245,7 @@ class Learner:
         """Pass over the next mini-batch."""
         self.batches.restore(self.batches.state() + 1)
 
-    def draw(self, batches: Batches | StreamBatches) -> Batch:
+    def draw(self, batches: AnyBatches) -> Batch:
         """Return the next mini-batch of one of the agent's streams, on the agent's device."""
         return moved(batches.next(), self.replica.device)
 

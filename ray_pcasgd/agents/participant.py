@@ -353,6 +353,9 @@ class Participant(ABC):
         ``None``: as far as the agent itself knows.
         """
 
+    def close(self) -> None:  # noqa: B027 - most have nothing
+        """End what the agent has running in the background; what needs it again starts it anew."""
+
     def state(self) -> State:
         """Return all that the steps to come depend on; its tensors are the agent's own."""
         raise AssertionError("its family has no states")

@@ -134,7 +134,7 @@ class Peer(Learner, Participant):
         """Whether agents push shares of their mass."""
         self.loss: float | None = None
         """Of the next step, where it is computed already."""
-        self.probe_batches = self.probe_stream()
+        self.probe_batches = self.loaded(self.probe_stream())
         self.samples = dict(zip(spec.neighbors, spec.samples, strict=True))
         """Size of each neighbor's shard."""
         self.rule_state = rule.init(self.weights, len(spec.neighbors))
@@ -159,6 +159,11 @@ class Peer(Learner, Participant):
         if spec.borrowed is None:
             return self.stream("probes")
         return recipe.task.batches(data, spec.borrowed, recipe.batch_size, recipe.seed, spec.agent, "probes")
+
+    def close(self) -> None:
+        """End what makes batches in the background."""
+        super().close()
+        self.probe_batches.close()
 
     def path(self) -> OwnPath:
         """Return an empty memory of the agent's own path, as far as the rule may ask for it."""

@@ -79,16 +79,22 @@ def own_place(error: BaseException) -> str:
         path = Path(name).resolve()
         if _is_own(path):
             found = f"{_short(path)}:{line}"
-    return found
+    # Of one that another process has raised, a note has the traceback.
+    return found or _place_in("\n".join(getattr(error, "__notes__", ())))
 
 
 def described_text(text: str) -> str:
     """Return what ``described`` returns, of an error of which another process has left its traceback as text."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    frames = [(Path(name), line) for name, line in re.findall(r'File "([^"]+)", line (\d+)', text)]
-    own = [f"{_short(path)}:{line}" for path, line in frames if _is_own(path)]
     message = lines[-1] if lines else ""
-    return message[:_LONGEST] + (f" ({own[-1]})" if own else "")
+    place = _place_in(text)
+    return message[:_LONGEST] + (f" ({place})" if place else "")
+
+
+def _place_in(text: str) -> str:
+    """Return the last frame of the user's own code in a traceback as text; empty where there is none."""
+    frames = [(Path(name), line) for name, line in re.findall(r'File "([^"]+)", line (\d+)', text)]
+    return next((f"{_short(path)}:{line}" for path, line in reversed(frames) if _is_own(path)), "")
 
 
 def _is_own(path: Path) -> bool:

@@ -88,6 +88,9 @@ class Batches:
         """Go on after ``state`` batches."""
         self._taken = state
 
+    def close(self) -> None:
+        """End what makes batches in the background: nothing does."""
+
     def _epoch(self, epoch: int) -> np.ndarray:
         # Only the last epoch's order is kept: batches are nearly always asked for in order.
         if self._order[0] != epoch:

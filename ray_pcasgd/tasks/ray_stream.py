@@ -153,6 +153,10 @@ class StreamBatches:
         self._taken = state
         self._open = None
 
+    def close(self) -> None:
+        """End what makes batches in the background."""
+        self._open = None
+
     def _epoch(self, epoch: int) -> Iterator[dict[str, np.ndarray]]:
         import ray
 

@@ -15,6 +15,7 @@ from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.datasets import Data, Digits
 from ray_pcasgd.tasks.drawing import seeded
+from ray_pcasgd.tasks.loading import Loading
 from ray_pcasgd.tasks.models import MLP, CustomModel, Model, is_unshaped, shaping
 from ray_pcasgd.tasks.objective import Accuracy, CrossEntropy, Evaluation, Loss, Measure, Metric, examine, with_ignored
 from ray_pcasgd.tasks.precision import require_trainable
@@ -52,6 +53,8 @@ class Task(Settings):
     """Samples of one batch in evaluations. It changes no figure of the short way, model, loss and metrics."""
     augmentation: Augmentation = Augmentation()
     """Random changes of training images."""
+    loading: Loading = Loading()
+    """Whether training batches are made in the background, for items that take their time: decoded images, say."""
 
     validation_share: float = Field(0.0, ge=0, lt=1)
     """Share of the training samples that is held out, and takes the place of the test samples: for choosing settings
@@ -80,7 +83,10 @@ class Task(Settings):
             ValueError: It is missing, or loss, metrics or augmentation do not suit it.
 
         """
+        self.loading.require_processes()
         data = self._validating(self.data.load())
+        if self.loading.workers and isinstance(data.train, StreamedImages):
+            raise ValueError(f"task.loading.workers = {self.loading.workers}: allowed with task.data.streamed is 0")
         if not data.are_pairs:
             self._check_short_way_settings(data)
             return data

@@ -26,3 +26,10 @@ class Changed(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         turned = _images[index].rot90(random.randrange(2), (1, 2))
         return float(np.random.uniform(0.9, 1)) * turned + 0.1 * torch.rand(1, 8, 8), _labels[index]  # noqa: NPY002
+
+
+DRAWN = {
+    "name": "custom",
+    "train": "tests.engines.images:Changed",
+    "test": "tests.engines.images:TEST",
+}

@@ -1,5 +1,6 @@
 """The test that holds the project together: one schedule, any engine, the same bits."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray_pcasgd.schedule.parquet import first_difference, read_rows
 from tests.speed import slow_unless
 
 from .fragile import fragile
+from .images import DRAWN
 from .language import STEPPED
 from .restless import restless
 
@@ -120,13 +122,7 @@ BARRIERS: dict[str, Any] = {
     "language model, step": {"algorithm": "pc-asgd", "task": STEPPED, "num_agents": 2, "num_steps": 6} | UNEVEN,
     "own tensors, probed": {"algorithm": {"name": "pc-asgd-pv", "probe_every": 2}} | restless() | UNEVEN,
     "own tensors, pairs": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]} | restless() | UNEVEN,
-    "random items": {
-        "task": {
-            "data": BATCH_NORM["task"]["data"] | {"train": "tests.engines.images:Changed"},
-            "model": {"hidden": [8]},
-        }
-    }
-    | UNEVEN,
+    "random items": {"task": {"data": DRAWN, "model": {"hidden": [8]}}} | UNEVEN,
 }
 
 
@@ -272,6 +268,15 @@ def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_pa
         settings["algorithm"] |= {"bounded": False}
         free = train(tmp_path / "free", UNBATCHED, **settings, schedule=schedule)
         assert free.metrics["test_loss"] != replayed.metrics["test_loss"], "nothing was beyond the bound"
+
+
+@pytest.mark.parametrize("batched", ["never", "always"])
+def test_batches_made_in_the_background_are_the_same(batched: str, tmp_path: Path) -> None:
+    settings = BARRIERS["random items"] | ALGORITHMS["pc-asgd-pv, probe"]
+    loaded = settings | {"task": settings["task"] | {"loading": {"workers": 2, "prefetch": 1}}}
+    engine = {"name": "local", "batched": batched}
+    assert_same_bits(train(tmp_path / "loaded", engine, **loaded), train(tmp_path / "plain", engine, **settings))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow

@@ -111,6 +111,7 @@ def test_a_planned_run_on_streams_outlives_an_agent_to_the_bit(
     [
         ({"num_agents": 8}, "num_agents = 8: allowed are 1 to 7, the row groups of streamed files"),
         ({"engine": {"name": "local"}}, "engine.name = 'local': allowed with task.data.streamed is ray"),
+        ({"task": {"loading": {"workers": 2}}}, "task.loading.workers = 2: allowed with task.data.streamed is 0"),
         ({"task": {"validation_share": 0.1}}, "task.validation_share = 0.1: allowed with streamed data is 0"),
         ({"task": {"data": {"train": "nowhere-*.parquet"}}}, "no such file"),
         ({"task": {"data": {"label_column": "y"}}}, "task.data.label_column = 'y': not in"),

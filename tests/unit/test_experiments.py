@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import experiments
 from experiments.benchmarks import memory
@@ -22,6 +23,9 @@ from experiments.gpt import text as gpt_text
 from experiments.gpt.page import write_page as write_gpt
 from experiments.pcasgd import study as pcasgd
 from experiments.pcasgd.page import _verdict
+from experiments.resnet18 import study as resnet18
+from experiments.resnet18.network import cifar_resnet18
+from experiments.resnet18.page import write_page as write_resnet18
 from experiments.returning import study as returning
 from experiments.returning.agents import WAYS
 from experiments.returning.page import write_page as write_returning
@@ -70,6 +74,7 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
         compensation.HERE,
         lambda settings: [job.config for job in compensation.jobs_of(settings, Path("text.txt"))],
     ),
+    "resnet18": (resnet18.HERE, lambda settings: [job.config for job in resnet18.jobs_of(settings)]),
     "gpt": (gpt.HERE, lambda settings: [job.config for job in gpt.jobs_of(settings)]),
 }
 
@@ -164,6 +169,32 @@ def test_the_page_of_memory_says_what_was_measured() -> None:
     default = "`pc-asgd`, the default"
     # With a process of 0.3 GB around it, an agent of 25 M parameters stays below 2 GB.
     assert results["now"][default]["peak"] * 25e6 + 0.3e9 < 2e9 < results["before"][default]["peak"] * 25e6
+
+
+@pytest.mark.usefixtures("cifar_folder")
+def test_a_resnet18_is_trained_by_its_usual_recipe_with_late_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT.parent)  # where the data's path begins
+    settings = settings_of(resnet18.HERE, "smoke")
+    jobs = list(resnet18.jobs_of(settings))
+    finals = [ensure_run(named(job.config, tmp_path)) for job in jobs]
+    frame = pd.DataFrame([job.labels | final for job, final in zip(jobs, finals, strict=True)])
+    assert np.isfinite(frame[["test_loss", "consensus_distance"]]).all(axis=None)
+    # Late or not, predicted or clipped: no two methods come to the same.
+    assert frame["test_loss"].nunique() == len(resnet18.METHODS)
+    frame.assign(run=list(resnet18.METHODS)).to_parquet(tmp_path / "results.parquet")
+    write_resnet18(settings, tmp_path, "smoke")
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert all(f"| {method} |" in page for method in resnet18.METHODS)
+
+
+def test_the_resnet18_of_small_images_keeps_their_size_in_its_first_layers() -> None:
+    network = cifar_resnet18()
+    seen = []
+    network.layer1.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == [(2, 64, 32, 32)]
 
 
 def test_a_gpt_learns_files_and_is_tested_on_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,11 @@ class LocalEngine:
                 agents = [_built(spec, data) for spec in specs]
                 leaving = self.leaving if self.can_pause(specs) else None
                 execution = Execution(self._schedule, agents, _stacks(self._settings, agents), leaving)
-                execution.go_on(state)
-                yield from execution.reports()
+                try:
+                    execution.go_on(state)
+                    yield from execution.reports()
+                finally:
+                    execution.close()
         finally:
             torch.set_num_threads(threads)
 

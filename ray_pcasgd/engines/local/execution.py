@@ -79,6 +79,11 @@ class Execution:
                 yield from self.happened()
             yield from self.pause()
 
+    def close(self) -> None:
+        """End what the agents have running in the background."""
+        for agent in self.agents:
+            agent.close()
+
     def happened(self) -> Iterator[Event]:
         """Yield the events that were not yielded yet."""
         yield from self.events

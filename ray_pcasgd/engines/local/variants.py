@@ -41,8 +41,11 @@ def variant_reports(
             peers = [[spec for spec in own if isinstance(spec, AgentSpec)] for own in specs]
             agents = [Variants(of_one, data) for of_one in zip(*peers, strict=True)]
             execution = _Execution(schedule, agents)
-            execution.go_on(state)
-            yield from execution.reports_of_all()
+            try:
+                execution.go_on(state)
+                yield from execution.reports_of_all()
+            finally:
+                execution.close()
     finally:
         torch.set_num_threads(threads)
 

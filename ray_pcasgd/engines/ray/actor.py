@@ -124,8 +124,11 @@ class Actor(MailActor):
 
     def take_steps(self) -> None:
         """Take all steps that are left, unless the agent has left the run."""
-        if not self.is_isolated:
-            self.driver.run()
+        try:
+            if not self.is_isolated:
+                self.driver.run()
+        finally:
+            self.participant.close()
 
     def on_message(self, header: Header) -> None:
         """Hand a message to the driver; called with the lock held."""

@@ -22,7 +22,8 @@ from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
-from ray_pcasgd.tasks.datasets import CustomData, Data, samples_of
+from ray_pcasgd.tasks.datasets import CustomData, Data
+from ray_pcasgd.tasks.map_style import samples_of
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.samples import TaskData
 from ray_pcasgd.tasks.trees import form_of, is_pair
