@@ -13,7 +13,8 @@ command -v prometheus > /dev/null || { echo "error: prometheus is not on PATH" >
 mkdir -p "$folder/dashboards"
 cp "$here/grafana-dashboard.json" "$folder/dashboards/"
 cp "$session"/metrics/grafana/dashboards/*.json "$folder/dashboards/" 2> /dev/null || true
-prometheus --config.file="$session/metrics/prometheus/prometheus.yml" --storage.tsdb.path="$folder/prometheus" \
+{ cat "$session/metrics/prometheus/prometheus.yml"; printf '\nrule_files: ["%s/alerts.yml"]\n' "$here"; } > "$folder/prometheus.yml"
+prometheus --config.file="$folder/prometheus.yml" --storage.tsdb.path="$folder/prometheus" \
   --web.listen-address=127.0.0.1:9090 > "$folder/prometheus.log" 2>&1 &
 echo "Prometheus: http://127.0.0.1:9090 (process $!)"
 

@@ -60,7 +60,7 @@ def main() -> None:
                 nodes.append(cluster.add_node(num_cpus=2))
             if event.kind == "scheduler_started":
                 actors = ray._private.state.actors().values()
-                places.extend(one["Address"]["NodeID"] for one in actors if one["Name"].startswith("scheduler"))
+                places.extend(one["Address"]["NodeID"] for one in actors if " scheduler" in one["Name"])
 
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     fault = Fault(at_step, lose_node_for_good(cluster, nodes))

@@ -37,17 +37,15 @@ from ray_pcasgd.tasks.task import TaskData
 
 _remote: Any = ray.remote  # its stubs know no concurrency groups
 _GROUPS = {"train": 1, "mail": 1}
-_SCHEDULER = _remote(num_cpus=0, concurrency_groups={"control": 4})(SchedulerActor)
-_ACTOR = _remote(concurrency_groups=_GROUPS)(Actor)
+# Without Ray's records of single calls: thousands a minute, among which nobody finds anything.
+_SCHEDULER = _remote(num_cpus=0, concurrency_groups={"control": 4}, enable_task_events=False)(SchedulerActor)
+_ACTOR = _remote(concurrency_groups=_GROUPS, enable_task_events=False)(Actor)
 _LIVE_DRIVERS: dict[type[LearnerSpec], Any] = {
     AgentSpec: PeerDriver,
     PairSpec: PairDriver,
     WorkerSpec: WorkerDriver,
     ServerSpec: ServerDriver,
 }
-
-SCHEDULER_NAME = "scheduler"
-"""The scheduler's name in its run's namespace."""
 
 LAST_SECONDS = 1.0
 """Seconds that an overdue answer still gets, in case this process was held up itself."""
@@ -80,7 +78,7 @@ class ActorGroup:
         # With the driver, wherever that lets it: one lost node is then one loss, and the calls between them stay here.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options = {"max_concurrency": threads, "scheduling_strategy": here}
-        self.scheduler = self.identity.actor(SCHEDULER_NAME, _SCHEDULER, options, *arguments)
+        self.scheduler = self.identity.actor(self.identity.scheduler, _SCHEDULER, options, *arguments)
         return self.scheduler
 
     def make(

@@ -11,7 +11,6 @@ from ray.exceptions import RayError
 
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.live.commands import Command, encoded
-from ray_pcasgd.engines.ray.actor_group import SCHEDULER_NAME
 from ray_pcasgd.engines.ray.cluster import join_cluster
 from ray_pcasgd.engines.ray.discovery import Address, NotRunningError, address_of, location_of
 from ray_pcasgd.engines.ray.joining import ClusterError
@@ -54,21 +53,15 @@ def _scheduler_of(run: str, at: Address | None) -> Iterator[ActorHandle[Any]]:
     try:
         if is_own:
             join_cluster(*(at or address_of(run)), logging.ERROR)
-        namespace = Identity("", location_of(run)).namespace
-        actors = [one for one in ray.util.list_named_actors(all_namespaces=True) if one["namespace"] == namespace]
-        names = [one["name"] for one in actors if one["name"].startswith(SCHEDULER_NAME)]
-        if not names:
+        identity = Identity(location_of(run))
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        name = identity.newest_scheduler(one["name"] for one in actors if one["namespace"] == identity.namespace)
+        if name is None:
             raise NotRunningError(f"{run}: is not running on that cluster")
-        yield ray.get_actor(max(names, key=_number), namespace=namespace)
+        yield ray.get_actor(name, namespace=identity.namespace)
     except (ClusterError, ConnectionError, RayError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise NotRunningError(f"{run}: cannot be reached ({one_line(reason, _LONGEST_ANSWER)})") from error
     finally:
         if is_own:
             ray.shutdown()
-
-
-def _number(name: str) -> int:
-    """Return which of several actors it is that have taken each other's place."""
-    digits = "".join(filter(str.isdecimal, name))
-    return int(digits) if digits else 1

@@ -1,6 +1,7 @@
 """What the actors of a run are called on a cluster."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -12,13 +13,26 @@ _MOST_NAMES = 1000
 class Identity(NamedTuple):
     """How a run's actors are named on a cluster."""
 
-    run: str
-    """The run's name."""
     location: str
     """Its folder, by which other processes find its scheduler."""
-
     about: Mapping[str, Any] = {}
     """What its status says of the run as a whole."""
+
+    @property
+    def run(self) -> str:
+        """The run's name."""
+        return self.location.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def scheduler(self) -> str:
+        """The name of the scheduler, the first of them."""
+        return f"{self.run} scheduler"
+
+    def newest_scheduler(self, names: Iterable[str]) -> str | None:
+        """Return which of some actors' names is that of the scheduler, the newest if it was replaced."""
+        found = ((re.fullmatch(rf"{re.escape(self.scheduler)}(?: \((\d+)\))?", name), name) for name in names)
+        numbers = {name: int(match[1] or 1) for match, name in found if match}
+        return max(numbers, key=numbers.__getitem__, default=None)
 
     @property
     def namespace(self) -> str:

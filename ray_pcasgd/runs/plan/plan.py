@@ -147,7 +147,7 @@ class Plan:
 
         config = self.config
         about = {"mode": settings.mode, "algorithm": config.algorithm.name, "num_steps": config.num_steps}
-        identity = Identity(_name_of(folder), folder, about)
+        identity = Identity(folder, about)
         upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
         if self.is_live:
             assert config.barrier is not None
@@ -162,12 +162,7 @@ class Plan:
         from ray_pcasgd.engines.ray.elsewhere import RayElsewhere
         from ray_pcasgd.engines.ray.naming import Identity
 
-        return RayElsewhere(Identity(_name_of(folder), folder), make)
-
-
-def _name_of(folder: str) -> str:
-    """Return the name of the run that has a folder."""
-    return folder.rstrip("/").rsplit("/", 1)[-1]
+        return RayElsewhere(Identity(folder), make)
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def of_any(params: list[nn.Parameter]) -> torch.optim.Optimizer:
         ({"name": "torch", "optimizer": "torch.optim:NAdam", "settings": {"lr": 0.03}}, 0.03),
         ({"name": "torch", "optimizer": of_any, "settings": {"lr": 1}}, 1.0),
     ],
-    ids=str,
+    ids=["sgd", "momentum", "adam", "adamw", "lion", "Adafactor", "NAdam", "function"],
 )
 def test_the_step_size_that_nobody_gave_is_the_optimizers_usual_one(optimizer: Any, expected: float) -> None:
     config = load_config({"engine": "local", "optimizer": optimizer})

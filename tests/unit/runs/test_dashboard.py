@@ -1,18 +1,44 @@
-"""The dashboard for Grafana."""
+"""The dashboard for Grafana, and the alerts for Prometheus."""
 
 import inspect
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from ray_pcasgd.runs import prometheus as exporter
 
+FOLDER = Path(__file__).resolve().parents[3] / "monitoring"
+
+
+def made() -> set[str]:
+    source = inspect.getsource(exporter)
+    return set(re.findall(r'"(pcasgd_\w+)"', source)) | {"pcasgd_test_accuracy", "pcasgd_step_seconds_bucket"}
+
+
+def asked(text: str) -> set[str]:
+    return set(re.findall(r"ray_(pcasgd_\w+)", text))
+
 
 def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
-    text = (Path(__file__).resolve().parents[3] / "monitoring" / "grafana-dashboard.json").read_text()
+    text = (FOLDER / "grafana-dashboard.json").read_text()
     dashboard = json.loads(text)
     assert [panel["id"] for panel in dashboard["panels"]] == list(range(1, len(dashboard["panels"]) + 1))
-    asked = set(re.findall(r"ray_(pcasgd_\w+)", text))
-    source = inspect.getsource(exporter)
-    made = set(re.findall(r'"(pcasgd_\w+)"', source)) | {"pcasgd_test_accuracy", "pcasgd_step_seconds_bucket"}
-    assert asked <= made
+    assert asked(text) <= made()
+
+
+def test_alerts_ask_for_metrics_and_events_that_there_are() -> None:
+    text = (FOLDER / "alerts.yml").read_text()
+    assert asked(text) <= made()
+    kinds = {kind for found in re.findall(r'kind=~?"([^"]+)"', text) for kind in found.split("|")}
+    assert kinds <= set(exporter.WATCHED)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus's promtool is not on PATH")
+def test_alerts_fire_where_they_should() -> None:
+    command = ["promtool", "test", "rules", "alerts-test.yml"]
+    tried = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    assert tried.returncode == 0, tried.stdout + tried.stderr
