@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 1.0
 JOB_SECONDS = 240.0
+SETUP_SECONDS = 1200.0  # gigabytes of packages are copied to each host
 
 
 class Cycle:
@@ -32,11 +32,11 @@ class Cycle:
         self.done: list[dict[str, Any]] = []
         self.environment = os.environ | {"RAY_UP_enable_autoscaler_v2": "0", "RAY_AUTH_MODE": "token"}
 
-    def run(self, what: str, *command: str) -> str:
+    def run(self, what: str, *command: str, seconds: float = JOB_SECONDS) -> str:
         """Run a command, and return what it prints."""
         began = time.monotonic()
         result = subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=JOB_SECONDS, check=False
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
         )
         self.note(what, began)
         if result.returncode:
@@ -66,18 +66,18 @@ class Cycle:
         self.done.append({"what": what, "seconds": round(time.monotonic() - began, 1)})
         print(f"{self.done[-1]['seconds']:6.1f} s  {what}", flush=True)
 
-    def until(self, what: str, holds: Callable[[], Any]) -> Any:
+    def until(self, what: str, holds: Callable[[], Any], seconds: float = JOB_SECONDS) -> Any:
         """Ask again and again until something holds, and return it."""
         began = time.monotonic()
         while not (found := holds()):
-            if time.monotonic() - began > JOB_SECONDS:
-                raise RuntimeError(f"{what}: not within {JOB_SECONDS:g} s")
+            if time.monotonic() - began > seconds:
+                raise RuntimeError(f"{what}: not within {seconds:g} s")
             time.sleep(POLL_SECONDS)
         self.note(what, began)
         return found
 
     def write_file(self) -> None:
-        """Write cluster-local.yaml for this laboratory, with this checkout's environment in place of setup."""
+        """Write cluster-local.yaml for this laboratory: its machines and its key, and nothing else."""
         cluster = yaml.safe_load((ROOT / "cluster-local.yaml").read_text())
         cluster["provider"] |= {
             "head_ip": "10.77.0.1",
@@ -85,11 +85,6 @@ class Cycle:
         }
         cluster["max_workers"] = self.hosts - 1
         cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.keys)}
-        tools = Path(sys.executable).parent
-        cluster["setup_commands"] = [
-            cluster["setup_commands"][0],
-            f"echo 'export PATH={tools}:$PATH RAY_AUTH_MODE=token' >> ~/.bashrc",
-        ]
         self.file.write_text(yaml.safe_dump(cluster, sort_keys=False))
 
     def status(self, run: str) -> dict[str, Any]:
@@ -106,9 +101,11 @@ def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
     cycle = Cycle(hosts, keys, folder)
     cycle.write_file()
     subprocess.run(["ray", "get-auth-token", "--generate"], check=True, capture_output=True, env=cycle.environment)
-    cycle.run("ray up", "ray", "up", "-y", str(cycle.file), "--no-config-cache")
-    alive = "python -c \"import ray; ray.init('auto', log_to_driver=False); print('alive', len(ray.nodes()))\""
-    cycle.until(f"{hosts} node(s) alive", lambda: f"alive {hosts}" in cycle.ask(alive))
+    said = cycle.run("ray up", "ray", "up", "-y", str(cycle.file), "--no-config-cache", seconds=SETUP_SECONDS)
+    print(said[-2000:])
+    alive = "import ray, sys; ray.init('auto', log_to_driver=False); print('alive', len(ray.nodes()), sys.prefix)"
+    expected = f"alive {hosts} /root/ray_pcasgd_env"  # what set-up has made, and not this checkout's environment
+    cycle.until(f"{hosts} node(s) alive", lambda: expected in cycle.ask(f'python -c "{alive}"'), seconds=SETUP_SECONDS)
     agents, run = 2 * hosts, folder / "runs" / "job"
     settings = {
         "name": "job",
