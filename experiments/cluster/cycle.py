@@ -30,6 +30,7 @@ class Cycle:
         self.folder = folder
         self.file = folder / "cluster.yaml"
         self.done: list[dict[str, Any]] = []
+        self.at_timeout: Callable[[], str] = str
         self.environment = os.environ | {"RAY_UP_enable_autoscaler_v2": "0", "RAY_AUTH_MODE": "token"}
 
     def run(self, what: str, *command: str, seconds: float = JOB_SECONDS) -> str:
@@ -71,7 +72,7 @@ class Cycle:
         began = time.monotonic()
         while not (found := holds()):
             if time.monotonic() - began > seconds:
-                raise RuntimeError(f"{what}: not within {seconds:g} s")
+                raise RuntimeError(f"{what}: not within {seconds:g} s\n{self.at_timeout()[-3000:]}")
             time.sleep(POLL_SECONDS)
         self.note(what, began)
         return found
@@ -122,6 +123,7 @@ def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
     (folder / "job" / "settings.yaml").write_text(yaml.safe_dump(settings))
     submit = f"ray job submit --no-wait --submission-id cycle --working-dir {folder / 'job'} -- "
     cycle.on_head("ray job submit", submit + "ray-pcasgd train settings.yaml")
+    cycle.at_timeout = lambda: cycle.ask("ray job logs cycle") + cycle.ask(f"ray-pcasgd status {run} --address auto")
     cycle.until("agents train", lambda: any(one["step"] > 50 for one in cycle.status(str(run)).get("agents", [])))
     print(cycle.on_head("ray-pcasgd status", f"ray-pcasgd status {run} --address auto"))
     change = f"ray-pcasgd delay {run} --link 0-1 --law 'constant(0.2s)' --address auto"
