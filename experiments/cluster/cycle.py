@@ -30,7 +30,6 @@ class Cycle:
         self.folder = folder
         self.file = folder / "cluster.yaml"
         self.done: list[dict[str, Any]] = []
-        self.at_timeout: Callable[[], str] = str
         self.environment = os.environ | {"RAY_UP_enable_autoscaler_v2": "0", "RAY_AUTH_MODE": "token"}
 
     def run(self, what: str, *command: str, seconds: float = JOB_SECONDS) -> str:
@@ -72,7 +71,7 @@ class Cycle:
         began = time.monotonic()
         while not (found := holds()):
             if time.monotonic() - began > seconds:
-                raise RuntimeError(f"{what}: not within {seconds:g} s\n{self.at_timeout()[-3000:]}")
+                raise RuntimeError(f"{what}: not within {seconds:g} s")
             time.sleep(POLL_SECONDS)
         self.note(what, began)
         return found
@@ -123,8 +122,13 @@ def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
     (folder / "job" / "settings.yaml").write_text(yaml.safe_dump(settings))
     submit = f"ray job submit --no-wait --submission-id cycle --working-dir {folder / 'job'} -- "
     cycle.on_head("ray job submit", submit + "ray-pcasgd train settings.yaml")
-    cycle.at_timeout = lambda: cycle.ask("ray job logs cycle") + cycle.ask(f"ray-pcasgd status {run} --address auto")
-    cycle.until("agents train", lambda: any(one["step"] > 50 for one in cycle.status(str(run)).get("agents", [])))
+
+    def train() -> bool:
+        if "failed" in cycle.ask("ray job status cycle").lower():
+            raise RuntimeError(f"the job has failed\n{cycle.ask('ray job logs cycle')[-3000:]}")
+        return any(one["step"] > 50 for one in cycle.status(str(run)).get("agents", []))
+
+    cycle.until("agents train", train)
     print(cycle.on_head("ray-pcasgd status", f"ray-pcasgd status {run} --address auto"))
     change = f"ray-pcasgd delay {run} --link 0-1 --law 'constant(0.2s)' --address auto"
     cycle.on_head("ray-pcasgd delay", change)
