@@ -17,8 +17,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 1.0
-JOB_SECONDS = 240.0
-SETUP_SECONDS = 1200.0  # gigabytes of packages are copied to each host
+JOB_SECONDS = 900.0
+SETUP_SECONDS = 1800.0  # gigabytes of packages are copied to each host
 
 
 class Cycle:
@@ -111,8 +111,8 @@ def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
         "name": "job",
         "storage_path": str(run.parent),
         "num_agents": agents,
-        "num_steps": 4000,
-        "evaluate_every": 1000,
+        "num_steps": 16000,  # some minutes: on a busy machine each command takes half a minute
+        "evaluate_every": 4000,
         "links": [],
         "algorithm": "pc-asgd",
         "compute": {"stragglers": dict.fromkeys(range(agents), 0.02)},
