@@ -15,7 +15,9 @@ ARG PACKAGES="boto3"
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir "uv==${UV_VERSION}" && python3 -m venv --without-pip /opt/ray_pcasgd
+RUN python3 -m venv /opt/uv \
+    && /opt/uv/bin/pip install --no-cache-dir "uv==${UV_VERSION}" \
+    && python3 -m venv --without-pip /opt/ray_pcasgd
 ENV PATH=/opt/uv/bin:$PATH VIRTUAL_ENV=/opt/ray_pcasgd UV_LINK_MODE=copy
 WORKDIR /source
 # What changes rarely goes first: a change of the package leaves the gigabytes of its dependencies as they are.
