@@ -77,8 +77,11 @@ class Cycle:
         return found
 
     def write_file(self) -> None:
-        """Write cluster-local.yaml for this laboratory: its machines and its key, and nothing else."""
+        """Write cluster-local.yaml for this laboratory: its machines, its key and a name of its own, and nothing else."""
         cluster = yaml.safe_load((ROOT / "cluster-local.yaml").read_text())
+        cluster["cluster_name"] = self.folder.name.replace(
+            "_", "-"
+        )  # Ray keeps a cluster's state under its name in /tmp
         cluster["provider"] |= {
             "head_ip": "10.77.0.1",
             "worker_ips": [f"10.77.0.{k}" for k in range(2, self.hosts + 1)],
