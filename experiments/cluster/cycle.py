@@ -77,7 +77,7 @@ class Cycle:
         return found
 
     def write_file(self) -> None:
-        """Write cluster-local.yaml for this laboratory: its machines, its key and a name of its own, and nothing else."""
+        """Write cluster-local.yaml with this laboratory's machines, key and name; nothing else of it is changed."""
         cluster = yaml.safe_load((ROOT / "cluster-local.yaml").read_text())
         cluster["cluster_name"] = self.folder.name.replace(
             "_", "-"
