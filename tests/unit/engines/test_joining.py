@@ -170,7 +170,8 @@ def test_a_run_without_its_cluster_has_no_folder(tmp_path: Path, closed: str, mo
         Trainer(settings(tmp_path)).fit()
     with pytest.raises(RunError, match=r"RAY_ADDRESS = .* no Ray cluster answers there"):
         compare(load_config(settings(tmp_path)), METHODS[:1], num_seeds=1)
-    swept = {"config": settings(tmp_path), "space": {"step_size": [0.1, 0.2]}, "storage_path": str(tmp_path / "runs")}
+    own = {name: value for name, value in settings(tmp_path).items() if name != "name"}
+    swept = {"config": own, "space": {"step_size": [0.1, 0.2]}, "storage_path": str(tmp_path / "runs")}
     with pytest.raises(RunError, match=r"RAY_ADDRESS = .* no Ray cluster answers there"):
         sweep.sweep(swept)
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")

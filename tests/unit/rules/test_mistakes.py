@@ -112,7 +112,7 @@ task.loss=module:f -> write {name: custom, function: 'module:f'}
 task.loss=CrossEntropyLoss -> did you mean cross-entropy?
 task.data=module:data -> write {name: custom, train: 'module:one', test: 'module:other'}, one to train on and one
 task.data=CIFAR-10 -> did you mean cifar10?
-task.data.path=x -> it is a setting of task.data.name = 'text', not of 'digits'
+task.data.path=x -> it is a setting of task.data.name = 'hugging-face' or 'text', not of 'digits'
 task.metrics=accuracy -> task.metrics = 'accuracy': allowed is a list; write a list such as [accuracy]
 task.metrics=[acc] -> did you mean accuracy?
 checkpoint=true -> write {every_evaluations: 1}
