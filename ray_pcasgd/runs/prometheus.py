@@ -18,11 +18,6 @@ EXPORT_SECONDS = 1.0
 """Metrics are handed to Ray this often; Prometheus asks every ten seconds or so."""
 
 _STEP_BOUNDARIES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
-WATCHED = (
-    *("agent_lost", "agent_returned", "agent_isolated", "neighbor_silent", "run_restarted"),
-    *("evaluation_failed", "state_not_kept", "storage_failed", "waiting_for_resources"),
-)
-"""Kinds of events that are there from the start on, none of them so far: alerts are about their increase."""
 AVERAGED = "averaged"
 """Stands for the averaged model among the agents."""
 
@@ -37,7 +32,6 @@ class Exporter(Callback):
         self._clock = clock
         self._run = ""
         self._num_steps = 0
-        self._events = Counter[str](dict.fromkeys(WATCHED, 0))
         self._metrics: _Metrics | None = None
         self._has_cluster = False
         self._exported_at = 0.0
@@ -82,25 +76,22 @@ class Exporter(Callback):
     def on_event(self, event: Event) -> None:
         """Count an event."""
         # The first events of all may come before there is a cluster.
-        self._events[event.kind] += 1
-        if event.kind == "cluster_joined":
-            self._has_cluster = True
-            self._made().num_steps.set(self._num_steps, {"run": self._run})
-            self._made().running.set(1, {"run": self._run})
-            for kind in self._events:
-                self._count(kind)
-        elif self._has_cluster:
-            self._count(event.kind)
+        self._has_cluster |= event.kind == "cluster_joined"
+        if self._has_cluster:
+            self._made().events.inc(1, {"run": self._run, "kind": event.kind})
 
     def on_end(self, result: Result) -> None:
         """Hand over what is left, and that the run is over."""
         if self._newest:
             self._export()
         if self._has_cluster:
-            self._made().running.set(0, {"run": self._run})
+            self._export_run(running=0)
 
-    def _count(self, kind: str) -> None:
-        self._made().events.set(self._events[kind], {"run": self._run, "kind": kind})
+    def _export_run(self, running: int = 1) -> None:
+        """Hand over what is known of the run as a whole, again and again: Ray forgets gauges that nobody sets."""
+        made, labels = self._made(), {"run": self._run}
+        made.running.set(running, labels)
+        made.num_steps.set(self._num_steps, labels)
 
     def _made(self) -> "_Metrics":
         if self._metrics is None:
@@ -111,6 +102,7 @@ class Exporter(Callback):
         return {"run": self._run, "agent": str(agent)}
 
     def _export(self) -> None:
+        self._export_run()
         made = self._made()
         for agent, report in self._newest.items():
             labels = self._labels(agent)
@@ -156,8 +148,7 @@ class _Metrics:
         self.consensus_distance = metrics.Gauge(
             "pcasgd_consensus_distance", "Distance of an agent's weights to the mean of all.", own
         )
-        # A gauge, since Ray's counters begin with the first event: a single loss would be no increase of anything.
-        self.events = metrics.Gauge("pcasgd_events_total", "Events of a run, by kind.", ("run", "kind"))
+        self.events = metrics.Counter("pcasgd_events_total", "Events of a run, by kind.", ("run", "kind"))
         self.num_steps = metrics.Gauge("pcasgd_num_steps", "Steps that each agent is to take.", ("run",))
         self.running = metrics.Gauge("pcasgd_running", "1 while the driver is there, 0 after the end.", ("run",))
         self._tested: dict[str, metrics.Gauge] = {}
