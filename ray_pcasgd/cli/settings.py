@@ -78,10 +78,12 @@ def _for_option(option: str, given: Sequence[str]) -> str:
     value = _value_of(option, given)
     paths = complete_setting("")
     key = ".".join(hints.plain(part) for part in word.split("."))
+    hint = hints.for_word(key)
     same = [path for path in paths if path == key] or [path for path in paths if path.rsplit(".", 1)[-1] == key]
-    if same:
+    # Deep within the settings, the same word may mean something else: --workers are agents, not task.loading.workers.
+    if same and not (hint and same[0].count(".") > 1):
         return f"write --set {same[0]}={value}"
-    if hint := hints.for_word(key):
+    if hint:
         path = hint.removeprefix("write ")
         return f"write --set {path}={value}" if path in paths else hint
     close = difflib.get_close_matches(key, paths, 1)
