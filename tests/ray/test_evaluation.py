@@ -1,6 +1,8 @@
 """The averaged model is evaluated beside the driver, which meanwhile goes on."""
 
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,18 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 class Watcher(Callback):
-    """Notes what comes when, and does something at the last step of agent 0."""
+    """Notes what comes when, and does something after each step until that says that it is done."""
 
-    def __init__(self, act: Any = lambda: None) -> None:
-        self.act = act
+    def __init__(self, act: Callable[[StepReport], bool] = lambda _: True) -> None:
+        self.act: Callable[[StepReport], bool] | None = act
         self.seen: list[Any] = []
         self.kinds: list[str] = []
 
     def on_step(self, report: StepReport) -> None:
         if report.row.agent == 0:
             self.seen.append(report.row.step)
-            if report.row.step == 59:
-                self.act()
+        if self.act is not None and self.act(report):
+            self.act = None
 
     def on_evaluation(self, rows: list[dict[str, Any]]) -> None:
         self.seen += ["evaluation"] if rows else []
@@ -66,7 +68,13 @@ def test_a_driver_goes_on_while_its_model_is_evaluated(gate: Path, tmp_path: Pat
         gate.unlink()
         os.close(writer)
 
-    watcher = Watcher(open_gate)
+    def open_at_the_end(report: StepReport) -> bool:
+        is_last = report.row[:2] == (0, 59)
+        if is_last:
+            threading.Thread(target=open_gate, daemon=True).start()
+        return is_last
+
+    watcher = Watcher(open_at_the_end)
     result = fit(tmp_path, watcher, gate)
     assert result.error is None
     assert watcher.seen == [*range(60), *["evaluation"] * 3]
@@ -77,9 +85,13 @@ def test_a_driver_goes_on_while_its_model_is_evaluated(gate: Path, tmp_path: Pat
 
 
 def test_where_the_process_that_evaluates_is_lost_nothing_of_its_work_is(gate: Path, tmp_path: Path) -> None:
-    def kill() -> None:
-        (name,) = [one for one in ray.util.list_named_actors(all_namespaces=True) if one["name"].endswith("evaluation")]
-        ray.kill(ray.get_actor(**name))
+    def kill(report: StepReport) -> bool:
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        names = [one for one in actors if str(tmp_path) in one["namespace"] and one["name"].endswith(" evaluation")]
+        if names:
+            gate.unlink()  # the first process waits at it, another one finds none
+            ray.kill(ray.get_actor(**names[0]))
+        return bool(names)
 
     watcher = Watcher(kill)
     result = fit(tmp_path, watcher, gate)

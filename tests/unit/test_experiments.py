@@ -172,6 +172,7 @@ def test_the_page_of_memory_says_what_was_measured() -> None:
 
 
 @pytest.mark.usefixtures("cifar_folder")
+@pytest.mark.slow  # `make studies` does the same
 def test_a_resnet18_is_trained_by_its_usual_recipe_with_late_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
