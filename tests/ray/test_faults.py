@@ -104,7 +104,9 @@ def disturbed(folder: Path, **settings: Any) -> tuple[Several, Watch]:
         watch = Watch(evaluated_after(partial(faults.have_seen, "state_not_kept"), range(3)))
         engine = {"name": "ray", "message_seconds": message_seconds}
         with contextlib.suppress(TooBusyError):
-            leave(Trainer(settings, engine=engine, callbacks=[faults, watch], storage_path=str(folder)))
+            # However often: more restarts than faults are too many.
+            given = settings | {"max_failures": -1, "engine": engine, "storage_path": str(folder)}
+            leave(Trainer(given, callbacks=[faults, watch]))
             return faults, watch
     raise AssertionError("no agent answers in time")
 
