@@ -95,15 +95,20 @@ class Progress:
         if now >= self._next:
             self._show(now)
 
-    def evaluation(self, agent: int | None, metrics: Mapping[str, float]) -> None:
-        """Take in the test metrics of an agent, or of the averaged model, which comes after its agents."""
+    def evaluation(self, agent: int | None, metrics: Mapping[str, float], step: int) -> None:
+        """Take in the test metrics of an agent at a step, or of the averaged model, which comes after its agents.
+
+        They may come when the agents have taken further steps.
+        """
         tested = {name if name.startswith("test_") else f"test_{name}": value for name, value in metrics.items()}
         if agent is not None:
             self._agents[agent].metrics = tested
             return
         self._averaged = tested
-        self._averaged_step = min((one.steps for one in self._taking_part()), default=0)
-        if not self._is_terminal:
+        self._averaged_step = step
+        # One that fails has no figures, and an event says so.
+        failed = bool(tested) and all(math.isnan(value) for value in tested.values())
+        if not (self._is_terminal or failed):
             self._print(self._evaluation_line())
 
     def leave(self, agent: int) -> None:

@@ -93,7 +93,7 @@ class Terminal(Callback):
         assert self._progress is not None
         for row in rows:
             tested = {name: value for name, value in row.items() if name.startswith("test_")}
-            self._progress.evaluation(None if pd.isna(row["agent"]) else row["agent"], tested)
+            self._progress.evaluation(None if pd.isna(row["agent"]) else row["agent"], tested, int(row["step"]))
 
     def on_event(self, event: Event) -> None:
         """Show an event, which may also come before the run has started."""

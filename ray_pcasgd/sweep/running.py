@@ -1,6 +1,7 @@
 """Sweeps with Ray Tune: many runs of one configuration, some settings of which vary."""
 
 import logging
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def sweep(
     source: str | Path | Mapping[str, Any] | SweepConfig,
     schedule: str | None = None,
     *,
-    callbacks: Sequence[tune.Callback] = (),
+    callbacks: Sequence[tune.Callback] | tune.Callback = (),
     search_alg: Any = None,
     scheduler: Any = None,
 ) -> SweepResult:
@@ -62,7 +63,7 @@ def sweep(
         SettingsError: some settings cannot be run; nothing was started.
 
     """
-    own = TunesOwn(tuple(callbacks), search_alg, scheduler)
+    own = TunesOwn((callbacks,) if isinstance(callbacks, tune.Callback) else tuple(callbacks), search_alg, scheduler)
     config = load_sweep(source)
     own.check_with(config)
     base = config.base(schedule)
@@ -82,7 +83,13 @@ def sweep(
     with joined(_cluster(config, base)):
         path = claimed_folder(storage_path, config.name, "sweep", "sweep's folder").resolve()
         _write_settings(config, base, path)
-        return _execute(config, base, path, own)
+        try:
+            return _execute(config, base, path, own)
+        except SettingsError:
+            # Refused by Tune before any trial, whose folder there would be: the name stays free.
+            if not any(one.is_dir() for one in path.iterdir()):
+                shutil.rmtree(path)
+            raise
 
 
 def _write_settings(config: SweepConfig, base: Config, path: Path) -> None:

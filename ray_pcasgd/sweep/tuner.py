@@ -40,7 +40,10 @@ class TunesOwn(NamedTuple):
     scheduler: Any = None
 
     def check_with(self, config: SweepConfig) -> None:
-        """Raise ``SettingsError`` where a sweep's settings say the same otherwise."""
+        """Raise ``SettingsError`` where these are no such objects, or a sweep's settings say the same otherwise."""
+        for one in self.callbacks:
+            if not isinstance(one, tune.Callback):
+                raise SettingsError(f"callbacks: {one!r:.80} is none; allowed are objects of ray.tune.Callback")
         if self.search_alg is not None and not isinstance(config.search, RandomSearch):
             raise SettingsError(
                 f"search.name = {config.search.name!r}: allowed with search_alg is 'random', whose num_points says how "

@@ -232,6 +232,9 @@ def test_a_sweep_takes_objects_of_tunes_own(tmp_path: Path) -> None:
         )
     with pytest.raises(SettingsError, match=r"search.name = 'grid': allowed with search_alg is 'random'"):
         sweep(settings(tmp_path, space={"step_size": [0.1]}), search_alg=OptunaSearch())
+    with pytest.raises(SettingsError, match=r"callbacks: 3 is none; allowed are objects of ray.tune.Callback"):
+        sweep(settings(tmp_path, space={"step_size": [0.1]}), callbacks=[3])  # type: ignore[list-item]
+    assert not (tmp_path / "refused").exists()
     with pytest.raises(SettingsError, match=r"batched = 'always': allowed with search_alg or scheduler"):
         sweep(settings(tmp_path, space={"step_size": [0.1]}, batched="always"), scheduler=halving)
 

@@ -45,11 +45,13 @@ def test_plain_lines_come_every_five_seconds_and_at_evaluations() -> None:
         "step 5 to 6 of 100, loss 2, staleness 5, 2 agent-steps/s, 1:34 left",
         "step 10 to 11 of 100, loss 2, staleness 5, 2 agent-steps/s, 1:30 left",
     ]
-    progress.evaluation(0, {"loss": 0.5, "accuracy": 0.75})
-    progress.evaluation(1, {"loss": 0.4, "accuracy": 0.85})
-    progress.evaluation(None, {"test_loss": 0.3, "test_accuracy": 0.9})
+    progress.evaluation(0, {"loss": 0.5, "accuracy": 0.75}, 6)
+    progress.evaluation(1, {"loss": 0.4, "accuracy": 0.85}, 6)
+    # One whose figures come late bears its own step, and one that failed no figures at all.
+    progress.evaluation(None, {"test_loss": math.nan, "test_accuracy": math.nan}, 3)
+    progress.evaluation(None, {"test_loss": 0.3, "test_accuracy": 0.9}, 6)
     assert screen.lines()[2:] == [
-        "step 12: test accuracy of the averaged model 90.0 %, of the agents 80.0 % (75.0 % to 85.0 %)"
+        "step 6: test accuracy of the averaged model 90.0 %, of the agents 80.0 % (75.0 % to 85.0 %)"
     ]
     progress.finish()
     progress.finish()
@@ -124,9 +126,9 @@ def test_the_terminal_shows_a_line_for_each_agent() -> None:
     progress = Progress(screen.console, 3, 10, title="pc-asgd-pv", clock=screen.clock)
     for agent in range(3):
         progress.step(agent, 4, 0.5 + agent, 2.5, 1.0 if agent else 0.0)
-        progress.evaluation(agent, {"accuracy": 0.9 - agent / 10})
+        progress.evaluation(agent, {"accuracy": 0.9 - agent / 10}, 4)
         screen.now += 0.5
-    progress.evaluation(None, {"accuracy": 0.95})
+    progress.evaluation(None, {"accuracy": 0.95}, 4)
     progress.finish()
     drawing = screen.last_drawing()
     assert drawing[0].split() == ["agent", "step", "loss", "test", "accuracy", "staleness", "predicting"]
