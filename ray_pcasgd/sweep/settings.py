@@ -167,7 +167,9 @@ class SweepConfig(Settings):
         if given.get("name") is not None:
             raise SettingsError(f"config.name = {given['name']!r}: runs of a sweep are named after its points")
         place = given.get("storage_path")
-        if None not in (place, self.storage_path) and place != self.storage_path:
+        # Settings that were written out in full have the default, which nobody asked for.
+        unasked = (None, Config.model_fields["storage_path"].default, self.storage_path)
+        if self.storage_path is not None and place not in unasked:
             raise SettingsError(
                 f"config.storage_path = {place!r}: allowed is null, or storage_path = {self.storage_path!r}"
             )
