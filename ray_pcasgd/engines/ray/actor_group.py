@@ -75,8 +75,9 @@ class ActorGroup:
         if self.scheduler is not None:
             ray.kill(self.scheduler)
         arguments = (schedule, len(self.specs), first_row)
-        # With the driver, wherever that lets it: one lost node is then one loss, and the calls between them stay here.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # With the driver, so that one lost node is one loss. Not softly: Ray then puts it anywhere at times, and the
+        # driver's node lives as long as the driver.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"max_concurrency": threads, "scheduling_strategy": here}
         self.scheduler = self.identity.actor(self.identity.scheduler, _SCHEDULER, options, *arguments)
         return self.scheduler

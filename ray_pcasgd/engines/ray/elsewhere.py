@@ -39,7 +39,7 @@ class RayElsewhere(Elsewhere):
     """
 
     def __init__(self, identity: Identity, make: Callable[[], Callable[..., Any]]) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": here}
         arguments = (make, torch.get_num_threads(), os.environ.get(_DEVICES))
         self._actor: Any = identity.actor(f"{identity.run} evaluation", ray.remote(_Caller), options, *arguments)
