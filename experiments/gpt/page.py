@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.gpt.text import CONTEXT, EVERY, PACKAGES, files, gpt, test, train
+from experiments.late_methods import spread
 from experiments.studies import machine, num_seeds, total_time
 from ray_pcasgd.base.text import SPREAD
 from ray_pcasgd.runs.settings.loading import load_config
@@ -62,8 +63,3 @@ def table(runs: pd.DataFrame) -> str:
         cells = [spread(group[column]) for column in columns]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def spread(values: pd.Series) -> str:
-    """Return the mean, with the sample deviation where there are several values."""
-    return f"{values.mean():.4g}" + (f" ± {values.std():.2g}" if len(values) > 1 else "")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.gpt.page import spread
+from experiments.late_methods import spread
 from experiments.resnet18.network import cifar_resnet18
 from experiments.studies import machine, num_seeds, total_time
 from ray_pcasgd.base.text import SPREAD
