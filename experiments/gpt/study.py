@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from experiments.late_methods import jobs_of, measure
+from experiments.late_methods import METHODS, jobs_of, measure
 
-__all__ = ["HERE", "jobs_of", "measure"]
+__all__ = ["HERE", "METHODS", "jobs_of", "measure"]
 
 HERE = Path(__file__).parent

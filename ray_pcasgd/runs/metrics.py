@@ -31,7 +31,7 @@ class _Awaited(NamedTuple):
     rows: dict[int, dict[str, Any]]
     """By agent."""
     workers: list[dict[str, Any]]
-    """Of the workers beside servers."""
+    """The rows of workers; empty in a run without servers."""
     consensus: Consensus
     evaluating: Evaluating
 

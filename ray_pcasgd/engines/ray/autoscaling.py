@@ -13,7 +13,7 @@ _ANSWER_SECONDS = 5
 
 
 def starting_nodes() -> str:
-    """Return how many nodes are being started, as a part of a sentence; nothing where no autoscaler says so."""
+    """Return the part of a sentence that says how many nodes are being started; empty without an autoscaler."""
     numbers: Counter[str] = Counter()
     try:
         status = get_cluster_status(ray.get_runtime_context().gcs_address, _ANSWER_SECONDS)

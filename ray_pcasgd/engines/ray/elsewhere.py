@@ -1,4 +1,4 @@
-"""An actor beside the driver that calls a function for it, while the driver goes on."""
+"""An actor on the driver's node that runs a function in the background of the driver."""
 
 import os
 from collections.abc import Callable
