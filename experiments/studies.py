@@ -94,7 +94,8 @@ def task_of(settings: Mapping[str, Any]) -> str:
 
 def machine() -> str:
     """Return what the figures were measured on."""
-    return f"Python {platform.python_version()}, torch {torch.__version__}, CPU only, one thread a process"
+    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
+    return f"Python {platform.python_version()}, torch {torch.__version__}, {processor}, one thread a process"
 
 
 def total_time(runs: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from experiments.gpt import study as gpt
 from experiments.resnet18 import study as resnet18
 from experiments.running import settings_of
 from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.tasks.precision import computing
 from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.tasks.trees import moved
 
 SKIPPED = 2
 
@@ -55,14 +58,15 @@ def _case(name: str, changes: dict[str, Any], mode: str, repeats: int) -> Figure
     return paired(
         f"pc-asgd, {name}",
         lambda: steps_per_second(run_times(**changes, engine=engine), SKIPPED),
-        lambda: steps_per_second(_bare_times(changes), SKIPPED),
+        lambda: steps_per_second(bare_times(changes), SKIPPED),
         "agent-steps/s",
         "bare PyTorch loops in as many processes",
         repeats,
     )
 
 
-def _bare_times(changes: dict[str, Any]) -> list[list[float]]:
+def bare_times(changes: dict[str, Any]) -> list[list[float]]:
+    """Return the wall times of the steps of bare loops, one process each, on the local engine's device."""
     context = multiprocessing.get_context("spawn")
     config = load_config(None, changes={"engine": "local", **changes})
     data = config.task.load()
@@ -79,22 +83,34 @@ def _bare_times(changes: dict[str, Any]) -> list[list[float]]:
 
 def _bare_loop(config: Any, data: TaskData, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
-    model = config.task.build_model(data, 0)
-    optimizer = _optimizer(config, model)
-    batches = config.task.batches(data, np.arange(len(data.train)), config.batch_size, 0, 0)
+    step = bare_step(config, data)
     barrier.wait()
     times = []
     for _ in range(config.num_steps):
-        batch = batches.next()
+        step()
+        times.append(time.perf_counter())
+    queue.put(times)
+
+
+def bare_step(config: Any, data: TaskData) -> Callable[[], float]:
+    """Return what takes one step of a plain PyTorch loop on the local engine's device, and returns its loss."""
+    device = torch.device(config.engine.device)
+    model = config.task.build_model(data, 0).to(device)
+    optimizer = _optimizer(config, model)
+    batches = config.task.batches(data, np.arange(len(data.train)), config.batch_size, 0, 0)
+
+    def step() -> float:
+        batch = moved(batches.next(), device)
         optimizer.zero_grad()
-        loss = config.task.loss_of(model, batch)
+        with computing(config.precision, device):
+            loss = config.task.loss_of(model, batch)
         loss.backward()
         if config.gradient_clipping is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping.norm)
         optimizer.step()
-        loss.item()
-        times.append(time.perf_counter())
-    queue.put(times)
+        return float(loss.item())
+
+    return step
 
 
 def _optimizer(config: Any, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ import json
 import mmap
 import multiprocessing
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import torch
 
 from experiments.benchmarks import drift
 from ray_pcasgd.agents.mailbox import Delivery
-from ray_pcasgd.agents.participant import Participant, Received
+from ray_pcasgd.agents.participant import LearnerSpec, Participant, Received
 from ray_pcasgd.records import Row
-from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 
 HERE = Path(__file__).parent
@@ -135,25 +136,18 @@ def received(row: Row, weights: torch.Tensor, agent: Participant) -> Iterator[Re
 
 def measured(case: str, hidden: int) -> dict[str, float]:
     """Return the bytes a parameter of one agent's own memory."""
-    changes, place = CASES[case]
-    links = [{"between": "clusters", "delay": DELAY}]
-    model = {"hidden": [hidden, hidden]}
-    settings = {"num_agents": 9, "num_steps": 100, "links": links, "engine": "local", "task": {"model": model}}
-    plan = make_plan(load_config({**settings, "clusters": [[0], list(range(1, 9))], "batch_size": 16}, changes=changes))
+    plan = plan_of(case, hidden, "local")
+    spec = plan.specs[CASES[case][1]]
     # A part of each thing that is imported at first use.
-    small = plan.specs[place].recipe.build(plan.data)
+    small = spec.recipe.build(plan.data)
     size = small.weights.numel()
     weights = shared(small.weights.numpy() * 0.99)
     small.module(torch.zeros(2, *plan.data.train.take([0])[0].shape[1:])).sum().backward()
     del small
     before = own_bytes()
-    spec = plan.specs[place]
     agent = spec.build(plan.data)
-    rows = (row for row in plan.schedule if row is not None and row.agent == spec.agent)
     between, peak = [], 0
-    for number, row in enumerate(rows):
-        if number == (MANY_ROWS if "own-drift" in case else NUM_ROWS):
-            break
+    for row in rows_of(case, plan, spec):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         if agent.has_to_prepare:
             agent.prepare()
@@ -163,6 +157,21 @@ def measured(case: str, hidden: int) -> dict[str, float]:
         between.append(own_bytes() - before)
         peak = max(peak, peak_bytes() - before)
     return {"parameters": size, "between": between[-1] / size, "peak": peak / size}
+
+
+def plan_of(case: str, hidden: int, engine: Any) -> Plan:
+    """Return the plan of nine agents."""
+    changes, _ = CASES[case]
+    links = [{"between": "clusters", "delay": DELAY}]
+    model = {"hidden": [hidden, hidden]}
+    settings = {"num_agents": 9, "num_steps": 100, "links": links, "engine": engine, "task": {"model": model}}
+    return make_plan(load_config({**settings, "clusters": [[0], list(range(1, 9))], "batch_size": 16}, changes=changes))
+
+
+def rows_of(case: str, plan: Plan, spec: LearnerSpec) -> Iterator[Row]:
+    """Yield the rows of one agent after which it keeps as much as later."""
+    rows = (row for row in plan.schedule if row is not None and row.agent == spec.agent)
+    return islice(rows, MANY_ROWS if "own-drift" in case else NUM_ROWS)
 
 
 def page(results: dict[str, dict[str, dict[str, float]]]) -> str:

@@ -1,8 +1,12 @@
 """(c) The PC-ASGD rule against reading and writing the bytes that it must touch."""
 
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from experiments.benchmarks.measuring import Figure, paired
 from ray_pcasgd.base.randomness import torch_generator
@@ -19,18 +23,15 @@ def benchmark(repeats: int, size: int = 10_000_000) -> list[Figure]:
 
 def _case(threads: int, repeats: int, size: int) -> Figure:
     torch.set_num_threads(threads)
-    rule, own, reads = PCASGD(theta=0.3), *_inputs(size)
-    state = rule.init(own.weights, RELIABLE + STALE)
-    # Own weights and direction, the neighbors' weights, of the stale ones direction and drift; one vector is written.
-    touched = [own.weights, own.direction, *reads.weights, *reads.directions[RELIABLE:], *reads.drift[RELIABLE:]]
+    step, touched = prepared(size)
 
     def ours() -> float:
         began = time.perf_counter()
-        rule.step(state, own, reads)
+        step()
         return time.perf_counter() - began
 
     def bytes_alone() -> float:
-        target = torch.empty_like(own.weights)
+        target = torch.empty_like(touched[0])
         target.copy_(touched[0])
         began = time.perf_counter()
         for vector in touched:
@@ -43,6 +44,18 @@ def _case(threads: int, repeats: int, size: int) -> Figure:
     figure = paired(name, ours, bytes_alone, "s", "reading and writing its bytes", repeats)
     torch.set_num_threads(1)
     return figure
+
+
+def prepared(size: int, device: str = "cpu") -> tuple[Callable[[], Any], list[torch.Tensor]]:
+    """Return what takes one step by the rule of 7 neighbors, and the vectors that it has to read."""
+    rule, (own, reads) = PCASGD(theta=0.3), _inputs(size)
+    own, reads = (
+        type(part)(*tree_map_only(torch.Tensor, lambda t: t.to(device), tuple(part))) for part in (own, reads)
+    )
+    state = rule.init(own.weights, RELIABLE + STALE)
+    # Own weights and direction, the neighbors' weights, of the stale ones direction and drift; one vector is written.
+    touched = [own.weights, own.direction, *reads.weights, *reads.directions[RELIABLE:], *reads.drift[RELIABLE:]]
+    return partial(rule.step, state, own, reads), touched
 
 
 def _inputs(size: int) -> tuple[Own, Reads]:

@@ -46,9 +46,9 @@ In the table, {SPREAD}, where there are several. Loss and perplexity are the ave
 model's, over all windows of the test files; guessing has a perplexity of 256. So short a run of so small a model
 compares methods with each other, and says nothing of larger ones.
 
-{total_time(runs)}, on a machine that had other work.
+{total_time(runs)}, several at a time.
 Written by `python -m experiments.gpt --scale {scale}` ({machine()}). The model's size is
-`task.model.arguments` in `study.yaml`; `--scale paper` has 10.7 million parameters, for GPUs, and was not run.
+`task.model.arguments` in `study.yaml`; `--scale cpu` has 0.37 million parameters.
 """
 
 

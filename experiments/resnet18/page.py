@@ -42,9 +42,8 @@ the same for all methods and searched for by none; images cropped and flipped at
 In the table, {SPREAD}, where there are several. Loss and accuracy are the averaged model's. So short a run compares
 methods with each other, and says nothing of what the network comes to in the usual 200 epochs.
 
-{total_time(runs)}, on a machine that had other work.
-Written by `python -m experiments.resnet18 --scale {scale}` ({machine()}). `--scale paper` is 50 epochs with batches of
-128, for GPUs, and was not run.
+{total_time(runs)}, several at a time.
+Written by `python -m experiments.resnet18 --scale {scale}` ({machine()}).
 """
 
 

@@ -250,13 +250,14 @@ class Learner:
         return moved(batches.next(), self.replica.device)
 
     def seed_forward_pass(self) -> None:
-        """Seed the device's global generator, which dropout draws from and cannot be told otherwise."""
+        """Seed the global generators, which dropout draws from and cannot be told otherwise."""
         seed = stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.batches.state())
         # Not torch.manual_seed: without a GPU it formats a stack trace at every call, half of a small network's step.
-        if self.replica.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        else:
-            torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            # Not torch.cuda.manual_seed, which seeds the current device, whichever the agent computes on.
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
 
     def loss_at(
         self, weights: Tensor, buffers: Tensor, local: dict[str, Tensor], inputs: Tensor, targets: Tensor

@@ -5,12 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-
 from ray_pcasgd.engines.base import Elsewhere, GoneError
 from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.records import Event, Snapshot
-from ray_pcasgd.runs.consensus import AveragedModel
+from ray_pcasgd.runs.consensus import AveragedModel, evaluation_device
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.tasks.objective import Evaluation
 
@@ -37,8 +35,8 @@ class AveragedEvaluations:
         self._folder = folder
         self.report = report
         """Takes events."""
-        config, device = plan.config, "cuda" if torch.cuda.is_available() else "cpu"
-        self._made_of = (config.seed, device, config.mixed_buffers, config.precision)
+        config = plan.config
+        self._made_of = (config.seed, evaluation_device(config.engine), config.mixed_buffers, config.precision)
         self.model = AveragedModel(config.task, plan.data, *self._made_of)
         self._is_slow = False
         self._elsewhere: Elsewhere | None = None

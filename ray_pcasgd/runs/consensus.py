@@ -10,6 +10,9 @@ from ray_pcasgd.agents.local_tensors import joined
 from ray_pcasgd.agents.module_tensors import named_tensors, public_name
 from ray_pcasgd.agents.replica import MixedBuffers, Replica
 from ray_pcasgd.base.text import one_line
+from ray_pcasgd.engines.determinism import deterministic
+from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Snapshot
 from ray_pcasgd.runs.storage.pretrained import configuration_files
 from ray_pcasgd.tasks.objective import Evaluation
@@ -61,6 +64,15 @@ def _mean(tensors: list[Tensor]) -> Tensor:
     return (total / len(tensors)).float()
 
 
+def evaluation_device(engine: LocalSettings | RaySettings) -> str:
+    """Return where the averaged model is tested: as the agents are, or on the CPU where this machine has no such GPU.
+
+    A run on CPUs uses no GPU, though there may be one: it was not asked for, and gives other bits.
+    """
+    wanted = torch.device(engine.device)
+    return str(wanted) if wanted.type == "cpu" or (wanted.index or 0) < torch.cuda.device_count() else "cpu"
+
+
 class AveragedModel:
     """Evaluates the averaged model, and writes it in a form that plain PyTorch loads."""
 
@@ -97,7 +109,7 @@ class AveragedModel:
 
     def _examined(self) -> Evaluation:
         replica = self._replica
-        with computing(self._precision, replica.device):
+        with deterministic(replica.device), computing(self._precision, replica.device):
             return self._task.examine(replica.module, self._data, replica.device)
 
     def take_state(self, state: Mapping[str, Any]) -> None:

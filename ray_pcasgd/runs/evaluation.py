@@ -15,7 +15,7 @@ from ray_pcasgd.base.text import one_line
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.failures import described
 from ray_pcasgd.engines.local.engine import LocalSettings
-from ray_pcasgd.runs.consensus import AveragedModel
+from ray_pcasgd.runs.consensus import AveragedModel, evaluation_device
 from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import load_config, merge, parse_assignment, read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
@@ -116,11 +116,10 @@ def tested(config: Config, model: Checkpoint, step: int | None, location: str) -
         state = model.state_dict()
     except Exception as error:  # whatever the file holds
         raise SettingsError(f"{model.path}: its model cannot be read ({one_line(error, 300)})") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with _threads_of(config):
         try:
             data = config.task.load()
-            how = (config.seed, device, config.mixed_buffers, config.precision)
+            how = (config.seed, evaluation_device(config.engine), config.mixed_buffers, config.precision)
             averaged = AveragedModel(config.task, data, *how)
         except ValueError as error:
             raise SettingsError(one_line(error)) from None

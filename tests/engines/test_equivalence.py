@@ -12,6 +12,8 @@ from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import read_yaml
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.parquet import first_difference, read_rows
+from tests.comparing import assert_same_to_the_bit
+from tests.devices import GPUS
 from tests.speed import slow_unless
 
 from .fragile import fragile
@@ -167,6 +169,25 @@ QUICK = [
 def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
     settings = (ALGORITHMS | BARRIERS)[name]
     assert_same_bits(train(tmp_path / "ray", PLANNED, **settings), train(tmp_path / "local", UNBATCHED, **settings))
+
+
+@pytest.mark.parametrize("name", ["pc-asgd, adamw, bf16", "pc-asgd-pv, probe", "language model, step"] if GPUS else [])
+@pytest.mark.usefixtures("ray_cluster")
+def test_planned_agents_that_share_a_gpu_have_the_bits_of_the_local_engine_on_it(name: str, tmp_path: Path) -> None:
+    settings = (ALGORITHMS | BARRIERS)[name]
+    actors = train(tmp_path / "ray", PLANNED | {"gpus_per_agent": 0.25}, **settings)
+    assert_same_bits(actors, train(tmp_path / "local", UNBATCHED | {"device": "cuda"}, **settings))
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"] if GPUS else [])
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_live_run_on_a_gpu_replays_to_its_weights(precision: str, tmp_path: Path) -> None:
+    settings = ALGORITHMS["pc-asgd, adamw, clipped"] | BATCH_NORM | {"precision": precision}
+    live = train(tmp_path / "live", PLANNED | {"mode": "live", "gpus_per_agent": 0.25}, **settings)
+    schedule, written = str(Path(live.path) / "schedule.parquet"), read_yaml(Path(live.path) / "config.yaml")
+    settings |= {"algorithm": written["algorithm"], "reliability": written["reliability"]}
+    replayed = train(tmp_path / "replay", UNBATCHED | {"device": "cuda"}, **settings, schedule=schedule)
+    assert_same_to_the_bit(live, replayed)
 
 
 PREDICTED: dict[str, Any] = {

@@ -30,9 +30,9 @@ def names() -> Iterator[tuple[str, str]]:
                 yield case, batched
 
 
-def freeze(case: str, batched: str, folder: Path, **more: Any) -> Frozen:
+def freeze(case: str, batched: str, folder: Path, device: str = "cpu", **more: Any) -> Frozen:
     """Run a case, and return what it gave."""
-    engine = {"name": "local", "batched": batched}
+    engine = {"name": "local", "batched": batched, "device": device}
     run = f"{case}-{batched}".replace(" ", "-").replace(",", "")
     result = Trainer(BASE | CASES[case], engine=engine, storage_path=str(folder), name=run, **more).fit()
     assert result.error is None, (case, result.error)

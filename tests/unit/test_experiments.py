@@ -37,8 +37,10 @@ from experiments.staleness_aware import study as staleness_aware
 from experiments.staleness_aware.page import comparisons
 from experiments.studies import ensure_run
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.runs.plan.plan import with_defaults
 from ray_pcasgd.runs.settings.loading import load_config
+from tests.devices import DEVICES
 
 EVERY = 7
 """One of so many runs is checked at the larger scales."""
@@ -95,6 +97,8 @@ def test_every_run_of_a_study_could_be_started(study: str, scale: str) -> None:
     configs = configs_of(settings_of(folder, scale))
     assert configs
     for config in configs if len(configs) < 100 else configs[::EVERY]:
+        if isinstance(config.engine, LocalSettings) and DEVICES == ["cpu"]:  # as on a machine that has the study's GPU
+            config = load_config(config, changes={"engine": {"device": "cpu"}})
         with_defaults(config)
 
 

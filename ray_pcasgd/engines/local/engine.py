@@ -1,6 +1,7 @@
 """One process, virtual time: executes a schedule's rows, those that are ready together as one batch."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from ray_pcasgd.agents.participant import LearnerSpec, Participant
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Leaving, Report
+from ray_pcasgd.engines.determinism import deterministic
 from ray_pcasgd.engines.failures import naming
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
@@ -55,20 +57,28 @@ class LocalEngine:
         self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
     ) -> Generator[Report, None, None]:
         """Execute all rows; see ``Engine.run``. Only AD-PSGD, and plans that depend on losses, do not pause."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self._settings.threads)
-        try:
-            with torch.random.fork_rng():
-                agents = [_built(spec, data) for spec in specs]
-                leaving = self.leaving if self.can_pause(specs) else None
-                execution = Execution(self._schedule, agents, _stacks(self._settings, agents), leaving)
-                try:
-                    execution.go_on(state)
-                    yield from execution.reports()
-                finally:
-                    execution.close()
-        finally:
-            torch.set_num_threads(threads)
+        with computing_alone(self._settings):
+            agents = [_built(spec, data) for spec in specs]
+            leaving = self.leaving if self.can_pause(specs) else None
+            execution = Execution(self._schedule, agents, _stacks(self._settings, agents), leaving)
+            try:
+                execution.go_on(state)
+                yield from execution.reports()
+            finally:
+                execution.close()
+
+
+@contextmanager
+def computing_alone(settings: LocalSettings) -> Iterator[None]:
+    """Compute as the settings say, and leave torch's threads, generators and choice of kernels as they were."""
+    threads, device = torch.get_num_threads(), torch.device(settings.device)
+    torch.set_num_threads(settings.threads)
+    forked = [device] if device.type == "cuda" else []
+    try:
+        with deterministic(device), torch.random.fork_rng(forked):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _built(spec: LearnerSpec, data: TaskData) -> Participant:

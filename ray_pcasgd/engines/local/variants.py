@@ -4,8 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import torch
-
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.peer import AgentSpec
@@ -13,7 +11,7 @@ from ray_pcasgd.agents.variants import Variants
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Leaving, Pause
 from ray_pcasgd.engines.failures import measured, naming
-from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.engines.local.engine import LocalSettings, computing_alone
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Schedule
@@ -34,20 +32,15 @@ def variant_reports(
 
     ``specs`` has the agents of each variant.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
-        with torch.random.fork_rng():
-            peers = [[spec for spec in own if isinstance(spec, AgentSpec)] for own in specs]
-            agents = [Variants(of_one, data) for of_one in zip(*peers, strict=True)]
-            execution = _Execution(schedule, agents)
-            try:
-                execution.go_on(state)
-                yield from execution.reports_of_all()
-            finally:
-                execution.close()
-    finally:
-        torch.set_num_threads(threads)
+    with computing_alone(settings):
+        peers = [[spec for spec in own if isinstance(spec, AgentSpec)] for own in specs]
+        agents = [Variants(of_one, data) for of_one in zip(*peers, strict=True)]
+        execution = _Execution(schedule, agents)
+        try:
+            execution.go_on(state)
+            yield from execution.reports_of_all()
+        finally:
+            execution.close()
 
 
 class _Execution(Execution):

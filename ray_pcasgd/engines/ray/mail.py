@@ -18,6 +18,7 @@ from ray_pcasgd.agents.learner import LearnerError
 from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
+from ray_pcasgd.engines.determinism import deterministic
 from ray_pcasgd.engines.failures import as_step_error
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.cuts import AgentState
@@ -82,7 +83,7 @@ class MailActor(Reporter):
         first_call: int = 0,
     ) -> None:
         torch.set_num_threads(driving.threads)
-        torch.backends.cudnn.deterministic = True
+        deterministic(spec.recipe.device).__enter__()  # as long as the process lives
         self.spec = spec
         self.mailbox = mailbox
         self.driving = driving

@@ -69,6 +69,11 @@ class RaySettings(Settings):
     log_to_driver: bool = False
     """Whether the agents' standard output is shown."""
 
+    @property
+    def device(self) -> str:
+        """Where agents compute: of the GPUs that Ray shows to each, the first one."""
+        return "cuda" if self.gpus_per_agent else "cpu"
+
     @model_validator(mode="after")
     def _types_are_of_gpus(self) -> Self:
         if self.accelerator_type is not None and not self.gpus_per_agent:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import torch
+
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
@@ -18,13 +20,18 @@ _MEMINFO = Path("/proc/meminfo")
 def require_memory(config: Config, num_parameters: int) -> None:
     """Raise ``ValueError`` where all of this machine's memory is less than a run on it keeps in any case.
 
-    Nothing is said of GPUs, and of clusters that the run does not start itself.
+    Of the local engine's GPU it is that one's memory. Nothing is said of the GPUs of actors, and of clusters that the
+    run does not start itself.
     """
-    if _is_on_this_machine(config) and (total := machine_bytes()) is not None:
+    engine = config.engine
+    if isinstance(engine, LocalSettings) and engine.device != "cpu":
+        of_gpu = torch.cuda.get_device_properties(engine.device).total_memory
+        check_memory(config, num_parameters, of_gpu, "this GPU")
+    elif _is_on_this_machine(config) and (total := machine_bytes()) is not None:
         check_memory(config, num_parameters, total)
 
 
-def check_memory(config: Config, num_parameters: int, total_bytes: int) -> None:
+def check_memory(config: Config, num_parameters: int, total_bytes: int, where: str = "this machine") -> None:
     """Raise ``ValueError`` where a run of models with so many trained parameters keeps more than ``total_bytes``."""
     each = 4 * num_parameters * least_vectors(config)
     servers = 4 * num_parameters * _vectors_of_servers(config)
@@ -40,8 +47,8 @@ def check_memory(config: Config, num_parameters: int, total_bytes: int) -> None:
         allowed += "; algorithm.drift = 'velocity' takes less"
     raise ValueError(
         f"num_agents = {config.num_agents}: agents of {num_parameters:,} parameters each keep at least "
-        f"{each / 1e9:.3g} GB, {4 * least_vectors(config):g} bytes a parameter, in all {need / 1e9:.3g} GB; this "
-        f"machine has {total_bytes / 1e9:.3g} GB; allowed is {allowed}"
+        f"{each / 1e9:.3g} GB, {4 * least_vectors(config):g} bytes a parameter, in all {need / 1e9:.3g} GB; "
+        f"{where} has {total_bytes / 1e9:.3g} GB; allowed is {allowed}"
     )
 
 
@@ -98,7 +105,7 @@ def _swap_bytes() -> int:
 def _is_on_this_machine(config: Config) -> bool:
     engine = config.engine
     if isinstance(engine, LocalSettings):
-        return engine.device == "cpu"
+        return True
     from ray_pcasgd.engines.ray.cluster import RayCluster
 
     return engine.gpus_per_agent == 0 and RayCluster(engine).is_started_here

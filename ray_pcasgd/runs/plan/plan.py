@@ -248,8 +248,8 @@ def with_defaults(config: Config) -> Config:
     engine = config.engine
     if isinstance(engine, RaySettings) and engine.join_later:
         _check_join_later(config, engine)
-    if isinstance(engine, LocalSettings) and engine.device != "cpu" and not torch.cuda.is_available():
-        raise SettingsError(f"engine.device = {engine.device!r}: allowed on this machine is 'cpu'; it has no GPU")
+    if isinstance(engine, LocalSettings):
+        _check_device(engine.device)
     reliability = config.reliability
     if isinstance(reliability, ByStaleness) and reliability.staleness is None:
         reliability = ByStaleness(staleness=1 if live else 0)
@@ -274,6 +274,18 @@ def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray])
     # The number as it is written, since 0.1 in binary is more than that, and would be a step more.
     steps = math.ceil(Fraction(repr(config.num_epochs)) * max(sizes) / config.batch_size)
     return config.model_copy(update={"num_steps": steps, "num_epochs": None})
+
+
+def _check_device(device: str) -> None:
+    """Raise ``SettingsError`` where this machine does not have such a GPU."""
+    if device == "cpu":
+        return
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not number:
+        raise SettingsError(f"engine.device = {device!r}: allowed on this machine is 'cpu'; it has no GPU")
+    if (torch.device(device).index or 0) >= number:
+        there = "'cuda:0', its only GPU" if number == 1 else f"'cuda:0' to 'cuda:{number - 1}', its GPUs"
+        raise SettingsError(f"engine.device = {device!r}: allowed on this machine are 'cpu', 'cuda' and {there}")
 
 
 def _check_join_later(config: Config, engine: RaySettings) -> None:
@@ -362,8 +374,6 @@ def _check_precision(config: Config) -> None:
 
 def _training(config: Config) -> dict[str, Any]:
     """Return what every recipe holds."""
-    engine = config.engine
-    on_gpu = isinstance(engine, RaySettings) and engine.gpus_per_agent > 0
     return {
         "seed": config.seed,
         "num_steps": config.num_steps,
@@ -372,7 +382,7 @@ def _training(config: Config) -> dict[str, Any]:
         "step_size": config.step_size,
         "warmup_steps": config.warmup_steps,
         "task": config.task,
-        "device": engine.device if isinstance(engine, LocalSettings) else "cuda" if on_gpu else "cpu",
+        "device": config.engine.device,
         "evaluate_every": config.evaluate_every,
         "isolate_non_finite": config.on_non_finite_loss == "isolate",
         "mixed_buffers": config.mixed_buffers,

@@ -17,6 +17,8 @@ from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.tasks.trees import moved
+from tests.devices import DEVICES
 
 BASE: dict[str, Any] = {
     "num_agents": 1,
@@ -41,12 +43,13 @@ def plain_loop(settings: dict[str, Any], make: Callable[[nn.Module], torch.optim
     """Return the weights after the loop, with torch's own clipping and whole batches."""
     own = make_plan(load_config(settings))
     config, shard = own.config, own.specs[0].shard
-    model = config.task.build_model(own.data, config.seed)
+    device = torch.device(config.engine.device)
+    model = config.task.build_model(own.data, config.seed).to(device)
     batches = config.task.batches(own.data, shard, config.batch_size, config.seed, 0)
     optimizer = make(model)
     clipping = config.gradient_clipping
     for step in range(config.num_steps):
-        inputs, targets = batches.next()
+        inputs, targets = moved(batches.next(), device)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), targets).backward()
         if clipping is not None and clipping.norm is not None:
@@ -60,7 +63,7 @@ def plain_loop(settings: dict[str, Any], make: Callable[[nn.Module], torch.optim
 
 
 def flat(named: dict[str, Tensor]) -> Tensor:
-    return torch.cat([named[name].reshape(-1) for name in sorted(named)])
+    return torch.cat([named[name].reshape(-1) for name in sorted(named)]).cpu()
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
@@ -78,9 +81,10 @@ def trained(settings: dict[str, Any], path: Path) -> Tensor:
 
 @pytest.mark.parametrize("clipping", [None, {"norm": 0.5}, {"value": 0.02}], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_hundred_steps_of_adamw_are_the_plain_loop(family: str, clipping: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_hundred_steps_of_adamw_are_the_plain_loop(device: str, family: str, clipping: Any, tmp_path: Path) -> None:
     settings = BASE | {
-        "engine": "local",
+        "engine": {"name": "local", "device": device},
         "algorithm": FAMILIES[family],
         "optimizer": ADAMW,
         "gradient_clipping": clipping,
@@ -90,9 +94,11 @@ def test_a_hundred_steps_of_adamw_are_the_plain_loop(family: str, clipping: Any,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_torchs_own_optimizers_are_the_plain_loop_too(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_torchs_own_optimizers_are_the_plain_loop_too(device: str, family: str, tmp_path: Path) -> None:
     optimizer = {"name": "torch", "optimizer": "torch.optim:AdamW", "settings": {"weight_decay": 0.1}}
-    settings = BASE | {"engine": "local", "algorithm": FAMILIES[family], "optimizer": optimizer | {"decay": "matrices"}}
+    engine = {"name": "local", "device": device}
+    settings = BASE | {"engine": engine, "algorithm": FAMILIES[family], "optimizer": optimizer | {"decay": "matrices"}}
     torch.testing.assert_close(trained(settings, tmp_path), plain_loop(settings, adamw), rtol=1e-6, atol=2e-6)
 
 

@@ -20,12 +20,14 @@ from ray_pcasgd.agents.worker import Worker, WorkerSpec
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.engines.determinism import deterministic
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
-from ray_pcasgd.tasks.trees import Batch, split
+from ray_pcasgd.tasks.trees import Batch, moved, split
+from tests.devices import DEVICES
 
 ETA = 2**-4
 """A power of two: torch multiplies and adds in one rounding, the rules in two."""
@@ -78,13 +80,13 @@ def one_thread() -> Iterator[None]:
     """As many as the local engine has, since bits are compared; and a generator of the test's own."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), deterministic(DEVICES[-1]):
         yield
     torch.set_num_threads(threads)
 
 
-def planned(**settings: Any) -> Plan:
-    return make_plan(load_config(SETTINGS | settings))
+def planned(device: str = "cpu", **settings: Any) -> Plan:
+    return make_plan(load_config(SETTINGS | {"engine": {"name": "local", "device": device}} | settings))
 
 
 def peer_of(own: Plan, precision: Any = "bf16") -> Peer:
@@ -105,8 +107,9 @@ class Plain(NamedTuple):
         config = self.own.config
         torch.manual_seed(stream_seed(config.seed, "forward", 0, number + 1))
         self.optimizer.zero_grad()
-        for inputs, targets in split(batch, config.accumulate):
-            with torch.autocast("cpu", dtype=TYPES[precision]):
+        device = config.engine.device
+        for inputs, targets in split(moved(batch, torch.device(device)), config.accumulate):
+            with torch.autocast(device, dtype=TYPES[precision]):
                 loss = functional.cross_entropy(self.model(inputs), targets)
             self.scaler.scale(loss * (len(inputs) / config.batch_size)).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
@@ -117,9 +120,10 @@ class Plain(NamedTuple):
 
 
 def plain_of(own: Plan, make: Callable[[nn.Module], torch.optim.Optimizer], scale: float = 0.0) -> Plain:
-    model = own.config.task.build_model(own.data, own.config.seed)
+    device = own.config.engine.device
+    model = own.config.task.build_model(own.data, own.config.seed).to(device)
     model.train()
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 65536.0, enabled=bool(scale))
+    scaler = torch.amp.GradScaler(device, init_scale=scale or 65536.0, enabled=bool(scale))
     return Plain(own, model, make(model), scaler)
 
 
@@ -161,10 +165,12 @@ def test_a_hundred_steps_of_sgd_in_bf16_are_the_plain_loop_to_the_bit(tmp_path: 
     assert wide.metrics["test_loss"] != result.metrics["test_loss"]
 
 
-def test_each_of_a_hundred_steps_of_adamw_in_bf16_is_the_plain_loops() -> None:
+@pytest.mark.parametrize(("settings", "make"), [({}, sgd), (ADAMW, adamw)], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_of_a_hundred_steps_in_bf16_is_the_plain_loops(device: str, settings: Any, make: Any) -> None:
     # Each from where the agent is: a rounding of AdamW's that turns one number of 8 bits to the next one is soon 1e-2.
-    own = planned(**ADAMW)
-    agent, plain, batches = peer_of(own), plain_of(own, adamw), batches_of(own)
+    own = planned(device, **settings)
+    agent, plain, batches = peer_of(own), plain_of(own, make), batches_of(own)
     tensors = dict(plain.model.named_parameters())
     for number in range(100):
         with torch.no_grad():
@@ -179,13 +185,15 @@ def test_each_of_a_hundred_steps_of_adamw_in_bf16_is_the_plain_loops() -> None:
 
 @pytest.mark.parametrize(("settings", "make"), [({}, sgd), (ADAMW, adamw)], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("scale", [2.0**16, 2.0**40])
-def test_fp16_is_the_plain_loop_with_a_grad_scaler(scale: float, settings: Any, make: Any) -> None:
-    own = planned(**settings)
+@pytest.mark.parametrize("device", DEVICES)
+def test_fp16_is_the_plain_loop_with_a_grad_scaler(device: str, scale: float, settings: Any, make: Any) -> None:
+    own = planned(device, **settings)
     agent, plain, batches = peer_of(own, "fp16"), plain_of(own, make, scale), batches_of(own)
     agent.loss_scale = LossScale(scale)
     tensors, skipped = dict(plain.model.named_parameters()), 0
     for number in range(40):
-        if make is adamw:
+        is_exact = make is sgd and device == "cpu"
+        if not is_exact:
             with torch.no_grad():
                 for name, tensor in agent.replica.named(agent.weights, agent.buffers).items():
                     (tensors[name] if name in tensors else plain.model.get_buffer(name)).copy_(tensor)
@@ -201,15 +209,16 @@ def test_fp16_is_the_plain_loop_with_a_grad_scaler(scale: float, settings: Any, 
                 assert torch.equal(old, new)
         for name, tensor in agent.replica.named(agent.weights, agent.buffers).items():
             found = (tensors[name] if name in tensors else plain.model.get_buffer(name)).detach()
-            if make is sgd:
+            if is_exact:
                 assert torch.equal(tensor, found), (name, number)
             else:
                 torch.testing.assert_close(tensor, found, rtol=1e-6, atol=1e-6, msg=f"{name} at {number}")
     assert (skipped > 5) == (scale > 2**20)
 
 
-def test_a_state_goes_on_with_its_scale() -> None:
-    own = planned()
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_state_goes_on_with_its_scale(device: str) -> None:
+    own = planned(device)
     agent = peer_of(own, "fp16")
     agent.loss_scale = LossScale(2.0**34)
     for _ in range(6):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.tasks.augmentation import Augmentation
@@ -23,6 +24,7 @@ from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.drawing import are_alike, generator_states
 from ray_pcasgd.tasks.loading import BackgroundBatches, Loading
 from ray_pcasgd.tasks.samples import AnySamples, MapSamples, Samples
+from tests.devices import DEVICES
 from tests.engines.images import TRAIN, Changed
 from tests.unit.odd_tasks import Items
 
@@ -51,8 +53,8 @@ def stream(samples: AnySamples, seed: int = 3) -> Batches:
 
 
 @contextmanager
-def loaded(batches: Batches, workers: int = 2, prefetch: int = 2) -> Iterator[BackgroundBatches]:
-    made = Loading(workers=workers, prefetch=prefetch).start(batches, CPU)
+def loaded(batches: Batches, workers: int = 2, prefetch: int = 2, device: str = "cpu") -> Iterator[BackgroundBatches]:
+    made = Loading(workers=workers, prefetch=prefetch).start(batches, torch.device(device))
     assert isinstance(made, BackgroundBatches)
     try:
         yield made
@@ -66,9 +68,10 @@ def without_process(batch: Any) -> Any:
 
 @pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (3, 2)])
-def test_any_order_of_batches_is_the_same_with_workers(name: str, workers: int, prefetch: int) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_any_order_of_batches_is_the_same_with_workers(device: str, name: str, workers: int, prefetch: int) -> None:
     plain, before = stream(STREAMS[name]), generator_states()
-    with loaded(stream(STREAMS[name]), workers, prefetch) as background:
+    with loaded(stream(STREAMS[name]), workers, prefetch, device) as background:
         # In order, over the ends of epochs; back to what was drawn; over one, and far over many; the same again.
         for start in (0, 0, 8, 3, 4, 60, 0):
             for batches in (plain, background):
@@ -76,6 +79,7 @@ def test_any_order_of_batches_is_the_same_with_workers(name: str, workers: int, 
             for _ in range(7):
                 one, other = plain.next(), background.next()
                 assert are_alike(without_process(one), without_process(other))
+                assert all(leaf.is_pinned() for leaf in tree_leaves(other)) == (device == "cuda")
                 assert background.state() == plain.state()
                 assert type(one) is type(other)
     assert generator_states() == before

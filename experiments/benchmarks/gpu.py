@@ -1,0 +1,207 @@
+"""What agents cost on one GPU: ``python -m experiments.benchmarks.gpu [--only local ray rule memory] [--repeats 5]``.
+
+Writes ``gpu.json`` and ``GPU.md`` beside this file, or into ``--output``; a part that was measured before stays there.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.benchmarks import memory, rule
+from experiments.benchmarks.engine import SKIPPED, bare_step, bare_times, images
+from experiments.benchmarks.measuring import Figure, paired, run_times, steps_per_second
+from experiments.gpt import study as gpt
+from experiments.resnet18 import study as resnet18
+from experiments.running import settings_of
+from ray_pcasgd.agents.mailbox import Delivery
+from ray_pcasgd.agents.participant import Participant, Received
+from ray_pcasgd.base.randomness import torch_generator
+from ray_pcasgd.records import Row
+from ray_pcasgd.runs.settings.loading import load_config
+
+HERE = Path(__file__).parent
+LOCAL: dict[str, Any] = {"name": "local", "device": "cuda"}
+STEPS = 60
+HIDDEN = 2000
+PEERS = ("pc-asgd", "d-asgd", "d-psgd")
+
+
+def tasks() -> dict[str, dict[str, Any]]:
+    """Return the settings of two agents of both studies, at the scale that is for GPUs."""
+    vision = settings_of(resnet18.HERE, "paper")["config"]
+    vision["task"] |= {"data": images()}
+    common = {"num_agents": 2, "num_steps": STEPS}
+    return {
+        "GPT of 10.7 M parameters, AdamW, batch 64, bf16": settings_of(gpt.HERE, "paper")["config"] | common,
+        "ResNet-18, SGD, batch 128, bf16": vision | common | {"precision": "bf16"},
+    }
+
+
+def local(repeats: int) -> Iterator[Figure]:
+    """Yield steps of the local engine against a bare loop that takes each agent's steps in turn."""
+    for task, settings in tasks().items():
+        for name in PEERS:
+            changes = settings | {"engine": LOCAL, "algorithm": name}
+            yield _ratio(f"{name}, local engine, {task}", changes, partial(_bare_in_turn, changes), repeats)
+
+
+def ray(repeats: int) -> Iterator[Figure]:
+    """Yield steps of two actors on one GPU against bare loops in two processes on it."""
+    for task, settings in tasks().items():
+        for mode in ("planned", "live"):
+            changes = settings | {"engine": {"name": "ray", "mode": mode, "gpus_per_agent": 0.5}}
+            bare = settings | {"engine": LOCAL}
+            yield _ratio(f"pc-asgd, ray engine, {mode}, {task}", changes, partial(bare_times, bare), repeats)
+
+
+def _ratio(name: str, changes: dict[str, Any], bare: Callable[[], list[list[float]]], repeats: int) -> Figure:
+    return paired(
+        name,
+        lambda: steps_per_second(run_times(**changes), SKIPPED),
+        lambda: steps_per_second(bare(), SKIPPED),
+        "agent-steps/s",
+        "bare PyTorch loops",
+        repeats,
+    )
+
+
+def _bare_in_turn(changes: dict[str, Any]) -> list[list[float]]:
+    config = load_config(None, changes=changes)
+    data = config.task.load()
+    steps = [bare_step(config, data) for _ in range(config.num_agents)]
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(config.num_steps):
+        for step, own in zip(steps, times, strict=True):
+            step()
+            own.append(time.perf_counter())
+    return times
+
+
+def rules(repeats: int) -> Iterator[Figure]:
+    """Yield the rule of PC-ASGD against copying the bytes that it has to touch."""
+    ours, touched = rule.prepared(10_000_000, "cuda")
+    target = torch.empty_like(touched[0])
+
+    def copies() -> None:
+        for vector in touched:
+            target.copy_(vector)
+
+    yield paired(
+        "pc-asgd rule, D = 1e+07, 7 neighbors",
+        lambda: _seconds(ours),
+        # A copy writes as much as it reads: n + 1 vectors are touched where 2 n were.
+        lambda: _seconds(copies) * (len(touched) + 1) / (2 * len(touched)),
+        "s",
+        "reading and writing its bytes",
+        repeats,
+    )
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    function()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(10):
+        function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 10_000
+
+
+def memories() -> dict[str, dict[str, float]]:
+    """Return each algorithm's bytes a parameter on the GPU: between two steps, and at the peak."""
+    return {case: _memory(case) for case in memory.CASES}
+
+
+def _memory(case: str) -> dict[str, float]:
+    plan = memory.plan_of(case, HIDDEN, LOCAL)
+    spec = plan.specs[memory.CASES[case][1]]
+    small = spec.recipe.build(plan.data)
+    size, random = small.weights.numel(), torch_generator(0, "memory")
+    read = torch.empty(size).normal_(generator=random)
+    del small
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    agent = spec.build(plan.data)
+    between = peak = 0
+    for row in memory.rows_of(case, plan, spec):
+        torch.cuda.reset_peak_memory_stats()
+        if agent.has_to_prepare:
+            agent.prepare()
+        agent.take(row, list(_received(row, read, agent)))
+        agent.message(row)
+        agent.keep()
+        between = torch.cuda.memory_allocated() - before
+        peak = max(peak, torch.cuda.max_memory_allocated() - before)
+    return {"parameters": size, "between": between / size, "peak": peak / size}
+
+
+def _received(row: Row, read: torch.Tensor, agent: Participant) -> Iterator[Received]:
+    """Yield what a row reads: copies on the GPU, as an actor makes them of what came."""
+    for one in row.reads if row.kind != "cancelled" else ():
+        note = Delivery(one.version, one.version, 1.0)
+        weights, direction = (read[: agent.weights.numel()].to(agent.device) for _ in range(2))
+        yield Received(one, weights, agent.buffers, direction, 1.0, note)
+
+
+def page(results: dict[str, Any]) -> str:
+    """Return the page as Markdown."""
+    lines = [
+        "# On a GPU",
+        "",
+        "Written by `python -m experiments.benchmarks.gpu`. What is compared runs in turn, A B A B; the ratio is the",
+        f"median of {results['repeats']} pairs, with the smallest and the largest. {results['machine']}.",
+        "",
+        "| what | against | ratio | from | to | measured | reference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for part in ("local", "ray", "rule"):
+        for figure in (Figure(**fields) for fields in results.get(part, ())):
+            sides = f"{figure.measured:.3g} {figure.unit} | {figure.reference:.3g} {figure.unit}"
+            ratios = f"{figure.ratio:.2f} | {figure.low:.2f} | {figure.high:.2f}"
+            lines.append(f"| {figure.name} | {figure.against} | {ratios} | {sides} |")
+    if "memory" in results:
+        lines += ["", MEMORY, "", "| agent | between steps | at the peak |", "|---|---|---|"]
+        lines += [f"| {case} | {own['between']:.0f} | {own['peak']:.0f} |" for case, own in results["memory"].items()]
+    return "\n".join(lines) + "\n"
+
+
+MEMORY = """Memory of one agent of nine on the GPU, by PyTorch's allocator, in bytes a parameter, as in
+[memory](../../docs/memory.md); an MLP of 4.2 M parameters. At the peak, what was read is there too: a copy of the
+weights of each of eight neighbors, with the direction where the rule needs it: up to 64 bytes."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("local", "ray", "rule", "memory")
+    parser.add_argument("--only", nargs="*", choices=parts, default=parts)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of gpu.json and GPU.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    kept = arguments.output / "gpu.json"
+    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    name = torch.cuda.get_device_name()
+    results |= {"machine": f"{name}, torch {torch.__version__}", "repeats": arguments.repeats}
+    figures = {"local": local, "ray": ray, "rule": rules}
+    for part in arguments.only:
+        if part == "memory":
+            results[part] = memories()
+        else:
+            results[part] = []
+            for figure in figures[part](arguments.repeats):
+                results[part].append(figure._asdict())
+                print(f"{figure.name}: {figure.ratio:.3f}", flush=True)
+        kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (arguments.output / "GPU.md").write_text(page(results), encoding="utf-8")
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()
