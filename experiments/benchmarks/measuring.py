@@ -34,8 +34,11 @@ def paired(
 
 
 def steps_per_second(times: Iterable[Sequence[float]], skip: int) -> float:
-    """Return the agents' steps a second in all, from each one's times of finished steps, without the first ones."""
-    return sum((len(own) - 1 - skip) / (own[-1] - own[skip]) for own in times)
+    """Return the agents' steps a second in all, from each one's times of finished steps.
+
+    Without the first ones, and without the last one, after which each agent is evaluated.
+    """
+    return sum((len(own) - 2 - skip) / (own[-2] - own[skip]) for own in times)
 
 
 def run_times(config: Config | None = None, **changes: Any) -> list[list[float]]:

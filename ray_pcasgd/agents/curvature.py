@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ray_pcasgd.agents.module_tensors import dense
 from ray_pcasgd.base import numerics
+from ray_pcasgd.base.determinism import deterministic
 
 _LEAST = 1e-9
 
@@ -25,9 +26,11 @@ def curvature_along(loss: Callable[[], Tensor], parameters: Sequence[Tensor], di
         return None
     unit = direction / length
     # Plain autograd: models of users' own, which may put tensors anywhere, cannot all run under torch.func.
-    with torch.enable_grad(), twice_differentiable():
-        gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
-    found = numerics.inner(unit, _product(gradients, parameters, unit)).item()
+    # Not every second derivative has a deterministic kernel.
+    with deterministic(direction.device):
+        with torch.enable_grad(), twice_differentiable():
+            gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+        found = numerics.inner(unit, _product(gradients, parameters, unit)).item()
     return found if math.isfinite(found) else None
 
 

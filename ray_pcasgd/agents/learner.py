@@ -16,6 +16,7 @@ from ray_pcasgd.agents.module_tensors import TensorsChangedError
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.replica import unflatten
 from ray_pcasgd.base import numerics
+from ray_pcasgd.base.determinism import require_determinism
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Snapshot
@@ -240,6 +241,11 @@ class Learner:
         self.seed_forward_pass()
         # Of another replica: the model's own code may count its passes.
         torch.autograd.backward(recipe.loss_of(recipe.build(self.data).module, batch))
+
+    def require_determinism(self) -> None:
+        """On a GPU, let this process compute steps by deterministic kernels alone, where the model allows it."""
+        if self.device.type == "cuda":
+            require_determinism(self.warm_up)
 
     def skip_batch(self) -> None:
         """Pass over the next mini-batch."""

@@ -13,6 +13,7 @@ from ray_pcasgd.agents.local_optimizer import LocalOptimizer
 from ray_pcasgd.agents.mailbox import Delivery
 from ray_pcasgd.agents.replica import MixedBuffers, Replica
 from ray_pcasgd.base.curves import Curve
+from ray_pcasgd.base.determinism import deterministic
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Read, Row, Snapshot, StepReport
 from ray_pcasgd.tasks.objective import Evaluation
@@ -94,7 +95,8 @@ class Training:
     def examine(self, module: nn.Module, data: TaskData) -> Evaluation:
         """Return the test loss and metrics in the run's precision."""
         device = torch.device(self.device)
-        with computing(self.precision, device):
+        # Metrics of users' own need not have deterministic kernels.
+        with deterministic(device), computing(self.precision, device):
             return self.task.examine(module, data, device)
 
     def step_size_at(self, step: int) -> float:
@@ -235,6 +237,9 @@ class Participant(ABC):
     def is_running(self) -> bool:
         """Whether the agent takes further steps."""
         return self.progress < self.spec.recipe.num_steps
+
+    def require_determinism(self) -> None:  # noqa: B027 - servers compute no steps
+        """On a GPU, let this process compute steps by deterministic kernels alone, where the model allows it."""
 
     @property
     def has_to_prepare(self) -> bool:

@@ -9,8 +9,8 @@ from torch import Tensor
 from ray_pcasgd.agents.local_tensors import joined
 from ray_pcasgd.agents.module_tensors import named_tensors, public_name
 from ray_pcasgd.agents.replica import MixedBuffers, Replica
+from ray_pcasgd.base.determinism import deterministic
 from ray_pcasgd.base.text import one_line
-from ray_pcasgd.engines.determinism import deterministic
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Snapshot

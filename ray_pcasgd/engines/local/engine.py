@@ -9,10 +9,10 @@ from pydantic import Field
 
 from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.participant import LearnerSpec, Participant
+from ray_pcasgd.base.determinism import deterministic
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Leaving, Report
-from ray_pcasgd.engines.determinism import deterministic
 from ray_pcasgd.engines.failures import naming
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
@@ -59,6 +59,7 @@ class LocalEngine:
         """Execute all rows; see ``Engine.run``. Only AD-PSGD, and plans that depend on losses, do not pause."""
         with computing_alone(self._settings):
             agents = [_built(spec, data) for spec in specs]
+            agents[0].require_determinism()
             leaving = self.leaving if self.can_pause(specs) else None
             execution = Execution(self._schedule, agents, _stacks(self._settings, agents), leaving)
             try:

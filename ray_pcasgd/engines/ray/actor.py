@@ -66,6 +66,7 @@ class Actor(MailActor):
     ) -> None:
         super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler, first_call)
         self.participant = spec.build(data)
+        self.participant.require_determinism()
         self.is_isolated = False
         """Whether the agent has left the run, since something of it is not finite."""
         self.is_restored = restored is not None

@@ -17,8 +17,8 @@ from torch import Tensor
 from ray_pcasgd.agents.learner import LearnerError
 from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
 from ray_pcasgd.agents.participant import LearnerSpec
+from ray_pcasgd.base.determinism import deterministic
 from ray_pcasgd.engines.base import InterruptionError, RunError
-from ray_pcasgd.engines.determinism import deterministic
 from ray_pcasgd.engines.failures import as_step_error
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.cuts import AgentState

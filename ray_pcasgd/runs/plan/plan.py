@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.reliability import ByStaleness
+from ray_pcasgd.base.determinism import configure
 from ray_pcasgd.base.doors import is_others
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Cluster, Elsewhere, Engine
@@ -250,6 +251,7 @@ def with_defaults(config: Config) -> Config:
         _check_join_later(config, engine)
     if isinstance(engine, LocalSettings):
         _check_device(engine.device)
+    configure(engine.device)
     reliability = config.reliability
     if isinstance(reliability, ByStaleness) and reliability.staleness is None:
         reliability = ByStaleness(staleness=1 if live else 0)

@@ -17,10 +17,10 @@ from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.loss_scale import LossScale
 from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.agents.worker import Worker, WorkerSpec
+from ray_pcasgd.base.determinism import deterministic
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Pause
-from ray_pcasgd.engines.determinism import deterministic
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
