@@ -26,7 +26,7 @@ from ray_pcasgd.runs.settings.loading import load_config
 
 HERE = Path(__file__).parent
 LOCAL: dict[str, Any] = {"name": "local", "device": "cuda"}
-STEPS = 60
+STEPS = 150
 HIDDEN = 2000
 PEERS = ("pc-asgd", "d-asgd", "d-psgd")
 
@@ -171,8 +171,8 @@ def page(results: dict[str, Any]) -> str:
 
 
 MEMORY = """Memory of one agent of nine on the GPU, by PyTorch's allocator, in bytes a parameter, as in
-[memory](../../docs/memory.md); an MLP of 4.2 M parameters. At the peak, what was read is there too: a copy of the
-weights of each of eight neighbors, with the direction where the rule needs it: up to 64 bytes."""
+[memory](../../docs/memory.md); an MLP of 4.2 M parameters. At the peak, copies of what was read are there too: weights
+and direction of each neighbor, 8 bytes each, also where a rule does not ask for directions."""
 
 
 def main() -> None:

@@ -38,7 +38,11 @@ class Consensus(NamedTuple):
 
 
 def average(snapshots: Mapping[int, Snapshot]) -> Consensus:
-    """Return the consensus of the agents' snapshots, summed in float64 in the agents' order."""
+    """Return the consensus of the agents' snapshots, summed in float64 in the agents' order, on the CPU.
+
+    So distances are the same bits wherever the agents compute: a GPU sums in another order.
+    """
+    snapshots = {agent: _on_cpu(snapshot) for agent, snapshot in snapshots.items()}
     agents = sorted(snapshots)
     mean = Snapshot(
         _mean([snapshots[i].weights for i in agents]),
@@ -47,6 +51,10 @@ def average(snapshots: Mapping[int, Snapshot]) -> Consensus:
     )
     distances = {i: float((snapshots[i].weights.double() - mean.weights.double()).norm()) for i in agents}
     return Consensus(mean, distances)
+
+
+def _on_cpu(snapshot: Snapshot) -> Snapshot:
+    return snapshot._replace(weights=snapshot.weights.cpu(), buffers=snapshot.buffers.cpu())
 
 
 def concatenate(snapshots: Mapping[int, Snapshot]) -> Consensus:

@@ -90,6 +90,8 @@ def _stacked(what: str, positions: Sequence[int], values: Sequence[Any]) -> Tens
 
 def _stacked_trees(positions: Sequence[int], items: Sequence[Any]) -> Batch:
     """Return the items at some positions, which are no pairs, stacked leaf by leaf."""
+    if (batch := _stacked_dicts(items)) is not None:
+        return batch
     forms = []
     plain = [trees.tree_map(_as_leaf, with_dicts(item), is_leaf=_is_leaf) for item in items]
     for position, item in zip(positions, plain, strict=True):
@@ -112,6 +114,23 @@ def _stacked_trees(positions: Sequence[int], items: Sequence[Any]) -> Batch:
     if not forms[0]:
         raise ValueError(f"sample {positions[0]} is {form_of(items[0])} without tensors; allowed are samples with some")
     return default_collate(plain)
+
+
+def _stacked_dicts(items: Sequence[Any]) -> dict[Any, Tensor] | None:
+    """Return what most items of language models are, stacked: dicts of tensors that fit together; ``None``: others.
+
+    Looking at each leaf as if it could be anything takes a quarter of a small GPT's step on a GPU.
+    """
+    forms = {
+        tuple((key, value.shape, value.dtype) if type(value) is Tensor else None for key, value in item.items())
+        if type(item) is dict
+        else None
+        for item in items
+    }
+    form = forms.pop()
+    if forms or not form or None in form:
+        return None
+    return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
 
 def _named(path: Any) -> str:

@@ -4,6 +4,7 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -51,7 +52,7 @@ def assert_same_bits(result: Result, other: Result) -> None:
         r.metrics_dataframe.drop(columns="wall_seconds").sort_values(["step", "agent"]).reset_index(drop=True)
         for r in (result, other)
     )
-    assert mine.equals(theirs)
+    pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
 
 
 BATCH_NORM: dict[str, Any] = {

@@ -36,6 +36,16 @@ def test_trees_of_tensors_are_those_of_torchs_default_collate() -> None:
     assert len(tensors_of(found)) == 4
 
 
+def test_dicts_of_tensors_are_stacked_as_by_default_collate_and_in_any_order_of_their_keys() -> None:
+    items = [{"ids": torch.arange(3) + k, "loss": torch.tensor(float(k), dtype=torch.float64)} for k in range(3)]
+    found, expected = collated([0, 1, 2], items), default_collate(items)
+    assert list(found) == list(expected)
+    assert found["loss"].dtype == torch.float32
+    assert torch.equal(found["ids"], expected["ids"])
+    turned = collated([0, 1], [items[0], dict(reversed(items[1].items()))])
+    assert {name: tensor.tolist() for name, tensor in turned.items()} == {"ids": [[0, 1, 2], [1, 2, 3]], "loss": [0, 1]}
+
+
 def test_images_and_foreign_mappings_in_trees() -> None:
     items = [UserDict(image=Image.new("L", (3, 2), 7 * k), labels=k) for k in range(2)]
     batch = collated([0, 1], items)
