@@ -27,7 +27,7 @@ class Job(NamedTuple):
     config: Config
 
 
-def arguments_of(folder: Path, description: str | None, held: str = "cpu") -> argparse.Namespace:
+def arguments_of(folder: Path, description: str | None) -> argparse.Namespace:
     """Return what a study's command line says: ``scale``, ``storage``, ``output``, ``processes``, ``page``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -42,23 +42,17 @@ def arguments_of(folder: Path, description: str | None, held: str = "cpu") -> ar
     arguments.processes = arguments.processes or (1 if arguments.scale == "paper" else os.cpu_count() or 1)
     own = Path("runs") / f"{folder.name}-{arguments.scale}"
     arguments.storage = arguments.storage or own
-    arguments.output = arguments.output or (folder if arguments.scale == held else own)
+    # What the repository holds was measured at the cpu scale.
+    arguments.output = arguments.output or (folder if arguments.scale == "cpu" else own)
     arguments.output.mkdir(parents=True, exist_ok=True)
     return arguments
 
 
 def run_study(
-    folder: Path,
-    description: str | None,
-    measure: Callable[..., None],
-    write_page: Callable[..., None],
-    held: str = "cpu",
+    folder: Path, description: str | None, measure: Callable[..., None], write_page: Callable[..., None]
 ) -> None:
-    """Do what a study's command line asks for: ``measure`` what is missing, then ``write_page`` from what is there.
-
-    ``held`` is the scale whose figures the repository holds, in the study's folder.
-    """
-    arguments = arguments_of(folder, description, held)
+    """Do what a study's command line asks for: ``measure`` what is missing, then ``write_page`` from what is there."""
+    arguments = arguments_of(folder, description)
     settings = settings_of(folder, arguments.scale)
     arguments.storage.mkdir(parents=True, exist_ok=True)
     if not arguments.page:

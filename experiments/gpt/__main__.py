@@ -8,4 +8,4 @@ from experiments.gpt.study import HERE, measure
 from experiments.running import run_study
 
 if __name__ == "__main__":
-    run_study(HERE, __doc__, measure, write_page, held="paper")
+    run_study(HERE, __doc__, measure, write_page)
