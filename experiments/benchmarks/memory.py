@@ -99,8 +99,8 @@ REFUSAL = """## What cannot fit is refused
 Before anything starts, a run compares what its agents keep in any case (replica, version, direction, velocity or sums
 of the drift: less than the table says) with all memory and swap of the machine, or of its container. Where even that
 is too much, one line says how many agents fit. So does one where the `local` engine's GPU has less. Actors on GPUs, and
-clusters that the run did not start itself, are not judged. On an H100 [the same was measured](../experiments/benchmarks/GPU.md)
-by PyTorch's allocator.
+clusters that the run did not start itself, are not judged. On an H100,
+[the same was measured](../experiments/benchmarks/GPU.md) by PyTorch's allocator.
 """
 
 
