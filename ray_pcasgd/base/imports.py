@@ -32,7 +32,9 @@ def import_object(value: Any) -> Any:
         return value
     module_name, colon, attribute = value.partition(":")
     if not (module_name and colon and attribute):
-        raise ValueError(f"{value!r}: allowed are import paths of the form module:attribute")
+        colons = with_colon(value)
+        hint = f"; write {colons}" if colons != value else ""
+        raise ValueError(f"{value!r}: allowed are import paths of the form module:attribute{hint}")
     sys.path[:0] = [place for place in _places if place not in sys.path]
     try:
         result: Any = importlib.import_module(module_name)
@@ -45,6 +47,17 @@ def import_object(value: Any) -> Any:
         except AttributeError as error:
             raise ValueError(f"{value!r}: the module {module_name!r} has no attribute {attribute!r}") from error
     return result
+
+
+def with_colon(path: str) -> str:
+    """Return a path that is all dots, as in an import, with a colon before the last name; others as they are.
+
+    >>> with_colon("torch.optim.RMSprop"), with_colon("torch.optim:RMSprop"), with_colon("math")
+    ('torch.optim:RMSprop', 'torch.optim:RMSprop', 'math')
+    """
+    *module, name = path.split(".")
+    is_dotted = bool(module) and all(part.isidentifier() for part in (*module, name))
+    return f"{'.'.join(module)}:{name}" if is_dotted else path
 
 
 _places: list[str] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
+from ray_pcasgd.agents.torch_optimizer import TorchOptimizer
 from ray_pcasgd.base.curves import Constant
 from ray_pcasgd.base.imports import unreadable
 from ray_pcasgd.base.state import State, StateFormatError
@@ -149,8 +150,16 @@ def _settings_of(folder: RunFolder, run: str, task: Mapping[str, Any] | None, tr
 def _new_folder(plan: Plan) -> RunFolder:
     """Return the folder of a new run, with its settings."""
     eta = plan.acting.step_size
-    told = f"{eta.value:g}, as usual with {plan.config.optimizer.name}" if isinstance(eta, Constant) else ""
+    told = f"{eta.value:g}, as usual with {_named(plan.config)}" if isinstance(eta, Constant) else ""
     return RunFolder.create(plan.config, told)
+
+
+def _named(config: Config) -> str:
+    """Return what the optimizer is called by those who know its step sizes."""
+    if not isinstance(config.optimizer, TorchOptimizer):
+        return config.optimizer.name
+    made_by: Any = config.optimizer.optimizer
+    return str(getattr(made_by, "__name__", made_by)).rpartition(":")[2]
 
 
 def _made(plan: Plan, folder: RunFolder, callbacks: Sequence[Callback]) -> Run:

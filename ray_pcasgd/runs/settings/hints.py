@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_pcasgd.base.imports import with_colon
 from ray_pcasgd.base.scalars import number
 from ray_pcasgd.runs.settings.vocabulary import NAMES, SENTENCES, WORDS
 
@@ -42,6 +43,8 @@ def for_setting(parent: str, word: str) -> str:
         return "write mixing: {name: matrix, rows: [[...], ...]}"
     if parent == "optimizer" and plain(word) in ("arguments", "args", "kwargs", "options", "params"):
         return "write optimizer.settings"
+    if parent == "task.data" and plain(word) in ("factory", "function", "dataset", "data"):
+        return "write task.data.train and task.data.test, each a data set or a function that returns one"
     return for_word(word)
 
 
@@ -114,7 +117,7 @@ def for_value(path: str, given: Any) -> str:
     """Return what to write in place of a value of a wrong kind at a place; an empty text where that is not known."""
     is_path = isinstance(given, str) and ":" in given
     if path == "optimizer" and str(given).startswith("torch"):
-        return f"write {{name: torch, optimizer: {given!r}}}"
+        return f"write {{name: torch, optimizer: {with_colon(str(given))!r}}}"
     if path == "optimizer" and (kind := _torch_optimizer(given)):
         return f"write {{name: torch, optimizer: '{kind.__module__}:{kind.__qualname__}'}}"
     if path == "gradient_clipping" and isinstance(given, int | float | str):

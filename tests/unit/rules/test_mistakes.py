@@ -61,6 +61,9 @@ gradient_accumulation_steps=2 -> write accumulate; batch_size stays
 config.seed=1 -> write the settings themselves at the top
 optimizer=adafactor -> optimizer = 'adafactor': allowed are sgd, adamw, adam, lion, torch, custom; did you mean
 optimizer=torch.optim:Adafactor -> write {name: torch, optimizer: 'torch.optim:Adafactor'}
+optimizer=torch.optim.RMSprop -> write {name: torch, optimizer: 'torch.optim:RMSprop'}
+optimizer={name: torch, optimizer: torch.optim.RMSprop} -> of the form module:attribute; write torch.optim:RMSprop
+task.data={name: custom, factory: 'x:y', train: 'x:y', test: 'x:y'} -> write task.data.train and task.data.test
 optimizer={name: adamw, lr: 0.1} -> optimizer.lr = 0.1: no such setting; write step_size
 optimizer={name: sgd, lr: 0.1} -> optimizer.lr = 0.1: no such setting; write step_size
 optimizer.lr=0.1 -> optimizer.lr = 0.1: no such setting; write step_size

@@ -107,6 +107,9 @@ def test_a_step_size_that_nobody_gave_is_shown_and_is_the_optimizers_also_of_a_r
     first = result(tmp_path, name="first", optimizer="adamw", num_agents=2)
     text = (Path(first.path) / "config.yaml").read_text()
     assert "\nstep_size: null  # 0.001, as usual with adamw\n" in text
+    of_torch = {"name": "torch", "optimizer": "torch.optim:RMSprop"}
+    other = result(tmp_path, name="other", optimizer=of_torch, num_agents=2)
+    assert "\nstep_size: null  # 0.01, as usual with RMSprop\n" in (Path(other.path) / "config.yaml").read_text()
     second = Trainer(load_config(Path(first.path) / "config.yaml", ["optimizer=sgd", "name=second"])).fit()
     third = result(tmp_path, name="third", optimizer="adamw", step_size=0.02, num_agents=2)
     runs = [load_run(Path(one.path)) for one in (first, second, third)]
