@@ -80,7 +80,7 @@ def train(
 
 @app.command()
 def replay(
-    run: Annotated[Path, typer.Argument(help="Folder of the run whose recorded schedule is replayed.")],
+    run: Annotated[str, typer.Argument(help="Folder of the run whose recorded schedule is replayed, or its location.")],
     assignments: Assignments = [],
     engine: EngineName = "local",
     name: RunName = None,
@@ -90,19 +90,28 @@ def replay(
     from ray_pcasgd.cli.terminal import Terminal
     from ray_pcasgd.runs.settings.loading import read_yaml
     from ray_pcasgd.runs.settings.trust import load_run_settings
+    from ray_pcasgd.runs.storage.fetched import described
+    from ray_pcasgd.runs.storage.names import PAGE_FILES
+    from ray_pcasgd.runs.storage.remote import is_remote, location_in, parent_of
     from ray_pcasgd.runs.trainer import Trainer
 
     console = _console()
     # The new run lies next to the recorded one, wherever that has come from.
-    storage = run.parent if run.name not in ("", "..") else run.resolve().parent
-    changes = {"name": None, "schedule": str(run / "schedule.parquet"), "storage_path": str(storage)}
-    if objects := unreadable(read_yaml(run / "config.yaml")):
-        raise SettingsError(
-            f"{run}: {' and '.join(objects)}: given as objects of a script, which no file can hold; replay it from "
-            "Python, with Trainer(..., schedule=...) and the same objects"
-        )
-    settings = load_run_settings(run, [*_shortcuts(engine, name), *assignments], changes, trust)
-    _finish(Trainer(settings, callbacks=[Terminal(console)]).fit(), console, compared=[run])
+    if is_remote(run):
+        storage, schedule = parent_of(run)[0], location_in(run, "schedule.parquet")
+    else:
+        folder = Path(run)
+        storage = str(folder.parent if folder.name not in ("", "..") else folder.resolve().parent)
+        schedule = str(folder / "schedule.parquet")
+    changes = {"name": None, "schedule": schedule, "storage_path": storage}
+    with described(run, PAGE_FILES) as recorded:
+        if objects := unreadable(read_yaml(recorded / "config.yaml")):
+            raise SettingsError(
+                f"{run}: {' and '.join(objects)}: given as objects of a script, which no file can hold; replay it from "
+                "Python, with Trainer(..., schedule=...) and the same objects"
+            )
+        settings = load_run_settings(recorded, [*_shortcuts(engine, name), *assignments], changes, trust)
+        _finish(Trainer(settings, callbacks=[Terminal(console)]).fit(), console, compared=[recorded])
 
 
 @app.command("compare")
@@ -208,7 +217,7 @@ def theory(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of comparisons.")],
+    runs: Annotated[list[str], typer.Argument(help="Folders of runs, or their locations, or folders of comparisons.")],
     output: Annotated[
         Path | None, typer.Option(help="File of the page; if left out, report.html in the first folder.")
     ] = None,
@@ -220,14 +229,32 @@ def report(
     ] = None,
 ) -> None:
     """Draw one page about one run, or several runs side by side."""
+    from ray_pcasgd.runs.storage.fetched import described
+    from ray_pcasgd.runs.storage.names import PAGE_FILES, REPORT
+    from ray_pcasgd.runs.storage.remote import is_remote, location_in, put
+
+    with contextlib.ExitStack() as stack:
+        places = [stack.enter_context(described(run, PAGE_FILES)) if is_remote(run) else Path(run) for run in runs]
+        # Where the user says that it is to lie, a link is followed.
+        page = output.expanduser().resolve() if output else places[0] / REPORT
+        _draw(places, page, target, figures, _console())
+        location = str(output or page)
+        if is_remote(runs[0]) and output is None:
+            location = location_in(runs[0], REPORT)
+            try:
+                put(location, page.read_bytes())
+            except OSError as error:
+                raise SettingsError(f"{location}: cannot be written ({error})") from None
+    _say(f"report: {location}", _console())
+
+
+def _draw(runs: Sequence[Path], page: Path, target: float | None, figures: Path | None, console: Console) -> None:
     from ray_pcasgd.report.groups import metric_of
     from ray_pcasgd.report.illustrations import write_figures
     from ray_pcasgd.report.page import load_groups, write_report
 
     folders = [folder for run in runs for folder in _run_folders(run)]
     title = " against ".join(run.resolve().name for run in runs)
-    # Where the user says that it is to lie, a link is followed.
-    page = output.expanduser().resolve() if output else runs[0] / "report.html"
     # Before anything is drawn, which takes seconds.
     for option, folder in (("--output", page.parent), ("--figures", figures)):
         try:
@@ -237,13 +264,11 @@ def report(
             raise SettingsError(f"{option} {folder}: cannot be written ({error})") from None
     if page.is_dir():
         raise SettingsError(f"--output {page}: is a folder; allowed is a file")
-    console = _console()
     try:
         write_report(folders, page, title, target=target)
         groups = [] if figures is None else load_groups(folders)
     except (OSError, ValueError) as error:
         raise SettingsError(one_line(error)) from None
-    _say(f"report: {output or page}", console)
     if figures is not None:
         paths = write_figures(groups, metric_of(groups), figures)
         _say(f"figures: {len(paths) // 2} in {figures}, as PDF and SVG", console)

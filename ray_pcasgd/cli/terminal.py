@@ -23,6 +23,7 @@ from ray_pcasgd.runs.pace import NAN, is_agent_step
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.storage.names import REPORT
+from ray_pcasgd.runs.storage.remote import is_remote, location_in
 from ray_pcasgd.tasks.partition import label_histogram
 
 _HISTOGRAM_CLASSES = 10
@@ -135,7 +136,8 @@ def print_final_table(result: Result, console: Console, at_hand: Path | None = N
     if run is not None and run.staleness.size and not run.staleness.any() and has_delays(run.config):
         lines.insert(0, f"The {WITHOUT_EFFECT}")
     if (folder / REPORT).exists():
-        lines.append(f"report {result.path}/{REPORT}")
+        place = location_in(result.path, REPORT) if is_remote(result.path) else f"{result.path}/{REPORT}"
+        lines.append(f"report {place}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

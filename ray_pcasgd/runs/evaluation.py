@@ -10,7 +10,6 @@ import torch
 from ray_pcasgd.base.errors import RunError, SettingsError
 from ray_pcasgd.base.foreign_files import read_mapping
 from ray_pcasgd.base.imports import unreadable
-from ray_pcasgd.base.own_files import TemporaryFolder, is_file
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.failures import described
@@ -20,8 +19,9 @@ from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import load_config, merge, parse_assignment, read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint, kept_in
+from ray_pcasgd.runs.storage.fetched import described as described_folder
 from ray_pcasgd.runs.storage.names import CONFIG, RESULT
-from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, parent_of, reason_of
+from ray_pcasgd.runs.storage.remote import is_remote, reason_of
 
 LAST = "last"
 """The model of a run's last complete evaluation, among those that it has kept."""
@@ -69,7 +69,7 @@ def evaluate(
     location = str(run) if is_remote(str(run)) else str(Path(run).expanduser())
     changes = changes_of(task)
     _require_task(assignments)
-    with _described(location) as folder:
+    with described_folder(location, (RESULT,)) as folder:
         model, step = _chosen(location, _last_step(folder), checkpoint)
         tree = read_yaml(folder / CONFIG)
         written = merge(tree, changes)
@@ -158,32 +158,6 @@ def _threads_of(config: Config) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _described(location: str) -> Iterator[Path]:
-    """Yield a folder of this machine with the settings and the result of a run, a copy where the run is elsewhere."""
-    if not is_remote(location):
-        folder = Path(location)
-        if not is_file(folder / CONFIG):
-            raise SettingsError(f"{location}: is no run folder; allowed are folders with a {CONFIG}")
-        yield folder
-        return
-    temporary = TemporaryFolder()
-    try:
-        storage, name = parent_of(location)
-        remote = RemoteStorage(storage)
-        files = {file: remote.read(name, file) for file in (CONFIG, RESULT)}
-        if files[CONFIG] is None:
-            raise SettingsError(f"{location}: is no run folder; allowed are folders with a {CONFIG}")
-        for file, content in files.items():
-            if content is not None:
-                (temporary.path / file).write_bytes(content)
-        yield temporary.path
-    except OSError as error:
-        raise SettingsError(f"{location}: cannot be read ({reason_of(error)})") from None
-    finally:
-        temporary.remove()
 
 
 def _last_step(folder: Path) -> int | None:

@@ -58,14 +58,14 @@ def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> 
         pq.write_table(table, file, write_page_checksum=True)
 
 
-def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
-    """Return a schedule's rows and its metadata.
+def read_rows(path: Path, location: str | None = None) -> tuple[list[Row], dict[str, str]]:
+    """Return a schedule's rows and its metadata; ``location`` is what errors call it where the file is a copy.
 
     Raises:
         ValueError: there is no such file, or it holds no schedule that can be executed.
 
     """
-    named = f"schedule = {str(path)!r}"
+    named = f"schedule = {(location or str(path))!r}"
     if not path.is_file():
         raise ValueError(f"{named}: no such file; allowed is the schedule.parquet of a run")
     try:

@@ -54,7 +54,7 @@ def test_a_missing_file_and_a_bad_file_are_named(folder: Path, capsys: pytest.Ca
     assert refused(capsys, "train", "no.yaml")[0].startswith("no.yaml: cannot be read (")
     (folder / "list.yaml").write_text("- 1\n")
     assert refused(capsys, "train", "list.yaml") == ["list.yaml: holds a list; allowed is a mapping of settings"]
-    assert refused(capsys, "replay", "nowhere")[0].startswith("nowhere/config.yaml: cannot be read (")
+    assert refused(capsys, "replay", "nowhere") == ["nowhere: is no run folder; allowed are folders with a config.yaml"]
     assert refused(capsys, "report", "nowhere") == ["nowhere: is no run folder; allowed are folders with a config.yaml"]
 
 

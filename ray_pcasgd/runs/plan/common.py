@@ -1,7 +1,6 @@
 """What the plans of all families have in common: who takes part, what planners are given, recorded schedules."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.participant import LearnerSpec
@@ -9,6 +8,8 @@ from ray_pcasgd.config import AnyAlgorithm, Config
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.runs.storage.fetched import local_file
+from ray_pcasgd.runs.storage.remote import reason_of
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import read_rows
@@ -72,6 +73,14 @@ def planned_timing(config: Config, clusters: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _read(location: str) -> tuple[list[Row], dict[str, str]]:
+    try:
+        with local_file(location) as path:
+            return read_rows(path, location)
+    except OSError as error:
+        raise ValueError(f"schedule = {location!r}: cannot be read ({reason_of(error)})") from None
+
+
 def recorded_rows(config: Config, fitted: Callable[[Sequence[Row], ScheduleInfo], Iterable[Row]]) -> Recorded:
     """Return the rows of the run's recorded schedule that it executes, in an order in which they can be executed.
 
@@ -85,7 +94,7 @@ def recorded_rows(config: Config, fitted: Callable[[Sequence[Row], ScheduleInfo]
 
     """
     assert config.schedule is not None
-    rows, metadata = read_rows(Path(config.schedule))
+    rows, metadata = _read(config.schedule)
     info, kind = ScheduleInfo.from_metadata(metadata), kind_of(config.algorithm)
     kind.check(config.schedule, info)
     # Fitted first: a direction that only a row beyond the run's end would compute must not be waited for.

@@ -6,8 +6,8 @@ from typing import Any
 from ray_pcasgd.runs.settings.loading import SettingsError
 
 _MEANINGLESS = {
-    "scaling_config": ("trainer_resources", "accelerator_type", "label_selector", "use_tpu", "topology"),
-    "run_config": ("storage_filesystem", "worker_runtime_env", "stop", "progress_reporter", "log_to_file"),
+    "scaling_config": ("trainer_resources", "use_tpu", "topology"),
+    "run_config": ("worker_runtime_env", "stop", "progress_reporter", "log_to_file"),
 }
 
 
@@ -25,6 +25,12 @@ def from_ray_train(scaling_config: Any, run_config: Any) -> dict[str, Any]:
             value = getattr(config, field, None)
             if value and value != getattr(type(config), field, None):  # some have a word of Ray's that means nothing
                 raise SettingsError(f"{name}.{field} = {value!r}: has no meaning here; allowed is to leave it out")
+    if getattr(run_config, "storage_filesystem", None) is not None:
+        raise SettingsError(
+            f"run_config.storage_filesystem = {run_config.storage_filesystem!r}: allowed is none, and a storage_path "
+            "that pyarrow knows, such as s3://bucket/runs?endpoint_override=host:port: the run's settings name it, so "
+            "that it can be resumed and replayed"
+        )
     return _scaling(scaling_config) | _run(run_config)
 
 
@@ -40,6 +46,9 @@ def _scaling(config: Any) -> dict[str, Any]:
         engine["gpus_per_agent"] = gpus
     if resources:
         engine["resources_per_agent"] = resources
+    for field in ("accelerator_type", "label_selector"):
+        if (value := getattr(config, field, None)) is not None:
+            engine[field] = value
     if config.placement_strategy != "PACK":
         engine["placement_strategy"] = config.placement_strategy
     if not isinstance(config.num_workers, int):

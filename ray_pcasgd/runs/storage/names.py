@@ -16,6 +16,8 @@ METRICS, SCHEDULE, REPORT = "metrics.parquet", "schedule.parquet", "report.html"
 STATES, CHECKPOINTS = "states", "checkpoints"
 RUN_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE, REPORT, *MODEL_FILES, *PRETRAINED_FILES)
 """The names of the files that a run leaves in its folder."""
+PAGE_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE)
+"""Those that a report draws."""
 KEPT_METRICS = "metrics.json"
 KEPT_FILES = ("state.pt", "checksum", KEPT_METRICS, *MODEL_FILES, *PRETRAINED_FILES)
 """The names of the files in the folders of kept states and models."""

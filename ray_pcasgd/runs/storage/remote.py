@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_pcasgd.base.own_files import TemporaryFolder, claim_folder, names_of
 from ray_pcasgd.base.text import one_line
@@ -82,6 +82,25 @@ def at_hand(location: str, added: str) -> Iterator[Path]:
         temporary.remove()
 
 
+def put(location: str, content: bytes) -> None:
+    """Write a file at a remote location.
+
+    Raises:
+        OSError: it cannot be written.
+
+    """
+    storage, name = parent_of(location)
+    RemoteStorage(storage).put("", name, content)
+
+
+class _Stamp(NamedTuple):
+    """What changes with a file's content: files are written beside their place and moved there, or appended to."""
+
+    inode: int
+    size: int
+    modified: int
+
+
 class RemoteStorage:
     """A folder of run folders, at a location that pyarrow knows.
 
@@ -103,6 +122,8 @@ class RemoteStorage:
         self._root = root.rstrip("/")
         self._seen: set[str] = set()
         """The files in the groups' folders that have been on this machine."""
+        self._sent: dict[str, _Stamp] = {}
+        """The files that are here as they are on this machine, by what tells whether one was written since."""
 
     def claim(self, name: str | None, kind: str, file: str, content: bytes) -> str:
         """Make a new folder with one file, and return its name: the given one, or the first free one of its kind.
@@ -154,6 +175,7 @@ class RemoteStorage:
             path.mkdir(parents=True, exist_ok=True)
             fs.copy_files(self._at(name), str(path), source_filesystem=self._files, destination_filesystem=local)
         self._seen = _inside_groups(path, groups)
+        self._sent = _stamps(path)
 
     def put(self, name: str, file: str, content: bytes) -> None:
         """Write a file into a folder.
@@ -166,7 +188,7 @@ class RemoteStorage:
             self._write(f"{self._at(name)}/{file}", content)
 
     def mirror(self, path: Path, name: str, groups: Collection[str], files: Collection[str]) -> None:
-        """Copy a folder of this machine here.
+        """Copy what was written in a folder of this machine since the last time here.
 
         Files of such names that were in the groups' folders, and that this machine has dropped since, are removed
         here, too; files that came from elsewhere are not.
@@ -179,12 +201,18 @@ class RemoteStorage:
 
         with as_os_error():
             local = fs.LocalFileSystem()
-            fs.copy_files(str(path), self._at(name), source_filesystem=local, destination_filesystem=self._files)
-            here = _inside_groups(path, groups)
+            stamps, here = _stamps(path), _inside_groups(path, groups)
+            for file, stamp in stamps.items():
+                if self._sent.get(file) == stamp:
+                    continue
+                to = f"{self._at(name)}/{file}"
+                self._files.create_dir(to.rpartition("/")[0], recursive=True)
+                fs.copy_files(str(path / file), to, source_filesystem=local, destination_filesystem=self._files)
+                self._sent[file] = stamp
             for folder in sorted({dropped.rpartition("/")[0] for dropped in self._seen - here}):
                 gone = {one.rpartition("/")[2] for one in self._seen - here if one.rpartition("/")[0] == folder}
                 self._drop(f"{self._at(name)}/{folder}", gone & set(files))
-        self._seen = here
+        self._seen, self._sent = here, {file: self._sent[file] for file in stamps}
 
     def withdraw(self, name: str, files: Collection[str]) -> None:
         """Remove files of a folder, and the folder if that leaves it empty.
@@ -222,7 +250,7 @@ class RemoteStorage:
             return sorted(one.base_name for one in self._inside(self._at(folder)))
 
     def _at(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self._root}/{name}".rstrip("/")
 
     def _free_name(self, name: str | None, kind: str) -> str:
         if name is None:
@@ -248,6 +276,14 @@ class RemoteStorage:
         from pyarrow import fs
 
         return list(self._files.get_file_info(fs.FileSelector(folder, allow_not_found=True)))
+
+
+def _stamps(path: Path) -> dict[str, _Stamp]:
+    """Return all files of a folder, by their paths in it."""
+    found = ((one, one.stat()) for one in sorted(path.rglob("*")) if one.is_file())
+    return {
+        one.relative_to(path).as_posix(): _Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns) for one, stat in found
+    }
 
 
 def _inside_groups(path: Path, groups: Collection[str]) -> set[str]:

@@ -128,7 +128,7 @@ def test_the_report_command_takes_a_target_and_writes_single_figures(
 ) -> None:
     folder = Path(run(compute=SLOW).path)
     figures, output = tmp_path / "a" / "figures", tmp_path / "page.html"
-    cli.report([folder], output, 0.2, figures)
+    cli.report([str(folder)], output, 0.2, figures)
     text = output.read_text(encoding="utf-8")
     assert "Time to a test accuracy of 20.0 %" in text
     names = {path.name for path in figures.iterdir()}
@@ -139,11 +139,11 @@ def test_the_report_command_takes_a_target_and_writes_single_figures(
     assert figure is not None
     assert as_pdf(figure) == (figures / "test-accuracy-against-bytes-sent.pdf").read_bytes()
     with pytest.raises(SettingsError, match="target = 90: allowed for test accuracy are 0 to 1"):
-        cli.report([folder], output, 90.0, None)
+        cli.report([str(folder)], output, 90.0, None)
     with pytest.raises(SettingsError, match=r"--figures .*page.html: cannot be written"):
-        cli.report([folder], output, None, output)
+        cli.report([str(folder)], output, None, output)
     with pytest.raises(SettingsError, match=r"--output .*figures: is a folder; allowed is a file"):
-        cli.report([folder], figures, None, None)
+        cli.report([str(folder)], figures, None, None)
 
 
 # Delays without effect.

@@ -11,17 +11,20 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from pyarrow import fs
 from rich.console import Console
 from safetensors import safe_open
 from torch import nn
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.cli.terminal import Terminal
+from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.ray_train import from_ray_train
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.trainer import Trainer
@@ -395,8 +398,16 @@ def test_a_number_of_workers_that_may_change_is_refused() -> None:
 def test_what_has_no_meaning_here_is_refused() -> None:
     from ray.train import RunConfig, ScalingConfig
 
-    with pytest.raises(SettingsError, match=r"^scaling_config\.accelerator_type = 'A100': has no meaning here"):
-        Trainer(scaling_config=ScalingConfig(num_workers=2, use_gpu=True, accelerator_type="A100"))
+    with pytest.raises(
+        SettingsError, match=r"^run_config\.storage_filesystem = .*: allowed is none, and a storage_path"
+    ):
+        Trainer(run_config=RunConfig(storage_path="bucket/runs", storage_filesystem=fs.LocalFileSystem()))
+    placed = from_ray_train(
+        ScalingConfig(num_workers=2, use_gpu=True, accelerator_type="A100", label_selector={"zone": "a"}), None
+    )
+    engine = load_config(placed).engine
+    assert isinstance(engine, RaySettings)
+    assert (engine.accelerator_type, engine.label_selector) == ("A100", {"zone": "a"})
     with pytest.raises(SettingsError, match=r"^run_config\.worker_runtime_env = .*: has no meaning here"):
         Trainer(run_config=RunConfig(worker_runtime_env={"pip": ["x"]}))
 
