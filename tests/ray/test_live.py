@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from experiments.faults.injecting import Fault, kill, silence
@@ -86,7 +87,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_agent_and_step(mode: 
 def test_isolating_agents_is_the_same_on_both_engines(tmp_path: Path) -> None:
     settings = {"task": {"loss": {"name": "custom", "function": "tests.ray.losses:nan_for_bright_batches"}}}
     on_ray, local = (
-        fit(tmp_path / engine["name"], engine=engine, on_non_finite_loss="isolate", **settings)
+        fit(tmp_path / engine["name"], engine=engine, name="isolating", on_non_finite_loss="isolate", **settings)
         for engine in ({"name": "ray"}, {"name": "local", "batched": "never"})
     )
     assert on_ray.error is None
@@ -98,6 +99,21 @@ def test_isolating_agents_is_the_same_on_both_engines(tmp_path: Path) -> None:
     assert local.checkpoint
     weights = local.checkpoint.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in on_ray.checkpoint.state_dict().items())
+    own = logs_of("isolating")
+    assert own.keys() == {0, 1, 2}
+    assert all(f"on cpu, neighbors {', '.join(map(str, {0, 1, 2} - {agent}))}\n" in log for agent, log in own.items())
+    isolated = {agent for agent, log in own.items() if f"agent_isolated: agent {agent} has loss nan" in log}
+    ended = {agent for agent, log in own.items() if "ends at step" in log}
+    assert isolated
+    assert ended == {0, 1, 2}
+
+
+def logs_of(run: str) -> dict[int, str]:
+    """Return what the actors of a run's agents have written to the files that Ray keeps of their processes."""
+    folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    logs = (file.read_text(errors="replace") for file in folder.glob("worker-*.err"))
+    found = ((re.search(rf" {re.escape(run)} agent ([0-9]+): process ", log), log) for log in logs)
+    return {int(match[1]): log for match, log in found if match}
 
 
 def test_more_gpus_than_the_cluster_has_is_an_error_after_the_stated_wait(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The actor around an agent: it waits, reads the clock, sends, receives and reports; the agent computes."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import evaluated
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.raw_tensors import extra_of, tensor_of
+from ray_pcasgd.engines.ray import actor_log
 from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.driver import Driver
 from ray_pcasgd.engines.ray.mail import Driving, MailActor
@@ -65,6 +67,9 @@ class Actor(MailActor):
         first_call: int = 0,
     ) -> None:
         super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler, first_call)
+        neighbors = ", ".join(map(str, spec.neighbors)) or "none"
+        name = ray.get_runtime_context().get_actor_name()
+        actor_log.begin(f"{name}: process {os.getpid()}, on {spec.recipe.device}, neighbors {neighbors}")
         self.participant = spec.build(data)
         self.participant.require_determinism()
         self.is_isolated = False
@@ -72,6 +77,7 @@ class Actor(MailActor):
         self.is_restored = restored is not None
         self.driver = driver(self, None if restored is None else restored.agent)
         if restored is not None:
+            actor_log.write_line(f"goes on from version {self.version}, with {len(restored.messages)} messages")
             self.is_isolated = restored.is_isolated
             for message in restored.messages:
                 self.mailbox.start(message)
@@ -128,6 +134,7 @@ class Actor(MailActor):
         try:
             if not self.is_isolated:
                 self.driver.run()
+            actor_log.write_line(f"ends at step {self.progress}, version {self.version}")
         finally:
             self.participant.close()
 

@@ -12,6 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from torch.utils._pytree import tree_map
 
+from ray_pcasgd.engines.ray import actor_log
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.scheduler_actor import Call, Said
 from ray_pcasgd.engines.ray.transport import as_tensor
@@ -48,6 +49,7 @@ class Reporter:
         now = time.perf_counter()
         if not self.unsent or not (flush or now - self.sent_at > REPORT_SECONDS):
             return
+        actor_log.write(self.unsent)
         with self.changed:
             self.forget_received()
             self.handed_in.append(HandedIn(self.calls_made, self.unsent))
