@@ -68,7 +68,7 @@ class Actor(MailActor):
     ) -> None:
         super().__init__(spec, Mailbox(spec.neighbors), driving, scheduler, first_call)
         neighbors = ", ".join(map(str, spec.neighbors)) or "none"
-        name = ray.get_runtime_context().get_actor_name()
+        name = ray.get_runtime_context().get_actor_name() if ray.is_initialized() else repr(self)
         actor_log.begin(f"{name}: process {os.getpid()}, on {spec.recipe.device}, neighbors {neighbors}")
         self.participant = spec.build(data)
         self.participant.require_determinism()
