@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import threading
 from typing import Any
 
 import pytest
@@ -10,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.engines.live.commands import Command, Heal, Isolate, Join, Leave, SetDelay, decoded, encoded
-from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
 from ray_pcasgd.engines.ray.status import RunStatus, viewed
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.delays import LinkDelay
 from ray_pcasgd.schedule.laws import ConstantLaw, Pareto
-from ray_pcasgd.schedule.scheduler import Recorded
 
 COMMANDS: list[Command] = [
     SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),))),
@@ -61,25 +58,6 @@ def test_what_is_no_command_is_refused_in_one_line(text: Any) -> None:
     with pytest.raises(ValueError, match=r"\S") as caught:
         decoded(text)
     assert len(str(caught.value).splitlines()) == 1
-    actor = SchedulerActor(Recorded(), 2)
-    assert actor.command(text).startswith("refused: ")
-    assert actor.commands() == []
-
-
-def test_commands_and_answers_meet() -> None:
-    actor = SchedulerActor(Recorded(), 2)
-    said: list[str] = []
-    thread = threading.Thread(target=lambda: said.append(actor.command(encoded(Leave(agent=1)))))
-    thread.start()
-    with actor.changed:
-        actor.changed.wait_for(lambda: actor._commands)
-    ((number, command),) = actor.commands()
-    assert command == Leave(agent=1)
-    actor.answer(number + 1, "to nobody")
-    actor.answer(number, "agent 1 is asked to leave")
-    thread.join()
-    assert said == ["agent 1 is asked to leave"]
-    assert actor._answers == {}
 
 
 def status() -> RunStatus:
