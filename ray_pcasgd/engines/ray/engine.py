@@ -1,7 +1,7 @@
 """The ray engine: reserves room for the actors of a run, lets a supervisor drive them, and ends everything again."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import ray
@@ -58,6 +58,9 @@ class RayEngine:
         self._identity = identity
         self._upkeep = upkeep
         self.leaving = Leaving()
+        self._status: RunStatus | None = None
+        self._tested: dict[int, Mapping[str, float]] = {}
+        """Test figures that were known before there was a status."""
 
     def run(
         self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
@@ -116,6 +119,13 @@ class RayEngine:
         failures, absent = self._upkeep.max_failures, self._settings.join_later
         return LiveSupervisor(group, board, self._schedule, failures, pausing, state, absent, self.leaving)
 
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show test figures of the averaged model; see ``Engine.evaluated``."""
+        if self._status is None:
+            self._tested[step] = figures
+        else:
+            self._status.evaluated(step, figures)
+
     def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
         """Return whether the run can be left, and go on from a state."""
         spec = specs[0]
@@ -129,7 +139,9 @@ class RayEngine:
 
     def _shown(self, group: ActorGroup, pausing: float | None, state: State | None) -> Iterator[Report]:
         """Yield what the run's supervisor reports, and show others from time to time what it says of its status."""
-        status = RunStatus({**self._identity.about, "run": self._identity.run}, len(group.specs))
+        self._status = status = RunStatus({**self._identity.about, "run": self._identity.run}, len(group.specs))
+        for step, figures in self._tested.items():
+            status.evaluated(step, figures)
         address = ray.get_runtime_context().gcs_address
         yield Event("cluster_joined", -1, -1, address)
         shown_at = 0.0

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ray_pcasgd.base.text import one_line
+from ray_pcasgd.engines.ray.status_curves import MOST_POINTS, Evaluation, LossCurve, with_tested
 from ray_pcasgd.records import Event, StepReport
 
 _LEFT = {"agent_lost": "lost", "agent_isolated": "isolated", "agent_left": "has left"}
@@ -45,6 +46,9 @@ class RunStatus:
         self.about = dict(about)
         self.agents = [AgentStatus(agent) for agent in range(num_agents)]
         self.events: list[Event] = []
+        self.tested: list[Evaluation] = []
+        """The averaged model's test figures so far; of a run with servers, of their model."""
+        self._losses = LossCurve()
         self._ended_at: dict[int, float] = {}
 
     def take(self, report: StepReport | Event) -> None:
@@ -65,11 +69,20 @@ class RunStatus:
         status.step, status.loss, status.heard_at = report.progress, report.loss, time.time()
         status.staleness |= {read.neighbor: read.staleness for read in report.row.reads}
         status.health = "finished" if report.progress >= self.about["num_steps"] else "training"
+        # A worker's steps are not the run's: beside servers, theirs alone are.
+        if report.row.agent >= len(self.agents) - self.about["num_servers"] or not self.about["num_servers"]:
+            self._losses.take(report.progress, report.loss)
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take in the averaged model's test figures."""
+        self.tested = with_tested(self.tested, step, figures)
 
     def view(self) -> str:
         """Return everything, as JSON; see ``RunView``."""
         agents = [asdict(status) | {"loss": _finite(status.loss)} for status in self.agents]
-        tree = {**self.about, "agents": agents, "events": [event._asdict() for event in self.events]}
+        events, tested = ([one._asdict() for one in some] for some in (self.events, self.tested))
+        curves = {"losses": self._losses.points(), "tested": tested}
+        tree = {**self.about, "agents": agents, "events": events, **curves}
         return json.dumps(tree, default=float)
 
 
@@ -109,6 +122,13 @@ class EventView(_Plain):
     detail: _Text
 
 
+class EvaluationView(_Plain):
+    """Test figures, as others see them."""
+
+    step: _Count
+    figures: dict[_Text, _Number]
+
+
 class RunView(_Plain):
     """A run's status as it travels: its reader checks it against this."""
 
@@ -116,8 +136,14 @@ class RunView(_Plain):
     algorithm: _Text
     mode: _Text
     num_steps: _Count
+    num_servers: _Count
+    """How many of the agents are servers; these come last."""
     agents: list[AgentView]
     events: list[EventView] = Field(max_length=_EVENTS)
+    losses: list[tuple[_Count, _Number]] = Field(max_length=MOST_POINTS)
+    """Steps, and the mean training loss there."""
+    tested: list[EvaluationView] = Field(max_length=MOST_POINTS)
+    """The averaged model's test figures so far."""
 
 
 def viewed(text: Any) -> dict[str, Any]:

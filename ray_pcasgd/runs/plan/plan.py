@@ -148,6 +148,7 @@ class Plan:
 
         config = self.config
         about = {"mode": settings.mode, "algorithm": config.algorithm.name, "num_steps": config.num_steps}
+        about |= {"num_servers": len(self.servers)}
         identity = Identity(folder, about)
         upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
         if self.is_live:

@@ -61,10 +61,11 @@ def test_what_is_no_command_is_refused_in_one_line(text: Any) -> None:
 
 
 def status() -> RunStatus:
-    run = RunStatus({"run": "first", "algorithm": "pc-asgd", "mode": "live", "num_steps": 5}, 2)
+    run = RunStatus({"run": "first", "algorithm": "pc-asgd", "mode": "live", "num_steps": 5, "num_servers": 0}, 2)
     run.take(StepReport(Row(0, 0, 0.0, 1.0, 1.0, (Read(1, 0, 3, 1),)), 1, 0.5, {}, 0, 1.0))
     run.take(StepReport(Row(1, 0, 0.0, 1.0, 1.0, ()), 1, float("nan"), {}, 0, 1.0))
     run.take(Event("agent_lost", 1, 1, "agent 1 \x1b[2Jwas\nlost"))
+    run.evaluated(5, {"test_accuracy": 0.5, "test_\x1b[2Jloss": 1, "test_mse": float("inf")})
     return run
 
 
@@ -75,6 +76,8 @@ def test_a_status_arrives_as_plain_data_without_what_a_terminal_would_obey() -> 
     assert [one["loss"] for one in view["agents"]] == [0.5, None]
     assert [one["health"] for one in view["agents"]] == ["training", "lost"]
     assert view["events"] == [{"kind": "agent_lost", "agent": 1, "step": 1, "detail": "agent 1 [2Jwas lost"}]
+    assert view["losses"] == [(1, 0.5)]
+    assert view["tested"] == [{"step": 5, "figures": {"test_accuracy": 0.5, "test_ [2Jloss": 1.0}}]
     json.dumps(view, allow_nan=False)
     assert viewed("") == {}
 
@@ -89,7 +92,8 @@ def test_what_is_no_status_is_refused_in_one_line(text: Any) -> None:
 @given(st.data())
 def test_a_status_whose_parts_are_of_another_kind_is_refused(data: st.DataObject) -> None:
     tree = json.loads(status().view())
-    place = data.draw(st.sampled_from(["run", "num_steps", "agents", "events", "agent", "staleness", "detail"]))
+    places = ["run", "num_steps", "agents", "events", "agent", "staleness", "detail", "losses", "tested"]
+    place = data.draw(st.sampled_from(places))
     value = data.draw(
         st.sampled_from([[1], {"a": 1}, 1.5, "x", True, None, 10**30]).filter(lambda v: not isinstance(v, str))
     )
