@@ -19,40 +19,53 @@ ANSWER_SECONDS = 60.0
 """How long a command waits for the run's driver."""
 
 
-def status_of(run: str, at: Address | None = None) -> dict[str, Any]:
-    """Return the status of a running run, given its folder, and its cluster where that is known; see ``RunView``.
+class Connection:
+    """A running run, as another process reaches it."""
 
-    Raises:
-        NotRunningError: it is not running, or its cluster cannot be reached.
+    def __init__(self, run: str, board: Board) -> None:
+        self._run = run
+        self._board = board
 
-    """
-    with _board_of(run, at) as board:
-        return viewed(board.status())
+    def status(self) -> dict[str, Any]:
+        """Return the run's status, see ``RunView``; empty where it has shown none yet."""
+        if not self._board.is_there():
+            raise NotRunningError(f"{self._run}: is not running on that cluster")
+        return viewed(self._board.status())
 
-
-def send_command(run: str, command: Command, at: Address | None = None) -> str:
-    """Hand a command to a running run, and return its answer.
-
-    Raises:
-        NotRunningError: it is not running, or its cluster cannot be reached.
-
-    """
-    with _board_of(run, at) as board:
-        answer = board.ask(encoded(command), ANSWER_SECONDS)
+    def send(self, command: Command) -> str:
+        """Hand the run a command, and return its answer."""
+        answer = self._board.ask(encoded(command), ANSWER_SECONDS)
         return "refused: the run does not answer" if answer is None else one_line(answer, _LONGEST_ANSWER)
 
 
 @contextmanager
-def _board_of(run: str, at: Address | None) -> Iterator[Board]:
+def connection_to(run: str, at: Address | None = None) -> Iterator[Connection]:
+    """Return a connection to a running run, given its folder, and its cluster where that is known.
+
+    Raises:
+        NotRunningError: it is not running, or its cluster cannot be reached; also where that is so later.
+
+    """
     try:
         address = open_address(*(at or address_of(run)))
         with board_at(address, Identity(location_of(run)), OTHERS_SECONDS) as board:
-            if not board.is_there():
-                raise NotRunningError(f"{run}: is not running on that cluster")
-            yield board
+            yield Connection(run, board)
     except EndedError:
         raise NotRunningError(f"{run}: has ended before it answered") from None
     except grpc.RpcError as error:
         raise NotRunningError(f"{run}: cannot be reached ({reason_of(error)})") from error
     except (ClusterError, ValueError) as error:
         raise NotRunningError(f"{run}: cannot be reached ({one_line(error, _LONGEST_ANSWER)})") from error
+
+
+def status_of(run: str, at: Address | None = None) -> dict[str, Any]:
+    """Return the status of a running run; see ``connection_to``."""
+    with connection_to(run, at) as connection:
+        return connection.status()
+
+
+def send_command(run: str, command: Command, at: Address | None = None) -> str:
+    """Hand a command to a running run, and return its answer; see ``connection_to``."""
+    with connection_to(run, at) as connection:
+        connection.status()  # one who asks a run that is gone would wait
+        return connection.send(command)

@@ -61,7 +61,10 @@ def test_what_is_no_command_is_refused_in_one_line(text: Any) -> None:
 
 
 def status() -> RunStatus:
-    run = RunStatus({"run": "first", "algorithm": "pc-asgd", "mode": "live", "num_steps": 5, "num_servers": 0}, 2)
+    run = RunStatus(
+        {"run": "first", "algorithm": "pc-asgd", "mode": "live", "num_steps": 5, "num_servers": 0, "clusters": [0, 0]},
+        2,
+    )
     run.take(StepReport(Row(0, 0, 0.0, 1.0, 1.0, (Read(1, 0, 3, 1),)), 1, 0.5, {}, 0, 1.0))
     run.take(StepReport(Row(1, 0, 0.0, 1.0, 1.0, ()), 1, float("nan"), {}, 0, 1.0))
     run.take(Event("agent_lost", 1, 1, "agent 1 \x1b[2Jwas\nlost"))
@@ -92,7 +95,7 @@ def test_what_is_no_status_is_refused_in_one_line(text: Any) -> None:
 @given(st.data())
 def test_a_status_whose_parts_are_of_another_kind_is_refused(data: st.DataObject) -> None:
     tree = json.loads(status().view())
-    places = ["run", "num_steps", "agents", "events", "agent", "staleness", "detail", "losses", "tested"]
+    places = ["run", "num_steps", "agents", "events", "agent", "staleness", "detail", "losses", "tested", "clusters"]
     place = data.draw(st.sampled_from(places))
     value = data.draw(
         st.sampled_from([[1], {"a": 1}, 1.5, "x", True, None, 10**30]).filter(lambda v: not isinstance(v, str))
