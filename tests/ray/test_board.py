@@ -62,6 +62,18 @@ def test_commands_and_answers_meet_and_nothing_is_left_of_them(tmp_path: Path) -
         assert board._read(f"answer/{number}") == b""
 
 
+def test_an_answer_comes_although_the_run_ends_with_it(tmp_path: Path) -> None:
+    answers: list[str | None] = []
+    with other(tmp_path) as operator:
+        asking = threading.Thread(target=lambda: answers.append(operator.ask("leave", 60.0)))
+        with own_board(address(), Identity(str(tmp_path))) as board:
+            asking.start()
+            ((number, _),) = taken(board)
+            board.answer(number, "agent 1 is asked to leave")
+        asking.join()
+        assert answers == ["agent 1 is asked to leave"]
+
+
 def test_who_asks_is_told_that_nobody_answers_and_takes_the_command_back(tmp_path: Path) -> None:
     with own_board(address(), Identity(str(tmp_path))) as board, other(tmp_path) as operator:
         assert operator.ask("heal", 0.0) is None

@@ -82,10 +82,10 @@ def test_a_page_shows_a_live_run_changes_it_and_shows_how_it_ended(tmp_path: Pat
     slow = {"compute": {"stragglers": {0: 0.02, 1: 0.02, 2: 0.05}}, "evaluate_every": 10}
     engine = LIVE["engine"] | {"max_lag": None}
     settings = LIVE | ENDLESS | slow | {"engine": engine}
-    result = Trainer(settings, callbacks=[operator.at(10, look)], storage_path=str(tmp_path), name="watched").fit()
+    result = Trainer(settings, callbacks=[operator.at(10, look)], storage_path=str(tmp_path), name="page").fit()
     operator.answers()
     running = seen["running"]
-    assert [running[name] for name in ("run", "algorithm", "mode", "control")] == ["watched", "d-asgd", "live", True]
+    assert [running[name] for name in ("run", "algorithm", "mode", "control")] == ["page", "d-asgd", "live", True]
     assert running["state"] == "running"
     assert [one["staleness"].keys() for one in running["agents"]] == [{"1", "2"}, {"0", "2"}, {"0", "1"}]
     assert running["rate"] > 0

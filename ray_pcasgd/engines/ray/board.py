@@ -84,7 +84,7 @@ class Board:
                     return None
                 if now - alive_at > _ALIVE_SECONDS:
                     alive_at = now
-                    if not self.is_there():
+                    if not self.is_there() and not self._read(f"answer/{number}"):
                         raise EndedError
                 threading.Event().wait(_POLL_SECONDS)
             return answer.decode(errors="replace")
@@ -109,10 +109,11 @@ class Board:
         self._store.InternalKVPut(self._writing(f"answer/{number}", text), timeout=self._seconds)
 
     def clear(self) -> None:
-        """Remove all that is there of the run."""
+        """Remove the run's status and the commands that it has not taken; answers are for those who have asked."""
         if self._showing is not None:
             self._showing.exception()  # which waits: a status that arrives later would stay
-        request = _messages.InternalKVDelRequest(namespace=_NAMESPACE, key=self._key(""), del_by_prefix=True)
+        self._remove("status")
+        request = _messages.InternalKVDelRequest(namespace=_NAMESPACE, key=self._key("command/"), del_by_prefix=True)
         self._store.InternalKVDel(request, timeout=self._seconds)
 
     def _key(self, name: str) -> bytes:
@@ -144,7 +145,7 @@ def board_at(address: str, identity: Identity, seconds: float) -> Iterator[Board
 
 @contextmanager
 def own_board(address: str, identity: Identity) -> Iterator[Board]:
-    """Return the board of this driver's own run, which is empty when it begins, and is removed when the run ends."""
+    """Return the board of this driver's own run: it has no status and no commands before the run, and none after it."""
     with board_at(address, identity, OWN_SECONDS) as board:
         with contextlib.suppress(grpc.RpcError):
             board.clear()
