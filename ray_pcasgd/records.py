@@ -135,6 +135,8 @@ class StepReport(NamedTuple):
     """The replica after the row, where the run asked for it; a server's part of it."""
     evaluation: dict[str, float] | None = None
     """The agent's own test metrics after the row, where the run asked for them."""
+    messages_held: int | None = None
+    """Messages in the agent's mailbox after the row, which later rows may read; ``None`` without actors."""
 
 
 EventKind = Literal[

@@ -123,6 +123,8 @@ class Exporter(Callback):
                 made.bytes_sent.inc(self._bytes[agent], labels)
             if self._waited[agent] > 0:
                 made.waited_seconds.inc(self._waited[agent], labels)
+            if report.messages_held is not None:
+                made.mailbox_messages.set(report.messages_held, labels)
             for name, gauge in (("theta", made.theta), ("predicting", made.predicting_share)):
                 if name in report.measures and report.measures[name] == report.measures[name]:
                     gauge.set(report.measures[name], labels)
@@ -150,6 +152,9 @@ class _Metrics:
         self.bytes_sent = metrics.Counter("pcasgd_sent_bytes_total", "Bytes sent to neighbors.", own)
         self.staleness = metrics.Gauge(
             "pcasgd_staleness_steps", "Staleness of what an agent read last of a neighbor.", (*own, "neighbor")
+        )
+        self.mailbox_messages = metrics.Gauge(
+            "pcasgd_mailbox_messages", "Messages in an agent's mailbox, which later steps may read.", own
         )
         self.theta = metrics.Gauge("pcasgd_theta", "Share of the predicting step.", own)
         self.predicting_share = metrics.Gauge("pcasgd_predicting_share", "Share of predicting choices.", own)
