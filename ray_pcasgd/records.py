@@ -135,13 +135,59 @@ class StepReport(NamedTuple):
     """The replica after the row, where the run asked for it; a server's part of it."""
     evaluation: dict[str, float] | None = None
     """The agent's own test metrics after the row, where the run asked for them."""
+    messages_held: int | None = None
+    """Messages in the agent's mailbox after the row, which later rows may read; ``None`` without actors."""
+
+
+EventKind = Literal[
+    "agent_isolated",
+    "agent_left",
+    "agent_lost",
+    "agent_returned",
+    "agent_started",
+    "cluster_joined",
+    "command_delay",
+    "command_heal",
+    "command_isolate",
+    "command_join",
+    "command_leave",
+    "evaluation_failed",
+    "evaluation_lost",
+    "evaluator_lost",
+    "file_not_written",
+    "folder_not_locked",
+    "interrupted",
+    "mass_low",
+    "message_lost",
+    "message_rejected",
+    "model_format",
+    "model_not_kept",
+    "model_skipped",
+    "neighbor_behind",
+    "neighbor_lost",
+    "neighbor_silent",
+    "not_published",
+    "noticed",
+    "reads_unrecorded",
+    "rows_completed",
+    "run_begins_anew",
+    "run_restarted",
+    "run_resumed",
+    "schedule_not_checked",
+    "scheduler_lost",
+    "scheduler_started",
+    "state_not_kept",
+    "state_skipped",
+    "storage_failed",
+    "waiting_for_resources",
+]
+"""What can happen in a run; a metric counts each of them from 0 on."""
 
 
 class Event(NamedTuple):
     """An event of a run that must not go unnoticed."""
 
-    kind: str
-    """agent_isolated, agent_lost, neighbor_lost, ..."""
+    kind: EventKind
     agent: int
     step: int
     detail: str

@@ -177,6 +177,11 @@ class Mailbox(Generic[Payload]):
         """Drop one version, which is not read again."""
         self._messages[neighbor].pop(version, None)
 
+    @property
+    def num_held(self) -> int:
+        """Number of messages that are held, those included that an injected latency keeps from arriving."""
+        return len(self) + sum(map(len, self._in_flight.values()))
+
     def __len__(self) -> int:
         return sum(map(len, self._messages.values()))
 

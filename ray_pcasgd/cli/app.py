@@ -19,6 +19,7 @@ from ray_pcasgd.base.text import one_line, printable
 from ray_pcasgd.cli import control as cli_control
 from ray_pcasgd.cli import evaluation as cli_evaluation
 from ray_pcasgd.cli import settings as cli_settings
+from ray_pcasgd.cli import watch as cli_watch
 from ray_pcasgd.cli.options import Assignments, Trust
 from ray_pcasgd.cli.output import LenientOutput
 
@@ -276,6 +277,7 @@ def _draw(runs: Sequence[Path], page: Path, target: float | None, figures: Path 
 
 cli_evaluation.register(app)
 cli_control.register(app)
+cli_watch.register(app)
 cli_settings.register(app)
 
 

@@ -88,6 +88,9 @@ def delay(
     link: Annotated[
         list[str], typer.Option("--link", metavar="A-B", help="Two agents, whose messages to each other are late.")
     ] = [],
+    between: Annotated[
+        str | None, typer.Option(metavar="clusters|all", help="Instead of --link: the links between clusters, or all.")
+    ] = None,
     law: Annotated[
         str | None, typer.Option(metavar="LAW", help="How late: 'pareto(2, 0.1s)', 'constant(10)' steps, 200ms.")
     ] = None,
@@ -96,45 +99,74 @@ def delay(
     address: Address = None,
 ) -> None:
     """Change the links of a live run: delays, isolated agents, and back again."""
-    commands = delay_commands(link, law, isolate, heal)
+    commands = delay_commands(link, law, isolate, heal, between)
     for command in commands:
         _send(run, command, address)
 
 
-def delay_commands(link: Sequence[str], law: str | None, isolate: Sequence[int], heal: bool) -> "list[Command]":
+def delay_commands(
+    link: Sequence[str], law: str | None, isolate: Sequence[int], heal: bool, between: str | None = None
+) -> "list[Command]":
     """Return the commands that the options stand for.
 
     Raises:
         SettingsError: they do not make a command.
 
     """
+    from ray_pcasgd.engines.live.commands import Heal, Isolate
+
+    if bool(link or between) != (law is not None):
+        raise SettingsError("--link or --between, and --law: allowed is both of them, or neither")
+    commands: list[Command] = [Heal()] if heal else []
+    if law is not None:
+        commands.append(_set_delay(link, between, law))
+    if isolate:
+        commands.append(Isolate(agents=tuple(isolate)))
+    if not commands:
+        raise SettingsError("delay: allowed are --link or --between with --law, --isolate and --heal")
+    return commands
+
+
+def _set_delay(link: Sequence[str], between: str | None, law: str) -> "Command":
     from pydantic import ValidationError
 
-    from ray_pcasgd.engines.live.commands import Heal, Isolate, SetDelay
+    from ray_pcasgd.engines.live.commands import SetDelay
     from ray_pcasgd.runs.settings.errors import explain
     from ray_pcasgd.schedule.delays import LinkDelay
     from ray_pcasgd.schedule.law_text import parse_delay
 
-    if bool(link) != (law is not None):
-        raise SettingsError("--link and --law: allowed is both of them, or neither")
-    commands: list[Command] = [Heal()] if heal else []
-    if law is not None:
-        try:
-            written = parse_delay(law)
-            pairs = [_pair(text) for text in link]
-            tree = {**written._asdict(), "links": pairs}
-            commands.append(SetDelay(entry=LinkDelay.model_validate(tree)))
-        except ValidationError as error:
-            raise SettingsError(
-                "\n".join(f"--law {law!r}: {line}" for line in explain(error, tree, LinkDelay))
-            ) from None
-        except ValueError as error:
-            raise SettingsError(f"--{error}") from None
-    if isolate:
-        commands.append(Isolate(agents=tuple(isolate)))
-    if not commands:
-        raise SettingsError("delay: allowed are --link with --law, --isolate and --heal")
-    return commands
+    if between is not None and (link or between not in ("clusters", "all")):
+        raise SettingsError(f"--between {between!r}: allowed are clusters and all, without --link")
+    try:
+        written = parse_delay(law)
+        where = {"links": [_pair(text) for text in link]} if link else {"between": between}
+        tree = {**written._asdict(), **where}
+        return SetDelay(entry=LinkDelay.model_validate(tree))
+    except ValidationError as error:
+        raise SettingsError("\n".join(f"--law {law!r}: {line}" for line in explain(error, tree, LinkDelay))) from None
+    except ValueError as error:
+        raise SettingsError(f"--{error}") from None
+
+
+def page_command(tree: Any) -> "Command":
+    """Return the command that a page has sent.
+
+    Raises:
+        SettingsError: it is none.
+
+    """
+    from ray_pcasgd.engines.live.commands import Heal, Join
+
+    match tree:
+        case {"do": "delay", "links": str(links), "law": str(law)}:
+            return _set_delay(links.split() or [links], None, law)
+        case {"do": "delay", "between": str(between), "law": str(law)}:
+            return _set_delay([], between, law)
+        case {"do": "heal"}:
+            return Heal()
+        case {"do": "join", "agent": int(agent)} if not isinstance(agent, bool):
+            return Join(agent=agent)
+    raise SettingsError("allowed are delay, heal and join")
 
 
 def _pair(text: str) -> tuple[int, int]:

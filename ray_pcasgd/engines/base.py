@@ -1,7 +1,7 @@
 """The interface of an engine, which executes agents' steps and reports each of them."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ray_pcasgd.agents.participant import LearnerSpec
@@ -59,6 +59,10 @@ class Engine(Protocol):
 
     def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
         """Return whether the run can be left, and go on from a state."""
+        ...
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take in the averaged model's test figures at a step, for those who watch the run from outside."""
         ...
 
     def run(

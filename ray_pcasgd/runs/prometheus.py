@@ -4,12 +4,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 from ray.util import metrics
 
-from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.records import Event, EventKind, StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
@@ -18,6 +18,8 @@ EXPORT_SECONDS = 1.0
 """Metrics are handed to Ray this often; Prometheus asks every ten seconds or so."""
 
 _STEP_BOUNDARIES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+_ON_A_CLUSTER = ("waiting_for_resources", "cluster_joined")
+"""Kinds of events of which one is the first after a run has joined its cluster."""
 AVERAGED = "averaged"
 """Stands for the averaged model among the agents."""
 
@@ -34,6 +36,8 @@ class Exporter(Callback):
         self._num_steps = 0
         self._metrics: _Metrics | None = None
         self._has_cluster = False
+        self._early: list[str] = []
+        """Kinds of the first events, which may come before there is a cluster."""
         self._exported_at = 0.0
         self._newest: dict[int, StepReport] = {}
         self._staleness: dict[tuple[int, int], int] = {}
@@ -74,11 +78,15 @@ class Exporter(Callback):
                 made.consensus_distance.set(row["consensus_distance"], labels)
 
     def on_event(self, event: Event) -> None:
-        """Count an event."""
-        # The first events of all may come before there is a cluster.
-        self._has_cluster |= event.kind == "cluster_joined"
+        """Count an event; as soon as there is a cluster, all that can happen is counted from 0 on."""
+        self._early.append(event.kind)
+        if not self._has_cluster and event.kind in _ON_A_CLUSTER:
+            self._has_cluster = True
+            self._made().begin_events(self._run)
         if self._has_cluster:
-            self._made().events.inc(1, {"run": self._run, "kind": event.kind})
+            for kind in self._early:
+                self._made().events.inc(1, {"run": self._run, "kind": kind})
+            self._early.clear()
 
     def on_end(self, result: Result) -> None:
         """Hand over what is left, and that the run is over."""
@@ -115,6 +123,8 @@ class Exporter(Callback):
                 made.bytes_sent.inc(self._bytes[agent], labels)
             if self._waited[agent] > 0:
                 made.waited_seconds.inc(self._waited[agent], labels)
+            if report.messages_held is not None:
+                made.mailbox_messages.set(report.messages_held, labels)
             for name, gauge in (("theta", made.theta), ("predicting", made.predicting_share)):
                 if name in report.measures and report.measures[name] == report.measures[name]:
                     gauge.set(report.measures[name], labels)
@@ -143,6 +153,9 @@ class _Metrics:
         self.staleness = metrics.Gauge(
             "pcasgd_staleness_steps", "Staleness of what an agent read last of a neighbor.", (*own, "neighbor")
         )
+        self.mailbox_messages = metrics.Gauge(
+            "pcasgd_mailbox_messages", "Messages in an agent's mailbox, which later steps may read.", own
+        )
         self.theta = metrics.Gauge("pcasgd_theta", "Share of the predicting step.", own)
         self.predicting_share = metrics.Gauge("pcasgd_predicting_share", "Share of predicting choices.", own)
         self.consensus_distance = metrics.Gauge(
@@ -152,6 +165,12 @@ class _Metrics:
         self.num_steps = metrics.Gauge("pcasgd_num_steps", "Steps that each agent is to take.", ("run",))
         self.running = metrics.Gauge("pcasgd_running", "1 while the driver is there, 0 after the end.", ("run",))
         self._tested: dict[str, metrics.Gauge] = {}
+
+    def begin_events(self, run: str) -> None:
+        """Show a run's events of each kind as 0, once: of a counter that begins at 1, nobody sees the increase."""
+        for kind in get_args(EventKind):
+            # Ray's own ``inc`` takes no 0.
+            self.events._record(0, {"run": run, "kind": kind})
 
     def tested(self, name: str) -> metrics.Gauge:
         """Return the metric of a test figure, such as ``test_accuracy``."""

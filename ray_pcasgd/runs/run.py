@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -106,6 +106,8 @@ class Run(RunRecord):
         """
         try:
             self.engine = self.plan.engine(self.folder.location)
+            for row in self.monitor.rows:
+                self.tell_figures(row)
             if self.is_leaving:
                 self.engine.leaving.ask()
             # Closed at once, whatever ends the run: actors end, and with them what they hold.
@@ -131,6 +133,16 @@ class Run(RunRecord):
                     self.restore(state["run"])
             return state
         return None
+
+    def take_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Take in an evaluation's rows of metrics, and let those see it who watch the run."""
+        super().take_rows(rows)
+        self.tell_figures(rows[-1])
+
+    def tell_figures(self, row: Mapping[str, Any]) -> None:
+        """Tell the engine a row's test figures, if it is the averaged model's."""
+        if self.engine is not None and pd.isna(row["agent"]):
+            self.engine.evaluated(row["step"], {name: row[name] for name in row if name.startswith("test_")})
 
     def ask_to_leave(self) -> bool:
         """Let the run end at its next pause, where its state can be kept; return whether there will be one."""

@@ -13,7 +13,7 @@ from ray_pcasgd import Config, Trainer
 
 COMMANDS = (
     *("train", "compare", "replay", "report", "evaluate", "sweep", "theory"),
-    *("status", "delay", "leave", "join", "settings", "new"),
+    *("status", "watch", "delay", "leave", "join", "settings", "new"),
 )
 
 _MODULE = re.compile(r"ray_pcasgd__(?:\w+__)?(\w+__[A-Z])")

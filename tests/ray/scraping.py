@@ -3,12 +3,13 @@
 import re
 import urllib.request
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import ray
 
-from ray_pcasgd.records import Row
+from ray_pcasgd.records import EventKind, Row
 
-MEASURED = ("progress_steps", "train_loss", "theta", "consensus_distance", "test_accuracy")
+MEASURED = ("progress_steps", "train_loss", "theta", "consensus_distance", "test_accuracy", "mailbox_messages")
 LEAST = {"steps_total": 50, "sent_bytes_total": 50 * 4810 * 4, "step_seconds_count": 50}
 """What is counted, and what has been counted when a test has seen enough."""
 
@@ -33,6 +34,10 @@ def _of_agent(name: str, run: str, more: str = "") -> str:
     return f'ray_pcasgd_{name}{{agent="0",{more}run="{run}"}}'
 
 
+def _events(run: str, kind: str) -> str:
+    return f'ray_pcasgd_events_total{{kind="{kind}",run="{run}"}}'
+
+
 def _staleness(run: str) -> str:
     return _of_agent("staleness_steps", run, 'neighbor="1",')
 
@@ -43,7 +48,8 @@ def shows_all(seen: Mapping[str, str], run: str) -> bool:
         *(_of_agent(name, run) for name in (*MEASURED, *LEAST)),
         _staleness(run),
         f'ray_pcasgd_test_accuracy{{agent="averaged",run="{run}"}}',
-        f'ray_pcasgd_events_total{{kind="agent_started",run="{run}"}}',
+        _events(run, "agent_started"),
+        _events(run, "agent_lost"),
     }
     return awaited <= seen.keys() and all(float(seen[_of_agent(name, run)]) > least for name, least in LEAST.items())
 
@@ -52,6 +58,11 @@ def assert_shown(seen: Mapping[str, str], run: str, rows: Sequence[Row]) -> None
     """Assert that what was seen is what the run did."""
     assert shows_all(seen, run)
     assert all(float(seen[_of_agent(name, run)]) >= 0 for name in MEASURED)
+    assert float(seen[_of_agent("mailbox_messages", run)]) >= 1
+    # What has not happened is counted, too, so that its first time will be an increase.
+    events = {kind: float(seen[_events(run, kind)]) for kind in get_args(EventKind)}
+    assert events["agent_started"] == 2
+    assert events["agent_lost"] == events["message_rejected"] == 0
     own = [row for row in rows if row.agent == 0]
     assert float(seen[_of_agent("steps_total", run)]) <= len(own)
     # Whatever the machine's speed made of the delay: what an agent has read is what is shown.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray._private.state import jobs as jobs_of_cluster
 
 from experiments.faults.injecting import Fault, Several, kill
 from ray_pcasgd.agents.mailbox import Header
@@ -229,12 +230,14 @@ def test_another_process_and_prometheus_find_a_run(tmp_path: Path, monkeypatch: 
     seen: dict[str, str] = {}
 
     def commands(folder: Path) -> list[subprocess.CompletedProcess[str]]:
+        jobs = len(jobs_of_cluster())
         copy = shutil.copytree(folder, tmp_path / "copy")
         done = [
             command("status", folder, "--json"),
             command("leave", folder, "--agent", "7"),
             command("status", copy),
         ]
+        assert len(jobs_of_cluster()) == jobs
         while not shows_all(seen, folder.name):
             seen.update(scraped())
         for agent in range(2):  # which ends the run

@@ -116,13 +116,16 @@ def test_delays_in_one_word(text: str, delay: dict[str, Any], unit: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--link", "0-1"], "--link and --law: allowed is both"),
+        (["--link", "0-1"], "--link or --between, and --law: allowed is both"),
+        (["--between", "clusters"], "--link or --between, and --law: allowed is both"),
+        (["--between", "x", "--law", "3s"], "allowed are clusters and all"),
+        (["--between", "all", "--link", "0-1", "--law", "3s"], "allowed are clusters and all, without --link"),
         (["--link", "0-1", "--law", "pareto(2)"], "allowed is pareto(shape, scale)"),
         (["--link", "0", "--law", "3s"], "allowed are two agents"),
         (["--link", "0-0", "--law", "3s"], "allowed are two different agents"),
         (["--link", "0-1", "--law", "pareto(0, 1s)"], "allowed"),
         (["--link", "0-1", "--law", "uniform(1s, 2steps)"], "allowed is one unit"),
-        ([], "allowed are --link with --law, --isolate and --heal"),
+        ([], "allowed are --link or --between with --law, --isolate and --heal"),
     ],
     ids=str,
 )

@@ -173,6 +173,7 @@ SLOW = ["torch", "pandas", "pyarrow", "matplotlib", "scipy", "sklearn", "network
         (["sweep", "--help"], 0, "Usage:"),
         (["--version"], 0, "ray-pcasgd "),
         (["status", "no-such-run"], 2, "error: no-such-run: no such folder"),
+        (["watch", "no-such-run"], 2, "error: no-such-run: no such folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

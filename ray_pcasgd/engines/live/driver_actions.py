@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 from ray_pcasgd.engines.live.commands import Heal, Isolate, SetDelay
+from ray_pcasgd.records import EventKind
 
 
 @dataclass(frozen=True)
 class Announce:
     """Report an event of the run, at the step that the agent is known to have come to."""
 
-    kind: str
+    kind: EventKind
     agent: int
     """-1 where it is about no agent."""
     detail: str

@@ -8,6 +8,7 @@ from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.live import agent_events as happened
 from ray_pcasgd.engines.live import driver_actions as act
 from ray_pcasgd.engines.live.commands import Command, Isolate, Join, Leave, SetDelay, agents_named
+from ray_pcasgd.records import EventKind
 
 RETURN_SECONDS = 60.0
 """Seconds that a run whose other agents are done waits for one whose actor is being made again."""
@@ -31,6 +32,14 @@ class Presence(Enum):
     """Its actor is being made again."""
 
 
+_COMMANDED: Mapping[str, EventKind] = {
+    "delay": "command_delay",
+    "isolate": "command_isolate",
+    "heal": "command_heal",
+    "leave": "command_leave",
+    "join": "command_join",
+}
+"""The event that a command is, by its name."""
 TRAINS = frozenset({Presence.TRAINING, Presence.LEAVING})
 THERE = TRAINS | {Presence.STARTING, Presence.FINISHED}
 """Its actor takes messages."""
@@ -175,7 +184,7 @@ class Membership:
         if (refusal := self.refusal(command)) is not None:
             return [act.Answer(number, f"refused: {refusal}")]
         said = command.describe()
-        done: list[act.DriverAction] = [act.Answer(number, said), act.Announce(f"command_{command.name}", -1, said)]
+        done: list[act.DriverAction] = [act.Answer(number, said), act.Announce(_COMMANDED[command.name], -1, said)]
         if isinstance(command, Leave):
             self.presence[command.agent] = Presence.LEAVING
             return [*done, act.AskToLeave(command.agent)]

@@ -8,7 +8,7 @@ from ray_pcasgd.agents.pair import PairSpec
 from ray_pcasgd.engines.live.decisions import Ask, Compute, Moment, Over, Rejoin, Take, Wait
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.reading import OwnTimes
-from ray_pcasgd.records import Event, Read
+from ray_pcasgd.records import Event, EventKind, Read
 from ray_pcasgd.rules.adpsgd import draw_partner
 
 
@@ -181,5 +181,5 @@ class PairPolicy:
         """Take in that the agent leaves the run, as it was asked to."""
         self._tell("agent_left", f"agent {self.spec.agent} has left at its own step {self.steps}, as it was asked to")
 
-    def _tell(self, kind: str, detail: str) -> None:
+    def _tell(self, kind: EventKind, detail: str) -> None:
         self._events.append(Event(kind, self.spec.agent, self.steps, detail))

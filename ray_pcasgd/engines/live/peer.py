@@ -10,7 +10,7 @@ from ray_pcasgd.engines.live.decisions import Compute, Moment, Over, Rejoin, Tak
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.reading import OwnTimes, choose_all, choose_read
 from ray_pcasgd.engines.live.watching import Limits, NeighborWatch
-from ray_pcasgd.records import Event, Read
+from ray_pcasgd.records import Event, EventKind, Read
 from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier, Proceed, SampledBarrier, WaitFor
 
 RECENT_STEPS = 16
@@ -303,5 +303,5 @@ class PeerPolicy:
         """Take in that the agent leaves the run, as it was asked to."""
         self._tell("agent_left", f"agent {self.spec.agent} has left at step {self.version}, as it was asked to")
 
-    def _tell(self, kind: str, detail: str) -> None:
+    def _tell(self, kind: EventKind, detail: str) -> None:
         self._events.append(Event(kind, self.spec.agent, self.version, detail))

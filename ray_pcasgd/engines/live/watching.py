@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ray_pcasgd.engines.live.reading import NeighborTracker, is_lagging
+from ray_pcasgd.records import EventKind
 
 LASTING_STEPS = 50
 """Steps without a neighbor that is too far behind, after which an event says so."""
@@ -29,7 +30,7 @@ class NeighborWatch:
     """What a peer knows of its neighbors' progress; ``tell`` takes the kind and the detail of an event."""
 
     def __init__(
-        self, neighbors: Iterable[int], num_steps: int, limits: Limits, tell: Callable[[str, str], None]
+        self, neighbors: Iterable[int], num_steps: int, limits: Limits, tell: Callable[[EventKind, str], None]
     ) -> None:
         self.num_steps = num_steps
         self.limits = limits

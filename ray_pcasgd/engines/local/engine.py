@@ -1,6 +1,6 @@
 """One process, virtual time: executes a schedule's rows, those that are ready together as one batch."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -52,6 +52,9 @@ class LocalEngine:
     def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
         """Return whether the run can be left, and go on from a state."""
         return specs[0].family.has_states and not waits_for_losses(self._schedule)
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Do nothing: nobody watches this process from outside; see ``Engine.evaluated``."""
 
     def run(
         self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None

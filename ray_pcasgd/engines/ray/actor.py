@@ -349,6 +349,7 @@ class Actor(MailActor):
             reference: Any = ray.put(portable(report.snapshot))
             report = report._replace(snapshot=reference)
         with self.changed:
+            report = report._replace(messages_held=self.mailbox.num_held)
             self.unsent += [report, *([failed] if failed else [])]
             self.report(flush=flush or report.snapshot is not None)
 

@@ -38,7 +38,7 @@ from ray_pcasgd.tasks.task import TaskData
 _remote: Any = ray.remote  # its stubs know no concurrency groups
 _GROUPS = {"train": 1, "mail": 1}
 # Without Ray's records of single calls: thousands a minute, among which nobody finds anything.
-_SCHEDULER = _remote(num_cpus=0, concurrency_groups={"control": 4}, enable_task_events=False)(SchedulerActor)
+_SCHEDULER = _remote(num_cpus=0, enable_task_events=False)(SchedulerActor)
 _ACTOR = _remote(concurrency_groups=_GROUPS, enable_task_events=False)(Actor)
 _LIVE_DRIVERS: dict[type[LearnerSpec], Any] = {
     AgentSpec: PeerDriver,

@@ -1,7 +1,7 @@
 """The ray engine: reserves room for the actors of a run, lets a supervisor drive them, and ends everything again."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import ray
@@ -14,6 +14,7 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Cluster, InterruptionError, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.actor_group import ActorGroup
+from ray_pcasgd.engines.ray.board import Board, own_board
 from ray_pcasgd.engines.ray.discovery import noted
 from ray_pcasgd.engines.ray.mail import Driving
 from ray_pcasgd.engines.ray.naming import Identity
@@ -57,6 +58,9 @@ class RayEngine:
         self._identity = identity
         self._upkeep = upkeep
         self.leaving = Leaving()
+        self._status: RunStatus | None = None
+        self._tested: dict[int, Mapping[str, float]] = {}
+        """Test figures that were known before there was a status."""
 
     def run(
         self, specs: Sequence[LearnerSpec], data: TaskData, state: State | None = None
@@ -83,7 +87,7 @@ class RayEngine:
                     check_state(state, specs, data, is_live=isinstance(self._schedule, InjectedDelays))
                 group = ActorGroup(self._identity, specs, data, reserved, driving)
                 try:
-                    yield from self._shown(group, self._supervisor(group, pausing, state).reports())
+                    yield from self._shown(group, pausing, state)
                 finally:
                     group.close()
             finally:
@@ -107,13 +111,20 @@ class RayEngine:
         )
 
     def _supervisor(
-        self, group: ActorGroup, pausing: float | None, state: State | None
+        self, group: ActorGroup, board: Board, pausing: float | None, state: State | None
     ) -> LiveSupervisor | PlannedSupervisor:
         """Return what drives the run, once it has made the first actors."""
         if not isinstance(self._schedule, InjectedDelays):
-            return PlannedSupervisor(group, self._schedule, pausing, state, self.leaving)
+            return PlannedSupervisor(group, board, self._schedule, pausing, state, self.leaving)
         failures, absent = self._upkeep.max_failures, self._settings.join_later
-        return LiveSupervisor(group, self._schedule, failures, pausing, state, absent, self.leaving)
+        return LiveSupervisor(group, board, self._schedule, failures, pausing, state, absent, self.leaving)
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show test figures of the averaged model; see ``Engine.evaluated``."""
+        if self._status is None:
+            self._tested[step] = figures
+        else:
+            self._status.evaluated(step, figures)
 
     def can_pause(self, specs: Sequence[LearnerSpec]) -> bool:
         """Return whether the run can be left, and go on from a state."""
@@ -126,17 +137,19 @@ class RayEngine:
         # Several servers are at different versions.
         return not isinstance(spec, WorkerSpec) or spec.recipe.rule.shards == 1
 
-    def _shown(self, group: ActorGroup, reports: Iterator[Report]) -> Iterator[Report]:
-        """Pass reports on, and show the scheduler from time to time what they say of the run's status."""
-        status = RunStatus({**self._identity.about, "run": self._identity.run}, len(group.specs))
-        context = ray.get_runtime_context()
-        yield Event("cluster_joined", -1, -1, context.gcs_address)
+    def _shown(self, group: ActorGroup, pausing: float | None, state: State | None) -> Iterator[Report]:
+        """Yield what the run's supervisor reports, and show others from time to time what it says of its status."""
+        self._status = status = RunStatus({**self._identity.about, "run": self._identity.run}, len(group.specs))
+        for step, figures in self._tested.items():
+            status.evaluated(step, figures)
+        address = ray.get_runtime_context().gcs_address
+        yield Event("cluster_joined", -1, -1, address)
         shown_at = 0.0
-        with noted(self._identity.location, context.gcs_address):
-            for report in reports:
+        with own_board(address, self._identity) as board, noted(self._identity.location, address):
+            for report in self._supervisor(group, board, pausing, state).reports():
                 if not isinstance(report, Pause):
                     status.take(report)
-                if time.monotonic() - shown_at > SHOWN_SECONDS and group.scheduler is not None:
-                    group.scheduler.show.remote(status.view())
+                if time.monotonic() - shown_at > SHOWN_SECONDS:
+                    board.show(status.view())
                     shown_at = time.monotonic()
                 yield report

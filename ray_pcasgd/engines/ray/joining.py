@@ -66,7 +66,7 @@ def _local_nodes(named: str, address: str) -> list[bytes]:
         return _asked(address)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
-            raise ClusterError(f"{named}: no Ray cluster answers there ({_reason(error)})") from None
+            raise ClusterError(f"{named}: no Ray cluster answers there ({reason_of(error)})") from None
     if is_token_auth_enabled():
         raise ClusterError(f"{named}: the cluster does not take this user's token (ray get-auth-token prints it)")
     if "RAY_AUTH_MODE" in os.environ:
@@ -96,7 +96,7 @@ def _asked(address: str) -> list[bytes]:
     return [node.node_id for node in answer.node_info_list] if selectors else []
 
 
-def _reason(error: grpc.RpcError) -> str:
+def reason_of(error: grpc.RpcError) -> str:
     """Return why a cluster did not answer, as gRPC has it, in plain words where we know it."""
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {ANSWER_SECONDS:g} s"

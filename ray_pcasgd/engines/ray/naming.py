@@ -1,7 +1,6 @@
 """What the actors of a run are called on a cluster."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ class Identity(NamedTuple):
     """How a run's actors are named on a cluster."""
 
     location: str
-    """Its folder, by which other processes find its scheduler."""
+    """Its folder, by which other processes find it."""
     about: Mapping[str, Any] = {}
     """What its status says of the run as a whole."""
 
@@ -27,12 +26,6 @@ class Identity(NamedTuple):
     def scheduler(self) -> str:
         """The name of the scheduler, the first of them."""
         return f"{self.run} scheduler"
-
-    def newest_scheduler(self, names: Iterable[str]) -> str | None:
-        """Return which of some actors' names is that of the scheduler, the newest if it was replaced."""
-        found = ((re.fullmatch(rf"{re.escape(self.scheduler)}(?: \((\d+)\))?", name), name) for name in names)
-        numbers = {name: int(match[1] or 1) for match, name in found if match}
-        return max(numbers, key=numbers.__getitem__, default=None)
 
     @property
     def namespace(self) -> str:

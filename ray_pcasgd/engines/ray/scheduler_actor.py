@@ -3,26 +3,16 @@
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
 
-from ray_pcasgd.base.text import one_line
-from ray_pcasgd.engines.live.commands import Command, decoded
 from ray_pcasgd.engines.ray.cuts import AgentState
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut, Schedule, Scheduler
 
 Said = StepReport | Event | AgentState
 """What an agent says to the driver."""
-
-
-ANSWER_SECONDS = 60.0
-"""How long a command waits for the driver."""
-_MOST_WAITING = 100
-"""Commands that wait for the driver at once."""
-_LONGEST_REASON = 300
-"""Characters of why a command is refused."""
 
 
 class Call(NamedTuple):
@@ -48,11 +38,6 @@ class SchedulerActor:
         self._first_kept = 0
         """How many calls the driver is known to have."""
         self._with_driver = [0] * num_agents
-        self._status = ""
-        self._commands: list[tuple[int, Command]] = []
-        self._commands_given = 0
-        self._answers: dict[int, str | None] = {}
-        """Answers to the commands for which a caller waits, by their numbers."""
 
     def __repr__(self) -> str:
         return "Scheduler"
@@ -102,47 +87,6 @@ class SchedulerActor:
         with self.changed:
             self._early[agent] = {}
             self._taken[agent] = None
-
-    @ray.method(concurrency_group="control")
-    def status(self) -> str:
-        """Return the run's status that the driver has given last: JSON, empty before the first one."""
-        with self.changed:
-            return self._status
-
-    def show(self, status: str) -> None:
-        """Take in the run's status."""
-        with self.changed:
-            self._status = status
-
-    @ray.method(concurrency_group="control")
-    def command(self, text: Any) -> str:
-        """Hand an operator's command, which is JSON, to the driver; return what the driver says to it."""
-        try:
-            command = decoded(text)
-        except ValueError as error:
-            return f"refused: {one_line(error, _LONGEST_REASON)}"
-        with self.changed:
-            if len(self._answers) >= _MOST_WAITING:
-                return f"refused: {_MOST_WAITING} commands are waiting already"
-            number = self._commands_given
-            self._commands_given += 1
-            self._commands.append((number, command))
-            self._answers[number] = None
-            self.changed.wait_for(lambda: self._answers[number] is not None, ANSWER_SECONDS)
-            return self._answers.pop(number) or "refused: the run does not answer"
-
-    def commands(self) -> list[tuple[int, Command]]:
-        """Return the commands that the driver has not taken yet."""
-        with self.changed:
-            commands, self._commands = self._commands, []
-            return commands
-
-    def answer(self, number: int, text: str) -> None:
-        """Take in what the driver says to a command."""
-        with self.changed:
-            if number in self._answers:
-                self._answers[number] = text
-                self.changed.notify_all()
 
     def drain(self, received: int) -> list[Call]:
         """Return what agents have reported since; ``received`` calls are known to be with the driver."""

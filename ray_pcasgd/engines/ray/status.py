@@ -10,9 +10,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ray_pcasgd.base.text import one_line
+from ray_pcasgd.engines.ray.status_curves import MOST_POINTS, Evaluation, LossCurve, with_tested
 from ray_pcasgd.records import Event, StepReport
 
-_LEFT = {"agent_lost": "lost", "agent_isolated": "isolated", "agent_left": "has left"}
+LEFT = {"agent_lost": "lost", "agent_isolated": "isolated", "agent_left": "has left"}
+"""Kinds of events after which an agent is not there, and what is said of it then."""
 _SMOOTHING = 0.1
 """Weight of the last step in the mean of an agent's step times."""
 _EVENTS = 20
@@ -45,6 +47,12 @@ class RunStatus:
         self.about = dict(about)
         self.agents = [AgentStatus(agent) for agent in range(num_agents)]
         self.events: list[Event] = []
+        self.num_events = 0
+        self.steps_taken = 0
+        """Of all agents that learn, since their first reports."""
+        self.tested: list[Evaluation] = []
+        """The averaged model's test figures so far; of a run with servers, of their model."""
+        self._losses = LossCurve()
         self._ended_at: dict[int, float] = {}
 
     def take(self, report: StepReport | Event) -> None:
@@ -53,8 +61,10 @@ class RunStatus:
             self._take_step(report)
             return
         self.events = [*self.events, report][-_EVENTS:]
-        if report.kind in _LEFT:
-            self.agents[report.agent].health = _LEFT[report.kind]
+        self.num_events += 1
+        if report.kind in LEFT:
+            self.agents[report.agent].health = LEFT[report.kind]
+            self._ended_at.pop(report.agent, None)
 
     def _take_step(self, report: StepReport) -> None:
         status, ended_at = self.agents[report.row.agent], self._ended_at.get(report.row.agent)
@@ -62,14 +72,28 @@ class RunStatus:
             spent = max(0.0, report.wall_seconds - ended_at)
             status.step_seconds += _SMOOTHING * (spent - status.step_seconds) if status.step_seconds else spent
         self._ended_at[report.row.agent] = report.wall_seconds
+        # Who comes back may go on from anywhere.
+        is_learner = report.row.agent < len(self.agents) - self.about["num_servers"]
+        if is_learner and status.health == "training":
+            self.steps_taken += max(0, report.progress - status.step)
         status.step, status.loss, status.heard_at = report.progress, report.loss, time.time()
         status.staleness |= {read.neighbor: read.staleness for read in report.row.reads}
         status.health = "finished" if report.progress >= self.about["num_steps"] else "training"
+        # A worker's steps are not the run's: beside servers, theirs alone are.
+        if not (is_learner and self.about["num_servers"]):
+            self._losses.take(report.progress, report.loss)
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take in the averaged model's test figures."""
+        self.tested = with_tested(self.tested, step, figures)
 
     def view(self) -> str:
         """Return everything, as JSON; see ``RunView``."""
         agents = [asdict(status) | {"loss": _finite(status.loss)} for status in self.agents]
-        tree = {**self.about, "agents": agents, "events": [event._asdict() for event in self.events]}
+        events, tested = ([one._asdict() for one in some] for some in (self.events, self.tested))
+        counts = {"num_events": self.num_events, "steps_taken": self.steps_taken}
+        curves = {"losses": self._losses.points(), "tested": tested}
+        tree = {**self.about, "agents": agents, "events": events, **counts, **curves}
         return json.dumps(tree, default=float)
 
 
@@ -109,6 +133,13 @@ class EventView(_Plain):
     detail: _Text
 
 
+class EvaluationView(_Plain):
+    """Test figures, as others see them."""
+
+    step: _Count
+    figures: dict[_Text, _Number]
+
+
 class RunView(_Plain):
     """A run's status as it travels: its reader checks it against this."""
 
@@ -116,8 +147,21 @@ class RunView(_Plain):
     algorithm: _Text
     mode: _Text
     num_steps: _Count
+    num_servers: _Count
+    """How many of the agents are servers; these come last."""
+    clusters: list[_Count]
+    """The cluster of each agent."""
     agents: list[AgentView]
     events: list[EventView] = Field(max_length=_EVENTS)
+    """The newest ones."""
+    num_events: _Count
+    """How many there were so far."""
+    steps_taken: _Count
+    """Steps of all agents that learn, since their first reports."""
+    losses: list[tuple[_Count, _Number]] = Field(max_length=MOST_POINTS)
+    """Steps, and the mean training loss there."""
+    tested: list[EvaluationView] = Field(max_length=MOST_POINTS)
+    """The averaged model's test figures so far."""
 
 
 def viewed(text: Any) -> dict[str, Any]:

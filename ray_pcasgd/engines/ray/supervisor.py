@@ -5,18 +5,21 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import grpc
 import ray
 from ray.exceptions import RayError
 
 from ray_pcasgd.base.state import State
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause, Report, RunError
 from ray_pcasgd.engines.failures import restoring
 from ray_pcasgd.engines.live import agent_events as happened
 from ray_pcasgd.engines.live import driver_actions as act
-from ray_pcasgd.engines.live.commands import Command
+from ray_pcasgd.engines.live.commands import Command, decoded
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.membership import Membership, Presence
 from ray_pcasgd.engines.ray.actor_group import ActorGroup, Heartbeats, failure
+from ray_pcasgd.engines.ray.board import Board
 from ray_pcasgd.engines.ray.cuts import AgentState, restored_parts
 from ray_pcasgd.engines.ray.lost import first_line
 from ray_pcasgd.engines.ray.reports import Collector
@@ -28,15 +31,24 @@ POLL_SECONDS = 0.1
 """How often the driver asks for reports while agents train."""
 ADOPT_SECONDS = 30.0
 """Longest wait for agents that are there to take in a new scheduler."""
+_LONGEST_REASON = 300
+"""Characters of why a command is refused."""
 
 
 class Supervisor:
     """Polls the actors of a run from the driver's one thread."""
 
     def __init__(
-        self, group: ActorGroup, schedule: Schedule, first_row: int, state: State | None, leaving: Leaving
+        self,
+        group: ActorGroup,
+        board: Board,
+        schedule: Schedule,
+        first_row: int,
+        state: State | None,
+        leaving: Leaving,
     ) -> None:
         self.group = group
+        self.board = board
         self.leaving = leaving
         self.started_at = time.time() - (0.0 if state is None else state["seconds"])
         scheduler = group.make_scheduler(schedule, first_row)
@@ -53,10 +65,18 @@ class Supervisor:
     def commands(self) -> list[tuple[int, Command]]:
         """Return operators' new commands, with the numbers by which they are answered."""
         commands: list[tuple[int, Command]] = []
-        with contextlib.suppress(RayError):  # draining finds out that the scheduler is lost
-            asked: Any = self.collector.scheduler.commands.remote()
-            commands = ray.get(asked, timeout=self.group.driving.answer_seconds)
+        with contextlib.suppress(grpc.RpcError):  # the head may be made anew; whoever asks is told that none answers
+            for number, text in self.board.asked():
+                try:
+                    commands.append((number, decoded(text)))
+                except ValueError as error:
+                    self.answer(number, f"refused: {one_line(error, _LONGEST_REASON)}")
         return commands
+
+    def answer(self, number: int, text: str) -> None:
+        """Answer a command."""
+        with contextlib.suppress(grpc.RpcError):
+            self.board.answer(number, text)
 
 
 class PlannedSupervisor(Supervisor):
@@ -66,9 +86,15 @@ class PlannedSupervisor(Supervisor):
     """
 
     def __init__(
-        self, group: ActorGroup, schedule: Schedule, state_seconds: float | None, state: State | None, leaving: Leaving
+        self,
+        group: ActorGroup,
+        board: Board,
+        schedule: Schedule,
+        state_seconds: float | None,
+        state: State | None,
+        leaving: Leaving,
     ) -> None:
-        super().__init__(group, schedule, 0 if state is None else state["rows"], state, leaving)
+        super().__init__(group, board, schedule, 0 if state is None else state["rows"], state, leaving)
         with restoring():
             restored = [None] * len(group.specs) if state is None else restored_parts(state)
         for agent, own in enumerate(restored):
@@ -128,7 +154,7 @@ class PlannedSupervisor(Supervisor):
         """Refuse operators' commands, since a planned run follows its schedule."""
         for number, command in self.commands():
             reason = f"refused: {command.name}: a planned run follows its schedule; allowed are live runs"
-            self.collector.scheduler.answer.remote(number, reason)
+            self.answer(number, reason)
 
     def pauses(self) -> Iterator[Pause]:
         """Yield a pause where the run's state can be kept."""
@@ -145,6 +171,7 @@ class LiveSupervisor(Supervisor):
     def __init__(
         self,
         group: ActorGroup,
+        board: Board,
         injection: InjectedDelays,
         max_failures: int,
         state_seconds: float | None,
@@ -156,6 +183,7 @@ class LiveSupervisor(Supervisor):
 
         Args:
             group: The run's actors.
+            board: Where operators' commands come.
             injection: What is added to the real network and the real machines.
             max_failures: How many lost agents and schedulers are made again; -1: any number.
             state_seconds: How often the run's state is kept; ``None`` where its agents give none.
@@ -164,7 +192,7 @@ class LiveSupervisor(Supervisor):
             leaving: Whether the run is to be left.
 
         """
-        super().__init__(group, Recorded(), 0, state, leaving)
+        super().__init__(group, board, Recorded(), 0, state, leaving)
         self.injection = injection
         self.is_resumable = state_seconds is not None
         self.states = states = LiveStates(group.specs, state, state_seconds, leaving)
@@ -271,7 +299,7 @@ class LiveSupervisor(Supervisor):
                 for agent in to:
                     actors[agent].change_links.remote(self.injection)
             case act.Answer(number, text):
-                scheduler.answer.remote(number, text)
+                self.answer(number, text)
             case act.ReplaceScheduler():
                 yield from self.replace_scheduler()
             case act.Stop(agents):

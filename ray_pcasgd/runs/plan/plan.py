@@ -147,7 +147,8 @@ class Plan:
         from ray_pcasgd.engines.ray.naming import Identity
 
         config = self.config
-        about = {"mode": settings.mode, "algorithm": config.algorithm.name, "num_steps": config.num_steps}
+        about: dict[str, Any] = {"mode": settings.mode, "algorithm": config.algorithm.name}
+        about |= {"num_steps": config.num_steps, "num_servers": len(self.servers), "clusters": list(self.clusters)}
         identity = Identity(folder, about)
         upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
         if self.is_live:

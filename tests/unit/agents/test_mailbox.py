@@ -63,6 +63,7 @@ class MailboxMachine(RuleBasedStateMachine):
     def next_due_is_the_earliest_message_in_flight(self) -> None:
         flying = [due for queue in self.put.values() for due, _ in queue if due > self.now]
         assert self.mailbox.next_due() == min(flying, default=None)
+        assert self.mailbox.num_held == len(flying) + sum(len(self.mailbox.versions(k)) for k in NEIGHBORS)
 
 
 TestMailbox = MailboxMachine.TestCase

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import threading
 from typing import Any
 
 import pytest
@@ -10,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.engines.live.commands import Command, Heal, Isolate, Join, Leave, SetDelay, decoded, encoded
-from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
 from ray_pcasgd.engines.ray.status import RunStatus, viewed
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.schedule.delays import LinkDelay
 from ray_pcasgd.schedule.laws import ConstantLaw, Pareto
-from ray_pcasgd.schedule.scheduler import Recorded
 
 COMMANDS: list[Command] = [
     SetDelay(entry=LinkDelay(delay=ConstantLaw(value=20), links=((0, 1),))),
@@ -61,32 +58,17 @@ def test_what_is_no_command_is_refused_in_one_line(text: Any) -> None:
     with pytest.raises(ValueError, match=r"\S") as caught:
         decoded(text)
     assert len(str(caught.value).splitlines()) == 1
-    actor = SchedulerActor(Recorded(), 2)
-    assert actor.command(text).startswith("refused: ")
-    assert actor.commands() == []
-
-
-def test_commands_and_answers_meet() -> None:
-    actor = SchedulerActor(Recorded(), 2)
-    said: list[str] = []
-    thread = threading.Thread(target=lambda: said.append(actor.command(encoded(Leave(agent=1)))))
-    thread.start()
-    with actor.changed:
-        actor.changed.wait_for(lambda: actor._commands)
-    ((number, command),) = actor.commands()
-    assert command == Leave(agent=1)
-    actor.answer(number + 1, "to nobody")
-    actor.answer(number, "agent 1 is asked to leave")
-    thread.join()
-    assert said == ["agent 1 is asked to leave"]
-    assert actor._answers == {}
 
 
 def status() -> RunStatus:
-    run = RunStatus({"run": "first", "algorithm": "pc-asgd", "mode": "live", "num_steps": 5}, 2)
+    run = RunStatus(
+        {"run": "first", "algorithm": "pc-asgd", "mode": "live", "num_steps": 5, "num_servers": 0, "clusters": [0, 0]},
+        2,
+    )
     run.take(StepReport(Row(0, 0, 0.0, 1.0, 1.0, (Read(1, 0, 3, 1),)), 1, 0.5, {}, 0, 1.0))
     run.take(StepReport(Row(1, 0, 0.0, 1.0, 1.0, ()), 1, float("nan"), {}, 0, 1.0))
     run.take(Event("agent_lost", 1, 1, "agent 1 \x1b[2Jwas\nlost"))
+    run.evaluated(5, {"test_accuracy": 0.5, "test_\x1b[2Jloss": 1, "test_mse": float("inf")})
     return run
 
 
@@ -97,6 +79,8 @@ def test_a_status_arrives_as_plain_data_without_what_a_terminal_would_obey() -> 
     assert [one["loss"] for one in view["agents"]] == [0.5, None]
     assert [one["health"] for one in view["agents"]] == ["training", "lost"]
     assert view["events"] == [{"kind": "agent_lost", "agent": 1, "step": 1, "detail": "agent 1 [2Jwas lost"}]
+    assert view["losses"] == [(1, 0.5)]
+    assert view["tested"] == [{"step": 5, "figures": {"test_accuracy": 0.5, "test_ [2Jloss": 1.0}}]
     json.dumps(view, allow_nan=False)
     assert viewed("") == {}
 
@@ -111,7 +95,8 @@ def test_what_is_no_status_is_refused_in_one_line(text: Any) -> None:
 @given(st.data())
 def test_a_status_whose_parts_are_of_another_kind_is_refused(data: st.DataObject) -> None:
     tree = json.loads(status().view())
-    place = data.draw(st.sampled_from(["run", "num_steps", "agents", "events", "agent", "staleness", "detail"]))
+    places = ["run", "num_steps", "agents", "events", "agent", "staleness", "detail", "losses", "tested"]
+    place = data.draw(st.sampled_from(places))
     value = data.draw(
         st.sampled_from([[1], {"a": 1}, 1.5, "x", True, None, 10**30]).filter(lambda v: not isinstance(v, str))
     )
