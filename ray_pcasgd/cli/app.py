@@ -159,8 +159,10 @@ def compare_command(
 @app.command("sweep")
 def sweep_command(
     config: Annotated[
-        Path,
-        typer.Argument(metavar="SWEEP.yaml|SWEEP", help="YAML file of a sweep; with --resume, its folder."),
+        str,
+        typer.Argument(
+            metavar="SWEEP.yaml|SWEEP", help="YAML file of a sweep; with --resume, its folder or remote location."
+        ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the sweep and of its folder.")] = None,
     schedule: Annotated[Path | None, typer.Option(help="A recorded schedule under which all trials run.")] = None,
@@ -181,7 +183,7 @@ def sweep_command(
     else:
         settings = load_sweep(config, {"name": name} if name else {})
         result = sweeping.sweep(settings, None if schedule is None else str(schedule))
-    print_sweep(result.points, result.metric, result.path, _console())
+    print_sweep(result.points, result.metric, result.files, _console())
     failed = result.trials["error"].notna()
     for _, row in result.trials[failed].iterrows():
         _complain(f"{row['path']}: {row['error']}")
