@@ -117,7 +117,8 @@ class SweepConfig(Settings):
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the sweep and of its folder, up to 100 characters; not given: sweep and a number."""
     storage_path: str | None = None
-    """Folder of the sweep's folder, in which the trials' run folders lie; not given: the storage_path of ``config``."""
+    """Folder of the sweep's folder, in which the trials' run folders lie: one that all nodes of the cluster see, or a
+    location that pyarrow knows (s3://, gs://); not given: the storage_path of ``config``."""
     config: dict[str, Any] | str = Field(default_factory=dict)
     """What all trials share: settings of a run, or the path of a YAML file of them. Runs have names of their own."""
     space: dict[str, tuple[Any, ...] | Range] = Field(min_length=1)

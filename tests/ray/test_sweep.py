@@ -1,6 +1,7 @@
 """Sweeps on real Ray: trials on both engines, what fails, what is stopped, and what an interruption leaves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer, fit_together
+from ray_pcasgd.sweep.nodes import Mark
+from ray_pcasgd.sweep.results import error_line
 from ray_pcasgd.sweep.running import sweep
+from ray_pcasgd.sweep.trials import run_trial
 from ray_pcasgd.tune import resources, trainable
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -259,3 +263,42 @@ def test_a_tuner_of_ones_own_trains_with_what_trainable_returns(tmp_path: Path) 
     assert not (tmp_path / "elsewhere").exists()
     with pytest.raises(SettingsError, match="num_stepz"):
         trainable({"num_stepz": 3})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mounts", "said"), [("own", "refused"), ("shared", "finished")])
+def test_a_sweep_is_refused_where_a_node_does_not_see_its_folder(mounts: str, said: str, tmp_path: Path) -> None:
+    if mounts == "own" and subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("mounts of a process's own need root")
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    command = [sys.executable, "-m", "tests.ray.two_nodes", str(storage), mounts]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_ADDRESS": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    line = result.stdout.splitlines()[-1]
+    assert line.startswith(said), result.stdout + result.stderr
+    if mounts == "own":
+        assert re.fullmatch(
+            rf"refused storage_path = '{storage}': the sweep's folder is not seen by node [0-9.]+, whose runs would be "
+            "lost; allowed are a folder that all nodes share, and remote storage, as s3://bucket/sweeps",
+            line,
+        )
+        assert list(storage.iterdir()) == []
+    else:
+        assert line == "finished [True, True]"
+
+
+def test_a_trial_that_does_not_see_the_sweep_s_folder_fails_and_says_so(tmp_path: Path) -> None:
+    """As on a node that joined the cluster after the sweep had started."""
+    function = tune.with_parameters(
+        run_trial,
+        base=load_config(BASE),
+        folder=str(tmp_path / "runs"),
+        checkpoint_seconds=60.0,
+        directory=str(tmp_path),
+        mark=Mark(str(tmp_path), "another"),
+    )
+    config = tune.RunConfig(name="own", storage_path=str(tmp_path), verbose=0)
+    (result,) = tune.Tuner(function, param_space={"step_size": 0.1}, run_config=config).fit()
+    assert re.match(r"node [0-9.]+ does not see the sweep's folder /", error_line(result.error))
+    assert not (tmp_path / "runs").exists()
