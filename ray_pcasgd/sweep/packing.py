@@ -76,7 +76,7 @@ def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None
     share = math.ceil(len(jobs) / (cores * _PACKS_PER_CORE))
     packs: list[Pack] = []
     for group in groups.values():
-        plan = make_plan(group[0].config(base, base.storage_path))
+        plan = make_plan(group[0].config(base, base.storage_path), runs_here=False)
         fast = config.batched == "always" or is_faster_together(plan.config, plan)
         fitting = max(1, _PACK_BYTES // _bytes_of(plan))
         most = min(_MOST, fitting, max(_FEWEST, share)) if fast else 1

@@ -17,6 +17,7 @@ from ray_pcasgd.report.sweep_page import write_sweep_report
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.storage.remote import content_of, location_in
 from ray_pcasgd.sweep.folder import BEST_FILE, LEFT_FILES, TRIALS_FILE, SweepFolder
+from ray_pcasgd.sweep.grid import RunGrid, packs_of_results
 from ray_pcasgd.sweep.packing import Job, Pack, kept_metrics
 from ray_pcasgd.sweep.settings import Point, PopulationBased, Range, SweepConfig, nested
 
@@ -26,7 +27,7 @@ class SweepResult:
     """The results of a sweep."""
 
     grid: tune.ResultGrid
-    """Tune's own results."""
+    """Tune's results, one for each point and seed, its settings as ``config``: also where points ran in packs."""
     path: Path | str
     """The sweep's folder; of one on remote storage its location, as text."""
     metric: str
@@ -73,7 +74,10 @@ def conclude(
     keys = list(config.space)
     there = folder.run_names()
     results = [grid[place] for place in range(len(grid))]
-    rows = [row for result in results for row in _rows(result, packs, keys, base, folder, there)]
+    own = [None] * len(results) if packs is None else packs_of_results(results, packs)
+    rows = [
+        row for result, pack in zip(results, own, strict=True) for row in _rows(result, pack, keys, base, folder, there)
+    ]
     # What is left are the states of trials that were stopped: nothing goes on from them.
     states = {name.removesuffix(".pt"): name for name in there if name.endswith(".pt")}
     folder.drop_from_runs({file for stem, file in states.items() if re.fullmatch("pack-[0-9]+", stem) or stem in there})
@@ -88,6 +92,7 @@ def conclude(
     else:
         points = summarized(trials, keys, metric, mode)
     place = folder.path if folder.remote is None else folder.location
+    grid = grid if packs is None else RunGrid(grid, packs, metric, mode)
     result = SweepResult(grid, place, metric, mode, trials, points, values)
     if result.best is not None:
         text = write_yaml(_best_settings(config, base, result).model_dump(mode="json"))
@@ -173,7 +178,7 @@ def _best_of(trials: pd.DataFrame, metric: str, mode: str) -> Any:
 
 def _rows(
     result: Any,
-    packs: Sequence[Pack] | None,
+    pack: Pack | None,
     keys: Sequence[str],
     base: Config,
     folder: SweepFolder,
@@ -182,12 +187,12 @@ def _rows(
     """Yield the table's row of each run of a trial."""
     config, metrics = result.config or {}, result.metrics or {}
     lost = None if result.error is None else error_line(result.error)
-    if packs is None:
+    if pack is None:
         seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
         jobs: Pack = (Job(str(metrics.get("trial_id")), config, seed),)
         points, errors = {jobs[0].name: metrics}, {}
     else:
-        jobs, points, errors = packs[config["pack"]], metrics.get("points", {}), metrics.get("errors", {})
+        jobs, points, errors = pack, metrics.get("points", {}), metrics.get("errors", {})
     for job in jobs:
         measured, error = points.get(job.name, {}), errors.get(job.name, lost)
         yield {
@@ -196,7 +201,7 @@ def _rows(
             **kept_metrics(measured),
             "finished": error is None and _is_at_its_end(measured),
             "error": error,
-            "path": folder.run(job.name) if packs is not None or job.name in there else folder.trial(result.path),
+            "path": folder.run(job.name) if pack is not None or job.name in there else folder.trial(result.path),
         }
 
 

@@ -20,6 +20,7 @@ from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import is_own, note_files
 from ray_pcasgd.runs.storage.names import require_free
+from ray_pcasgd.sweep.devices import check_device, device_of, require_gpus
 from ray_pcasgd.sweep.folder import BASE_FILE, DIRECTORY_FILE, OWN_FILES, SWEEP_FILE, SweepFolder
 from ray_pcasgd.sweep.nodes import Mark, check_nodes
 from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, write_packs
@@ -70,9 +71,11 @@ def sweep(
             raise SettingsError("batched = 'always': allowed with search_alg or scheduler are auto and never")
         config = config.model_copy(update={"batched": "never"})
     check_batched(config, base)
-    _check_points(config, base)
+    cluster = _cluster(config, base)
+    _check_points(config, base, runs_here=cluster.is_started_here)
     require_free(storage_path, config.name, "sweep's folder")
-    with joined(_cluster(config, base)):
+    with joined(cluster):
+        require_gpus(base, ray.cluster_resources())  # type: ignore[no-untyped-call]
         folder = SweepFolder.create(storage_path, config.name, _settings_files(config, base))
         note_files(folder.path, OWN_FILES, folder.location)
         try:
@@ -123,17 +126,22 @@ def resume(path: str | Path, trust: bool = False) -> SweepResult:
         config = load_sweep(folder.path / SWEEP_FILE)
         base = load_config(folder.path / BASE_FILE)
         with joined(_cluster(config, base)):
+            require_gpus(base, ray.cluster_resources())  # type: ignore[no-untyped-call]
             return _execute(config, base, folder)
     finally:
         folder.close()
 
 
-def _check_points(config: SweepConfig, base: Config) -> None:
-    """Raise ``SettingsError`` where a combination of listed values cannot be run; the limits stand for ranges."""
+def _check_points(config: SweepConfig, base: Config, runs_here: bool) -> None:
+    """Raise ``SettingsError`` where a combination of listed values cannot be run; the limits stand for ranges.
+
+    Where trials may run on other machines, it is not this one that needs their GPUs.
+    """
     for number, point in enumerate(config.points()):
         try:
             settings = load_config(base, changes=nested(point))
-            make_plan(settings) if number == 0 else with_defaults(settings)
+            check_device(settings, base)
+            make_plan(settings, runs_here) if number == 0 else with_defaults(settings, runs_here)
         except SettingsError as error:
             told = ", ".join(f"{key} = {value}" for key, value in point.items())
             raise SettingsError(f"at the point {told}: {error}") from None
@@ -194,7 +202,7 @@ def resources_of(base: Config) -> Any:
     """Return what a trial asks for at once: a core, or a bundle for each of its agents behind its own."""
     engine = base.engine
     if not isinstance(engine, RaySettings):
-        return {"cpu": 1, "gpu": 1 if engine.device != "cpu" else 0}
+        return {"cpu": 1, "gpu": 1 if device_of(base) != "cpu" else 0}
     servers = getattr(base.algorithm, "shards", 0)
     bundles = bundles_of(engine, base.num_agents, servers, ray.cluster_resources())  # type: ignore[no-untyped-call]
     labels = engine.label_selector
