@@ -87,10 +87,52 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
     assert all(f"{folder}/runs/{run}/metrics.parquet" in bucket.names() for run in runs)
     with pytest.raises(SettingsError, match=rf"^name = '{batched}': the sweep's folder s3://.* exists"):
         sweep(settings)
+    # What is not as this user has left it, or lies elsewhere, may run a stranger's code.
+    untrusted = (
+        r": a sweep's files may run code, and this sweep is not known as started by this user here; allowed with"
+    )
+    with pytest.raises(SettingsError, match=untrusted):
+        resume(f"s3://other:key@bucket/sweeps/{batched}{bucket.options}")
+    base = bucket.read(f"{folder}/base.yaml")
+    bucket.client.put_object(Bucket="bucket", Key=f"{folder}/base.yaml", Body=base + b"\n# changed\n")
+    with pytest.raises(SettingsError, match=untrusted):
+        resume(location)
+    bucket.client.put_object(Bucket="bucket", Key=f"{folder}/base.yaml", Body=base)
     again = resume(location)
     pd.testing.assert_frame_equal(again.trials, result.trials)
     with pytest.raises(SettingsError, match=r"^storage_path = 's3://id:key@none.*: cannot be written \(Bucket"):
         sweep(settings | {"storage_path": f"s3://id:key@none/sweeps{bucket.options}"})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_population_exchanges_states_on_remote_storage(bucket: Bucket, tmp_path: Path) -> None:
+    result = sweep(
+        {
+            "name": "population",
+            "storage_path": f"s3://id:key@bucket/sweeps{bucket.options}",
+            "config": BASE | {"num_steps": 30},
+            "space": {"step_size": {"low": 0.01, "high": 1, "log": True}, "algorithm.theta": [0, 0.3, 0.6]},
+            "search": {"name": "random", "num_points": 2},
+            "scheduler": {"name": "population", "interval_steps": 10, "quantile": 0.5},
+        }
+    )
+    assert result.trials["error"].isna().all()
+    assert result.trials["finished"].all()
+    best = yaml.safe_load(bucket.read("sweeps/population/best.yaml")) | {"storage_path": str(tmp_path)}
+    again = Trainer(best).fit()
+    assert again.metrics["test_accuracy"] == result.trials["test_accuracy"].max()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_s_folder_may_be_named_by_a_location_on_this_machine(tmp_path: Path) -> None:
+    result = sweep({"storage_path": f"file://{tmp_path}/sweeps", "config": BASE, "space": {"step_size": [0.05, 0.2]}})
+    assert result.path == f"file://{tmp_path}/sweeps/sweep-1"
+    assert result.trials["finished"].all()
+    left = {path.name for path in (tmp_path / "sweeps" / "sweep-1").iterdir() if not path.name.startswith("run_trial")}
+    assert {"best.yaml", "report.html", "trials.parquet", "runs"} <= left
+    assert ".mark" not in left
 
 
 @pytest.mark.slow
@@ -113,12 +155,6 @@ def test_an_interrupted_sweep_on_remote_storage_goes_on_to_the_same_table(
             pass
         os.killpg(process.pid, signal.SIGKILL)
     assert "sweeps/killed/trials.parquet" not in bucket.names()
-    # What is not as this user has left it may run a stranger's code.
-    settings = bucket.read("sweeps/killed/base.yaml")
-    bucket.client.put_object(Bucket="bucket", Key="sweeps/killed/base.yaml", Body=settings + b"\n# changed\n")
-    with pytest.raises(SettingsError, match=r"^s3://bucket/sweeps/killed\?.*: a sweep's files may run code, and this"):
-        resume(location)
-    bucket.client.put_object(Bucket="bucket", Key="sweeps/killed/base.yaml", Body=settings)
     subprocess.run([*command, location, "--resume"], env=environment, check=True)
     resumed = pd.read_parquet(BytesIO(bucket.read("sweeps/killed/trials.parquet")))
     assert resumed["finished"].all()
