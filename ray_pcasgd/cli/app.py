@@ -165,7 +165,9 @@ def sweep_command(
         ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the sweep and of its folder.")] = None,
-    schedule: Annotated[Path | None, typer.Option(help="A recorded schedule under which all trials run.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="A recorded schedule under which all trials run; its path or remote location.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted sweep in the given folder.")
     ] = False,
@@ -182,7 +184,7 @@ def sweep_command(
         result = sweeping.resume(config, trust)
     else:
         settings = load_sweep(config, {"name": name} if name else {})
-        result = sweeping.sweep(settings, None if schedule is None else str(schedule))
+        result = sweeping.sweep(settings, schedule)
     print_sweep(result.points, result.metric, result.files, _console())
     failed = result.trials["error"].notna()
     for _, row in result.trials[failed].iterrows():

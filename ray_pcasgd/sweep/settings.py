@@ -14,6 +14,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.runs.settings.errors import explain
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.settings.reference import takes_whole_numbers_alone
+from ray_pcasgd.runs.storage.remote import is_remote
 
 Point = dict[str, Any]
 """Values by the names of settings, for example ``{"algorithm.theta": 0.3}``."""
@@ -174,8 +175,9 @@ class SweepConfig(Settings):
             raise SettingsError(
                 f"config.storage_path = {place!r}: allowed is null, or storage_path = {self.storage_path!r}"
             )
-        changes = {} if schedule is None else {"schedule": str(Path(schedule).resolve())}
-        return load_config(self.config, changes=changes)
+        if schedule is not None and not is_remote(schedule):
+            schedule = str(Path(schedule).resolve())
+        return load_config(self.config, changes={} if schedule is None else {"schedule": schedule})
 
     def in_whole_numbers(self, base: Config) -> "SweepConfig":
         """Return the sweep with whole numbers in the ranges of settings that take no others.
