@@ -25,6 +25,7 @@ from ray import tune
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.sweep.devices import check_device
 from ray_pcasgd.sweep.running import resources_of
 from ray_pcasgd.sweep.trials import run_trial
 
@@ -50,7 +51,8 @@ def trainable(
 
     """
     base = load_config(settings)
-    make_plan(base)
+    check_device(base, base)
+    make_plan(base, runs_here=False)
     return partial(_train, base=base, checkpoint_seconds=checkpoint_seconds, directory=str(Path.cwd()))
 
 

@@ -160,11 +160,15 @@ def compare_command(
 @app.command("sweep")
 def sweep_command(
     config: Annotated[
-        Path,
-        typer.Argument(metavar="SWEEP.yaml|SWEEP", help="YAML file of a sweep; with --resume, its folder."),
+        str,
+        typer.Argument(
+            metavar="SWEEP.yaml|SWEEP", help="YAML file of a sweep; with --resume, its folder or remote location."
+        ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the sweep and of its folder.")] = None,
-    schedule: Annotated[Path | None, typer.Option(help="A recorded schedule under which all trials run.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="A recorded schedule under which all trials run; its path or remote location.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted sweep in the given folder.")
     ] = False,
@@ -181,8 +185,8 @@ def sweep_command(
         result = sweeping.resume(config, trust)
     else:
         settings = load_sweep(config, {"name": name} if name else {})
-        result = sweeping.sweep(settings, None if schedule is None else str(schedule))
-    print_sweep(result.points, result.metric, result.path, _console())
+        result = sweeping.sweep(settings, schedule)
+    print_sweep(result.points, result.metric, result.files, _console())
     failed = result.trials["error"].notna()
     for _, row in result.trials[failed].iterrows():
         _complain(f"{row['path']}: {row['error']}")

@@ -189,7 +189,7 @@ def print_theory(table: pd.DataFrame, console: Console) -> None:
     print_table(rows, console)
 
 
-def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console) -> None:
+def print_sweep(points: pd.DataFrame, metric: str, files: Sequence[str], console: Console) -> None:
     """Print the best points of a sweep, and where everything lies."""
     keys = list(points.columns[: list(points.columns).index("mean")])
     shown = points.head(_BEST_POINTS)
@@ -208,9 +208,8 @@ def print_sweep(points: pd.DataFrame, metric: str, path: Path, console: Console)
     _print_spread(int(points[["finished", "stopped", "failed"]].sum(axis=1).max()), console)
     if len(points) > _BEST_POINTS:
         console.print(f"and {len(points) - _BEST_POINTS} points more", highlight=False)
-    for name in ("best.yaml", "trials.parquet", "report.html"):
-        if (path / name).exists():
-            console.print(str(path / name), markup=False, highlight=False, soft_wrap=True)
+    for file in files:
+        console.print(file, markup=False, highlight=False, soft_wrap=True)
 
 
 def _final_row(name: str, row: pd.Series, metric: str, over_run: Mapping[str, float | None]) -> dict[str, str]:

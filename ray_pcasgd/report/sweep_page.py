@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from ray_pcasgd.report.sweep_pictures import (
     sensitivity_bars,
     what_matters,
 )
+from ray_pcasgd.runs.storage.remote import content_of
 
 _MOST_POINTS = 20
 
@@ -126,6 +128,6 @@ def _failures(failed: pd.DataFrame, keys: Sequence[str]) -> list[dict[str, str]]
 def _curves(points: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str], metric: str) -> list[pd.DataFrame]:
     """Return the averaged model's metrics of the best point's finished trials, as their run folders hold them."""
     chosen = trials.merge(points.head(1)[list(keys)], on=list(keys))
-    files = [Path(path) / "metrics.parquet" for path in chosen[chosen["finished"]]["path"]]
-    frames = [pd.read_parquet(file) for file in files if file.exists()]
+    contents = [content_of(path, "metrics.parquet") for path in chosen[chosen["finished"]]["path"]]
+    frames = [pd.read_parquet(BytesIO(content)) for content in contents if content is not None]
     return [frame[frame["agent"].isna()] for frame in frames if metric in frame]

@@ -13,6 +13,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.plan.variants import is_faster_together, shared_settings, why_alone
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.sweep.folder import PACKS_FILE
 from ray_pcasgd.sweep.settings import GridSearch, Point, RunAll, SweepConfig, nested
 
 _FEWEST = 4
@@ -23,7 +24,6 @@ _PACKS_PER_CORE = 3
 """So that cores that are slower, or get the smaller packs, are not waited for long."""
 _PACK_BYTES = 2**30
 """Of what the agents of a pack remember."""
-_PACKS_FILE = "packs.json"
 
 
 class Job(NamedTuple):
@@ -76,7 +76,7 @@ def packs_of(config: SweepConfig, base: Config, cores: int) -> list[Pack] | None
     share = math.ceil(len(jobs) / (cores * _PACKS_PER_CORE))
     packs: list[Pack] = []
     for group in groups.values():
-        plan = make_plan(group[0].config(base, base.storage_path))
+        plan = make_plan(group[0].config(base, base.storage_path), runs_here=False)
         fast = config.batched == "always" or is_faster_together(plan.config, plan)
         fitting = max(1, _PACK_BYTES // _bytes_of(plan))
         most = min(_MOST, fitting, max(_FEWEST, share)) if fast else 1
@@ -105,7 +105,7 @@ def _bytes_of(plan: Plan) -> int:
 def write_packs(path: Path, packs: Sequence[Pack] | None) -> None:
     """Note the packs in a sweep's folder: how they are made depends on the machine."""
     if packs is not None:
-        (path / _PACKS_FILE).write_text(json.dumps(packs, indent=1) + "\n", encoding="utf-8")
+        (path / PACKS_FILE).write_text(json.dumps(packs, indent=1) + "\n", encoding="utf-8")
 
 
 def read_packs(path: Path) -> list[Pack] | None:
@@ -115,7 +115,7 @@ def read_packs(path: Path) -> list[Pack] | None:
         SettingsError: it cannot be read.
 
     """
-    file = path / _PACKS_FILE
+    file = path / PACKS_FILE
     if not file.exists():
         return None
     try:

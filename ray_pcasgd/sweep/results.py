@@ -1,7 +1,7 @@
 """Results of a sweep: a table of trials, the best point, and settings to train from."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,16 @@ import pandas as pd
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from ray_pcasgd.base.yaml_text import write_yaml
+from ray_pcasgd.base.yaml_text import parse_yaml, write_yaml
 from ray_pcasgd.config import Config
 from ray_pcasgd.report.labels import value_text
 from ray_pcasgd.report.sweep_page import write_sweep_report
 from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.storage.remote import content_of, location_in
+from ray_pcasgd.sweep.folder import BEST_FILE, LEFT_FILES, TRIALS_FILE, SweepFolder
+from ray_pcasgd.sweep.grid import RunGrid, packs_of_results
 from ray_pcasgd.sweep.packing import Job, Pack, kept_metrics
 from ray_pcasgd.sweep.settings import Point, PopulationBased, Range, SweepConfig, nested
-
-TRIALS_FILE = "trials.parquet"
-RUNS_FOLDER = "runs"
-BEST_FILE = "best.yaml"
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,9 @@ class SweepResult:
     """The results of a sweep."""
 
     grid: tune.ResultGrid
-    """Tune's own results."""
-    path: Path
-    """The sweep's folder."""
+    """Tune's results, one for each point and seed, its settings as ``config``: also where points ran in packs."""
+    path: Path | str
+    """The sweep's folder; of one on remote storage its location, as text."""
     metric: str
     mode: str
     trials: pd.DataFrame
@@ -42,6 +41,12 @@ class SweepResult:
 
     values: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
     """Of settings whose values the tables write as text: these values."""
+
+    @property
+    def files(self) -> list[str]:
+        """Where the best settings, the table of trials and the page are; without any figures, the table alone."""
+        names = [name for name in LEFT_FILES if name == TRIALS_FILE or self.best is not None]
+        return [location_in(self.path, name) if isinstance(self.path, str) else str(self.path / name) for name in names]
 
     @property
     def best(self) -> Point | None:
@@ -57,43 +62,56 @@ _STATISTICS = ("mean", "std", "finished", "stopped", "failed", "step")
 
 
 def conclude(
-    config: SweepConfig, base: Config, path: Path, grid: tune.ResultGrid, packs: Sequence[Pack] | None
+    config: SweepConfig, base: Config, folder: SweepFolder, grid: tune.ResultGrid, packs: Sequence[Pack] | None
 ) -> SweepResult:
-    """Write the table of trials and the best settings into the sweep's folder, and return both."""
+    """Write the table of trials and the best settings into the sweep's folder, and return both.
+
+    Raises:
+        RunError: they cannot be written to the sweep's storage.
+
+    """
     metric, mode = config.judged_by(base)
     keys = list(config.space)
+    there = folder.run_names()
     results = [grid[place] for place in range(len(grid))]
-    rows = [row for result in results for row in _rows(result, packs, keys, base, path)]
+    own = [None] * len(results) if packs is None else packs_of_results(results, packs)
+    rows = [
+        row for result, pack in zip(results, own, strict=True) for row in _rows(result, pack, keys, base, folder, there)
+    ]
     # What is left are the states of trials that were stopped: nothing goes on from them.
-    runs = path / RUNS_FOLDER
-    for state in runs.glob("*.pt"):
-        if re.fullmatch("pack-[0-9]+", state.stem) or (runs / state.stem).is_dir():
-            state.unlink()
+    states = {name.removesuffix(".pt"): name for name in there if name.endswith(".pt")}
+    folder.drop_from_runs({file for stem, file in states.items() if re.fullmatch("pack-[0-9]+", stem) or stem in there})
     trials, values = tabled(rows, keys)
     trials = trials.sort_values([*keys, "seed"], key=_sortable).reset_index(drop=True)
-    trials.to_parquet(path / TRIALS_FILE, index=False)
-    if isinstance(config.scheduler, PopulationBased):
+    trials.to_parquet(folder.path / TRIALS_FILE, index=False)
+    changes = isinstance(config.scheduler, PopulationBased)
+    if changes:
         # Trials that took over each other's numbers are no seeds of one point.
         points = summarized(trials.assign(_trial=range(len(trials))), [*keys, "_trial"], metric, mode)
         points = points.drop(columns="_trial")
     else:
         points = summarized(trials, keys, metric, mode)
-    result = SweepResult(grid, path, metric, mode, trials, points, values)
+    place = folder.path if folder.remote is None else folder.location
+    grid = grid if packs is None else RunGrid(grid, packs, metric, mode)
+    result = SweepResult(grid, place, metric, mode, trials, points, values)
     if result.best is not None:
-        if isinstance(config.scheduler, PopulationBased):
-            # Its numbers changed during the trial, as its own settings say.
-            own = Path(trials.loc[_best_of(trials, metric, mode), "path"])
-            best = load_config(own / "config.yaml", changes={"name": None, "storage_path": base.storage_path})
-        else:
-            best = load_config(base, changes=nested(result.best) | {"name": None})
-        text = write_yaml(best.model_dump(mode="json"))
-        (path / BEST_FILE).write_text(text, encoding="utf-8")
-        logarithmic = [key for key, values in config.space.items() if isinstance(values, Range) and values.log]
-        linear = [key for key, values in config.space.items() if isinstance(values, Range) and not values.log]
-        scales = dict.fromkeys(logarithmic, True) | dict.fromkeys(linear, False)
-        changes = isinstance(config.scheduler, PopulationBased)
-        write_sweep_report(path, result.points, trials, list(config.space), metric, text, scales, changes)
+        text = write_yaml(_best_settings(config, base, result).model_dump(mode="json"))
+        (folder.path / BEST_FILE).write_text(text, encoding="utf-8")
+        scales = {key: values.log for key, values in config.space.items() if isinstance(values, Range)}
+        write_sweep_report(folder.path, points, trials, keys, metric, text, scales, changes)
+    folder.publish()
     return result
+
+
+def _best_settings(config: SweepConfig, base: Config, result: SweepResult) -> Config:
+    """Return the settings of the best point; of a population those of its best trial."""
+    assert result.best is not None
+    if not isinstance(config.scheduler, PopulationBased):
+        return load_config(base, changes=nested(result.best) | {"name": None})
+    # Its numbers changed during the trial, as its own settings say.
+    own = str(result.trials.loc[_best_of(result.trials, result.metric, result.mode), "path"])
+    text = (content_of(own, "config.yaml") or b"").decode()
+    return load_config(parse_yaml(text), changes={"name": None, "storage_path": base.storage_path})
 
 
 def tabled(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[pd.DataFrame, dict[str, dict[Any, Any]]]:
@@ -159,27 +177,31 @@ def _best_of(trials: pd.DataFrame, metric: str, mode: str) -> Any:
 
 
 def _rows(
-    result: Any, packs: Sequence[Pack] | None, keys: Sequence[str], base: Config, folder: Path
+    result: Any,
+    pack: Pack | None,
+    keys: Sequence[str],
+    base: Config,
+    folder: SweepFolder,
+    there: Collection[str],
 ) -> Iterator[dict[str, Any]]:
     """Yield the table's row of each run of a trial."""
     config, metrics = result.config or {}, result.metrics or {}
     lost = None if result.error is None else error_line(result.error)
-    if packs is None:
+    if pack is None:
         seed = config.get("seed", base.seed + int(config.get(TRIAL_INDEX, 0)))
         jobs: Pack = (Job(str(metrics.get("trial_id")), config, seed),)
         points, errors = {jobs[0].name: metrics}, {}
     else:
-        jobs, points, errors = packs[config["pack"]], metrics.get("points", {}), metrics.get("errors", {})
+        jobs, points, errors = pack, metrics.get("points", {}), metrics.get("errors", {})
     for job in jobs:
         measured, error = points.get(job.name, {}), errors.get(job.name, lost)
-        run = folder / RUNS_FOLDER / job.name
         yield {
             **{key: job.point.get(key) for key in keys},
             "seed": job.seed,
             **kept_metrics(measured),
             "finished": error is None and _is_at_its_end(measured),
             "error": error,
-            "path": str(run if packs is not None or run.is_dir() else result.path),
+            "path": folder.run(job.name) if pack is not None or job.name in there else folder.trial(result.path),
         }
 
 

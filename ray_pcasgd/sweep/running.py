@@ -1,7 +1,6 @@
 """Sweeps with Ray Tune: many runs of one configuration, some settings of which vary."""
 
 import logging
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,24 +19,20 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import is_own, note_files
-from ray_pcasgd.runs.storage.names import claimed_folder, require_free
-from ray_pcasgd.runs.storage.remote import is_remote
+from ray_pcasgd.runs.storage.names import require_free
+from ray_pcasgd.sweep.devices import check_device, device_of, require_gpus
+from ray_pcasgd.sweep.folder import BASE_FILE, DIRECTORY_FILE, OWN_FILES, SWEEP_FILE, SweepFolder
+from ray_pcasgd.sweep.nodes import Mark, check_nodes
 from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, write_packs
 from ray_pcasgd.sweep.progress import is_news
-from ray_pcasgd.sweep.results import RUNS_FOLDER, SweepResult, conclude
+from ray_pcasgd.sweep.results import SweepResult, conclude
 from ray_pcasgd.sweep.settings import SweepConfig, load_sweep, nested
 from ray_pcasgd.sweep.trials import run_trial
 from ray_pcasgd.sweep.tuner import TunesOwn, make_tuner
 
-SWEEP_FILE = "sweep.yaml"
-BASE_FILE = "base.yaml"
-DIRECTORY_FILE = "started_in"
-"""Notes from where paths in the settings are looked up, also when the sweep goes on."""
 _TUNES_LOGGERS = tuple(
     f"ray.tune.{name}" for name in ("execution.tune_controller", "tune", "search.optuna.optuna_search")
 )
-_OWN_FILES = (SWEEP_FILE, DIRECTORY_FILE, BASE_FILE)
-"""By which a sweep is known as this user's."""
 
 
 def sweep(
@@ -69,8 +64,6 @@ def sweep(
     base = config.base(schedule)
     config = config.in_whole_numbers(base)
     storage_path = config.stored(base)
-    if is_remote(storage_path):
-        raise SettingsError(f"storage_path = {storage_path!r}: allowed for a sweep is a folder of this machine")
     config.judged_by(base)
     config.check_with(base)
     if own.judges:
@@ -78,90 +71,121 @@ def sweep(
             raise SettingsError("batched = 'always': allowed with search_alg or scheduler are auto and never")
         config = config.model_copy(update={"batched": "never"})
     check_batched(config, base)
-    _check_points(config, base)
+    cluster = _cluster(config, base)
+    _check_points(config, base, runs_here=cluster.is_started_here)
     require_free(storage_path, config.name, "sweep's folder")
-    with joined(_cluster(config, base)):
-        path = claimed_folder(storage_path, config.name, "sweep", "sweep's folder").resolve()
-        _write_settings(config, base, path)
+    with joined(cluster):
+        require_gpus(base, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        folder = SweepFolder.create(storage_path, config.name, _settings_files(config, base))
+        note_files(folder.path, OWN_FILES, folder.location)
         try:
-            return _execute(config, base, path, own)
+            return _execute(config, base, folder, own)
         except SettingsError:
-            # Refused by Tune before any trial, whose folder there would be: the name stays free.
-            if not any(one.is_dir() for one in path.iterdir()):
-                shutil.rmtree(path)
+            # Refused by Tune before any trial: the name stays free.
+            folder.discard()
             raise
+        finally:
+            folder.close()
 
 
-def _write_settings(config: SweepConfig, base: Config, path: Path) -> None:
-    (path / SWEEP_FILE).write_text(write_yaml(config.model_dump(mode="json")), encoding="utf-8")
-    (path / DIRECTORY_FILE).write_text(str(Path.cwd()), encoding="utf-8")
-    (path / BASE_FILE).write_text(write_yaml(base.model_dump(mode="json")), encoding="utf-8")
-    note_files(path, _OWN_FILES)
+def _settings_files(config: SweepConfig, base: Config) -> dict[str, str]:
+    return {
+        SWEEP_FILE: write_yaml(config.model_dump(mode="json")),
+        DIRECTORY_FILE: str(Path.cwd()),
+        BASE_FILE: write_yaml(base.model_dump(mode="json")),
+    }
 
 
 def _cluster(config: SweepConfig, base: Config) -> RayCluster:
     return RayCluster(base.engine if isinstance(base.engine, RaySettings) else RaySettings(dashboard=config.dashboard))
 
 
-def resume(path: Path, trust: bool = False) -> SweepResult:
+def resume(path: str | Path, trust: bool = False) -> SweepResult:
     """Go on with a sweep that was interrupted: complete trials stay, running ones go on from their last states.
 
     What Tune keeps of a sweep runs code as it is read: so it is where this user has started the sweep, in this very
     place, or with ``trust``.
 
+    Args:
+        path: the sweep's folder, or its location on remote storage.
+        trust: whether it may run code, though this user is not known to have started it there.
+
     Raises:
         SettingsError: the folder is not that of a sweep, or is not known as this user's.
 
     """
-    path = path.expanduser().resolve()
-    if not all((path / name).is_file() for name in _OWN_FILES) or not tune.Tuner.can_restore(path):
-        raise SettingsError(f"{path}: is not the folder of a sweep that was started")
-    if not trust and not is_own(path, _OWN_FILES):
-        raise SettingsError(
-            f"{path}: a sweep's files may run code, and this sweep is not known as started by this user here; allowed "
-            "with --trust (trust=True)"
-        )
-    config = load_sweep(path / SWEEP_FILE)
-    base = load_config(path / BASE_FILE)
-    with joined(_cluster(config, base)):
-        return _execute(config, base, path)
+    folder = SweepFolder.reopen(str(path))
+    try:
+        if not tune.Tuner.can_restore(folder.location):
+            raise SettingsError(f"{folder.location}: is not the folder of a sweep that was started")
+        if not trust and not is_own(folder.path, OWN_FILES, folder.location):
+            raise SettingsError(
+                f"{folder.location}: a sweep's files may run code, and this sweep is not known as started by this user "
+                "here; allowed with --trust (trust=True)"
+            )
+        config = load_sweep(folder.path / SWEEP_FILE)
+        base = load_config(folder.path / BASE_FILE)
+        with joined(_cluster(config, base)):
+            require_gpus(base, ray.cluster_resources())  # type: ignore[no-untyped-call]
+            return _execute(config, base, folder)
+    finally:
+        folder.close()
 
 
-def _check_points(config: SweepConfig, base: Config) -> None:
-    """Raise ``SettingsError`` where a combination of listed values cannot be run; the limits stand for ranges."""
+def _check_points(config: SweepConfig, base: Config, runs_here: bool) -> None:
+    """Raise ``SettingsError`` where a combination of listed values cannot be run; the limits stand for ranges.
+
+    Where trials may run on other machines, it is not this one that needs their GPUs.
+    """
     for number, point in enumerate(config.points()):
         try:
             settings = load_config(base, changes=nested(point))
-            make_plan(settings) if number == 0 else with_defaults(settings)
+            check_device(settings, base)
+            make_plan(settings, runs_here) if number == 0 else with_defaults(settings, runs_here)
         except SettingsError as error:
             told = ", ".join(f"{key} = {value}" for key, value in point.items())
             raise SettingsError(f"at the point {told}: {error}") from None
 
 
-def _execute(config: SweepConfig, base: Config, path: Path, own: TunesOwn | None = None) -> SweepResult:
+def _execute(config: SweepConfig, base: Config, folder: SweepFolder, own: TunesOwn | None = None) -> SweepResult:
     """Run the trials, those that are left of an interrupted sweep where ``own`` is not given."""
+    mark = None if folder.local_path is None else Mark.put(folder.local_path)
+    try:
+        if mark is not None:
+            check_nodes(mark, config.stored(base))
+        return _fit(config, base, folder, own, mark)
+    finally:
+        if mark is not None:
+            mark.remove()
+
+
+def _fit(
+    config: SweepConfig, base: Config, folder: SweepFolder, own: TunesOwn | None, mark: Mark | None
+) -> SweepResult:
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
     for name in _TUNES_LOGGERS:
         logging.getLogger(name).addFilter(is_news)
     if own is None:
-        packs = read_packs(path)
+        packs = read_packs(folder.path)
     else:
         packs = packs_of(config, base, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
-        write_packs(path, packs)
+        write_packs(folder.path, packs)
+        folder.publish()
     shared = {
         "base": base,
-        "folder": str(path / RUNS_FOLDER),
+        "folder": folder.runs,
         "checkpoint_seconds": config.checkpoint_seconds,
-        "directory": read_text(path / DIRECTORY_FILE),
+        "directory": read_text(folder.path / DIRECTORY_FILE),
         "checkpoint_steps": config.exchange_steps(base),
         "packs": packs,
+        "mark": mark,
     }
     function = tune.with_parameters(run_trial, **shared)
     trainable = tune.with_resources(function, resources_of(base))
     if own is None:
-        tuner = tune.Tuner.restore(str(path), trainable=trainable, resume_unfinished=True)
+        tuner = tune.Tuner.restore(folder.location, trainable=trainable, resume_unfinished=True)
     else:
-        tuner = make_tuner(config, base, trainable, path, packs, own)
+        tuner = make_tuner(config, base, trainable, folder, packs, own)
     with warnings.catch_warnings():
         # Of Tune's repeater, where all seeds of a point failed.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
@@ -171,14 +195,14 @@ def _execute(config: SweepConfig, base: Config, path: Path, own: TunesOwn | None
             if own is None or not own.judges:
                 raise
             raise SettingsError(f"search_alg or scheduler: {one_line(error, 400)}") from error
-    return conclude(config, base, path, grid, packs)
+    return conclude(config, base, folder, grid, packs)
 
 
 def resources_of(base: Config) -> Any:
     """Return what a trial asks for at once: a core, or a bundle for each of its agents behind its own."""
     engine = base.engine
     if not isinstance(engine, RaySettings):
-        return {"cpu": 1, "gpu": 1 if engine.device != "cpu" else 0}
+        return {"cpu": 1, "gpu": 1 if device_of(base) != "cpu" else 0}
     servers = getattr(base.algorithm, "shards", 0)
     bundles = bundles_of(engine, base.num_agents, servers, ray.cluster_resources())  # type: ignore[no-untyped-call]
     labels = engine.label_selector

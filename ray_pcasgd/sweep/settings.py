@@ -14,6 +14,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.runs.settings.errors import explain
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.settings.reference import takes_whole_numbers_alone
+from ray_pcasgd.runs.storage.remote import is_remote
 
 Point = dict[str, Any]
 """Values by the names of settings, for example ``{"algorithm.theta": 0.3}``."""
@@ -117,7 +118,8 @@ class SweepConfig(Settings):
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name of the sweep and of its folder, up to 100 characters; not given: sweep and a number."""
     storage_path: str | None = None
-    """Folder of the sweep's folder, in which the trials' run folders lie; not given: the storage_path of ``config``."""
+    """Folder of the sweep's folder, in which the trials' run folders lie: one that all nodes of the cluster see, or a
+    location that pyarrow knows (s3://, gs://); not given: the storage_path of ``config``."""
     config: dict[str, Any] | str = Field(default_factory=dict)
     """What all trials share: settings of a run, or the path of a YAML file of them. Runs have names of their own."""
     space: dict[str, tuple[Any, ...] | Range] = Field(min_length=1)
@@ -173,8 +175,9 @@ class SweepConfig(Settings):
             raise SettingsError(
                 f"config.storage_path = {place!r}: allowed is null, or storage_path = {self.storage_path!r}"
             )
-        changes = {} if schedule is None else {"schedule": str(Path(schedule).resolve())}
-        return load_config(self.config, changes=changes)
+        if schedule is not None and not is_remote(schedule):
+            schedule = str(Path(schedule).resolve())
+        return load_config(self.config, changes={} if schedule is None else {"schedule": schedule})
 
     def in_whole_numbers(self, base: Config) -> "SweepConfig":
         """Return the sweep with whole numbers in the ranges of settings that take no others.

@@ -11,6 +11,7 @@ from ray import tune
 
 from ray_pcasgd.base.state import State, load_state, save_state
 from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, parent_of
 
 _STATE_FILE = "state.pt"
 
@@ -28,6 +29,60 @@ def with_axis(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {**metrics, "timesteps_total": int(metrics["step"])}
 
 
+class StateFile:
+    """The file of a trial's state among the runs, which is whole at any time, on this machine or on remote storage."""
+
+    def __init__(self, runs: str, name: str) -> None:
+        self._runs = runs
+        self._name = f"{name}.pt"
+
+    def save(self, state: State) -> None:
+        """Write a state in place of the last one.
+
+        Raises:
+            OSError: it cannot be written.
+
+        """
+        if not is_remote(self._runs):
+            save_state(Path(self._runs) / self._name, state)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(Path(folder) / self._name, state)
+            storage, name = parent_of(self._runs)
+            RemoteStorage(storage).put(name, self._name, (Path(folder) / self._name).read_bytes())
+
+    def load(self) -> State | None:
+        """Return the last state; ``None`` where there is none.
+
+        Raises:
+            OSError: it cannot be read.
+
+        """
+        if not is_remote(self._runs):
+            file = Path(self._runs) / self._name
+            return load_state(file) if file.exists() else None
+        storage, name = parent_of(self._runs)
+        content = RemoteStorage(storage).read(name, self._name)
+        if content is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / self._name).write_bytes(content)
+            return load_state(Path(folder) / self._name)
+
+    def drop(self) -> None:
+        """Remove the last state, if there is one.
+
+        Raises:
+            OSError: it cannot be removed.
+
+        """
+        if is_remote(self._runs):
+            storage, name = parent_of(self._runs)
+            RemoteStorage(storage).withdraw(name, (self._name,))
+        else:
+            (Path(self._runs) / self._name).unlink(missing_ok=True)
+
+
 class StateKeeper:
     """Reports to Tune what a trial came to, and from time to time keeps the state from which it goes on.
 
@@ -35,7 +90,7 @@ class StateKeeper:
     states do these go through Tune's checkpoints: a sweep that is killed while Tune drops one could not be resumed.
     """
 
-    def __init__(self, file: Path, every_seconds: float, every_steps: int | None = None) -> None:
+    def __init__(self, file: StateFile, every_seconds: float, every_steps: int | None = None) -> None:
         self._file = file
         self._every_seconds = every_seconds
         self._every_steps = every_steps
@@ -51,7 +106,7 @@ class StateKeeper:
             return
         tune.report(dict(metrics))
         if self._every_steps is None and time.monotonic() - self._last >= self._every_seconds:
-            save_state(self._file, {**state(), "next_step": pause.next_step})
+            self._file.save({**state(), "next_step": pause.next_step})
             self._last = time.monotonic()
 
     def last(self) -> State | None:
@@ -59,8 +114,8 @@ class StateKeeper:
         if (checkpoint := tune.get_checkpoint()) is not None:
             with checkpoint.as_directory() as folder:
                 return load_state(Path(folder) / _STATE_FILE)
-        return load_state(self._file) if self._file.exists() else None
+        return self._file.load()
 
     def forget(self) -> None:
         """Drop what was kept, once the trial is done."""
-        self._file.unlink(missing_ok=True)
+        self._file.drop()

@@ -16,12 +16,13 @@ from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.runs.storage.names import clear_run
+from ray_pcasgd.runs.storage.names import make_room
 from ray_pcasgd.runs.trainer import Trainer, fit_together
+from ray_pcasgd.sweep.nodes import Mark
 from ray_pcasgd.sweep.packing import Job, Pack, kept_metrics
 from ray_pcasgd.sweep.results import error_line
 from ray_pcasgd.sweep.settings import Point
-from ray_pcasgd.sweep.states import StateKeeper, with_axis, working_in
+from ray_pcasgd.sweep.states import StateFile, StateKeeper, with_axis, working_in
 
 
 class _Evaluations:
@@ -106,6 +107,7 @@ def run_trial(
     directory: str,
     checkpoint_steps: int | None = None,
     packs: Sequence[Pack] | None = None,
+    mark: Mark | None = None,
 ) -> None:
     """Run one trial, or the rest of it.
 
@@ -115,23 +117,26 @@ def run_trial(
     Args:
         settings: Tune's for this trial: a point, or the number of a pack.
         base: settings that all runs of the sweep share.
-        folder: where the run folders lie, under the trial's number or the names in the pack.
+        folder: the location where the run folders lie, under the trial's number or the names in the pack.
         checkpoint_seconds: how often the trial's state is kept.
         directory: from where paths in the settings are looked up.
         checkpoint_steps: at which multiples of steps other trials may go on from this one's state, if at all.
         packs: those of the sweep; ``None`` where each trial is one run.
+        mark: by which this process sees that the folder is the sweep's; ``None`` where it is not on a machine's disk.
 
     """
+    if mark is not None:
+        mark.require()
     if packs is None:
         name, jobs = (job := _job_of(settings, base)).name, (job,)
     else:
         name, jobs = f"pack-{settings['pack']}", packs[settings["pack"]]
-    keeper = StateKeeper(Path(folder) / f"{name}.pt", checkpoint_seconds, checkpoint_steps)
+    keeper = StateKeeper(StateFile(folder, name), checkpoint_seconds, checkpoint_steps)
     evaluations = _Evaluations(keeper, is_pack=packs is not None)
     configs = [job.config(base, folder) for job in jobs]
     for config in configs:
         # Checked settings have names without a way out of the folder.
-        clear_run(Path(folder) / str(config.name))
+        make_room(folder, str(config.name))
     state = keeper.last()
     with working_in(directory):
         if len(configs) == 1:

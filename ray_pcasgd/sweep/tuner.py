@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
@@ -15,6 +14,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.sweep.budget import SampleBudget
+from ray_pcasgd.sweep.folder import SweepFolder
 from ray_pcasgd.sweep.packing import Pack
 from ray_pcasgd.sweep.progress import SweepProgress
 from ray_pcasgd.sweep.settings import (
@@ -62,11 +62,11 @@ def make_tuner(
     config: SweepConfig,
     base: Config,
     trainable: Callable[..., Any],
-    path: Path,
+    folder: SweepFolder,
     packs: Sequence[Pack] | None,
     own: TunesOwn,
 ) -> tune.Tuner:
-    """Return what runs the trials of a sweep in the folder ``path``."""
+    """Return what runs the trials of a sweep in its folder."""
     metric, mode = config.judged_by(base)
     space, number, searcher = _search(config, base, packs)
     if own.search_alg is not None:
@@ -87,8 +87,8 @@ def make_tuner(
             reuse_actors=not isinstance(base.engine, RaySettings),
         ),
         run_config=tune.RunConfig(
-            name=path.name,
-            storage_path=str(path.parent),
+            name=folder.name,
+            storage_path=folder.storage_path,
             verbose=int(config.tables),
             callbacks=[*own.callbacks, *([] if config.tables else [_progress(config, base, packs)])],
             stop=None if config.samples is None else SampleBudget(config.samples, base),

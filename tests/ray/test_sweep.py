@@ -1,6 +1,7 @@
 """Sweeps on real Ray: trials on both engines, what fails, what is stopped, and what an interruption leaves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import torch
 import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -19,7 +21,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer, fit_together
+from ray_pcasgd.sweep.nodes import Mark
+from ray_pcasgd.sweep.results import error_line
 from ray_pcasgd.sweep.running import sweep
+from ray_pcasgd.sweep.trials import run_trial
 from ray_pcasgd.tune import resources, trainable
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -43,8 +48,16 @@ def test_a_grid_is_run_and_its_best_point_trains(tmp_path: Path) -> None:
     assert result.trials["finished"].all()
     assert set(result.trials["step"]) == {18}
     assert set(result.points["stopped"]) == {0}
-    # A grid's points run together.
-    assert len(result.grid) == 2
+    # A grid's points run together, and have their results one by one.
+    assert len(list((tmp_path / "tried").glob("run_trial_*"))) == 2
+    assert len(result.grid) == result.grid.num_terminated == 8
+    shown = result.grid.get_best_result()
+    best_row = result.trials.loc[result.trials["test_accuracy"].idxmax()]
+    assert shown.config is not None
+    assert shown.metrics is not None
+    assert shown.metrics["test_accuracy"] == best_row["test_accuracy"]
+    assert all(shown.config[key] == best_row[key] for key in (*space, "seed"))
+    assert Path(shown.path, "metrics.parquet").is_file()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tried" / "trials.parquet"), result.trials)
     best = result.trials.groupby(list(space))["test_accuracy"].mean().idxmax()
     assert result.best == {"algorithm.theta": best[0], "step_size": best[1]}
@@ -132,12 +145,43 @@ def test_an_interrupted_sweep_goes_on_to_the_same_table(tmp_path: Path) -> None:
     assert any("resumed" in path.read_text() for path in folder.glob("runs/*/events.jsonl"))
 
 
+def assert_same_results(together: tune.ResultGrid, alone: tune.ResultGrid) -> None:
+    """Tune's own methods say the same of points that ran in packs as of points that ran one by one."""
+    by_config = [{str(one.config): one for one in (grid[k] for k in range(len(grid)))} for grid in (together, alone)]
+    assert by_config[0].keys() == by_config[1].keys()
+    for name, own in by_config[0].items():
+        other = by_config[1][name]
+        assert (own.error is None) == (other.error is None)
+        if own.error is None:
+            assert own.metrics_dataframe is not None
+            assert other.metrics_dataframe is not None
+            columns = ["step", "test_loss", "test_accuracy", "training_iteration"]
+            frames = [frame[columns].astype(float) for frame in (own.metrics_dataframe, other.metrics_dataframe)]
+            pd.testing.assert_frame_equal(*frames, rtol=1e-4)
+    assert (together.num_errors, together.num_terminated) == (alone.num_errors, alone.num_terminated) == (2, 4)
+    for metric, mode in (("test_loss", "min"), ("test_accuracy", "max")):
+        for scope in ("last", "all", "avg", "last-5-avg"):
+            assert (
+                together.get_best_result(metric, mode, scope).config
+                == alone.get_best_result(metric, mode, scope).config
+            )
+    for arguments in ((), ("test_loss", "min"), ("test_loss", "max")):
+        frames = [
+            grid.get_dataframe(*arguments).set_index(["config/algorithm.theta", "config/step_size"])
+            for grid in (together, alone)
+        ]
+        done = [frame[frame["step"] > 0].sort_index()[["step", "test_loss"]].astype(float) for frame in frames]
+        pd.testing.assert_frame_equal(*done, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_points_run_together_come_to_the_same_as_each_alone(tmp_path: Path) -> None:
     space = {"algorithm.theta": [0, 0.5], "step_size": [0.1, 1e20, 0.2]}
     together = sweep(settings(tmp_path, space=space, batched="always"))
     alone = sweep(settings(tmp_path, name="alone", space=space, batched="never"))
-    assert len(together.grid) < len(alone.grid) == 6
+    assert len(together.grid) == len(alone.grid) == 6
+    assert len(list((tmp_path / "tried").glob("run_trial_*"))) < 6
+    assert_same_results(together.grid, alone.grid)
     # Of a run that failed early, how far it came depends on when it was asked.
     columns = [*space, "seed", "finished", "error"]
     pd.testing.assert_frame_equal(together.trials[columns], alone.trials[columns])
@@ -259,3 +303,76 @@ def test_a_tuner_of_ones_own_trains_with_what_trainable_returns(tmp_path: Path) 
     assert not (tmp_path / "elsewhere").exists()
     with pytest.raises(SettingsError, match="num_stepz"):
         trainable({"num_stepz": 3})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mounts", "said"), [("own", "refused"), ("shared", "finished")])
+def test_a_sweep_is_refused_where_a_node_does_not_see_its_folder(mounts: str, said: str, tmp_path: Path) -> None:
+    if mounts == "own" and subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("mounts of a process's own need root")
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    command = [sys.executable, "-m", "tests.ray.two_nodes", str(storage), mounts]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_ADDRESS": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    line = result.stdout.splitlines()[-1]
+    assert line.startswith(said), result.stdout + result.stderr
+    if mounts == "own":
+        assert re.fullmatch(
+            rf"refused storage_path = '{storage}': the sweep's folder is not seen by node [0-9.]+, whose runs would be "
+            "lost; allowed are a folder that all nodes share, and remote storage, as s3://bucket/sweeps",
+            line,
+        )
+        assert list(storage.iterdir()) == []
+    else:
+        assert line == "finished [True, True]"
+
+
+def test_a_trial_that_does_not_see_the_sweep_s_folder_fails_and_says_so(tmp_path: Path) -> None:
+    """As on a node that joined the cluster after the sweep had started."""
+    function = tune.with_parameters(
+        run_trial,
+        base=load_config(BASE),
+        folder=str(tmp_path / "runs"),
+        checkpoint_seconds=60.0,
+        directory=str(tmp_path),
+        mark=Mark(str(tmp_path), "another"),
+    )
+    config = tune.RunConfig(name="own", storage_path=str(tmp_path), verbose=0)
+    (result,) = tune.Tuner(function, param_space={"step_size": 0.1}, run_config=config).fit()
+    assert re.match(r"node [0-9.]+ does not see the sweep's folder /", error_line(result.error))
+    assert not (tmp_path / "runs").exists()
+
+
+ON_A_GPU = """
+import ray
+from ray_pcasgd.sweep.running import sweep
+
+ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+settings = {"engine": {"name": "local", "device": "cuda"}, "num_agents": 3, "num_steps": 10}
+result = sweep({"storage_path": STORAGE, "config": settings, "space": {"step_size": [0.1]}})
+print(result.trials["error"].tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, and uses it")
+def test_a_sweep_leaves_it_to_the_trials_nodes_whether_there_is_a_gpu(tmp_path: Path) -> None:
+    """The cluster says that it has a GPU, which is not so: the sweep is planned, and the trial itself finds it out."""
+    script = ON_A_GPU.replace("STORAGE", repr(str(tmp_path)))
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    said = "engine.device = 'cuda': allowed on this machine is 'cpu'; it has no GPU"
+    assert result.stdout.splitlines()[-1] == str([said])
+
+
+def test_a_sweep_on_gpus_is_refused_on_a_cluster_without_one(tmp_path: Path) -> None:
+    base = BASE | {"engine": {"name": "local", "device": "cuda"}}
+    with pytest.raises(SettingsError, match=r"^engine.device = 'cuda': allowed on this cluster is 'cpu'; none of its"):
+        sweep(settings(tmp_path, config=base, space={"step_size": [0.1]}))
+    with pytest.raises(SettingsError, match=r"engine.device = 'cuda:1': allowed in a sweep are 'cpu' and 'cuda'"):
+        sweep(
+            settings(
+                tmp_path, config=BASE | {"engine": {"name": "local", "device": "cuda:1"}}, space={"step_size": [0.1]}
+            )
+        )
+    assert list(tmp_path.iterdir()) == []

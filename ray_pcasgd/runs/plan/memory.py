@@ -20,11 +20,13 @@ _MEMINFO = Path("/proc/meminfo")
 def require_memory(config: Config, num_parameters: int) -> None:
     """Raise ``ValueError`` where all of this machine's memory is less than a run on it keeps in any case.
 
-    Of the local engine's GPU it is that one's memory. Nothing is said of the GPUs of actors, and of clusters that the
-    run does not start itself.
+    Of the local engine's GPU it is that one's memory. Nothing is said of GPUs that this process does not have, and of
+    clusters that the run does not start itself.
     """
     engine = config.engine
     if isinstance(engine, LocalSettings) and engine.device != "cpu":
+        if not torch.cuda.is_available():
+            return
         of_gpu = torch.cuda.get_device_properties(engine.device).total_memory
         check_memory(config, num_parameters, of_gpu, "this GPU")
     elif _is_on_this_machine(config) and (total := machine_bytes()) is not None:

@@ -186,14 +186,19 @@ def joined(cluster: Cluster) -> Iterator[None]:
         cluster.leave()
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config, runs_here: bool = True) -> Plan:
     """Return the plan of a run.
+
+    Args:
+        config: The settings.
+        runs_here: Whether this process is to execute the run, so that it needs the local engine's GPU. A run for
+            another process is tried out on the CPU where this one has no GPU.
 
     Raises:
         SettingsError: settings do not fit together, or name data that is not there.
 
     """
-    config = with_defaults(config)
+    config = with_defaults(config, runs_here)
     try:
         data = with_probes(config.task.load(), config.algorithm, config.task.data)
         config = config.model_copy(update={"task": config.task.fitting(data)})
@@ -226,10 +231,11 @@ def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarr
     return peer_roster(config, algorithm, training, clusters, shards)
 
 
-def with_defaults(config: Config) -> Config:
+def with_defaults(config: Config, runs_here: bool = True) -> Config:
     """Return the settings with what was left to the run filled in.
 
-    These are the barrier, the reliable staleness, whether predictions are bounded, and the units of delays.
+    These are the barrier, the reliable staleness, whether predictions are bounded, and the units of delays. Whether the
+    process has the local engine's GPU is asked where it ``runs_here``.
 
     Raises:
         SettingsError: a setting has no meaning, or no meaning together with another one.
@@ -250,7 +256,7 @@ def with_defaults(config: Config) -> Config:
     engine = config.engine
     if isinstance(engine, RaySettings) and engine.join_later:
         _check_join_later(config, engine)
-    if isinstance(engine, LocalSettings):
+    if isinstance(engine, LocalSettings) and runs_here:
         _check_device(engine.device)
     configure(engine.device)
     reliability = config.reliability

@@ -23,7 +23,6 @@ from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.batching import compute_together
 from ray_pcasgd.engines.local.engine import LocalSettings
-from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
@@ -91,8 +90,8 @@ class _Trial:
             self.loss = f"{self.model}: its own loss"
         if self.task.step is not None:
             self.loss = f"task.step = {import_path(self.task.step)!r}"
-        on_gpu = isinstance(config.engine, RaySettings) and not torch.cuda.is_available()
-        self.device = torch.device("cpu" if on_gpu else training.device)
+        # What is not there is elsewhere: where agents are actors, or trials of a sweep.
+        self.device = torch.device(training.device if torch.cuda.is_available() else "cpu")
         self.precision = fitting(config.precision, self.device)
         self.shared: dict[str, Tensor] = {}
         self.has_checked_labels = False

@@ -52,14 +52,17 @@ def note_settings(text: str) -> None:
             _note(_powers(tree))
 
 
-def note_files(folder: Path, names: Sequence[str]) -> None:
-    """Note that this user has written a folder that holds, among others, these files."""
-    _note(_contents(folder, names))
+def note_files(folder: Path, names: Sequence[str], place: str | None = None) -> None:
+    """Note that this user has written a folder that holds, among others, these files.
+
+    ``place`` is where the folder is, for one whose files here are copies.
+    """
+    _note(_contents(folder, names, place))
 
 
-def is_own(folder: Path, names: Sequence[str]) -> bool:
+def is_own(folder: Path, names: Sequence[str], place: str | None = None) -> bool:
     """Return whether this user has written a folder that holds, among others, these files, in this very place."""
-    return _is_known(_contents(folder, names))
+    return _is_known(_contents(folder, names, place))
 
 
 def _powers(tree: Mapping[str, Any]) -> bytes:
@@ -91,12 +94,12 @@ def _of_others(tree: Any) -> list[Any]:
     return [found for item in tree for found in _of_others(item)] if isinstance(tree, list) else []
 
 
-def _contents(folder: Path, names: Sequence[str]) -> bytes:
+def _contents(folder: Path, names: Sequence[str], place: str | None) -> bytes:
     digests = []
     for name in names:
         with open_regular(folder / name) as file:
             digests.append(hashlib.file_digest(file, "blake2b").hexdigest())
-    return "\n".join([str(folder.resolve()), *digests]).encode(errors="surrogateescape")
+    return "\n".join([place or str(folder.resolve()), *digests]).encode(errors="surrogateescape")
 
 
 def _note(content: bytes) -> None:

@@ -102,3 +102,31 @@ def clear_run(path: Path) -> None:
         remove_files(path / group, ())
     if not remove_files(path, RUN_FILES):
         move_aside(path)
+
+
+def make_room(storage_path: str, name: str) -> None:
+    """Make room for a run that begins again under its name, on this machine as ``clear_run`` does.
+
+    On remote storage nothing can be put aside: what else is there stays, and no run can begin there.
+
+    Raises:
+        ValueError: it is no folder of a run, or holds something else on remote storage.
+        OSError: the storage cannot be reached.
+
+    """
+    if not is_remote(storage_path):
+        clear_run(Path(storage_path) / name)
+        return
+    storage = RemoteStorage(storage_path)
+    location = location_in(storage_path, name)
+    if not storage.holds(name):
+        return
+    if storage.read(name, CONFIG) is None:
+        raise ValueError(f"{location}: is no run folder; allowed are folders with a config.yaml")
+    for group in (STATES, CHECKPOINTS):
+        for one in storage.names_in(f"{name}/{group}"):
+            storage.withdraw(f"{name}/{group}/{one}", KEPT_FILES)
+        storage.withdraw(f"{name}/{group}", ())
+    storage.withdraw(name, RUN_FILES)
+    if storage.holds(name):
+        raise ValueError(f"{location}: holds other files than a run's; allowed is a folder without them")

@@ -59,6 +59,20 @@ def as_os_error() -> Iterator[None]:
         raise OSError(reason_of(error)) from error
 
 
+def content_of(location: str, file: str) -> bytes | None:
+    """Return the content of a file in a folder, on this machine or elsewhere; ``None`` where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+
+    """
+    if not is_remote(location):
+        path = Path(location) / file
+        return path.read_bytes() if path.is_file() else None
+    storage, name = parent_of(location)
+    return RemoteStorage(storage).read(name, file)
+
+
 @contextmanager
 def at_hand(location: str, added: str) -> Iterator[Path]:
     """Yield a run's folder on this machine, a copy where it is elsewhere; a file that is added goes back there.

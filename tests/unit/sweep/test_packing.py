@@ -5,10 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune import Result
 
 from ray_pcasgd.base.curves import Constant, PiecewiseConstant, continued
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.sweep.budget import SampleBudget
+from ray_pcasgd.sweep.grid import packs_of_results
 from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, write_packs
 from ray_pcasgd.sweep.progress import SweepProgress
 from ray_pcasgd.sweep.settings import Range, load_sweep
@@ -69,6 +71,14 @@ def test_where_stacking_does_not_pay_trials_run_one_by_one() -> None:
 def test_packs_that_are_asked_for_and_cannot_be_made(settings: Any, base: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         check_batched(load_sweep(settings | {"batched": "always"}), load_config(BASE, changes=base))
+
+
+def test_a_pack_that_was_lost_before_it_reported_is_the_one_of_which_there_is_no_result() -> None:
+    made = packs(space={"step_size": [k / 100 for k in range(1, 49)]})
+    assert len(made) == 3
+    said = [Result({"config": {"pack": number}}, None, None, "") for number in (2, 0)]
+    lost = Result({"trial_id": "1"}, None, None, "")
+    assert packs_of_results([said[0], lost, said[1]], made) == [made[2], made[1], made[0]]
 
 
 def test_packs_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a sweep is told, and what becomes of it."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,3 +201,11 @@ def test_a_sweep_lies_where_its_settings_or_those_of_its_runs_say() -> None:
         with pytest.raises(SettingsError) as caught:
             load_sweep(space | given).base()
         assert str(caught.value) == told
+
+
+def test_a_schedule_is_found_from_the_trials_processes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_sweep({"space": {"step_size": [0.1]}})
+    assert config.base("runs/schedule.parquet").schedule == str(tmp_path / "runs" / "schedule.parquet")
+    remote = "s3://bucket/runs/live/schedule.parquet?region=us-east-1"
+    assert config.base(remote).schedule == remote
