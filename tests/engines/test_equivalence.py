@@ -161,7 +161,6 @@ QUICK = [
     "own tensors, probed",
     "gossip-push",
     "sgp-overlap, directed, batch norm",
-    "language model, step",
 ]
 
 
@@ -258,7 +257,7 @@ RECORDED: dict[str, Any] = {
 }
 BOUNDED = ("pc-asgd", "theta 0.9", "pc-asgd-pv", "adamw", "adafactor")
 """Those that predict."""
-QUICK = ("pc-asgd", "theta 0.9", "ad-psgd")
+QUICK = ("pc-asgd", "ad-psgd")
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in RECORDED])

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ class Page:
     def once(self, is_so: Callable[[Any], bool]) -> Any:
         """Return the page's state once it is so."""
         while not is_so(state := self.asked("state")):
-            pass
+            threading.Event().wait(0.1)  # the run's processes need the cores more
         return state
 
     def command(self, **command: Any) -> str:
