@@ -27,6 +27,19 @@ def location_in(storage_path: str, name: str) -> str:
     return f"{path.rstrip('/')}/{name}{question}{options}"
 
 
+def within_a_minute(location: str) -> str:
+    """Return a location of Google's storage with a limit on retries: without one, pyarrow tries for 15 minutes.
+
+    >>> within_a_minute("gs://bucket/runs"), within_a_minute("gs://bucket?retry_limit_seconds=5")
+    ('gs://bucket/runs?retry_limit_seconds=60', 'gs://bucket?retry_limit_seconds=5')
+    >>> within_a_minute("s3://bucket/runs")
+    's3://bucket/runs'
+    """
+    if not location.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in location:
+        return location
+    return f"{location}{'&' if '?' in location else '?'}retry_limit_seconds=60"
+
+
 def parent_of(location: str) -> tuple[str, str]:
     """Return the storage path and the name of a remote location.
 
@@ -128,7 +141,7 @@ class RemoteStorage:
 
         self.storage_path = storage_path
         with as_os_error():
-            self._files, root = fs.FileSystem.from_uri(storage_path)
+            self._files, root = fs.FileSystem.from_uri(within_a_minute(storage_path))
             self._is_local = isinstance(self._files, fs.LocalFileSystem)
             if not root and not self._is_local:
                 raise OSError("it names no bucket")
