@@ -1,12 +1,12 @@
 """Where a sweep lies: a folder of this machine, or one on remote storage, with its own files at hand here."""
 
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
 
 from ray_pcasgd.base.errors import RunError
-from ray_pcasgd.base.own_files import TemporaryFolder
+from ray_pcasgd.base.own_files import TemporaryFolder, remove_files
 from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.names import claimed_folder, reached, taken, unreachable
@@ -26,6 +26,9 @@ LEFT_FILES = (BEST_FILE, TRIALS_FILE, REPORT_FILE)
 """What a sweep leaves for its user."""
 RUNS_FOLDER = "runs"
 _SPOKEN = "sweep's folder"
+_TUNES_FILE = re.compile(
+    r"(tuner|trainable)\.pkl|\.validate_storage_marker|(experiment_state|searcher-state|search_gen_state)-.*"
+)
 
 
 class SweepFolder:
@@ -175,21 +178,34 @@ class SweepFolder:
             ) from None
 
     def discard(self) -> None:
-        """Take the folder back, of a sweep that was refused before any trial, whose folder there would be."""
+        """Take the folder back, of a sweep that was refused before any trial, whose folder there would be.
+
+        Only files that the sweep and Tune write: what somebody else has put there stays, and the folder with it.
+        """
         if self.remote is None:
+            names = [one.name for one in self.path.iterdir()]
             if not any(one.is_dir() for one in self.path.iterdir()):
-                shutil.rmtree(self.path)
+                remove_files(self.path, written_early(names))
             return
         with suppress(OSError):
             names = self.remote.names_in(self.name)
             if not any(self.remote.names_in(f"{self.name}/{one}") for one in names):
-                self.remote.withdraw(self.name, names)
+                self.remote.withdraw(self.name, written_early(names))
 
     def close(self) -> None:
         """Remove this machine's copy of a sweep that is elsewhere."""
         if self._copy is not None:
             self._copy.remove()
             self._copy = None
+
+
+def written_early(names: Iterable[str]) -> list[str]:
+    """Return which of some files a sweep, or Tune, writes before its first trial.
+
+    >>> written_early(["sweep.yaml", "tuner.pkl", "experiment_state-2026.json", "notes.txt"])
+    ['sweep.yaml', 'tuner.pkl', 'experiment_state-2026.json']
+    """
+    return [name for name in names if name in (*OWN_FILES, PACKS_FILE) or _TUNES_FILE.fullmatch(name)]
 
 
 def _write(path: Path, files: Mapping[str, str]) -> None:

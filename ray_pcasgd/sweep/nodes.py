@@ -32,8 +32,9 @@ class Mark(NamedTuple):
         return mark
 
     def remove(self) -> None:
-        """Remove the file."""
-        (Path(self.folder) / _FILE).unlink(missing_ok=True)
+        """Remove the file, unless another one has taken its place, as of a sweep that goes on elsewhere."""
+        if self.is_seen():
+            (Path(self.folder) / _FILE).unlink(missing_ok=True)
 
     def is_seen(self) -> bool:
         """Return whether this process sees the folder."""

@@ -1,0 +1,28 @@
+"""A sweep that was refused takes back what it wrote, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from ray_pcasgd.sweep.folder import BASE_FILE, DIRECTORY_FILE, SWEEP_FILE, SweepFolder
+
+FILES = {SWEEP_FILE: "a: 1", BASE_FILE: "b: 2", DIRECTORY_FILE: "/"}
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("foreign", [(), ("notes.txt",)])
+def test_a_refused_sweep_removes_its_own_files_alone(scheme: str, foreign: tuple[str, ...], tmp_path: Path) -> None:
+    folder = SweepFolder.create(f"{scheme}{tmp_path}", "first", FILES)
+    there = tmp_path / "first"
+    for name in ("tuner.pkl", *foreign):
+        (there / name).write_text("x")
+    folder.discard()
+    folder.close()
+    assert sorted(there.iterdir() if there.exists() else ()) == [there / name for name in foreign]
+
+
+def test_a_sweep_that_has_trials_is_left(tmp_path: Path) -> None:
+    folder = SweepFolder.create(str(tmp_path), "first", FILES)
+    (folder.path / "trial_1").mkdir()
+    folder.discard()
+    assert {one.name for one in folder.path.iterdir()} == {*FILES, "trial_1"}
