@@ -188,9 +188,8 @@ class SweepFolder:
                 remove_files(self.path, written_early(names))
             return
         with suppress(OSError):
-            names = self.remote.names_in(self.name)
-            if not any(self.remote.names_in(f"{self.name}/{one}") for one in names):
-                self.remote.withdraw(self.name, written_early(names))
+            if not self.remote.holds_folders(self.name):
+                self.remote.withdraw(self.name, written_early(self.remote.names_in(self.name)))
 
     def close(self) -> None:
         """Remove this machine's copy of a sweep that is elsewhere."""

@@ -121,7 +121,7 @@ def put(location: str, content: bytes) -> None:
 
 
 class _Stamp(NamedTuple):
-    """What changes with a file's content: files are written beside their place and moved there, or appended to."""
+    """Identifies a file's content: whatever replaces the file or appends to it changes one of these."""
 
     inode: int
     size: int
@@ -275,6 +275,18 @@ class RemoteStorage:
         """
         with as_os_error():
             return sorted(one.base_name for one in self._inside(self._at(folder)))
+
+    def holds_folders(self, folder: str) -> bool:
+        """Return whether there are folders in a folder, which may not exist.
+
+        Raises:
+            OSError: it cannot be read.
+
+        """
+        from pyarrow import fs
+
+        with as_os_error():
+            return any(one.type == fs.FileType.Directory for one in self._inside(self._at(folder)))
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")
