@@ -1,6 +1,7 @@
 """What agents cost on one GPU: ``python -m experiments.benchmarks.gpu [--only local ray rule memory] [--repeats 5]``.
 
-Writes ``gpu.json`` and ``GPU.md`` beside this file, or into ``--output``; a part that was measured before stays there.
+The figures go into ``gpu.json`` and the page ``GPU.md``, in this folder or in ``--output``. Parts that are not measured
+now keep their earlier figures.
 """
 
 import argparse

@@ -91,7 +91,7 @@ def replay(
     from ray_pcasgd.cli.terminal import Terminal
     from ray_pcasgd.runs.settings.loading import read_yaml
     from ray_pcasgd.runs.settings.trust import load_run_settings
-    from ray_pcasgd.runs.storage.fetched import described
+    from ray_pcasgd.runs.storage.fetched import fetched_run
     from ray_pcasgd.runs.storage.names import PAGE_FILES
     from ray_pcasgd.runs.storage.remote import is_remote, location_in, parent_of
     from ray_pcasgd.runs.trainer import Trainer
@@ -105,7 +105,7 @@ def replay(
         storage = str(folder.parent if folder.name not in ("", "..") else folder.resolve().parent)
         schedule = str(folder / "schedule.parquet")
     changes = {"name": None, "schedule": schedule, "storage_path": storage}
-    with described(run, PAGE_FILES) as recorded:
+    with fetched_run(run, PAGE_FILES) as recorded:
         if objects := unreadable(read_yaml(recorded / "config.yaml")):
             raise SettingsError(
                 f"{run}: {' and '.join(objects)}: given as objects of a script, which no file can hold; replay it from "
@@ -234,12 +234,12 @@ def report(
     ] = None,
 ) -> None:
     """Draw one page about one run, or several runs side by side."""
-    from ray_pcasgd.runs.storage.fetched import described
+    from ray_pcasgd.runs.storage.fetched import fetched_run
     from ray_pcasgd.runs.storage.names import PAGE_FILES, REPORT
     from ray_pcasgd.runs.storage.remote import is_remote, location_in, put
 
     with contextlib.ExitStack() as stack:
-        places = [stack.enter_context(described(run, PAGE_FILES)) if is_remote(run) else Path(run) for run in runs]
+        places = [stack.enter_context(fetched_run(run, PAGE_FILES)) if is_remote(run) else Path(run) for run in runs]
         # Where the user says that it is to lie, a link is followed.
         page = output.expanduser().resolve() if output else places[0] / REPORT
         _draw(places, page, target, figures, _console())

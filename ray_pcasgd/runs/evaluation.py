@@ -19,7 +19,7 @@ from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import load_config, merge, parse_assignment, read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint, kept_in
-from ray_pcasgd.runs.storage.fetched import described as described_folder
+from ray_pcasgd.runs.storage.fetched import fetched_run
 from ray_pcasgd.runs.storage.names import CONFIG, RESULT
 from ray_pcasgd.runs.storage.remote import is_remote, reason_of
 
@@ -69,7 +69,7 @@ def evaluate(
     location = str(run) if is_remote(str(run)) else str(Path(run).expanduser())
     changes = changes_of(task)
     _require_task(assignments)
-    with described_folder(location, (RESULT,)) as folder:
+    with fetched_run(location, (RESULT,)) as folder:
         model, step = _chosen(location, _last_step(folder), checkpoint)
         tree = read_yaml(folder / CONFIG)
         written = merge(tree, changes)

@@ -1,4 +1,4 @@
-"""The log of an actor: a file of its own, which Ray's dashboard shows beside the actor."""
+"""Logging in an actor's process: Ray keeps a log file for each, and its dashboard shows it."""
 
 import logging
 import sys

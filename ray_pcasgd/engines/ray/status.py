@@ -79,7 +79,7 @@ class RunStatus:
         status.step, status.loss, status.heard_at = report.progress, report.loss, time.time()
         status.staleness |= {read.neighbor: read.staleness for read in report.row.reads}
         status.health = "finished" if report.progress >= self.about["num_steps"] else "training"
-        # A worker's steps are not the run's: beside servers, theirs alone are.
+        # With servers, the run's steps are the servers' updates, not the workers' gradients.
         if not (is_learner and self.about["num_servers"]):
             self._losses.take(report.progress, report.loss)
 

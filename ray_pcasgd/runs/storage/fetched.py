@@ -11,7 +11,7 @@ from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, parent_of, 
 
 
 @contextmanager
-def described(location: str, files: Collection[str]) -> Iterator[Path]:
+def fetched_run(location: str, files: Collection[str]) -> Iterator[Path]:
     """Yield a run's folder, or a copy of its settings and some other ``files`` of it where it is not on this machine.
 
     The copy is named as the run, and is removed afterwards; what the run does not have is not there.
