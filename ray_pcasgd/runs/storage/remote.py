@@ -277,7 +277,7 @@ class RemoteStorage:
             return sorted(one.base_name for one in self._inside(self._at(folder)))
 
     def holds_folders(self, folder: str) -> bool:
-        """Return whether there are folders in a folder, which may not exist.
+        """Return whether there are folders with something in them in a folder, which may not exist.
 
         Raises:
             OSError: it cannot be read.
@@ -286,7 +286,8 @@ class RemoteStorage:
         from pyarrow import fs
 
         with as_os_error():
-            return any(one.type == fs.FileType.Directory for one in self._inside(self._at(folder)))
+            inside = self._inside(self._at(folder))
+            return any(one.type == fs.FileType.Directory and self._inside(one.path) for one in inside)
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")
