@@ -5,9 +5,12 @@ Notation: ``N`` agents, ``D`` parameters, ``F`` values in the buffers that are a
 common start. Staleness and age are counted in steps, times in seconds.
 """
 
-from typing import Literal, NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:  # the scheduler deals rows out, and needs no tensor for that
+    from torch import Tensor
 
 
 class Read(NamedTuple):

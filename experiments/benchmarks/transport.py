@@ -9,8 +9,8 @@ import ray
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired
+from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.transport import RayTransport
-from ray_pcasgd.engines.transport import Contents
 
 MEGABYTES = 50
 EXCHANGES = 10

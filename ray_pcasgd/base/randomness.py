@@ -1,9 +1,12 @@
 """Named random streams: one for each purpose and agent, so that one more draw shifts no other stream."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def stream_seed(seed: int, purpose: str, *keys: int) -> int:
@@ -23,8 +26,10 @@ def generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
     return np.random.default_rng(stream_seed(seed, purpose, *keys))
 
 
-def torch_generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
+def torch_generator(seed: int, purpose: str, *keys: int) -> "torch.Generator":
     """Return torch's CPU generator of the named stream."""
+    import torch  # planners draw from numpy's generators alone
+
     result = torch.Generator()
     result.manual_seed(stream_seed(seed, purpose, *keys))
     return result

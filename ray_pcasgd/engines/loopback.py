@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import Header
-from ray_pcasgd.engines.transport import (
-    Contents,
-    LostError,
-    Outbox,
-    Parcel,
-    RejectedError,
-    Sent,
-    Transport,
-    check_array,
-)
+from ray_pcasgd.engines.messages import Contents, LostError, Parcel, RejectedError
+from ray_pcasgd.engines.transport import Outbox, Sent, Transport, check_array
 
 
 class Reader(Protocol):

@@ -1,35 +1,18 @@
 """Tensors of any type as plain data: a worker's own ones travel so, since NumPy has no bfloat16."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ray_pcasgd.engines.messages import Extra, Raw
+
 Form = tuple[tuple[int, ...], torch.dtype]
 """A tensor's shape and type."""
 
 _MOST_DIMENSIONS = 64
-
-
-class Raw(NamedTuple):
-    """One tensor."""
-
-    dtype: str
-    """Its type's name in torch, such as ``int64``."""
-    shape: tuple[int, ...]
-    data: np.ndarray[Any, np.dtype[np.uint8]]
-    """Its bytes, in one dimension."""
-
-
-class Extra(NamedTuple):
-    """What a worker sends with its gradient."""
-
-    local: Mapping[str, Raw]
-    """Its own tensors that are not as the model was made, by name; to the first server alone."""
-    with_gradient: np.ndarray[Any, np.dtype[np.bool_]] | None = None
-    """Which parameter tensors got a gradient, shape (T,); not given: all."""
 
 
 def raw(tensor: Tensor) -> Raw:

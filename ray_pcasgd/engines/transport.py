@@ -19,29 +19,7 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import Header
-from ray_pcasgd.engines.raw_tensors import Extra
-
-Parcel = Any
-"""One tensor as it travels; what it is, only its transport knows."""
-
-
-class RejectedError(ValueError):
-    """A message that is not valid; it is never applied."""
-
-
-class LostError(Exception):
-    """What a parcel stands for is not there any more: its sender's process or memory is lost, or does not answer."""
-
-
-class Contents(NamedTuple):
-    """What one message carries, as it travels."""
-
-    weights: Parcel
-    buffers: Parcel
-    direction: Parcel | None
-    """The direction at the version before."""
-    extra: Extra | None = None
-    """Of a worker: what it sends with its gradient."""
+from ray_pcasgd.engines.messages import Contents, Parcel, RejectedError
 
 
 class Sent(NamedTuple):

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
+from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.raw_tensors import Form, problem_of
-from ray_pcasgd.engines.transport import Contents, RejectedError, Transport
+from ray_pcasgd.engines.transport import Transport
 
 _LARGEST_COUNT = 2**31 - 1
 """Versions and steps are whole numbers of 32 bits wherever they are kept."""

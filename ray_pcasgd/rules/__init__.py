@@ -1,33 +1,17 @@
-"""The update rules; ``Algorithm`` is the registry of all of them."""
+"""The update rules; ``Algorithm`` is the registry of all of them between peers."""
 
-from typing import Annotated
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from ray_pcasgd.rules.dcs3gd import DCS3GD
-from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
-from ray_pcasgd.rules.gossip import GossipPull, GossipPush
-from ray_pcasgd.rules.importance import DASGDImportance
-from ray_pcasgd.rules.pcasgd import CASGD, PASGD, PCASGD
-from ray_pcasgd.rules.practical import PCASGDPV
-from ray_pcasgd.rules.push import SGP, OverlapSGP
-
-Algorithm = Annotated[
-    DPSGD
-    | DASGD
-    | CASGD
-    | PASGD
-    | PCASGD
-    | PCASGDPV
-    | DCS3GD
-    | DASGDImportance
-    | GossipPull
-    | GossipPush
-    | SGP
-    | OverlapSGP,
-    Field(discriminator="name"),
-]
-"""Any rule's settings, told apart by ``name``."""
+if TYPE_CHECKING:
+    from ray_pcasgd.rules.algorithms import Algorithm
+    from ray_pcasgd.rules.dcs3gd import DCS3GD
+    from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
+    from ray_pcasgd.rules.gossip import GossipPull, GossipPush
+    from ray_pcasgd.rules.importance import DASGDImportance
+    from ray_pcasgd.rules.pcasgd import CASGD, PASGD, PCASGD
+    from ray_pcasgd.rules.practical import PCASGDPV
+    from ray_pcasgd.rules.push import SGP, OverlapSGP
 
 __all__ = [
     "CASGD",
@@ -44,3 +28,14 @@ __all__ = [
     "GossipPush",
     "OverlapSGP",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the rules when one of them is asked for: the scheduler's process needs none, and no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.algorithms"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,12 +10,10 @@ from torch import Tensor
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.rules.exchange import AllNeighbors, Exchange, Reading
 
 State = tuple[Tensor, ...]
 """A rule's memory between steps: an empty tuple, or a NamedTuple of tensors of fixed shapes."""
-
-Reading = Literal["newest", "news", "every"]
-"""What of a neighbor is read at a step, see ``Rule.reading``."""
 
 DriftKind = Literal["mean", "before"]
 """Which drift of its own an agent knows for an age ``a`` at its version ``t``: ``mean``, its mean displacement
@@ -130,6 +128,14 @@ class Rule(Settings, ABC):
     @abstractmethod
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the next state and the update of one step."""
+
+
+def exchange_of(rule: Rule) -> Exchange:
+    """Return who reads whom under a rule: without the rule where that is everybody, so that torch is not needed."""
+    kind = type(rule)
+    if kind.partners is Rule.partners and kind.receivers is Rule.receivers:
+        return AllNeighbors(rule.reading)
+    return rule
 
 
 def mix(own_weight: Tensor, own: Tensor, weights: Tensor, neighbors: tuple[Tensor, ...]) -> Tensor:

@@ -14,8 +14,9 @@ from ray_pcasgd.base.numerics import inner
 from ray_pcasgd.base.purity import check_pair, check_state, check_vector, is_same, mapped, pure_result
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import DefaultBarrier, DriftForm, DriftKind, Probe, Reading, Rule
+from ray_pcasgd.rules.base import DefaultBarrier, DriftForm, DriftKind, Probe, Rule
 from ray_pcasgd.rules.correction import Late
+from ray_pcasgd.rules.exchange import Reading
 from ray_pcasgd.rules.server import Delivered, ServerRule
 
 _SIZE = 200

@@ -6,10 +6,12 @@ Plain objects that the planner and a live server share.
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ray_pcasgd.base.state import State
 from ray_pcasgd.rules.gathering import Gathering
+
+if TYPE_CHECKING:
+    from ray_pcasgd.base.state import State
 
 
 class Arrival(NamedTuple):
@@ -66,11 +68,11 @@ class Gatherer:
         self.waiting = [] if self.gathering.cancels else left
         return tuple(taken)
 
-    def state(self) -> State:
+    def state(self) -> "State":
         """Return the state from which K follows; gradients that wait for an update are not part of it."""
         return {"wanted": self._wanted, "adaptive": self._adaptive.state() if self._adaptive else None}
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: "State") -> None:
         """Go on from a state, without gradients that wait."""
         self._wanted = state["wanted"]
         if self._adaptive is not None:
@@ -161,10 +163,10 @@ class _AdaptiveK:
         # So many that adding them up one by one would take long, or not change a late time at all.
         self._due = max(now + self._every, math.nextafter(now, math.inf))
 
-    def state(self) -> State:
+    def state(self) -> "State":
         return {"due": self._due, "first": dict(self._first), "losses": dict(self._losses)}
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: "State") -> None:
         self._due, self._first, self._losses = state["due"], dict(state["first"]), dict(state["losses"])
 
     def _add(self, key: tuple[int, int], loss: float) -> None:

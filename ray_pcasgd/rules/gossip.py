@@ -8,7 +8,8 @@ from pydantic import Field
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import Probe, Reading, Rule
+from ray_pcasgd.rules.base import Probe, Rule
+from ray_pcasgd.rules.exchange import Reading
 
 
 class _Gossip(Rule):

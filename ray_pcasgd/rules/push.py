@@ -6,7 +6,8 @@ from pydantic import Field
 
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import DefaultBarrier, Probe, Reading, Rule, mix
+from ray_pcasgd.rules.base import DefaultBarrier, Probe, Rule, mix
+from ray_pcasgd.rules.exchange import Reading
 
 
 class _Push(Rule):

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.rules.dpsgd import DASGD
+from ray_pcasgd.rules.exchange import AllNeighbors, Exchange
 from ray_pcasgd.schedule.barrier import Barrier, WaitFor
 from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, row_times
 
@@ -33,7 +32,7 @@ class Planner(Timing):
     neighbors: tuple[tuple[int, ...], ...]
     """The agents that each agent reads, rising."""
     barrier: Barrier
-    rule: Rule = field(default_factory=DASGD)
+    exchange: Exchange = field(default_factory=AllNeighbors)
     """Says who reads whom, and who sends to whom."""
 
     def __iter__(self) -> Iterator[Row]:
@@ -135,7 +134,7 @@ class _Simulation:
         for receiver in self.agents:
             for k in plan.neighbors[receiver.number]:
                 channel = Channel(plan, k, receiver.number)
-                link = _Link(channel, self.agents[k], receiver, plan.rule.reading == "every")
+                link = _Link(channel, self.agents[k], receiver, plan.exchange.reading == "every")
                 receiver.incoming[k] = link
                 self.agents[k].outgoing.append(link)
         self.calendar = Calendar[int]()
@@ -179,11 +178,11 @@ class _Simulation:
 
     def reads(self, agent: _Agent, capped: frozenset[int]) -> Iterator[Read]:
         """Yield what the agent reads at its step."""
-        rule, neighbors = self.plan.rule, self.plan.neighbors[agent.number]
-        for k in rule.partners(self.plan.seed, agent.number, agent.step, neighbors):
-            for read in agent.incoming[k].read(agent.step, k in capped, rule.reading == "news"):
+        exchange, neighbors = self.plan.exchange, self.plan.neighbors[agent.number]
+        for k in exchange.partners(self.plan.seed, agent.number, agent.step, neighbors):
+            for read in agent.incoming[k].read(agent.step, k in capped, exchange.reading == "news"):
                 # The last version is not passed on: its agent splits its mass no more.
-                if rule.reading != "every" or read.version < self.plan.num_steps:
+                if exchange.reading != "every" or read.version < self.plan.num_steps:
                     yield read
 
     def wait(self, agent: _Agent) -> None:
@@ -196,7 +195,7 @@ class _Simulation:
 
     def done(self, agent: _Agent) -> tuple[int, ...]:
         """Return those readers of an agent that take no more steps: a share that is pushed to them is lost."""
-        if self.plan.rule.reading != "every":
+        if self.plan.exchange.reading != "every":
             return ()
         readers = sorted(link.receiver.number for link in agent.outgoing)
         return tuple(number for number in readers if self.agents[number].step == self.plan.num_steps)
@@ -209,7 +208,7 @@ class _Simulation:
         entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < self.plan.num_steps]
         for agent in agents:
             readers = tuple(link.receiver.number for link in agent.outgoing)
-            receivers = self.plan.rule.receivers(self.plan.seed, agent.number, agent.step, readers)
+            receivers = self.plan.exchange.receivers(self.plan.seed, agent.number, agent.step, readers)
             agent.held = self.done(agent)
             for link in agent.outgoing:
                 if link.receiver.number not in receivers or link.receiver.number in agent.held:

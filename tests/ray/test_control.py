@@ -18,8 +18,8 @@ from experiments.faults.injecting import Fault, Several, kill
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.live.commands import Heal, Isolate, Join, Leave, SetDelay
+from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.control import send_command, status_of
-from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan

@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.transport import MOST_PENDING, RayTransport
-from ray_pcasgd.engines.transport import Contents
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

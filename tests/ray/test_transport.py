@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import Delivery, Header, Mailbox, Message
 from ray_pcasgd.engines.loopback import LoopBack
+from ray_pcasgd.engines.messages import Contents, LostError, RejectedError
 from ray_pcasgd.engines.raw_tensors import extra_of
 from ray_pcasgd.engines.ray.transport import PIECE_BYTES, RayTransport
-from ray_pcasgd.engines.transport import Contents, LostError, RejectedError, Transport
+from ray_pcasgd.engines.transport import Transport
 from ray_pcasgd.engines.validation import Expected, check_header, checked_contents
 
 CPU = torch.device("cpu")

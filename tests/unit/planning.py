@@ -110,13 +110,13 @@ class _SlowPlanner:
     def row(self, i: int, moment: Moment) -> Row:
         step, plan = len(self.published[i]), self.plan
         before = dict(self.last_read)
-        asked = plan.rule.partners(plan.seed, i, step, plan.neighbors[i])
-        if plan.rule.reading == "every":
+        asked = plan.exchange.partners(plan.seed, i, step, plan.neighbors[i])
+        if plan.exchange.reading == "every":
             reads = [read for k in asked for read in self.read_every(k, i, moment)]
             times = (self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9)
             return Row(i, step, *times, tuple(reads), held=tuple(self.held.get((i, step), ())))
         reads = [self.read(k, i, moment) for k in asked]
-        if plan.rule.reading == "news":
+        if plan.exchange.reading == "news":
             reads = [read for read in reads if self.last_read[read.neighbor, i] != before[read.neighbor, i]]
         return Row(i, step, self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9, tuple(reads))
 
@@ -125,7 +125,7 @@ class _SlowPlanner:
         cap = step if k in self.capped[i] else 10**9
         messages = self.known(k, i, moment)
         newest_known = min(cap, max(message.version for message in messages))
-        if self.plan.rule.reading == "news":
+        if self.plan.exchange.reading == "news":
             # A version is released by its sender's progress: the next message may be long in coming.
             newest_known = len([m for m in self.published[k] if m < moment])
         readable = [message for message in messages if message.version + message.hold <= newest_known]
@@ -155,11 +155,11 @@ class _SlowPlanner:
         version, second = len(self.published[i]), moment[0] / 1e9
         for receiver in self.agents:
             readers = tuple(k for k in self.agents if i in self.plan.neighbors[k])
-            if self.plan.rule.reading == "every" and len(self.published[receiver]) == self.plan.num_steps:
+            if self.plan.exchange.reading == "every" and len(self.published[receiver]) == self.plan.num_steps:
                 if receiver in readers:
                     self.held.setdefault((i, version), []).append(receiver)
                 continue
-            if receiver in readers and receiver in self.plan.rule.receivers(self.plan.seed, i, version, readers):
+            if receiver in readers and receiver in self.plan.exchange.receivers(self.plan.seed, i, version, readers):
                 earlier = self.sent[i, receiver]
                 times = self.times[i, receiver]
                 due = moment[0] + self.nanoseconds(times.latency_seconds(version, second))

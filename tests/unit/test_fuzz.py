@@ -18,8 +18,8 @@ from ray_pcasgd.agents.mailbox import Answer, Header
 from ray_pcasgd.base.state import load_state
 from ray_pcasgd.cli.app import app
 from ray_pcasgd.config import CheckpointSettings, Config
+from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.ray.transport import InPieces, RayTransport
-from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.engines.validation import Expected, check_contents, check_header, checked_contents
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.report.data import load_run

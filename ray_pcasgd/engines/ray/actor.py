@@ -16,13 +16,14 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import evaluated
 from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.messages import Contents, Parcel, RejectedError
 from ray_pcasgd.engines.raw_tensors import extra_of, tensor_of
 from ray_pcasgd.engines.ray import actor_log
-from ray_pcasgd.engines.ray.cuts import AgentState, Restored, messages_before, portable_state
+from ray_pcasgd.engines.ray.agent_state import AgentState
+from ray_pcasgd.engines.ray.cuts import Restored, messages_before, portable_state
 from ray_pcasgd.engines.ray.driver import Driver
 from ray_pcasgd.engines.ray.mail import Driving, MailActor
 from ray_pcasgd.engines.ray.transport import portable
-from ray_pcasgd.engines.transport import Contents, Parcel, RejectedError
 from ray_pcasgd.engines.validation import Expected
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.scheduler import Cut

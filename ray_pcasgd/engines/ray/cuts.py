@@ -10,31 +10,13 @@ from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agents.mailbox import Delivery, Header, Mailbox, Message
 from ray_pcasgd.base.state import State
-from ray_pcasgd.engines.raw_tensors import Extra, extra_of, tensor_of
+from ray_pcasgd.engines.messages import Contents, Extra, Parcel
+from ray_pcasgd.engines.raw_tensors import extra_of, tensor_of
+from ray_pcasgd.engines.ray.agent_state import AgentState
 from ray_pcasgd.engines.ray.transport import PIECE_BYTES, RayTransport, as_array, as_tensor
-from ray_pcasgd.engines.transport import Contents, Parcel
 from ray_pcasgd.schedule.scheduler import Cut
 
 _TRANSPORT = RayTransport(PIECE_BYTES)
-
-
-class AgentState(NamedTuple):
-    """What one agent adds to the run's state."""
-
-    agent: int
-    version: int
-    cut: int
-    """The cut's number; 0 where the agent chose the moment by itself."""
-    state: Any
-    """A reference to the agent's own state."""
-    messages: tuple[Message[Contents], ...] = ()
-    """Those that it has before the cut, and may still read after it."""
-    left: Mapping[int, int] = {}
-    """Neighbors that have left the run, and their last versions."""
-    is_isolated: bool = False
-    """Whether the agent itself has left the run."""
-    share: tuple[int, ...] = ()
-    """Which part of its neighbors' messages it gets, where not all of them get the same."""
 
 
 class Restored(NamedTuple):

@@ -8,7 +8,7 @@ from ray.actor import ActorHandle
 from ray_pcasgd.agents.mailbox import Answer, Header
 from ray_pcasgd.agents.participant import Published
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.transport import Contents
+from ray_pcasgd.engines.messages import Contents
 
 
 class Driver:

@@ -7,7 +7,8 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.live.decisions import Compute, Moment, Policy, Wait
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.ray.actor import Actor
-from ray_pcasgd.engines.ray.cuts import AgentState, portable_state
+from ray_pcasgd.engines.ray.agent_state import AgentState
+from ray_pcasgd.engines.ray.cuts import portable_state
 from ray_pcasgd.engines.ray.driver import Driver
 from ray_pcasgd.engines.ray.mail import StoppedError
 

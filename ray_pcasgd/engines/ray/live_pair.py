@@ -15,11 +15,11 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.live.decisions import Ask, Over, Take
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.pair import PairPolicy
+from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.ray.actor import Actor, Found
 from ray_pcasgd.engines.ray.live import LiveDriver, moment
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
-from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.engines.validation import check_header, checked_contents
 from ray_pcasgd.records import Read, Row, Version
 

@@ -14,12 +14,12 @@ from ray_pcasgd.engines.live.decisions import Over, Rejoin, Take
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.peer import PeerPolicy
 from ray_pcasgd.engines.live.watching import Limits
+from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.actor import Actor, Found
 from ray_pcasgd.engines.ray.live import LiveDriver, moment
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.mail import StoppedError
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
-from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event, Row, Snapshot
 
 

@@ -12,11 +12,11 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.live.decisions import Over, Take
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.server import Connect, Decision, Open, ServerPolicy, Tell
+from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.ray.actor import Actor, Found
 from ray_pcasgd.engines.ray.live import LiveDriver, moment
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.mail import StoppedError
-from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.records import Event, Read, Row
 
 

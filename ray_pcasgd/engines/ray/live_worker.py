@@ -15,10 +15,10 @@ from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.decisions import Over, Rejoin, Take
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.worker import WorkerPolicy
+from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.ray.actor import Actor
 from ray_pcasgd.engines.ray.live import LiveDriver, moment
 from ray_pcasgd.engines.ray.mail import StoppedError
-from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.records import Read, Row, RowKind
 
 

@@ -10,7 +10,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ray_pcasgd.engines.transport import LostError
+from ray_pcasgd.engines.messages import LostError
 
 GONE = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError, RpcError)
 """The process that was called is gone: killed, by Ray's memory monitor too, or lost together with its node."""

@@ -21,11 +21,11 @@ from ray_pcasgd.base.determinism import deterministic
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import as_step_error
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.ray.cuts import AgentState
+from ray_pcasgd.engines.messages import Contents, LostError, RejectedError
+from ray_pcasgd.engines.ray.agent_state import AgentState
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.reports import Reporter
 from ray_pcasgd.engines.ray.transport import RayTransport
-from ray_pcasgd.engines.transport import Contents, LostError, RejectedError
 from ray_pcasgd.engines.validation import Expected, check_header, check_mark, checked_contents
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut

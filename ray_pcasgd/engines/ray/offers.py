@@ -7,9 +7,9 @@ import ray
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.mail import MailActor
-from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.engines.validation import check_contents, check_header
 
 WELCOME_SECONDS = 30.0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import ray
 
-from ray_pcasgd.engines.ray.cuts import AgentState
+from ray_pcasgd.engines.ray.agent_state import AgentState
 from ray_pcasgd.records import Event, Row, StepReport
 from ray_pcasgd.schedule.scheduler import Cut, Schedule, Scheduler
 

@@ -11,9 +11,10 @@ from ray.exceptions import RayError
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.base.state import State, pace
 from ray_pcasgd.engines.base import Leaving, Pause
+from ray_pcasgd.engines.messages import LostError
 from ray_pcasgd.engines.ray.actor_group import ActorGroup
-from ray_pcasgd.engines.ray.cuts import AgentState, Restored, fetched, join_parts
-from ray_pcasgd.engines.transport import LostError
+from ray_pcasgd.engines.ray.agent_state import AgentState
+from ray_pcasgd.engines.ray.cuts import Restored, fetched, join_parts
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.schedule.scheduler import Cut
 

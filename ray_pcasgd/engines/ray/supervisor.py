@@ -19,8 +19,9 @@ from ray_pcasgd.engines.live.commands import Command, decoded
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.membership import Membership, Presence
 from ray_pcasgd.engines.ray.actor_group import ActorGroup, Heartbeats, failure
+from ray_pcasgd.engines.ray.agent_state import AgentState
 from ray_pcasgd.engines.ray.board import Board
-from ray_pcasgd.engines.ray.cuts import AgentState, restored_parts
+from ray_pcasgd.engines.ray.cuts import restored_parts
 from ray_pcasgd.engines.ray.lost import first_line
 from ray_pcasgd.engines.ray.reports import Collector
 from ray_pcasgd.engines.ray.state_keeper import LiveStates, PlannedStates

@@ -25,17 +25,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.engines.messages import Contents, LostError, Parcel, RejectedError
 from ray_pcasgd.engines.ray.lost import GONE, first_line
-from ray_pcasgd.engines.transport import (
-    Contents,
-    LostError,
-    Outbox,
-    Parcel,
-    RejectedError,
-    Sent,
-    Transport,
-    check_array,
-)
+from ray_pcasgd.engines.transport import Outbox, Sent, Transport, check_array
 from ray_pcasgd.records import Snapshot
 
 logger = logging.getLogger("ray_pcasgd")

@@ -10,11 +10,11 @@ import pytest
 
 from ray_pcasgd.agents.mailbox import Answer, Header
 from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.actor import Actor
 from ray_pcasgd.engines.ray.live import moment
 from ray_pcasgd.engines.ray.live_peer import PeerDriver
 from ray_pcasgd.engines.ray.mail import Driving
-from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event, Read
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config

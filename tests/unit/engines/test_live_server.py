@@ -16,11 +16,11 @@ from ray_pcasgd.agents.server import Server
 from ray_pcasgd.engines.live.decisions import Wait
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.server import ServerPolicy
+from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.actor import Actor
 from ray_pcasgd.engines.ray.live import moment
 from ray_pcasgd.engines.ray.live_server import ServerDriver
 from ray_pcasgd.engines.ray.mail import Driving
-from ray_pcasgd.engines.transport import Contents
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config

@@ -10,7 +10,7 @@ from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
 from ray_pcasgd.agents.peer import AgentSpec, Peer, Received
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
 from ray_pcasgd.engines.loopback import LoopBack
-from ray_pcasgd.engines.transport import Contents, RejectedError
+from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.validation import Expected, check_header, checked_contents
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan

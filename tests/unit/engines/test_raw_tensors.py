@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.agents.local_tensors import is_same
 from ray_pcasgd.agents.mailbox import Header
-from ray_pcasgd.engines.raw_tensors import Extra, Form, Raw, extra_of, problem_of, raw, tensor_of
+from ray_pcasgd.engines.messages import Contents, Extra, Raw, RejectedError
+from ray_pcasgd.engines.raw_tensors import Form, extra_of, problem_of, raw, tensor_of
 from ray_pcasgd.engines.ray.transport import RayTransport
-from ray_pcasgd.engines.transport import Contents, RejectedError
 from ray_pcasgd.engines.validation import Expected, check_contents
 
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.int32, torch.int64]

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.raw_tensors import extra_of
 from ray_pcasgd.engines.ray.transport import PIECE_BYTES, InPieces, RayTransport
-from ray_pcasgd.engines.transport import Contents
 
 PIECE = PIECE_BYTES // 4
 TRANSPORT = RayTransport(0)

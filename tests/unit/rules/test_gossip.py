@@ -71,7 +71,7 @@ def test_what_was_pushed_is_read_at_most_once_and_only_by_whom_it_was_pushed_to(
         clusters=(0, 0, 1, 1),
         barrier=NoBarrier(),
         seed=seed,
-        rule=GossipPush(every=1.5),
+        exchange=GossipPush(every=1.5),
     )
     seen = set()
     for row in plan:
@@ -79,5 +79,5 @@ def test_what_was_pushed_is_read_at_most_once_and_only_by_whom_it_was_pushed_to(
             assert (row.agent, read.neighbor, read.version) not in seen
             seen.add((row.agent, read.neighbor, read.version))
             senders = plan.neighbors[read.neighbor]
-            assert row.agent in plan.rule.receivers(seed, read.neighbor, read.version, senders)
+            assert row.agent in plan.exchange.receivers(seed, read.neighbor, read.version, senders)
     assert seen

@@ -114,14 +114,14 @@ def test_sampled_rows_equal_those_of_the_slow_planner_where_agents_drift_apart()
 @settings(max_examples=150)
 @given(plans(st.just(NoBarrier())), st.sampled_from([GossipPull(every=2), GossipPush(), GossipPush(every=3)]))
 def test_rows_of_gossip_equal_those_of_the_slow_planner(plan: Planner, rule: Rule) -> None:
-    plan = dataclasses.replace(plan, rule=rule)
+    plan = dataclasses.replace(plan, exchange=rule)
     assert list(plan) == slow_rows(plan)
 
 
 @settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_push_sum_equal_those_of_the_slow_planner(plan: Planner) -> None:
-    plan = dataclasses.replace(plan, rule=OverlapSGP())
+    plan = dataclasses.replace(plan, exchange=OverlapSGP())
     assert list(plan) == slow_rows(plan)
 
 
@@ -132,7 +132,7 @@ def test_rows_on_directed_graphs_equal_those_of_the_slow_planner(topology: Any, 
     link = LinkDelay(delay=law({"name": "exponential", "mean": 1}), unit="seconds")
     compute = ComputeTimes(law=law({"name": "exponential", "mean": 1}))
     plan = planner(5, compute=compute, links=(link,), barrier=barrier)
-    plan = dataclasses.replace(plan, neighbors=network.neighbors, rule=OverlapSGP())
+    plan = dataclasses.replace(plan, neighbors=network.neighbors, exchange=OverlapSGP())
     rows = list(plan)
     assert rows == slow_rows(plan)
     assert {(read.neighbor, row.agent) for row in rows for read in row.reads} == set(topology.graph(5, 0).edges)
