@@ -239,6 +239,7 @@ def test_another_process_and_prometheus_find_a_run(tmp_path: Path, monkeypatch: 
         ]
         assert len(jobs_of_cluster()) == jobs
         while not shows_all(seen, folder.name):
+            threading.Event().wait(0.1)  # the run needs the cores more
             seen.update(scraped())
         for agent in range(2):  # which ends the run
             send_command(str(folder), Leave(agent=agent))

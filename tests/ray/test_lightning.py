@@ -42,6 +42,7 @@ def test_a_module_on_an_actor_has_the_weights_and_figures_of_lightnings_trainer(
         assert result.metrics[f"test_{name.removeprefix('val_')}"] == pytest.approx(figure, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_agents_on_actors_have_the_bits_of_the_local_engine(tmp_path: Path) -> None:
     module = Plain(adamw)  # of which every agent starts with a copy
     checkpoints = [

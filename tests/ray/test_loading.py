@@ -54,6 +54,7 @@ class Losing(Fault):
             os.close(end)
 
 
+@pytest.mark.slow
 def test_a_planned_run_goes_on_from_a_lost_agent_to_the_bits_of_one_without_workers(tmp_path: Path) -> None:
     losing = Losing(60, 1)
     disturbed = fit(tmp_path / "ray", 1, "ray", losing)

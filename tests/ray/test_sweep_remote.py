@@ -69,6 +69,7 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
         "config": BASE,
         "space": {"step_size": [0.05, 0.2]},
         "batched": batched,
+        "max_concurrent": 1,  # in one process, one after another
     }
     result = sweep(settings)
     assert result.trials["error"].isna().all()

@@ -36,6 +36,7 @@ from ray_pcasgd.schedule.runtime_theory import (
     speed_up,
 )
 from ray_pcasgd.schedule.scheduler import waits_for_losses
+from tests.speed import slow_unless
 from tests.unit.schedule.test_plan_servers import planner
 
 EXPONENTIAL, SHIFTED, PARETO = Exponential(mean=1), ShiftedExponential(shift=1, mean=1), Pareto(shape=2.5, scale=1)
@@ -95,7 +96,7 @@ def test_k_batch_sync_against_samples(law: Law, k: int) -> None:
 POLICIES = {"k-sync": KSync, "k-batch-sync": KBatchSync, "k-batch-async": KBatchAsync}
 
 
-@pytest.mark.parametrize("num_workers", [8, 16])
+@pytest.mark.parametrize("num_workers", [8, slow_unless(False, 16)])
 @pytest.mark.parametrize("law", [EXPONENTIAL, SHIFTED], ids=["exponential", "shifted"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_planner_agrees_with_the_theory_within_two_percent(name: str, law: Law, num_workers: int) -> None:
