@@ -20,7 +20,7 @@ compare: $(READY)  ## All methods under the same schedule
 
 test: $(READY)  ## The test suite, in minutes
 	$(BIN)/python -m pytest -n logical tests/unit ray_pcasgd
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/cli tests/engines tests/ray
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/ray tests/engines tests/cli
 
 test-all: $(READY)  ## The slow tests as well: every fault, every family on real actors, the mock of the cloud
 	$(BIN)/python -m pytest -m "" -n logical tests/unit ray_pcasgd

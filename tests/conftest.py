@@ -50,6 +50,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or some libraries' own look for leaks at the end would find them all
+
+
 def pytest_runtest_setup() -> None:
     """Seed what a test's own models are drawn from: by chance, one of their numbers may hardly move in training."""
     random.seed(0)

@@ -7,11 +7,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationInfo,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+
+from ray_pcasgd.base.docstrings import docstring_of
 
 
 def from_name(value: Any) -> Any:
@@ -85,7 +89,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
     )
@@ -95,6 +98,20 @@ class Settings(BaseModel):
         """Return pydantic's schema, but without conversion to numbers and booleans."""
         schema: CoreSchema = _of_one_kind(handler(source))
         return schema
+
+    @classmethod
+    def help_of(cls, name: str) -> str:
+        """Return what a field means: its docstring."""
+        return cls.model_fields[name].description or docstring_of(cls, name)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return pydantic's JSON schema, with what each field means."""
+        result = handler(schema)
+        for name, found in handler.resolve_ref_schema(result).get("properties", {}).items():
+            if "description" not in found and (text := cls.help_of(name)):
+                found["description"] = text
+        return result
 
     @model_validator(mode="wrap")
     @classmethod

@@ -40,7 +40,7 @@ class Place(NamedTuple):
     @property
     def description(self) -> str:
         """Its docstring, in one line."""
-        return " ".join((self.field.description or "").split())
+        return " ".join(self.owner.help_of(self.name).split())
 
     @property
     def allowed(self) -> str:

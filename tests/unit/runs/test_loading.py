@@ -110,8 +110,8 @@ def test_every_setting_says_what_it_is() -> None:
     silent = [
         f"{owner.__module__}.{owner.__name__}.{name}"
         for owner in classes
-        for name, field in owner.model_fields.items()
-        if not (field.description or "").strip() and (name != "name" or owner is Config)
+        for name in owner.model_fields
+        if not owner.help_of(name).strip() and (name != "name" or owner is Config)
     ]
     assert silent == []
 
