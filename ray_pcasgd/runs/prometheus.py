@@ -20,6 +20,7 @@ EXPORT_SECONDS = 1.0
 _STEP_BOUNDARIES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 _ON_A_CLUSTER = ("waiting_for_resources", "cluster_joined")
 """Kinds of events of which one is the first after a run has joined its cluster."""
+_CONSENSUS = "consensus_distance"
 AVERAGED = "averaged"
 """Stands for the averaged model among the agents."""
 
@@ -46,6 +47,8 @@ class Exporter(Callback):
         self._waited: defaultdict[int, float] = defaultdict(float)
         self._durations: list[tuple[int, float]] = []
         self._ended: dict[int, float] = {}
+        self._figures: dict[tuple[str, int | str], float] = {}
+        """Of the newest evaluations, by their names and whose they are."""
 
     def on_start(self, plan: Plan, path: Path) -> None:
         """Take in the run's name."""
@@ -68,14 +71,11 @@ class Exporter(Callback):
 
     def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take in evaluations, of agents and of the averaged model."""
-        made = self._made()
         for row in rows:
-            labels = self._labels(AVERAGED if pd.isna(row["agent"]) else row["agent"])
-            for name, value in row.items():
-                if name.startswith("test_") and value == value:
-                    made.tested(name).set(value, labels)
-            if row["consensus_distance"] == row["consensus_distance"]:
-                made.consensus_distance.set(row["consensus_distance"], labels)
+            whose = AVERAGED if pd.isna(row["agent"]) else row["agent"]
+            figures = {name: value for name, value in row.items() if name.startswith("test_") or name == _CONSENSUS}
+            self._figures |= {(name, whose): value for name, value in figures.items() if value == value}
+        self._export_figures()
 
     def on_event(self, event: Event) -> None:
         """Count an event; as soon as there is a cluster, all that can happen is counted from 0 on."""
@@ -100,6 +100,13 @@ class Exporter(Callback):
         made, labels = self._made(), {"run": self._run}
         made.running.set(running, labels)
         made.num_steps.set(self._num_steps, labels)
+        self._export_figures()
+
+    def _export_figures(self) -> None:
+        made = self._made()
+        for (name, whose), value in self._figures.items():
+            gauge = made.consensus_distance if name == _CONSENSUS else made.tested(name)
+            gauge.set(value, self._labels(whose))
 
     def _made(self) -> "_Metrics":
         if self._metrics is None:

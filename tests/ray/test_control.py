@@ -248,6 +248,7 @@ def test_another_process_and_prometheus_find_a_run(tmp_path: Path, monkeypatch: 
     operator = Operator()
     settings = ENDLESS | {"num_agents": 2, "algorithm": "pc-asgd", "links": [{"delay": 3}], "evaluate_every": 50}
     settings["compute"] = {"stragglers": dict.fromkeys(range(2), 0.02)}
+    settings["engine"] = LIVE["engine"] | {"max_lag": None}  # agents that start late are read all the same
     result = fit(tmp_path, operator.at(20, commands), name="watched", **settings)
     ((status, refused, copied),) = operator.answers()
     assert str(result.error).startswith("every agent ")
