@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import ray
 
 from ray_pcasgd.runs import prometheus as exporter
 
@@ -28,6 +29,15 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     dashboard = json.loads(text)
     assert [panel["id"] for panel in dashboard["panels"]] == list(range(1, len(dashboard["panels"]) + 1))
     assert asked(text) <= made()
+
+
+@pytest.mark.parametrize("name", ["grafana-dashboard.json", "alerts.yml"])
+def test_what_is_asked_of_ray_itself_is_what_rays_own_dashboard_asks(name: str) -> None:
+    panels = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
+    own = "".join(path.read_text(encoding="utf-8") for path in panels.glob("*.py"))
+    names = set(re.findall(r"ray_(?!pcasgd)\w+", (FOLDER / name).read_text()))
+    assert names
+    assert {one for one in names if not re.search(rf"\b{one}\b", own)} == set()
 
 
 def test_alerts_ask_for_metrics_and_events_that_there_are() -> None:
