@@ -92,6 +92,13 @@ class Rule(Settings, ABC):
         """Return the neighbors that an agent sends a version to, in rising order; the same in every engine."""
         return neighbors
 
+    @property
+    def exchange(self) -> Exchange:
+        """Who reads whom, and who sends to whom; without the rule where it asks all, so that plans need no torch."""
+        kind = type(self)
+        asks_all = kind.partners is Rule.partners and kind.receivers is Rule.receivers
+        return AllNeighbors(self.reading) if asks_all else self
+
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return the numeric settings of one agent at one step; they come back as ``own.coefficients``."""
         return {}
@@ -128,14 +135,6 @@ class Rule(Settings, ABC):
     @abstractmethod
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the next state and the update of one step."""
-
-
-def exchange_of(rule: Rule) -> Exchange:
-    """Return who reads whom under a rule: without the rule where that is everybody, so that torch is not needed."""
-    kind = type(rule)
-    if kind.partners is Rule.partners and kind.receivers is Rule.receivers:
-        return AllNeighbors(rule.reading)
-    return rule
 
 
 def mix(own_weight: Tensor, own: Tensor, weights: Tensor, neighbors: tuple[Tensor, ...]) -> Tensor:

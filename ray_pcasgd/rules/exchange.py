@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ray_pcasgd.base.randomness import generator
+
 Reading = Literal["newest", "news", "every"]
 """What of a neighbor is read at a step, see ``Rule.reading``."""
 
@@ -37,3 +39,32 @@ class AllNeighbors:
     def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
         """Return all neighbors."""
         return neighbors
+
+
+@dataclass(frozen=True)
+class RandomNeighbor:
+    """Now and then one random neighbor is read, or, where versions are pushed, is sent one."""
+
+    every: float
+    """Steps from one exchange to the next, on average; 1 or more."""
+    pushes: bool
+
+    @property
+    def reading(self) -> Reading:
+        """What was pushed is read once."""
+        return "news" if self.pushes else "newest"
+
+    def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the neighbors that the agent pulls from at this step."""
+        return neighbors if self.pushes else self._drawn(seed, agent, step, neighbors)
+
+    def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the neighbors that the agent pushes this version to."""
+        return self._drawn(seed, agent, version, neighbors) if self.pushes else neighbors
+
+    def _drawn(self, seed: int, agent: int, number: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return one random neighbor with probability ``1 / every``, else an empty tuple."""
+        random = generator(seed, "gossip", agent, number)
+        if not neighbors or random.random() >= 1 / self.every:
+            return ()
+        return (neighbors[int(random.integers(len(neighbors)))],)

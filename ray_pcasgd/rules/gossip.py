@@ -6,22 +6,33 @@ import torch
 from pydantic import Field
 
 from ray_pcasgd.base.numerics import Vectors, blockwise
-from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe, Rule
-from ray_pcasgd.rules.exchange import Reading
+from ray_pcasgd.rules.exchange import Exchange, RandomNeighbor, Reading
 
 
 class _Gossip(Rule):
     every: float = Field(1.0, ge=1)
     """q: steps from one exchange with a neighbor to the next, on average; 1 or more."""
 
-    def draw(self, seed: int, agent: int, number: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
-        """Return one random neighbor with probability ``1 / every``, else an empty tuple."""
-        random = generator(seed, "gossip", agent, number)
-        if not neighbors or random.random() >= 1 / self.every:
-            return ()
-        return (neighbors[int(random.integers(len(neighbors)))],)
+    @property
+    def _random(self) -> RandomNeighbor:
+        return RandomNeighbor(self.every, pushes=self.reading == "news")
+
+    @property
+    def exchange(self) -> Exchange:
+        """One random neighbor, every ``every`` steps on average; or what a class derived from this one says."""
+        kind = type(self)
+        is_own = kind.partners is _Gossip.partners and kind.receivers is _Gossip.receivers
+        return self._random if is_own else self
+
+    def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the neighbors that the agent pulls from at this step."""
+        return self._random.partners(seed, agent, step, neighbors)
+
+    def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the neighbors that the agent pushes this version to."""
+        return self._random.receivers(seed, agent, version, neighbors)
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``x - eta u`` with ``x <- (x + x_k) / 2`` for each neighbor that was read, one after another."""
@@ -40,10 +51,6 @@ class GossipPull(_Gossip):
 
     name: Literal["gossip-pull"] = "gossip-pull"
 
-    def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the neighbors that the agent pulls from at this step."""
-        return self.draw(seed, agent, step, neighbors)
-
 
 class GossipPush(_Gossip):
     """Gossiping SGD, pushing: the averaging is the receiver's, at its next step.
@@ -54,7 +61,3 @@ class GossipPush(_Gossip):
     reading: ClassVar[Reading] = "news"
 
     name: Literal["gossip-push"] = "gossip-push"
-
-    def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the neighbors that the agent pushes this version to."""
-        return self.draw(seed, agent, version, neighbors)

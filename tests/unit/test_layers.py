@@ -167,7 +167,7 @@ def test_an_agents_process_imports_no_more_than_it_needs(tmp_path: Path) -> None
     assert ended.stdout.split() == []
 
 
-@pytest.mark.parametrize("algorithm", ["pc-asgd", "sgp", "ad-psgd", "server"])
+@pytest.mark.parametrize("algorithm", ["pc-asgd", "sgp", "gossip-pull", "gossip-push", "ad-psgd", "server"])
 def test_the_schedulers_process_needs_no_torch(algorithm: str, tmp_path: Path) -> None:
     """It deals rows out: without torch it is there sooner, and in a third of the memory."""
     plan = make_plan(load_config({"num_steps": 3, "algorithm": {"name": algorithm}, "links": []}))

@@ -11,7 +11,7 @@ from ray_pcasgd.base.imports import import_object
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.config import Config
 from ray_pcasgd.records import Row
-from ray_pcasgd.rules.base import DefaultBarrier, Rule, exchange_of
+from ray_pcasgd.rules.base import DefaultBarrier, Rule
 from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
@@ -90,7 +90,7 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
         return recorded_rows(config, partial(_fitted, config, rule, network))
     assert config.barrier is not None
     timing = planned_timing(config, clusters)
-    return Planner(neighbors=network.neighbors, barrier=config.barrier, exchange=exchange_of(rule), **timing)
+    return Planner(neighbors=network.neighbors, barrier=config.barrier, exchange=rule.exchange, **timing)
 
 
 def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], info: ScheduleInfo) -> list[Row]:

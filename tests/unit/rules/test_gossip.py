@@ -1,6 +1,7 @@
 """Gossiping SGD: whom an agent talks to, and what the averaging does."""
 
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules import GossipPull, GossipPush
+from ray_pcasgd.rules.exchange import RandomNeighbor
 from ray_pcasgd.schedule.barrier import NoBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.plan_peers import Planner
@@ -81,3 +83,20 @@ def test_what_was_pushed_is_read_at_most_once_and_only_by_whom_it_was_pushed_to(
             senders = plan.neighbors[read.neighbor]
             assert row.agent in plan.exchange.receivers(seed, read.neighbor, read.version, senders)
     assert seen
+
+
+class Lonely(GossipPull):
+    """Reads the first neighbor only."""
+
+    name: Literal["lonely"] = "lonely"  # type: ignore[assignment]
+
+    def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        return super().partners(seed, agent, step, neighbors[:1])
+
+
+def test_plans_follow_a_derived_rule_s_own_choice() -> None:
+    assert GossipPull(every=2).exchange == RandomNeighbor(2, pushes=False)
+    assert GossipPush(every=2).exchange == RandomNeighbor(2, pushes=True)
+    rule = Lonely(every=1)
+    assert rule.exchange is rule
+    assert rule.exchange.partners(0, 0, 0, (3, 4, 5)) == (3,)
