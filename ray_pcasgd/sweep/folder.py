@@ -1,5 +1,6 @@
 """Where a sweep lies: a folder of this machine, or one on remote storage, with its own files at hand here."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -7,8 +8,10 @@ from pathlib import Path, PurePath
 
 from ray_pcasgd.base.errors import RunError
 from ray_pcasgd.base.own_files import TemporaryFolder, remove_files
+from ray_pcasgd.base.own_state import own_folder
 from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.storage.lock import FolderLock, LockedError
 from ray_pcasgd.runs.storage.names import claimed_folder, reached, taken, unreachable
 from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, parent_of, reason_of
 
@@ -45,6 +48,7 @@ class SweepFolder:
         """The storage that the sweep is on, unless that is this machine's."""
         self.name = path.name
         self._copy = copy
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, storage_path: str, name: str | None, files: Mapping[str, str]) -> "SweepFolder":
@@ -57,6 +61,7 @@ class SweepFolder:
         if not is_remote(storage_path):
             folder = cls(claimed_folder(storage_path, name, "sweep", _SPOKEN).resolve())
             _write(folder.path, files)
+            folder._take_lock()
             return folder
         remote = reached(storage_path)
         try:
@@ -70,6 +75,7 @@ class SweepFolder:
             raise SettingsError(
                 f"storage_path = {yaml_value(storage_path)}: cannot be written ({reason_of(error)})"
             ) from None
+        folder._take_lock()
         return folder
 
     @classmethod
@@ -77,14 +83,34 @@ class SweepFolder:
         """Return the folder of a sweep that was started; the settings of a remote one are copied to this machine.
 
         Raises:
-            SettingsError: it is no such folder, or cannot be reached.
+            SettingsError: it is no such folder, cannot be reached, or its sweep is running.
 
         """
         folder = cls._fetched(location) if is_remote(location) else cls(Path(location).expanduser().resolve())
         if not all((folder.path / name).is_file() for name in OWN_FILES):
             folder.close()
             raise SettingsError(f"{location}: is not the folder of a sweep that was started")
+        try:
+            folder._take_lock()
+        except LockedError:
+            folder.close()
+            raise SettingsError(f"{location}: is running; allowed is to go on with a sweep that has ended") from None
         return folder
+
+    def _take_lock(self) -> None:
+        """Keep other drivers away as long as this one lives: for storage without locks, those of this user here.
+
+        Raises:
+            LockedError: another driver has the sweep.
+
+        """
+        file = None if self.local_path is None else self.local_path / SWEEP_FILE
+        with suppress(OSError):  # of a home that cannot be written to
+            if file is None:
+                place = re.sub("//[^/@]*@", "//", self.location.partition("?")[0])
+                file = own_folder("sweeping") / hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
+                file.touch()
+            self._lock = FolderLock(file)
 
     @classmethod
     def _fetched(cls, location: str) -> "SweepFolder":
@@ -192,7 +218,10 @@ class SweepFolder:
                 self.remote.withdraw(self.name, written_early(self.remote.names_in(self.name)))
 
     def close(self) -> None:
-        """Remove this machine's copy of a sweep that is elsewhere."""
+        """Let other drivers have the sweep, and remove this machine's copy of one that is elsewhere."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         if self._copy is not None:
             self._copy.remove()
             self._copy = None

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray_pcasgd.base.foreign_files import read_text
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.base.yaml_text import write_yaml
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.failures import described
 from ray_pcasgd.engines.ray.cluster import RayCluster
 from ray_pcasgd.engines.ray.placement import bundles_of
 from ray_pcasgd.engines.ray.settings import RaySettings
@@ -124,6 +126,8 @@ def resume(path: str | Path, trust: bool = False) -> SweepResult:
                 "here; allowed with --trust (trust=True)"
             )
         config = load_sweep(folder.path / SWEEP_FILE)
+        if not read_text(folder.path / BASE_FILE).strip():
+            raise SettingsError(f"{folder.location}: its {BASE_FILE} is empty; without it, other settings would train")
         base = load_config(folder.path / BASE_FILE)
         with joined(_cluster(config, base)):
             require_gpus(base, ray.cluster_resources())  # type: ignore[no-untyped-call]
@@ -182,10 +186,8 @@ def _fit(
     }
     function = tune.with_parameters(run_trial, **shared)
     trainable = tune.with_resources(function, resources_of(base))
-    if own is None:
-        tuner = tune.Tuner.restore(folder.location, trainable=trainable, resume_unfinished=True)
-    else:
-        tuner = make_tuner(config, base, trainable, folder, packs, own)
+    made = partial(make_tuner, config, base, trainable, folder, packs)
+    tuner = _restored(folder, trainable) if own is None else made(own)
     with warnings.catch_warnings():
         # Of Tune's repeater, where all seeds of a point failed.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
@@ -196,6 +198,15 @@ def _fit(
                 raise
             raise SettingsError(f"search_alg or scheduler: {one_line(error, 400)}") from error
     return conclude(config, base, folder, grid, packs)
+
+
+def _restored(folder: SweepFolder, trainable: Any) -> tune.Tuner:
+    try:
+        return tune.Tuner.restore(folder.location, trainable=trainable, resume_unfinished=True)
+    except Exception as error:  # whatever a damaged pickle raises
+        raise SettingsError(
+            f"{folder.location}: what Ray Tune has kept of this sweep cannot be read ({described(error)})"
+        ) from error
 
 
 def resources_of(base: Config) -> Any:

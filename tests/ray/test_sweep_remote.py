@@ -19,6 +19,7 @@ from moto.server import ThreadedMotoServer
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.storage.names import make_room
 from ray_pcasgd.runs.trainer import Trainer, fit_together
+from ray_pcasgd.sweep.folder import SweepFolder
 from ray_pcasgd.sweep.running import resume, sweep
 
 BASE = {"engine": "local", "num_agents": 3, "num_steps": 20, "evaluate_every": 10, "task": {"model": {"hidden": [8]}}}
@@ -99,6 +100,16 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
     with pytest.raises(SettingsError, match=untrusted):
         resume(location)
     bucket.client.put_object(Bucket="bucket", Key=f"{folder}/base.yaml", Body=base)
+    held = SweepFolder.reopen(location)
+    with pytest.raises(SettingsError, match=": is running; allowed is to go on with a sweep that has ended"):
+        resume(location)
+    held.close()
+    for name, said in (("base.yaml", "its base.yaml is empty"), ("tuner.pkl", "cannot be read .UnpicklingError")):
+        whole = bucket.read(f"{folder}/{name}")
+        bucket.client.put_object(Bucket="bucket", Key=f"{folder}/{name}", Body=b"" if name == "base.yaml" else b"torn")
+        with pytest.raises(SettingsError, match=said):
+            resume(location, trust=True)
+        bucket.client.put_object(Bucket="bucket", Key=f"{folder}/{name}", Body=whole)
     again = resume(location)
     pd.testing.assert_frame_equal(again.trials, result.trials)
     with pytest.raises(SettingsError, match=r"^storage_path = 's3://id:key@none.*: cannot be written \(Bucket"):

@@ -47,8 +47,8 @@ class FolderLock:
 
     def release(self) -> None:
         """Let another driver have the folder."""
-        self._descriptor = None
-        if fcntl is not None:
+        if self._descriptor is not None:
+            self._descriptor = None
             self._close()
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_pcasgd.base.errors import SettingsError
 from ray_pcasgd.sweep.folder import BASE_FILE, DIRECTORY_FILE, SWEEP_FILE, SweepFolder
 
 FILES = {SWEEP_FILE: "a: 1", BASE_FILE: "b: 2", DIRECTORY_FILE: "/"}
@@ -26,3 +27,15 @@ def test_a_sweep_that_has_trials_is_left(tmp_path: Path) -> None:
     (folder.path / "trial_1").mkdir()
     folder.discard()
     assert {one.name for one in folder.path.iterdir()} == {*FILES, "trial_1"}
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_sweep_has_one_driver_at_a_time(scheme: str, tmp_path: Path) -> None:
+    folder = SweepFolder.create(f"{scheme}{tmp_path}", "first", FILES)
+    with pytest.raises(SettingsError, match=r"first: is running; allowed is to go on with a sweep that has ended$"):
+        SweepFolder.reopen(folder.location)
+    folder.close()
+    again = SweepFolder.reopen(folder.location)
+    with pytest.raises(SettingsError, match="is running"):
+        SweepFolder.reopen(folder.location)
+    again.close()
