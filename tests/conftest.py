@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # is enough, and so it is for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# A shell's background jobs ignore Ctrl-C, and so would all that tests send one to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What the package remembers for its user is none of the tests', nor theirs of each other.
 STATE = tempfile.mkdtemp(prefix="ray_pcasgd_tests_")

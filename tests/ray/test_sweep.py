@@ -249,6 +249,9 @@ def test_a_point_that_cannot_be_run_is_refused_before_anything_starts(tmp_path: 
     assert not (tmp_path / "tried").exists()
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # so does it with trials that are stopped
 def test_a_sweep_takes_objects_of_tunes_own(tmp_path: Path) -> None:
     class Ended(tune.Callback):
         """Counts trials."""
