@@ -1,6 +1,7 @@
 """Where a sweep lies: a folder of this machine, or one on remote storage, with its own files at hand here."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -14,6 +15,8 @@ from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.lock import FolderLock, LockedError
 from ray_pcasgd.runs.storage.names import claimed_folder, reached, taken, unreachable
 from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in, parent_of, reason_of
+
+logger = logging.getLogger("ray_pcasgd")
 
 SWEEP_FILE = "sweep.yaml"
 BASE_FILE = "base.yaml"
@@ -61,7 +64,7 @@ class SweepFolder:
         if not is_remote(storage_path):
             folder = cls(claimed_folder(storage_path, name, "sweep", _SPOKEN).resolve())
             _write(folder.path, files)
-            folder._take_lock()
+            folder._hold()
             return folder
         remote = reached(storage_path)
         try:
@@ -75,7 +78,7 @@ class SweepFolder:
             raise SettingsError(
                 f"storage_path = {yaml_value(storage_path)}: cannot be written ({reason_of(error)})"
             ) from None
-        folder._take_lock()
+        folder._hold()
         return folder
 
     @classmethod
@@ -92,25 +95,46 @@ class SweepFolder:
             raise SettingsError(f"{location}: is not the folder of a sweep that was started")
         try:
             folder._take_lock()
-        except LockedError:
+        except SettingsError:
             folder.close()
-            raise SettingsError(f"{location}: is running; allowed is to go on with a sweep that has ended") from None
+            raise
         return folder
 
+    def _hold(self) -> None:
+        """Take the lock of a new folder, which is taken back where the one that it replaces is still running."""
+        try:
+            self._take_lock()
+        except SettingsError:
+            self.discard()
+            self.close()
+            raise
+
     def _take_lock(self) -> None:
-        """Keep other drivers away as long as this one lives: for storage without locks, those of this user here.
+        """Keep other drivers away as long as this one lives; on object storage, those of this user on this machine.
 
         Raises:
-            LockedError: another driver has the sweep.
+            SettingsError: another driver has the sweep.
 
         """
-        file = None if self.local_path is None else self.local_path / SWEEP_FILE
-        with suppress(OSError):  # of a home that cannot be written to
-            if file is None:
-                place = re.sub("//[^/@]*@", "//", self.location.partition("?")[0])
-                file = own_folder("sweeping") / hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
-                file.touch()
-            self._lock = FolderLock(file)
+        try:
+            self._lock = FolderLock(self._lock_file())
+            problem = self._lock.problem
+        except LockedError:
+            raise SettingsError(
+                f"{self.location}: is running; allowed is to go on with a sweep that has ended"
+            ) from None
+        except OSError as error:  # of a home that cannot be written to
+            problem = reason_of(error)
+        if problem is not None:
+            logger.warning("%s: no second driver is kept away from this sweep: %s", self.location, problem)
+
+    def _lock_file(self) -> Path:
+        if self.local_path is not None:
+            return self.local_path / SWEEP_FILE
+        place = re.sub("//[^/@]*@", "//", self.location.partition("?")[0])
+        file = own_folder("sweeping") / hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
+        file.touch()
+        return file
 
     @classmethod
     def _fetched(cls, location: str) -> "SweepFolder":

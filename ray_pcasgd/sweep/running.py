@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +185,7 @@ def _fit(
     }
     function = tune.with_parameters(run_trial, **shared)
     trainable = tune.with_resources(function, resources_of(base))
-    made = partial(make_tuner, config, base, trainable, folder, packs)
-    tuner = _restored(folder, trainable) if own is None else made(own)
+    tuner = _restored(folder, trainable) if own is None else make_tuner(config, base, trainable, folder, packs, own)
     with warnings.catch_warnings():
         # Of Tune's repeater, where all seeds of a point failed.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)

@@ -116,6 +116,18 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
         sweep(settings | {"storage_path": f"s3://id:key@none/sweeps{bucket.options}"})
 
 
+def test_a_sweep_whose_folder_was_removed_keeps_its_place_as_long_as_it_runs(bucket: Bucket) -> None:
+    storage, files = f"s3://id:key@bucket/sweeps{bucket.options}", {"sweep.yaml": "a: 1", "base.yaml": "b: 2"}
+    running = SweepFolder.create(storage, "removed", files)
+    for key in ("", *files):
+        bucket.client.delete_object(Bucket="bucket", Key=f"sweeps/removed/{key}")
+    with pytest.raises(SettingsError, match=": is running; allowed is to go on with a sweep that has ended"):
+        SweepFolder.create(storage, "removed", files)
+    assert not {key for key in bucket.names() if key.startswith("sweeps/removed/")}
+    running.close()
+    SweepFolder.create(storage, "removed", files).close()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_population_exchanges_states_on_remote_storage(bucket: Bucket, tmp_path: Path) -> None:

@@ -39,3 +39,11 @@ def test_a_sweep_has_one_driver_at_a_time(scheme: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is running"):
         SweepFolder.reopen(folder.location)
     again.close()
+
+
+def test_a_sweep_on_storage_without_locks_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ray_pcasgd.runs.storage.lock.fcntl", None)
+    SweepFolder.create(str(tmp_path), "first", FILES).close()
+    assert "no second driver is kept away from this sweep: this system has no file locks" in caplog.text
