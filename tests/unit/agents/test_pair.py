@@ -70,7 +70,7 @@ def planners(draw: st.DrawFn) -> PairPlanner:
     )
 
 
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(planners())
 def test_both_rows_of_a_pair_know_of_each_other_and_keep_to_the_links(own: PairPlanner) -> None:
     rows = list(own)
@@ -236,7 +236,7 @@ def with_losses(draw: st.DrawFn) -> list[Row]:
     return rows
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(with_losses())
 def test_agents_that_are_lost_in_the_middle_of_it_and_come_back_are_executed_as_by_the_slow_reference(
     rows: list[Row],

@@ -93,7 +93,7 @@ def plans(draw: st.DrawFn, barriers: st.SearchStrategy[Barrier], computing: st.S
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=300)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_equal_those_of_the_slow_planner(plan: Planner) -> None:
     assert list(plan) == slow_rows(plan)
@@ -111,14 +111,14 @@ def test_sampled_rows_equal_those_of_the_slow_planner_where_agents_drift_apart()
         assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(plans(st.just(NoBarrier())), st.sampled_from([GossipPull(every=2), GossipPush(), GossipPush(every=3)]))
 def test_rows_of_gossip_equal_those_of_the_slow_planner(plan: Planner, rule: Rule) -> None:
     plan = dataclasses.replace(plan, exchange=rule)
     assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_push_sum_equal_those_of_the_slow_planner(plan: Planner) -> None:
     plan = dataclasses.replace(plan, exchange=OverlapSGP())
@@ -138,7 +138,7 @@ def test_rows_on_directed_graphs_equal_those_of_the_slow_planner(topology: Any, 
     assert {(read.neighbor, row.agent) for row in rows for read in row.reads} == set(topology.graph(5, 0).edges)
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
     rows = list(plan)
@@ -157,7 +157,7 @@ def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
     assert set(in_causal_order(rows)) == set(rows)
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_one_agent_follow_each_other(plan: Planner) -> None:
     planned = list(plan)
@@ -175,7 +175,7 @@ def test_rows_of_one_agent_follow_each_other(plan: Planner) -> None:
         assert all(0 <= read.age <= row.step and read.staleness >= 0 for row in rows for read in row.reads)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(plans(BARRIERS))
 def test_barriers_are_kept(plan: Planner) -> None:
     for row in plan:

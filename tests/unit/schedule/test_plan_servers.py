@@ -96,13 +96,13 @@ def plans(draw: st.DrawFn, links: st.SearchStrategy[Any] = LINKS) -> ServerPlann
     )
 
 
-@settings(max_examples=125)
+@settings(max_examples=250)
 @given(plans())
 def test_rows_equal_those_of_the_slow_planner(plan: ServerPlanner) -> None:
     assert rows_of(plan) == slow_rows(plan)
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(plans())
 def test_rows_can_be_executed_and_are_consistent(plan: ServerPlanner) -> None:
     rows = rows_of(plan)
@@ -117,7 +117,7 @@ def test_rows_can_be_executed_and_are_consistent(plan: ServerPlanner) -> None:
     check_rows(ordered, plan.num_workers)
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(plans())
 def test_every_update_takes_what_its_policy_says(plan: ServerPlanner) -> None:
     """How many, of how many workers, how stale; and only policies that cancel do so."""
