@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,14 +32,18 @@ class Watcher:
         address: of its cluster, if its user has named one.
 
     Raises:
-        SettingsError: it is not running, and there is no folder of it here.
+        SettingsError: it is not running, and its folder is not there.
 
     """
 
     def __init__(self, run: str, address: str | None) -> None:
         self._run = run
         self._address = address
-        self._folder = Path(discovery.location_of(run))
+        self._location = discovery.location_of(run)
+        self._folder = Path(self._location)
+        self._copies = ExitStack()
+        """What ends the copy of a folder on remote storage."""
+        self._next_copy = 0.0
         self._ended = threading.Event()
         self._connection: Connection | None = None
         self._samples: deque[tuple[float, int]] = deque()
@@ -51,6 +56,7 @@ class Watcher:
         self.why = self._why_not_running()
         """Why the run could not be watched at the start; empty where it could."""
         if self.why:
+            self._copy()
             if not (self._folder / "config.yaml").is_file():
                 raise SettingsError(self.why)
             self._show_files(self.why)
@@ -64,6 +70,7 @@ class Watcher:
         """End following the run."""
         self._ended.set()
         self._thread.join(timeout=POLL_SECONDS)
+        self._copies.close()
 
     def send(self, command: "Command") -> str:
         """Send a command to the run; return its answer, or why there is none."""
@@ -97,6 +104,8 @@ class Watcher:
             at = discovery.address_of(self._run, self._address)
             with connection_to(self._run, at) as connection:
                 self._samples.clear()
+                self._copies.close()
+                self._folder = Path(self._location)
                 while not self._ended.is_set():
                     self._show_status(connection.status())
                     self._connection = connection
@@ -121,6 +130,11 @@ class Watcher:
         from ray_pcasgd.report.data import load_run
         from ray_pcasgd.report.watched import of_files
 
+        try:
+            self._copy()
+        except SettingsError as error:
+            why = f"{why}; {error}"
+
         def read() -> dict[str, Any]:
             try:
                 return of_files(load_run(self._folder), why)
@@ -128,6 +142,25 @@ class Watcher:
                 return {"state": "not running", "said": f"{why}; {error}", "events": [], "num_events": 0}
 
         self.page = self._reading(why, read)
+
+    def _copy(self) -> None:
+        """Have the files of a run on remote storage here, anew until it has its result, which its driver sends last.
+
+        Raises:
+            SettingsError: it is not there, or cannot be read.
+
+        """
+        began = time.monotonic()
+        if "://" not in self._location or (self._folder / "result.json").is_file() or began < self._next_copy:
+            return
+        from ray_pcasgd.runs.storage.fetched import fetched_run
+        from ray_pcasgd.runs.storage.names import PAGE_FILES
+
+        self._copies.close()
+        try:
+            self._folder = self._copies.enter_context(fetched_run(self._location, PAGE_FILES))
+        finally:
+            self._next_copy = time.monotonic() + (time.monotonic() - began) / _SHARE
 
     def _reading(self, what: str, read: Callable[[], Read]) -> Read:
         """Return what ``read`` has made of the folder's files, anew where they have changed and it is time."""

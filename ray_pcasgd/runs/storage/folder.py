@@ -391,7 +391,8 @@ class RunFolder:
 
         """
         assert self.remote is not None
-        self.remote.mirror(self.path, self._name, (STATES, CHECKPOINTS), KEPT_FILES)
+        # Whoever sees a result finds the rest there.
+        self.remote.mirror(self.path, self._name, (STATES, CHECKPOINTS), KEPT_FILES, last=RESULT)
         return self.location
 
     def discard(self) -> None:

@@ -214,8 +214,10 @@ class RemoteStorage:
         with as_os_error():
             self._write(f"{self._at(name)}/{file}", content)
 
-    def mirror(self, path: Path, name: str, groups: Collection[str], files: Collection[str]) -> None:
-        """Copy what was written in a folder of this machine since the last time here.
+    def mirror(
+        self, path: Path, name: str, groups: Collection[str], files: Collection[str], last: str | None = None
+    ) -> None:
+        """Copy what was written in a folder of this machine since the last time here; the file ``last`` after others.
 
         Files of such names that were in the groups' folders, and that this machine has dropped since, are removed
         here, too; files that came from elsewhere are not.
@@ -229,7 +231,7 @@ class RemoteStorage:
         with as_os_error():
             local = fs.LocalFileSystem()
             stamps, here = _stamps(path), _inside_groups(path, groups)
-            for file, stamp in stamps.items():
+            for file, stamp in sorted(stamps.items(), key=lambda item: item[0] == last):
                 if self._sent.get(file) == stamp:
                     continue
                 to = f"{self._at(name)}/{file}"

@@ -10,6 +10,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from ray_pcasgd import Trainer, evaluate
+from ray_pcasgd.base.errors import SettingsError
+from ray_pcasgd.cli.watcher import Watcher
 from ray_pcasgd.runs.trainer import resume
 from tests.comparing import assert_same_to_the_bit
 from tests.unit.interrupted_runs import (
@@ -102,7 +104,22 @@ def test_a_run_is_replayed_drawn_and_tested_by_its_location(
     assert command(["report", location, str(here), "--output", str(page)], capsys)[0] == 0
     assert page.is_file()
     assert evaluate(location, 10).metrics == evaluate(str(here), 10).metrics
+    watcher = Watcher(location, None)
+    assert (watcher.page["state"], watcher.page["run"]) == ("finished", "first")
+    assert watcher.page["tested"][-1]["figures"]["test_accuracy"] == run.metrics["test_accuracy"]
+    assert [one["step"] for one in watcher.page["agents"]] == [SMALL["num_steps"]] * SMALL["num_agents"]
+    watcher.start()
+    watcher.close()
+    with pytest.raises(SettingsError, match=r"by/none.*: is no run folder; allowed are folders with a config.yaml"):
+        Watcher(server.at("by/none"), None)
     assert not list(tmp_path.glob("s3*"))
+
+
+def test_whoever_sees_a_result_finds_the_rest_there(tmp_path: Path) -> None:
+    Trainer(SMALL, storage_path=f"file://{tmp_path}/sent").fit()
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "sent" / "first").iterdir() if path.is_file()}
+    assert {"config.yaml", "metrics.parquet", "schedule.parquet"} <= written.keys()
+    assert max(written, key=written.__getitem__) == "result.json"
 
 
 @pytest.mark.parametrize(
