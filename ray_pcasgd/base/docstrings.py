@@ -11,8 +11,8 @@ from itertools import pairwise
 def docstring_of(kind: type, name: str) -> str:
     """Return the docstring below a field of a class, or of the base that defines it; empty where there is none.
 
-    Pydantic reads them all as a class is made (``use_attribute_docstrings``), which takes every process a sixth of a
-    second or more, whether or not it shows any help.
+    Pydantic reads them all as classes are made (``use_attribute_docstrings``): an agent's start took 0.14 s of CPU
+    longer by that, a command's 0.35 s, whether or not it shows any help.
     """
     for owner in kind.__mro__:
         if name in vars(owner).get("__annotations__", {}):
