@@ -16,6 +16,7 @@ from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.trainer import Trainer
+from tests.unit.memory import in_one_vector
 
 # A power of two: PyTorch multiplies by the step size and subtracts with one rounding, the rules with two.
 ETA = 0.125
@@ -265,7 +266,7 @@ def seed_as_the_agent_does(agent: Peer, number: int) -> None:
 
 def plain_loop(own: Plan, agent: Peer, optimizer: dict[str, Any]) -> Iterator[tuple[float, dict[str, Tensor]]]:
     """Yield, step by step, the loss and the state dict of the user's own loop."""
-    model = own.config.task.build_model(own.data, own.config.seed).train()
+    model = in_one_vector(own.config.task.build_model(own.data, own.config.seed).train())
     sgd = torch.optim.SGD(model.parameters(), lr=ETA, **optimizer)
     batches = own.config.task.batches(own.data, own.specs[0].shard, 8, own.config.seed, 0)
     for number in range(STEPS):

@@ -21,6 +21,7 @@ from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.tasks.batches import Batches
 from tests.engines import language
+from tests.unit.memory import in_one_vector
 
 ETA = 2**-4
 """A power of two: torch multiplies and adds in one rounding, the rules in two."""
@@ -46,8 +47,7 @@ def plain_loop(task: dict[str, Any], loss_of: Callable[[nn.Module, dict[str, Ten
     """Train as anybody would, on the same samples, initial weights and seeds of dropout."""
     plan = make_plan(load_config(ALONE | {"task": task}))
     config, rows = plan.config, language.train()
-    model = config.task.build_model(plan.data, config.seed)
-    model.train()
+    model = in_one_vector(config.task.build_model(plan.data, config.seed).train())
     optimizer = torch.optim.SGD(model.parameters(), lr=ETA, momentum=0.9, weight_decay=1e-3)
     batches = config.task.batches(plan.data, plan.specs[0].shard, config.batch_size, config.seed, 0)
     assert isinstance(batches, Batches)
