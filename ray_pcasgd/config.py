@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from ray_pcasgd.agents.clipping import GradientClipping
+from ray_pcasgd.agents.local_steps import LocalSteps
 from ray_pcasgd.agents.optimizer import SGD, Optimizer
 from ray_pcasgd.agents.reliability import ByStaleness, Reliability
 from ray_pcasgd.agents.replica import MixedBuffers
@@ -95,6 +96,12 @@ class Config(Settings):
     """In place of num_steps, passes over the largest shard of an agent: the run takes ceil(num_epochs * samples of the
     largest shard / batch_size) steps, and notes them as its num_steps. Given together in one place, they are refused;
     behind those of a file, ``--set`` and Python take the place of either."""
+    local_steps: LocalSteps = 1
+    """H: steps that an agent takes on its own from one version to the next, so that it sends and reads once in H steps
+    (local SGD): a number, a list of one number per agent, or ``{name: equal-time, most: 50}``, by which slower agents
+    take fewer. Between peers. Versions, staleness, ages, barriers, ``engine.max_lag`` and ``engine.silent_steps`` then
+    count rounds of H steps; num_steps, step sizes, evaluations, epochs and delays in steps count steps. The exchange of
+    a round runs during the steps of the next one; predictions and their stability bound see H times the step size."""
     batch_size: int = Field(16, ge=1, le=100_000)
     """Samples of one agent's mini-batch."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.drift import DriftBefore, MeanDrift, MeanVelocity, OwnPath
 from ray_pcasgd.agents.learner import Learner
+from ray_pcasgd.agents.local_round import LocalRound
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
 from ray_pcasgd.agents.participant import (
     NO_LOSS,
@@ -24,6 +26,7 @@ from ray_pcasgd.agents.participant import (
     Training,
 )
 from ray_pcasgd.agents.reliability import ByCluster, ByStaleness
+from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
@@ -45,6 +48,13 @@ class Recipe(Training):
     reliability: ByStaleness | ByCluster
     clusters: tuple[int, ...]
     """The cluster of each agent."""
+    local_steps: tuple[int, ...] = ()
+    """Mini-batches of each agent from one version to the next; empty: 1 for all."""
+
+    @cached_property
+    def rounds(self) -> Rounds:
+        """Which mini-batches lie between the agents' versions."""
+        return Rounds(self.num_steps, self.local_steps)
 
     def reliable(self, agent: int, read: Read) -> bool:
         """Return whether ``agent`` trusts what it reads as it is."""
@@ -134,6 +144,8 @@ class Peer(Learner, Participant):
         """Whether agents push shares of their mass."""
         self.loss: float | None = None
         """Of the next step, where it is computed already."""
+        self.local_step = 0
+        """Mini-batches since the present version, while a round of several is computed."""
         self.probe_batches = self.loaded(self.probe_stream())
         self.samples = dict(zip(spec.neighbors, spec.samples, strict=True))
         """Size of each neighbor's shard."""
@@ -195,6 +207,46 @@ class Peer(Learner, Participant):
         return loss, self.apply(received)
 
     @property
+    def rounds(self) -> Rounds:
+        """Which mini-batches lie between the agents' versions."""
+        return self.spec.recipe.rounds
+
+    @property
+    def progress(self) -> int:
+        """Steps taken so far, of ``num_steps``: mini-batches."""
+        return self.rounds.progress(self.spec.agent, self.version)
+
+    @property
+    def steps_ahead(self) -> int:
+        """Mini-batches from the present version to the next one."""
+        return self.rounds.steps_in(self.spec.agent, self.version)
+
+    @property
+    def present_step_size(self) -> float:
+        """The step size eta of the mini-batch whose gradient is computed."""
+        return self.spec.recipe.step_size_at(self.progress + self.local_step)
+
+    @property
+    def own_step_size(self) -> float:
+        """By what the direction is going to be multiplied: the sum over the round's mini-batches."""
+        recipe, first = self.spec.recipe, self.progress
+        return sum(recipe.step_size_at(first + number) for number in range(max(1, self.steps_ahead)))
+
+    def compute(self) -> float:
+        """Set ``direction`` to u at the current weights, of a round of local steps to its mean; return the loss."""
+        steps = self.steps_ahead
+        if steps == 1:
+            return super().compute()
+        own = LocalRound(self)
+        for _ in range(steps):
+            own.advance(super().compute())
+        return own.finish()
+
+    def place_weights(self) -> None:
+        """Put the weights into the replica; its buffers stay."""
+        self.replica.load(self.weights, self.replica.buffers.clone())
+
+    @property
     def has_to_prepare(self) -> bool:
         """Whether the next step's direction is still to be computed."""
         return self.loss is None and self.is_running
@@ -222,7 +274,7 @@ class Peer(Learner, Participant):
 
     def incoming(self) -> Incoming:
         """Return what the messages to the agent hold."""
-        return super().incoming()._replace(last_version=self.spec.recipe.num_steps)
+        return super().incoming()._replace(last_version=max(map(self.rounds.last, self.spec.neighbors), default=0))
 
     def starts(self) -> dict[int, Published]:
         """Return version 0 of each neighbor: that of the agent itself."""
@@ -241,7 +293,7 @@ class Peer(Learner, Participant):
 
     def is_own(self, row: Row) -> bool:
         """Return whether a schedule's row is one that the run takes: a recorded one may have more steps."""
-        return row.step < self.spec.recipe.num_steps
+        return row.step < self.rounds.last(self.spec.agent)
 
     def batch_key(self, row: Row) -> Hashable | None:
         """Return what rows have in common that may run as one batch: as much to gather, and alike in probing."""
@@ -252,7 +304,7 @@ class Peer(Learner, Participant):
 
     def evaluation_point(self, row: Row) -> int | None:
         """Return the progress at which there is an evaluation now, if there is one."""
-        return self.progress if self.spec.recipe.evaluates_at(self.progress) else None
+        return self.rounds.evaluation_point(self.spec.agent, self.version, self.spec.recipe.evaluate_every)
 
     def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
         """Return the bytes that are sent of the present version."""
@@ -274,10 +326,10 @@ class Peer(Learner, Participant):
         ages = [self._drift_age(slot, trusted) for slot, trusted in zip(slots, reliable, strict=True)]
         drifts = self._drifts(received, {age for age in ages if age})
         return Gathered(
-            own=[spec.own_mixing + missing, recipe.step_size_at(self.version)],
+            own=[spec.own_mixing + missing, self.own_step_size],
             coefficients=self.coefficients(received),
             mixing=[0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)],
-            staleness=[0.0 if s is None else float(s.read.staleness) for s in slots],
+            staleness=[0.0 if s is None else self.missed(s.read) for s in slots],
             age=[0.0 if s is None else float(s.read.age) for s in slots],
             reliable=reliable,
             weights=tuple(self._zeros if s is None else s.weights for s in slots),
@@ -291,14 +343,14 @@ class Peer(Learner, Participant):
 
         All shares of one agent are equal, so ``held`` of them that were not sent are as many of its own.
         """
-        spec, recipe = self.spec, self.spec.recipe
+        spec = self.spec
         shares = dict(zip(spec.neighbors, spec.mixing, strict=True))
         nothing = (self._nothing,) * len(received)
         return Gathered(
-            own=[spec.own_mixing * (1 + held) * self.mass, recipe.step_size_at(self.version)],
+            own=[spec.own_mixing * (1 + held) * self.mass, self.own_step_size],
             coefficients=self.coefficients(received),
             mixing=[shares[r.read.neighbor] * r.mass for r in received],
-            staleness=[float(r.read.staleness) for r in received],
+            staleness=[self.missed(r.read) for r in received],
             age=[float(r.read.age) for r in received],
             reliable=[True] * len(received),
             weights=tuple(r.weights for r in received),
@@ -307,10 +359,15 @@ class Peer(Learner, Participant):
             buffers=tuple(r.buffers for r in received),
         )
 
+    def missed(self, read: Read) -> float:
+        """Return a read's staleness in rounds of the agent's own length, as by mini-batches that were missed."""
+        theirs, own = self.rounds.length(read.neighbor), self.rounds.length(self.spec.agent)
+        return float(read.staleness) if theirs == own else read.staleness * theirs / own
+
     def coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return the rule's own numbers at this step."""
         rule = self.spec.recipe.rule
-        coefficients = rule.coefficients(self.spec.agent, self.version) | self.observed_coefficients(received)
+        coefficients = rule.coefficients(self.spec.agent, self.progress) | self.observed_coefficients(received)
         return coefficients | self.measured_coefficients(0)
 
     def measured_coefficients(self, variant: int) -> dict[str, float]:
@@ -358,8 +415,13 @@ class Peer(Learner, Participant):
 
     def observed_coefficients(self, received: Sequence[Received]) -> dict[str, float]:
         """Return those of the rule's numbers that follow from what was read."""
-        others = [Taken(r.read.version + r.read.staleness, self.samples[r.read.neighbor]) for r in received]
-        own = Taken(self.version, len(self.spec.shard))
+        others = [
+            Taken(
+                self.rounds.progress(r.read.neighbor, r.read.version + r.read.staleness), self.samples[r.read.neighbor]
+            )
+            for r in received
+        ]
+        own = Taken(self.progress, len(self.spec.shard))
         return self.spec.recipe.rule.observed_coefficients(own, others)
 
     def rule_inputs(self, gathered: Gathered) -> tuple[Own, Reads]:
@@ -491,7 +553,7 @@ class Peer(Learner, Participant):
         if self.displacements is not None:
             self.displacements = self.path()
         self.version = version
-        self.batches.restore(version)
+        self.batches.restore(self.progress)
         self.probe_batches.restore(version)
 
     def forget_local(self) -> None:

@@ -19,7 +19,7 @@ from ray_pcasgd.report.labels import value_text
 from ray_pcasgd.rules.server import ServerRule, described
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.comparison import Comparison
-from ray_pcasgd.runs.pace import NAN, is_agent_step
+from ray_pcasgd.runs.pace import NAN
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.storage.names import REPORT
@@ -51,14 +51,12 @@ class Terminal(Callback):
         self._title = title
         self._details = details
         self._progress: Progress | None = None
-        self._servers = range(0)
-        self._row_steps = 1
+        self._plan: Plan | None = None
 
     def on_start(self, plan: Plan, path: Path) -> None:
         """Describe the run."""
         config = plan.config
-        self._servers = plan.servers
-        self._row_steps = plan.row_steps
+        self._plan = plan
         at_once = isinstance(config.engine, RaySettings)
         self._progress = Progress(
             self._console, len(plan.specs), config.num_steps, at_once, self._title, num_servers=len(plan.servers)
@@ -86,7 +84,8 @@ class Terminal(Callback):
         reads = report.row.reads
         staleness = sum(read.staleness for read in reads) / len(reads) if reads else 0.0
         predicting = report.measures["predicting"] if report.measures.get("choosing") else None
-        counts = self._row_steps * is_agent_step(report.row, self._servers)
+        assert self._plan is not None
+        counts = self._plan.steps_in(report.row)
         self._progress.step(report.row.agent, report.progress, report.loss, staleness, predicting, counts)
 
     def on_evaluation(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from ray_pcasgd.runs.averaged import AveragedEvaluations
 from ray_pcasgd.runs.callbacks import Callback, blame
 from ray_pcasgd.runs.interrupting import Interrupts
 from ray_pcasgd.runs.metrics import MetricsTable
-from ray_pcasgd.runs.pace import Pace, is_agent_step
+from ray_pcasgd.runs.pace import Pace
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import final_metrics
 from ray_pcasgd.runs.storage.checkpoints import Checkpoints
@@ -134,8 +134,8 @@ class RunRecord:
         """Take in one step."""
         if report.row[:2] in self.taken:
             return
-        if is_agent_step(report.row, self.plan.servers):
-            self.pace.count(time.perf_counter(), self.plan.row_steps)
+        if steps := self.plan.steps_in(report.row):
+            self.pace.count(time.perf_counter(), steps)
         self.taken.add(report.row[:2])
         self.rows.append(report.row)
         self.monitor.take(report)

@@ -15,7 +15,7 @@ from ray_pcasgd.engines.failures import StepError, as_step_error, described, res
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.interrupting import RunInterrupted
-from ray_pcasgd.runs.pace import is_agent_step, mean_staleness, overlap
+from ray_pcasgd.runs.pace import mean_staleness, overlap
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.record import CallbackError, RunRecord
 from ray_pcasgd.runs.result import Result, final_metrics, flat_metrics
@@ -353,7 +353,7 @@ class Run(RunRecord):
             "schedule_hash": trace_hash(self.rows),
             "step_size": self.plan.acting.model_dump(mode="json", include={"step_size"})["step_size"],
             "num_parameters": self.model.num_parameters,
-            "agent_steps": self.plan.row_steps * sum(is_agent_step(row, self.plan.servers) for row in self.rows),
+            "agent_steps": sum(map(self.plan.steps_in, self.rows)),
             "wall_seconds": round(time.perf_counter() - self.started_at, 3),
             "agent_steps_per_second": None if self.pace.rate is None else round(self.pace.rate, 1),
             "initial": self.initial,

@@ -28,6 +28,11 @@ class ComputeTimes(Settings):
         extra = self.extra_sampler(seed, agent)
         return lambda now: base(now) + extra(now)
 
+    def mean(self, agent: int) -> float:
+        """Return the agent's mean seconds for a step; may be infinite."""
+        extra = self.stragglers.get(agent)
+        return self.agents.get(agent, self.law).expectation() + (0.0 if extra is None else extra.expectation())
+
     def extra_sampler(self, seed: int, agent: int) -> Callable[[float], float]:
         """Return what draws the extra seconds of the agent's next step."""
         law = self.stragglers.get(agent, ConstantLaw(value=0.0))
@@ -41,14 +46,15 @@ class LinkDelay(Settings):
     """The delay, in ``unit``, which it may also say itself: ``200ms``, ``pareto(2, 0.1s)``, ``10 steps``."""
     unit: Unit | None = None
     """``seconds``: the message arrives later by the delay. ``steps``: it arrives at once, and its weights are held back
-    until its sender has taken that many more steps; drawn delays are rounded to whole steps. Not given: the unit that
-    the delay says itself, else steps, or seconds for ad-psgd, which has no delays in steps."""
+    until its sender has taken that many more steps (with ``local_steps``, to the end of that round); drawn delays are
+    rounded to whole steps. Not given: the unit that the delay says itself, else steps, or seconds for ad-psgd, which
+    has no delays in steps."""
     between: Literal["all", "clusters"] | tuple[tuple[int, ...], ...] = "all"
     """The links that the entry applies to: all, those between the run's clusters, or those between listed groups."""
     links: tuple[tuple[int, int], ...] | None = None
     """Pairs of agents whose links these are, in both directions, in place of ``between``."""
     from_step: int = Field(0, ge=0)
-    """First version of the sender to which the entry applies."""
+    """First step of the sender from which on the entry applies to its versions."""
     from_second: float = Field(0.0, ge=0)
     """Second of the run from which on the entry applies to messages that are sent."""
 
@@ -113,17 +119,17 @@ class LinkTimes:
             for unit in ("seconds", "steps")
         }
 
-    def latency_seconds(self, version: int, sent_at: float) -> float:
-        """Return the seconds that the message of ``version``, sent at second ``sent_at`` of the run, takes."""
-        return self._draw("seconds", version, sent_at, moment=sent_at)
+    def latency_seconds(self, step: int, sent_at: float) -> float:
+        """Return the seconds that the message of a sender's ``step``, sent at second ``sent_at`` of the run, takes."""
+        return self._draw("seconds", step, sent_at, moment=sent_at)
 
-    def hold_steps(self, version: int, sent_at: float) -> int:
-        """Return the steps for which the weights of ``version`` are held back; half steps are rounded to even."""
-        return round(self._draw("steps", version, sent_at, moment=float(version)))
+    def hold_steps(self, step: int, sent_at: float) -> int:
+        """Return the steps for which the weights of a sender's ``step`` are held back; halves are rounded to even."""
+        return round(self._draw("steps", step, sent_at, moment=float(step)))
 
-    def _draw(self, unit: str, version: int, sent_at: float, moment: float) -> float:
+    def _draw(self, unit: str, step: int, sent_at: float, moment: float) -> float:
         for entry, sampler in reversed(self._laws[unit]):
-            if version >= entry.from_step and sent_at >= entry.from_second:
+            if step >= entry.from_step and sent_at >= entry.from_second:
                 return sampler(moment)
         return 0.0
 

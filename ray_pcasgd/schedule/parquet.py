@@ -12,6 +12,7 @@ import pyarrow.compute as compute
 import pyarrow.parquet as pq
 
 from ray_pcasgd.base.foreign_tables import read_table
+from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Read, Row, RowKind
 from ray_pcasgd.schedule.info import ScheduleInfo
@@ -147,9 +148,9 @@ def published(rows: Iterable[Row]) -> set[tuple[int, int]]:
 
 
 def check_fits(
-    rows: Sequence[Row], neighbors: Sequence[Sequence[int]], num_steps: int, left: Set[int] = frozenset()
+    rows: Sequence[Row], neighbors: Sequence[Sequence[int]], rounds: Rounds, left: Set[int] = frozenset()
 ) -> None:
-    """Raise ``ValueError`` where a schedule does not fit a run with these neighbors and steps.
+    """Raise ``ValueError`` where a schedule does not fit a run with these neighbors and rounds.
 
     Agents that have left the recorded run (``left``) may take fewer steps.
     """
@@ -161,7 +162,10 @@ def check_fits(
         raise ValueError(f"num_agents = {len(neighbors)}: allowed with the schedule is {num_agents}")
     if left >= set(range(num_agents)):
         raise ValueError("schedule: all of its agents have left the run; allowed is one in which some came to its end")
-    taken, shortest = min((counts[agent], agent) for agent in range(num_agents) if agent not in left)
+    num_steps = rounds.num_steps
+    # In mini-batches; each agent's last round may be one in part.
+    room = [(counts[agent] * rounds.length(agent), agent) for agent in range(num_agents) if agent not in left]
+    taken, shortest = min(room)
     if taken < num_steps:
         raise ValueError(
             f"num_steps = {num_steps}: allowed with the schedule is up to {taken}, what agent {shortest} takes in it"
@@ -178,13 +182,13 @@ def check_fits(
                 f"schedule: agent {row.agent} at step {row.step} has a read of the age {oldest}; allowed are the steps "
                 f"since it came back at {back_at.get(row.agent, 0)}"
             )
-        for read in row.reads if row.step < num_steps else ():
+        for read in row.reads if row.step < rounds.last(row.agent) else ():
             if read.neighbor not in linked[row.agent]:
                 raise ValueError(
                     f"topology: agents {row.agent} and {read.neighbor} are no neighbors; the schedule has the first "
                     f"read the second at step {row.step}"
                 )
-            if read.version > num_steps:
+            if read.version > rounds.last(read.neighbor):
                 raise ValueError(
                     f"num_steps = {num_steps}: too few for the schedule, whose agent {row.agent} reads version "
                     f"{read.version} of agent {read.neighbor} at step {row.step}; allowed is {taken}"

@@ -3,9 +3,11 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.exchange import AllNeighbors, Exchange
 from ray_pcasgd.schedule.barrier import Barrier, WaitFor
@@ -34,6 +36,13 @@ class Planner(Timing):
     barrier: Barrier
     exchange: Exchange = field(default_factory=AllNeighbors)
     """Says who reads whom, and who sends to whom."""
+    local_steps: tuple[int, ...] = ()
+    """Mini-batches of each agent from one version to the next; empty: 1 for all."""
+
+    @cached_property
+    def rounds(self) -> Rounds:
+        """Which mini-batches lie between the agents' versions."""
+        return Rounds(self.num_steps, self.local_steps)
 
     def __iter__(self) -> Iterator[Row]:
         return _Simulation(self).rows()
@@ -60,8 +69,10 @@ class _Agent:
         self.incoming: dict[int, _Link] = {}
         """By sender."""
         self.outgoing: list[_Link] = []
+        self.last = plan.rounds.last(number)
+        """The version at which it has taken all its steps."""
         self.step = 0
-        """The step that it is at, which is its newest version."""
+        """The round that it is at, which is its newest version."""
         self.start = 0
         self.ready = 0
         self.waits = False
@@ -73,7 +84,7 @@ class _Agent:
 class _Link:
     """What one reader knows of one neighbor."""
 
-    def __init__(self, channel: Channel, sender: _Agent, receiver: _Agent, reads_every: bool) -> None:
+    def __init__(self, channel: Channel, rounds: Rounds, sender: _Agent, receiver: _Agent, reads_every: bool) -> None:
         self.sender = sender
         self.receiver = receiver
         self.reads_every = reads_every
@@ -81,6 +92,7 @@ class _Link:
         """Newest version whose message has arrived."""
         self.in_flight: deque[_Message] = deque()
         self._channel = channel
+        self._rounds = rounds
         self._last = _START
         """What was read last."""
         self._held: deque[_Message] = deque([_START] if reads_every else [])
@@ -88,9 +100,10 @@ class _Link:
 
     def send(self, now: int) -> int:
         """Send the sender's newest version, and return when it arrives."""
-        version = self.sender.step
-        arrives_at = self._channel.arrival(version, now)
-        known_at = version + self._channel.hold_steps(version, now)
+        version, sender = self.sender.step, self.sender.number
+        taken = self._rounds.progress(sender, version)
+        arrives_at = self._channel.arrival(taken, now)
+        known_at = version + self._rounds.versions_in(sender, self._channel.hold_steps(taken, now))
         self.in_flight.append(_Message(version, arrives_at, known_at, self.receiver.step))
         return arrives_at
 
@@ -103,6 +116,11 @@ class _Link:
             while not self.reads_every and self._held and self._held[-1].known_at >= message.known_at:
                 self._held.pop()
             self._held.append(message)
+
+    @property
+    def reached(self) -> int:
+        """The newest version that is known; of a sender that has taken all its steps, none is waited for any more."""
+        return max(self.newest, self.receiver.step) if self.newest == self.sender.last else self.newest
 
     def read(self, step: int, capped: bool, once: bool) -> Iterator[Read]:
         """Yield what the receiver reads at its step: one version, unless every one is read; never an older one.
@@ -134,7 +152,7 @@ class _Simulation:
         for receiver in self.agents:
             for k in plan.neighbors[receiver.number]:
                 channel = Channel(plan, k, receiver.number)
-                link = _Link(channel, self.agents[k], receiver, plan.exchange.reading == "every")
+                link = _Link(channel, plan.rounds, self.agents[k], receiver, plan.exchange.reading == "every")
                 receiver.incoming[k] = link
                 self.agents[k].outgoing.append(link)
         self.calendar = Calendar[int]()
@@ -158,17 +176,17 @@ class _Simulation:
     def begin(self, agent: _Agent, now: int) -> int:
         """Start the agent's next step, and return when its gradient is ready."""
         agent.start = now
-        agent.ready = agent.gradients.ready_at(now)
+        agent.ready = agent.gradients.ready_at(now, self.plan.rounds.steps_in(agent.number, agent.step))
         return agent.ready
 
     def test(self, agent: _Agent, now: int) -> Row | None:
         """Return the row that ends now if the barrier lets it; else the agent tests again at the next arrival."""
         step = agent.step
-        if step == self.plan.num_steps or now < agent.ready:
+        if step == agent.last or now < agent.ready:
             return None  # an arrival that was entered for a wait which an earlier one has ended
         for link in agent.incoming.values():
             link.advance(now)
-        newest = {k: link.newest for k, link in agent.incoming.items()}
+        newest = {k: link.reached for k, link in agent.incoming.items()}
         decision = self.plan.barrier.decide(step, newest, agent.barrier_draws)
         if isinstance(decision, WaitFor):
             self.wait(agent)
@@ -182,7 +200,7 @@ class _Simulation:
         for k in exchange.partners(self.plan.seed, agent.number, agent.step, neighbors):
             for read in agent.incoming[k].read(agent.step, k in capped, exchange.reading == "news"):
                 # The last version is not passed on: its agent splits its mass no more.
-                if exchange.reading != "every" or read.version < self.plan.num_steps:
+                if exchange.reading != "every" or read.version < self.agents[k].last:
                     yield read
 
     def wait(self, agent: _Agent) -> None:
@@ -198,14 +216,14 @@ class _Simulation:
         if self.plan.exchange.reading != "every":
             return ()
         readers = sorted(link.receiver.number for link in agent.outgoing)
-        return tuple(number for number in readers if self.agents[number].step == self.plan.num_steps)
+        return tuple(number for number in readers if self.agents[number].step == self.agents[number].last)
 
     def publish(self, agents: list[_Agent], now: int) -> set[int]:
         """Publish the next version of each of the agents; return who tests in the next round of this instant."""
         for agent in agents:
             agent.step += 1
             agent.waits = False
-        entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < self.plan.num_steps]
+        entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < agent.last]
         for agent in agents:
             readers = tuple(link.receiver.number for link in agent.outgoing)
             receivers = self.plan.exchange.receivers(self.plan.seed, agent.number, agent.step, readers)

@@ -77,6 +77,8 @@ ALGORITHMS: dict[str, Any] = {
     }
     | UNEVEN,
     "pc-asgd, adaptive lambda": {"algorithm": {"name": "pc-asgd", "compensation": {"name": "adaptive"}}} | UNEVEN,
+    "pc-asgd, local steps": {"algorithm": "pc-asgd", "local_steps": [1, 3, 2], "num_steps": 16} | UNEVEN,
+    "sgp-overlap, local steps": {"algorithm": "sgp-overlap", "local_steps": 3, "num_steps": 16} | UNEVEN,
     "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
     "d-asgd-importance": {"algorithm": "d-asgd-importance"} | UNEVEN,
     "gossip-pull": {"algorithm": {"name": "gossip-pull", "every": 2}} | UNEVEN,
@@ -140,6 +142,8 @@ ON_RAY = [
     "pc-asgd, adamw, clipped, in pieces",
     "pc-asgd, adamw, bf16",
     "p-asgd, adafactor",
+    "pc-asgd, local steps",
+    "sgp-overlap, local steps",
     "dc-s3gd",
     "d-asgd-importance",
     "gossip-pull",
@@ -158,6 +162,7 @@ ON_RAY = [
 
 QUICK = [
     "pc-asgd, linear theta",
+    "pc-asgd, local steps",
     "own tensors, probed",
     "gossip-push",
     "sgp-overlap, directed, batch norm",
@@ -252,12 +257,17 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
 RECORDED: dict[str, Any] = {
     **{name: {"algorithm": name} for name in ("pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd")},
     "theta 0.9": {"algorithm": {"name": "pc-asgd", "theta": 0.9}},
+    "local steps": {
+        "algorithm": "pc-asgd",
+        "local_steps": [4, 2, 1],
+        "links": [{"between": "clusters", "delay": "12 steps"}],
+    },
     "adamw": ADAMW | {"accumulate": 3},
     "adafactor": ALGORITHMS["p-asgd, adafactor"],
 }
-BOUNDED = ("pc-asgd", "theta 0.9", "pc-asgd-pv", "adamw", "adafactor")
+BOUNDED = ("pc-asgd", "theta 0.9", "local steps", "pc-asgd-pv", "adamw", "adafactor")
 """Those that predict."""
-QUICK = ("pc-asgd", "ad-psgd")
+QUICK = ("pc-asgd", "local steps", "ad-psgd")
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in RECORDED])

@@ -5,6 +5,7 @@ at every agent. Barriers are written out, but for the sampled one: that is asked
 then whenever a newer version has become known.
 """
 
+import math
 from itertools import count
 from typing import NamedTuple
 
@@ -40,8 +41,13 @@ class _SlowPlanner:
         self.agents = range(len(plan.neighbors))
         self.seconds = [plan.compute.sampler(plan.seed, i) for i in self.agents]
         self.published: list[list[Moment]] = [[] for _ in self.agents]
+        self.batches = [list(range(plan.num_steps)) for _ in self.agents]
+        """Those that are not begun yet."""
+        self.taken_at = [[0] for _ in self.agents]
+        """By version, the mini-batches up to it."""
+        self.lasts = [-(-plan.num_steps // self.local_steps(i)) for i in self.agents]
         self.start = [0 for _ in self.agents]
-        self.ready = [self.nanoseconds(self.seconds[i](0.0)) for i in self.agents]
+        self.ready = [self.round_ends(i, 0) for i in self.agents]
         self.times = {
             (k, i): LinkTimes(plan.links, plan.clusters, plan.seed, k, i)
             for i in self.agents
@@ -58,11 +64,23 @@ class _SlowPlanner:
     def nanoseconds(self, seconds: float) -> int:
         return round(seconds * 1e9)
 
+    def local_steps(self, i: int) -> int:
+        return self.plan.local_steps[i] if self.plan.local_steps else 1
+
+    def round_ends(self, i: int, now: int) -> int:
+        """Return when the mini-batches of the round that begins now are computed."""
+        own, self.batches[i] = self.batches[i][: self.local_steps(i)], self.batches[i][self.local_steps(i) :]
+        self.taken_at[i].append(self.taken_at[i][-1] + len(own))
+        seconds = 0.0
+        for _ in own:
+            seconds += self.seconds[i](now / 1e9 + seconds)
+        return now + self.nanoseconds(seconds)
+
     def rows(self) -> list[Row]:
         result: list[Row] = []
         moment = (-1, 0)
         while True:
-            left = [i for i in self.agents if len(self.published[i]) < self.plan.num_steps]
+            left = [i for i in self.agents if len(self.published[i]) < self.lasts[i]]
             if not left:
                 return result
             arrivals = [message.arrival for messages in self.sent.values() for message in messages]
@@ -88,9 +106,11 @@ class _SlowPlanner:
 
     def may_end(self, i: int, moment: Moment) -> bool:
         step = len(self.published[i])
-        if step == self.plan.num_steps or self.ready[i] > moment[0]:
+        if step == self.lasts[i] or self.ready[i] > moment[0]:
             return False
         newest = {k: max(message.version for message in self.known(k, i, moment)) for k in self.plan.neighbors[i]}
+        # Who has taken all its steps is not waited for.
+        newest = {k: max(version, step) if version == self.lasts[k] else version for k, version in newest.items()}
         self.capped[i] = frozenset()
         match self.plan.barrier:
             case AllBarrier():
@@ -144,7 +164,7 @@ class _SlowPlanner:
         reads = []
         for message in messages:
             key = (k, i, message.version)
-            if message.version + message.hold <= newest_known and message.version < self.plan.num_steps:
+            if message.version + message.hold <= newest_known and message.version < self.lasts[k]:
                 if key not in self.taken:
                     own_then = len([m for m in self.published[i] if m <= message.moment])
                     reads.append(Read(k, message.version, max(0, published - message.version), step - own_then))
@@ -155,17 +175,18 @@ class _SlowPlanner:
         version, second = len(self.published[i]), moment[0] / 1e9
         for receiver in self.agents:
             readers = tuple(k for k in self.agents if i in self.plan.neighbors[k])
-            if self.plan.exchange.reading == "every" and len(self.published[receiver]) == self.plan.num_steps:
+            if self.plan.exchange.reading == "every" and len(self.published[receiver]) == self.lasts[receiver]:
                 if receiver in readers:
                     self.held.setdefault((i, version), []).append(receiver)
                 continue
             if receiver in readers and receiver in self.plan.exchange.receivers(self.plan.seed, i, version, readers):
                 earlier = self.sent[i, receiver]
                 times = self.times[i, receiver]
-                due = moment[0] + self.nanoseconds(times.latency_seconds(version, second))
+                taken = self.taken_at[i][version]
+                due = moment[0] + self.nanoseconds(times.latency_seconds(taken, second))
                 arrival = max([due, *(message.arrival for message in earlier)])
-                hold = times.hold_steps(version, second)
+                hold = math.ceil(times.hold_steps(taken, second) / self.local_steps(i))
                 earlier.append(Sent(version, moment, arrival, arrival > moment[0], hold))
-        if version < self.plan.num_steps:
+        if version < self.lasts[i]:
             self.start[i] = moment[0]
-            self.ready[i] = moment[0] + self.nanoseconds(self.seconds[i](second))
+            self.ready[i] = self.round_ends(i, moment[0])

@@ -77,7 +77,10 @@ class PeerPolicy:
         """Neighbors that are known to be gone."""
         self.done: set[int] = set()
         """Receivers that are known to have taken all their steps."""
-        self.watch = NeighborWatch(spec.neighbors, spec.recipe.num_steps, limits, self._tell)
+        self.rounds = spec.recipe.rounds
+        self.last = self.rounds.last(spec.agent)
+        """The version at which the agent has taken all its steps."""
+        self.watch = NeighborWatch({k: self.rounds.last(k) for k in spec.neighbors}, limits, self._tell)
         self.own_times = OwnTimes(1, [])
         self.held_up = False
         """Whether the present step took so long that the agent's process must have been stopped meanwhile."""
@@ -142,12 +145,13 @@ class PeerPolicy:
         """Take in that the gradient is there whose computing began at a wall-clock second; a straggler waits longer."""
         seconds = now.wall - start
         self.held_up = seconds > max(LONGEST_RATIO * self.step_seconds, HELD_UP_SECONDS) and self.step_seconds > 0
-        self._due = now.steady + self._extra_seconds(start - self.started_at)
+        steps, since = self.rounds.steps_in(self.spec.agent, self.version), start - self.started_at
+        self._due = now.steady + sum(self._extra_seconds(since) for _ in range(steps))
         self._deadline = self._tested = None
 
     def decide(self, now: Moment) -> Compute | Take | Wait | Over:
         """Return what to do next: the step is taken once the barrier lets it end."""
-        if self.version >= self.spec.recipe.num_steps:
+        if self.version >= self.last:
             return Over()
         if self._due is None:
             return Compute()
@@ -203,7 +207,7 @@ class PeerPolicy:
         for k in self.spec.neighbors:
             header = self.mailbox.newest(k)
             over = header is None or header.final or self._is_away(k)
-            result[k] = self.spec.recipe.num_steps if over or header is None else header.version
+            result[k] = self.last if over or header is None else header.version
         return result
 
     def _is_away(self, neighbor: int) -> bool:
@@ -238,7 +242,7 @@ class PeerPolicy:
     def _may_read(self, read: Read) -> bool:
         """Return whether all parts of a version that the rule needs are here."""
         # The last version is not passed on: its agent splits its mass no more.
-        if self.pushes and read.version == self.spec.recipe.num_steps:
+        if self.pushes and read.version == self.rounds.last(read.neighbor):
             return False
         return self.is_here(read.neighbor, read.version, self.spec.recipe.needs_direction(self.spec.agent, read))
 
@@ -266,8 +270,9 @@ class PeerPolicy:
     def addressed(self, header: Header, neighbor: int) -> Header:
         """Return the header for one neighbor, with the delays that are injected on the link to it."""
         link, sent_at = self._links[neighbor], header.sent_at - self.started_at
-        latency = link.latency_seconds(header.version, sent_at)
-        hold = link.hold_steps(header.version, sent_at)
+        taken = self.rounds.progress(self.spec.agent, header.version)
+        latency = link.latency_seconds(taken, sent_at)
+        hold = self.rounds.versions_in(self.spec.agent, link.hold_steps(taken, sent_at))
         return header._replace(latency_seconds=latency, hold_steps=hold)
 
     def connected(self, agents: Iterable[int]) -> None:
@@ -285,12 +290,13 @@ class PeerPolicy:
         """
         at_least = max([at_least, *(version + 1 for version in known)])
         here = {k: version for k, version in sorted(offered.items()) if k in self.spec.neighbors}
-        mean = sum(here.values()) / len(here) if here else 0.0
+        taken = sum(self.rounds.progress(k, version) for k, version in here.items())
+        mean = taken / (len(here) * self.rounds.length(self.spec.agent)) if here else 0.0
         reads: tuple[Read, ...] = ()
         if here and (not self.is_restored or self.version < mean):
             reads = tuple(Read(k, version, 0, 0) for k, version in here.items())
         version = max(at_least, int(mean) if reads else self.version + 1)
-        return Rejoin(min(version, self.spec.recipe.num_steps), reads)
+        return Rejoin(min(version, self.last), reads)
 
     def rejoined(self, version: int, reads: Sequence[Read]) -> None:
         """Take in that the agent is back at a version, which it is about to publish."""

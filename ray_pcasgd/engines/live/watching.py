@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ray_pcasgd.engines.live.reading import NeighborTracker, is_lagging
@@ -27,15 +27,19 @@ class Limits(NamedTuple):
 
 
 class NeighborWatch:
-    """What a peer knows of its neighbors' progress; ``tell`` takes the kind and the detail of an event."""
+    """What a peer knows of its neighbors' progress.
 
-    def __init__(
-        self, neighbors: Iterable[int], num_steps: int, limits: Limits, tell: Callable[[EventKind, str], None]
-    ) -> None:
-        self.num_steps = num_steps
+    Args:
+        neighbors: The last version of each neighbor.
+        limits: How long the peer puts up with them.
+        tell: Takes the kind and the detail of an event.
+
+    """
+
+    def __init__(self, neighbors: Mapping[int, int], limits: Limits, tell: Callable[[EventKind, str], None]) -> None:
         self.limits = limits
         self.tell = tell
-        self.trackers = {k: NeighborTracker(num_steps) for k in neighbors}
+        self.trackers = {k: NeighborTracker(last) for k, last in neighbors.items()}
         """How far each neighbor has come, as its messages tell."""
         self.silent: set[int] = set()
         """Neighbors that are not known to be gone, and from which no message has come for too long."""
@@ -106,7 +110,7 @@ class NeighborWatch:
         tracker = self.trackers.get(neighbor)
         if tracker is None or tracker.newest is None:
             return False
-        ahead = tracker.newest.version > version and tracker.newest.version >= self.num_steps - 1
+        ahead = tracker.newest.version > version and tracker.newest.version >= tracker.last_version - 1
         return tracker.has_finished() or ahead
 
 

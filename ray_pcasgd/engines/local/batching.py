@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.learner import Learner, NonFiniteLossError
+from ray_pcasgd.agents.local_round import LocalRound
 from ray_pcasgd.agents.participant import Outcome, Participant, Received
 from ray_pcasgd.agents.peer import Gathered, Peer
 from ray_pcasgd.agents.worker import Worker
@@ -83,8 +84,26 @@ def _optimize_together(agents: Sequence[Learner], weights: Tensor, gradients: Te
 
 def prepare_together(agents: Sequence[Participant]) -> list[float]:
     """Compute the next steps' gradients of several agents of one recipe; return their losses, unchecked."""
+    if isinstance(agents[0], Peer) and not agents[0].rounds.are_single:
+        return _rounds_together(cast("Sequence[Peer]", agents))
     losses: list[float] = compute_together(cast("Sequence[Learner]", agents)).tolist()
     return losses
+
+
+def _rounds_together(agents: Sequence[Peer]) -> list[float]:
+    """Do ``Peer.compute`` for several agents, whose rounds may differ in length; return their losses, unchecked."""
+    rounds = [LocalRound(agent) for agent in agents]
+    lengths = [agent.steps_ahead for agent in agents]
+    alone: dict[int, float] = {}
+    for number in range(max(lengths)):
+        going = [place for place, length in enumerate(lengths) if length > number]
+        losses = compute_together([agents[place] for place in going]).tolist()
+        for place, loss in zip(going, losses, strict=True):
+            if lengths[place] == 1:
+                alone[place] = loss
+            else:
+                rounds[place].advance(loss)
+    return [alone[place] if place in alone else own.finish() for place, own in enumerate(rounds)]
 
 
 def take_together(

@@ -157,7 +157,7 @@ class PeerDriver(LiveDriver):
 
     def header(self) -> Header:
         """Return the header of the agent's present version."""
-        final = self.agent.version == self.agent.spec.recipe.num_steps
+        final = not self.agent.is_running
         seconds = self.policy.step_seconds
         return self.actor.header()._replace(step_seconds=seconds, final=final, mass=self.agent.mass)
 

@@ -15,6 +15,7 @@ from ray_pcasgd.rules.base import DefaultBarrier, Rule
 from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
+from ray_pcasgd.runs.plan.local_steps import rounds_of
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.delays import check_timing
 from ray_pcasgd.schedule.info import ScheduleInfo
@@ -79,7 +80,8 @@ def peer_roster(
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
     check_timing(config.compute, config.links, config.num_agents)
     schedule = _schedule(config, rule, network, clusters)
-    recipe = Recipe(**training, rule=rule, reliability=config.reliability, clusters=clusters)
+    steps = rounds_of(config).local_steps
+    recipe = Recipe(**training, rule=rule, reliability=config.reliability, clusters=clusters, local_steps=steps)
     borrowed = _borrowed(rule, shards, config.seed)
     specs = tuple(_spec(recipe, network, agent, shards, borrowed) for agent in range(config.num_agents))
     return Roster(network, clusters, specs, schedule)
@@ -90,6 +92,7 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
         return recorded_rows(config, partial(_fitted, config, rule, network))
     assert config.barrier is not None
     timing = planned_timing(config, clusters)
+    timing |= {"local_steps": rounds_of(config).local_steps}
     return Planner(neighbors=network.neighbors, barrier=config.barrier, exchange=rule.exchange, **timing)
 
 
@@ -107,14 +110,15 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
                 f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
             )
         rows = newest_reads(rows)
-    check_fits(rows, network.neighbors, config.num_steps, info.left)
-    rows = [row for row in rows if row.step < config.num_steps]
+    rounds = rounds_of(config)
+    check_fits(rows, network.neighbors, rounds, info.left)
+    rows = [row for row in rows if row.step < rounds.last(row.agent)]
     if rule.reading == "every":
         # The last version is not passed on; but an agent may come back as the mean of such versions.
         rows = [
             row
             if row.kind == "rejoined"
-            else row._replace(reads=tuple(r for r in row.reads if r.version < config.num_steps))
+            else row._replace(reads=tuple(r for r in row.reads if r.version < rounds.last(r.neighbor)))
             for row in rows
         ]
     return rows

@@ -16,6 +16,7 @@ from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.reliability import ByStaleness
 from ray_pcasgd.base.determinism import configure
 from ray_pcasgd.base.doors import is_others
+from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.base import Cluster, Elsewhere, Engine
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
@@ -25,8 +26,10 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.runs.pace import is_agent_step
 from ray_pcasgd.runs.plan.common import Roster, kind_of
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
+from ray_pcasgd.runs.plan.local_steps import check_local_steps, rounds_of
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
@@ -69,11 +72,21 @@ class Plan:
         """The numbers of the servers, where there are any."""
         return range(self.config.num_agents, len(self.specs))
 
-    @property
-    def row_steps(self) -> int:
-        """Steps that an agent takes in one row: several where it meets its server only every so many."""
+    @cached_property
+    def rounds(self) -> Rounds:
+        """Which mini-batches lie between the versions of the agents, servers excepted."""
         algorithm = self.config.algorithm
-        return algorithm.local_steps if isinstance(algorithm, ServerRule) else 1
+        if not isinstance(algorithm, ServerRule):
+            return rounds_of(self.config)
+        return Rounds(self.config.num_steps, (algorithm.local_steps,) * self.config.num_agents)
+
+    def steps_in(self, row: Row) -> int:
+        """Return the mini-batches that a row stands for: 0 of servers' rows, and of those that are no step."""
+        if not is_agent_step(row, self.servers):
+            return 0
+        # Workers go on beyond num_steps until their servers have enough, and pairs have versions without a step.
+        is_round = isinstance(self.config.algorithm, Rule)
+        return self.rounds.steps_in(row.agent, row.step) if is_round else self.rounds.length(row.agent)
 
     def schedule_info(self, run: str, left: Iterable[int]) -> ScheduleInfo:
         """Return what the schedule's file says of the run, by its name and the agents that have left it."""
@@ -101,7 +114,7 @@ class Plan:
             last[row.agent] = max(last[row.agent], row.step)
             # Of those that average in pairs, not every version is a step of their own.
             taken[row.agent] = taken[row.agent] + (row.kind == "step") if in_pairs else last[row.agent] + 1
-        return {agent: step for agent, step in last.items() if taken[agent] < self.config.num_steps}
+        return {agent: step for agent, step in last.items() if taken[agent] < self.rounds.last(agent)}
 
     @property
     def is_live(self) -> bool:
@@ -336,6 +349,7 @@ def _check_settings(config: Config) -> None:
         check_pair_settings(config)
     else:
         check_algorithm(config.algorithm, config.num_agents)
+    check_local_steps(config)
     try_out_own(config)
     step_size = fitting_optimizer(config).step_size
     if step_size is not None and (lowest := min(step_size.extremes())) < 0:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import NoBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes
@@ -208,26 +209,26 @@ def test_the_first_difference_is_the_one_of_the_earliest_step() -> None:
 
 
 def test_a_schedule_that_fits() -> None:
-    check_fits(planned(), NEIGHBORS, 6)
-    check_fits([Row(0, 0, 0.0, 1.0, 1.0, ())], ((),), 1)
+    check_fits(planned(), NEIGHBORS, Rounds(6))
+    check_fits([Row(0, 0, 0.0, 1.0, 1.0, ())], ((),), Rounds(1))
 
 
 def test_a_schedule_without_a_step_of_some_agent_is_named() -> None:
     rows = [row for row in planned() if row.agent != 1]
     with pytest.raises(ValueError, match="num_steps = 6: allowed with the schedule is up to 0, what agent 1 takes"):
-        check_fits(rows, NEIGHBORS, 6)
+        check_fits(rows, NEIGHBORS, Rounds(6))
 
 
 def test_a_schedule_is_good_for_fewer_steps_while_nobody_reads_beyond_them() -> None:
     rows = [Row(i, t, float(t), t + 1.0, t + 1.0, (Read(1 - i, t, 0, 0),)) for t in range(6) for i in range(2)]
-    check_fits(rows, ((1,), (0,)), 4)
+    check_fits(rows, ((1,), (0,)), Rounds(4))
     ahead = changed_read(rows, 6, version=5)
-    check_fits(ahead, ((1,), (0,)), 6)
+    check_fits(ahead, ((1,), (0,)), Rounds(6))
     with pytest.raises(
         ValueError, match=r"num_steps = 4: .* agent 0 reads version 5 of agent 1 at step 3; allowed is 6"
     ):
-        check_fits(ahead, ((1,), (0,)), 4)
-    check_fits(ahead, ((1,), (0,)), 3)
+        check_fits(ahead, ((1,), (0,)), Rounds(4))
+    check_fits(ahead, ((1,), (0,)), Rounds(3))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_a_schedule_is_good_for_fewer_steps_while_nobody_reads_beyond_them() -> 
 def test_a_schedule_that_does_not_fit(neighbors: tuple[tuple[int, ...], ...], num_steps: int, said: str) -> None:
     rows = sorted(planned(), key=lambda row: row.agent)
     with pytest.raises(ValueError, match=r"^(num_agents|num_steps|topology)") as caught:
-        check_fits(rows, neighbors, num_steps)
+        check_fits(rows, neighbors, Rounds(num_steps))
     assert said in str(caught.value)
 
 

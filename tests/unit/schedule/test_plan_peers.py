@@ -80,8 +80,11 @@ LINKS = st.lists(
 
 @st.composite
 def plans(draw: st.DrawFn, barriers: st.SearchStrategy[Barrier], computing: st.SearchStrategy[Any] = LAWS) -> Planner:
+    num_agents = draw(st.integers(1, 5))
+    local_steps = st.tuples(*[st.integers(1, 5)] * num_agents)
     return planner(
-        num_agents=draw(st.integers(1, 5)),
+        num_agents=num_agents,
+        local_steps=draw(st.one_of(st.just(()), st.integers(1, 5).map(lambda each: (each,) * num_agents), local_steps)),
         topology=draw(st.sampled_from([Complete(), Ring(), Star(), ErdosRenyi(probability=0.7)])),
         compute=ComputeTimes(
             law=draw(computing), agents={1: draw(computing)}, stragglers=draw(st.sampled_from([{}, {0: law(0.5)}]))
@@ -151,7 +154,7 @@ def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
             # A stale read may ask for the direction at that version, which the next row computes.
             assert read.staleness == 0 or read.version < published[read.neighbor]
         published[row.agent] += 1
-    assert published == [plan.num_steps] * len(plan.neighbors)
+    assert published == [plan.rounds.last(agent) for agent in range(len(plan.neighbors))]
     assert all(early.end <= late.end for early, late in pairwise(rows))
     assert in_causal_order(reversed(rows)) == in_causal_order(rows)
     assert set(in_causal_order(rows)) == set(rows)

@@ -1,0 +1,45 @@
+"""The rounds of a run between peers: its local steps, agent by agent."""
+
+from ray_pcasgd.agents.local_steps import EqualTime
+from ray_pcasgd.base.rounds import Rounds
+from ray_pcasgd.config import Config
+from ray_pcasgd.rules.adpsgd import ADPSGD
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.server import ElasticAveraging
+
+
+def check_local_steps(config: Config) -> None:
+    """Raise ``ValueError`` where local steps have no meaning with the run's algorithm, or not for its agents."""
+    given, name = config.local_steps, config.algorithm.name
+    if given == 1:
+        return
+    value = list(given) if isinstance(given, tuple) else given if isinstance(given, int) else given.name
+    setting = f"local_steps = {value!r}: allowed with algorithm.name = {name!r} is 1"
+    if isinstance(config.algorithm, ElasticAveraging):
+        raise ValueError(f"{setting}; its local steps are algorithm.period")
+    if not isinstance(config.algorithm, Rule):
+        kind = "pairs meet after each step" if isinstance(config.algorithm, ADPSGD) else "workers send every gradient"
+        raise ValueError(f"{setting}; {kind}")
+    if config.algorithm.corrects_gradients:
+        raise ValueError(f"{setting}; it corrects every gradient by what was read")
+    if isinstance(given, tuple) and len(given) != config.num_agents:
+        raise ValueError(f"local_steps = {value}: allowed is one number for each of the {config.num_agents} agents")
+
+
+def rounds_of(config: Config) -> Rounds:
+    """Return which mini-batches lie between the agents' versions.
+
+    Raises:
+        ValueError: a round is longer than the run, or agents have no mean speed by which to set their rounds.
+
+    """
+    given, agents = config.local_steps, range(config.num_agents)
+    if isinstance(given, EqualTime):
+        steps = given.of(tuple(config.compute.mean(agent) for agent in agents))
+    else:
+        steps = given if isinstance(given, tuple) else (given,) * config.num_agents
+    # A list of ones is the run without local steps, and its agents are stacked as those are.
+    rounds = Rounds(config.num_steps, steps if max(steps) > 1 else ())
+    if not rounds.are_single and rounds.longest > config.num_steps:
+        raise ValueError(f"local_steps = {rounds.longest}: allowed are 1 to num_steps = {config.num_steps}")
+    return rounds
