@@ -16,6 +16,7 @@ from ray_pcasgd.agents.local_steps import LocalSteps
 from ray_pcasgd.agents.optimizer import SGD, Optimizer
 from ray_pcasgd.agents.reliability import ByStaleness, Reliability
 from ray_pcasgd.agents.replica import MixedBuffers
+from ray_pcasgd.agents.wire import Wire, both
 from ray_pcasgd.base.curves import Curve
 from ray_pcasgd.base.doors import Door
 from ray_pcasgd.base.imports import CallableOrPath
@@ -126,6 +127,10 @@ class Config(Settings):
     autocast. Weights, gradients and all that is sent stay float32. fp16 is for GPUs alone; its losses are scaled as by
     ``torch.amp.GradScaler``, and a step whose scaled gradient is not finite moves nothing. Curvature is measured in
     float32."""
+
+    wire: Annotated[Wire, BeforeValidator(both)] = Wire()
+    """The formats in which agents send their weights and directions, between peers: ``bf16``, or
+    ``{weights: bf16, directions: int8}``. What is read is what was decoded; an agent's own numbers stay float32."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
     """Which agents are neighbors."""

@@ -145,11 +145,12 @@ class Published:
     """One version of an agent, as those get it who read it."""
 
     weights: Tensor
-    """Weights, a server's part of them, or what a worker sends: its gradient, or its weights."""
+    """Weights, a server's part of them, or what a worker sends: its gradient, or its weights; of a peer, as its wire
+    format has them."""
     buffers: Tensor
     """Mixed buffers, shape (F,)."""
     direction: Tensor | None = None
-    """At this version, once it is computed; of peers whose readers predict with it."""
+    """At this version, once it is computed, as its wire format has it; of peers whose readers predict with it."""
     mass: float = 1.0
     """Of a peer's version, where rules push shares of it."""
     notes: Mapping[int, Delivery] = field(default_factory=dict)
@@ -188,6 +189,8 @@ class Incoming(NamedTuple):
     """Of a server: shape and type of the tensors that a worker may send with its gradient."""
     num_tensors: int = 0
     """Of a server: the number of the model's parameter tensors."""
+    encoded: Mapping[str, int] = {}
+    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``."""
 
 
 class Outcome(NamedTuple):
@@ -222,6 +225,11 @@ class Participant(ABC):
     """Whether it keeps its old versions, of which ``keep`` says how many."""
     may_be_stacked = False
     """Whether its steps can be computed together with others' under vmap."""
+
+    @property
+    def published_direction(self) -> Tensor | None:
+        """The newest direction as it is published, where readers may need it."""
+        return self.direction if self.publishes_directions else None
 
     @property
     @abstractmethod
@@ -285,7 +293,12 @@ class Participant(ABC):
         return published
 
     def opened(self, read: Read, published: Published) -> Received:
-        """Return a version of another agent as this agent reads it."""
+        """Return a version of another agent as this agent reads it.
+
+        Raises:
+            ValueError: it is encoded, and has numbers that are not finite.
+
+        """
         one = published
         note = one.notes.get(self.spec.agent)
         return Received(read, one.weights, one.buffers, one.direction, one.mass, note, one.local, one.with_gradient)

@@ -1,7 +1,7 @@
 """An agent: its replica, its optimizer, its batches and its rule. No clock, no Ray, no files."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from ray_pcasgd.agents.participant import (
     Training,
 )
 from ray_pcasgd.agents.reliability import ByCluster, ByStaleness
+from ray_pcasgd.agents.wire import Wire
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
@@ -50,6 +51,8 @@ class Recipe(Training):
     """The cluster of each agent."""
     local_steps: tuple[int, ...] = ()
     """Mini-batches of each agent from one version to the next; empty: 1 for all."""
+    wire: Wire = field(default_factory=Wire)
+    """The formats of what they send."""
 
     @cached_property
     def rounds(self) -> Rounds:
@@ -270,22 +273,54 @@ class Peer(Learner, Participant):
 
     def message(self, row: Row | None) -> Published:
         """Return the present version, as it is published."""
-        return Published(self.weights, self.buffers, mass=self.mass)
+        return self._published(self.spec.agent)
+
+    def _published(self, sender: int) -> Published:
+        """Return the present version as it is published by ``sender``, whose draws round it."""
+        recipe = self.spec.recipe
+        draw = (recipe.seed, "weights", sender, self.version)
+        return Published(recipe.wire.weights.encode(self.weights, draw), self.buffers, mass=self.mass)
+
+    @property
+    def published_direction(self) -> Tensor | None:
+        """The newest direction as it is published: at the present version once it is computed, else at the one before.
+
+        ``None`` where no reader needs it.
+        """
+        if not self.publishes_directions:
+            return None
+        recipe = self.spec.recipe
+        version = self.version - (self.loss is None)
+        return recipe.wire.directions.encode(self.direction, (recipe.seed, "direction", self.spec.agent, version))
 
     def incoming(self) -> Incoming:
         """Return what the messages to the agent hold."""
-        return super().incoming()._replace(last_version=max(map(self.rounds.last, self.spec.neighbors), default=0))
+        numbers, wire = self.weights.numel(), self.spec.recipe.wire
+        formats = {"weights": wire.weights, "direction": wire.directions}
+        return (
+            super()
+            .incoming()
+            ._replace(
+                last_version=max(map(self.rounds.last, self.spec.neighbors), default=0),
+                encoded={name: one.num_bytes(numbers) for name, one in formats.items() if not one.is_plain},
+            )
+        )
 
     def starts(self) -> dict[int, Published]:
-        """Return version 0 of each neighbor: that of the agent itself."""
-        return dict.fromkeys(self.spec.neighbors, self.message(None))
+        """Return version 0 of each neighbor: the numbers are those of the agent itself."""
+        if self.spec.recipe.wire.weights.is_plain:
+            return dict.fromkeys(self.spec.neighbors, self.message(None))
+        return {k: self._published(k) for k in self.spec.neighbors}
 
     def opened(self, read: Read, published: Published) -> Received:
         """Return a neighbor's version as this agent reads it; one that has left the run has moved nowhere since."""
-        direction = published.direction
+        wire, numbers = self.spec.recipe.wire, self.weights.shape[-1]
+        weights, direction = wire.weights.opened("weights", published.weights, numbers), published.direction
+        if direction is not None:
+            direction = wire.directions.opened("direction", direction, numbers) if self.needs_direction(read) else None
         if direction is None and self.publishes_directions:
-            direction = zeros_for(published.weights)
-        return Received(read, published.weights, published.buffers, direction, published.mass)
+            direction = zeros_for(weights)
+        return Received(read, weights, published.buffers, direction, published.mass)
 
     def needs_direction(self, read: Read) -> bool:
         """Return whether the direction at a version is needed, not its weights alone."""
@@ -648,6 +683,6 @@ class Peer(Learner, Participant):
     @property
     def message_bytes(self) -> int:
         """Bytes of one version's message: weights, mixed buffers and, where it is needed, the direction."""
-        vectors = 2 if self.publishes_directions else 1
-        numbers = vectors * self.weights.shape[-1] + self.buffers.shape[-1]
-        return 4 * numbers
+        numbers, wire = self.weights.shape[-1], self.spec.recipe.wire
+        direction = wire.directions.num_bytes(numbers) if self.publishes_directions else 0
+        return wire.weights.num_bytes(numbers) + direction + 4 * self.buffers.shape[-1]

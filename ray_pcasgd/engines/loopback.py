@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents, LostError, Parcel, RejectedError
-from ray_pcasgd.engines.transport import Outbox, Sent, Transport, check_array
+from ray_pcasgd.engines.transport import DType, Outbox, Sent, Transport, check_array
 
 
 class Reader(Protocol):
@@ -71,12 +71,12 @@ class LoopBack(Transport):
             raise ValueError(f"there are more pieces than the contents name: {len(pieces)}")
         return contents
 
-    def check(self, name: str, parcel: Any, size: int | None) -> None:
+    def check(self, name: str, parcel: Any, size: int | None, dtype: DType = "float32") -> None:
         """Check that a parcel is a ticket, and its array unless that is lost."""
         if not isinstance(parcel, Ticket):
             raise RejectedError(f"its {name} are of type {type(parcel).__name__}; allowed is a ticket")
         if parcel.array is not None:
-            check_array(name, parcel.array, size)
+            check_array(name, parcel.array, size, dtype)
 
     def is_here(self, parcel: Parcel) -> bool:
         """Return True: nothing has to be waited for, and what is lost is known to be."""
@@ -89,7 +89,7 @@ class LoopBack(Transport):
             raise LostError("the process that published it has ended")
         return array
 
-    def open(self, name: str, parcel: Parcel, size: int | None, device: torch.device) -> Tensor:
+    def open(self, name: str, parcel: Parcel, size: int | None, dtype: DType, device: torch.device) -> Tensor:
         """Return a ticket's tensor, which was checked as it came."""
         return torch.from_numpy(self.fetch(parcel)).to(device)
 

@@ -12,7 +12,7 @@ lose contents, but never change them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents, Parcel, RejectedError
+
+DType = Literal["float32", "uint8"]
+"""Of a parcel's array: numbers, or the bytes of a wire format."""
 
 
 class Sent(NamedTuple):
@@ -81,7 +84,8 @@ class Transport(ABC):
         """Make a version readable, copied at most once for all its readers on one host.
 
         Args:
-            weights: Float32, in one dimension, as all three; none of them may be written to afterwards.
+            weights: Float32, or uint8 where it is encoded, in one dimension, as all three; none of them may be written
+                to afterwards.
             buffers: Those that are mixed; may be empty.
             direction: At the version before, where readers need it.
 
@@ -105,7 +109,7 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def check(self, name: str, parcel: Any, size: int | None) -> None:
+    def check(self, name: str, parcel: Any, size: int | None, dtype: DType = "float32") -> None:
         """Check all that can be known of a parcel without fetching it; what is fetched is checked by ``open``.
 
         Raises:
@@ -127,23 +131,25 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def open(self, name: str, parcel: Parcel, size: int | None, device: torch.device) -> Tensor:
+    def open(self, name: str, parcel: Parcel, size: int | None, dtype: DType, device: torch.device) -> Tensor:
         """Return the tensor of a parcel that ``check`` has let pass; on the CPU a view that must not be written to.
 
         Raises:
-            RejectedError: it is not float32 of shape (size,), with finite numbers.
+            RejectedError: it is not of that type and of shape (size,), with finite numbers.
             LostError: it is lost.
 
         """
 
 
-def check_array(name: str, array: Any, size: int | None) -> None:
-    """Raise ``RejectedError`` where an array is not float32 of shape (size,), with finite numbers."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 1:
+def check_array(name: str, array: Any, size: int | None, dtype: DType = "float32") -> None:
+    """Raise ``RejectedError`` where an array is not of its type and of shape (size,), with finite numbers."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.dtype(dtype) or array.ndim != 1:
         kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise RejectedError(f"its {name} are {kind}; allowed is float32 in one dimension")
+        raise RejectedError(f"its {name} are {kind}; allowed is {dtype} in one dimension")
     if size is not None and array.size != size and not (name == "buffers" and array.size == 0):
         raise RejectedError(f"its {name} have {array.size} numbers; allowed are {size}")
+    if dtype == "uint8":
+        return  # what it stands for is known once it is decoded
     # The sum costs one pass and no memory; where finite numbers overflow in it, each is looked at.
     with np.errstate(over="ignore", invalid="ignore"):
         if not np.isfinite(array.sum()) and not np.isfinite(array).all():

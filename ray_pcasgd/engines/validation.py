@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header
 from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.raw_tensors import Form, problem_of
-from ray_pcasgd.engines.transport import Transport
+from ray_pcasgd.engines.transport import DType, Transport
 
 _LARGEST_COUNT = 2**31 - 1
 """Versions and steps are whole numbers of 32 bits wherever they are kept."""
@@ -32,6 +32,14 @@ class Expected(NamedTuple):
     """Of the tensors that a worker may send with its gradient; not given: no tensor is sent with it."""
     num_tensors: int = 0
     """The number of the model's parameter tensors."""
+    encoded: Mapping[str, int] = {}
+    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``."""
+
+    def form(self, name: str) -> tuple[int | None, DType]:
+        """Return the size and the type of a parcel's array."""
+        if name in self.encoded:
+            return self.encoded[name], "uint8"
+        return self.buffers if name == "buffers" else self.weights, "float32"
 
 
 def check_header(expected: Expected, header: Any) -> None:
@@ -115,16 +123,15 @@ def check_contents(transport: Transport, expected: Expected, header: Header, con
         return
     if not isinstance(contents, Contents):
         raise RejectedError(f"its contents are of type {type(contents).__name__}")
-    sizes = (expected.weights, expected.buffers, expected.weights)
     if contents.extra is not None:
         if expected.forms is None:
             raise RejectedError(f"its extra is of type {type(contents.extra).__name__}; allowed is no extra")
         if problem := problem_of(contents.extra, expected.forms, expected.num_tensors):
             raise RejectedError(f"its {problem}")
-    for name, parcel, size in zip(contents._fields[:3], contents[:3], sizes, strict=True):
+    for name, parcel in zip(contents._fields[:3], contents[:3], strict=True):
         if parcel is None and name == "direction":
             continue
-        transport.check(name, parcel, size)
+        transport.check(name, parcel, *expected.form(name))
 
 
 def shown(value: Any) -> str:

@@ -123,12 +123,15 @@ def _what_ran(groups: Sequence[Group]) -> str:
         "task.model.name": "{}",
         "num_agents": "{} agents",
         "num_steps": "{} steps each",
+        "local_steps": "{} to a round",
         "topology.name": "{} graph",
         "engine.name": "engine {}",
         "engine.mode": "{}",
     }
     if any(run.num_workers is not None for run in runs):
         del phrases["topology.name"]
+    if common.get("local_steps") == "1":
+        del phrases["local_steps"]
     parts += [phrase.format(common[key]) for key, phrase in phrases.items() if key in common]
     seconds = sum(float(run.result.get("wall_seconds", 0.0)) for run in runs)
     return " · ".join([*parts, f"wall time {duration(seconds)}"])

@@ -43,8 +43,14 @@ def staleness_histogram(groups: Sequence[Group]) -> Figure | None:
         title = (members[0].label + others) if len(groups) > 1 else ""
         mean = format_value("staleness", members[0].mean_staleness)
         summary = f"mean {mean}, most {staleness.max():.0f}, fresh {(staleness == 0).mean():.0%}"
-        name_axes(panel, "staleness in steps", "share of reads", f"{title}\n{summary}" if title else summary)
+        name_axes(panel, _staleness_axis(members), "share of reads", f"{title}\n{summary}" if title else summary)
     return figure
+
+
+def _staleness_axis(groups: Sequence[Group]) -> str:
+    """Return what the staleness of these runs counts: versions, which are rounds where agents take local steps."""
+    has_rounds = any(run.config.get("local_steps", 1) != 1 for group in groups for run in group.runs)
+    return f"staleness in {'rounds of local steps' if has_rounds else 'steps'}"
 
 
 def waiting_bars(run: RunData) -> Figure | None:

@@ -78,6 +78,8 @@ ALGORITHMS: dict[str, Any] = {
     | UNEVEN,
     "pc-asgd, adaptive lambda": {"algorithm": {"name": "pc-asgd", "compensation": {"name": "adaptive"}}} | UNEVEN,
     "pc-asgd, local steps": {"algorithm": "pc-asgd", "local_steps": [1, 3, 2], "num_steps": 16} | UNEVEN,
+    "pc-asgd, narrow wire": {"algorithm": "pc-asgd", "wire": {"weights": "bf16", "directions": "int8"}} | UNEVEN,
+    "sgp-overlap, narrow wire": {"algorithm": "sgp-overlap", "wire": "int4"} | UNEVEN,
     "sgp-overlap, local steps": {"algorithm": "sgp-overlap", "local_steps": 3, "num_steps": 16} | UNEVEN,
     "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
     "d-asgd-importance": {"algorithm": "d-asgd-importance"} | UNEVEN,
@@ -144,6 +146,8 @@ ON_RAY = [
     "p-asgd, adafactor",
     "pc-asgd, local steps",
     "sgp-overlap, local steps",
+    "pc-asgd, narrow wire",
+    "sgp-overlap, narrow wire",
     "dc-s3gd",
     "d-asgd-importance",
     "gossip-pull",
@@ -163,6 +167,7 @@ ON_RAY = [
 QUICK = [
     "pc-asgd, linear theta",
     "pc-asgd, local steps",
+    "pc-asgd, narrow wire",
     "own tensors, probed",
     "gossip-push",
     "sgp-overlap, directed, batch norm",
@@ -237,7 +242,7 @@ def test_an_overflow_in_the_very_last_step_ends_a_run_on_actors(what: str, mode:
     assert str(result.error) == str(alone.error)
 
 
-ALONE = ("ad-psgd", "own tensors", "in pieces", "adafactor", "bf16", "language model")
+ALONE = ("ad-psgd", "narrow wire", "own tensors", "in pieces", "adafactor", "bf16", "language model")
 STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if not any(part in name for part in ALONE)]
 
 
@@ -257,17 +262,18 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
 RECORDED: dict[str, Any] = {
     **{name: {"algorithm": name} for name in ("pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd")},
     "theta 0.9": {"algorithm": {"name": "pc-asgd", "theta": 0.9}},
-    "local steps": {
+    "local steps, narrow wire": {
         "algorithm": "pc-asgd",
         "local_steps": [4, 2, 1],
+        "wire": {"weights": "int8", "directions": "bf16"},
         "links": [{"between": "clusters", "delay": "12 steps"}],
     },
     "adamw": ADAMW | {"accumulate": 3},
     "adafactor": ALGORITHMS["p-asgd, adafactor"],
 }
-BOUNDED = ("pc-asgd", "theta 0.9", "local steps", "pc-asgd-pv", "adamw", "adafactor")
+BOUNDED = ("pc-asgd", "theta 0.9", "local steps, narrow wire", "pc-asgd-pv", "adamw", "adafactor")
 """Those that predict."""
-QUICK = ("pc-asgd", "local steps", "ad-psgd")
+QUICK = ("pc-asgd", "local steps, narrow wire", "ad-psgd")
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in RECORDED])

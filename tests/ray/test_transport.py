@@ -189,7 +189,7 @@ def test_what_is_lost_with_its_sender_is_a_lost_error(kind: Kind) -> None:
     contents = kind.lost(vector(10, 1))
     kind.transport.check("weights", contents.weights, 10)
     with pytest.raises(LostError):
-        kind.transport.open("weights", contents.weights, 10, CPU)
+        kind.transport.open("weights", contents.weights, 10, "float32", CPU)
     with pytest.raises(LostError):
         kind.transport.fetch(contents.weights, seconds=60)
 
@@ -216,7 +216,7 @@ def test_what_is_no_parcel_is_rejected_before_it_is_believed(kind: Kind, content
 
 def checked_and_opened(transport: Transport, parcel: Any, size: int) -> Tensor:
     transport.check("weights", parcel, size)
-    return transport.open("weights", parcel, size, CPU)
+    return transport.open("weights", parcel, size, "float32", CPU)
 
 
 @pytest.mark.parametrize(

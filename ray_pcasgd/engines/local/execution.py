@@ -109,7 +109,7 @@ class Execution:
         """Publish the direction at an agent's present version, where readers may need it."""
         published = self.versions.get(agent.spec.agent, agent.version)
         if agent.publishes_directions and published is not None:
-            published.direction = agent.direction
+            published.direction = agent.published_direction
 
     def isolate(self, error: NonFiniteLossError) -> None:
         """Let an agent leave the run after its present version; end the run where that is not asked for."""

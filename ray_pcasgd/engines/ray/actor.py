@@ -112,6 +112,7 @@ class Actor(MailActor):
             self.driver.note if incoming.forms is None else Delivery,
             incoming.forms,
             incoming.num_tensors,
+            incoming.encoded,
         )
 
     def begin(self) -> None:
@@ -257,8 +258,8 @@ class Actor(MailActor):
 
     @property
     def direction(self) -> torch.Tensor | None:
-        """The direction at the version before, where readers may need it."""
-        return self.participant.direction if self.participant.publishes_directions else None
+        """The direction at the version before, as it travels, where readers may need it."""
+        return self.participant.published_direction
 
     def contents(self, published: Published, direction: torch.Tensor | None = None) -> Contents:
         """Return a version as it travels, with the direction at the one before where readers may need it."""
@@ -323,15 +324,20 @@ class Actor(MailActor):
         extra, note = contents.extra, header.note
         mask = None if extra is None else extra.with_gradient
         published = Published(
-            self.transport.open("weights", contents.weights, expected.weights, device),
-            self.transport.open("buffers", contents.buffers, expected.buffers, device),
-            None if direction is None else self.transport.open("direction", direction, expected.weights, device),
+            self.transport.open("weights", contents.weights, *expected.form("weights"), device),
+            self.transport.open("buffers", contents.buffers, *expected.form("buffers"), device),
+            None
+            if direction is None
+            else self.transport.open("direction", direction, *expected.form("direction"), device),
             header.mass,
             {self.spec.agent: note} if isinstance(note, Delivery) else {},
             {} if extra is None else {name: tensor_of(given).to(device) for name, given in extra.local.items()},
             None if mask is None else torch.from_numpy(mask).to(device),
         )
-        return self.participant.opened(read, published)
+        try:
+            return self.participant.opened(read, published)
+        except ValueError as error:
+            raise RejectedError(str(error)) from None
 
     # What it reports.
 

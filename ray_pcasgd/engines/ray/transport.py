@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents, LostError, Parcel, RejectedError
 from ray_pcasgd.engines.ray.lost import GONE, first_line
-from ray_pcasgd.engines.transport import Outbox, Sent, Transport, check_array
+from ray_pcasgd.engines.transport import DType, Outbox, Sent, Transport, check_array
 from ray_pcasgd.records import Snapshot
 
 logger = logging.getLogger("ray_pcasgd")
@@ -104,10 +104,10 @@ class RayTransport(Transport):
             raise ValueError(f"there are more pieces than the contents name: {len(pieces)}")
         return whole
 
-    def check(self, name: str, parcel: Any, size: int | None) -> None:
+    def check(self, name: str, parcel: Any, size: int | None, dtype: DType = "float32") -> None:
         """Check an array that came inside the call, and whether anything else is a reference."""
         if not isinstance(parcel, list):
-            check_array(name, parcel, size)
+            check_array(name, parcel, size, dtype)
         elif len(parcel) != 1 or not isinstance(parcel[0], ray.ObjectRef):
             raise RejectedError(f"its {name} are a list of {len(parcel)}; allowed is one reference")
 
@@ -127,11 +127,11 @@ class RayTransport(Transport):
         except (*GONE, ObjectLostError, GetTimeoutError) as error:
             raise LostError(f"{type(error).__name__}: {first_line(error)}") from error
 
-    def open(self, name: str, parcel: Parcel, size: int | None, device: torch.device) -> Tensor:
+    def open(self, name: str, parcel: Parcel, size: int | None, dtype: DType, device: torch.device) -> Tensor:
         """Return a parcel's tensor; what came inside the call was checked as it came."""
         array = self.fetch(parcel)
         if isinstance(parcel, list):
-            check_array(name, array, size)
+            check_array(name, array, size, dtype)
         return torch.from_numpy(array).to(device)
 
 

@@ -81,7 +81,9 @@ def peer_roster(
     check_timing(config.compute, config.links, config.num_agents)
     schedule = _schedule(config, rule, network, clusters)
     steps = rounds_of(config).local_steps
-    recipe = Recipe(**training, rule=rule, reliability=config.reliability, clusters=clusters, local_steps=steps)
+    recipe = Recipe(
+        **training, rule=rule, reliability=config.reliability, clusters=clusters, local_steps=steps, wire=config.wire
+    )
     borrowed = _borrowed(rule, shards, config.seed)
     specs = tuple(_spec(recipe, network, agent, shards, borrowed) for agent in range(config.num_agents))
     return Roster(network, clusters, specs, schedule)

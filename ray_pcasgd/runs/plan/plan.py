@@ -350,6 +350,7 @@ def _check_settings(config: Config) -> None:
     else:
         check_algorithm(config.algorithm, config.num_agents)
     check_local_steps(config)
+    _check_wire(config)
     try_out_own(config)
     step_size = fitting_optimizer(config).step_size
     if step_size is not None and (lowest := min(step_size.extremes())) < 0:
@@ -376,6 +377,19 @@ def _check_servers_gpus(config: Config) -> None:
             f"engine.gpus_per_server = {engine.gpus_per_server:g}: allowed with algorithm.name = {algorithm.name!r}, "
             "which has no servers, is null"
         )
+
+
+def _check_wire(config: Config) -> None:
+    """Raise ``ValueError`` where formats are given for messages that have none."""
+    algorithm, wire = config.algorithm, config.wire
+    if wire.is_plain or isinstance(algorithm, Rule):
+        return
+    part = "directions" if wire.weights.is_plain else "weights"
+    name = (wire.directions if wire.weights.is_plain else wire.weights).name
+    raise ValueError(
+        f"wire.{part}.name = {name!r}: allowed with algorithm.name = {algorithm.name!r} is 'float32'; others are for "
+        "algorithms between peers, but for ad-psgd"
+    )
 
 
 def _check_precision(config: Config) -> None:

@@ -56,6 +56,8 @@ def why_alone(config: Config) -> str | None:
         return f"accumulate = {config.accumulate}: allowed is 1"
     if config.local_steps != 1:
         return "local_steps: allowed is 1"
+    if not config.wire.is_plain:
+        return "wire: allowed is 'float32'"
     if config.precision != "float32":
         return f"precision = {config.precision!r}: allowed is 'float32'"
     if config.on_non_finite_loss != "stop":

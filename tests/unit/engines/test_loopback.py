@@ -64,9 +64,9 @@ class Agent:
         if self.spec.recipe.needs_direction(self.spec.agent, read):
             following = self.mailbox.following(*read[:2])
             assert following is not None
-            direction = self.transport.open("direction", following.direction, size, CPU)
-        weights = self.transport.open("weights", message.contents.weights, size, CPU)
-        buffers = self.transport.open("buffers", message.contents.buffers, self.expected.buffers, CPU)
+            direction = self.transport.open("direction", following.direction, size, "float32", CPU)
+        weights = self.transport.open("weights", message.contents.weights, size, "float32", CPU)
+        buffers = self.transport.open("buffers", message.contents.buffers, self.expected.buffers, "float32", CPU)
         return Received(read, weights, buffers, direction, message.header.mass)
 
     def take(self, row: Row) -> None:

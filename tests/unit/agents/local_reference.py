@@ -1,0 +1,137 @@
+"""A slow reference of rules between peers with local steps, in float64, and the small runs that it is held against."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from ray_pcasgd.engines.local.execution import Execution
+from ray_pcasgd.records import StepReport
+from ray_pcasgd.runs.plan.plan import Plan, make_plan
+from ray_pcasgd.runs.settings.loading import load_config
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Sent = Callable[[str, int, int, Array], Array]
+"""Returns what readers get of an agent's weights or direction at a version."""
+
+SIZE = 3
+
+
+def regression() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(120, SIZE))
+    targets = inputs @ random.normal(size=(SIZE, 1)) + 0.5 + 0.1 * random.normal(size=(120, 1))
+    data = TensorDataset(torch.tensor(inputs, dtype=torch.float32), torch.tensor(targets, dtype=torch.float32))
+    return {
+        "data": {"name": "custom", "train": data, "test": data},
+        "model": {"name": "custom", "factory": partial(nn.Linear, SIZE, 1)},
+        "loss": "mse",
+        "metrics": ["mae"],
+    }
+
+
+SMALL: dict[str, Any] = {
+    "num_agents": 3,
+    "num_steps": 23,
+    "evaluate_every": 7,
+    "batch_size": 5,
+    "links": [{"between": "clusters", "delay": "12 steps"}],
+    "compute": {"law": {"name": "exponential", "mean": 1.0}},
+    "step_size": {"name": "linear", "start": 0.05, "end": 0.01, "steps": 23},
+    "optimizer": {"momentum": 0.9, "weight_decay": 1e-2},
+    "engine": {"name": "local", "batched": "never"},
+}
+
+
+def planned(**settings: Any) -> Plan:
+    return make_plan(load_config(SMALL | {"task": regression()} | settings))
+
+
+def executed(own: Plan, *, stacked: bool = False) -> tuple[list[Any], list[StepReport]]:
+    """Return the agents as the whole run leaves them, and its reports."""
+    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], stacked)
+    reports = [report for report in execution.reports() if isinstance(report, StepReport)]
+    return list(execution.agents), reports
+
+
+class Reference:
+    """Runs a schedule's rows one after another on linear regression; x has the weights and then the bias."""
+
+    def __init__(
+        self, own: Plan, theta: float | None, sent: Sent = lambda what, agent, version, vector: vector
+    ) -> None:
+        self.own, self.theta, self.sent, config = own, theta, sent, own.config
+        given = config.local_steps
+        self.length = list(given) if isinstance(given, tuple) else [given] * config.num_agents  # type: ignore[list-item]
+        model = config.task.build_model(own.data, config.seed)
+        start = np.concatenate([model.weight.detach().double().numpy().ravel(), model.bias.detach().double().numpy()])
+        self.versions: dict[tuple[int, int], Array] = {(i, 0): start for i in range(config.num_agents)}
+        self.displacement: dict[tuple[int, int], Array] = {}
+        self.step_sizes: dict[tuple[int, int], float] = {}
+        self.velocity = {i: np.zeros(SIZE + 1) for i in range(config.num_agents)}
+        self.batches = {
+            spec.agent: config.task.batches(own.data, spec.shard, config.batch_size, config.seed, spec.agent)
+            for spec in own.specs
+        }
+
+    def eta(self, step: int) -> float:
+        return 0.05 + (0.01 - 0.05) * min(step, 23) / 23
+
+    def compute(self, i: int, version: int) -> None:
+        """Take a round's local steps from a version."""
+        z = self.versions[i, version].copy()
+        total = 0.0
+        for step in range(version * self.length[i], min((version + 1) * self.length[i], 23)):
+            inputs, targets = (part.double().numpy() for part in self.batches[i].at(step))
+            wrong = inputs @ z[:SIZE] + z[SIZE] - targets[:, 0]
+            gradient = np.concatenate([2 * (wrong[:, None] * inputs).mean(0), [2 * wrong.mean()]])
+            self.velocity[i] = 0.9 * self.velocity[i] + gradient + 0.01 * z
+            z = z - self.eta(step) * self.velocity[i]
+            total += self.eta(step)
+        self.displacement[i, version] = self.versions[i, version] - z
+        self.step_sizes[i, version] = total
+
+    def run(self) -> list[Array]:
+        rows = list(self.own.schedule)
+        for i in self.velocity:
+            self.compute(i, 0)
+        for row in rows:
+            assert row is not None
+            self.versions[row.agent, row.step + 1] = self.taken(row.agent, row.step, row.reads)
+            if any(later is not None and later[:2] == (row.agent, row.step + 1) for later in rows):
+                self.compute(row.agent, row.step + 1)
+        last = [max(v for k, v in self.versions if k == i) for i in self.velocity]
+        return [self.versions[i, version] for i, version in enumerate(last)]
+
+    def taken(self, i: int, version: int, reads: Any) -> Array:
+        spec = self.own.specs[i]
+        weights = dict(zip(spec.neighbors, spec.mixing, strict=True))  # type: ignore[attr-defined]
+        x, d = self.versions[i, version], self.displacement[i, version]
+        plain = spec.own_mixing * x - d  # type: ignore[attr-defined]
+        predicted, clipped = plain.copy(), plain.copy()
+        for read in reads:
+            k, w = read.neighbor, weights[read.neighbor]
+            x_k = self.sent("weights", k, read.version, self.versions[k, read.version])
+            if self.theta is None or not read.staleness:
+                predicted, clipped = predicted + w * x_k, clipped + w * x_k
+                continue
+            missed = read.staleness * self.length[k] / self.length[i]
+            mean = self.displacement[k, read.version] / self.step_sizes[k, read.version]
+            mean = self.sent("direction", k, read.version, mean)
+            predicted = predicted + w * (x_k - self.step_sizes[i, version] * missed * mean)
+            clipped = clipped + w * x
+        return clipped if self.theta is None else self.theta * predicted + (1 - self.theta) * clipped
+
+
+PUBLISHED = {"name": "pc-asgd", "theta": 0.6, "reach": "full", "compensation": {"lambda_0": 0.0}}
+
+
+def assert_where_the_reference_is(agents: list[Any], expected: list[Array], **tolerance: float) -> None:
+    for agent, x in zip(agents, expected, strict=True):
+        found = agent.replica.state_dict(*agent.snapshot())
+        mine = np.concatenate([found["weight"].double().numpy().ravel(), found["bias"].double().numpy()])
+        np.testing.assert_allclose(mine, x, **tolerance)
