@@ -343,7 +343,7 @@ class Peer(Learner, Participant):
 
     def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
         """Return the bytes that are sent of the present version."""
-        return self.message_bytes * len(self.receivers())
+        return self.message_bytes * (len(self.receivers()) if receivers is None else receivers)
 
     def gather(self, received: Sequence[Received], held: int = 0) -> Gathered:
         """Return what the rule is going to see, neighbor by neighbor; those that were not read have weight 0.

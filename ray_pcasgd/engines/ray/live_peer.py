@@ -13,6 +13,7 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.live.decisions import Over, Rejoin, Take
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.peer import PeerPolicy
+from ray_pcasgd.engines.live.sending import SentCount
 from ray_pcasgd.engines.live.watching import Limits
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.actor import Actor, Found
@@ -48,6 +49,7 @@ class PeerDriver(LiveDriver):
         """The newest version, as it travels, for those who come back."""
         self.held: tuple[int, ...] = ()
         """Where rules push shares: who was not sent the agent's present version."""
+        self.counts = SentCount()
         self.agent.warm_up()
 
     def begin(self) -> None:
@@ -90,7 +92,8 @@ class PeerDriver(LiveDriver):
         is_evaluated = self.agent.evaluation_point(row) is not None
         if is_evaluated:
             self.publish()  # an evaluation is not waited for
-        actor.submit(row, outcome, flush=policy.reports_at_once)
+        receivers = self.counts.counted(len(self.agent.receivers()))
+        actor.submit(row, outcome, receivers, flush=policy.reports_at_once)
         if not is_evaluated:
             self.publish()
         return True
@@ -134,14 +137,15 @@ class PeerDriver(LiveDriver):
     def publish(self) -> None:
         """Send the agent's new version to its neighbors."""
         published = self.agent.message(None) if self.actor.spec.receivers else None
-        self.send(published, self.agent.receivers())
+        receivers = self.agent.receivers()
+        self.counts.sent(len(receivers), len(self.send(published, receivers)))
 
     def on_isolated(self, published: Published | None) -> None:
         """Tell all neighbors that the agent has left the run, not only those whom this version would be sent to."""
         self.send(published, self.actor.spec.receivers, isolated=True)
 
-    def send(self, published: Published | None, receivers: Sequence[int], isolated: bool = False) -> None:
-        """Send one message to every receiver that can be reached, and remember it for those who come back."""
+    def send(self, published: Published | None, receivers: Sequence[int], isolated: bool = False) -> frozenset[int]:
+        """Send one message to every receiver that can be reached; return to whom. Those who come back get it too."""
         actor, policy = self.actor, self.policy
         header = self.header()._replace(isolated=isolated)
         contents = None if published is None else actor.contents(published, actor.direction)
@@ -154,6 +158,7 @@ class PeerDriver(LiveDriver):
         for k in sent.gone:
             self.lose(k)
             actor.unsent.append(Event("neighbor_lost", actor.spec.agent, actor.version, f"agent {k} does not answer"))
+        return sent.to
 
     def header(self) -> Header:
         """Return the header of the agent's present version."""
@@ -217,7 +222,7 @@ class PeerDriver(LiveDriver):
         with actor.changed:
             self.policy.rejoined(rejoin.version, reads)
             actor.unsent += self.policy.events()
-        actor.submit(row, NO_LOSS, flush=True)
+        actor.submit(row, NO_LOSS, self.counts.counted(len(agent.receivers())), flush=True)
         self.publish()
 
     def on_leave(self) -> None:
