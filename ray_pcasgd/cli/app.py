@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ray_pcasgd.base.errors import RunError, SettingsError
 from ray_pcasgd.base.imports import look_also_in, unreadable
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.text import one_line, printable
 from ray_pcasgd.cli import control as cli_control
 from ray_pcasgd.cli import evaluation as cli_evaluation
@@ -241,6 +242,8 @@ def report(
     with contextlib.ExitStack() as stack:
         places = [stack.enter_context(fetched_run(run, PAGE_FILES)) if is_remote(run) else Path(run) for run in runs]
         # Where the user says that it is to lie, a link is followed.
+        for place in (output, figures):
+            refuse_key(place or "")
         page = output.expanduser().resolve() if output else places[0] / REPORT
         _draw(places, page, target, figures, _console())
         location = str(output or page)

@@ -23,7 +23,6 @@ from ray_pcasgd.sweep.folder import SweepFolder
 from ray_pcasgd.sweep.running import resume, sweep
 
 BASE = {"engine": "local", "num_agents": 3, "num_steps": 20, "evaluate_every": 10, "task": {"model": {"hidden": [8]}}}
-KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 class Bucket:
@@ -61,12 +60,11 @@ def bucket() -> Iterator[Bucket]:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("batched", ["never", pytest.param("always", marks=pytest.mark.slow)])
 def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket: Bucket) -> None:
-    # The cluster's processes were started without keys for a bucket.
-    location = f"s3://id:key@bucket/sweeps/{batched}{bucket.options}"
+    location = f"s3://bucket/sweeps/{batched}{bucket.options}"
     folder = f"sweeps/{batched}"
     settings = {
         "name": batched,
-        "storage_path": f"s3://id:key@bucket/sweeps{bucket.options}",
+        "storage_path": f"s3://bucket/sweeps{bucket.options}",
         "config": BASE,
         "space": {"step_size": [0.05, 0.2]},
         "batched": batched,
@@ -94,7 +92,7 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
         r": a sweep's files may run code, and this sweep is not known as started by this user here; allowed with"
     )
     with pytest.raises(SettingsError, match=untrusted):
-        resume(f"s3://other:key@bucket/sweeps/{batched}{bucket.options}")
+        resume(f"{location}&allow_bucket_deletion=false")
     base = bucket.read(f"{folder}/base.yaml")
     bucket.client.put_object(Bucket="bucket", Key=f"{folder}/base.yaml", Body=base + b"\n# changed\n")
     with pytest.raises(SettingsError, match=untrusted):
@@ -112,12 +110,12 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
         bucket.client.put_object(Bucket="bucket", Key=f"{folder}/{name}", Body=whole)
     again = resume(location)
     pd.testing.assert_frame_equal(again.trials, result.trials)
-    with pytest.raises(SettingsError, match=r"^storage_path = 's3://id:key@none.*: cannot be written \(Bucket"):
-        sweep(settings | {"storage_path": f"s3://id:key@none/sweeps{bucket.options}"})
+    with pytest.raises(SettingsError, match=r"^storage_path = 's3://none.*: cannot be written \(Bucket"):
+        sweep(settings | {"storage_path": f"s3://none/sweeps{bucket.options}"})
 
 
 def test_a_sweep_whose_folder_was_removed_keeps_its_place_as_long_as_it_runs(bucket: Bucket) -> None:
-    storage, files = f"s3://id:key@bucket/sweeps{bucket.options}", {"sweep.yaml": "a: 1", "base.yaml": "b: 2"}
+    storage, files = f"s3://bucket/sweeps{bucket.options}", {"sweep.yaml": "a: 1", "base.yaml": "b: 2"}
     running = SweepFolder.create(storage, "removed", files)
     for key in ("", *files):
         bucket.client.delete_object(Bucket="bucket", Key=f"sweeps/removed/{key}")
@@ -134,7 +132,7 @@ def test_a_population_exchanges_states_on_remote_storage(bucket: Bucket, tmp_pat
     result = sweep(
         {
             "name": "population",
-            "storage_path": f"s3://id:key@bucket/sweeps{bucket.options}",
+            "storage_path": f"s3://bucket/sweeps{bucket.options}",
             "config": BASE | {"num_steps": 30},
             "space": {"step_size": {"low": 0.01, "high": 1, "log": True}, "algorithm.theta": [0, 0.3, 0.6]},
             "search": {"name": "random", "num_points": 2},
@@ -160,11 +158,7 @@ def test_a_sweep_s_folder_may_be_named_by_a_location_on_this_machine(tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_on_remote_storage_goes_on_to_the_same_table(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
+def test_an_interrupted_sweep_on_remote_storage_goes_on_to_the_same_table(bucket: Bucket, tmp_path: Path) -> None:
     base = BASE | {"num_steps": 300, "evaluate_every": 20}
     space = {"algorithm.theta": [0, 0.1, 0.2, 0.3, 0.4, 0.5]}
     file = tmp_path / "sweep.yaml"
@@ -193,7 +187,7 @@ def test_an_interrupted_sweep_on_remote_storage_goes_on_to_the_same_table(
 
 
 def test_room_is_made_on_remote_storage_for_a_run_that_begins_again(bucket: Bucket, tmp_path: Path) -> None:
-    storage = f"s3://id:key@bucket/room{bucket.options}"
+    storage = f"s3://bucket/room{bucket.options}"
     for name in ("first", "second"):
         Trainer(BASE, storage_path=storage, name=name, checkpoint={"every_evaluations": 1}).fit()
     bucket.client.put_object(Bucket="bucket", Key="room/second/notes.txt", Body=b"precious")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ray_pcasgd.base.foreign_files import events_of
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.own_state import digests_in, own_folder
 
 _LONGEST_NOTE = 100_000
@@ -30,7 +31,13 @@ class NotRunningError(RuntimeError):
 
 
 def location_of(run: str) -> str:
-    """Return the location by which a run's actors are known; ``run`` is its folder."""
+    """Return the location by which a run's actors are known; ``run`` is its folder.
+
+    Raises:
+        SettingsError: it holds a key.
+
+    """
+    refuse_key(run)
     return run.rstrip("/") if "://" in run else str(Path(run).resolve())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ray_pcasgd.base.imports import import_path
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.own_files import (
     UNFINISHED,
     TemporaryFolder,
@@ -149,9 +150,10 @@ class RunFolder:
         The run goes on in the folder that is named: a local one is not published, whatever its settings say.
 
         Raises:
-            SettingsError: there is no such run, it is complete, or another driver has it.
+            SettingsError: there is no such run, it is complete, another driver has it, or its location holds a key.
 
         """
+        refuse_key(location)
         folder = cls._fetched(location) if is_remote(location) else cls(_named(Path(location).expanduser()))
         folder.is_reopened = True
         try:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.own_files import TemporaryFolder, claim_folder, names_of
 from ray_pcasgd.base.text import one_line
 
@@ -133,12 +134,14 @@ class RemoteStorage:
 
     Raises:
         OSError: it cannot be reached.
+        SettingsError: it holds a key.
 
     """
 
     def __init__(self, storage_path: str) -> None:
         from pyarrow import fs
 
+        refuse_key(storage_path)
         self.storage_path = storage_path
         with as_os_error():
             self._files, root = fs.FileSystem.from_uri(within_a_minute(storage_path))
