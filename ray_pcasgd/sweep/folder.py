@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
+from typing import Any
+
+from pyarrow.fs import LocalFileSystem
 
 from ray_pcasgd.base.errors import RunError
 from ray_pcasgd.base.locations import refuse_key
@@ -162,6 +165,11 @@ class SweepFolder:
     def storage_path(self) -> str:
         """Where the folder lies."""
         return self.remote.storage_path if self.remote else str(self.path.parent)
+
+    @property
+    def place(self) -> tuple[Any, str]:
+        """Pyarrow's file system, and the path there of the folder in which the sweep's own lies."""
+        return self.remote.place if self.remote else (LocalFileSystem(), str(self.path.parent))
 
     @property
     def location(self) -> str:

@@ -1,6 +1,8 @@
 """Sweeps whose folder is on remote storage, a real S3 server: results, the page, going on after a kill, refusals."""
 
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -23,6 +26,16 @@ from ray_pcasgd.sweep.folder import SweepFolder
 from ray_pcasgd.sweep.running import resume, sweep
 
 BASE = {"engine": "local", "num_agents": 3, "num_steps": 20, "evaluate_every": 10, "task": {"model": {"hidden": [8]}}}
+
+
+class RunsCode:
+    """Makes a file when it is read with pickle."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path(self._path).touch, ()
 
 
 class Bucket:
@@ -59,7 +72,7 @@ def bucket() -> Iterator[Bucket]:
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("batched", ["never", pytest.param("always", marks=pytest.mark.slow)])
-def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket: Bucket) -> None:
+def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket: Bucket, tmp_path: Path) -> None:
     location = f"s3://bucket/sweeps/{batched}{bucket.options}"
     folder = f"sweeps/{batched}"
     settings = {
@@ -108,6 +121,22 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
         with pytest.raises(SettingsError, match=said):
             resume(location, trust=True)
         bucket.client.put_object(Bucket="bucket", Key=f"{folder}/{name}", Body=whole)
+    pickles = [name for name in bucket.names() if re.fullmatch(rf"{folder}/[^/]+\.(pkl|json)", name)]
+    assert len(pickles) >= 2
+    trial = next(name.split("/")[2] for name in bucket.names() if name.startswith(f"{folder}/run_trial"))
+    for name in (*pickles, f"{folder}/searcher-state-9.pkl", f"{folder}/{trial}/error.pkl"):
+        if name == f"{folder}/packs.json":
+            continue
+        whole = bucket.read(name) if name in bucket.names() else None
+        bucket.client.put_object(Bucket="bucket", Key=name, Body=pickle.dumps(RunsCode(str(tmp_path / "run"))))
+        told = f": {name.removeprefix(f'{folder}/')} is not as this user's sweep has left it, and may run code; allowed"
+        with pytest.raises(SettingsError, match=re.escape(told)):
+            resume(location)
+        if whole is None:
+            bucket.client.delete_object(Bucket="bucket", Key=name)
+        else:
+            bucket.client.put_object(Bucket="bucket", Key=name, Body=whole)
+    assert not (tmp_path / "run").exists()
     again = resume(location)
     pd.testing.assert_frame_equal(again.trials, result.trials)
     with pytest.raises(SettingsError, match=r"^storage_path = 's3://none.*: cannot be written \(Bucket"):

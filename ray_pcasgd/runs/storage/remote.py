@@ -155,6 +155,11 @@ class RemoteStorage:
         self._sent: dict[str, _Stamp] = {}
         """The files that are here as they are on this machine, by what tells whether one was written since."""
 
+    @property
+    def place(self) -> tuple[Any, str]:
+        """Pyarrow's file system, and the folder's path there."""
+        return self._files, self._root
+
     def claim(self, name: str | None, kind: str, file: str, content: bytes) -> str:
         """Make a new folder with one file, and return its name: the given one, or the first free one of its kind.
 
