@@ -59,12 +59,17 @@ def of_running(status: Mapping[str, Any], events: Events, rate: float | None, no
     return {**page, "state": "running", "said": "", "rate": rate}
 
 
-def of_files(run: RunData, why: str) -> dict[str, Any]:
-    """Return the page of a run that is not running, from its folder; ``why`` it cannot be watched, in one line."""
+def of_files(run: RunData, why: str, state: str = "not running") -> dict[str, Any]:
+    """Return the page of a run from its folder; ``why`` it cannot be watched, in one line.
+
+    One that is running has figures in its folder only at its end: until then the page has its events alone.
+    """
+    if state == "running" and not run.result:
+        return _of_events(run, why)
     config, result = run.config, run.result
     engine, algorithm = config.get("engine", {}), config.get("algorithm", {})
     status = result.get("status")
-    state = status if status in ("finished", "failed", "interrupted") else "not running"
+    state = status if status in ("finished", "failed", "interrupted") else state
     error = result.get("error")
     rate = result.get("agent_steps_per_second")
     rows = run.averaged
@@ -87,6 +92,24 @@ def of_files(run: RunData, why: str) -> dict[str, Any]:
             for step, figures in ((row["step"], [(name, row[name]) for name in tests]) for _, row in rows.iterrows())
         ],
         "clusters": [],
+    }
+
+
+def _of_events(run: RunData, why: str) -> dict[str, Any]:
+    named = {"run": run.path.resolve().name, "algorithm": str(run.config.get("algorithm", {}).get("name", ""))}
+    steps = run.config.get("num_steps")
+    none: dict[str, Any] = {name: [] for name in ("agents", "losses", "tested", "clusters")}
+    return {
+        **named,
+        **none,
+        "state": "running",
+        "said": f"{why}; its folder has its events, and figures once it has ended",
+        "mode": str(run.config.get("engine", {}).get("name", "")),
+        "num_steps": steps if is_number(steps) else 0,
+        "num_servers": 0,
+        "rate": None,
+        "events": run.events[-NEWEST:],
+        "num_events": len(run.events),
     }
 
 

@@ -145,8 +145,25 @@ WRONG: list[Any] = [
 def test_what_is_no_command_is_refused_in_one_line(body: Any, run: Path) -> None:
     with serving(run, control=True) as server:
         answer = asked(server, "/command", body)
-        assert answer.status == 400
+        assert answer.status == (413 if "x" * 5000 in repr(body) else 400)
         assert re.fullmatch(r"refused: [^\n]+", answer.said)
+
+
+@pytest.mark.parametrize("token", [None, "own"])
+def test_who_sends_megabytes_gets_an_answer(token: str | None, run: Path) -> None:
+    with serving(run, control=True) as server:
+        given = {} if token else {"X_Token": None}
+        answer = asked(server, "/command", b" " * (5 * 2**20), **given)
+        assert answer.status == (413 if token else 403)
+        assert answer.said == "refused: a command has up to 4096 bytes" or not token
+
+
+@pytest.mark.parametrize("length", ["", "-1", "1e3", "9" * 5000])
+def test_who_does_not_say_how_much_there_is_gets_an_answer(length: str, run: Path) -> None:
+    with serving(run, control=True) as server, socket.create_connection(("127.0.0.1", server.server_port)) as client:
+        header = f"Content-Length: {length}\r\n" if length else ""
+        client.sendall(f"POST /command HTTP/1.1\r\nHost: {server.names[0]}\r\n{header}\r\n".encode())
+        assert client.makefile("rb").readline().split()[1] == b"411"
 
 
 def test_what_a_page_sends_becomes_a_command() -> None:
