@@ -124,9 +124,11 @@ class _Handler(BaseHTTPRequestHandler):
 
         try:
             return page_command(json.loads(content))
-        except (ValueError, RecursionError, SettingsError) as error:
-            self._say(_BAD, f"refused: {one_line(error).removeprefix('--')}")
-            return None
+        except SettingsError as error:
+            self._say(_BAD, f"refused: {one_line(error)}")
+        except (ValueError, RecursionError):
+            self._say(_BAD, "refused: what was sent is no command")
+        return None
 
     def _is_called_by_name(self) -> bool:
         return self._require(self.headers.get("Host") in self.server.names, "the server has another name")
