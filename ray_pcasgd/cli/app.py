@@ -90,6 +90,7 @@ def replay(
 ) -> None:
     """Run a recorded schedule again, under other settings; the report shows both runs."""
     from ray_pcasgd.cli.terminal import Terminal
+    from ray_pcasgd.runs.plan.replaying import as_replay
     from ray_pcasgd.runs.settings.loading import read_yaml
     from ray_pcasgd.runs.settings.trust import load_run_settings
     from ray_pcasgd.runs.storage.fetched import fetched_run
@@ -112,7 +113,7 @@ def replay(
                 f"{run}: {' and '.join(objects)}: given as objects of a script, which no file can hold; replay it from "
                 "Python, with Trainer(..., schedule=...) and the same objects"
             )
-        settings = load_run_settings(recorded, [*_shortcuts(engine, name), *assignments], changes, trust)
+        settings = as_replay(load_run_settings(recorded, [*_shortcuts(engine, name), *assignments], changes, trust))
         _finish(Trainer(settings, callbacks=[Terminal(console)]).fit(), console, compared=[recorded])
 
 

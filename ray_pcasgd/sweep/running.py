@@ -19,6 +19,7 @@ from ray_pcasgd.engines.ray.cluster import RayCluster
 from ray_pcasgd.engines.ray.placement import bundles_of
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
+from ray_pcasgd.runs.plan.replaying import as_replay
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import is_own, note_files
 from ray_pcasgd.runs.storage.names import require_free, unreachable
@@ -65,7 +66,7 @@ def sweep(
     own = TunesOwn((callbacks,) if isinstance(callbacks, tune.Callback) else tuple(callbacks), search_alg, scheduler)
     config = load_sweep(source)
     own.check_with(config)
-    base = config.base(schedule)
+    base = as_replay(config.base(schedule))
     config = config.in_whole_numbers(base)
     storage_path = config.stored(base)
     config.judged_by(base)
