@@ -20,6 +20,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
 # Ray gives its workers a low priority: next to other programs they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Of the S3 servers that tests start: a sweep's trials write there by the keys that their processes were started with.
+os.environ |= {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_DEFAULT_REGION": "us-east-1"}
 # Tiny operations on as many threads as there are cores take a hundred times as long when the cores are busy: here one
 # is enough, and so it is for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

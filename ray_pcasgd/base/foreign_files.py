@@ -13,7 +13,7 @@ from ray_pcasgd.base.text import one_line
 MOST_BYTES = 16 * 2**20
 """Of a file that is read as a whole."""
 _MOST_EVENT_BYTES = 256 * 2**20
-"""Bytes of a run's events that are read at most."""
+"""Bytes of a run's events that are read at most, the last ones."""
 _LONGEST_LINE = 2**20
 _LONGEST_TEXT = 2000
 """Characters of an event's text that are kept."""
@@ -92,8 +92,9 @@ def events_of(path: Path) -> Iterator[dict[str, Any]]:
 
 def _lines(file: BufferedReader) -> Iterator[bytes]:
     """Yield the lines that are not too long."""
-    read = 0
-    is_inside = False
+    begins = max(0, os.fstat(file.fileno()).st_size - _MOST_EVENT_BYTES)
+    file.seek(begins)
+    read, is_inside = 0, begins > 0  # of a line that began before
     while read < _MOST_EVENT_BYTES and (line := file.readline(_LONGEST_LINE)):
         read += len(line)
         is_whole = line.endswith(b"\n") or len(line) < _LONGEST_LINE

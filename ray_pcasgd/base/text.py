@@ -4,6 +4,8 @@ import math
 import statistics
 from collections.abc import Iterable
 
+from ray_pcasgd.base.locations import without_keys
+
 NOTHING = "–"
 """Stands where there is no value."""
 
@@ -80,12 +82,12 @@ def duration(seconds: float) -> str:
 def printable(text: object) -> str:
     r"""Return a text whose control characters, which a terminal takes for commands, are spaces; so are line breaks.
 
-    So are marks that turn the direction of writing.
+    So are marks that turn the direction of writing; keys in locations are masked.
 
     >>> printable("a\x1b[2J  b")
     'a [2J  b'
     """
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    return "".join(c if c.isprintable() else " " for c in without_keys(str(text)))
 
 
 def one_line(message: object, longest: int | None = None) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ray_pcasgd.base.errors import RunError, SettingsError
 from ray_pcasgd.base.imports import look_also_in, unreadable
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.text import one_line, printable
 from ray_pcasgd.cli import control as cli_control
 from ray_pcasgd.cli import evaluation as cli_evaluation
@@ -89,6 +90,7 @@ def replay(
 ) -> None:
     """Run a recorded schedule again, under other settings; the report shows both runs."""
     from ray_pcasgd.cli.terminal import Terminal
+    from ray_pcasgd.runs.plan.replaying import as_replay
     from ray_pcasgd.runs.settings.loading import read_yaml
     from ray_pcasgd.runs.settings.trust import load_run_settings
     from ray_pcasgd.runs.storage.fetched import fetched_run
@@ -111,7 +113,7 @@ def replay(
                 f"{run}: {' and '.join(objects)}: given as objects of a script, which no file can hold; replay it from "
                 "Python, with Trainer(..., schedule=...) and the same objects"
             )
-        settings = load_run_settings(recorded, [*_shortcuts(engine, name), *assignments], changes, trust)
+        settings = as_replay(load_run_settings(recorded, [*_shortcuts(engine, name), *assignments], changes, trust))
         _finish(Trainer(settings, callbacks=[Terminal(console)]).fit(), console, compared=[recorded])
 
 
@@ -241,6 +243,8 @@ def report(
     with contextlib.ExitStack() as stack:
         places = [stack.enter_context(fetched_run(run, PAGE_FILES)) if is_remote(run) else Path(run) for run in runs]
         # Where the user says that it is to lie, a link is followed.
+        for place in (output, figures):
+            refuse_key(place or "")
         page = output.expanduser().resolve() if output else places[0] / REPORT
         _draw(places, page, target, figures, _console())
         location = str(output or page)

@@ -4,11 +4,12 @@ What takes long to import is imported where it is used.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -127,7 +128,20 @@ def delay_commands(
     return commands
 
 
-def _set_delay(link: Sequence[str], between: str | None, law: str) -> "Command":
+class _Names(NamedTuple):
+    """What the fields of a delay are called where it was given."""
+
+    link: str
+    between: str
+    law: str
+
+
+_OPTIONS = _Names("--link", "--between", "--law")
+_LABELS = _Names("Agents", "Which links", "Delay")
+"""On the page."""
+
+
+def _set_delay(link: Sequence[str], between: str | None, law: str, names: _Names = _OPTIONS) -> "Command":
     from pydantic import ValidationError
 
     from ray_pcasgd.engines.live.commands import SetDelay
@@ -136,16 +150,20 @@ def _set_delay(link: Sequence[str], between: str | None, law: str) -> "Command":
     from ray_pcasgd.schedule.law_text import parse_delay
 
     if between is not None and (link or between not in ("clusters", "all")):
-        raise SettingsError(f"--between {between!r}: allowed are clusters and all, without --link")
+        alone = ", without --link" if names is _OPTIONS else ""
+        raise SettingsError(f"{names.between} {between!r}: allowed are clusters and all{alone}")
+    where = {"links": [_pair(text, names.link) for text in link]} if link else {"between": between}
     try:
         written = parse_delay(law)
-        where = {"links": [_pair(text) for text in link]} if link else {"between": between}
-        tree = {**written._asdict(), **where}
+    except ValueError as error:
+        raise SettingsError(f"{names.law} {law!r}: {str(error).removeprefix(f'law = {law!r}: ')}") from None
+    tree = {**written._asdict(), **where}
+    try:
         return SetDelay(entry=LinkDelay.model_validate(tree))
     except ValidationError as error:
-        raise SettingsError("\n".join(f"--law {law!r}: {line}" for line in explain(error, tree, LinkDelay))) from None
-    except ValueError as error:
-        raise SettingsError(f"--{error}") from None
+        # Of a bare number there is no more to be said than what it may be.
+        lines = (re.sub(r"^delay\.(value = [^:]+: )?", "", line) for line in explain(error, tree, LinkDelay))
+        raise SettingsError("\n".join(f"{names.law} {law!r}: {line}" for line in lines)) from None
 
 
 def page_command(tree: Any) -> "Command":
@@ -159,9 +177,9 @@ def page_command(tree: Any) -> "Command":
 
     match tree:
         case {"do": "delay", "links": str(links), "law": str(law)}:
-            return _set_delay(links.split() or [links], None, law)
+            return _set_delay(links.split() or [links], None, law, _LABELS)
         case {"do": "delay", "between": str(between), "law": str(law)}:
-            return _set_delay([], between, law)
+            return _set_delay([], between, law, _LABELS)
         case {"do": "heal"}:
             return Heal()
         case {"do": "join", "agent": int(agent)} if not isinstance(agent, bool):
@@ -169,11 +187,13 @@ def page_command(tree: Any) -> "Command":
     raise SettingsError("allowed are delay, heal and join")
 
 
-def _pair(text: str) -> tuple[int, int]:
-    first, _, second = text.partition("-")
-    if not (first.isdecimal() and second.isdecimal()):
-        raise ValueError(f"link {text!r}: allowed are two agents, such as 0-3")
-    return int(first), int(second)
+def _pair(text: str, name: str) -> tuple[int, int]:
+    found = re.fullmatch("([0-9]{1,9})-([0-9]{1,9})", text)
+    if not found:
+        raise SettingsError(f"{name} {text!r}: allowed are two agents, such as 0-3")
+    if int(found[1]) == int(found[2]):
+        raise SettingsError(f"{name} {text!r}: allowed are two different agents")
+    return int(found[1]), int(found[2])
 
 
 def leave(run: RunArgument, agent: AgentNumber, address: Address = None) -> None:

@@ -7,6 +7,7 @@ page itself.
 """
 
 import json
+import re
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +27,9 @@ _LONGEST = 4096
 """Bytes of a command."""
 _SLOWEST_SECONDS = 30.0
 """How long a request may take to come."""
-_REFUSED, _BAD, _ABSENT = 403, 400, 404
+_MOST_READ = 64 * 2**20
+"""Bytes of a request that are read, though they are too many: who is still sending them would not read the answer."""
+_REFUSED, _BAD, _ABSENT, _NO_LENGTH, _TOO_LONG = 403, 400, 404, 411, 413
 
 
 class WatchServer(ThreadingHTTPServer):
@@ -93,26 +96,39 @@ class _Handler(BaseHTTPRequestHandler):
             self._tell(200, {**self.server.page(), "control": self.server.send is not None})
 
     def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,15}", length):
+            self._say(_NO_LENGTH, "refused: a command says how many bytes it has")
+            return
+        content = self._read(int(length))
         if not (self._is_called_by_name() and self._is_own_page() and self._shows_token()):
             return
         if self.path != "/command":
             self._say(_ABSENT, "there is no such page")
         elif self.server.send is None:
             self._say(_REFUSED, "refused: this page only shows; ray-pcasgd watch --control takes commands")
-        elif (command := self._command()) is not None:
+        elif int(length) > _LONGEST:
+            self._say(_TOO_LONG, f"refused: a command has up to {_LONGEST} bytes")
+        elif (command := self._command(content)) is not None:
             self._say(200, self.server.send(command))
 
-    def _command(self) -> "Command | None":
+    def _read(self, length: int) -> bytes:
+        """Take in what was sent, and return its beginning."""
+        content, left = self.rfile.read(min(length, _LONGEST)), min(length, _MOST_READ) - _LONGEST
+        while left > 0 and (passed := len(self.rfile.read(min(left, 2**16)))):
+            left -= passed
+        return content
+
+    def _command(self, content: bytes) -> "Command | None":
         from ray_pcasgd.cli.control import page_command
 
-        length = self.headers.get("Content-Length", "")
         try:
-            if not length.isdecimal() or int(length) > _LONGEST:
-                raise ValueError(f"a command has up to {_LONGEST} bytes")
-            return page_command(json.loads(self.rfile.read(int(length))))
-        except (ValueError, RecursionError, SettingsError) as error:
-            self._say(_BAD, f"refused: {one_line(error).removeprefix('--')}")
-            return None
+            return page_command(json.loads(content))
+        except SettingsError as error:
+            self._say(_BAD, f"refused: {one_line(error)}")
+        except (ValueError, RecursionError):
+            self._say(_BAD, "refused: what was sent is no command")
+        return None
 
     def _is_called_by_name(self) -> bool:
         return self._require(self.headers.get("Host") in self.server.names, "the server has another name")

@@ -19,6 +19,8 @@ Read = TypeVar("Read")
 POLL_SECONDS = 1.0
 _RATE_SECONDS = 10.0
 """Over how long the rate is measured."""
+_MOST_UNANSWERED = 3
+"""Questions in a row that a cluster may leave unanswered: it may be busy, or its head may be starting again."""
 _SHARE = 0.05
 """Of the time that is spent at most on reading files anew."""
 _FILES = ("config.yaml", "events.jsonl", "result.json", "metrics.parquet", "schedule.parquet")
@@ -53,13 +55,16 @@ class Watcher:
         self._next_read = 0.0
         self.page: dict[str, Any] = {"state": "connecting", "said": ""}
         """What is shown now; it is replaced, never changed."""
-        self.why = self._why_not_running()
+        self._refusal = "the run is not running"
+        """Why no command is taken, as long as there is no connection."""
+        unreached = self._unreached()
+        self.why = "" if unreached is None else str(unreached)
         """Why the run could not be watched at the start; empty where it could."""
-        if self.why:
+        if unreached is not None:
             self._copy()
             if not (self._folder / "config.yaml").is_file():
                 raise SettingsError(self.why)
-            self._show_files(self.why)
+            self._show_files(unreached)
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def start(self) -> None:
@@ -76,23 +81,23 @@ class Watcher:
         """Send a command to the run; return its answer, or why there is none."""
         connection = self._connection
         if connection is None:
-            return "refused: the run is not running"
+            return f"refused: {self._refusal}"
         try:
             return connection.send(command)
         except Exception as error:  # the thread that follows the run finds out what is wrong with it
             return f"refused: the run cannot be reached ({type(error).__name__})"
 
-    def _why_not_running(self) -> str:
+    def _unreached(self) -> discovery.NotRunningError | None:
         try:
             discovery.address_of(self._run, self._address)
         except discovery.NotRunningError as error:
-            return str(error)
-        return ""
+            return error
+        return None
 
     def _follow(self) -> None:
         while not self._ended.is_set():
-            if why := self._why_not_running():  # before Ray is imported, which takes long
-                self._show_files(why)
+            if (unreached := self._unreached()) is not None:  # before Ray is imported, which takes long
+                self._show_files(unreached)
             else:
                 self._follow_connected()
             self._ended.wait(POLL_SECONDS)
@@ -107,13 +112,31 @@ class Watcher:
                 self._copies.close()
                 self._folder = Path(self._location)
                 while not self._ended.is_set():
-                    self._show_status(connection.status())
+                    self._show_status(self._answered(connection))
                     self._connection = connection
                     self._ended.wait(POLL_SECONDS)
         except discovery.NotRunningError as error:
-            self._show_files(str(error))
+            self._show_files(error)
         finally:
             self._connection = None
+
+    def _answered(self, connection: "Connection") -> dict[str, Any]:
+        """Return the run's status, of which one question or another may stay without an answer.
+
+        Raises:
+            NotRunningError: the run is not running.
+            NoAnswerError: its cluster has not answered for too long.
+
+        """
+        for unanswered in range(1, _MOST_UNANSWERED + 1):
+            try:
+                return connection.status()
+            except discovery.NoAnswerError as error:
+                if unanswered == _MOST_UNANSWERED or self._ended.is_set():
+                    raise
+                self.page = {**self.page, "said": f"no answer, asking again: {error}"}
+            self._ended.wait(POLL_SECONDS)
+        raise AssertionError("unreachable")
 
     def _show_status(self, status: dict[str, Any]) -> None:
         from ray_pcasgd.report import watched
@@ -126,10 +149,17 @@ class Watcher:
         events = self._reading("events", lambda: watched.events_in(self._folder))
         self.page = watched.of_running(status, events, watched.rate_of(self._samples), time.time())
 
-    def _show_files(self, why: str) -> None:
+    def _show_files(self, unreached: discovery.NotRunningError) -> None:
         from ray_pcasgd.report.data import load_run
         from ray_pcasgd.report.watched import of_files
 
+        why, state = str(unreached), "not running"
+        if isinstance(unreached, discovery.NoClusterError):
+            state, self._refusal = "running", "the run has no agents on a cluster, which commands are for"
+        elif isinstance(unreached, discovery.NoAnswerError):
+            state, self._refusal = "no answer", "the run's cluster does not answer"
+        else:
+            self._refusal = "the run is not running"
         try:
             self._copy()
         except SettingsError as error:
@@ -137,9 +167,9 @@ class Watcher:
 
         def read() -> dict[str, Any]:
             try:
-                return of_files(load_run(self._folder), why)
+                return of_files(load_run(self._folder), why, state)
             except ValueError as error:
-                return {"state": "not running", "said": f"{why}; {error}", "events": [], "num_events": 0}
+                return {"state": state, "said": f"{why}; {error}", "events": [], "num_events": 0}
 
         self.page = self._reading(why, read)
 

@@ -31,6 +31,9 @@ class RunData:
     schedule: pa.Table
     """One row per agent and step."""
     events: tuple[Mapping[str, Any], ...]
+    """The newest ones, oldest first."""
+    num_events: int
+    """How many there are of all."""
     result: Mapping[str, Any]
     """The run's summary; empty where it was interrupted before it wrote one."""
 
@@ -148,6 +151,6 @@ def load_run(path: Path) -> RunData:
         if config.get("step_size") is None and "step_size" in result:
             # The optimizer's usual one, which nobody has set.
             config["step_size"] = result["step_size"]
-        return RunData(path, config, metrics, schedule, read_events(path), result)
+        return RunData(path, config, metrics, schedule, *read_events(path), result)
     except ValueError as error:
         raise ValueError(f"{named}: cannot be read ({error})") from error

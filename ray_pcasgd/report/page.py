@@ -214,10 +214,13 @@ def _with_seeds(label: str, seeds: Sequence[str]) -> str:
 
 
 def _events(groups: Sequence[Group]) -> str:
-    events = [(run.path.name, event) for group in groups for run in group.runs for event in run.events]
-    rows = [{"run": name} | {key: str(value) for key, value in event.items()} for name, event in events[:_MOST_EVENTS]]
-    more = len(events) - len(rows)
-    return (table_of(rows, "text") + (f"\n<p>And {more} more in events.jsonl.</p>" if more else "")) if rows else ""
+    runs = [run for group in groups for run in group.runs]
+    each = max(1, _MOST_EVENTS // len(runs))
+    events = [(run.path.name, event) for run in runs for event in run.events[-each:]][:_MOST_EVENTS]
+    rows = [{"run": name} | {key: str(value) for key, value in event.items()} for name, event in events]
+    more = sum(run.num_events for run in runs) - len(rows)
+    said = f"\n<p>The newest ones{' of each run' if len(runs) > 1 else ''}; {more} more are in events.jsonl.</p>"
+    return (table_of(rows, "text") + (said if more else "")) if rows else ""
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], kind: str) -> str:

@@ -4,8 +4,8 @@ The folder may come from anybody: what is returned was checked for what the repo
 raised.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,7 +47,7 @@ _SCHEDULE = pa.schema(
 _MOST_AGENTS = 100_000
 _MOST_COLUMNS = 200
 _MOST_EVENTS = 100_000
-"""Number of events that are read, the first ones."""
+"""Number of events that are kept, the newest ones."""
 _LATEST = 1e12
 """Seconds."""
 _LONGEST_TEXT = 1000
@@ -80,9 +80,14 @@ def _tidy(value: Any) -> Any:
     return one_line(value, _LONGEST_TEXT) if isinstance(value, str) else value
 
 
-def read_events(path: Path) -> tuple[dict[str, Any], ...]:
-    """Return the events of a run's folder, those that are whole."""
-    return tuple(islice(events_of(path / "events.jsonl"), _MOST_EVENTS))
+def read_events(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
+    """Return the newest events of a run's folder, those that are whole, and how many there are of all."""
+    newest: deque[dict[str, Any]] = deque(maxlen=_MOST_EVENTS)
+    number = 0
+    for event in events_of(path / "events.jsonl"):
+        newest.append(event)
+        number += 1
+    return tuple(newest), number
 
 
 def read_result(path: Path) -> dict[str, Any]:

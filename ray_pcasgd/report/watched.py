@@ -15,6 +15,11 @@ from ray_pcasgd.report.data import RunData
 
 NEWEST = 200
 """Events that are shown, the newest ones."""
+MOST_AGENTS = 500
+"""Agents that are listed: the page is sent once a second."""
+MOST_LINKS = 64
+"""Readers, and agents that are read, whose staleness is shown."""
+_WELL = ("starting", "training", "finished", "ended")
 
 
 class Events(NamedTuple):
@@ -55,38 +60,81 @@ def of_running(status: Mapping[str, Any], events: Events, rate: float | None, no
     ]
     # The folder may be on another machine.
     shown = events if events.number else Events(status["events"], status["num_events"])
-    page = {**status, "agents": agents, "events": shown.newest, "num_events": shown.number}
-    return {**page, "state": "running", "said": "", "rate": rate}
+    page = {**status, "events": shown.newest, "num_events": shown.number}
+    return {**page, **_listed(agents, status["num_servers"]), "state": "running", "said": "", "rate": rate}
 
 
-def of_files(run: RunData, why: str) -> dict[str, Any]:
-    """Return the page of a run that is not running, from its folder; ``why`` it cannot be watched, in one line."""
+def _listed(agents: Sequence[Mapping[str, Any]], num_servers: int) -> dict[str, Any]:
+    """Return the agents that are listed, with how many there are, and how far those are whose steps count.
+
+    Of many agents these are those that are not there, and the first ones; of their reads, as many as are shown.
+    """
+    leading = [one["step"] for one in agents[-num_servers:]]  # all of them, where there are no servers
+    listed = sorted(sorted(agents, key=lambda one: one["health"] in _WELL)[:MOST_AGENTS], key=lambda one: one["agent"])
+    readers = [one for one in listed if one["staleness"]][:MOST_LINKS]
+    read = set(sorted({neighbor for one in readers for neighbor in one["staleness"]})[:MOST_LINKS])
+    links = {one["agent"]: {key: value for key, value in one["staleness"].items() if key in read} for one in readers}
+    return {
+        "agents": [{**one, "staleness": links.get(one["agent"], {})} for one in listed],
+        "num_agents": len(agents),
+        "num_linked": sum(1 for one in agents if one["staleness"]),
+        "progress": [min(leading), sum(leading) / len(leading), max(leading)] if leading else None,
+    }
+
+
+def of_files(run: RunData, why: str, state: str = "not running") -> dict[str, Any]:
+    """Return the page of a run from its folder; ``why`` it cannot be watched, in one line.
+
+    One that is running has figures in its folder only at its end: until then the page has its events alone.
+    """
+    if state == "running" and not run.result:
+        return _of_events(run, why)
     config, result = run.config, run.result
     engine, algorithm = config.get("engine", {}), config.get("algorithm", {})
     status = result.get("status")
-    state = status if status in ("finished", "failed", "interrupted") else "not running"
+    state = status if status in ("finished", "failed", "interrupted") else state
     error = result.get("error")
     rate = result.get("agent_steps_per_second")
     rows = run.averaged
     tests = [name for name in rows.columns if name.startswith("test_")]
+    num_servers = 0 if run.num_workers is None else max([0, *_numbers(run)]) + 1 - run.num_workers
     return {
+        **_listed(_agents(run), num_servers),
         "state": state,
         "said": str(error) if error else "" if result else why,
         "run": run.path.resolve().name,
         "algorithm": str(algorithm.get("name", "")),
         "mode": str(engine.get("mode", engine.get("name", ""))),
         "num_steps": config["num_steps"] if is_number(config.get("num_steps")) else 0,
-        "num_servers": 0 if run.num_workers is None else max([0, *_numbers(run)]) + 1 - run.num_workers,
+        "num_servers": num_servers,
         "rate": rate if is_number(rate) else None,
-        "agents": _agents(run),
         "events": run.events[-NEWEST:],
-        "num_events": len(run.events),
+        "num_events": run.num_events,
         "losses": _points(rows["step"], rows["train_loss"]),
         "tested": [
             {"step": int(step), "figures": {name: float(value) for name, value in figures if np.isfinite(value)}}
             for step, figures in ((row["step"], [(name, row[name]) for name in tests]) for _, row in rows.iterrows())
         ],
         "clusters": [],
+    }
+
+
+def _of_events(run: RunData, why: str) -> dict[str, Any]:
+    named = {"run": run.path.resolve().name, "algorithm": str(run.config.get("algorithm", {}).get("name", ""))}
+    steps = run.config.get("num_steps")
+    none: dict[str, Any] = {name: [] for name in ("losses", "tested", "clusters")}
+    return {
+        **named,
+        **none,
+        **_listed([], 0),
+        "state": "running",
+        "said": f"{why}; its folder has its events, and figures once it has ended",
+        "mode": str(run.config.get("engine", {}).get("name", "")),
+        "num_steps": steps if is_number(steps) else 0,
+        "num_servers": 0,
+        "rate": None,
+        "events": run.events[-NEWEST:],
+        "num_events": run.num_events,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.callbacks import Callback
@@ -116,6 +117,7 @@ def compare(
         SettingsError: some method's settings cannot be run; nothing was started.
 
     """
+    refuse_key(config.storage_path, "storage_path")
     if is_remote(config.storage_path):
         raise SettingsError(
             f"storage_path = {config.storage_path!r}: allowed for a comparison is a folder of this machine"

@@ -6,8 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
+from typing import Any
+
+from pyarrow.fs import LocalFileSystem
 
 from ray_pcasgd.base.errors import RunError
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.own_files import TemporaryFolder, remove_files
 from ray_pcasgd.base.own_state import own_folder
 from ray_pcasgd.runs.settings.errors import yaml_value
@@ -86,9 +90,10 @@ class SweepFolder:
         """Return the folder of a sweep that was started; the settings of a remote one are copied to this machine.
 
         Raises:
-            SettingsError: it is no such folder, cannot be reached, or its sweep is running.
+            SettingsError: it is no such folder, cannot be reached, its sweep is running, or its location holds a key.
 
         """
+        refuse_key(location)
         folder = cls._fetched(location) if is_remote(location) else cls(Path(location).expanduser().resolve())
         if not all((folder.path / name).is_file() for name in OWN_FILES):
             folder.close()
@@ -131,7 +136,7 @@ class SweepFolder:
     def _lock_file(self) -> Path:
         if self.local_path is not None:
             return self.local_path / SWEEP_FILE
-        place = re.sub("//[^/@]*@", "//", self.location.partition("?")[0])
+        place = self.location.partition("?")[0]
         file = own_folder("sweeping") / hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
         file.touch()
         return file
@@ -160,6 +165,11 @@ class SweepFolder:
     def storage_path(self) -> str:
         """Where the folder lies."""
         return self.remote.storage_path if self.remote else str(self.path.parent)
+
+    @property
+    def place(self) -> tuple[Any, str]:
+        """Pyarrow's file system, and the path there of the folder in which the sweep's own lies."""
+        return self.remote.place if self.remote else (LocalFileSystem(), str(self.path.parent))
 
     @property
     def location(self) -> str:

@@ -110,8 +110,16 @@ def _best_settings(config: SweepConfig, base: Config, result: SweepResult) -> Co
         return load_config(base, changes=nested(result.best) | {"name": None})
     # Its numbers changed during the trial, as its own settings say.
     own = str(result.trials.loc[_best_of(result.trials, result.metric, result.mode), "path"])
-    text = (content_of(own, "config.yaml") or b"").decode()
-    return load_config(parse_yaml(text), changes={"name": None, "storage_path": base.storage_path})
+    # Of which nothing else is taken: others may write there, and the rest of settings may name code.
+    found = parse_yaml((content_of(own, "config.yaml") or b"").decode())
+    changed = {key: _at(found, key) for key in config.space}
+    return load_config(base, changes=nested(changed) | {"name": None})
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def tabled(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[pd.DataFrame, dict[str, dict[Any, Any]]]:

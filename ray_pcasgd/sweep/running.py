@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from ray_pcasgd.base.errors import RunError
 from ray_pcasgd.base.foreign_files import read_text
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.base.yaml_text import write_yaml
@@ -18,11 +19,13 @@ from ray_pcasgd.engines.ray.cluster import RayCluster
 from ray_pcasgd.engines.ray.placement import bundles_of
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
+from ray_pcasgd.runs.plan.replaying import as_replay
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import is_own, note_files
-from ray_pcasgd.runs.storage.names import require_free
+from ray_pcasgd.runs.storage.names import require_free, unreachable
 from ray_pcasgd.sweep.devices import check_device, device_of, require_gpus
 from ray_pcasgd.sweep.folder import BASE_FILE, DIRECTORY_FILE, OWN_FILES, SWEEP_FILE, SweepFolder
+from ray_pcasgd.sweep.guarded import TunesStorage, UnknownFileError, guarded, pickles_in
 from ray_pcasgd.sweep.nodes import Mark, check_nodes
 from ray_pcasgd.sweep.packing import check_batched, packs_of, read_packs, write_packs
 from ray_pcasgd.sweep.progress import is_news
@@ -30,6 +33,7 @@ from ray_pcasgd.sweep.results import SweepResult, conclude
 from ray_pcasgd.sweep.settings import SweepConfig, load_sweep, nested
 from ray_pcasgd.sweep.trials import run_trial
 from ray_pcasgd.sweep.tuner import TunesOwn, make_tuner
+from ray_pcasgd.sweep.written import Written
 
 _TUNES_LOGGERS = tuple(
     f"ray.tune.{name}" for name in ("execution.tune_controller", "tune", "search.optuna.optuna_search")
@@ -62,7 +66,7 @@ def sweep(
     own = TunesOwn((callbacks,) if isinstance(callbacks, tune.Callback) else tuple(callbacks), search_alg, scheduler)
     config = load_sweep(source)
     own.check_with(config)
-    base = config.base(schedule)
+    base = as_replay(config.base(schedule))
     config = config.in_whole_numbers(base)
     storage_path = config.stored(base)
     config.judged_by(base)
@@ -104,8 +108,8 @@ def _cluster(config: SweepConfig, base: Config) -> RayCluster:
 def resume(path: str | Path, trust: bool = False) -> SweepResult:
     """Go on with a sweep that was interrupted: complete trials stay, running ones go on from their last states.
 
-    What Tune keeps of a sweep runs code as it is read: so it is where this user has started the sweep, in this very
-    place, or with ``trust``.
+    What Tune keeps of a sweep runs code as it is read: so it is read where this user's sweep has written it, in this
+    very place, or with ``trust``.
 
     Args:
         path: the sweep's folder, or its location on remote storage.
@@ -119,11 +123,7 @@ def resume(path: str | Path, trust: bool = False) -> SweepResult:
     try:
         if not tune.Tuner.can_restore(folder.location):
             raise SettingsError(f"{folder.location}: is not the folder of a sweep that was started")
-        if not trust and not is_own(folder.path, OWN_FILES, folder.location):
-            raise SettingsError(
-                f"{folder.location}: a sweep's files may run code, and this sweep is not known as started by this user "
-                "here; allowed with --trust (trust=True)"
-            )
+        _require_own(folder, trust)
         config = load_sweep(folder.path / SWEEP_FILE)
         if not read_text(folder.path / BASE_FILE).strip():
             raise SettingsError(f"{folder.location}: its {BASE_FILE} is empty; without it, other settings would train")
@@ -133,6 +133,29 @@ def resume(path: str | Path, trust: bool = False) -> SweepResult:
             return _execute(config, base, folder)
     finally:
         folder.close()
+
+
+def _require_own(folder: SweepFolder, trust: bool) -> None:
+    """Raise ``SettingsError`` where a sweep's files are not this user's; with ``trust``, they are from now on."""
+    if not trust and not is_own(folder.path, OWN_FILES, folder.location):
+        raise SettingsError(
+            f"{folder.location}: a sweep's files may run code, and this sweep is not known as started by this user "
+            "here; allowed with --trust (trust=True)"
+        )
+    written = Written(folder.location)
+    try:
+        for file, content in pickles_in(TunesStorage(*folder.place), folder.name):
+            if trust:
+                written.note(file, content)
+            elif not written.knows(file, content):
+                raise SettingsError(
+                    f"{folder.location}: {file} is not as this user's sweep has left it, and may run code; allowed "
+                    "with --trust (trust=True)"
+                )
+    except OSError as error:
+        raise unreachable(folder.storage_path, error) from None
+    if trust:
+        note_files(folder.path, OWN_FILES, folder.location)
 
 
 def _check_points(config: SweepConfig, base: Config, runs_here: bool) -> None:
@@ -185,12 +208,18 @@ def _fit(
     }
     function = tune.with_parameters(run_trial, **shared)
     trainable = tune.with_resources(function, resources_of(base))
-    tuner = _restored(folder, trainable) if own is None else make_tuner(config, base, trainable, folder, packs, own)
+    storage = guarded(TunesStorage(*folder.place), folder.name, Written(folder.location))
+    if own is None:
+        tuner = _restored(folder, storage, trainable)
+    else:
+        tuner = make_tuner(config, base, trainable, storage, folder.name, packs, own)
     with warnings.catch_warnings():
         # Of Tune's repeater, where all seeds of a point failed.
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
         try:
             grid = tuner.fit()
+        except UnknownFileError as error:  # changed since this sweep began
+            raise RunError(f"{folder.location}: {error}") from None
         except ValueError as error:
             if own is None or not own.judges:
                 raise
@@ -198,9 +227,10 @@ def _fit(
     return conclude(config, base, folder, grid, packs)
 
 
-def _restored(folder: SweepFolder, trainable: Any) -> tune.Tuner:
+def _restored(folder: SweepFolder, storage: TunesStorage, trainable: Any) -> tune.Tuner:
+    path = f"{storage.path.rstrip('/')}/{folder.name}"
     try:
-        return tune.Tuner.restore(folder.location, trainable=trainable, resume_unfinished=True)
+        return tune.Tuner.restore(path, trainable, resume_unfinished=True, storage_filesystem=storage.files)
     except Exception as error:  # whatever a damaged pickle raises
         raise SettingsError(
             f"{folder.location}: what Ray Tune has kept of this sweep cannot be read ({described(error)})"

@@ -12,6 +12,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.runs.settings.errors import explain
+from ray_pcasgd.runs.settings.keys import refuse_keys_in
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.settings.reference import takes_whole_numbers_alone
 from ray_pcasgd.runs.storage.remote import is_remote
@@ -263,6 +264,7 @@ def load_sweep(
     if isinstance(tree, str | Path):
         tree = read_yaml(Path(tree), pipes=True)
     tree = {**tree, **(changes or {})}
+    refuse_keys_in(tree)
     try:
         sweep = SweepConfig.model_validate(tree)
     except ValidationError as error:

@@ -14,7 +14,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.sweep.budget import SampleBudget
-from ray_pcasgd.sweep.folder import SweepFolder
+from ray_pcasgd.sweep.guarded import TunesStorage
 from ray_pcasgd.sweep.packing import Pack
 from ray_pcasgd.sweep.progress import SweepProgress
 from ray_pcasgd.sweep.settings import (
@@ -62,11 +62,12 @@ def make_tuner(
     config: SweepConfig,
     base: Config,
     trainable: Callable[..., Any],
-    folder: SweepFolder,
+    storage: TunesStorage,
+    name: str,
     packs: Sequence[Pack] | None,
     own: TunesOwn,
 ) -> tune.Tuner:
-    """Return what runs the trials of a sweep in its folder."""
+    """Return what runs the trials of the sweep ``name`` in its folder on that storage."""
     metric, mode = config.judged_by(base)
     space, number, searcher = _search(config, base, packs)
     if own.search_alg is not None:
@@ -87,8 +88,9 @@ def make_tuner(
             reuse_actors=not isinstance(base.engine, RaySettings),
         ),
         run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=folder.storage_path,
+            name=name,
+            storage_path=storage.path,
+            storage_filesystem=storage.files,
             verbose=int(config.tables),
             callbacks=[*own.callbacks, *([] if config.tables else [_progress(config, base, packs)])],
             stop=None if config.samples is None else SampleBudget(config.samples, base),

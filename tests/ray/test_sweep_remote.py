@@ -1,6 +1,8 @@
 """Sweeps whose folder is on remote storage, a real S3 server: results, the page, going on after a kill, refusals."""
 
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -23,7 +26,16 @@ from ray_pcasgd.sweep.folder import SweepFolder
 from ray_pcasgd.sweep.running import resume, sweep
 
 BASE = {"engine": "local", "num_agents": 3, "num_steps": 20, "evaluate_every": 10, "task": {"model": {"hidden": [8]}}}
-KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class RunsCode:
+    """Makes a file when it is read with pickle."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path(self._path).touch, ()
 
 
 class Bucket:
@@ -60,13 +72,12 @@ def bucket() -> Iterator[Bucket]:
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("batched", ["never", pytest.param("always", marks=pytest.mark.slow)])
-def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket: Bucket) -> None:
-    # The cluster's processes were started without keys for a bucket.
-    location = f"s3://id:key@bucket/sweeps/{batched}{bucket.options}"
+def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket: Bucket, tmp_path: Path) -> None:
+    location = f"s3://bucket/sweeps/{batched}{bucket.options}"
     folder = f"sweeps/{batched}"
     settings = {
         "name": batched,
-        "storage_path": f"s3://id:key@bucket/sweeps{bucket.options}",
+        "storage_path": f"s3://bucket/sweeps{bucket.options}",
         "config": BASE,
         "space": {"step_size": [0.05, 0.2]},
         "batched": batched,
@@ -94,7 +105,7 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
         r": a sweep's files may run code, and this sweep is not known as started by this user here; allowed with"
     )
     with pytest.raises(SettingsError, match=untrusted):
-        resume(f"s3://other:key@bucket/sweeps/{batched}{bucket.options}")
+        resume(f"{location}&allow_bucket_deletion=false")
     base = bucket.read(f"{folder}/base.yaml")
     bucket.client.put_object(Bucket="bucket", Key=f"{folder}/base.yaml", Body=base + b"\n# changed\n")
     with pytest.raises(SettingsError, match=untrusted):
@@ -110,14 +121,30 @@ def test_a_sweep_on_remote_storage_leaves_everything_there(batched: str, bucket:
         with pytest.raises(SettingsError, match=said):
             resume(location, trust=True)
         bucket.client.put_object(Bucket="bucket", Key=f"{folder}/{name}", Body=whole)
+    pickles = [name for name in bucket.names() if re.fullmatch(rf"{folder}/[^/]+\.(pkl|json)", name)]
+    assert len(pickles) >= 2
+    trial = next(name.split("/")[2] for name in bucket.names() if name.startswith(f"{folder}/run_trial"))
+    for name in (*pickles, f"{folder}/searcher-state-9.pkl", f"{folder}/{trial}/error.pkl"):
+        if name == f"{folder}/packs.json":
+            continue
+        whole = bucket.read(name) if name in bucket.names() else None
+        bucket.client.put_object(Bucket="bucket", Key=name, Body=pickle.dumps(RunsCode(str(tmp_path / "run"))))
+        told = f": {name.removeprefix(f'{folder}/')} is not as this user's sweep has left it, and may run code; allowed"
+        with pytest.raises(SettingsError, match=re.escape(told)):
+            resume(location)
+        if whole is None:
+            bucket.client.delete_object(Bucket="bucket", Key=name)
+        else:
+            bucket.client.put_object(Bucket="bucket", Key=name, Body=whole)
+    assert not (tmp_path / "run").exists()
     again = resume(location)
     pd.testing.assert_frame_equal(again.trials, result.trials)
-    with pytest.raises(SettingsError, match=r"^storage_path = 's3://id:key@none.*: cannot be written \(Bucket"):
-        sweep(settings | {"storage_path": f"s3://id:key@none/sweeps{bucket.options}"})
+    with pytest.raises(SettingsError, match=r"^storage_path = 's3://none.*: cannot be written \(Bucket"):
+        sweep(settings | {"storage_path": f"s3://none/sweeps{bucket.options}"})
 
 
 def test_a_sweep_whose_folder_was_removed_keeps_its_place_as_long_as_it_runs(bucket: Bucket) -> None:
-    storage, files = f"s3://id:key@bucket/sweeps{bucket.options}", {"sweep.yaml": "a: 1", "base.yaml": "b: 2"}
+    storage, files = f"s3://bucket/sweeps{bucket.options}", {"sweep.yaml": "a: 1", "base.yaml": "b: 2"}
     running = SweepFolder.create(storage, "removed", files)
     for key in ("", *files):
         bucket.client.delete_object(Bucket="bucket", Key=f"sweeps/removed/{key}")
@@ -134,7 +161,7 @@ def test_a_population_exchanges_states_on_remote_storage(bucket: Bucket, tmp_pat
     result = sweep(
         {
             "name": "population",
-            "storage_path": f"s3://id:key@bucket/sweeps{bucket.options}",
+            "storage_path": f"s3://bucket/sweeps{bucket.options}",
             "config": BASE | {"num_steps": 30},
             "space": {"step_size": {"low": 0.01, "high": 1, "log": True}, "algorithm.theta": [0, 0.3, 0.6]},
             "search": {"name": "random", "num_points": 2},
@@ -160,11 +187,7 @@ def test_a_sweep_s_folder_may_be_named_by_a_location_on_this_machine(tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_on_remote_storage_goes_on_to_the_same_table(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
+def test_an_interrupted_sweep_on_remote_storage_goes_on_to_the_same_table(bucket: Bucket, tmp_path: Path) -> None:
     base = BASE | {"num_steps": 300, "evaluate_every": 20}
     space = {"algorithm.theta": [0, 0.1, 0.2, 0.3, 0.4, 0.5]}
     file = tmp_path / "sweep.yaml"
@@ -193,7 +216,7 @@ def test_an_interrupted_sweep_on_remote_storage_goes_on_to_the_same_table(
 
 
 def test_room_is_made_on_remote_storage_for_a_run_that_begins_again(bucket: Bucket, tmp_path: Path) -> None:
-    storage = f"s3://id:key@bucket/room{bucket.options}"
+    storage = f"s3://bucket/room{bucket.options}"
     for name in ("first", "second"):
         Trainer(BASE, storage_path=storage, name=name, checkpoint={"every_evaluations": 1}).fit()
     bucket.client.put_object(Bucket="bucket", Key="room/second/notes.txt", Body=b"precious")

@@ -9,7 +9,7 @@ import grpc
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.live.commands import Command, encoded
 from ray_pcasgd.engines.ray.board import OTHERS_SECONDS, Board, EndedError, board_at
-from ray_pcasgd.engines.ray.discovery import Address, NotRunningError, address_of, location_of
+from ray_pcasgd.engines.ray.discovery import Address, NoAnswerError, NotRunningError, address_of, location_of
 from ray_pcasgd.engines.ray.joining import ClusterError, open_address, reason_of
 from ray_pcasgd.engines.ray.naming import Identity
 from ray_pcasgd.engines.ray.status import viewed
@@ -27,10 +27,19 @@ class Connection:
         self._board = board
 
     def status(self) -> dict[str, Any]:
-        """Return the run's status, see ``RunView``; empty where it has shown none yet."""
-        if not self._board.is_there():
-            raise NotRunningError(f"{self._run}: is not running on that cluster")
-        return viewed(self._board.status())
+        """Return the run's status, see ``RunView``; empty where it has shown none yet.
+
+        Raises:
+            NotRunningError: it has no actors there.
+            NoAnswerError: the cluster does not answer.
+
+        """
+        try:
+            if not self._board.is_there():
+                raise NotRunningError(f"{self._run}: is not running on that cluster")
+            return viewed(self._board.status())
+        except grpc.RpcError as error:
+            raise NoAnswerError(f"{self._run}: cannot be reached ({reason_of(error)})") from error
 
     def send(self, command: Command) -> str:
         """Hand the run a command, and return its answer."""

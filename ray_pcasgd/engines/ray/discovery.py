@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ray_pcasgd.base.foreign_files import events_of
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.own_state import digests_in, own_folder
 
 _LONGEST_NOTE = 100_000
@@ -29,8 +30,22 @@ class NotRunningError(RuntimeError):
     """The run is not running, or cannot be reached."""
 
 
+class NoClusterError(NotRunningError):
+    """The run is running, and has no agents on a cluster."""
+
+
+class NoAnswerError(NotRunningError):
+    """The run's cluster has not answered."""
+
+
 def location_of(run: str) -> str:
-    """Return the location by which a run's actors are known; ``run`` is its folder."""
+    """Return the location by which a run's actors are known; ``run`` is its folder.
+
+    Raises:
+        SettingsError: it holds a key.
+
+    """
+    refuse_key(run)
     return run.rstrip("/") if "://" in run else str(Path(run).resolve())
 
 
@@ -74,6 +89,7 @@ def address_of(run: str, given: str | None = None) -> Address:
 
     Raises:
         NotRunningError: there is no such address.
+        NoClusterError: a driver of this user has the run; its agents are on no cluster.
 
     """
     if given:
@@ -82,7 +98,12 @@ def address_of(run: str, given: str | None = None) -> Address:
     note = _note(location)
     if note.address is not None:
         return Address("its cluster", note.address)
-    if note.has_ended:
+    is_driven = _is_driven(location)
+    if is_driven:
+        raise NoClusterError(
+            f"{run}: is running, with no agents on a cluster: on the local engine, or it is starting or ending"
+        )
+    if note.has_ended or is_driven is False:
         raise NotRunningError(f"{run}: its driver has ended; ray-pcasgd train --resume goes on with it")
     if from_environment := os.environ.get("RAY_ADDRESS"):
         return Address("RAY_ADDRESS", from_environment)
@@ -113,13 +134,27 @@ def noted(location: str, address: str) -> Iterator[None]:
 
     Where the note cannot be written, the run goes on, and commands need the address.
     """
+    note = {"location": location, "address": address, "machine": platform.node()}
+    with _kept("running", location, json.dumps(note)):
+        yield
+
+
+@contextmanager
+def driven(location: str) -> Iterator[None]:
+    """Note, for as long as a driver of this user has a run, that it is running, on whatever engine."""
+    with _kept("driving", location, ""):
+        yield
+
+
+@contextmanager
+def _kept(kind: str, location: str, note: str) -> Iterator[None]:
+    """Keep a note of a run, which is locked; where it cannot be written, there is none."""
     descriptor, path = -1, Path()
     with contextlib.suppress(OSError):
-        path = _note_of(location)
+        path = _note_of(location, kind)
         descriptor = _locked(path)
         os.ftruncate(descriptor, 0)
-        note = {"location": location, "address": address, "machine": platform.node()}
-        os.write(descriptor, json.dumps(note).encode())
+        os.write(descriptor, note.encode())
         _forget_ended(path)
     try:
         yield
@@ -161,8 +196,18 @@ def _note(location: str) -> _Note:
             return _Note()
 
 
-def _note_of(location: str) -> Path:
-    return own_folder("running") / hashlib.blake2b(location.encode(errors="replace"), digest_size=16).hexdigest()
+def _is_driven(location: str) -> bool | None:
+    """Return whether a driver of this user has a run; ``None`` where none has had it, or it has ended as it should."""
+    try:
+        descriptor = os.open(_note_of(location, "driving"), os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        return not _lock(file.fileno(), fcntl.LOCK_SH)
+
+
+def _note_of(location: str, kind: str = "running") -> Path:
+    return own_folder(kind) / hashlib.blake2b(location.encode(errors="replace"), digest_size=16).hexdigest()
 
 
 def _locked(path: Path) -> int:

@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from ray_pcasgd.base import doors
 from ray_pcasgd.base.errors import SettingsError as SettingsError
 from ray_pcasgd.base.foreign_files import read_text
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.settings import FROM_STRANGERS, Settings
 from ray_pcasgd.base.yaml_text import DEEPEST, YAMLTextError, depth_of, parse_yaml
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.settings import hints
 from ray_pcasgd.runs.settings.errors import explain, one_line, yaml_value
+from ray_pcasgd.runs.settings.keys import refuse_keys_in
 from ray_pcasgd.runs.settings.reference import kind_of, kinds_in, settings_classes
 from ray_pcasgd.schedule.law_text import Unit, said_unit
 
@@ -55,6 +57,7 @@ def load_config(
             tree = merge(_spelled_out(tree, context), change)
         tree = _with_one_length(tree, _together(layer))
     _check_units([given if isinstance(given, Mapping) else {}, *map(_together, layers)])
+    refuse_keys_in(tree)
     try:
         return Config.model_validate(tree, context=context)
     except ValidationError as error:
@@ -179,6 +182,7 @@ def read_yaml(path: Path, pipes: bool = False) -> dict[str, Any]:
         SettingsError: there is no such file, or it holds no mapping.
 
     """
+    refuse_key(path)
     try:
         content = parse_yaml(read_text(path, pipes=pipes))
     except YAMLTextError as error:

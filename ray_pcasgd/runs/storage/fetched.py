@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_pcasgd.base.errors import SettingsError
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.own_files import TemporaryFolder, is_file
 from ray_pcasgd.runs.storage.names import CONFIG
 from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, parent_of, reason_of
@@ -20,6 +21,7 @@ def fetched_run(location: str, files: Collection[str]) -> Iterator[Path]:
         SettingsError: there is no such run, or it cannot be read.
 
     """
+    refuse_key(location)
     if not is_remote(location):
         folder = Path(location)
         if not is_file(folder / CONFIG):
@@ -55,8 +57,10 @@ def local_file(location: str) -> Iterator[Path]:
 
     Raises:
         OSError: it cannot be read.
+        SettingsError: its location holds a key.
 
     """
+    refuse_key(location)
     if not is_remote(location):
         yield Path(location)
         return

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ray_pcasgd.base.imports import import_path
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.own_files import (
     UNFINISHED,
     TemporaryFolder,
@@ -26,6 +27,7 @@ from ray_pcasgd.base.own_files import (
 from ray_pcasgd.base.plain_json import dumps, read_mapping
 from ray_pcasgd.base.yaml_text import write_yaml
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.ray.discovery import driven
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.settings.errors import yaml_value
 from ray_pcasgd.runs.settings.loading import SettingsError
@@ -82,6 +84,8 @@ class RunFolder:
         self._unwritten = ""
         """Events that could not be written yet."""
         self._lock: FolderLock | None = None
+        self._driven = contextlib.ExitStack()
+        """What ends the note that the run is running."""
         self._identity: tuple[int, int] | None = None
 
     @classmethod
@@ -149,9 +153,10 @@ class RunFolder:
         The run goes on in the folder that is named: a local one is not published, whatever its settings say.
 
         Raises:
-            SettingsError: there is no such run, it is complete, or another driver has it.
+            SettingsError: there is no such run, it is complete, another driver has it, or its location holds a key.
 
         """
+        refuse_key(location)
         folder = cls._fetched(location) if is_remote(location) else cls(_named(Path(location).expanduser()))
         folder.is_reopened = True
         try:
@@ -202,6 +207,7 @@ class RunFolder:
         self._identity = identity_of(self.path)
         there = self.remote.local_path(self._name) if self.remote else None
         self._lock = FolderLock((there or self.path) / CONFIG)
+        self._driven.enter_context(driven(self.location))
 
     @property
     def location(self) -> str:
@@ -407,6 +413,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another driver have the folder."""
+        self._driven.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.own_files import TemporaryFolder, claim_folder, names_of
 from ray_pcasgd.base.text import one_line
 
@@ -133,12 +134,14 @@ class RemoteStorage:
 
     Raises:
         OSError: it cannot be reached.
+        SettingsError: it holds a key.
 
     """
 
     def __init__(self, storage_path: str) -> None:
         from pyarrow import fs
 
+        refuse_key(storage_path)
         self.storage_path = storage_path
         with as_os_error():
             self._files, root = fs.FileSystem.from_uri(within_a_minute(storage_path))
@@ -151,6 +154,11 @@ class RemoteStorage:
         """The files in the groups' folders that have been on this machine."""
         self._sent: dict[str, _Stamp] = {}
         """The files that are here as they are on this machine, by what tells whether one was written since."""
+
+    @property
+    def place(self) -> tuple[Any, str]:
+        """Pyarrow's file system, and the folder's path there."""
+        return self._files, self._root
 
     def claim(self, name: str | None, kind: str, file: str, content: bytes) -> str:
         """Make a new folder with one file, and return its name: the given one, or the first free one of its kind.

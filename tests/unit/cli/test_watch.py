@@ -145,8 +145,51 @@ WRONG: list[Any] = [
 def test_what_is_no_command_is_refused_in_one_line(body: Any, run: Path) -> None:
     with serving(run, control=True) as server:
         answer = asked(server, "/command", body)
-        assert answer.status == 400
+        assert answer.status == (413 if "x" * 5000 in repr(body) else 400)
         assert re.fullmatch(r"refused: [^\n]+", answer.said)
+
+
+@pytest.mark.parametrize("token", [None, "own"])
+def test_who_sends_megabytes_gets_an_answer(token: str | None, run: Path) -> None:
+    with serving(run, control=True) as server:
+        given = {} if token else {"X_Token": None}
+        answer = asked(server, "/command", b" " * (5 * 2**20), **given)
+        assert answer.status == (413 if token else 403)
+        assert answer.said == "refused: a command has up to 4096 bytes" or not token
+
+
+@pytest.mark.parametrize("length", ["", "-1", "1e3", "9" * 5000])
+def test_who_does_not_say_how_much_there_is_gets_an_answer(length: str, run: Path) -> None:
+    with serving(run, control=True) as server, socket.create_connection(("127.0.0.1", server.server_port)) as client:
+        header = f"Content-Length: {length}\r\n" if length else ""
+        client.sendall(f"POST /command HTTP/1.1\r\nHost: {server.names[0]}\r\n{header}\r\n".encode())
+        assert client.makefile("rb").readline().split()[1] == b"411"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"links": "0-1", "law": "-1s"}, "Delay '-1s': allowed are values from 0 on"),
+        (
+            {"links": "0-1", "law": "pareto(-2, 1s)"},
+            "Delay 'pareto(-2, 1s)': shape = -2: allowed are values from 0.1 on",
+        ),
+        ({"links": "0-1", "law": "pareto(2)"}, "Delay 'pareto(2)': allowed is pareto(shape, scale)"),
+        ({"between": "all", "law": "soon"}, "Delay 'soon': allowed are constant, uniform, exponential, "),
+        ({"links": "2-2", "law": "1s"}, "Agents '2-2': allowed are two different agents"),
+        ({"links": "-1-2", "law": "1s"}, "Agents '-1-2': allowed are two agents, such as 0-3"),
+        ({"between": "some", "law": "1s"}, "Which links 'some': allowed are clusters and all"),
+    ],
+)
+def test_a_field_is_called_as_the_page_calls_it(fields: dict[str, str], said: str, run: Path) -> None:
+    with serving(run, control=True) as server:
+        answer = asked(server, "/command", {"do": "delay", **fields})
+        assert answer.status == 400
+        assert answer.said.startswith(f"refused: {said}")
+        for word in ("--", "delay.", "Value error", "input"):
+            assert word not in answer.said
+        label = answer.said.removeprefix("refused: ").partition(" '")[0]
+        assert label.removesuffix("s") in re.sub("<[^>]+>", "\n", asked(server, "/").content).replace("\n ", "\n")
 
 
 def test_what_a_page_sends_becomes_a_command() -> None:

@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from ray_pcasgd.cli.app import main
-from ray_pcasgd.engines.ray.discovery import NotRunningError, address_of, host_and_port, is_loopback, noted
+from ray_pcasgd.engines.ray.discovery import (
+    NoClusterError,
+    NotRunningError,
+    address_of,
+    driven,
+    host_and_port,
+    is_loopback,
+    location_of,
+    noted,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -271,3 +280,20 @@ def test_other_texts_are_no_addresses(address: str) -> None:
 def test_loopback() -> None:
     addresses = ["127.0.0.1:1", "127.8.0.1:1", "localhost:1", "[::1]:1", "192.0.2.1:1", "head:1"]
     assert [is_loopback(address) for address in addresses] == [True, True, True, True, False, False]
+
+
+def test_a_run_that_a_driver_has_is_running_though_it_is_on_no_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with driven(location_of(str(run))):
+        told = "is running, with no agents on a cluster: on the local engine, or it is starting or ending"
+        assert complaint(capsys, "status", str(run)) == f"{run}: {told}"
+        with noted(location_of(str(run)), "192.0.2.2:6379"):
+            assert address_of(str(run)).address == "192.0.2.2:6379"
+        with pytest.raises(NoClusterError):
+            address_of(str(run))
+        with pytest.raises(NotRunningError, match="this user has no run here that is running"):
+            address_of(str(tmp_path))
+    assert complaint(capsys, "status", str(run)) == f"{run}: this user has no run here that is running"

@@ -4,12 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ray_pcasgd import Trainer
+from ray_pcasgd.base import foreign_files
 from ray_pcasgd.engines.ray.status import RunStatus, viewed
 from ray_pcasgd.records import Event, Read, Row, StepReport
+from ray_pcasgd.report import reading
 from ray_pcasgd.report.data import load_run
-from ray_pcasgd.report.watched import NEWEST, Events, events_in, of_files, of_running
+from ray_pcasgd.report.groups import Group
+from ray_pcasgd.report.page import page as page_of
+from ray_pcasgd.report.watched import MOST_AGENTS, MOST_LINKS, NEWEST, Events, events_in, of_files, of_running
 from ray_pcasgd.schedule.parquet import read_rows
 from tests.unit.recorded_runs import once, placed
 
@@ -103,3 +108,48 @@ def test_who_comes_back_makes_the_rate_no_higher() -> None:
     step(51, 41.0)
     assert status.steps_taken == 2
     assert status.agents[0].step_seconds == 1.0
+
+
+def claimed(run: Path, num_agents: int) -> Path:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | {"num_agents": num_agents}))
+    return run
+
+
+def test_of_many_agents_the_first_are_listed_and_all_that_are_not_there(peers: Path) -> None:
+    lost = [{"kind": "agent_lost", "agent": agent, "step": 7} for agent in (90_000, 70_000)]
+    with (peers / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in lost)
+    page = of_files(load_run(claimed(peers, 100_000)), "")
+    assert page["num_agents"] == 100_000
+    assert [one["agent"] for one in page["agents"]] == [*range(MOST_AGENTS - 2), 70_000, 90_000]
+    assert page["progress"] == [0, pytest.approx(3 * 12 / 100_000), 12]
+    assert page["num_linked"] == 3
+    assert len(json.dumps(page)) < 100_000
+
+
+def test_of_many_links_those_of_the_first_agents_are_shown() -> None:
+    about = {"run": "r", "algorithm": "d-psgd", "mode": "live", "num_steps": 5, "num_servers": 0, "clusters": []}
+    status = RunStatus(about, 200)
+    for agent in range(200):
+        reads = tuple(Read(neighbor, 0, 3, 1) for neighbor in range(200) if neighbor != agent)
+        status.take(StepReport(Row(agent, 0, 0.0, 0.0, 1.0, reads), 1, 0.5, {}, 0, 1.0))
+    page = of_running(viewed(status.view()), Events([], 0), None, 0.0)
+    assert (len(page["agents"]), page["num_linked"], page["progress"]) == (200, 200, [1, 1.0, 1])
+    shown = {one["agent"]: one["staleness"] for one in page["agents"] if one["staleness"]}
+    assert list(shown) == list(range(MOST_LINKS))
+    assert all(list(links) == [k for k in range(MOST_LINKS) if k != agent] for agent, links in shown.items())
+
+
+def test_of_many_events_the_newest_are_kept_and_all_are_counted(peers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = reading._MOST_EVENTS + 50
+    lines = [json.dumps({"kind": "noticed", "agent": -1, "step": step}) + "\n" for step in range(number)]
+    (peers / "events.jsonl").write_text("".join(lines))
+    run = load_run(peers)
+    assert (run.num_events, len(run.events), run.events[-1]["step"]) == (number, reading._MOST_EVENTS, number - 1)
+    assert of_files(run, "")["num_events"] == number
+    text = page_of([Group("watched", (run,))], "many", None)
+    assert f"<td>{number - 1}</td>" in text
+    assert f"The newest ones; {number - 30} more are in events.jsonl." in text
+    monkeypatch.setattr(foreign_files, "_MOST_EVENT_BYTES", 10 * len(lines[-1]) + 5)
+    assert [event["step"] for event in load_run(peers).events] == list(range(number - 10, number))
