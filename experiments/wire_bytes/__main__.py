@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ LABORATORY = ROOT.parent / "shared" / "lab" / "netlab.sh"
 
 
 def measure(chosen: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
-    """Let the laboratory's operator count, and keep what it has found."""
+    """Let the laboratory's operator count what is missing, and keep each cell as it is found."""
+    kept = output / "results.json"
+    cells = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    done = [(cell["local_steps"], cell["wire"]) for cell in cells]
+    missing = [cell for cell in product(chosen["local_steps"], chosen["formats"]) if cell not in done]
     command = [str(LABORATORY), "2", sys.executable, "-m", "experiments.wire_bytes.operator"]
-    arguments = [json.dumps(chosen), str(storage.resolve())]
-    result = subprocess.run([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    cells = json.loads(result.stdout.splitlines()[-1])
-    (output / "results.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    arguments = [json.dumps({**chosen, "missing": missing}), str(storage.resolve())]
+    with subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True) as operator:
+        assert operator.stdout is not None
+        for line in operator.stdout:
+            cells.append(json.loads(line))
+            kept.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    if operator.returncode:
+        raise RuntimeError(f"the laboratory ended with status {operator.returncode}")
 
 
 def write_page(chosen: Mapping[str, Any], output: Path, scale: str) -> None:

@@ -25,19 +25,15 @@ def counted(run: dict[str, Any]) -> dict[str, int]:
 
 
 def main() -> None:
-    """Run everything; the last line on standard output is JSON."""
+    """Run what is missing; each cell is a line of JSON on standard output."""
     chosen, storage = json.loads(sys.argv[1]), sys.argv[2]
     on(HOSTS[0], f"ray start --head --node-ip-address={HOSTS[0]} --port=6379 --include-dashboard=false {_NODE}")
     on(HOSTS[1], f"ray start --address={HOSTS[0]}:6379 --node-ip-address={HOSTS[1]} {_NODE}")
-    cells = []
-    for local_steps in chosen["local_steps"]:
-        for wire in chosen["formats"]:
-            run = {"local_steps": local_steps, "wire": wire, "hidden": chosen["hidden"], "storage": storage}
-            short, long = (counted(run | {"rounds": rounds}) for rounds in chosen["rounds"])
-            more = {name: long[name] - short[name] for name in short}
-            cells.append({"local_steps": local_steps, "wire": wire, **more})
-            print(cells[-1], file=sys.stderr, flush=True)
-    print(json.dumps(cells))
+    for local_steps, wire in chosen["missing"]:
+        run = {"local_steps": local_steps, "wire": wire, "hidden": chosen["hidden"], "storage": storage}
+        short, long = (counted(run | {"rounds": rounds}) for rounds in chosen["rounds"])
+        more = {name: long[name] - short[name] for name in short}
+        print(json.dumps({"local_steps": local_steps, "wire": wire, **more}), flush=True)
 
 
 if __name__ == "__main__":
