@@ -80,7 +80,7 @@ class PeerPolicy:
         self.rounds = spec.recipe.rounds
         self.last = self.rounds.last(spec.agent)
         """The version at which the agent has taken all its steps."""
-        self.watch = NeighborWatch({k: self.rounds.last(k) for k in spec.neighbors}, limits, self._tell)
+        self.watch = NeighborWatch(spec.agent, spec.neighbors, self.rounds, limits, self._tell)
         self.own_times = OwnTimes(1, [])
         self.held_up = False
         """Whether the present step took so long that the agent's process must have been stopped meanwhile."""

@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.engines.live.reading import NeighborTracker, is_lagging
 from ray_pcasgd.records import EventKind
 
@@ -30,16 +31,27 @@ class NeighborWatch:
     """What a peer knows of its neighbors' progress.
 
     Args:
-        neighbors: The last version of each neighbor.
+        agent: The peer.
+        neighbors: Those whose messages it reads.
+        rounds: Which mini-batches lie between the versions of all agents.
         limits: How long the peer puts up with them.
         tell: Takes the kind and the detail of an event.
 
     """
 
-    def __init__(self, neighbors: Mapping[int, int], limits: Limits, tell: Callable[[EventKind, str], None]) -> None:
+    def __init__(
+        self,
+        agent: int,
+        neighbors: Iterable[int],
+        rounds: Rounds,
+        limits: Limits,
+        tell: Callable[[EventKind, str], None],
+    ) -> None:
+        self.agent = agent
+        self.rounds = rounds
         self.limits = limits
         self.tell = tell
-        self.trackers = {k: NeighborTracker(last) for k, last in neighbors.items()}
+        self.trackers = {k: NeighborTracker(rounds.last(k)) for k in neighbors}
         """How far each neighbor has come, as its messages tell."""
         self.silent: set[int] = set()
         """Neighbors that are not known to be gone, and from which no message has come for too long."""
@@ -90,7 +102,7 @@ class NeighborWatch:
 
     def lags(self, neighbor: int, step: int, now: float) -> bool:
         """Return whether a neighbor is too far behind ``step`` to be read; where that lasts, tell it."""
-        lag = self.trackers[neighbor].lag(step, now)
+        lag = self._lag(neighbor, step, now)
         if not is_lagging(lag, step, self.limits.max_lag):
             self._left_out[neighbor] = 0
             return False
@@ -102,15 +114,30 @@ class NeighborWatch:
                 self.tell("neighbor_behind", f"agent {neighbor} is {lag} steps behind; {until}")
         return True
 
+    def _lag(self, neighbor: int, step: int, now: float) -> int:
+        """Return by how many own rounds a neighbor is behind; negative where it is ahead.
+
+        **Choice**: where their rounds differ in length, by versions or by mini-batches, whichever is less: rounds of
+        equal time leave slower agents behind in mini-batches, and those of equal speed in versions, both on purpose.
+        """
+        lag = self.trackers[neighbor].lag(step, now)
+        own = self.rounds.length(self.agent)
+        if own == self.rounds.length(neighbor):
+            return lag
+        behind = self.rounds.progress(self.agent, step) - self.rounds.progress(neighbor, step - lag)
+        return min(lag, behind // own)
+
     def is_ending(self, neighbor: int, version: int) -> bool:
         """Return whether a neighbor takes no share any more that an agent at ``version`` sends it.
 
-        It has taken its last step, or is ahead, and about to take it.
+        It has taken its last step, or is ahead, and about to take it; where their rounds differ in length, versions do
+        not tell who is ahead.
         """
         tracker = self.trackers.get(neighbor)
         if tracker is None or tracker.newest is None:
             return False
-        ahead = tracker.newest.version > version and tracker.newest.version >= tracker.last_version - 1
+        alike = self.rounds.length(self.agent) == self.rounds.length(neighbor)
+        ahead = (tracker.newest.version > version or not alike) and tracker.newest.version >= tracker.last_version - 1
         return tracker.has_finished() or ahead
 
 
