@@ -166,7 +166,8 @@ class Config(Settings):
     engine: EngineSettings = RaySettings()
     """The engine that executes the agents."""
     evaluate_every: int = Field(50, ge=1)
-    """Steps from one evaluation to the next: agents and the averaged model are tested then, and at the end."""
+    """Steps from one evaluation to the next: agents and the averaged model are tested then, and at the end. With
+    ``local_steps``, at the end of the round that comes to that step, and no more often than the longest round."""
     on_non_finite_loss: Literal["stop", "isolate"] = "stop"
     """Where an agent's loss is not finite: ``stop`` ends the run, ``isolate`` goes on without the agent."""
     checkpoint: CheckpointSettings = CheckpointSettings()

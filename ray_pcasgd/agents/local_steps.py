@@ -36,7 +36,9 @@ class EqualTime(Settings):
                 )
         fastest = min(seconds)
         # Where mini-batches take no time, all of them take none.
-        return tuple(max(1, int(self.most * fastest / mean)) if mean else self.most for mean in seconds)
+        # And a little more, lest a quotient that is whole be rounded to less.
+        ratios = [fastest / mean * (1 + 1e-9) if mean else 1.0 for mean in seconds]
+        return tuple(min(self.most, max(1, int(self.most * ratio))) for ratio in ratios)
 
 
 def _kind(value: Any) -> str:
@@ -53,3 +55,10 @@ LocalSteps = Annotated[
     Discriminator(_kind),
 ]
 """One number for all agents, one for each, or by their speeds."""
+
+
+def longest_round(given: EqualTime | tuple[int, ...] | int) -> int:
+    """Return the most mini-batches from one version of any agent to the next."""
+    if isinstance(given, EqualTime):
+        return given.most
+    return max(given) if isinstance(given, tuple) else given

@@ -135,6 +135,11 @@ class LearnerSpec:
         return self.neighbors
 
     @property
+    def steps_a_version(self) -> int:
+        """Mini-batches from one version to the next, where these are the agent's own round."""
+        return 1
+
+    @property
     def share(self) -> tuple[int, ...]:
         """Which part of its neighbors' messages it gets, where not all of them get the same."""
         return ()

@@ -93,6 +93,11 @@ class AgentSpec(LearnerSpec):
         return Peer(self, data)
 
     @property
+    def steps_a_version(self) -> int:
+        """Mini-batches of the agent's round."""
+        return self.recipe.rounds.length(self.agent)
+
+    @property
     def receivers(self) -> tuple[int, ...]:
         """Who may be sent messages."""
         return self.neighbors if self.out_neighbors is None else self.out_neighbors

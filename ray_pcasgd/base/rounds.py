@@ -49,17 +49,21 @@ class Rounds:
         """Return the mini-batches of the round that begins at a version."""
         return self.progress(agent, version + 1) - self.progress(agent, version)
 
+    def evaluated_every(self, every: int) -> int:
+        """Return the steps between evaluations: the smallest multiple of ``every`` that no round is longer than."""
+        return -(-self.longest // every) * every
+
     def evaluation_point(self, agent: int, version: int, every: int) -> int | None:
         """Return the step that is evaluated at a version, if one is.
 
         All agents are evaluated at the same steps, each at the end of the round in which it comes to that step: at the
-        multiples of ``every``, or of its smallest multiple that no round is longer than, and after the last step. What
-        lies within the longest round before the end is left out, since rounds of different agents end elsewhere there.
+        multiples of ``evaluated_every``, and after the last step. What lies within the longest round before the end is
+        left out, since rounds of different agents end elsewhere there.
         """
         progress = self.progress(agent, version)
         if progress == self.num_steps:
             return self.num_steps
-        apart = -(-self.longest // every) * every
+        apart = self.evaluated_every(every)
         point = progress // apart * apart
         is_reached = self.progress(agent, version - 1) < point <= self.num_steps - self.longest
         return point if is_reached else None

@@ -77,7 +77,8 @@ def _all(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:
     )
     yield Illustration(
         "Staleness of what was read",
-        "Between peers, steps that a neighbor had taken since the version that was read; at a server, its updates "
+        "Between peers, steps (with local steps, rounds) that a neighbor had taken since the version that was read; "
+        "at a server, its updates "
         "since the version that a gradient was computed at. 0 is fresh.",
         staleness_histogram(groups),
     )

@@ -49,7 +49,8 @@ def staleness_histogram(groups: Sequence[Group]) -> Figure | None:
 
 def _staleness_axis(groups: Sequence[Group]) -> str:
     """Return what the staleness of these runs counts: versions, which are rounds where agents take local steps."""
-    has_rounds = any(run.config.get("local_steps", 1) != 1 for group in groups for run in group.runs)
+    given = [run.config.get("local_steps", 1) for group in groups for run in group.runs]
+    has_rounds = any(set(one) != {1} if isinstance(one, list) else one != 1 for one in given)
     return f"staleness in {'rounds of local steps' if has_rounds else 'steps'}"
 
 

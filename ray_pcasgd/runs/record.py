@@ -118,7 +118,7 @@ class RunRecord:
             self.take_event(Event("reads_unrecorded", -1, -1, detail))
         newest: dict[int, int] = {}
         for row in self.rows:
-            newest[row.agent] = row.step + 1
+            newest[row.agent] = self.plan.progress_at(row.agent, row.step + 1)
         step = min(newest.values(), default=0)
         self.take_event(Event("run_resumed", -1, step, f"going on from the state of step {step}"))
 

@@ -242,7 +242,7 @@ class Run(RunRecord):
         except Exception as error:  # whatever the user's own model, loss or metric raises
             setting = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
             raise RunError(f"{setting}fails on the test samples before the first step ({described(error)})") from error
-        for remark in (*self.plan.data.remarks, *evaluation.remarks):
+        for remark in (*self.plan.remarks, *self.plan.data.remarks, *evaluation.remarks):
             self.take_event(Event("noticed", -1, 0, remark))
         return {f"test_{name}": value for name, value in evaluation.values.items()}
 

@@ -169,6 +169,7 @@ def check_fits(
     if taken < num_steps:
         raise ValueError(
             f"num_steps = {num_steps}: allowed with the schedule is up to {taken}, what agent {shortest} takes in it"
+            + _in_rounds(rounds, shortest)
         )
     linked = [frozenset(of_agent) for of_agent in neighbors]
     back_at: dict[int, int] = {}
@@ -189,10 +190,17 @@ def check_fits(
                     f"read the second at step {row.step}"
                 )
             if read.version > rounds.last(read.neighbor):
+                allowed = f"allowed is {taken}" if rounds.are_single else "allowed are the rounds that it was made with"
                 raise ValueError(
                     f"num_steps = {num_steps}: too few for the schedule, whose agent {row.agent} reads version "
-                    f"{read.version} of agent {read.neighbor} at step {row.step}; allowed is {taken}"
+                    f"{read.version} of agent {read.neighbor} at step {row.step}{_in_rounds(rounds, read.neighbor)}; "
+                    f"{allowed}"
                 )
+
+
+def _in_rounds(rounds: Rounds, agent: int) -> str:
+    """Return which rounds a number of steps was counted in, where they are of several."""
+    return "" if rounds.are_single else f" in rounds of local_steps = {rounds.length(agent)}"
 
 
 def newest_reads(rows: Sequence[Row]) -> list[Row]:

@@ -90,16 +90,20 @@ class StateKeeper:
     states do these go through Tune's checkpoints: a sweep that is killed while Tune drops one could not be resumed.
     """
 
-    def __init__(self, file: StateFile, every_seconds: float, every_steps: int | None = None) -> None:
+    def __init__(
+        self, file: StateFile, every_seconds: float, every_steps: int | None = None, longest_round: int = 1
+    ) -> None:
         self._file = file
         self._every_seconds = every_seconds
         self._every_steps = every_steps
+        self._longest_round = longest_round
+        """Steps that lie between two pauses at least, where agents take several to a round."""
         self._last = time.monotonic()
 
     def report(self, metrics: Mapping[str, Any], pause: Pause, state: Callable[[], State]) -> None:
         """Report metrics, at a pause."""
         metrics = with_axis(metrics)
-        if self._every_steps is not None and pause.step % self._every_steps == 0:
+        if self._every_steps is not None and self._is_due(pause.step, self._every_steps):
             with tempfile.TemporaryDirectory() as folder:
                 save_state(Path(folder) / _STATE_FILE, {**state(), "next_step": pause.next_step})
                 tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(folder))
@@ -108,6 +112,10 @@ class StateKeeper:
         if self._every_steps is None and time.monotonic() - self._last >= self._every_seconds:
             self._file.save({**state(), "next_step": pause.next_step})
             self._last = time.monotonic()
+
+    def _is_due(self, step: int, every: int) -> bool:
+        """Return whether the round that has ended at a step came to a multiple of ``every``."""
+        return has_passed(step, every, self._longest_round)
 
     def last(self) -> State | None:
         """Return the state from which the trial goes on; ``None`` where it starts."""
@@ -119,3 +127,12 @@ class StateKeeper:
     def forget(self) -> None:
         """Drop what was kept, once the trial is done."""
         self._file.drop()
+
+
+def has_passed(step: int, every: int, back: int) -> bool:
+    """Return whether there is a multiple of ``every`` among the last ``back`` steps up to ``step``.
+
+    >>> has_passed(20, 10, 1), has_passed(21, 10, 1), has_passed(21, 10, 7), has_passed(28, 10, 7), has_passed(28, 7, 7)
+    (True, False, True, False, True)
+    """
+    return step // every > (step - back) // every

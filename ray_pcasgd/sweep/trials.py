@@ -9,6 +9,7 @@ import pandas as pd
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
+from ray_pcasgd.agents.local_steps import longest_round
 from ray_pcasgd.base.curves import Constant, PiecewiseConstant, continued
 from ray_pcasgd.base.state import State
 from ray_pcasgd.config import Config
@@ -131,9 +132,10 @@ def run_trial(
         name, jobs = (job := _job_of(settings, base)).name, (job,)
     else:
         name, jobs = f"pack-{settings['pack']}", packs[settings["pack"]]
-    keeper = StateKeeper(StateFile(folder, name), checkpoint_seconds, checkpoint_steps)
-    evaluations = _Evaluations(keeper, is_pack=packs is not None)
     configs = [job.config(base, folder) for job in jobs]
+    longest = longest_round(configs[0].local_steps)
+    keeper = StateKeeper(StateFile(folder, name), checkpoint_seconds, checkpoint_steps, longest)
+    evaluations = _Evaluations(keeper, is_pack=packs is not None)
     for config in configs:
         # Checked settings have names without a way out of the folder.
         make_room(folder, str(config.name))

@@ -303,11 +303,16 @@ class PeerPolicy:
         self.version, self._due, self.back_at = version, None, version
         whence = " and ".join(f"agent {read.neighbor}" for read in reads)
         how = f"as the mean of {whence}" if reads else "as it was when its state was kept"
-        self._tell("agent_returned", f"agent {self.spec.agent} is back at step {version}, {how}")
+        self._tell("agent_returned", f"agent {self.spec.agent} is back at step {self.progress}, {how}")
 
     def left(self) -> None:
         """Take in that the agent leaves the run, as it was asked to."""
-        self._tell("agent_left", f"agent {self.spec.agent} has left at step {self.version}, as it was asked to")
+        self._tell("agent_left", f"agent {self.spec.agent} has left at step {self.progress}, as it was asked to")
 
     def _tell(self, kind: EventKind, detail: str) -> None:
-        self._events.append(Event(kind, self.spec.agent, self.version, detail))
+        self._events.append(Event(kind, self.spec.agent, self.progress, detail))
+
+    @property
+    def progress(self) -> int:
+        """The mini-batches that the agent has taken."""
+        return self.rounds.progress(self.spec.agent, self.version)

@@ -111,7 +111,8 @@ class NeighborWatch:
             self._episodes[neighbor] += 1
             if _is_told(self._episodes[neighbor]):
                 until = "it is not read until it has caught up (engine.max_lag)"
-                self.tell("neighbor_behind", f"agent {neighbor} is {lag} steps behind; {until}")
+                unit = "steps" if self.rounds.are_single else "rounds"
+                self.tell("neighbor_behind", f"agent {neighbor} is {lag} {unit} behind; {until}")
         return True
 
     def _lag(self, neighbor: int, step: int, now: float) -> int:

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import partial
 
+import torch
+
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import Outcome, Participant, Received
 from ray_pcasgd.base.state import State, difference
@@ -314,9 +316,14 @@ class Execution:
             require_own(state, self.state(), len(self.agents))
             self.restore(state)
             for agent in self.agents:
+                encoded = agent.incoming().encoded
                 for published in self.versions.by_agent[agent.spec.agent].values():
-                    for name in ("weights", "buffers"):
+                    for name in ("weights", "buffers", "direction"):
                         example, value = getattr(agent, name), getattr(published, name)
+                        if name in encoded:
+                            example = torch.empty(encoded[name], dtype=torch.uint8)
+                        if value is None:
+                            continue  # a direction that is not computed yet, or is of no use
                         if (found := difference(example, value, f"state.versions.{name}")) is not None:
                             raise StateError(found)
 

@@ -82,6 +82,7 @@ class RayEngine:
                     self._settings.max_lag,
                     self._settings.inline_bytes,
                     not isinstance(self._schedule, Timing),
+                    max(spec.steps_a_version for spec in specs),
                 )
                 if state is not None:
                     check_state(state, specs, data, is_live=isinstance(self._schedule, InjectedDelays))

@@ -39,7 +39,7 @@ class PeerDriver(LiveDriver):
         self.policy = PeerPolicy(
             self.agent.spec,
             actor.mailbox,
-            Limits(driving.wait_seconds, driving.silent_steps, driving.max_lag),
+            Limits(driving.version_seconds, driving.silent_steps, driving.max_lag),
             injection,
             self.is_here,
             actor.version,

@@ -65,6 +65,14 @@ class Driving(NamedTuple):
     falls_back: bool = True
     """Whether later reads may fall back as far as ``Family.slack`` says; those of a planner never do."""
 
+    steps_a_version: int = 1
+    """The most mini-batches between two versions of an agent, each of which may take its time."""
+
+    @property
+    def version_seconds(self) -> float:
+        """Longest wait for one version of a neighbor."""
+        return self.wait_seconds * self.steps_a_version
+
     @property
     def answer_seconds(self) -> float:
         """Longest wait of the driver for an answer of an agent or the scheduler: a process that hangs never answers."""
@@ -293,11 +301,11 @@ class MailActor(Reporter):
         """Wait until a condition on the mailbox holds; called with the lock held.
 
         Raises:
-            InterruptionError: it did not hold within ``wait_seconds``; the message names what ``missing`` returns.
+            InterruptionError: it did not hold within ``version_seconds``; the message names what ``missing`` returns.
             StoppedError: the run is being stopped.
 
         """
-        deadline = time.monotonic() + self.driving.wait_seconds
+        deadline = time.monotonic() + self.driving.version_seconds
         while True:
             if self.stopped:
                 raise StoppedError
@@ -307,7 +315,7 @@ class MailActor(Reporter):
                 return
             if now >= deadline:
                 raise InterruptionError(
-                    f"agent {self.spec.agent} waited {self.driving.wait_seconds:g} s at step {self.version} "
+                    f"agent {self.spec.agent} waited {self.driving.version_seconds:g} s at step {self.version} "
                     f"for {missing()}"
                 )
             due = self.mailbox.next_due()

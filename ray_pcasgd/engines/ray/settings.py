@@ -36,8 +36,9 @@ class RaySettings(Settings):
     Not given: as long as it takes on a cluster that was there before the run, which may be starting nodes for it, with
     a line every 30 seconds on what is missing; and 60 on one that the run starts on this machine."""
     message_seconds: float = Field(300.0, gt=0)
-    """Longest wait of an agent for one message, in seconds: after it, a planned run counts as interrupted, and a live
-    agent goes on without the neighbor. An agent that has not answered for twice as long counts as lost."""
+    """Longest wait of an agent for one message, in seconds, times the longest ``local_steps``: after it, a planned run
+    counts as interrupted, and a live agent goes on without the neighbor. An agent that has not answered for twice as
+    long counts as lost."""
     inline_bytes: int = Field(512 * 1024, ge=0, le=3 * 1024 * 1024)
     """Arrays of up to this many bytes (4 a parameter) travel inside their message, which takes half a round trip;
     larger ones go through Ray's object store, which takes three more round trips, but less of one machine's time.

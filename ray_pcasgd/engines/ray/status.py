@@ -69,7 +69,9 @@ class RunStatus:
     def _take_step(self, report: StepReport) -> None:
         status, ended_at = self.agents[report.row.agent], self._ended_at.get(report.row.agent)
         if ended_at is not None:
-            spent = max(0.0, report.wall_seconds - ended_at)
+            # A round of local steps has one report.
+            taken = max(1, report.progress - status.step) if self.about.get("has_rounds") else 1
+            spent = max(0.0, report.wall_seconds - ended_at) / taken
             status.step_seconds += _SMOOTHING * (spent - status.step_seconds) if status.step_seconds else spent
         self._ended_at[report.row.agent] = report.wall_seconds
         # Who comes back may go on from anywhere.

@@ -41,5 +41,6 @@ def rounds_of(config: Config) -> Rounds:
     # A list of ones is the run without local steps, and its agents are stacked as those are.
     rounds = Rounds(config.num_steps, steps if max(steps) > 1 else ())
     if not rounds.are_single and rounds.longest > config.num_steps:
-        raise ValueError(f"local_steps = {rounds.longest}: allowed are 1 to num_steps = {config.num_steps}")
+        setting = "local_steps.most" if isinstance(given, EqualTime) else "local_steps"
+        raise ValueError(f"{setting} = {rounds.longest}: allowed are 1 to num_steps = {config.num_steps}")
     return rounds

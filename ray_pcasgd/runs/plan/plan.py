@@ -80,6 +80,11 @@ class Plan:
             return rounds_of(self.config)
         return Rounds(self.config.num_steps, (algorithm.local_steps,) * self.config.num_agents)
 
+    def progress_at(self, agent: int, version: int) -> int:
+        """Return the steps that a version stands for: of a peer its mini-batches, else its number."""
+        is_peer = isinstance(self.config.algorithm, Rule)
+        return self.rounds.progress(agent, version) if is_peer else version
+
     def steps_in(self, row: Row) -> int:
         """Return the mini-batches that a row stands for: 0 of servers' rows, and of those that are no step."""
         if not is_agent_step(row, self.servers):
@@ -115,6 +120,16 @@ class Plan:
             # Of those that average in pairs, not every version is a step of their own.
             taken[row.agent] = taken[row.agent] + (row.kind == "step") if in_pairs else last[row.agent] + 1
         return {agent: step for agent, step in last.items() if taken[agent] < self.rounds.last(agent)}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the run should know of its evaluations, in a line each."""
+        if not isinstance(self.config.algorithm, Rule):
+            return ()
+        every, apart = self.config.evaluate_every, self.rounds.evaluated_every(self.config.evaluate_every)
+        if every == apart:
+            return ()
+        return (f"evaluate_every = {every}: evaluations are {apart} steps apart, since rounds have local steps",)
 
     @property
     def is_live(self) -> bool:
@@ -162,6 +177,7 @@ class Plan:
         config = self.config
         about: dict[str, Any] = {"mode": settings.mode, "algorithm": config.algorithm.name}
         about |= {"num_steps": config.num_steps, "num_servers": len(self.servers), "clusters": list(self.clusters)}
+        about["has_rounds"] = isinstance(config.algorithm, Rule) and not self.rounds.are_single
         identity = Identity(folder, about)
         upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
         if self.is_live:

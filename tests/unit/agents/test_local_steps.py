@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ray_pcasgd import Trainer
+from ray_pcasgd.agents.local_steps import EqualTime
 from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.base.rounds import Rounds
+from ray_pcasgd.engines.base import StateError
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -136,8 +138,24 @@ def test_every_agent_is_evaluated_once_at_each_of_the_same_steps(
 
 
 @pytest.mark.parametrize("algorithm", ["pc-asgd", "pc-asgd-pv"])
-def test_a_run_goes_on_from_a_state_to_the_bit(algorithm: str) -> None:
-    own = planned(algorithm=algorithm, local_steps=(2, 7, 5), optimizer="adamw", wire={"directions": "int8"})
+def test_a_state_of_another_wire_is_refused(algorithm: str) -> None:
+    own, other = planned(algorithm=algorithm, wire="bf16"), planned(algorithm=algorithm)
+    states = []
+    for each in (own, other):
+        execution = Execution(each.schedule, [spec.build(each.data) for spec in each.specs])
+        reports = execution.reports()
+        for _ in range(8):
+            next(reports)
+        states.append(execution.state())
+    for each, state in ((own, states[1]), (other, states[0])):
+        with pytest.raises(StateError, match="versions"):
+            Execution(each.schedule, [spec.build(each.data) for spec in each.specs]).go_on(state)
+
+
+@pytest.mark.parametrize("algorithm", ["pc-asgd", "pc-asgd-pv"])
+@pytest.mark.parametrize("wire", ["float32", "bf16", {"directions": "int8"}], ids=str)
+def test_a_run_goes_on_from_a_state_to_the_bit(algorithm: str, wire: Any) -> None:
+    own = planned(algorithm=algorithm, local_steps=(2, 7, 5), optimizer="adamw", wire=wire)
     whole, _ = executed(own)
     execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
     reports = execution.reports()
@@ -158,7 +176,7 @@ def test_a_recorded_schedule_is_replayed_and_others_lengths_of_rounds_are_refuse
     again = Trainer(settings, storage_path=str(tmp_path), schedule=schedule).fit()
     assert_same_to_the_bit(first, again)
     # 23 mini-batches in rounds of 4 are 6 rows of each agent, which are 18 in rounds of 3.
-    with pytest.raises(SettingsError, match=r"^num_steps = 23: allowed with the schedule is up to 18, what agent 0"):
+    with pytest.raises(SettingsError, match=r"^num_steps = 23: allowed with the schedule is up to 18, what agent 0 "):
         make_plan(load_config(settings | {"local_steps": 3, "schedule": schedule}))
     shorter = Trainer(settings, storage_path=str(tmp_path), schedule=schedule, local_steps=3, num_steps=18).fit()
     assert shorter.error is None
@@ -196,6 +214,22 @@ def test_rounds_of_equal_time_follow_from_the_mean_compute_times() -> None:
     assert slow.rounds.local_steps == (3, 1, 3)
 
 
+@pytest.mark.parametrize(
+    ("most", "seconds", "expected"),
+    [
+        (3, (0.7, 0.7, 0.7), (3, 3, 3)),
+        (29, (0.01, 0.01), (29, 29)),
+        (6, (0.3, 0.9), (6, 2)),
+        (10, (1.0, 3.0), (10, 3)),
+        (5, (0.0, 1.0), (5, 1)),
+    ],
+)
+def test_whole_quotients_of_speeds_are_not_rounded_down(
+    most: int, seconds: tuple[float, ...], expected: tuple[int, ...]
+) -> None:
+    assert EqualTime(most=most).of(seconds) == expected
+
+
 def test_a_list_of_ones_is_the_run_without_local_steps() -> None:
     one, other = executed(planned(local_steps=(1, 1, 1)))[0], executed(planned())[0]
     for mine, theirs in zip(one, other, strict=True):
@@ -208,6 +242,10 @@ def test_a_list_of_ones_is_the_run_without_local_steps() -> None:
     [
         ({"local_steps": 0}, "local_steps = 0: allowed are values from 1 on"),
         ({"local_steps": 24}, "local_steps = 24: allowed are 1 to num_steps = 23"),
+        (
+            {"local_steps": {"name": "equal-time", "most": 24}},
+            "local_steps.most = 24: allowed are 1 to num_steps = 23",
+        ),
         ({"local_steps": [2, 3]}, "local_steps = [2, 3]: allowed is one number for each of the 3 agents"),
         (
             {"local_steps": 2, "algorithm": "dc-s3gd"},
