@@ -319,11 +319,10 @@ class Execution:
                 encoded = agent.incoming().encoded
                 for published in self.versions.by_agent[agent.spec.agent].values():
                     for name in ("weights", "buffers", "direction"):
-                        example, value = getattr(agent, name), getattr(published, name)
-                        if name in encoded:
-                            example = torch.empty(encoded[name], dtype=torch.uint8)
-                        if value is None:
+                        if (value := getattr(published, name)) is None:
                             continue  # a direction that is not computed yet, or is of no use
+                        size = encoded.get(name)
+                        example = getattr(agent, name) if size is None else torch.empty(size, dtype=torch.uint8)
                         if (found := difference(example, value, f"state.versions.{name}")) is not None:
                             raise StateError(found)
 

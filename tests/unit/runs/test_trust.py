@@ -221,7 +221,8 @@ def test_settings_that_are_given_are_like_scripts(tmp_path: Path, mark: Path) ->
 
 def test_nothing_is_remembered_of_settings_without_code(tmp_path: Path, state: Path) -> None:
     Trainer(TINY, storage_path=str(tmp_path)).fit()
-    assert list(state.rglob("*")) == []
+    # The empty folder is that of the runs whose drivers are running.
+    assert [path for path in state.rglob("*") if not path.is_dir()] == []
 
 
 def test_a_run_goes_on_where_nothing_can_be_remembered(
