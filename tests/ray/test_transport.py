@@ -50,7 +50,7 @@ class Receiver:
         parcels = message.contents[:3]
         sizes = (self.expected.weights, self.expected.buffers, self.expected.weights)
         tensors = [
-            None if parcel is None else self.transport.open(name, parcel, size, CPU).numpy().copy()
+            None if parcel is None else self.transport.open(name, parcel, size, "float32", CPU).numpy().copy()
             for name, parcel, size in zip(NAMES, parcels, sizes, strict=True)
         ]
         assert all(parcel is None or self.transport.is_here(parcel) for parcel in parcels)
