@@ -26,7 +26,7 @@ class Peer:
 
     def receive(self, contents: Contents) -> None:
         size = self.weights.numel()
-        self.weights.copy_(self.transport.open("weights", contents.weights, size, torch.device("cpu")))
+        self.weights.copy_(self.transport.open("weights", contents.weights, size, "float32", torch.device("cpu")))
 
     def exchange(self, other: Any) -> float:
         """Return bytes a second over several messages, each taken in before the next one is sent."""
