@@ -78,7 +78,13 @@ ALGORITHMS: dict[str, Any] = {
     | UNEVEN,
     "pc-asgd, adaptive lambda": {"algorithm": {"name": "pc-asgd", "compensation": {"name": "adaptive"}}} | UNEVEN,
     "pc-asgd, local steps": {"algorithm": "pc-asgd", "local_steps": [1, 3, 2], "num_steps": 16} | UNEVEN,
-    "pc-asgd, narrow wire": {"algorithm": "pc-asgd", "wire": {"weights": "bf16", "directions": "int8"}} | UNEVEN,
+    "pc-asgd, local steps, narrow wire": {
+        "algorithm": "pc-asgd",
+        "local_steps": [1, 3, 2],
+        "num_steps": 16,
+        "wire": {"weights": "bf16", "directions": "int8"},
+    }
+    | UNEVEN,
     "sgp-overlap, narrow wire": {"algorithm": "sgp-overlap", "wire": "int4"} | UNEVEN,
     "sgp-overlap, local steps": {"algorithm": "sgp-overlap", "local_steps": 3, "num_steps": 16} | UNEVEN,
     "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
@@ -146,7 +152,7 @@ ON_RAY = [
     "p-asgd, adafactor",
     "pc-asgd, local steps",
     "sgp-overlap, local steps",
-    "pc-asgd, narrow wire",
+    "pc-asgd, local steps, narrow wire",
     "sgp-overlap, narrow wire",
     "dc-s3gd",
     "d-asgd-importance",
@@ -166,8 +172,7 @@ ON_RAY = [
 
 QUICK = [
     "pc-asgd, linear theta",
-    "pc-asgd, local steps",
-    "pc-asgd, narrow wire",
+    "pc-asgd, local steps, narrow wire",
     "own tensors, probed",
     "gossip-push",
     "sgp-overlap, directed, batch norm",
@@ -273,7 +278,7 @@ RECORDED: dict[str, Any] = {
 }
 BOUNDED = ("pc-asgd", "theta 0.9", "local steps, narrow wire", "pc-asgd-pv", "adamw", "adafactor")
 """Those that predict."""
-QUICK = ("pc-asgd", "local steps, narrow wire", "ad-psgd")
+QUICK = ("local steps, narrow wire", "ad-psgd")
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in RECORDED])
