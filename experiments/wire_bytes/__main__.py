@@ -1,4 +1,4 @@
-"""Bytes that leave two hosts, beside what reports count: ``python -m experiments.wire_bytes``."""
+"""Counts bytes at the network interfaces of two hosts: ``python -m experiments.wire_bytes``."""
 
 import json
 import subprocess

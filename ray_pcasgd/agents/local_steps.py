@@ -35,8 +35,7 @@ class EqualTime(Settings):
                     "is infinite"
                 )
         fastest = min(seconds)
-        # Where mini-batches take no time, all of them take none.
-        # And a little more, lest a quotient that is whole be rounded to less.
+        # A little more than the quotient, lest one that is a whole number be rounded to less than that.
         ratios = [fastest / mean * (1 + 1e-9) if mean else 1.0 for mean in seconds]
         return tuple(min(self.most, max(1, int(self.most * ratio))) for ratio in ratios)
 

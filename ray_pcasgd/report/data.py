@@ -88,6 +88,12 @@ class RunData:
             readers = readers.filter(compute.greater_equal(readers["agent"], self.num_workers))
         return _staleness_of(readers)
 
+    @property
+    def has_rounds(self) -> bool:
+        """Whether agents take several local steps from one version to the next, so that staleness counts rounds."""
+        given = self.config.get("local_steps", 1)
+        return any(one != 1 for one in given) if isinstance(given, list) else given != 1
+
     def mean_staleness(self, agent: int | None = None) -> float | None:
         """Return the mean staleness over all reads of the run, or of one agent; ``None`` where no version was read."""
         values = self.staleness

@@ -49,8 +49,7 @@ def staleness_histogram(groups: Sequence[Group]) -> Figure | None:
 
 def _staleness_axis(groups: Sequence[Group]) -> str:
     """Return what the staleness of these runs counts: versions, which are rounds where agents take local steps."""
-    given = [run.config.get("local_steps", 1) for group in groups for run in group.runs]
-    has_rounds = any(set(one) != {1} if isinstance(one, list) else one != 1 for one in given)
+    has_rounds = any(run.has_rounds for group in groups for run in group.runs)
     return f"staleness in {'rounds of local steps' if has_rounds else 'steps'}"
 
 
@@ -93,7 +92,7 @@ def time_line(run: RunData) -> Figure | None:
     axes.set_yticks(agents)
     axes.grid(False)
     name_axes(axes, time_name([Group("", (run,))], "seconds"), "agent")
-    _time_line_legend(figure, reader, waits)
+    _time_line_legend(figure, reader, "one round" if run.has_rounds else "one step", waits)
     return figure
 
 
@@ -116,9 +115,9 @@ def _draw_reads(axes: Axes, rows: Sequence[dict[str, Any]], reader: dict[str, An
         axes.plot([sent], [neighbor], color=color, marker="o", markersize=5, clip_on=False)
 
 
-def _time_line_legend(figure: Figure, reader: dict[str, Any], waits: bool) -> None:
+def _time_line_legend(figure: Figure, reader: dict[str, Any], computed: str, waits: bool) -> None:
     """Write what is drawn, and nothing else."""
-    handles: list[Patch | Line2D] = [Patch(color=_BUSY, label="computes one step")]
+    handles: list[Patch | Line2D] = [Patch(color=_BUSY, label=f"computes {computed}")]
     if waits:
         handles.append(Patch(color=_WAITING, label="waits"))
     reads = f"agent {reader['agent']} reads"

@@ -97,7 +97,7 @@ class StateKeeper:
         self._every_seconds = every_seconds
         self._every_steps = every_steps
         self._longest_round = longest_round
-        """Steps that lie between two pauses at least, where agents take several to a round."""
+        """By how many steps at most a pause comes after the multiple of steps that it is for."""
         self._last = time.monotonic()
 
     def report(self, metrics: Mapping[str, Any], pause: Pause, state: Callable[[], State]) -> None:
