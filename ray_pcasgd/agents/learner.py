@@ -209,6 +209,12 @@ class Learner:
         """The step size eta of the step whose gradient is computed."""
         return self.spec.recipe.step_size_at(self.progress)
 
+    def take_local_step(self) -> None:
+        """Move the agent's own weights by its direction: ``z <- z - eta u``, with the buffers as they are."""
+        eta = torch.tensor(self.present_step_size)
+        self.weights = self.weights - eta.to(self.weights.device) * self.direction
+        self.replica.load(self.weights, self.replica.buffers.clone())
+
     @property
     def moving(self) -> Tensor | None:
         """Which numbers the last backward passes gave a gradient, shape (D,); ``None`` where all got one."""

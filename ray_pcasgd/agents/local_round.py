@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -18,8 +17,8 @@ class Stepping(Protocol):
         """The step size eta of the step whose gradient was computed."""
         ...
 
-    def place_weights(self) -> None:
-        """Put the weights into the replica; its buffers stay."""
+    def take_local_step(self) -> None:
+        """Move the weights by the direction."""
         ...
 
 
@@ -43,12 +42,10 @@ class LocalRound:
         if not self._losses:
             # The forward pass may have changed the version itself, as it may without local steps.
             self._start = agent.weights
-        eta = agent.present_step_size
-        self._step_sizes.append(eta)
+        self._step_sizes.append(agent.present_step_size)
         self._losses.append(loss)
-        agent.weights = agent.weights - torch.tensor(eta).to(agent.weights.device) * agent.direction
+        agent.take_local_step()
         agent.local_step += 1
-        agent.place_weights()
 
     def finish(self) -> float:
         """Put the agent back to where the round began, with the round's direction, and return its mean loss."""

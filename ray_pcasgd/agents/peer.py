@@ -250,10 +250,6 @@ class Peer(Learner, Participant):
             own.advance(super().compute())
         return own.finish()
 
-    def place_weights(self) -> None:
-        """Put the weights into the replica; its buffers stay."""
-        self.replica.load(self.weights, self.replica.buffers.clone())
-
     @property
     def has_to_prepare(self) -> bool:
         """Whether the next step's direction is still to be computed."""

@@ -186,9 +186,7 @@ class Worker(Learner, Participant):
                 return None
             losses.append(self.check_finite(loss))
             if rule.workers_step:
-                eta = torch.tensor(self.present_step_size)
-                self.weights = self.weights - eta.to(self.weights.device) * self.direction
-                self.replica.load(self.weights, self.replica.buffers.clone())
+                self.take_local_step()
         self.finish()
         return sum(losses) / len(losses)
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -12,7 +13,7 @@ from torch.utils.data import TensorDataset
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
-from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Sent = Callable[[str, int, int, Array], Array]
@@ -135,3 +136,12 @@ def assert_where_the_reference_is(agents: list[Any], expected: list[Array], **to
         found = agent.replica.state_dict(*agent.snapshot())
         mine = np.concatenate([found["weight"].double().numpy().ravel(), found["bias"].double().numpy()])
         np.testing.assert_allclose(mine, x, **tolerance)
+
+
+def assert_refused(settings: dict[str, Any], message: str) -> None:
+    """The small run is refused with these settings, in one line that begins so."""
+    task = {} if "server" in str(settings) else {"task": regression()}
+    with pytest.raises(SettingsError) as raised:
+        make_plan(load_config(SMALL | task | settings))
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)

@@ -26,6 +26,7 @@ from tests.unit.agents.local_reference import (
     PUBLISHED,
     SMALL,
     Reference,
+    assert_refused,
     assert_where_the_reference_is,
     executed,
     planned,
@@ -279,8 +280,4 @@ def test_a_list_of_ones_is_the_run_without_local_steps() -> None:
     ids=str,
 )
 def test_what_has_no_meaning_is_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
-    task = {} if "server" in str(settings) else {"task": regression()}
-    with pytest.raises(SettingsError) as raised:
-        make_plan(load_config(SMALL | task | settings))
-    assert str(raised.value).startswith(message)
-    assert "\n" not in str(raised.value)
+    assert_refused(settings, message)

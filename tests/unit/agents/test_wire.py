@@ -19,17 +19,15 @@ from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.engines.loopback import LoopBack
 from ray_pcasgd.engines.messages import RejectedError
 from ray_pcasgd.engines.validation import Expected, check_contents
-from ray_pcasgd.runs.plan.plan import make_plan
-from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.loading import load_config
 from tests.unit.agents.local_reference import (
     PUBLISHED,
-    SMALL,
     Array,
     Reference,
+    assert_refused,
     assert_where_the_reference_is,
     executed,
     planned,
-    regression,
 )
 
 DRAW = (0, "weights", 3, 7)
@@ -229,8 +227,4 @@ def test_messages_of_another_format_are_rejected() -> None:
     ids=str,
 )
 def test_what_has_no_meaning_is_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
-    task = {} if "server" in str(settings) else {"task": regression()}
-    with pytest.raises(SettingsError) as raised:
-        make_plan(load_config(SMALL | task | settings))
-    assert str(raised.value).startswith(message)
-    assert "\n" not in str(raised.value)
+    assert_refused(settings, message)
