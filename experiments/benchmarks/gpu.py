@@ -27,9 +27,9 @@ from ray_pcasgd.runs.settings.loading import load_config
 
 HERE = Path(__file__).parent
 LOCAL: dict[str, Any] = {"name": "local", "device": "cuda"}
-STEPS = 150
+STEPS = 60
 HIDDEN = 2000
-PEERS = ("pc-asgd", "d-asgd", "d-psgd")
+PEERS = ("pc-asgd", "d-psgd")
 
 
 def tasks() -> dict[str, dict[str, Any]]:
