@@ -1,5 +1,6 @@
 """What computes gradients: a replica of the model, a shard's batches and the local optimizer."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,14 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.curvature import curvature_along
 from ray_pcasgd.agents.loss_scale import LossScale
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
 from ray_pcasgd.agents.participant import LearnerSpec
-from ray_pcasgd.agents.replica import unflatten
+from ray_pcasgd.agents.replica import Replica, unflatten
 from ray_pcasgd.base import numerics
 from ray_pcasgd.base.determinism import require_determinism
 from ray_pcasgd.base.randomness import stream_seed
@@ -85,6 +86,8 @@ class Learner:
         self.loss_scale = LossScale() if recipe.precision == "fp16" else None
         """By what the next step's loss is multiplied; ``None``: by nothing."""
         self.batches = self.loaded(self.stream("batches"))
+        self._unused: nn.Module | None = None
+        """A module that has not run, without weights, of which replicas are copied that measure something."""
         self.optimizer = recipe.optimizer
         self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
 
@@ -294,12 +297,27 @@ class Learner:
         """
         recipe = self.spec.recipe
         # Of another module: the model's own code may count its passes.
-        replica = recipe.build(self.data)
+        replica = self.fresh_replica()
         replica.load(snapshot.weights, snapshot.buffers)
         replica.load_local(snapshot.local)
         self.seed_forward_pass()
         loss = partial(recipe.task.loss_of, replica.module, batch)
         return curvature_along(loss, replica.parameters(), direction)
+
+    def fresh_replica(self) -> Replica:
+        """Return a replica whose module has not run yet: a copy of one that is kept, where it can be copied.
+
+        To make a model draws all of its weights, which takes as long as a step on a GPU or longer.
+        """
+        recipe = self.spec.recipe
+        if self._unused is None:
+            made = recipe.build(self.data)
+            made.forget_weights()
+            self._unused = made.module
+        try:
+            return recipe.replica_of(copy.deepcopy(self._unused))
+        except Exception:  # the model's own code decides what can be copied
+            return recipe.build(self.data)
 
     def feedback_of(self, curvature: float | None, state: Any, direction: Tensor) -> float | None:
         """Return what the optimizer makes of a curvature along a direction, in one of its states."""

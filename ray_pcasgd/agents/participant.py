@@ -84,7 +84,11 @@ class Training:
 
     def build(self, data: TaskData) -> Replica:
         """Return a new replica of the model."""
-        return Replica(self.task.build_model(data, self.seed), torch.device(self.device), self.mixed_buffers)
+        return self.replica_of(self.task.build_model(data, self.seed))
+
+    def replica_of(self, module: nn.Module) -> Replica:
+        """Return a replica that consists of a module."""
+        return Replica(module, torch.device(self.device), self.mixed_buffers)
 
     def loss_of(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of a mini-batch in the run's precision, of shape (); its backward pass is the caller's."""

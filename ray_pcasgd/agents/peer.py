@@ -462,7 +462,7 @@ class Peer(Learner, Participant):
 
     def rule_inputs(self, gathered: Gathered) -> tuple[Own, Reads]:
         """Return the rule's arguments for this agent alone."""
-        device = self.weights.device
+        device = torch.device("cpu") if self.spec.recipe.rule.takes_scalars_on_cpu else self.weights.device
         # In one tensor: to make three of them takes as long as a layer of a small network.
         single = [*gathered.own, *gathered.coefficients.values()]
         numbers = torch.tensor([*single, *gathered.mixing, *gathered.staleness, *gathered.age], device=device)
@@ -479,14 +479,14 @@ class Peer(Learner, Participant):
         """Return the agent's mixed buffers averaged with those of its reliable neighbors, shape (F,)."""
         if not self.buffers.numel():
             return self.buffers
-        device = self.buffers.device
+        # The weights are on the CPU, where it costs less to make them than on a GPU.
         if self.pushes:
             total = self.mass_of(gathered)
-            shares = torch.tensor([value / total for value in (gathered.own[0], *gathered.mixing)], device=device)
+            shares = torch.tensor([value / total for value in (gathered.own[0], *gathered.mixing)])
             return mix(shares[0], self.running_buffers, shares[1:], gathered.buffers)
-        mixing = torch.tensor(gathered.mixing, device=device)
-        reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
-        own, weights = clipped_row(torch.tensor(gathered.own[0], device=device), mixing, reliable)
+        mixing = torch.tensor(gathered.mixing)
+        reliable = torch.tensor(gathered.reliable, dtype=torch.bool)
+        own, weights = clipped_row(torch.tensor(gathered.own[0]), mixing, reliable)
         # Who is not trusted, or was not read, is left out: a weight of zero does not make every number zero.
         counting = [k for k, (w, r) in enumerate(zip(gathered.mixing, gathered.reliable, strict=True)) if r and w]
         return mix(own, self.running_buffers, weights[counting], tuple(gathered.buffers[k] for k in counting))

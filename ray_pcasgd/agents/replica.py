@@ -35,6 +35,8 @@ _STATISTICS = ("running_mean", "running_var")
 
 _GROUP = 1 << 18
 """Numbers that are copied at once: as fast as all at once, and no more than a megabyte is there twice."""
+_GROUP_ON_GPU = 1 << 24
+"""The same on a GPU, where each copy that is started costs time of its own: no more than 64 MB are there twice."""
 
 
 class Slot(NamedTuple):
@@ -86,7 +88,7 @@ class Replica:
             for slot, tensor in zip(self.layout, parameters.values(), strict=True)
         ]
         self._trained = list(parameters.values())
-        self._groups = _groups_of(self._trained)
+        self._groups = _groups_of(self._trained, _GROUP if device.type == "cpu" else _GROUP_ON_GPU)
         buffers = _mixed_buffers(self.module, mixed)
         require_trainable({public_name(name): tensor for name, tensor in buffers.items()})
         self.buffer_layout, self.buffers = _flatten(buffers, device)
@@ -119,6 +121,11 @@ class Replica:
         """Copy flat weights (D,) and buffers (F,) into the module."""
         self.weights.copy_(weights)
         self.buffers.copy_(buffers)
+
+    def forget_weights(self) -> None:
+        """Let the trained parameters be zeros that take up no memory; only a copy of the module is of use then."""
+        for parameter in self._trained:
+            parameter.data = parameter.new_zeros(()).expand(parameter.shape)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters, in the order of the flat vector."""
@@ -300,13 +307,13 @@ def _mixed_buffers(module: nn.Module, mixed: MixedBuffers) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in floating.items() if name in chosen}
 
 
-def _groups_of(parameters: Sequence[nn.Parameter]) -> list[tuple[list[nn.Parameter], slice]]:
-    """Return consecutive parameters in groups of at most a megabyte, or of one, each with its place in the vector."""
+def _groups_of(parameters: Sequence[nn.Parameter], most: int) -> list[tuple[list[nn.Parameter], slice]]:
+    """Return consecutive parameters in groups of ``most`` numbers, or of one, each with its place in the vector."""
     groups: list[tuple[list[nn.Parameter], slice]] = []
     end = 0
     for parameter in parameters:
         size = parameter.numel()
-        if groups and end + size - groups[-1][1].start <= _GROUP:
+        if groups and end + size - groups[-1][1].start <= most:
             group, place = groups.pop()
             groups.append(([*group, parameter], slice(place.start, end + size)))
         else:

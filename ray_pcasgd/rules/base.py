@@ -59,6 +59,9 @@ class Rule(Settings, ABC):
     numeric_settings: ClassVar[tuple[str, ...]] = ()
     """The settings that reach ``step`` through ``coefficients`` alone, by dotted names: runs that differ only in these
     and the step size can be stepped together."""
+    takes_scalars_on_cpu: ClassVar[bool] = False
+    """Whether ``own`` and ``reads`` may hold their numbers on the CPU where the vectors are on a GPU, on which each
+    small operation costs a kernel: only where the rule itself moves what it compares, as for ``torch.where``."""
     stackable: ClassVar[bool] = True
     """Whether one call steps several agents under ``torch.func.vmap``, to the same bits; a rule with an ``if`` on a
     tensor says False, and its agents are stepped one by one."""

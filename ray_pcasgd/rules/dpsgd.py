@@ -9,6 +9,7 @@ from ray_pcasgd.rules.base import DefaultBarrier, Probe, Rule, averaged_step
 class DPSGD(Rule):
     """D-PSGD: every agent waits for the present weights of all its neighbors (Lian et al., NeurIPS 2017)."""
 
+    takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["d-psgd"] = "d-psgd"
 
     default_barrier: ClassVar[DefaultBarrier] = "all"
@@ -21,6 +22,7 @@ class DPSGD(Rule):
 class DASGD(Rule):
     """D-ASGD: the step of D-PSGD with the versions that have come, however old they are."""
 
+    takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["d-asgd"] = "d-asgd"
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:

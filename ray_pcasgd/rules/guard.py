@@ -14,17 +14,21 @@ _SMOOTHING = 0.9
 
 
 class GuardState(NamedTuple):
-    """What the guard remembers: tensors of shape ()."""
+    """What the guard remembers: tensors of shape (), on the CPU."""
 
     gain: Tensor
     """Factor of the stability bound, in (0, 1]."""
     usual: Tensor
     """Running mean of the lengths of the agent's own steps, ``eta |u_i|``; 0 before the first one."""
 
+    def at(self, device: torch.device) -> "GuardState":
+        """Return the same on a device."""
+        return GuardState(self.gain.to(device), self.usual.to(device))
+
 
 def unguarded(weights: Tensor) -> GuardState:
-    """Return the state before the first step."""
-    return GuardState(weights.new_ones(()), weights.new_zeros(()))
+    """Return the state before the first step, in the weights' type."""
+    return GuardState(weights.new_ones((), device="cpu"), weights.new_zeros((), device="cpu"))
 
 
 def guarded(state: GuardState, predicted: Tensor, own_step: Tensor) -> GuardState:

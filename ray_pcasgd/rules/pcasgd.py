@@ -40,6 +40,7 @@ Theta = Annotated[
 class CASGD(Rule):
     """C-ASGD: unreliable neighbors are left out of the average; ``theta = 0`` of PC-ASGD, without its messages."""
 
+    takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["c-asgd"] = "c-asgd"
     clipping: Clipping = "move-to-self"
     """Where the mixing weight of a dropped neighbor goes: to the agent itself, which keeps the matrix doubly
@@ -54,6 +55,7 @@ class CASGD(Rule):
 class PASGD(PredictingRule):
     """P-ASGD: unreliable neighbors are rolled forward over the steps that were missed; ``theta = 1`` of PC-ASGD."""
 
+    takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["p-asgd"] = "p-asgd"
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
@@ -79,6 +81,7 @@ class PCASGD(PredictingRule):
     published method.
     """
 
+    takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["pc-asgd"] = "pc-asgd"
     theta: Theta = Field(default=StalenessTheta())
     """Share of the predicting step, in [0, 1]: `staleness`, by which it follows from what is read; or a number, a curve
@@ -133,9 +136,12 @@ class PCASGD(PredictingRule):
             blend = self._blend(rows, own, reads)
             state, (weights,) = self.blends((blend,), state, rows, own, reads)
             return state, Update(weights, {"theta": blend.theta})
-        blend = self._blend(rows, own, reads, state.guard.gain)
+        scalars = own.mixing.device
+        guard = state.guard.at(scalars)
+        blend = self._blend(rows, own, reads, guard.gain)
         compensation, (weights,), (moved,) = self.blends_and_moves((blend,), state.compensation, rows, own, reads)
-        guard = guarded(state.guard, numerics.norm(moved), own.step_size * numerics.norm(own.direction))
+        predicted, direction = torch.stack((numerics.norm(moved), numerics.norm(own.direction))).to(scalars).unbind()
+        guard = guarded(guard, predicted, own.step_size * direction).at(torch.device("cpu"))
         return GuardedState(guard, compensation), Update(weights, {"theta": blend.theta})
 
     def _blend(self, rows: Rows, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:

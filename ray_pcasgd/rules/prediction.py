@@ -265,7 +265,7 @@ class PredictingRule(Rule):
             moved = [self._moved(rate, x, directions, drifts, state, scales) for rate in rates]
             # Not 0 * moved: clipping stays finite where the prediction overflows.
             foreseen = [
-                (theta * moved[place]).masked_fill(theta == 0, 0.0)
+                (theta * moved[place]).masked_fill((theta == 0).to(x.device), 0.0)
                 for (theta, _), place in zip(blends, places, strict=True)
             ]
             blended = [
