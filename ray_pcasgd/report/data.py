@@ -82,7 +82,7 @@ class RunData:
 
     @cached_property
     def staleness(self) -> Numbers:
-        """The staleness of every read between peers, of every gradient that a server took, in steps."""
+        """The staleness of every read between peers, of every gradient that a server took, in versions."""
         readers = self.schedule
         if self.num_workers is not None:
             readers = readers.filter(compute.greater_equal(readers["agent"], self.num_workers))

@@ -33,7 +33,7 @@ class Group:
 
     @cached_property
     def staleness(self) -> Numbers:
-        """The staleness of all reads of the counted runs, in steps."""
+        """The staleness of all reads of the counted runs, in versions: steps, or rounds of local steps."""
         return np.concatenate([run.staleness for run in self.counted])
 
     @property

@@ -168,7 +168,9 @@ class _Metrics:
             "pcasgd_in_flight_bytes", "Bytes that an agent has sent, and that neighbors have not taken in yet.", own
         )
         self.staleness = metrics.Gauge(
-            "pcasgd_staleness_steps", "Staleness of what an agent read last of a neighbor.", (*own, "neighbor")
+            "pcasgd_staleness_steps",
+            "Staleness in versions of what an agent read last of another.",
+            (*own, "neighbor"),
         )
         self.mailbox_messages = metrics.Gauge(
             "pcasgd_mailbox_messages", "Messages in an agent's mailbox, which later steps may read.", own
