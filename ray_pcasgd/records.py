@@ -140,6 +140,9 @@ class StepReport(NamedTuple):
     """The agent's own test metrics after the row, where the run asked for them."""
     messages_held: int | None = None
     """Messages in the agent's mailbox after the row, which later rows may read; ``None`` without actors."""
+    bytes_in_flight: int | None = None
+    """Of the agent's messages that their readers are not known to have as the row is reported; a live peer sends the
+    row's own version after that. ``None`` where it was not measured: without actors, and between hand-ins."""
 
 
 EventKind = Literal[

@@ -63,16 +63,17 @@ def print_status(view: dict[str, Any], console: Console) -> None:
         say("the run is starting")
         return
     say(f"{view['run']}: {view['algorithm']}, {view['mode']}, {view['num_steps']} steps each")
-    print_table([_row(one) for one in view["agents"]], console)
+    print_table([_row(one, view["has_rounds"]) for one in view["agents"]], console)
     for event in view["events"]:
         if event["kind"] not in ("agent_started", "scheduler_started"):
             say(f"{event['kind'].replace('_', ' ')}: {event['detail']}")
 
 
-def _row(one: dict[str, Any]) -> dict[str, str]:
+def _row(one: dict[str, Any], has_rounds: bool) -> dict[str, str]:
     heard = "" if one["heard_at"] is None else f"{duration(max(0.0, time.time() - one['heard_at']))} ago"
     # In what --json has printed, the keys are texts.
     staleness = sorted((int(neighbor), value) for neighbor, value in one["staleness"].items())
+    counted = f"staleness of each neighbor{' in rounds' if has_rounds else ''}"
     return {
         "agent": str(one["agent"]),
         "health": one["health"],
@@ -80,7 +81,7 @@ def _row(one: dict[str, Any]) -> dict[str, str]:
         "loss": NOTHING if one["loss"] is None else f"{one['loss']:.4g}",
         "s a step": f"{one['step_seconds']:.3g}",
         "heard of": heard,
-        "staleness of each neighbor": "  ".join(f"{neighbor}: {value}" for neighbor, value in staleness),
+        counted: "  ".join(f"{neighbor}: {value}" for neighbor, value in staleness),
     }
 
 

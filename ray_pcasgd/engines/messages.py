@@ -35,6 +35,12 @@ class Extra(NamedTuple):
     with_gradient: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     """Which parameter tensors got a gradient, shape (T,); not given: all."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors and of the marks."""
+        marks = 0 if self.with_gradient is None else self.with_gradient.nbytes
+        return marks + sum(given.data.nbytes for given in self.local.values())
+
 
 class Contents(NamedTuple):
     """What one message carries, as it travels."""

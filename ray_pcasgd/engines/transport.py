@@ -59,6 +59,10 @@ class Outbox(ABC):
         """Wait until every neighbor that is alive has every message."""
 
     @abstractmethod
+    def bytes_in_flight(self) -> int:
+        """Return the bytes of all messages that were sent, and that their readers are not known to have."""
+
+    @abstractmethod
     def welcome(self, neighbor: int, handle: Any) -> None:
         """Send to a neighbor that has come back, or come in, from now on."""
 

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from ray_pcasgd.base.text import NOTHING, deviation_over, format_value, main_metric, spoken
 from ray_pcasgd.report.data import Numbers, RunData
@@ -33,7 +32,7 @@ class Group:
 
     @cached_property
     def staleness(self) -> Numbers:
-        """The staleness of all reads of the counted runs, in steps."""
+        """The staleness of all reads of the counted runs, in versions: steps, or rounds of local steps."""
         return np.concatenate([run.staleness for run in self.counted])
 
     @property
@@ -65,19 +64,21 @@ def averaged_curve(run: RunData, column: str, axis: str) -> Curve:
 
     It begins at the common start, where that was tested; without points if there is no other one.
     """
-    return _curve(run.averaged, column, axis, run.initial(column))
+    if column not in run.metrics:
+        return Curve(np.empty(0), np.empty(0))
+    # Through float64, as a column of nothing but missing values has the type object.
+    return _curve(np.array([run.averaged[axis], run.averaged[column]], dtype=np.float64), run.initial(column))
 
 
 def agent_curves(run: RunData, column: str, axis: str) -> list[Curve]:
     """Return each agent's curve of a column, as ``averaged_curve``; its bytes are those that it has sent itself."""
-    return [_curve(rows, column, axis, run.initial(column)) for rows in run.agents.values()]
+    if column not in run.metrics:
+        return [Curve(np.empty(0), np.empty(0)) for _ in run.agent_numbers]
+    initial = run.initial(column)
+    return [_curve(points, initial) for points in run.of_agents(axis, column)]
 
 
-def _curve(rows: pd.DataFrame, column: str, axis: str, initial: float | None) -> Curve:
-    if column not in rows:
-        return Curve(np.empty(0), np.empty(0))
-    # Through float64, as a column of nothing but missing values has the type object.
-    points = np.array([rows[axis], rows[column]], dtype=np.float64)
+def _curve(points: Numbers, initial: float | None) -> Curve:
     points = points[:, np.isfinite(points).all(axis=0)]
     if initial is not None and points.size:
         points = np.concatenate([[[0.0], [initial]], points], axis=1)

@@ -146,6 +146,8 @@ def _final_figures(groups: Sequence[Group], metric: str | None) -> str:
     note = "Failed runs do not count, unless a method has no others. " if any("failed" in row for row in rows) else ""
     note += "Each agent counts with its last evaluation; consensus distance: root mean square over agents. "
     note += "Mean staleness and predicting: over all reads and steps of the run."
+    if any(run.has_rounds for group in groups for run in group.counted):
+        note += " With local steps, staleness counts rounds."
     if (seeds := max(len(group.counted) for group in groups)) > 1:
         note += f" {SPREAD}, here {seeds}, and so are the bands of pictures that say so."
     return table_of(rows, "numbers") + f'\n<p class="soft">{note}</p>'

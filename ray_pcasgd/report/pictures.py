@@ -89,7 +89,8 @@ def loss_against(groups: Sequence[Group], axis: Axis) -> Figure | None:
 
 def _trained_curves(run: RunData, axis: str) -> Sequence[Curve]:
     curves = agent_curves(run, "train_loss", axis)
-    return [curve for agent, curve in zip(run.agents, curves, strict=True) if agent < (run.num_workers or len(curves))]
+    of_each = zip(run.agent_numbers, curves, strict=True)
+    return [curve for agent, curve in of_each if agent < (run.num_workers or len(curves))]
 
 
 def predicting_share(groups: Sequence[Group], axis: Axis = "step") -> Figure | None:

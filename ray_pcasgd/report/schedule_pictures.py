@@ -18,6 +18,9 @@ from ray_pcasgd.report.groups import Group
 from ray_pcasgd.report.pictures import time_name
 
 _MOST_BARS = 40
+"""Of the histogram."""
+_MOST_WAITING = 500
+"""Up to this number of agents, each one's waiting has a bar of its own."""
 _MOST_PANELS = 3
 _MOST_AGENTS = 16
 _BUSY, _WAITING, _FRESH, _STALE = "#9ecae1", "#d9d9d9", COLORS[2], COLORS[1]
@@ -59,7 +62,12 @@ def waiting_bars(run: RunData) -> Figure | None:
     if not any(shares.values()):
         return None
     figure, (axes,) = new_figure(height=3.2)
-    axes.bar(list(shares), list(shares.values()), color=COLORS[0], width=0.7)
+    if len(shares) <= _MOST_WAITING:
+        axes.bar(list(shares), list(shares.values()), color=COLORS[0], width=0.7)
+    else:  # one outline: so many bars touch each other, and each takes a millisecond and more
+        heights = np.zeros(max(shares) + 1)
+        heights[list(shares)] = list(shares.values())
+        axes.stairs(heights, np.arange(heights.size + 1) - 0.5, fill=True, color=COLORS[0])
     in_percent(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     axes.grid(False, axis="x")
@@ -97,7 +105,7 @@ def time_line(run: RunData) -> Figure | None:
 
 
 def _first_rows(run: RunData) -> list[dict[str, Any]]:
-    num_agents = len(run.agents) or _MOST_AGENTS
+    num_agents = len(run.agent_numbers) or _MOST_AGENTS
     if num_agents > _MOST_AGENTS or not run.staleness.size:
         return []
     # Enough steps for the stalest read to point at one of them, and few enough to be seen.

@@ -1,13 +1,13 @@
 """When a target was reached: by the averaged model, by the first agent, and by all of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ray_pcasgd.base.text import NOTHING, deviation_over, format_value, is_share, spoken
-from ray_pcasgd.report.data import RunData
+from ray_pcasgd.report.data import Numbers, RunData
 from ray_pcasgd.report.groups import Group
 
 _FALLING = ("loss", "cross-entropy", "mse", "mae", "error", "perplexity")
@@ -41,12 +41,13 @@ def is_rising(groups: Sequence[Group], metric: str, target: float) -> bool:
 
 def first_reached(rows: pd.DataFrame, metric: str, target: float, rising: bool) -> Reached | None:
     """Return the first of the evaluations, by step, at which the target is reached; None where none is."""
-    values = rows[metric].to_numpy(np.float64)
+    place = _first_place(rows[metric].to_numpy(np.float64), target, rising)
+    return None if place is None else Reached(*(float(rows[name].iloc[place]) for name in Reached._fields))
+
+
+def _first_place(values: Numbers, target: float, rising: bool) -> int | None:
     places = np.flatnonzero(values >= target if rising else values <= target)
-    if not places.size:
-        return None
-    row = rows.iloc[int(places[0])]
-    return Reached(*(float(row[name]) for name in Reached._fields))
+    return int(places[0]) if places.size else None
 
 
 def target_table(groups: Sequence[Group], metric: str, target: float) -> list[dict[str, str]]:
@@ -55,13 +56,13 @@ def target_table(groups: Sequence[Group], metric: str, target: float) -> list[di
     Means over seeds, with their sample deviation, where every seed has reached it.
     """
     rising = is_rising(groups, metric, target)
-    return [_row(group, metric, lambda rows: first_reached(rows, metric, target, rising)) for group in groups]
+    return [_row(group, metric, target, rising) for group in groups]
 
 
-def _row(group: Group, metric: str, reached: Callable[[pd.DataFrame], Reached | None]) -> dict[str, str]:
+def _row(group: Group, metric: str, target: float, rising: bool) -> dict[str, str]:
     runs = [run for run in group.counted if metric in run.metrics]
-    models = [reached(run.averaged) for run in runs]
-    agents = [_of_agents(run, reached) for run in runs]
+    models = [first_reached(run.averaged, metric, target, rising) for run in runs]
+    agents = [_of_agents(run, metric, target, rising) for run in runs]
     known = [model for model in models if model is not None]
     row = {"method": group.label}
     if len(group.counted) > 1:
@@ -76,12 +77,13 @@ def _row(group: Group, metric: str, reached: Callable[[pd.DataFrame], Reached | 
     return row
 
 
-def _of_agents(run: RunData, reached: Callable[[pd.DataFrame], Reached | None]) -> list[float]:
-    """Return when each agent has reached it, infinite where it has not; empty for workers, which are not tested."""
+def _of_agents(run: RunData, metric: str, target: float, rising: bool) -> list[float]:
+    """Return the second when each agent has reached it, infinite where it has not; empty for workers: not tested."""
     if run.num_workers is not None:
         return []
-    found = [reached(rows) for rows in run.agents.values()]
-    return [float("inf") if one is None else one.seconds for one in found]
+    of_each = run.of_agents(metric, "seconds")
+    places = [_first_place(values, target, rising) for values, _ in of_each]
+    return [np.inf if at is None else float(rows[1][at]) for at, rows in zip(places, of_each, strict=True)]
 
 
 def _mean(column: str, values: Sequence[float]) -> str:

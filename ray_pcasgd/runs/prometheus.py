@@ -44,6 +44,8 @@ class Exporter(Callback):
         self._staleness: dict[tuple[int, int], int] = {}
         self._steps = Counter[int]()
         self._bytes = Counter[int]()
+        self._in_flight: dict[int, int] = {}
+        """The newest measurement of each agent: not every report has one."""
         self._waited: defaultdict[int, float] = defaultdict(float)
         self._durations: list[tuple[int, float]] = []
         self._ended: dict[int, float] = {}
@@ -62,6 +64,8 @@ class Exporter(Callback):
         self._staleness |= {(row.agent, read.neighbor): read.staleness for read in row.reads}
         self._steps[row.agent] += row.kind == "step"
         self._bytes[row.agent] += report.bytes_sent
+        if report.bytes_in_flight is not None:
+            self._in_flight[row.agent] = report.bytes_in_flight
         self._waited[row.agent] += row.end - row.ready
         # From one reading to the next: a row has no time for what comes after it.
         self._durations.append((row.agent, max(0.0, row.end - self._ended.get(row.agent, row.start))))
@@ -135,11 +139,14 @@ class Exporter(Callback):
             for name, gauge in (("theta", made.theta), ("predicting", made.predicting_share)):
                 if name in report.measures and report.measures[name] == report.measures[name]:
                     gauge.set(report.measures[name], labels)
+        for agent, num_bytes in self._in_flight.items():
+            made.in_flight_bytes.set(num_bytes, self._labels(agent))
         for agent, seconds in self._durations:
             made.step_seconds.observe(seconds, self._labels(agent))
         for (agent, neighbor), staleness in self._staleness.items():
             made.staleness.set(staleness, {**self._labels(agent), "neighbor": str(neighbor)})
-        for gathered in (self._newest, self._staleness, self._steps, self._bytes, self._waited, self._durations):
+        counted = (self._steps, self._bytes, self._waited, self._durations)
+        for gathered in (self._newest, self._staleness, self._in_flight, *counted):
             gathered.clear()
         self._exported_at = self._clock()
 
@@ -157,8 +164,13 @@ class _Metrics:
         )
         self.waited_seconds = metrics.Counter("pcasgd_waited_seconds_total", "Seconds spent on waiting.", own)
         self.bytes_sent = metrics.Counter("pcasgd_sent_bytes_total", "Bytes sent to neighbors.", own)
+        self.in_flight_bytes = metrics.Gauge(
+            "pcasgd_in_flight_bytes", "Bytes that an agent has sent, and that neighbors have not taken in yet.", own
+        )
         self.staleness = metrics.Gauge(
-            "pcasgd_staleness_steps", "Staleness of what an agent read last of a neighbor.", (*own, "neighbor")
+            "pcasgd_staleness_steps",
+            "Staleness in versions of what an agent read last of another.",
+            (*own, "neighbor"),
         )
         self.mailbox_messages = metrics.Gauge(
             "pcasgd_mailbox_messages", "Messages in an agent's mailbox, which later steps may read.", own

@@ -9,8 +9,13 @@ import ray
 
 from ray_pcasgd.records import EventKind, Row
 
-MEASURED = ("progress_steps", "train_loss", "theta", "consensus_distance", "test_accuracy", "mailbox_messages")
-LEAST = {"steps_total": 50, "sent_bytes_total": 50 * 4810 * 4, "step_seconds_count": 50}
+MEASURED = (
+    *("progress_steps", "train_loss", "theta", "consensus_distance", "test_accuracy"),
+    *("mailbox_messages", "in_flight_bytes"),
+)
+VECTOR_BYTES = 4810 * 4
+"""Of weights or of a direction."""
+LEAST = {"steps_total": 50, "sent_bytes_total": 50 * VECTOR_BYTES, "step_seconds_count": 50}
 """What is counted, and what has been counted when a test has seen enough."""
 
 
@@ -59,6 +64,7 @@ def assert_shown(seen: Mapping[str, str], run: str, rows: Sequence[Row]) -> None
     assert shows_all(seen, run)
     assert all(float(seen[_of_agent(name, run)]) >= 0 for name in MEASURED)
     assert float(seen[_of_agent("mailbox_messages", run)]) >= 1
+    assert float(seen[_of_agent("in_flight_bytes", run)]) % VECTOR_BYTES == 0
     # What has not happened is counted, too, so that its first time will be an increase.
     events = {kind: float(seen[_events(run, kind)]) for kind in get_args(EventKind)}
     assert events["agent_started"] == 2

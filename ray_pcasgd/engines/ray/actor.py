@@ -355,10 +355,13 @@ class Actor(MailActor):
         if report.snapshot is not None:
             reference: Any = ray.put(portable(report.snapshot))
             report = report._replace(snapshot=reference)
+        flush = flush or report.snapshot is not None
         with self.changed:
             report = report._replace(messages_held=self.mailbox.num_held)
+            if flush or self.is_report_due:  # to look for answers at every step would cost as much as sending
+                report = report._replace(bytes_in_flight=self.outbox.bytes_in_flight())
             self.unsent += [report, *([failed] if failed else [])]
-            self.report(flush=flush or report.snapshot is not None)
+            self.report(flush=flush)
 
 
 def _by_version(versions: Mapping[int, Published]) -> Iterator[tuple[Published, list[int]]]:

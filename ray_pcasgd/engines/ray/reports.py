@@ -46,8 +46,7 @@ class Reporter:
 
     def report(self, flush: bool = False) -> None:
         """Hand what has gathered to the scheduler, now or when it is due."""
-        now = time.perf_counter()
-        if not self.unsent or not (flush or now - self.sent_at > REPORT_SECONDS):
+        if not self.unsent or not (flush or self.is_report_due):
             return
         actor_log.write(self.unsent)
         with self.changed:
@@ -55,8 +54,13 @@ class Reporter:
             self.handed_in.append(HandedIn(self.calls_made, self.unsent))
             self.calls_made += 1
             self.unsent = []
-            self.sent_at = now
+            self.sent_at = time.perf_counter()
             self.hand_in(self.handed_in[-1])
+
+    @property
+    def is_report_due(self) -> bool:
+        """Whether the last reports were handed in so long ago that the next ones are due."""
+        return time.perf_counter() - self.sent_at > REPORT_SECONDS
 
     def hand_in(self, call: HandedIn) -> None:
         """Hand one call's reports to the scheduler; called with the lock held."""

@@ -33,7 +33,7 @@ class AgentStatus:
     step_seconds: float = 0.0
     """Mean over its last steps."""
     staleness: dict[int, int] = field(default_factory=dict)
-    """Of what it read last of each neighbor, in steps."""
+    """Of what it read last of each neighbor, in versions: steps, or rounds where these have local steps."""
     health: str = "starting"
     """starting, training, finished, lost, isolated or has left."""
     heard_at: float | None = None
@@ -151,6 +151,8 @@ class RunView(_Plain):
     num_steps: _Count
     num_servers: _Count
     """How many of the agents are servers; these come last."""
+    has_rounds: bool = False
+    """Whether agents take local steps from one version to the next, so that staleness counts rounds."""
     clusters: list[_Count]
     """The cluster of each agent."""
     agents: list[AgentView]

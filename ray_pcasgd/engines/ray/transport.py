@@ -54,6 +54,27 @@ class InPieces(NamedTuple):
     number: int
 
 
+class Stored(list[Any]):
+    """A parcel in the object store: one reference. What travels is a list of it, and nothing else."""
+
+    def __init__(self, reference: Any, num_bytes: int) -> None:
+        super().__init__([reference])
+        self.num_bytes = num_bytes
+        """Of the array that the reference stands for; only its sender knows them before it is fetched."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+def bytes_of(contents: Contents | None) -> int:
+    """Return the bytes of what this process has published, in the form in which it travels."""
+    if contents is None:
+        return 0
+    parcels = (parcel for parcel in contents[:3] if parcel is not None)
+    arrays = sum(parcel.num_bytes if isinstance(parcel, Stored) else parcel.nbytes for parcel in parcels)
+    return arrays + (0 if contents.extra is None else contents.extra.num_bytes)
+
+
 class RayTransport(Transport):
     """A parcel is an array inside the call, or a list of one reference, which Ray then does not fetch by itself."""
 
@@ -69,7 +90,7 @@ class RayTransport(Transport):
 
     def _parcel(self, tensor: Tensor) -> Parcel:
         array = tensor.detach().cpu().numpy()
-        return array if array.nbytes <= self.inline_bytes else [ray.put(array)]
+        return array if array.nbytes <= self.inline_bytes else Stored(ray.put(array), array.nbytes)
 
     def outbox(self, neighbors: Mapping[int, ActorHandle[Any]]) -> "RayOutbox":
         """Return what calls the method ``receive`` of neighbors' actors."""
@@ -156,14 +177,22 @@ def as_tensor(leaf: Any) -> Any:
     return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
 
 
+class _Pending(NamedTuple):
+    """A call that is not known to be answered."""
+
+    call: Any
+    made_at: float
+    num_bytes: int
+
+
 class _Peer:
     """One neighbor as its messages are sent to it."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self.receive: Any = handle.receive
-        self.pending: deque[tuple[Any, float]] = deque()
-        """Calls that are not known to be answered, and when each was made."""
+        self.pending: deque[_Pending] = deque()
+        """Calls that are not known to be answered."""
         self.answers: deque[float] = deque(maxlen=_ANSWER_TIMES)
         """Seconds that answers took, at most."""
         self.interval = 0.0
@@ -191,11 +220,11 @@ class _Peer:
         """Whether it is time to look for answers; at every message it would cost as much as sending."""
         return len(self.pending) >= CHECKED_CALLS or self.is_full
 
-    def sent(self, version: int, call: Any, now: float) -> None:
+    def sent(self, version: int, pending: _Pending) -> None:
         """Take in that a version was sent."""
         self.run = self.run + 1 if version == self.last_sent + 1 else 1
         self.last_sent = version
-        self.pending.append((call, now))
+        self.pending.append(pending)
 
     def completes_pair(self, version: int) -> bool:
         """Return whether a version's message has the direction of one that was sent after a gap."""
@@ -203,7 +232,7 @@ class _Peer:
 
     def is_alive(self, now: float) -> bool:
         """Return whether the neighbor has not failed to take a message; forget those that it took."""
-        calls = [call for call, _ in self.pending]
+        calls = [one.call for one in self.pending]
         done, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
         for call in done:
             try:
@@ -215,8 +244,8 @@ class _Peer:
                 logger.warning("a message was not taken: %s", first_line(error))
         answered = set(done)
         if done:
-            self.answers.append(min(now - sent_at for call, sent_at in self.pending if call in answered))
-        self.pending = deque((call, sent_at) for call, sent_at in self.pending if call not in answered)
+            self.answers.append(min(now - one.made_at for one in self.pending if one.call in answered))
+        self.pending = deque(one for one in self.pending if one.call not in answered)
         return True
 
 
@@ -260,13 +289,14 @@ class RayOutbox(Outbox):
         with self._lock:
             for k, peer in self._peers.items():
                 call = peer.handle.take_mark.remote(sender, cut, self._sent[k])
-                peer.pending.append((call, time.monotonic()))
+                peer.pending.append(_Pending(call, time.monotonic(), 0))
 
     def send(
         self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
     ) -> Sent:
         """Send one message to each neighbor that has a header, unless it may be skipped and is full."""
         arguments, now = self._transport.arguments(contents), time.monotonic()
+        num_bytes = bytes_of(contents)
         with self._lock:
             to: set[int] = set()
             gone = [k for k, peer in self._peers.items() if peer.is_to_be_checked and not peer.is_alive(now)]
@@ -278,7 +308,7 @@ class RayOutbox(Outbox):
                 peer.offer(now)
                 if may_skip and peer.is_full and not (in_pairs and peer.completes_pair(header.version)):
                     continue
-                peer.sent(header.version, peer.receive.remote(header, *arguments), now)
+                peer.sent(header.version, _Pending(peer.receive.remote(header, *arguments), now, num_bytes))
                 self._sent[k] += 1
                 to.add(k)
             return Sent(frozenset(to), gone)
@@ -286,7 +316,15 @@ class RayOutbox(Outbox):
     def flush(self) -> None:
         """Wait until every neighbor that is alive has every message."""
         with self._lock:
-            under_way = [[call for call, _ in peer.pending] for peer in self._peers.values()]
+            under_way = [[one.call for one in peer.pending] for peer in self._peers.values()]
         for calls in under_way:
             with contextlib.suppress(*GONE, RayTaskError):
                 ray.get(calls)
+
+    def bytes_in_flight(self) -> int:
+        """Return the bytes of messages that no answer has come to; what goes to a neighbor that is gone is lost."""
+        with self._lock:
+            sizes = {one.call: one.num_bytes for peer in self._peers.values() for one in peer.pending if one.num_bytes}
+        calls = list(sizes)
+        _, unanswered = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
+        return sum(sizes[call] for call in unanswered)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from ray_pcasgd import Trainer
 from ray_pcasgd.base.errors import SettingsError
@@ -256,7 +257,12 @@ def test_a_damaged_run_is_shown_as_far_as_that_is_possible(run: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH")
-def test_a_browser_shows_the_run_and_obeys_nothing_that_comes_of_it(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("local_steps", "unit"), [(1, "steps"), (2, "rounds")])
+def test_a_browser_shows_the_run_and_obeys_nothing_that_comes_of_it(
+    local_steps: int, unit: str, run: Path, tmp_path: Path
+) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | {"local_steps": local_steps}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
     event = {"time": 1.5, "kind": "noticed", "agent": 1, "step": 3, "detail": HOSTILE}
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps(event) + "\n")
@@ -269,7 +275,8 @@ def test_a_browser_shows_the_run_and_obeys_nothing_that_comes_of_it(run: Path, t
     assert f"<title>{run.name}: finished</title>" in dumped
     assert '<strong id="state" class="good">finished</strong>' in dumped
     assert len(re.findall("<svg", dumped)) == 3
-    assert len(re.findall(r'title="agent \d read of \d: \d steps old"', dumped)) == 6
+    assert len(re.findall(rf'title="agent \d read of \d: \d {unit} old"', dumped)) == 6
+    assert ("Rounds of local steps by which what" in dumped) is (unit == "rounds")
     assert "step 8 of 8" in dumped
     assert "<img" not in dumped
     assert "&lt;img src=x" in dumped

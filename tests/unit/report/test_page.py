@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from matplotlib.patches import StepPatch
 
 from ray_pcasgd.report.data import load_run
-from ray_pcasgd.report.groups import Curve, final_table, group_runs, resampled
+from ray_pcasgd.report.groups import Curve, agent_curves, final_table, group_runs, resampled
 from ray_pcasgd.report.labels import label_of, labels_of
 from ray_pcasgd.report.page import differing_settings, write_report
 from ray_pcasgd.report.pictures import adaptivity_notes, metric_against, predicting_share
+from ray_pcasgd.report.schedule_pictures import _MOST_WAITING, waiting_bars
 
 NAN = float("nan")
 LISTS = ("neighbors", "versions", "staleness", "ages")
@@ -115,7 +117,7 @@ def write_run(
         "schedule_hash": schedule_hash,
         "wall_seconds": 65.0,
         "agent_steps_per_second": 1234.5,
-        "final": final_of(metrics) if len(metrics) else {},
+        "final": final_of(metrics) if len(metrics) and metrics["agent"].isna().any() else {},
         "error": error,
     }
     (path / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -360,6 +362,63 @@ def test_the_predicting_share_counts_steps_not_rows(tmp_path: Path) -> None:
     frame = pd.DataFrame(rows, columns=["agent", "step", "predicting_share"]).assign(consensus_distance=0.1)
     run = load_run(write_run(tmp_path / "run", metrics=frame.astype({"agent": "Int64"})))
     assert run.predicting_share() == pytest.approx(0.25)
+
+
+def test_what_is_computed_of_all_agents_at_once_is_what_each_one_s_rows_say(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    rows = []
+    for agent, points in ((1, 3), (4, 1), (5, 4), (9, 2)):  # some have left, or were never there
+        steps = np.sort(random.choice(np.arange(1, 50), points, replace=False))
+        rows += [(agent, step, *random.random(4)) for step in steps]
+    columns = ["agent", "step", "seconds", "waited_seconds", "predicting_share", "test_accuracy"]
+    frame = pd.DataFrame(rows, columns=columns).assign(consensus_distance=0.1)
+    frame.loc[4, "test_accuracy"] = NAN
+    frame.loc[3, "seconds"] = 0.0
+    shuffled = frame.sample(frac=1.0, random_state=1)
+    run = load_run(write_run(tmp_path / "run", metrics=shuffled.astype({"agent": "Int64"})))
+    own = {int(agent): rows for agent, rows in frame.groupby("agent")}
+    assert run.agent_numbers == list(own) == list(run.agents)
+    curves = agent_curves(run, "test_accuracy", "step")
+    for rows, curve in zip(own.values(), curves, strict=True):
+        known = rows.dropna(subset="test_accuracy")
+        assert (curve.x.tolist(), curve.y.tolist()) == (known["step"].tolist(), known["test_accuracy"].tolist())
+    assert [curve.x.size for curve in agent_curves(run, "test_f1", "step")] == [0] * 4
+    last = {agent: rows.iloc[-1] for agent, rows in own.items() if agent != 4}
+    assert run.waiting_shares() == {agent: row["waited_seconds"] / row["seconds"] for agent, row in last.items()}
+    steps = {agent: np.diff(rows["step"], prepend=0) for agent, rows in own.items()}
+    total = sum(float((steps[agent] * rows["predicting_share"]).sum()) for agent, rows in own.items())
+    assert run.predicting_share() == pytest.approx(total / sum(float(each.sum()) for each in steps.values()))
+    assert run.predicting_share(5) == pytest.approx(float(np.average(own[5]["predicting_share"], weights=steps[5])))
+    assert run.predicting_share(2) is None
+    reads = run.schedule.to_pylist()
+    for agent in range(4):
+        late = [one for row in reads if row["agent"] == agent for one in row["staleness"]]
+        assert run.mean_staleness(agent) == sum(late) / len(late)
+    assert run.mean_staleness(4) is None
+
+
+def test_a_run_without_agents_rows_has_no_curves(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", metrics=pd.DataFrame({"agent": [], "step": [], "test_accuracy": []})))
+    assert agent_curves(run, "test_accuracy", "step") == agent_curves(run, "test_f1", "step") == []
+    assert (run.agent_numbers, run.waiting_shares(), run.predicting_share()) == ([], {}, None)
+
+
+@pytest.mark.parametrize("num_agents", [_MOST_WAITING, _MOST_WAITING + 1])
+def test_of_very_many_agents_the_waiting_is_one_outline(tmp_path: Path, num_agents: int) -> None:
+    agents = np.arange(num_agents) + 2  # two have no rows
+    waited = (agents % 7) / 10
+    frame = pd.DataFrame({"agent": agents, "step": 10, "seconds": 1.0, "waited_seconds": waited})
+    figure = waiting_bars(load_run(write_run(tmp_path / "run", metrics=frame.assign(consensus_distance=0.1))))
+    assert figure is not None
+    patches = figure.axes[0].patches
+    if num_agents == _MOST_WAITING:
+        assert [bar.get_height() for bar in patches] == waited.tolist()
+        return
+    (outline,) = patches
+    assert isinstance(outline, StepPatch)
+    heights, edges, _ = outline.get_data()
+    assert heights.tolist() == [0.0, 0.0, *waited]
+    assert ((edges[1:] + edges[:-1]) / 2).tolist() == list(range(num_agents + 2))
 
 
 def test_only_settings_that_differ_are_shown(tmp_path: Path) -> None:

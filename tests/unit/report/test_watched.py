@@ -1,13 +1,16 @@
 """What the page about one run shows: of a run that is over its files, of one that is running its status."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from ray_pcasgd import Trainer
 from ray_pcasgd.base import foreign_files
+from ray_pcasgd.cli.control import print_status
 from ray_pcasgd.engines.ray.status import RunStatus, viewed
 from ray_pcasgd.records import Event, Read, Row, StepReport
 from ray_pcasgd.report import reading
@@ -45,6 +48,40 @@ def test_a_run_that_is_over_is_shown_as_it_ended(peers: Path) -> None:
     assert page["tested"][-1]["figures"] == final
     assert [step for step, _ in page["losses"]] == [4, 8, 12]
     json.dumps(page, allow_nan=False)
+
+
+def status_of(about: dict[str, object]) -> dict[str, object]:
+    settled = {"run": "r", "algorithm": "d-asgd", "mode": "live", "num_steps": 5, "num_servers": 0, "clusters": [0]}
+    status = RunStatus(settled | about, 1)
+    status.take(StepReport(Row(0, 0, 0.0, 1.0, 1.0, ()), 2, 0.5, {}, 0, 1.0))
+    return viewed(status.view())
+
+
+@pytest.mark.parametrize(
+    ("local_steps", "has_rounds"), [(None, False), (1, False), ([1, 3, 1], True), ({"name": "equal-time"}, True)]
+)
+def test_the_page_knows_whether_staleness_counts_rounds(peers: Path, local_steps: object, has_rounds: bool) -> None:
+    settings = yaml.safe_load((peers / "config.yaml").read_text()) | {"local_steps": local_steps}
+    if local_steps is None:  # as runs of before have it
+        del settings["local_steps"]
+    (peers / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert of_files(load_run(peers), "")["has_rounds"] is has_rounds
+    (peers / "result.json").unlink()
+    assert of_files(load_run(peers), "", "running")["has_rounds"] is has_rounds
+    status = status_of({} if local_steps is None else {"has_rounds": has_rounds})
+    assert of_running(status, Events([], 0), None, 0.0)["has_rounds"] is has_rounds
+    console = Console(file=StringIO(), width=200)
+    print_status(status, console)
+    assert isinstance(console.file, StringIO)
+    assert ("staleness of each neighbor in rounds" in console.file.getvalue()) is has_rounds
+
+
+def test_the_report_says_that_staleness_counts_rounds(peers: Path) -> None:
+    said = "With local steps, staleness counts rounds."
+    assert said not in page_of([Group("watched", (load_run(peers),))], "steps", None)
+    settings = yaml.safe_load((peers / "config.yaml").read_text()) | {"local_steps": 2}
+    (peers / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert said in page_of([Group("watched", (load_run(peers),))], "rounds", None)
 
 
 def test_a_run_that_was_killed_says_why_it_is_not_watched_and_who_was_lost(peers: Path) -> None:
