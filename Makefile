@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+# Longest first.
+STUDIES := pcasgd resnet18 convergence slow_and_stale gpt staleness_aware dc_asgd self_choosing runtime_theory
 
 .PHONY: train compare test test-all studies check format lock clean
 
@@ -26,9 +28,11 @@ test-all: $(READY)  ## The slow tests as well: every fault, every family on real
 	$(BIN)/python -m pytest -m "" -n logical tests/unit ray_pcasgd
 	$(BIN)/python -m pytest -m "" tests/cli tests/engines tests/ray
 
-studies: $(READY)  ## Every study at its smallest scale, in seconds each
-	for study in pcasgd self_choosing staleness_aware convergence dc_asgd slow_and_stale runtime_theory gpt resnet18; do \
-		$(BIN)/python -m experiments.$$study --scale smoke || exit 1; done
+studies: $(READY)  ## Every study at its smallest scale, two at a time
+	@$(MAKE) --no-print-directory --jobs=2 $(STUDIES:%=study-%)
+
+study-%: $(READY)
+	$(BIN)/python -m experiments.$* --scale smoke --processes 1
 
 check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff check .

@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import yaml
@@ -18,6 +18,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.runs.settings.loading import load_config
 
 SCALES = ("smoke", "cpu", "paper")
+T = TypeVar("T")
 
 
 class Job(NamedTuple):
@@ -73,6 +74,21 @@ def named(config: Config, storage: Path) -> Config:
     return load_config(config, changes={"name": f"{config.algorithm.name}-{digest}", "storage_path": str(storage)})
 
 
+class Here(Executor):
+    """Does what is submitted at once, in this process: to start another takes longer than many a small run."""
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Return the result; what ``function`` raises is raised here."""
+        future: Future[T] = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+def at_once(processes: int) -> Executor:
+    """Return what makes so many runs at the same time: a process each, or this one for one after another."""
+    return Here() if processes == 1 else ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
 def measured(jobs: Iterable[Job], storage: Path, processes: int) -> pd.DataFrame:
     """Return each job's labels with the final metrics of its run, and its ``path``; a diverged run has none."""
     jobs = [Job(job.labels, named(job.config, storage)) for job in jobs]
@@ -80,7 +96,7 @@ def measured(jobs: Iterable[Job], storage: Path, processes: int) -> pd.DataFrame
     finals: dict[str | None, dict[str, Any]] = {}
     # Longest first, so that none of them is left for the end.
     order = sorted(unique.values(), key=lambda config: -config.num_agents * config.num_steps)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with at_once(processes) as pool:
         for config, final in zip(order, pool.map(ensure_run, order), strict=True):
             finals[config.name] = final
     rows = [

@@ -3,8 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.convergence.problem import LOSSES, Digits, FewDigits, Optimum, optimum
+from experiments.running import at_once
 from ray_pcasgd.base.own_files import TemporaryFolder
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.callbacks import Callback
@@ -64,7 +63,7 @@ class Distances(Callback):
 
 def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
     """Run what is missing, and write what was measured."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with at_once(processes) as pool:
         frames = list(pool.map(run_case, cases(settings), itertools.repeat(settings), itertools.repeat(storage)))
     pd.concat(frames, ignore_index=True).to_parquet(output / "results.parquet", index=False)
 

@@ -5,8 +5,6 @@ samples with several seeds, and tested once. Runs that are complete are not run 
 """
 
 import itertools
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pandas as pd
 
 from experiments.dc_asgd.page import page
 from experiments.dc_asgd.study import HERE, METHODS, TUNING_SEED, Case, measure
-from experiments.running import arguments_of, settings_of
+from experiments.running import arguments_of, at_once, settings_of
 
 
 def main() -> None:
@@ -32,7 +30,7 @@ def main() -> None:
 
 def run_all(settings: dict[str, Any], storage: Path, processes: int) -> pd.DataFrame:
     """Return what every run of the search came to, and every run with a step size that was chosen by it."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with at_once(processes) as pool:
 
         def run(cases: list[Case]) -> pd.DataFrame:
             jobs = [pool.submit(measure, case, settings, storage) for case in cases]

@@ -2,8 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pandas as pd
 import torch
 
 from experiments.returning.agents import WAYS, ReturningSpec, with_return
+from experiments.running import at_once
 from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import StepReport
@@ -33,7 +32,7 @@ def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes:
         for way in (*WAYS, STAYED)
         for seed in range(settings["seeds"])
     ]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with at_once(processes) as pool:
         rows = [row for found in pool.map(_one, cases) for row in found]
     pd.DataFrame(rows).to_parquet(output / "results.parquet", index=False)
 

@@ -20,15 +20,15 @@ LAWS: dict[str, Law] = {
     "1 + exponential(1)": ShiftedExponential(shift=1, mean=1),
     "pareto(2.5, 1)": Pareto(shape=2.5, scale=1),
 }
-SCALES = {"smoke": ((4,), 2_000), "cpu": ((8, 16), 60_000), "paper": ((8, 16, 32), 600_000)}
-"""Numbers of workers, and the gradients that are taken in each plan, at least."""
+SCALES = {"smoke": ((4,), 2_000, 400), "cpu": ((8, 16), 60_000, 4000), "paper": ((8, 16, 32), 600_000, 4000)}
+"""Numbers of workers, the gradients that are taken in each plan, at least, and the updates under n-softsync."""
 SOFTNESS = (1, 2, 4, 8)
 
 
 def main() -> None:
     """Plan everything, and write the page."""
     arguments = arguments_of(HERE, __doc__)
-    workers, gradients = SCALES[arguments.scale]
+    workers, gradients, updates = SCALES[arguments.scale]
     tables = []
     for name, law in LAWS.items():
         for number in workers:
@@ -39,7 +39,8 @@ def main() -> None:
             tables.append(theory_table(law, number, gradients, 0, [ASGD()]).assign(law=name, workers=number))
     results = pd.concat(tables, ignore_index=True)
     results.to_parquet(arguments.output / "results.parquet", index=False)
-    softsync = {n: plan_updates(NSoftsync(n=n), UniformLaw(low=0.9, high=1.1), 8, 4000).staleness for n in SOFTNESS}
+    law = UniformLaw(low=0.9, high=1.1)
+    softsync = {n: plan_updates(NSoftsync(n=n), law, 8, updates).staleness for n in SOFTNESS}
     (arguments.output / "n-softsync.svg").write_bytes(as_svg(histogram(softsync)))
     (arguments.output / "RESULTS.md").write_text(page(results, softsync, gradients), encoding="utf-8")
 

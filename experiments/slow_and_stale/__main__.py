@@ -6,14 +6,12 @@ again.
 """
 
 import itertools
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments.running import arguments_of, settings_of
+from experiments.running import arguments_of, at_once, settings_of
 from experiments.slow_and_stale.page import page, picture
 from experiments.slow_and_stale.study import HERE, LAWS, METHODS, TUNING_SEED, Case, measure
 from ray_pcasgd.report.drawing import as_svg
@@ -35,7 +33,7 @@ def main() -> None:
 
 def run_all(settings: dict[str, Any], storage: Path, processes: int) -> pd.DataFrame:
     """Return what every run of the search came to, and every run with a step size that was chosen by it."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with at_once(processes) as pool:
 
         def run(cases: list[Case]) -> pd.DataFrame:
             jobs = [pool.submit(measure, case, settings, storage) for case in cases]

@@ -1,6 +1,7 @@
 """The runs of the study: laws of compute times, methods, step sizes and seeds, for the same virtual seconds."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,7 @@ class Case(NamedTuple):
         }
 
 
+@cache  # step sizes and seeds change nothing in it
 def mini_batches(method: str, law: Law, seconds: float) -> int:
     """Return how many mini-batches of each worker are taken in so many seconds, by the planner.
 
