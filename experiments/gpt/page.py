@@ -48,7 +48,7 @@ compares methods with each other, and says nothing of larger ones.
 
 {total_time(runs)}, several at a time.
 Written by `python -m experiments.gpt --scale {scale}` ({machine()}). The model's size is
-`task.model.arguments` in `study.yaml`; `--scale paper` has 10.7 million parameters, for a GPU, and has no figures yet.
+`task.model.arguments` in `study.yaml`; `paper/RESULTS.md` has 10.7 million parameters, on a GPU.
 """
 
 

@@ -43,8 +43,8 @@ In the table, {SPREAD}, where there are several. Loss and accuracy are the avera
 methods with each other, and says nothing of what the network comes to in the usual 200 epochs.
 
 {total_time(runs)}, several at a time.
-Written by `python -m experiments.resnet18 --scale {scale}` ({machine()}). `--scale paper` has batches of 128,
-for a GPU, and has no figures yet.
+Written by `python -m experiments.resnet18 --scale {scale}` ({machine()}). `paper/RESULTS.md` has
+batches of 128, on a GPU.
 """
 
 

@@ -168,3 +168,43 @@ def test_nobody_measures_where_the_bound_does_not_ask_for_it(algorithm: dict[str
     peer.gather(received(peer, 1, 1))
     assert peer.curvature is None
     assert peer.measured_coefficients(0) == {}
+
+
+class Counting(nn.Module):
+    """A linear layer that counts how often it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.register_buffer("offset", torch.full((10,), 0.5))
+        self.passes = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += 1
+        outputs: Tensor = self.layer(inputs.flatten(1)) * self.passes + self.offset
+        return outputs
+
+
+class Uncopied(Counting):
+    """The same, which cannot be copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Uncopied":
+        raise TypeError("not to be copied")
+
+
+@pytest.mark.parametrize("network", [Counting, Uncopied])
+def test_what_measures_is_a_module_that_has_not_run_with_the_weights_of_the_agent(network: type[Counting]) -> None:
+    factory = {"name": "custom", "factory": network}
+    config = load_config({"num_agents": 2, "engine": "local", "algorithm": "pc-asgd", "task": {"model": factory}})
+    plan = make_plan(config)
+    peer = plan.specs[0].build(plan.data)
+    assert isinstance(peer, Peer)
+    batch, along = peer.draw(peer.curvature_batches), torch.ones_like(peer.weights)
+    peer.replica.module(batch[0])
+    first, again = (peer.curvature_on(peer.snapshot(), batch, along) for _ in range(2))
+    # The same each time, though a pass changes what the next one returns.
+    assert first is not None
+    assert first == again
+    peer.replica.module.passes = 0  # type: ignore[assignment]
+    loss = lambda: nn.functional.cross_entropy(peer.replica.module(batch[0]), batch[1])  # noqa: E731
+    assert first == pytest.approx(curvature_along(loss, peer.replica.parameters(), along), rel=1e-5)
