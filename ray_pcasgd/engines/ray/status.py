@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -89,12 +90,22 @@ class RunStatus:
         """Take in the averaged model's test figures."""
         self.tested = with_tested(self.tested, step, figures)
 
+    def _common_step(self) -> int | None:
+        """Return the step that half of the agents in the curve have reached: a mean of the fastest few says little.
+
+        ``None`` before the first steps, and with servers, whose updates are the run's.
+        """
+        if self.about["num_servers"]:
+            return None
+        steps = [status.step for status in self.agents if status.step and status.health in ("training", "finished")]
+        return statistics.median_low(steps) if steps else None
+
     def view(self) -> str:
         """Return everything, as JSON; see ``RunView``."""
         agents = [asdict(status) | {"loss": _finite(status.loss)} for status in self.agents]
         events, tested = ([one._asdict() for one in some] for some in (self.events, self.tested))
         counts = {"num_events": self.num_events, "steps_taken": self.steps_taken}
-        curves = {"losses": self._losses.points(), "tested": tested}
+        curves = {"losses": self._losses.points(self._common_step()), "tested": tested}
         tree = {**self.about, "agents": agents, "events": events, **counts, **curves}
         return json.dumps(tree, default=float)
 

@@ -47,10 +47,14 @@ class LossCurve:
         before, count = self._stretches.get(place, (0.0, 0))
         self._stretches[place] = (before + total, count + number)
 
-    def points(self) -> list[tuple[int, float]]:
-        """Return the curve: the last step of each stretch, and the mean loss there."""
+    def points(self, until: int | None = None) -> list[tuple[int, float]]:
+        """Return the curve: the last step of each stretch, and the mean loss there.
+
+        Without stretches that begin after ``until``, where that is given.
+        """
         means = ((place, total / number) for place, (total, number) in sorted(self._stretches.items()))
-        return [((place + 1) * self._width - 1, mean) for place, mean in means if math.isfinite(mean)]
+        kept = ((place, mean) for place, mean in means if until is None or place * self._width <= until)
+        return [((place + 1) * self._width - 1, mean) for place, mean in kept if math.isfinite(mean)]
 
 
 def with_tested(

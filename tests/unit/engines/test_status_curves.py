@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_pcasgd.engines.ray.status import RunStatus
+from ray_pcasgd.engines.ray.status import RunStatus, viewed
 from ray_pcasgd.engines.ray.status_curves import Evaluation, LossCurve, with_tested
-from ray_pcasgd.records import Row, StepReport
+from ray_pcasgd.records import Event, Row, StepReport
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e3, 1e3)), min_size=1))
@@ -48,3 +48,23 @@ def test_beside_servers_theirs_is_the_runs_loss(num_servers: int, expected: list
     status.take(StepReport(Row(0, 2, 0.0, 1.0, 1.0, ()), 3, 1.0, {}, 0, 1.0))
     status.take(StepReport(Row(1, 6, 0.0, 1.0, 1.0, ()), 7, 2.0, {}, 0, 1.0))
     assert status._losses.points() == expected
+
+
+def test_the_loss_goes_as_far_as_half_of_the_agents_and_not_with_the_fastest() -> None:
+    about = {
+        "run": "first",
+        "algorithm": "d-asgd",
+        "mode": "live",
+        "num_steps": 9,
+        "num_servers": 0,
+        "clusters": [0] * 4,
+    }
+    run = RunStatus(about, 4)
+    # The last one, alone, is far ahead with a small loss; the first one is slow.
+    for agent, last in enumerate((1, 3, 4, 8)):
+        for step in range(1, last + 1):
+            run.take(StepReport(Row(agent, step - 1, 0.0, 1.0, 1.0, ()), step, float(4 - agent), {}, 0, 1.0))
+    assert [step for step, _ in viewed(run.view())["losses"]] == [1, 2, 3]
+    for agent in (1, 2):  # of those that are left, one has taken 8 steps
+        run.take(Event("agent_lost", agent, 3, "lost"))
+    assert [step for step, _ in viewed(run.view())["losses"]] == [1]
