@@ -1,6 +1,5 @@
 """What computes gradients: a replica of the model, a shard's batches and the local optimizer."""
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.curvature import curvature_along
+from ray_pcasgd.agents.fresh_replicas import FreshReplicas
 from ray_pcasgd.agents.loss_scale import LossScale
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
 from ray_pcasgd.agents.participant import LearnerSpec
@@ -86,8 +86,7 @@ class Learner:
         self.loss_scale = LossScale() if recipe.precision == "fp16" else None
         """By what the next step's loss is multiplied; ``None``: by nothing."""
         self.batches = self.loaded(self.stream("batches"))
-        self._unused: nn.Module | None = None
-        """A module that has not run, without weights, of which replicas are copied that measure something."""
+        self.fresh_replicas = FreshReplicas(partial(recipe.build, data), recipe.replica_of)
         self.optimizer = recipe.optimizer
         self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
 
@@ -295,29 +294,16 @@ class Learner:
 
         **Choice**: in float32, whatever the run's precision: of second derivatives, 8 bits would leave noise.
         """
-        recipe = self.spec.recipe
+
+        def measure(replica: Replica) -> float | None:
+            replica.load(snapshot.weights, snapshot.buffers)
+            replica.load_local(snapshot.local)
+            self.seed_forward_pass()
+            loss = partial(self.spec.recipe.task.loss_of, replica.module, batch)
+            return curvature_along(loss, replica.parameters(), direction)
+
         # Of another module: the model's own code may count its passes.
-        replica = self.fresh_replica()
-        replica.load(snapshot.weights, snapshot.buffers)
-        replica.load_local(snapshot.local)
-        self.seed_forward_pass()
-        loss = partial(recipe.task.loss_of, replica.module, batch)
-        return curvature_along(loss, replica.parameters(), direction)
-
-    def fresh_replica(self) -> Replica:
-        """Return a replica whose module has not run yet: a copy of one that is kept, where it can be copied.
-
-        To make a model draws all of its weights, which takes as long as a step on a GPU or longer.
-        """
-        recipe = self.spec.recipe
-        if self._unused is None:
-            made = recipe.build(self.data)
-            made.forget_weights()
-            self._unused = made.module
-        try:
-            return recipe.replica_of(copy.deepcopy(self._unused))
-        except Exception:  # the model's own code decides what can be copied
-            return recipe.build(self.data)
+        return self.fresh_replicas.measure(measure)
 
     def feedback_of(self, curvature: float | None, state: Any, direction: Tensor) -> float | None:
         """Return what the optimizer makes of a curvature along a direction, in one of its states."""

@@ -122,6 +122,11 @@ class Replica:
         self.weights.copy_(weights)
         self.buffers.copy_(buffers)
 
+    @property
+    def has_frozen(self) -> bool:
+        """Whether the module has parameters that are not trained."""
+        return bool(self._frozen)
+
     def forget_weights(self) -> None:
         """Let the trained parameters be zeros that take up no memory; only a copy of the module is of use then."""
         for parameter in self._trained:

@@ -10,7 +10,7 @@ from ray_pcasgd.agents.adam import AdamW
 from ray_pcasgd.agents.curvature import MeasuredCurvature, curvature_along
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import Received
-from ray_pcasgd.agents.peer import AgentSpec, Peer
+from ray_pcasgd.agents.peer import AgentSpec, Peer, Recipe
 from ray_pcasgd.records import Read
 from ray_pcasgd.rules import PCASGD
 from ray_pcasgd.runs.plan.plan import make_plan
@@ -192,19 +192,48 @@ class Uncopied(Counting):
         raise TypeError("not to be copied")
 
 
-@pytest.mark.parametrize("network", [Counting, Uncopied])
-def test_what_measures_is_a_module_that_has_not_run_with_the_weights_of_the_agent(network: type[Counting]) -> None:
+class Enclosing(Counting):
+    """The same, by a function that a copy has of the original."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_layer = lambda inputs: self.layer(inputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += 1
+        outputs: Tensor = self.of_layer(inputs.flatten(1)) * self.passes + self.offset
+        return outputs
+
+
+class Frozen(Counting):
+    """The same behind a layer that is not trained, of which no second one is kept in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(64, 64).requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(self.before(inputs.flatten(1)))
+
+
+@pytest.mark.parametrize(("network", "makes"), [(Counting, 3), (Uncopied, 5), (Enclosing, 5), (Frozen, 5)])
+def test_what_measures_is_a_module_that_has_not_run_with_the_weights_of_the_agent(
+    network: type[Counting], makes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     factory = {"name": "custom", "factory": network}
     config = load_config({"num_agents": 2, "engine": "local", "algorithm": "pc-asgd", "task": {"model": factory}})
     plan = make_plan(config)
+    made, build = [], Recipe.build
+    monkeypatch.setattr(Recipe, "build", lambda recipe, data: made.append(recipe) or build(recipe, data))
     peer = plan.specs[0].build(plan.data)
     assert isinstance(peer, Peer)
     batch, along = peer.draw(peer.curvature_batches), torch.ones_like(peer.weights)
-    peer.replica.module(batch[0])
-    first, again = (peer.curvature_on(peer.snapshot(), batch, along) for _ in range(2))
-    # The same each time, though a pass changes what the next one returns.
-    assert first is not None
-    assert first == again
-    peer.replica.module.passes = 0  # type: ignore[assignment]
     loss = lambda: nn.functional.cross_entropy(peer.replica.module(batch[0]), batch[1])  # noqa: E731
-    assert first == pytest.approx(curvature_along(loss, peer.replica.parameters(), along), rel=1e-5)
+    expected = curvature_along(loss, peer.replica.parameters(), along)
+    assert expected
+    made.clear()
+    # The same each time, though a pass changes what the next one returns.
+    found = [peer.curvature_on(peer.snapshot(), batch, along) for _ in range(4)]
+    assert found == [pytest.approx(expected, rel=1e-5)] * 4
+    assert len(set(found)) == 1
+    assert len(made) == makes
