@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE, help="folder of gpu.json and GPU.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     kept = arguments.output / "gpu.json"
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     name = torch.cuda.get_device_name()
@@ -197,6 +198,8 @@ def main() -> None:
             for figure in figures[part](arguments.repeats):
                 results[part].append(figure._asdict())
                 print(f"{figure.name}: {figure.ratio:.3f}", flush=True)
+                # A machine that is lent may be gone before the next one.
+                kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (arguments.output / "GPU.md").write_text(page(results), encoding="utf-8")
     print(page(results))
