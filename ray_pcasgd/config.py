@@ -104,6 +104,12 @@ class Config(Settings):
     steps, and so does ``engine.max_lag`` where rounds are of one length; num_steps, step sizes, evaluations, epochs
     and delays in steps count steps. The exchange of a round runs during the steps of the next one; predictions and
     their stability bound see H times the step size."""
+    overlap: bool | None = None
+    """Whether the exchange of a round runs during the steps of the next one: an agent then reads at the end of its
+    round, and steps from what it read with the round's displacement (combine-then-adapt). ``false``: it reads first,
+    takes its steps from what came of that, and sends where they lead (adapt-then-combine): with ``d-psgd``, equal
+    weights and nobody late, federated averaging. Between peers. Not given: as the algorithm is defined, ``false`` for
+    slowmo, noloco and gasloc, ``true`` for others."""
     batch_size: int = Field(16, ge=1, le=100_000)
     """Samples of one agent's mini-batch."""
 

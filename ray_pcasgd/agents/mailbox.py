@@ -63,7 +63,8 @@ class Mailbox(Generic[Payload]):
     """The messages that have come from each neighbor.
 
     ``newest(k)`` is the highest version whose message has arrived; ``readable(k)`` the highest one whose weights are
-    not held back. Version ``v``'s direction comes with message ``v + 1``, since it is known only then.
+    not held back. Version ``v``'s direction comes with message ``v + 1``, since it is known only then, unless agents
+    combine first.
     """
 
     def __init__(self, neighbors: tuple[int, ...]) -> None:
@@ -140,9 +141,9 @@ class Mailbox(Generic[Payload]):
         """Return the versions of the neighbor that are here."""
         return list(self._messages[neighbor])
 
-    def following(self, neighbor: int, version: int) -> Payload | None:
-        """Return the contents of the message after that version, which hold its direction, if they are here."""
-        message = self._messages[neighbor].get(version + 1)
+    def following(self, neighbor: int, version: int, lag: int = 1) -> Payload | None:
+        """Return the contents of the message ``lag`` versions later, which hold its direction, if they are here."""
+        message = self._messages[neighbor].get(version + lag)
         return message.contents if message else None
 
     def readable(self, neighbor: int, cap: int | None, now: float | None = None) -> int | None:

@@ -33,6 +33,9 @@ class Family:
     order; or once it was read as often as the schedule says, all of whose rows are known."""
     prepares: bool = True
     """Whether a step's gradient is computed before anything is read, at the agent's own version."""
+    direction_lag: int = 1
+    """How many versions after a version the message comes that holds the direction at it: 0 where that is the one which
+    has led to it."""
     runs_ahead: bool = False
     """Whether rows that are ready run before earlier ones that are not."""
     exchanges: bool = False

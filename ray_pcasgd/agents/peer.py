@@ -53,6 +53,8 @@ class Recipe(Training):
     """Mini-batches of each agent from one version to the next; empty: 1 for all."""
     wire: Wire = field(default_factory=Wire)
     """The formats of what they send."""
+    combines_first: bool = False
+    """Whether agents combine what they have read before a round's local steps (``combining``)."""
 
     @cached_property
     def rounds(self) -> Rounds:
@@ -65,7 +67,9 @@ class Recipe(Training):
 
     def needs_direction(self, agent: int, read: Read) -> bool:
         """Return whether ``agent`` needs the direction at the version that it reads, not its weights alone."""
-        return self.rule.needs_directions and read.staleness > 0 and not self.reliable(agent, read)
+        # Nothing has led to the start, where it is the direction before a version that is sent with it.
+        has_one = read.version > 0 or not self.combines_first
+        return self.rule.needs_directions and has_one and read.staleness > 0 and not self.reliable(agent, read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +253,11 @@ class Peer(Learner, Participant):
         for _ in range(steps):
             own.advance(super().compute())
         return own.finish()
+
+    @property
+    def rule_direction(self) -> Tensor:
+        """The direction that the rule steps along, shape (D,)."""
+        return self.direction
 
     @property
     def has_to_prepare(self) -> bool:
@@ -470,7 +479,7 @@ class Peer(Learner, Participant):
         ours, mixing, staleness, age = numbers.tensor_split((first, first + count, first + 2 * count))
         own_mixing, step_size, *values = ours.unbind()
         coefficients = dict(zip(gathered.coefficients, values, strict=True))
-        own = Own(self.weights, self.direction, own_mixing, step_size, coefficients)
+        own = Own(self.weights, self.rule_direction, own_mixing, step_size, coefficients)
         reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
         reads = Reads(gathered.weights, gathered.directions, gathered.drift, mixing, staleness, age, reliable)
         return own, reads
@@ -679,6 +688,8 @@ class Peer(Learner, Participant):
     def receivers(self) -> tuple[int, ...]:
         """Return whom the present version is sent to."""
         spec = self.spec
+        if not self.is_running and spec.recipe.rule.exchange.waits_for_partners:
+            return spec.receivers  # lest one wait for a partner that has none to send any more
         return spec.recipe.rule.receivers(spec.recipe.seed, spec.agent, self.version, spec.receivers)
 
     @property

@@ -67,6 +67,14 @@ class Rule(Settings, ABC):
     tensor says False, and its agents are stepped one by one."""
     default_barrier: ClassVar[DefaultBarrier] = "none"
     """The barrier between agents under which the rule is the published algorithm."""
+    takes_any_barrier: ClassVar[bool] = False
+    """Whether other barriers are allowed where the default one is ``all``: the rule has no asynchronous form of another
+    name."""
+    combines_first: ClassVar[bool] = False
+    """Whether the rule is defined for agents alone that combine what they have read before a round's local steps, and
+    send what these come to (adapt-then-combine): it is then handed a direction of zeros."""
+    meets_in_pairs: ClassVar[bool] = False
+    """Whether agents meet in random pairs, for which all have to be neighbors, and wait for their partner alone."""
 
     def check(self, num_agents: int) -> None:
         """Raise ``ValueError`` where the settings do not fit a run of that many agents."""
@@ -96,6 +104,11 @@ class Rule(Settings, ABC):
         return neighbors
 
     @property
+    def waits_for_partners(self) -> bool:
+        """Whether a barrier is about those alone whom an agent reads at the step, not about all neighbors."""
+        return False
+
+    @property
     def exchange(self) -> Exchange:
         """Who reads whom, and who sends to whom; without the rule where it asks all, so that plans need no torch."""
         kind = type(self)
@@ -113,6 +126,11 @@ class Rule(Settings, ABC):
     def probes_at(self, step: int) -> bool:
         """Return whether ``step`` is handed a probe at this step."""
         return False
+
+    @property
+    def displacement_factor(self) -> float:
+        """By what the displacement of a round's local steps is multiplied, where agents combine first."""
+        return 1.0
 
     @property
     def measures_curvature(self) -> bool:

@@ -1,6 +1,7 @@
 """Exchange: whom an agent reads and sends to at a step. It is all that planning needs of a rule; knows no tensors."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from ray_pcasgd.base.randomness import generator
@@ -17,6 +18,11 @@ class Exchange(Protocol):
         """What of a neighbor is read at a step, see ``Rule.reading``."""
         ...
 
+    @property
+    def waits_for_partners(self) -> bool:
+        """Whether a barrier is about those alone whom the agent reads at the step."""
+        ...
+
     def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
         """Return the neighbors that an agent reads at this step, in rising order."""
         ...
@@ -31,6 +37,7 @@ class AllNeighbors:
     """Every neighbor is read at each step, and is sent each version."""
 
     reading: Reading = "newest"
+    waits_for_partners: bool = False
 
     def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
         """Return all neighbors."""
@@ -48,6 +55,7 @@ class RandomNeighbor:
     every: float
     """Steps from one exchange to the next, on average; 1 or more."""
     pushes: bool
+    waits_for_partners: bool = False
 
     @property
     def reading(self) -> Reading:
@@ -68,3 +76,30 @@ class RandomNeighbor:
         if not neighbors or random.random() >= 1 / self.every:
             return ()
         return (neighbors[int(random.integers(len(neighbors)))],)
+
+
+@dataclass(frozen=True)
+class RandomPairs:
+    """All agents meet in random pairs, drawn anew at each step; of an odd number one stays alone. All are neighbors."""
+
+    reading: Reading = "newest"
+    waits_for_partners: bool = True
+
+    def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the agent's partner at this step."""
+        partner = _drawn_pairs(seed, step, len(neighbors) + 1)[agent]
+        return () if partner == agent else (partner,)
+
+    def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the agent's partner at the step that begins with this version, who reads it then."""
+        return self.partners(seed, agent, version, neighbors)
+
+
+@lru_cache(maxsize=64)
+def _drawn_pairs(seed: int, step: int, num_agents: int) -> tuple[int, ...]:
+    """Return the partner of each agent, itself where it has none."""
+    order = generator(seed, "pairs", step).permutation(num_agents).tolist()
+    partner = list(range(num_agents))
+    for one, other in zip(order[::2], order[1::2], strict=False):
+        partner[one], partner[other] = other, one
+    return tuple(partner)

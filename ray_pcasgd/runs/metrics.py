@@ -39,9 +39,9 @@ class _Awaited(NamedTuple):
 class _Tally:
     """What one agent did since its last evaluation, and since the start."""
 
-    def __init__(self, is_worker: bool) -> None:
-        self.is_worker = is_worker
-        """Whether it waits between its rows, instead of within them."""
+    def __init__(self, waits_between: bool) -> None:
+        self.waits_between = waits_between
+        """Whether it waits between its rows, instead of within them: a worker, and a peer that combines first."""
         self.waited_seconds = 0.0
         self.bytes_sent = 0
         self.cancelled_steps = 0
@@ -61,7 +61,7 @@ class _Tally:
         self.losses.append(report.loss)
         self.staleness.extend(read.staleness for read in row.reads)
         self.waited_seconds += row.end - row.ready
-        if self.is_worker and self.last_end is not None:
+        if self.waits_between and self.last_end is not None:
             self.waited_seconds += max(0.0, row.start - self.last_end)
         self.last_end = row.end
         self.cancelled_steps += row.kind == "cancelled"
@@ -97,12 +97,17 @@ class MetricsTable:
     """
 
     def __init__(
-        self, num_agents: int, evaluate: Callable[[Snapshot, int], Evaluating], servers: Collection[int] = ()
+        self,
+        num_agents: int,
+        evaluate: Callable[[Snapshot, int], Evaluating],
+        servers: Collection[int] = (),
+        combines_first: bool = False,
     ) -> None:
         self._evaluate = evaluate
         self._awaited: deque[_Awaited] = deque()
         """Evaluations that are complete but for the averaged model's figures, by rising version."""
-        self._tallies = [_Tally(is_worker=bool(servers) and i not in servers) for i in range(num_agents)]
+        between = combines_first or bool(servers)
+        self._tallies = [_Tally(waits_between=between and i not in servers) for i in range(num_agents)]
         self._servers = servers
         self._evaluated = servers or range(num_agents)
         self._left: set[int] = set()

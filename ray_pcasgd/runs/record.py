@@ -43,7 +43,8 @@ class RunRecord:
         config = plan.config
         self.evaluations = AveragedEvaluations(plan, folder.location, self.say_later)
         self.model = self.evaluations.model
-        self.monitor = MetricsTable(len(plan.specs), self.evaluations.begin, plan.servers)
+        combines_first = plan.config.overlap is False
+        self.monitor = MetricsTable(len(plan.specs), self.evaluations.begin, plan.servers, combines_first)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.ending = Ending(folder, self.take_event)
         self.interrupts = Interrupts(self.ask_to_leave)

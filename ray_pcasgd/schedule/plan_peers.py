@@ -19,8 +19,9 @@ class Planner(Timing):
     """A run's timing; iterating over it yields the same rows every time, lazily, in an order that can be executed.
 
     An agent computes its gradient, then tests its barrier, at once and whenever messages arrive, until it may
-    proceed; at that instant it reads, publishes its next version and starts its next step. Time is whole nanoseconds,
-    so that equal times are equal.
+    proceed; at that instant it reads, publishes its next version and starts its next step. One that combines first
+    tests its barrier, reads as it may proceed, computes, and publishes. Time is whole nanoseconds, so that equal times
+    are equal.
 
     **Choice**: of what happens at one instant. Arrivals come first. Then all agents that may proceed end their steps
     together, none of them reading what another publishes in that same round. Then messages without latency arrive,
@@ -38,6 +39,8 @@ class Planner(Timing):
     """Says who reads whom, and who sends to whom."""
     local_steps: tuple[int, ...] = ()
     """Mini-batches of each agent from one version to the next; empty: 1 for all."""
+    combines_first: bool = False
+    """Whether an agent tests its barrier and reads before it computes, at the start of its row, instead of after it."""
 
     @cached_property
     def rounds(self) -> Rounds:
@@ -77,6 +80,8 @@ class _Agent:
         self.ready = 0
         self.waits = False
         """Whether the barrier has been tested in vain at this step."""
+        self.reads: tuple[Read, ...] | None = None
+        """What it has read for the round that it computes, where agents combine first."""
         self.held: tuple[int, ...] = ()
         """Who was not sent the present version, where every version is read once."""
 
@@ -162,7 +167,7 @@ class _Simulation:
         if self.plan.num_steps < 1:
             return
         for agent in self.agents:
-            self.calendar.enter(self.begin(agent, 0), agent.number)
+            self.calendar.enter(self.first_test(agent, 0), agent.number)
         while (now := self.calendar.next_moment) is not None:
             testing: set[int] = set()
             while self.calendar.next_moment == now:
@@ -171,7 +176,14 @@ class _Simulation:
                 tested = (self.test(self.agents[number], now) for number in sorted(testing))
                 rows = [row for row in tested if row is not None]
                 testing = self.publish([self.agents[row.agent] for row in rows], now)
+                # Who has begun in this round, and takes no time.
+                while self.calendar.next_moment == now:
+                    testing.add(self.calendar.pop()[1])
                 yield from rows
+
+    def first_test(self, agent: _Agent, now: int) -> int:
+        """Return when an agent that has just published first tests the barrier of its next step."""
+        return now if self.plan.combines_first else self.begin(agent, now)
 
     def begin(self, agent: _Agent, now: int) -> int:
         """Start the agent's next step, and return when its gradient is ready."""
@@ -181,18 +193,36 @@ class _Simulation:
 
     def test(self, agent: _Agent, now: int) -> Row | None:
         """Return the row that ends now if the barrier lets it; else the agent tests again at the next arrival."""
-        step = agent.step
-        if step == agent.last or now < agent.ready:
+        if agent.step == agent.last or now < agent.ready:
             return None  # an arrival that was entered for a wait which an earlier one has ended
+        if agent.reads is None and (reads := self.reads_at(agent, now)) is not None:
+            if not self.plan.combines_first:
+                return self.row(agent, now, reads)
+            agent.reads, agent.waits = reads, False
+            self.calendar.enter(self.begin(agent, now), agent.number)
+        elif agent.reads is not None:
+            reads, agent.reads = agent.reads, None
+            return self.row(agent, now, reads)
+        return None
+
+    def row(self, agent: _Agent, now: int, reads: tuple[Read, ...]) -> Row:
+        """Return the agent's row that ends now."""
+        return Row(agent.number, agent.step, *row_times(agent.start, agent.ready, now), reads, held=agent.held)
+
+    def reads_at(self, agent: _Agent, now: int) -> tuple[Read, ...] | None:
+        """Return what the agent reads now, or ``None`` where its barrier lets it wait."""
         for link in agent.incoming.values():
             link.advance(now)
-        newest = {k: link.reached for k, link in agent.incoming.items()}
-        decision = self.plan.barrier.decide(step, newest, agent.barrier_draws)
+        exchange, neighbors = self.plan.exchange, self.plan.neighbors[agent.number]
+        asked = neighbors
+        if exchange.waits_for_partners:
+            asked = exchange.partners(self.plan.seed, agent.number, agent.step, neighbors)
+        newest = {k: agent.incoming[k].reached for k in asked}
+        decision = self.plan.barrier.decide(agent.step, newest, agent.barrier_draws)
         if isinstance(decision, WaitFor):
             self.wait(agent)
             return None
-        reads = tuple(self.reads(agent, decision.capped))
-        return Row(agent.number, step, *row_times(agent.start, agent.ready, now), reads, held=agent.held)
+        return tuple(self.reads(agent, decision.capped))
 
     def reads(self, agent: _Agent, capped: frozenset[int]) -> Iterator[Read]:
         """Yield what the agent reads at its step."""
@@ -223,10 +253,13 @@ class _Simulation:
         for agent in agents:
             agent.step += 1
             agent.waits = False
-        entries = [(self.begin(agent, now), agent.number) for agent in agents if agent.step < agent.last]
+        entries = [(self.first_test(agent, now), agent.number) for agent in agents if agent.step < agent.last]
         for agent in agents:
             readers = tuple(link.receiver.number for link in agent.outgoing)
-            receivers = self.plan.exchange.receivers(self.plan.seed, agent.number, agent.step, readers)
+            # All must know of the last version, lest one wait for a partner that has none to send any more.
+            receivers = readers
+            if agent.step < agent.last or not self.plan.exchange.waits_for_partners:
+                receivers = self.plan.exchange.receivers(self.plan.seed, agent.number, agent.step, readers)
             agent.held = self.done(agent)
             for link in agent.outgoing:
                 if link.receiver.number not in receivers or link.receiver.number in agent.held:

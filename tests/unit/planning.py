@@ -47,7 +47,9 @@ class _SlowPlanner:
         """By version, the mini-batches up to it."""
         self.lasts = [-(-plan.num_steps // self.local_steps(i)) for i in self.agents]
         self.start = [0 for _ in self.agents]
-        self.ready = [self.round_ends(i, 0) for i in self.agents]
+        self.ready = [0 if plan.combines_first else self.round_ends(i, 0) for i in self.agents]
+        self.begun: dict[int, tuple[Read, ...]] = {}
+        """What those read that have combined, and compute now."""
         self.times = {
             (k, i): LinkTimes(plan.links, plan.clusters, plan.seed, k, i)
             for i in self.agents
@@ -90,11 +92,22 @@ class _SlowPlanner:
                 ended = [i for i in self.agents if self.may_end(i, moment)]
                 if not ended:
                     break
+                if self.plan.combines_first:
+                    ended = self.combine(ended, moment)
                 result += [self.row(i, moment) for i in ended]
                 for i in ended:
                     self.published[i].append(moment)
                 for i in ended:
                     self.publish(i, moment)
+
+    def combine(self, going: list[int], moment: Moment) -> list[int]:
+        """Let those read and begin who have not, and return the others, whose rounds end."""
+        ended = [i for i in going if i in self.begun]
+        for i in going:
+            if i not in self.begun:
+                self.begun[i] = self.row(i, moment).reads
+                self.start[i], self.ready[i] = moment[0], self.round_ends(i, moment[0])
+        return ended
 
     def known(self, k: int, i: int, moment: Moment) -> list[Sent]:
         """Return what i has from k: instantaneous messages from the next round on, late ones when they are due."""
@@ -108,7 +121,12 @@ class _SlowPlanner:
         step = len(self.published[i])
         if step == self.lasts[i] or self.ready[i] > moment[0]:
             return False
-        newest = {k: max(message.version for message in self.known(k, i, moment)) for k in self.plan.neighbors[i]}
+        if i in self.begun:
+            return True
+        asked = self.plan.neighbors[i]
+        if self.plan.exchange.waits_for_partners:
+            asked = self.plan.exchange.partners(self.plan.seed, i, step, asked)
+        newest = {k: max(message.version for message in self.known(k, i, moment)) for k in asked}
         # Who has taken all its steps is not waited for.
         newest = {k: max(version, step) if version == self.lasts[k] else version for k, version in newest.items()}
         self.capped[i] = frozenset()
@@ -129,6 +147,8 @@ class _SlowPlanner:
 
     def row(self, i: int, moment: Moment) -> Row:
         step, plan = len(self.published[i]), self.plan
+        if i in self.begun:
+            return Row(i, step, self.start[i] / 1e9, self.ready[i] / 1e9, moment[0] / 1e9, self.begun.pop(i))
         before = dict(self.last_read)
         asked = plan.exchange.partners(plan.seed, i, step, plan.neighbors[i])
         if plan.exchange.reading == "every":
@@ -179,7 +199,10 @@ class _SlowPlanner:
                 if receiver in readers:
                     self.held.setdefault((i, version), []).append(receiver)
                 continue
-            if receiver in readers and receiver in self.plan.exchange.receivers(self.plan.seed, i, version, readers):
+            told = self.plan.exchange.receivers(self.plan.seed, i, version, readers)
+            if version == self.lasts[i] and self.plan.exchange.waits_for_partners:
+                told = readers
+            if receiver in readers and receiver in told:
                 earlier = self.sent[i, receiver]
                 times = self.times[i, receiver]
                 taken = self.taken_at[i][version]
@@ -187,6 +210,6 @@ class _SlowPlanner:
                 arrival = max([due, *(message.arrival for message in earlier)])
                 hold = math.ceil(times.hold_steps(taken, second) / self.local_steps(i))
                 earlier.append(Sent(version, moment, arrival, arrival > moment[0], hold))
-        if version < self.lasts[i]:
+        if version < self.lasts[i] and not self.plan.combines_first:
             self.start[i] = moment[0]
             self.ready[i] = self.round_ends(i, moment[0])

@@ -43,6 +43,10 @@ class Take(NamedTuple):
     """What it reads, in the order of a row's reads; all of it is in the mailbox."""
 
 
+class Publish(NamedTuple):
+    """Publish the version that the step has come to; of agents that take it as soon as they have read."""
+
+
 class Ask(NamedTuple):
     """Ask another agent for its version, and tell the policy what became of it; in pairs alone."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from ray_pcasgd.agents.mailbox import Header, Mailbox
 from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.base.randomness import generator
-from ray_pcasgd.engines.live.decisions import Compute, Moment, Over, Rejoin, Take, Wait, overdue
+from ray_pcasgd.engines.live.decisions import Compute, Moment, Over, Publish, Rejoin, Take, Wait, overdue
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.reading import OwnTimes, choose_all, choose_read
 from ray_pcasgd.engines.live.watching import Limits, NeighborWatch
@@ -34,7 +34,8 @@ class PeerPolicy:
     """Decides for one live peer. It waits for its barrier only, never for a single message or neighbor.
 
     A step is: ``Compute``, ``computed``, a wait where the agent is a straggler or its barrier asks for one, ``Take``,
-    ``taken``, ``stepped``.
+    ``taken``, ``stepped``. Of one that combines first it is: a wait for its barrier, ``Take``, ``taken``, ``computed``,
+    a wait where it is a straggler, ``Publish``, ``stepped``.
 
     Args:
         spec: The agent.
@@ -73,6 +74,7 @@ class PeerPolicy:
         """The wall-clock second at which the present step began to wait for its barrier."""
         self.barrier = injection.barrier
         self.pushes = spec.recipe.rule.reading == "every"
+        self.combines_first = spec.recipe.combines_first
         self.gone: set[int] = set()
         """Neighbors that are known to be gone."""
         self.done: set[int] = set()
@@ -149,14 +151,16 @@ class PeerPolicy:
         self._due = now.steady + sum(self._extra_seconds(since) for _ in range(steps))
         self._deadline = self._tested = None
 
-    def decide(self, now: Moment) -> Compute | Take | Wait | Over:
-        """Return what to do next: the step is taken once the barrier lets it end."""
+    def decide(self, now: Moment) -> Compute | Take | Publish | Wait | Over:
+        """Return what to do next: the step is taken once the barrier lets it end, or begin."""
         if self.version >= self.last:
             return Over()
-        if self._due is None:
+        if self._due is None and not self.combines_first:
             return Compute()
-        if now.steady < self._due:
+        if self._due is not None and now.steady < self._due:
             return Wait(self._due, "its own gradient")
+        if self._due is not None and self.combines_first:
+            return Publish()
         if self._deadline is None:
             self.ready_at, self._deadline = now.wall, now.steady + self.limits.wait_seconds
         self.mailbox.advance(now.steady)
@@ -204,11 +208,16 @@ class PeerPolicy:
     def newest(self) -> dict[int, int]:
         """Return each neighbor's newest known version; those that have finished or left are not waited for."""
         result = {}
-        for k in self.spec.neighbors:
+        for k in self.partners() if self.spec.recipe.rule.exchange.waits_for_partners else self.spec.neighbors:
             header = self.mailbox.newest(k)
             over = header is None or header.final or self._is_away(k)
             result[k] = self.last if over or header is None else header.version
         return result
+
+    def partners(self) -> tuple[int, ...]:
+        """Return the neighbors that the agent reads at its present step."""
+        spec = self.spec
+        return spec.recipe.rule.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
 
     def _is_away(self, neighbor: int) -> bool:
         """Return whether a neighbor has left the run, or is gone, or silent."""
@@ -217,7 +226,7 @@ class PeerPolicy:
     def _choose_reads(self, capped: frozenset[int], now: float) -> list[Read]:
         """Return the versions to read of each neighbor at a wall-clock second."""
         spec, reads = self.spec, list[Read]()
-        for k in spec.recipe.rule.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors):
+        for k in self.partners():
             cap = self.version if k in capped else None
             if self._notices_silence and k not in self.gone:
                 self.watch.notice_silence(k, self.step_seconds, now)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ray_pcasgd.agents.clipping import clipped
+from ray_pcasgd.agents.combining import CombiningPeer
 from ray_pcasgd.agents.learner import Learner, NonFiniteLossError
 from ray_pcasgd.agents.local_round import LocalRound
 from ray_pcasgd.agents.participant import Outcome, Participant, Received
@@ -110,8 +111,15 @@ def take_together(
     agents: Sequence[Participant], rows: Sequence[Row], received: Sequence[Sequence[Received]]
 ) -> list[Outcome | NonFiniteLossError]:
     """Do ``Participant.take`` for several agents of one recipe whose rows have one ``batch_key``."""
+    if isinstance(agents[0], CombiningPeer):
+        return _step_combining(cast("Sequence[CombiningPeer]", agents), rows, received)
     if agents[0].spec.family.prepares:
-        return _step_peers(cast("Sequence[Peer]", agents), rows, received)
+        outcomes = _step_peers(cast("Sequence[Peer]", agents), rows, received)
+        peers = cast("Sequence[Peer]", agents)
+        return [
+            one if isinstance(one, NonFiniteLossError) else agent.taken(one)
+            for agent, one in zip(peers, outcomes, strict=True)
+        ]
     return _step_workers(cast("Sequence[Worker]", agents), received)
 
 
@@ -132,9 +140,27 @@ def _step_workers(
     return outcomes
 
 
+def _step_combining(
+    agents: Sequence[CombiningPeer], rows: Sequence[Row], received: Sequence[Sequence[Received]]
+) -> list[Outcome | NonFiniteLossError]:
+    """Do ``CombiningPeer.take`` for several agents of one recipe."""
+    before = [(agent.weights, agent.buffers) for agent in agents]
+    outcomes: list[Outcome | NonFiniteLossError] = []
+    combined = _step_peers(agents, rows, received)
+    going = [agent for agent, one in zip(agents, combined, strict=True) if not isinstance(one, NonFiniteLossError)]
+    losses = iter(prepare_together(going) if going else [])
+    for agent, own, one in zip(agents, before, combined, strict=True):
+        try:
+            outcomes.append(one if isinstance(one, NonFiniteLossError) else agent.advanced(own, next(losses), one))
+        except NonFiniteLossError as error:
+            outcomes.append(error)
+    return outcomes
+
+
 def _step_peers(
     agents: Sequence[Peer], rows: Sequence[Row], received: Sequence[Sequence[Received]]
-) -> list[Outcome | NonFiniteLossError]:
+) -> list[dict[str, float] | NonFiniteLossError]:
+    """Do ``Peer.apply`` for several agents of one recipe; return what their rules have measured."""
     first = agents[0]
     rule = first.spec.recipe.rule
     gathered = [agent.gather(own, len(row.held)) for agent, row, own in zip(agents, rows, received, strict=True)]
@@ -152,7 +178,7 @@ def _step_peers(
     else:
         states, updates = torch.func.vmap(rule.step)(states, own, reads)
     measures = {name: values.tolist() for name, values in updates.measures.items()}
-    outcomes: list[Outcome | NonFiniteLossError] = []
+    outcomes: list[dict[str, float] | NonFiniteLossError] = []
     for b, (agent, state, weights, own_gathered) in enumerate(
         zip(agents, unstack(states, len(agents)), updates.weights.unbind(), gathered, strict=True)
     ):
@@ -162,7 +188,7 @@ def _step_peers(
         except NonFiniteLossError as error:
             outcomes.append(error)
         else:
-            outcomes.append(agent.taken({name: values[b] for name, values in measures.items()}))
+            outcomes.append({name: values[b] for name, values in measures.items()})
     return outcomes
 
 
@@ -174,7 +200,7 @@ def _rule_inputs(agents: Sequence[Peer], gathered: Sequence[Gathered]) -> tuple[
     own_mixing, step_size, *values = torch.tensor(numbers, device=device).unbind(1)
     own = Own(
         torch.stack([agent.weights for agent in agents]),
-        torch.stack([agent.direction for agent in agents]),
+        torch.stack([agent.rule_direction for agent in agents]),
         own_mixing,
         step_size,
         dict(zip(gathered[0].coefficients, values, strict=True)),

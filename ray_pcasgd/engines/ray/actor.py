@@ -238,7 +238,7 @@ class Actor(MailActor):
             return self.participant.take(row, received)
         except NonFiniteLossError as error:
             # Its neighbors may still need the direction at its last version, which they know of in every engine.
-            owes = self.participant.publishes_directions
+            owes = self.participant.publishes_directions and self.spec.family.direction_lag > 0
             self.isolate(error, self.participant.message(row) if owes else None)
             return None
 
@@ -291,8 +291,12 @@ class Actor(MailActor):
         if message.contents is None:
             self.do_without(read, "events.jsonl says why")
             return None
-        following = self.mailbox.following(read.neighbor, read.version)
-        return Found(read, message.header, message.contents, following.direction if following else None)
+        return Found(read, message.header, message.contents, self.direction_at(read.neighbor, read.version))
+
+    def direction_at(self, neighbor: int, version: int) -> Parcel | None:
+        """Return where the direction at a version lies, if it has come; called with the lock held."""
+        contents = self.mailbox.following(neighbor, version, self.spec.family.direction_lag)
+        return contents.direction if contents else None
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
         """Return the versions found, fetched, except rejected ones; without the lock, as fetching may take long."""

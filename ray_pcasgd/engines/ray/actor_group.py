@@ -10,6 +10,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from ray_pcasgd.agents.combining import CombiningSpec
 from ray_pcasgd.agents.learner import LearnerError
 from ray_pcasgd.agents.pair import PairSpec
 from ray_pcasgd.agents.participant import LearnerSpec
@@ -42,6 +43,7 @@ _SCHEDULER = _remote(num_cpus=0, enable_task_events=False)(SchedulerActor)
 _ACTOR = _remote(concurrency_groups=_GROUPS, enable_task_events=False)(Actor)
 _LIVE_DRIVERS: dict[type[LearnerSpec], Any] = {
     AgentSpec: PeerDriver,
+    CombiningSpec: PeerDriver,
     PairSpec: PairDriver,
     WorkerSpec: WorkerDriver,
     ServerSpec: ServerDriver,

@@ -7,10 +7,10 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from ray_pcasgd.agents.mailbox import Header, Message
-from ray_pcasgd.agents.participant import NO_LOSS, Published, Received
+from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Published, Received
 from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.base.state import State
-from ray_pcasgd.engines.live.decisions import Over, Rejoin, Take
+from ray_pcasgd.engines.live.decisions import Over, Publish, Rejoin, Take
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.peer import PeerPolicy
 from ray_pcasgd.engines.live.sending import SentCount
@@ -70,8 +70,12 @@ class PeerDriver(LiveDriver):
         """Take one step; return whether there was one left, and the agent is still in the run."""
         actor, policy = self.actor, self.policy
         with actor.changed:
-            if isinstance(self.await_decision(policy), Over):
+            decision = self.await_decision(policy)
+            if isinstance(decision, Over):
                 return False
+            found = self.find(decision) if isinstance(decision, Take) else []
+        if isinstance(decision, Take):
+            return self.combine_and_step(found)
         start = time.time()
         if not actor.prepare():
             return False
@@ -87,6 +91,31 @@ class PeerDriver(LiveDriver):
         outcome = actor.take(row, received)
         if outcome is None:
             return False
+        self.end_step(row, outcome)
+        return True
+
+    def combine_and_step(self, found: Sequence[Found]) -> bool:
+        """Take a step that reads before it computes; return whether the agent is still in the run."""
+        actor, policy = self.actor, self.policy
+        start = time.time()
+        received = self.open_all(found)
+        began, reads = start - actor.started_at, tuple(one.read for one in received)
+        outcome = actor.take(Row(actor.spec.agent, actor.version, began, began, began, reads), received)
+        if outcome is None:
+            return False
+        with actor.changed:
+            policy.computed(start, moment())
+            decision = self.await_decision(policy)
+            if actor.stopped:
+                raise StoppedError
+            assert isinstance(decision, Publish)
+        ended = actor.now()
+        self.end_step(Row(actor.spec.agent, actor.version - 1, began, ended, ended, reads), outcome)
+        return True
+
+    def end_step(self, row: Row, outcome: Outcome) -> None:
+        """Report a row that was taken, and publish the version that it came to."""
+        actor, policy = self.actor, self.policy
         with actor.changed:
             policy.stepped(actor.version, moment())
         is_evaluated = self.agent.evaluation_point(row) is not None
@@ -96,12 +125,15 @@ class PeerDriver(LiveDriver):
         actor.submit(row, outcome, receivers, flush=policy.reports_at_once)
         if not is_evaluated:
             self.publish()
-        return True
 
     def find_reads(self) -> list[Found]:
         """Return what the step reads, once its policy lets it end; called with the lock held."""
         take = self.await_decision(self.policy)
         assert isinstance(take, Take)
+        return self.find(take)
+
+    def find(self, take: Take) -> list[Found]:
+        """Return where what a step reads lies; called with the lock held."""
         if self.actor.stopped:
             raise StoppedError
         found = [found for read in take.reads if (found := self.actor.find(read)) is not None]
@@ -118,8 +150,7 @@ class PeerDriver(LiveDriver):
             return False
         if not with_direction:
             return True
-        following = mailbox.following(neighbor, version)
-        direction = following.direction if following else None
+        direction = self.actor.direction_at(neighbor, version)
         return direction is not None and transport.is_here(direction)
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
@@ -152,7 +183,7 @@ class PeerDriver(LiveDriver):
         if contents is not None and not isolated:
             self.published = (header, contents)
         headers = {k: policy.addressed(header, k) for k in receivers if policy.can_reach(k)}
-        in_pairs = self.agent.publishes_directions
+        in_pairs = self.agent.publishes_directions and actor.spec.family.direction_lag > 0
         sent = actor.outbox.send(headers, contents, policy.may_skip(header), in_pairs)
         self.held = tuple(k for k in receivers if k not in sent.to) if policy.pushes else ()
         for k in sent.gone:

@@ -83,9 +83,9 @@ class PlannedDriver(Driver):
             return False
         if mailbox.get(read.neighbor, read.version) is None:
             return True
-        following = mailbox.following(read.neighbor, read.version)
-        has_direction = following is not None and following.direction is not None
-        return self.actor.participant.needs_direction(read) and not has_direction and not mailbox.left(read.neighbor)
+        if not self.actor.participant.needs_direction(read) or mailbox.left(read.neighbor):
+            return False
+        return self.actor.direction_at(read.neighbor, read.version) is None
 
     def forget_old(self, row: Row) -> None:
         """Drop what no row after this one asks for."""

@@ -62,6 +62,14 @@ def kind_of(algorithm: AnyAlgorithm) -> ScheduleKind:
     return ScheduleKind("pairs" if isinstance(algorithm, ADPSGD) else algorithm.reading)
 
 
+def waits_for_directions(config: Config) -> bool:
+    """Return whether a row that reads a stale version needs its sender's next row, which computes the direction there.
+
+    Not of agents that combine first: they send the direction that has led to a version with it.
+    """
+    return kind_of(config.algorithm).with_directions and config.overlap is not False
+
+
 def planned_timing(config: Config, clusters: tuple[int, ...]) -> dict[str, Any]:
     """Return what the planners of all families are given."""
     return {
@@ -98,4 +106,4 @@ def recorded_rows(config: Config, fitted: Callable[[Sequence[Row], ScheduleInfo]
     info, kind = ScheduleInfo.from_metadata(metadata), kind_of(config.algorithm)
     kind.check(config.schedule, info)
     # Fitted first: a direction that only a row beyond the run's end would compute must not be waited for.
-    return Recorded(tuple(in_causal_order(fitted(rows, info), kind.with_directions)))
+    return Recorded(tuple(in_causal_order(fitted(rows, info), waits_for_directions(config))))

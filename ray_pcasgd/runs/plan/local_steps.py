@@ -26,6 +26,36 @@ def check_local_steps(config: Config) -> None:
         raise ValueError(f"local_steps = {value}: allowed is one number for each of the {config.num_agents} agents")
 
 
+def check_overlap(config: Config) -> None:
+    """Raise ``ValueError`` where agents would combine first, or would not, and the algorithm is defined otherwise."""
+    algorithm, overlap = config.algorithm, config.overlap
+    setting = f"overlap = {str(overlap).lower()}: allowed with algorithm.name = {algorithm.name!r} is"
+    if not isinstance(algorithm, Rule):
+        if overlap is not None:
+            raise ValueError(f"{setting} null; it is for rules between peers")
+        return
+    if overlap and algorithm.combines_first:
+        raise ValueError(f"{setting} false, or null for its own")
+    if overlap is False and algorithm.corrects_gradients:
+        raise ValueError(f"{setting} true; it corrects gradients by what comes while they are computed")
+    if overlap is False and algorithm.reading == "every":
+        raise ValueError(f"{setting} true; shares of mass are taken in at a round's end")
+
+
+def check_pairs(config: Config) -> None:
+    """Raise ``ValueError`` where agents that meet in random pairs cannot all meet, or wait for what is held back."""
+    if not (isinstance(config.algorithm, Rule) and config.algorithm.meets_in_pairs):
+        return
+    allowed = f"allowed with algorithm.name = {config.algorithm.name!r} is"
+    if config.topology.name != "complete":
+        raise ValueError(f"topology.name = {config.topology.name!r}: {allowed} complete; any two agents may meet")
+    for place, link in enumerate(config.links):
+        if link.unit == "steps" and config.schedule is None:
+            raise ValueError(
+                f"links.{place}.unit = 'steps': {allowed} seconds, or a delay such as 10s; partners change every round"
+            )
+
+
 def rounds_of(config: Config) -> Rounds:
     """Return which mini-batches lie between the agents' versions.
 

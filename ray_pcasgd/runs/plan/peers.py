@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_pcasgd.agents.combining import CombiningSpec
 from ray_pcasgd.agents.peer import AgentSpec, Recipe
 from ray_pcasgd.base.imports import import_object
 from ray_pcasgd.base.randomness import generator
@@ -52,7 +53,7 @@ def barrier_of(config: Config, rule: Rule) -> Barrier:
     barrier = config.barrier or _BARRIERS[rule.default_barrier]
     if config.schedule is not None:
         return barrier
-    if rule.default_barrier == "all" and barrier.name != "all":
+    if rule.default_barrier == "all" and barrier.name != "all" and not rule.takes_any_barrier:
         asynchronous = _ASYNCHRONOUS.get(config.algorithm.name)
         hint = f" ({asynchronous} is the asynchronous form)" if asynchronous else ""
         raise ValueError(f"barrier.name = {barrier.name!r}: {allowed} all{hint}, or null for its own")
@@ -82,7 +83,13 @@ def peer_roster(
     schedule = _schedule(config, rule, network, clusters)
     steps = rounds_of(config).local_steps
     recipe = Recipe(
-        **training, rule=rule, reliability=config.reliability, clusters=clusters, local_steps=steps, wire=config.wire
+        **training,
+        rule=rule,
+        reliability=config.reliability,
+        clusters=clusters,
+        local_steps=steps,
+        wire=config.wire,
+        combines_first=config.overlap is False,
     )
     borrowed = _borrowed(rule, shards, config.seed)
     specs = tuple(_spec(recipe, network, agent, shards, borrowed) for agent in range(config.num_agents))
@@ -94,7 +101,7 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
         return recorded_rows(config, partial(_fitted, config, rule, network))
     assert config.barrier is not None
     timing = planned_timing(config, clusters)
-    timing |= {"local_steps": rounds_of(config).local_steps}
+    timing |= {"local_steps": rounds_of(config).local_steps, "combines_first": config.overlap is False}
     return Planner(neighbors=network.neighbors, barrier=config.barrier, exchange=rule.exchange, **timing)
 
 
@@ -170,7 +177,8 @@ def _spec(
 ) -> AgentSpec:
     own, weights = network.row(agent)
     neighbors = network.neighbors[agent]
-    return AgentSpec(
+    kind = CombiningSpec if recipe.combines_first else AgentSpec
+    return kind(
         agent=agent,
         recipe=recipe,
         neighbors=neighbors,

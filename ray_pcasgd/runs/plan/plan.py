@@ -27,9 +27,9 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.pace import is_agent_step
-from ray_pcasgd.runs.plan.common import Roster, kind_of
+from ray_pcasgd.runs.plan.common import Roster, kind_of, waits_for_directions
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
-from ray_pcasgd.runs.plan.local_steps import check_local_steps, rounds_of
+from ray_pcasgd.runs.plan.local_steps import check_local_steps, check_overlap, check_pairs, rounds_of
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
@@ -153,7 +153,7 @@ class Plan:
             servers=self.servers,
             cancels=rule is not None and rule.gathering.cancels,
             workers_step=rule is not None and rule.workers_step,
-            with_directions=kind_of(algorithm).with_directions,
+            with_directions=waits_for_directions(self.config),
         )
 
     @cached_property
@@ -295,10 +295,18 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
     # A class of one's own may ask for what the bound measures, or not: it is left as it is.
     if isinstance(algorithm, PredictingRule) and algorithm.bounded is None and not is_others(algorithm):
         algorithm = algorithm.model_copy(update={"bounded": live})
-    # Pairs that average have no steps by which one could be late.
-    unit = "seconds" if isinstance(config.algorithm, ADPSGD) else "steps"
+    # Pairs that average, or wait for each other, have no steps by which one could be late.
+    in_pairs = isinstance(algorithm, ADPSGD) or (isinstance(algorithm, Rule) and algorithm.meets_in_pairs)
+    unit = "seconds" if in_pairs else "steps"
     links = tuple(link if link.unit else link.model_copy(update={"unit": unit}) for link in config.links)
-    filled_in = {"algorithm": algorithm, "barrier": barrier, "reliability": reliability, "links": links}
+    overlap = not algorithm.combines_first if isinstance(algorithm, Rule) and config.overlap is None else config.overlap
+    filled_in = {
+        "algorithm": algorithm,
+        "barrier": barrier,
+        "reliability": reliability,
+        "links": links,
+        "overlap": overlap,
+    }
     return config.model_copy(update=filled_in)
 
 
@@ -366,6 +374,8 @@ def _check_settings(config: Config) -> None:
     else:
         check_algorithm(config.algorithm, config.num_agents)
     check_local_steps(config)
+    check_overlap(config)
+    check_pairs(config)
     _check_wire(config)
     try_out_own(config)
     step_size = fitting_optimizer(config).step_size

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules import GossipPull, GossipPush, OverlapSGP
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.exchange import RandomPairs
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier, SampledBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.laws import Law
@@ -100,6 +101,35 @@ def plans(draw: st.DrawFn, barriers: st.SearchStrategy[Barrier], computing: st.S
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_equal_those_of_the_slow_planner(plan: Planner) -> None:
     assert list(plan) == slow_rows(plan)
+
+
+@settings(max_examples=100)
+@given(plans(st.one_of(BARRIERS, SAMPLED)))
+def test_rows_of_agents_that_combine_first_equal_those_of_the_slow_planner(plan: Planner) -> None:
+    plan = dataclasses.replace(plan, combines_first=True)
+    assert list(plan) == slow_rows(plan)
+
+
+@settings(max_examples=60)
+@given(plans(st.sampled_from([NoBarrier(), AllBarrier()])), st.booleans())
+def test_rows_of_random_pairs_equal_those_of_the_slow_planner(plan: Planner, combines_first: bool) -> None:
+    everybody = range(len(plan.neighbors))
+    complete = tuple(tuple(k for k in everybody if k != i) for i in everybody)
+    links = tuple(link for link in plan.links if link.unit == "seconds")
+    plan = dataclasses.replace(
+        plan, neighbors=complete, exchange=RandomPairs(), combines_first=combines_first, links=links
+    )
+    rows = list(plan)
+    assert rows == slow_rows(plan)
+    if isinstance(plan.barrier, AllBarrier) and plan.rounds.are_single:
+        # Each pair has exchanged the versions of its round, however long it took.
+        assert all((read.version, read.staleness) == (row.step, 0) for row in rows for read in row.reads)
+
+
+def test_equal_speeds_read_the_present_versions_of_all_where_they_combine_first() -> None:
+    rows = list(planner(combines_first=True))
+    assert all((read.version, read.staleness, read.age) == (row.step, 0, 0) for row in rows for read in row.reads)
+    assert {row.start for row in rows if row.step == 3} == {3.0}
 
 
 def test_sampled_rows_equal_those_of_the_slow_planner_where_agents_drift_apart() -> None:
