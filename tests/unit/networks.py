@@ -19,7 +19,10 @@ class Trajectory(NamedTuple):
 
 
 def run_rule(rule: Rule, scenario: Scenario, dtype: torch.dtype = torch.float64) -> Trajectory:
-    """Run every agent for every step of the scenario, all in step."""
+    """Run every agent for every step of the scenario, all in step.
+
+    A rule that combines first is handed zeros for its direction, and takes the agent's step from what it has combined.
+    """
 
     def tensor(values: object) -> Tensor:
         return torch.as_tensor(values, dtype=dtype)
@@ -29,19 +32,17 @@ def run_rule(rule: Rule, scenario: Scenario, dtype: torch.dtype = torch.float64)
     directions: list[list[Tensor]] = []
     states = [rule.init(versions[0][i], len(scenario.links[0][i])) for i in range(num_agents)]
     measures: list[list[dict[str, float]]] = []
+
+    def direction(i: int, step: int, x: Tensor) -> Tensor:
+        return tensor(scenario.curvature[i]) * (x - tensor(scenario.target[i])) + tensor(scenario.noise[step, i])
+
     for step, links in enumerate(scenario.links):
-        directions.append(
-            [
-                tensor(scenario.curvature[i]) * (versions[step][i] - tensor(scenario.target[i]))
-                + tensor(scenario.noise[step, i])
-                for i in range(num_agents)
-            ]
-        )
+        directions.append([direction(i, step, versions[step][i]) for i in range(num_agents)])
         updates = []
         for i in range(num_agents):
             own = Own(
                 versions[step][i],
-                directions[step][i],
+                torch.zeros_like(versions[step][i]) if rule.combines_first else directions[step][i],
                 tensor(scenario.mixing[i, i]),
                 tensor(scenario.step_size),
                 {name: tensor(value) for name, value in rule.coefficients(i, step).items()},
@@ -49,6 +50,9 @@ def run_rule(rule: Rule, scenario: Scenario, dtype: torch.dtype = torch.float64)
             reads = _reads(links[i], [v[i] for v in versions], versions, directions, tensor(scenario.mixing[i]), rule)
             probe = _probe(tensor(scenario.curvature[i]), tensor(scenario.probe_target[step, i]))
             states[i], update = rule.step(states[i], own, reads, probe if rule.probes_at(step) else None)
+            if rule.combines_first:
+                taken = rule.displacement_factor * scenario.step_size * direction(i, step, update.weights)
+                update = update._replace(weights=update.weights - taken)
             updates.append(update)
         versions.append([update.weights for update in updates])
         measures.append([{name: value.item() for name, value in update.measures.items()} for update in updates])

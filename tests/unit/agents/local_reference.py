@@ -82,9 +82,10 @@ class Reference:
     def eta(self, step: int) -> float:
         return 0.05 + (0.01 - 0.05) * min(step, 23) / 23
 
-    def compute(self, i: int, version: int) -> None:
-        """Take a round's local steps from a version."""
-        z = self.versions[i, version].copy()
+    def compute(self, i: int, version: int, start: Array | None = None) -> None:
+        """Take a round's local steps from a version, or from what combining it has come to."""
+        start = self.versions[i, version] if start is None else start
+        z = start.copy()
         total = 0.0
         for step in range(version * self.length[i], min((version + 1) * self.length[i], 23)):
             inputs, targets = (part.double().numpy() for part in self.batches[i].at(step))
@@ -93,7 +94,7 @@ class Reference:
             self.velocity[i] = 0.9 * self.velocity[i] + gradient + 0.01 * z
             z = z - self.eta(step) * self.velocity[i]
             total += self.eta(step)
-        self.displacement[i, version] = self.versions[i, version] - z
+        self.displacement[i, version] = start - z
         self.step_sizes[i, version] = total
 
     def run(self) -> list[Array]:
@@ -126,6 +127,105 @@ class Reference:
             predicted = predicted + w * (x_k - self.step_sizes[i, version] * missed * mean)
             clipped = clipped + w * x
         return clipped if self.theta is None else self.theta * predicted + (1 - self.theta) * clipped
+
+
+class CombiningReference(Reference):
+    """The same where agents combine first; ``combine`` is given an agent, its version and what it reads."""
+
+    factor = 1.0
+    """By what displacements are multiplied."""
+
+    def run(self) -> list[Array]:
+        last = dict.fromkeys(self.velocity, 0)
+        for row in self.own.schedule:
+            assert row is not None
+            i, version = row.agent, row.step
+            begin = self.combine(i, version, row.reads)
+            self.compute(i, version, begin)
+            self.versions[i, version + 1] = begin - self.factor * self.displacement[i, version]
+            last[i] = version + 1
+        return [self.versions[i, version] for i, version in last.items()]
+
+    def mean(self, i: int, version: int, reads: Any) -> Array:
+        """Return the mean by the mixing weights; of who is not read, the agent itself has the weight."""
+        spec = self.own.specs[i]
+        weights = dict(zip(spec.neighbors, spec.mixing, strict=True))  # type: ignore[attr-defined]
+        others = {read.neighbor: self.versions[read.neighbor, read.version] for read in reads}
+        own = 1 - sum(weights[k] for k in others)
+        return own * self.versions[i, version] + sum((weights[k] * x for k, x in others.items()), np.zeros(SIZE + 1))
+
+    def combine(self, i: int, version: int, reads: Any) -> Array:
+        """Return the mean, or a blend of predicting and clipping, by the direction that led to what is read."""
+        if self.theta is None:
+            return self.mean(i, version, reads)
+        spec = self.own.specs[i]
+        weights = dict(zip(spec.neighbors, spec.mixing, strict=True))  # type: ignore[attr-defined]
+        x, rate = self.versions[i, version], self.rate(i, version)
+        predicted, clipped = spec.own_mixing * x, spec.own_mixing * x  # type: ignore[attr-defined]
+        for read in reads:
+            k, w = read.neighbor, weights[read.neighbor]
+            x_k = self.sent("weights", k, read.version, self.versions[k, read.version])
+            if not read.staleness:
+                predicted, clipped = predicted + w * x_k, clipped + w * x_k
+                continue
+            moved = np.zeros(SIZE + 1)
+            if read.version:
+                before = k, read.version - 1
+                moved = self.sent("direction", k, read.version - 1, self.displacement[before] / self.step_sizes[before])
+            predicted = predicted + w * (x_k - rate * read.staleness * self.length[k] / self.length[i] * moved)
+            clipped = clipped + w * x
+        return self.theta * predicted + (1 - self.theta) * clipped
+
+    def rate(self, i: int, version: int) -> float:
+        """Return the sum of the step sizes of the round that begins at a version."""
+        steps = range(version * self.length[i], min((version + 1) * self.length[i], 23))
+        return sum(self.eta(step) for step in steps)
+
+
+class SlowMoReference(CombiningReference):
+    """Of slow momentum: the round's beginning and momentum are remembered, and ``mean`` is of all or of a pair."""
+
+    def __init__(self, own: Plan, momentum: float, step_size: float, in_pairs: bool = False) -> None:
+        super().__init__(own, None)
+        self.numbers, self.in_pairs = (momentum, step_size), in_pairs
+        self.begun = {i: self.versions[i, 0] for i in self.velocity}
+        self.slow = {i: np.zeros(SIZE + 1) for i in self.velocity}
+
+    def combine(self, i: int, version: int, reads: Any) -> Array:
+        momentum, step_size = self.numbers
+        if self.in_pairs:
+            # As published: the displacements' mean, and the pull to the mean of where both began.
+            others = [(self.versions[r.neighbor, r.version], self.began_at[r.neighbor, r.version]) for r in reads]
+            pair = [(self.versions[i, version], self.begun[i]), *others]
+            moved = np.mean([z - x for z, x in pair], axis=0)
+            pull = np.mean([x for _, x in pair], axis=0) - self.begun[i]
+            self.slow[i] = momentum * self.slow[i] + step_size * moved + step_size * pull
+        else:
+            # As published, with step size 1: x - z is what the base optimizer has taken in all.
+            self.slow[i] = momentum * self.slow[i] + (self.begun[i] - self.mean(i, version, reads))
+            self.begun[i] = self.begun[i] - step_size * self.slow[i]
+            return self.begun[i]
+        self.begun[i] = self.begun[i] + self.slow[i]
+        self.began_at[i, version + 1] = self.begun[i]
+        return self.begun[i]
+
+    @property
+    def began_at(self) -> dict[tuple[int, int], Array]:
+        """By agent and version, where the round that led to it began."""
+        return self.__dict__.setdefault("_began_at", {(i, 0): self.versions[i, 0] for i in self.velocity})
+
+
+class GASLoCReference(CombiningReference):
+    """Of accelerated gossip: ``theta <- z - alpha L z + gamma (z - z')``, by the matrix ``L = I - W``."""
+
+    def __init__(self, own: Plan, gossip: float, momentum: float, step_size: float) -> None:
+        super().__init__(own, None)
+        self.gossip, self.momentum, self.factor = gossip, momentum, step_size
+
+    def combine(self, i: int, version: int, reads: Any) -> Array:
+        z = self.versions[i, version]
+        before = self.versions[i, max(0, version - 1)]
+        return z - self.gossip * (z - self.mean(i, version, reads)) + self.momentum * (z - before)
 
 
 PUBLISHED = {"name": "pc-asgd", "theta": 0.6, "reach": "full", "compensation": {"lambda_0": 0.0}}

@@ -25,9 +25,12 @@ from ray_pcasgd.rules import (
     SGP,
     Algorithm,
     DASGDImportance,
+    GASLoC,
     GossipPull,
     GossipPush,
+    NoLoCo,
     OverlapSGP,
+    SlowMo,
 )
 from ray_pcasgd.rules.base import Probe, Rule
 from ray_pcasgd.rules.compensation import AdaptiveCompensation, RelativeCompensation
@@ -46,6 +49,8 @@ class Case(NamedTuple):
     """Fresh reads and symmetric unreliability leave the mean of all agents where it was, up to the local steps."""
     averages: bool = True
     """With reliable neighbors only, it is D-PSGD."""
+    delay: int = 3
+    """Steps by which neighbors may be late; momentum over rounds amplifies what is late, and needs them all in time."""
     ordered: bool = False
     """Neighbors come in one after another, so that their order counts."""
 
@@ -76,6 +81,9 @@ CASES = [
     Case(GossipPull(), averages=False, ordered=True),
     Case(GossipPush(), averages=False, ordered=True),
     Case(PCASGDPV(condition="probe", candidates=((0.5, 1.5), 1.0), stability=0.5, bounded=True)),
+    Case(SlowMo(), averages=False, delay=0),
+    Case(NoLoCo(), averages=False),
+    Case(GASLoC(), averages=False, delay=0),
     Case(PCASGDPV(condition="descent")),
     Case(PCASGDPV(condition="gradient")),
     Case(PCASGDPV(condition="smoothed")),
@@ -192,6 +200,8 @@ def test_consensus_without_gradients_is_a_fixed_point(case: Case) -> None:
     x = inputs.own.weights
     still = tuple(torch.zeros_like(u) for u in inputs.reads.directions)
     inputs = inputs._replace(
+        # Momentum of its own would move it on.
+        state=case.rule.init(x, 3) if case.rule.combines_first else inputs.state,
         own=inputs.own._replace(direction=torch.zeros_like(x)),
         # An agent that has not moved has no drift either; the mean one counts beside directions alone.
         reads=inputs.reads._replace(
@@ -311,6 +321,8 @@ def test_a_rule_survives_pickle_and_yaml_like_data(case: Case) -> None:
 def test_an_agent_without_neighbors_takes_its_local_step(case: Case) -> None:
     inputs = random_inputs(case.rule, 50)
     own = inputs.own._replace(mixing=torch.tensor(1.0))
+    if case.rule.combines_first:
+        own = own._replace(direction=torch.zeros(50))
     nobody = torch.zeros(0)
     reads = Reads((), (), (), nobody, nobody, nobody, nobody.bool())
     _, update = call(case.rule, inputs._replace(state=case.rule.init(own.weights, 0), own=own, reads=reads))
@@ -379,7 +391,7 @@ def test_renormalizing_moves_the_mean() -> None:
 
 @every_rule
 def test_a_network_with_late_links_reaches_its_common_minimum(case: Case) -> None:
-    scenario = two_clusters(3, 250, step_size=0.1)
+    scenario = two_clusters(case.delay, 250, step_size=0.1)
     scenario = scenario._replace(probe_target=np.tile(scenario.target, (250, 1, 1)))
     minimum = torch.from_numpy(scenario.target[0])
     trajectory = run_rule(case.rule, scenario, torch.float32)
@@ -388,4 +400,5 @@ def test_a_network_with_late_links_reaches_its_common_minimum(case: Case) -> Non
 
 
 def test_only_synchronous_rules_ask_all_agents_to_wait() -> None:
-    assert {type(c.rule) for c in CASES if c.rule.default_barrier == "all"} == {DPSGD, DCS3GD, SGP}
+    waiting = {type(c.rule) for c in CASES if c.rule.default_barrier == "all"}
+    assert waiting == {DPSGD, DCS3GD, SGP, SlowMo, NoLoCo, GASLoC}
