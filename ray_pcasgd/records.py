@@ -80,6 +80,14 @@ class Own(NamedTuple):
     """eta at this step, shape ()."""
     coefficients: dict[str, Tensor]
     """The rule's own numeric settings at this step (``Rule.coefficients``), each of shape ()."""
+    led: tuple[Tensor, ...] = ()
+    """Where the agent combines first, so that ``direction`` is zeros: the one that has led to ``weights``, shape (D,),
+    the mean of its last round; else empty."""
+
+    @property
+    def newest_direction(self) -> Tensor:
+        """The agent's newest direction, shape (D,): what it usually does, by which a rule may judge others."""
+        return self.led[0] if self.led else self.direction
 
 
 class Reads(NamedTuple):

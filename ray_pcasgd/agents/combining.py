@@ -43,9 +43,9 @@ class CombiningPeer(Peer):
         return False
 
     @property
-    def rule_direction(self) -> Tensor:
-        """Zeros, shape (D,): the local steps come after the rule."""
-        return self._zeros
+    def rule_directions(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Zeros, since the local steps come after the rule, and the mean direction of the last round; shape (D,)."""
+        return self._zeros, (self.direction,)
 
     def take(self, row: Row, received: Sequence[Received]) -> Outcome:
         """Combine and compute, or come back into the run as the agent of a recorded run did."""

@@ -255,9 +255,9 @@ class Peer(Learner, Participant):
         return own.finish()
 
     @property
-    def rule_direction(self) -> Tensor:
-        """The direction that the rule steps along, shape (D,)."""
-        return self.direction
+    def rule_directions(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The direction that the rule steps along, and where that is zeros the one that has led here; shape (D,)."""
+        return self.direction, ()
 
     @property
     def has_to_prepare(self) -> bool:
@@ -479,7 +479,8 @@ class Peer(Learner, Participant):
         ours, mixing, staleness, age = numbers.tensor_split((first, first + count, first + 2 * count))
         own_mixing, step_size, *values = ours.unbind()
         coefficients = dict(zip(gathered.coefficients, values, strict=True))
-        own = Own(self.weights, self.rule_direction, own_mixing, step_size, coefficients)
+        stepped, led = self.rule_directions
+        own = Own(self.weights, stepped, own_mixing, step_size, coefficients, led)
         reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
         reads = Reads(gathered.weights, gathered.directions, gathered.drift, mixing, staleness, age, reliable)
         return own, reads

@@ -117,6 +117,11 @@ class RunData:
         given = self.config.get("local_steps", 1)
         return any(one != 1 for one in given) if isinstance(given, list) else given != 1
 
+    @property
+    def combines_first(self) -> bool:
+        """Whether agents read before they compute, and wait between their rows."""
+        return self.config.get("overlap") is False
+
     def mean_staleness(self, agent: int | None = None) -> float | None:
         """Return the mean staleness over all reads of the run, or of one agent; ``None`` where no version was read."""
         if agent is not None:

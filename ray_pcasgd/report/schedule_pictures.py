@@ -88,13 +88,16 @@ def time_line(run: RunData) -> Figure | None:
     agents = sorted({row["agent"] for row in rows})
     figure, (axes,) = new_figure(height=1.7 + 0.25 * len(agents))
     figure.set_figwidth(WIDE)
+    waits = any(row["end"] > row["ready"] for row in rows if row["start"] < reader["end"])
     for agent in agents:
         own = [row for row in rows if row["agent"] == agent and row["start"] < reader["end"]]
         for begin, end, color in (("start", "ready", _BUSY), ("ready", "end", _WAITING)):
             spans = [(row[begin], row[end] - row[begin]) for row in own]
             axes.broken_barh(spans, (agent - 0.3, 0.6), facecolors=color, edgecolors="white", linewidth=0.8)
-    waits = any(row["end"] > row["ready"] for row in rows if row["start"] < reader["end"])
-    _draw_reads(axes, rows, reader)
+        between = _waits_between(own) if run.combines_first else []
+        axes.broken_barh(between, (agent - 0.3, 0.6), facecolors=_WAITING, edgecolors="white", linewidth=0.8)
+        waits |= bool(between)
+    _draw_reads(axes, rows, reader, "start" if run.combines_first else "end")
     axes.set_xlim(0, reader["end"] * 1.01)
     axes.set_ylim(max(agents) + 0.6, -0.6)
     axes.set_yticks(agents)
@@ -114,12 +117,19 @@ def _first_rows(run: RunData) -> list[dict[str, Any]]:
     return first if any(row["end"] > row["start"] for row in first) else []
 
 
-def _draw_reads(axes: Axes, rows: Sequence[dict[str, Any]], reader: dict[str, Any]) -> None:
+def _waits_between(own: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Return when an agent waits between its rows, and how long."""
+    ends = [0.0, *(row["end"] for row in own)]
+    return [(end, row["start"] - end) for end, row in zip(ends[:-1], own, strict=True) if row["start"] > end]
+
+
+def _draw_reads(axes: Axes, rows: Sequence[dict[str, Any]], reader: dict[str, Any], moment: str) -> None:
+    """Draw from where versions were published to the reader, at the ``moment`` of its row at which it reads."""
     published = {(row["agent"], row["step"] + 1): row["end"] for row in rows}
     for neighbor, version, staleness in zip(reader["neighbors"], reader["versions"], reader["staleness"], strict=True):
         sent = published.get((neighbor, version), 0.0)
         color = _STALE if staleness else _FRESH
-        axes.plot([sent, reader["end"]], [neighbor, reader["agent"]], color=color, linewidth=1.4)
+        axes.plot([sent, reader[moment]], [neighbor, reader["agent"]], color=color, linewidth=1.4)
         axes.plot([sent], [neighbor], color=color, marker="o", markersize=5, clip_on=False)
 
 

@@ -96,8 +96,9 @@ class NoLoCo(Rule):
             and (factor := disagreement_factor(self.outer_momentum, self.outer_step_size, num_agents)) >= 1
         ):
             raise ValueError(
-                f"outer_momentum = {self.outer_momentum:g}: allowed with outer_step_size = {self.outer_step_size:g} are values "
-                f"at which the agents' disagreement shrinks from round to round; this one multiplies it by {factor:.3g}"
+                f"outer_momentum = {self.outer_momentum:g}: allowed with outer_step_size = {self.outer_step_size:g} "
+                "are values at which the agents' disagreement shrinks from round to round; this multiplies it by "
+                f"{factor:.3g}"
             )
 
     @property

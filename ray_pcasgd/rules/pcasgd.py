@@ -140,7 +140,9 @@ class PCASGD(PredictingRule):
         guard = state.guard.at(scalars)
         blend = self._blend(rows, own, reads, guard.gain)
         compensation, (weights,), (moved,) = self.blends_and_moves((blend,), state.compensation, rows, own, reads)
-        predicted, direction = torch.stack((numerics.norm(moved), numerics.norm(own.direction))).to(scalars).unbind()
+        predicted, direction = (
+            torch.stack((numerics.norm(moved), numerics.norm(own.newest_direction))).to(scalars).unbind()
+        )
         guard = guarded(guard, predicted, own.step_size * direction).at(torch.device("cpu"))
         return GuardedState(guard, compensation), Update(weights, {"theta": blend.theta})
 

@@ -98,7 +98,7 @@ class PCASGDPV(PredictingRule):
         """Return the preferred candidate; without a probe, where the condition needs one, that of the last choice."""
         smoothed = state.smoothed
         if self.condition == "smoothed":
-            smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * own.direction
+            smoothed = _SMOOTHING * smoothed + (1.0 - _SMOOTHING) * own.newest_direction
         rows = self.rows(own, reads)
         choosing = rows.guessed.any()
         theta, longest = state.theta, state.longest
@@ -129,7 +129,7 @@ class PCASGDPV(PredictingRule):
 
     def _agreement(self, candidates: tuple[Tensor, ...], own: Own, smoothed: Tensor) -> Tensor:
         """Return the cosine by which the condition judges each candidate, shape (M,)."""
-        direction = smoothed if self.condition == "smoothed" else own.direction
+        direction = smoothed if self.condition == "smoothed" else own.newest_direction
         displacement = _pull if self.condition == "pull" else _displacement
         sign = 1.0 if self.condition == "gradient" else -1.0
         return torch.stack([sign * numerics.cosine(displacement(c, own), direction) for c in candidates])

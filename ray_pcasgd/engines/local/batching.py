@@ -198,12 +198,14 @@ def _rule_inputs(agents: Sequence[Peer], gathered: Sequence[Gathered]) -> tuple[
     device = first.weights.device
     numbers = [[*g.own, *g.coefficients.values()] for g in gathered]
     own_mixing, step_size, *values = torch.tensor(numbers, device=device).unbind(1)
+    directions = [agent.rule_directions for agent in agents]
     own = Own(
         torch.stack([agent.weights for agent in agents]),
-        torch.stack([agent.rule_direction for agent in agents]),
+        torch.stack([stepped for stepped, _ in directions]),
         own_mixing,
         step_size,
         dict(zip(gathered[0].coefficients, values, strict=True)),
+        _by_neighbor([led for _, led in directions]),
     )
     per_read = torch.tensor([(g.mixing, g.staleness, g.age) for g in gathered], device=device)
     mixing, staleness, age = per_read.unbind(1)

@@ -399,6 +399,19 @@ def test_a_network_with_late_links_reaches_its_common_minimum(case: Case) -> Non
     assert spread(trajectory._replace(weights=trajectory.weights[:1]), minimum) > 1.0
 
 
+def test_slow_momentum_amplifies_what_is_late() -> None:
+    """Where averaging alone, which is its momentum 0, converges."""
+    minimum = two_clusters(3, 1, step_size=0.1).target[0]
+    ends = [
+        spread(
+            run_rule(SlowMo(outer_momentum=momentum), two_clusters(3, 250, step_size=0.1)), torch.from_numpy(minimum)
+        )
+        for momentum in (0.0, 0.7)
+    ]
+    assert ends[0] < 1e-3
+    assert ends[1] > 1e3
+
+
 def test_only_synchronous_rules_ask_all_agents_to_wait() -> None:
     waiting = {type(c.rule) for c in CASES if c.rule.default_barrier == "all"}
     assert waiting == {DPSGD, DCS3GD, SGP, SlowMo, NoLoCo, GASLoC}

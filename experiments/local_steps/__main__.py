@@ -1,0 +1,11 @@
+"""Local steps, with messages that come late: ``python -m experiments.local_steps [--scale smoke|cpu|paper]`` from the root.
+
+PC-ASGD with H steps a round beside averaging, clipping and outer optimizers, at equal mini-batches.
+"""
+
+from experiments.local_steps.page import write_page
+from experiments.local_steps.study import HERE, measure
+from experiments.running import run_study
+
+if __name__ == "__main__":
+    run_study(HERE, __doc__, measure, write_page)
