@@ -24,15 +24,17 @@ LABORATORY = ROOT.parent / "shared" / "lab"
 DATA = ROOT.parent / "shared" / "data" / "cifar10"
 
 
-def live_runs(chosen: dict[str, Any], delay_ms: int, storage: Path) -> dict[str, Any]:
-    """Return what the laboratory's operator has measured."""
+def live_runs(
+    chosen: dict[str, Any], delay_ms: int, storage: Path, runs_of: str = "experiments.late_network.runs"
+) -> dict[str, Any]:
+    """Return what the laboratory's operator has measured while a module's runs ran, with a delay of so much one way."""
     with tempfile.TemporaryDirectory() as tools:
         for name in ("netlab.sh", "delay_relay.c"):
             shutil.copy(LABORATORY / name, tools)
         subprocess.run(["gcc", "-O2", "-o", "delay_relay", "delay_relay.c"], cwd=tools, check=True)
         network = {"LINK": "tun", "DELAY_MS": str(delay_ms), "JITTER_MS": str(delay_ms / 5), "MBPS": "200"}
         command = [f"{tools}/netlab.sh", "2", sys.executable, "-m", "experiments.late_network.operator"]
-        arguments = [json.dumps(chosen), str(DATA), str(storage)]
+        arguments = [json.dumps(chosen), str(DATA), str(storage), runs_of]
         result = subprocess.run(
             [*command, *arguments], env=os.environ | network, cwd=ROOT, capture_output=True, text=True, check=False
         )

@@ -38,11 +38,11 @@ def round_trip_ms() -> dict[str, float]:
 
 def main() -> None:
     """Run everything; the last line on standard output is JSON."""
-    chosen, data, storage = sys.argv[1:4]
+    chosen, data, storage, runs_of = sys.argv[1:5]
     measured: dict[str, Any] = {"round_trip_ms": round_trip_ms()}
     on(HOSTS[0], f"ray start --head --node-ip-address={HOSTS[0]} --port=6379 --include-dashboard=false {_NODE}")
     on(HOSTS[1], f"ray start --address={HOSTS[0]}:6379 --node-ip-address={HOSTS[1]} {_NODE}")
-    runs = f"RAY_ADDRESS={HOSTS[0]}:6379 python -m experiments.late_network.runs '{chosen}' {data} {storage}"
+    runs = f"RAY_ADDRESS={HOSTS[0]}:6379 python -m {runs_of} '{chosen}' {data} {storage}"
     measured["runs"] = [json.loads(line) for line in on(HOSTS[0], runs).splitlines() if line.startswith("{")]
     print(json.dumps(measured))
 

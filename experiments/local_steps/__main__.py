@@ -1,4 +1,4 @@
-"""Local steps, with messages that come late: ``python -m experiments.local_steps [--scale smoke|cpu|paper]`` from the root.
+"""Local steps and late messages: ``python -m experiments.local_steps [--scale smoke|cpu|paper]`` from the root.
 
 PC-ASGD with H steps a round beside averaging, clipping and outer optimizers, at equal mini-batches.
 """

@@ -23,10 +23,10 @@ def page(runs: pd.DataFrame, settings: Mapping[str, Any], scale: str) -> str:
     return f"""# Local steps, with messages that come late
 
 Agents take H mini-batches from one message to the next. Half of the others are in another cluster, from which messages
-come so many *rounds* of H steps late: a step takes a second, and the link so many times H. Who waits for them loses that
-time (`seconds`), who does not reads what is old. All take equally many mini-batches. `overlap: false` throughout, but for
-the one that reads behind its round: agents read first, then step. {num_seeds(runs["seed"].nunique())}; of several,
-{SPREAD}.
+come so many *rounds* of H steps late: a step takes a second, and the link so many times H. Who waits for them loses
+that time (`seconds`), who does not reads what is old. All take equally many mini-batches. `overlap: false` throughout,
+but for the one that reads behind its round: agents read first, then step. {num_seeds(runs["seed"].nunique())}; of
+several, {SPREAD}.
 
 {chr(10).join(sections)}
 
@@ -41,14 +41,15 @@ def said(runs: pd.DataFrame, settings: Mapping[str, Any]) -> str:
     config = settings["tasks"][task]["config"]
     measure = "perplexity" if _is_language(runs) else "accuracy"
     optimizer = config.get("optimizer", {}).get("name", "sgd")
+    besides = "" if _is_language(runs) else ", and in brackets the mean of the agents'"
     return (
-        f"{config['num_agents']} agents, {config['num_steps']} steps, {optimizer}. Test {measure} of the averaged model, and "
-        "in brackets the agents' own mean; `MB`: what an agent sends in all."
+        f"{config['num_agents']} agents, {config['num_steps']} steps, {optimizer}. Test {measure} of the averaged model"
+        f"{besides}; `MB`: what an agent sends in all."
     )
 
 
 def _is_language(runs: pd.DataFrame) -> bool:
-    return "test_perplexity" in runs and runs["test_perplexity"].notna().any()
+    return "test_perplexity" in runs and bool(runs["test_perplexity"].notna().any())
 
 
 def table(runs: pd.DataFrame) -> str:

@@ -21,6 +21,7 @@ from experiments.dc_asgd import study as dc_asgd
 from experiments.gpt import study as gpt
 from experiments.gpt import text as gpt_text
 from experiments.gpt.page import write_page as write_gpt
+from experiments.local_steps import study as local_steps
 from experiments.pcasgd import study as pcasgd
 from experiments.pcasgd.page import _verdict
 from experiments.resnet18 import study as resnet18
@@ -77,6 +78,10 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
         lambda settings: [job.config for job in compensation.jobs_of(settings, Path("text.txt"))],
     ),
     "resnet18": (resnet18.HERE, lambda settings: [job.config for job in resnet18.jobs_of(settings)]),
+    "local_steps": (
+        local_steps.HERE,
+        lambda settings: [job.config for job in local_steps.jobs_of(settings)],
+    ),
     "gpt": (gpt.HERE, lambda settings: [job.config for job in gpt.jobs_of(settings)]),
 }
 

@@ -1,0 +1,70 @@
+"""The live runs, one after another, on the cluster that this process joins: every method with every seed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.studies import has_ended
+from ray_pcasgd.runs.storage.names import clear_run
+from ray_pcasgd.runs.trainer import Trainer
+
+ROUND = 20
+PC_ASGD: dict[str, Any] = {"algorithm": "pc-asgd", "overlap": False}
+METHODS: dict[str, dict[str, Any]] = {
+    "D-PSGD, H = 1, float32": {"algorithm": "d-psgd"},
+    "PC-ASGD, H = 1, float32": PC_ASGD,
+    f"PC-ASGD, H = {ROUND}, bf16": {**PC_ASGD, "local_steps": ROUND, "wire": "bf16"},
+    f"PC-ASGD, H = {ROUND}, int8": {**PC_ASGD, "local_steps": ROUND, "wire": {"weights": "int8", "directions": "int8"}},
+    f"DiLoCo, H = {ROUND}, float32": {"algorithm": "diloco", "local_steps": ROUND},
+}
+AGENTS = 4
+
+
+def settings_of(chosen: dict[str, Any], method: str, seed: int, storage: Path) -> dict[str, Any]:
+    """Return a run's settings: a small GPT on four agents, two on each host."""
+    steps = chosen["num_steps"]
+    name = "".join(letter if letter.isalnum() else "-" for letter in method)
+    return {
+        "name": f"{name}-seed{seed}",
+        "storage_path": str(storage),
+        "seed": seed,
+        "num_agents": AGENTS,
+        "num_steps": steps,
+        "evaluate_every": chosen["evaluate_every"],
+        "batch_size": 8,
+        "optimizer": {"name": "adamw", "weight_decay": 0.1, "decay": "matrices"},
+        "gradient_clipping": {"norm": 1.0},
+        "step_size": {"name": "cosine", "start": 0.003, "end": 0.0003, "steps": steps},
+        "warmup_steps": steps // 10,
+        "links": [],  # the network's own delays, none injected
+        "task": {
+            "data": {"name": "custom", "train": "experiments.gpt.text:train", "test": "experiments.gpt.text:test"},
+            "evaluate": "experiments.gpt.text:evaluate",
+            "test_batch_size": 512,
+            "metrics": [],
+            "model": {"name": "custom", "factory": "experiments.gpt.text:gpt", "arguments": chosen["model"]},
+        },
+        "checkpoint": {"state_seconds": None},
+        "engine": {"name": "ray", "mode": "live", "cpus_per_agent": 0.4, "placement_strategy": "SPREAD"},
+        **METHODS[method],
+    }
+
+
+def main() -> None:
+    """Run what ``chosen`` says; one line of JSON for each run on standard output."""
+    chosen, storage = json.loads(sys.argv[1]), Path(sys.argv[3])
+    for seed in range(chosen["seeds"]):
+        for method in METHODS:
+            settings = settings_of(chosen, method, seed, storage)
+            path = storage / settings["name"]
+            if not has_ended(path):  # else it was run before the study was interrupted
+                clear_run(path)
+                Trainer(settings).fit()
+            error = json.loads((path / "result.json").read_text())["error"]
+            print(json.dumps({"method": method, "seed": seed, "path": str(path), "error": error or ""}))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
