@@ -8,7 +8,7 @@ from ray_pcasgd.rules.dcs3gd import DCS3GD
 from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
 from ray_pcasgd.rules.gossip import GossipPull, GossipPush
 from ray_pcasgd.rules.importance import DASGDImportance
-from ray_pcasgd.rules.outer import GASLoC, NoLoCo, SlowMo
+from ray_pcasgd.rules.outer_peers import GASLoC, NoLoCo, SlowMo
 from ray_pcasgd.rules.pcasgd import CASGD, PASGD, PCASGD
 from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.push import SGP, OverlapSGP

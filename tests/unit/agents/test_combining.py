@@ -11,7 +11,7 @@ import torch
 from ray_pcasgd import Trainer
 from ray_pcasgd.engines.base import Leaving, Pause
 from ray_pcasgd.engines.local.execution import Execution
-from ray_pcasgd.rules.outer import disagreement_factor
+from ray_pcasgd.rules.outer_peers import disagreement_factor
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.comparing import assert_same_to_the_bit
 from tests.unit.agents.local_reference import (
