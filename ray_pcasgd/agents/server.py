@@ -79,7 +79,7 @@ class Server(Participant):
         """Shape and type of the tensors that workers may send besides, where they have any yet."""
         self.optimizer_state = recipe.optimizer.start(self.weights, self.parts)
         self.rule_state = recipe.rule.init(self.weights, recipe.num_workers)
-        self.position = Position(recipe.num_workers, recipe.rule.local_steps)
+        self.position = Position(recipe.local_steps)
         self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap else {}
         """Where the correction needs the gap: weights by version, of those that workers compute at, and the newest."""
         self.computed_at = dict.fromkeys(spec.neighbors, 0)
@@ -163,7 +163,7 @@ class Server(Participant):
         self.version += 1
         if recipe.rule.needs_gap:
             self.history[self.version] = self.weights
-        self.position.advance(len(received))
+        self.position.advance(state.read.neighbor for state in received)
         return {"gradients": float(len(received))}
 
     def moving(self, received: Sequence[Received]) -> Tensor | None:
@@ -218,7 +218,8 @@ class Server(Participant):
         tau, workers = (
             torch.tensor(float(number), device=self.device) for number in (read.staleness, recipe.num_workers)
         )
-        return Delivered(read.neighbor, Late(state.weights, gap, tau, eta, workers))
+        share = recipe.shares[read.neighbor] if recipe.shares else 1.0
+        return Delivered(read.neighbor, Late(state.weights, gap, tau, eta, workers), share)
 
     @property
     def message_bytes(self) -> int:

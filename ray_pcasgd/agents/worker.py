@@ -40,7 +40,15 @@ class ServerRecipe(Training):
     """What all workers and servers of a run share."""
 
     rule: ServerRule
-    num_workers: int
+    local_steps: tuple[int, ...]
+    """Mini-batches of each worker's message."""
+    shares: tuple[float, ...] = ()
+    """By how much each worker's message counts in a mean; empty: all alike."""
+
+    @property
+    def num_workers(self) -> int:
+        """P."""
+        return len(self.local_steps)
 
     @property
     def num_servers(self) -> int:
@@ -88,6 +96,8 @@ class Worker(Learner, Participant):
         self.pieces = max(rule.pieces, spec.recipe.accumulate)
         """In which a mini-batch is computed."""
         self.may_be_stacked = self.pieces == 1 and not rule.workers_step and spec.recipe.precision == "float32"
+        self.sent = self.weights
+        """What a worker with the local optimizer sends of its last round, shape (D,)."""
         self.loss = math.nan
         """Of its present version, where that is a step's."""
         self.local_step = 0
@@ -96,7 +106,12 @@ class Worker(Learner, Participant):
     @property
     def progress(self) -> int:
         """Mini-batches so far."""
-        return self.version * self.spec.recipe.rule.local_steps
+        return self.version * self.round_length
+
+    @property
+    def round_length(self) -> int:
+        """Mini-batches of one message."""
+        return self.spec.recipe.local_steps[self.spec.agent]
 
     @property
     def is_running(self) -> bool:
@@ -177,9 +192,10 @@ class Worker(Learner, Participant):
 
         """
         self.begin(received)
-        rule = self.spec.recipe.rule
+        rule, start = self.spec.recipe.rule, self.weights
         losses = []
-        for self.local_step in range(rule.local_steps):
+        for number in range(self.round_length):
+            self.local_step = number
             loss = self.compute_unless(cancelled, self.pieces)
             if loss is None:
                 self.version += 1
@@ -188,6 +204,7 @@ class Worker(Learner, Participant):
             if rule.workers_step:
                 self.take_local_step()
         self.finish()
+        self.sent = rule.sent(start, self.weights)
         return sum(losses) / len(losses)
 
     def finish(self) -> None:
@@ -250,7 +267,7 @@ class Worker(Learner, Participant):
 
     def skip(self) -> None:
         """Pass over a step whose work was cancelled, with its mini-batches."""
-        for _ in range(self.spec.recipe.rule.local_steps):
+        for _ in range(self.round_length):
             self.skip_batch()
         self.version += 1
 
@@ -266,8 +283,8 @@ class Worker(Learner, Participant):
 
     @property
     def computed(self) -> Tensor:
-        """What the worker sends: its gradient, or its weights; shape (D,)."""
-        return self.weights if self.spec.recipe.rule.workers_step else self.direction
+        """What the worker sends: its gradient, or what the rule makes of its round; shape (D,)."""
+        return self.sent if self.spec.recipe.rule.workers_step else self.direction
 
     @property
     def message_bytes(self) -> int:

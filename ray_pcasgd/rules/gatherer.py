@@ -5,7 +5,7 @@ Plain objects that the planner and a live server share.
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray_pcasgd.rules.gathering import Gathering
@@ -177,9 +177,9 @@ class _AdaptiveK:
 class Position:
     """How far a server has come, in steps of a peer: mini-batches that it has taken over the number of workers."""
 
-    def __init__(self, num_workers: int, local_steps: int) -> None:
-        self.num_workers = num_workers
+    def __init__(self, local_steps: Sequence[int]) -> None:
         self._local_steps = local_steps
+        """Mini-batches of each worker's message."""
         self._batches = 0
         self._at_version = [0]
 
@@ -188,10 +188,10 @@ class Position:
         """The present position, rounded down."""
         return self._at_version[-1]
 
-    def advance(self, num_messages: int) -> None:
-        """Note an update that takes ``num_messages`` messages."""
-        self._batches += num_messages * self._local_steps
-        self._at_version.append(self._batches // self.num_workers)
+    def advance(self, workers: Iterable[int]) -> None:
+        """Note an update that takes a message of each of ``workers``, one as often as it is named."""
+        self._batches += sum(self._local_steps[worker] for worker in workers)
+        self._at_version.append(self._batches // len(self._local_steps))
 
     def state(self) -> list[int]:
         """Return what ``restore`` needs: the mini-batches so far, and the position at each version."""

@@ -24,6 +24,8 @@ class Delivered(NamedTuple):
     """0 to P - 1."""
     late: Late
     """Its ``gradient`` is whatever the rule's workers send."""
+    share: float = 1.0
+    """By how much it counts in a mean, as ``ServerRule.shares`` has it."""
 
 
 class ServerRule(Settings, ABC):
@@ -41,6 +43,10 @@ class ServerRule(Settings, ABC):
     """Whether the workers have the local optimizer and keep their own weights; else the server has it."""
     reads_before: ClassVar[int] = 0
     """How many versions before its present one a worker is given."""
+    described_by: ClassVar[tuple[str, ...]] = ("gathering",)
+    """Settings whose names say which of its kind a run's rule is."""
+    takes_rounds: ClassVar[bool] = False
+    """Whether the run's ``local_steps`` say how many mini-batches a message has; else ``local_steps`` here."""
 
     @property
     def local_steps(self) -> int:
@@ -51,6 +57,11 @@ class ServerRule(Settings, ABC):
     def needs_gap(self) -> bool:
         """Whether the server keeps the weights that its workers compute at."""
         return False
+
+    @property
+    def state_vectors(self) -> int:
+        """How many vectors of shape (D,) the server keeps besides its weights, where it has no local optimizer."""
+        return 0
 
     @property
     def pieces(self) -> int:
@@ -76,6 +87,14 @@ class ServerRule(Settings, ABC):
     def begin(self, own: Tensor, center: Tensor) -> Tensor:
         """Return the weights at which a worker computes: its own ones are ``own``, the server's ``center``; (D,)."""
         return center
+
+    def sent(self, start: Tensor, end: Tensor) -> Tensor:
+        """Return what a worker with the local optimizer sends of a round from ``start`` to ``end``; all (D,)."""
+        return end
+
+    def shares(self, samples: Sequence[int]) -> tuple[float, ...]:
+        """Return by how much each worker's message counts in a mean, by the sizes of their shards; empty: by 1."""
+        return ()
 
     def init(self, weights: Tensor, num_workers: int) -> State:
         """Return the server's state before its first update."""
@@ -108,6 +127,15 @@ def _check_numbers(gathering: Gathering, num_workers: int) -> None:
         )
 
 
+def check_rounds(rule: ServerRule) -> None:
+    """Raise ``ValueError`` where a rule whose workers take rounds of local steps has a gathering that cancels them."""
+    if rule.gathering.cancels:
+        raise ValueError(
+            f"gathering.name = {rule.gathering.name!r}: allowed with rounds of local steps are those that cancel no "
+            "work, as sync, k-async, asgd, k-batch-async and n-softsync"
+        )
+
+
 def described(algorithm: Settings) -> str:
     """Return an algorithm's name, with what it waits for and how it corrects where there is a server.
 
@@ -116,9 +144,7 @@ def described(algorithm: Settings) -> str:
     """
     parts = [str(getattr(algorithm, "name", ""))]
     if isinstance(algorithm, ServerRule):
-        parts.append(f"gathering {algorithm.gathering.name}")
-    if isinstance(algorithm, ParameterServer):
-        parts.append(f"correction {algorithm.correction.name}")
+        parts += [f"{setting} {getattr(algorithm, setting).name}" for setting in algorithm.described_by]
     return ", ".join(parts)
 
 
@@ -134,6 +160,7 @@ class ParameterServer(ServerRule):
     """How a late gradient is corrected."""
 
     workers_step: ClassVar[bool] = False
+    described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction")
 
     @property
     def needs_gap(self) -> bool:
@@ -155,9 +182,9 @@ class ParameterServer(ServerRule):
 
     def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the mean of the corrected gradients, summed in their order."""
-        state, total = self.correction.apply(state, *delivered[0])
+        state, total = self.correction.apply(state, *delivered[0][:2])
         for one in delivered[1:]:
-            state, corrected = self.correction.apply(state, *one)
+            state, corrected = self.correction.apply(state, *one[:2])
             total = total + corrected
         return state, total / len(delivered)
 

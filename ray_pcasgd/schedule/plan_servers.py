@@ -32,8 +32,8 @@ class ServerPlanner(Timing):
     gathering: Gathering
     num_steps: int
     """The run ends when each server has taken this many mini-batches for each worker."""
-    local_steps: int
-    """Mini-batches of one message."""
+    local_steps: tuple[int, ...]
+    """Mini-batches of each worker's message."""
     reads_before: int
     """How many versions before a server's newest one a worker reads."""
 
@@ -87,7 +87,7 @@ class _Server:
     def __init__(self, plan: ServerPlanner, number: int) -> None:
         self.number = number
         self.gatherer = Gatherer(plan.gathering, plan.num_workers)
-        self.position = Position(plan.num_workers, plan.local_steps)
+        self.position = Position(plan.local_steps)
         self.to_worker = [Channel(plan, plan.num_workers + number, k) for k in range(plan.num_workers)]
         self.given = [0] * plan.num_workers
         """The version that each worker was told to read last."""
@@ -131,7 +131,8 @@ class _Simulation:
         worker.reading = list(worker.known)
         worker.start = now
         worker.computing = True
-        self.enter(worker.gradients.ready_at(now, self.plan.local_steps), _READY, worker.number, 0, worker.version)
+        ready = worker.gradients.ready_at(now, self.plan.local_steps[worker.number])
+        self.enter(ready, _READY, worker.number, 0, worker.version)
 
     def end(self, worker: _Worker, now: int, kind: Literal["step", "cancelled"]) -> Row:
         worker.computing = False
@@ -187,7 +188,7 @@ class _Simulation:
         version = server.gatherer.version - 1
         staleness = [version - one.computed_at for one in taken]
         reads = sorted(Read(one.worker, one.version, tau, tau) for one, tau in zip(taken, staleness, strict=True))
-        server.position.advance(len(taken))
+        server.position.advance(one.worker for one in taken)
         return Row(self.plan.num_workers + server.number, version, *row_times(now, now, now), tuple(reads))
 
     def answer(self, server: _Server, worker: int, version: int, now: int) -> None:

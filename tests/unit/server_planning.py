@@ -125,7 +125,7 @@ class _SlowPlanner:
 
     def begin(self, worker: int, now: int) -> None:
         seconds = 0.0
-        for _ in range(self.plan.local_steps):
+        for _ in range(self.plan.local_steps[worker]):
             seconds += self.seconds[worker](now / 1e9 + seconds)
         servers = range(self.plan.num_servers)
         newest = [self.newest_known(worker, server) for server in servers]
@@ -178,7 +178,9 @@ class _SlowPlanner:
 
     def steps_at(self, server: int, version: int) -> int:
         """Return how many mini-batches for each worker had been taken at a version."""
-        batches = sum(len(update.taken) for update in self.updates[server][:version]) * self.plan.local_steps
+        batches = sum(
+            self.plan.local_steps[x.worker] for update in self.updates[server][:version] for x in update.taken
+        )
         return batches // self.plan.num_workers
 
     def progress(self, server: int) -> int:

@@ -76,7 +76,7 @@ class ServerPolicy(Policy[Decision]):
         self.started_at = 0.0
         """The run's start in wall-clock seconds; the actor sets it."""
         self.gathering = recipe.rule.gathering
-        self.position = Position(recipe.num_workers, recipe.rule.local_steps)
+        self.position = Position(recipe.local_steps)
         if state:
             self.position.restore(state["position"])
         self.first = self.version
@@ -106,8 +106,8 @@ class ServerPolicy(Policy[Decision]):
         self._came: _Came | None = None
         self._owed: dict[int, int] | None = None
         """By worker, which of its gradients is to be answered now."""
-        self._taking = 0
-        """The gradients of the update that is due."""
+        self._taking: list[int] = []
+        """The workers of the gradients of the update that is due."""
         self._deadline: float | None = None
         """The steady second up to which a gradient is waited for; ``None`` where none is waited for."""
         self._events: list[Event] = []
@@ -250,7 +250,7 @@ class ServerPolicy(Policy[Decision]):
             self._owed = {one.worker: one.version for one in taken}
         else:
             self._owed = {came.worker: came.version}
-        self._taking = len(taken)
+        self._taking = [one.worker for one in taken]
         late = ((one, self.version - one.computed_at) for one in taken)
         return tuple(sorted(Read(one.worker, one.version, steps, steps) for one, steps in late))
 

@@ -29,7 +29,7 @@ from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.pace import is_agent_step
 from ray_pcasgd.runs.plan.common import Roster, kind_of
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
-from ray_pcasgd.runs.plan.local_steps import check_local_steps, rounds_of
+from ray_pcasgd.runs.plan.local_steps import check_local_steps, rounds_of, steps_of_workers
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
@@ -78,7 +78,7 @@ class Plan:
         algorithm = self.config.algorithm
         if not isinstance(algorithm, ServerRule):
             return rounds_of(self.config)
-        return Rounds(self.config.num_steps, (algorithm.local_steps,) * self.config.num_agents)
+        return Rounds(self.config.num_steps, steps_of_workers(self.config, algorithm))
 
     def progress_at(self, agent: int, version: int) -> int:
         """Return the steps that a version stands for: of a peer its mini-batches, else its number."""

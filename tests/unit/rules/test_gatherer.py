@@ -306,9 +306,9 @@ def test_intervals_far_shorter_than_the_time_between_gradients_take_no_time(ever
 @settings(max_examples=50)
 @given(advances=st.lists(st.integers(1, 4), max_size=30), num_workers=st.integers(1, 4), steps=st.integers(-1, 9))
 def test_positions(advances: list[int], num_workers: int, steps: int) -> None:
-    position = Position(num_workers, local_steps=2)
+    position = Position((2,) * num_workers)
     for count in advances:
-        position.advance(count)
+        position.advance([0] * count)
     at_version = [2 * sum(advances[:version]) // num_workers for version in range(len(advances) + 1)]
     assert position.steps == at_version[-1]
     old = [version for version, at in enumerate(at_version) if steps <= 0 or at <= at_version[-1] - steps]

@@ -506,7 +506,53 @@ def test_elastic_averaging_s_settings_that_do_not_fit_are_refused(algorithm: dic
     assert with_server({"name": "elastic-averaging"} | algorithm) == expected
 
 
-@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging"])
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (
+            {"gathering": {"name": "k-sync", "k": 2}},
+            "algorithm.gathering.name = 'k-sync': allowed with rounds of local steps are those that cancel no work, as "
+            "sync, k-async, asgd, k-batch-async and n-softsync",
+        ),
+        (
+            {"gathering": {"name": "adasync", "base": "k-batch-sync", "every_seconds": 1}},
+            "algorithm.gathering.name = 'adasync': allowed with rounds of local steps are those that cancel no work, "
+            "as sync, k-async, asgd, k-batch-async and n-softsync",
+        ),
+        (
+            {"gathering": "asgd", "average": "samples"},
+            "algorithm.average = 'samples': allowed with gathering.name = 'asgd', which takes one pseudo-gradient for "
+            "an update, is equal",
+        ),
+        ({"outer": "adam"}, "algorithm.outer = 'adam': allowed are sgd, delayed-nesterov"),
+        ({"outer": {"name": "sgd", "momentum": 1}}, "algorithm.outer.momentum = 1: allowed are values below 1"),
+        ({"outer": {"name": "sgd", "momentum": -0.1}}, "algorithm.outer.momentum = -0.1: allowed are values from 0 on"),
+        ({"outer": {"name": "sgd", "step_size": 0}}, "algorithm.outer.step_size = 0: allowed are values above 0"),
+        (
+            {"outer": {"name": "delayed-nesterov", "every": 0}},
+            "algorithm.outer.every = 0: allowed are values from 1 on",
+        ),
+        (
+            {"gathering": "asgd", "outer": {"name": "delayed-nesterov", "spread": 0.3}},
+            "algorithm.outer.spread = 0.3: allowed are 0 to 1/N, 0.25 with N = 4",
+        ),
+        (
+            {"outer": {"name": "delayed-nesterov", "every": 8, "spread": 0.2}},
+            "algorithm.outer.spread = 0.2: allowed are 0 to 1/N, 0.125 with N = 8",
+        ),
+        (
+            {"weighting": {"name": "polynomial", "a": 0}},
+            "algorithm.weighting.a = 0: allowed are values above 0",
+        ),
+        ({"weighting": "linear"}, "algorithm.weighting = 'linear': allowed are constant, polynomial, hinge"),
+    ],
+    ids=str,
+)
+def test_settings_of_rounds_around_a_server_that_do_not_fit_are_refused(algorithm: Any, expected: str) -> None:
+    assert with_server({"name": "diloco"} | algorithm).splitlines()[0].startswith(expected)
+
+
+@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging", "diloco"])
 def test_settings_of_peers_have_no_meaning_beside_a_server(algorithm: str) -> None:
     assert with_server(algorithm, barrier="all") == (
         "barrier.name = 'all': allowed with a server is none; algorithm.gathering says who is waited for"

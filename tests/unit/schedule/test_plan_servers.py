@@ -28,7 +28,7 @@ def law(value: Any) -> Any:
 def planner(gathering: Gathering, num_workers: int = 4, num_servers: int = 1, **changes: Any) -> ServerPlanner:
     defaults: dict[str, Any] = {
         "num_steps": 12,
-        "local_steps": 1,
+        "local_steps": (1,) * num_workers,
         "reads_before": 0,
         "compute": ComputeTimes(),
         "links": (),
@@ -85,7 +85,7 @@ def plans(draw: st.DrawFn, links: st.SearchStrategy[Any] = LINKS) -> ServerPlann
         num_workers,
         num_servers,
         num_steps=draw(st.integers(1, 8)),
-        local_steps=draw(st.integers(1, 3)) if reads_before else 1,
+        local_steps=draw(st.one_of(st.just((1,) * num_workers), st.tuples(*[st.integers(1, 3)] * num_workers))),
         reads_before=reads_before,
         compute=ComputeTimes(
             law=draw(LAWS), agents={1: draw(LAWS)}, stragglers=draw(st.sampled_from([{}, {0: law(0.5)}]))
@@ -109,7 +109,8 @@ def test_rows_can_be_executed_and_are_consistent(plan: ServerPlanner) -> None:
     check_rows(rows, plan.num_workers)
     assert all(early.end <= late.end for early, late in pairwise(rows))
     for server in range(plan.num_workers, plan.num_workers + plan.num_servers):
-        batches = plan.local_steps * np.cumsum([len(row.reads) for row in rows if row.agent == server])
+        own = [row for row in rows if row.agent == server]
+        batches = np.cumsum([sum(plan.local_steps[read.neighbor] for read in row.reads) for row in own])
         assert batches[-1] >= plan.num_steps * plan.num_workers
         assert len(batches) == 1 or batches[-2] < plan.num_steps * plan.num_workers
     ordered = in_causal_order(reversed(rows), with_directions=False)
@@ -334,7 +335,7 @@ def test_a_hold_counts_steps_of_a_peer() -> None:
 
 @pytest.mark.parametrize("gathering", [Sync(), ASGD(), KAsync(k=2)], ids=lambda g: g.name)
 def test_elastic_averaging_reads_the_version_before_the_update_that_took_its_weights(gathering: Gathering) -> None:
-    rows = rows_of(planner(gathering, compute=RANDOM, reads_before=1, local_steps=2, num_steps=40))
+    rows = rows_of(planner(gathering, compute=RANDOM, reads_before=1, local_steps=(2,) * 4, num_steps=40))
     taken_at = {
         (read.neighbor, read.version): row.step for row in updates(rows, 4) for read in row.reads
     }  # the server's version before the update
@@ -344,7 +345,7 @@ def test_elastic_averaging_reads_the_version_before_the_update_that_took_its_wei
 
 
 def test_a_message_of_several_mini_batches_takes_as_long_as_all_of_them_and_counts_as_many() -> None:
-    rows = rows_of(planner(Sync(), local_steps=3, reads_before=1, num_steps=6))
+    rows = rows_of(planner(Sync(), local_steps=(3,) * 4, reads_before=1, num_steps=6))
     assert [row.end for row in updates(rows, 4)] == [3.0, 6.0]
 
 
