@@ -28,6 +28,7 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.contract import check_declared
 from ray_pcasgd.rules.diloco import DiLoCo
+from ray_pcasgd.rules.fedasync import FedAsync
 from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer, ServerRule
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
@@ -45,7 +46,7 @@ EngineSettings = Annotated[
 
 AnyAlgorithm = Annotated[
     Annotated[
-        Algorithm | ADPSGD | ParameterServer | ElasticAveraging | DiLoCo,
+        Algorithm | ADPSGD | ParameterServer | ElasticAveraging | DiLoCo | FedAsync,
         Field(discriminator="name"),
         Door("rule", "ray_pcasgd.rules", (Rule, ServerRule), check_declared),
     ],
@@ -101,8 +102,8 @@ class Config(Settings):
     local_steps: LocalSteps = 1
     """H: steps that an agent takes on its own from one version to the next, so that it sends and reads once in H steps
     (local SGD): a number, a list of one number per agent, or ``{name: equal-time, most: 50}``, by which slower agents
-    take fewer. Between peers, and with ``diloco``. Versions, staleness, ages, barriers and ``engine.silent_steps`` then
-    count rounds of H steps, and so does ``engine.max_lag`` where rounds are of one length; num_steps, step sizes,
+    take fewer. Between peers, and with ``diloco`` and ``fedasync``. Versions, staleness, ages, barriers and
+    ``engine.silent_steps`` then count rounds of H steps, and so does ``engine.max_lag`` where rounds are of one length; num_steps, step sizes,
     evaluations, epochs and delays in steps count steps. The exchange of a round runs during the steps of the next one;
     predictions and their stability bound see H times the step size. With a server, a worker's message is a round, and
     nothing runs ahead; staleness counts the server's updates."""

@@ -96,6 +96,8 @@ class Worker(Learner, Participant):
         self.pieces = max(rule.pieces, spec.recipe.accumulate)
         """In which a mini-batch is computed."""
         self.may_be_stacked = self.pieces == 1 and not rule.workers_step and spec.recipe.precision == "float32"
+        self.start = self.weights
+        """Where its present round has begun."""
         self.sent = self.weights
         """What a worker with the local optimizer sends of its last round, shape (D,)."""
         self.loss = math.nan
@@ -178,7 +180,7 @@ class Worker(Learner, Participant):
     def begin(self, received: Sequence[Received]) -> None:
         """Take in the servers' versions, sorted by server."""
         center = torch.cat([state.weights for state in received])
-        self.weights = self.spec.recipe.rule.begin(self.weights, center)
+        self.start = self.weights = self.spec.recipe.rule.begin(self.weights, center)
         self.buffers = received[0].buffers
         self.replica.load(self.weights, self.buffers)
 
@@ -192,7 +194,7 @@ class Worker(Learner, Participant):
 
         """
         self.begin(received)
-        rule, start = self.spec.recipe.rule, self.weights
+        rule = self.spec.recipe.rule
         losses = []
         for number in range(self.round_length):
             self.local_step = number
@@ -204,8 +206,12 @@ class Worker(Learner, Participant):
             if rule.workers_step:
                 self.take_local_step()
         self.finish()
-        self.sent = rule.sent(start, self.weights)
+        self.sent = rule.sent(self.start, self.weights)
         return sum(losses) / len(losses)
+
+    def optimize(self, gradient: Tensor) -> None:
+        """Set ``direction`` to the optimizer's for a mini-batch's gradient, shape (D,), as the rule has it."""
+        super().optimize(self.spec.recipe.rule.pulled(gradient, self.weights, self.start))
 
     def finish(self) -> None:
         """Make what was computed the next version.

@@ -42,8 +42,8 @@ class Gatherer:
 
     @property
     def k(self) -> int:
-        """The gradients of the next update: no more than there are workers."""
-        return max(1, min(self._wanted, self.num_workers))
+        """The gradients of the next update: no more than there are workers, where these wait for it."""
+        return max(1, min(self._wanted, self.num_workers) if self.gathering.waits else self._wanted)
 
     def arrive(self, arrival: Arrival) -> bool:
         """Take in a gradient; return whether it counts, or comes too late for a policy that cancels."""

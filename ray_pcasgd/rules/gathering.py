@@ -33,7 +33,10 @@ class Gathering(Settings, ABC):
 
     @abstractmethod
     def num_gradients(self, num_workers: int) -> int:
-        """Return K, the gradients of one update, in [1, P]; where K is adapted that of the first update."""
+        """Return K, the gradients of one update, from 1 on; where K is adapted that of the first update.
+
+        Where workers wait it is at most P; where they do not, one update may take several gradients of each.
+        """
 
     @property
     def adapts_every(self) -> float | None:
@@ -69,15 +72,15 @@ class Sync(Gathering):
 
 class _FirstK(Gathering):
     k: int = Field(ge=1)
-    """Gradients of one update, K, up to the number of workers."""
+    """Gradients of one update, K, from 1 on; where workers wait, up to the number of workers."""
 
     def num_gradients(self, num_workers: int) -> int:
         """Return K."""
         return self.k
 
     def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where K is above P."""
-        if self.k > num_workers:
+        """Raise ``ValueError`` where K is above P, and workers wait for the update."""
+        if self.waits and self.k > num_workers:
             raise ValueError(f"k = {self.k}: allowed are 1 to the number of workers, {num_workers}")
 
 
@@ -105,10 +108,13 @@ class KAsync(_FirstK):
 
 
 class KBatchAsync(_FirstK):
-    """K gradients are in, of any workers; the others go on."""
+    """K gradients are in, of any workers; the others go on. With rounds of local steps it is FedBuff's buffer."""
 
     name: Literal["k-batch-async"] = "k-batch-async"
     waits: ClassVar[bool] = False
+    k: int = Field(10, ge=1)
+    """Gradients of one update, K, from 1 on, also above the number of workers; FedBuff's buffer has 10 (Nguyen et al.
+    2022, arXiv 2106.06639)."""
 
 
 class ASGD(Gathering):

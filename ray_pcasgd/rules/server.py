@@ -88,6 +88,10 @@ class ServerRule(Settings, ABC):
         """Return the weights at which a worker computes: its own ones are ``own``, the server's ``center``; (D,)."""
         return center
 
+    def pulled(self, gradient: Tensor, weights: Tensor, start: Tensor) -> Tensor:
+        """Return the gradient that the optimizer of a worker sees which began its round at ``start``; all (D,)."""
+        return gradient
+
     def sent(self, start: Tensor, end: Tensor) -> Tensor:
         """Return what a worker with the local optimizer sends of a round from ``start`` to ``end``; all (D,)."""
         return end
@@ -108,11 +112,9 @@ class ServerRule(Settings, ABC):
 def _check_numbers(gathering: Gathering, num_workers: int) -> None:
     setting = f"gathering.name = {gathering.name!r}"  # type: ignore[attr-defined]
     number: Any = gathering.num_gradients(num_workers)
-    if type(number) is not int or not 1 <= number <= num_workers:
-        raise ValueError(
-            f"{setting}: takes {number!r} gradients for an update; allowed are whole numbers from 1 to the number of "
-            f"workers, {num_workers}"
-        )
+    if type(number) is not int or number < 1 or (gathering.waits and number > num_workers):
+        bound = f"from 1 to the number of workers, {num_workers}" if gathering.waits else "from 1 on"
+        raise ValueError(f"{setting}: takes {number!r} gradients for an update; allowed are whole numbers {bound}")
     ratios = (0.5, 1.0, 100.0, math.inf) if gathering.adapts_every is not None else ()
     first, again = (
         [gathering.num_gradients(num_workers), *(gathering.adapted(num_workers, number, ratio) for ratio in ratios)]

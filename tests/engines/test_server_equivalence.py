@@ -82,6 +82,12 @@ DILOCO: dict[str, Any] = {
     },
 }
 CASES |= DILOCO
+# More messages an update than there are workers; in the second of them, one after another.
+CASES["fedbuff"] = {
+    "algorithm": {"name": "diloco", "gathering": {"name": "k-batch-async", "k": 4}, "weighting": "polynomial"},
+    "local_steps": 2,
+} | SECONDS
+CASES["fedasync, proximal"] = {"algorithm": {"name": "fedasync", "proximal": 0.1}, "local_steps": [2, 1, 3]}
 OWN: dict[str, Any] = {
     "own tensors, two shards": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}, shards=2) | restless(False),
     "own tensors, cancelled": server({"name": "k-sync", "k": 2}) | SECONDS | restless(False),
@@ -97,6 +103,8 @@ ON_RAY = [
     "adasync",
     "elastic averaging, asgd, two shards",
     *DILOCO,
+    "fedbuff",
+    "fedasync, proximal",
     *OWN,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c")

@@ -51,4 +51,5 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "server, stacked": {"algorithm": "server", "engine": {"name": "local", "batched": "always"}},
     "elastic averaging": {"algorithm": "elastic-averaging"},
     "diloco": {"algorithm": "diloco", "local_steps": 4},
+    "fedasync": {"algorithm": "fedasync", "local_steps": 4},
 }

@@ -130,9 +130,7 @@ def _wrong_name(path: str, value: Any, kinds: Mapping[str, type[Settings]]) -> _
     if isinstance(given, Mapping):
         place, given = f"{path}.name", given.get("name")
     # What has constants among its kinds takes a bare number for one.
-    takes_numbers = (
-        not isinstance(value, Mapping) and "constant" in kinds and "value" in kinds["constant"].model_fields
-    )
+    takes_numbers = not isinstance(value, Mapping) and "constant" in kinds and "value" in kinds["constant"].model_fields
     allowed = ", ".join((["numbers"] if takes_numbers else []) + names)
     hint = hints.for_number(given) if takes_numbers else ""
     if isinstance(given, str) and not hint:

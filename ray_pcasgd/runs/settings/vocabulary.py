@@ -134,6 +134,7 @@ NAMES: dict[str, dict[str, str]] = {
             "k-async k-sync k-batch-async k-batch-sync n-softsync softsync adasync"
         ),
         "elastic-averaging": "easgd eamsgd elastic elastic-sgd",
+        "fedasync": "fed-async asynchronous-federated fedasgd",
         "diloco": "opendiloco fedavg fedbuff fedopt federated-averaging async-local-sgd outer-optimizer",
         "sgp": "push-sum pushsum gradient-push",
     },

@@ -102,9 +102,14 @@ RUNS: dict[str, Any] = {
     "by samples, unequal rounds": {"algorithm": diloco(average="samples")} | UNEQUAL,
     "equally, unequal rounds": {"algorithm": diloco()} | UNEQUAL,
     "k-async": {"algorithm": diloco({"name": "k-async", "k": 2}, weighting="polynomial"), "links": SECONDS} | LATE,
+    "fedbuff, asgd": {
+        "algorithm": diloco({"name": "k-batch-async", "k": 5}, HEAVY, weighting="polynomial"),
+        **LATE,
+        "num_steps": 24,
+    },
     "asgd, delayed": {"algorithm": diloco("asgd", DELAYED), "links": SECONDS} | LATE,
     "asgd, delayed, spread, hinge": {
-        "algorithm": diloco("asgd", {**DELAYED, "every": 2, "spread": 0.4}, weighting={"name": "hinge", "a": 2, "b": 1}),
+        "algorithm": diloco("asgd", DELAYED | {"every": 2, "spread": 0.4}, weighting={"name": "hinge", "a": 2, "b": 1}),
         **LATE,
     },
 }
@@ -156,6 +161,60 @@ def test_the_inner_state_stays_with_its_worker() -> None:
             fresh.velocities[row.agent] = np.zeros_like(fresh.velocities[row.agent])
         fresh.execute(row)
     assert np.abs(driven.weights.numpy() - fresh.weights[-1]).max() > 1e-2
+
+
+class FedAsyncReference(RoundsReference):
+    """theta <- (1 - a s(tau)) theta + a s(tau) x, one after another; workers' loss has rho/2 |x - theta|^2."""
+
+    def execute(self, row: Row) -> None:
+        if row.agent < len(self.batches):
+            (read,) = row.reads
+            self.anchor = self.weights[read.version]
+            self.sent[row.agent, row.step + 1] = (self.trained(row.agent, self.anchor), read.version)
+        else:
+            self.update(row)
+
+    def gradient(self, worker: int, weights: Array) -> Array:
+        rule: Any = self.plan.config.algorithm
+        return super().gradient(worker, weights) + rule.proximal * (weights - self.anchor)
+
+    def update(self, row: Row) -> None:
+        rule: Any = self.plan.config.algorithm
+        (read,) = row.reads
+        x, version = self.sent[read.neighbor, read.version]
+        tau = len(self.weights) - 1 - version
+        self.latest = max(self.latest, tau)
+        a = rule.mix * weight_of(rule.weighting, tau)
+        self.weights.append((1 - a) * self.weights[-1] + a * x)
+
+
+@pytest.mark.parametrize("proximal", [0.0, 0.5])
+@pytest.mark.parametrize("weighting", ["constant", "polynomial", {"name": "hinge", "a": 3, "b": 1}], ids=str)
+def test_fedasync_follows_the_reference(weighting: Any, proximal: float) -> None:
+    algorithm = {"name": "fedasync", "weighting": weighting, "proximal": proximal, "mix": 0.7}
+    own = plan(algorithm, num_steps=16, local_steps=[3, 1, 2], optimizer=OPTIMIZERS["momentum"], links=SECONDS, **LATE)
+    driven, reference = Driven(own), FedAsyncReference(own, (3, 1, 2))
+    for row in driven.rows():
+        reference.execute(row)
+        if row.agent >= 3:
+            np.testing.assert_allclose(driven.weights.numpy(), reference.weights[-1], rtol=0, atol=3e-5)
+    assert reference.latest > 1
+    assert np.abs(reference.weights[-1] - reference.weights[0]).max() > 0.05
+
+
+def test_weights_of_late_messages_do_not_compound() -> None:
+    """However many late messages there were, one that is not late counts by ``mix``."""
+    own = plan({"name": "fedasync", "mix": 0.5}, num_steps=40, local_steps=2, **LATE)
+    driven = Driven(own)
+    for row in driven.rows():
+        if row.agent >= 3 and row.step > 20 and row.reads[0].staleness == 0:
+            break
+    else:
+        pytest.fail("no message came in time")
+    before, now = (driven.versions[0][place][0] for place in (-2, -1))
+    (read,) = row.reads
+    sent = driven.messages[read.neighbor][read.version][0]
+    torch.testing.assert_close(now, (before + sent) / 2, rtol=0, atol=1e-6)
 
 
 PLAIN = {"name": "sgd", "step_size": 1.0, "momentum": 0}

@@ -84,6 +84,17 @@ def test_one_worker_fills_several_places_in_batch_policies() -> None:
     assert [one[:2] for one in own.take()] == [(2, 1), (2, 2), (0, 1)]
 
 
+@pytest.mark.parametrize("name", ["k-batch-async", "k-batch-sync"])
+def test_where_nobody_waits_an_update_may_take_more_gradients_than_there_are_workers(name: str) -> None:
+    own = gatherer({"name": name, "k": 5}, num_workers=2)
+    own.lose()
+    for version in range(1, 5):
+        own.arrive(arrival(0, version))
+        assert own.take() == ()
+    own.arrive(arrival(0, 5))
+    assert len(own.take()) == 5
+
+
 def test_a_cancelling_policy_forgets_what_is_left_over_and_others_keep_it() -> None:
     for name, left in (("k-batch-sync", []), ("k-batch-async", [3])):
         own = gatherer({"name": name, "k": 2})

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from ray_pcasgd.rules.contract import check_rule
 from ray_pcasgd.rules.diloco import DiLoCo
+from ray_pcasgd.rules.fedasync import FedAsync
 from ray_pcasgd.rules.lateness import ConstantWeight, HingeWeight, LatenessWeight, PolynomialWeight
 from ray_pcasgd.rules.outer import DelayedNesterov, OuterOptimizer, OuterSGD
 
@@ -145,3 +146,8 @@ def weight(value: Any) -> Any:
 )
 def test_what_every_rule_with_a_server_promises(changes: Any) -> None:
     check_rule(DiLoCo.model_validate(changes), num_workers=4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gathering": "sync", "weighting": "hinge", "proximal": 0.1}], ids=str)
+def test_what_every_rule_with_a_server_promises_of_fedasync(changes: Any) -> None:
+    check_rule(FedAsync.model_validate(changes), num_workers=4)

@@ -421,7 +421,7 @@ def with_server(algorithm: Any, **settings: Any) -> str:
             "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
         ),
         (
-            {"gathering": {"name": "k-batch-async", "k": 5}},
+            {"gathering": {"name": "k-async", "k": 5}},
             "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
         ),
         ({"gathering": {"name": "k-async", "k": 0}}, "algorithm.gathering.k = 0: allowed are values from 1 on"),
@@ -552,7 +552,35 @@ def test_settings_of_rounds_around_a_server_that_do_not_fit_are_refused(algorith
     assert with_server({"name": "diloco"} | algorithm).splitlines()[0].startswith(expected)
 
 
-@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging", "diloco"])
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (
+            {"gathering": {"name": "k-batch-sync", "k": 9}},
+            "algorithm.gathering.name = 'k-batch-sync': allowed with rounds of local steps are those that cancel no "
+            "work, as sync, k-async, asgd, k-batch-async and n-softsync",
+        ),
+        ({"mix": 0}, "algorithm.mix = 0: allowed are values above 0"),
+        ({"mix": 1.5}, "algorithm.mix = 1.5: allowed are values up to 1"),
+        ({"proximal": -1}, "algorithm.proximal = -1: allowed are values from 0 on"),
+        ({"outer": "sgd"}, "algorithm.outer = 'sgd': no such setting; it is a setting of algorithm.name = 'diloco'"),
+    ],
+    ids=str,
+)
+def test_settings_of_fedasync_that_do_not_fit_are_refused(algorithm: Any, expected: str) -> None:
+    assert with_server({"name": "fedasync"} | algorithm).startswith(expected)
+
+
+def test_where_nobody_waits_an_update_may_take_more_gradients_than_there_are_workers() -> None:
+    for name in ("k-batch-sync", "k-batch-async"):
+        algorithm = {"name": "server", "gathering": {"name": name, "k": 9}}
+        make_plan(load_config({"engine": "local"} | SERVER | {"algorithm": algorithm}))
+    for name in ("k-sync", "k-async"):
+        line = with_server({"name": "server", "gathering": {"name": name, "k": 9}})
+        assert line == "algorithm.gathering.k = 9: allowed are 1 to the number of workers, 4"
+
+
+@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging", "diloco", "fedasync"])
 def test_settings_of_peers_have_no_meaning_beside_a_server(algorithm: str) -> None:
     assert with_server(algorithm, barrier="all") == (
         "barrier.name = 'all': allowed with a server is none; algorithm.gathering says who is waited for"

@@ -73,7 +73,8 @@ LINKS = st.one_of(st.just(()), st.lists(st.one_of(SECONDS, SECONDS, STEPS), max_
 def plans(draw: st.DrawFn, links: st.SearchStrategy[Any] = LINKS) -> ServerPlanner:
     num_workers, num_servers = draw(st.integers(1, 5)), draw(st.sampled_from([1, 1, 2, 3]))
     k = draw(st.integers(1, num_workers))
-    gatherings: list[Gathering] = [Sync(), ASGD(), KSync(k=k), KBatchSync(k=k), KBatchAsync(k=k), NSoftsync(n=k)]
+    many = draw(st.integers(1, 2 * num_workers))
+    gatherings: list[Gathering] = [Sync(), ASGD(), KSync(k=k), KBatchSync(k=many), KBatchAsync(k=many), NSoftsync(n=k)]
     elastic: list[Gathering] = [Sync(), ASGD()]
     # Servers that gather for themselves must not let some workers wait: refused by the settings.
     if num_servers == 1 or k in (1, num_workers):
