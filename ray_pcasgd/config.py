@@ -100,13 +100,13 @@ class Config(Settings):
     largest shard / batch_size) steps, and notes them as its num_steps. Given together in one place, they are refused;
     behind those of a file, ``--set`` and Python take the place of either."""
     local_steps: LocalSteps = 1
-    """H: steps that an agent takes on its own from one version to the next, so that it sends and reads once in H steps
-    (local SGD): a number, a list of one number per agent, or ``{name: equal-time, most: 50}``, by which slower agents
-    take fewer. Between peers, and with ``diloco`` and ``fedasync``. Versions, staleness, ages, barriers and
-    ``engine.silent_steps`` then count rounds of H steps, and so does ``engine.max_lag`` where rounds are of one length; num_steps, step sizes,
-    evaluations, epochs and delays in steps count steps. The exchange of a round runs during the steps of the next one;
-    predictions and their stability bound see H times the step size. With a server, a worker's message is a round, and
-    nothing runs ahead; staleness counts the server's updates."""
+    """H: steps that an agent takes on its own from one version to the next, so that it sends and reads once in H
+    steps (local SGD): a number, a list of one number per agent, or ``{name: equal-time, most: 50}``, by which
+    slower agents take fewer. Between peers, and with ``diloco`` and ``fedasync``. Versions, staleness, ages,
+    barriers and ``engine.silent_steps`` then count rounds of H steps, and so does ``engine.max_lag`` where rounds
+    are of one length; num_steps, step sizes, evaluations, epochs and delays in steps count steps. The exchange of a
+    round runs during the steps of the next one; predictions and their stability bound see H times the step size.
+    With a server, a worker's message is a round, and nothing runs ahead; staleness counts the server's updates."""
     batch_size: int = Field(16, ge=1, le=100_000)
     """Samples of one agent's mini-batch."""
 
