@@ -67,6 +67,8 @@ class Server(Participant):
         self.part = recipe.part(spec.place, replica.weights.numel())
         self.parts = parts_of([slot.shape for slot in replica.layout], self.part)
         """What of the server's part is which tensor's."""
+        self.sizes_here = tuple(part.size for part in self.parts)
+        """Numbers of each of them."""
         self.weights = replica.weights[self.part].clone()
         """The server's part, never changed in place."""
         # Buffers are few: the first server keeps them all.
@@ -219,7 +221,7 @@ class Server(Participant):
             torch.tensor(float(number), device=self.device) for number in (read.staleness, recipe.num_workers)
         )
         share = recipe.shares[read.neighbor] if recipe.shares else 1.0
-        return Delivered(read.neighbor, Late(state.weights, gap, tau, eta, workers), share)
+        return Delivered(read.neighbor, Late(state.weights, gap, tau, eta, workers), share, self.sizes_here)
 
     @property
     def message_bytes(self) -> int:

@@ -1,15 +1,25 @@
 """DiLoCo and its asynchronous relatives: rounds of local steps at workers, an outer optimizer at the server."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from ray_pcasgd.base.settings import from_name
 from ray_pcasgd.rules.correction import State
 from ray_pcasgd.rules.gathering import AnyGathering, Sync
+from ray_pcasgd.rules.heloco import HeLoCo
 from ray_pcasgd.rules.lateness import ConstantWeight, LatenessWeight
-from ray_pcasgd.rules.outer import AnyOuter, OuterSGD
+from ray_pcasgd.rules.merging import Merging, radial_directional, weighted_mean
+from ray_pcasgd.rules.outer import DelayedNesterov, OuterSGD
 from ray_pcasgd.rules.server import Delivered, ServerRule, check_rounds
+
+AnyOuter = Annotated[
+    Annotated[OuterSGD | DelayedNesterov | HeLoCo, Field(discriminator="name")],
+    BeforeValidator(from_name),
+]
+"""An outer optimizer by its name, with its settings."""
 
 
 class DiLoCo(ServerRule):
@@ -28,12 +38,15 @@ class DiLoCo(ServerRule):
     gathering: AnyGathering = Sync()
     """When the server updates; sync is DiLoCo, asgd asynchronous local SGD. Work is never cancelled."""
     outer: AnyOuter = OuterSGD()
-    """How the server moves by the mean pseudo-gradient: ``sgd``, or ``delayed-nesterov`` for gathering asgd."""
+    """How the server moves by the mean pseudo-gradient: ``sgd``; for late ones ``delayed-nesterov``, ``heloco``."""
     weighting: LatenessWeight = ConstantWeight()
     """s(tau), by which a pseudo-gradient counts that comes tau updates late: constant, polynomial, hinge."""
     average: Literal["equal", "samples"] = "equal"
     """How the K pseudo-gradients of one update are averaged: ``equal``, as DiLoCo has it; ``samples``, in proportion
     to the sizes of their workers' shards, as FedAvg has it, where K is above 1."""
+    merging: Merging = "mean"
+    """How they are merged: their ``mean``; or ``radial-directional``, by tensor the mean of their lengths along the
+    mean of their directions (Decoupled DiLoCo, arXiv 2604.21428), which is the mean itself where K is 1."""
 
     workers_step: ClassVar[bool] = True
     described_by: ClassVar[tuple[str, ...]] = ("gathering", "outer")
@@ -57,6 +70,9 @@ class DiLoCo(ServerRule):
                 f"average = 'samples': allowed with gathering.name = {self.gathering.name!r}, which takes one "
                 "pseudo-gradient for an update, is equal"
             )
+        if self.shards > 1 and (self.outer.by_tensor or self.merging != "mean"):
+            setting = f"outer.name = {self.outer.name!r}" if self.outer.by_tensor else f"merging = {self.merging!r}"
+            raise ValueError(f"shards = {self.shards}: allowed with {setting} is 1, since it looks at whole tensors")
 
     def shares(self, samples: Sequence[int]) -> tuple[float, ...]:
         """Return each worker's shard over the mean one, or nothing where all count alike."""
@@ -74,10 +90,12 @@ class DiLoCo(ServerRule):
 
     def gather(self, state: Any, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the outer optimizer's next weights over the mean, summed in the order of the messages."""
-        total = delivered[0].share * self.weighting.of(delivered[0].late.staleness) * delivered[0].late.gradient
-        for one in delivered[1:]:
-            total = total + one.share * self.weighting.of(one.late.staleness) * one.late.gradient
-        return self.outer.step(state, center, total / sum(one.share for one in delivered))
+        sizes, total = delivered[0].sizes, sum(one.share for one in delivered)
+        deltas = [self.outer.corrected(state, one.late.gradient, one.late.staleness, sizes) for one in delivered]
+        weights = [one.share * self.weighting.of(one.late.staleness) for one in delivered]
+        is_mean = self.merging == "mean"
+        merged = weighted_mean(deltas, weights, total) if is_mean else radial_directional(deltas, weights, total, sizes)
+        return self.outer.step(state, center, merged)
 
     def _updates_a_round(self, num_workers: int) -> int:
         return num_workers // self.gathering.num_gradients(num_workers)

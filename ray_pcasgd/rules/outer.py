@@ -5,13 +5,13 @@ points uphill, as a gradient does, and has the local step sizes in it. Pure, as 
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
-from ray_pcasgd.base.settings import Settings, from_name
+from ray_pcasgd.base.settings import Settings
 
 
 class OuterOptimizer(Settings):
@@ -19,6 +19,8 @@ class OuterOptimizer(Settings):
 
     state_vectors: ClassVar[int] = 1
     """How many vectors of shape (D,) the state has."""
+    by_tensor: ClassVar[bool] = False
+    """Whether it looks at whole tensors, which a server must have then."""
 
     step_size: float = Field(0.7, gt=0, le=1e6)
     """The outer step size eps, above 0: at 1 without momentum, Theta becomes the mean of its workers' weights."""
@@ -35,6 +37,13 @@ class OuterOptimizer(Settings):
 
         ``updates_a_round`` is how many updates take one message of every worker, in the mean, rounded down.
         """
+
+    def corrected(self, state: Any, delta: Tensor, staleness: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """Return one worker's pseudo-gradient as it counts in the mean, shape (D,).
+
+        ``staleness`` is by how many updates it is late, shape (); ``sizes`` are the numbers of each tensor in it.
+        """
+        return delta
 
     @abstractmethod
     def step(self, state: Any, center: Tensor, delta: Tensor) -> tuple[Any, Tensor]:
@@ -119,10 +128,3 @@ class DelayedNesterov(OuterOptimizer):
         moved = center - self.step_size * (share * self.momentum * momentum + delta / every)
         taken = torch.where(is_last, 0.0, state.taken + 1)
         return Delayed(momentum, torch.where(is_last, 0.0, waiting), taken, every), moved
-
-
-AnyOuter = Annotated[
-    Annotated[OuterSGD | DelayedNesterov, Field(discriminator="name")],
-    BeforeValidator(from_name),
-]
-"""An outer optimizer by its name, with its settings."""

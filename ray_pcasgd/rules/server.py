@@ -26,6 +26,8 @@ class Delivered(NamedTuple):
     """Its ``gradient`` is whatever the rule's workers send."""
     share: float = 1.0
     """By how much it counts in a mean, as ``ServerRule.shares`` has it."""
+    sizes: tuple[int, ...] = ()
+    """Numbers of each tensor, or part of one, that the server's vectors are made of."""
 
 
 class ServerRule(Settings, ABC):

@@ -87,6 +87,16 @@ CASES["fedbuff"] = {
     "algorithm": {"name": "diloco", "gathering": {"name": "k-batch-async", "k": 4}, "weighting": "polynomial"},
     "local_steps": 2,
 } | SECONDS
+CASES["heloco, k-async"] = {
+    "algorithm": {
+        "name": "diloco",
+        "gathering": {"name": "k-async", "k": 2},
+        "outer": "heloco",
+        "merging": "radial-directional",
+    },
+    "local_steps": 2,
+    "step_size": 0.05,
+} | SECONDS
 CASES["fedasync, proximal"] = {"algorithm": {"name": "fedasync", "proximal": 0.1}, "local_steps": [2, 1, 3]}
 OWN: dict[str, Any] = {
     "own tensors, two shards": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}, shards=2) | restless(False),
@@ -104,6 +114,7 @@ ON_RAY = [
     "elastic averaging, asgd, two shards",
     *DILOCO,
     "fedbuff",
+    "heloco, k-async",
     "fedasync, proximal",
     *OWN,
 ]

@@ -524,7 +524,16 @@ def test_elastic_averaging_s_settings_that_do_not_fit_are_refused(algorithm: dic
             "algorithm.average = 'samples': allowed with gathering.name = 'asgd', which takes one pseudo-gradient for "
             "an update, is equal",
         ),
-        ({"outer": "adam"}, "algorithm.outer = 'adam': allowed are sgd, delayed-nesterov"),
+        ({"outer": "adam"}, "algorithm.outer = 'adam': allowed are sgd, delayed-nesterov, heloco"),
+        (
+            {"outer": "heloco", "shards": 2},
+            "algorithm.shards = 2: allowed with outer.name = 'heloco' is 1, since it looks at whole tensors",
+        ),
+        (
+            {"merging": "radial-directional", "shards": 3},
+            "algorithm.shards = 3: allowed with merging = 'radial-directional' is 1, since it looks at whole tensors",
+        ),
+        ({"merging": "median"}, "algorithm.merging = 'median': allowed are 'mean' or 'radial-directional'"),
         ({"outer": {"name": "sgd", "momentum": 1}}, "algorithm.outer.momentum = 1: allowed are values below 1"),
         ({"outer": {"name": "sgd", "momentum": -0.1}}, "algorithm.outer.momentum = -0.1: allowed are values from 0 on"),
         ({"outer": {"name": "sgd", "step_size": 0}}, "algorithm.outer.step_size = 0: allowed are values above 0"),
