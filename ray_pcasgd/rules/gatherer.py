@@ -37,6 +37,7 @@ class Gatherer:
         """The server's version."""
         self.waiting: list[Arrival] = []
         """Gradients that the next update will take."""
+        self._grace_is_over = False
         every = gathering.adapts_every
         self._adaptive = None if every is None else _AdaptiveK(gathering, num_workers, every)
 
@@ -56,14 +57,26 @@ class Gatherer:
             self._adaptive.expect(arrival)
         return True
 
+    @property
+    def is_in_grace(self) -> bool:
+        """Whether the next update has its K gradients, and waits for more: until ``end_grace`` says so, or all came."""
+        is_full = self.k <= len(self.waiting) < self.num_workers
+        return is_full and self.gathering.grace > 0 and not self._grace_is_over
+
+    def end_grace(self) -> None:
+        """Note that the next update waits for no more than it has."""
+        self._grace_is_over = True
+
     def take(self) -> tuple[Arrival, ...]:
         """Return the gradients of the next update, in the order of their arrival, once it is due; else an empty tuple.
 
         What is returned is taken: the server's version rises by one.
         """
-        if len(self.waiting) < self.k:
+        if len(self.waiting) < self.k or self.is_in_grace:
             return ()
-        taken, left = self.waiting[: self.k], self.waiting[self.k :]
+        number = len(self.waiting) if self.gathering.grace > 0 else self.k
+        taken, left = self.waiting[:number], self.waiting[number:]
+        self._grace_is_over = False
         self.version += 1
         self.waiting = [] if self.gathering.cancels else left
         return tuple(taken)

@@ -219,7 +219,7 @@ class ElasticAveraging(ServerRule):
         """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         gathering = self.gathering
-        if gathering.cancels or not gathering.waits or gathering.adapts_every is not None:
+        if gathering.cancels or not gathering.waits or gathering.adapts_every is not None or gathering.grace:
             raise ValueError(
                 f"gathering.name = {gathering.name!r}: allowed with elastic averaging are sync, k-async, asgd; "
                 "each exchange is waited for, and none is cancelled"

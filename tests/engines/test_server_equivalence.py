@@ -87,6 +87,10 @@ CASES["fedbuff"] = {
     "algorithm": {"name": "diloco", "gathering": {"name": "k-batch-async", "k": 4}, "weighting": "polynomial"},
     "local_steps": 2,
 } | SECONDS
+CASES["diloco, quorum"] = {
+    "algorithm": {"name": "diloco", "gathering": {"name": "quorum", "k": 2, "grace_seconds": 0.3}},
+    "local_steps": 2,
+} | SECONDS
 CASES["heloco, k-async"] = {
     "algorithm": {
         "name": "diloco",
@@ -115,6 +119,7 @@ ON_RAY = [
     *DILOCO,
     "fedbuff",
     "heloco, k-async",
+    "diloco, quorum",
     "fedasync, proximal",
     *OWN,
 ]
@@ -259,6 +264,15 @@ RECORDED: dict[str, Any] = {
     "k-sync": server({"name": "k-sync", "k": 2}),
     "k-batch-async, three shards": server({"name": "k-batch-async", "k": 2}, "dc-asgd-c", shards=3),
     "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3}},
+    "diloco, heloco, quorum": {
+        "algorithm": {
+            "name": "diloco",
+            "gathering": {"name": "quorum", "k": 2, "grace_seconds": 0.02},
+            "outer": "heloco",
+        },
+        "local_steps": 2,
+        "step_size": 0.01,
+    },
     "diloco, delayed nesterov, asgd": {
         "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "weighting": "hinge"},
         "local_steps": [2, 1, 2],

@@ -119,6 +119,33 @@ def test_a_lost_worker_is_not_waited_for() -> None:
     assert small.k == 2
 
 
+def test_a_quorum_s_update_takes_all_that_have_come_by_the_end_of_its_grace() -> None:
+    own = gatherer({"name": "quorum", "k": 2, "grace_seconds": 3.0})
+    for worker in (3, 0, 1):
+        assert not own.is_in_grace or len(own.waiting) >= 2
+        own.arrive(arrival(worker))
+        assert own.take() == ()
+    assert own.is_in_grace
+    own.end_grace()
+    assert workers_of(own.take()) == [3, 0, 1]
+    # The next update has a grace of its own, which is over at once when all have come.
+    for version in (1, 2):
+        for worker in range(4):
+            assert own.take() == ()
+            own.arrive(arrival(worker, version + 1))
+        assert len(own.take()) == 4
+    assert own.version == 3
+
+
+def test_a_lost_worker_is_not_waited_for_in_a_grace_either() -> None:
+    own = gatherer({"name": "quorum", "k": 2, "grace_seconds": 3.0}, num_workers=3)
+    own.arrive(arrival(0))
+    own.arrive(arrival(2))
+    assert own.take() == ()
+    own.lose()
+    assert workers_of(own.take()) == [0, 2]
+
+
 def test_a_worker_that_is_back_is_waited_for_again() -> None:
     own = gatherer("sync", num_workers=3)
     own.lose()

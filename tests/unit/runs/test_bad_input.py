@@ -424,6 +424,23 @@ def with_server(algorithm: Any, **settings: Any) -> str:
             {"gathering": {"name": "k-async", "k": 5}},
             "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
         ),
+        (
+            {"gathering": {"name": "quorum", "k": 5, "grace_seconds": 1}},
+            "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
+        ),
+        (
+            {"gathering": {"name": "quorum", "k": 2}},
+            "algorithm.gathering.grace_seconds: is required; allowed is a number from 0 up to 1e+09",
+        ),
+        (
+            {"gathering": {"name": "quorum", "k": 2, "grace_seconds": -1}},
+            "algorithm.gathering.grace_seconds = -1: allowed are values from 0 on",
+        ),
+        (
+            {"gathering": {"name": "quorum", "k": 2, "grace_seconds": 1}, "shards": 2},
+            "algorithm.shards = 2: allowed with gathering.name = 'quorum' is 1, unless its k is 1 or the number of "
+            "workers; k-batch-async has no such limit",
+        ),
         ({"gathering": {"name": "k-async", "k": 0}}, "algorithm.gathering.k = 0: allowed are values from 1 on"),
         ({"gathering": "k-async"}, "algorithm.gathering.k: is required; allowed is a whole number from 1 on"),
         (
@@ -436,8 +453,8 @@ def with_server(algorithm: Any, **settings: Any) -> str:
         ),
         (
             {"gathering": "k-syn"},
-            "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, asgd, "
-            "n-softsync, adasync, custom; did you mean k-sync?",
+            "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, "
+            "quorum, asgd, n-softsync, adasync, custom; did you mean k-sync?",
         ),
         (
             {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},
