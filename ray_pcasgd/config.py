@@ -133,8 +133,10 @@ class Config(Settings):
     float32."""
 
     wire: Annotated[Wire, BeforeValidator(both)] = Wire()
-    """The formats in which agents send their weights and directions, between peers: ``bf16``, or
-    ``{weights: bf16, directions: int8}``. What is read is what was decoded; an agent's own numbers stay float32."""
+    """The formats in which agents send their weights and directions, ``ad-psgd`` excepted: ``bf16``, or
+    ``{weights: bf16, directions: int8}``. What is read is what was decoded; an agent's own numbers stay float32. A
+    server sends weights; what its workers send are directions, be it gradients or pseudo-gradients, or weights with
+    ``elastic-averaging`` and ``fedasync``."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
     """Which agents are neighbors."""

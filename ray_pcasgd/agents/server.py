@@ -1,7 +1,7 @@
 """Servers: each holds a part of the weights, and moves it by what its workers send."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from ray_pcasgd.agents.participant import Family, Incoming, LearnerSpec, Outcome
 from ray_pcasgd.agents.worker import ServerRecipe
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
-from ray_pcasgd.records import Row, Snapshot
+from ray_pcasgd.records import Read, Row, Snapshot
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import Delivered
@@ -115,12 +115,27 @@ class Server(Participant):
 
     def message(self, row: Row | None) -> Published:
         """Return the present version, as it is published."""
-        return Published(self.weights, self.buffers)
+        recipe = self.spec.recipe
+        draw = (recipe.seed, "weights", self.spec.agent, self.version)
+        return Published(recipe.wire.weights.encode(self.weights, draw), self.buffers)
+
+    def outgoing(self) -> Mapping[str, int | None]:
+        """Return the bytes of the server's versions, where these are fewer."""
+        own = self.spec.recipe.wire.weights
+        return {} if own.is_plain else {"weights": own.num_bytes(self.weights.numel())}
+
+    def opened(self, read: Read, published: Published) -> Received:
+        """Return a worker's version as the server reads it: its part of it."""
+        own = self.spec.recipe.format_of_workers
+        vector = own.opened("weights", published.weights, self.weights.numel())
+        return super().opened(read, published)._replace(weights=vector)
 
     def incoming(self) -> Incoming:
         """Return what the messages to the server hold; a worker's own tensors come to the first server alone."""
         forms = self.forms if self.spec.place == 0 else {}
-        return Incoming(self.weights.numel(), self.buffers.numel(), forms=forms, num_tensors=len(self.sizes))
+        numbers, own = self.weights.numel(), self.spec.recipe.format_of_workers
+        encoded = {} if own.is_plain else {"weights": own.num_bytes(numbers)}
+        return Incoming(numbers, self.buffers.numel(), forms=forms, num_tensors=len(self.sizes), encoded=encoded)
 
     def is_late(self, note: Delivery) -> bool:
         """Return whether an update has cancelled a gradient since it was begun."""
@@ -226,7 +241,7 @@ class Server(Participant):
     @property
     def message_bytes(self) -> int:
         """Bytes of one version's message to one worker."""
-        return 4 * (self.weights.numel() + self.buffers.numel())
+        return self.spec.recipe.wire.weights.num_bytes(self.weights.numel()) + 4 * self.buffers.numel()
 
     def snapshot(self) -> Snapshot:
         """Return the server's part of the replica as the current version left it."""

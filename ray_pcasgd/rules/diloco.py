@@ -53,6 +53,11 @@ class DiLoCo(ServerRule):
     takes_rounds: ClassVar[bool] = True
 
     @property
+    def sends_weights(self) -> bool:
+        """False: what a round has changed."""
+        return False
+
+    @property
     def state_vectors(self) -> int:
         """Those of the outer optimizer."""
         return self.outer.state_vectors

@@ -61,6 +61,11 @@ class ServerRule(Settings, ABC):
         return False
 
     @property
+    def sends_weights(self) -> bool:
+        """Whether workers send weights; else gradients, or what a round has changed."""
+        return self.workers_step
+
+    @property
     def state_vectors(self) -> int:
         """How many vectors of shape (D,) the server keeps besides its weights, where it has no local optimizer."""
         return 0

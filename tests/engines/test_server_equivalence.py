@@ -102,6 +102,19 @@ CASES["heloco, k-async"] = {
     "step_size": 0.05,
 } | SECONDS
 CASES["fedasync, proximal"] = {"algorithm": {"name": "fedasync", "proximal": 0.1}, "local_steps": [2, 1, 3]}
+WIRED: dict[str, Any] = {
+    "diloco, narrow wire, two shards": {
+        "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "shards": 2},
+        "local_steps": 2,
+        "wire": {"weights": "bf16", "directions": "int4"},
+    },
+    "dc-asgd-a, narrow wire, batch norm": server("asgd", "dc-asgd-a") | {"task": IMAGES, "wire": "int8"},
+    "elastic averaging, narrow wire, three shards": {
+        "algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3, "shards": 3},
+        "wire": "bf16",
+    },
+}
+CASES |= WIRED
 OWN: dict[str, Any] = {
     "own tensors, two shards": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}, shards=2) | restless(False),
     "own tensors, cancelled": server({"name": "k-sync", "k": 2}) | SECONDS | restless(False),
@@ -121,6 +134,7 @@ ON_RAY = [
     "heloco, k-async",
     "diloco, quorum",
     "fedasync, proximal",
+    *WIRED,
     *OWN,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c")
@@ -264,6 +278,12 @@ RECORDED: dict[str, Any] = {
     "k-sync": server({"name": "k-sync", "k": 2}),
     "k-batch-async, three shards": server({"name": "k-batch-async", "k": 2}, "dc-asgd-c", shards=3),
     "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3}},
+    "diloco, narrow wire, two shards, asgd": {
+        "algorithm": {"name": "diloco", "gathering": "asgd", "shards": 2},
+        "local_steps": 2,
+        "step_size": 0.01,
+        "wire": {"weights": "bf16", "directions": "int8"},
+    },
     "diloco, heloco, quorum": {
         "algorithm": {
             "name": "diloco",

@@ -398,13 +398,13 @@ def _check_servers_gpus(config: Config) -> None:
 def _check_wire(config: Config) -> None:
     """Raise ``ValueError`` where formats are given for messages that have none."""
     algorithm, wire = config.algorithm, config.wire
-    if wire.is_plain or isinstance(algorithm, Rule):
+    if wire.is_plain or not isinstance(algorithm, ADPSGD):
         return
     part = "directions" if wire.weights.is_plain else "weights"
     name = (wire.directions if wire.weights.is_plain else wire.weights).name
     raise ValueError(
         f"wire.{part}.name = {name!r}: allowed with algorithm.name = {algorithm.name!r} is 'float32'; others are for "
-        "algorithms between peers, but for ad-psgd"
+        "all other algorithms"
     )
 
 

@@ -63,7 +63,9 @@ def server_roster(
     check_timing(config.compute, config.links, len(clusters))
     schedule = _schedule(config, rule, clusters)
     shares = rule.shares([len(shard) for shard in shards])
-    recipe = ServerRecipe(**training, rule=rule, local_steps=steps_of_workers(config, rule), shares=shares)
+    recipe = ServerRecipe(
+        **training, rule=rule, local_steps=steps_of_workers(config, rule), shares=shares, wire=config.wire
+    )
     engine = config.engine
     on_cpu = isinstance(engine, RaySettings) and engine.gpus_per_server == 0
     of_servers = replace(recipe, device="cpu") if on_cpu else recipe

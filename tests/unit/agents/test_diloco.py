@@ -7,9 +7,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ray_pcasgd.records import Row
+from ray_pcasgd.engines.local.execution import Execution
+from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.unit.agents.test_server import OPTIMIZERS, Driven, Reference, plan
+from tests.unit.agents.test_wire import slow_sent
 
 Array = npt.NDArray[np.float64]
 LATE = {"compute": {"law": {"name": "exponential", "mean": 1}, "stragglers": {2: 1.5}}}
@@ -161,6 +163,76 @@ def test_the_inner_state_stays_with_its_worker() -> None:
             fresh.velocities[row.agent] = np.zeros_like(fresh.velocities[row.agent])
         fresh.execute(row)
     assert np.abs(driven.weights.numpy() - fresh.weights[-1]).max() > 1e-2
+
+
+class WiredReference(RoundsReference):
+    """What is read is what was decoded, of the server's weights and of what workers send."""
+
+    def execute(self, row: Row) -> None:
+        wire = self.plan.config.wire
+        if row.agent < len(self.batches):
+            (read,) = row.reads
+            start = slow_sent(wire, "weights", read.neighbor, read.version, self.weights[read.version])
+            delta = start - self.trained(row.agent, start)
+            self.sent[row.agent, row.step + 1] = (
+                slow_sent(wire, "direction", row.agent, row.step + 1, delta),
+                read.version,
+            )
+        else:
+            self.update(row)
+
+
+WIRES: list[Any] = ["bf16", {"weights": "bf16", "directions": "int8"}, {"directions": {"name": "int4", "block": 8}}]
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=str)
+def test_servers_and_workers_read_what_was_decoded(wire: Any) -> None:
+    own = plan(diloco("asgd", DELAYED), num_steps=8, local_steps=2, wire=wire, **LATE)
+    reference = WiredReference(own, (2, 2, 2))
+    agents, reports = executed(own)
+    for row in own.schedule:
+        assert row is not None
+        reference.execute(row)
+    # A number that rounding in float32 puts on the other side of a draw is off by a whole unit: a few of them are.
+    off = np.abs(agents[3].weights.numpy() - reference.weights[-1])
+    assert np.median(off) < 1e-6
+    assert off.max() < 0.05
+    plain = executed(plan(diloco("asgd", DELAYED), num_steps=8, local_steps=2, **LATE))[0]
+    # What is rounded of the start is in the end as well, and so hardly in their difference.
+    assert np.median(np.abs(plain[3].weights.numpy() - reference.weights[-1])) > 20 * np.median(off)
+    numbers = agents[3].weights.numel()
+    bytes_of = {report.row.agent < 3: report.bytes_sent for report in reports}
+    formats = own.config.wire
+    assert bytes_of == {True: formats.directions.num_bytes(numbers), False: formats.weights.num_bytes(numbers)}
+
+
+def executed(own: Plan) -> tuple[list[Any], list[StepReport]]:
+    agents = [spec.build(own.data) for spec in own.specs]
+    reports = list(Execution(own.schedule, agents).reports())
+    return agents, [one for one in reports if isinstance(one, StepReport)]
+
+
+@pytest.mark.parametrize("name", ["server", "elastic-averaging", "diloco", "fedasync"])
+def test_each_server_s_part_is_encoded_by_itself(name: str) -> None:
+    """A block ends where a server's part does, and workers make a server's first version as it does itself."""
+    wire = {"weights": {"name": "int8", "block": 8}, "directions": {"name": "int4", "block": 8}}
+    own = plan({"name": name, "shards": 3}, wire=wire)
+    agents: list[Any] = [spec.build(own.data) for spec in own.specs]
+    worker, servers = agents[0], agents[3:]
+    for server, start in worker.starts().items():
+        assert torch.equal(start.weights, agents[server].message(None).weights)
+    reads = tuple(Read(server, 0, 0, 0) for server in range(3, 6))
+    row = Row(0, 0, 0.0, 1.0, 1.0, reads)
+    worker.take(row, [worker.opened(read, worker.starts()[read.neighbor]) for read in reads])
+    sent = worker.message(row)
+    parts = [one.opened(Read(0, 1, 0, 0), worker.share(sent, one.spec.agent)).weights for one in servers]
+    assert [part.numel() for part in parts] == [one.weights.numel() for one in servers]
+    together = torch.cat(parts)
+    largest = worker.computed.abs().max() / (7 if name in ("server", "diloco") else 127)
+    assert 0 < float((together - worker.computed).abs().max()) <= float(largest)
+    assert worker.bytes_sent(row) == sum(worker.share(sent, k).weights.numel() for k in range(3, 6))
+    with pytest.raises(ValueError, match=r"^its weights have \d+ bytes; allowed are \d+$"):
+        servers[0].opened(Read(0, 1, 0, 0), sent)
 
 
 class FedAsyncReference(RoundsReference):
