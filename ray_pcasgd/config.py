@@ -27,6 +27,8 @@ from ray_pcasgd.rules import PCASGD, Algorithm
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.contract import check_declared
+from ray_pcasgd.rules.diloco import DiLoCo
+from ray_pcasgd.rules.fedasync import FedAsync
 from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer, ServerRule
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
@@ -44,7 +46,7 @@ EngineSettings = Annotated[
 
 AnyAlgorithm = Annotated[
     Annotated[
-        Algorithm | ADPSGD | ParameterServer | ElasticAveraging,
+        Algorithm | ADPSGD | ParameterServer | ElasticAveraging | DiLoCo | FedAsync,
         Field(discriminator="name"),
         Door("rule", "ray_pcasgd.rules", (Rule, ServerRule), check_declared),
     ],
@@ -98,12 +100,13 @@ class Config(Settings):
     largest shard / batch_size) steps, and notes them as its num_steps. Given together in one place, they are refused;
     behind those of a file, ``--set`` and Python take the place of either."""
     local_steps: LocalSteps = 1
-    """H: steps that an agent takes on its own from one version to the next, so that it sends and reads once in H steps
-    (local SGD): a number, a list of one number per agent, or ``{name: equal-time, most: 50}``, by which slower agents
-    take fewer. Between peers. Versions, staleness, ages, barriers and ``engine.silent_steps`` then count rounds of H
-    steps, and so does ``engine.max_lag`` where rounds are of one length; num_steps, step sizes, evaluations, epochs
-    and delays in steps count steps. The exchange of a round runs during the steps of the next one; predictions and
-    their stability bound see H times the step size."""
+    """H: steps that an agent takes on its own from one version to the next, so that it sends and reads once in H
+    steps (local SGD): a number, a list of one number per agent, or ``{name: equal-time, most: 50}``, by which
+    slower agents take fewer. Between peers, and with ``diloco`` and ``fedasync``. Versions, staleness, ages,
+    barriers and ``engine.silent_steps`` then count rounds of H steps, and so does ``engine.max_lag`` where rounds
+    are of one length; num_steps, step sizes, evaluations, epochs and delays in steps count steps. Predictions and
+    their stability bound see H times the step size. With a server, a worker's message is a round; staleness counts
+    the server's updates."""
     overlap: bool | None = None
     """Whether the exchange of a round runs during the steps of the next one: an agent then reads at the end of its
     round, and steps from what it read with the round's displacement (combine-then-adapt). ``false``: it reads first,
@@ -136,8 +139,10 @@ class Config(Settings):
     float32."""
 
     wire: Annotated[Wire, BeforeValidator(both)] = Wire()
-    """The formats in which agents send their weights and directions, between peers: ``bf16``, or
-    ``{weights: bf16, directions: int8}``. What is read is what was decoded; an agent's own numbers stay float32."""
+    """The formats in which agents send their weights and directions, ``ad-psgd`` excepted: ``bf16``, or
+    ``{weights: bf16, directions: int8}``. What is read is what was decoded; an agent's own numbers stay float32. A
+    server sends weights; what its workers send are directions, be it gradients or pseudo-gradients, or weights with
+    ``elastic-averaging`` and ``fedasync``."""
 
     topology: Annotated[Topology, BeforeValidator(from_name)] = Complete()
     """Which agents are neighbors."""

@@ -201,8 +201,9 @@ class Incoming(NamedTuple):
     """Of a server: shape and type of the tensors that a worker may send with its gradient."""
     num_tensors: int = 0
     """Of a server: the number of the model's parameter tensors."""
-    encoded: Mapping[str, int] = {}
-    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``."""
+    encoded: Mapping[str, int | None] = {}
+    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``; ``None`` where
+    senders have parts of different sizes."""
 
 
 class Outcome(NamedTuple):
@@ -295,6 +296,10 @@ class Participant(ABC):
     def incoming(self) -> Incoming:
         """Return what the messages to the agent hold."""
         return Incoming(self.weights.numel(), self.buffers.numel())
+
+    def outgoing(self) -> Mapping[str, int | None]:
+        """Return the bytes of what the agent publishes in a format of fewer of them, by name."""
+        return self.incoming().encoded
 
     def starts(self) -> dict[int, Published]:
         """Return version 0 of each neighbor of which it is read: all start alike, so it needs no message."""

@@ -1,7 +1,7 @@
 """Servers: each holds a part of the weights, and moves it by what its workers send."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from ray_pcasgd.agents.participant import Family, Incoming, LearnerSpec, Outcome
 from ray_pcasgd.agents.worker import ServerRecipe
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
-from ray_pcasgd.records import Row, Snapshot
+from ray_pcasgd.records import Read, Row, Snapshot
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import Delivered
@@ -67,6 +67,8 @@ class Server(Participant):
         self.part = recipe.part(spec.place, replica.weights.numel())
         self.parts = parts_of([slot.shape for slot in replica.layout], self.part)
         """What of the server's part is which tensor's."""
+        self.sizes_here = tuple(part.size for part in self.parts)
+        """Numbers of each of them."""
         self.weights = replica.weights[self.part].clone()
         """The server's part, never changed in place."""
         # Buffers are few: the first server keeps them all.
@@ -79,7 +81,7 @@ class Server(Participant):
         """Shape and type of the tensors that workers may send besides, where they have any yet."""
         self.optimizer_state = recipe.optimizer.start(self.weights, self.parts)
         self.rule_state = recipe.rule.init(self.weights, recipe.num_workers)
-        self.position = Position(recipe.num_workers, recipe.rule.local_steps)
+        self.position = Position(recipe.local_steps)
         self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap else {}
         """Where the correction needs the gap: weights by version, of those that workers compute at, and the newest."""
         self.computed_at = dict.fromkeys(spec.neighbors, 0)
@@ -113,12 +115,27 @@ class Server(Participant):
 
     def message(self, row: Row | None) -> Published:
         """Return the present version, as it is published."""
-        return Published(self.weights, self.buffers)
+        recipe = self.spec.recipe
+        draw = (recipe.seed, "weights", self.spec.agent, self.version)
+        return Published(recipe.wire.weights.encode(self.weights, draw), self.buffers)
+
+    def outgoing(self) -> Mapping[str, int | None]:
+        """Return the bytes of the server's versions, where these are fewer."""
+        own = self.spec.recipe.wire.weights
+        return {} if own.is_plain else {"weights": own.num_bytes(self.weights.numel())}
+
+    def opened(self, read: Read, published: Published) -> Received:
+        """Return a worker's version as the server reads it: its part of it."""
+        own = self.spec.recipe.format_of_workers
+        vector = own.opened("weights", published.weights, self.weights.numel())
+        return super().opened(read, published)._replace(weights=vector)
 
     def incoming(self) -> Incoming:
         """Return what the messages to the server hold; a worker's own tensors come to the first server alone."""
         forms = self.forms if self.spec.place == 0 else {}
-        return Incoming(self.weights.numel(), self.buffers.numel(), forms=forms, num_tensors=len(self.sizes))
+        numbers, own = self.weights.numel(), self.spec.recipe.format_of_workers
+        encoded = {} if own.is_plain else {"weights": own.num_bytes(numbers)}
+        return Incoming(numbers, self.buffers.numel(), forms=forms, num_tensors=len(self.sizes), encoded=encoded)
 
     def is_late(self, note: Delivery) -> bool:
         """Return whether an update has cancelled a gradient since it was begun."""
@@ -163,7 +180,7 @@ class Server(Participant):
         self.version += 1
         if recipe.rule.needs_gap:
             self.history[self.version] = self.weights
-        self.position.advance(len(received))
+        self.position.advance(state.read.neighbor for state in received)
         return {"gradients": float(len(received))}
 
     def moving(self, received: Sequence[Received]) -> Tensor | None:
@@ -218,12 +235,13 @@ class Server(Participant):
         tau, workers = (
             torch.tensor(float(number), device=self.device) for number in (read.staleness, recipe.num_workers)
         )
-        return Delivered(read.neighbor, Late(state.weights, gap, tau, eta, workers))
+        share = recipe.shares[read.neighbor] if recipe.shares else 1.0
+        return Delivered(read.neighbor, Late(state.weights, gap, tau, eta, workers), share, self.sizes_here)
 
     @property
     def message_bytes(self) -> int:
         """Bytes of one version's message to one worker."""
-        return 4 * (self.weights.numel() + self.buffers.numel())
+        return self.spec.recipe.wire.weights.num_bytes(self.weights.numel()) + 4 * self.buffers.numel()
 
     def snapshot(self) -> Snapshot:
         """Return the server's part of the replica as the current version left it."""

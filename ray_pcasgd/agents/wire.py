@@ -46,9 +46,12 @@ class _Format(Settings):
         """Return what was encoded.
 
         Raises:
-            ValueError: there are numbers in it that are not finite, which no sender's are.
+            ValueError: it has not as many bytes as such a vector; or there are numbers in it that are not finite, which
+                no sender's are.
 
         """
+        if not self.is_plain and encoded.shape[-1] != self.num_bytes(numbers):
+            raise ValueError(f"its {name} have {encoded.shape[-1]} bytes; allowed are {self.num_bytes(numbers)}")
         vector = self.decode(encoded, numbers)
         if not (self.is_plain or is_finite(vector)):
             raise ValueError(f"its {name} have numbers that are not finite")
@@ -200,7 +203,7 @@ class Wire(Settings):
     weights: WireFormat = Float32()
     """Of weights: ``float32``, ``bf16``, ``int8`` or ``int4``."""
     directions: WireFormat = Float32()
-    """Of directions, where a rule predicts with them."""
+    """Of directions, where a rule predicts with them; of what workers send a server, unless these are weights."""
 
     @property
     def is_plain(self) -> bool:

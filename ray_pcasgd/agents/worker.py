@@ -1,8 +1,8 @@
 """Workers: they compute at their servers' weights, and send what they have computed."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from ray_pcasgd.agents.participant import (
     Received,
     Training,
 )
+from ray_pcasgd.agents.wire import Draw, Wire, WireFormat
 from ray_pcasgd.base.state import State
-from ray_pcasgd.records import Row
+from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.tasks.task import TaskData
 
@@ -40,7 +41,17 @@ class ServerRecipe(Training):
     """What all workers and servers of a run share."""
 
     rule: ServerRule
-    num_workers: int
+    local_steps: tuple[int, ...]
+    """Mini-batches of each worker's message."""
+    shares: tuple[float, ...] = ()
+    """By how much each worker's message counts in a mean; empty: all alike."""
+    wire: Wire = field(default_factory=Wire)
+    """The formats of what workers and servers send."""
+
+    @property
+    def num_workers(self) -> int:
+        """P."""
+        return len(self.local_steps)
 
     @property
     def num_servers(self) -> int:
@@ -52,6 +63,21 @@ class ServerRecipe(Training):
         share, larger = divmod(num_parameters, self.num_servers)
         start = server * share + min(server, larger)
         return slice(start, start + share + (server < larger))
+
+    def sizes(self, num_parameters: int) -> list[int]:
+        """Return the number of parameters of each server."""
+        parts = [self.part(server, num_parameters) for server in range(self.num_servers)]
+        return [part.stop - part.start for part in parts]
+
+    @property
+    def format_of_workers(self) -> WireFormat:
+        """The format of what workers send, part by part."""
+        return self.wire.weights if self.rule.sends_weights else self.wire.directions
+
+    def draw_of_worker(self, worker: int, version: int, server: int) -> Draw:
+        """Return what the part of a worker's version is rounded by that a server gets, counted from 0."""
+        what = "weights" if self.rule.sends_weights else "direction"
+        return self.seed, f"{what} {server}" if server else what, worker, version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +114,10 @@ class Worker(Learner, Participant):
         self.pieces = max(rule.pieces, spec.recipe.accumulate)
         """In which a mini-batch is computed."""
         self.may_be_stacked = self.pieces == 1 and not rule.workers_step and spec.recipe.precision == "float32"
+        self.start = self.weights
+        """Where its present round has begun."""
+        self.sent = self.weights
+        """What a worker with the local optimizer sends of its last round, shape (D,)."""
         self.loss = math.nan
         """Of its present version, where that is a step's."""
         self.local_step = 0
@@ -96,7 +126,12 @@ class Worker(Learner, Participant):
     @property
     def progress(self) -> int:
         """Mini-batches so far."""
-        return self.version * self.spec.recipe.rule.local_steps
+        return self.version * self.round_length
+
+    @property
+    def round_length(self) -> int:
+        """Mini-batches of one message."""
+        return self.spec.recipe.local_steps[self.spec.agent]
 
     @property
     def is_running(self) -> bool:
@@ -126,24 +161,61 @@ class Worker(Learner, Participant):
             return None
         notes = {read.neighbor: Delivery(read.version, read.version + read.staleness, self.loss) for read in row.reads}
         return Published(
-            self.computed, self.buffers, notes=notes, local=self.changed_local, with_gradient=self.with_gradient
+            self.encoded, self.buffers, notes=notes, local=self.changed_local, with_gradient=self.with_gradient
         )
+
+    @property
+    def encoded(self) -> Tensor:
+        """What the worker sends, as it travels: one server's part after another."""
+        recipe, vector = self.spec.recipe, self.computed
+        if recipe.format_of_workers.is_plain:
+            return vector
+        encode, parts = recipe.format_of_workers.encode, vector.split_with_sizes(recipe.sizes(vector.numel()))
+        draws = (recipe.draw_of_worker(self.spec.agent, self.version, place) for place in range(len(parts)))
+        return torch.cat([encode(part, draw) for part, draw in zip(parts, draws, strict=True)])
 
     def incoming(self) -> Incoming:
         """Return what the messages to the worker hold: the weights, or parts of them that differ in size."""
-        size = None if self.spec.recipe.num_servers > 1 else self.weights.numel()
-        return Incoming(size, self.buffers.numel())
+        recipe = self.spec.recipe
+        size, own = (None if recipe.num_servers > 1 else self.weights.numel()), recipe.wire.weights
+        encoded = {} if own.is_plain else {"weights": None if size is None else own.num_bytes(size)}
+        return Incoming(size, self.buffers.numel(), encoded=encoded)
+
+    def outgoing(self) -> Mapping[str, int | None]:
+        """Return the bytes of what the worker publishes, to all servers together, where these are fewer."""
+        own = self.spec.recipe.format_of_workers
+        return {} if own.is_plain else {"weights": self._bytes_of(own)}
+
+    def _bytes_of(self, own: WireFormat) -> int:
+        """Return the bytes of all parts of a vector of shape (D,)."""
+        return sum(own.num_bytes(size) for size in self.spec.recipe.sizes(self.weights.numel()))
 
     def starts(self) -> dict[int, Published]:
         """Return each server's version 0: its part of what the worker starts from itself."""
-        whole = Published(self.weights.clone(), self.buffers)
-        return {server: self.share(whole, server) for server in self.spec.neighbors}
+        recipe, whole = self.spec.recipe, self.weights.clone()
+        found = {}
+        for server in self.spec.neighbors:
+            place = server - recipe.num_workers
+            weights = recipe.wire.weights.encode(
+                whole[recipe.part(place, whole.numel())], (recipe.seed, "weights", server, 0)
+            )
+            found[server] = Published(weights, self.buffers[:0] if place else self.buffers)
+        return found
+
+    def opened(self, read: Read, published: Published) -> Received:
+        """Return a server's version as the worker reads it."""
+        recipe = self.spec.recipe
+        size = recipe.sizes(self.weights.numel())[read.neighbor - recipe.num_workers]
+        weights = recipe.wire.weights.opened("weights", published.weights, size)
+        return super().opened(read, published)._replace(weights=weights)
 
     def share(self, published: Published, reader: int) -> Published:
         """Return a server's part of what the worker has published; buffers and own tensors are the first server's."""
         recipe = self.spec.recipe
-        place = reader - recipe.num_workers
-        part = published.weights[recipe.part(place, published.weights.numel())]
+        place, own = reader - recipe.num_workers, recipe.format_of_workers
+        sizes = recipe.sizes(self.weights.numel())
+        lengths = sizes if own.is_plain else [own.num_bytes(size) for size in sizes]
+        part = published.weights[sum(lengths[:place]) : sum(lengths[: place + 1])]
         if place:
             return replace(published, weights=part, buffers=published.buffers[:0], local={})
         return replace(published, weights=part)
@@ -163,7 +235,7 @@ class Worker(Learner, Participant):
     def begin(self, received: Sequence[Received]) -> None:
         """Take in the servers' versions, sorted by server."""
         center = torch.cat([state.weights for state in received])
-        self.weights = self.spec.recipe.rule.begin(self.weights, center)
+        self.start = self.weights = self.spec.recipe.rule.begin(self.weights, center)
         self.buffers = received[0].buffers
         self.replica.load(self.weights, self.buffers)
 
@@ -179,7 +251,8 @@ class Worker(Learner, Participant):
         self.begin(received)
         rule = self.spec.recipe.rule
         losses = []
-        for self.local_step in range(rule.local_steps):
+        for number in range(self.round_length):
+            self.local_step = number
             loss = self.compute_unless(cancelled, self.pieces)
             if loss is None:
                 self.version += 1
@@ -188,7 +261,12 @@ class Worker(Learner, Participant):
             if rule.workers_step:
                 self.take_local_step()
         self.finish()
+        self.sent = rule.sent(self.start, self.weights)
         return sum(losses) / len(losses)
+
+    def optimize(self, gradient: Tensor) -> None:
+        """Set ``direction`` to the optimizer's for a mini-batch's gradient, shape (D,), as the rule has it."""
+        super().optimize(self.spec.recipe.rule.pulled(gradient, self.weights, self.start))
 
     def finish(self) -> None:
         """Make what was computed the next version.
@@ -250,7 +328,7 @@ class Worker(Learner, Participant):
 
     def skip(self) -> None:
         """Pass over a step whose work was cancelled, with its mini-batches."""
-        for _ in range(self.spec.recipe.rule.local_steps):
+        for _ in range(self.round_length):
             self.skip_batch()
         self.version += 1
 
@@ -266,11 +344,11 @@ class Worker(Learner, Participant):
 
     @property
     def computed(self) -> Tensor:
-        """What the worker sends: its gradient, or its weights; shape (D,)."""
-        return self.weights if self.spec.recipe.rule.workers_step else self.direction
+        """What the worker sends: its gradient, or what the rule makes of its round; shape (D,)."""
+        return self.sent if self.spec.recipe.rule.workers_step else self.direction
 
     @property
     def message_bytes(self) -> int:
         """Bytes of one step's messages to all servers."""
         own = sum(tensor.nbytes for tensor in self.changed_local.values())
-        return 4 * (self.weights.numel() + self.buffers.numel()) + own
+        return self._bytes_of(self.spec.recipe.format_of_workers) + 4 * self.buffers.numel() + own

@@ -32,8 +32,8 @@ class Expected(NamedTuple):
     """Of the tensors that a worker may send with its gradient; not given: no tensor is sent with it."""
     num_tensors: int = 0
     """The number of the model's parameter tensors."""
-    encoded: Mapping[str, int] = {}
-    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``."""
+    encoded: Mapping[str, int | None] = {}
+    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``; ``None``: any number."""
 
     def form(self, name: str) -> tuple[int | None, DType]:
         """Return the size and the type of a parcel's array."""

@@ -113,7 +113,9 @@ class RunData:
 
     @property
     def has_rounds(self) -> bool:
-        """Whether agents take several local steps from one version to the next, so that staleness counts rounds."""
+        """Whether peers take several local steps from one version to the next, so that staleness counts rounds."""
+        if self.num_workers is not None:
+            return False
         given = self.config.get("local_steps", 1)
         return any(one != 1 for one in given) if isinstance(given, list) else given != 1
 

@@ -24,7 +24,7 @@ def label_of(config: Mapping[str, Any]) -> str:
     algorithm = own_settings(algorithm)
     parts = [str(algorithm.get("name", "run"))]
     parts += [f"{key} {value_text(algorithm[key])}" for key in ("theta", "condition") if key in algorithm]
-    parts += [_with_numbers(algorithm[key]) for key in ("gathering", "correction") if key in algorithm]
+    parts += [_with_numbers(algorithm[key]) for key in ("gathering", "correction", "outer") if key in algorithm]
     parts = [part for part in parts if part != "none"]
     if config.get("links") == [] and config.get("schedule") is None:
         parts.append("no link delay")

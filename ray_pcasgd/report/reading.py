@@ -62,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
     for setting in ("engine", "algorithm"):
         if not isinstance(config.get(setting, {}), Mapping):
             raise ValueError(f"config.yaml has no settings of the {setting}")
-    for setting in ("gathering", "correction"):
+    for setting in ("gathering", "correction", "outer"):
         part = config.get("algorithm", {}).get(setting, {"name": ""})
         if not isinstance(part, Mapping) or "name" not in part:
             raise ValueError(f"config.yaml has no name of algorithm.{setting}")

@@ -21,6 +21,8 @@ from ray_pcasgd.rules.server import Delivered, ServerRule
 
 _SIZE = 200
 """Parameters of a made-up model."""
+_SIZES = (150, 50)
+"""Of which two tensors."""
 _NEIGHBORS = (1, 2, 5)
 _STEPS = 3
 _WORKERS = 4
@@ -107,7 +109,7 @@ def _check_server(rule: ServerRule, num_workers: int) -> None:
     def delivered(worker: int) -> Delivered:
         gap = vector() if rule.needs_gap else torch.zeros(0)
         numbers = (torch.tensor(float(value)) for value in (worker, 0.1, num_workers))
-        return Delivered(worker, Late(vector(), gap, *numbers))
+        return Delivered(worker, Late(vector(), gap, *numbers), sizes=_SIZES)
 
     center = vector()
     with naming_own(rule), torch.no_grad():

@@ -5,7 +5,7 @@ Plain objects that the planner and a live server share.
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray_pcasgd.rules.gathering import Gathering
@@ -37,13 +37,14 @@ class Gatherer:
         """The server's version."""
         self.waiting: list[Arrival] = []
         """Gradients that the next update will take."""
+        self._grace_is_over = False
         every = gathering.adapts_every
         self._adaptive = None if every is None else _AdaptiveK(gathering, num_workers, every)
 
     @property
     def k(self) -> int:
-        """The gradients of the next update: no more than there are workers."""
-        return max(1, min(self._wanted, self.num_workers))
+        """The gradients of the next update: no more than there are workers, where these wait for it."""
+        return max(1, min(self._wanted, self.num_workers) if self.gathering.waits else self._wanted)
 
     def arrive(self, arrival: Arrival) -> bool:
         """Take in a gradient; return whether it counts, or comes too late for a policy that cancels."""
@@ -56,14 +57,26 @@ class Gatherer:
             self._adaptive.expect(arrival)
         return True
 
+    @property
+    def is_in_grace(self) -> bool:
+        """Whether the next update has its K gradients, and waits for more: until ``end_grace`` says so, or all came."""
+        is_full = self.k <= len(self.waiting) < self.num_workers
+        return is_full and self.gathering.grace > 0 and not self._grace_is_over
+
+    def end_grace(self) -> None:
+        """Note that the next update waits for no more than it has."""
+        self._grace_is_over = True
+
     def take(self) -> tuple[Arrival, ...]:
         """Return the gradients of the next update, in the order of their arrival, once it is due; else an empty tuple.
 
         What is returned is taken: the server's version rises by one.
         """
-        if len(self.waiting) < self.k:
+        if len(self.waiting) < self.k or self.is_in_grace:
             return ()
-        taken, left = self.waiting[: self.k], self.waiting[self.k :]
+        number = len(self.waiting) if self.gathering.grace > 0 else self.k
+        taken, left = self.waiting[:number], self.waiting[number:]
+        self._grace_is_over = False
         self.version += 1
         self.waiting = [] if self.gathering.cancels else left
         return tuple(taken)
@@ -177,9 +190,9 @@ class _AdaptiveK:
 class Position:
     """How far a server has come, in steps of a peer: mini-batches that it has taken over the number of workers."""
 
-    def __init__(self, num_workers: int, local_steps: int) -> None:
-        self.num_workers = num_workers
+    def __init__(self, local_steps: Sequence[int]) -> None:
         self._local_steps = local_steps
+        """Mini-batches of each worker's message."""
         self._batches = 0
         self._at_version = [0]
 
@@ -188,10 +201,10 @@ class Position:
         """The present position, rounded down."""
         return self._at_version[-1]
 
-    def advance(self, num_messages: int) -> None:
-        """Note an update that takes ``num_messages`` messages."""
-        self._batches += num_messages * self._local_steps
-        self._at_version.append(self._batches // self.num_workers)
+    def advance(self, workers: Iterable[int]) -> None:
+        """Note an update that takes a message of each of ``workers``, one as often as it is named."""
+        self._batches += sum(self._local_steps[worker] for worker in workers)
+        self._at_version.append(self._batches // len(self._local_steps))
 
     def state(self) -> list[int]:
         """Return what ``restore`` needs: the mini-batches so far, and the position at each version."""

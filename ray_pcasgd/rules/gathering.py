@@ -33,7 +33,18 @@ class Gathering(Settings, ABC):
 
     @abstractmethod
     def num_gradients(self, num_workers: int) -> int:
-        """Return K, the gradients of one update, in [1, P]; where K is adapted that of the first update."""
+        """Return K, the gradients of one update, from 1 on; where K is adapted that of the first update.
+
+        Where workers wait it is at most P; where they do not, one update may take several gradients of each.
+        """
+
+    @property
+    def grace(self) -> float:
+        """Seconds (virtual ones in planned runs) for which an update waits for more once its K gradients are in.
+
+        It then takes all that are there, and earlier once all P workers' are; only where workers wait for it.
+        """
+        return 0.0
 
     @property
     def adapts_every(self) -> float | None:
@@ -69,15 +80,15 @@ class Sync(Gathering):
 
 class _FirstK(Gathering):
     k: int = Field(ge=1)
-    """Gradients of one update, K, up to the number of workers."""
+    """Gradients of one update, K, from 1 on; where workers wait, up to the number of workers."""
 
     def num_gradients(self, num_workers: int) -> int:
         """Return K."""
         return self.k
 
     def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where K is above P."""
-        if self.k > num_workers:
+        """Raise ``ValueError`` where K is above P, and workers wait for the update."""
+        if self.waits and self.k > num_workers:
             raise ValueError(f"k = {self.k}: allowed are 1 to the number of workers, {num_workers}")
 
 
@@ -105,10 +116,31 @@ class KAsync(_FirstK):
 
 
 class KBatchAsync(_FirstK):
-    """K gradients are in, of any workers; the others go on."""
+    """K gradients are in, of any workers; the others go on. With rounds of local steps it is FedBuff's buffer."""
 
     name: Literal["k-batch-async"] = "k-batch-async"
     waits: ClassVar[bool] = False
+    k: int = Field(10, ge=1)
+    """Gradients of one update, K, from 1 on, also above the number of workers; FedBuff's buffer has 10 (Nguyen et al.
+    2022, arXiv 2106.06639)."""
+
+
+class Quorum(_FirstK):
+    """K different workers have delivered, and a grace has passed in which others may join; the rest go on, and late.
+
+    Decoupled DiLoCo's quorum with a grace window (arXiv 2604.21428). The update takes all that have come by then, and
+    is early once all P have. **Choice**: the grace is a number of seconds, not a part of what a step takes.
+    """
+
+    name: Literal["quorum"] = "quorum"
+    waits: ClassVar[bool] = True
+    grace_seconds: float = Field(ge=0, le=1e9)
+    """Seconds (virtual ones in planned runs) from the K-th gradient to the update, from 0 on; 0 is k-async."""
+
+    @property
+    def grace(self) -> float:
+        """``grace_seconds``."""
+        return self.grace_seconds
 
 
 class ASGD(Gathering):
@@ -206,11 +238,17 @@ def check_gathering(gathering: Gathering) -> None:
     is_number = isinstance(every, int | float) and not isinstance(every, bool)
     if every is not None and not (is_number and 0 < every < math.inf):
         raise ValueError(f"adapts_every is {every!r}; allowed are None and finite numbers above 0")
+    with naming_own(gathering):
+        grace: Any = gathering.grace
+    if not isinstance(grace, int | float) or isinstance(grace, bool) or not 0 <= grace < math.inf:
+        raise ValueError(f"grace is {grace!r}; allowed are finite numbers from 0 on")
+    if grace and not gathering.waits:
+        raise ValueError(f"grace is {grace:g}; allowed where waits is False is 0")
 
 
 AnyGathering = Annotated[
     Annotated[
-        Sync | KSync | KBatchSync | KAsync | KBatchAsync | ASGD | NSoftsync | AdaSync,
+        Sync | KSync | KBatchSync | KAsync | KBatchAsync | Quorum | ASGD | NSoftsync | AdaSync,
         Field(discriminator="name"),
         Door("policy", "ray_pcasgd.gathering", (Gathering,), check_gathering),
     ],

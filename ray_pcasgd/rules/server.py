@@ -24,6 +24,10 @@ class Delivered(NamedTuple):
     """0 to P - 1."""
     late: Late
     """Its ``gradient`` is whatever the rule's workers send."""
+    share: float = 1.0
+    """By how much it counts in a mean, as ``ServerRule.shares`` has it."""
+    sizes: tuple[int, ...] = ()
+    """Numbers of each tensor, or part of one, that the server's vectors are made of."""
 
 
 class ServerRule(Settings, ABC):
@@ -41,6 +45,10 @@ class ServerRule(Settings, ABC):
     """Whether the workers have the local optimizer and keep their own weights; else the server has it."""
     reads_before: ClassVar[int] = 0
     """How many versions before its present one a worker is given."""
+    described_by: ClassVar[tuple[str, ...]] = ("gathering",)
+    """Settings whose names say which of its kind a run's rule is."""
+    takes_rounds: ClassVar[bool] = False
+    """Whether the run's ``local_steps`` say how many mini-batches a message has; else ``local_steps`` here."""
 
     @property
     def local_steps(self) -> int:
@@ -51,6 +59,16 @@ class ServerRule(Settings, ABC):
     def needs_gap(self) -> bool:
         """Whether the server keeps the weights that its workers compute at."""
         return False
+
+    @property
+    def sends_weights(self) -> bool:
+        """Whether workers send weights; else gradients, or what a round has changed."""
+        return self.workers_step
+
+    @property
+    def state_vectors(self) -> int:
+        """How many vectors of shape (D,) the server keeps besides its weights, where it has no local optimizer."""
+        return 0
 
     @property
     def pieces(self) -> int:
@@ -77,6 +95,18 @@ class ServerRule(Settings, ABC):
         """Return the weights at which a worker computes: its own ones are ``own``, the server's ``center``; (D,)."""
         return center
 
+    def pulled(self, gradient: Tensor, weights: Tensor, start: Tensor) -> Tensor:
+        """Return the gradient that the optimizer of a worker sees which began its round at ``start``; all (D,)."""
+        return gradient
+
+    def sent(self, start: Tensor, end: Tensor) -> Tensor:
+        """Return what a worker with the local optimizer sends of a round from ``start`` to ``end``; all (D,)."""
+        return end
+
+    def shares(self, samples: Sequence[int]) -> tuple[float, ...]:
+        """Return by how much each worker's message counts in a mean, by the sizes of their shards; empty: by 1."""
+        return ()
+
     def init(self, weights: Tensor, num_workers: int) -> State:
         """Return the server's state before its first update."""
         return ()
@@ -89,11 +119,9 @@ class ServerRule(Settings, ABC):
 def _check_numbers(gathering: Gathering, num_workers: int) -> None:
     setting = f"gathering.name = {gathering.name!r}"  # type: ignore[attr-defined]
     number: Any = gathering.num_gradients(num_workers)
-    if type(number) is not int or not 1 <= number <= num_workers:
-        raise ValueError(
-            f"{setting}: takes {number!r} gradients for an update; allowed are whole numbers from 1 to the number of "
-            f"workers, {num_workers}"
-        )
+    if type(number) is not int or number < 1 or (gathering.waits and number > num_workers):
+        bound = f"from 1 to the number of workers, {num_workers}" if gathering.waits else "from 1 on"
+        raise ValueError(f"{setting}: takes {number!r} gradients for an update; allowed are whole numbers {bound}")
     ratios = (0.5, 1.0, 100.0, math.inf) if gathering.adapts_every is not None else ()
     first, again = (
         [gathering.num_gradients(num_workers), *(gathering.adapted(num_workers, number, ratio) for ratio in ratios)]
@@ -108,6 +136,15 @@ def _check_numbers(gathering: Gathering, num_workers: int) -> None:
         )
 
 
+def check_rounds(rule: ServerRule) -> None:
+    """Raise ``ValueError`` where a rule whose workers take rounds of local steps has a gathering that cancels them."""
+    if rule.gathering.cancels:
+        raise ValueError(
+            f"gathering.name = {rule.gathering.name!r}: allowed with rounds of local steps are those that cancel no "
+            "work, as sync, k-async, asgd, k-batch-async and n-softsync"
+        )
+
+
 def described(algorithm: Settings) -> str:
     """Return an algorithm's name, with what it waits for and how it corrects where there is a server.
 
@@ -116,9 +153,7 @@ def described(algorithm: Settings) -> str:
     """
     parts = [str(getattr(algorithm, "name", ""))]
     if isinstance(algorithm, ServerRule):
-        parts.append(f"gathering {algorithm.gathering.name}")
-    if isinstance(algorithm, ParameterServer):
-        parts.append(f"correction {algorithm.correction.name}")
+        parts += [f"{setting} {getattr(algorithm, setting).name}" for setting in algorithm.described_by]
     return ", ".join(parts)
 
 
@@ -134,6 +169,7 @@ class ParameterServer(ServerRule):
     """How a late gradient is corrected."""
 
     workers_step: ClassVar[bool] = False
+    described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction")
 
     @property
     def needs_gap(self) -> bool:
@@ -155,9 +191,9 @@ class ParameterServer(ServerRule):
 
     def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the mean of the corrected gradients, summed in their order."""
-        state, total = self.correction.apply(state, *delivered[0])
+        state, total = self.correction.apply(state, *delivered[0][:2])
         for one in delivered[1:]:
-            state, corrected = self.correction.apply(state, *one)
+            state, corrected = self.correction.apply(state, *one[:2])
             total = total + corrected
         return state, total / len(delivered)
 
@@ -188,7 +224,7 @@ class ElasticAveraging(ServerRule):
         """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         gathering = self.gathering
-        if gathering.cancels or not gathering.waits or gathering.adapts_every is not None:
+        if gathering.cancels or not gathering.waits or gathering.adapts_every is not None or gathering.grace:
             raise ValueError(
                 f"gathering.name = {gathering.name!r}: allowed with elastic averaging are sync, k-async, asgd; "
                 "each exchange is waited for, and none is cancelled"

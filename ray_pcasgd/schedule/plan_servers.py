@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position
 from ray_pcasgd.rules.gathering import Gathering
-from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, in_seconds, row_times
+from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, in_nanoseconds, in_seconds, row_times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class ServerPlanner(Timing):
     have answered; its work is cancelled once all have moved on from the versions that it reads.
 
     Time is whole nanoseconds. **Choice**: of what happens at one instant, messages come before gradients that become
-    ready, and both by the worker's number; so workers that are equally fast are served one after another.
+    ready, and both by the worker's number; so workers that are equally fast are served one after another. An update
+    whose grace ends then comes last.
 
     A delay in steps holds back a server's weights, towards a worker, until the server has made that many more steps of
     progress (``Position``); gradients are late by seconds alone. Rows come in an order in which they can be
@@ -32,8 +33,8 @@ class ServerPlanner(Timing):
     gathering: Gathering
     num_steps: int
     """The run ends when each server has taken this many mini-batches for each worker."""
-    local_steps: int
-    """Mini-batches of one message."""
+    local_steps: tuple[int, ...]
+    """Mini-batches of each worker's message."""
     reads_before: int
     """How many versions before a server's newest one a worker reads."""
 
@@ -87,13 +88,22 @@ class _Server:
     def __init__(self, plan: ServerPlanner, number: int) -> None:
         self.number = number
         self.gatherer = Gatherer(plan.gathering, plan.num_workers)
-        self.position = Position(plan.num_workers, plan.local_steps)
+        self.position = Position(plan.local_steps)
         self.to_worker = [Channel(plan, plan.num_workers + number, k) for k in range(plan.num_workers)]
         self.given = [0] * plan.num_workers
         """The version that each worker was told to read last."""
+        self.graced = -1
+        """The version before the update whose grace has begun last."""
 
 
-_NOTICE, _GRADIENT, _READY = range(3)
+class _GraceEnd(NamedTuple):
+    """When a server waits no longer for more gradients than it has."""
+
+    version: int
+    """The server's, before the update."""
+
+
+_NOTICE, _GRADIENT, _READY, _GRACE = range(4)
 """The order at one instant."""
 
 
@@ -102,10 +112,12 @@ class _Simulation:
         self.plan = plan
         self.workers = [_Worker(plan, number) for number in range(plan.num_workers)]
         self.servers = [_Server(plan, number) for number in range(plan.num_servers)]
-        self.calendar = Calendar[tuple[int, int, _Notice | Arrival | int]]()
+        self.calendar = Calendar[tuple[int, int, _Notice | Arrival | _GraceEnd | int]]()
         """A worker, a server, and what comes to one of them; of a gradient that is ready the worker's version."""
 
-    def enter(self, moment: int, rank: int, worker: int, server: int, content: _Notice | Arrival | int) -> None:
+    def enter(
+        self, moment: int, rank: int, worker: int, server: int, content: _Notice | Arrival | _GraceEnd | int
+    ) -> None:
         self.calendar.enter(moment, (worker, server, content), rank, worker, server)
 
     def rows(self) -> Iterator[Row | None]:
@@ -120,6 +132,8 @@ class _Simulation:
                 while not server.gatherer.adapt(in_seconds(now)):
                     yield None
                 yield from self.arrive(server, content, now)
+            elif isinstance(content, _GraceEnd):
+                yield from self.end_grace(server, content, now)
             elif worker.computing and worker.version == content:
                 yield self.ready(worker, now)
 
@@ -131,7 +145,8 @@ class _Simulation:
         worker.reading = list(worker.known)
         worker.start = now
         worker.computing = True
-        self.enter(worker.gradients.ready_at(now, self.plan.local_steps), _READY, worker.number, 0, worker.version)
+        ready = worker.gradients.ready_at(now, self.plan.local_steps[worker.number])
+        self.enter(ready, _READY, worker.number, 0, worker.version)
 
     def end(self, worker: _Worker, now: int, kind: Literal["step", "cancelled"]) -> Row:
         worker.computing = False
@@ -182,12 +197,27 @@ class _Simulation:
             answered = {arrival.worker: arrival.version}
         for worker, version in answered.items():
             self.answer(server, worker, version, now)
+        gatherer = server.gatherer
+        if gatherer.is_in_grace and server.graced < gatherer.version:
+            server.graced = gatherer.version
+            moment = now + in_nanoseconds(self.plan.gathering.grace)
+            self.enter(moment, _GRACE, 0, server.number, _GraceEnd(gatherer.version))
+
+    def end_grace(self, server: _Server, end: _GraceEnd, now: int) -> Iterator[Row]:
+        """Update with what is there, unless all gradients have come before."""
+        if self.is_over(server) or server.gatherer.version != end.version:
+            return
+        server.gatherer.end_grace()
+        taken = server.gatherer.take()
+        yield self.update(server, taken, now)
+        for one in taken:
+            self.answer(server, one.worker, one.version, now)
 
     def update(self, server: _Server, taken: tuple[Arrival, ...], now: int) -> Row:
         version = server.gatherer.version - 1
         staleness = [version - one.computed_at for one in taken]
         reads = sorted(Read(one.worker, one.version, tau, tau) for one, tau in zip(taken, staleness, strict=True))
-        server.position.advance(len(taken))
+        server.position.advance(one.worker for one in taken)
         return Row(self.plan.num_workers + server.number, version, *row_times(now, now, now), tuple(reads))
 
     def answer(self, server: _Server, worker: int, version: int, now: int) -> None:

@@ -202,7 +202,7 @@ def plan_updates(gathering: Gathering, law: BaseLaw, num_workers: int, num_updat
         num_servers=1,
         gathering=gathering,
         num_steps=math.ceil(num_updates * gathering.num_gradients(num_workers) / num_workers),
-        local_steps=1,
+        local_steps=(1,) * num_workers,
         reads_before=0,
         compute=ComputeTimes(law=law),
         links=(),

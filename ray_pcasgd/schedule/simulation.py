@@ -20,7 +20,8 @@ def row_times(start: int, ready: int, end: int) -> tuple[float, float, float]:
     return in_seconds(start), in_seconds(ready), in_seconds(end)
 
 
-def _in_nanoseconds(seconds: float) -> int:
+def in_nanoseconds(seconds: float) -> int:
+    """Return seconds in whole nanoseconds."""
     return round(seconds * _A_SECOND)
 
 
@@ -48,7 +49,7 @@ class Computing:
         begun, taken = in_seconds(now), 0.0
         for _ in range(num_batches):
             taken += self._sample(begun + taken)
-        return now + _in_nanoseconds(taken)
+        return now + in_nanoseconds(taken)
 
 
 class Channel:
@@ -60,7 +61,7 @@ class Channel:
 
     def arrival(self, version: int, now: int) -> int:
         """Return when the message of a version arrives that is sent now."""
-        latency = _in_nanoseconds(self._times.latency_seconds(version, in_seconds(now)))
+        latency = in_nanoseconds(self._times.latency_seconds(version, in_seconds(now)))
         self._last_arrival = max(self._last_arrival, now + latency)
         return self._last_arrival
 

@@ -60,6 +60,61 @@ CASES: dict[str, Any] = {
         "algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.3, "shards": 2}
     },
 }
+DILOCO: dict[str, Any] = {
+    "diloco, rounds of their own": {
+        "algorithm": {"name": "diloco", "average": "samples"},
+        "local_steps": [3, 1, 2],
+        "partition": {"name": "dirichlet", "alpha": 1.0},
+        "optimizer": "adamw",
+        "step_size": 0.005,
+    }
+    | SECONDS,
+    "diloco, delayed nesterov, two shards, batch norm": {
+        "algorithm": {
+            "name": "diloco",
+            "gathering": "asgd",
+            "outer": {"name": "delayed-nesterov", "spread": 0.1},
+            "weighting": "polynomial",
+            "shards": 2,
+        },
+        "local_steps": 2,
+        "task": IMAGES,
+    },
+}
+CASES |= DILOCO
+# More messages an update than there are workers; in the second of them, one after another.
+CASES["fedbuff"] = {
+    "algorithm": {"name": "diloco", "gathering": {"name": "k-batch-async", "k": 4}, "weighting": "polynomial"},
+    "local_steps": 2,
+} | SECONDS
+CASES["diloco, quorum"] = {
+    "algorithm": {"name": "diloco", "gathering": {"name": "quorum", "k": 2, "grace_seconds": 0.3}},
+    "local_steps": 2,
+} | SECONDS
+CASES["heloco, k-async"] = {
+    "algorithm": {
+        "name": "diloco",
+        "gathering": {"name": "k-async", "k": 2},
+        "outer": "heloco",
+        "merging": "radial-directional",
+    },
+    "local_steps": 2,
+    "step_size": 0.05,
+} | SECONDS
+CASES["fedasync, proximal"] = {"algorithm": {"name": "fedasync", "proximal": 0.1}, "local_steps": [2, 1, 3]}
+WIRED: dict[str, Any] = {
+    "diloco, narrow wire, two shards": {
+        "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "shards": 2},
+        "local_steps": 2,
+        "wire": {"weights": "bf16", "directions": "int4"},
+    },
+    "dc-asgd-a, narrow wire, batch norm": server("asgd", "dc-asgd-a") | {"task": IMAGES, "wire": "int8"},
+    "elastic averaging, narrow wire, three shards": {
+        "algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3, "shards": 3},
+        "wire": "bf16",
+    },
+}
+CASES |= WIRED
 OWN: dict[str, Any] = {
     "own tensors, two shards": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}, shards=2) | restless(False),
     "own tensors, cancelled": server({"name": "k-sync", "k": 2}) | SECONDS | restless(False),
@@ -74,6 +129,12 @@ ON_RAY = [
     "asgd, dc-asgd-c, batch norm",
     "adasync",
     "elastic averaging, asgd, two shards",
+    *DILOCO,
+    "fedbuff",
+    "heloco, k-async",
+    "diloco, quorum",
+    "fedasync, proximal",
+    *WIRED,
     *OWN,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c")
@@ -127,7 +188,7 @@ def test_the_cases_are_what_they_are_named_for(name: str, tmp_path: Path) -> Non
     assert (last["cancelled_steps"] > 0) == (name in CANCELLING)
     late = max(read.staleness for row in rows if row.agent >= 3 for read in row.reads)
     assert late == {"k-sync": 0, "elastic averaging, sync": 1}.get(name, late)
-    assert (late > 0) == (name != "k-sync")
+    assert (late > 0) == (name not in ("k-sync", "diloco, rounds of their own"))
     if name == "adasync":
         measured = frame[frame["agent"] == 3]["gradients_per_update"].tolist()
         assert measured == sorted(measured)
@@ -143,8 +204,10 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
     assert batched.checkpoint
     assert alone.checkpoint
     expected = alone.checkpoint.state_dict()
+    # Where a number is rounded to one of two, another one in its last bit may go to the other.
+    rtol, atol = (2e-2, 2e-2) if name in WIRED else (1e-4, 1e-5)
     for key, value in batched.checkpoint.state_dict().items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, expected[key], rtol=rtol, atol=atol)
 
 
 # Cases that are the same method.
@@ -217,6 +280,27 @@ RECORDED: dict[str, Any] = {
     "k-sync": server({"name": "k-sync", "k": 2}),
     "k-batch-async, three shards": server({"name": "k-batch-async", "k": 2}, "dc-asgd-c", shards=3),
     "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3}},
+    "diloco, narrow wire, two shards, asgd": {
+        "algorithm": {"name": "diloco", "gathering": "asgd", "shards": 2},
+        "local_steps": 2,
+        "step_size": 0.01,
+        "wire": {"weights": "bf16", "directions": "int8"},
+    },
+    "diloco, heloco, quorum": {
+        "algorithm": {
+            "name": "diloco",
+            "gathering": {"name": "quorum", "k": 2, "grace_seconds": 0.02},
+            "outer": "heloco",
+        },
+        "local_steps": 2,
+        "step_size": 0.01,
+    },
+    "diloco, delayed nesterov, asgd": {
+        "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "weighting": "hinge"},
+        "local_steps": [2, 1, 2],
+        "optimizer": {"momentum": 0.9},
+        "step_size": 0.01,
+    },
     "asgd, adamw, clipped, in pieces": server("asgd")
     | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},
 }
@@ -226,7 +310,7 @@ RECORDED: dict[str, Any] = {
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_path: Path) -> None:
     # All workers begin at the server's first version, so what the second of them sends comes late.
-    model = meeting(tmp_path / "met", 3, changes_weights="elastic" in name)
+    model = meeting(tmp_path / "met", 3, changes_weights="elastic" in name or "diloco" in name)
     settings = RECORDED[name] | {"num_steps": 20, "compute": {"stragglers": {2: 0.005}}} | model
     live = train(tmp_path / "live", LIVE, **settings)
     schedule = Path(live.path) / "schedule.parquet"

@@ -58,6 +58,25 @@ CASES: dict[str, dict[str, Any]] = {
     "two servers": _server("asgd", shards=2, correction="dc-asgd-c"),
     "k-sync, two servers": _server({"name": "k-sync", "k": 2}, shards=2),
     "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.2}},
+    "diloco": {"algorithm": "diloco", "local_steps": 3},
+    "diloco, quorum": {
+        "algorithm": {
+            "name": "diloco",
+            "gathering": {"name": "quorum", "k": 2, "grace_seconds": 0.5},
+            "outer": "heloco",
+            "merging": "radial-directional",
+        },
+        "local_steps": 2,
+    },
+    "fedasync": {"algorithm": {"name": "fedasync", "proximal": 0.01}, "local_steps": 2},
+    "fedbuff": {
+        "algorithm": {"name": "diloco", "gathering": {"name": "k-batch-async", "k": 6}, "weighting": "polynomial"},
+        "local_steps": 2,
+    },
+    "diloco, delayed nesterov": {
+        "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "weighting": "polynomial"},
+        "local_steps": [3, 3, 2, 1],
+    },
 }
 """What each case changes of ``BASE``."""
 

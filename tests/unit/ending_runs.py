@@ -50,4 +50,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "server": {"algorithm": {"name": "server", "gathering": "asgd"}},
     "server, stacked": {"algorithm": "server", "engine": {"name": "local", "batched": "always"}},
     "elastic averaging": {"algorithm": "elastic-averaging"},
+    "diloco": {"algorithm": "diloco", "local_steps": 4},
+    "fedasync": {"algorithm": "fedasync", "local_steps": 4},
 }

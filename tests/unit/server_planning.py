@@ -11,7 +11,7 @@ from ray_pcasgd.schedule.delays import LinkTimes
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 
 # Who waits and who is cancelled, as section 2 of the literature tells it.
-WAITING = {"sync", "k-sync", "k-async", "asgd"}
+WAITING = {"sync", "k-sync", "k-async", "asgd", "quorum"}
 CANCELLING = {"k-sync", "k-batch-sync"}
 
 
@@ -73,6 +73,9 @@ class _SlowPlanner:
         self.k = gradients_of_one_update(plan.gathering, plan.num_workers)
         self.waits = plan.gathering.name in WAITING
         self.cancels = plan.gathering.name in CANCELLING
+        self.grace = round(1e9 * plan.gathering.grace_seconds) if plan.gathering.name == "quorum" else 0
+        self.graces: list[tuple[int, int, int]] = []
+        """When a server's grace ends, the server, and how many updates it had made when that began."""
         self.seconds = [plan.compute.sampler(plan.seed, i) for i in range(plan.num_workers)]
         agents = range(plan.num_workers + plan.num_servers)
         self.times = {
@@ -104,7 +107,12 @@ class _SlowPlanner:
         for worker, tasks in enumerate(self.tasks):
             if not tasks[-1].ended:
                 coming.append((tasks[-1].ready, 2, worker, 0, 0))
+        for place, (moment, server, _) in enumerate(self.graces):
+            coming.append((moment, 3, 0, server, place))
         now, rank, worker, _, place = min(coming)
+        if rank == 3:
+            self.end_grace(*self.graces.pop(place))
+            return
         if rank == 2:
             self.finish(worker, now)
             return
@@ -125,7 +133,7 @@ class _SlowPlanner:
 
     def begin(self, worker: int, now: int) -> None:
         seconds = 0.0
-        for _ in range(self.plan.local_steps):
+        for _ in range(self.plan.local_steps[worker]):
             seconds += self.seconds[worker](now / 1e9 + seconds)
         servers = range(self.plan.num_servers)
         newest = [self.newest_known(worker, server) for server in servers]
@@ -178,7 +186,9 @@ class _SlowPlanner:
 
     def steps_at(self, server: int, version: int) -> int:
         """Return how many mini-batches for each worker had been taken at a version."""
-        batches = sum(len(update.taken) for update in self.updates[server][:version]) * self.plan.local_steps
+        batches = sum(
+            self.plan.local_steps[x.worker] for update in self.updates[server][:version] for x in update.taken
+        )
         return batches // self.plan.num_workers
 
     def progress(self, server: int) -> int:
@@ -193,8 +203,10 @@ class _SlowPlanner:
             waiting = [x for x in self.letters if x.accepted and x.server == server and x.taken_by is None]
             # In the order of their arrival, which is not that of their sending.
             waiting.sort(key=lambda x: (x is letter, x.arrival, x.worker, x.number))
-            if len(waiting) == self.k:
+            if len(waiting) == (self.plan.num_workers if self.grace else self.k):
                 taken = waiting
+            elif self.grace and len(waiting) == self.k:
+                self.graces.append((now + self.grace, server, len(updates)))
         if taken:
             self.update(server, taken, now)
         if self.cancels and taken:
@@ -205,6 +217,15 @@ class _SlowPlanner:
                 self.answer(server, one.worker, one.number, now)
         else:
             self.answer(server, letter.worker, letter.number, now)
+
+    def end_grace(self, now: int, server: int, version: int) -> None:
+        if len(self.updates[server]) > version or self.progress(server) >= self.plan.num_steps:
+            return
+        taken = [x for x in self.letters if x.accepted and x.server == server and x.taken_by is None]
+        taken.sort(key=lambda x: (x.arrival, x.worker))
+        self.update(server, taken, now)
+        for one in taken:
+            self.answer(server, one.worker, one.number, now)
 
     def update(self, server: int, taken: list[Letter], now: int) -> None:
         version = len(self.updates[server])

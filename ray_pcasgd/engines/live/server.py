@@ -76,7 +76,7 @@ class ServerPolicy(Policy[Decision]):
         self.started_at = 0.0
         """The run's start in wall-clock seconds; the actor sets it."""
         self.gathering = recipe.rule.gathering
-        self.position = Position(recipe.num_workers, recipe.rule.local_steps)
+        self.position = Position(recipe.local_steps)
         if state:
             self.position.restore(state["position"])
         self.first = self.version
@@ -106,8 +106,10 @@ class ServerPolicy(Policy[Decision]):
         self._came: _Came | None = None
         self._owed: dict[int, int] | None = None
         """By worker, which of its gradients is to be answered now."""
-        self._taking = 0
-        """The gradients of the update that is due."""
+        self._taking: list[int] = []
+        """The workers of the gradients of the update that is due."""
+        self._grace_ends: float | None = None
+        """The steady second up to which an update waits for more gradients than it needs; ``None`` before that."""
         self._deadline: float | None = None
         """The steady second up to which a gradient is waited for; ``None`` where none is waited for."""
         self._events: list[Event] = []
@@ -206,6 +208,8 @@ class ServerPolicy(Policy[Decision]):
             if header.sender in self.given:
                 self.newest[header.sender] = header.version
                 return Open(header)
+        if self.gatherer.is_in_grace:
+            return self._wait_in_grace(now)
         return self._wait(now)
 
     def problem(self, header: Header) -> str | None:
@@ -244,13 +248,15 @@ class ServerPolicy(Policy[Decision]):
         """Return what the update reads that is due now, if one is; note whom to answer afterwards."""
         self._came = None
         taken = () if self.is_done else self.gatherer.take()
+        if taken:
+            self._grace_ends = None
         if self.gathering.cancels and taken:
             self._owed = {k: came.version if k == came.worker else 0 for k in self.given}
         elif self.gathering.waits and came.counts:
             self._owed = {one.worker: one.version for one in taken}
         else:
             self._owed = {came.worker: came.version}
-        self._taking = len(taken)
+        self._taking = [one.worker for one in taken]
         late = ((one, self.version - one.computed_at) for one in taken)
         return tuple(sorted(Read(one.worker, one.version, steps, steps) for one, steps in late))
 
@@ -286,6 +292,18 @@ class ServerPolicy(Policy[Decision]):
         del self.given[worker]
         self._events.append(Event("neighbor_lost", self.spec.agent, self.version, f"worker {worker} is gone"))
         self._came = _Came(worker, 0, counts=True)
+
+    def _wait_in_grace(self, now: Moment) -> Decision | Wait:
+        """Wait for more gradients than the update needs, or let it be due."""
+        if self._grace_ends is None:
+            self._grace_ends = now.steady + self.gathering.grace
+        if now.steady >= self._grace_ends:
+            self.gatherer.end_grace()
+            self._came = _Came(self.gatherer.waiting[-1].worker, 0, counts=True)
+            return self.decide(now)
+        due = self.mailbox.next_due()
+        until = self._grace_ends if due is None else min(self._grace_ends, due)
+        return Wait(until, "gradients of other workers, for a while")
 
     def _wait(self, now: Moment) -> Wait:
         missing = "a gradient of any worker"

@@ -316,7 +316,7 @@ class Execution:
             require_own(state, self.state(), len(self.agents))
             self.restore(state)
             for agent in self.agents:
-                encoded = agent.incoming().encoded
+                encoded = agent.outgoing()
                 for published in self.versions.by_agent[agent.spec.agent].values():
                     for name in ("weights", "buffers", "direction"):
                         if (value := getattr(published, name)) is None:

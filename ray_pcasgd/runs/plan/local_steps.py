@@ -1,11 +1,11 @@
-"""The rounds of a run between peers: its local steps, agent by agent."""
+"""The rounds of a run: its local steps, agent by agent."""
 
 from ray_pcasgd.agents.local_steps import EqualTime
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.config import Config
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.rules.server import ElasticAveraging
+from ray_pcasgd.rules.server import ElasticAveraging, ServerRule
 
 
 def check_local_steps(config: Config) -> None:
@@ -17,10 +17,11 @@ def check_local_steps(config: Config) -> None:
     setting = f"local_steps = {value!r}: allowed with algorithm.name = {name!r} is 1"
     if isinstance(config.algorithm, ElasticAveraging):
         raise ValueError(f"{setting}; its local steps are algorithm.period")
-    if not isinstance(config.algorithm, Rule):
+    takes_rounds = isinstance(config.algorithm, ServerRule) and config.algorithm.takes_rounds
+    if not isinstance(config.algorithm, Rule) and not takes_rounds:
         kind = "pairs meet after each step" if isinstance(config.algorithm, ADPSGD) else "workers send every gradient"
         raise ValueError(f"{setting}; {kind}")
-    if config.algorithm.corrects_gradients:
+    if isinstance(config.algorithm, Rule) and config.algorithm.corrects_gradients:
         raise ValueError(f"{setting}; it corrects every gradient by what was read")
     if isinstance(given, tuple) and len(given) != config.num_agents:
         raise ValueError(f"local_steps = {value}: allowed is one number for each of the {config.num_agents} agents")
@@ -74,3 +75,15 @@ def rounds_of(config: Config) -> Rounds:
         setting = "local_steps.most" if isinstance(given, EqualTime) else "local_steps"
         raise ValueError(f"{setting} = {rounds.longest}: allowed are 1 to num_steps = {config.num_steps}")
     return rounds
+
+
+def steps_of_workers(config: Config, rule: ServerRule) -> tuple[int, ...]:
+    """Return the mini-batches of each worker's message: the run's local steps, or the rule's own.
+
+    Raises:
+        ValueError: as ``rounds_of`` says.
+
+    """
+    if rule.takes_rounds:
+        return rounds_of(config).local_steps or (1,) * config.num_agents
+    return (rule.local_steps,) * config.num_agents

@@ -82,7 +82,7 @@ def _vectors_of_servers(config: Config) -> int:
     algorithm, optimizer = config.algorithm, config.optimizer
     if not isinstance(algorithm, ServerRule):
         return 0
-    return 1 + (0 if algorithm.workers_step else optimizer.state_vectors)
+    return 1 + (algorithm.state_vectors if algorithm.workers_step else optimizer.state_vectors)
 
 
 def machine_bytes() -> int | None:

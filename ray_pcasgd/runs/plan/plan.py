@@ -29,7 +29,13 @@ from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.pace import is_agent_step
 from ray_pcasgd.runs.plan.common import Roster, kind_of, waits_for_directions
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
-from ray_pcasgd.runs.plan.local_steps import check_local_steps, check_overlap, check_pairs, rounds_of
+from ray_pcasgd.runs.plan.local_steps import (
+    check_local_steps,
+    check_overlap,
+    check_pairs,
+    rounds_of,
+    steps_of_workers,
+)
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
@@ -78,7 +84,7 @@ class Plan:
         algorithm = self.config.algorithm
         if not isinstance(algorithm, ServerRule):
             return rounds_of(self.config)
-        return Rounds(self.config.num_steps, (algorithm.local_steps,) * self.config.num_agents)
+        return Rounds(self.config.num_steps, steps_of_workers(self.config, algorithm))
 
     def progress_at(self, agent: int, version: int) -> int:
         """Return the steps that a version stands for: of a peer its mini-batches, else its number."""
@@ -408,13 +414,13 @@ def _check_servers_gpus(config: Config) -> None:
 def _check_wire(config: Config) -> None:
     """Raise ``ValueError`` where formats are given for messages that have none."""
     algorithm, wire = config.algorithm, config.wire
-    if wire.is_plain or isinstance(algorithm, Rule):
+    if wire.is_plain or not isinstance(algorithm, ADPSGD):
         return
     part = "directions" if wire.weights.is_plain else "weights"
     name = (wire.directions if wire.weights.is_plain else wire.weights).name
     raise ValueError(
         f"wire.{part}.name = {name!r}: allowed with algorithm.name = {algorithm.name!r} is 'float32'; others are for "
-        "algorithms between peers, but for ad-psgd"
+        "all other algorithms"
     )
 
 

@@ -16,6 +16,7 @@ from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
+from ray_pcasgd.runs.plan.local_steps import steps_of_workers
 from ray_pcasgd.schedule.delays import check_timing
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
@@ -61,7 +62,10 @@ def server_roster(
     clusters = (*clusters, *[clusters[0]] * rule.shards)
     check_timing(config.compute, config.links, len(clusters))
     schedule = _schedule(config, rule, clusters)
-    recipe = ServerRecipe(**training, rule=rule, num_workers=config.num_agents)
+    shares = rule.shares([len(shard) for shard in shards])
+    recipe = ServerRecipe(
+        **training, rule=rule, local_steps=steps_of_workers(config, rule), shares=shares, wire=config.wire
+    )
     engine = config.engine
     on_cpu = isinstance(engine, RaySettings) and engine.gpus_per_server == 0
     of_servers = replace(recipe, device="cpu") if on_cpu else recipe
@@ -80,7 +84,7 @@ def _schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Sc
         num_workers=config.num_agents,
         num_servers=rule.shards,
         gathering=rule.gathering,
-        local_steps=rule.local_steps,
+        local_steps=steps_of_workers(config, rule),
         reads_before=rule.reads_before,
         **planned_timing(config, clusters),
     )
@@ -95,14 +99,14 @@ def _fitted(config: Config, rule: ServerRule, rows: Sequence[Row], info: Schedul
     """
     if info.num_agents != config.num_agents:
         raise ValueError(f"num_agents = {config.num_agents}: allowed with the schedule is {info.num_agents}")
-    first = config.num_agents
+    first, steps = config.num_agents, steps_of_workers(config, rule)
     everybody = range(first + rule.shards)
     last: dict[int, int] = {}
     for server in range(first, first + rule.shards):
-        position = Position(config.num_agents, rule.local_steps)
+        position = Position(steps)
         for row in rows:
             if row.agent == server and position.steps < config.num_steps:
-                position.advance(len(row.reads))
+                position.advance(read.neighbor for read in row.reads)
                 last[server] = row.step
         if position.steps < config.num_steps:
             raise ValueError(

@@ -114,7 +114,7 @@ def _finding(item: dict[str, Any], tree: Any, root: type[Settings], outer: str =
     if kind == "union_tag_not_found" and isinstance(value, Mapping):
         return _Finding(path, f"{path}.name", f"is required; allowed are {', '.join(kinds_at(location, root))}")
     if kind in ("union_tag_not_found", "union_tag_invalid", "model_attributes_type"):
-        return _wrong_name(path, value, list(kinds_at(location, root)))
+        return _wrong_name(path, value, kinds_at(location, root))
     if kind == "value_error":
         return _named_by_message(path, value, one_line(item["msg"].removeprefix("Value error, ")))
     allowed = _ALLOWED[kind].format(**context) if kind in _ALLOWED else item["msg"]
@@ -123,14 +123,14 @@ def _finding(item: dict[str, Any], tree: Any, root: type[Settings], outer: str =
     return _Finding(path, subject, within + allowed[0].lower() + allowed[1:], hint)
 
 
-def _wrong_name(path: str, value: Any, names: list[str]) -> _Finding:
+def _wrong_name(path: str, value: Any, kinds: Mapping[str, type[Settings]]) -> _Finding:
     """Return the finding of a name that no kind of thing has at this place, or of a value that is not a name."""
-    given = value
+    given, names = value, list(kinds)
     place = path
     if isinstance(given, Mapping):
         place, given = f"{path}.name", given.get("name")
     # What has constants among its kinds takes a bare number for one.
-    takes_numbers = not isinstance(value, Mapping) and "constant" in names
+    takes_numbers = not isinstance(value, Mapping) and "constant" in kinds and "value" in kinds["constant"].model_fields
     allowed = ", ".join((["numbers"] if takes_numbers else []) + names)
     hint = hints.for_number(given) if takes_numbers else ""
     if isinstance(given, str) and not hint:

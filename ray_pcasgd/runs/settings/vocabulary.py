@@ -51,7 +51,8 @@ WORDS = {
     ),
     "compute.law": "compute_time compute_times computation_time step_time speed speeds",
     "compute.stragglers": "straggler slow_agents slow_workers slow slowdown",
-    "optimizer.momentum": "nesterov_momentum",
+    "optimizer.momentum": "momentum nesterov_momentum",
+    "optimizer.nesterov": "nesterov",
     "optimizer.betas": "beta1 beta2 adam_beta1 adam_beta2",
     "optimizer.eps": "epsilon adam_epsilon",
     "gradient_clipping.norm": "gradient_clip_val max_grad_norm clip_norm clip_grad_norm max_norm grad_clip",
@@ -129,10 +130,12 @@ NAMES: dict[str, dict[str, str]] = {
         "d-asgd": "dasgd async asynchronous decentralized-async",
         "ad-psgd": "adpsgd",
         "server": (
-            "ps parameter-server parameter_server asgd downpour hogwild centralized async-sgd ssp fedavg fedasync "
+            "ps parameter-server parameter_server asgd downpour hogwild centralized async-sgd ssp "
             "k-async k-sync k-batch-async k-batch-sync n-softsync softsync adasync"
         ),
         "elastic-averaging": "easgd eamsgd elastic elastic-sgd",
+        "fedasync": "fed-async asynchronous-federated fedasgd",
+        "diloco": "opendiloco fedavg fedbuff fedopt federated-averaging async-local-sgd outer-optimizer",
         "sgp": "push-sum pushsum gradient-push",
     },
     "topology": {

@@ -258,6 +258,10 @@ def test_a_list_of_ones_is_the_run_without_local_steps() -> None:
             "local_steps = 2: allowed with algorithm.name = 'server' is 1; workers send every gradient",
         ),
         (
+            {"local_steps": [2, 2], "algorithm": "diloco"},
+            "local_steps = [2, 2]: allowed is one number for each of the 3 agents",
+        ),
+        (
             {"local_steps": 2, "algorithm": "elastic-averaging"},
             "local_steps = 2: allowed with algorithm.name = 'elastic-averaging' is 1; its local steps are "
             "algorithm.period",

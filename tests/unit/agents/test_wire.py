@@ -216,8 +216,9 @@ def test_messages_of_another_format_are_rejected() -> None:
         ({"wire": "fp8"}, "wire = 'fp8': allowed are float32, bf16, int8, int4"),
         ({"wire": {"weight": "bf16"}}, "wire.weight = 'bf16': no such setting; did you mean wire.weights?"),
         (
-            {"wire": {"directions": "int8"}, "algorithm": "server"},
-            "wire.directions.name = 'int8': allowed with algorithm.name = 'server' is 'float32'",
+            {"wire": {"directions": "int8"}, "algorithm": "ad-psgd", "links": []},
+            "wire.directions.name = 'int8': allowed with algorithm.name = 'ad-psgd' is 'float32'; others are for all "
+            "other algorithms",
         ),
         (
             {"wire": "bf16", "algorithm": "ad-psgd", "links": []},

@@ -82,6 +82,25 @@ def without_clock(frame: pd.DataFrame) -> pd.DataFrame:
         {"algorithm": {"name": "server", "gathering": {"name": "k-batch-async", "k": 2}, "shards": 2}},
         {"algorithm": "elastic-averaging", "optimizer": {"momentum": 0.9}, "compute": SOMETIMES_SLOW},
         {"algorithm": "server", "optimizer": {"momentum": 0.9}, "engine": {"name": "local", "batched": "always"}},
+        {"algorithm": "fedasync", "local_steps": 3, "optimizer": {"momentum": 0.9}, "compute": SOMETIMES_SLOW},
+        {"algorithm": {"name": "diloco", "gathering": "k-batch-async"}, "local_steps": 2, "compute": SOMETIMES_SLOW},
+        {
+            "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "heloco"},
+            "local_steps": 2,
+            "compute": SOMETIMES_SLOW,
+        },
+        {
+            "algorithm": {"name": "diloco", "shards": 2},
+            "local_steps": 2,
+            "wire": {"weights": "bf16", "directions": "int4"},
+        },
+        {"algorithm": "fedasync", "local_steps": 2, "wire": "int8", "compute": SOMETIMES_SLOW},
+        {"algorithm": "diloco", "local_steps": [4, 2, 1, 4], "optimizer": "adamw", "step_size": 0.01},
+        {
+            "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov"},
+            "local_steps": 2,
+            "compute": SOMETIMES_SLOW,
+        },
     ],
     ids=str,
 )

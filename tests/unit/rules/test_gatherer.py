@@ -84,6 +84,17 @@ def test_one_worker_fills_several_places_in_batch_policies() -> None:
     assert [one[:2] for one in own.take()] == [(2, 1), (2, 2), (0, 1)]
 
 
+@pytest.mark.parametrize("name", ["k-batch-async", "k-batch-sync"])
+def test_where_nobody_waits_an_update_may_take_more_gradients_than_there_are_workers(name: str) -> None:
+    own = gatherer({"name": name, "k": 5}, num_workers=2)
+    own.lose()
+    for version in range(1, 5):
+        own.arrive(arrival(0, version))
+        assert own.take() == ()
+    own.arrive(arrival(0, 5))
+    assert len(own.take()) == 5
+
+
 def test_a_cancelling_policy_forgets_what_is_left_over_and_others_keep_it() -> None:
     for name, left in (("k-batch-sync", []), ("k-batch-async", [3])):
         own = gatherer({"name": name, "k": 2})
@@ -106,6 +117,33 @@ def test_a_lost_worker_is_not_waited_for() -> None:
     small = gatherer({"name": "k-async", "k": 2}, num_workers=4)
     small.lose()
     assert small.k == 2
+
+
+def test_a_quorum_s_update_takes_all_that_have_come_by_the_end_of_its_grace() -> None:
+    own = gatherer({"name": "quorum", "k": 2, "grace_seconds": 3.0})
+    for worker in (3, 0, 1):
+        assert not own.is_in_grace or len(own.waiting) >= 2
+        own.arrive(arrival(worker))
+        assert own.take() == ()
+    assert own.is_in_grace
+    own.end_grace()
+    assert workers_of(own.take()) == [3, 0, 1]
+    # The next update has a grace of its own, which is over at once when all have come.
+    for version in (1, 2):
+        for worker in range(4):
+            assert own.take() == ()
+            own.arrive(arrival(worker, version + 1))
+        assert len(own.take()) == 4
+    assert own.version == 3
+
+
+def test_a_lost_worker_is_not_waited_for_in_a_grace_either() -> None:
+    own = gatherer({"name": "quorum", "k": 2, "grace_seconds": 3.0}, num_workers=3)
+    own.arrive(arrival(0))
+    own.arrive(arrival(2))
+    assert own.take() == ()
+    own.lose()
+    assert workers_of(own.take()) == [0, 2]
 
 
 def test_a_worker_that_is_back_is_waited_for_again() -> None:
@@ -306,9 +344,9 @@ def test_intervals_far_shorter_than_the_time_between_gradients_take_no_time(ever
 @settings(max_examples=50)
 @given(advances=st.lists(st.integers(1, 4), max_size=30), num_workers=st.integers(1, 4), steps=st.integers(-1, 9))
 def test_positions(advances: list[int], num_workers: int, steps: int) -> None:
-    position = Position(num_workers, local_steps=2)
+    position = Position((2,) * num_workers)
     for count in advances:
-        position.advance(count)
+        position.advance([0] * count)
     at_version = [2 * sum(advances[:version]) // num_workers for version in range(len(advances) + 1)]
     assert position.steps == at_version[-1]
     old = [version for version, at in enumerate(at_version) if steps <= 0 or at <= at_version[-1] - steps]

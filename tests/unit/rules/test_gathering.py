@@ -26,13 +26,21 @@ def gathering(value: Any) -> Gathering:
         ("k-batch-async", False, False),
         ("asgd", True, False),
         ("n-softsync", False, False),
+        ("quorum", True, False),
     ],
 )
 def test_who_waits_and_who_is_cancelled(name: str, waits: bool, cancels: bool) -> None:
-    numbers = {"n-softsync": {"n": 2}, "sync": {}, "asgd": {}}.get(name, {"k": 2})
+    graced = {"k": 2, "grace_seconds": 1.5}
+    numbers = {"n-softsync": {"n": 2}, "sync": {}, "asgd": {}, "quorum": graced}.get(name, {"k": 2})
     own = gathering({"name": name} | numbers)
     assert (own.waits, own.cancels) == (waits, cancels)
-    assert own.base_kind == {"sync": "k-async", "asgd": "k-async", "n-softsync": "k-batch-async"}.get(name, name)
+    assert own.base_kind == {
+        "sync": "k-async",
+        "asgd": "k-async",
+        "n-softsync": "k-batch-async",
+        "quorum": "k-async",
+    }.get(name, name)
+    assert own.grace == numbers.get("grace_seconds", 0)
     assert own.adapts_every is None
     if name.startswith("k-"):
         adaptive = gathering({"name": "adasync", "base": name, "every_seconds": 1})

@@ -73,7 +73,7 @@ algorithm=pc_asgd -> did you mean pc-asgd?
 algorithm=easgd -> did you mean elastic-averaging?
 algorithm=asgd -> did you mean server?
 algorithm={type: pc-asgd} -> did you mean algorithm.name?
-algorithm.gathering=sync -> it is a setting of algorithm.name = 'server' or 'elastic-averaging', not of 'pc-asgd'
+algorithm.gathering=sync -> it is a setting of algorithm.name = 'server' or 'elastic-averaging' or
 algorithm={name: server, gathering: k-sync} -> algorithm.gathering.k: is required; allowed is a whole number from 1 on
 algorithm={name: server, gathering: ksync} -> did you mean k-sync?
 algorithm=3 -> write a name such as pc-asgd, or {name: pc-asgd, theta: 0.3}

@@ -421,8 +421,25 @@ def with_server(algorithm: Any, **settings: Any) -> str:
             "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
         ),
         (
-            {"gathering": {"name": "k-batch-async", "k": 5}},
+            {"gathering": {"name": "k-async", "k": 5}},
             "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
+        ),
+        (
+            {"gathering": {"name": "quorum", "k": 5, "grace_seconds": 1}},
+            "algorithm.gathering.k = 5: allowed are 1 to the number of workers, 4",
+        ),
+        (
+            {"gathering": {"name": "quorum", "k": 2}},
+            "algorithm.gathering.grace_seconds: is required; allowed is a number from 0 up to 1e+09",
+        ),
+        (
+            {"gathering": {"name": "quorum", "k": 2, "grace_seconds": -1}},
+            "algorithm.gathering.grace_seconds = -1: allowed are values from 0 on",
+        ),
+        (
+            {"gathering": {"name": "quorum", "k": 2, "grace_seconds": 1}, "shards": 2},
+            "algorithm.shards = 2: allowed with gathering.name = 'quorum' is 1, unless its k is 1 or the number of "
+            "workers; k-batch-async has no such limit",
         ),
         ({"gathering": {"name": "k-async", "k": 0}}, "algorithm.gathering.k = 0: allowed are values from 1 on"),
         ({"gathering": "k-async"}, "algorithm.gathering.k: is required; allowed is a whole number from 1 on"),
@@ -436,8 +453,8 @@ def with_server(algorithm: Any, **settings: Any) -> str:
         ),
         (
             {"gathering": "k-syn"},
-            "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, asgd, "
-            "n-softsync, adasync, custom; did you mean k-sync?",
+            "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, "
+            "quorum, asgd, n-softsync, adasync, custom; did you mean k-sync?",
         ),
         (
             {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},
@@ -506,7 +523,90 @@ def test_elastic_averaging_s_settings_that_do_not_fit_are_refused(algorithm: dic
     assert with_server({"name": "elastic-averaging"} | algorithm) == expected
 
 
-@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging"])
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (
+            {"gathering": {"name": "k-sync", "k": 2}},
+            "algorithm.gathering.name = 'k-sync': allowed with rounds of local steps are those that cancel no work, as "
+            "sync, k-async, asgd, k-batch-async and n-softsync",
+        ),
+        (
+            {"gathering": {"name": "adasync", "base": "k-batch-sync", "every_seconds": 1}},
+            "algorithm.gathering.name = 'adasync': allowed with rounds of local steps are those that cancel no work, "
+            "as sync, k-async, asgd, k-batch-async and n-softsync",
+        ),
+        (
+            {"gathering": "asgd", "average": "samples"},
+            "algorithm.average = 'samples': allowed with gathering.name = 'asgd', which takes one pseudo-gradient for "
+            "an update, is equal",
+        ),
+        ({"outer": "adam"}, "algorithm.outer = 'adam': allowed are sgd, delayed-nesterov, heloco"),
+        (
+            {"outer": "heloco", "shards": 2},
+            "algorithm.shards = 2: allowed with outer.name = 'heloco' is 1, since it looks at whole tensors",
+        ),
+        (
+            {"merging": "radial-directional", "shards": 3},
+            "algorithm.shards = 3: allowed with merging = 'radial-directional' is 1, since it looks at whole tensors",
+        ),
+        ({"merging": "median"}, "algorithm.merging = 'median': allowed are 'mean' or 'radial-directional'"),
+        ({"outer": {"name": "sgd", "momentum": 1}}, "algorithm.outer.momentum = 1: allowed are values below 1"),
+        ({"outer": {"name": "sgd", "momentum": -0.1}}, "algorithm.outer.momentum = -0.1: allowed are values from 0 on"),
+        ({"outer": {"name": "sgd", "step_size": 0}}, "algorithm.outer.step_size = 0: allowed are values above 0"),
+        (
+            {"outer": {"name": "delayed-nesterov", "every": 0}},
+            "algorithm.outer.every = 0: allowed are values from 1 on",
+        ),
+        (
+            {"gathering": "asgd", "outer": {"name": "delayed-nesterov", "spread": 0.3}},
+            "algorithm.outer.spread = 0.3: allowed are 0 to 1/N, 0.25 with N = 4",
+        ),
+        (
+            {"outer": {"name": "delayed-nesterov", "every": 8, "spread": 0.2}},
+            "algorithm.outer.spread = 0.2: allowed are 0 to 1/N, 0.125 with N = 8",
+        ),
+        (
+            {"weighting": {"name": "polynomial", "a": 0}},
+            "algorithm.weighting.a = 0: allowed are values above 0",
+        ),
+        ({"weighting": "linear"}, "algorithm.weighting = 'linear': allowed are constant, polynomial, hinge"),
+    ],
+    ids=str,
+)
+def test_settings_of_rounds_around_a_server_that_do_not_fit_are_refused(algorithm: Any, expected: str) -> None:
+    assert with_server({"name": "diloco"} | algorithm).splitlines()[0].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (
+            {"gathering": {"name": "k-batch-sync", "k": 9}},
+            "algorithm.gathering.name = 'k-batch-sync': allowed with rounds of local steps are those that cancel no "
+            "work, as sync, k-async, asgd, k-batch-async and n-softsync",
+        ),
+        ({"mix": 0}, "algorithm.mix = 0: allowed are values above 0"),
+        ({"mix": 1.5}, "algorithm.mix = 1.5: allowed are values up to 1"),
+        ({"proximal": -1}, "algorithm.proximal = -1: allowed are values from 0 on"),
+        ({"outer": "sgd"}, "algorithm.outer = 'sgd': no such setting; it is a setting of algorithm.name = 'diloco'"),
+    ],
+    ids=str,
+)
+def test_settings_of_fedasync_that_do_not_fit_are_refused(algorithm: Any, expected: str) -> None:
+    assert with_server({"name": "fedasync"} | algorithm).startswith(expected)
+
+
+def test_where_nobody_waits_an_update_may_take_more_gradients_than_there_are_workers() -> None:
+    for name in ("k-batch-sync", "k-batch-async"):
+        algorithm = {"name": "server", "gathering": {"name": name, "k": 9}}
+        make_plan(load_config({"engine": "local"} | SERVER | {"algorithm": algorithm}))
+    for name in ("k-sync", "k-async"):
+        line = with_server({"name": "server", "gathering": {"name": name, "k": 9}})
+        assert line == "algorithm.gathering.k = 9: allowed are 1 to the number of workers, 4"
+
+
+@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging", "diloco", "fedasync"])
 def test_settings_of_peers_have_no_meaning_beside_a_server(algorithm: str) -> None:
     assert with_server(algorithm, barrier="all") == (
         "barrier.name = 'all': allowed with a server is none; algorithm.gathering says who is waited for"

@@ -109,7 +109,7 @@ def test_a_model_that_raises_is_named_with_agent_step_file_and_line(family: str,
     assert result.error.step >= 0
     if "stacked" not in family:
         assert said.startswith(f"agent {result.error.agent} at step {result.error.step}: ")
-        assert result.error.step == (4 if family == "elastic averaging" else STEPS)
+        assert result.error.step == (4 if family in ("elastic averaging", "diloco", "fedasync") else STEPS)
     summary = summary_of(result)
     assert (summary["status"], summary["error"]) == ("failed", said)
     assert "forward" in summary["traceback"]

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, NSoftsync, Sync
+from ray_pcasgd.rules.gathering import (
+    ASGD,
+    AdaSync,
+    Gathering,
+    KAsync,
+    KBatchAsync,
+    KBatchSync,
+    KSync,
+    NSoftsync,
+    Quorum,
+    Sync,
+)
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.laws import Law
 from ray_pcasgd.schedule.ordering import in_causal_order
@@ -28,7 +39,7 @@ def law(value: Any) -> Any:
 def planner(gathering: Gathering, num_workers: int = 4, num_servers: int = 1, **changes: Any) -> ServerPlanner:
     defaults: dict[str, Any] = {
         "num_steps": 12,
-        "local_steps": 1,
+        "local_steps": (1,) * num_workers,
         "reads_before": 0,
         "compute": ComputeTimes(),
         "links": (),
@@ -73,11 +84,12 @@ LINKS = st.one_of(st.just(()), st.lists(st.one_of(SECONDS, SECONDS, STEPS), max_
 def plans(draw: st.DrawFn, links: st.SearchStrategy[Any] = LINKS) -> ServerPlanner:
     num_workers, num_servers = draw(st.integers(1, 5)), draw(st.sampled_from([1, 1, 2, 3]))
     k = draw(st.integers(1, num_workers))
-    gatherings: list[Gathering] = [Sync(), ASGD(), KSync(k=k), KBatchSync(k=k), KBatchAsync(k=k), NSoftsync(n=k)]
+    many = draw(st.integers(1, 2 * num_workers))
+    gatherings: list[Gathering] = [Sync(), ASGD(), KSync(k=k), KBatchSync(k=many), KBatchAsync(k=many), NSoftsync(n=k)]
     elastic: list[Gathering] = [Sync(), ASGD()]
     # Servers that gather for themselves must not let some workers wait: refused by the settings.
     if num_servers == 1 or k in (1, num_workers):
-        gatherings.append(KAsync(k=k))
+        gatherings += [KAsync(k=k), Quorum(k=k, grace_seconds=draw(st.sampled_from([0.0, 0.5, 1.0, 2.5])))]
         elastic.append(KAsync(k=k))
     reads_before = draw(st.sampled_from([0, 0, 0, 1]))
     return planner(
@@ -85,7 +97,7 @@ def plans(draw: st.DrawFn, links: st.SearchStrategy[Any] = LINKS) -> ServerPlann
         num_workers,
         num_servers,
         num_steps=draw(st.integers(1, 8)),
-        local_steps=draw(st.integers(1, 3)) if reads_before else 1,
+        local_steps=draw(st.one_of(st.just((1,) * num_workers), st.tuples(*[st.integers(1, 3)] * num_workers))),
         reads_before=reads_before,
         compute=ComputeTimes(
             law=draw(LAWS), agents={1: draw(LAWS)}, stragglers=draw(st.sampled_from([{}, {0: law(0.5)}]))
@@ -109,7 +121,8 @@ def test_rows_can_be_executed_and_are_consistent(plan: ServerPlanner) -> None:
     check_rows(rows, plan.num_workers)
     assert all(early.end <= late.end for early, late in pairwise(rows))
     for server in range(plan.num_workers, plan.num_workers + plan.num_servers):
-        batches = plan.local_steps * np.cumsum([len(row.reads) for row in rows if row.agent == server])
+        own = [row for row in rows if row.agent == server]
+        batches = np.cumsum([sum(plan.local_steps[read.neighbor] for read in row.reads) for row in own])
         assert batches[-1] >= plan.num_steps * plan.num_workers
         assert len(batches) == 1 or batches[-2] < plan.num_steps * plan.num_workers
     ordered = in_causal_order(reversed(rows), with_directions=False)
@@ -125,9 +138,9 @@ def test_every_update_takes_what_its_policy_says(plan: ServerPlanner) -> None:
     k = plan.gathering.num_gradients(plan.num_workers)
     holds = any(entry.unit == "steps" for entry in plan.links)
     for row in updates(rows, plan.num_workers):
-        assert len(row.reads) == k
+        assert len(row.reads) == k or (plan.gathering.grace and k < len(row.reads) <= plan.num_workers)
         if plan.gathering.waits:
-            assert len({read.neighbor for read in row.reads}) == k
+            assert len({read.neighbor for read in row.reads}) == len(row.reads)
         if plan.gathering.cancels and not holds:
             assert {read.staleness for read in row.reads} == {0}
     if not plan.gathering.cancels:
@@ -334,7 +347,7 @@ def test_a_hold_counts_steps_of_a_peer() -> None:
 
 @pytest.mark.parametrize("gathering", [Sync(), ASGD(), KAsync(k=2)], ids=lambda g: g.name)
 def test_elastic_averaging_reads_the_version_before_the_update_that_took_its_weights(gathering: Gathering) -> None:
-    rows = rows_of(planner(gathering, compute=RANDOM, reads_before=1, local_steps=2, num_steps=40))
+    rows = rows_of(planner(gathering, compute=RANDOM, reads_before=1, local_steps=(2,) * 4, num_steps=40))
     taken_at = {
         (read.neighbor, read.version): row.step for row in updates(rows, 4) for read in row.reads
     }  # the server's version before the update
@@ -344,8 +357,27 @@ def test_elastic_averaging_reads_the_version_before_the_update_that_took_its_wei
 
 
 def test_a_message_of_several_mini_batches_takes_as_long_as_all_of_them_and_counts_as_many() -> None:
-    rows = rows_of(planner(Sync(), local_steps=3, reads_before=1, num_steps=6))
+    rows = rows_of(planner(Sync(), local_steps=(3,) * 4, reads_before=1, num_steps=6))
     assert [row.end for row in updates(rows, 4)] == [3.0, 6.0]
+
+
+def test_in_a_quorum_s_grace_others_join_and_the_rest_are_late() -> None:
+    """Workers of 1, 2, 3 and 10 seconds; two are enough, and 1.5 seconds more are waited."""
+    compute = ComputeTimes(agents={k: law(seconds) for k, seconds in enumerate([1, 2, 3, 10])})
+    rows = updates(rows_of(planner(Quorum(k=2, grace_seconds=1.5), compute=compute, num_steps=6)), 4)
+    taken = [(row.end, [(read.neighbor, read.staleness) for read in row.reads]) for row in rows[:3]]
+    # From 2 to 3.5 worker 2 joins; all three begin anew then, and worker 3 comes when it comes.
+    assert taken[0] == (3.5, [(0, 0), (1, 0), (2, 0)])
+    assert taken[1] == (7.0, [(0, 0), (1, 0), (2, 0)])
+    assert taken[2] == (10.0, [(0, 0), (1, 0), (2, 0), (3, 2)])
+
+
+def test_once_all_have_come_the_grace_is_over_and_without_one_it_is_k_async() -> None:
+    patient = rows_of(planner(Quorum(k=2, grace_seconds=100.0), compute=RANDOM))
+    assert patient == rows_of(planner(Sync(), compute=RANDOM))
+    assert rows_of(planner(Quorum(k=2, grace_seconds=0.0), compute=RANDOM)) == rows_of(
+        planner(KAsync(k=2), compute=RANDOM)
+    )
 
 
 # Seconds of an update, in theory.
