@@ -21,7 +21,7 @@ class HeLoCo(OuterOptimizer):
     ``beta = min(k_s (-c) conf, beta_max)``; where ``0 <= c < c_ok`` its direction is turned towards v by ``min(k_d (1 -
     c) conf, 1)``, and its norm kept; else it stays. Then, over the mean G, ``m <- mu m + (1 - mu) G`` and ``Theta <-
     Theta - eps (G + mu m)``. Since m is a mean, not a sum, it moves Theta at most 1 + mu times as far as G does, where
-    ``sgd`` comes to 1 / (1 - mu) times: eps may be larger.
+    ``sgd`` comes to 1 / (1 - mu) times. With gathering asgd every Delta_l moves it so: eps is to be smaller there.
 
     **Choice**: a pseudo-gradient that is not late is never corrected; to turn is to mix the two directions of length 1
     and to make that length 1 again; where Delta_l or m is zero in a tensor nothing is corrected there.

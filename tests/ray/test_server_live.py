@@ -66,6 +66,7 @@ def test_no_gradient_that_was_cancelled_is_ever_taken(tmp_path: Path) -> None:
 
 
 ELASTIC = {"name": "elastic-averaging"}
+DELAYED = {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov"}
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ ELASTIC = {"name": "elastic-averaging"}
         pytest.param({"gathering": "sync"}, marks=pytest.mark.slow),
         pytest.param({"gathering": {"name": "k-batch-sync", "k": 2}, "shards": 2}, marks=pytest.mark.slow),
         pytest.param(ELASTIC, marks=pytest.mark.slow),
+        pytest.param(DELAYED, marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_that_was_killed_comes_back(algorithm: dict[str, Any], tmp_path: Path) -> None:
