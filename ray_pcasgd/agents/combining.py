@@ -98,6 +98,7 @@ class CombiningPeer(Peer):
         self.version += 1
         if self.displacements is not None:
             self.displacements.record(self.weights)
+        self.note_direction()
         return Outcome(loss, measures | self.scale_measure())
 
     def stay_at(self, weights: Tensor, buffers: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.drift import DriftBefore, MeanDrift, MeanVelocity, OwnPath
+from ray_pcasgd.agents.error_feedback import ErrorFeedback
 from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.local_round import LocalRound
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
@@ -168,6 +169,9 @@ class Peer(Learner, Participant):
         self.curvature = MeasuredCurvature(rule.curvature_every) if measures else None
         """That along what is predicted, by what the optimizer makes of it."""
         self.curvature_batches = self.stream("curvature")
+        directions = spec.recipe.wire.directions
+        self.feedback = ErrorFeedback(directions) if self.publishes_directions and directions.is_sparse else None
+        """Of the directions that it sends, where most of their numbers are left out."""
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = zeros_for(self.weights)
@@ -267,6 +271,7 @@ class Peer(Learner, Participant):
     def prepare(self, loss: float | None = None) -> None:
         """Compute the next step's direction, or take over one that was computed together with others'."""
         self.loss = self.check_finite(self.compute() if loss is None else loss)
+        self.note_direction()
 
     def take(self, row: Row, received: Sequence[Received]) -> Outcome:
         """Take a step, or come back into the run as the agent of a recorded run did."""
@@ -300,8 +305,14 @@ class Peer(Learner, Participant):
         if not self.publishes_directions:
             return None
         recipe = self.spec.recipe
+        encode = recipe.wire.directions.encode if self.feedback is None else self.feedback.encode
         version = self.version - (self.loss is None)
-        return recipe.wire.directions.encode(self.direction, (recipe.seed, "direction", self.spec.agent, version))
+        return encode(self.direction, (recipe.seed, "direction", self.spec.agent, version))
+
+    def note_direction(self) -> None:
+        """Take a new direction in where later ones depend on it, whether it is going to be sent or not."""
+        if self.feedback is not None:
+            _ = self.published_direction
 
     def incoming(self) -> Incoming:
         """Return what the messages to the agent hold."""
@@ -596,6 +607,8 @@ class Peer(Learner, Participant):
         self.mass = 1.0
         if self.curvature is not None:
             self.curvature.forget()
+        if self.feedback is not None:
+            self.feedback.forget()
         if self.displacements is not None:
             self.displacements = self.path()
         self.version = version
@@ -638,6 +651,7 @@ class Peer(Learner, Participant):
             "rule": leaves_of(self.rule_state),
             "mass": self.mass,
             "curvature": self.curvature.state() if self.curvature else None,
+            **({} if self.feedback is None else {"feedback": self.feedback.state()}),
             "displacements": self.displacements.state() if self.displacements else None,
             **self.saved_scale(),
         }
@@ -648,6 +662,8 @@ class Peer(Learner, Participant):
         self.version, self.mass, self.loss = state["version"], state["mass"], state["loss"]
         if self.curvature is not None:
             self.curvature.restore(state["curvature"])
+        if self.feedback is not None:
+            self.feedback.restore(state["feedback"], device)
         self.weights, self.buffers, self.direction = (
             state[name].to(device) for name in ("weights", "buffers", "direction")
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.dense_wire import Draw
+from ray_pcasgd.agents.error_feedback import ErrorFeedback
 from ray_pcasgd.agents.learner import Learner, ModelError
 from ray_pcasgd.agents.local_tensors import is_same
 from ray_pcasgd.agents.mailbox import Delivery
@@ -22,7 +24,7 @@ from ray_pcasgd.agents.participant import (
     Received,
     Training,
 )
-from ray_pcasgd.agents.wire import Draw, Wire, WireFormat
+from ray_pcasgd.agents.wire import Wire, WireFormat
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.server import ServerRule
@@ -118,6 +120,9 @@ class Worker(Learner, Participant):
         """Where its present round has begun."""
         self.sent = self.weights
         """What a worker with the local optimizer sends of its last round, shape (D,)."""
+        form = spec.recipe.format_of_workers
+        self.feedback = tuple(ErrorFeedback(form) for _ in range(spec.recipe.num_servers)) if form.is_sparse else ()
+        """Of the part that each server gets, where most of what is sent is left out."""
         self.loss = math.nan
         """Of its present version, where that is a step's."""
         self.local_step = 0
@@ -170,9 +175,10 @@ class Worker(Learner, Participant):
         recipe, vector = self.spec.recipe, self.computed
         if recipe.format_of_workers.is_plain:
             return vector
-        encode, parts = recipe.format_of_workers.encode, vector.split_with_sizes(recipe.sizes(vector.numel()))
+        parts = vector.split_with_sizes(recipe.sizes(vector.numel()))
+        forms = self.feedback or (recipe.format_of_workers,) * len(parts)
         draws = (recipe.draw_of_worker(self.spec.agent, self.version, place) for place in range(len(parts)))
-        return torch.cat([encode(part, draw) for part, draw in zip(parts, draws, strict=True)])
+        return torch.cat([form.encode(part, draw) for form, part, draw in zip(forms, parts, draws, strict=True)])
 
     def incoming(self) -> Incoming:
         """Return what the messages to the worker hold: the weights, or parts of them that differ in size."""
@@ -299,6 +305,8 @@ class Worker(Learner, Participant):
         self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
         self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
         self.changed_local = {}
+        for one in self.feedback:
+            one.forget()
         self.forget_scale()
         self.version = version
         self.batches.restore(self.progress)
@@ -313,6 +321,7 @@ class Worker(Learner, Participant):
             "local": self.replica.local(),
             "batches": self.batches.state(),
             "optimizer": self.optimizer.saved(self.optimizer_state),
+            **({"feedback": [one.state() for one in self.feedback]} if self.feedback else {}),
             **self.saved_scale(),
         }
 
@@ -324,6 +333,8 @@ class Worker(Learner, Participant):
         self.replica.load_local(state["local"])
         self.batches.restore(state["batches"])
         self.optimizer_state = self.optimizer.restored(self.optimizer_state, state["optimizer"])
+        for one, own in zip(self.feedback, state["feedback"] if self.feedback else (), strict=True):
+            one.restore(own, device)
         self.restore_scale(state)
 
     def skip(self) -> None:

@@ -90,7 +90,7 @@ ALGORITHMS: dict[str, Any] = {
         "overlap": False,
         "local_steps": [1, 3, 2],
         "num_steps": 16,
-        "wire": {"weights": "bf16", "directions": "int8"},
+        "wire": {"weights": "bf16", "directions": {"name": "top-k", "share": 0.2}},
     }
     | UNEVEN,
     "gasloc": {"algorithm": "gasloc", "local_steps": 3, "num_steps": 16} | BATCH_NORM | UNEVEN,

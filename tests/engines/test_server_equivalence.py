@@ -106,7 +106,7 @@ WIRED: dict[str, Any] = {
     "diloco, narrow wire, two shards": {
         "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "shards": 2},
         "local_steps": 2,
-        "wire": {"weights": "bf16", "directions": "int4"},
+        "wire": {"weights": "bf16", "directions": {"name": "random-k", "share": 0.2}},
     },
     "dc-asgd-a, narrow wire, batch norm": server("asgd", "dc-asgd-a") | {"task": IMAGES, "wire": "int8"},
     "elastic averaging, narrow wire, three shards": {

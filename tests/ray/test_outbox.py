@@ -9,8 +9,8 @@ import pytest
 import ray
 import torch
 
+from ray_pcasgd.agents.dense_wire import Float32, Int4
 from ray_pcasgd.agents.mailbox import Header
-from ray_pcasgd.agents.wire import Float32, Int4
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.transport import MOST_PENDING, RayTransport
 

@@ -67,8 +67,9 @@ def least_vectors(config: Config) -> int:
     if isinstance(algorithm, ServerRule):
         # The replica and the gradient; the weights may be those that the server has published.
         return 2 + (state if algorithm.workers_step else 0)
-    # The replica, the present version and the direction.
-    found = 3 + state
+    # The replica, the present version and the direction; and what a sparse format has left out of the latter.
+    sparse = isinstance(algorithm, Rule) and algorithm.needs_directions and config.wire.directions.is_sparse
+    found = 3 + state + sparse
     if not isinstance(algorithm, Rule) or not algorithm.needs_drift or config.num_agents == 1:
         return found
     if algorithm.drift_form == "velocity":

@@ -414,6 +414,11 @@ def _check_servers_gpus(config: Config) -> None:
 def _check_wire(config: Config) -> None:
     """Raise ``ValueError`` where formats are given for messages that have none."""
     algorithm, wire = config.algorithm, config.wire
+    if wire.weights.is_sparse:
+        raise ValueError(
+            f"wire.weights.name = {wire.weights.name!r}: allowed are float32, bf16, int8 and int4, since a part of the "
+            "weights is no version; directions may be sparse"
+        )
     if wire.is_plain or not isinstance(algorithm, ADPSGD):
         return
     part = "directions" if wire.weights.is_plain else "weights"

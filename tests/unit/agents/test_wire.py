@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ray_pcasgd.agents.dense_wire import BF16, Float32, Int4, Int8
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.agents.peer import Peer
-from ray_pcasgd.agents.wire import BF16, Float32, Int4, Int8, Wire
+from ray_pcasgd.agents.wire import Wire
 from ray_pcasgd.base.randomness import stream_seed
 from ray_pcasgd.engines.loopback import LoopBack
 from ray_pcasgd.engines.messages import RejectedError
