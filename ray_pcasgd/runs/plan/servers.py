@@ -15,8 +15,7 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import ServerRule
-from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
-from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.scheduler import Schedule
@@ -51,6 +50,7 @@ def server_roster(
     training: Mapping[str, Any],
     clusters: tuple[int, ...],
     shards: Sequence[np.ndarray],
+    size: ModelSize,
 ) -> Roster:
     """Return a run's workers and servers.
 
@@ -59,9 +59,9 @@ def server_roster(
 
     """
     clusters = (*clusters, *[clusters[0]] * rule.shards)
-    check_timing(config.compute, config.links, len(clusters))
-    schedule = _schedule(config, rule, clusters)
+    check_agents(config, len(clusters))
     recipe = ServerRecipe(**training, rule=rule, num_workers=config.num_agents)
+    schedule = _schedule(config, rule, clusters, _message_bytes(recipe, size))
     engine = config.engine
     on_cpu = isinstance(engine, RaySettings) and engine.gpus_per_server == 0
     of_servers = replace(recipe, device="cpu") if on_cpu else recipe
@@ -73,7 +73,18 @@ def server_roster(
     return Roster(None, clusters, specs, schedule)
 
 
-def _schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Schedule:
+def _message_bytes(recipe: ServerRecipe, size: ModelSize) -> dict[str, tuple[int, ...]]:
+    """Return the bytes of a worker's message to each server, and of each server's message to a worker."""
+    parts = [recipe.part(place, size.parameters) for place in range(recipe.num_servers)]
+    numbers = [part.stop - part.start for part in parts]
+    numbers[0] += size.buffers  # buffers and workers' own tensors are the first server's
+    weights = tuple(4 * number for number in numbers)
+    return {"weights_bytes": weights, "gradient_bytes": (weights[0] + size.own_bytes, *weights[1:])}
+
+
+def _schedule(
+    config: Config, rule: ServerRule, clusters: tuple[int, ...], message_bytes: Mapping[str, Any]
+) -> Schedule:
     if config.schedule is not None:
         return recorded_rows(config, partial(_fitted, config, rule))
     return ServerPlanner(
@@ -82,6 +93,7 @@ def _schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Sc
         gathering=rule.gathering,
         local_steps=rule.local_steps,
         reads_before=rule.reads_before,
+        **message_bytes,
         **planned_timing(config, clusters),
     )
 
