@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -39,6 +40,7 @@ def bits_per_second(text: str) -> Fraction:
     return bits
 
 
+@cache
 def transmission_nanoseconds(num_bytes: int, bandwidth: str) -> int:
     """Return the whole nanoseconds that so many bytes take at a bandwidth; halves are rounded to even.
 

@@ -1,6 +1,7 @@
 """Compute times, delays of messages and bandwidths of links: their settings, and what they say link by link."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import Field, model_validator
@@ -8,6 +9,7 @@ from pydantic import Field, model_validator
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.schedule.bandwidth import Bandwidth
+from ray_pcasgd.schedule.law_base import BaseLaw, Sampler
 from ray_pcasgd.schedule.law_text import Unit, read_law
 from ray_pcasgd.schedule.laws import ConstantLaw, Law, LawOfSeconds
 
@@ -112,8 +114,13 @@ class LinkDelay(Settings):
             return True
         if self.between == "clusters":
             return clusters[sender] != clusters[receiver]
-        place = {agent: number for number, group in enumerate(self.between) for agent in group}
+        place = self._group_of
         return sender in place and receiver in place and place[sender] != place[receiver]
+
+    @cached_property
+    def _group_of(self) -> dict[int, int]:
+        groups = self.between if isinstance(self.between, tuple) else ()
+        return {agent: number for number, group in enumerate(groups) for agent in group}
 
 
 _Said = TypeVar("_Said")
@@ -133,7 +140,7 @@ class LinkTimes:
         late = [(entry, entry.delay) for entry in covering if entry.delay is not None]
         self._seconds, self._steps = (
             [
-                (entry.from_step, entry.from_second, law.sampler(generator(seed, unit, sender, receiver, place)))
+                (entry.from_step, entry.from_second, _sampler(law, seed, unit, sender, receiver, place))
                 for place, (entry, law) in enumerate(one for one in late if (one[0].unit or "steps") == unit)
             ][::-1]
             for unit in ("seconds", "steps")
@@ -149,6 +156,16 @@ class LinkTimes:
         """All bandwidths that the link has at some time."""
         return [bandwidth for _, _, bandwidth in self._limits]
 
+    @property
+    def has_seconds(self) -> bool:
+        """Whether messages ever have a delay in seconds."""
+        return bool(self._seconds)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether messages are ever held back by steps."""
+        return bool(self._steps)
+
     def latency_seconds(self, step: int, sent_at: float) -> float:
         """Return the seconds that the message of a sender's ``step``, sent at second ``sent_at`` of the run, takes."""
         sampler = _last_of(self._seconds, step, sent_at)
@@ -162,6 +179,12 @@ class LinkTimes:
     def bandwidth(self, step: int, sent_at: float) -> str | None:
         """Return the bandwidth at which such a message is transmitted; ``None``: unlimited."""
         return _last_of(self._limits, step, sent_at)
+
+
+def _sampler(law: BaseLaw, seed: int, unit: str, *place: int) -> Sampler:
+    """Return what draws a link's delays; a law of one value needs no stream, which takes long to make."""
+    value = law.only_value
+    return law.sampler(generator(seed, unit, *place)) if value is None else lambda _: value
 
 
 def _last_of(entries: Sequence[tuple[int, float, _Said]], step: int, sent_at: float) -> _Said | None:

@@ -121,7 +121,7 @@ class _Simulation:
         if channel.has_downlink:
             self.downlinks.enter(channel, came, event)
         else:
-            self.enter(came.last, *event)
+            self.enter(came[1], *event)
 
     def enter(self, moment: int, what: int, agent: int, partner: int) -> None:
         self.calendar.enter(moment, (what, agent, partner), what, agent, partner)

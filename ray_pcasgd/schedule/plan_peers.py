@@ -10,7 +10,7 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.exchange import AllNeighbors, Exchange
-from ray_pcasgd.schedule.barrier import Barrier, WaitFor
+from ray_pcasgd.schedule.barrier import Barrier, NoBarrier, WaitFor
 from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Downlinks, Timing, row_times
 from ray_pcasgd.schedule.transfers import HostPipes
 
@@ -101,18 +101,20 @@ class _Link:
         self._held: deque[_Message] = deque([_START] if self.reads_every else [])
         """What has arrived and may yet be read, by rising version and, unless every one is read, ``known_at``."""
 
-    def send(self, now: int, downlinks: "_Downlinks") -> int | None:
-        """Send the sender's newest version, and return when it arrives; ``None`` where its downlink is to say that."""
-        version, sender, channel = self.sender.step, self.sender.number, self.channel
-        taken = self._rounds.progress(sender, version)
+    def send(self, taken: int, now: int, downlinks: "_Downlinks") -> int | None:
+        """Send the sender's newest version, the end of so many mini-batches, and return when it arrives.
+
+        ``None`` is returned where its downlink is to say that.
+        """
+        version, channel = self.sender.step, self.channel
         came = channel.send(taken, now)
-        known_at = version + self._rounds.versions_in(sender, channel.hold_steps(taken, now))
-        message = _Message(version, came.last, known_at, self.receiver.step)
+        hold = channel.hold_steps(taken, now)
+        known_at = version + self._rounds.versions_in(self.sender.number, hold) if hold else version
         if channel.has_downlink:
-            downlinks.enter(channel, came, (self, message))
+            downlinks.enter(channel, came, (self, version, known_at, self.receiver.step))
             return None
-        self.in_flight.append(message)
-        return came.last
+        self.in_flight.append(_Message(version, came[1], known_at, self.receiver.step))
+        return came[1]
 
     def advance(self, now: int) -> None:
         """Let everything arrive that is due."""
@@ -152,7 +154,8 @@ class _Link:
             yield Read(self.sender.number, message.version, staleness, step - message.reader_step)
 
 
-_Downlinks = Downlinks[tuple[_Link, _Message]]
+_Downlinks = Downlinks[tuple[_Link, int, int, int]]
+"""Of messages that come to them: the link, and all but the time of a ``_Message``."""
 
 
 class _Simulation:
@@ -194,8 +197,8 @@ class _Simulation:
         taken = self.downlinks.take(until)
         if taken is None:
             return False
-        arrives_at, (link, message) = taken
-        link.in_flight.append(message._replace(arrives_at=arrives_at))
+        arrives_at, (link, version, known_at, reader_step) = taken
+        link.in_flight.append(_Message(version, arrives_at, known_at, reader_step))
         if link.receiver.waits:
             self.calendar.enter(arrives_at, link.receiver.number)
         return True
@@ -220,7 +223,8 @@ class _Simulation:
             return None  # an arrival that was entered for a wait which an earlier one has ended
         for link in agent.incoming.values():
             link.advance(now)
-        newest = {k: link.reached for k, link in agent.incoming.items()}
+        waits = not isinstance(self.plan.barrier, NoBarrier)
+        newest = {k: link.reached for k, link in agent.incoming.items()} if waits else {}
         decision = self.plan.barrier.decide(step, newest, agent.barrier_draws)
         if isinstance(decision, WaitFor):
             self.wait(agent)
@@ -262,10 +266,11 @@ class _Simulation:
             readers = tuple(link.receiver.number for link in agent.outgoing)
             receivers = self.plan.exchange.receivers(self.plan.seed, agent.number, agent.step, readers)
             agent.held = self.done(agent)
+            taken = self.plan.rounds.progress(agent.number, agent.step)
             for link in agent.outgoing:
                 if link.receiver.number not in receivers or link.receiver.number in agent.held:
                     continue
-                arrives_at = link.send(now, self.downlinks)
+                arrives_at = link.send(taken, now, self.downlinks)
                 if arrives_at is not None and link.receiver.waits:
                     entries.append((arrives_at, link.receiver.number))
         for moment, number in entries:

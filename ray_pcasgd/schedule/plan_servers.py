@@ -145,7 +145,7 @@ class _Simulation:
         if channel.has_downlink:
             self.downlinks.enter(channel, came, event)
         else:
-            self.enter(came.last, *event)
+            self.enter(came[1], *event)
 
     def is_over(self, server: _Server) -> bool:
         return server.position.steps >= self.plan.num_steps

@@ -81,39 +81,40 @@ class Channel:
         self._up_nanoseconds, self._down_nanoseconds = (
             0 if one is None else one.nanoseconds(num_bytes) for one in (self._up, self._down)
         )
-        self._is_limited = bool(self._nanoseconds) or self._up is not None
-        self._last = Transfer(0, 0)
-        """When the last message came over the link."""
-
-    @property
-    def has_downlink(self) -> bool:
+        self.has_downlink = self._down is not None
         """Whether messages pass through a downlink."""
-        return self._down is not None
+        self._is_limited = bool(self._nanoseconds) or self._up is not None
+        self._has_seconds, self._has_steps = self._times.has_seconds, self._times.has_steps
+        self._first = self._last = 0
+        """When the last message came over the link."""
 
     def send(self, version: int, now: int) -> Transfer:
         """Return when the message of a version that is sent now has come over the link."""
-        second = in_seconds(now)
-        latency = _in_nanoseconds(self._times.latency_seconds(version, second))
-        first, last = self._transmitted(version, now, second) if self._is_limited else (now, now)
-        before = self._last
-        self._last = Transfer(max(before.first, first + latency), max(before.last, last + latency))
-        return self._last
+        first = last = now
+        if self._is_limited:
+            first, last = self._transmitted(version, now)
+        if self._has_seconds:
+            latency = _in_nanoseconds(self._times.latency_seconds(version, in_seconds(now)))
+            first, last = first + latency, last + latency
+        self._first = first = first if first > self._first else self._first
+        self._last = last = last if last > self._last else self._last
+        return first, last
 
-    def _transmitted(self, version: int, now: int, second: float) -> Transfer:
-        passed = Transfer(now, now)
+    def _transmitted(self, version: int, now: int) -> Transfer:
+        passed = (now, now)
         if self._up is not None:
             passed = self._up.pipe.carry(passed, self._up_nanoseconds)
-        bandwidth = self._times.bandwidth(version, second)
+        bandwidth = self._times.bandwidth(version, in_seconds(now)) if self._nanoseconds else None
         return passed if bandwidth is None else self._link.carry(passed, self._nanoseconds[bandwidth])
 
     def land(self, came: Transfer) -> int:
         """Return when a message arrives that has come to the downlink so; to be called in the order of ``first``."""
         assert self._down is not None
-        return self._down.pipe.carry(came, self._down_nanoseconds).last
+        return self._down.pipe.carry(came, self._down_nanoseconds)[1]
 
     def hold_steps(self, position: int, now: int) -> int:
         """Return the steps for which the weights of a message that is sent now, at that position, are held back."""
-        return self._times.hold_steps(position, in_seconds(now))
+        return self._times.hold_steps(position, in_seconds(now)) if self._has_steps else 0
 
 
 Content = TypeVar("Content")
@@ -146,19 +147,21 @@ class Downlinks(Generic[Content]):
     """Messages that are coming to downlinks of hosts, which take them in the order in which they come."""
 
     def __init__(self) -> None:
-        self._coming = Calendar[tuple[Channel, Transfer, Content]]()
+        self._coming: list[tuple[int, int, int, Channel, Content]] = []
+        """By when the first byte comes, then in the order in which they were entered; and when the last one comes."""
+        self._count = 0
 
     def enter(self, channel: Channel, came: Transfer, content: Content) -> None:
         """Enter a message by when it has come over its link; of those that come at once, the first one is first."""
-        self._coming.enter(came.first, (channel, came, content))
+        self._count += 1
+        heapq.heappush(self._coming, (came[0], self._count, came[1], channel, content))
 
     def take(self, until: int | None) -> tuple[int, Content] | None:
         """Return when the next message arrives of those that come until a moment (``None``: ever), if there is one.
 
         No message may be sent later that comes earlier.
         """
-        moment = self._coming.next_moment
-        if moment is None or (until is not None and moment > until):
+        if not self._coming or (until is not None and self._coming[0][0] > until):
             return None
-        channel, came, content = self._coming.pop()[1]
-        return channel.land(came), content
+        first, _, last, channel, content = heapq.heappop(self._coming)
+        return channel.land((first, last)), content

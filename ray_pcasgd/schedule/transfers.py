@@ -6,14 +6,8 @@ from typing import NamedTuple
 from ray_pcasgd.schedule.bandwidth import transmission_nanoseconds
 from ray_pcasgd.schedule.hosts import Host
 
-
-class Transfer(NamedTuple):
-    """When a message passes a place, in nanoseconds."""
-
-    first: int
-    """When its first byte does."""
-    last: int
-    """When its last byte does."""
+Transfer = tuple[int, int]
+"""When the first and when the last byte of a message passes a place, in nanoseconds."""
 
 
 class Pipe:
@@ -32,9 +26,11 @@ class Pipe:
 
     def carry(self, came: Transfer, nanoseconds: int) -> Transfer:
         """Return when a message leaves the pipe that comes to it so, and that it takes so long to transmit."""
-        first = max(came.first, self._free)
-        self._free = first + nanoseconds
-        return Transfer(first, max(came.last, self._free))
+        first, last = came
+        # Comparisons, here and in channels, take half as long as max().
+        first = first if first > self._free else self._free
+        self._free = free = first + nanoseconds
+        return first, (last if last > free else free)
 
 
 class HostPipe(NamedTuple):

@@ -17,7 +17,7 @@ from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.simulation import Channel, Downlinks, Timing
-from ray_pcasgd.schedule.transfers import HostPipes, Pipe, Transfer
+from ray_pcasgd.schedule.transfers import HostPipes, Pipe
 from tests.unit import planning, server_planning
 from tests.unit.schedule.test_plan_peers import BARRIERS, LAWS, SAMPLED, law, planner, plans
 from tests.unit.schedule.test_plan_servers import planner as server_planner
@@ -110,16 +110,16 @@ def test_a_pipe_transmits_one_message_after_another(given_: list[tuple[int, int,
     done: list[tuple[int, int]] = []
     for gap, lasts, takes in given_:
         now += gap
-        came = Transfer(now, now + lasts)
-        left = pipe.carry(came, takes)
-        assert left.first >= max(came.first, busy)
-        assert left.last >= max(came.last, left.first + takes)
+        came = (now, now + lasts)
+        first, last = pipe.carry(came, takes)
+        assert first >= max(came[0], busy)
+        assert last >= max(came[1], first + takes)
         # It is never idle while something waits.
-        assert left.first == max(came.first, busy)
-        busy = left.first + takes
-        done.append((left.last, takes))
+        assert first == max(came[0], busy)
+        busy = first + takes
+        done.append((last, takes))
     for moment, _ in done:
-        assert sum(takes for last, takes in done if last <= moment) <= moment
+        assert sum(takes for end, takes in done if end <= moment) <= moment
 
 
 def constant(seconds: float, bandwidth: str | None = None, **where: Any) -> LinkDelay:
@@ -154,7 +154,7 @@ def test_local_steps_relieve_a_link() -> None:
 def test_the_last_entry_that_gives_a_bandwidth_counts_and_likewise_for_delays() -> None:
     links = (constant(3, "8 kbit/s"), LinkDelay(bandwidth="4 kbit/s", from_step=5), constant(0.5, from_second=2))
     channel = Channel(timing(*links), 0, 1, KILOBYTE)
-    sent = [channel.send(step, step * 10 * SECOND).last for step in (0, 1, 5)]
+    sent = [channel.send(step, step * 10 * SECOND)[1] for step in (0, 1, 5)]
     assert sent == [4 * SECOND, 11.5 * SECOND, 52.5 * SECOND]
 
 
