@@ -32,6 +32,7 @@ from ray_pcasgd.rules.fedasync import FedAsync
 from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer, ServerRule
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
+from ray_pcasgd.schedule.hosts import Host
 from ray_pcasgd.schedule.laws import ConstantLaw
 from ray_pcasgd.schedule.topology import Complete, Metropolis, Mixing, Topology
 from ray_pcasgd.tasks.partition import IID, Partition
@@ -161,14 +162,20 @@ class Config(Settings):
     compute: ComputeTimes = ComputeTimes()
     """How long the agents compute in a step."""
     links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantLaw(value=10.0)),)
-    """How late messages are; of entries that name the same link, the last one counts. Empty: no message is late."""
+    """How late messages are, and how many bytes a second links carry; of entries that name the same link, the last one
+    counts. Empty: no message is late."""
+    hosts: tuple[Host, ...] = ()
+    """Machines whose agents share an uplink and a downlink, in planned runs. A message to another machine passes
+    through the uplink, the link, and after its delay the downlink; what comes to one of them first is transmitted
+    first. Bytes are passed on as they come, so that the slowest of the three decides. Agents on none of them have no
+    such limit."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""
     callbacks: tuple[CallableOrPath, ...] = ()
     """Callbacks of the run by import path ``module:attribute``: classes derived from ``ray_pcasgd.Callback``, or
     functions that return such objects; they are called without arguments."""
     schedule: str | None = None
-    """A schedule file to replay, in place of ``compute``, ``links`` and ``barrier``."""
+    """A schedule file to replay, in place of ``compute``, ``links``, ``hosts`` and ``barrier``."""
 
     task: Task = Task()
     """The learning task: data, model, loss and metrics."""

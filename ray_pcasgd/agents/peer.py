@@ -66,6 +66,11 @@ class Recipe(Training):
         """Return whether ``agent`` trusts what it reads as it is."""
         return self.reliability.reliable(agent, read, self.clusters)
 
+    def message_bytes(self, parameters: int, buffers: int) -> int:
+        """Return the bytes of one version's message: weights, mixed buffers and, where it is needed, the direction."""
+        direction = self.wire.directions.num_bytes(parameters) if self.rule.needs_directions else 0
+        return self.wire.weights.num_bytes(parameters) + direction + 4 * buffers
+
     def needs_direction(self, agent: int, read: Read) -> bool:
         """Return whether ``agent`` needs the direction at the version that it reads, not its weights alone."""
         # Nothing has led to the start, where it is the direction before a version that is sent with it.
@@ -711,7 +716,5 @@ class Peer(Learner, Participant):
 
     @property
     def message_bytes(self) -> int:
-        """Bytes of one version's message: weights, mixed buffers and, where it is needed, the direction."""
-        numbers, wire = self.weights.shape[-1], self.spec.recipe.wire
-        direction = wire.directions.num_bytes(numbers) if self.publishes_directions else 0
-        return wire.weights.num_bytes(numbers) + direction + 4 * self.buffers.shape[-1]
+        """Bytes of one version's message."""
+        return self.spec.recipe.message_bytes(self.weights.shape[-1], self.buffers.shape[-1])

@@ -1,13 +1,15 @@
-"""Compute times and delays of messages: their settings, and what they say link by link."""
+"""Compute times, delays of messages and bandwidths of links: their settings, and what they say link by link."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import Field, model_validator
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings
-from ray_pcasgd.schedule.law_base import Sampler
+from ray_pcasgd.schedule.bandwidth import Bandwidth
+from ray_pcasgd.schedule.law_base import BaseLaw, Sampler
 from ray_pcasgd.schedule.law_text import Unit, read_law
 from ray_pcasgd.schedule.laws import ConstantLaw, Law, LawOfSeconds
 
@@ -40,10 +42,18 @@ class ComputeTimes(Settings):
 
 
 class LinkDelay(Settings):
-    """How late messages are on some links; of several entries for one link and unit, the last one counts."""
+    """How late messages are on some links; of several entries for one link and unit, the last one counts.
 
-    delay: Law
-    """The delay, in ``unit``, which it may also say itself: ``200ms``, ``pareto(2, 0.1s)``, ``10 steps``."""
+    Likewise of several entries that give a bandwidth the last one does, whatever they say of delays.
+    """
+
+    delay: Law | None = None
+    """The delay, in ``unit``, which it may also say itself: ``200ms``, ``pareto(2, 0.1s)``, ``10 steps``. May be left
+    out where a bandwidth is given: what other entries say of delays then counts, or else there is none."""
+    bandwidth: Bandwidth | None = None
+    """Bandwidth of each direction of each of these links, such as ``200 Mbit/s`` or ``25 MB/s``, in planned runs. A
+    direction transmits its messages one after another, in the order in which they are sent; the delay follows. Not
+    given: what other entries say, or else unlimited."""
     unit: Unit | None = None
     """``seconds``: the message arrives later by the delay. ``steps``: it arrives at once, and its weights are held back
     until its sender has taken that many more steps (with ``local_steps``, to the end of that round); drawn delays are
@@ -62,7 +72,7 @@ class LinkDelay(Settings):
     @classmethod
     def _in_one_unit(cls, values: Any) -> Any:
         """Take the unit that a delay says itself."""
-        if not isinstance(values, Mapping) or "delay" not in values:
+        if not isinstance(values, Mapping) or values.get("delay") is None:
             return values
         given, unit = values["delay"], values.get("unit")
         try:
@@ -74,6 +84,14 @@ class LinkDelay(Settings):
                 f"unit = {unit!r}: the delay, {given!r}, is in {said}; allowed is {said}, or a delay without a unit"
             )
         return {**values, "delay": delay, "unit": said or unit}
+
+    @model_validator(mode="after")
+    def _some_time(self) -> "LinkDelay":
+        if self.delay is None and self.bandwidth is None:
+            raise ValueError("delay: is required, or bandwidth; write delay: 200ms, or bandwidth: 20 Mbit/s")
+        if self.delay is None and self.unit is not None:
+            raise ValueError(f"unit = {self.unit!r}: allowed with a delay only; a bandwidth says its unit itself")
+        return self
 
     @model_validator(mode="after")
     def _one_place(self) -> "LinkDelay":
@@ -96,8 +114,16 @@ class LinkDelay(Settings):
             return True
         if self.between == "clusters":
             return clusters[sender] != clusters[receiver]
-        place = {agent: number for number, group in enumerate(self.between) for agent in group}
+        place = self._group_of
         return sender in place and receiver in place and place[sender] != place[receiver]
+
+    @cached_property
+    def _group_of(self) -> dict[int, int]:
+        groups = self.between if isinstance(self.between, tuple) else ()
+        return {agent: number for number, group in enumerate(groups) for agent in group}
+
+
+_Said = TypeVar("_Said")
 
 
 class LinkTimes:
@@ -111,27 +137,62 @@ class LinkTimes:
         self, links: Sequence[LinkDelay], clusters: Sequence[int], seed: int, sender: int, receiver: int
     ) -> None:
         covering = [entry for entry in links if entry.covers(sender, receiver, clusters)]
-        self._laws: dict[str, list[tuple[LinkDelay, Sampler]]] = {
-            unit: [
-                (entry, entry.delay.sampler(generator(seed, unit, sender, receiver, place)))
-                for place, entry in enumerate(entry for entry in covering if (entry.unit or "steps") == unit)
-            ]
+        late = [(entry, entry.delay) for entry in covering if entry.delay is not None]
+        self._seconds, self._steps = (
+            [
+                (entry.from_step, entry.from_second, _sampler(law, seed, unit, sender, receiver, place))
+                for place, (entry, law) in enumerate(one for one in late if (one[0].unit or "steps") == unit)
+            ][::-1]
             for unit in ("seconds", "steps")
-        }
+        )
+        self._limits = [
+            (entry.from_step, entry.from_second, entry.bandwidth)
+            for entry in reversed(covering)
+            if entry.bandwidth is not None
+        ]
+
+    @property
+    def bandwidths(self) -> list[str]:
+        """All bandwidths that the link has at some time."""
+        return [bandwidth for _, _, bandwidth in self._limits]
+
+    @property
+    def has_seconds(self) -> bool:
+        """Whether messages ever have a delay in seconds."""
+        return bool(self._seconds)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether messages are ever held back by steps."""
+        return bool(self._steps)
 
     def latency_seconds(self, step: int, sent_at: float) -> float:
         """Return the seconds that the message of a sender's ``step``, sent at second ``sent_at`` of the run, takes."""
-        return self._draw("seconds", step, sent_at, moment=sent_at)
+        sampler = _last_of(self._seconds, step, sent_at)
+        return 0.0 if sampler is None else sampler(sent_at)
 
     def hold_steps(self, step: int, sent_at: float) -> int:
         """Return the steps for which the weights of a sender's ``step`` are held back; halves are rounded to even."""
-        return round(self._draw("steps", step, sent_at, moment=float(step)))
+        sampler = _last_of(self._steps, step, sent_at)
+        return 0 if sampler is None else round(sampler(float(step)))
 
-    def _draw(self, unit: str, step: int, sent_at: float, moment: float) -> float:
-        for entry, sampler in reversed(self._laws[unit]):
-            if step >= entry.from_step and sent_at >= entry.from_second:
-                return sampler(moment)
-        return 0.0
+    def bandwidth(self, step: int, sent_at: float) -> str | None:
+        """Return the bandwidth at which such a message is transmitted; ``None``: unlimited."""
+        return _last_of(self._limits, step, sent_at)
+
+
+def _sampler(law: BaseLaw, seed: int, unit: str, *place: int) -> Sampler:
+    """Return what draws a link's delays; a law of one value needs no stream, which takes long to make."""
+    value = law.only_value
+    return law.sampler(generator(seed, unit, *place)) if value is None else lambda _: value
+
+
+def _last_of(entries: Sequence[tuple[int, float, _Said]], step: int, sent_at: float) -> _Said | None:
+    """Return what the last entry says that applies to a message; they are given in the opposite order."""
+    for from_step, from_second, said in entries:
+        if step >= from_step and sent_at >= from_second:
+            return said
+    return None
 
 
 def check_timing(compute: ComputeTimes, links: Sequence[LinkDelay], num_agents: int) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.adpsgd import draw_partner
-from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, row_times
+from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Downlinks, Timing, row_times
+from ray_pcasgd.schedule.transfers import HostPipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class PairPlanner(Timing):
     """The agents that each agent asks, rising; passive agents ask none."""
     num_steps: int
     """Own steps that each agent takes; passive agents answer until all have."""
+    message_bytes: int = 0
+    """Bytes of a request, and of an answer; only bandwidths ask for it."""
 
     def __iter__(self) -> Iterator[Row]:
         return _Simulation(self).rows()
@@ -50,19 +53,21 @@ class _Simulation:
     def __init__(self, plan: PairPlanner) -> None:
         self.plan = plan
         self.agents = [_Agent(plan, number) for number in range(len(plan.partners))]
+        pipes = HostPipes(plan.hosts)
         self.links = {
-            (k, i): Channel(plan, k, i)
+            (k, i): Channel(plan, k, i, plan.message_bytes, pipes)
             for a, partners in enumerate(plan.partners)
             for b in partners
             for k, i in ((a, b), (b, a))
         }
         self.calendar = Calendar[tuple[int, int, int]]()
         """What happens, to which agent, with which partner."""
+        self.downlinks = Downlinks[tuple[int, int, int]]()
 
     def rows(self) -> Iterator[Row]:
         for agent in self.agents:
             self.begin(agent, 0)
-        while self.calendar.next_moment is not None:
+        while self.next_moment() is not None:
             now, (what, number, other) = self.calendar.pop()
             agent = self.agents[number]
             if what == _REQUEST:
@@ -82,6 +87,12 @@ class _Simulation:
             agent.steps += 1
             self.begin(agent, now)
 
+    def next_moment(self) -> int | None:
+        """Return when the next event is, once all that comes to downlinks until then has been entered."""
+        while (taken := self.downlinks.take(self.calendar.next_moment)) is not None:
+            self.enter(taken[0], *taken[1])
+        return self.calendar.next_moment
+
     def begin(self, agent: _Agent, now: int) -> None:
         """Start the agent's next step, if there is one."""
         if agent.steps == self.plan.num_steps:
@@ -92,7 +103,7 @@ class _Simulation:
 
     def ask(self, agent: _Agent, partner: _Agent, now: int) -> None:
         agent.partner_version = partner.version
-        self.enter(self.arrival(agent, partner, now), _REQUEST, agent.number, partner.number)
+        self.send(agent, partner, now, (_REQUEST, agent.number, partner.number))
 
     def answer(self, agent: _Agent, partner: _Agent, now: int) -> Row:
         """Return the partner's row, which ends as it starts."""
@@ -100,11 +111,17 @@ class _Simulation:
         row = Row(partner.number, partner.version, *row_times(now, now, now), (read,), "passive")
         agent.answered = Read(partner.number, partner.version, 0, 0)
         partner.version += 1
-        self.enter(self.arrival(partner, agent, now), _ANSWER, agent.number, partner.number)
+        self.send(partner, agent, now, (_ANSWER, agent.number, partner.number))
         return row
 
-    def arrival(self, sender: _Agent, receiver: _Agent, now: int) -> int:
-        return self.links[sender.number, receiver.number].arrival(sender.version, now)
+    def send(self, sender: _Agent, receiver: _Agent, now: int, event: tuple[int, int, int]) -> None:
+        """Enter what happens when a message arrives that is sent now."""
+        channel = self.links[sender.number, receiver.number]
+        came = channel.send(sender.version, now)
+        if channel.has_downlink:
+            self.downlinks.enter(channel, came, event)
+        else:
+            self.enter(came[1], *event)
 
     def enter(self, moment: int, what: int, agent: int, partner: int) -> None:
         self.calendar.enter(moment, (what, agent, partner), what, agent, partner)

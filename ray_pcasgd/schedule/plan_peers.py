@@ -10,8 +10,9 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.exchange import AllNeighbors, Exchange
-from ray_pcasgd.schedule.barrier import Barrier, WaitFor
-from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, row_times
+from ray_pcasgd.schedule.barrier import Barrier, NoBarrier, WaitFor
+from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Downlinks, Timing, row_times
+from ray_pcasgd.schedule.transfers import HostPipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Planner(Timing):
     """Mini-batches of each agent from one version to the next; empty: 1 for all."""
     combines_first: bool = False
     """Whether an agent tests its barrier and reads before it computes, at the start of its row, instead of after it."""
+    message_bytes: int = 0
+    """Bytes of one version's message to one reader; only bandwidths ask for it."""
 
     @cached_property
     def rounds(self) -> Rounds:
@@ -89,28 +92,34 @@ class _Agent:
 class _Link:
     """What one reader knows of one neighbor."""
 
-    def __init__(self, channel: Channel, rounds: Rounds, sender: _Agent, receiver: _Agent, reads_every: bool) -> None:
+    def __init__(self, channel: Channel, plan: Planner, sender: _Agent, receiver: _Agent) -> None:
+        self.channel = channel
         self.sender = sender
         self.receiver = receiver
-        self.reads_every = reads_every
+        self.reads_every = plan.exchange.reading == "every"
         self.newest = 0
         """Newest version whose message has arrived."""
         self.in_flight: deque[_Message] = deque()
-        self._channel = channel
-        self._rounds = rounds
+        self._rounds = plan.rounds
         self._last = _START
         """What was read last."""
-        self._held: deque[_Message] = deque([_START] if reads_every else [])
+        self._held: deque[_Message] = deque([_START] if self.reads_every else [])
         """What has arrived and may yet be read, by rising version and, unless every one is read, ``known_at``."""
 
-    def send(self, now: int) -> int:
-        """Send the sender's newest version, and return when it arrives."""
-        version, sender = self.sender.step, self.sender.number
-        taken = self._rounds.progress(sender, version)
-        arrives_at = self._channel.arrival(taken, now)
-        known_at = version + self._rounds.versions_in(sender, self._channel.hold_steps(taken, now))
-        self.in_flight.append(_Message(version, arrives_at, known_at, self.receiver.step))
-        return arrives_at
+    def send(self, taken: int, now: int, downlinks: "_Downlinks") -> int | None:
+        """Send the sender's newest version, the end of so many mini-batches, and return when it arrives.
+
+        ``None`` is returned where its downlink is to say that.
+        """
+        version, channel = self.sender.step, self.channel
+        came = channel.send(taken, now)
+        hold = channel.hold_steps(taken, now)
+        known_at = version + self._rounds.versions_in(self.sender.number, hold) if hold else version
+        if channel.has_downlink:
+            downlinks.enter(channel, came, (self, version, known_at, self.receiver.step))
+            return None
+        self.in_flight.append(_Message(version, came[1], known_at, self.receiver.step))
+        return came[1]
 
     def advance(self, now: int) -> None:
         """Let everything arrive that is due."""
@@ -150,36 +159,62 @@ class _Link:
             yield Read(self.sender.number, message.version, staleness, step - message.reader_step)
 
 
+_Downlinks = Downlinks[tuple[_Link, int, int, int]]
+"""Of messages that come to them: the link, and all but the time of a ``_Message``."""
+
+
 class _Simulation:
     def __init__(self, plan: Planner) -> None:
         self.plan = plan
+        pipes = HostPipes(plan.hosts)
         self.agents = [_Agent(plan, number) for number in range(len(plan.neighbors))]
         for receiver in self.agents:
             for k in plan.neighbors[receiver.number]:
-                channel = Channel(plan, k, receiver.number)
-                link = _Link(channel, plan.rounds, self.agents[k], receiver, plan.exchange.reading == "every")
+                channel = Channel(plan, k, receiver.number, plan.message_bytes, pipes)
+                link = _Link(channel, plan, self.agents[k], receiver)
                 receiver.incoming[k] = link
                 self.agents[k].outgoing.append(link)
         self.calendar = Calendar[int]()
         """When agents test their barriers, by their numbers. Arrivals matter only to agents that wait."""
+        self.downlinks = _Downlinks()
 
     def rows(self) -> Iterator[Row]:
         if self.plan.num_steps < 1:
             return
         for agent in self.agents:
             self.calendar.enter(self.first_test(agent, 0), agent.number)
-        while (now := self.calendar.next_moment) is not None:
-            testing: set[int] = set()
-            while self.calendar.next_moment == now:
-                testing.add(self.calendar.pop()[1])
+        while (now := self.next_moment()) is not None:
+            testing = self.due(now)
             while testing:
                 tested = (self.test(self.agents[number], now) for number in sorted(testing))
                 rows = [row for row in tested if row is not None]
                 testing = self.publish([self.agents[row.agent] for row in rows], now)
-                # Who has begun in this round, and takes no time.
-                while self.calendar.next_moment == now:
-                    testing.add(self.calendar.pop()[1])
+                testing |= self.due(now)  # who has begun in this round, and takes no time
                 yield from rows
+
+    def next_moment(self) -> int | None:
+        """Return when agents test next; what comes to downlinks until then may let some of them test earlier."""
+        while self.land(self.calendar.next_moment):
+            pass
+        return self.calendar.next_moment
+
+    def land(self, until: int | None) -> bool:
+        """Let the next message through its downlink that comes until a moment; return whether there was one."""
+        taken = self.downlinks.take(until)
+        if taken is None:
+            return False
+        arrives_at, (link, version, known_at, reader_step) = taken
+        link.in_flight.append(_Message(version, arrives_at, known_at, reader_step))
+        if link.receiver.waits:
+            self.calendar.enter(arrives_at, link.receiver.number)
+        return True
+
+    def due(self, now: int) -> set[int]:
+        """Return who tests now, and take that out of the calendar."""
+        testing: set[int] = set()
+        while self.calendar.next_moment == now:
+            testing.add(self.calendar.pop()[1])
+        return testing
 
     def first_test(self, agent: _Agent, now: int) -> int:
         """Return when an agent that has just published first tests the barrier of its next step."""
@@ -214,9 +249,11 @@ class _Simulation:
         for link in agent.incoming.values():
             link.advance(now)
         exchange, neighbors = self.plan.exchange, self.plan.neighbors[agent.number]
-        asked = neighbors
+        asked: tuple[int, ...] = ()
         if exchange.waits_for_partners:
             asked = exchange.partners(self.plan.seed, agent.number, agent.step, neighbors)
+        elif not isinstance(self.plan.barrier, NoBarrier):
+            asked = neighbors
         newest = {k: agent.incoming[k].reached for k in asked}
         decision = self.plan.barrier.decide(agent.step, newest, agent.barrier_draws)
         if isinstance(decision, WaitFor):
@@ -261,13 +298,15 @@ class _Simulation:
             if agent.step < agent.last or not self.plan.exchange.waits_for_partners:
                 receivers = self.plan.exchange.receivers(self.plan.seed, agent.number, agent.step, readers)
             agent.held = self.done(agent)
+            taken = self.plan.rounds.progress(agent.number, agent.step)
             for link in agent.outgoing:
                 if link.receiver.number not in receivers or link.receiver.number in agent.held:
                     continue
-                arrives_at = link.send(now)
-                if link.receiver.waits:
+                arrives_at = link.send(taken, now, self.downlinks)
+                if arrives_at is not None and link.receiver.waits:
                     entries.append((arrives_at, link.receiver.number))
         for moment, number in entries:
-            if moment > now:
-                self.calendar.enter(moment, number)
-        return {number for moment, number in entries if moment == now}
+            self.calendar.enter(moment, number)
+        while self.land(now):
+            pass
+        return self.due(now)

@@ -7,7 +7,17 @@ from typing import Literal, NamedTuple
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position
 from ray_pcasgd.rules.gathering import Gathering
-from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, in_nanoseconds, in_seconds, row_times
+from ray_pcasgd.schedule.simulation import (
+    Calendar,
+    Channel,
+    Computing,
+    Downlinks,
+    Timing,
+    in_nanoseconds,
+    in_seconds,
+    row_times,
+)
+from ray_pcasgd.schedule.transfers import HostPipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,10 @@ class ServerPlanner(Timing):
     """Mini-batches of each worker's message."""
     reads_before: int
     """How many versions before a server's newest one a worker reads."""
+    gradient_bytes: tuple[int, ...] = ()
+    """Bytes of a worker's message to each server; only bandwidths ask for it; empty: 0."""
+    weights_bytes: tuple[int, ...] = ()
+    """Bytes of each server's message to a worker, likewise."""
 
     def __iter__(self) -> "ServerRows":
         return ServerRows(self)
@@ -71,7 +85,7 @@ class _Notice(NamedTuple):
 
 
 class _Worker:
-    def __init__(self, plan: ServerPlanner, number: int) -> None:
+    def __init__(self, plan: ServerPlanner, number: int, pipes: HostPipes) -> None:
         self.number = number
         self.gradients = Computing(plan, number)
         self.known = [_Notice(0, 0, 0)] * plan.num_servers
@@ -81,15 +95,17 @@ class _Worker:
         self.version = 0
         self.start = 0
         self.computing = False
-        self.to_server = [Channel(plan, number, plan.num_workers + s) for s in range(plan.num_servers)]
+        sizes = plan.gradient_bytes or (0,) * plan.num_servers
+        self.to_server = [Channel(plan, number, plan.num_workers + s, size, pipes) for s, size in enumerate(sizes)]
 
 
 class _Server:
-    def __init__(self, plan: ServerPlanner, number: int) -> None:
+    def __init__(self, plan: ServerPlanner, number: int, pipes: HostPipes) -> None:
         self.number = number
         self.gatherer = Gatherer(plan.gathering, plan.num_workers)
         self.position = Position(plan.local_steps)
-        self.to_worker = [Channel(plan, plan.num_workers + number, k) for k in range(plan.num_workers)]
+        size = plan.weights_bytes[number] if plan.weights_bytes else 0
+        self.to_worker = [Channel(plan, plan.num_workers + number, k, size, pipes) for k in range(plan.num_workers)]
         self.given = [0] * plan.num_workers
         """The version that each worker was told to read last."""
         self.graced = -1
@@ -110,10 +126,13 @@ _NOTICE, _GRADIENT, _READY, _GRACE = range(4)
 class _Simulation:
     def __init__(self, plan: ServerPlanner) -> None:
         self.plan = plan
-        self.workers = [_Worker(plan, number) for number in range(plan.num_workers)]
-        self.servers = [_Server(plan, number) for number in range(plan.num_servers)]
+        pipes = HostPipes(plan.hosts)
+        self.workers = [_Worker(plan, number, pipes) for number in range(plan.num_workers)]
+        self.servers = [_Server(plan, number, pipes) for number in range(plan.num_servers)]
         self.calendar = Calendar[tuple[int, int, _Notice | Arrival | _GraceEnd | int]]()
         """A worker, a server, and what comes to one of them; of a gradient that is ready the worker's version."""
+        self.downlinks = Downlinks[tuple[int, int, int, _Notice | Arrival]]()
+        """Messages, each with its rank, its worker and its server."""
 
     def enter(
         self, moment: int, rank: int, worker: int, server: int, content: _Notice | Arrival | _GraceEnd | int
@@ -124,7 +143,7 @@ class _Simulation:
         for worker in self.workers:
             self.begin(worker, 0)
         while not all(map(self.is_over, self.servers)):
-            now, (number, place, content) = self.calendar.pop()
+            now, (number, place, content) = self.next_event()
             worker, server = self.workers[number], self.servers[place]
             if isinstance(content, _Notice):
                 yield from self.notice(worker, place, content, now)
@@ -136,6 +155,20 @@ class _Simulation:
                 yield from self.end_grace(server, content, now)
             elif worker.computing and worker.version == content:
                 yield self.ready(worker, now)
+
+    def next_event(self) -> tuple[int, tuple[int, int, _Notice | Arrival | _GraceEnd | int]]:
+        """Return the next event, once all that comes to downlinks until then has been entered."""
+        while (taken := self.downlinks.take(self.calendar.next_moment)) is not None:
+            self.enter(taken[0], *taken[1])
+        return self.calendar.pop()
+
+    def send(self, channel: Channel, version: int, now: int, event: tuple[int, int, int, _Notice | Arrival]) -> None:
+        """Enter what happens when a message arrives that is sent now: rank, worker, server, and what comes."""
+        came = channel.send(version, now)
+        if channel.has_downlink:
+            self.downlinks.enter(channel, came, event)
+        else:
+            self.enter(came[1], *event)
 
     def is_over(self, server: _Server) -> bool:
         return server.position.steps >= self.plan.num_steps
@@ -162,7 +195,7 @@ class _Simulation:
         row = self.end(worker, now, "step")
         for channel, notice, server in zip(worker.to_server, worker.reading, self.servers, strict=True):
             arrival = Arrival(worker.number, worker.version, notice.reads, notice.newest)
-            self.enter(channel.arrival(worker.version, now), _GRADIENT, worker.number, server.number, arrival)
+            self.send(channel, worker.version, now, (_GRADIENT, worker.number, server.number, arrival))
         return row
 
     def notice(self, worker: _Worker, place: int, notice: _Notice, now: int) -> Iterator[Row]:
@@ -226,4 +259,4 @@ class _Simulation:
         held = server.position.version_before(channel.hold_steps(server.position.steps, now))
         reads = max(server.given[worker], min(held, newest - self.plan.reads_before), 0)
         server.given[worker] = reads
-        self.enter(channel.arrival(newest, now), _NOTICE, worker, server.number, _Notice(newest, reads, version))
+        self.send(channel, newest, now, (_NOTICE, worker, server.number, _Notice(newest, reads, version)))

@@ -103,7 +103,13 @@ class _Generator:
             "topology.columns": lambda: self.num_agents,
             "topology.degree": lambda: self.random.choice([1, 2, max(1, self.num_agents - 1)]),
             "links.links": self.edges,
-            "links.between": lambda: self.random.choice(["all", "clusters", self.groups()]),
+            "links.bandwidth": self.bandwidth,
+            "hosts.agents": lambda: self.random.choice([[0], list(range(self.num_agents))]),
+            "hosts.up": self.bandwidth,
+            "hosts.down": self.bandwidth,
+            "links.between": lambda: self.random.choice(
+                ["all", "all", "clusters", "clusters", [[0], [self.num_agents - 1]], self.groups()]
+            ),
             "algorithm.theta": lambda: self.random.choice([0, 0.3, 1, [0.5] * self.num_agents, self.curve()]),
             "algorithm.candidates": lambda: self.random.choice([[0, 1], [0, 0.5, 1], [0.2, 0.3]]),
             "algorithm.period": lambda: self.random.choice([1, 2, 4]),
@@ -203,6 +209,9 @@ class _Generator:
     def clusters(self) -> Any:
         return self.random.choice([None, 1, min(2, self.num_agents), self.num_agents, self.groups()])
 
+    def bandwidth(self) -> str:
+        return self.random.choice(["20 Mbit/s", "1 Gbit/s", "25MB/s", "1 bit/s", "0.5 kB/s"])
+
     def groups(self) -> list[list[int]]:
         agents = list(range(self.num_agents))
         cut = self.random.randint(0, self.num_agents)
@@ -281,6 +290,10 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
             tree.pop(name, None)
     for link in tree.get("links", []):
         link.pop("between" if "links" in link else "links", None)
+        if link.get("delay") is None:
+            link.pop("unit", None)
+            link.setdefault("bandwidth", "20 Mbit/s")
+    tree["hosts"] = [{"down": "1 MB/s"} | host for host in tree.get("hosts", [])[:1]]
     kept = tree.get("checkpoint", {})
     if not kept.get("every_evaluations"):
         tree["checkpoint"] = {key: kept[key] for key in kept if key not in ("score", "num_to_keep")}

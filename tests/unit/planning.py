@@ -14,6 +14,7 @@ from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import AllBarrier, BoundedBarrier, Proceed, SampledBarrier
 from ray_pcasgd.schedule.delays import LinkTimes
 from ray_pcasgd.schedule.plan_peers import Planner
+from tests.unit.schedule.slow_network import Shipment, arrivals
 
 Moment = tuple[int, int]
 """Nanosecond, and round within it."""
@@ -25,6 +26,8 @@ class Sent(NamedTuple):
     arrival: int
     delayed: bool
     hold: int
+    order: int = -1
+    """Its place among all that were sent."""
 
 
 START = Sent(0, (-1, 0), -1, True, 0)
@@ -62,6 +65,8 @@ class _SlowPlanner:
         self.tested: dict[int, object] = {}
         self.capped: dict[int, frozenset[int]] = {}
         self.held: dict[tuple[int, int], list[int]] = {}
+        self.shipments: list[Shipment] = []
+        self.has_bytes = bool(plan.hosts) or any(link.bandwidth for link in plan.links)
 
     def nanoseconds(self, seconds: float) -> int:
         return round(seconds * 1e9)
@@ -99,6 +104,16 @@ class _SlowPlanner:
                     self.published[i].append(moment)
                 for i in ended:
                     self.publish(i, moment)
+                if self.has_bytes:
+                    self.ship()
+
+    def ship(self) -> None:
+        """Find anew when all that was sent arrives; what has arrived stays so, whatever is sent later."""
+        when = arrivals(self.shipments, self.plan.hosts)
+        for messages in self.sent.values():
+            for place, message in enumerate(messages):
+                arrival = when[message.order]
+                messages[place] = message._replace(arrival=arrival, delayed=arrival > message.moment[0])
 
     def combine(self, going: list[int], moment: Moment) -> list[int]:
         """Let those read and begin who have not, and return the others, whose rounds end."""
@@ -206,10 +221,13 @@ class _SlowPlanner:
                 earlier = self.sent[i, receiver]
                 times = self.times[i, receiver]
                 taken = self.taken_at[i][version]
-                due = moment[0] + self.nanoseconds(times.latency_seconds(taken, second))
+                latency = self.nanoseconds(times.latency_seconds(taken, second))
+                due = moment[0] + latency
                 arrival = max([due, *(message.arrival for message in earlier)])
                 hold = math.ceil(times.hold_steps(taken, second) / self.local_steps(i))
-                earlier.append(Sent(version, moment, arrival, arrival > moment[0], hold))
+                earlier.append(Sent(version, moment, arrival, arrival > moment[0], hold, len(self.shipments)))
+                bandwidth = times.bandwidth(taken, second)
+                self.shipments.append(Shipment(moment[0], i, receiver, self.plan.message_bytes, latency, bandwidth))
         if version < self.lasts[i] and not self.plan.combines_first:
             self.start[i] = moment[0]
             self.ready[i] = self.round_ends(i, moment[0])

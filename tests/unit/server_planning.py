@@ -9,6 +9,7 @@ from typing import Any
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.delays import LinkTimes
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
+from tests.unit.schedule.slow_network import Shipment, arrivals
 
 # Who waits and who is cancelled, as section 2 of the literature tells it.
 WAITING = {"sync", "k-sync", "k-async", "asgd", "quorum"}
@@ -85,6 +86,8 @@ class _SlowPlanner:
             if (i < plan.num_workers) != (j < plan.num_workers)
         }
         self.letters: list[Letter] = []
+        self.shipments: list[Shipment] = []
+        self.has_bytes = bool(plan.hosts) or any(link.bandwidth for link in plan.links)
         self.tasks: list[list[Task]] = [[] for _ in range(plan.num_workers)]
         self.updates: list[list[Update]] = [[] for _ in range(plan.num_servers)]
         self.told: dict[tuple[int, int], list[int]] = {}
@@ -179,8 +182,15 @@ class _SlowPlanner:
         ends = (worker, self.plan.num_workers + server)
         times = self.times[ends if kind == "gradient" else ends[::-1]]
         before = [x.arrival for x in self.letters if (x.kind, x.worker, x.server) == (kind, worker, server)]
-        arrival = max([now + round(times.latency_seconds(version, now / 1e9) * 1e9), *before])
-        self.letters.append(Letter(kind, worker, server, arrival, number, newest, read))
+        latency = round(times.latency_seconds(version, now / 1e9) * 1e9)
+        self.letters.append(Letter(kind, worker, server, max([now + latency, *before]), number, newest, read))
+        if self.has_bytes:
+            sizes = self.plan.gradient_bytes if kind == "gradient" else self.plan.weights_bytes
+            link = ends if kind == "gradient" else ends[::-1]
+            bandwidth = times.bandwidth(version, now / 1e9)
+            self.shipments.append(Shipment(now, *link, sizes[server], latency, bandwidth))
+            for letter, arrival in zip(self.letters, arrivals(self.shipments, self.plan.hosts), strict=True):
+                letter.arrival = arrival
 
     # Servers.
 

@@ -20,6 +20,7 @@ class SetDelay(Settings):
     def describe(self) -> str:
         """Return what it does, in words."""
         where = self.entry.between if self.entry.links is None else [list(pair) for pair in self.entry.links]
+        assert self.entry.delay is not None  # what is changed is the delay
         law = self.entry.delay.model_dump()
         numbers = ", ".join(
             f"{value:g}" if isinstance(value, float) else str(value) for key, value in law.items() if key != "name"

@@ -10,6 +10,8 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.storage.fetched import local_file
 from ray_pcasgd.runs.storage.remote import reason_of
+from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.schedule.hosts import check_hosts
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import read_rows
@@ -27,6 +29,17 @@ class Roster(NamedTuple):
     specs: tuple[LearnerSpec, ...]
     """Of all agents; servers come last."""
     schedule: Schedule
+
+
+class ModelSize(NamedTuple):
+    """What of a model is sent, as it is once it was tried out."""
+
+    parameters: int
+    """Trained numbers, D."""
+    buffers: int
+    """Mixed numbers, F."""
+    own_bytes: int
+    """Bytes of each agent's own tensors that its first steps change, which workers send to a server."""
 
 
 class ScheduleKind(NamedTuple):
@@ -76,9 +89,16 @@ def planned_timing(config: Config, clusters: tuple[int, ...]) -> dict[str, Any]:
         "num_steps": config.num_steps,
         "compute": config.compute,
         "links": config.links,
+        "hosts": config.hosts,
         "clusters": clusters,
         "seed": config.seed,
     }
+
+
+def check_agents(config: Config, num_agents: int) -> None:
+    """Raise ``ValueError`` where a setting of time names an agent that the run does not have, servers included."""
+    check_timing(config.compute, config.links, num_agents)
+    check_hosts(config.hosts, num_agents)
 
 
 def _read(location: str) -> tuple[list[Row], dict[str, str]]:

@@ -13,8 +13,7 @@ from ray_pcasgd.agents.participant import Training
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.records import Row
-from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
-from ray_pcasgd.schedule.delays import check_timing
+from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.scheduler import Schedule
@@ -81,7 +80,11 @@ def divide(network: Network, topology: str) -> Division:
 
 
 def pair_roster(
-    config: Config, training: Mapping[str, Any], clusters: tuple[int, ...], shards: Sequence[np.ndarray]
+    config: Config,
+    training: Mapping[str, Any],
+    clusters: tuple[int, ...],
+    shards: Sequence[np.ndarray],
+    size: ModelSize,
 ) -> Roster:
     """Return a run's active and passive agents.
 
@@ -90,9 +93,9 @@ def pair_roster(
 
     """
     network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
-    check_timing(config.compute, config.links, config.num_agents)
+    check_agents(config, config.num_agents)
     division = divide(network, config.topology.name)
-    schedule = _schedule(config, division, clusters)
+    schedule = _schedule(config, division, clusters, size)
     recipe = Training(**training)
     specs = tuple(
         PairSpec(agent=i, recipe=recipe, neighbors=others, shard=shards[i], is_active=i in division.active)
@@ -101,10 +104,11 @@ def pair_roster(
     return Roster(network, clusters, specs, schedule)
 
 
-def _schedule(config: Config, division: Division, clusters: tuple[int, ...]) -> Schedule:
+def _schedule(config: Config, division: Division, clusters: tuple[int, ...], size: ModelSize) -> Schedule:
     if config.schedule is not None:
         return recorded_rows(config, partial(_fitted, config, division))
-    return PairPlanner(partners=division.partners, **planned_timing(config, clusters))
+    message_bytes = 4 * (size.parameters + size.buffers)
+    return PairPlanner(partners=division.partners, message_bytes=message_bytes, **planned_timing(config, clusters))
 
 
 def _fitted(config: Config, division: Division, rows: Sequence[Row], info: ScheduleInfo) -> Sequence[Row]:

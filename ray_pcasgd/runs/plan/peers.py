@@ -15,10 +15,9 @@ from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
 from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import OwnProbes, SharedProbes
-from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
+from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import rounds_of
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
-from ray_pcasgd.schedule.delays import check_timing
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
@@ -68,6 +67,7 @@ def peer_roster(
     training: Mapping[str, Any],
     clusters: tuple[int, ...],
     shards: Sequence[np.ndarray],
+    size: ModelSize,
 ) -> Roster:
     """Return a run's peers.
 
@@ -79,8 +79,7 @@ def peer_roster(
         network = build_push_network(config.topology, config.num_agents, config.seed)
     else:
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
-    check_timing(config.compute, config.links, config.num_agents)
-    schedule = _schedule(config, rule, network, clusters)
+    check_agents(config, config.num_agents)
     steps = rounds_of(config).local_steps
     recipe = Recipe(
         **training,
@@ -91,17 +90,23 @@ def peer_roster(
         wire=config.wire,
         combines_first=config.overlap is False,
     )
+    message_bytes = recipe.message_bytes(size.parameters, size.buffers)
+    schedule = _schedule(config, rule, network, clusters, message_bytes)
     borrowed = _borrowed(rule, shards, config.seed)
     specs = tuple(_spec(recipe, network, agent, shards, borrowed) for agent in range(config.num_agents))
     return Roster(network, clusters, specs, schedule)
 
 
-def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...]) -> Schedule:
+def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...], message_bytes: int) -> Schedule:
     if config.schedule is not None:
         return recorded_rows(config, partial(_fitted, config, rule, network))
     assert config.barrier is not None
     timing = planned_timing(config, clusters)
-    timing |= {"local_steps": rounds_of(config).local_steps, "combines_first": config.overlap is False}
+    timing |= {
+        "local_steps": rounds_of(config).local_steps,
+        "combines_first": config.overlap is False,
+        "message_bytes": message_bytes,
+    }
     return Planner(neighbors=network.neighbors, barrier=config.barrier, exchange=rule.exchange, **timing)
 
 

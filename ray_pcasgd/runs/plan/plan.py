@@ -27,7 +27,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.pace import is_agent_step
-from ray_pcasgd.runs.plan.common import Roster, kind_of, waits_for_directions
+from ray_pcasgd.runs.plan.common import ModelSize, Roster, kind_of, waits_for_directions
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
 from ray_pcasgd.runs.plan.local_steps import (
     check_local_steps,
@@ -247,23 +247,23 @@ def make_plan(config: Config, runs_here: bool = True) -> Plan:
                 data.train.batches_an_epoch(shard, config.batch_size, agent)
         clusters = cluster_of_each_agent(config)
         acting = fitting_optimizer(config)
-        why_alone = try_out(acting, data, shards, _training(acting))
-        roster = _roster(acting, clusters, shards)
+        tried = try_out(acting, data, shards, _training(acting))
+        roster = _roster(acting, clusters, shards, tried.size)
     except ValidationError as error:
         raise SettingsError("\n".join(explain(error, {}))) from None
     except ValueError as error:
         raise SettingsError(one_line(error)) from None
-    return Plan(config, roster.network, roster.clusters, data, roster.specs, roster.schedule, why_alone)
+    return Plan(config, roster.network, roster.clusters, data, roster.specs, roster.schedule, tried.why_alone)
 
 
-def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarray]) -> Roster:
+def _roster(config: Config, clusters: tuple[int, ...], shards: Sequence[np.ndarray], size: ModelSize) -> Roster:
     """Return who takes part, as the algorithm's family has it."""
     training, algorithm = _training(config), config.algorithm
     if isinstance(algorithm, ServerRule):
-        return server_roster(config, algorithm, training, clusters, shards)
+        return server_roster(config, algorithm, training, clusters, shards, size)
     if isinstance(algorithm, ADPSGD):
-        return pair_roster(config, training, clusters, shards)
-    return peer_roster(config, algorithm, training, clusters, shards)
+        return pair_roster(config, training, clusters, shards, size)
+    return peer_roster(config, algorithm, training, clusters, shards, size)
 
 
 def with_defaults(config: Config, runs_here: bool = True) -> Config:
@@ -288,6 +288,8 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
         raise SettingsError(
             "schedule: allowed with engine.mode = 'live' is null; a recorded schedule is replayed by planned runs"
         )
+    if live:
+        _check_live_network(config)
     engine = config.engine
     if isinstance(engine, RaySettings) and engine.join_later:
         _check_join_later(config, engine)
@@ -304,7 +306,9 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
     # Pairs that average, or wait for each other, have no steps by which one could be late.
     in_pairs = isinstance(algorithm, ADPSGD) or (isinstance(algorithm, Rule) and algorithm.meets_in_pairs)
     unit = "seconds" if in_pairs else "steps"
-    links = tuple(link if link.unit else link.model_copy(update={"unit": unit}) for link in config.links)
+    links = tuple(
+        link if link.unit or link.delay is None else link.model_copy(update={"unit": unit}) for link in config.links
+    )
     overlap = not algorithm.combines_first if isinstance(algorithm, Rule) and config.overlap is None else config.overlap
     filled_in = {
         "algorithm": algorithm,
@@ -338,6 +342,15 @@ def _check_device(device: str) -> None:
     if (torch.device(device).index or 0) >= number:
         there = "'cuda:0', its only GPU" if number == 1 else f"'cuda:0' to 'cuda:{number - 1}', its GPUs"
         raise SettingsError(f"engine.device = {device!r}: allowed on this machine are 'cpu', 'cuda' and {there}")
+
+
+def _check_live_network(config: Config) -> None:
+    """Raise ``SettingsError`` where a live run is given bandwidths."""
+    given = [(f"links.{place}.bandwidth", link.bandwidth) for place, link in enumerate(config.links) if link.bandwidth]
+    for place, host in enumerate(config.hosts):
+        given += [(f"hosts.{place}.{name}", value) for name, value in (("up", host.up), ("down", host.down)) if value]
+    for setting, value in given[:1]:
+        raise SettingsError(f"{setting} = {value!r}: allowed in planned runs; a live run's network has its own")
 
 
 def _check_join_later(config: Config, engine: RaySettings) -> None:

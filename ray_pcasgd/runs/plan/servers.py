@@ -15,9 +15,8 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import ServerRule
-from ray_pcasgd.runs.plan.common import Roster, planned_timing, recorded_rows
+from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import steps_of_workers
-from ray_pcasgd.schedule.delays import check_timing
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.scheduler import Schedule
@@ -52,6 +51,7 @@ def server_roster(
     training: Mapping[str, Any],
     clusters: tuple[int, ...],
     shards: Sequence[np.ndarray],
+    size: ModelSize,
 ) -> Roster:
     """Return a run's workers and servers.
 
@@ -60,12 +60,12 @@ def server_roster(
 
     """
     clusters = (*clusters, *[clusters[0]] * rule.shards)
-    check_timing(config.compute, config.links, len(clusters))
-    schedule = _schedule(config, rule, clusters)
+    check_agents(config, len(clusters))
     shares = rule.shares([len(shard) for shard in shards])
     recipe = ServerRecipe(
         **training, rule=rule, local_steps=steps_of_workers(config, rule), shares=shares, wire=config.wire
     )
+    schedule = _schedule(config, rule, clusters, _message_bytes(recipe, size))
     engine = config.engine
     on_cpu = isinstance(engine, RaySettings) and engine.gpus_per_server == 0
     of_servers = replace(recipe, device="cpu") if on_cpu else recipe
@@ -77,7 +77,19 @@ def server_roster(
     return Roster(None, clusters, specs, schedule)
 
 
-def _schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Schedule:
+def _message_bytes(recipe: ServerRecipe, size: ModelSize) -> dict[str, tuple[int, ...]]:
+    """Return the bytes of a worker's message to each server, and of each server's message to a worker."""
+    sizes = recipe.sizes(size.parameters)
+    weights, sent = ([form.num_bytes(n) for n in sizes] for form in (recipe.wire.weights, recipe.format_of_workers))
+    # Buffers and workers' own tensors are the first server's.
+    weights[0] += 4 * size.buffers
+    sent[0] += 4 * size.buffers + size.own_bytes
+    return {"weights_bytes": tuple(weights), "gradient_bytes": tuple(sent)}
+
+
+def _schedule(
+    config: Config, rule: ServerRule, clusters: tuple[int, ...], message_bytes: Mapping[str, Any]
+) -> Schedule:
     if config.schedule is not None:
         return recorded_rows(config, partial(_fitted, config, rule))
     return ServerPlanner(
@@ -86,6 +98,7 @@ def _schedule(config: Config, rule: ServerRule, clusters: tuple[int, ...]) -> Sc
         gathering=rule.gathering,
         local_steps=steps_of_workers(config, rule),
         reads_before=rule.reads_before,
+        **message_bytes,
         **planned_timing(config, clusters),
     )
 

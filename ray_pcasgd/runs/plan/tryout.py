@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.runs.plan.common import ModelSize
 from ray_pcasgd.runs.plan.memory import require_memory
 from ray_pcasgd.runs.settings.errors import one_line, yaml_value
 from ray_pcasgd.tasks.drawing import seeded
@@ -42,10 +43,16 @@ from ray_pcasgd.tasks.trees import Batch, is_pair, moved, num_samples, split
 _LONGEST_REASON = 400
 
 
-def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], training: Mapping[str, Any]) -> str | None:
-    """Train on one batch and test on a few samples, on copies; the run does not change, nor does any generator.
+class TriedOut(NamedTuple):
+    """What is known of a model that was tried out."""
 
-    Returns why agents that have the model cannot be stepped together with others, if so.
+    why_alone: str | None
+    """Why agents that have it cannot be stepped together with others, if so."""
+    size: ModelSize
+
+
+def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], training: Mapping[str, Any]) -> TriedOut:
+    """Train on one batch and test on a few samples, on copies; the run does not change, nor does any generator.
 
     Args:
         config: The settings.
@@ -66,7 +73,8 @@ def try_out(config: Config, data: TaskData, shards: Sequence[np.ndarray], traini
         trial.test(replica)
         if isinstance(config.engine, LocalSettings) and config.engine.batched == "always" and trial.may_be_stacked:
             trial.train_stacked(why_alone)
-    return why_alone
+        size = ModelSize(replica.weights.numel(), replica.buffers.numel(), trial.own_bytes)
+    return TriedOut(why_alone, size)
 
 
 def try_out_variants(variants: Variants) -> None:
@@ -95,6 +103,8 @@ class _Trial:
         self.precision = fitting(config.precision, self.device)
         self.shared: dict[str, Tensor] = {}
         self.has_checked_labels = False
+        self.own_bytes = 0
+        """Bytes of the replica's own tensors that training has changed."""
 
     def build(self) -> Replica:
         """Return a replica of the model.
@@ -177,7 +187,9 @@ class _Trial:
         if measures and self.config.optimizer.has_feedback:
             self.measure_curvature(batch)
         self.config.optimizer.check(replica.weights.clone(), replica.parts)
-        made = sorted(replica.local().keys() - own.keys())
+        local = replica.local()
+        made = sorted(local.keys() - own.keys())
+        self.own_bytes = sum(t.nbytes for name, t in local.items() if name not in own or not is_same(t, own[name]))
         return self.why_alone(changes_weights, made, sorted(unreached))
 
     def tensors_of_loss(self) -> dict[str, Tensor]:

@@ -164,6 +164,7 @@ _VALUES = {
     "mixing": "write {name: matrix, rows: [[...], ...]}",
     "algorithm": "write a name such as pc-asgd, or {name: pc-asgd, theta: 0.3}",
     "links": "write [{delay: 10}] for all links, or [{between: clusters, delay: 200ms}]",
+    "hosts": "write [{agents: [0, 1], up: 1 Gbit/s, down: 1 Gbit/s}]",
     "links.*.links.*": "write links: [[0, 1]], pairs of agents",
     "links.*.between.*": "write between: [[0, 1], [2, 3]], groups of agents",
     "clusters.*": "write how many, or groups of agents such as [[0, 1], [2, 3]]",

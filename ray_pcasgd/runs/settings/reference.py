@@ -149,7 +149,7 @@ def _alternatives(annotation: Any, metadata: Any = ()) -> Iterator[str]:
         inner, *outer = get_args(annotation)
         yield from _alternatives(inner, [*outer, *metadata])
     elif origin in (Union, types.UnionType):
-        kinds = [str(kind_of(kind)) for kind in kinds_in(annotation)]
+        kinds = list(dict.fromkeys(str(kind_of(kind)) for kind in kinds_in(annotation)))
         if kinds:
             yield from (["a number"] if _takes_numbers(annotation) else [])
             yield " | ".join(kinds)

@@ -165,11 +165,26 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
             "links = 5: allowed is a list; write [{delay: 10}] for all links, or [{between: clusters, delay: 200ms}]",
         ),
         ("links=[5]", "links.0 = 5: allowed is a mapping of settings; write {delay: 5}"),
+        ("links=[{}]", "links.0.delay: is required, or bandwidth; write delay: 200ms, or bandwidth: 20 Mbit/s"),
         (
-            "links=[{}]",
-            "links.0.delay: is required; allowed is a number, or constant | uniform | exponential | "
-            "shifted-exponential | pareto | log-normal | outage | measured | custom",
+            "links=[{bandwidth: 20}]",
+            "links.0.bandwidth = 20: allowed are a number and a unit, as 200 Mbit/s or 25 MB/s: bit/s or B/s, with k, "
+            "M, G or T before it; write '20 bit/s' where bits a second are meant",
         ),
+        (
+            "links=[{bandwidth: 20 Mbps}]",
+            "links.0.bandwidth = '20 Mbps': allowed are a number and a unit, as 200 Mbit/s or 25 MB/s: bit/s or B/s, "
+            "with k, M, G or T before it; write 20 Mbit/s",
+        ),
+        ("links=[{bandwidth: 0 B/s}]", "links.0.bandwidth = '0 B/s': allowed are finite numbers above 0"),
+        ("links=[{bandwidth: 9e9 Tbit/s}]", "links.0.bandwidth = '9e9 Tbit/s': allowed are 1 bit/s to 1000 Tbit/s"),
+        (
+            "links=[{bandwidth: 1 MB/s, unit: steps}]",
+            "links.0.unit = 'steps': allowed with a delay only; a bandwidth says its unit itself",
+        ),
+        ("hosts=5", "hosts = 5: allowed is a list; write [{agents: [0, 1], up: 1 Gbit/s, down: 1 Gbit/s}]"),
+        ("hosts=[{agents: [0]}]", "hosts.0.up: is required, or down; without both the host has no limit"),
+        ("hosts=[{agents: [0, 0], up: 1 MB/s}]", "hosts.0.agents = [0, 0]: allowed are one agent or more, each once"),
         ("links.0.delay=-1", "links.0.delay = -1: allowed are values from 0 on"),
         ("links.0.delay=.inf", "links.0.delay = inf: allowed are finite numbers"),
         ("links.0.between=foo", "links.0.between = 'foo': allowed are 'all' or 'clusters' or a list"),

@@ -60,7 +60,7 @@ def test_choices_defaults_and_required_numbers_are_told() -> None:
     assert "allowed: a whole number from 1 on\n    required\n" in told("algorithm.gathering.k")
     assert "k-sync | k-batch-sync | k-async | quorum\n" in told("algorithm.gathering.k")
     assert "PACK | SPREAD | STRICT_PACK | STRICT_SPREAD" in told("engine.placement_strategy")
-    assert "links.0.delay (required)" in told("links")
+    assert "hosts.0.agents (required)" in told("hosts")
 
 
 def test_a_path_may_name_a_kind_an_item_or_a_kind_alone() -> None:

@@ -42,7 +42,7 @@ def test_messages_arrive_in_the_order_in_which_they_were_sent(seed: int, gaps: l
     now, arrivals = 0, []
     for version, gap in enumerate(gaps):
         now += gap
-        arrivals.append(channel.arrival(version, now))
+        arrivals.append(channel.send(version, now)[1])
         assert arrivals[-1] >= now
     assert all(before <= after for before, after in pairwise(arrivals))
 
@@ -50,7 +50,7 @@ def test_messages_arrive_in_the_order_in_which_they_were_sent(seed: int, gaps: l
 def test_a_message_takes_the_links_latency_and_is_held_back_by_its_steps() -> None:
     links = (LinkDelay(delay=law(0.25), unit="seconds"), LinkDelay(delay=law(3), unit="steps"))
     channel = Channel(timing(links=links), 0, 1)
-    assert channel.arrival(0, SECOND) == SECOND + SECOND // 4
+    assert channel.send(0, SECOND)[1] == SECOND + SECOND // 4
     assert channel.hold_steps(0, SECOND) == 3
 
 
