@@ -30,7 +30,8 @@ several, {SPREAD}.
 
 {chr(10).join(sections)}
 
-"not finite": the loss of some agent was no number. {total_time(runs)}.
+"not finite": the loss of some agent was no number, or too large for one. Where 5 rounds of 50 steps are as long as the
+run or longer, nothing late is ever read. {total_time(runs)}.
 Written by `python -m experiments.local_steps --scale {scale}` ({machine()}).
 """
 
@@ -58,16 +59,22 @@ def table(runs: pd.DataFrame) -> str:
     head = ["shards", "H", "method", *(f"{rounds} rounds late" for rounds in late), "seconds, latest", "MB"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for (shards, local_steps, method), group in runs.groupby(["shards", "H", "method"], sort=False):
-        cells = [_cell(group[group["rounds late"] == rounds]) for rounds in late]
+        cells = [_cell(group[group["rounds late"] == rounds], _is_language(runs)) for rounds in late]
         latest = group[group["rounds late"] == late[-1]]
-        cells += [f"{latest['seconds'].mean():.0f}", f"{latest['megabytes'].mean():.3g}"]
+        cells += (
+            ["-"] * 2 if latest["seconds"].isna().any() else [f"{latest['seconds'].mean():.0f}", _megabytes(latest)]
+        )
         lines.append(f"| {shards} | {local_steps} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(runs: pd.DataFrame) -> str:
-    if runs["test_loss"].isna().any():
+def _megabytes(runs: pd.DataFrame) -> str:
+    return f"{runs['megabytes'].mean():.3g}"
+
+
+def _cell(runs: pd.DataFrame, is_language: bool) -> str:
+    if runs["test_perplexity" if is_language else "test_loss"].isna().any():
         return "not finite"
-    if _is_language(runs):
+    if is_language:
         return spread(runs["test_perplexity"])
     return f"{percent(runs['test_accuracy'])} ({percent(runs['agents_mean_test_accuracy'])})"
