@@ -455,7 +455,7 @@ class Peer(Learner, Participant):
         """Return the late neighbors' mean direction, shape (D,), by their mixing weights; ``None`` without any."""
         rule, total = self.spec.recipe.rule, None
         for slot, trusted, weight in zip(slots, reliable, self.spec.mixing, strict=True):
-            if slot is None or trusted or slot.read.age > rule.age_max or not slot.read.staleness:
+            if slot is None or trusted or slot.read.age > rule.age_max or not self.needs_direction(slot.read):
                 continue
             assert slot.direction is not None
             share = weight * slot.direction

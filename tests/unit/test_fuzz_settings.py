@@ -47,7 +47,7 @@ def test_a_case_is_the_same_each_time(resources: Resources) -> None:
 def test_cases_have_every_kind_of_thing_and_every_nasty_value() -> None:
     """In a few thousand of them: nothing of the tree is left out."""
     resources = Resources(Path("nowhere"), (Path("nowhere/schedule.parquet"),))
-    written = " ".join(repr(make_case(2, number, resources)) for number in range(3000))
+    written = " ".join(repr(make_case(2, number, resources)) for number in range(5000))
     kinds = {str(kind_of(owner)) for owner in settings_classes()} - {"None"}
     assert {kind for kind in kinds if f"'{kind}'" not in written} == set()
     names = {name for owner in settings_classes() for name in owner.model_fields}
