@@ -288,14 +288,27 @@ RECORDED: dict[str, Any] = {
         "wire": {"weights": "int8", "directions": "bf16"},
         "links": [{"between": "clusters", "delay": "12 steps"}],
     },
-    "combining first": {"algorithm": "pc-asgd", "overlap": False, "local_steps": [4, 2, 1]},
+    "combining first, narrow wire": {
+        "algorithm": "pc-asgd",
+        "overlap": False,
+        "local_steps": [4, 2, 1],
+        "wire": {"weights": "int8", "directions": "top-k"},
+    },
     "noloco": {"algorithm": "noloco", "local_steps": [2, 1, 1], "links": [{"delay": "0.02s"}]},
     "adamw": ADAMW | {"accumulate": 3},
     "adafactor": ALGORITHMS["p-asgd, adafactor"],
 }
-BOUNDED = ("pc-asgd", "theta 0.9", "local steps, narrow wire", "combining first", "pc-asgd-pv", "adamw", "adafactor")
+BOUNDED = (
+    "pc-asgd",
+    "theta 0.9",
+    "local steps, narrow wire",
+    "combining first, narrow wire",
+    "pc-asgd-pv",
+    "adamw",
+    "adafactor",
+)
 """Those that predict."""
-QUICK = ("local steps, narrow wire", "combining first", "ad-psgd")
+QUICK = ("combining first, narrow wire", "ad-psgd")
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in RECORDED])
