@@ -40,7 +40,6 @@ def settings_of(chosen: dict[str, Any], method: str, seed: int, storage: Path) -
         "links": [],  # the network's own delays, none injected
         "task": {
             "data": {"name": "custom", "train": "experiments.gpt.text:train", "test": "experiments.gpt.text:test"},
-            "evaluate": "experiments.gpt.text:evaluate",
             "test_batch_size": 512,
             "metrics": [],
             "model": {"name": "custom", "factory": "experiments.gpt.text:gpt", "arguments": chosen["model"]},
