@@ -189,7 +189,6 @@ class _Simulation:
                 tested = (self.test(self.agents[number], now) for number in sorted(testing))
                 rows = [row for row in tested if row is not None]
                 testing = self.publish([self.agents[row.agent] for row in rows], now)
-                testing |= self.due(now)  # who has begun in this round, and takes no time
                 yield from rows
 
     def next_moment(self) -> int | None:
