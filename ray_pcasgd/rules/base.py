@@ -106,7 +106,7 @@ class Rule(Settings, ABC):
     @property
     def waits_for_partners(self) -> bool:
         """Whether a barrier is about those alone whom an agent reads at the step, not about all neighbors."""
-        return False
+        return self.meets_in_pairs
 
     @property
     def exchange(self) -> Exchange:

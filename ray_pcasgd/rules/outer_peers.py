@@ -4,6 +4,7 @@ All three are adapt-then-combine. ``z_i`` is what agent i's local steps have com
 began; messages hold ``z_i`` alone. ``d_i = x_i - z_i`` is its pseudo-gradient.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -26,13 +27,38 @@ class SlowState(NamedTuple):
     """m_i, shape (D,)."""
 
 
-def _heavy_ball(momentum: float, step_size: float, state: SlowState, mean: Tensor) -> SlowState:
-    """Return ``m <- mu m + eta (mean - x)`` and ``x <- x + m``, elementwise."""
-    moved = momentum * state.momentum + step_size * (mean - state.point)
-    return SlowState(state.point + moved, moved)
+class _SlowMomentum(Rule, ABC):
+    """The step that both have in common: ``m <- mu m + eta (mean - x)``, ``x <- x + m``, heavy-ball momentum."""
+
+    takes_scalars_on_cpu: ClassVar[bool] = True
+    combines_first: ClassVar[bool] = True
+    default_barrier: ClassVar[DefaultBarrier] = "all"
+
+    outer_momentum: float
+    outer_step_size: float
+
+    @abstractmethod
+    def shares(self, own: Own, reads: Reads) -> tuple[Tensor, Tensor]:
+        """Return by how much the agent's own weights count in the mean, shape (), and its neighbors', shape (K,)."""
+
+    def init(self, weights: Tensor, num_neighbors: int) -> SlowState:
+        """Return where all begin, without momentum."""
+        return SlowState(weights, torch.zeros_like(weights))
+
+    def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
+        """Return where the next round begins."""
+        ours, theirs = self.shares(own, reads)
+
+        def moved(mine: Vectors, others: Vectors) -> Vectors:
+            z, x, m = mine
+            m = self.outer_momentum * m + self.outer_step_size * (mix(ours, z, theirs, others) - x)
+            return x + m, m
+
+        found = SlowState(*blockwise(moved, (own.weights, *state), reads.weights))
+        return found, Update(found.point, {})
 
 
-class SlowMo(Rule):
+class SlowMo(_SlowMomentum):
     """SlowMo: heavy-ball momentum over rounds of local steps (Wang, Tantia, Ballas, Rabbat, ICLR 2020, Algorithm 1).
 
     ``m_i <- mu m_i + eta (w_ii z_i + sum_k w_ik z_k - x_i)`` and ``x_i <- x_i + m_i``, where the next round begins. On
@@ -43,10 +69,7 @@ class SlowMo(Rule):
     where that is constant.
     """
 
-    takes_scalars_on_cpu: ClassVar[bool] = True
-    combines_first: ClassVar[bool] = True
     takes_any_barrier: ClassVar[bool] = True
-    default_barrier: ClassVar[DefaultBarrier] = "all"
 
     name: Literal["slowmo"] = "slowmo"
     outer_momentum: float = Field(0.7, ge=0, lt=1)
@@ -54,23 +77,12 @@ class SlowMo(Rule):
     outer_step_size: float = Field(1.0, gt=0, le=1)
     """eta, above 0 and up to 1, where disagreement shrinks on every graph; the paper's 1."""
 
-    def init(self, weights: Tensor, num_neighbors: int) -> SlowState:
-        """Return where all begin, without momentum."""
-        return SlowState(weights, torch.zeros_like(weights))
-
-    def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
-        """Return where the next round begins."""
-
-        def moved(mine: Vectors, others: Vectors) -> Vectors:
-            z, *before = mine
-            mean = mix(own.mixing, z, reads.mixing, others)
-            return _heavy_ball(self.outer_momentum, self.outer_step_size, SlowState(*before), mean)
-
-        found = SlowState(*blockwise(moved, (own.weights, *state), reads.weights))
-        return found, Update(found.point, {})
+    def shares(self, own: Own, reads: Reads) -> tuple[Tensor, Tensor]:
+        """Return the mixing weights."""
+        return own.mixing, reads.mixing
 
 
-class NoLoCo(Rule):
+class NoLoCo(_SlowMomentum):
     """NoLoCo: momentum over rounds, and one random partner a round instead of an all-reduce (arXiv 2506.10911).
 
     ``m_i <- mu m_i + eta mean(d) + eta (mean(x) - x_i)`` over the two of a pair, with the displacements
@@ -78,10 +90,7 @@ class NoLoCo(Rule):
     not two as the paper's. All agents are neighbors of each other; each waits for its partner alone.
     """
 
-    takes_scalars_on_cpu: ClassVar[bool] = True
-    combines_first: ClassVar[bool] = True
     meets_in_pairs: ClassVar[bool] = True
-    default_barrier: ClassVar[DefaultBarrier] = "all"
 
     name: Literal["noloco"] = "noloco"
     outer_momentum: float = Field(0.5, ge=0, lt=1)
@@ -108,11 +117,6 @@ class NoLoCo(Rule):
         is_own = kind.partners is NoLoCo.partners and kind.receivers is NoLoCo.receivers
         return RandomPairs() if is_own else self
 
-    @property
-    def waits_for_partners(self) -> bool:
-        """True."""
-        return True
-
     def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
         """Return the agent's partner of the round."""
         return RandomPairs().partners(seed, agent, step, neighbors)
@@ -121,24 +125,11 @@ class NoLoCo(Rule):
         """Return the partner of the round that begins at the version."""
         return RandomPairs().receivers(seed, agent, version, neighbors)
 
-    def init(self, weights: Tensor, num_neighbors: int) -> SlowState:
-        """Return where all begin, without momentum."""
-        return SlowState(weights, torch.zeros_like(weights))
-
-    def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
-        """Return where the next round begins; the mean is that of all who were read, whoever they are."""
+    def shares(self, own: Own, reads: Reads) -> tuple[Tensor, Tensor]:
+        """Return equal shares of the agent and of who was read: its partner, or whoever a replay names."""
         is_read = reads.mixing > 0
-        shares = torch.where(is_read, 1.0 / (1 + is_read.sum()), 0.0)
-
-        def moved(mine: Vectors, others: Vectors) -> Vectors:
-            z, *before = mine
-            mean = z
-            for k, other in enumerate(others):
-                mean = mean + shares[k] * (other - z)
-            return _heavy_ball(self.outer_momentum, self.outer_step_size, SlowState(*before), mean)
-
-        found = SlowState(*blockwise(moved, (own.weights, *state), reads.weights))
-        return found, Update(found.point, {})
+        share = 1.0 / (1 + is_read.sum())
+        return share, torch.where(is_read, share, 0.0)
 
 
 def disagreement_factor(momentum: float, step_size: float, num_agents: int) -> float:
