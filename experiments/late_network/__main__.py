@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,7 @@ LABORATORY = ROOT.parent / "shared" / "lab"
 DATA = ROOT.parent / "shared" / "data" / "cifar10"
 
 
-def live_runs(
-    chosen: dict[str, Any], delay_ms: int, storage: Path, runs_of: str = "experiments.late_network.runs"
-) -> dict[str, Any]:
+def live_runs(chosen: dict[str, Any], delay_ms: int, storage: Path, runs_of: str) -> dict[str, Any]:
     """Return what the laboratory's operator has measured while a module's runs ran, with a delay of so much one way."""
     with tempfile.TemporaryDirectory() as tools:
         for name in ("netlab.sh", "delay_relay.c"):
@@ -44,16 +43,22 @@ def live_runs(
     return measured
 
 
-def figures_of(path: Path, accuracy: float) -> dict[str, Any]:
-    """Return a live run's figures: seconds to an accuracy, and the staleness between and within hosts."""
-    frame = pd.read_parquet(path / "metrics.parquet")
-    averaged = frame[frame["agent"].isna()]
-    reached = averaged[averaged["test_accuracy"] >= accuracy]
+def hosts_of(path: Path) -> dict[int, str]:
+    """Return the address of the host that each agent of a run has started on."""
     hosts: dict[int, str] = {}
     for line in (path / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
         if event["kind"] == "agent_started" and (found := re.search(r" on ([\d.]+)", event["detail"])):
             hosts[event["agent"]] = found[1]
+    return hosts
+
+
+def figures_of(path: Path, accuracy: float) -> dict[str, Any]:
+    """Return a live run's figures: seconds to an accuracy, and the staleness between and within hosts."""
+    frame = pd.read_parquet(path / "metrics.parquet")
+    averaged = frame[frame["agent"].isna()]
+    reached = averaged[averaged["test_accuracy"] >= accuracy]
+    hosts = hosts_of(path)
     rows = read_rows(path / "schedule.parquet")[0]
     # Starting processes is no part of what is compared.
     began = min(row.start for row in rows)
@@ -90,21 +95,35 @@ def replays(path: Path, thetas: list[float], storage: Path) -> list[dict[str, An
     return rows
 
 
-def main() -> None:
-    """Measure, and write the page."""
-    arguments = arguments_of(HERE, __doc__)
-    chosen = settings_of(HERE, arguments.scale)
+def measure(
+    folder: Path,
+    description: str | None,
+    runs_of: str,
+    figures: Callable[[dict[str, Any], dict[str, Any], Path], dict[str, Any]],
+    page: Callable[[dict[str, Any], dict[str, Any], str], str],
+) -> None:
+    """Run a module's runs in each network of a study's ``delays_ms``, and write the figures and the page.
+
+    Args:
+        folder: The study's, with its settings.
+        description: Of the command.
+        runs_of: The module.
+        figures: Returns a run's figures, which has come to its end: given the run, what the study has chosen, and the
+            folder of the network's runs.
+        page: Returns the page.
+
+    """
+    arguments = arguments_of(folder, description)
+    chosen = settings_of(folder, arguments.scale)
     output = arguments.output
     if not arguments.page:
         found: dict[str, Any] = {"networks": []}
         for delay_ms in chosen["delays_ms"]:
             storage = arguments.storage.resolve() / f"{delay_ms}ms"
-            measured = live_runs(chosen, delay_ms, storage)
+            measured = live_runs(chosen, delay_ms, storage, runs_of)
             for run in measured["runs"]:
                 if not run["error"]:
-                    run |= figures_of(Path(run["path"]), chosen["accuracy"])
-                if run["method"] == "pc-asgd" and not run["error"]:
-                    run["replays"] = replays(Path(run["path"]), chosen["thetas"], storage / "replays")
+                    run |= figures(run, chosen, storage)
                 run.pop("path")
             found["networks"].append({"delay_ms": delay_ms, **measured})
         (output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -112,5 +131,13 @@ def main() -> None:
     (output / "RESULTS.md").write_text(page(found, chosen, arguments.scale), encoding="utf-8")
 
 
+def _figures(run: dict[str, Any], chosen: dict[str, Any], storage: Path) -> dict[str, Any]:
+    path = Path(run["path"])
+    found = figures_of(path, chosen["accuracy"])
+    if run["method"] == "pc-asgd":
+        found["replays"] = replays(path, chosen["thetas"], storage / "replays")
+    return found
+
+
 if __name__ == "__main__":
-    main()
+    measure(HERE, __doc__, "experiments.late_network.runs", _figures, page)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def settings_of(chosen: dict[str, Any], method: str, seed: int, data: Path, stor
     }
 
 
-def main() -> None:
-    """Run what ``chosen`` says; one line of JSON for each run on standard output."""
+def run_all(methods: Iterable[str], settings_of: Callable[..., dict[str, Any]]) -> None:
+    """Run each method with every seed that the command line says; one line of JSON for each on standard output."""
     chosen, data, storage = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     for seed in range(chosen["seeds"]):
-        for method in METHODS:
+        for method in methods:
             settings = settings_of(chosen, method, seed, data, storage)
             path = storage / settings["name"]
             if not has_ended(path):  # else it was run before the study was interrupted
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_all(METHODS, settings_of)

@@ -38,7 +38,7 @@ def _network(network: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
         "staleness between hosts, mean (95 %, most)",
     )
     lines = [
-        f"## {network['asked_ms']} ms round trip",
+        f"## {2 * network['delay_ms']} ms round trip",
         "",
         f"As pinged: {trip['mean']:.1f} ms ({trip['min']:.1f} to {trip['max']:.1f}).",
         "",

@@ -1,13 +1,9 @@
 """The live runs, one after another, on the cluster that this process joins: every method with every seed."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.studies import has_ended
-from ray_pcasgd.runs.storage.names import clear_run
-from ray_pcasgd.runs.trainer import Trainer
+from experiments.late_network.runs import run_all
 
 ROUND = 20
 PC_ASGD: dict[str, Any] = {"algorithm": "pc-asgd", "overlap": False}
@@ -21,8 +17,8 @@ METHODS: dict[str, dict[str, Any]] = {
 AGENTS = 4
 
 
-def settings_of(chosen: dict[str, Any], method: str, seed: int, storage: Path) -> dict[str, Any]:
-    """Return a run's settings: a small GPT on four agents, two on each host."""
+def settings_of(chosen: dict[str, Any], method: str, seed: int, data: Path, storage: Path) -> dict[str, Any]:
+    """Return a run's settings: a small GPT, whose text needs no ``data``, on four agents, two on each host."""
     steps = chosen["num_steps"]
     name = "".join(letter if letter.isalnum() else "-" for letter in method)
     return {
@@ -50,20 +46,5 @@ def settings_of(chosen: dict[str, Any], method: str, seed: int, storage: Path) -
     }
 
 
-def main() -> None:
-    """Run what ``chosen`` says; one line of JSON for each run on standard output."""
-    chosen, storage = json.loads(sys.argv[1]), Path(sys.argv[3])
-    for seed in range(chosen["seeds"]):
-        for method in METHODS:
-            settings = settings_of(chosen, method, seed, storage)
-            path = storage / settings["name"]
-            if not has_ended(path):  # else it was run before the study was interrupted
-                clear_run(path)
-                Trainer(settings).fit()
-            error = json.loads((path / "result.json").read_text())["error"]
-            print(json.dumps({"method": method, "seed": seed, "path": str(path), "error": error or ""}))
-            sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    main()
+    run_all(METHODS, settings_of)
