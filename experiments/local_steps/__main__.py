@@ -1,6 +1,6 @@
 """Local steps and late messages: ``python -m experiments.local_steps [--scale smoke|cpu|paper]`` from the root.
 
-PC-ASGD with H steps a round beside averaging, clipping and outer optimizers, at equal mini-batches.
+It compares PC-ASGD with averaging, clipping and outer optimizers, at equally many mini-batches.
 """
 
 from experiments.local_steps.page import write_page

@@ -61,15 +61,10 @@ def table(runs: pd.DataFrame) -> str:
     for (shards, local_steps, method), group in runs.groupby(["shards", "H", "method"], sort=False):
         cells = [_cell(group[group["rounds late"] == rounds], _is_language(runs)) for rounds in late]
         latest = group[group["rounds late"] == late[-1]]
-        cells += (
-            ["-"] * 2 if latest["seconds"].isna().any() else [f"{latest['seconds'].mean():.0f}", _megabytes(latest)]
-        )
+        has_ended = not latest["seconds"].isna().any()
+        cells += [f"{latest['seconds'].mean():.0f}", f"{latest['megabytes'].mean():.3g}"] if has_ended else ["-", "-"]
         lines.append(f"| {shards} | {local_steps} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _megabytes(runs: pd.DataFrame) -> str:
-    return f"{runs['megabytes'].mean():.3g}"
 
 
 def _cell(runs: pd.DataFrame, is_language: bool) -> str:

@@ -1,4 +1,4 @@
-"""Replicas whose modules have not run yet, for what is measured beside the training."""
+"""Fresh replicas: copies of the untrained model on which something is measured without touching the agent's own."""
 
 import copy
 from collections.abc import Callable

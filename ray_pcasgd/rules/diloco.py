@@ -80,7 +80,7 @@ class DiLoCo(ServerRule):
             raise ValueError(f"shards = {self.shards}: allowed with {setting} is 1, since it looks at whole tensors")
 
     def shares(self, samples: Sequence[int]) -> tuple[float, ...]:
-        """Return each worker's shard over the mean one, or nothing where all count alike."""
+        """Return the weight of each worker's message, its shard over the mean shard; empty where all weigh the same."""
         mean = sum(samples) / len(samples)
         return tuple(number / mean for number in samples) if self.average == "samples" else ()
 
