@@ -10,7 +10,9 @@ from ray_pcasgd.engines.failures import measured
 from ray_pcasgd.records import Event, Snapshot
 from ray_pcasgd.runs.consensus import AveragedModel, evaluation_device
 from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.objective import Evaluation
+from ray_pcasgd.tasks.samples import MapSamples
 
 QUICK_SECONDS = 0.1
 """Evaluations that take less are done at once: the driver polls no more often, and a process takes seconds to start."""
@@ -79,8 +81,12 @@ class AveragedEvaluations:
     def _make(self) -> Callable[[], Examine]:
         data = self._plan.data
         # Of the training samples, those that give a model its shapes.
-        few = data._replace(train=data.train.subset(range(min(2, data.train.num_units))), probes=None)
-        return partial(_examining, self._plan.config.task, few, *self._made_of)
+        train = data.train.subset(range(min(2, data.train.num_units)))
+        if isinstance(train, MapSamples):
+            with seeded(0):
+                train = train.kept()  # or else the whole data set went with it
+        few = data._replace(train=train, probes=None)
+        return partial(_examining, self._plan.config.task.without_data, few, *self._made_of)
 
 
 class OpenEvaluation:

@@ -17,6 +17,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.failures import described
 from ray_pcasgd.engines.ray.cluster import RayCluster
 from ray_pcasgd.engines.ray.placement import bundles_of
+from ray_pcasgd.engines.ray.serialization import compact
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
 from ray_pcasgd.runs.plan.replaying import as_replay
@@ -198,7 +199,7 @@ def _fit(
         write_packs(folder.path, packs)
         folder.publish()
     shared = {
-        "base": base,
+        "base": compact(base),
         "folder": folder.runs,
         "checkpoint_seconds": config.checkpoint_seconds,
         "directory": read_text(folder.path / DIRECTORY_FILE),

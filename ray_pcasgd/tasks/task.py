@@ -13,7 +13,7 @@ from ray_pcasgd.base.randomness import generator, stream_seed
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.batches import Batches
-from ray_pcasgd.tasks.datasets import Data, Digits
+from ray_pcasgd.tasks.datasets import CustomData, Data, Digits
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.loading import Loading
 from ray_pcasgd.tasks.models import MLP, CustomModel, Model, is_unshaped, shaping
@@ -120,6 +120,11 @@ class Task(Settings):
         if self.metrics is not None:
             return self
         return self.model_copy(update={"metrics": self.measured if data.are_pairs else ()})
+
+    @property
+    def without_data(self) -> "Task":
+        """The task with no data set of the user's own, for who has its data already: it is taken nowhere twice."""
+        return self.model_copy(update={"data": Digits()}) if isinstance(self.data, CustomData) else self
 
     @property
     def measured(self) -> tuple[Metric, ...]:

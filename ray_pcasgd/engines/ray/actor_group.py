@@ -32,6 +32,7 @@ from ray_pcasgd.engines.ray.naming import Identity
 from ray_pcasgd.engines.ray.placement import Reservation
 from ray_pcasgd.engines.ray.planned import PlannedDriver
 from ray_pcasgd.engines.ray.scheduler_actor import SchedulerActor
+from ray_pcasgd.engines.ray.serialization import compact
 from ray_pcasgd.records import Event
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
 from ray_pcasgd.tasks.task import TaskData
@@ -64,7 +65,7 @@ class ActorGroup:
     ) -> None:
         self.identity = identity
         self.specs = specs
-        self._data = ray.put(data)
+        self._data = ray.put(compact(data))
         self._reserved = reserved
         self.driving = driving
         self.actors: dict[int, ActorHandle[Any]] = {}
@@ -101,7 +102,7 @@ class ActorGroup:
         driver: MakeDriver = PlannedDriver
         if injection is not None:
             driver = partial(_LIVE_DRIVERS[type(spec)], injection=injection)
-        arguments = (spec, self._data, self.driving, self.scheduler, driver, restored, first_call)
+        arguments = (compact(spec), self._data, self.driving, self.scheduler, driver, restored, first_call)
         made = self.identity.actor(f"{self.identity.run} agent {agent}", _ACTOR, options, *arguments)
         self.actors[agent] = made
         return made

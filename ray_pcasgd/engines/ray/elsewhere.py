@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_pcasgd.engines.base import Elsewhere, GoneError
 from ray_pcasgd.engines.ray.lost import first_line
 from ray_pcasgd.engines.ray.naming import Identity
+from ray_pcasgd.engines.ray.serialization import compact
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -41,7 +42,7 @@ class RayElsewhere(Elsewhere):
     def __init__(self, identity: Identity, make: Callable[[], Callable[..., Any]]) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": here}
-        arguments = (make, torch.get_num_threads(), os.environ.get(_DEVICES))
+        arguments = (compact(make), torch.get_num_threads(), os.environ.get(_DEVICES))
         self._actor: Any = identity.actor(f"{identity.run} evaluation", ray.remote(_Caller), options, *arguments)
         self._job = _job()
 

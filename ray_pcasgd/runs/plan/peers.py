@@ -14,7 +14,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
 from ray_pcasgd.rules.practical import PCASGDPV
-from ray_pcasgd.rules.probe_data import OwnProbes, SharedProbes
+from ray_pcasgd.rules.probe_data import CustomProbes, OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import rounds_of
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
@@ -83,7 +83,7 @@ def peer_roster(
     steps = rounds_of(config).local_steps
     recipe = Recipe(
         **training,
-        rule=rule,
+        rule=_without_data(rule),
         reliability=config.reliability,
         clusters=clusters,
         local_steps=steps,
@@ -136,6 +136,13 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
             for row in rows
         ]
     return rows
+
+
+def _without_data(rule: Rule) -> Rule:
+    """Return the rule with no data set of the user's own, which the loaded data have with them."""
+    if isinstance(rule, PCASGDPV) and isinstance(rule.probe_data, CustomProbes):
+        return rule.model_copy(update={"probe_data": OwnProbes()})
+    return rule
 
 
 def _borrowed(rule: Rule, shards: Sequence[np.ndarray], seed: int) -> np.ndarray | None:

@@ -468,7 +468,7 @@ def _training(config: Config) -> dict[str, Any]:
         "optimizer": config.optimizer,
         "step_size": config.step_size,
         "warmup_steps": config.warmup_steps,
-        "task": config.task,
+        "task": config.task.without_data,
         "device": config.engine.device,
         "evaluate_every": config.evaluate_every,
         "isolate_non_finite": config.on_non_finite_loss == "isolate",
