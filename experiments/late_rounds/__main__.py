@@ -30,9 +30,9 @@ def figures_of(run: dict[str, Any], chosen: dict[str, Any], storage: Path) -> di
         "loss": float(averaged["test_loss"].iloc[-1]),
         "waited": float(last["waited_seconds"].mean()),
         "megabytes": float(last["bytes_sent"].mean()) / 1e6,
-        "far_mean": far.mean(),
-        "far_p95": far.quantile(0.95),
-        "far_max": far.max(),
+        "far_mean": float(far.mean()),
+        "far_p95": float(far.quantile(0.95)),
+        "far_max": float(far.max()),
     }
 
 
