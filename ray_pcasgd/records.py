@@ -151,6 +151,9 @@ class StepReport(NamedTuple):
     bytes_in_flight: int | None = None
     """Of the agent's messages that their readers are not known to have as the row is reported; a live peer sends the
     row's own version after that. ``None`` where it was not measured: without actors, and between hand-ins."""
+    waited_seconds: float | None = None
+    """Real seconds that a live agent which waits before its row has waited there, as it measured them; ``None`` where
+    the rows' times say it. Between rows it also evaluates and sends."""
 
 
 EventKind = Literal[

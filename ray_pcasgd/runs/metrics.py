@@ -61,7 +61,9 @@ class _Tally:
         self.losses.append(report.loss)
         self.staleness.extend(read.staleness for read in row.reads)
         self.waited_seconds += row.end - row.ready
-        if self.waits_between and self.last_end is not None:
+        if report.waited_seconds is not None:
+            self.waited_seconds += report.waited_seconds
+        elif self.waits_between and self.last_end is not None:
             self.waited_seconds += max(0.0, row.start - self.last_end)
         self.last_end = row.end
         self.cancelled_steps += row.kind == "cancelled"

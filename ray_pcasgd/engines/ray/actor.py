@@ -345,7 +345,14 @@ class Actor(MailActor):
 
     # What it reports.
 
-    def submit(self, row: Row, outcome: Outcome, receivers: int | None = None, flush: bool = False) -> None:
+    def submit(
+        self,
+        row: Row,
+        outcome: Outcome,
+        receivers: int | None = None,
+        flush: bool = False,
+        waited_seconds: float | None = None,
+    ) -> None:
         """Report the row that was taken last, with an evaluation where there is one.
 
         Args:
@@ -353,6 +360,7 @@ class Actor(MailActor):
             outcome: What it came to.
             receivers: How many agents were sent the version; ``None``: those that the agent itself names.
             flush: Whether it is handed in at once.
+            waited_seconds: How long it was waited before the row, where the rows' times do not say it.
 
         """
         report, failed = evaluated(self.participant, self.participant.report(row, outcome, self.now(), receivers))
@@ -361,7 +369,7 @@ class Actor(MailActor):
             report = report._replace(snapshot=reference)
         flush = flush or report.snapshot is not None
         with self.changed:
-            report = report._replace(messages_held=self.mailbox.num_held)
+            report = report._replace(messages_held=self.mailbox.num_held, waited_seconds=waited_seconds)
             if flush or self.is_report_due:  # to look for answers at every step would cost as much as sending
                 report = report._replace(bytes_in_flight=self.outbox.bytes_in_flight())
             self.unsent += [report, *([failed] if failed else [])]

@@ -31,6 +31,8 @@ class LiveDriver(Driver):
         self.is_leaving = False
         """Whether the agent was asked to leave the run on purpose."""
         self.kept_at = time.monotonic()
+        self.waited_seconds = 0.0
+        """How long the newest decision was waited for."""
 
     def await_decision(self, policy: Policy[Decided]) -> Decided:
         """Return what a policy decides, once it no longer waits; called with the lock held, which is free meanwhile.
@@ -42,7 +44,9 @@ class LiveDriver(Driver):
 
         """
         actor = self.actor
+        self.waited_seconds = 0.0
         while True:
+            asked = time.monotonic()
             decision = policy.decide(moment())
             actor.unsent += policy.events()
             if actor.stopped and isinstance(decision, Compute | Wait):
@@ -51,6 +55,7 @@ class LiveDriver(Driver):
                 return decision
             until = decision.until
             actor.changed.wait(None if until is None else max(0.0, until - time.monotonic()))
+            self.waited_seconds += time.monotonic() - asked
 
     def keep_state(self, state: State) -> None:
         """Give the supervisor the agent's part of the run's state."""

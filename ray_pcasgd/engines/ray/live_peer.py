@@ -75,7 +75,7 @@ class PeerDriver(LiveDriver):
                 return False
             found = self.find(decision) if isinstance(decision, Take) else []
         if isinstance(decision, Take):
-            return self.combine_and_step(found)
+            return self.combine_and_step(found, self.waited_seconds)
         start = time.time()
         if not actor.prepare():
             return False
@@ -94,7 +94,7 @@ class PeerDriver(LiveDriver):
         self.end_step(row, outcome)
         return True
 
-    def combine_and_step(self, found: Sequence[Found]) -> bool:
+    def combine_and_step(self, found: Sequence[Found], waited_seconds: float) -> bool:
         """Take a step that reads before it computes; return whether the agent is still in the run."""
         actor, policy = self.actor, self.policy
         start = time.time()
@@ -110,10 +110,10 @@ class PeerDriver(LiveDriver):
                 raise StoppedError
             assert isinstance(decision, Publish)
         ended = actor.now()
-        self.end_step(Row(actor.spec.agent, actor.version - 1, began, ended, ended, reads), outcome)
+        self.end_step(Row(actor.spec.agent, actor.version - 1, began, ended, ended, reads), outcome, waited_seconds)
         return True
 
-    def end_step(self, row: Row, outcome: Outcome) -> None:
+    def end_step(self, row: Row, outcome: Outcome, waited_seconds: float | None = None) -> None:
         """Report a row that was taken, and publish the version that it came to."""
         actor, policy = self.actor, self.policy
         with actor.changed:
@@ -122,7 +122,7 @@ class PeerDriver(LiveDriver):
         if is_evaluated:
             self.publish()  # an evaluation is not waited for
         receivers = self.counts.counted(len(self.agent.receivers()))
-        actor.submit(row, outcome, receivers, flush=policy.reports_at_once)
+        actor.submit(row, outcome, receivers, flush=policy.reports_at_once, waited_seconds=waited_seconds)
         if not is_evaluated:
             self.publish()
 

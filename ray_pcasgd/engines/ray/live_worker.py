@@ -63,7 +63,7 @@ class WorkerDriver(LiveDriver):
     def take_step(self, reads: tuple[Read, ...]) -> None:
         """Compute and deliver, or give up where the work is cancelled."""
         actor, worker, policy = self.actor, self.worker, self.policy
-        started = actor.now()
+        started, waited_seconds = actor.now(), self.waited_seconds
         received = self.fetch_all(reads)
         loss: float | None = None
         if self.wait_longer():
@@ -80,7 +80,7 @@ class WorkerDriver(LiveDriver):
         outcome = NO_LOSS if loss is None else worker.taken(loss)
         actor.send(worker.message(row), headers)
         ended = actor.now()
-        actor.submit(row._replace(ready=ended, end=ended), outcome)
+        actor.submit(row._replace(ready=ended, end=ended), outcome, waited_seconds=waited_seconds)
 
     def fetch_all(self, reads: Sequence[Read]) -> list[Received]:
         """Return the servers' weights, fetched.

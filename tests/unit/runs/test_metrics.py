@@ -102,6 +102,16 @@ def test_a_row_tells_of_the_steps_since_the_evaluation_before() -> None:
     assert (second["waited_seconds"], second["bytes_sent"]) == (1.75, 300.0)
 
 
+def test_between_rows_it_is_waited_unless_a_live_agent_says_how_long_it_really_did() -> None:
+    """Evaluations and sending lie between its rows too, and were counted as waiting."""
+    rows = [report(0, 2 * step, weights=1.0) for step in range(3)]  # one second each, and one between them
+    planned = MetricsTable(1, evaluated_weight, combines_first=True)
+    assert [row["waited_seconds"] for row in feed(planned, *rows)[::2]] == [0.0, 1.0, 2.0]
+    live = MetricsTable(1, evaluated_weight, combines_first=True)
+    rows = [row._replace(waited_seconds=seconds) for row, seconds in zip(rows, (0.5, 0.0, 0.25), strict=True)]
+    assert [row["waited_seconds"] for row in feed(live, *rows)[::2]] == [0.5, 0.5, 0.75]
+
+
 def test_the_predicting_share_counts_steps_at_which_there_was_a_choice() -> None:
     monitor = MetricsTable(1, evaluated_weight)
     choices = [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (0.0, 1.0)]
