@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from experiments.gpt import text
 from experiments.late_network.runs import run_all
 
 ROUND = 20
@@ -15,6 +18,13 @@ METHODS: dict[str, dict[str, Any]] = {
     f"DiLoCo, H = {ROUND}, float32": {"algorithm": "diloco", "local_steps": ROUND},
 }
 AGENTS = 4
+TESTED = 8
+"""One of so many windows of the test files is evaluated on, lest evaluations take more time than steps."""
+
+
+def test() -> list[dict[str, Tensor]]:
+    """Return the windows that are evaluated on."""
+    return text.test()[::TESTED]
 
 
 def settings_of(chosen: dict[str, Any], method: str, seed: int, data: Path, storage: Path) -> dict[str, Any]:
@@ -35,7 +45,11 @@ def settings_of(chosen: dict[str, Any], method: str, seed: int, data: Path, stor
         "warmup_steps": steps // 10,
         "links": [],  # the network's own delays, none injected
         "task": {
-            "data": {"name": "custom", "train": "experiments.gpt.text:train", "test": "experiments.gpt.text:test"},
+            "data": {
+                "name": "custom",
+                "train": "experiments.gpt.text:train",
+                "test": "experiments.late_rounds.runs:test",
+            },
             "test_batch_size": 512,
             "metrics": [],
             "model": {"name": "custom", "factory": "experiments.gpt.text:gpt", "arguments": chosen["model"]},

@@ -1,6 +1,6 @@
 """A transport within one process: a message's whole way without a cluster."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -81,6 +81,10 @@ class LoopBack(Transport):
     def is_here(self, parcel: Parcel) -> bool:
         """Return True: nothing has to be waited for, and what is lost is known to be."""
         return True
+
+    def when_here(self, parcel: Parcel, then: Callable[[], None]) -> None:
+        """Call ``then`` at once."""
+        then()
 
     def fetch(self, parcel: Parcel, seconds: float | None = None) -> np.ndarray[Any, Any]:
         """Return a ticket's array."""

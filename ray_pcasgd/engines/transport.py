@@ -11,7 +11,7 @@ lose contents, but never change them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -124,6 +124,10 @@ class Transport(ABC):
     @abstractmethod
     def is_here(self, parcel: Parcel) -> bool:
         """Return whether a parcel can be opened without waiting; if not, its transfer is under way from now on."""
+
+    @abstractmethod
+    def when_here(self, parcel: Parcel, then: Callable[[], None]) -> None:
+        """Call ``then``, from any thread, once a parcel can be opened without waiting, or is lost."""
 
     @abstractmethod
     def fetch(self, parcel: Parcel, seconds: float | None = None) -> np.ndarray[Any, Any]:

@@ -34,7 +34,8 @@ class MeasuredLaw(BaseLaw):
     path: Path
     """A CSV or Parquet file."""
     column: str | Annotated[int, Field(ge=0)] = "delay"
-    """The column that holds the values: its name, or in a CSV file without a header its number, from 0 on."""
+    """The column that holds the values: its name, or in a CSV file without a header its number, from 0 on. Empty cells
+    at its end do not count."""
     unit: Literal["s", "ms", "us", "steps"] | None = None
     """Unit of the file's values; not given: seconds for compute times, and the link's ``unit`` for delays. A link's
     delays in s, ms or us are delays in seconds."""
@@ -57,6 +58,9 @@ class MeasuredLaw(BaseLaw):
         import pandas as pd  # here, since it takes 60 MB and no other law needs it
 
         column = self._column()
+        # Where columns differ in length, the shorter ones end in empty cells.
+        last = column.last_valid_index()
+        column = column.iloc[:0] if last is None else column.loc[:last]
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
         values = values / _PARTS[self.unit] / (2 if self.round_trip else 1)
         wrong = np.flatnonzero(~((values >= 0) & (values <= LARGEST)))

@@ -94,6 +94,8 @@ class PeerPolicy:
         # A barrier has a time limit of its own, and a share that is pushed is not lost by coming late.
         self._notices_silence = isinstance(self.barrier, NoBarrier) and not self.pushes
         self._last_read = dict.fromkeys(spec.neighbors, 0)
+        self._come = dict.fromkeys(spec.neighbors, 0)
+        """The newest version of each neighbor whose weights are known to have come, where there is a barrier."""
         self._due: float | None = None
         """The steady second at which the present gradient counts as computed; ``None`` before there is one."""
         self._deadline: float | None = None
@@ -190,6 +192,11 @@ class PeerPolicy:
         self.step_seconds = self.own_times.pace(RECENT_STEPS)
 
     @property
+    def has_barrier(self) -> bool:
+        """Whether the agent may wait for messages."""
+        return not isinstance(self.barrier, NoBarrier)
+
+    @property
     def reports_at_once(self) -> bool:
         """Whether each row is reported before its version is sent, so that no version is read without a record."""
         return self.step_seconds >= AT_ONCE_SECONDS
@@ -206,13 +213,27 @@ class PeerPolicy:
         return verdict
 
     def newest(self) -> dict[int, int]:
-        """Return each neighbor's newest known version; those that have finished or left are not waited for."""
+        """Return each neighbor's newest version that is here; those that have finished or left are not waited for.
+
+        A version that is known is not here yet: large weights follow their header, and on a slow link much later.
+        Whoever waited for headers alone would then read older weights than its barrier allows.
+        """
         result = {}
         for k in self.partners() if self.spec.recipe.rule.exchange.waits_for_partners else self.spec.neighbors:
             header = self.mailbox.newest(k)
-            over = header is None or header.final or self._is_away(k)
-            result[k] = self.last if over or header is None else header.version
+            if header is None or self._is_away(k):
+                result[k] = self.last
+                continue
+            newest = self._newest_come(k, header.version) if self.has_barrier else header.version
+            result[k] = self.last if header.final and newest == header.version else newest
         return result
+
+    def _newest_come(self, neighbor: int, known: int) -> int:
+        """Return the newest version of a neighbor whose weights have come, the newest of which is ``known``."""
+        before = self._come[neighbor]
+        versions = sorted((v for v in self.mailbox.versions(neighbor) if before < v <= known), reverse=True)
+        self._come[neighbor] = next((v for v in versions if self.is_here(neighbor, v, False)), before)
+        return self._come[neighbor]
 
     def partners(self) -> tuple[int, ...]:
         """Return the neighbors that the agent reads at its present step."""

@@ -63,8 +63,10 @@ class WorkerDriver(LiveDriver):
     def take_step(self, reads: tuple[Read, ...]) -> None:
         """Compute and deliver, or give up where the work is cancelled."""
         actor, worker, policy = self.actor, self.worker, self.policy
-        started, waited_seconds = actor.now(), self.waited_seconds
+        asked = actor.now()
         received = self.fetch_all(reads)
+        started = actor.now()
+        waited_seconds = self.waited_seconds + started - asked
         loss: float | None = None
         if self.wait_longer():
             loss = worker.step(received, self.is_cancelled)

@@ -12,7 +12,8 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
@@ -81,6 +82,7 @@ class RayTransport(Transport):
     def __init__(self, inline_bytes: int) -> None:
         self.inline_bytes = inline_bytes
         """Larger arrays go into the object store, once for all readers."""
+        self._teller = ThreadPoolExecutor(1, "transfers")
 
     def publish(self, weights: Tensor, buffers: Tensor, direction: Tensor | None = None) -> Contents:
         """Put what is large into the object store; the rest is its own parcel."""
@@ -138,6 +140,14 @@ class RayTransport(Transport):
             return True
         ready, _ = ray.wait(parcel, timeout=0, fetch_local=True)
         return bool(ready)
+
+    def when_here(self, parcel: Parcel, then: Callable[[], None]) -> None:
+        """Call ``then`` once a parcel's object is on this machine."""
+        if isinstance(parcel, list):
+            # Not in Ray's own thread, which must not wait for anybody: those who hold a lock may wait for that thread.
+            parcel[0].future().add_done_callback(lambda _: self._teller.submit(then))
+        else:
+            then()
 
     def fetch(self, parcel: Parcel, seconds: float | None = None) -> np.ndarray[Any, Any]:
         """Return a parcel's array, a read-only view of shared memory where it is in the store."""

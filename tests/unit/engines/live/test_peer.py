@@ -186,6 +186,34 @@ def test_a_barrier_waits_for_what_it_names_and_for_nobody_who_is_gone() -> None:
     assert not peers.told
 
 
+@pytest.mark.parametrize(("barrier", "allowed"), [(AllBarrier(), 3), (BoundedBarrier(staleness=1), 2)])
+def test_a_barrier_waits_for_weights_and_not_only_for_the_word_of_them(barrier: Barrier, allowed: int) -> None:
+    """Large weights follow their header; a synchronous run read older ones meanwhile, 2 steps on a slow link."""
+    peers = Peers("d-asgd", barrier, version=3)
+    for version in range(1, 4):
+        peers.receive(1, version)
+        peers.receive(2, version, is_here=version < allowed)
+    peers.begin()
+    assert isinstance(wait := peers.decide(), Wait)
+    assert wait.missing == f"version {allowed} of agent 2"
+    peers.here.add((2, allowed))
+    take = peers.decide()
+    assert isinstance(take, Take)
+    assert {read.neighbor: read.version for read in take.reads}[2] == allowed
+
+
+def test_the_weights_of_a_neighbor_that_is_done_are_waited_for_too() -> None:
+    peers = Peers("d-asgd", AllBarrier(), num_agents=2, version=NUM_STEPS - 1)
+    peers.receive(1, NUM_STEPS - 1, is_here=False)
+    peers.receive(1, NUM_STEPS, is_here=False, final=True)
+    peers.begin()
+    assert isinstance(peers.decide(), Wait)
+    peers.here.add((1, NUM_STEPS - 1))
+    take = peers.decide()
+    assert isinstance(take, Take)
+    assert [read.version for read in take.reads] == [NUM_STEPS - 1]
+
+
 def test_a_wait_ends_where_a_message_that_is_held_back_is_due() -> None:
     peers = Peers(barrier=AllBarrier(), num_agents=2)
     peers.policy.version = 1

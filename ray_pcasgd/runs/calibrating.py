@@ -1,0 +1,208 @@
+"""Calibration: settings of a planned run whose agents and links are as slow as a recorded live run's were."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ray_pcasgd.agents.local_steps import EqualTime
+from ray_pcasgd.base.errors import SettingsError
+from ray_pcasgd.base.foreign_files import events_of
+from ray_pcasgd.base.foreign_tables import read_table
+from ray_pcasgd.base.own_files import write_whole
+from ray_pcasgd.base.text import one_line
+from ray_pcasgd.base.yaml_text import write_yaml
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.rules.adpsgd import ADPSGD
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.runs.plan.local_steps import rounds_of, steps_of_workers
+from ray_pcasgd.runs.settings.loading import load_config, read_yaml
+from ray_pcasgd.runs.settings.trust import load_run_settings
+from ray_pcasgd.runs.storage.fetched import fetched_run
+from ray_pcasgd.schedule.calibration import Recording, compute_seconds, message_seconds
+from ray_pcasgd.schedule.laws import ConstantLaw, LogNormal
+from ray_pcasgd.schedule.parquet import read_rows
+
+_HOST = re.compile(r" on ([^\s,]{1,200})")
+_FILES = ("schedule.parquet", "metrics.parquet", "events.jsonl")
+Pair = tuple[str, str]
+"""Two hosts, in order; the same one twice for the links within hosts."""
+WITHIN: Pair = ("", "")
+"""The links within hosts, all hosts together."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found of a live run, and where it was written."""
+
+    path: Path
+    """The settings file."""
+    compute: Mapping[int, Sequence[float]]
+    """Seconds of each agent's mini-batches, by agent."""
+    links: Mapping[Pair, LogNormal | ConstantLaw | None]
+    """The law of the seconds that messages took, by pair of hosts; ``None`` where none was ever late or waited for."""
+
+
+def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calibration:
+    """Calibrate: write the settings of a planned run whose times are those of a recorded live run.
+
+    They are the live run's, but for ``compute``, whose laws are the seconds that each agent's steps took, from a CSV
+    file beside the settings; for ``links``, whose delays are log-normal laws fitted to what the schedule says of the
+    messages, one for the links within hosts and one for each pair of hosts; and for ``engine.mode``, which is planned.
+
+    Args:
+        run: the live run's folder, or its location on remote storage.
+        output: the settings file to write, ``NAME.yaml``; the seconds are in ``NAME.csv``. Neither may exist.
+        trust: whether the run's settings may name code, though you have not run them before.
+
+    Raises:
+        SettingsError: there is no such run, it is none whose times can be calibrated, or a file exists or cannot be
+            written.
+
+    """
+    path = Path(output).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        raise SettingsError(f"output = {str(output)!r}: allowed is a new file NAME.yaml")
+    table = path.with_suffix(".csv")
+    for file in (path, table):
+        if file.exists() or file.is_symlink():
+            raise SettingsError(f"output = {str(output)!r}: {file.name} exists already; allowed is a new file")
+    location = str(run)
+    with fetched_run(location, _FILES) as folder:
+        config = load_run_settings(folder, trust=trust)
+        _require_live(location, config)
+        try:
+            hosts = _hosts_of(folder)
+            recording = _recording(folder, config)
+            compute = compute_seconds(recording)
+            laws = message_seconds(recording, lambda k, i: _pair(hosts, k, i))
+        except ValueError as error:
+            raise SettingsError(f"{location}: {one_line(error, 500)}") from None
+        tree = read_yaml(folder / "config.yaml")
+    workers = {agent: seconds for agent, seconds in compute.items() if agent < config.num_agents}
+    tree |= {
+        "name": None,
+        "compute": _compute(workers, table.resolve()),
+        "links": _links(laws, hosts),
+        "hosts": [],
+        "engine": {**tree["engine"], "mode": "planned", "join_later": []},
+    }
+    if isinstance(config.local_steps, EqualTime):  # by speeds that are others now
+        tree["local_steps"] = list(rounds_of(config).local_steps)
+    try:
+        write_whole(table, _as_csv(workers))
+        load_config(tree)  # what is written can be run
+        write_whole(path, write_yaml(tree))
+    except OSError as error:
+        raise SettingsError(f"output = {str(output)!r}: cannot be written ({one_line(error)})") from None
+    return Calibration(path, workers, laws)
+
+
+def _require_live(location: str, config: Config) -> None:
+    """Raise ``SettingsError`` where a run's schedule does not say how long anything took."""
+    engine, algorithm = config.engine, config.algorithm
+    if not isinstance(engine, RaySettings) or engine.mode != "live":
+        mode = engine.mode if isinstance(engine, RaySettings) else "planned"
+        raise SettingsError(f"{location}: engine.mode = {mode!r}: allowed is live; times of planned runs follow laws")
+    if isinstance(algorithm, ADPSGD):
+        raise SettingsError(
+            f"{location}: algorithm.name = {algorithm.name!r}: allowed are rules between peers and servers; the "
+            "exchange of a pair is two messages, of which schedules say nothing apart"
+        )
+    for place, link in enumerate(config.links):
+        if link.delay is not None and link.unit != "seconds":
+            raise SettingsError(
+                f"{location}: links.{place}.unit = 'steps': allowed are seconds; what is held back by steps does not "
+                "say when it came"
+            )
+
+
+def _recording(folder: Path, config: Config) -> Recording:
+    """Return a run's rows, and how they are to be understood.
+
+    Raises:
+        ValueError: a file cannot be read, or holds something else.
+
+    """
+    rows = read_rows(folder / "schedule.parquet")[0]
+    algorithm, agents = config.algorithm, range(config.num_agents)
+    if isinstance(algorithm, ServerRule):
+        steps = steps_of_workers(config, algorithm)
+        everybody = frozenset({row.agent for row in rows})
+        return Recording(
+            rows, frozenset(agents), everybody, _waited(folder), lambda agent, _: steps[agent], lambda *_: False
+        )
+    assert isinstance(algorithm, Rule)
+    rounds, every = rounds_of(config), config.evaluate_every
+    has_barrier = config.barrier is not None and config.barrier.name != "none"
+    return Recording(
+        rows,
+        reads_first=frozenset(agents if config.overlap is False or algorithm.combines_first else ()),
+        waits=frozenset(agents if has_barrier or algorithm.waits_for_partners else ()),
+        waited=_waited(folder),
+        steps_in=rounds.steps_in,
+        evaluates=lambda agent, step: rounds.evaluation_point(agent, step + 1, every) is not None,
+    )
+
+
+def _waited(folder: Path) -> dict[int, float]:
+    """Return the seconds that each agent has waited until its last evaluation."""
+    path = folder / "metrics.parquet"
+    if not path.is_file():
+        return {}
+    frame = read_table(path).to_pandas()
+    if not {"agent", "waited_seconds"} <= set(frame):
+        raise ValueError("metrics.parquet has no waited_seconds")
+    last = frame.dropna(subset=["agent", "waited_seconds"]).groupby("agent")["waited_seconds"].last()
+    return {int(agent): float(seconds) for agent, seconds in last.items()}
+
+
+def _hosts_of(folder: Path) -> dict[int, str]:
+    """Return where agents were started last, ``process N on HOST``, as far as it was recorded."""
+    started = (event for event in events_of(folder / "events.jsonl") if event["kind"] == "agent_started")
+    found = {event["agent"]: _HOST.search(event.get("detail", "")) for event in started if "agent" in event}
+    return {agent: match[1] for agent, match in found.items() if match}
+
+
+def _pair(hosts: Mapping[int, str], sender: int, receiver: int) -> Pair:
+    one, other = sorted((hosts.get(sender, ""), hosts.get(receiver, "")))
+    return WITHIN if one == other else (one, other)
+
+
+def _compute(seconds: Mapping[int, Sequence[float]], table: Path) -> dict[str, Any]:
+    mean = float(np.mean([one for of_agent in seconds.values() for one in of_agent]))
+    laws = {agent: {"name": "measured", "path": str(table), "column": _column(agent)} for agent in sorted(seconds)}
+    return {"law": mean, "agents": laws, "stragglers": {}}
+
+
+def _column(agent: int) -> str:
+    return f"agent {agent}"
+
+
+def _as_csv(seconds: Mapping[int, Sequence[float]]) -> str:
+    """Return a table with a column for each agent, whose ends are empty where others have more."""
+    columns = [pd.Series(seconds[agent], name=_column(agent)) for agent in sorted(seconds)]
+    return pd.concat(columns, axis=1).to_csv(index=False, float_format="%.9g")
+
+
+def _links(laws: Mapping[Pair, LogNormal | ConstantLaw | None], hosts: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Return the entries that say the laws, the links within hosts first."""
+    members: dict[str, list[int]] = {}
+    for agent, host in sorted(hosts.items()):
+        members.setdefault(host, []).append(agent)
+    entries: list[dict[str, Any]] = []
+    for pair in sorted(laws):
+        if (law := laws[pair]) is None:
+            continue
+        delay = (
+            f"{law.value:.6g}s" if isinstance(law, ConstantLaw) else f"log-normal({law.median:.6g}s, {law.sigma:.4g})"
+        )
+        place = {} if pair == WITHIN else {"between": [members.get(host, []) for host in pair]}
+        entries.append({"delay": delay, **place})
+    return entries
