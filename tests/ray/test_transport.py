@@ -64,6 +64,10 @@ class Receiver:
         self.marks.clear()
 
 
+LONGEST_SECONDS = 60.0
+"""Guards against hangs."""
+
+
 class Sender:
     """Has a version that never comes."""
 
@@ -103,7 +107,11 @@ def by_ray() -> Kind:
         assert not transport.is_here(contents.weights)
         with pytest.raises(LostError, match="GetTimeoutError"):
             transport.fetch(contents.weights, seconds=0)
+        told = threading.Event()
+        transport.when_here(contents.weights, told.set)
+        assert not told.is_set()
         ray.kill(sender)
+        assert told.wait(LONGEST_SECONDS)
         return contents
 
     transport = RayTransport(INLINE_BYTES)
@@ -143,6 +151,14 @@ def vector(size: int, seed: int) -> Tensor:
 
 def header(version: int, **more: Any) -> Header:
     return Header(SENDER, version, 1.0, 0.1, note=Delivery(0, 0, 0.5), **more)
+
+
+def test_who_asks_is_told_once_a_parcel_is_here(made: Kind) -> None:
+    contents = made.transport.publish(torch.arange(2.0 * INLINE_BYTES), torch.zeros(0))
+    for parcel in contents[:2]:
+        told = threading.Event()
+        made.transport.when_here(parcel, told.set)
+        assert told.wait(LONGEST_SECONDS)
 
 
 @pytest.mark.parametrize("readers", [1, 3])

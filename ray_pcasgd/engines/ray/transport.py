@@ -76,13 +76,15 @@ def bytes_of(contents: Contents | None) -> int:
     return arrays + (0 if contents.extra is None else contents.extra.num_bytes)
 
 
+_TELLER = ThreadPoolExecutor(1, "transfers")
+
+
 class RayTransport(Transport):
     """A parcel is an array inside the call, or a list of one reference, which Ray then does not fetch by itself."""
 
     def __init__(self, inline_bytes: int) -> None:
         self.inline_bytes = inline_bytes
         """Larger arrays go into the object store, once for all readers."""
-        self._teller = ThreadPoolExecutor(1, "transfers")
 
     def publish(self, weights: Tensor, buffers: Tensor, direction: Tensor | None = None) -> Contents:
         """Put what is large into the object store; the rest is its own parcel."""
@@ -145,7 +147,7 @@ class RayTransport(Transport):
         """Call ``then`` once a parcel's object is on this machine."""
         if isinstance(parcel, list):
             # Not in Ray's own thread, which must not wait for anybody: those who hold a lock may wait for that thread.
-            parcel[0].future().add_done_callback(lambda _: self._teller.submit(then))
+            parcel[0].future().add_done_callback(lambda _: _TELLER.submit(then))
         else:
             then()
 
