@@ -17,6 +17,7 @@ from ray_pcasgd.base.errors import RunError, SettingsError
 from ray_pcasgd.base.imports import look_also_in, unreadable
 from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.text import one_line, printable
+from ray_pcasgd.cli import calibration as cli_calibration
 from ray_pcasgd.cli import control as cli_control
 from ray_pcasgd.cli import evaluation as cli_evaluation
 from ray_pcasgd.cli import settings as cli_settings
@@ -284,6 +285,7 @@ def _draw(runs: Sequence[Path], page: Path, target: float | None, figures: Path 
 
 
 cli_evaluation.register(app)
+cli_calibration.register(app)
 cli_control.register(app)
 cli_watch.register(app)
 cli_settings.register(app)

@@ -1,7 +1,8 @@
 """Calibration: settings of a planned run whose agents and links are as slow as a recorded live run's were."""
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,20 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.local_steps import rounds_of, steps_of_workers
+from ray_pcasgd.runs.plan.plan import cluster_of_each_agent
 from ray_pcasgd.runs.settings.loading import load_config, read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.fetched import fetched_run
-from ray_pcasgd.schedule.calibration import Recording, compute_seconds, message_seconds
+from ray_pcasgd.schedule.calibration import Recording, compute_seconds, evaluation_seconds, message_seconds
 from ray_pcasgd.schedule.laws import ConstantLaw, LogNormal
 from ray_pcasgd.schedule.parquet import read_rows
 
 _HOST = re.compile(r" on ([^\s,]{1,200})")
 _FILES = ("schedule.parquet", "metrics.parquet", "events.jsonl")
 Pair = tuple[str, str]
-"""Two hosts, in order; the same one twice for the links within hosts."""
+"""Two sites, in order."""
 WITHIN: Pair = ("", "")
-"""The links within hosts, all hosts together."""
+"""The links within sites, those of all sites together."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ class Calibration:
     """The settings file."""
     compute: Mapping[int, Sequence[float]]
     """Seconds of each agent's mini-batches, by agent."""
+    evaluations: Mapping[int, float]
+    """Seconds that each agent's evaluations took in all: they are no part of a plan's time."""
     links: Mapping[Pair, LogNormal | ConstantLaw | None]
-    """The law of the seconds that messages took, by pair of hosts; ``None`` where none was ever late or waited for."""
+    """The law of the seconds that messages took, by pair of sites; ``None`` where none was ever late or waited for."""
 
 
 def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calibration:
@@ -54,7 +58,7 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
 
     They are the live run's, but for ``compute``, whose laws are the seconds that each agent's steps took, from a CSV
     file beside the settings; for ``links``, whose delays are log-normal laws fitted to what the schedule says of the
-    messages, one for the links within hosts and one for each pair of hosts; and for ``engine.mode``, which is planned.
+    messages, one for the links within sites and one for each pair of sites; and for ``engine.mode``, which is planned.
 
     Args:
         run: the live run's folder, or its location on remote storage.
@@ -78,10 +82,13 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
         config = load_run_settings(folder, trust=trust)
         _require_live(location, config)
         try:
-            hosts = _hosts_of(folder)
             recording = _recording(folder, config)
-            compute = compute_seconds(recording)
-            laws = message_seconds(recording, lambda k, i: _pair(hosts, k, i))
+            sites = _sites_of(folder, config, {row.agent for row in recording.rows})
+            compute, evaluations = compute_seconds(recording), evaluation_seconds(recording)
+            pairs = {_pair(sites, k, i) for k, i in itertools.combinations(sites, 2)}
+            # Between sites messages take longer than within them: who waited has most likely waited for those.
+            guess = {pair: 1.0 for pair in pairs if pair != WITHIN}
+            laws = message_seconds(recording, lambda k, i: _pair(sites, k, i), guess)
         except ValueError as error:
             raise SettingsError(f"{location}: {one_line(error, 500)}") from None
         tree = read_yaml(folder / "config.yaml")
@@ -89,7 +96,7 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
     tree |= {
         "name": None,
         "compute": _compute(workers, table.resolve()),
-        "links": _links(laws, hosts),
+        "links": _links(laws, sites),
         "hosts": [],
         "engine": {**tree["engine"], "mode": "planned", "join_later": []},
     }
@@ -101,7 +108,7 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
         write_whole(path, write_yaml(tree))
     except OSError as error:
         raise SettingsError(f"output = {str(output)!r}: cannot be written ({one_line(error)})") from None
-    return Calibration(path, workers, laws)
+    return Calibration(path, workers, evaluations, laws)
 
 
 def _require_live(location: str, config: Config) -> None:
@@ -163,15 +170,29 @@ def _waited(folder: Path) -> dict[int, float]:
     return {int(agent): float(seconds) for agent, seconds in last.items()}
 
 
-def _hosts_of(folder: Path) -> dict[int, str]:
-    """Return where agents were started last, ``process N on HOST``, as far as it was recorded."""
+def _sites_of(folder: Path, config: Config, agents: Collection[int]) -> dict[int, str]:
+    """Return the site of each agent: the host that it was started on last; with injected delays its cluster as well.
+
+    All are at one site where the host of some is not recorded.
+    """
     started = (event for event in events_of(folder / "events.jsonl") if event["kind"] == "agent_started")
     found = {event["agent"]: _HOST.search(event.get("detail", "")) for event in started if "agent" in event}
-    return {agent: match[1] for agent, match in found.items() if match}
+    hosts = {agent: match[1] for agent in agents if (match := found.get(agent))}
+    if len(hosts) < len(agents):
+        hosts = dict.fromkeys(agents, "")
+    clusters = cluster_of_each_agent(config)
+    if not config.links or len(set(clusters)) == 1:
+        return hosts
+    # A server is in its first worker's cluster.
+    named = {agent: clusters[agent if agent < len(clusters) else 0] for agent in agents}
+    return {
+        agent: f"cluster {named[agent]} on {host}" if host else f"cluster {named[agent]}"
+        for agent, host in hosts.items()
+    }
 
 
-def _pair(hosts: Mapping[int, str], sender: int, receiver: int) -> Pair:
-    one, other = sorted((hosts.get(sender, ""), hosts.get(receiver, "")))
+def _pair(sites: Mapping[int, str], sender: int, receiver: int) -> Pair:
+    one, other = sorted((sites[sender], sites[receiver]))
     return WITHIN if one == other else (one, other)
 
 
@@ -191,18 +212,22 @@ def _as_csv(seconds: Mapping[int, Sequence[float]]) -> str:
     return pd.concat(columns, axis=1).to_csv(index=False, float_format="%.9g")
 
 
-def _links(laws: Mapping[Pair, LogNormal | ConstantLaw | None], hosts: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Return the entries that say the laws, the links within hosts first."""
+def delay_text(law: LogNormal | ConstantLaw) -> str:
+    """Return a law of seconds as settings say it."""
+    if isinstance(law, ConstantLaw):
+        return f"{law.value:.6g}s"
+    return f"log-normal({law.median:.6g}s, {law.sigma:.4g})"
+
+
+def _links(laws: Mapping[Pair, LogNormal | ConstantLaw | None], sites: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Return the entries that say the laws, the links within sites first."""
     members: dict[str, list[int]] = {}
-    for agent, host in sorted(hosts.items()):
-        members.setdefault(host, []).append(agent)
+    for agent, site in sorted(sites.items()):
+        members.setdefault(site, []).append(agent)
     entries: list[dict[str, Any]] = []
     for pair in sorted(laws):
         if (law := laws[pair]) is None:
             continue
-        delay = (
-            f"{law.value:.6g}s" if isinstance(law, ConstantLaw) else f"log-normal({law.median:.6g}s, {law.sigma:.4g})"
-        )
-        place = {} if pair == WITHIN else {"between": [members.get(host, []) for host in pair]}
-        entries.append({"delay": delay, **place})
+        place = {} if pair == WITHIN else {"between": [members[site] for site in pair]}
+        entries.append({"delay": delay_text(law), **place})
     return entries

@@ -68,13 +68,33 @@ def compute_seconds(recording: Recording) -> dict[int, list[float]]:
     """
     found: dict[int, list[float]] = {}
     for agent, rows in recording.of_each().items():
-        steps = [row for row in rows if row.kind == "step"]
+        # A server's rows are instants.
+        steps = [row for row in rows if row.kind == "step" and row.ready > row.start]
+        if not steps:
+            continue
         besides = _besides(recording, agent, steps)
         seconds = [
             (row.ready - row.start + more) / recording.steps_in(agent, row.step)
             for row, more in zip(steps, besides, strict=True)
         ]
         found[agent] = [max(_SMALLEST, one) for one in seconds]
+    return found
+
+
+def evaluation_seconds(recording: Recording) -> dict[int, float]:
+    """Return the seconds that each agent's evaluations took in all, which no plan counts; the last one's are not known.
+
+    What lies between rows after an evaluation, beyond what lies between other rows.
+    """
+    found: dict[int, float] = {}
+    for agent, rows in recording.of_each().items():
+        steps = [row for row in rows if row.kind == "step"]
+        besides = _besides(recording, agent, steps)
+        found[agent] = sum(
+            max(0.0, after.start - before.end - mean)
+            for (before, after), mean in zip(itertools.pairwise(steps), besides, strict=False)
+            if recording.evaluates(agent, before.step)
+        )
     return found
 
 
@@ -103,17 +123,23 @@ class _Sighting(NamedTuple):
 
 
 def message_seconds(
-    recording: Recording, group: Callable[[int, int], Group]
+    recording: Recording, group: Callable[[int, int], Group], guess: Mapping[Group, float]
 ) -> dict[Group, LogNormal | ConstantLaw | None]:
     """Return the law of the seconds that messages took, for each group of links, by sender and receiver.
 
     ``None`` where nothing says so: no message was ever waited for, or was missing at a read.
 
+    Args:
+        recording: The rows.
+        group: Returns the group of a link, given sender and receiver.
+        guess: Seconds that messages of a group may take, to begin with; 0 for others.
+
     **Choice**: an agent that waited has gone on as the last of what it read arrived. Which one that was is not
     recorded; it is taken to be the one whose arrival was to be expected last, by the laws fitted so far.
+
     """
     sightings = {agent: list(_sightings(recording, rows)) for agent, rows in recording.of_each().items()}
-    expected: dict[Group, float] = {}
+    expected = dict(guess)
     laws: dict[Group, LogNormal | ConstantLaw | None] = {}
     for _ in range(_ROUNDS):
         bounds: dict[Group, list[Bounds]] = defaultdict(list)

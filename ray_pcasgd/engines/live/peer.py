@@ -89,6 +89,8 @@ class PeerPolicy:
         self.links(injection)
         self._extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self._draws = generator(injection.seed, "barrier", spec.agent)
+        of_drawn = self.barrier.base if isinstance(self.barrier, SampledBarrier) else self.barrier
+        self._is_capped = isinstance(of_drawn, AllBarrier)
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
         self._replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier) and not self.pushes
         # A barrier has a time limit of its own, and a share that is pushed is not lost by coming late.
@@ -229,9 +231,12 @@ class PeerPolicy:
         return result
 
     def _newest_come(self, neighbor: int, known: int) -> int:
-        """Return the newest version of a neighbor whose weights have come, the newest of which is ``known``."""
-        before = self._come[neighbor]
-        versions = sorted((v for v in self.mailbox.versions(neighbor) if before < v <= known), reverse=True)
+        """Return the newest version of a neighbor whose weights have come, the newest of which is ``known``.
+
+        Where none is read that is newer than the agent's own, newer ones do not count: weights may overtake others.
+        """
+        before, most = self._come[neighbor], min(known, self.version) if self._is_capped else known
+        versions = sorted((v for v in self.mailbox.versions(neighbor) if before < v <= most), reverse=True)
         self._come[neighbor] = next((v for v in versions if self.is_here(neighbor, v, False)), before)
         return self._come[neighbor]
 

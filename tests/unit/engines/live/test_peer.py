@@ -202,6 +202,18 @@ def test_a_barrier_waits_for_weights_and_not_only_for_the_word_of_them(barrier: 
     assert {read.neighbor: read.version for read in take.reads}[2] == allowed
 
 
+def test_weights_that_have_overtaken_those_that_are_waited_for_do_not_count() -> None:
+    peers = Peers("d-asgd", AllBarrier(), num_agents=2, version=3)
+    peers.receive(1, 3, is_here=False)
+    peers.receive(1, 4)
+    peers.begin()
+    assert isinstance(peers.decide(), Wait)
+    peers.here.add((1, 3))
+    take = peers.decide()
+    assert isinstance(take, Take)
+    assert [read.version for read in take.reads] == [3]
+
+
 def test_the_weights_of_a_neighbor_that_is_done_are_waited_for_too() -> None:
     peers = Peers("d-asgd", AllBarrier(), num_agents=2, version=NUM_STEPS - 1)
     peers.receive(1, NUM_STEPS - 1, is_here=False)
