@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from ray_pcasgd.base.errors import SettingsError
     from ray_pcasgd.cli.terminal import Terminal
     from ray_pcasgd.config import Config
+    from ray_pcasgd.runs.calibrating import calibrate
     from ray_pcasgd.runs.callbacks import Callback
     from ray_pcasgd.runs.comparison import compare
     from ray_pcasgd.runs.evaluation import evaluate
@@ -28,6 +29,7 @@ __all__ = [
     "Terminal",
     "Trainer",
     "WandB",
+    "calibrate",
     "compare",
     "evaluate",
     "from_lightning",
@@ -46,6 +48,7 @@ _HOMES = {
     "MLflow": "runs.trackers.mlflow",
     "TensorBoard": "runs.trackers.tensorboard",
     "WandB": "runs.trackers.wandb",
+    "calibrate": "runs.calibrating",
     "compare": "runs.comparison",
     "evaluate": "runs.evaluation",
     "from_lightning": "runs.settings.lightning",

@@ -21,6 +21,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.exchange import AllNeighbors
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.local_steps import rounds_of, steps_of_workers
 from ray_pcasgd.runs.plan.plan import cluster_of_each_agent
@@ -143,7 +144,14 @@ def _recording(folder: Path, config: Config) -> Recording:
         steps = steps_of_workers(config, algorithm)
         everybody = frozenset({row.agent for row in rows})
         return Recording(
-            rows, frozenset(agents), everybody, _waited(folder), lambda agent, _: steps[agent], lambda *_: False
+            rows,
+            frozenset(agents),
+            everybody,
+            True,
+            False,
+            _waited(folder),
+            lambda agent, _: steps[agent],
+            lambda *_: False,
         )
     assert isinstance(algorithm, Rule)
     rounds, every = rounds_of(config), config.evaluate_every
@@ -152,6 +160,8 @@ def _recording(folder: Path, config: Config) -> Recording:
         rows,
         reads_first=frozenset(agents if config.overlap is False or algorithm.combines_first else ()),
         waits=frozenset(agents if has_barrier or algorithm.waits_for_partners else ()),
+        sends_to_all=isinstance(algorithm.exchange, AllNeighbors),
+        reads_all=algorithm.reading == "every",
         waited=_waited(folder),
         steps_in=rounds.steps_in,
         evaluates=lambda agent, step: rounds.evaluation_point(agent, step + 1, every) is not None,

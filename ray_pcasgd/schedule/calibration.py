@@ -45,6 +45,10 @@ class Recording:
     """Agents that read at the start of a row: workers, and peers that combine first. Others read at its end."""
     waits: frozenset[int]
     """Agents that may wait for messages: servers, workers, and peers with a barrier."""
+    sends_to_all: bool
+    """Whether each version is sent to all who read its agent."""
+    reads_all: bool
+    """Whether each row reads all that has come, instead of the newest versions of some neighbors."""
     waited: Mapping[int, float]
     """Seconds that each agent which reads first has waited in all, as it has measured them."""
     steps_in: Callable[[int, int], int]
@@ -156,7 +160,7 @@ def _sightings(recording: Recording, rows: Sequence[Row]) -> Iterable[_Sighting]
     published = _publishing(recording)
     besides = dict(zip((row.step for row in rows), _besides(recording, rows[0].agent, rows), strict=False))
     seen: dict[int, tuple[int, float]] = {}
-    last_end = rows[0].start
+    last_end = last_read_at = rows[0].start
     for row in rows:
         agent, reads_first = row.agent, row.agent in recording.reads_first
         read_at = row.start if reads_first else row.end
@@ -165,16 +169,17 @@ def _sightings(recording: Recording, rows: Sequence[Row]) -> Iterable[_Sighting]
         has_waited = agent in recording.waits and (is_instant or waited > NOISE_SECONDS)
         found = []
         for read in row.reads:
-            version, before = seen.get(read.neighbor, (0, row.start))
+            version, looked_at = seen.get(read.neighbor, (0, row.start))
+            before = last_read_at if recording.reads_all else looked_at
             # Those in between have come as well, and no earlier.
-            for one in range(version + 1, read.version + 1):
+            for one in range(version + 1 if recording.sends_to_all else read.version, read.version + 1):
                 if (at := published.get((read.neighbor, one))) is not None:
                     # Whoever waits may not have been free to read what was there.
                     above = 0.0 if agent in recording.waits else max(0.0, before - at)
                     found.append((read.neighbor, at, Bounds(above, max(_SMALLEST, read_at - at))))
         for read in row.reads:
             seen[read.neighbor] = (max(read.version, seen.get(read.neighbor, (0, 0.0))[0]), read_at)
-        last_end = row.end
+        last_end, last_read_at = row.end, read_at
         if row.kind == "step":
             yield _Sighting(tuple(found), has_waited)
 
@@ -209,5 +214,6 @@ def fitted(bounds: Sequence[Bounds]) -> LogNormal | ConstantLaw | None:
     stats = scipy_stats()
     data = stats.CensoredData(exact, left=below, interval=np.array(between).reshape(-1, 2))
     middle = float(np.median([*exact, *((one.above + one.most) / 2 for one in between)]))
-    sigma, _, median = stats.lognorm.fit(data, 0.5, scale=middle, floc=0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of parameters that are so wrong that they are left again
+        sigma, _, median = stats.lognorm.fit(data, 0.5, scale=middle, floc=0)
     return LogNormal(median=float(median), sigma=min(20.0, float(sigma)))

@@ -1,0 +1,101 @@
+"""Calibration finds the laws that rows were planned by, from their times alone."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_pcasgd import Config
+from ray_pcasgd.records import Row
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.schedule.calibration import (
+    Bounds,
+    Recording,
+    compute_seconds,
+    evaluation_seconds,
+    fitted,
+    message_seconds,
+)
+from ray_pcasgd.schedule.laws import ConstantLaw, LogNormal
+
+NEAR, FAR, STEP = 0.01, 0.06, 0.1
+SETTINGS: dict[str, Any] = {
+    "num_agents": 4,
+    "num_steps": 150,
+    "evaluate_every": 150,
+    "engine": "local",
+    "compute": {"law": f"log-normal({STEP}, 0.3)"},
+    "links": [{"delay": f"log-normal({NEAR}s, 0.3)"}, {"between": "clusters", "delay": f"log-normal({FAR}s, 0.3)"}],
+}
+WAITING = {"waits": True, "reads_first": True}
+CASES: dict[str, tuple[dict[str, Any], dict[str, bool]]] = {
+    "nobody waits": ({"algorithm": "d-asgd"}, {}),
+    "nobody waits, reading first": ({"algorithm": "d-asgd", "overlap": False}, {"reads_first": True}),
+    "each version goes to one neighbor": ({"algorithm": "gossip-push"}, {"is_push": True}),
+    "all wait": ({"algorithm": "d-psgd"}, {"waits": True}),
+    "all wait, reading first": ({"algorithm": "d-psgd", "overlap": False}, WAITING),
+    "a server that waits for all": ({"algorithm": {"name": "server", "gathering": "sync"}}, WAITING),
+    "a server that waits for nobody": ({"algorithm": {"name": "server", "gathering": "asgd"}}, WAITING),
+}
+
+
+def planned(settings: dict[str, Any]) -> list[Row]:
+    return [row for row in make_plan(Config.model_validate(SETTINGS | settings)).schedule if row is not None]
+
+
+def recording_of(rows: list[Row], reads_first: bool = False, waits: bool = False, is_push: bool = False) -> Recording:
+    everybody = frozenset({row.agent for row in rows})
+    by_agent = {agent: [row for row in rows if row.agent == agent] for agent in everybody}
+    waited = {
+        agent: sum(after.start - before.end for before, after in itertools.pairwise(own))
+        for agent, own in by_agent.items()
+    }
+    some = everybody if waits else frozenset[int]()
+    workers = frozenset(range(4)) if reads_first else frozenset[int]()
+    return Recording(rows, workers, some, not is_push, is_push, waited, lambda *_: 1, lambda *_: False)
+
+
+def site(agent: int) -> int:
+    return agent % 4 // 2  # a server is with the first agents
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_laws_are_found_again(case: str) -> None:
+    settings, kind = CASES[case]
+    recording = recording_of(planned(settings), **kind)
+    laws = message_seconds(recording, lambda k, i: site(k) != site(i), {True: 1.0})
+    far = laws[True]
+    assert isinstance(far, LogNormal)
+    assert far.median == pytest.approx(FAR, rel=0.1)
+    assert far.sigma == pytest.approx(0.3, abs=0.1)
+    if (near := laws[False]) is not None:  # a tenth of a step: not every run can tell
+        assert near.expectation() == pytest.approx(NEAR, rel=0.6)
+    seconds = compute_seconds(recording)
+    assert sorted(seconds) == [0, 1, 2, 3]
+    assert np.mean([one for of_agent in seconds.values() for one in of_agent]) == pytest.approx(0.1046, rel=0.05)
+
+
+def test_a_round_of_local_steps_is_so_many_mini_batches() -> None:
+    rows = [Row(0, step, 10.0 * step, 10.0 * step + 8.0, 10.0 * step + 8.0, ()) for step in range(4)]
+    recording = Recording(
+        rows, frozenset(), frozenset(), True, False, {}, lambda _, step: 4 if step < 3 else 2, lambda *_: False
+    )
+    # What lies between rows is work too, unless it is waited; after the last one as much as usual.
+    assert compute_seconds(recording) == {0: [2.5, 2.5, 2.5, 5.0]}
+
+
+def test_what_evaluations_take_is_no_part_of_a_step() -> None:
+    ends = [1.0, 2.1, 8.2, 9.3]  # and after the second one an evaluation of 5 seconds
+    rows = [Row(0, step, end - 1.0, end, end, ()) for step, end in enumerate(ends)]
+    recording = Recording(rows, frozenset(), frozenset(), True, False, {}, lambda *_: 1, lambda _, step: step == 1)
+    assert compute_seconds(recording) == {0: pytest.approx([1.1, 1.1, 1.1, 1.1])}
+    assert evaluation_seconds(recording) == {0: pytest.approx(5.0)}
+
+
+def test_bounds_without_a_lower_one_tell_nothing_and_exact_ones_a_constant() -> None:
+    assert fitted([Bounds(0.0, 0.2), Bounds(0.0, 0.1)]) is None
+    assert fitted([Bounds(0.25, 0.25), Bounds(0.25, 0.25), Bounds(0.0, 0.5)]) == ConstantLaw(value=0.25)
+    between = fitted([Bounds(0.09, 0.12), Bounds(0.1, 0.13)] * 10)
+    assert isinstance(between, LogNormal)
+    assert 0.09 < between.median < 0.13
