@@ -157,6 +157,13 @@ class LinkTimes:
         return [bandwidth for _, _, bandwidth in self._limits]
 
     @property
+    def lasting_bandwidth(self) -> str | None:
+        """The bandwidth that the link has all the time; ``None`` where it has none, or another one at some time."""
+        if not self._limits or any(self._limits[0][:2]):
+            return None
+        return self._limits[0][2]
+
+    @property
     def has_seconds(self) -> bool:
         """Whether messages ever have a delay in seconds."""
         return bool(self._seconds)

@@ -77,6 +77,9 @@ class Channel:
         self._times = LinkTimes(timing.links, timing.clusters, timing.seed, sender, receiver)
         pipes = pipes or HostPipes()
         self._nanoseconds = {rate: transmission_nanoseconds(num_bytes, rate) for rate in self._times.bandwidths}
+        lasting = self._times.lasting_bandwidth
+        self._lasting_nanoseconds = None if lasting is None else self._nanoseconds[lasting]
+        """Of a link whose bandwidth never changes: most do not, and looking it up takes as long as all the rest."""
         self._link = Pipe()
         self._up, self._down = pipes.uplink(sender, receiver), pipes.downlink(sender, receiver)
         self._up_nanoseconds, self._down_nanoseconds = (
@@ -105,6 +108,8 @@ class Channel:
         passed = (now, now)
         if self._up is not None:
             passed = self._up.pipe.carry(passed, self._up_nanoseconds)
+        if self._lasting_nanoseconds is not None:
+            return self._link.carry(passed, self._lasting_nanoseconds)
         bandwidth = self._times.bandwidth(version, in_seconds(now)) if self._nanoseconds else None
         return passed if bandwidth is None else self._link.carry(passed, self._nanoseconds[bandwidth])
 
