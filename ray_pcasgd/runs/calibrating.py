@@ -24,6 +24,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.exchange import AllNeighbors
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.local_steps import rounds_of, steps_of_workers
+from ray_pcasgd.runs.plan.peers import barrier_of
 from ray_pcasgd.runs.plan.plan import cluster_of_each_agent
 from ray_pcasgd.runs.settings.loading import load_config, read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
@@ -101,6 +102,11 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
         "hosts": [],
         "engine": {**tree["engine"], "mode": "planned", "join_later": []},
     }
+    algorithm = config.algorithm
+    if isinstance(algorithm, Rule) and config.barrier == barrier_of(
+        config.model_copy(update={"barrier": None}), algorithm
+    ):
+        tree["barrier"] = None  # the rule's own, filled in; another rule has another one
     if isinstance(config.local_steps, EqualTime):  # by speeds that are others now
         tree["local_steps"] = list(rounds_of(config).local_steps)
     try:

@@ -10,6 +10,7 @@ from ray_pcasgd import SettingsError, Trainer, calibrate, load_config
 from ray_pcasgd.base.yaml_text import write_yaml
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import read_yaml
+from ray_pcasgd.schedule.barrier import AllBarrier
 from ray_pcasgd.schedule.parquet import read_rows
 
 LIVE = {"name": "ray", "mode": "live"}
@@ -46,6 +47,7 @@ def test_a_plan_by_the_calibrated_settings_takes_as_long(run: Path, tmp_path: Pa
     assert config.name is None
     assert config.engine.name == "ray"
     assert config.engine.mode == "planned"
+    assert make_plan(load_config(found.path, ["algorithm=d-psgd"])).config.barrier == AllBarrier()
     assert sorted(found.compute) == sorted(config.compute.agents) == [0, 1, 2, 3]
     assert config.compute.mean(0) == pytest.approx(0.02, rel=0.1)
     assert config.compute.mean(3) == pytest.approx(0.04, rel=0.05)
