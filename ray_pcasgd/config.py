@@ -1,5 +1,6 @@
 """All settings of a run as one tree; each layer defines its own part."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -155,7 +156,8 @@ class Config(Settings):
     which ``statistics`` may stand too. All other buffers, of any type, are each agent's own."""
     clusters: int | tuple[tuple[int, ...], ...] | None = None
     """Groups of agents that are near each other: their number (groups of successive agents, of almost equal sizes), or
-    the groups themselves; not given: two, or one where there is one agent. Servers are in the cluster of agent 0."""
+    the groups themselves; not given: the ``regions``, or else two, or one where there is one agent. Servers are in the
+    cluster of agent 0."""
     reliability: Annotated[Reliability, BeforeValidator(from_name)] = ByStaleness()
     """Which neighbors count as reliable, so that their weights are averaged as they are read."""
 
@@ -164,6 +166,11 @@ class Config(Settings):
     links: tuple[LinkDelay, ...] = (LinkDelay(between="clusters", delay=ConstantLaw(value=10.0)),)
     """How late messages are, and how many bytes a second links carry; of entries that name the same link, the last one
     counts. Empty: no message is late."""
+    regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Agents by the cloud region that they are in, in planned runs, such as ``{Oregon: [0, 1], Frankfurt: [2, 3]}``:
+    links between regions are as late and as wide as somebody has measured between machines there, unless ``links`` says
+    more of them. With regions, ``links`` is empty where it is not given, and ``clusters`` are the regions where these
+    hold every agent. Empty: there are none."""
     hosts: tuple[Host, ...] = ()
     """Machines whose agents share an uplink and a downlink, in planned runs. A message to another machine passes
     through the uplink, the link, and after its delay the downlink; what comes to one of them first is transmitted
@@ -202,6 +209,14 @@ class Config(Settings):
         if colon and not rest.startswith("//") and (rest.startswith("/") or scheme.lower() in _SCHEMES):
             raise ValueError(f"{value!r}: allowed are a folder, and a location such as s3://bucket/runs")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _links_of_regions_alone(cls, values: Any) -> Any:
+        """Leave the example's late links out where regions say how late links are."""
+        if isinstance(values, Mapping) and values.get("regions") and "links" not in values:
+            return {**values, "links": ()}
+        return values
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

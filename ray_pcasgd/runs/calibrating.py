@@ -100,6 +100,7 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
         "compute": _compute(workers, table.resolve()),
         "links": _links(laws, sites),
         "hosts": [],
+        "regions": {},
         "engine": {**tree["engine"], "mode": "planned", "join_later": []},
     }
     algorithm = config.algorithm

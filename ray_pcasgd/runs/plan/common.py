@@ -15,6 +15,7 @@ from ray_pcasgd.schedule.hosts import check_hosts
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import read_rows
+from ray_pcasgd.schedule.regions import check_regions, links_of
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.topology import Network
 
@@ -88,7 +89,7 @@ def planned_timing(config: Config, clusters: tuple[int, ...]) -> dict[str, Any]:
     return {
         "num_steps": config.num_steps,
         "compute": config.compute,
-        "links": config.links,
+        "links": (*links_of(config.regions), *config.links),
         "hosts": config.hosts,
         "clusters": clusters,
         "seed": config.seed,
@@ -99,6 +100,7 @@ def check_agents(config: Config, num_agents: int) -> None:
     """Raise ``ValueError`` where a setting of time names an agent that the run does not have, servers included."""
     check_timing(config.compute, config.links, num_agents)
     check_hosts(config.hosts, num_agents)
+    check_regions(config.regions, num_agents)
 
 
 def _read(location: str) -> tuple[list[Row], dict[str, str]]:

@@ -1,5 +1,6 @@
 """Plans a run: from settings to everything that it needs, checked before any actor starts."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -346,9 +347,12 @@ def _check_device(device: str) -> None:
 
 def _check_live_network(config: Config) -> None:
     """Raise ``SettingsError`` where a live run is given bandwidths."""
-    given = [(f"links.{place}.bandwidth", link.bandwidth) for place, link in enumerate(config.links) if link.bandwidth]
+    given: list[tuple[str, object]] = [
+        (f"links.{place}.bandwidth", link.bandwidth) for place, link in enumerate(config.links) if link.bandwidth
+    ]
     for place, host in enumerate(config.hosts):
         given += [(f"hosts.{place}.{name}", value) for name, value in (("up", host.up), ("down", host.down)) if value]
+    given += [(f"regions.{name}", list(agents)) for name, agents in config.regions.items()]
     for setting, value in given[:1]:
         raise SettingsError(f"{setting} = {value!r}: allowed in planned runs; a live run's network has its own")
 
@@ -363,6 +367,13 @@ def _check_join_later(config: Config, engine: RaySettings) -> None:
         raise SettingsError(f"{setting}: allowed are some of the agents 0 to {config.num_agents - 1}, not all")
 
 
+def _default_clusters(config: Config) -> int | tuple[tuple[int, ...], ...]:
+    """Return the clusters of a run that is given none: its regions, if they hold every agent, or else two."""
+    groups = tuple(tuple(agents) for agents in config.regions.values())
+    is_whole = sorted(itertools.chain(*groups)) == list(range(config.num_agents))
+    return groups if is_whole else min(2, config.num_agents)
+
+
 def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
     """Return the number of each agent's cluster.
 
@@ -370,7 +381,7 @@ def cluster_of_each_agent(config: Config) -> tuple[int, ...]:
         ValueError: the clusters do not hold every agent once.
 
     """
-    clusters = min(2, config.num_agents) if config.clusters is None else config.clusters
+    clusters = _default_clusters(config) if config.clusters is None else config.clusters
     if isinstance(clusters, int):
         if not 1 <= clusters <= config.num_agents:
             raise ValueError(f"clusters = {clusters}: allowed are 1 to num_agents = {config.num_agents}")

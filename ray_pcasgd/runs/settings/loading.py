@@ -50,12 +50,12 @@ def load_config(
     if given is None or isinstance(given, Config):
         tree = _settings_tree(given or Config())
     else:
-        tree = _with_one_length(dict(merge(_as_tree(Config()), given)), given)
+        tree = _consistent(dict(merge(_as_tree(Config()), given)), given)
     for layer in layers:
         for change in layer:
             check_classes(change)
             tree = merge(_spelled_out(tree, context), change)
-        tree = _with_one_length(tree, _together(layer))
+        tree = _consistent(tree, _together(layer))
     _check_units([given if isinstance(given, Mapping) else {}, *map(_together, layers)])
     refuse_keys_in(tree)
     try:
@@ -99,8 +99,14 @@ def _settings_tree(config: Config) -> dict[str, Any]:
     return tree if config.num_epochs is None else {key: tree[key] for key in tree if key != "num_steps"}
 
 
-def _with_one_length(tree: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree in which the later one of ``num_steps`` and ``num_epochs`` counts; given together, both stay."""
+def _consistent(tree: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree without what other settings that were given take the place of.
+
+    The later one of ``num_steps`` and ``num_epochs`` counts; given together, both stay. Regions say how late links are,
+    and so take the place of the example's links.
+    """
+    if given.get("regions") and "links" not in given and tree["links"] == _as_tree(Config())["links"]:
+        tree = tree | {"links": ()}
     steps, epochs = (given.get(key) is not None for key in ("num_steps", "num_epochs"))
     if epochs and not steps:
         return {key: value for key, value in tree.items() if key != "num_steps"}
