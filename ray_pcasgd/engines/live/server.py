@@ -1,7 +1,7 @@
 """What a live server decides: which gradients an update takes, whom it answers, and with which of its versions."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, OnceMailbox
@@ -46,6 +46,10 @@ class _Came(NamedTuple):
     """Whether the gradient counts for an update; true where the worker is gone."""
 
 
+IsHere = Callable[[Header], bool]
+"""Returns whether a gradient can be opened without waiting for the network, or is lost."""
+
+
 class ServerPolicy(Policy[Decision]):
     """Decides for one live server: it updates when its gathering says so, over what has come.
 
@@ -57,6 +61,7 @@ class ServerPolicy(Policy[Decision]):
         mailbox: The messages of its workers, which the actor puts there.
         wait_seconds: Longest wait for a gradient of any worker.
         injection: What is added to the real network.
+        is_here: What can be opened without waiting for the network.
         state: The server's state that was kept, together with the policy's own (``state``); ``None`` at the start.
 
     """
@@ -67,9 +72,11 @@ class ServerPolicy(Policy[Decision]):
         mailbox: OnceMailbox[Any],
         wait_seconds: float,
         injection: InjectedDelays,
+        is_here: IsHere,
         state: State | None = None,
     ) -> None:
         recipe = spec.recipe
+        self.is_here = is_here
         self.spec = spec
         self.mailbox = mailbox
         self.wait_seconds = wait_seconds
@@ -201,16 +208,28 @@ class ServerPolicy(Policy[Decision]):
             told = self._tell(dict.fromkeys(self.given, 0), now)
             return Tell({worker: header._replace(final=True) for worker, header in told.headers.items()})
         self.mailbox.advance(now.steady)
-        self._news += self.mailbox.news()
-        while self._news:
+        if news := self.mailbox.news():
             self._deadline = None
-            header = self._news.popleft()
-            if header.sender in self.given:
-                self.newest[header.sender] = header.version
-                return Open(header)
+            self._news += news
+        if (header := self._next_here()) is not None:
+            self._deadline = None
+            self.newest[header.sender] = header.version
+            return Open(header)
         if self.gatherer.is_in_grace:
             return self._wait_in_grace(now)
         return self._wait(now)
+
+    def _next_here(self) -> Header | None:
+        """Return the first gradient that can be opened at once, and take it out.
+
+        One that is known, but still under way on a slow link, holds up none of those that have come after it.
+        """
+        self._news = deque(header for header in self._news if header.sender in self.given)
+        for place, header in enumerate(self._news):
+            if self.is_here(header):
+                del self._news[place]
+                return header
+        return None
 
     def problem(self, header: Header) -> str | None:
         """Return why a gradient cannot be one of this run, in words; ``None`` where it can."""

@@ -1,11 +1,14 @@
 """Drives an actor by a live policy: it reads the clocks, waits as the policy says, and acts as it decides."""
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.live.decisions import Compute, Moment, Policy, Wait
 from ray_pcasgd.engines.live.injection import InjectedDelays
+from ray_pcasgd.engines.messages import Parcel
 from ray_pcasgd.engines.ray.actor import Actor
 from ray_pcasgd.engines.ray.agent_state import AgentState
 from ray_pcasgd.engines.ray.cuts import portable_state
@@ -31,8 +34,31 @@ class LiveDriver(Driver):
         self.is_leaving = False
         """Whether the agent was asked to leave the run on purpose."""
         self.kept_at = time.monotonic()
+        self.coming: set[tuple[int, int]] = set()
+        """Senders and versions of messages that are under way, and for which the agent may be waiting."""
         self.waited_seconds = 0.0
         """How long the newest decision was waited for."""
+
+    def has_come(self, parcels: Sequence[Parcel], key: tuple[int, int]) -> bool:
+        """Return whether parcels are here; if not, who waits for a decision is woken once one of them is.
+
+        Args:
+            parcels: What a message holds.
+            key: Its sender and version.
+
+        """
+        transport = self.actor.transport
+        missing = [parcel for parcel in parcels if not transport.is_here(parcel)]
+        if missing and key not in self.coming:
+            self.coming.add(key)
+            transport.when_here(missing[0], partial(self._wake, key))
+        return not missing
+
+    def _wake(self, key: tuple[int, int]) -> None:
+        """Have it decided anew, from another thread than the driver's."""
+        with self.actor.changed:
+            self.coming.discard(key)
+            self.actor.changed.notify_all()
 
     def await_decision(self, policy: Policy[Decided]) -> Decided:
         """Return what a policy decides, once it no longer waits; called with the lock held, which is free meanwhile.

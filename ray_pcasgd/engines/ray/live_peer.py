@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -50,8 +49,6 @@ class PeerDriver(LiveDriver):
         """The newest version, as it travels, for those who come back."""
         self.held: tuple[int, ...] = ()
         """Where rules push shares: who was not sent the agent's present version."""
-        self.coming: set[tuple[int, int]] = set()
-        """Neighbors and versions whose weights are under way, where the barrier waits for them."""
         self.counts = SentCount()
         self.agent.warm_up()
 
@@ -149,23 +146,16 @@ class PeerDriver(LiveDriver):
         message = mailbox.get(neighbor, version)
         if message is None or message.contents is None:
             return False
-        missing = [part for part in message.contents[:2] if not transport.is_here(part)]
-        if missing:
-            if self.policy.has_barrier and (neighbor, version) not in self.coming:
-                self.coming.add((neighbor, version))
-                for part in missing:
-                    transport.when_here(part, partial(self.has_come, neighbor, version))
+        parts = message.contents[:2]
+        if self.policy.has_barrier:
+            if not self.has_come(parts, (neighbor, version)):
+                return False
+        elif not all(map(transport.is_here, parts)):
             return False
         if not with_direction:
             return True
         direction = self.actor.direction_at(neighbor, version)
         return direction is not None and transport.is_here(direction)
-
-    def has_come(self, neighbor: int, version: int) -> None:
-        """Take in that weights have come, for which the barrier may be waiting; called from Ray's thread."""
-        with self.actor.changed:
-            self.coming.discard((neighbor, version))
-            self.actor.changed.notify_all()
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
         """Return the versions found, fetched, except those that were rejected, or lost with their sender meanwhile."""

@@ -33,7 +33,9 @@ class ServerDriver(LiveDriver):
             self.server.restore(state)
         mailbox: OnceMailbox[Contents] = OnceMailbox(actor.spec.neighbors)
         actor.mailbox = mailbox
-        self.policy = ServerPolicy(self.server.spec, mailbox, actor.driving.wait_seconds, injection, state)
+        self.policy = ServerPolicy(
+            self.server.spec, mailbox, actor.driving.wait_seconds, injection, self.is_here, state
+        )
         self.contents = {actor.version: self.present()}
         """By version, what workers may still be told to read."""
         self.opened: dict[tuple[int, int], Received] = {}
@@ -79,6 +81,13 @@ class ServerDriver(LiveDriver):
                 if self.is_time_to_keep:
                     self.keep_state(self.server.state() | self.policy.state())
                     self.actor.report()
+
+    def is_here(self, header: Header) -> bool:
+        """Return whether a gradient can be opened at once; if not, its transfer has begun; the lock is held."""
+        message = self.actor.mailbox.get(header.sender, header.version)
+        if message is None or message.contents is None:
+            return True
+        return self.has_come(message.contents[:2], (header.sender, header.version))
 
     def open_gradient(self, header: Header) -> bool:
         """Fetch a gradient; return whether it is here, and what it must be, and not lost together with its worker."""

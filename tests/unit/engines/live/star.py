@@ -100,7 +100,7 @@ class Star:
         return WorkerRun(policy)
 
     def new_server(self, spec: Any) -> ServerRun:
-        policy = ServerPolicy(spec, OnceMailbox(spec.neighbors), WAIT_SECONDS, self.injection)
+        policy = ServerPolicy(spec, OnceMailbox(spec.neighbors), WAIT_SECONDS, self.injection, lambda _: True)
         policy.started_at = STARTED_AT
         return ServerRun(policy, dict.fromkeys(spec.neighbors, 0))
 

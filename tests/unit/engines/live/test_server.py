@@ -11,7 +11,7 @@ from ray_pcasgd.agents.mailbox import Delivery, Header, Message, OnceMailbox
 from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.commands import LinkChanges
 from ray_pcasgd.engines.live.decisions import Moment, Over, Take, Wait
-from ray_pcasgd.engines.live.server import Connect, Open, ServerPolicy, Tell
+from ray_pcasgd.engines.live.server import Connect, IsHere, Open, ServerPolicy, Tell
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.schedule.delays import LinkDelay
 from tests.unit.engines.live.star import NUM_WORKERS, Star, injection_of, plan_of
@@ -139,10 +139,12 @@ def test_a_lost_worker_holds_nothing_up_and_comes_back_above_all_that_is_known_o
 # One server by itself.
 
 
-def server_of(gathering: Any = "asgd", wait_seconds: float = 5.0, **more: Any) -> ServerPolicy:
+def server_of(
+    gathering: Any = "asgd", wait_seconds: float = 5.0, is_here: IsHere = lambda _: True, **more: Any
+) -> ServerPolicy:
     plan = plan_of({"name": "server", "gathering": gathering} | more)
     spec: Any = plan.specs[NUM_WORKERS]
-    return ServerPolicy(spec, OnceMailbox(spec.neighbors), wait_seconds, injection_of(plan))
+    return ServerPolicy(spec, OnceMailbox(spec.neighbors), wait_seconds, injection_of(plan), is_here)
 
 
 def at(seconds: float) -> Moment:
@@ -189,6 +191,28 @@ def test_a_server_that_waits_answers_those_alone_whose_gradients_it_takes() -> N
     assert answers(done(server)) == {}
     deliver(server, 0, 1, 0)
     assert answers(done(server)) == {0: (1, 1), 1: (1, 1)}
+
+
+def test_a_gradient_that_is_still_under_way_holds_up_none_that_has_come() -> None:
+    """A server fetched the first one that it knew of, and served nobody as long as a slow link took for it."""
+    coming = {(0, 1)}
+    server = server_of(is_here=lambda header: (header.sender, header.version) not in coming)
+    deliver(server, 0, 1, 0)
+    deliver(server, 1, 1, 0)
+    assert answers(done(server)) == {1: (1, 1)}
+    assert isinstance(server.decide(at(1.0)), Wait)
+    coming.clear()
+    assert answers(done(server, 1.0)) == {0: (2, 1)}
+
+
+def test_a_gradient_that_is_still_under_way_is_not_waited_for_once_its_worker_is_gone() -> None:
+    server = server_of(is_here=lambda header: header.sender != 0)
+    deliver(server, 0, 1, 0)
+    assert done(server) == []
+    server.lost(0)
+    assert answers(done(server)) == {}
+    deliver(server, 1, 1, 0)
+    assert answers(done(server)) == {1: (1, 1)}
 
 
 def test_a_gradient_that_cannot_be_opened_is_answered_and_never_taken() -> None:
