@@ -121,7 +121,7 @@ SEEDS = st.integers(0, 2**32)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(seed=SEEDS, same_speed=st.booleans())
 def test_a_network_follows_the_reference(name: str, same_speed: bool, seed: int) -> None:
     rule, method = PAIRS[name]

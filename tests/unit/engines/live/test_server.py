@@ -70,7 +70,7 @@ KEYS = pytest.mark.parametrize("key", PLANS, ids=str)
 
 
 @KEYS
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 10**6), lossy=st.booleans())
 def test_every_worker_is_answered_and_every_gradient_counted_once_or_cancelled(
     key: tuple[str, str, int], seed: int, lossy: bool
@@ -110,7 +110,7 @@ FAULTS = st.lists(
 
 
 @KEYS
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), faults=FAULTS)
 def test_a_lost_worker_holds_nothing_up_and_comes_back_above_all_that_is_known_of_it(
     key: tuple[str, str, int], seed: int, faults: list[tuple[int, float, float | None, bool]]
