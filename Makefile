@@ -25,7 +25,7 @@ test: $(READY)  ## The test suite, in minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/ray tests/engines tests/cli
 
 test-all: $(READY)  ## The slow tests as well: every fault, every family on real actors, the mock of the cloud
-	$(BIN)/python -m pytest -m "" -n logical tests/unit ray_pcasgd
+	$(BIN)/python -m pytest -m "" --hypothesis-profile=whole -n logical tests/unit ray_pcasgd
 	$(BIN)/python -m pytest -m "" tests/cli tests/engines tests/ray
 
 studies: $(READY)  ## Every study at its smallest scale, two at a time

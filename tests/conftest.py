@@ -38,6 +38,8 @@ atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 # The same cases each time, however busy the machine is.
 settings.register_profile("deterministic", deadline=None, derandomize=True)
+# With as many where ``make test`` tries fewer.
+settings.register_profile("whole", deadline=None, derandomize=True)
 # For a long search: python -m pytest tests/unit/test_fuzz.py --hypothesis-profile=many --timeout=0
 settings.register_profile("many", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile("deterministic")

@@ -19,7 +19,10 @@ _LONGEST_REASON = 200
 _LONGEST_LIST = 10_000
 
 
-class _Dumper(yaml.SafeDumper):
+_BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # as below
+
+
+class _Dumper(_BaseDumper):  # type: ignore[misc]
     """Puts in quotes what other readers of YAML, or ours, would not take for a text."""
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import StepError, described
@@ -16,7 +18,6 @@ from ray_pcasgd.runs.interrupting import Interrupts
 from ray_pcasgd.runs.metrics import MetricsTable
 from ray_pcasgd.runs.pace import Pace
 from ray_pcasgd.runs.plan.plan import Plan
-from ray_pcasgd.runs.result import final_metrics
 from ray_pcasgd.runs.storage.checkpoints import Checkpoints
 from ray_pcasgd.runs.storage.ending import Ending
 from ray_pcasgd.runs.storage.folder import RunFolder
@@ -294,11 +295,12 @@ class RunRecord:
 
     def divergence(self) -> RunError | None:
         """Return the error of a model whose numbers are finite and whose last test loss, unlike the first, is not."""
-        final = final_metrics(self.monitor.frame())
-        loss, first = (figures.get("test_loss", 0.0) for figures in (final.get("averaged", {}), self.initial))
+        # From the rows themselves: this is asked several times, and each time a table of them takes milliseconds.
+        last: dict[str, Any] = next((row for row in reversed(self.monitor.rows) if row["agent"] is pd.NA), {})
+        loss, first = (figures.get("test_loss", 0.0) for figures in (last, self.initial))
         if math.isfinite(loss) or not math.isfinite(first):
             return None
         return RunError(
-            f"the averaged model has test loss {loss:g} at step {final['step']}: training has diverged; a smaller "
+            f"the averaged model has test loss {loss:g} at step {last['step']}: training has diverged; a smaller "
             "step_size may help"
         )

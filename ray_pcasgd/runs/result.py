@@ -90,7 +90,7 @@ def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
         final["consensus_distance"] = float(last["consensus_distance"])
         final |= {name: float(last[name]) for name in ("staleness_mean", "predicting_share", "theta")}
     # Not ``last``, which passes over what is no number, and would show what an earlier evaluation found.
-    newest = frame[frame["agent"].notna()].groupby("agent").tail(1)
+    newest = frame[frame["agent"].notna()].drop_duplicates("agent", keep="last")
     with np.errstate(invalid="ignore"):  # infinite ones have no deviation
         final["agents"] = {
             name: {

@@ -1,5 +1,6 @@
 """The data sets that settings name; the libraries that decode them are imported where they are used."""
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,14 @@ from ray_pcasgd.tasks.samples import Samples, TaskData
 from ray_pcasgd.tasks.vision import CIFAR10, CIFAR100, FashionMNIST, ImageFolder
 
 
+@cache
+def _digits() -> Any:
+    """Return scikit-learn's digits: it reads them from text each time, which takes longer than to plan a small run."""
+    from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
 class Digits(Settings):
     """scikit-learn's embedded handwritten digits: 1797 images of 8x8 pixels as vectors (64,) in [0, 1], 10 classes."""
 
@@ -27,10 +36,8 @@ class Digits(Settings):
     """Seed that decides which samples these are."""
 
     def load(self) -> TaskData:
-        """Return the data set."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
+        """Return the data set, in memory of its own."""
+        digits = _digits()
         order = generator(self.split_seed, "digits").permutation(len(digits.data))
         num_test = round(len(order) * self.test_share)
         if not 0 < num_test < len(order):

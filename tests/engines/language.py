@@ -1,33 +1,42 @@
-"""A tiny language model of transformers, and text for it as Hugging Face's data sets have it."""
+"""A tiny language model of transformers, and text for it as Hugging Face's data sets have it.
 
-from typing import Any
+Both libraries are imported where they are used: many tests' settings are beside these, and each import takes seconds.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import GPT2LMHeadModel
 
 WORDS = 40
 LENGTH = 10
 
 
-def _texts(first: int, number: int) -> Dataset:
+def _texts(first: int, number: int) -> "Dataset":
     """Return sequences of words, each a few further than the one before it."""
+    from datasets import Dataset
+
     starts, strides = torch.arange(first, first + number)[:, None], 1 + torch.arange(first, first + number)[:, None] % 3
     words = ((starts + strides * torch.arange(LENGTH)) % WORDS).tolist()
     return Dataset.from_dict({"input_ids": words, "labels": words})
 
 
-def train() -> Dataset:
+def train() -> "Dataset":
     return _texts(0, 90)
 
 
-def test() -> Dataset:
+def test() -> "Dataset":
     return _texts(90, 30)
 
 
-def gpt2(dropout: float = 0.1) -> GPT2LMHeadModel:
+def gpt2(dropout: float = 0.1) -> "GPT2LMHeadModel":
     """Return a model whose output layer is its table of words."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
     size = {"vocab_size": WORDS, "n_positions": LENGTH, "n_embd": 32, "n_layer": 2, "n_head": 2}
     return GPT2LMHeadModel(GPT2Config(**size, **rates, bos_token_id=0, eos_token_id=0))

@@ -184,9 +184,9 @@ ON_RAY = [
 ]
 
 
+# Plain ``pc-asgd`` is compared in the same way by the tests of agents that leave and of faults.
 QUICK = [
     "pc-asgd, combining first",
-    "pc-asgd, linear theta",
     "pc-asgd, local steps, narrow wire",
     "own tensors, probed",
     "gossip-push",

@@ -98,7 +98,8 @@ class OneAfterAnother(Several):
 
 def disturbed(folder: Path, **settings: Any) -> tuple[Several, Watch]:
     """Return the faults of a planned run, and its rows; a silent agent is waited for as long as this machine needs."""
-    for message_seconds in (4, 20, 100):
+    # With fewer seconds, a machine that has other tests to run is too busy each time, and a run for nothing.
+    for message_seconds in (10, 30, 100):
         faults = OneAfterAnother(kill(1), kill(SCHEDULER), silence(2), take_states_away)
         # Until every agent was evaluated at a step that none had come to when a state could not be kept.
         watch = Watch(evaluated_after(partial(faults.have_seen, "state_not_kept"), range(3)))

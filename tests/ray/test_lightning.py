@@ -1,22 +1,29 @@
-"""A ``LightningModule`` on actors: Lightning's own figures for one agent, and the local engine's bits for two."""
+"""A ``LightningModule`` on actors: Lightning's own figures for one agent, and the local engine's bits for two.
+
+Lightning is imported by the tests themselves: it takes seconds, and one of the processes that share tests runs them.
+"""
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.unit.runs.test_lightning import Plain, adamw, data, fit, under_lightning
+if TYPE_CHECKING:
+    import lightning
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 ON_RAY: dict[str, Any] = {"engine": {"name": "ray"}}
 
 
-def validated(module: lightning.LightningModule) -> dict[str, float]:
+def validated(module: "lightning.LightningModule") -> dict[str, float]:
     """Return what Lightning's own validation finds, batch by batch."""
+    import lightning
+
+    from tests.unit.runs.test_lightning import data
+
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -26,6 +33,8 @@ def validated(module: lightning.LightningModule) -> dict[str, float]:
 
 
 def test_a_module_on_an_actor_has_the_weights_and_figures_of_lightnings_trainer(tmp_path: Path) -> None:
+    from tests.unit.runs.test_lightning import Plain, adamw, fit, under_lightning
+
     module = Plain(adamw)
     before = torch.are_deterministic_algorithms_enabled()
     try:
@@ -44,6 +53,8 @@ def test_a_module_on_an_actor_has_the_weights_and_figures_of_lightnings_trainer(
 
 @pytest.mark.slow
 def test_two_agents_on_actors_have_the_bits_of_the_local_engine(tmp_path: Path) -> None:
+    from tests.unit.runs.test_lightning import Plain, adamw, fit
+
     module = Plain(adamw)  # of which every agent starts with a copy
     checkpoints = [
         fit(tmp_path / name, module, num_agents=2, engine=engine)[1].checkpoint

@@ -18,3 +18,11 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("unit tests do not start Ray")
 
     monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and commands whose pictures a test does not look at leave them out: they take a second a page."""
+    from ray_pcasgd.report import page
+
+    monkeypatch.setattr(page, "illustrations", lambda groups, metric: "")

@@ -44,6 +44,7 @@ def test_a_case_is_the_same_each_time(resources: Resources) -> None:
         assert make_file(2, number) == make_file(2, number)
 
 
+@pytest.mark.slow
 def test_cases_have_every_kind_of_thing_and_every_nasty_value() -> None:
     """In a few thousand of them: nothing of the tree is left out."""
     resources = Resources(Path("nowhere"), (Path("nowhere/schedule.parquet"),))

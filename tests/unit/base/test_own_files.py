@@ -19,6 +19,7 @@ from tests.unit.interrupted_runs import KEEPING, SMALL, Noting, command, killed,
     "name",
     ["events.jsonl", "result.json", "metrics.parquet", "schedule.parquet", "model.safetensors", "report.html"],
 )
+@pytest.mark.usefixtures("without_pictures")
 def test_a_link_among_a_run_s_files_is_not_followed_for_writing(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

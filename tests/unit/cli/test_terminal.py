@@ -86,6 +86,7 @@ def test_cancelled_gradients_are_no_agent_steps(tmp_path: Path) -> None:
         {"name": "server", "gathering": {"name": "k-batch-async", "k": 3}, "shards": 2},
     ],
 )
+@pytest.mark.usefixtures("without_pictures")
 def test_mean_staleness_is_one_figure_everywhere(tmp_path: Path, algorithm: Any) -> None:
     result, told = run(tmp_path, algorithm=algorithm, num_agents=5, compute=UNEVEN, seed=3)
     groups = load_groups([Path(result.path)])

@@ -245,6 +245,7 @@ def test_an_interrupted_run_counts_as_failed(tmp_path: Path) -> None:
     assert page.pictures() == []
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_failed_seed_does_not_count(tmp_path: Path) -> None:
     configs = [settings(seed=seed) for seed in (0, 1)]
     runs = [
@@ -421,6 +422,7 @@ def test_of_very_many_agents_the_waiting_is_one_outline(tmp_path: Path, num_agen
     assert ((edges[1:] + edges[:-1]) / 2).tolist() == list(range(num_agents + 2))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_only_settings_that_differ_are_shown(tmp_path: Path) -> None:
     changed = settings("pc-asgd-pv", seed=1, name="mine", links=[], step_size={"name": "constant", "value": 0.2})
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", changed)]
@@ -438,6 +440,7 @@ def test_only_settings_that_differ_are_shown(tmp_path: Path) -> None:
     assert not any(row[0] == "num_agents" for row in page.rows)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_schedules_are_compared_by_their_hashes(tmp_path: Path) -> None:
     same = [write_run(tmp_path / name, settings(name)) for name in ("d-asgd", "c-asgd")]
     assert "All 2 runs share one schedule" in "".join(report_of(tmp_path, *same).text)

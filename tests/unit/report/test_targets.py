@@ -151,6 +151,7 @@ def test_the_report_command_takes_a_target_and_writes_single_figures(
 FRESH = "delays of links had no effect on what was read: every read was fresh"
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_delays_without_effect_are_named(run: Callable[..., Result]) -> None:
     in_vain = {"links": [{"delay": 0.01, "unit": "seconds"}], "algorithm": "d-psgd", "barrier": "all"}
     harmless, undelayed = run(**in_vain), run(links=[], algorithm="d-psgd")

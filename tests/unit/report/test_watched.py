@@ -76,6 +76,7 @@ def test_the_page_knows_whether_staleness_counts_rounds(peers: Path, local_steps
     assert ("staleness of each neighbor in rounds" in console.file.getvalue()) is has_rounds
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_report_says_that_staleness_counts_rounds(peers: Path) -> None:
     said = "With local steps, staleness counts rounds."
     assert said not in page_of([Group("watched", (load_run(peers),))], "steps", None)
@@ -178,6 +179,7 @@ def test_of_many_links_those_of_the_first_agents_are_shown() -> None:
     assert all(list(links) == [k for k in range(MOST_LINKS) if k != agent] for agent, links in shown.items())
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_of_many_events_the_newest_are_kept_and_all_are_counted(peers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     number = reading._MOST_EVENTS + 50
     lines = [json.dumps({"kind": "noticed", "agent": -1, "step": step}) + "\n" for step in range(number)]

@@ -20,6 +20,7 @@ from ray_pcasgd.rules.compensation import AdaptiveCompensation, ConstantCompensa
 from ray_pcasgd.rules.practical import Condition
 from ray_pcasgd.runs.plan.fitting import with_compensation
 from ray_pcasgd.runs.settings.loading import load_config
+from tests.speed import examples
 from tests.unit.networks import run_rule
 from tests.unit.references import Method, run_reference
 from tests.unit.scenarios import random_scenario
@@ -121,7 +122,7 @@ SEEDS = st.integers(0, 2**32)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=12)
+@examples(8, whole=12)
 @given(seed=SEEDS, same_speed=st.booleans())
 def test_a_network_follows_the_reference(name: str, same_speed: bool, seed: int) -> None:
     rule, method = PAIRS[name]

@@ -86,6 +86,7 @@ def test_the_terminal_shows_that_a_damaged_state_gives_way_to_an_older_one(damag
     assert [event["kind"] for event in written[-2:]] == ["state_skipped", "run_resumed"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_command_line_goes_on_from_an_older_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = killed(tmp_path)
     cut_short(newest_state(run))
@@ -197,6 +198,7 @@ def test_a_server_s_state_of_wrong_content_gives_way_to_an_older_one(wrong: Any,
     assert len(callback.said("state_skipped")) == 1
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_run_that_begins_anew_says_so_and_puts_the_models_aside_that_were_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,6 +337,7 @@ def test_no_more_models_are_kept_than_asked_for_after_a_kill_between_two_of_them
 # The events' file.
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_torn_last_line_of_events_is_ended_and_passed_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

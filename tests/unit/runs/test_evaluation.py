@@ -17,6 +17,7 @@ from ray_pcasgd.runs.result import Result
 from ray_pcasgd.tasks.objective import CrossEntropy
 from ray_pcasgd.tasks.objective import evaluate as evaluated
 from ray_pcasgd.tasks.samples import Samples
+from tests.unit.recorded_runs import once
 
 SETTINGS = {
     **{"num_agents": 3, "num_steps": 12, "evaluate_every": 4, "engine": "local", "name": "first"},
@@ -28,6 +29,11 @@ def run(path: Path, **settings: Any) -> Result:
     result = Trainer(SETTINGS | {"storage_path": str(path)} | settings).fit()
     assert result.error is None
     return result
+
+
+def untouched() -> Result:
+    """Return a run that many tests ask something of, none of which may change it."""
+    return once(lambda folder: run(folder), "evaluated", {})[1]
 
 
 def measured(result: Result) -> dict[int, dict[str, float]]:
@@ -144,10 +150,9 @@ def test_the_command_prints_the_figures_and_writes_nothing(tmp_path: Path, capsy
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(
-    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run(tmp_path)
-    assert ended("evaluate", result.path, *arguments) == 2
+    assert ended("evaluate", untouched().path, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert told in line
@@ -213,8 +218,8 @@ def test_a_run_that_failed_has_a_model_to_evaluate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["", 3, []])
-def test_parts_of_a_task_that_are_no_mapping_are_refused(task: Any, tmp_path: Path) -> None:
-    result = run(tmp_path)
+def test_parts_of_a_task_that_are_no_mapping_are_refused(task: Any) -> None:
+    result = untouched()
     for attempt in (lambda: evaluate(result.path, task=task), lambda: result.evaluate(task=task)):
         with pytest.raises(SettingsError, match=r"^task = .*: allowed is a mapping of settings"):
             attempt()

@@ -143,6 +143,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_command_that_goes_on_is_printed_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,6 +202,7 @@ def test_a_pack_s_names_lead_out_of_no_folder(tmp_path: Path) -> None:
     assert (tmp_path / "precious" / "config.yaml").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_report_does_not_follow_a_link_in_a_run_folder_but_one_that_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

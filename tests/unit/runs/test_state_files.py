@@ -41,6 +41,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(changes: dict[str, Any], tmp_path
     assert not (run / "states").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_command_line_goes_on_with_an_interrupted_run_and_refuses_others(tmp_path: Path) -> None:
     run = interrupted(tmp_path)
     again = CliRunner().invoke(app, ["train", "--resume", str(run)])

@@ -152,6 +152,7 @@ def test_what_a_stranger_s_settings_name_is_not_followed(
     assert not mark.exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_who_trusts_a_stranger_says_so(tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = stranger(tmp_path, task={"model": FACTORY})
     assert "--trust" in refused(capsys, "replay", str(run))
@@ -213,6 +214,7 @@ def test_a_run_whose_name_looks_like_a_number_is_read_again(tmp_path: Path) -> N
     assert load_run_settings(Path(own.path)).name == "12e4567"
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_settings_that_are_given_are_like_scripts(tmp_path: Path, mark: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**TINY, "task": {"model": FACTORY}}))
     main_ended(["train", str(tmp_path / "mine.yaml")])
@@ -253,6 +255,7 @@ def test_a_module_that_lies_where_the_command_is_given_is_not_imported(
     assert not mark.exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_replay_lies_beside_the_recorded_run_not_where_its_settings_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +358,7 @@ def test_another_s_optimizer_beside_a_task_that_is_known_imports_nothing(tmp_pat
 
 
 @pytest.mark.parametrize(("inside", "named"), [("", "runs/first"), ("runs", "first"), ("runs/first", ".")])
+@pytest.mark.usefixtures("without_pictures")
 def test_a_replay_is_named_as_the_run_was_not_by_a_path_of_this_machine(
     inside: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,7 +130,7 @@ def test_k_async_is_exact_for_the_memoryless_law_and_bounded_for_others() -> Non
 )
 @pytest.mark.parametrize("law", [EXPONENTIAL, SHIFTED, PARETO], ids=["exponential", "shifted", "pareto"])
 def test_the_mean_staleness_is_that_of_the_theory_whatever_the_law(gathering: Gathering, law: Law) -> None:
-    planned = plan_updates(gathering, law, 8, 4000)
+    planned = plan_updates(gathering, law, 8, 2000)
     assert planned.staleness.mean() == pytest.approx(mean_staleness(gathering, 8), rel=0.01, abs=1e-9)
 
 

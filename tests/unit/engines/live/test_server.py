@@ -4,7 +4,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.agents.mailbox import Delivery, Header, Message, OnceMailbox
@@ -14,6 +14,7 @@ from ray_pcasgd.engines.live.decisions import Moment, Over, Take, Wait
 from ray_pcasgd.engines.live.server import Connect, IsHere, Open, ServerPolicy, Tell
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.schedule.delays import LinkDelay
+from tests.speed import examples
 from tests.unit.engines.live.star import NUM_WORKERS, Star, injection_of, plan_of
 
 GATHERINGS: dict[str, Any] = {
@@ -70,7 +71,7 @@ KEYS = pytest.mark.parametrize("key", PLANS, ids=str)
 
 
 @KEYS
-@settings(max_examples=10)
+@examples(6, whole=10)
 @given(seed=st.integers(0, 10**6), lossy=st.booleans())
 def test_every_worker_is_answered_and_every_gradient_counted_once_or_cancelled(
     key: tuple[str, str, int], seed: int, lossy: bool
@@ -110,7 +111,7 @@ FAULTS = st.lists(
 
 
 @KEYS
-@settings(max_examples=15)
+@examples(10, whole=15)
 @given(seed=st.integers(0, 10**6), faults=FAULTS)
 def test_a_lost_worker_holds_nothing_up_and_comes_back_above_all_that_is_known_of_it(
     key: tuple[str, str, int], seed: int, faults: list[tuple[int, float, float | None, bool]]
