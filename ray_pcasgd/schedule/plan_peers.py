@@ -289,6 +289,7 @@ class Simulation:
                     yield read
 
     def wait(self, agent: PlannedAgent) -> None:
+        """Let an agent test again whenever something arrives that is on its way to it."""
         if agent.waits:
             return
         agent.waits = True

@@ -37,7 +37,9 @@ def read_columns(
         is_parquet = path.suffix == ".parquet"
         frame = pd.read_parquet(path) if is_parquet else pd.read_csv(path, skipinitialspace=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{named}: cannot be read ({' '.join(str(error).split())}); allowed is CSV or Parquet") from None
+        raise ValueError(
+            f"{named}: cannot be read ({' '.join(str(error).split())}); allowed is CSV or Parquet"
+        ) from None
     for column in columns:
         if column not in frame:
             found = ", ".join(map(str, frame.columns[:_SHOWN]))
