@@ -209,7 +209,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ),
         (
             "membership={trace: none.csv}",
-            "membership.0.trace = 'none.csv': cannot be read ([Errno 2] No such file or directory: 'none.csv'); "
+            "membership.trace = 'none.csv': cannot be read ([Errno 2] No such file or directory: 'none.csv'); "
             "allowed is CSV or Parquet",
         ),
         ("links.0.delay=-1", "links.0.delay = -1: allowed are values from 0 on"),

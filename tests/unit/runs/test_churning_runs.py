@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.callbacks import Callback
@@ -32,10 +33,10 @@ class Noting(Callback):
         self.events.append(event)
 
     def on_evaluation(self, rows: Any) -> None:
-        self.evaluated.append((rows[-1]["step"], len(rows) - 1))
+        self.evaluated += [(rows[-1]["step"], len(rows) - 1)] if rows else []
 
-    def on_pause(self, step: int, newest: int, state: Any) -> None:
-        self.pauses.append(step)
+    def on_pause(self, pause: Pause, state: Any) -> None:
+        self.pauses.append(pause.step)
 
 
 def train(folder: Path, *callbacks: Callback, **settings: Any) -> Result:
@@ -51,8 +52,10 @@ def test_a_run_says_who_leaves_and_comes_back_and_evaluates_who_is_there(tmp_pat
         Event("agent_left", 1, 6, "agent 1 leaves after 6 steps"),
         Event("agent_returned", 1, 16, "agent 1 is back at step 16, as the mean of agent 0"),
     ]
-    # With agent 1 at 5 and at 20, never with agent 2; and a state can be kept at each evaluation.
+    # With agent 1 at 5 and at 20, never with agent 2.
     assert noting.evaluated == [(5, 2), (10, 1), (15, 1), (20, 2)]
+    # A state can be kept at each evaluation; agent 1 is back by the time of the third.
+    assert noting.pauses == [5, 10, 16]
     rows, metadata = read_rows(Path(result.path) / "schedule.parquet")
     assert metadata["left"] == "2"
     assert max(row.step for row in rows if row.agent == 2) == 3
@@ -63,7 +66,7 @@ def test_a_replay_says_and_evaluates_the_same(tmp_path: Path) -> None:
     schedule = str(Path(result.path) / "schedule.parquet")
     replay = train(tmp_path / "replay", first, schedule=schedule, links=[])
     assert_same_to_the_bit(replay, result)
-    assert_same_metrics(replay.metrics_dataframe, result.metrics_dataframe)
+    assert_same_metrics(replay, result)
     assert first.evaluated == [(5, 2), (10, 1), (15, 1), (20, 2)]
     # What a replay does not use may stand in its settings, whatever the algorithm.
     other = train(tmp_path / "other", again, schedule=schedule, membership=AWAY, algorithm="gossip-push")
