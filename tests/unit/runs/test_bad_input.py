@@ -122,7 +122,7 @@ def test_a_key_that_is_near_to_none_is_answered_with_all() -> None:
         (
             "links.0.delay.name=unifom",
             "links.0.delay.name = 'unifom': allowed are constant, uniform, exponential, shifted-exponential, pareto, "
-            "log-normal, outage, measured, custom; did you mean uniform?",
+            "log-normal, outage, measured, trace, custom; did you mean uniform?",
         ),
     ],
 )
