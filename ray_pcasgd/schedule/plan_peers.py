@@ -208,9 +208,10 @@ class Simulation:
 
     def next_moment(self) -> int | None:
         """Return when agents test next; what comes to downlinks until then may let some of them test earlier."""
-        while self.land(self.upcoming):
-            pass
-        return self.upcoming
+        moment = self.upcoming
+        while self.land(moment):
+            moment = self.upcoming
+        return moment
 
     def land(self, until: int | None) -> bool:
         """Let the next message through its downlink that comes until a moment; return whether there was one."""
