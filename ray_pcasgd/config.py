@@ -35,6 +35,7 @@ from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.hosts import Host
 from ray_pcasgd.schedule.laws import ConstantLaw
+from ray_pcasgd.schedule.membership import Membership
 from ray_pcasgd.schedule.topology import Complete, Metropolis, Mixing, Topology
 from ray_pcasgd.tasks.partition import IID, Partition
 from ray_pcasgd.tasks.precision import Precision
@@ -176,13 +177,17 @@ class Config(Settings):
     through the uplink, the link, and after its delay the downlink; what comes to one of them first is transmitted
     first. Bytes are passed on as they come, so that the slowest of the three decides. Agents on none of them have no
     such limit."""
+    membership: Membership = ()
+    """Who is not there when, in planned runs between peers that read all of their neighbors:
+    ``[{agent: 3, leaves: 20s, returns: 45s}]``, or ``{trace: availability.csv}``. An agent that leaves gives up its
+    present step; one that returns goes on as the mean of its neighbors. Empty: all agents are there all the time."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""
     callbacks: tuple[CallableOrPath, ...] = ()
     """Callbacks of the run by import path ``module:attribute``: classes derived from ``ray_pcasgd.Callback``, or
     functions that return such objects; they are called without arguments."""
     schedule: str | None = None
-    """A schedule file to replay, in place of ``compute``, ``links``, ``hosts`` and ``barrier``."""
+    """A schedule file to replay, in place of ``compute``, ``links``, ``hosts``, ``membership`` and ``barrier``."""
 
     task: Task = Task()
     """The learning task: data, model, loss and metrics."""

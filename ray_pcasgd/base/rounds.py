@@ -1,5 +1,6 @@
 """Rounds of local steps: how many mini-batches each agent takes from one version to the next. Knows no tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -48,6 +49,11 @@ class Rounds:
     def steps_in(self, agent: int, version: int) -> int:
         """Return the mini-batches of the round that begins at a version."""
         return self.progress(agent, version + 1) - self.progress(agent, version)
+
+    def mean_version(self, agent: int, versions: Mapping[int, int]) -> float:
+        """Return what others' versions come to on average, counted in the agent's own rounds; 0 of none."""
+        taken = sum(self.progress(k, version) for k, version in versions.items())
+        return taken / (len(versions) * self.length(agent)) if versions else 0.0
 
     def evaluated_every(self, every: int) -> int:
         """Return the steps between evaluations: the smallest multiple of ``every`` that no round is longer than."""

@@ -91,7 +91,7 @@ def _section(place: Place, annotation: Any) -> Iterator[str]:
     # What has no name stands before what has one: SGD before optimizers of one's own.
     for owner in settings_below(annotation):
         if not kinds or kind_of(owner) is None:
-            inner = f"{place.path}.0" if owner.__name__ in ("LinkDelay", "Host") else place.path
+            inner = f"{place.path}.0" if owner.__name__ in ("LinkDelay", "Host", "Absence") else place.path
             yield from _owned(owner, inner)
     yield from _kinds(kinds, place.path)
 

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -140,12 +141,14 @@ class RunRecord:
             self.pace.count(time.perf_counter(), steps)
         self.taken.add(report.row[:2])
         self.rows.append(report.row)
+        if (report.row.agent, report.row.step + 1) in self.returning:
+            self.mark_back(report.row)
         self.monitor.take(report)
         self.call("on_step", report)
         self.note_mass(report)
         self.take_evaluations()
-        if self.plan.last_steps.get(report.row.agent) == report.row.step:
-            self.mark_left(report.row.agent, report.row.step)
+        if (report.row.agent, report.row.step + 1) in self.departing:
+            self.mark_left(report.row.agent, report.row.step + 1)
 
     def take_evaluations(self, wait: bool = False) -> None:
         """Take in the evaluations whose figures are there; of all that are complete, where it is to wait for them."""
@@ -214,10 +217,29 @@ class RunRecord:
             )
             self.take_event(Event("mass_low", agent, report.progress, detail))
 
-    def mark_left(self, agent: int, last_step: int) -> None:
-        """Note that a recorded run lost an agent after ``last_step``."""
-        detail = f"the recorded run lost agent {agent} after {last_step + 1} steps"
-        self.take_event(Event("agent_left", agent, last_step + 1, detail))
+    @cached_property
+    def departing(self) -> set[tuple[int, int]]:
+        """The agents that leave, and the versions after which they do, by the run's schedule."""
+        return {departure[:2] for departure in self.plan.departures}
+
+    @cached_property
+    def returning(self) -> set[tuple[int, int | None]]:
+        """The agents that come back, and the versions at which they do, by the run's schedule."""
+        return {(departure.agent, departure.back_at) for departure in self.plan.departures}
+
+    def mark_left(self, agent: int, version: int) -> None:
+        """Note that an agent leaves at a version, as the run's schedule has it."""
+        step = self.plan.progress_at(agent, version)
+        planned = self.plan.config.schedule is None
+        told = f"agent {agent} leaves" if planned else f"the recorded run lost agent {agent}"
+        self.take_event(Event("agent_left", agent, step, f"{told} after {step} steps"))
+
+    def mark_back(self, row: Row) -> None:
+        """Note that an agent is back, as the run's schedule has it."""
+        step = self.plan.progress_at(row.agent, row.step + 1)
+        whence = " and ".join(f"agent {read.neighbor}" for read in row.reads)
+        how = f"as the mean of {whence}" if row.reads else "as it was"
+        self.take_event(Event("agent_returned", row.agent, step, f"agent {row.agent} is back at step {step}, {how}"))
 
     def say_unsaid(self) -> None:
         """Take in the events that have come up meanwhile."""

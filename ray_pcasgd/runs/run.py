@@ -226,9 +226,9 @@ class Run(RunRecord):
         if reason:
             self.take_event(Event("model_format", -1, -1, f"the model's file will be model.pt: {reason}"))
         self.initial = self.tested_start() if initial is None else initial
-        for agent, last in self.plan.last_steps.items():
-            if last < 0:
-                self.mark_left(agent, last)
+        for agent, version in sorted(self.departing):
+            if version == 0:
+                self.mark_left(agent, version)
 
     def tested_start(self) -> dict[str, float]:
         """Return the test figures of the common start, and report remarks about data and test.

@@ -115,6 +115,8 @@ def _read_text(text: str) -> tuple[Any, Unit | None]:
         return name, None
     if name == "measured":
         raise ValueError("allowed for measured values are settings, {name: measured, path: FILE}")
+    if name == "trace":
+        raise ValueError("allowed for a trace are settings, {name: trace, path: FILE}")
     if name not in FORMS:
         raise ValueError(f"allowed are {_EXAMPLES}")
     numbers = FORMS[name].numbers

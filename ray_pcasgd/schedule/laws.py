@@ -13,6 +13,7 @@ from ray_pcasgd.schedule.law_base import LARGEST, BaseLaw, Sampler, scipy_stats
 from ray_pcasgd.schedule.law_measured import MeasuredLaw
 from ray_pcasgd.schedule.law_own import OwnLaw, check_law
 from ray_pcasgd.schedule.law_text import read_law
+from ray_pcasgd.schedule.law_trace import TraceLaw
 
 _Time = Annotated[float, Field(ge=0, le=LARGEST)]
 _TimeAboveZero = Annotated[float, Field(gt=0, le=LARGEST)]
@@ -252,7 +253,15 @@ def _in_seconds(value: Any) -> Any:
 
 Law = Annotated[
     Annotated[
-        ConstantLaw | UniformLaw | Exponential | ShiftedExponential | Pareto | LogNormal | Outage | MeasuredLaw,
+        ConstantLaw
+        | UniformLaw
+        | Exponential
+        | ShiftedExponential
+        | Pareto
+        | LogNormal
+        | Outage
+        | MeasuredLaw
+        | TraceLaw,
         Field(discriminator="name"),
         Door("law", "ray_pcasgd.laws", (OwnLaw,), check_law),
     ],

@@ -157,7 +157,7 @@ def check_fits(
     counts: Counter[int] = Counter()
     for row in rows:
         counts[row.agent] = max(counts[row.agent], row.step + 1)
-    num_agents = max(counts, default=-1) + 1
+    num_agents = max([*counts, *left], default=-1) + 1
     if num_agents != len(neighbors):
         raise ValueError(f"num_agents = {len(neighbors)}: allowed with the schedule is {num_agents}")
     if left >= set(range(num_agents)):

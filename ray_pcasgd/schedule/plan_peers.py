@@ -10,7 +10,7 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.exchange import AllNeighbors, Exchange
-from ray_pcasgd.schedule.barrier import Barrier, NoBarrier, WaitFor
+from ray_pcasgd.schedule.barrier import Barrier, NoBarrier, Proceed, WaitFor
 from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Downlinks, Timing, row_times
 from ray_pcasgd.schedule.transfers import HostPipes
 
@@ -51,10 +51,12 @@ class Planner(Timing):
         return Rounds(self.num_steps, self.local_steps)
 
     def __iter__(self) -> Iterator[Row]:
-        return _Simulation(self).rows()
+        return Simulation(self).rows()
 
 
-class _Message(NamedTuple):
+class Message(NamedTuple):
+    """What is sent over a link."""
+
     version: int
     arrives_at: int
     known_at: int
@@ -63,18 +65,20 @@ class _Message(NamedTuple):
     """The step that the reader was at when this was sent."""
 
 
-_START = _Message(version=0, arrives_at=-1, known_at=0, reader_step=0)
+START = Message(version=0, arrives_at=-1, known_at=0, reader_step=0)
 """Version 0, which all have before the first step."""
 
 
-class _Agent:
+class PlannedAgent:
+    """One agent of a plan."""
+
     def __init__(self, plan: Planner, number: int) -> None:
         self.number = number
         self.gradients = Computing(plan, number)
         self.barrier_draws = generator(plan.seed, "barrier", number)
-        self.incoming: dict[int, _Link] = {}
+        self.incoming: dict[int, Link] = {}
         """By sender."""
-        self.outgoing: list[_Link] = []
+        self.outgoing: list[Link] = []
         self.last = plan.rounds.last(number)
         """The version at which it has taken all its steps."""
         self.step = 0
@@ -89,24 +93,24 @@ class _Agent:
         """Who was not sent the present version, where every version is read once."""
 
 
-class _Link:
+class Link:
     """What one reader knows of one neighbor."""
 
-    def __init__(self, channel: Channel, plan: Planner, sender: _Agent, receiver: _Agent) -> None:
+    def __init__(self, channel: Channel, plan: Planner, sender: PlannedAgent, receiver: PlannedAgent) -> None:
         self.channel = channel
         self.sender = sender
         self.receiver = receiver
         self.reads_every = plan.exchange.reading == "every"
         self.newest = 0
         """Newest version whose message has arrived."""
-        self.in_flight: deque[_Message] = deque()
+        self.in_flight: deque[Message] = deque()
         self._rounds = plan.rounds
-        self._last = _START
+        self._last = START
         """What was read last."""
-        self._held: deque[_Message] = deque([_START] if self.reads_every else [])
+        self._held: deque[Message] = deque([START] if self.reads_every else [])
         """What has arrived and may yet be read, by rising version and, unless every one is read, ``known_at``."""
 
-    def send(self, taken: int, now: int, downlinks: "_Downlinks") -> int | None:
+    def send(self, taken: int, now: int, downlinks: "LinkDownlinks") -> int | None:
         """Send the sender's newest version, the end of so many mini-batches, and return when it arrives.
 
         ``None`` is returned where its downlink is to say that.
@@ -118,7 +122,7 @@ class _Link:
         if channel.has_downlink:
             downlinks.enter(channel, came, (self, version, known_at, self.receiver.step))
             return None
-        self.in_flight.append(_Message(version, came[1], known_at, self.receiver.step))
+        self.in_flight.append(Message(version, came[1], known_at, self.receiver.step))
         return came[1]
 
     def advance(self, now: int) -> None:
@@ -159,43 +163,55 @@ class _Link:
             yield Read(self.sender.number, message.version, staleness, step - message.reader_step)
 
 
-_Downlinks = Downlinks[tuple[_Link, int, int, int]]
-"""Of messages that come to them: the link, and all but the time of a ``_Message``."""
+LinkDownlinks = Downlinks[tuple[Link, int, int, int]]
+"""Of messages that come to them: the link, and all but the time of a ``Message``."""
 
 
-class _Simulation:
+class Simulation:
+    """The course of one plan."""
+
     def __init__(self, plan: Planner) -> None:
         self.plan = plan
         pipes = HostPipes(plan.hosts)
-        self.agents = [_Agent(plan, number) for number in range(len(plan.neighbors))]
+        self.agents = [PlannedAgent(plan, number) for number in range(len(plan.neighbors))]
         for receiver in self.agents:
             for k in plan.neighbors[receiver.number]:
                 channel = Channel(plan, k, receiver.number, plan.message_bytes, pipes)
-                link = _Link(channel, plan, self.agents[k], receiver)
+                link = Link(channel, plan, self.agents[k], receiver)
                 receiver.incoming[k] = link
                 self.agents[k].outgoing.append(link)
         self.calendar = Calendar[int]()
         """When agents test their barriers, by their numbers. Arrivals matter only to agents that wait."""
-        self.downlinks = _Downlinks()
+        self.downlinks = LinkDownlinks()
 
     def rows(self) -> Iterator[Row]:
+        """Yield all rows."""
         if self.plan.num_steps < 1:
             return
         for agent in self.agents:
             self.calendar.enter(self.first_test(agent, 0), agent.number)
         while (now := self.next_moment()) is not None:
-            testing = self.due(now)
-            while testing:
-                tested = (self.test(self.agents[number], now) for number in sorted(testing))
-                rows = [row for row in tested if row is not None]
-                testing = self.publish([self.agents[row.agent] for row in rows], now)
-                yield from rows
+            yield from self.rounds(self.due(now), now)
+
+    def rounds(self, testing: set[int], now: int) -> Iterator[Row]:
+        """Yield the rows that end now, in one round after another, of which these agents test in the first."""
+        while testing:
+            tested = (self.test(self.agents[number], now) for number in sorted(testing))
+            rows = [row for row in tested if row is not None]
+            testing = self.publish([self.agents[row.agent] for row in rows], now)
+            yield from rows
+
+    @property
+    def upcoming(self) -> int | None:
+        """When something happens next that does not come to a downlink before; ``None``: nothing does."""
+        return self.calendar.next_moment
 
     def next_moment(self) -> int | None:
         """Return when agents test next; what comes to downlinks until then may let some of them test earlier."""
-        while self.land(self.calendar.next_moment):
-            pass
-        return self.calendar.next_moment
+        moment = self.upcoming
+        while self.land(moment):
+            moment = self.upcoming
+        return moment
 
     def land(self, until: int | None) -> bool:
         """Let the next message through its downlink that comes until a moment; return whether there was one."""
@@ -203,7 +219,7 @@ class _Simulation:
         if taken is None:
             return False
         arrives_at, (link, version, known_at, reader_step) = taken
-        link.in_flight.append(_Message(version, arrives_at, known_at, reader_step))
+        link.in_flight.append(Message(version, arrives_at, known_at, reader_step))
         if link.receiver.waits:
             self.calendar.enter(arrives_at, link.receiver.number)
         return True
@@ -215,17 +231,17 @@ class _Simulation:
             testing.add(self.calendar.pop()[1])
         return testing
 
-    def first_test(self, agent: _Agent, now: int) -> int:
+    def first_test(self, agent: PlannedAgent, now: int) -> int:
         """Return when an agent that has just published first tests the barrier of its next step."""
         return now if self.plan.combines_first else self.begin(agent, now)
 
-    def begin(self, agent: _Agent, now: int) -> int:
+    def begin(self, agent: PlannedAgent, now: int) -> int:
         """Start the agent's next step, and return when its gradient is ready."""
         agent.start = now
         agent.ready = agent.gradients.ready_at(now, self.plan.rounds.steps_in(agent.number, agent.step))
         return agent.ready
 
-    def test(self, agent: _Agent, now: int) -> Row | None:
+    def test(self, agent: PlannedAgent, now: int) -> Row | None:
         """Return the row that ends now if the barrier lets it; else the agent tests again at the next arrival."""
         if agent.step == agent.last or now < agent.ready:
             return None  # an arrival that was entered for a wait which an earlier one has ended
@@ -239,11 +255,11 @@ class _Simulation:
             return self.row(agent, now, reads)
         return None
 
-    def row(self, agent: _Agent, now: int, reads: tuple[Read, ...]) -> Row:
+    def row(self, agent: PlannedAgent, now: int, reads: tuple[Read, ...]) -> Row:
         """Return the agent's row that ends now."""
         return Row(agent.number, agent.step, *row_times(agent.start, agent.ready, now), reads, held=agent.held)
 
-    def reads_at(self, agent: _Agent, now: int) -> tuple[Read, ...] | None:
+    def reads_at(self, agent: PlannedAgent, now: int) -> tuple[Read, ...] | None:
         """Return what the agent reads now, or ``None`` where its barrier lets it wait."""
         for link in agent.incoming.values():
             link.advance(now)
@@ -254,13 +270,17 @@ class _Simulation:
         elif not isinstance(self.plan.barrier, NoBarrier):
             asked = neighbors
         newest = {k: agent.incoming[k].reached for k in asked}
-        decision = self.plan.barrier.decide(agent.step, newest, agent.barrier_draws)
+        decision = self.decide(agent, newest)
         if isinstance(decision, WaitFor):
             self.wait(agent)
             return None
         return tuple(self.reads(agent, decision.capped))
 
-    def reads(self, agent: _Agent, capped: frozenset[int]) -> Iterator[Read]:
+    def decide(self, agent: PlannedAgent, newest: dict[int, int]) -> Proceed | WaitFor:
+        """Return what the agent's barrier says of its neighbors' newest known versions."""
+        return self.plan.barrier.decide(agent.step, newest, agent.barrier_draws)
+
+    def reads(self, agent: PlannedAgent, capped: frozenset[int]) -> Iterator[Read]:
         """Yield what the agent reads at its step."""
         exchange, neighbors = self.plan.exchange, self.plan.neighbors[agent.number]
         for k in exchange.partners(self.plan.seed, agent.number, agent.step, neighbors):
@@ -269,7 +289,8 @@ class _Simulation:
                 if exchange.reading != "every" or read.version < self.agents[k].last:
                     yield read
 
-    def wait(self, agent: _Agent) -> None:
+    def wait(self, agent: PlannedAgent) -> None:
+        """Let an agent test again whenever something arrives that is on its way to it."""
         if agent.waits:
             return
         agent.waits = True
@@ -277,18 +298,22 @@ class _Simulation:
             for message in link.in_flight:
                 self.calendar.enter(message.arrives_at, agent.number)
 
-    def done(self, agent: _Agent) -> tuple[int, ...]:
+    def done(self, agent: PlannedAgent) -> tuple[int, ...]:
         """Return those readers of an agent that take no more steps: a share that is pushed to them is lost."""
         if self.plan.exchange.reading != "every":
             return ()
         readers = sorted(link.receiver.number for link in agent.outgoing)
         return tuple(number for number in readers if self.agents[number].step == self.agents[number].last)
 
-    def publish(self, agents: list[_Agent], now: int) -> set[int]:
+    def publish(self, agents: list[PlannedAgent], now: int) -> set[int]:
         """Publish the next version of each of the agents; return who tests in the next round of this instant."""
         for agent in agents:
             agent.step += 1
             agent.waits = False
+        return self.announce(agents, now)
+
+    def announce(self, agents: list[PlannedAgent], now: int) -> set[int]:
+        """Send the version of each of the agents; return who tests in the next round of this instant."""
         entries = [(self.first_test(agent, now), agent.number) for agent in agents if agent.step < agent.last]
         for agent in agents:
             readers = tuple(link.receiver.number for link in agent.outgoing)

@@ -1,11 +1,12 @@
 """The scheduler, the one place of a run that knows who reads which version when: it deals rows out."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ray_pcasgd.records import Row
+from ray_pcasgd.schedule.churn import PeerRows
 from ray_pcasgd.schedule.plan_servers import ServerPlanner, ServerRows
 
 
@@ -24,6 +25,15 @@ def tell_loss(rows: Iterator[Row | None], row: Row, loss: float) -> None:
     """Tell a schedule's rows the loss of one that was executed; only some plans care."""
     if isinstance(rows, ServerRows) and row.kind == "step":
         rows.tell(row, loss)
+
+
+def away_from(rows: Iterator[Row | None]) -> Mapping[int, int]:
+    """Return the agents that are away where a schedule's rows have been drawn to, and the versions that they left at.
+
+    They ask for no version that is there by then, but for the newest ones when they come back. Of recorded schedules it
+    is not known.
+    """
+    return rows.away if isinstance(rows, PeerRows) else {}
 
 
 @dataclass(frozen=True)
@@ -91,9 +101,11 @@ class Scheduler:
 
         ``None`` is returned where its next row depends on losses that have not been told.
         """
-        own = self._undealt[agent]
+        own, rows = self._undealt[agent], self._rows
         is_open = False
         while len(own) < count:
+            if isinstance(rows, PeerRows) and rows.is_over(agent):
+                break  # others may have many rows yet
             try:
                 row = self._draw()
             except StopIteration:

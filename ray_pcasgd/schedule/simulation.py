@@ -48,12 +48,17 @@ class Computing:
 
     def __init__(self, timing: Timing, agent: int) -> None:
         self._sample = timing.compute.sampler(timing.seed, agent)
+        self._asked_at = 0.0
+        """The latest second for which a mini-batch was drawn: moments never fall, but a round may be given up."""
 
     def ready_at(self, now: int, num_batches: int = 1) -> int:
         """Return when the gradients of the next mini-batches are ready, which are begun now."""
         begun, taken = in_seconds(now), 0.0
         for _ in range(num_batches):
-            taken += self._sample(begun + taken)
+            moment = begun + taken
+            if moment > self._asked_at:
+                self._asked_at = moment
+            taken += self._sample(self._asked_at)
         return now + in_nanoseconds(taken)
 
 

@@ -132,6 +132,30 @@ ALGORITHMS: dict[str, Any] = {
     }
     | UNEVEN,
     "pc-asgd-pv, descent": {"algorithm": {"name": "pc-asgd-pv", "condition": "descent"}} | UNEVEN,
+    "pc-asgd, churn": {
+        "algorithm": {"name": "pc-asgd", "stability": {"name": "curvature", "every": 2, "warmup": 4}},
+        "num_agents": 4,
+        "num_steps": 16,
+        "evaluate_every": 4,
+        "membership": [
+            {"agent": 1, "leaves": "3.3s", "returns": "8s"},
+            {"agents": [0, 2], "leaves": 6, "returns": "9.5s"},
+            {"agent": 1, "leaves": 12},
+            {"agent": 3, "returns": "2s"},
+        ],
+    }
+    | BATCH_NORM
+    | UNEVEN,
+    "pc-asgd, churn, combining first": {
+        "algorithm": "pc-asgd",
+        "overlap": False,
+        "barrier": {"name": "bounded", "staleness": 1},
+        "local_steps": [1, 3, 2],
+        "num_steps": 16,
+        "wire": {"weights": "bf16", "directions": {"name": "top-k", "share": 0.2}},
+        "membership": [{"agents": [0, 1], "leaves": "3s", "returns": "6.5s"}, {"agent": 2, "returns": "1.5s"}],
+    }
+    | UNEVEN,
 }
 BARRIERS: dict[str, Any] = {
     "bounded": {"barrier": {"name": "bounded", "staleness": 1}} | UNEVEN,
@@ -172,6 +196,8 @@ ON_RAY = [
     "d-asgd-importance",
     "gossip-pull",
     "gossip-push",
+    "pc-asgd, churn",
+    "pc-asgd, churn, combining first",
     "sgp-overlap, directed, batch norm",
     "ad-psgd, batch norm",
     "seconds on a ring",
@@ -190,6 +216,7 @@ QUICK = [
     "pc-asgd, local steps, narrow wire",
     "own tensors, probed",
     "gossip-push",
+    "pc-asgd, churn",
     "sgp-overlap, directed, batch norm",
 ]
 

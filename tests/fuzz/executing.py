@@ -51,6 +51,7 @@ def make_resources(folder: Path) -> Resources:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.txt").write_text("To be, or not to be, that is the question. " * 30, encoding="utf-8")
     (folder / "delays.csv").write_text("delay\n0.5\n2\n1.25\n", encoding="utf-8")
+    (folder / "there.csv").write_text("agent,start,end\n0,0,2.5\n0,3,\n", encoding="utf-8")
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
     encoded = []
     for image in pixels:

@@ -107,6 +107,7 @@ class _Generator:
             "hosts.agents": lambda: self.random.choice([[0], list(range(self.num_agents))]),
             "hosts.up": self.bandwidth,
             "hosts.down": self.bandwidth,
+            "membership": self.membership,
             "links.between": lambda: self.random.choice(
                 ["all", "all", "clusters", "clusters", [[0], [self.num_agents - 1]], self.groups()]
             ),
@@ -212,6 +213,14 @@ class _Generator:
     def bandwidth(self) -> str:
         return self.random.choice(["20 Mbit/s", "1 Gbit/s", "25MB/s", "1 bit/s", "0.5 kB/s"])
 
+    def membership(self) -> Any:
+        last = self.num_agents - 1
+        times = sorted(self.random.sample([0, 0.5, 1, 1.5, 2, 3.25, 4], 3))
+        once = {"agent": last, "leaves": times[0], "returns": f"{times[1]}s"}
+        late = {"agents": list(range(self.num_agents)), "returns": times[0] + 0.1}
+        forms = [[once], once, [once, {"agent": last, "leaves": times[2]}], [late], [late, once]]
+        return self.random.choice([[], [], *forms, {"trace": str(self.resources.folder / "there.csv")}])
+
     def groups(self) -> list[list[int]]:
         agents = list(range(self.num_agents))
         cut = self.random.randint(0, self.num_agents)
@@ -303,6 +312,8 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
     if kind in ("server", "elastic-averaging", "ad-psgd", "d-psgd", "sgp", "gossip-push"):
         tree.pop("barrier", None)
         tree.pop("mixing", None)
+    if kind in ("server", "elastic-averaging", "diloco", "fedasync", "ad-psgd", "sgp", "sgp-overlap", "noloco"):
+        tree.pop("membership", None)
     if random.random() < 0.9:
         tree.pop("schedule", None)
     return tree

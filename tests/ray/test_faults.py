@@ -324,3 +324,14 @@ def test_a_live_run_whose_driver_was_killed_is_resumed(tmp_path: Path) -> None:
     assert all(row.step > 50 and not row.reads for row in back)
     assert sorted(row[:2] for row in rows) == [(agent, step) for agent in range(3) for step in range(400)]
     assert_replays(resumed, **SLOW)
+
+
+@pytest.mark.slow
+def test_a_planned_run_whose_agents_leave_and_come_back_outlives_a_lost_one_to_the_bit(tmp_path: Path) -> None:
+    membership = [{"agent": 2, "leaves": "30.5s", "returns": "90.5s"}, {"agent": 0, "leaves": "300.5s"}]
+    settings = {"membership": membership, "num_agents": 4, "evaluate_every": 50}
+    fault = Fault(60, kill(1))
+    result = fit(tmp_path, fault, **settings)
+    assert "run_restarted" in fault.kinds()
+    assert_same_run(result, fit_local(tmp_path, **settings))
+    assert [row.agent for row in rows_of(result) if row.kind == "rejoined"] == [2]

@@ -99,8 +99,8 @@ def decoded(text: Any) -> Command:
         tree = json.loads(text)
         entry = tree.get("entry") if isinstance(tree, Mapping) else None
         delay = entry.get("delay") if isinstance(entry, Mapping) else None
-        if isinstance(delay, Mapping) and delay.get("name") == "measured":
-            raise ValueError("delay.name = 'measured': allowed are laws that need no file")
+        if isinstance(delay, Mapping) and delay.get("name") in ("measured", "trace"):
+            raise ValueError(f"delay.name = {delay['name']!r}: allowed are laws that need no file")
         return _COMMAND.validate_python(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -325,8 +325,7 @@ class PeerPolicy:
         """
         at_least = max([at_least, *(version + 1 for version in known)])
         here = {k: version for k, version in sorted(offered.items()) if k in self.spec.neighbors}
-        taken = sum(self.rounds.progress(k, version) for k, version in here.items())
-        mean = taken / (len(here) * self.rounds.length(self.spec.agent)) if here else 0.0
+        mean = self.rounds.mean_version(self.spec.agent, here)
         reads: tuple[Read, ...] = ()
         if here and (not self.is_restored or self.version < mean):
             reads = tuple(Read(k, version, 0, 0) for k, version in here.items())

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from ray_pcasgd.engines.failures import evaluated, naming, require_own, restorin
 from ray_pcasgd.engines.local.batching import prepare_together, take_together
 from ray_pcasgd.engines.local.versions import Versions, reads_of
 from ray_pcasgd.records import Event, Read, Row, StepReport
-from ray_pcasgd.schedule.scheduler import Recorded, tell_loss
+from ray_pcasgd.schedule.scheduler import Recorded, away_from, tell_loss
 from ray_pcasgd.schedule.simulation import Timing
 
 
@@ -169,6 +169,14 @@ class Execution:
         """Take in which of the agents that have just taken a row take no further steps."""
         self.running.difference_update(agent.spec.agent for agent in agents if not agent.is_running)
 
+    @property
+    def present(self) -> Set[int]:
+        """Agents that take further steps, but for those that have left and took all rows that they have until now."""
+        away = away_from(self.rows)
+        if not away:
+            return self.running
+        return self.running - {agent for agent, version in away.items() if self.agents[agent].version >= version}
+
     def take(self, agent: Participant, row: Row, received: Sequence[Received]) -> Outcome | NonFiniteLossError:
         """Let an agent take a row."""
         try:
@@ -206,8 +214,9 @@ class Execution:
             touched = spec.neighbors
             for k in touched:
                 self.drop_late(k)
+        present = self.present
         for k in (row.agent, *touched):
-            self.versions.forget(k, self.agents[k].version, self.running)
+            self.versions.forget(k, self.agents[k].version, present)
             if self.agents[k].remembers_versions:
                 self.agents[k].keep(partial(self.versions.is_referred_to, k))
 
@@ -284,8 +293,8 @@ class Execution:
         """Yield a pause where all agents have come to a further evaluation, or one is asked for; between rows."""
         if self.leaving is None:
             return
-        counting = [agent for agent in self.agents if agent.spec.family.counts]
-        running = [agent.progress for agent in counting if agent.spec.agent in self.running]
+        counting, present = [agent for agent in self.agents if agent.spec.family.counts], self.present
+        running = [agent.progress for agent in counting if agent.spec.agent in present]
         is_due = bool(running) and min(running) // self.recipe.evaluate_every > self.evaluations
         if running and (is_due or self.leaving.is_asked):
             self.evaluations = min(running) // self.recipe.evaluate_every

@@ -297,15 +297,19 @@ class MailActor(Reporter):
         """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
         raise AssertionError("MailActor is abstract")
 
-    def wait_until(self, condition: Callable[[], bool], missing: Callable[[], str]) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], missing: Callable[[], str], while_others_send: bool = False
+    ) -> None:
         """Wait until a condition on the mailbox holds; called with the lock held.
+
+        ``while_others_send`` it is waited longer, as they may take many steps until then.
 
         Raises:
             InterruptionError: it did not hold within ``version_seconds``; the message names what ``missing`` returns.
             StoppedError: the run is being stopped.
 
         """
-        deadline = time.monotonic() + self.driving.version_seconds
+        deadline, heard = time.monotonic() + self.driving.version_seconds, self.received.total()
         while True:
             if self.stopped:
                 raise StoppedError
@@ -313,6 +317,8 @@ class MailActor(Reporter):
             self.mailbox.advance(now)
             if condition():
                 return
+            if now >= deadline and while_others_send and self.received.total() > heard:
+                deadline, heard = now + self.driving.version_seconds, self.received.total()
             if now >= deadline:
                 raise InterruptionError(
                     f"agent {self.spec.agent} waited {self.driving.version_seconds:g} s at step {self.version} "

@@ -1,6 +1,6 @@
 """Drives an actor by planned rows: it waits for exactly the versions that they name, whatever the machine's timing."""
 
-from ray_pcasgd.agents.mailbox import Delivery
+from ray_pcasgd.agents.mailbox import Delivery, Header
 from ray_pcasgd.agents.participant import Published, Received
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.ray.actor import Actor, Found
@@ -17,17 +17,22 @@ class PlannedDriver(Driver):
             actor.participant.restore(state)
         self.awaited: Row | None = None
         """The row whose reads are waited for."""
+        self.is_over = False
+        """Whether the agent takes no rows any more."""
 
     def run(self) -> None:
         """Take the agent's rows, until it leaves the run or they are at their end."""
         for row in self.actor.rows():
             if not self.actor.participant.is_own(row) or not self.take(row):
-                return
+                break
+        with self.actor.changed:
+            self.is_over = True
 
     def take(self, row: Row) -> bool:
         """Take a row; return whether the agent is still in the run."""
         actor = self.actor
-        if row.kind == "step" and not actor.prepare():
+        # Who comes back by a plan has given up a step, which engines may have computed before they know of that.
+        if (row.kind == "step" or self.came_back_by_plan(row)) and not actor.prepare():
             return False
         receivers = self.publish(row) if actor.spec.family.exchanges else None
         received: list[Received] = []
@@ -71,10 +76,27 @@ class PlannedDriver(Driver):
         mailbox = self.actor.mailbox
         with self.actor.changed:
             self.awaited = row
-            self.actor.wait_until(self.should_wake, names)
+            self.forget_missed()
+            self.actor.wait_until(self.should_wake, names, while_others_send=row.kind == "rejoined")
             self.awaited = None
             here = [self.actor.find(read) for read in row.reads if not mailbox.isolated(read.neighbor, read.version)]
             return [item for item in here if item is not None]
+
+    def came_back_by_plan(self, row: Row) -> bool:
+        """Return whether an agent comes back with a row as a planner has it, which falls back behind no read."""
+        return row.kind == "rejoined" and not self.actor.driving.falls_back
+
+    def on_message(self, header: Header) -> None:
+        """Take in that a message has come; by a plan, it may be one that is not going to be read."""
+        if self.is_over and not self.actor.driving.falls_back:
+            self.actor.mailbox.forget(header.sender, header.version, slack=0)
+        self.forget_missed()
+
+    def forget_missed(self) -> None:
+        """Drop what has come while the agent was away, since it comes back from newer versions."""
+        if self.awaited is not None and self.came_back_by_plan(self.awaited):
+            for read in self.awaited.reads:
+                self.actor.mailbox.forget(read.neighbor, read.version, slack=0)
 
     def is_missing(self, read: Read) -> bool:
         """Return whether something is still to come that this read needs."""

@@ -18,7 +18,9 @@ from ray_pcasgd.rules.probe_data import CustomProbes, OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import rounds_of
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
+from ray_pcasgd.schedule.churn import ChurningPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.membership import away_times
 from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.scheduler import Schedule
@@ -107,7 +109,9 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
         "combines_first": config.overlap is False,
         "message_bytes": message_bytes,
     }
-    return Planner(neighbors=network.neighbors, barrier=config.barrier, exchange=rule.exchange, **timing)
+    timing |= {"neighbors": network.neighbors, "barrier": config.barrier, "exchange": rule.exchange}
+    away = away_times(config.membership, config.num_agents)
+    return ChurningPlanner(**timing, away=away) if away else Planner(**timing)
 
 
 def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], info: ScheduleInfo) -> list[Row]:

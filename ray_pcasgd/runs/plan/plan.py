@@ -45,7 +45,9 @@ from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.settings.errors import explain, one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
+from ray_pcasgd.schedule.churn import ChurningPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.membership import Departure
 from ray_pcasgd.schedule.recording import replayable
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.schedule.topology import Network
@@ -115,18 +117,24 @@ class Plan:
         )
 
     @cached_property
-    def last_steps(self) -> dict[int, int]:
-        """The last rows' steps of agents that leave a recorded schedule before its end; -1 of those without any."""
+    def departures(self) -> tuple[Departure, ...]:
+        """When agents leave, as a planned or a recorded schedule has it, and where they come back."""
+        if isinstance(self.schedule, ChurningPlanner):
+            return self.schedule.departures
         if not isinstance(self.schedule, Recorded) or self.servers:
-            return {}
+            return ()
         in_pairs = isinstance(self.config.algorithm, ADPSGD)
-        last = dict.fromkeys(range(self.config.num_agents), -1)
+        found: list[Departure] = []
+        last = dict.fromkeys(range(self.config.num_agents), 0)
         taken = dict.fromkeys(last, 0)
         for row in self.schedule.recorded:
-            last[row.agent] = max(last[row.agent], row.step)
+            if row.kind == "rejoined" and not in_pairs:
+                found.append(Departure(row.agent, last[row.agent], row.step + 1))
+            last[row.agent] = max(last[row.agent], row.step + 1)
             # Of those that average in pairs, not every version is a step of their own.
-            taken[row.agent] = taken[row.agent] + (row.kind == "step") if in_pairs else last[row.agent] + 1
-        return {agent: step for agent, step in last.items() if taken[agent] < self.rounds.last(agent)}
+            taken[row.agent] = taken[row.agent] + (row.kind == "step") if in_pairs else last[row.agent]
+        found += [Departure(agent, last[agent], None) for agent in last if taken[agent] < self.rounds.last(agent)]
+        return tuple(found)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -289,6 +297,7 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
         raise SettingsError(
             "schedule: allowed with engine.mode = 'live' is null; a recorded schedule is replayed by planned runs"
         )
+    _check_membership(config, live)
     if live:
         _check_live_network(config)
     engine = config.engine
@@ -355,6 +364,24 @@ def _check_live_network(config: Config) -> None:
     given += [(f"regions.{name}", list(agents)) for name, agents in config.regions.items()]
     for setting, value in given[:1]:
         raise SettingsError(f"{setting} = {value!r}: allowed in planned runs; a live run's network has its own")
+
+
+def _check_membership(config: Config, live: bool) -> None:
+    """Raise ``SettingsError`` where agents cannot leave and come back as the settings say."""
+    if not config.membership or config.schedule is not None:
+        return
+    if live:
+        raise SettingsError(
+            "membership: allowed in planned runs; agents leave and join a live one by 'ray-pcasgd leave' and 'join', "
+            "and engine.join_later names those who come later"
+        )
+    algorithm = config.algorithm
+    exchange = algorithm.exchange if isinstance(algorithm, Rule) else None
+    if exchange is None or exchange.reading != "newest" or exchange.waits_for_partners:
+        raise SettingsError(
+            f"membership: allowed with algorithm.name = {algorithm.name!r} is an empty list; who leaves and comes back "
+            "is planned for peers that send each version to all of their neighbors, as those of pc-asgd do"
+        )
 
 
 def _check_join_later(config: Config, engine: RaySettings) -> None:

@@ -165,6 +165,7 @@ _VALUES = {
     "algorithm": "write a name such as pc-asgd, or {name: pc-asgd, theta: 0.3}",
     "links": "write [{delay: 10}] for all links, or [{between: clusters, delay: 200ms}]",
     "hosts": "write [{agents: [0, 1], up: 1 Gbit/s, down: 1 Gbit/s}]",
+    "membership": "write [{agent: 3, leaves: 20s, returns: 45s}], or {trace: availability.csv}",
     "links.*.links.*": "write links: [[0, 1]], pairs of agents",
     "links.*.between.*": "write between: [[0, 1], [2, 3]], groups of agents",
     "clusters.*": "write how many, or groups of agents such as [[0, 1], [2, 3]]",

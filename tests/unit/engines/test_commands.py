@@ -46,6 +46,7 @@ WRONG: list[Any] = [
     '{"name": "isolate", "agents": []}',
     '{"name": "delay", "entry": {"delay": -1}}',
     '{"name": "delay", "entry": {"delay": {"name": "measured", "path": "/etc/passwd"}}}',
+    '{"name": "delay", "entry": {"delay": {"name": "trace", "path": "/etc/passwd"}}}',
     '{"name": "leave", "agent": ' + "9" * 5000 + "}",
     "[" * 100_000,
     json.dumps({"name": "isolate", "agents": list(range(100_000))}),

@@ -122,7 +122,7 @@ def test_a_key_that_is_near_to_none_is_answered_with_all() -> None:
         (
             "links.0.delay.name=unifom",
             "links.0.delay.name = 'unifom': allowed are constant, uniform, exponential, shifted-exponential, pareto, "
-            "log-normal, outage, measured, custom; did you mean uniform?",
+            "log-normal, outage, measured, trace, custom; did you mean uniform?",
         ),
     ],
 )
@@ -185,6 +185,33 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ("hosts=5", "hosts = 5: allowed is a list; write [{agents: [0, 1], up: 1 Gbit/s, down: 1 Gbit/s}]"),
         ("hosts=[{agents: [0]}]", "hosts.0.up: is required, or down; without both the host has no limit"),
         ("hosts=[{agents: [0, 0], up: 1 MB/s}]", "hosts.0.agents = [0, 0]: allowed are one agent or more, each once"),
+        (
+            "membership=5",
+            "membership = 5: allowed is a list; write [{agent: 3, leaves: 20s, returns: 45s}], or "
+            "{trace: availability.csv}",
+        ),
+        ("membership=[{agent: 9, leaves: 3}]", "membership.0.agent: agent 9; allowed are 0 to 7"),
+        ("membership={agents: [1, 9], leaves: 3}", "membership.0.agents: agent 9; allowed are 0 to 7"),
+        ("membership=[{agent: 1}]", "membership.0.leaves: is required, or returns, or both"),
+        ("membership=[{leaves: 1}]", "membership.0.agent: is required, or agents, or trace; one of them"),
+        (
+            "membership=[{agent: 1, leaves: 3 steps}]",
+            "membership.0.leaves = '3 steps': allowed are seconds, such as 20s, 500ms or 20",
+        ),
+        ("membership=[{agent: 1, leaves: -1}]", "membership.0.leaves = -1: allowed are values from 0 on"),
+        (
+            "membership=[{agent: 1, leaves: 20s, returns: 20}]",
+            "membership.0.returns = 20: allowed is later than leaves = 20",
+        ),
+        (
+            "membership=[{agent: 1, leaves: 2}, {agents: [1], returns: 3}]",
+            "membership.0.agent: agent 1 is away from 0 to 3 s, and from 2 s on too; allowed are times apart",
+        ),
+        (
+            "membership={trace: none.csv}",
+            "membership.trace = 'none.csv': cannot be read ([Errno 2] No such file or directory: 'none.csv'); "
+            "allowed is CSV or Parquet",
+        ),
         ("links.0.delay=-1", "links.0.delay = -1: allowed are values from 0 on"),
         ("links.0.delay=.inf", "links.0.delay = inf: allowed are finite numbers"),
         ("links.0.between=foo", "links.0.between = 'foo': allowed are 'all' or 'clusters' or a list"),

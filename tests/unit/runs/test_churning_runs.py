@@ -1,0 +1,122 @@
+"""Runs whose agents leave and come back as the settings say: what they keep, say, evaluate, and go on from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_pcasgd.engines.base import Pause
+from ray_pcasgd.engines.local.execution import Execution
+from ray_pcasgd.records import Event
+from ray_pcasgd.runs.callbacks import Callback
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.trainer import Trainer, resume
+from ray_pcasgd.schedule.parquet import read_rows
+from tests.comparing import assert_same_metrics, assert_same_to_the_bit
+from tests.unit.interrupted_runs import SMALL, assert_as_undisturbed, interrupted
+
+AWAY = [{"agent": 1, "leaves": "6.5s", "returns": "16.5s"}, {"agent": 2, "leaves": "4.5s"}]
+NO_DELAY: dict[str, Any] = {"links": [], "algorithm": "d-asgd"}
+
+
+class Noting(Callback):
+    """Notes events, the steps of evaluations, and pauses."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.evaluated: list[tuple[int, int]] = []
+        self.pauses: list[int] = []
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def on_evaluation(self, rows: Any) -> None:
+        self.evaluated += [(rows[-1]["step"], len(rows) - 1)] if rows else []
+
+    def on_pause(self, pause: Pause, state: Any) -> None:
+        self.pauses.append(pause.step)
+
+
+def train(folder: Path, *callbacks: Callback, **settings: Any) -> Result:
+    return Trainer(SMALL | NO_DELAY | settings, storage_path=str(folder), callbacks=callbacks).fit()
+
+
+def test_a_run_says_who_leaves_and_comes_back_and_evaluates_who_is_there(tmp_path: Path) -> None:
+    noting = Noting()
+    result = train(tmp_path, noting, membership=AWAY)
+    assert result.error is None
+    assert [event for event in noting.events if event.agent >= 0] == [
+        Event("agent_left", 2, 4, "agent 2 leaves after 4 steps"),
+        Event("agent_left", 1, 6, "agent 1 leaves after 6 steps"),
+        Event("agent_returned", 1, 16, "agent 1 is back at step 16, as the mean of agent 0"),
+    ]
+    # With agent 1 at 5 and at 20, never with agent 2.
+    assert noting.evaluated == [(5, 2), (10, 1), (15, 1), (20, 2)]
+    # A state can be kept at each evaluation; agent 1 is back by the time of the third.
+    assert noting.pauses == [5, 10, 16]
+    rows, metadata = read_rows(Path(result.path) / "schedule.parquet")
+    assert metadata["left"] == "2"
+    assert max(row.step for row in rows if row.agent == 2) == 3
+
+
+def test_a_replay_says_and_evaluates_the_same(tmp_path: Path) -> None:
+    result, first, again = train(tmp_path, membership=AWAY), Noting(), Noting()
+    schedule = str(Path(result.path) / "schedule.parquet")
+    replay = train(tmp_path / "replay", first, schedule=schedule, links=[])
+    assert_same_to_the_bit(replay, result)
+    assert_same_metrics(replay, result)
+    assert first.evaluated == [(5, 2), (10, 1), (15, 1), (20, 2)]
+    # What a replay does not use may stand in its settings, whatever the algorithm.
+    other = train(tmp_path / "other", again, schedule=schedule, membership=AWAY, algorithm="gossip-push")
+    assert other.error is None
+    assert again.evaluated == first.evaluated
+
+
+@pytest.mark.parametrize("at_step", [5, 10, 15])
+def test_a_run_goes_on_to_the_same_bits_while_agents_are_away(at_step: int, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"membership": AWAY, "links": [{"between": "clusters", "delay": 2}]}
+    assert_as_undisturbed(resume(interrupted(tmp_path, at_step, **changes)), **changes)
+
+
+def test_the_agents_that_never_come_do_not_keep_a_schedule_from_replaying(tmp_path: Path) -> None:
+    noting = Noting()
+    result = train(tmp_path, noting, membership={"agent": 2, "leaves": 0})
+    assert result.error is None
+    assert noting.evaluated == [(step, 2) for step in (5, 10, 15, 20)]
+    replay = train(tmp_path / "replay", schedule=str(Path(result.path) / "schedule.parquet"))
+    assert_same_to_the_bit(replay, result)
+
+
+def test_a_run_that_all_have_left_fails(tmp_path: Path) -> None:
+    result = train(tmp_path, membership=[{"agents": [0, 1, 2], "leaves": 3}])
+    assert str(result.error) == "every agent has left the run; events.jsonl says why"
+
+
+@pytest.mark.parametrize("algorithm", ["d-asgd", "pc-asgd", "gossip-pull"])
+@pytest.mark.parametrize("batched", ["never", "always"])
+def test_what_is_kept_of_others_does_not_grow_while_an_agent_is_away(batched: str, algorithm: str) -> None:
+    away = [{"agent": 1, "leaves": "5.5s", "returns": "50.5s"}, {"agent": 2, "leaves": "8.5s"}]
+    settings = {"num_steps": 70, "links": [{"delay": 2}], "membership": away, "num_agents": 4}
+    plan = make_plan(load_config(SMALL | NO_DELAY | settings | {"algorithm": algorithm}))
+    agents = [spec.build(plan.data) for spec in plan.specs]
+    execution = Execution(plan.schedule, agents, stacks=batched == "always")
+    kept = [max(map(len, execution.versions.by_agent.values())) for _ in execution.reports()]
+    assert [agent.version for agent in agents] == [70, 70, 8, 70]
+    # Two steps late, and what batches run ahead.
+    assert max(kept) <= 12
+
+
+@pytest.mark.parametrize("algorithm", ["ad-psgd", "sgp", "sgp-overlap", "gossip-push", "noloco", "server"])
+def test_who_leaves_is_planned_where_each_version_goes_to_all_neighbors(algorithm: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_plan(load_config({"engine": "local", "algorithm": algorithm, "links": [], "membership": AWAY}))
+    assert str(caught.value).startswith(f"membership: allowed with algorithm.name = '{algorithm}' is an empty list; ")
+    assert "\n" not in str(caught.value)
+
+
+def test_live_runs_have_commands_for_it() -> None:
+    with pytest.raises(SettingsError) as caught:
+        make_plan(load_config({"engine": {"name": "ray", "mode": "live"}, "membership": AWAY}))
+    assert str(caught.value).startswith("membership: allowed in planned runs; agents leave and join a live one by ")
