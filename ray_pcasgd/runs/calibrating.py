@@ -95,6 +95,8 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
             raise SettingsError(f"{location}: {one_line(error, 500)}") from None
         tree = read_yaml(folder / "config.yaml")
     workers = {agent: seconds for agent, seconds in compute.items() if agent < config.num_agents}
+    if not workers:
+        raise SettingsError(f"{location}: no agent has taken a step; allowed are runs that have begun")
     tree |= {
         "name": None,
         "compute": _compute(workers, table.resolve()),
@@ -112,8 +114,12 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
         tree["local_steps"] = list(rounds_of(config).local_steps)
     try:
         write_whole(table, _as_csv(workers))
-        load_config(tree)  # what is written can be run
-        write_whole(path, write_yaml(tree))
+        try:
+            load_config(tree)  # what is written can be run
+            write_whole(path, write_yaml(tree))
+        except BaseException:
+            table.unlink()
+            raise
     except OSError as error:
         raise SettingsError(f"output = {str(output)!r}: cannot be written ({one_line(error)})") from None
     return Calibration(path, workers, evaluations, laws)
@@ -243,8 +249,9 @@ def _links(laws: Mapping[Pair, LogNormal | ConstantLaw | None], sites: Mapping[i
         members.setdefault(site, []).append(agent)
     entries: list[dict[str, Any]] = []
     for pair in sorted(laws):
-        if (law := laws[pair]) is None:
-            continue
-        place = {} if pair == WITHIN else {"between": [members[site] for site in pair]}
-        entries.append({"delay": delay_text(law), **place})
+        law, place = laws[pair], {} if pair == WITHIN else {"between": [members[site] for site in pair]}
+        if law is not None:
+            entries.append({"delay": delay_text(law), **place})
+        elif entries and place:  # or else what is said of the links within sites would count
+            entries.append({"delay": "0s", **place})
     return entries

@@ -6,6 +6,7 @@ and at most to the one that did. Laws are fitted to such intervals by maximum li
 """
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,16 +73,15 @@ def compute_seconds(recording: Recording) -> dict[int, list[float]]:
     """
     found: dict[int, list[float]] = {}
     for agent, rows in recording.of_each().items():
+        besides = _besides(recording, agent, rows)
         # A server's rows are instants.
-        steps = [row for row in rows if row.kind == "step" and row.ready > row.start]
-        if not steps:
-            continue
-        besides = _besides(recording, agent, steps)
         seconds = [
-            (row.ready - row.start + more) / recording.steps_in(agent, row.step)
-            for row, more in zip(steps, besides, strict=True)
+            (row.ready - row.start + besides[row.step]) / recording.steps_in(agent, row.step)
+            for row in rows
+            if row.kind == "step" and row.ready > row.start
         ]
-        found[agent] = [max(_SMALLEST, one) for one in seconds]
+        if seconds:
+            found[agent] = [max(_SMALLEST, one) for one in seconds]
     return found
 
 
@@ -92,30 +92,32 @@ def evaluation_seconds(recording: Recording) -> dict[int, float]:
     """
     found: dict[int, float] = {}
     for agent, rows in recording.of_each().items():
-        steps = [row for row in rows if row.kind == "step"]
-        besides = _besides(recording, agent, steps)
+        besides = _besides(recording, agent, rows)
         found[agent] = sum(
-            max(0.0, after.start - before.end - mean)
-            for (before, after), mean in zip(itertools.pairwise(steps), besides, strict=False)
-            if recording.evaluates(agent, before.step)
+            max(0.0, gap - besides[step]) for step, gap in _gaps(rows).items() if recording.evaluates(agent, step)
         )
     return found
 
 
-def _besides(recording: Recording, agent: int, rows: Sequence[Row]) -> list[float]:
-    """Return the seconds after each row in which the agent was busy."""
-    gaps = [max(0.0, after.start - before.end) for before, after in itertools.pairwise(rows)]
-    counted = [gap for row, gap in zip(rows, gaps, strict=False) if not recording.evaluates(agent, row.step)]
+def _gaps(rows: Sequence[Row]) -> dict[int, float]:
+    """Return the seconds from each row's end to the next row, by ``Row.step``; not from one before an absence."""
+    return {
+        before.step: max(0.0, after.start - before.end)
+        for before, after in itertools.pairwise(rows)
+        if after.kind != "rejoined"
+    }
+
+
+def _besides(recording: Recording, agent: int, rows: Sequence[Row]) -> dict[int, float]:
+    """Return the seconds after each row in which the agent was busy, by ``Row.step``."""
+    gaps = _gaps(rows)
+    counted = [gap for step, gap in gaps.items() if not recording.evaluates(agent, step)]
     mean = float(np.mean(counted)) if counted else 0.0
     if agent in recording.reads_first and agent in recording.waits:
         # Which of them were waiting is not known, but how long they were so together.
-        mean = max(0.0, mean - recording.waited.get(agent, 0.0) / max(1, len(rows)))
-        return [mean] * len(rows)
-    return [
-        mean if recording.evaluates(agent, row.step) else gap
-        for row, gap in itertools.zip_longest(rows, gaps, fillvalue=mean)
-        if isinstance(row, Row)
-    ]
+        mean = max(0.0, mean - recording.waited.get(agent, 0.0) / max(1, len(gaps)))
+        return dict.fromkeys((row.step for row in rows), mean)
+    return {row.step: mean if recording.evaluates(agent, row.step) else gaps.get(row.step, mean) for row in rows}
 
 
 class _Sighting(NamedTuple):
@@ -158,9 +160,9 @@ def message_seconds(
 
 def _sightings(recording: Recording, rows: Sequence[Row]) -> Iterable[_Sighting]:
     published = _publishing(recording)
-    besides = dict(zip((row.step for row in rows), _besides(recording, rows[0].agent, rows), strict=False))
+    besides = _besides(recording, rows[0].agent, rows)
     seen: dict[int, tuple[int, float]] = {}
-    last_end = last_read_at = rows[0].start
+    last_end, last_read_at = rows[0].start, -math.inf
     for row in rows:
         agent, reads_first = row.agent, row.agent in recording.reads_first
         read_at = row.start if reads_first else row.end
@@ -169,7 +171,7 @@ def _sightings(recording: Recording, rows: Sequence[Row]) -> Iterable[_Sighting]
         has_waited = agent in recording.waits and (is_instant or waited > NOISE_SECONDS)
         found = []
         for read in row.reads:
-            version, looked_at = seen.get(read.neighbor, (0, row.start))
+            version, looked_at = seen.get(read.neighbor, (0, -math.inf))
             before = last_read_at if recording.reads_all else looked_at
             # Those in between have come as well, and no earlier.
             for one in range(version + 1 if recording.sends_to_all else read.version, read.version + 1):
@@ -205,7 +207,10 @@ def fitted(bounds: Sequence[Bounds]) -> LogNormal | ConstantLaw | None:
     """
     if not any(one.above > 0 for one in bounds):
         return None
-    some = [bounds[int(place)] for place in np.unique(np.linspace(0, len(bounds) - 1, _FITTED).astype(int))]
+    # In proportion, but at least one of those that have a lower bound, which tell the most and may be few.
+    stride = max(1.0, len(bounds) / _FITTED)
+    kinds = ([one for one in bounds if one.above > 0], [one for one in bounds if one.above == 0])
+    some = [kind[int(place)] for kind in kinds for place in np.arange(0, len(kind), stride)]
     exact = [one.most for one in some if one.above == one.most]
     below = [one.most for one in some if one.above == 0]
     between = [one for one in some if 0 < one.above < one.most]
@@ -214,6 +219,9 @@ def fitted(bounds: Sequence[Bounds]) -> LogNormal | ConstantLaw | None:
     stats = scipy_stats()
     data = stats.CensoredData(exact, left=below, interval=np.array(between).reshape(-1, 2))
     middle = float(np.median([*exact, *((one.above + one.most) / 2 for one in between)]))
-    with np.errstate(divide="ignore", invalid="ignore"):  # of parameters that are so wrong that they are left again
-        sigma, _, median = stats.lognorm.fit(data, 0.5, scale=middle, floc=0)
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):  # of parameters so wrong that they are left again
+            sigma, _, median = stats.lognorm.fit(data, 0.5, scale=middle, floc=0)
+    except stats.FitError:
+        raise ValueError(f"no law fits the times of its {len(bounds)} messages") from None
     return LogNormal(median=float(median), sigma=min(20.0, float(sigma)))

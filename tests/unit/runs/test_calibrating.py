@@ -72,6 +72,9 @@ def test_agents_of_one_host_are_one_site_and_their_seconds_may_differ_in_number(
     config = load_config(found.path)
     assert config.compute.mean(0) == pytest.approx(0.02, rel=0.1)
     assert config.compute.mean(3) == pytest.approx(0.04, rel=0.05)
+    for law, link in zip((found.links["", ""], found.links["a", "b"]), config.links, strict=False):
+        assert link.delay is not None
+        assert link.delay.expectation() == pytest.approx(0.0 if law is None else law.expectation(), rel=0.01)
 
 
 @pytest.mark.parametrize(

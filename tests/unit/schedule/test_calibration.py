@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ray_pcasgd import Config
-from ray_pcasgd.records import Row
+from ray_pcasgd.records import Read, Row, RowKind
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.schedule.calibration import (
     Bounds,
@@ -91,6 +91,31 @@ def test_what_evaluations_take_is_no_part_of_a_step() -> None:
     recording = Recording(rows, frozenset(), frozenset(), True, False, {}, lambda *_: 1, lambda _, step: step == 1)
     assert compute_seconds(recording) == {0: pytest.approx([1.1, 1.1, 1.1, 1.1])}
     assert evaluation_seconds(recording) == {0: pytest.approx(5.0)}
+
+
+def test_absences_and_cancelled_work_are_no_part_of_a_step() -> None:
+    kinds: list[tuple[float, float, RowKind]] = [(0.0, 1.0, "step"), (1.2, 1.6, "cancelled"), (1.8, 2.8, "step")]
+    kinds += [(60.0, 60.0, "rejoined"), (60.2, 61.2, "step"), (61.4, 62.4, "step")]
+    rows = [Row(0, step, start, end, end, (), kind) for step, (start, end, kind) in enumerate(kinds)]
+    recording = Recording(rows, frozenset(), frozenset(), True, False, {}, lambda *_: 1, lambda *_: False)
+    assert compute_seconds(recording) == {0: pytest.approx([1.2] * 4)}
+    waiting = Recording(rows, frozenset({0}), frozenset({0}), True, False, {0: 0.4}, lambda *_: 1, lambda *_: False)
+    assert compute_seconds(waiting) == {0: pytest.approx([1.1] * 4)}
+
+
+def test_what_was_there_at_the_first_look_has_no_lower_bound() -> None:
+    rows = [Row(1, 0, 0.0, 1.0, 1.0, ()), Row(0, 0, 1.9, 2.0, 2.0, (Read(1, 1, 0, 0),))]
+    everything = {"sends_to_all": True, "waited": {}, "steps_in": lambda *_: 1, "evaluates": lambda *_: False}
+    for reads_all in (False, True):
+        recording = Recording(rows, frozenset({0}), frozenset(), reads_all=reads_all, **everything)
+        assert message_seconds(recording, lambda *_: "all", {}) == {"all": None}
+
+
+def test_the_few_late_ones_of_many_messages_are_not_overlooked() -> None:
+    bounds = [Bounds(0.0, 0.1)] * 5000 + [Bounds(0.1, 0.2)] + [Bounds(0.0, 0.1)] * 5000
+    law = fitted(bounds)
+    assert isinstance(law, LogNormal)
+    assert law.median < 0.1
 
 
 def test_bounds_without_a_lower_one_tell_nothing_and_exact_ones_a_constant() -> None:
