@@ -237,8 +237,12 @@ class PeerPolicy:
         """
         before, most = self._come[neighbor], min(known, self.version) if self._is_capped else known
         versions = sorted((v for v in self.mailbox.versions(neighbor) if before < v <= most), reverse=True)
-        self._come[neighbor] = next((v for v in versions if self.is_here(neighbor, v, False)), before)
-        return self._come[neighbor]
+        come = next((v for v in versions if self.is_here(neighbor, v, False)), before)
+        if come == max(versions, default=come):
+            # None is under way: what the mailbox does not hold was read, or will not be, or was never sent.
+            come = max(come, most)
+        self._come[neighbor] = come
+        return come
 
     def partners(self) -> tuple[int, ...]:
         """Return the neighbors that the agent reads at its present step."""

@@ -214,6 +214,28 @@ def test_weights_that_have_overtaken_those_that_are_waited_for_do_not_count() ->
     assert [read.version for read in take.reads] == [3]
 
 
+@pytest.mark.parametrize("final", [False, True])
+def test_versions_that_were_read_already_or_never_come_are_not_waited_for(final: bool) -> None:
+    """A drawn neighbor far ahead, whose older versions were dropped as a newer one was read without a cap."""
+    peers = Peers("d-asgd", SampledBarrier(beta=1), num_agents=2, version=10)
+    peers.receive(1, 20, final=final)
+    peers.policy.taken([Read(1, 20, 0, 0)])
+    for _ in range(3):
+        peers.begin()
+        take = peers.decide()
+        assert isinstance(take, Take)
+        peers.end(take)
+
+
+@pytest.mark.parametrize(("own", "first"), [(10, 11), (11, 13)])
+def test_a_neighbor_that_comes_back_above_the_agent_s_own_version_is_not_waited_for(own: int, first: int) -> None:
+    peers = Peers("d-asgd", AllBarrier(), num_agents=2, version=own)
+    peers.policy.back(1, first - 1)
+    peers.receive(1, first)
+    peers.begin()
+    assert isinstance(peers.decide(), Take)
+
+
 def test_the_weights_of_a_neighbor_that_is_done_are_waited_for_too() -> None:
     peers = Peers("d-asgd", AllBarrier(), num_agents=2, version=NUM_STEPS - 1)
     peers.receive(1, NUM_STEPS - 1, is_here=False)
