@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.schedule.bandwidth import Bandwidth
 from ray_pcasgd.schedule.law_base import BaseLaw, Sampler
 from ray_pcasgd.schedule.law_text import Unit, read_law
@@ -78,10 +79,11 @@ class LinkDelay(Settings):
         try:
             delay, said = read_law(given)
         except ValueError as error:
-            raise ValueError(f"delay = {given!r}: {error}") from None
+            raise ValueError(f"delay = {one_line(repr(given), 80)}: {error}") from None
         if said is not None and unit in get_args(Unit) and said != unit:
             raise ValueError(
-                f"unit = {unit!r}: the delay, {given!r}, is in {said}; allowed is {said}, or a delay without a unit"
+                f"unit = {unit!r}: the delay, {one_line(repr(given), 80)}, is in {said}; allowed is {said}, or a delay "
+                "without a unit"
             )
         return {**values, "delay": delay, "unit": said or unit}
 

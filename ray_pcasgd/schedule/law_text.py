@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ray_pcasgd.base.scalars import number
+from ray_pcasgd.base.text import one_line
 
 Unit = Literal["steps", "seconds"]
 
@@ -78,9 +79,9 @@ def parse_delay(text: str) -> WrittenDelay:
     try:
         law, unit = read_law(text) if plain is None else ({"name": "constant", "value": plain}, None)
     except ValueError as error:
-        raise ValueError(f"law = {text!r}: {error}") from None
+        raise ValueError(f"law = {one_line(repr(text), 80)}: {error}") from None
     if not isinstance(law, Mapping):
-        raise ValueError(f"law = {text!r}: allowed are {_EXAMPLES}")
+        raise ValueError(f"law = {one_line(repr(text), 80)}: allowed are {_EXAMPLES}")
     return WrittenDelay(dict(law), unit or "steps")
 
 
@@ -140,7 +141,8 @@ def _read_mapping(given: Mapping[str, Any]) -> tuple[dict[str, Any], Unit | None
         if isinstance(value, str):
             time = _time(value)
             if time is None:
-                raise ValueError(f"{key} = {value!r} is no number; allowed are numbers, with s, ms or steps")
+                told = one_line(repr(value), 80)
+                raise ValueError(f"{key} = {told} is no number; allowed are numbers, with s, ms or steps")
             law[key], unit = time
         else:
             unit = None
@@ -148,7 +150,8 @@ def _read_mapping(given: Mapping[str, Any]) -> tuple[dict[str, Any], Unit | None
             units[key] = unit
     for key in form.unitless:
         if units.pop(key, None):
-            raise ValueError(f"{key} = {given[key]!r} has a unit; allowed is a plain number, since it is no time")
+            told = one_line(repr(given[key]), 80)
+            raise ValueError(f"{key} = {told} has a unit; allowed is a plain number, since it is no time")
     said = set(units.values())
     if len(said) > 1:
         raise ValueError(f"allowed is one unit for all of its times: {_with_units(given['name'])}")

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.schedule.delays import LinkDelay
 from ray_pcasgd.schedule.laws import ConstantLaw
 
@@ -63,7 +64,7 @@ def check_regions(regions: Mapping[str, tuple[int, ...]], num_agents: int) -> No
     place: dict[int, str] = {}
     for name, agents in regions.items():
         if name not in REGIONS:
-            raise ValueError(f"regions: {name!r}; allowed are {', '.join(REGIONS)}")
+            raise ValueError(f"regions: {one_line(repr(name), 80)}; allowed are {', '.join(REGIONS)}")
         if not agents:
             raise ValueError(f"regions.{name}: is empty; allowed is one agent or more")
         for agent in agents:

@@ -207,3 +207,10 @@ def test_the_unit_of_measured_delays_is_that_of_the_link(tmp_path: Path) -> None
 def test_a_parquet_file_has_names_of_columns(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"column = 0: allowed in a Parquet file is a name"):
         MeasuredLaw(path=tmp_path / "d.parquet", column=0)
+
+
+@pytest.mark.parametrize("delay", ["pareto(" + "1" * 3000, {"name": "constant", "value": "x" * 3000}, "x" * 3000])
+def test_whatever_is_long_is_cut_in_a_refusal(delay: Any) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_config({"links": [{"delay": delay}]})
+    assert len(str(raised.value)) < 600
