@@ -108,6 +108,7 @@ class _Generator:
             "hosts.up": self.bandwidth,
             "hosts.down": self.bandwidth,
             "membership": self.membership,
+            "regions": self.regions,
             "links.between": lambda: self.random.choice(
                 ["all", "all", "clusters", "clusters", [[0], [self.num_agents - 1]], self.groups()]
             ),
@@ -220,6 +221,10 @@ class _Generator:
         late = {"agents": list(range(self.num_agents)), "returns": times[0] + 0.1}
         forms = [[once], once, [once, {"agent": last, "leaves": times[2]}], [late], [late, once]]
         return self.random.choice([[], [], *forms, {"trace": str(self.resources.folder / "there.csv")}])
+
+    def regions(self) -> Any:
+        halves = dict(zip(("Oregon", "Frankfurt"), self.groups(), strict=True))
+        return self.random.choice([{}, {}, {}, {"Tokyo": [0]}, {"Ohio": [0], "London": [self.num_agents - 1]}, halves])
 
     def groups(self) -> list[list[int]]:
         agents = list(range(self.num_agents))

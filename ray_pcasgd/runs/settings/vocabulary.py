@@ -44,7 +44,7 @@ WORDS = {
     "algorithm.period": "communication_period sync_period local_updates tau",
     "topology": "graph network communication_graph topo network_topology",
     "mixing": "mixing_matrix weight_matrix gossip_matrix w_matrix",
-    "clusters": "num_clusters groups num_groups sites num_sites data_centers datacenters regions",
+    "clusters": "num_clusters groups num_groups sites num_sites data_centers datacenters",
     "links": (
         "delay delays latency latencies lag link staleness link_delay link_delays communication_delay network_delay "
         "delay_steps delay_seconds max_delay message_delay"
