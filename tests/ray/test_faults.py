@@ -227,12 +227,17 @@ def assert_replays(live: Result, **settings: Any) -> None:
     assert replayed.schedule_hash == live.schedule_hash
 
 
-def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["pc-asgd", slow_unless(False, "d-psgd")])
+def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_too(
+    algorithm: str, tmp_path: Path
+) -> None:
+    """With a barrier, whose weights come through the object store, too: nobody waits for what never comes."""
     faults = Several(Fault(10, kill(1)), Fault(20, kill(SCHEDULER)))
     outlived = {"agent_lost", "agent_returned", "scheduler_lost"}
     release = Release(tmp_path / "gate", lambda report: outlived <= set(faults.kinds()))
-    settings = {"num_steps": 300, "evaluate_every": 150, "task": release.task}
-    result = fit(tmp_path, faults, release, engine=LIVE, **settings)
+    settings = {"num_steps": 300, "evaluate_every": 150, "task": release.task, "algorithm": algorithm}
+    engine = LIVE if algorithm == "pc-asgd" else {**LIVE, "inline_bytes": 0}
+    result = fit(tmp_path, faults, release, engine=engine, **settings)
     assert result.error is None
     assert outlived <= set(faults.kinds())
     rows = rows_of(result)
