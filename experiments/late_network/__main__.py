@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pandas as pd
 from experiments.cluster.cycle import ROOT
 from experiments.late_network.page import page
 from experiments.running import arguments_of, settings_of
+from ray_pcasgd.runs.calibrating import hosts_of
 from ray_pcasgd.runs.settings.loading import load_config, read_yaml
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.parquet import read_rows
@@ -41,16 +41,6 @@ def live_runs(chosen: dict[str, Any], delay_ms: int, storage: Path, runs_of: str
         raise RuntimeError(f"{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     measured: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return measured
-
-
-def hosts_of(path: Path) -> dict[int, str]:
-    """Return the address of the host that each agent of a run has started on."""
-    hosts: dict[int, str] = {}
-    for line in (path / "events.jsonl").read_text().splitlines():
-        event = json.loads(line)
-        if event["kind"] == "agent_started" and (found := re.search(r" on ([\d.]+)", event["detail"])):
-            hosts[event["agent"]] = found[1]
-    return hosts
 
 
 def figures_of(path: Path, accuracy: float) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.late_network.__main__ import hosts_of, measure
+from experiments.late_network.__main__ import measure
 from experiments.late_rounds.page import page
+from ray_pcasgd.runs.calibrating import hosts_of
 from ray_pcasgd.schedule.parquet import read_rows
 
 HERE = Path(__file__).parent

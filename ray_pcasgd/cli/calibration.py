@@ -32,7 +32,7 @@ def calibrate(
 def _lines(found: "Calibration") -> list[str]:
     from ray_pcasgd.runs.calibrating import WITHIN, delay_text
 
-    lines = [f"{found.path}: compute times in {found.path.with_suffix('.csv')}"]
+    lines = [f"{found.path}: compute times in {found.table}"]
     for agent, seconds in sorted(found.compute.items()):
         mean, evaluations = sum(seconds) / len(seconds), found.evaluations.get(agent, 0.0)
         more = f"; evaluations took {evaluations:.3g} s in all, which plans do not count" if evaluations else ""

@@ -43,10 +43,10 @@ WITHIN: Pair = ("", "")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found of a live run, and where it was written."""
+    """What was found of a live run, and where it is written."""
 
     path: Path
-    """The settings file."""
+    """The settings file; the seconds are in ``table``."""
     compute: Mapping[int, Sequence[float]]
     """Seconds of each agent's mini-batches, by agent."""
     evaluations: Mapping[int, float]
@@ -54,13 +54,18 @@ class Calibration:
     links: Mapping[Pair, LogNormal | ConstantLaw | None]
     """The law of the seconds that messages took, by pair of sites; ``None`` where none was ever late or waited for."""
 
+    @property
+    def table(self) -> Path:
+        """The CSV file of the seconds, a column for each agent."""
+        return self.path.with_suffix(".csv")
+
 
 def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calibration:
     """Calibrate: write the settings of a planned run whose times are those of a recorded live run.
 
-    They are the live run's, but for ``compute``, whose laws are the seconds that each agent's steps took, from a CSV
-    file beside the settings; for ``links``, whose delays are log-normal laws fitted to what the schedule says of the
-    messages, one for the links within sites and one for each pair of sites; and for ``engine.mode``, which is planned.
+    They are the live run's, except three. ``compute`` has the seconds that each agent's steps took, from a CSV file
+    beside the settings. ``links`` has log-normal delays, fitted to what the schedule says of the messages: one for the
+    links within sites, and one for each pair of sites. ``engine.mode`` is planned.
 
     Args:
         run: the live run's folder, or its location on remote storage.
@@ -72,57 +77,78 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
             written.
 
     """
-    path = Path(output).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
-        raise SettingsError(f"output = {str(output)!r}: allowed is a new file NAME.yaml")
-    table = path.with_suffix(".csv")
-    for file in (path, table):
-        if file.exists() or file.is_symlink():
-            raise SettingsError(f"output = {str(output)!r}: {file.name} exists already; allowed is a new file")
-    location = str(run)
+    path, location = _new_file(output), str(run)
     with fetched_run(location, _FILES) as folder:
         config = load_run_settings(folder, trust=trust)
         _require_live(location, config)
         try:
             recording = _recording(folder, config)
             sites = _sites_of(folder, config, {row.agent for row in recording.rows})
-            compute, evaluations = compute_seconds(recording), evaluation_seconds(recording)
-            pairs = {_pair(sites, k, i) for k, i in itertools.combinations(sites, 2)}
-            # Between sites messages take longer than within them: who waited has most likely waited for those.
-            guess = {pair: 1.0 for pair in pairs if pair != WITHIN}
-            laws = message_seconds(recording, lambda k, i: _pair(sites, k, i), guess)
+            found = _measured(path, recording, sites, range(config.num_agents))
         except ValueError as error:
             raise SettingsError(f"{location}: {one_line(error, 500)}") from None
         tree = read_yaml(folder / "config.yaml")
-    workers = {agent: seconds for agent, seconds in compute.items() if agent < config.num_agents}
-    if not workers:
-        raise SettingsError(f"{location}: no agent has taken a step; allowed are runs that have begun")
-    tree |= {
-        "name": None,
-        "compute": _compute(workers, table.resolve()),
-        "links": _links(laws, sites),
-        "hosts": [],
-        "regions": {},
-        "engine": {**tree["engine"], "mode": "planned", "join_later": []},
-    }
-    algorithm = config.algorithm
-    if isinstance(algorithm, Rule) and config.barrier == barrier_of(
-        config.model_copy(update={"barrier": None}), algorithm
-    ):
-        tree["barrier"] = None  # the rule's own, filled in; another rule has another one
-    if isinstance(config.local_steps, EqualTime):  # by speeds that are others now
-        tree["local_steps"] = list(rounds_of(config).local_steps)
+    tree |= _changes(config, found, sites)
+    tree["engine"] |= {"mode": "planned", "join_later": []}
     try:
-        write_whole(table, _as_csv(workers))
-        try:
-            load_config(tree)  # what is written can be run
-            write_whole(path, write_yaml(tree))
-        except BaseException:
-            table.unlink()
-            raise
+        _write(found, tree)
     except OSError as error:
         raise SettingsError(f"output = {str(output)!r}: cannot be written ({one_line(error)})") from None
-    return Calibration(path, workers, evaluations, laws)
+    return found
+
+
+def _new_file(output: str | Path) -> Path:
+    """Return the path of the settings file, if neither it nor the table beside it exists."""
+    path = Path(output).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        raise SettingsError(f"output = {str(output)!r}: allowed is a new file NAME.yaml")
+    for file in (path, path.with_suffix(".csv")):
+        if file.exists() or file.is_symlink():
+            raise SettingsError(f"output = {str(output)!r}: {file.name} exists already; allowed is a new file")
+    return path
+
+
+def _measured(path: Path, recording: Recording, sites: Mapping[int, str], workers: Collection[int]) -> Calibration:
+    """Return what a recording says.
+
+    Raises:
+        ValueError: nobody has taken a step, or no law fits.
+
+    """
+    compute = {agent: seconds for agent, seconds in compute_seconds(recording).items() if agent in workers}
+    if not compute:
+        raise ValueError("no agent has taken a step; allowed are runs that have begun")
+    pairs = {_pair(sites, k, i) for k, i in itertools.combinations(sites, 2)}
+    # Between sites messages take longer than within them: who waited has most likely waited for those.
+    guess = {pair: 1.0 for pair in pairs if pair != WITHIN}
+    laws = message_seconds(recording, lambda k, i: _pair(sites, k, i), guess)
+    return Calibration(path, compute, evaluation_seconds(recording), laws)
+
+
+def _changes(config: Config, found: Calibration, sites: Mapping[int, str]) -> dict[str, Any]:
+    """Return the settings that differ from the live run's, without the engine's."""
+    changes: dict[str, Any] = {
+        "name": None,
+        "compute": _compute(found.compute, found.table.resolve()),
+        "links": _links(found.links, sites),
+    }
+    algorithm, without = config.algorithm, config.model_copy(update={"barrier": None})
+    if isinstance(algorithm, Rule) and config.barrier == barrier_of(without, algorithm):
+        changes["barrier"] = None  # the rule's own, filled in; another rule has another one
+    if isinstance(config.local_steps, EqualTime):  # by speeds that are others now
+        changes["local_steps"] = list(rounds_of(config).local_steps)
+    return changes
+
+
+def _write(found: Calibration, tree: Mapping[str, Any]) -> None:
+    """Write both files, or neither of them."""
+    write_whole(found.table, _as_csv(found.compute))
+    try:
+        load_config(tree)  # what is written can be run
+        write_whole(found.path, write_yaml(dict(tree)))
+    except BaseException:
+        found.table.unlink()  # written just now
+        raise
 
 
 def _require_live(location: str, config: Config) -> None:
@@ -157,20 +183,20 @@ def _recording(folder: Path, config: Config) -> Recording:
         steps = steps_of_workers(config, algorithm)
         everybody = frozenset({row.agent for row in rows})
         return Recording(
-            rows,
-            frozenset(agents),
-            everybody,
-            True,
-            False,
-            _waited(folder),
-            lambda agent, _: steps[agent],
-            lambda *_: False,
+            rows=rows,
+            reads_first=frozenset(agents),
+            waits=everybody,
+            sends_to_all=True,
+            reads_all=False,
+            waited=_waited(folder),
+            steps_in=lambda agent, _: steps[agent],
+            evaluates=lambda *_: False,
         )
     assert isinstance(algorithm, Rule)
     rounds, every = rounds_of(config), config.evaluate_every
     has_barrier = config.barrier is not None and config.barrier.name != "none"
     return Recording(
-        rows,
+        rows=rows,
         reads_first=frozenset(agents if config.overlap is False or algorithm.combines_first else ()),
         waits=frozenset(agents if has_barrier or algorithm.waits_for_partners else ()),
         sends_to_all=isinstance(algorithm.exchange, AllNeighbors),
@@ -193,16 +219,20 @@ def _waited(folder: Path) -> dict[int, float]:
     return {int(agent): float(seconds) for agent, seconds in last.items()}
 
 
+def hosts_of(folder: Path) -> dict[int, str]:
+    """Return the host that each agent of a run was started on last, as far as its events say so."""
+    started = (event for event in events_of(folder / "events.jsonl") if event["kind"] == "agent_started")
+    found = {event["agent"]: _HOST.search(event.get("detail", "")) for event in started if "agent" in event}
+    return {agent: match[1] for agent, match in found.items() if match}
+
+
 def _sites_of(folder: Path, config: Config, agents: Collection[int]) -> dict[int, str]:
     """Return the site of each agent: the host that it was started on last; with injected delays its cluster as well.
 
     All are at one site where the host of some is not recorded.
     """
-    started = (event for event in events_of(folder / "events.jsonl") if event["kind"] == "agent_started")
-    found = {event["agent"]: _HOST.search(event.get("detail", "")) for event in started if "agent" in event}
-    hosts = {agent: match[1] for agent in agents if (match := found.get(agent))}
-    if len(hosts) < len(agents):
-        hosts = dict.fromkeys(agents, "")
+    hosts = hosts_of(folder)
+    hosts = {agent: hosts[agent] for agent in agents} if hosts.keys() >= set(agents) else dict.fromkeys(agents, "")
     clusters = cluster_of_each_agent(config)
     if not config.links or len(set(clusters)) == 1:
         return hosts

@@ -36,7 +36,7 @@ class Bounds(NamedTuple):
     most: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recording:
     """The rows of a live run, and what else says how they are to be understood."""
 

@@ -44,6 +44,14 @@ def planned(settings: dict[str, Any]) -> list[Row]:
     return [row for row in make_plan(Config.model_validate(SETTINGS | settings)).schedule if row is not None]
 
 
+def recorded(rows: list[Row], **kind: Any) -> Recording:
+    """Return rows of peers that wait for nobody and read at their ends, or of another kind."""
+    nobody: frozenset[int] = frozenset()
+    defaults = {"reads_first": nobody, "waits": nobody, "sends_to_all": True, "reads_all": False, "waited": {}}
+    laws = {"steps_in": lambda *_: 1, "evaluates": lambda *_: False}
+    return Recording(rows=rows, **{**defaults, **laws, **kind})
+
+
 def recording_of(rows: list[Row], reads_first: bool = False, waits: bool = False, is_push: bool = False) -> Recording:
     everybody = frozenset({row.agent for row in rows})
     by_agent = {agent: [row for row in rows if row.agent == agent] for agent in everybody}
@@ -53,7 +61,7 @@ def recording_of(rows: list[Row], reads_first: bool = False, waits: bool = False
     }
     some = everybody if waits else frozenset[int]()
     workers = frozenset(range(4)) if reads_first else frozenset[int]()
-    return Recording(rows, workers, some, not is_push, is_push, waited, lambda *_: 1, lambda *_: False)
+    return recorded(rows, reads_first=workers, waits=some, sends_to_all=not is_push, reads_all=is_push, waited=waited)
 
 
 def site(agent: int) -> int:
@@ -78,9 +86,7 @@ def test_laws_are_found_again(case: str) -> None:
 
 def test_a_round_of_local_steps_is_so_many_mini_batches() -> None:
     rows = [Row(0, step, 10.0 * step, 10.0 * step + 8.0, 10.0 * step + 8.0, ()) for step in range(4)]
-    recording = Recording(
-        rows, frozenset(), frozenset(), True, False, {}, lambda _, step: 4 if step < 3 else 2, lambda *_: False
-    )
+    recording = recorded(rows, steps_in=lambda _, step: 4 if step < 3 else 2)
     # What lies between rows is work too, unless it is waited; after the last one as much as usual.
     assert compute_seconds(recording) == {0: [2.5, 2.5, 2.5, 5.0]}
 
@@ -88,7 +94,7 @@ def test_a_round_of_local_steps_is_so_many_mini_batches() -> None:
 def test_what_evaluations_take_is_no_part_of_a_step() -> None:
     ends = [1.0, 2.1, 8.2, 9.3]  # and after the second one an evaluation of 5 seconds
     rows = [Row(0, step, end - 1.0, end, end, ()) for step, end in enumerate(ends)]
-    recording = Recording(rows, frozenset(), frozenset(), True, False, {}, lambda *_: 1, lambda _, step: step == 1)
+    recording = recorded(rows, evaluates=lambda _, step: step == 1)
     assert compute_seconds(recording) == {0: pytest.approx([1.1, 1.1, 1.1, 1.1])}
     assert evaluation_seconds(recording) == {0: pytest.approx(5.0)}
 
@@ -97,17 +103,16 @@ def test_absences_and_cancelled_work_are_no_part_of_a_step() -> None:
     kinds: list[tuple[float, float, RowKind]] = [(0.0, 1.0, "step"), (1.2, 1.6, "cancelled"), (1.8, 2.8, "step")]
     kinds += [(60.0, 60.0, "rejoined"), (60.2, 61.2, "step"), (61.4, 62.4, "step")]
     rows = [Row(0, step, start, end, end, (), kind) for step, (start, end, kind) in enumerate(kinds)]
-    recording = Recording(rows, frozenset(), frozenset(), True, False, {}, lambda *_: 1, lambda *_: False)
+    recording = recorded(rows)
     assert compute_seconds(recording) == {0: pytest.approx([1.2] * 4)}
-    waiting = Recording(rows, frozenset({0}), frozenset({0}), True, False, {0: 0.4}, lambda *_: 1, lambda *_: False)
+    waiting = recorded(rows, reads_first=frozenset({0}), waits=frozenset({0}), waited={0: 0.4})
     assert compute_seconds(waiting) == {0: pytest.approx([1.1] * 4)}
 
 
 def test_what_was_there_at_the_first_look_has_no_lower_bound() -> None:
     rows = [Row(1, 0, 0.0, 1.0, 1.0, ()), Row(0, 0, 1.9, 2.0, 2.0, (Read(1, 1, 0, 0),))]
-    everything = {"sends_to_all": True, "waited": {}, "steps_in": lambda *_: 1, "evaluates": lambda *_: False}
     for reads_all in (False, True):
-        recording = Recording(rows, frozenset({0}), frozenset(), reads_all=reads_all, **everything)
+        recording = recorded(rows, reads_first=frozenset({0}), reads_all=reads_all)
         assert message_seconds(recording, lambda *_: "all", {}) == {"all": None}
 
 
