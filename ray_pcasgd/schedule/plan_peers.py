@@ -290,7 +290,7 @@ class Simulation:
                     yield read
 
     def wait(self, agent: PlannedAgent) -> None:
-        """Let an agent test again whenever something arrives that is on its way to it."""
+        """Let an agent test its barrier again at each arrival of a message that is in flight to it."""
         if agent.waits:
             return
         agent.waits = True

@@ -1,6 +1,7 @@
 """A tiny language model of transformers, and text for it as Hugging Face's data sets have it.
 
-Both libraries are imported where they are used: many tests' settings are beside these, and each import takes seconds.
+Both libraries are imported inside the functions: importing them takes seconds, and most tests that import this module
+do not use them.
 """
 
 from typing import TYPE_CHECKING, Any

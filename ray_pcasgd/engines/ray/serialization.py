@@ -1,7 +1,7 @@
 """Serialization of the user's data: tensors that are views of one storage take that storage with them once.
 
-PyTorch itself pickles each tensor with the whole of its storage. A data set of N samples that are views of one tensor,
-such as ``list(windows)``, would come to N times its size, on its way to the actors.
+PyTorch itself pickles each tensor with the whole of its storage. So a data set of N
+samples that are views of one tensor, such as the rows of a matrix, would be sent to the actors as N times its size.
 """
 
 import io
