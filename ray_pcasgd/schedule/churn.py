@@ -28,8 +28,8 @@ class ChurningPlanner(Planner):
     An agent that leaves gives up the step that it computes, stays at its version and takes no row until it returns.
     Messages that are in flight to it are lost. On its return it has a row of the kind ``rejoined``, an instant: it asks
     each neighbor that is there, also those that have taken all their steps, for its newest version, and reads that
-    whatever the delay of their link. Its own next version is their mean version, counted in mini-batches and rounded down, but
-    newer than its own. Where no neighbor is there, it reads none and is one version on, as it was.
+    whatever the delay of their link. Its own next version is their mean version, counted in mini-batches and rounded
+    down, but newer than its own. Where no neighbor is there, it reads none and is one version on, as it was.
 
     An agent is not read any more, and waited for by no barrier, from when a neighbor knows that it has left, until its
     first message after its return arrives. What it sent before its return is then not read either.
