@@ -52,6 +52,8 @@ class Family:
     """Whether delays in steps have a meaning."""
     tells_neighbors: bool = False
     """Whether a live agent sends its neighbors itself that it leaves."""
+    may_come_back: bool = True
+    """Whether a live agent that was lost, or has left, may come back as the mean of its neighbors."""
     title: str = "Agent"
     """What Ray's dashboard calls such an actor, with its number."""
     pushes: bool = False

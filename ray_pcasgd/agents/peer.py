@@ -12,9 +12,11 @@ from torch import Tensor
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.drift import DriftBefore, MeanDrift, MeanVelocity, OwnPath
 from ray_pcasgd.agents.error_feedback import ErrorFeedback
+from ray_pcasgd.agents.fragments import Fragments
 from ray_pcasgd.agents.learner import Learner
 from ray_pcasgd.agents.local_round import LocalRound
 from ray_pcasgd.agents.mailbox import FALLBACK_VERSIONS
+from ray_pcasgd.agents.neighbor_paths import NeighborPaths
 from ray_pcasgd.agents.participant import (
     NO_LOSS,
     Family,
@@ -62,17 +64,37 @@ class Recipe(Training):
         """Which mini-batches lie between the agents' versions."""
         return Rounds(self.num_steps, self.local_steps)
 
+    @cached_property
+    def fragments(self) -> Fragments:
+        """Into which parts versions are cut."""
+        return Fragments(self.wire.fragments, self.seed)
+
     def reliable(self, agent: int, read: Read) -> bool:
         """Return whether ``agent`` trusts what it reads as it is."""
         return self.reliability.reliable(agent, read, self.clusters)
 
     def message_bytes(self, parameters: int, buffers: int) -> int:
         """Return the bytes of one version's message: weights, mixed buffers and, where it is needed, the direction."""
-        direction = self.wire.directions.num_bytes(parameters) if self.rule.needs_directions else 0
-        return self.wire.weights.num_bytes(parameters) + direction + 4 * buffers
+        numbers = self.fragments.length(parameters)
+        direction = self.wire.directions.num_bytes(numbers) if self.sends_directions else 0
+        return self.wire.weights.num_bytes(numbers) + direction + 4 * buffers
+
+    def as_sent(self, family: Family) -> Family:
+        """Return a family as it is with the run's messages."""
+        # Nobody holds a whole version of another agent.
+        return replace(family, may_come_back=False) if self.wire.fragments > 1 else family
+
+    @property
+    def sends_directions(self) -> bool:
+        """Whether messages hold directions."""
+        return self.rule.needs_directions and not self.rule.reads_displacements
 
     def needs_direction(self, agent: int, read: Read) -> bool:
         """Return whether ``agent`` needs the direction at the version that it reads, not its weights alone."""
+        return self.sends_directions and self.predicts(agent, read)
+
+    def predicts(self, agent: int, read: Read) -> bool:
+        """Return whether ``agent`` may predict by a direction what it reads."""
         # Nothing has led to the start, where it is the direction before a version that is sent with it.
         has_one = read.version > 0 or not self.combines_first
         return self.rule.needs_directions and has_one and read.staleness > 0 and not self.reliable(agent, read)
@@ -96,7 +118,8 @@ class AgentSpec(LearnerSpec):
     @property
     def family(self) -> Family:
         """What the agent has in common with those of its family."""
-        return PUSHING_PEERS if self.recipe.rule.reading == "every" else PEERS
+        family = PUSHING_PEERS if self.recipe.rule.reading == "every" else PEERS
+        return self.recipe.as_sent(family)
 
     def build(self, data: TaskData) -> "Peer":
         """Return the agent."""
@@ -157,7 +180,7 @@ class Peer(Learner, Participant):
             and spec.recipe.accumulate == 1
             and spec.recipe.precision == "float32"
         )
-        self.publishes_directions = rule.needs_directions
+        self.publishes_directions = spec.recipe.sends_directions
         self.pushes = rule.reading == "every"
         """Whether agents push shares of their mass."""
         self.loss: float | None = None
@@ -178,6 +201,7 @@ class Peer(Learner, Participant):
         self.feedback = ErrorFeedback(directions) if self.publishes_directions and directions.is_sparse else None
         """Of the directions that it sends, where most of their numbers are left out."""
         self.displacements = self.path() if rule.needs_drift and spec.neighbors else None
+        self.neighbor_paths = NeighborPaths(spec.neighbors, self.weights) if rule.reads_displacements else None
         self._nothing = torch.zeros(0, device=self.weights.device)
         self._zeros = zeros_for(self.weights)
 
@@ -299,7 +323,8 @@ class Peer(Learner, Participant):
         """Return the present version as it is published by ``sender``, whose draws round it."""
         recipe = self.spec.recipe
         draw = (recipe.seed, "weights", sender, self.version)
-        return Published(recipe.wire.weights.encode(self.weights, draw), self.buffers, mass=self.mass)
+        part = recipe.fragments.cut(self.weights, self.version)
+        return Published(recipe.wire.weights.encode(part, draw), self.buffers, mass=self.mass)
 
     @property
     def published_direction(self) -> Tensor | None:
@@ -312,7 +337,9 @@ class Peer(Learner, Participant):
         recipe = self.spec.recipe
         encode = recipe.wire.directions.encode if self.feedback is None else self.feedback.encode
         version = self.version - (self.loss is None)
-        return encode(self.direction, (recipe.seed, "direction", self.spec.agent, version))
+        # Of the same part as the weights that are predicted with it.
+        part = recipe.fragments.cut(self.direction, version + 1 - self.spec.family.direction_lag)
+        return encode(part, (recipe.seed, "direction", self.spec.agent, version))
 
     def note_direction(self) -> None:
         """Take a new direction in where later ones depend on it, whether it is going to be sent or not."""
@@ -321,12 +348,14 @@ class Peer(Learner, Participant):
 
     def incoming(self) -> Incoming:
         """Return what the messages to the agent hold."""
-        numbers, wire = self.weights.numel(), self.spec.recipe.wire
+        wire = self.spec.recipe.wire
+        numbers = self.spec.recipe.fragments.length(self.weights.numel())
         formats = {"weights": wire.weights, "direction": wire.directions}
         return (
             super()
             .incoming()
             ._replace(
+                weights=numbers,
                 last_version=max(map(self.rounds.last, self.spec.neighbors), default=0),
                 encoded={name: one.num_bytes(numbers) for name, one in formats.items() if not one.is_plain},
             )
@@ -340,13 +369,44 @@ class Peer(Learner, Participant):
 
     def opened(self, read: Read, published: Published) -> Received:
         """Return a neighbor's version as this agent reads it; one that has left the run has moved nowhere since."""
-        wire, numbers = self.spec.recipe.wire, self.weights.shape[-1]
-        weights, direction = wire.weights.opened("weights", published.weights, numbers), published.direction
+        wire, fragments = self.spec.recipe.wire, self.spec.recipe.fragments
+        numbers = fragments.length(self.weights.shape[-1])
+        part = wire.weights.opened("weights", published.weights, numbers)
+        weights, direction = fragments.filled(part, read.version, self.weights), published.direction
         if direction is not None:
-            direction = wire.directions.opened("direction", direction, numbers) if self.needs_direction(read) else None
+            direction = self.opened_direction(read, direction) if self.needs_direction(read) else None
         if direction is None and self.publishes_directions:
             direction = zeros_for(weights)
         return Received(read, weights, published.buffers, direction, published.mass)
+
+    def opened_direction(self, read: Read, encoded: Tensor) -> Tensor:
+        """Return the direction at a version that is read, zeros where nothing of it has come; shape (D,)."""
+        wire, fragments = self.spec.recipe.wire, self.spec.recipe.fragments
+        part = wire.directions.opened("direction", encoded, fragments.length(self.weights.shape[-1]))
+        return fragments.filled(part, read.version, self._zeros)
+
+    def with_displacements(self, received: Sequence[Received]) -> Sequence[Received]:
+        """Return what was read, with the neighbors' displacements in the place of directions, where the rule says so.
+
+        They are so long that the rule's step size of a round, and its staleness in rounds of the agent's own length,
+        come to the displacement of the versions that were missed. Where the step size is 0, nothing is predicted.
+        """
+        if self.neighbor_paths is None:
+            return received
+        for one in received:
+            self.neighbor_paths.note(one.read.neighbor, one.read.version, one.weights)
+        return [one._replace(direction=self._displacement(one)) for one in received]
+
+    def _displacement(self, one: Received) -> Tensor:
+        assert self.neighbor_paths is not None
+        read, length, eta = one.read, self.rounds.length, self.own_step_size
+        velocity = self.neighbor_paths.velocity(read.neighbor) if self._predicts(read) and eta > 0 else None
+        if velocity is None:
+            return self._zeros
+        return velocity * (length(self.spec.agent) / (length(read.neighbor) * eta))
+
+    def _predicts(self, read: Read) -> bool:
+        return self.spec.recipe.predicts(self.spec.agent, read)
 
     def needs_direction(self, read: Read) -> bool:
         """Return whether the direction at a version is needed, not its weights alone."""
@@ -379,6 +439,7 @@ class Peer(Learner, Participant):
         if self.pushes:
             return self.gather_shares(received, held)
         spec, recipe = self.spec, self.spec.recipe
+        received = self.with_displacements(received)
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
         missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
@@ -455,7 +516,7 @@ class Peer(Learner, Participant):
         """Return the late neighbors' mean direction, shape (D,), by their mixing weights; ``None`` without any."""
         rule, total = self.spec.recipe.rule, None
         for slot, trusted, weight in zip(slots, reliable, self.spec.mixing, strict=True):
-            if slot is None or trusted or slot.read.age > rule.age_max or not self.needs_direction(slot.read):
+            if slot is None or trusted or slot.read.age > rule.age_max or not self._predicts(slot.read):
                 continue
             assert slot.direction is not None
             share = weight * slot.direction
@@ -519,7 +580,7 @@ class Peer(Learner, Participant):
 
     def _direction(self, slot: Received | None, reliable: bool) -> Tensor:
         """Return the direction of a neighbor that is going to be predicted; zeros of any other."""
-        if not self.publishes_directions:
+        if not self.spec.recipe.rule.needs_directions:
             return self._nothing
         if slot is None or reliable or not slot.read.staleness:
             return self._zeros
@@ -616,6 +677,8 @@ class Peer(Learner, Participant):
             self.feedback.forget()
         if self.displacements is not None:
             self.displacements = self.path()
+        if self.neighbor_paths is not None:
+            self.neighbor_paths.forget()
         self.version = version
         self.batches.restore(self.progress)
         self.probe_batches.restore(version)
@@ -637,6 +700,8 @@ class Peer(Learner, Participant):
         if self.displacements is not None:
             # The way from where the model was made to here is none that the agent has gone.
             self.displacements = self.path()
+        if self.neighbor_paths is not None:
+            self.neighbor_paths.forget()
         self.restore_replica(self.buffers, snapshot.local)
 
     def state(self) -> State:
@@ -658,6 +723,7 @@ class Peer(Learner, Participant):
             "curvature": self.curvature.state() if self.curvature else None,
             **({} if self.feedback is None else {"feedback": self.feedback.state()}),
             "displacements": self.displacements.state() if self.displacements else None,
+            **({} if self.neighbor_paths is None else {"neighbor_paths": self.neighbor_paths.state()}),
             **self.saved_scale(),
         }
 
@@ -681,6 +747,8 @@ class Peer(Learner, Participant):
         self.rule_state = with_leaves(self.rule_state, state["rule"])
         if self.displacements is not None:
             self.displacements.restore(state["displacements"], device)
+        if self.neighbor_paths is not None:
+            self.neighbor_paths.restore(state["neighbor_paths"], device)
         self.restore_scale(state)
 
     @property

@@ -29,6 +29,12 @@ class Wire(Settings):
     """Of directions, where a rule predicts with them; of what workers send a server, unless these are weights. Also
     ``top-k`` and ``random-k`` with a ``share``: a part of the numbers, and what is left out comes with later ones."""
 
+    fragments: int = Field(1, ge=1, le=1024)
+    """Parts of equal length into which the weights are cut, and directions with them: a version's message holds one of
+    them, each once in so many versions, and where it holds nothing its reader goes on by itself. For the algorithms
+    between peers that average: d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd and pc-asgd-pv. A live agent that is lost does
+    not come back, since nobody holds a whole version of a neighbor."""
+
     @property
     def is_plain(self) -> bool:
         """Whether nothing is rounded."""

@@ -47,7 +47,10 @@ class Rule(Settings, ABC):
     """
 
     needs_directions: ClassVar[bool] = False
-    """Whether messages must carry the directions ``u_k``."""
+    """Whether the rule is handed the directions ``u_k`` of those who are late, which messages must then carry."""
+    reads_displacements: ClassVar[bool] = False
+    """Whether the place of these directions is taken by displacements between versions that were read, so that no
+    message holds one; with ``needs_directions``."""
     needs_drift: ClassVar[bool] = False
     """Whether agents must keep the history of their own weights."""
     corrects_gradients: ClassVar[bool] = False
@@ -73,6 +76,9 @@ class Rule(Settings, ABC):
     combines_first: ClassVar[bool] = False
     """Whether the rule is defined for agents alone that combine what they have read before a round's local steps, and
     send what these come to (adapt-then-combine): it is then handed a direction of zeros."""
+    takes_fragments: ClassVar[bool] = False
+    """Whether it averages weights number by number, so that an agent may be handed its own where no message holds a
+    neighbor's."""
     meets_in_pairs: ClassVar[bool] = False
     """Whether agents meet in random pairs, for which all have to be neighbors, and wait for their partner alone."""
 

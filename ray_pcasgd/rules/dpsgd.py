@@ -9,6 +9,7 @@ from ray_pcasgd.rules.base import DefaultBarrier, Probe, Rule, averaged_step
 class DPSGD(Rule):
     """D-PSGD: every agent waits for the present weights of all its neighbors (Lian et al., NeurIPS 2017)."""
 
+    takes_fragments: ClassVar[bool] = True
     takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["d-psgd"] = "d-psgd"
 
@@ -22,6 +23,7 @@ class DPSGD(Rule):
 class DASGD(Rule):
     """D-ASGD: the step of D-PSGD with the versions that have come, however old they are."""
 
+    takes_fragments: ClassVar[bool] = True
     takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["d-asgd"] = "d-asgd"
 

@@ -40,6 +40,7 @@ Theta = Annotated[
 class CASGD(Rule):
     """C-ASGD: unreliable neighbors are left out of the average; ``theta = 0`` of PC-ASGD, without its messages."""
 
+    takes_fragments: ClassVar[bool] = True
     takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["c-asgd"] = "c-asgd"
     clipping: Clipping = "move-to-self"
@@ -55,6 +56,7 @@ class CASGD(Rule):
 class PASGD(PredictingRule):
     """P-ASGD: unreliable neighbors are rolled forward over the steps that were missed; ``theta = 1`` of PC-ASGD."""
 
+    takes_fragments: ClassVar[bool] = True
     takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["p-asgd"] = "p-asgd"
 
@@ -81,6 +83,7 @@ class PCASGD(PredictingRule):
     published method.
     """
 
+    takes_fragments: ClassVar[bool] = True
     takes_scalars_on_cpu: ClassVar[bool] = True
     name: Literal["pc-asgd"] = "pc-asgd"
     theta: Theta = Field(default=StalenessTheta())

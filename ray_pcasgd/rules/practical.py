@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -44,6 +44,8 @@ class PCASGDPV(PredictingRule):
     can be predicted, so that all candidates are equal, leaves the last choice as it was. Before the first one, the
     smallest theta is in force.
     """
+
+    takes_fragments: ClassVar[bool] = True
 
     name: Literal["pc-asgd-pv"] = "pc-asgd-pv"
     condition: Condition = "probe"

@@ -80,13 +80,14 @@ class PredictingRule(Rule):
 
     The prediction is ``p_ik = x_k - eta s (u_k + lambda u_k .* u_k .* drift)`` with the reach ``s``, the published one
     ``s = tau``; or, by the reader's own drift, ``p_ik = x_k + (s/a) (x_i(t-a) - x_i(t-2a))``,
-    ``a`` the message's age.
+    ``a`` the message's age. By displacement, ``u_k = (x_k(v') - x_k(v)) / (eta (v - v'))`` of the two newest versions
+    ``v' < v`` that the reader has read of it, 0 where it knows but one: its own steps and what it has mixed in.
     """
 
-    prediction: Literal["direction", "own-drift"] = "direction"
+    prediction: Literal["direction", "displacement", "own-drift"] = "direction"
     """How a late neighbor is rolled forward: by its own `direction`, which its messages carry (the published method);
-    or by the reader's `own-drift` over as many steps before, for which messages hold weights alone, half the bytes.
-    The latter has no compensation."""
+    or, for which messages hold weights alone, half the bytes, by its `displacement` between the two newest of its
+    versions that were read, or by the reader's `own-drift` over as many steps before. The last has no compensation."""
     reach: Reach = FullReach()
     """By how many of the steps that were missed a late neighbor is rolled forward: `full`, the published method;
     `damped`; a number, at most so many; or `stable`, as far as the stability bound allows at the present theta."""
@@ -142,8 +143,13 @@ class PredictingRule(Rule):
 
     @property
     def needs_directions(self) -> bool:  # type: ignore[override]
-        """Whether messages must carry the directions ``u_k``."""
-        return self.prediction == "direction"
+        """Whether it predicts by the directions ``u_k``, or what takes their place."""
+        return self.prediction != "own-drift"
+
+    @property
+    def reads_displacements(self) -> bool:  # type: ignore[override]
+        """Whether displacements take the directions' place, so that no message holds one."""
+        return self.prediction == "displacement"
 
     @property
     def needs_drift(self) -> bool:  # type: ignore[override]
@@ -155,12 +161,12 @@ class PredictingRule(Rule):
         """How an agent knows its drift."""
         if self.drift is not None:
             return self.drift
-        return "velocity" if self.has_bound and self.prediction == "direction" else "exact"
+        return "velocity" if self.has_bound and self.needs_directions else "exact"
 
     @property
     def drift_kind(self) -> DriftKind:
         """Which drift of its own an agent is asked for."""
-        return "mean" if self.prediction == "direction" else "before"
+        return "mean" if self.needs_directions else "before"
 
     @property
     def age_max(self) -> int:
@@ -175,7 +181,7 @@ class PredictingRule(Rule):
     @property
     def measures_curvature(self) -> bool:
         """Whether agents measure the loss's curvature along what is predicted."""
-        return self.has_bound and self.prediction == "direction" and isinstance(self.stability, CurvatureBound)
+        return self.has_bound and self.needs_directions and isinstance(self.stability, CurvatureBound)
 
     @property
     def curvature_every(self) -> int:
@@ -281,7 +287,7 @@ class PredictingRule(Rule):
 
     def _rate(self, rows: Rows, reach: Tensor, own: Own, reads: Reads) -> Tensor:
         """Return by what each neighbor's direction, or the agent's own drift, is multiplied; shape (K,)."""
-        if self.prediction == "direction":
+        if self.needs_directions:
             return torch.where(rows.guessed, rows.predicted.neighbors * (own.step_size * reach), 0.0)
         return torch.where(rows.guessed, rows.predicted.neighbors * (reach / reads.age.clamp(min=1.0)), 0.0)
 

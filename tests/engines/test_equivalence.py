@@ -93,6 +93,20 @@ ALGORITHMS: dict[str, Any] = {
         "wire": {"weights": "bf16", "directions": {"name": "top-k", "share": 0.2}},
     }
     | UNEVEN,
+    "pc-asgd, in parts": {
+        "algorithm": {"name": "pc-asgd", "stability": {"name": "curvature", "every": 2, "warmup": 4}},
+        "local_steps": [1, 3, 2],
+        "num_steps": 16,
+        "wire": {"weights": "bf16", "directions": "int8", "fragments": 3},
+    }
+    | UNEVEN,
+    "pc-asgd, by displacement": {
+        "algorithm": {"name": "pc-asgd", "prediction": "displacement"},
+        "local_steps": [1, 3, 2],
+        "num_steps": 16,
+        "wire": "bf16",
+    }
+    | UNEVEN,
     "gasloc": {"algorithm": "gasloc", "local_steps": 3, "num_steps": 16} | BATCH_NORM | UNEVEN,
     "slowmo": {"algorithm": "slowmo", "barrier": "none", "local_steps": 3, "num_steps": 16} | UNEVEN,
     "noloco": {"algorithm": "noloco", "local_steps": 3, "num_steps": 16, "links": [{"delay": "0.7s"}]} | UNEVEN,
@@ -189,6 +203,8 @@ ON_RAY = [
     "sgp-overlap, local steps",
     "pc-asgd, local steps, narrow wire",
     "pc-asgd, combining first",
+    "pc-asgd, in parts",
+    "pc-asgd, by displacement",
     "gasloc",
     "noloco",
     "sgp-overlap, narrow wire",
@@ -213,7 +229,7 @@ ON_RAY = [
 # Plain ``pc-asgd`` is compared in the same way by the tests of agents that leave and of faults.
 QUICK = [
     "pc-asgd, combining first",
-    "pc-asgd, local steps, narrow wire",
+    "pc-asgd, in parts",
     "own tensors, probed",
     "gossip-push",
     "pc-asgd, churn",
@@ -321,6 +337,13 @@ RECORDED: dict[str, Any] = {
         "local_steps": [4, 2, 1],
         "wire": {"weights": "int8", "directions": "top-k"},
     },
+    "in parts": {
+        "algorithm": "pc-asgd",
+        "local_steps": [4, 2, 1],
+        "wire": {"weights": "bf16", "directions": "int8", "fragments": 3},
+        "links": [{"between": "clusters", "delay": "12 steps"}],
+    },
+    "by displacement": {"algorithm": {"name": "pc-asgd", "prediction": "displacement"}},
     "noloco": {"algorithm": "noloco", "local_steps": [2, 1, 1], "links": [{"delay": "0.02s"}]},
     "adamw": ADAMW | {"accumulate": 3},
     "adafactor": ALGORITHMS["p-asgd, adafactor"],
@@ -330,6 +353,8 @@ BOUNDED = (
     "theta 0.9",
     "local steps, narrow wire",
     "combining first, narrow wire",
+    "in parts",
+    "by displacement",
     "pc-asgd-pv",
     "adamw",
     "adafactor",

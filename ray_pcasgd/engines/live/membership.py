@@ -129,7 +129,7 @@ class Membership:
         actions: list[act.DriverAction] = [act.Train(self.training)]
         actions += [self._tell_lost(agent) for agent in absent]
         actions += [action for agent, error in lost.items() for action in self._lose(agent, error)]
-        return actions + [self._make(agent) for agent in unknown]
+        return actions + [self._make(agent) for agent in unknown if self._families[agent].may_come_back]
 
     def _finish(self, agent: int) -> list[act.DriverAction]:
         family = self._families[agent]
@@ -152,7 +152,8 @@ class Membership:
             self._tell_lost(agent),
             act.Forget(agent),
         ]
-        return lost if self._has_lost_too_many else [*lost, self._make(agent)]
+        is_made_again = self._families[agent].may_come_back and not self._has_lost_too_many
+        return [*lost, self._make(agent)] if is_made_again else lost
 
     def _fail(self, agent: int, error: Exception) -> list[act.DriverAction]:
         was, self.presence[agent] = self.presence[agent], Presence.AWAY
@@ -209,6 +210,8 @@ class Membership:
         agent, presence = command.agent, self.presence[command.agent]
         if not self._families[agent].may_be_lost:
             return f"{command.name}: allowed are workers; agent {agent} is a server"
+        if isinstance(command, Join) and not self._families[agent].may_come_back:
+            return "join: allowed are runs with wire.fragments = 1; nobody holds a whole model for those who come back"
         if isinstance(command, Leave) and presence not in TRAINS:
             return f"agent {agent} does not train"
         if isinstance(command, Join) and presence is not Presence.AWAY:

@@ -17,6 +17,7 @@ from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import CustomProbes, OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import rounds_of
+from ray_pcasgd.runs.plan.wire import check_parts, check_whole
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.churn import ChurningPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
@@ -92,6 +93,7 @@ def peer_roster(
         wire=config.wire,
         combines_first=config.overlap is False,
     )
+    check_parts(config.wire.fragments, size.parameters)
     message_bytes = recipe.message_bytes(size.parameters, size.buffers)
     schedule = _schedule(config, rule, network, clusters, message_bytes)
     borrowed = _borrowed(rule, shards, config.seed)
@@ -131,6 +133,7 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
     rounds = rounds_of(config)
     check_fits(rows, network.neighbors, rounds, info.left)
     rows = [row for row in rows if row.step < rounds.last(row.agent)]
+    check_whole(config, rows)
     if rule.reading == "every":
         # The last version is not passed on; but an agent may come back as the mean of such versions.
         rows = [

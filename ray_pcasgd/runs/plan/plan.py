@@ -42,6 +42,7 @@ from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
 from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
 from ray_pcasgd.runs.plan.tryout import try_out
+from ray_pcasgd.runs.plan.wire import check_wire
 from ray_pcasgd.runs.settings.errors import explain, one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
@@ -433,7 +434,7 @@ def _check_settings(config: Config) -> None:
     check_local_steps(config)
     check_overlap(config)
     check_pairs(config)
-    _check_wire(config)
+    check_wire(config)
     try_out_own(config)
     step_size = fitting_optimizer(config).step_size
     if step_size is not None and (lowest := min(step_size.extremes())) < 0:
@@ -460,24 +461,6 @@ def _check_servers_gpus(config: Config) -> None:
             f"engine.gpus_per_server = {engine.gpus_per_server:g}: allowed with algorithm.name = {algorithm.name!r}, "
             "which has no servers, is null"
         )
-
-
-def _check_wire(config: Config) -> None:
-    """Raise ``ValueError`` where formats are given for messages that have none."""
-    algorithm, wire = config.algorithm, config.wire
-    if wire.weights.is_sparse:
-        raise ValueError(
-            f"wire.weights.name = {wire.weights.name!r}: allowed are float32, bf16, int8 and int4, since a part of the "
-            "weights is no version; directions may be sparse"
-        )
-    if wire.is_plain or not isinstance(algorithm, ADPSGD):
-        return
-    part = "directions" if wire.weights.is_plain else "weights"
-    name = (wire.directions if wire.weights.is_plain else wire.weights).name
-    raise ValueError(
-        f"wire.{part}.name = {name!r}: allowed with algorithm.name = {algorithm.name!r} is 'float32'; others are for "
-        "all other algorithms"
-    )
 
 
 def _check_precision(config: Config) -> None:

@@ -58,6 +58,10 @@ def why_alone(config: Config) -> str | None:
         return "local_steps: allowed is 1"
     if not config.wire.is_plain:
         return "wire: allowed is 'float32'"
+    if config.wire.fragments > 1:
+        return f"wire.fragments = {config.wire.fragments}: allowed is 1"
+    if config.algorithm.reads_displacements:
+        return "algorithm.prediction = 'displacement': allowed are direction and own-drift"
     if config.precision != "float32":
         return f"precision = {config.precision!r}: allowed is 'float32'"
     if config.on_non_finite_loss != "stop":

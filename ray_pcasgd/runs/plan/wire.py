@@ -1,0 +1,73 @@
+"""What may be sent in which form."""
+
+from collections.abc import Sequence
+
+from ray_pcasgd.config import Config
+from ray_pcasgd.engines.ray.settings import RaySettings
+from ray_pcasgd.records import Row
+from ray_pcasgd.rules.adpsgd import ADPSGD
+from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.compensation import AdaptiveCompensation
+from ray_pcasgd.rules.prediction import PredictingRule
+
+
+def check_wire(config: Config) -> None:
+    """Raise ``ValueError`` where formats are given for messages that have none, or parts of what is sent whole."""
+    algorithm, wire = config.algorithm, config.wire
+    if wire.weights.is_sparse:
+        raise ValueError(
+            f"wire.weights.name = {wire.weights.name!r}: allowed are float32, bf16, int8 and int4, since a part of the "
+            "weights is no version; directions may be sparse"
+        )
+    if wire.fragments > 1:
+        _check_fragments(config)
+    if wire.is_plain or not isinstance(algorithm, ADPSGD):
+        return
+    part = "directions" if wire.weights.is_plain else "weights"
+    name = (wire.directions if wire.weights.is_plain else wire.weights).name
+    raise ValueError(
+        f"wire.{part}.name = {name!r}: allowed with algorithm.name = {algorithm.name!r} is 'float32'; others are for "
+        "all other algorithms"
+    )
+
+
+def _check_fragments(config: Config) -> None:
+    algorithm, wire, engine = config.algorithm, config.wire, config.engine
+    allowed = f"allowed with wire.fragments = {wire.fragments} is"
+    if not (isinstance(algorithm, Rule) and algorithm.takes_fragments):
+        raise ValueError(
+            f"wire.fragments = {wire.fragments}: allowed with algorithm.name = {algorithm.name!r} is 1; others are for "
+            "d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd and pc-asgd-pv"
+        )
+    if isinstance(algorithm, PredictingRule):
+        if algorithm.prediction != "direction":
+            raise ValueError(f"algorithm.prediction = {algorithm.prediction!r}: {allowed} direction")
+        if isinstance(algorithm.compensation, AdaptiveCompensation):
+            raise ValueError(f"algorithm.compensation.name = 'adaptive': {allowed} constant or relative")
+    if wire.directions.is_sparse:
+        raise ValueError(f"wire.directions.name = {wire.directions.name!r}: {allowed} float32, bf16, int8 or int4")
+    if config.membership:
+        raise ValueError(f"membership: {allowed} an empty list; nobody holds a whole model for those who come back")
+    if isinstance(engine, RaySettings) and engine.join_later:
+        raise ValueError(
+            f"engine.join_later = {list(engine.join_later)}: {allowed} an empty list; nobody holds a whole model for "
+            "those who come in"
+        )
+
+
+def check_parts(fragments: int, num_parameters: int) -> None:
+    """Raise ``ValueError`` where the weights have fewer numbers than they are to have parts."""
+    if fragments > num_parameters:
+        raise ValueError(f"wire.fragments = {fragments}: allowed are 1 to {num_parameters}, the model's parameters")
+
+
+def check_whole(config: Config, rows: Sequence[Row]) -> None:
+    """Raise ``ValueError`` where agents of a recorded schedule come back as the mean of versions sent in parts."""
+    if config.wire.fragments == 1:
+        return
+    for row in rows:
+        if row.kind == "rejoined" and row.reads:
+            raise ValueError(
+                f"schedule = {config.schedule!r}: agent {row.agent} comes back at step {row.step} as the mean of whole "
+                f"versions; allowed with wire.fragments = {config.wire.fragments} are schedules without such agents"
+            )
