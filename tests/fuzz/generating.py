@@ -34,6 +34,8 @@ NASTY: list[Any] = [
 UNWRITABLE = ("s3://", "file://", "://", "nope://x", "", "\x00", "\ud800", "x" * 5000)
 """Places of run folders that are none; other texts would be made into folders outside of the case's own."""
 
+AVERAGING = ("d-psgd", "d-asgd", "c-asgd", "p-asgd", "pc-asgd", "pc-asgd-pv")
+
 NUMBERS = [0, 1, 2, 3, 4, 5, 8, 0.05, 0.1, 0.3, 0.5, 0.9, 1.5, 10, 60]
 
 
@@ -319,6 +321,8 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
         tree.pop("mixing", None)
     if kind in ("server", "elastic-averaging", "diloco", "fedasync", "ad-psgd", "sgp", "sgp-overlap", "noloco"):
         tree.pop("membership", None)
+    if isinstance(tree.get("wire"), dict) and (kind not in AVERAGING or "membership" in tree or random.random() < 0.7):
+        tree["wire"].pop("fragments", None)
     if random.random() < 0.9:
         tree.pop("schedule", None)
     return tree
