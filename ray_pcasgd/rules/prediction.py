@@ -80,14 +80,15 @@ class PredictingRule(Rule):
 
     The prediction is ``p_ik = x_k - eta s (u_k + lambda u_k .* u_k .* drift)`` with the reach ``s``, the published one
     ``s = tau``; or, by the reader's own drift, ``p_ik = x_k + (s/a) (x_i(t-a) - x_i(t-2a))``,
-    ``a`` the message's age. By displacement, ``u_k = (x_k(v') - x_k(v)) / (eta (v - v'))`` of the two newest versions
-    ``v' < v`` that the reader has read of it, 0 where it knows but one: its own steps and what it has mixed in.
+    ``a`` the message's age. By displacement, ``u_k`` is an exponential mean of ``(x_k(v') - x_k(v)) / (eta (v - v'))``
+    over successive versions ``v' < v`` that the reader has read of it, 0 where it knows but one: its own steps and what
+    it has mixed in.
     """
 
     prediction: Literal["direction", "displacement", "own-drift"] = "direction"
     """How a late neighbor is rolled forward: by its own `direction`, which its messages carry (the published method);
-    or, for which messages hold weights alone, half the bytes, by its `displacement` between the two newest of its
-    versions that were read, or by the reader's `own-drift` over as many steps before. The last has no compensation."""
+    or, for which messages hold weights alone, half the bytes, by its mean `displacement` between its versions that
+    were read, or by the reader's `own-drift` over as many steps before. The last has no compensation."""
     reach: Reach = FullReach()
     """By how many of the steps that were missed a late neighbor is rolled forward: `full`, the published method;
     `damped`; a number, at most so many; or `stable`, as far as the stability bound allows at the present theta."""
