@@ -102,8 +102,8 @@ def _changes(away: Sequence[Away]) -> deque[_Change]:
 class _Line(Link):
     """What one reader knows of one neighbor, from when both of them are there until one of them leaves."""
 
-    def __init__(self, link: Link, plan: Planner) -> None:
-        super().__init__(link.channel, plan, link.sender, link.receiver)
+    def __init__(self, link: Link) -> None:
+        super().__init__(link.channel, link.rounds, link.reads_every, link.sender, link.receiver)
         self.has_left = False
         """Whether the reader knows that the neighbor has left."""
 
@@ -175,7 +175,7 @@ class _Churn(Simulation):
 
     def connect(self, sender: PlannedAgent, receiver: PlannedAgent) -> _Line:
         """Return a line in place of what a receiver knew of a sender."""
-        line = receiver.incoming[sender.number] = _Line(receiver.incoming[sender.number], self.plan)
+        line = receiver.incoming[sender.number] = _Line(receiver.incoming[sender.number])
         return line
 
     def let_reach(self, senders: Sequence[PlannedAgent]) -> None:

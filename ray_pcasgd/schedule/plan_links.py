@@ -3,17 +3,14 @@
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read
-from ray_pcasgd.schedule.simulation import Channel, Computing
+from ray_pcasgd.schedule.simulation import Channel, Computing, Timing
 from ray_pcasgd.schedule.transfers import Downlink
-
-if TYPE_CHECKING:
-    from ray_pcasgd.schedule.plan_peers import Planner
 
 Message = tuple[int, int, int, int]
 """What is sent over a link: when it arrives, its version, the version of its sender that must be known before this
@@ -28,17 +25,17 @@ START: Message = (-1, 0, 0, 0)
 class PlannedAgent:
     """One agent of a plan."""
 
-    def __init__(self, plan: "Planner", number: int, downlink: Downlink | None) -> None:
+    def __init__(self, timing: Timing, rounds: Rounds, number: int, downlink: Downlink | None) -> None:
         self.number = number
         self.downlink = downlink
         """What its host receives through."""
-        self.gradients = Computing(plan, number)
+        self.gradients = Computing(timing, number)
         self.incoming: dict[int, Link] = {}
         """By sender."""
         self.outgoing: list[Link] = []
         self.readers: tuple[int, ...] = ()
         """Whom ``outgoing`` leads to."""
-        self.last = plan.rounds.last(number)
+        self.last = rounds.last(number)
         """The version at which it has taken all its steps."""
         self.step = 0
         """The round that it is at, which is its newest version."""
@@ -54,7 +51,7 @@ class PlannedAgent:
         """What it has read for the round that it computes, where agents combine first."""
         self.held: tuple[int, ...] = ()
         """Who was not sent the present version, where every version is read once."""
-        self._seed = plan.seed
+        self._seed = timing.seed
 
     @cached_property
     def barrier_draws(self) -> np.random.Generator:
@@ -70,16 +67,21 @@ class PlannedAgent:
 class Link:
     """What one reader knows of one neighbor."""
 
-    def __init__(self, channel: Channel, plan: "Planner", sender: PlannedAgent, receiver: PlannedAgent) -> None:
+    __slots__ = ("_held", "_last", "channel", "in_flight", "newest", "reads_every", "receiver", "rounds", "sender")
+
+    def __init__(
+        self, channel: Channel, rounds: Rounds, reads_every: bool, sender: PlannedAgent, receiver: PlannedAgent
+    ) -> None:
         self.channel = channel
+        self.rounds = rounds
         self.sender = sender
         self.receiver = receiver
-        self.reads_every = plan.exchange.reading == "every"
+        self.reads_every = reads_every
+        """Whether each version is read once, instead of the newest one."""
         self.newest = 0
         """Newest version whose message has arrived."""
         self.in_flight: deque[Message] = deque()
         """What has been sent and is not known to have arrived; of a link with a downlink, what has passed that."""
-        self._rounds = plan.rounds
         self._last = START
         """What was read last."""
         self._held: list[Message] = [START] if self.reads_every else []
@@ -87,7 +89,7 @@ class Link:
 
     def known_at(self, version: int, taken: int, now: int) -> int:
         """Return the version of the sender that must be known before this one is read, sent now."""
-        return version + self._rounds.versions_in(self.sender.number, self.channel.hold_steps(taken, now))
+        return version + self.rounds.versions_in(self.sender.number, self.channel.hold_steps(taken, now))
 
     def advance(self, now: int) -> None:
         """Let everything arrive that is due."""

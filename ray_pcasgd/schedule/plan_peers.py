@@ -72,12 +72,13 @@ class Simulation:
         pipes = HostPipes(plan.hosts)
         self.downlinks = pipes.downlinks
         """By host."""
-        self.agents = [PlannedAgent(plan, k, pipes.downlink_of(k)) for k in range(len(plan.neighbors))]
+        self.agents = [PlannedAgent(plan, plan.rounds, k, pipes.downlink_of(k)) for k in range(len(plan.neighbors))]
         outgoing: list[list[Link]] = [[] for _ in self.agents]
         for receiver in self.agents:
             for k in plan.neighbors[receiver.number]:
                 channel = Channel(plan, k, receiver.number, plan.message_bytes, pipes)
-                link = receiver.incoming[k] = Link(channel, plan, self.agents[k], receiver)
+                link = Link(channel, plan.rounds, self.reading == "every", self.agents[k], receiver)
+                receiver.incoming[k] = link
                 outgoing[k].append(link)
         for agent in self.agents:
             agent.reach(outgoing[agent.number])

@@ -71,6 +71,21 @@ class Channel:
     message is to be entered there when it has come over the link.
     """
 
+    __slots__ = (
+        "_first",
+        "_free",
+        "_last",
+        "_latency",
+        "_nanoseconds",
+        "_num_bytes",
+        "_times",
+        "_uplink",
+        "_uplink_nanoseconds",
+        "downlink",
+        "downlink_nanoseconds",
+        "has_steps",
+    )
+
     def __init__(
         self,
         timing: Timing,
