@@ -10,12 +10,13 @@ from typing import NamedTuple
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import Proceed, WaitFor
 from ray_pcasgd.schedule.membership import Away, Departure
-from ray_pcasgd.schedule.plan_peers import Link, LinkDownlinks, Message, PlannedAgent, Planner, Simulation
+from ray_pcasgd.schedule.plan_links import START, Link, Message, PlannedAgent
+from ray_pcasgd.schedule.plan_peers import Planner, Simulation
 from ray_pcasgd.schedule.simulation import in_nanoseconds, row_times
 
 _FAREWELL = -1
 """In place of a version: its sender has left."""
-_NOTHING = Message(version=-1, arrives_at=-1, known_at=-1, reader_step=0)
+_NOTHING: Message = (-1, _FAREWELL, -1, 0)
 """What was read last of a neighbor of which nothing was read yet."""
 _NEVER = 2**62
 """When the gradient of an agent is ready that is not there, in nanoseconds."""
@@ -101,8 +102,8 @@ def _changes(away: Sequence[Away]) -> deque[_Change]:
 class _Line(Link):
     """What one reader knows of one neighbor, from when both of them are there until one of them leaves."""
 
-    def __init__(self, link: Link, plan: Planner) -> None:
-        super().__init__(link.channel, plan, link.sender, link.receiver)
+    def __init__(self, link: Link) -> None:
+        super().__init__(link.channel, link.rounds, link.reads_every, link.sender, link.receiver)
         self.has_left = False
         """Whether the reader knows that the neighbor has left."""
 
@@ -114,25 +115,21 @@ class _Line(Link):
     def begin_at(self, now: int) -> None:
         """Know the neighbor's present version, as the reader has come back with it."""
         version = self.newest = self.sender.step
-        self._held.append(Message(version, now, version, self.receiver.step))
+        self._held.append((now, version, version, self.receiver.step))
 
     @property
     def is_away(self) -> bool:
         """Whether the neighbor is neither read nor waited for."""
         return self.has_left or self.newest == _FAREWELL
 
-    def say_farewell(self, taken: int, now: int, downlinks: LinkDownlinks) -> int | None:
-        """Say that the sender leaves, after so many mini-batches; return when that arrives, as ``send`` does."""
-        came = self.channel.send(taken, now)
-        if self.channel.has_downlink:
-            downlinks.enter(self.channel, came, (self, _FAREWELL, 0, 0))
-            return None
-        self.in_flight.append(Message(_FAREWELL, came[1], 0, 0))
-        return came[1]
+    def known_at(self, version: int, taken: int, now: int) -> int:
+        """Return the version that must be known; word that the sender has left is not held back."""
+        return version if version == _FAREWELL else super().known_at(version, taken, now)
 
     def advance(self, now: int) -> None:
         """Let everything arrive that is due; a farewell is the last of it."""
-        if self.in_flight and self.in_flight[-1].version == _FAREWELL and self.in_flight[-1].arrives_at <= now:
+        arrives_at, version, _, _ = self.in_flight[-1] if self.in_flight else START
+        if version == _FAREWELL and arrives_at <= now:
             self.in_flight.clear()
             self.has_left = True
         super().advance(now)
@@ -142,10 +139,12 @@ class _Line(Link):
         """The newest version that is known; of a sender that is away, none is waited for."""
         return self.receiver.step if self.is_away else super().reached
 
-    def read(self, step: int, capped: bool, once: bool) -> Iterator[Read]:
-        """Yield what the receiver reads at its step; nothing of a sender that is away, or whose versions are held."""
-        if not self.is_away:
-            yield from (read for read in super().read(step, capped, once) if read.version >= 0)
+    def read_newest(self, step: int, capped: bool, once: bool) -> Read | None:
+        """Return what the receiver reads; nothing of a sender that is away, or whose versions are held back."""
+        if self.is_away:
+            return None
+        read = super().read_newest(step, capped, once)
+        return None if read is None or read.version == _FAREWELL else read
 
 
 class _Churn(Simulation):
@@ -176,14 +175,14 @@ class _Churn(Simulation):
 
     def connect(self, sender: PlannedAgent, receiver: PlannedAgent) -> _Line:
         """Return a line in place of what a receiver knew of a sender."""
-        line = receiver.incoming[sender.number] = _Line(receiver.incoming[sender.number], self.plan)
+        line = receiver.incoming[sender.number] = _Line(receiver.incoming[sender.number])
         return line
 
     def let_reach(self, senders: Sequence[PlannedAgent]) -> None:
         """Let each of the agents send to those readers that are there."""
         for agent in senders:
             there = (reader for reader in self.readers[agent.number] if reader.number not in self.away)
-            agent.outgoing = [reader.incoming[agent.number] for reader in there]
+            agent.reach([reader.incoming[agent.number] for reader in there])
 
     def rows(self) -> Iterator[Row]:
         """Yield all rows."""
@@ -191,8 +190,8 @@ class _Churn(Simulation):
             return
         for agent in self.agents:
             if agent.number not in self.away:
-                self.calendar.enter(self.first_test(agent, 0), agent.number)
-        while (now := self.next_moment()) is not None:
+                self.enter(self.first_test(agent, 0), agent)
+        while (now := self.next_moment) is not None:
             yield from self.rounds(self.due(now), now)
             if self.changes and self.changes[0].moment == now:
                 rows, testing = self.change(now)
@@ -200,9 +199,9 @@ class _Churn(Simulation):
                 yield from self.rounds(testing, now)
 
     @property
-    def upcoming(self) -> int | None:
-        """When something happens next that does not come to a downlink before; ``None``: nothing does."""
-        first = self.calendar.next_moment
+    def next_moment(self) -> int | None:
+        """When something happens next; ``None``: nothing does."""
+        first = super().next_moment
         if not self.changes:
             return first
         return self.changes[0].moment if first is None else min(first, self.changes[0].moment)
@@ -243,11 +242,7 @@ class _Churn(Simulation):
     def say_farewell(self, agent: PlannedAgent, now: int) -> None:
         """Let an agent's readers know that it leaves."""
         taken = self.plan.rounds.progress(agent.number, agent.step)
-        for line in agent.outgoing:
-            assert isinstance(line, _Line)
-            arrives_at = line.say_farewell(taken, now, self.downlinks)
-            if arrives_at is not None and line.receiver.waits:
-                self.calendar.enter(arrives_at, line.receiver.number)
+        self.send(agent.outgoing, _FAREWELL, taken, now)
 
     def rejoined(self, agent: PlannedAgent, now: int) -> Row:
         """Return the row by which an agent comes back."""
@@ -268,11 +263,21 @@ class _Churn(Simulation):
         for reader in self.readers[agent.number]:
             self.connect(agent, reader).begin_anew()
             if reader.waits:
-                self.calendar.enter(now, reader.number)
+                self.enter(now, reader)
+
+    def notice(self, link: Link, version: int, arrives_at: int) -> None:
+        """Let a reader that waits test its barrier at an arrival, at which it may wait for that neighbor no longer."""
+        if link is not link.receiver.incoming[link.sender.number]:
+            return  # of before one of them was away
+        if version == _FAREWELL:
+            self.enter(arrives_at, link.receiver)
+        else:
+            super().notice(link, version, arrives_at)
 
     def decide(self, agent: PlannedAgent, newest: dict[int, int]) -> Proceed | WaitFor:
         """Return what the agent's barrier says; one that draws is not asked again where nothing new has come."""
-        if agent.waits and self.tested[agent.number] == newest:
-            return WaitFor({})
-        self.tested[agent.number] = newest
+        if self.tests_often:
+            if agent.waits and self.tested[agent.number] == newest:
+                return WaitFor({})
+            self.tested[agent.number] = newest
         return super().decide(agent, newest)

@@ -28,6 +28,8 @@ class ComputeTimes(Settings):
     def sampler(self, seed: int, agent: int) -> Callable[[float], float]:
         """Return what draws the seconds of the agent's next step in a planned run."""
         base = self.agents.get(agent, self.law).sampler(generator(seed, "compute", agent))
+        if agent not in self.stragglers:
+            return base
         extra = self.extra_sampler(seed, agent)
         return lambda now: base(now) + extra(now)
 
@@ -111,13 +113,17 @@ class LinkDelay(Settings):
     def covers(self, sender: int, receiver: int, clusters: Sequence[int]) -> bool:
         """Return whether the entry is about this link."""
         if self.links is not None:
-            return (sender, receiver) in self.links or (receiver, sender) in self.links
+            return (sender, receiver) in self._directed
         if self.between == "all":
             return True
         if self.between == "clusters":
             return clusters[sender] != clusters[receiver]
         place = self._group_of
         return sender in place and receiver in place and place[sender] != place[receiver]
+
+    @cached_property
+    def _directed(self) -> frozenset[tuple[int, int]]:
+        return frozenset((a, b) for pair in self.links or () for a, b in (pair, pair[::-1]))
 
     @cached_property
     def _group_of(self) -> dict[int, int]:
@@ -142,7 +148,7 @@ class LinkTimes:
         late = [(entry, entry.delay) for entry in covering if entry.delay is not None]
         self._seconds, self._steps = (
             [
-                (entry.from_step, entry.from_second, _sampler(law, seed, unit, sender, receiver, place))
+                (entry.from_step, entry.from_second, _said(law, seed, unit, sender, receiver, place))
                 for place, (entry, law) in enumerate(one for one in late if (one[0].unit or "steps") == unit)
             ][::-1]
             for unit in ("seconds", "steps")
@@ -154,21 +160,14 @@ class LinkTimes:
         ]
 
     @property
-    def bandwidths(self) -> list[str]:
-        """All bandwidths that the link has at some time."""
-        return [bandwidth for _, _, bandwidth in self._limits]
+    def has_lasting_latency(self) -> bool:
+        """Whether all messages have the same delay in seconds, or none has any."""
+        return _is_lasting(self._seconds) and not (self._seconds and callable(self._seconds[0][2]))
 
     @property
-    def lasting_bandwidth(self) -> str | None:
-        """The bandwidth that the link has all the time; ``None`` where it has none, or another one at some time."""
-        if not self._limits or any(self._limits[0][:2]):
-            return None
-        return self._limits[0][2]
-
-    @property
-    def has_seconds(self) -> bool:
-        """Whether messages ever have a delay in seconds."""
-        return bool(self._seconds)
+    def has_lasting_bandwidth(self) -> bool:
+        """Whether all messages have the same bandwidth, or none is limited."""
+        return _is_lasting(self._limits)
 
     @property
     def has_steps(self) -> bool:
@@ -177,23 +176,23 @@ class LinkTimes:
 
     def latency_seconds(self, step: int, sent_at: float) -> float:
         """Return the seconds that the message of a sender's ``step``, sent at second ``sent_at`` of the run, takes."""
-        sampler = _last_of(self._seconds, step, sent_at)
-        return 0.0 if sampler is None else sampler(sent_at)
+        said = _last_of(self._seconds, step, sent_at)
+        return 0.0 if said is None else said(sent_at) if callable(said) else said
 
     def hold_steps(self, step: int, sent_at: float) -> int:
         """Return the steps for which the weights of a sender's ``step`` are held back; halves are rounded to even."""
-        sampler = _last_of(self._steps, step, sent_at)
-        return 0 if sampler is None else round(sampler(float(step)))
+        said = _last_of(self._steps, step, sent_at)
+        return 0 if said is None else round(said(float(step)) if callable(said) else said)
 
     def bandwidth(self, step: int, sent_at: float) -> str | None:
         """Return the bandwidth at which such a message is transmitted; ``None``: unlimited."""
         return _last_of(self._limits, step, sent_at)
 
 
-def _sampler(law: BaseLaw, seed: int, unit: str, *place: int) -> Sampler:
-    """Return what draws a link's delays; a law of one value needs no stream, which takes long to make."""
+def _said(law: BaseLaw, seed: int, unit: str, *place: int) -> float | Sampler:
+    """Return what draws a link's delays; of a law of one value that value, since a stream takes long to make."""
     value = law.only_value
-    return law.sampler(generator(seed, unit, *place)) if value is None else lambda _: value
+    return law.sampler(generator(seed, unit, *place)) if value is None else value
 
 
 def _last_of(entries: Sequence[tuple[int, float, _Said]], step: int, sent_at: float) -> _Said | None:
@@ -202,6 +201,11 @@ def _last_of(entries: Sequence[tuple[int, float, _Said]], step: int, sent_at: fl
         if step >= from_step and sent_at >= from_second:
             return said
     return None
+
+
+def _is_lasting(entries: Sequence[tuple[int, float, object]]) -> bool:
+    """Return whether entries say the same of all messages: the last one applies from the start, or there is none."""
+    return not entries or entries[0][:2] == (0, 0.0)
 
 
 def check_timing(compute: ComputeTimes, links: Sequence[LinkDelay], num_agents: int) -> None:

@@ -1,7 +1,7 @@
 """What every law of compute times or link delays is, the user's own too."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from ray_pcasgd.base.settings import Settings
 Sampler = Callable[[float], float]
 """Draws the next value; the argument is when it is drawn for: a time, or a version where the unit is steps. It never
 falls from one call to the next."""
+
+_LARGEST_BLOCK = 256
 
 LARGEST = 1e9
 """The largest number of a law: seconds of 30 years, or steps. Planned times stay floating-point numbers with it."""
@@ -47,6 +49,23 @@ class BaseLaw(Settings, ABC):
         """
         name = self.name  # type: ignore[attr-defined]
         raise ValueError(f"compute.law.name = {name!r}: allowed for the theory are laws with a theory_distribution")
+
+
+def in_blocks(draw: Callable[[int], np.ndarray]) -> Sampler:
+    """Return what draws value after value from a law that draws several at once: numpy takes as long for one as for 30.
+
+    The values are those that single draws would give, as long as nothing else draws from the same generator. Blocks
+    grow, since many links draw only a few values.
+    """
+
+    def values() -> Iterator[float]:
+        size = 4
+        while True:
+            yield from draw(size).tolist()
+            size = min(2 * size, _LARGEST_BLOCK)
+
+    following = values().__next__
+    return lambda _: following()
 
 
 def scipy_stats() -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.adpsgd import draw_partner
-from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Downlinks, Timing, row_times
+from ray_pcasgd.schedule.simulation import Calendar, Channel, Computing, Timing, row_times
 from ray_pcasgd.schedule.transfers import HostPipes
 
 
@@ -62,13 +62,12 @@ class _Simulation:
         }
         self.calendar = Calendar[tuple[int, int, int]]()
         """What happens, to which agent, with which partner."""
-        self.downlinks = Downlinks[tuple[int, int, int]]()
 
     def rows(self) -> Iterator[Row]:
         for agent in self.agents:
             self.begin(agent, 0)
-        while self.next_moment() is not None:
-            now, (what, number, other) = self.calendar.pop()
+        while (event := self.calendar.pop()) is not None:
+            now, (what, number, other) = event
             agent = self.agents[number]
             if what == _REQUEST:
                 yield self.answer(agent, self.agents[other], now)
@@ -86,12 +85,6 @@ class _Simulation:
             agent.version += 1
             agent.steps += 1
             self.begin(agent, now)
-
-    def next_moment(self) -> int | None:
-        """Return when the next event is, once all that comes to downlinks until then has been entered."""
-        while (taken := self.downlinks.take(self.calendar.next_moment)) is not None:
-            self.enter(taken[0], *taken[1])
-        return self.calendar.next_moment
 
     def begin(self, agent: _Agent, now: int) -> None:
         """Start the agent's next step, if there is one."""
@@ -117,11 +110,7 @@ class _Simulation:
     def send(self, sender: _Agent, receiver: _Agent, now: int, event: tuple[int, int, int]) -> None:
         """Enter what happens when a message arrives that is sent now."""
         channel = self.links[sender.number, receiver.number]
-        came = channel.send(sender.version, now)
-        if channel.has_downlink:
-            self.downlinks.enter(channel, came, event)
-        else:
-            self.enter(came[1], *event)
+        self.calendar.send(channel, sender.version, now, event, *event)
 
     def enter(self, moment: int, what: int, agent: int, partner: int) -> None:
         self.calendar.enter(moment, (what, agent, partner), what, agent, partner)

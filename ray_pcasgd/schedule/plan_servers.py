@@ -11,7 +11,6 @@ from ray_pcasgd.schedule.simulation import (
     Calendar,
     Channel,
     Computing,
-    Downlinks,
     Timing,
     in_nanoseconds,
     in_seconds,
@@ -131,8 +130,6 @@ class _Simulation:
         self.servers = [_Server(plan, number, pipes) for number in range(plan.num_servers)]
         self.calendar = Calendar[tuple[int, int, _Notice | Arrival | _GraceEnd | int]]()
         """A worker, a server, and what comes to one of them; of a gradient that is ready the worker's version."""
-        self.downlinks = Downlinks[tuple[int, int, int, _Notice | Arrival]]()
-        """Messages, each with its rank, its worker and its server."""
 
     def enter(
         self, moment: int, rank: int, worker: int, server: int, content: _Notice | Arrival | _GraceEnd | int
@@ -143,7 +140,9 @@ class _Simulation:
         for worker in self.workers:
             self.begin(worker, 0)
         while not all(map(self.is_over, self.servers)):
-            now, (number, place, content) = self.next_event()
+            event = self.calendar.pop()
+            assert event is not None
+            now, (number, place, content) = event
             worker, server = self.workers[number], self.servers[place]
             if isinstance(content, _Notice):
                 yield from self.notice(worker, place, content, now)
@@ -156,19 +155,11 @@ class _Simulation:
             elif worker.computing and worker.version == content:
                 yield self.ready(worker, now)
 
-    def next_event(self) -> tuple[int, tuple[int, int, _Notice | Arrival | _GraceEnd | int]]:
-        """Return the next event, once all that comes to downlinks until then has been entered."""
-        while (taken := self.downlinks.take(self.calendar.next_moment)) is not None:
-            self.enter(taken[0], *taken[1])
-        return self.calendar.pop()
-
-    def send(self, channel: Channel, version: int, now: int, event: tuple[int, int, int, _Notice | Arrival]) -> None:
-        """Enter what happens when a message arrives that is sent now: rank, worker, server, and what comes."""
-        came = channel.send(version, now)
-        if channel.has_downlink:
-            self.downlinks.enter(channel, came, event)
-        else:
-            self.enter(came[1], *event)
+    def send(
+        self, channel: Channel, version: int, now: int, rank: int, worker: int, server: int, content: _Notice | Arrival
+    ) -> None:
+        """Enter what happens when a message arrives that is sent now."""
+        self.calendar.send(channel, version, now, (worker, server, content), rank, worker, server)
 
     def is_over(self, server: _Server) -> bool:
         return server.position.steps >= self.plan.num_steps
@@ -195,7 +186,7 @@ class _Simulation:
         row = self.end(worker, now, "step")
         for channel, notice, server in zip(worker.to_server, worker.reading, self.servers, strict=True):
             arrival = Arrival(worker.number, worker.version, notice.reads, notice.newest)
-            self.send(channel, worker.version, now, (_GRADIENT, worker.number, server.number, arrival))
+            self.send(channel, worker.version, now, _GRADIENT, worker.number, server.number, arrival)
         return row
 
     def notice(self, worker: _Worker, place: int, notice: _Notice, now: int) -> Iterator[Row]:
@@ -259,4 +250,4 @@ class _Simulation:
         held = server.position.version_before(channel.hold_steps(server.position.steps, now))
         reads = max(server.given[worker], min(held, newest - self.plan.reads_before), 0)
         server.given[worker] = reads
-        self.send(channel, newest, now, (_NOTICE, worker, server.number, _Notice(newest, reads, version)))
+        self.send(channel, newest, now, _NOTICE, worker, server.number, _Notice(newest, reads, version))

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from ray_pcasgd.schedule.bandwidth import transmission_nanoseconds
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 from ray_pcasgd.schedule.hosts import Host
-from ray_pcasgd.schedule.transfers import HostPipes, Pipe, Transfer
+from ray_pcasgd.schedule.transfers import Downlink, HostPipes, Transfer, nanoseconds_of
 
 _A_SECOND = 1_000_000_000
 """In nanoseconds, which are whole so that equal times are equal."""
@@ -68,8 +68,23 @@ class Channel:
     A message passes through the uplink of its sender's host, the link, and, after the link's delay, the downlink of
     its receiver's host; a pipe whose bandwidth is not limited takes no time. Uplink and link are passed as messages
     are sent. A downlink takes messages of other links too, in the order in which they come: where there is one, a
-    message comes to it (``send``), and is to be taken through it (``land``) when its first byte has come.
+    message is to be entered there when it has come over the link.
     """
+
+    __slots__ = (
+        "_first",
+        "_free",
+        "_last",
+        "_latency",
+        "_nanoseconds",
+        "_num_bytes",
+        "_times",
+        "_uplink",
+        "_uplink_nanoseconds",
+        "downlink",
+        "downlink_nanoseconds",
+        "has_steps",
+    )
 
     def __init__(
         self,
@@ -79,53 +94,48 @@ class Channel:
         num_bytes: int = 0,
         pipes: HostPipes | None = None,
     ) -> None:
-        self._times = LinkTimes(timing.links, timing.clusters, timing.seed, sender, receiver)
-        pipes = pipes or HostPipes()
-        self._nanoseconds = {rate: transmission_nanoseconds(num_bytes, rate) for rate in self._times.bandwidths}
-        lasting = self._times.lasting_bandwidth
-        self._lasting_nanoseconds = None if lasting is None else self._nanoseconds[lasting]
-        """Of a link whose bandwidth never changes: most do not, and looking it up takes as long as all the rest."""
-        self._link = Pipe()
-        self._up, self._down = pipes.uplink(sender, receiver), pipes.downlink(sender, receiver)
-        self._up_nanoseconds, self._down_nanoseconds = (
-            0 if one is None else one.nanoseconds(num_bytes) for one in (self._up, self._down)
-        )
-        self.has_downlink = self._down is not None
-        """Whether messages pass through a downlink."""
-        self._is_limited = bool(self._nanoseconds) or self._up is not None
-        self._has_seconds, self._has_steps = self._times.has_seconds, self._times.has_steps
+        self._num_bytes = num_bytes
+        self._times = times = LinkTimes(timing.links, timing.clusters, timing.seed, sender, receiver)
+        # What is the same for all messages is looked up once: most links never change.
+        self._nanoseconds = self._transmission(0, 0) if times.has_lasting_bandwidth else None
+        self._latency = in_nanoseconds(times.latency_seconds(0, 0.0)) if times.has_lasting_latency else None
+        self.has_steps = times.has_steps
+        """Whether messages are ever held back by steps."""
+        self._uplink, self.downlink = (pipes or HostPipes()).between(sender, receiver)
+        self._uplink_nanoseconds = nanoseconds_of(num_bytes, self._uplink)
+        self.downlink_nanoseconds = nanoseconds_of(num_bytes, self.downlink)
+        """How long a message takes in the downlink."""
+        self._free = 0
+        """When the link has transmitted its last message."""
         self._first = self._last = 0
-        """When the last message came over the link."""
+        """When the last message came, where delays differ."""
 
-    def send(self, version: int, now: int) -> Transfer:
-        """Return when the message of a version that is sent now has come over the link."""
+    def send(self, position: int, now: int) -> Transfer:
+        """Return when the message that is sent now, at a position of its sender, has come over the link."""
         first = last = now
-        if self._is_limited:
-            first, last = self._transmitted(version, now)
-        if self._has_seconds:
-            latency = in_nanoseconds(self._times.latency_seconds(version, in_seconds(now)))
-            first, last = first + latency, last + latency
-        self._first = first = first if first > self._first else self._first
-        self._last = last = last if last > self._last else self._last
-        return first, last
+        if self._uplink is not None:
+            first, last = self._uplink.carry(first, last, self._uplink_nanoseconds)
+        nanoseconds = self._transmission(position, now) if self._nanoseconds is None else self._nanoseconds
+        # The link is a pipe too; one call less for each message.
+        if first < self._free:
+            first = self._free
+        self._free = free = first + nanoseconds
+        if last < free:
+            last = free
+        if self._latency is not None:
+            return first + self._latency, last + self._latency
+        latency = in_nanoseconds(self._times.latency_seconds(position, in_seconds(now)))
+        self._first, self._last = max(self._first, first + latency), max(self._last, last + latency)
+        return self._first, self._last
 
-    def _transmitted(self, version: int, now: int) -> Transfer:
-        passed = (now, now)
-        if self._up is not None:
-            passed = self._up.pipe.carry(passed, self._up_nanoseconds)
-        if self._lasting_nanoseconds is not None:
-            return self._link.carry(passed, self._lasting_nanoseconds)
-        bandwidth = self._times.bandwidth(version, in_seconds(now)) if self._nanoseconds else None
-        return passed if bandwidth is None else self._link.carry(passed, self._nanoseconds[bandwidth])
-
-    def land(self, came: Transfer) -> int:
-        """Return when a message arrives that has come to the downlink so; to be called in the order of ``first``."""
-        assert self._down is not None
-        return self._down.pipe.carry(came, self._down_nanoseconds)[1]
+    def _transmission(self, position: int, now: int) -> int:
+        """Return how long the link transmits a message."""
+        bandwidth = self._times.bandwidth(position, in_seconds(now))
+        return 0 if bandwidth is None else transmission_nanoseconds(self._num_bytes, bandwidth)
 
     def hold_steps(self, position: int, now: int) -> int:
         """Return the steps for which the weights of a message that is sent now, at that position, are held back."""
-        return self._times.hold_steps(position, in_seconds(now)) if self._has_steps else 0
+        return self._times.hold_steps(position, in_seconds(now)) if self.has_steps else 0
 
 
 Content = TypeVar("Content")
@@ -135,44 +145,36 @@ class Calendar(Generic[Content]):
     """Events to come, the earliest first; at one moment by rank, then in the order in which they were entered."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, tuple[int, ...], int, Content]] = []
+        self._heap: list[tuple[int, tuple[int, ...], int, Content | Downlink]] = []
         self._count = 0
 
     def enter(self, moment: int, content: Content, *rank: int) -> None:
-        """Enter an event, the lowest rank first."""
+        """Enter an event, the lowest rank, 0 or more each, first."""
+        self._push(moment, rank, content)
+
+    def send(self, channel: Channel, position: int, now: int, content: Content, *rank: int) -> None:
+        """Enter the arrival of a message that is sent now, at a position of its sender, over a channel."""
+        first, last = channel.send(position, now)
+        if channel.downlink is None:
+            self._push(last, rank, content)
+        else:
+            channel.downlink.enter(first, last, channel.downlink_nanoseconds, (content, rank))
+            self._push(first, _FIRST, channel.downlink)
+
+    def _push(self, moment: int, rank: tuple[int, ...], content: Content | Downlink) -> None:
         self._count += 1
         heapq.heappush(self._heap, (moment, rank, self._count, content))
 
-    def pop(self) -> tuple[int, Content]:
-        """Return the next moment and its first event, which is taken out."""
-        moment, _, _, content = heapq.heappop(self._heap)
-        return moment, content
+    def pop(self) -> tuple[int, Content] | None:
+        """Return the next moment and its first event, which is taken out; ``None`` where there is none."""
+        while self._heap:
+            moment, _, _, content = heapq.heappop(self._heap)
+            if not isinstance(content, Downlink):
+                return moment, content
+            for arrives_at, (event, rank) in content.take(moment):
+                self._push(arrives_at, rank, event)
+        return None
 
-    @property
-    def next_moment(self) -> int | None:
-        """The moment of the next event; ``None`` where there is none."""
-        return self._heap[0][0] if self._heap else None
 
-
-class Downlinks(Generic[Content]):
-    """Messages that are coming to downlinks of hosts, which take them in the order in which they come."""
-
-    def __init__(self) -> None:
-        self._coming: list[tuple[int, int, int, Channel, Content]] = []
-        """By when the first byte comes, then in the order in which they were entered; and when the last one comes."""
-        self._count = 0
-
-    def enter(self, channel: Channel, came: Transfer, content: Content) -> None:
-        """Enter a message by when it has come over its link; of those that come at once, the first one is first."""
-        self._count += 1
-        heapq.heappush(self._coming, (came[0], self._count, came[1], channel, content))
-
-    def take(self, until: int | None) -> tuple[int, Content] | None:
-        """Return when the next message arrives of those that come until a moment (``None``: ever), if there is one.
-
-        No message may be sent later that comes earlier.
-        """
-        if not self._coming or (until is not None and self._coming[0][0] > until):
-            return None
-        first, _, last, channel, content = heapq.heappop(self._coming)
-        return channel.land((first, last)), content
+_FIRST = (-1,)
+"""The rank of what comes to downlinks, before the events of its moment."""

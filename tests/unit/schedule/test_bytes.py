@@ -16,7 +16,7 @@ from ray_pcasgd.schedule.hosts import Host, check_hosts
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
-from ray_pcasgd.schedule.simulation import Channel, Downlinks, Timing
+from ray_pcasgd.schedule.simulation import Calendar, Channel, Timing
 from ray_pcasgd.schedule.transfers import HostPipes, Pipe
 from tests.unit import planning, server_planning
 from tests.unit.schedule.test_plan_peers import BARRIERS, LAWS, SAMPLED, law, planner, plans
@@ -111,7 +111,7 @@ def test_a_pipe_transmits_one_message_after_another(given_: list[tuple[int, int,
     for gap, lasts, takes in given_:
         now += gap
         came = (now, now + lasts)
-        first, last = pipe.carry(came, takes)
+        first, last = pipe.carry(*came, takes)
         assert first >= max(came[0], busy)
         assert last >= max(came[1], first + takes)
         # It is never idle while something waits.
@@ -167,6 +167,15 @@ def channels(plan: Timing, *links: tuple[int, int]) -> list[Channel]:
     return [Channel(plan, sender, receiver, KILOBYTE, pipes) for sender, receiver in links]
 
 
+def arrivals(plan: Timing, sent: list[tuple[tuple[int, int], int]]) -> list[tuple[int, int]]:
+    """Return when what is sent arrives, and its place, by links and moments; in the order in which it arrives."""
+    links = list(dict.fromkeys(link for link, _ in sent))
+    found, calendar = dict(zip(links, channels(plan, *links), strict=True)), Calendar[int]()
+    for place, (link, moment) in enumerate(sent):
+        calendar.send(found[link], 1, moment, place, 0)
+    return list(iter(calendar.pop, None))
+
+
 def test_agents_of_a_host_share_its_uplink() -> None:
     plan = timing(hosts=(Host(agents=(0, 1), up="8 kbit/s"),))
     one, other, inside, back = channels(plan, (0, 2), (1, 2), (0, 1), (2, 0))
@@ -174,7 +183,7 @@ def test_agents_of_a_host_share_its_uplink() -> None:
     assert inside.send(1, 0) == (0, 0)
     assert other.send(1, 0) == (SECOND, 2 * SECOND)
     assert back.send(1, 0) == (0, 0)
-    assert not one.has_downlink
+    assert one.downlink is None
     assert one.send(2, 5 * SECOND) == (5 * SECOND, 6 * SECOND)
 
 
@@ -184,31 +193,25 @@ def test_the_slowest_of_uplink_link_and_downlink_decides() -> None:
             constant(0.25, f"{link} kbit/s"),
             hosts=(Host(agents=(0,), up=f"{up} kbit/s"), Host(agents=(1,), down=f"{down} kbit/s")),
         )
-        (channel,) = channels(plan, (0, 1))
-        assert channel.land(channel.send(1, 0)) == 2.25 * SECOND
+        assert arrivals(plan, [((0, 1), 0)]) == [(2.25 * SECOND, 0)]
 
 
 def test_a_downlink_takes_first_what_comes_first() -> None:
     plan = timing(constant(0.5), constant(3, links=((0, 2),)), hosts=(Host(agents=(2,), down="8 kbit/s"),))
-    far, near = channels(plan, (0, 2), (1, 2))
-    downlinks = Downlinks[str]()
-    downlinks.enter(far, far.send(1, 0), "far")
-    downlinks.enter(near, near.send(1, SECOND), "near")
-    downlinks.enter(near, near.send(2, 2 * SECOND), "near again")
-    assert downlinks.take(SECOND) is None
-    assert [downlinks.take(None) for _ in range(4)] == [
-        (2.5 * SECOND, "near"),
-        (3.5 * SECOND, "near again"),
-        (4.5 * SECOND, "far"),
-        None,
-    ]
+    sent = [((0, 2), 0), ((1, 2), SECOND), ((1, 2), 2 * SECOND)]
+    assert arrivals(plan, sent) == [(2.5 * SECOND, 1), (3.5 * SECOND, 2), (4.5 * SECOND, 0)]
+
+
+def test_of_messages_that_come_at_once_a_downlink_takes_first_what_was_sent_first() -> None:
+    plan = timing(hosts=(Host(agents=(2,), down="8 kbit/s"),))
+    assert arrivals(plan, [((1, 2), 0), ((0, 2), 0)]) == [(SECOND, 0), (2 * SECOND, 1)]
 
 
 def test_messages_that_come_slowly_leave_a_downlink_to_others() -> None:
     plan = timing(LinkDelay(bandwidth="1 kbit/s"), hosts=(Host(agents=(8,), down="8 kbit/s"),))
-    found = channels(plan, *[(sender, 8) for sender in range(8)])
     # Eight seconds each on links of their own, and a second each of the downlink.
-    assert {channel.land(channel.send(1, 0)) for channel in found} == {8 * SECOND}
+    found = arrivals(plan, [((sender, 8), 0) for sender in range(8)])
+    assert {moment for moment, _ in found} == {8 * SECOND}
 
 
 def test_a_pair_waits_for_the_bytes_of_request_and_answer() -> None:

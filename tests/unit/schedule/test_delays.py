@@ -44,6 +44,18 @@ def holds(delays: Sequence[LinkDelay], versions: int = 20, **link: int) -> list[
     return [times.hold_steps(version, 0.5 * version) for version in range(1, versions + 1)]
 
 
+@pytest.mark.parametrize("value", ["uniform(1, 2)", "exponential(3)", "pareto(2, 1)", "log-normal(2, 0.5)"])
+def test_values_drawn_in_blocks_are_those_that_single_draws_give(value: str) -> None:
+    random = generator(0, "test")
+    single = {
+        "uniform(1, 2)": lambda: random.uniform(1, 2),
+        "exponential(3)": lambda: random.exponential(3),
+        "pareto(2, 1)": lambda: 1 * (1.0 + random.pareto(2)),
+        "log-normal(2, 0.5)": lambda: random.lognormal(math.log(2), 0.5),
+    }[value]
+    assert draws(value, 1000).tolist() == [single() for _ in range(1000)]
+
+
 @pytest.mark.parametrize("value", LAWS)
 def test_sample_mean_is_the_expectation(value: Any) -> None:
     values = draws(value, 20_000)

@@ -34,11 +34,13 @@ def test_a_message_takes_half_a_round_trip_between_regions_and_no_time_within_on
     links = links_of({name: tuple(agents) for name, agents in THREE.items()})
     far = LinkTimes(links, (0,) * 6, 0, 0, 5)
     assert far.latency_seconds(0, 0.0) == pytest.approx(0.0715)
-    assert far.lasting_bandwidth is not None
-    assert bits_per_second(far.lasting_bandwidth) == 404_000_000
+    bandwidth = far.bandwidth(0, 0.0)
+    assert far.has_lasting_bandwidth
+    assert bandwidth is not None
+    assert bits_per_second(bandwidth) == 404_000_000
     near = LinkTimes(links, (0,) * 6, 0, 0, 1)
     assert near.latency_seconds(0, 0.0) == 0
-    assert not near.bandwidths
+    assert near.bandwidth(0, 0.0) is None
 
 
 @pytest.mark.parametrize("how", ["mapping", "assignment", "Config"])
