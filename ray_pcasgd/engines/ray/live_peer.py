@@ -154,7 +154,7 @@ class PeerDriver(LiveDriver):
             parts.append(direction)
         if self.policy.has_barrier:
             is_here = self.has_come(parts, (neighbor, version))
-        elif self.policy.replaces and version > 0:  # version 0 is the agent's own copy of what all start from
+        elif self.policy.replaces:
             is_here = self.transfers.is_here(neighbor, version, parts)
         else:
             is_here = all(map(transport.is_here, parts))

@@ -16,13 +16,13 @@ class _Neighbor:
     """One neighbor's versions as they are transferred."""
 
     def __init__(self) -> None:
-        self.started: set[int] = set()
-        """Versions of the mailbox whose transfer has begun, or is done."""
+        self.started = {0}
+        """Versions of the mailbox whose transfer has begun, or is done; all agents have the start themselves."""
         self.under_way: set[int] = set()
 
     def may_start(self, version: int) -> bool:
         """Return whether the transfer of a version may begin: there is room, and it is the newest."""
-        return len(self.under_way) < MOST_TRANSFERS and version > max(self.started, default=-1)
+        return len(self.under_way) < MOST_TRANSFERS and version > max(self.started)
 
 
 class Transfers:
@@ -60,16 +60,27 @@ class Transfers:
         if not any(map(self._transport.comes_later, parcels)):
             return True
         own = self._neighbors.setdefault(neighbor, _Neighbor())
-        is_new = version not in own.started
-        if is_new and not own.may_start(version):
+        if version in own.started:
+            return not self._missing(parcels)
+        may_start = own.may_start(version)
+        if may_start:
+            own.started = {0, version, *own.started.intersection(self._mailbox.versions(neighbor))}
+        self._drop_older(neighbor, own, version)
+        if not may_start:
             return False
-        missing = self._missing(parcels)
-        if is_new:
-            own.started = {version, *own.started.intersection(self._mailbox.versions(neighbor))}
-            if missing:
-                own.under_way.add(version)
-                self._await(neighbor, own, version, missing)
+        if missing := self._missing(parcels):
+            own.under_way.add(version)
+            self._await(neighbor, own, version, missing)
         return not missing
+
+    def _drop_older(self, neighbor: int, own: _Neighbor, version: int) -> None:
+        """Drop from the mailbox what is older than a version and will not be transferred: it takes memory of others.
+
+        What follows a version that is, or is to be, here may hold its direction.
+        """
+        for older in self._mailbox.versions(neighbor):
+            if older < version and not {older - 1, older} & own.started:
+                self._mailbox.discard(neighbor, older)
 
     def forget(self, neighbor: int) -> None:
         """Take in that a neighbor begins anew; what it was before is not read."""
