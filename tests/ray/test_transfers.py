@@ -60,8 +60,9 @@ class Reader:
         return self.transport.comes_later(parcel)
 
     def is_here(self, parcel: Parcel) -> bool:
-        version = next(v for v in self.mailbox.versions(SENDER) if any(parcel is one for one in self.parcels(v)))
-        if version not in self.asked:
+        versions = self.mailbox.versions(SENDER)
+        version = next((v for v in versions if any(parcel is one for one in self.parcels(v))), None)
+        if version is not None and version not in self.asked:
             self.asked.append(version)
         return self.transport.is_here(parcel)
 
@@ -83,7 +84,12 @@ class Reader:
 
     def newest_here(self) -> int | None:
         versions = sorted(self.mailbox.versions(SENDER), reverse=True)
-        return next((v for v in versions if self.transfers.is_here(SENDER, v, self.parcels(v))), None)
+        return next((v for v in versions if self.can_read(v)), None)
+
+    def can_read(self, version: int) -> bool:
+        # One that a newer one has replaced while these were asked for is not there any more.
+        is_held = version in self.mailbox.versions(SENDER)
+        return is_held and self.transfers.is_here(SENDER, version, self.parcels(version))
 
     def let(self, version: int) -> None:
         ray.get(self.publisher.let.remote(version))
