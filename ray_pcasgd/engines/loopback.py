@@ -78,6 +78,10 @@ class LoopBack(Transport):
         if parcel.array is not None:
             check_array(name, parcel.array, size, dtype)
 
+    def comes_later(self, parcel: Parcel) -> bool:
+        """Return False: what is published is here."""
+        return False
+
     def is_here(self, parcel: Parcel) -> bool:
         """Return True: nothing has to be waited for, and what is lost is known to be."""
         return True

@@ -32,6 +32,8 @@ class Sent(NamedTuple):
     """Who was sent one."""
     gone: list[int]
     """Neighbors that were found to be gone."""
+    late: int = 0
+    """How many messages of versions before it have been sent since, which had to wait."""
 
 
 class Outbox(ABC):
@@ -46,8 +48,9 @@ class Outbox(ABC):
     ) -> Sent:
         """Send one message to each neighbor that has a header; all of them read the same contents.
 
-        With ``may_skip``, a neighbor that has left many messages unanswered is left out; but where messages are of use
-        ``in_pairs`` (the second has the direction of the first), the second of a pair is always sent.
+        With ``may_skip``, a message to a neighbor that has left many unanswered waits until there is room for it; it is
+        dropped once there is a newer one to that neighbor. Where messages are of use ``in_pairs`` (the second has the
+        direction of the first), the second of a pair does not wait.
         """
 
     @abstractmethod
@@ -120,6 +123,10 @@ class Transport(ABC):
             RejectedError: it is not a parcel of ``size`` numbers (``None``: of any number) for the tensor ``name``.
 
         """
+
+    @abstractmethod
+    def comes_later(self, parcel: Parcel) -> bool:
+        """Return whether a parcel is transferred apart from its message, once somebody asks whether it is here."""
 
     @abstractmethod
     def is_here(self, parcel: Parcel) -> bool:

@@ -92,12 +92,14 @@ class PeerPolicy:
         of_drawn = self.barrier.base if isinstance(self.barrier, SampledBarrier) else self.barrier
         self._is_capped = isinstance(of_drawn, AllBarrier)
         # A barrier that asks for old versions needs them; without one, a newer message replaces an unread older one.
-        self._replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier) and not self.pushes
+        self.replaces = not isinstance(self.barrier, AllBarrier | SampledBarrier) and not self.pushes
         # A barrier has a time limit of its own, and a share that is pushed is not lost by coming late.
         self._notices_silence = isinstance(self.barrier, NoBarrier) and not self.pushes
         self._last_read = dict.fromkeys(spec.neighbors, 0)
         self._come = dict.fromkeys(spec.neighbors, 0)
         """The newest version of each neighbor whose weights are known to have come, where there is a barrier."""
+        self._with_direction = dict.fromkeys(spec.neighbors, False)
+        """Whether the last version of each neighbor that was to be read needed its direction."""
         self._due: float | None = None
         """The steady second at which the present gradient counts as computed; ``None`` before there is one."""
         self._deadline: float | None = None
@@ -112,10 +114,14 @@ class PeerPolicy:
         if not self._notices_silence:
             self.watch.silent.discard(neighbor)
         self.watch.trackers[neighbor].take(header, now.wall)
-        if self._replaces:
-            readable = self.mailbox.readable(neighbor, None)
-            if readable is not None:
-                self.mailbox.forget(neighbor, self._newest_here(neighbor, readable))
+        if self.replaces:
+            self.take_newest(neighbor)
+
+    def take_newest(self, neighbor: int) -> None:
+        """Have a neighbor's newest readable version transferred, and drop what those that are here replace."""
+        readable = self.mailbox.readable(neighbor, None)
+        if readable is not None:
+            self.mailbox.forget(neighbor, self._newest_here(neighbor, readable))
 
     def lost(self, agent: int) -> None:
         """Take in that a neighbor is gone: it is waited for no more, and what it is known to be is read no more."""
@@ -283,12 +289,17 @@ class PeerPolicy:
         # The last version is not passed on: its agent splits its mass no more.
         if self.pushes and read.version == self.rounds.last(read.neighbor):
             return False
-        return self.is_here(read.neighbor, read.version, self.spec.recipe.needs_direction(self.spec.agent, read))
+        self._with_direction[read.neighbor] = self.spec.recipe.needs_direction(self.spec.agent, read)
+        return self.is_here(read.neighbor, read.version, self._with_direction[read.neighbor])
 
     def _newest_here(self, neighbor: int, readable: int) -> int:
-        """Return the newest readable version whose transfer is done; older ones are not needed any more."""
+        """Return the newest readable version whose transfer is done; older ones are not needed any more.
+
+        That includes the direction where the last read of the neighbor needed one: versions may be missing between one
+        that has its direction and the next one, which has none yet.
+        """
         versions = sorted((v for v in self.mailbox.versions(neighbor) if v <= readable), reverse=True)
-        return next((v for v in versions if self.is_here(neighbor, v, False)), 0)
+        return next((v for v in versions if self.is_here(neighbor, v, self._with_direction[neighbor])), 0)
 
     def can_reach(self, neighbor: int) -> bool:
         """Return whether messages get through to a neighbor, and a share that is pushed to it is not lost."""

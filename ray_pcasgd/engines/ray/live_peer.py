@@ -21,6 +21,7 @@ from ray_pcasgd.engines.ray.live import LiveDriver, moment
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.mail import StoppedError
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
+from ray_pcasgd.engines.ray.transfers import Transfers
 from ray_pcasgd.records import Event, Row, Snapshot
 
 
@@ -50,6 +51,7 @@ class PeerDriver(LiveDriver):
         self.held: tuple[int, ...] = ()
         """Where rules push shares: who was not sent the agent's present version."""
         self.counts = SentCount()
+        self.transfers = Transfers(actor.transport, actor.mailbox, actor.changed, self.policy.take_newest)
         self.agent.warm_up()
 
     def begin(self) -> None:
@@ -146,16 +148,17 @@ class PeerDriver(LiveDriver):
         message = mailbox.get(neighbor, version)
         if message is None or message.contents is None:
             return False
-        parts = message.contents[:2]
+        parts = list(message.contents[:2])
+        direction = self.actor.direction_at(neighbor, version) if with_direction else None
+        if direction is not None:
+            parts.append(direction)
         if self.policy.has_barrier:
-            if not self.has_come(parts, (neighbor, version)):
-                return False
-        elif not all(map(transport.is_here, parts)):
-            return False
-        if not with_direction:
-            return True
-        direction = self.actor.direction_at(neighbor, version)
-        return direction is not None and transport.is_here(direction)
+            is_here = self.has_come(parts, (neighbor, version))
+        elif self.policy.replaces:
+            is_here = self.transfers.is_here(neighbor, version, parts)
+        else:
+            is_here = all(map(transport.is_here, parts))
+        return is_here and (direction is not None or not with_direction)
 
     def open_all(self, found: Sequence[Found]) -> list[Received]:
         """Return the versions found, fetched, except those that were rejected, or lost with their sender meanwhile."""
@@ -173,14 +176,19 @@ class PeerDriver(LiveDriver):
         """Send the agent's new version to its neighbors."""
         published = self.agent.message(None) if self.actor.spec.receivers else None
         receivers = self.agent.receivers()
-        self.counts.sent(len(receivers), len(self.send(published, receivers)))
+        self.counts.sent(len(receivers), self.send(published, receivers))
 
     def on_isolated(self, published: Published | None) -> None:
         """Tell all neighbors that the agent has left the run, not only those whom this version would be sent to."""
         self.send(published, self.actor.spec.receivers, isolated=True)
 
-    def send(self, published: Published | None, receivers: Sequence[int], isolated: bool = False) -> frozenset[int]:
-        """Send one message to every receiver that can be reached; return to whom. Those who come back get it too."""
+    def send(self, published: Published | None, receivers: Sequence[int], isolated: bool = False) -> int:
+        """Send one message to every receiver that can be reached; those who come back get it too.
+
+        Returns:
+            How many messages were sent, with those of earlier versions that had to wait until now.
+
+        """
         actor, policy = self.actor, self.policy
         header = self.header()._replace(isolated=isolated)
         contents = None if published is None else actor.contents(published, actor.direction)
@@ -193,7 +201,7 @@ class PeerDriver(LiveDriver):
         for k in sent.gone:
             self.lose(k)
             actor.unsent.append(Event("neighbor_lost", actor.spec.agent, actor.version, f"agent {k} does not answer"))
-        return sent.to
+        return len(sent.to) + sent.late
 
     def header(self) -> Header:
         """Return the header of the agent's present version."""
@@ -218,6 +226,7 @@ class PeerDriver(LiveDriver):
         """Take a neighbor in that comes back, and return what it comes back from."""
         known = self.policy.known(neighbor)
         self.policy.back(neighbor, version)
+        self.transfers.forget(neighbor)
         if neighbor in self.actor.spec.receivers:
             self.actor.outbox.welcome(neighbor, handle)
         if self.published is None:

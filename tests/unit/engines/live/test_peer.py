@@ -448,6 +448,22 @@ def test_a_version_that_is_replaced_is_dropped_once_the_newer_one_is_here() -> N
     assert peers.reads_at()[1].version == 4
 
 
+def test_a_version_with_its_direction_stays_until_a_newer_one_has_its_own() -> None:
+    peers = Peers("p-asgd")
+    for version in (4, 5):
+        peers.receive(1, version, age=STEP)
+    # It is one step behind, and so is to be predicted from: the direction of 5 has not come.
+    peers.policy.watch.trackers[1].take(Header(1, 6, WALL, STEP), WALL)
+    assert peers.reads_at(6)[1].version == 4
+    peers.receive(1, 6, age=STEP)
+    peers.receive(1, 15, age=STEP)  # those between were left out, or are not transferred
+    peers.policy.watch.trackers[1].take(Header(1, 16, WALL, STEP), WALL)
+    assert peers.reads_at(17)[1].version == 5
+    peers.receive(1, 16, age=STEP)
+    peers.policy.watch.trackers[1].take(Header(1, 17, WALL, STEP), WALL)
+    assert peers.reads_at(18)[1].version == 15
+
+
 @pytest.mark.parametrize("barrier", [AllBarrier(), SampledBarrier(beta=1)], ids=["all", "sampled"])
 def test_versions_that_a_barrier_may_ask_for_are_not_replaced(barrier: Barrier) -> None:
     peers = Peers(barrier=barrier)

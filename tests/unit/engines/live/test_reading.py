@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
 from ray_pcasgd.engines.live.reading import NeighborTracker, OwnTimes, choose_read
-from ray_pcasgd.engines.ray.transport import MOST_PENDING
+from ray_pcasgd.engines.live.window import MOST
 from ray_pcasgd.records import Read
 
 LAST = 1000
@@ -80,7 +80,7 @@ def test_where_messages_come_faster_than_steps_nothing_is_missed(
     assert tracker_of(newest, transit=transit).missed(sum(pauses) + 100 * at) == 0
 
 
-@given(st.integers(1, 90), st.integers(1, MOST_PENDING + 2), st.floats(1.0, 100.0), st.integers(0, 20))
+@given(st.integers(1, 90), st.integers(1, MOST + 2), st.floats(1.0, 100.0), st.integers(0, 20))
 def test_the_reader_s_own_pause_is_no_transit(before: int, waiting: int, pause: float, clock: int) -> None:
     """Messages that waited for a stopped reader were late because of it, whatever the two clocks differ by."""
     step, transit = 0.02, 0.001 + clock
