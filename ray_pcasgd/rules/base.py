@@ -73,6 +73,10 @@ class Rule(Settings, ABC):
     combines_first: ClassVar[bool] = False
     """Whether the rule is defined for agents alone that combine what they have read before a round's local steps, and
     send what these come to (adapt-then-combine): it is then handed a direction of zeros."""
+    sends_differences: ClassVar[bool] = False
+    """Whether messages hold by how much the sender has moved away from its public copy, which its readers have, too:
+    ``own.public`` is the agent's, and ``reads.weights`` are its neighbors'. Only where agents combine first, and wait
+    for all."""
     meets_in_pairs: ClassVar[bool] = False
     """Whether agents meet in random pairs, for which all have to be neighbors, and wait for their partner alone."""
 

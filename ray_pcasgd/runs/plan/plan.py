@@ -377,10 +377,11 @@ def _check_membership(config: Config, live: bool) -> None:
         )
     algorithm = config.algorithm
     exchange = algorithm.exchange if isinstance(algorithm, Rule) else None
-    if exchange is None or exchange.reading != "newest" or exchange.waits_for_partners:
+    sends_differences = isinstance(algorithm, Rule) and algorithm.sends_differences
+    if exchange is None or exchange.reading != "newest" or exchange.waits_for_partners or sends_differences:
         raise SettingsError(
             f"membership: allowed with algorithm.name = {algorithm.name!r} is an empty list; who leaves and comes back "
-            "is planned for peers that send each version to all of their neighbors, as those of pc-asgd do"
+            "is planned for peers that send each version whole to all of their neighbors, as those of pc-asgd do"
         )
 
 
@@ -465,10 +466,11 @@ def _check_servers_gpus(config: Config) -> None:
 def _check_wire(config: Config) -> None:
     """Raise ``ValueError`` where formats are given for messages that have none."""
     algorithm, wire = config.algorithm, config.wire
-    if wire.weights.is_sparse:
+    sends_differences = isinstance(algorithm, Rule) and algorithm.sends_differences
+    if wire.weights.is_sparse and not sends_differences:
         raise ValueError(
             f"wire.weights.name = {wire.weights.name!r}: allowed are float32, bf16, int8 and int4, since a part of the "
-            "weights is no version; directions may be sparse"
+            "weights is no version; directions may be sparse, and with choco-sgd what weights differ by"
         )
     if wire.is_plain or not isinstance(algorithm, ADPSGD):
         return
