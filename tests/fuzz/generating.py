@@ -314,10 +314,11 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
     kind = _name_of(tree.get("algorithm"))
     if _name_of(tree.get("topology")).startswith("directed") != (kind in ("sgp", "sgp-overlap")):
         tree.pop("topology", None)
-    if kind in ("server", "elastic-averaging", "ad-psgd", "d-psgd", "sgp", "gossip-push"):
+    if kind in ("server", "elastic-averaging", "ad-psgd", "d-psgd", "choco-sgd", "sgp", "gossip-push"):
         tree.pop("barrier", None)
         tree.pop("mixing", None)
-    if kind in ("server", "elastic-averaging", "diloco", "fedasync", "ad-psgd", "sgp", "sgp-overlap", "noloco"):
+    others = ("ad-psgd", "sgp", "sgp-overlap", "noloco", "choco-sgd")
+    if kind in ("server", "elastic-averaging", "diloco", "fedasync", *others):
         tree.pop("membership", None)
     if random.random() < 0.9:
         tree.pop("schedule", None)

@@ -185,6 +185,17 @@ def run_and_kill_driver(folder: Path, at_step: int, **settings: Any) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
+def test_agents_that_send_differences_go_on_from_a_state_to_the_bit(tmp_path: Path) -> None:
+    """What was under way at the cut is still a difference, from what its reader had then."""
+    settings = {"algorithm": "choco-sgd", "wire": {"name": "top-k", "share": 0.1}, "evaluate_every": 100}
+    fault = Fault(150, kill(1))
+    disturbed = fit(tmp_path, fault, **settings)
+    (restarted,) = (event for event in fault.events if event.kind == "run_restarted")
+    assert restarted.step > 0
+    assert_same_run(disturbed, fit_local(tmp_path, **settings))
+
+
 SERVERS: dict[str, Any] = {
     "k-async, dc-asgd-a": {"name": "server", "gathering": {"name": "k-async", "k": 2}, "correction": "dc-asgd-a"},
     "k-batch-sync, two shards": {"name": "server", "gathering": {"name": "k-batch-sync", "k": 2}, "shards": 2},
