@@ -39,6 +39,10 @@ class InStep:
         self._unreported = 0
         """Whole copies that were sent in place of differences, and that no report has counted."""
 
+    def begin(self, receivers: Iterable[int]) -> None:
+        """Take in who is there as the run begins: all of them know version 0."""
+        self._sent = dict.fromkeys(receivers, 0)
+
     def send(self, receivers: Collection[int], version: int, is_difference: bool) -> frozenset[int]:
         """Return who is to be sent a whole copy of a version, which all of these are about to be sent."""
         behind = frozenset(k for k in receivers if not is_difference or self._sent.get(k) != version - 1)

@@ -60,6 +60,7 @@ class PeerDriver(LiveDriver):
     def begin(self) -> None:
         """Take in that the run begins; who is not there has no share of the version that all start from."""
         super().begin()
+        self.in_step.begin(k for k in self.agent.receivers() if k in self.actor.outbox)
         if self.agent.pushes:
             self.held = tuple(k for k in self.agent.receivers() if k not in self.actor.outbox)
 

@@ -40,6 +40,9 @@ def test_what_is_left_out_is_not_counted_with_the_next_version() -> None:
 
 def test_who_was_not_sent_the_version_before_is_sent_a_whole_copy() -> None:
     steps = InStep()
+    steps.begin((1,))
+    assert steps.send((1, 2), 1, is_difference=True) == {2}, "version 0 is known to all who are there"
+    steps.sent((1, 2), (1,))
     assert steps.send((1, 2), 4, is_difference=False) == {1, 2}, "nobody has what it would differ from"
     steps.sent((1, 2), (1, 2))
     assert steps.send((1, 2, 3), 5, is_difference=True) == {3}, "it has come in"
