@@ -115,7 +115,7 @@ class Config(Settings):
     round, and steps from what it read with the round's displacement (combine-then-adapt). ``false``: it reads first,
     takes its steps from what came of that, and sends where they lead (adapt-then-combine): with ``d-psgd``, equal
     weights and nobody late, federated averaging. Between peers. Not given: as the algorithm is defined, ``false`` for
-    slowmo, noloco and gasloc, ``true`` for others."""
+    slowmo, noloco, gasloc and choco-sgd, ``true`` for others."""
     batch_size: int = Field(16, ge=1, le=100_000)
     """Samples of one agent's mini-batch."""
 

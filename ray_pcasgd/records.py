@@ -84,6 +84,9 @@ class Own(NamedTuple):
     """Where the agent combines first, so that ``direction`` is zeros: the one that has led to ``weights``, shape (D,),
     the mean of its last round; else empty."""
 
+    public: tuple[Tensor, ...] = ()
+    """Where agents send differences: what the agent's readers know of it, its public copy, shape (D,); else empty."""
+
     @property
     def newest_direction(self) -> Tensor:
         """The agent's newest direction, shape (D,): what it usually does, by which a rule may judge others."""

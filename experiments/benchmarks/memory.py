@@ -78,7 +78,8 @@ other of two clusters, {DELAY} steps late; with a server, 9 workers) on an MLP o
 its own, and its anonymous pages are counted, less those that were there before it was built. *Between steps* is what
 it keeps from one step to the next. *At the peak* is the most that it holds during a step: together with the gradient,
 the next version and the rule's temporary vectors.
-Nesterov's momentum takes 4 more, Lion 4, Adam and AdamW 8 (with `amsgrad` 12).
+Nesterov's momentum takes 4 more, Lion 4, Adam and AdamW 8 (with `amsgrad` 12). Not measured: `choco-sgd` keeps what
+`d-psgd` does, 4 more for its own public copy and, on actors, 4 for that of each neighbor, since differences travel.
 
 Not counted are the process itself (about 0.3 GB with PyTorch and Ray), activations of larger batches, and what lies in
 Ray's object store: each published version once for all agents of a machine, 4 bytes a parameter or 8 with its

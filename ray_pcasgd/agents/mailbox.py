@@ -49,6 +49,8 @@ class Header(NamedTuple):
     """Between workers and servers alone."""
     mass: float = 1.0
     """Of the sender's version, where rules push shares of it."""
+    is_difference: bool = False
+    """Whether it holds what leads from the sender's public copy at the version before to that at this one."""
 
 
 class Message(NamedTuple, Generic[Payload]):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_pcasgd.agents.clipping import GradientClipping
+from ray_pcasgd.agents.copies import HeldCopies
 from ray_pcasgd.agents.local_optimizer import LocalOptimizer
 from ray_pcasgd.agents.mailbox import Delivery
 from ray_pcasgd.agents.replica import MixedBuffers, Replica
@@ -204,8 +205,10 @@ class Incoming(NamedTuple):
     num_tensors: int = 0
     """Of a server: the number of the model's parameter tensors."""
     encoded: Mapping[str, int | None] = {}
-    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``; ``None`` where
-    senders have parts of different sizes."""
+    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``, or ``difference`` in
+    place of weights; ``None`` where senders have parts of different sizes."""
+    are_differences: bool = False
+    """Whether they may hold differences in place of weights."""
 
 
 class Outcome(NamedTuple):
@@ -240,6 +243,19 @@ class Participant(ABC):
     """Whether it keeps its old versions, of which ``keep`` says how many."""
     may_be_stacked = False
     """Whether its steps can be computed together with others' under vmap."""
+
+    copies: HeldCopies | None = None
+    """What is known of its neighbors' public copies, where messages are differences from them."""
+
+    @property
+    def difference(self) -> Tensor | None:
+        """What travels in place of the present version's weights to who has the version before; ``None``: they do."""
+        return None
+
+    @property
+    def bytes_saved(self) -> int:
+        """By how many bytes a difference is shorter than the whole weights."""
+        return 0
 
     @property
     def published_direction(self) -> Tensor | None:

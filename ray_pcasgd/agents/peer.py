@@ -293,6 +293,11 @@ class Peer(Learner, Participant):
         return self.direction, ()
 
     @property
+    def public_copy(self) -> tuple[Tensor, ...]:
+        """What the agent's readers know of it, shape (D,), where rules send differences; else empty."""
+        return ()
+
+    @property
     def has_to_prepare(self) -> bool:
         """Whether the next step's direction is still to be computed."""
         return self.loss is None and self.is_running
@@ -557,7 +562,7 @@ class Peer(Learner, Participant):
         own_mixing, step_size, *values = ours.unbind()
         coefficients = dict(zip(gathered.coefficients, values, strict=True))
         stepped, led = self.rule_directions
-        own = Own(self.weights, stepped, own_mixing, step_size, coefficients, led)
+        own = Own(self.weights, stepped, own_mixing, step_size, coefficients, led, self.public_copy)
         reliable = torch.tensor(gathered.reliable, dtype=torch.bool, device=device)
         reads = Reads(gathered.weights, gathered.directions, gathered.drift, mixing, staleness, age, reliable)
         return own, reads

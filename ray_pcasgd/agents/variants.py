@@ -160,7 +160,7 @@ class Variants(Peer):
         gathered = self.gather(received, held)
         own, reads = self.rule_inputs(gathered)
         own = own._replace(**self._numbers_of_each(received))
-        in_dims = (Own._make((0, 0, None, 0, dict.fromkeys(own.coefficients, 0), ())), _READ_DIMS)
+        in_dims = (Own._make((0, 0, None, 0, dict.fromkeys(own.coefficients, 0), (), ())), _READ_DIMS)
         if rule.corrects_gradients:
             self.optimize(self._each(rule.correct, in_dims)(own, reads))
             own = own._replace(direction=self.direction)

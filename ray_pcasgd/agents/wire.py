@@ -24,7 +24,8 @@ class Wire(Settings):
     """The formats of what agents send each other; one name is the format of both."""
 
     weights: WireFormat = Float32()
-    """Of weights: ``float32``, ``bf16``, ``int8`` or ``int4``."""
+    """Of weights: ``float32``, ``bf16``, ``int8`` or ``int4``. With ``choco-sgd`` it is that of differences, and also
+    ``top-k`` or ``random-k`` with a ``share``."""
     directions: WireFormat = Float32()
     """Of directions, where a rule predicts with them; of what workers send a server, unless these are weights. Also
     ``top-k`` and ``random-k`` with a ``share``: a part of the numbers, and what is left out comes with later ones."""

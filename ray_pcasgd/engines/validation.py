@@ -33,7 +33,10 @@ class Expected(NamedTuple):
     num_tensors: int = 0
     """The number of the model's parameter tensors."""
     encoded: Mapping[str, int | None] = {}
-    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``; ``None``: any number."""
+    """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``, ``difference``;
+    ``None``: any number."""
+    are_differences: bool = False
+    """Whether messages may hold differences in place of weights."""
 
     def form(self, name: str) -> tuple[int | None, DType]:
         """Return the size and the type of a parcel's array."""
@@ -57,8 +60,10 @@ def check_header(expected: Expected, header: Any) -> None:
             raise RejectedError(f"its {name} is {shown(value)}; allowed are numbers from 0 to {_LARGEST_TIME:g}")
     if not _is_count(header.hold_steps):
         raise RejectedError(f"its hold_steps is {shown(header.hold_steps)}; allowed are whole numbers from 0 on")
-    if not isinstance(header.final, bool) or not isinstance(header.isolated, bool):
+    if not all(isinstance(flag, bool) for flag in (header.final, header.isolated, header.is_difference)):
         raise RejectedError("its flags are not true or false")
+    if header.is_difference and not expected.are_differences:
+        raise RejectedError("it is a difference; allowed are whole weights")
     _check_note(expected, header)
 
 
@@ -131,7 +136,12 @@ def check_contents(transport: Transport, expected: Expected, header: Header, con
     for name, parcel in zip(contents._fields[:3], contents[:3], strict=True):
         if parcel is None and name == "direction":
             continue
-        transport.check(name, parcel, *expected.form(name))
+        transport.check(name, parcel, *expected.form(weights_form(header) if name == "weights" else name))
+
+
+def weights_form(header: Header) -> str:
+    """Return the name of what a message holds in place of weights, by which its form is known."""
+    return "difference" if header.is_difference else "weights"
 
 
 def shown(value: Any) -> str:

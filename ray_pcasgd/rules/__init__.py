@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_pcasgd.rules.algorithms import Algorithm
+    from ray_pcasgd.rules.choco import ChocoSGD
     from ray_pcasgd.rules.dcs3gd import DCS3GD
     from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
     from ray_pcasgd.rules.gossip import GossipPull, GossipPush
@@ -24,6 +25,7 @@ __all__ = [
     "PCASGDPV",
     "SGP",
     "Algorithm",
+    "ChocoSGD",
     "DASGDImportance",
     "GASLoC",
     "GossipPull",

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ray_pcasgd.rules.choco import ChocoSGD
 from ray_pcasgd.rules.dcs3gd import DCS3GD
 from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
 from ray_pcasgd.rules.gossip import GossipPull, GossipPush
@@ -28,7 +29,8 @@ Algorithm = Annotated[
     | OverlapSGP
     | SlowMo
     | NoLoCo
-    | GASLoC,
+    | GASLoC
+    | ChocoSGD,
     Field(discriminator="name"),
 ]
 """Any rule's settings, told apart by ``name``."""

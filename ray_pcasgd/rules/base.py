@@ -79,6 +79,10 @@ class Rule(Settings, ABC):
     takes_fragments: ClassVar[bool] = False
     """Whether it averages weights number by number, so that an agent may be handed its own where no message holds a
     neighbor's."""
+    sends_differences: ClassVar[bool] = False
+    """Whether messages hold by how much the sender has moved away from its public copy, which its readers have, too:
+    ``own.public`` is the agent's, and ``reads.weights`` are its neighbors'. Only where agents combine first, and wait
+    for all."""
     meets_in_pairs: ClassVar[bool] = False
     """Whether agents meet in random pairs, for which all have to be neighbors, and wait for their partner alone."""
 

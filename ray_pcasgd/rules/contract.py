@@ -64,6 +64,8 @@ def check_declared(rule: Rule | ServerRule) -> None:
             raise ValueError(f"{name} is {getattr(rule, name)!r}; allowed are {', '.join(map(repr, allowed))}")
     if rule.corrects_gradients and rule.needs_directions:
         raise ValueError("corrects_gradients and needs_directions are True; allowed is one of the two")
+    if rule.sends_differences and not (rule.combines_first and rule.default_barrier == "all"):
+        raise ValueError("sends_differences is True; allowed is that with combines_first, and default_barrier = 'all'")
     age = rule.age_max
     if rule.needs_drift and not (isinstance(age, int) and age >= 1):
         raise ValueError(f"needs_drift is True and age_max is {age!r}; allowed with it are whole numbers from 1 on")
@@ -162,6 +164,8 @@ def _steps(rule: Rule, num_neighbors: int, seed: int = 0) -> Iterator[Inputs]:
         row = torch.from_numpy(draw.dirichlet(np.ones(num_neighbors + 1)).astype(np.float32))
         with naming_own(rule):
             own = Own(weights, vector(), row[0].clone(), torch.tensor(0.1), _coefficients(rule, step))
+            if rule.sends_differences:
+                own = own._replace(public=(weights + vector(0.1),))
         reads = Reads(
             tuple(weights + vector(0.5) for _ in range(num_neighbors)),
             each(1.0, rule.needs_directions),

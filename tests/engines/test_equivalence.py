@@ -110,6 +110,14 @@ ALGORITHMS: dict[str, Any] = {
     "gasloc": {"algorithm": "gasloc", "local_steps": 3, "num_steps": 16} | BATCH_NORM | UNEVEN,
     "slowmo": {"algorithm": "slowmo", "barrier": "none", "local_steps": 3, "num_steps": 16} | UNEVEN,
     "noloco": {"algorithm": "noloco", "local_steps": 3, "num_steps": 16, "links": [{"delay": "0.7s"}]} | UNEVEN,
+    "choco-sgd": {
+        "algorithm": {"name": "choco-sgd", "gamma": 0.4},
+        "wire": {"name": "top-k", "share": 0.2},
+        "local_steps": [1, 3, 2],
+        "num_steps": 16,
+    }
+    | BATCH_NORM
+    | UNEVEN,
     "sgp-overlap, narrow wire": {"algorithm": "sgp-overlap", "wire": "int4"} | UNEVEN,
     "sgp-overlap, local steps": {"algorithm": "sgp-overlap", "local_steps": 3, "num_steps": 16} | UNEVEN,
     "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
@@ -207,6 +215,7 @@ ON_RAY = [
     "pc-asgd, by displacement",
     "gasloc",
     "noloco",
+    "choco-sgd",
     "sgp-overlap, narrow wire",
     "dc-s3gd",
     "d-asgd-importance",
@@ -228,6 +237,7 @@ ON_RAY = [
 
 # Plain ``pc-asgd`` is compared in the same way by the tests of agents that leave and of faults.
 QUICK = [
+    "choco-sgd",
     "pc-asgd, combining first",
     "pc-asgd, in parts",
     "own tensors, probed",
@@ -345,6 +355,7 @@ RECORDED: dict[str, Any] = {
     },
     "by displacement": {"algorithm": {"name": "pc-asgd", "prediction": "displacement"}},
     "noloco": {"algorithm": "noloco", "local_steps": [2, 1, 1], "links": [{"delay": "0.02s"}]},
+    "choco-sgd": {"algorithm": "choco-sgd", "local_steps": [4, 2, 1], "wire": "int8"},
     "adamw": ADAMW | {"accumulate": 3},
     "adafactor": ALGORITHMS["p-asgd, adafactor"],
 }

@@ -316,10 +316,11 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
     kind = _name_of(tree.get("algorithm"))
     if _name_of(tree.get("topology")).startswith("directed") != (kind in ("sgp", "sgp-overlap")):
         tree.pop("topology", None)
-    if kind in ("server", "elastic-averaging", "ad-psgd", "d-psgd", "sgp", "gossip-push"):
+    if kind in ("server", "elastic-averaging", "ad-psgd", "d-psgd", "choco-sgd", "sgp", "gossip-push"):
         tree.pop("barrier", None)
         tree.pop("mixing", None)
-    if kind in ("server", "elastic-averaging", "diloco", "fedasync", "ad-psgd", "sgp", "sgp-overlap", "noloco"):
+    others = ("ad-psgd", "sgp", "sgp-overlap", "noloco", "choco-sgd")
+    if kind in ("server", "elastic-averaging", "diloco", "fedasync", *others):
         tree.pop("membership", None)
     if isinstance(tree.get("wire"), dict) and (kind not in AVERAGING or "membership" in tree or random.random() < 0.7):
         tree["wire"].pop("fragments", None)

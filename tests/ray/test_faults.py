@@ -185,6 +185,17 @@ def run_and_kill_driver(folder: Path, at_step: int, **settings: Any) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
+def test_agents_that_send_differences_go_on_from_a_state_to_the_bit(tmp_path: Path) -> None:
+    """What was under way at the cut is still a difference, from what its reader had then."""
+    settings = {"algorithm": "choco-sgd", "wire": {"name": "top-k", "share": 0.1}, "evaluate_every": 100}
+    fault = Fault(150, kill(1))
+    disturbed = fit(tmp_path, fault, **settings)
+    (restarted,) = (event for event in fault.events if event.kind == "run_restarted")
+    assert restarted.step > 0
+    assert_same_run(disturbed, fit_local(tmp_path, **settings))
+
+
 SERVERS: dict[str, Any] = {
     "k-async, dc-asgd-a": {"name": "server", "gathering": {"name": "k-async", "k": 2}, "correction": "dc-asgd-a"},
     "k-batch-sync, two shards": {"name": "server", "gathering": {"name": "k-batch-sync", "k": 2}, "shards": 2},
@@ -227,7 +238,7 @@ def assert_replays(live: Result, **settings: Any) -> None:
     assert replayed.schedule_hash == live.schedule_hash
 
 
-@pytest.mark.parametrize("algorithm", ["pc-asgd", slow_unless(False, "d-psgd")])
+@pytest.mark.parametrize("algorithm", ["pc-asgd", slow_unless(False, "d-psgd"), slow_unless(False, "choco-sgd")])
 def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_too(
     algorithm: str, tmp_path: Path
 ) -> None:
@@ -237,6 +248,7 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
     release = Release(tmp_path / "gate", lambda report: outlived <= set(faults.kinds()))
     settings = {"num_steps": 300, "evaluate_every": 150, "task": release.task, "algorithm": algorithm}
     engine = LIVE if algorithm == "pc-asgd" else {**LIVE, "inline_bytes": 0}
+    settings |= {"wire": {"name": "top-k", "share": 0.1}} if algorithm == "choco-sgd" else {}
     result = fit(tmp_path, faults, release, engine=engine, **settings)
     assert result.error is None
     assert outlived <= set(faults.kinds())
@@ -248,6 +260,10 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
     assert {row[:2] for row in rows} >= {(agent, step) for agent in (0, 2) for step in range(300)}
     assert max(row.step for row in rows if row.agent == 1) == 299
     assert_replays(result, **settings)
+    if algorithm == "choco-sgd" and "reads_unrecorded" not in faults.kinds():
+        schedule = str(Path(result.path) / "schedule.parquet")
+        assert_same_weights(result, fit_local(tmp_path / "again", schedule=schedule, **settings))
+        assert_same_weights(result, fit(tmp_path / "actors", schedule=schedule, **settings))
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ def run_rule(rule: Rule, scenario: Scenario, dtype: torch.dtype = torch.float64)
                 tensor(scenario.mixing[i, i]),
                 tensor(scenario.step_size),
                 {name: tensor(value) for name, value in rule.coefficients(i, step).items()},
+                # All of a difference travels.
+                public=(versions[step][i],) if rule.sends_differences else (),
             )
             reads = _reads(links[i], [v[i] for v in versions], versions, directions, tensor(scenario.mixing[i]), rule)
             probe = _probe(tensor(scenario.curvature[i]), tensor(scenario.probe_target[step, i]))

@@ -206,6 +206,7 @@ def _rule_inputs(agents: Sequence[Peer], gathered: Sequence[Gathered]) -> tuple[
         step_size,
         dict(zip(gathered[0].coefficients, values, strict=True)),
         _by_neighbor([led for _, led in directions]),
+        _by_neighbor([agent.public_copy for agent in agents]),
     )
     per_read = torch.tensor([(g.mixing, g.staleness, g.age) for g in gathered], device=device)
     mixing, staleness, age = per_read.unbind(1)

@@ -3,11 +3,13 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ray
 import torch
 from ray.actor import ActorHandle
+from torch import Tensor
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.mailbox import Delivery, Header, Mailbox, Message
@@ -24,7 +26,7 @@ from ray_pcasgd.engines.ray.cuts import Restored, messages_before, portable_stat
 from ray_pcasgd.engines.ray.driver import Driver
 from ray_pcasgd.engines.ray.mail import Driving, MailActor
 from ray_pcasgd.engines.ray.transport import portable
-from ray_pcasgd.engines.validation import Expected
+from ray_pcasgd.engines.validation import Expected, weights_form
 from ray_pcasgd.records import Event, Read, Row
 from ray_pcasgd.schedule.scheduler import Cut
 from ray_pcasgd.tasks.task import TaskData
@@ -37,6 +39,8 @@ class Found(NamedTuple):
     header: Header
     contents: Contents
     direction: Parcel | None
+    before: tuple[Message[Contents], ...] = ()
+    """Where messages are differences: those that have to be taken in first, in their order."""
 
 
 MakeDriver = Callable[["Actor", State | None], Driver]
@@ -113,6 +117,7 @@ class Actor(MailActor):
             incoming.forms,
             incoming.num_tensors,
             incoming.encoded,
+            incoming.are_differences,
         )
 
     def begin(self) -> None:
@@ -273,7 +278,18 @@ class Actor(MailActor):
             return
         for share, readers in _by_version({k: self.participant.share(published, k) for k in headers}):
             own = {k: headers[k]._replace(mass=share.mass, note=share.notes.get(k)) for k in readers}
-            self._send(own, self.contents(share, self.direction))
+            self._send(*self.as_difference(own, share))
+
+    def as_difference(self, headers: Mapping[int, Header], published: Published) -> tuple[dict[int, Header], Contents]:
+        """Return headers and contents of the present version for who has the one before: a difference, where it is one.
+
+        The whole version else.
+        """
+        difference = self.participant.difference
+        if difference is None:
+            return dict(headers), self.contents(published, self.direction)
+        contents = self.contents(replace(published, weights=difference))
+        return {k: header._replace(is_difference=True) for k, header in headers.items()}, contents
 
     def _send(self, headers: Mapping[int, Header], contents: Contents | None) -> None:
         for k in self.outbox.send(headers, contents, may_skip=False).gone:
@@ -291,7 +307,19 @@ class Actor(MailActor):
         if message.contents is None:
             self.do_without(read, "events.jsonl says why")
             return None
-        return Found(read, message.header, message.contents, self.direction_at(read.neighbor, read.version))
+        direction = self.direction_at(read.neighbor, read.version)
+        return Found(read, message.header, message.contents, direction, self.messages_before(message))
+
+    def messages_before(self, message: Message[Contents]) -> tuple[Message[Contents], ...]:
+        """Return what has to be taken in before a difference, as far as it is here; called with the lock held."""
+        found: list[Message[Contents]] = []
+        before: Message[Contents] | None = message
+        held = -1 if self.participant.copies is None else self.participant.copies.version(message.header.sender)
+        while before is not None and before.header.is_difference and before.header.version > held + 1:
+            before = self.mailbox.get(before.header.sender, before.header.version - 1)
+            if before is not None and before.contents is not None:
+                found.append(before)
+        return tuple(reversed(found))
 
     def direction_at(self, neighbor: int, version: int) -> Parcel | None:
         """Return where the direction at a version lies, if it has come; called with the lock held."""
@@ -322,13 +350,13 @@ class Actor(MailActor):
             RejectedError: it is not what it must be.
 
         """
-        read, header, contents, direction = found
+        read, header, contents, direction = found[:4]
         expected, device = self.expected, self.device
         direction = direction if self.participant.needs_direction(read) else None
         extra, note = contents.extra, header.note
         mask = None if extra is None else extra.with_gradient
         published = Published(
-            self.transport.open("weights", contents.weights, *expected.form("weights"), device),
+            self.open_weights(found),
             self.transport.open("buffers", contents.buffers, *expected.form("buffers"), device),
             None
             if direction is None
@@ -343,6 +371,36 @@ class Actor(MailActor):
         except ValueError as error:
             raise RejectedError(str(error)) from None
 
+    def open_weights(self, found: Found) -> Tensor:
+        """Return the weights of what was found; of differences, what they come to together with those before.
+
+        Raises:
+            RejectedError: they are not what they must be; what is known of the sender stays as it was.
+
+        """
+        copies, sender = self.participant.copies, found.read.neighbor
+        if copies is None:
+            return self._weights(found.header, found.contents)
+        if found.header.version < (held := copies.version(sender)):
+            raise RejectedError(f"version {held} of it is known; allowed are that one and later ones")
+        for header, contents in (*found.before, Message(found.header, found.contents)):
+            if header.is_difference and header.version == copies.version(sender):
+                continue  # read once more
+            assert contents is not None
+            weights = self._weights(header, contents)
+            try:
+                if header.is_difference:
+                    copies.add(sender, header.version, weights)
+                else:
+                    copies.put(sender, header.version, weights)
+            except ValueError as error:
+                raise RejectedError(str(error)) from None
+        return copies.weights(sender)
+
+    def _weights(self, header: Header, contents: Contents) -> Tensor:
+        form = weights_form(header)
+        return self.transport.open(form, contents.weights, *self.expected.form(form), self.device)
+
     # What it reports.
 
     def submit(
@@ -352,6 +410,7 @@ class Actor(MailActor):
         receivers: int | None = None,
         flush: bool = False,
         waited_seconds: float | None = None,
+        whole: int = 0,
     ) -> None:
         """Report the row that was taken last, with an evaluation where there is one.
 
@@ -361,9 +420,12 @@ class Actor(MailActor):
             receivers: How many agents were sent the version; ``None``: those that the agent itself names.
             flush: Whether it is handed in at once.
             waited_seconds: How long it was waited before the row, where the rows' times do not say it.
+            whole: How many whole copies were sent since the last report, where differences were counted.
 
         """
         report, failed = evaluated(self.participant, self.participant.report(row, outcome, self.now(), receivers))
+        if whole:
+            report = report._replace(bytes_sent=report.bytes_sent + whole * self.participant.bytes_saved)
         if report.snapshot is not None:
             reference: Any = ray.put(portable(report.snapshot))
             report = report._replace(snapshot=reference)

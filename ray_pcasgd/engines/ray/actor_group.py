@@ -11,6 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from ray_pcasgd.agents.combining import CombiningSpec
+from ray_pcasgd.agents.differing import DifferingSpec
 from ray_pcasgd.agents.learner import LearnerError
 from ray_pcasgd.agents.pair import PairSpec
 from ray_pcasgd.agents.participant import LearnerSpec
@@ -45,6 +46,7 @@ _ACTOR = _remote(concurrency_groups=_GROUPS, enable_task_events=False)(Actor)
 _LIVE_DRIVERS: dict[type[LearnerSpec], Any] = {
     AgentSpec: PeerDriver,
     CombiningSpec: PeerDriver,
+    DifferingSpec: PeerDriver,
     PairSpec: PairDriver,
     WorkerSpec: WorkerDriver,
     ServerSpec: ServerDriver,

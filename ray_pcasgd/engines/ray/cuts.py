@@ -17,6 +17,8 @@ from ray_pcasgd.engines.ray.transport import PIECE_BYTES, RayTransport, as_array
 from ray_pcasgd.schedule.scheduler import Cut
 
 _TRANSPORT = RayTransport(PIECE_BYTES)
+_PARTS = 5
+"""Of a message in a state: three tensors, its mass, what is extra; one that is a difference has a mark besides."""
 
 
 class Restored(NamedTuple):
@@ -58,6 +60,7 @@ def join_parts(cut: Cut, parts: Sequence[AgentState], seconds: float, answer_sec
             if contents is not None and key not in messages:
                 opened = [_opened(parcel, answer_seconds) for parcel in contents[:3]]
                 messages[key] = [*opened, header.mass, _opened_extra(contents.extra)]
+                messages[key] += [True] if header.is_difference else []
     return {
         "rows": cut.rows,
         "seconds": seconds,
@@ -72,11 +75,13 @@ def join_parts(cut: Cut, parts: Sequence[AgentState], seconds: float, answer_sec
 
 def restored_parts(state: State) -> list[Restored]:
     """Return what each agent goes on from; what travels to several of them lies in the object store once."""
-    contents = {key: _contents(*parts) for key, parts in state["messages"].items()}
+    contents = {key: _contents(*parts[:_PARTS]) for key, parts in state["messages"].items()}
 
     def message(entry: Sequence[Any], share: Sequence[int]) -> Message[Contents]:
         key = (*entry[:2], *share)
-        return Message(_header(*entry, mass=state["messages"][key][3]), contents[key])
+        parts = state["messages"][key]
+        header = _header(*entry, mass=parts[3])._replace(is_difference=len(parts) > _PARTS)
+        return Message(header, contents[key])
 
     return [
         Restored(

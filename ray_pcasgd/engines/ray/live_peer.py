@@ -1,7 +1,8 @@
 """Drives the actor of a live peer, whose neighbors may be lost and come back, as it may itself."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -13,9 +14,9 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.live.decisions import Over, Publish, Rejoin, Take
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.peer import PeerPolicy
-from ray_pcasgd.engines.live.sending import SentCount
+from ray_pcasgd.engines.live.sending import InStep, SentCount
 from ray_pcasgd.engines.live.watching import Limits
-from ray_pcasgd.engines.messages import Contents
+from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.ray.actor import Actor, Found
 from ray_pcasgd.engines.ray.live import LiveDriver, moment
 from ray_pcasgd.engines.ray.lost import LOST
@@ -46,8 +47,12 @@ class PeerDriver(LiveDriver):
             actor.version,
             is_restored=state is not None,
         )
-        self.published: tuple[Header, Contents] | None = None
-        """The newest version, as it travels, for those who come back."""
+        self.published: tuple[Header, Callable[[], Contents]] | None = None
+        """The newest version, as it travels whole, for those who come back."""
+        self.in_step = InStep()
+        """Where messages are differences: to whom."""
+        self.strangers: set[int] = set()
+        """Neighbors that have come back, and from which a whole copy is still to come."""
         self.held: tuple[int, ...] = ()
         """Where rules push shares: who was not sent the agent's present version."""
         self.counts = SentCount()
@@ -57,6 +62,7 @@ class PeerDriver(LiveDriver):
     def begin(self) -> None:
         """Take in that the run begins; who is not there has no share of the version that all start from."""
         super().begin()
+        self.in_step.begin(k for k in self.agent.receivers() if k in self.actor.outbox)
         if self.agent.pushes:
             self.held = tuple(k for k in self.agent.receivers() if k not in self.actor.outbox)
 
@@ -124,7 +130,9 @@ class PeerDriver(LiveDriver):
         if is_evaluated:
             self.publish()  # an evaluation is not waited for
         receivers = self.counts.counted(len(self.agent.receivers()))
-        actor.submit(row, outcome, receivers, flush=policy.reports_at_once, waited_seconds=waited_seconds)
+        with actor.changed:
+            whole = self.in_step.counted()
+        actor.submit(row, outcome, receivers, policy.reports_at_once, waited_seconds, whole)
         if not is_evaluated:
             self.publish()
 
@@ -191,17 +199,46 @@ class PeerDriver(LiveDriver):
         """
         actor, policy = self.actor, self.policy
         header = self.header()._replace(isolated=isolated)
-        contents = None if published is None else actor.contents(published, actor.direction)
-        if contents is not None and not isolated:
-            self.published = (header, contents)
-        headers = {k: policy.addressed(header, k) for k in receivers if policy.can_reach(k)}
-        in_pairs = self.agent.publishes_directions and actor.spec.family.direction_lag > 0
-        sent = actor.outbox.send(headers, contents, policy.may_skip(header), in_pairs)
-        self.held = tuple(k for k in receivers if k not in sent.to) if policy.pushes else ()
-        for k in sent.gone:
-            self.lose(k)
-            actor.unsent.append(Event("neighbor_lost", actor.spec.agent, actor.version, f"agent {k} does not answer"))
-        return len(sent.to) + sent.late
+        to: frozenset[int] = frozenset()
+        late = 0
+        for headers, contents in self.messages(header, published, receivers):
+            in_pairs = self.agent.publishes_directions and actor.spec.family.direction_lag > 0
+            sent = actor.outbox.send(headers, contents, policy.may_skip(header), in_pairs)
+            to |= sent.to
+            late += sent.late
+            for k in sent.gone:
+                self.lose(k)
+                lost = Event("neighbor_lost", actor.spec.agent, actor.version, f"agent {k} does not answer")
+                actor.unsent.append(lost)
+        self.held = tuple(k for k in receivers if k not in to) if policy.pushes else ()
+        with actor.changed:
+            self.in_step.sent(receivers, to)
+        return len(to) + late
+
+    def messages(
+        self, header: Header, published: Published | None, receivers: Sequence[int]
+    ) -> Iterator[tuple[Mapping[int, Header], Contents | None]]:
+        """Yield what is sent, and to whom: to all the same, but for differences, which some cannot do with."""
+        actor, policy = self.actor, self.policy
+        if self.agent.copies is None:
+            contents = None if published is None else actor.contents(published, actor.direction)
+            if contents is not None and not header.isolated:
+                self.published = (header, lambda: contents)
+            yield {k: policy.addressed(header, k) for k in receivers if policy.can_reach(k)}, contents
+            return
+        with actor.changed:
+            headers = {k: policy.addressed(header, k) for k in receivers if policy.can_reach(k)}
+            if published is not None:
+                self.published = (header, partial(actor.contents, published))
+                behind = self.in_step.send(headers, header.version, self.agent.difference is not None)
+        if published is None:
+            yield headers, None
+            return
+        # A whole copy is made where there is somebody to take it.
+        if whole := {k: own for k, own in headers.items() if k in behind and k in actor.outbox}:
+            yield whole, actor.contents(published)
+        if in_step := {k: own for k, own in headers.items() if k not in behind}:
+            yield actor.as_difference(in_step, published)
 
     def header(self) -> Header:
         """Return the header of the agent's present version."""
@@ -230,9 +267,18 @@ class PeerDriver(LiveDriver):
         if neighbor in self.actor.spec.receivers:
             self.actor.outbox.welcome(neighbor, handle)
         if self.published is None:
-            self.published = (self.header(), self.actor.contents(self.agent.message(None)))
+            self.published = (self.header(), partial(self.actor.contents, self.agent.message(None)))
+        self.in_step.lose((neighbor,))
+        if self.agent.copies is not None:
+            self.strangers.add(neighbor)
         header, contents = self.published
-        return Offer(header, contents, known)
+        return Offer(header, contents(), known)
+
+    def check_turn(self, header: Header) -> None:
+        """Raise ``RejectedError`` where a difference comes from before its sender was lost."""
+        if header.is_difference and header.sender in self.strangers:
+            raise RejectedError("its sender was lost since then; allowed is a whole copy")
+        self.strangers.discard(header.sender)
 
     def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], at_least: int) -> bool:
         """Come back into the run, from the neighbors' versions or the agent's own state."""

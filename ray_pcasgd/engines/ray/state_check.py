@@ -54,7 +54,7 @@ def _require(found: str | None) -> None:
 
 def _check_messages(messages: dict[Any, Any]) -> None:
     for parts in messages.values():
-        *tensors, mass, extra = parts
+        *tensors, mass, extra = parts[:-1] if parts[5:] == [True] else parts
         if len(tensors) != 3 or not all(part is None or isinstance(part, Tensor) for part in tensors):
             raise StateError("state.messages holds something other than messages")
         _require(difference(1.0, mass, "state.messages.mass"))

@@ -1,12 +1,16 @@
-"""What fits the optimizer where nobody gave it: the step size, and the compensation of predictions.
+"""What fits the optimizer or the wire format where nobody gave it: step size, compensation, gossip's step size.
 
 It is the agents that get it, and not the run's settings: a replay under another optimizer has what fits that one.
 """
 
+import math
+
 from ray_pcasgd.agents.optimizer import SGD
+from ray_pcasgd.agents.sparse_wire import Sparse, TopK
 from ray_pcasgd.agents.torch_optimizer import TorchOptimizer
 from ray_pcasgd.base.curves import Constant
 from ray_pcasgd.config import Config
+from ray_pcasgd.rules.choco import ChocoSGD
 from ray_pcasgd.rules.compensation import ConstantCompensation
 from ray_pcasgd.rules.prediction import PredictingRule
 
@@ -18,7 +22,7 @@ def fitting_optimizer(config: Config) -> Config:
         ValueError: a step size is needed, and neither the settings nor the optimizer has one.
 
     """
-    return with_step_size(with_compensation(config))
+    return with_step_size(with_compensation(with_gossip(config)))
 
 
 def with_step_size(config: Config) -> Config:
@@ -33,6 +37,21 @@ def with_step_size(config: Config) -> Config:
     optimizer = config.optimizer
     usual = optimizer.own_step_size() if isinstance(optimizer, TorchOptimizer) else optimizer.usual_step_size
     return config.model_copy(update={"step_size": Constant(value=usual)})
+
+
+def with_gossip(config: Config) -> Config:
+    """Return the settings with the step size of CHOCO-SGD's gossip that fits the wire format, where none is given.
+
+    Measured without gradients on rings and complete graphs of 8 agents: twice as much of a sparse format is still
+    stable on both, and formats in which every number travels are at 1.
+    """
+    rule, form = config.algorithm, config.wire.weights
+    if not isinstance(rule, ChocoSGD) or rule.gamma is not None:
+        return config
+    gamma = 1.0
+    if isinstance(form, Sparse):
+        gamma = math.sqrt(form.share) / 2 if isinstance(form, TopK) else form.share
+    return config.model_copy(update={"algorithm": rule.model_copy(update={"gamma": gamma})})
 
 
 def with_compensation(config: Config) -> Config:

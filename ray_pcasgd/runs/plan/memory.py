@@ -69,7 +69,9 @@ def least_vectors(config: Config) -> int:
         return 2 + (state if algorithm.workers_step else 0)
     # The replica, the present version and the direction; and what a sparse format has left out of the latter.
     sparse = isinstance(algorithm, Rule) and algorithm.needs_directions and config.wire.directions.is_sparse
-    found = 3 + state + sparse
+    # Those of neighbors lie on the local engine with these, and come on top on actors.
+    public_copy = isinstance(algorithm, Rule) and algorithm.sends_differences
+    found = 3 + state + sparse + public_copy
     if not isinstance(algorithm, Rule) or not algorithm.needs_drift or config.num_agents == 1:
         return found
     if algorithm.drift_form == "velocity":

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ray_pcasgd.agents.combining import CombiningSpec
+from ray_pcasgd.agents.differing import DifferingSpec
 from ray_pcasgd.agents.peer import AgentSpec, Recipe
 from ray_pcasgd.base.imports import import_object
 from ray_pcasgd.base.randomness import generator
@@ -130,6 +131,8 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
                 f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
             )
         rows = newest_reads(rows)
+    if rule.sends_differences:
+        _check_never_back(config, rows)
     rounds = rounds_of(config)
     check_fits(rows, network.neighbors, rounds, info.left)
     rows = [row for row in rows if row.step < rounds.last(row.agent)]
@@ -143,6 +146,24 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
             for row in rows
         ]
     return rows
+
+
+def _check_never_back(config: Config, rows: Sequence[Row]) -> None:
+    """Raise ``ValueError`` where a row reads an older version of a neighbor than its agent has read before.
+
+    Who adds up differences has the newest one alone. Versions that no row reads are no matter: they come all the same.
+    """
+    newest: dict[tuple[int, int], int] = {}
+    for row in sorted(rows, key=lambda row: row.step):
+        for read in row.reads:
+            link = row.agent, read.neighbor
+            if read.version < newest.get(link, 0):
+                raise ValueError(
+                    f"schedule = {config.schedule!r}: agent {row.agent} reads version {read.version} of agent "
+                    f"{read.neighbor} at step {row.step}, and a later one before; allowed with algorithm.name = "
+                    f"{config.algorithm.name!r}, which adds up differences, are reads that never go back"
+                )
+            newest[link] = read.version
 
 
 def _without_data(rule: Rule) -> Rule:
@@ -197,6 +218,8 @@ def _spec(
     own, weights = network.row(agent)
     neighbors = network.neighbors[agent]
     kind = CombiningSpec if recipe.combines_first else AgentSpec
+    if recipe.rule.sends_differences:
+        kind = DifferingSpec
     return kind(
         agent=agent,
         recipe=recipe,

@@ -50,6 +50,8 @@ def why_alone(config: Config) -> str | None:
         return f"algorithm.name = {config.algorithm.name!r}: allowed are rules between peers"
     if not config.algorithm.stackable:
         return f"algorithm.name = {config.algorithm.name!r}: its stackable is False"
+    if config.algorithm.sends_differences:
+        return f"algorithm.name = {config.algorithm.name!r}: its messages are each agent's own differences"
     if not config.optimizer.stackable:
         return f"optimizer.name = {config.optimizer.name!r}: its steps are each agent's own"
     if config.accumulate > 1:

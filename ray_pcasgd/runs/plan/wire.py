@@ -14,10 +14,11 @@ from ray_pcasgd.rules.prediction import PredictingRule
 def check_wire(config: Config) -> None:
     """Raise ``ValueError`` where formats are given for messages that have none, or parts of what is sent whole."""
     algorithm, wire = config.algorithm, config.wire
-    if wire.weights.is_sparse:
+    sends_differences = isinstance(algorithm, Rule) and algorithm.sends_differences
+    if wire.weights.is_sparse and not sends_differences:
         raise ValueError(
             f"wire.weights.name = {wire.weights.name!r}: allowed are float32, bf16, int8 and int4, since a part of the "
-            "weights is no version; directions may be sparse"
+            "weights is no version; directions may be sparse, and with choco-sgd what weights differ by"
         )
     if wire.fragments > 1:
         _check_fragments(config)

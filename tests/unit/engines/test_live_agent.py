@@ -18,7 +18,7 @@ from ray_pcasgd.engines.ray.mail import Driving
 from ray_pcasgd.records import Event, Read
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.schedule.barrier import NoBarrier
+from ray_pcasgd.schedule.barrier import AllBarrier, NoBarrier
 
 SETTINGS: dict[str, Any] = {
     "engine": "local",
@@ -83,3 +83,60 @@ def test_what_a_neighbor_says_of_a_cut_is_checked(agent: Actor, mark: Any) -> No
     agent.take_mark(*mark)
     assert len(events(agent, "message_rejected")) == 1
     assert agent.marks == {1: {}, 2: {}}
+
+
+def differing(agent: int = 0) -> Actor:
+    """A live agent that is sent differences, all of which travels."""
+    plan = make_plan(load_config(SETTINGS | {"algorithm": "choco-sgd"}))
+    injection = InjectedDelays(0, plan.config.compute, plan.config.links, plan.clusters, AllBarrier())
+    scheduler: Any = None
+    driving = Driving(60.0, 1, None, 20.0, 0.05, 2**16)
+    actor = Actor(plan.specs[agent], plan.data, driving, scheduler, partial(PeerDriver, injection=injection))
+    actor.started_at = time.time()
+    actor.begin()
+    return actor
+
+
+def open_read(agent: Actor, version: int) -> float | None:
+    """Return by how much what is read of agent 1 at a version is above where all begin; ``None``: it was refused."""
+    found = agent.find(Read(1, version, 0, 0))
+    assert found is not None
+    received = agent.open_all([found])
+    return round(float((received[0].weights - agent.participant.weights).mean()), 3) if received else None
+
+
+def test_differences_are_added_in_order_whatever_is_read_of_them() -> None:
+    agent = differing()
+
+    def come(version: int, value: float, is_difference: bool = True) -> None:
+        numbers = np.full(agent.participant.weights.numel(), value, np.float32)
+        if not is_difference:
+            numbers = numbers + agent.participant.weights.numpy()
+        header = Header(1, version, time.time(), STEP, is_difference=is_difference)
+        agent.receive(header, Contents(numbers, np.zeros(0, np.float32), None))
+
+    for version in (1, 2, 3):
+        come(version, 0.5)
+    assert open_read(agent, 1) == 0.5
+    assert open_read(agent, 3) == 1.5, "version 2 was taken in, too"
+    assert open_read(agent, 3) == 1.5, "read once more"
+    assert open_read(agent, 2) is None, "it is not known any more"
+    come(5, 0.5)
+    assert open_read(agent, 5) is None, "version 4 was lost"
+    assert open_read(agent, 3) == 1.5
+    come(6, 7.0, is_difference=False)
+    come(7, 0.25)
+    assert open_read(agent, 7) == 7.25, "a whole copy makes up for what was lost"
+    assert isinstance(agent.driver, PeerDriver)
+    agent.driver.strangers.add(1)
+    come(8, 0.5)
+    assert agent.mailbox.get(1, 8) is None, "it was sent before its sender was lost"
+    come(9, 1.0, is_difference=False)
+    come(10, 0.5)
+    assert open_read(agent, 10) == 1.5
+
+
+def test_a_difference_is_refused_where_whole_weights_are_expected(agent: Actor) -> None:
+    agent.receive(Header(1, 3, time.time(), STEP, is_difference=True), contents(agent))
+    (event,) = events(agent, "message_rejected")
+    assert "it is a difference" in event.detail

@@ -24,6 +24,7 @@ from ray_pcasgd.rules import (
     PCASGDPV,
     SGP,
     Algorithm,
+    ChocoSGD,
     DASGDImportance,
     GASLoC,
     GossipPull,
@@ -87,6 +88,7 @@ CASES = [
     Case(SlowMo(), averages=False, delay=0),
     Case(NoLoCo(), averages=False, step_size=0.1),
     Case(GASLoC(), averages=False, delay=0),
+    Case(ChocoSGD(gamma=0.7), averages=False, delay=0),
     Case(PCASGDPV(condition="descent")),
     Case(PCASGDPV(condition="gradient")),
     Case(PCASGDPV(condition="smoothed")),
@@ -144,6 +146,7 @@ def random_inputs(rule: Rule, size: int, num_neighbors: int = 3, seed: int = 0) 
         row[0],
         torch.tensor(0.1),
         {name: torch.tensor(value) for name, value in rule.coefficients(0, 0).items()},
+        public=(weights,) if rule.sends_differences else (),
     )
 
     def each(scale: float, needed: bool) -> tuple[Tensor, ...]:

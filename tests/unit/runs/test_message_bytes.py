@@ -43,6 +43,7 @@ def reports_of(plan: Plan) -> Iterator[StepReport]:
         {"algorithm": "pc-asgd", "wire": {"weights": "bf16", "directions": "int4"}, "local_steps": 2},
         {"algorithm": "pc-asgd", "wire": {"directions": "top-k"}, "local_steps": 2, "overlap": False},
         {"algorithm": "gasloc", "local_steps": 2},
+        {"algorithm": "choco-sgd", "wire": "top-k"},
     ],
     ids=str,
 )

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_pcasgd.engines.live.sending import SentCount
+from ray_pcasgd.engines.live.sending import InStep, SentCount
 
 VERSIONS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans(), st.integers(0, 5)))
 """Receivers, how many of them were sent the version at once, whether that was known when it was reported, and how many
@@ -40,3 +40,24 @@ def test_what_is_left_out_is_not_counted_with_the_next_version() -> None:
     assert count.counted(3) == 1
     count.sent(3, 3)
     assert count.counted(3) == 3
+
+
+def test_who_was_not_sent_the_version_before_is_sent_a_whole_copy() -> None:
+    steps = InStep()
+    steps.begin((1,))
+    assert steps.send((1, 2), 1, is_difference=True) == {2}, "version 0 is known to all who are there"
+    steps.sent((1, 2), (1,))
+    assert steps.send((1, 2), 4, is_difference=False) == {1, 2}, "nobody has what it would differ from"
+    steps.sent((1, 2), (1, 2))
+    assert steps.send((1, 2, 3), 5, is_difference=True) == {3}, "it has come in"
+    steps.sent((1, 2, 3), (1, 3))
+    assert steps.send((1, 2, 3), 6, is_difference=True) == {2}, "it was not sent version 5"
+    steps.lose((1,))
+    steps.sent((1, 2, 3), (1, 2, 3))
+    assert steps.send((2, 3), 7, is_difference=True) == set()
+    steps.sent((2, 3), (2, 3))
+    assert steps.send((1, 2, 3), 8, is_difference=True) == {1}, "it was lost, and is another one"
+    # Version 4 was whole for all, which its report says itself; the last one was not sent yet.
+    assert steps.counted() == 2
+    steps.sent((1, 2, 3), (2, 3))
+    assert steps.counted() == 0
