@@ -39,8 +39,8 @@ class ChocoSGD(Rule):
     name: Literal["choco-sgd"] = "choco-sgd"
     gamma: float | None = Field(None, gt=0, le=1)
     """The step size of the gossip, above 0 and up to 1; too large a one drives agents apart, the sooner the less of a
-    difference travels. Not given: 1 with formats in which every number travels; with ``top-k`` half the square root
-    of its share (0.05 for 0.01; the paper's tuned values are about that), and with ``random-k`` its share."""
+    difference travels. Not given: 1 with formats in which every number travels; with ``top-k`` 1.5 times its
+    share, and with ``random-k`` half its share."""
 
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return ``z_i + gamma sum_k w_ik (x^_k - x^_i)``."""

@@ -3,8 +3,6 @@
 It is the agents that get it, and not the run's settings: a replay under another optimizer has what fits that one.
 """
 
-import math
-
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.sparse_wire import Sparse, TopK
 from ray_pcasgd.agents.torch_optimizer import TorchOptimizer
@@ -42,15 +40,15 @@ def with_step_size(config: Config) -> Config:
 def with_gossip(config: Config) -> Config:
     """Return the settings with the step size of CHOCO-SGD's gossip that fits the wire format, where none is given.
 
-    Measured without gradients on rings and complete graphs of 8 agents: twice as much of a sparse format is still
-    stable on both, and formats in which every number travels are at 1.
+    Without gradients, on rings and complete graphs of 4, 8 and 16 agents, disagreement shrinks with these at shares of
+    0.01 to 0.9; twice as much drives agents of a complete graph apart.
     """
     rule, form = config.algorithm, config.wire.weights
     if not isinstance(rule, ChocoSGD) or rule.gamma is not None:
         return config
     gamma = 1.0
     if isinstance(form, Sparse):
-        gamma = math.sqrt(form.share) / 2 if isinstance(form, TopK) else form.share
+        gamma = min(1.0, 1.5 * form.share) if isinstance(form, TopK) else form.share / 2
     return config.model_copy(update={"algorithm": rule.model_copy(update={"gamma": gamma})})
 
 

@@ -19,7 +19,9 @@ from ray_pcasgd.engines.base import Leaving, Pause
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.choco import ChocoSGD
+from ray_pcasgd.runs.plan.fitting import with_gossip
 from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.schedule.parquet import read_rows, write_rows
 from tests.comparing import assert_same_to_the_bit
 from tests.speed import examples, slow_unless
@@ -151,6 +153,24 @@ def test_without_gradients_agents_come_to_consensus(form: Format) -> None:
     assert max(float((z - mean).abs().max()) for z in naive) > 0.1
 
 
+@pytest.mark.parametrize("kind", ["top-k", "random-k"])
+@pytest.mark.parametrize("share", [0.05, 0.3])
+@pytest.mark.parametrize("topology", ["ring", "complete"])
+def test_the_usual_step_size_of_the_gossip_brings_agents_together(topology: str, share: float, kind: str) -> None:
+    config = load_config({"algorithm": "choco-sgd", "wire": {"name": kind, "share": share}})
+    rule, numbers = with_gossip(config).algorithm, 100
+    assert isinstance(rule, ChocoSGD)
+    assert rule.gamma is not None
+    chords = {(i, j) for i in range(8) for j in range(i)} if topology == "complete" else set[tuple[int, int]]()
+    network = Network(matrix(chords, 8), config.wire.weights, rule.gamma, torch.zeros(numbers))
+    start = torch.from_numpy(np.random.default_rng(0).normal(size=(8, numbers))).float()
+    network.come_to(list(start))
+    for _ in range(int(30 / share)):
+        network.come_to(network.gossip())
+    apart = torch.stack(network.z) - start.mean(0)
+    assert float(apart.norm()) < 0.1 * float((start - start.mean(0)).norm())
+
+
 class ChocoReference(CombiningReference):
     """Agents that combine first, in float64; 2 of the 4 numbers of each difference travel."""
 
@@ -275,7 +295,7 @@ def test_what_has_no_meaning_is_refused_in_one_line(settings: dict[str, Any], me
 
 
 @pytest.mark.parametrize(
-    ("wire", "gamma"), [("int8", 1.0), ("top-k", 0.05), ({"name": "random-k", "share": 0.2}, 0.2)], ids=str
+    ("wire", "gamma"), [("int8", 1.0), ("top-k", 0.015), ({"name": "random-k", "share": 0.2}, 0.1)], ids=str
 )
 def test_the_step_size_of_the_gossip_fits_the_format(wire: Any, gamma: float) -> None:
     own = planned(algorithm="choco-sgd", wire=wire)
