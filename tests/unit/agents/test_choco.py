@@ -165,7 +165,7 @@ def test_the_usual_step_size_of_the_gossip_brings_agents_together(topology: str,
     network = Network(matrix(chords, 8), config.wire.weights, rule.gamma, torch.zeros(numbers))
     start = torch.from_numpy(np.random.default_rng(0).normal(size=(8, numbers))).float()
     network.come_to(list(start))
-    for _ in range(int(30 / share)):
+    for _ in range(int(20 / share)):
         network.come_to(network.gossip())
     apart = torch.stack(network.z) - start.mean(0)
     assert float(apart.norm()) < 0.1 * float((start - start.mean(0)).norm())
