@@ -91,6 +91,7 @@ def measure(
     runs_of: str,
     figures: Callable[[dict[str, Any], dict[str, Any], Path], dict[str, Any]],
     page: Callable[[dict[str, Any], dict[str, Any], str], str],
+    afterwards: Callable[[dict[str, Any], dict[str, Any], Path, int], dict[str, Any]] = lambda *_: {},
 ) -> None:
     """Run a module's runs in each network of a study's ``delays_ms``, and write the figures and the page.
 
@@ -101,6 +102,8 @@ def measure(
         figures: Returns a run's figures, which has come to its end: given the run, what the study has chosen, and the
             folder of the network's runs.
         page: Returns the page.
+        afterwards: Returns further figures of a network, measured without it: given those that are there, what the
+            study has chosen, a folder for its own runs, and how many may run at a time.
 
     """
     arguments = arguments_of(folder, description)
@@ -111,11 +114,14 @@ def measure(
         for delay_ms in chosen["delays_ms"]:
             storage = arguments.storage.resolve() / f"{delay_ms}ms"
             measured = live_runs(chosen, delay_ms, storage, runs_of)
+            network = {"delay_ms": delay_ms, **measured}
             for run in measured["runs"]:
                 if not run["error"]:
                     run |= figures(run, chosen, storage)
+            network |= afterwards(network, chosen, storage / "afterwards", arguments.processes)
+            for run in measured["runs"]:
                 run.pop("path")
-            found["networks"].append({"delay_ms": delay_ms, **measured})
+            found["networks"].append(network)
         (output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     found = json.loads((output / "results.json").read_text(encoding="utf-8"))
     (output / "RESULTS.md").write_text(page(found, chosen, arguments.scale), encoding="utf-8")

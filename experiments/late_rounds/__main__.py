@@ -7,7 +7,9 @@ import pandas as pd
 
 from experiments.late_network.__main__ import measure
 from experiments.late_rounds.page import page
+from experiments.running import Job, measured
 from ray_pcasgd.runs.calibrating import hosts_of
+from ray_pcasgd.runs.settings.loading import load_config, read_yaml
 from ray_pcasgd.schedule.parquet import read_rows
 
 HERE = Path(__file__).parent
@@ -37,5 +39,23 @@ def figures_of(run: dict[str, Any], chosen: dict[str, Any], storage: Path) -> di
     }
 
 
+def replayed(network: dict[str, Any], chosen: dict[str, Any], storage: Path, processes: int) -> dict[str, Any]:
+    """Return what the recorded schedules of a network come to with other seeds: other models, shards and batches."""
+    if network["delay_ms"] not in chosen["replayed_ms"]:
+        return {}
+    jobs = []
+    for run in network["runs"]:
+        if run["error"]:
+            continue
+        path = Path(run["path"])
+        source = read_yaml(path / "config.yaml") | {"schedule": str(path / "schedule.parquet")}
+        for seed in chosen["replayed_seeds"]:
+            changes = {"seed": seed, "engine": {"name": "local", "threads": 1}}
+            jobs.append(Job({"method": run["method"], "seed": seed}, load_config(source, changes=changes)))
+    storage.mkdir(parents=True, exist_ok=True)
+    table = measured(jobs, storage, processes)
+    return {"replays": table[["method", "seed", "test_loss"]].to_dict("records")}
+
+
 if __name__ == "__main__":
-    measure(HERE, __doc__, "experiments.late_rounds.runs", figures_of, page)
+    measure(HERE, __doc__, "experiments.late_rounds.runs", figures_of, page, replayed)

@@ -59,4 +59,26 @@ def _network(network: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
             f"{whole['far_mean'].mean():.2f} ({whole['far_p95'].mean():.0f}, {whole['far_max'].max():.0f})",
         ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *_replays(network)])
+
+
+def _replays(network: Mapping[str, Any]) -> list[str]:
+    """Return the table of the losses at equal mini-batches with several seeds, and of their distance to D-PSGD's."""
+    if not network.get("replays"):
+        return []
+    live = [{"method": run["method"], "seed": run["seed"], "test_loss": run["loss"]} for run in network["runs"]]
+    table = pd.DataFrame([*live, *network["replays"]]).pivot(index="seed", columns="method", values="test_loss")
+    first = network["runs"][0]["method"]
+    lines = [
+        "The same schedules, replayed with other seeds (model, shards, mini-batches): the loss at the end, and by how",
+        f"much it is above {first}'s with the same seed, mean and standard deviation over seeds.",
+        "",
+        f"| method | {' | '.join(f'seed {seed}' for seed in table.index)} | above |",
+        "|---" * (len(table) + 2) + "|",
+    ]
+    for run in network["runs"]:
+        losses = table[run["method"]]
+        above = losses - table[first]
+        cells = [f"{loss:.3f}" for loss in losses]
+        lines.append(f"| {run['method']} | {' | '.join(cells)} | {above.mean():.3f} ± {above.std():.3f} |")
+    return [*lines, ""]
