@@ -429,4 +429,4 @@ def test_slow_momentum_amplifies_what_is_late() -> None:
 
 def test_only_synchronous_rules_ask_all_agents_to_wait() -> None:
     waiting = {type(c.rule) for c in CASES if c.rule.default_barrier == "all"}
-    assert waiting == {DPSGD, DCS3GD, SGP, SlowMo, NoLoCo, GASLoC}
+    assert waiting == {DPSGD, DCS3GD, SGP, ChocoSGD, SlowMo, NoLoCo, GASLoC}
