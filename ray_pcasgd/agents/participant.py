@@ -319,6 +319,12 @@ class Participant(ABC):
         """Return the bytes of what the agent publishes in a format of fewer of them, by name."""
         return self.incoming().encoded
 
+    def example_of(self, name: str) -> Tensor:
+        """Return a tensor of the form in which the agent publishes its ``weights``, ``buffers`` or ``direction``."""
+        size = self.outgoing().get(name)
+        example: Tensor = getattr(self, name) if size is None else torch.empty(size, dtype=torch.uint8)
+        return example
+
     def starts(self) -> dict[int, Published]:
         """Return version 0 of each neighbor of which it is read: all start alike, so it needs no message."""
         return {}

@@ -366,6 +366,12 @@ class Peer(Learner, Participant):
             )
         )
 
+    def example_of(self, name: str) -> Tensor:
+        """Return a tensor of the form in which the agent publishes its ``weights``, ``buffers`` or ``direction``."""
+        example = super().example_of(name)
+        is_part = example.dtype != torch.uint8 and name != "buffers"
+        return example[: self.spec.recipe.fragments.length(len(example))] if is_part else example
+
     def starts(self) -> dict[int, Published]:
         """Return version 0 of each neighbor: the numbers are those of the agent itself."""
         if self.spec.recipe.wire.weights.is_plain:

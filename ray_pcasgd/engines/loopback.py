@@ -111,7 +111,12 @@ class LoopBackOutbox(Outbox):
         self._sent = dict.fromkeys(neighbors, 0)
 
     def send(
-        self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
+        self,
+        headers: Mapping[int, Header],
+        contents: Contents | None,
+        may_skip: bool,
+        in_pairs: bool = False,
+        may_wait: bool = True,
     ) -> Sent:
         """Send one message to each neighbor that has a header."""
         to = [k for k in headers if k in self._readers]

@@ -44,14 +44,23 @@ class Outbox(ABC):
 
     @abstractmethod
     def send(
-        self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
+        self,
+        headers: Mapping[int, Header],
+        contents: Contents | None,
+        may_skip: bool,
+        in_pairs: bool = False,
+        may_wait: bool = True,
     ) -> Sent:
         """Send one message to each neighbor that has a header; all of them read the same contents.
 
         With ``may_skip``, a message to a neighbor that has left many unanswered waits until there is room for it; it is
         dropped once there is a newer one to that neighbor. Where messages are of use ``in_pairs`` (the second has the
-        direction of the first), the second of a pair does not wait.
+        direction of the first), the second of a pair does not wait. What ``may_wait`` says no of is left out for good
+        where there is no room for it.
         """
+
+    def keep_back(self, neighbor: int) -> None:  # noqa: B027 - where nothing waits, there is nothing to do
+        """Do not send to a neighbor what still waits for it: no message gets through to it any more."""
 
     @abstractmethod
     def mark(self, sender: int, cut: int) -> None:

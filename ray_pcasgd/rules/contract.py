@@ -16,7 +16,7 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import DefaultBarrier, DriftForm, DriftKind, Probe, Rule
 from ray_pcasgd.rules.correction import Late
-from ray_pcasgd.rules.exchange import Reading
+from ray_pcasgd.rules.exchange import AllNeighbors, Reading
 from ray_pcasgd.rules.server import Delivered, ServerRule
 
 _SIZE = 200
@@ -64,8 +64,8 @@ def check_declared(rule: Rule | ServerRule) -> None:
             raise ValueError(f"{name} is {getattr(rule, name)!r}; allowed are {', '.join(map(repr, allowed))}")
     if rule.corrects_gradients and rule.needs_directions:
         raise ValueError("corrects_gradients and needs_directions are True; allowed is one of the two")
-    if rule.sends_differences and not (rule.combines_first and rule.default_barrier == "all"):
-        raise ValueError("sends_differences is True; allowed is that with combines_first, and default_barrier = 'all'")
+    if rule.sends_differences:
+        _check_differences(rule)
     age = rule.age_max
     if rule.needs_drift and not (isinstance(age, int) and age >= 1):
         raise ValueError(f"needs_drift is True and age_max is {age!r}; allowed with it are whole numbers from 1 on")
@@ -89,6 +89,20 @@ def check_declared(rule: Rule | ServerRule) -> None:
             if part not in getattr(type(value), "model_fields", {}):
                 raise ValueError(f"numeric_settings has {name!r}; allowed are names of its settings")
             value = getattr(value, part)
+
+
+def _check_differences(rule: Rule) -> None:
+    """Raise ``ValueError`` where somebody may be without the message before a difference."""
+    if not (rule.combines_first and rule.default_barrier == "all" and not rule.takes_any_barrier):
+        raise ValueError(
+            "sends_differences is True; allowed is that with combines_first and default_barrier = 'all', and without "
+            "takes_any_barrier"
+        )
+    if rule.reading != "newest" or not isinstance(rule.exchange, AllNeighbors) or rule.takes_fragments:
+        raise ValueError(
+            "sends_differences is True; allowed is that with reading = 'newest', without takes_fragments, and without "
+            "partners and receivers of its own"
+        )
 
 
 def _check_declared_of_server(rule: ServerRule) -> None:

@@ -212,3 +212,27 @@ def test_what_waits_for_a_neighbor_that_is_dropped_or_comes_back_is_not_sent(com
     outbox.flush()
     assert ray.get(actor.received.remote()) == [1, 2, 99]
     assert outbox.send({}, CONTENTS, may_skip=True) == (frozenset(), [], 0)
+
+
+def test_a_share_that_was_not_sent_is_never_sent(actor: Any) -> None:
+    """Its sender has kept it: sent after all, it would be there twice."""
+    outbox = RayTransport(0).outbox({1: actor})
+    sent = [
+        version
+        for version in range(1, 20)
+        if outbox.send({1: Header(0, version, 0.0, 0.0)}, CONTENTS, may_skip=True, may_wait=False).to
+    ]
+    ray.get(actor.open.remote())
+    outbox.flush()
+    assert ray.get(actor.received.remote()) == sent
+    assert sent == [1, 2]
+
+
+def test_what_waits_for_a_link_that_is_cut_is_not_sent(actor: Any) -> None:
+    outbox = RayTransport(0).outbox({1: actor})
+    for version in range(1, 5):
+        outbox.send({1: Header(0, version, 0.0, 0.0)}, CONTENTS, may_skip=True)
+    outbox.keep_back(1)
+    ray.get(actor.open.remote())
+    outbox.flush()
+    assert ray.get(actor.received.remote()) == [1, 2]

@@ -40,6 +40,7 @@ _COMMANDED: Mapping[str, EventKind] = {
     "join": "command_join",
 }
 """The event that a command is, by its name."""
+_STAYS_AWAY = "nothing of agent {0} was kept, and with wire.fragments nobody holds a whole model for it: it stays away"
 TRAINS = frozenset({Presence.TRAINING, Presence.LEAVING})
 THERE = TRAINS | {Presence.STARTING, Presence.FINISHED}
 """Its actor takes messages."""
@@ -129,7 +130,13 @@ class Membership:
         actions: list[act.DriverAction] = [act.Train(self.training)]
         actions += [self._tell_lost(agent) for agent in absent]
         actions += [action for agent, error in lost.items() for action in self._lose(agent, error)]
-        return actions + [self._make(agent) for agent in unknown if self._families[agent].may_come_back]
+        for agent in unknown:
+            if self._families[agent].may_come_back:
+                actions.append(self._make(agent))
+            else:
+                self.presence[agent] = Presence.AWAY
+                actions.append(act.Announce("agent_left", agent, _STAYS_AWAY.format(agent)))
+        return actions
 
     def _finish(self, agent: int) -> list[act.DriverAction]:
         family = self._families[agent]

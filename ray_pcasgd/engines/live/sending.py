@@ -59,6 +59,7 @@ class InStep:
         """Take in to whom of the receivers of the newest version it was sent."""
         self.lose(k for k in receivers if k not in to)
         self._unreported += len(self._behind.intersection(to))
+        self._behind = frozenset()
 
     def lose(self, receivers: Iterable[int]) -> None:
         """Take in that these do not have what was sent last, or are others than they were."""

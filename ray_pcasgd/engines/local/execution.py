@@ -5,8 +5,6 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from functools import partial
 
-import torch
-
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import Outcome, Participant, Received
 from ray_pcasgd.base.state import State, difference
@@ -325,14 +323,11 @@ class Execution:
             require_own(state, self.state(), len(self.agents))
             self.restore(state)
             for agent in self.agents:
-                encoded = agent.outgoing()
                 for published in self.versions.by_agent[agent.spec.agent].values():
                     for name in ("weights", "buffers", "direction"):
                         if (value := getattr(published, name)) is None:
                             continue  # a direction that is not computed yet, or is of no use
-                        size = encoded.get(name)
-                        example = getattr(agent, name) if size is None else torch.empty(size, dtype=torch.uint8)
-                        if (found := difference(example, value, f"state.versions.{name}")) is not None:
+                        if (found := difference(agent.example_of(name), value, f"state.versions.{name}")) is not None:
                             raise StateError(found)
 
     def restore(self, state: State) -> None:

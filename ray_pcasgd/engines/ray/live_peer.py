@@ -201,9 +201,13 @@ class PeerDriver(LiveDriver):
         header = self.header()._replace(isolated=isolated)
         to: frozenset[int] = frozenset()
         late = 0
+        for k in receivers:
+            if not policy.can_reach(k):
+                actor.outbox.keep_back(k)
         for headers, contents in self.messages(header, published, receivers):
             in_pairs = self.agent.publishes_directions and actor.spec.family.direction_lag > 0
-            sent = actor.outbox.send(headers, contents, policy.may_skip(header), in_pairs)
+            # A share that was not sent is the agent's own again, and must not be sent after all.
+            sent = actor.outbox.send(headers, contents, policy.may_skip(header), in_pairs, may_wait=not policy.pushes)
             to |= sent.to
             late += sent.late
             for k in sent.gone:

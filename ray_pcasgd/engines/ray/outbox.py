@@ -131,6 +131,12 @@ class RayOutbox(Outbox):
             self._peers.pop(neighbor, None)
             self._gone = [k for k in self._gone if k != neighbor]
 
+    def keep_back(self, neighbor: int) -> None:
+        """Do not send to a neighbor what still waits for it."""
+        with self._lock:
+            if (peer := self._peers.get(neighbor)) is not None:
+                peer.unsent = None
+
     def mark(self, sender: int, cut: int) -> None:
         """Tell every neighbor how many messages were sent to it before a cut."""
         with self._lock:
@@ -139,9 +145,14 @@ class RayOutbox(Outbox):
                 peer.pending.append(_Pending(call, time.monotonic(), 0, is_message=False))
 
     def send(
-        self, headers: Mapping[int, Header], contents: Contents | None, may_skip: bool, in_pairs: bool = False
+        self,
+        headers: Mapping[int, Header],
+        contents: Contents | None,
+        may_skip: bool,
+        in_pairs: bool = False,
+        may_wait: bool = True,
     ) -> Sent:
-        """Send one message to each neighbor that has a header, unless it may be skipped and has to wait."""
+        """Send one message to each neighbor that has a header, unless it may be skipped and there is no room for it."""
         arguments, num_bytes = self._transport.arguments(contents), bytes_of(contents)
         with self._lock:
             now = time.monotonic()
@@ -155,8 +166,9 @@ class RayOutbox(Outbox):
                 found.window.offered(now)
                 letter = _Letter(header, arguments, num_bytes)
                 if may_skip and found.is_full and not (in_pairs and found.completes_pair(header.version)):
-                    found.unsent = letter
-                    self._watch(k, found)
+                    if may_wait:
+                        found.unsent = letter
+                        self._watch(k, found)
                 else:
                     self._send(k, found, letter, now)
                     to.add(k)
@@ -198,6 +210,9 @@ class RayOutbox(Outbox):
 
     def flush(self) -> None:
         """Wait until every neighbor that is alive has every message, those too that wait."""
+        with self._lock:
+            for k, peer in self._peers.items():
+                self._send_unsent(k, peer)
         while True:
             with self._lock:
                 under_way = [[one.call for one in peer.pending] for peer in self._peers.values() if peer.pending]

@@ -68,7 +68,8 @@ def least_vectors(config: Config) -> int:
         # The replica and the gradient; the weights may be those that the server has published.
         return 2 + (state if algorithm.workers_step else 0)
     # The replica, the present version and the direction; and what a sparse format has left out of the latter.
-    sparse = isinstance(algorithm, Rule) and algorithm.needs_directions and config.wire.directions.is_sparse
+    sends = isinstance(algorithm, Rule) and algorithm.needs_directions and not algorithm.reads_displacements
+    sparse = sends and config.wire.directions.is_sparse
     # Those of neighbors lie on the local engine with these, and come on top on actors.
     public_copy = isinstance(algorithm, Rule) and algorithm.sends_differences
     found = 3 + state + sparse + public_copy

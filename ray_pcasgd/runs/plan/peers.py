@@ -131,12 +131,12 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
                 f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
             )
         rows = newest_reads(rows)
-    if rule.sends_differences:
-        _check_never_back(config, rows)
     rounds = rounds_of(config)
     check_fits(rows, network.neighbors, rounds, info.left)
     rows = [row for row in rows if row.step < rounds.last(row.agent)]
     check_whole(config, rows)
+    if rule.sends_differences:
+        _check_never_back(config, rows)
     if rule.reading == "every":
         # The last version is not passed on; but an agent may come back as the mean of such versions.
         rows = [

@@ -1,5 +1,6 @@
 """What may be sent in which form."""
 
+import math
 from collections.abc import Sequence
 
 from ray_pcasgd.config import Config
@@ -47,8 +48,8 @@ def _check_fragments(config: Config) -> None:
             raise ValueError(f"algorithm.compensation.name = 'adaptive': {allowed} constant or relative")
     if wire.directions.is_sparse:
         raise ValueError(f"wire.directions.name = {wire.directions.name!r}: {allowed} float32, bf16, int8 or int4")
-    if config.membership:
-        raise ValueError(f"membership: {allowed} an empty list; nobody holds a whole model for those who come back")
+    if config.schedule is None and any(away.returns < math.inf for one in config.membership for away in one.away):
+        raise ValueError(f"membership: {allowed} that nobody comes in or back; nobody holds a whole model for them")
     if isinstance(engine, RaySettings) and engine.join_later:
         raise ValueError(
             f"engine.join_later = {list(engine.join_later)}: {allowed} an empty list; nobody holds a whole model for "

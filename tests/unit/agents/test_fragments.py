@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.agents.fragments import Fragments, part_of
 from ray_pcasgd.agents.peer import AgentSpec
-from ray_pcasgd.engines.base import Leaving, Pause
+from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause
+from ray_pcasgd.engines.live import agent_events as happened
+from ray_pcasgd.engines.live import driver_actions as act
 from ray_pcasgd.engines.live.commands import Join
-from ray_pcasgd.engines.live.membership import Membership
+from ray_pcasgd.engines.live.membership import Membership, Presence
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.plan.wire import check_whole
@@ -122,8 +124,9 @@ def test_messages_hold_a_part_of_the_bytes() -> None:
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_a_run_goes_on_from_a_state_to_the_bit(overlap: bool) -> None:
-    wire = {"weights": "int8", "directions": "bf16", "fragments": 2}
+@pytest.mark.parametrize("formats", [{}, {"weights": "int8", "directions": "bf16"}, {"weights": "int8"}], ids=str)
+def test_a_run_goes_on_from_a_state_to_the_bit(formats: dict[str, str], overlap: bool) -> None:
+    wire = {**formats, "fragments": 3}
     own = planned(algorithm="pc-asgd", overlap=overlap, local_steps=(2, 7, 5), wire=wire)
     whole, _ = executed(own)
     execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], leaving=Leaving())
@@ -167,8 +170,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "wire.directions.name = 'top-k': allowed with wire.fragments = 4 is float32, bf16, int8 or int4",
     ),
     "who comes back": (
-        {"membership": [{"agent": 1, "leaves": 3}]},
-        "membership: allowed with wire.fragments = 4 is an empty list; nobody holds a whole model",
+        {"membership": [{"agent": 2, "leaves": 3}, {"agent": 1, "leaves": 3, "returns": 5}]},
+        "membership: allowed with wire.fragments = 4 is that nobody comes in or back; nobody holds a whole model",
     ),
     "who comes later": (
         {"engine": {"name": "ray", "mode": "live", "join_later": [2]}, "links": [], "compute": {}},
@@ -192,9 +195,26 @@ def test_a_recorded_return_as_the_mean_of_whole_versions_is_refused() -> None:
     check_whole(config, [back._replace(reads=())])
 
 
-def test_a_live_agent_that_is_lost_does_not_come_back() -> None:
-    own = planned(algorithm="pc-asgd", wire={"fragments": 2})
+def test_a_planned_agent_may_leave_for_good() -> None:
+    own = planned(algorithm="pc-asgd", wire={"fragments": 2}, membership=[{"agent": 1, "leaves": 3}])
+    agents, reports = executed(own)
+    assert agents[1].version < agents[0].version
+    assert all(report.row.kind == "step" for report in reports)
+
+
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_a_live_agent_that_is_lost_does_not_come_back(fragments: int) -> None:
+    own = planned(algorithm="pc-asgd", wire={"fragments": fragments})
     specs = [spec for spec in own.specs if isinstance(spec, AgentSpec)]
-    refusal = Membership(specs, -1).refusal(Join(agent=1))
-    assert refusal is not None
-    assert refusal.startswith("join: allowed are runs with wire.fragments = 1")
+    membership = Membership(specs, -1, unknown=(2,))
+    actions = [*membership.handle(happened.Began({}), 0.0)]
+    actions += membership.handle(happened.Lost(1, InterruptionError("gone", 0)), 0.0)
+    comes_back = fragments == 1
+    assert [one.agent for one in actions if isinstance(one, act.Make)] == ([2, 1] if comes_back else [])
+    told = {one.agent for one in actions if isinstance(one, act.Announce)}
+    assert told == ({1} if comes_back else {1, 2})
+    if not comes_back:
+        assert set(membership.those(Presence.AWAY)) == {1, 2}
+        refusal = membership.refusal(Join(agent=1))
+        assert refusal is not None
+        assert refusal.startswith("join: allowed are runs with wire.fragments = 1")
