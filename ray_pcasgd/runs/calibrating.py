@@ -98,7 +98,7 @@ def calibrate(run: str | Path, output: str | Path, trust: bool = False) -> Calib
 
 
 def _new_file(output: str | Path) -> Path:
-    """Return the path of the settings file, if neither it nor the table beside it exists."""
+    """Return the path of the settings file; refused where it, or the table beside it, exists already."""
     path = Path(output).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise SettingsError(f"output = {str(output)!r}: allowed is a new file NAME.yaml")

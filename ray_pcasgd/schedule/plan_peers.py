@@ -216,7 +216,7 @@ class Simulation:
         heapq.heappush(self.calendar, (first, _LANDS, downlink.place))
 
     def notice(self, link: Link, version: int, arrives_at: int) -> None:
-        """Let a reader that waits test its barrier at an arrival, if it waits for no other that is not on its way."""
+        """Take in when a message comes to a reader that waits: it tests its barrier when the last one has come."""
         reader, k = link.receiver, link.sender.number
         if not self.tests_often:
             if k not in reader.awaited or (version < reader.awaited[k] and version != link.sender.last):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from ray_pcasgd.engines.base import Leaving, Pause
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
@@ -57,6 +58,20 @@ def executed(own: Plan, *, stacked: bool = False) -> tuple[list[Any], list[StepR
     execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], stacked)
     reports = [report for report in execution.reports() if isinstance(report, StepReport)]
     return list(execution.agents), reports
+
+
+def gone_on(own: Plan) -> list[tuple[Any, Any]]:
+    """Return each agent of a whole run with the one that has gone on from a state in the middle, to the same weights."""
+    whole, _ = executed(own)
+    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], leaving=Leaving())
+    state = next(report.state() for report in execution.reports() if isinstance(report, Pause))
+    again = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
+    again.go_on(state)
+    assert len(list(again.reports())) > 0
+    pairs = list(zip(whole, again.agents, strict=True))
+    for one, other in pairs:
+        assert torch.equal(one.weights, other.weights)
+    return pairs
 
 
 class Reference:

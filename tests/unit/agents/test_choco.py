@@ -15,8 +15,6 @@ from ray_pcasgd.agents.copies import HeldCopies, PublicCopy
 from ray_pcasgd.agents.dense_wire import BF16, Float32, Format, Int4, Int8
 from ray_pcasgd.agents.sparse_wire import RandomK, TopK
 from ray_pcasgd.base.numerics import SMALLEST
-from ray_pcasgd.engines.base import Leaving, Pause
-from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.choco import ChocoSGD
 from ray_pcasgd.runs.plan.fitting import with_gossip
@@ -33,6 +31,7 @@ from tests.unit.agents.local_reference import (
     assert_refused,
     assert_where_the_reference_is,
     executed,
+    gone_on,
     planned,
     regression,
 )
@@ -215,15 +214,8 @@ def test_where_all_of_a_difference_travels_it_is_d_psgd() -> None:
 @pytest.mark.parametrize("wire", ["float32", "int8", "random-k"])
 def test_a_run_goes_on_from_a_state_to_the_bit(wire: str) -> None:
     own = planned(algorithm="choco-sgd", wire=wire, local_steps=(2, 7, 5), optimizer="adamw")
-    whole, _ = executed(own)
-    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], leaving=Leaving())
-    state = next(report.state() for report in execution.reports() if isinstance(report, Pause))
-    again = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
-    again.go_on(state)
-    assert len(list(again.reports())) > 0
-    for one, other in zip(whole, again.agents, strict=True):
-        assert torch.equal(one.weights, other.weights)
-        assert torch.equal(one.public.weights, other.public.weights)  # type: ignore[attr-defined]
+    for one, other in gone_on(own):
+        assert torch.equal(one.public.weights, other.public.weights)
 
 
 @given(

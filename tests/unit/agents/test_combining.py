@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from ray_pcasgd import Trainer
-from ray_pcasgd.engines.base import Leaving, Pause
-from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.rules.outer_peers import disagreement_factor
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.comparing import assert_same_to_the_bit
@@ -24,6 +22,7 @@ from tests.unit.agents.local_reference import (
     assert_refused,
     assert_where_the_reference_is,
     executed,
+    gone_on,
     planned,
     regression,
 )
@@ -117,14 +116,7 @@ def test_an_agent_alone_takes_the_same_steps_whether_it_combines_first_or_not() 
 @pytest.mark.parametrize("wire", ["float32", {"weights": "bf16", "directions": "int8"}], ids=str)
 def test_a_run_goes_on_from_a_state_to_the_bit(name: str, wire: Any) -> None:
     own = planned(**METHODS[name][0], local_steps=(2, 7, 5), optimizer="adamw", wire=wire)
-    whole, _ = executed(own)
-    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], leaving=Leaving())
-    state = next(report.state() for report in execution.reports() if isinstance(report, Pause))
-    again = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
-    again.go_on(state)
-    assert len(list(again.reports())) > 0
-    for one, other in zip(whole, again.agents, strict=True):
-        assert torch.equal(one.weights, other.weights)
+    gone_on(own)
 
 
 def test_a_schedule_is_replayed_by_agents_that_combine_first_and_by_those_that_do_not(tmp_path: Path) -> None:

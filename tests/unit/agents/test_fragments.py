@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.agents.fragments import Fragments, part_of
 from ray_pcasgd.agents.peer import AgentSpec
-from ray_pcasgd.engines.base import InterruptionError, Leaving, Pause
+from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live import agent_events as happened
 from ray_pcasgd.engines.live import driver_actions as act
 from ray_pcasgd.engines.live.commands import Join
 from ray_pcasgd.engines.live.membership import Membership, Presence
-from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.plan.wire import check_whole
 from ray_pcasgd.runs.settings.loading import load_config
@@ -30,6 +29,7 @@ from tests.unit.agents.local_reference import (
     assert_refused,
     assert_where_the_reference_is,
     executed,
+    gone_on,
     planned,
 )
 
@@ -128,14 +128,7 @@ def test_messages_hold_a_part_of_the_bytes() -> None:
 def test_a_run_goes_on_from_a_state_to_the_bit(formats: dict[str, str], overlap: bool) -> None:
     wire = {**formats, "fragments": 3}
     own = planned(algorithm="pc-asgd", overlap=overlap, local_steps=(2, 7, 5), wire=wire)
-    whole, _ = executed(own)
-    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], leaving=Leaving())
-    state = next(report.state() for report in execution.reports() if isinstance(report, Pause))
-    again = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
-    again.go_on(state)
-    assert len(list(again.reports())) > 0
-    for one, other in zip(whole, again.agents, strict=True):
-        assert torch.equal(one.weights, other.weights)
+    gone_on(own)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

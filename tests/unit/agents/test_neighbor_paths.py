@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from ray_pcasgd.agents.neighbor_paths import NeighborPaths
-from ray_pcasgd.engines.base import Leaving, Pause
-from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.runs.plan.variants import why_alone
 from ray_pcasgd.runs.settings.loading import load_config
 from tests.unit.agents.local_reference import (
@@ -20,6 +18,7 @@ from tests.unit.agents.local_reference import (
     Reference,
     assert_where_the_reference_is,
     executed,
+    gone_on,
     planned,
 )
 
@@ -97,14 +96,7 @@ def test_agents_are_where_the_slow_reference_has_them(overlap: bool, local_steps
 @pytest.mark.parametrize("algorithm", [BY_DISPLACEMENT, {"name": "pc-asgd", "prediction": "displacement"}], ids=str)
 def test_a_run_goes_on_from_a_state_to_the_bit(algorithm: Any) -> None:
     own = planned(algorithm=algorithm, local_steps=(2, 7, 5), wire="bf16")
-    whole, _ = executed(own)
-    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], leaving=Leaving())
-    state = next(report.state() for report in execution.reports() if isinstance(report, Pause))
-    again = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
-    again.go_on(state)
-    assert len(list(again.reports())) > 0
-    for one, other in zip(whole, again.agents, strict=True):
-        assert torch.equal(one.weights, other.weights)
+    gone_on(own)
 
 
 def test_a_velocity_is_a_mean_over_the_versions_that_were_read() -> None:

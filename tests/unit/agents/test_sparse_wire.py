@@ -14,8 +14,6 @@ from ray_pcasgd import Trainer
 from ray_pcasgd.agents.error_feedback import ErrorFeedback
 from ray_pcasgd.agents.sparse_wire import RandomK, TopK
 from ray_pcasgd.base.randomness import generator
-from ray_pcasgd.engines.base import Leaving, Pause
-from ray_pcasgd.engines.local.execution import Execution
 from tests.comparing import assert_same_to_the_bit
 from tests.unit.agents.local_reference import (
     PUBLISHED,
@@ -26,6 +24,7 @@ from tests.unit.agents.local_reference import (
     assert_refused,
     assert_where_the_reference_is,
     executed,
+    gone_on,
     planned,
     regression,
 )
@@ -155,14 +154,7 @@ SPARSE: dict[str, Any] = {
 @pytest.mark.parametrize("name", SPARSE)
 def test_a_run_goes_on_from_a_state_to_the_bit(name: str) -> None:
     own = planned(**SPARSE[name], local_steps=(2, 7, 5))
-    whole, _ = executed(own)
-    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], leaving=Leaving())
-    state = next(report.state() for report in execution.reports() if isinstance(report, Pause))
-    again = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
-    again.go_on(state)
-    assert len(list(again.reports())) > 0
-    for one, other in zip(whole, again.agents, strict=True):
-        assert torch.equal(one.weights, other.weights)
+    gone_on(own)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
