@@ -61,7 +61,7 @@ def executed(own: Plan, *, stacked: bool = False) -> tuple[list[Any], list[StepR
 
 
 def gone_on(own: Plan) -> list[tuple[Any, Any]]:
-    """Return each agent of a whole run with the one that has gone on from a state in the middle, to the same weights."""
+    """Return each agent of a whole run with the one that goes on from a state in its middle, to the same weights."""
     whole, _ = executed(own)
     execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs], leaving=Leaving())
     state = next(report.state() for report in execution.reports() if isinstance(report, Pause))
