@@ -21,6 +21,11 @@ from torch import Tensor
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents, Parcel, RejectedError
 
+
+class Finite(np.ndarray[Any, Any]):
+    """An array whose numbers are known to be finite: its sender, on this host, has found so as it copied them."""
+
+
 DType = Literal["float32", "uint8"]
 """Of a parcel's array: numbers, or the bytes of a wire format."""
 
@@ -172,8 +177,8 @@ def check_array(name: str, array: Any, size: int | None, dtype: DType = "float32
         raise RejectedError(f"its {name} are {kind}; allowed is {dtype} in one dimension")
     if size is not None and array.size != size and not (name == "buffers" and array.size == 0):
         raise RejectedError(f"its {name} have {array.size} numbers; allowed are {size}")
-    if dtype == "uint8":
-        return  # what it stands for is known once it is decoded
+    if dtype == "uint8" or isinstance(array, Finite):
+        return  # what bytes stand for is known once they are decoded
     # The sum costs one pass and no memory; where finite numbers overflow in it, each is looked at.
     with np.errstate(over="ignore", invalid="ignore"):
         if not np.isfinite(array.sum()) and not np.isfinite(array).all():

@@ -1,6 +1,7 @@
 """Messages to a neighbor that does not take them."""
 
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.telling import once_there
 from ray_pcasgd.engines.ray.transport import RayTransport
+from ray_pcasgd.engines.shared.door import Door
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -25,6 +27,7 @@ class Gated:
         self.allowed = threading.Semaphore(0)
         self.changed = threading.Condition()
         self.versions: list[int] = []
+        self.door = Door(ray.get_runtime_context().get_actor_id() or "", self)
 
     def close(self) -> None:
         """Begin anew, once nothing is under way."""
@@ -47,6 +50,9 @@ class Gated:
 
     @ray.method(concurrency_group="mail")
     def receive(self, header: Header, contents: Contents, *pieces: Any) -> None:
+        self.take_in(header, contents)
+
+    def take_in(self, header: Header, contents: Contents | None) -> None:
         self.allowed.acquire()
         with self.changed:
             self.versions.append(header.version)
@@ -54,6 +60,9 @@ class Gated:
 
     @ray.method(concurrency_group="mail")
     def take_mark(self, sender: int, cut: int, sent: int) -> None:
+        self.note_mark(sender, cut, sent)
+
+    def note_mark(self, neighbor: int, cut: int, sent: int) -> None:
         self.allowed.acquire()
 
 
@@ -77,6 +86,22 @@ def shared(ray_cluster: None) -> Iterator[Any]:
     ray.kill(made)
 
 
+class Nobody:
+    """Takes nothing in."""
+
+    def take_in(self, header: Header, contents: Contents | None) -> None:
+        raise AssertionError(header)
+
+    def note_mark(self, neighbor: int, cut: int, sent: int) -> None:
+        raise AssertionError(neighbor)
+
+
+@pytest.fixture(params=["calls", "links"])
+def door(request: pytest.FixtureRequest) -> Door | None:
+    """The sender's, where messages go over links."""
+    return None if request.param == "calls" else Door(uuid.uuid4().hex, Nobody())
+
+
 @pytest.fixture
 def actor(shared: Any) -> Any:
     ray.get(shared.close.remote())
@@ -84,9 +109,9 @@ def actor(shared: Any) -> Any:
 
 
 @pytest.mark.parametrize(("wire", "inline_bytes"), [(Float32(), 10**6), (Int4(), 0)], ids=["in pieces", "in the store"])
-def test_what_is_in_flight_is_what_travels_until_it_is_there(wire: Any, inline_bytes: int) -> None:
+def test_what_is_in_flight_is_what_travels_until_it_is_there(wire: Any, inline_bytes: int, door: Door | None) -> None:
     slow, quick = gated(), gated()
-    transport = RayTransport(inline_bytes)
+    transport = RayTransport(inline_bytes, door)
     outbox = transport.outbox({1: slow, 2: quick})
     vector = wire.encode(torch.ones(NUMBERS), (0, "weights", 0, 1))
     with_direction = transport.publish(vector, torch.zeros(3), vector)
@@ -108,9 +133,9 @@ def test_what_is_in_flight_is_what_travels_until_it_is_there(wire: Any, inline_b
         ray.kill(one)
 
 
-def test_what_was_sent_to_a_neighbor_that_is_gone_is_not_in_flight() -> None:
+def test_what_was_sent_to_a_neighbor_that_is_gone_is_not_in_flight(door: Door | None) -> None:
     actor = gated()
-    transport = RayTransport(0)
+    transport = RayTransport(0, door)
     outbox = transport.outbox({1: actor})
     outbox.send({1: Header(0, 1, 0.0, 0.0)}, transport.publish(torch.ones(5), torch.zeros(0)), may_skip=False)
     assert outbox.bytes_in_flight() == 20
@@ -120,8 +145,10 @@ def test_what_was_sent_to_a_neighbor_that_is_gone_is_not_in_flight() -> None:
 
 
 @pytest.mark.parametrize("in_pairs", [False, True])
-def test_a_neighbor_that_was_stopped_is_not_flooded_and_learns_of_the_end(in_pairs: bool, actor: Any) -> None:
-    outbox = RayTransport(0).outbox({1: actor})
+def test_a_neighbor_that_was_stopped_is_not_flooded_and_learns_of_the_end(
+    in_pairs: bool, actor: Any, door: Door | None
+) -> None:
+    outbox = RayTransport(0, door).outbox({1: actor})
     for version in range(1, 1001):
         outbox.send({1: Header(0, version, 0.0, 0.0)}, CONTENTS, may_skip=True, in_pairs=in_pairs)
     outbox.send({1: Header(0, 1001, 0.0, 0.0, final=True)}, CONTENTS, may_skip=False, in_pairs=in_pairs)
@@ -153,8 +180,10 @@ def late(outbox: Any) -> int:
     return number
 
 
-def test_of_what_has_to_wait_the_newest_follows_an_answer_though_nothing_else_is_sent(actor: Any) -> None:
-    outbox = RayTransport(0).outbox({1: actor})
+def test_of_what_has_to_wait_the_newest_follows_an_answer_though_nothing_else_is_sent(
+    actor: Any, door: Door | None
+) -> None:
+    outbox = RayTransport(0, door).outbox({1: actor})
     assert offer(outbox, range(1, 51)) == [1, 2]
     ray.get(actor.open.remote())
     assert ray.get(actor.wait_for.remote(50)) == [1, 2, 50]
@@ -162,8 +191,8 @@ def test_of_what_has_to_wait_the_newest_follows_an_answer_though_nothing_else_is
     assert outbox.send({}, CONTENTS, may_skip=True).late == 0
 
 
-def test_a_flush_sends_what_has_to_wait(actor: Any) -> None:
-    outbox = RayTransport(0).outbox({1: actor})
+def test_a_flush_sends_what_has_to_wait(actor: Any, door: Door | None) -> None:
+    outbox = RayTransport(0, door).outbox({1: actor})
     assert offer(outbox, range(1, 11)) == [1, 2]
     outbox.mark(0, 1)
     ray.get(actor.open.remote())
@@ -173,8 +202,8 @@ def test_a_flush_sends_what_has_to_wait(actor: Any) -> None:
 
 
 @pytest.mark.parametrize("in_pairs", [False, True])
-def test_the_second_of_a_pair_does_not_wait(in_pairs: bool, actor: Any) -> None:
-    outbox = RayTransport(0).outbox({1: actor})
+def test_the_second_of_a_pair_does_not_wait(in_pairs: bool, actor: Any, door: Door | None) -> None:
+    outbox = RayTransport(0, door).outbox({1: actor})
     assert offer(outbox, range(1, 11), in_pairs) == [1, 2]
     ray.get(actor.let.remote(1))
     assert late(outbox) == 1
@@ -185,9 +214,9 @@ def test_the_second_of_a_pair_does_not_wait(in_pairs: bool, actor: Any) -> None:
     outbox.flush()
 
 
-def test_a_neighbor_that_is_lost_with_a_message_that_waits_for_it_is_told_once(actor: Any) -> None:
+def test_a_neighbor_that_is_lost_with_a_message_that_waits_for_it_is_told_once(actor: Any, door: Door | None) -> None:
     lost = gated()
-    outbox = RayTransport(0).outbox({1: lost, 2: actor})
+    outbox = RayTransport(0, door).outbox({1: lost, 2: actor})
     ray.get(actor.open.remote())
     assert offer(outbox, range(1, 11)) == [1, 2]
     ray.kill(lost)
@@ -199,8 +228,10 @@ def test_a_neighbor_that_is_lost_with_a_message_that_waits_for_it_is_told_once(a
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
-def test_what_waits_for_a_neighbor_that_is_dropped_or_comes_back_is_not_sent(comes_back: bool, actor: Any) -> None:
-    outbox = RayTransport(0).outbox({1: actor})
+def test_what_waits_for_a_neighbor_that_is_dropped_or_comes_back_is_not_sent(
+    comes_back: bool, actor: Any, door: Door | None
+) -> None:
+    outbox = RayTransport(0, door).outbox({1: actor})
     assert offer(outbox, range(1, 11)) == [1, 2]
     outbox.drop(1)
     if comes_back:
@@ -214,9 +245,9 @@ def test_what_waits_for_a_neighbor_that_is_dropped_or_comes_back_is_not_sent(com
     assert outbox.send({}, CONTENTS, may_skip=True) == (frozenset(), [], 0)
 
 
-def test_a_share_that_was_not_sent_is_never_sent(actor: Any) -> None:
+def test_a_share_that_was_not_sent_is_never_sent(actor: Any, door: Door | None) -> None:
     """Its sender has kept it: sent after all, it would be there twice."""
-    outbox = RayTransport(0).outbox({1: actor})
+    outbox = RayTransport(0, door).outbox({1: actor})
     sent = [
         version
         for version in range(1, 20)
@@ -228,8 +259,8 @@ def test_a_share_that_was_not_sent_is_never_sent(actor: Any) -> None:
     assert sent == [1, 2]
 
 
-def test_what_waits_for_a_link_that_is_cut_is_not_sent(actor: Any) -> None:
-    outbox = RayTransport(0).outbox({1: actor})
+def test_what_waits_for_a_link_that_is_cut_is_not_sent(actor: Any, door: Door | None) -> None:
+    outbox = RayTransport(0, door).outbox({1: actor})
     for version in range(1, 5):
         outbox.send({1: Header(0, version, 0.0, 0.0)}, CONTENTS, may_skip=True)
     outbox.keep_back(1)

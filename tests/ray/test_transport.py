@@ -1,6 +1,7 @@
 """What every transport must do: the same tests against Ray, between processes, and against the loop-back."""
 
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ray_pcasgd.engines.loopback import LoopBack
 from ray_pcasgd.engines.messages import Contents, LostError, RejectedError
 from ray_pcasgd.engines.raw_tensors import extra_of
 from ray_pcasgd.engines.ray.transport import PIECE_BYTES, RayTransport
+from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.transport import Transport
 from ray_pcasgd.engines.validation import Expected, check_header, checked_contents
 
@@ -34,13 +36,22 @@ class Receiver:
         self.mailbox: Mailbox[Contents] = Mailbox((SENDER,))
         self.marks: list[tuple[int, int, int]] = []
 
+    def open_door(self) -> None:
+        self.door = Door(ray.get_runtime_context().get_actor_id() or "", self)
+
     @ray.method(concurrency_group="mail")
     def receive(self, header: Header, contents: Contents | None, *pieces: Any) -> None:
+        self.take_in(header, contents, *pieces)
+
+    def take_in(self, header: Header, contents: Contents | None, *pieces: Any) -> None:
         check_header(self.expected, header)
         self.mailbox.put(Message(header, checked_contents(self.transport, self.expected, header, contents, pieces)), 0)
 
     @ray.method(concurrency_group="mail")
     def take_mark(self, neighbor: int, cut: int, sent: int) -> None:
+        self.note_mark(neighbor, cut, sent)
+
+    def note_mark(self, neighbor: int, cut: int, sent: int) -> None:
         self.marks.append((neighbor, cut, sent))
 
     def opened(self, version: int) -> tuple[list[Any], Any]:
@@ -100,7 +111,7 @@ def loop_back() -> Kind:
     return Kind(transport, {k: Receiver(transport) for k in range(3)}, call, lost)
 
 
-def by_ray() -> Kind:
+def by_ray(over_links: bool = False) -> Kind:
     def lost(weights: Tensor) -> Contents:
         sender: Any = ray.remote(num_cpus=0)(Sender).remote()
         contents = Contents([sender.publish.remote()], np.zeros(0, np.float32), None)
@@ -120,16 +131,21 @@ def by_ray() -> Kind:
     def call(one: Any, name: str, *arguments: Any) -> Any:
         return ray.get(getattr(one, name).remote(*arguments))
 
-    return Kind(transport, {k: remote.remote(transport) for k in range(3)}, call, lost)
+    receivers = {k: remote.remote(transport) for k in range(3)}
+    if over_links:
+        ray.get([receiver.open_door.remote() for receiver in receivers.values()])
+        transport = RayTransport(INLINE_BYTES, Door(uuid.uuid4().hex, Receiver(transport)))
+        assert transport.outbox(receivers).links() == tuple(receivers)
+    return Kind(transport, receivers, call, lost)
 
 
-@pytest.fixture(scope="module", params=["loop-back", "ray"])
+@pytest.fixture(scope="module", params=["loop-back", "ray", "shared memory"])
 def made(request: pytest.FixtureRequest) -> Iterator[Kind]:
     if request.param == "loop-back":
         yield loop_back()
         return
     request.getfixturevalue("ray_cluster")
-    kind = by_ray()
+    kind = by_ray(over_links=request.param == "shared memory")
     yield kind
     for receiver in kind.receivers.values():
         ray.kill(receiver)

@@ -97,7 +97,7 @@ def restored_parts(state: State) -> list[Restored]:
 def _contents(
     weights: Tensor, buffers: Tensor, direction: Tensor | None, mass: float, extra: list[Any] | None
 ) -> Contents:
-    whole = _TRANSPORT.publish(weights, buffers, direction)
+    whole = _TRANSPORT.stored(_TRANSPORT.publish(weights, buffers, direction))
     return whole if extra is None else whole._replace(extra=extra_of(*extra))
 
 
@@ -108,7 +108,14 @@ def _header(sender: int, version: int, *note: Any, mass: float) -> Header:
 def messages_before(cut: Cut, mailbox: Mailbox[Contents], neighbors: Sequence[int]) -> tuple[Message[Contents], ...]:
     """Return the messages of a mailbox that were sent before the cut."""
     found = (mailbox.get(k, v) for k in neighbors for v in sorted(mailbox.versions(k)) if v <= cut.versions[k])
-    return tuple(message for message in found if message is not None)
+    return tuple(_portable(message) for message in found if message is not None)
+
+
+def _portable(message: Message[Contents]) -> Message[Contents]:
+    """Return a message as it travels to the driver: large arrays of it go by way of the object store."""
+    if message.contents is None:
+        return message
+    return message._replace(contents=_TRANSPORT.stored(message.contents))
 
 
 def _opened(parcel: Parcel | None, answer_seconds: float) -> Tensor | None:

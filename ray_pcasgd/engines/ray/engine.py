@@ -83,6 +83,7 @@ class RayEngine:
                     self._settings.inline_bytes,
                     not isinstance(self._schedule, Timing),
                     max(spec.steps_a_version for spec in specs),
+                    self._settings.transport,
                 )
                 if state is not None:
                     check_state(state, specs, data, is_live=isinstance(self._schedule, InjectedDelays))

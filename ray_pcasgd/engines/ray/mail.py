@@ -25,7 +25,9 @@ from ray_pcasgd.engines.messages import Contents, LostError, RejectedError
 from ray_pcasgd.engines.ray.agent_state import AgentState
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.reports import Reporter
+from ray_pcasgd.engines.ray.settings import TransportName
 from ray_pcasgd.engines.ray.transport import RayTransport
+from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.validation import Expected, check_header, check_mark, checked_contents
 from ray_pcasgd.records import Event, Row
 from ray_pcasgd.schedule.scheduler import Cut
@@ -68,6 +70,9 @@ class Driving(NamedTuple):
     steps_a_version: int = 1
     """The most mini-batches between two versions of an agent, each of which may take its time."""
 
+    transport: TransportName = "object-store"
+    """How agents on one host read each other's versions; see ``RaySettings``."""
+
     @property
     def version_seconds(self) -> float:
         """Longest wait for one version of a neighbor."""
@@ -97,7 +102,7 @@ class MailActor(Reporter):
         self.driving = driving
         super().__init__(spec.agent, scheduler, first_call)
         self.stopped = False
-        self.transport = RayTransport(driving.inline_bytes)
+        self.transport = RayTransport(driving.inline_bytes, self._open_door())
         self.outbox = self.transport.outbox({})
         self.started_at = 0.0
         self.received: Counter[int] = Counter()
@@ -115,6 +120,25 @@ class MailActor(Reporter):
         """Return where the agent lives, once it is built."""
         return f"process {os.getpid()} on {ray.util.get_node_ip_address()}, {self.device}"
 
+    def _open_door(self) -> Door | None:
+        """Open the door that agents on this host find by the actor's handle, where memory is to be shared.
+
+        Raises:
+            RunError: it cannot be opened, though that is asked for.
+
+        """
+        if self.driving.transport == "object-store":
+            return None
+        try:
+            return Door(ray.get_runtime_context().get_actor_id() or "", self)
+        except OSError as error:
+            if self.driving.transport == "auto":
+                return None
+            raise RunError(
+                f"engine.transport = 'shared': allowed on {ray.util.get_node_ip_address()} are 'auto' and "
+                f"'object-store', as agents cannot share memory there: {error}"
+            ) from error
+
     def connect(self, neighbors: dict[int, ActorHandle[Any]]) -> None:
         """Take in the neighbors' actors."""
         self.outbox = self.transport.outbox(neighbors)
@@ -122,7 +146,11 @@ class MailActor(Reporter):
     # Without task events: Ray's record of every single message would cost more than the messages.
     @ray.method(concurrency_group="mail", enable_task_events=False)
     def receive(self, header: Header, contents: Contents | None, *pieces: Any) -> None:
-        """Take in a neighbor's message."""
+        """Take in the message of a neighbor on another host."""
+        self.take_in(header, contents, *pieces)
+
+    def take_in(self, header: Header, contents: Contents | None, *pieces: Any) -> None:
+        """Take in a neighbor's message; also called in the thread of the agent's door."""
         with self.changed:
             try:
                 check_header(self.expected, header)
@@ -167,7 +195,11 @@ class MailActor(Reporter):
 
     @ray.method(concurrency_group="mail", enable_task_events=False)
     def take_mark(self, neighbor: int, cut: int, sent: int) -> None:
-        """Take in how many messages a neighbor had sent before a cut."""
+        """Take in how many messages a neighbor on another host had sent before a cut."""
+        self.note_mark(neighbor, cut, sent)
+
+    def note_mark(self, neighbor: int, cut: int, sent: int) -> None:
+        """Take in how many messages a neighbor had sent before a cut; also called in the thread of the door."""
         with self.changed:
             try:
                 check_mark(self.expected, neighbor, cut, sent)

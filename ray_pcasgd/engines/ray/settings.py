@@ -8,6 +8,8 @@ from ray_pcasgd.base.settings import Settings, refuse_of_strangers
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.ray.discovery import host_and_port
 
+TransportName = Literal["auto", "shared", "object-store"]
+
 
 class RaySettings(Settings):
     """The ray engine: every agent an actor of a Ray cluster."""
@@ -43,6 +45,10 @@ class RaySettings(Settings):
     """Arrays of up to this many bytes (4 a parameter) travel inside their message, which takes half a round trip;
     larger ones go through Ray's object store, which takes three more round trips, but less of one machine's time.
     Raise it where links are slow."""
+    transport: TransportName = "auto"
+    """How agents on one host read each other's versions. ``auto``: from memory that they share, where the host has it
+    (Linux): each version is copied once for all of them, and no call is made. ``shared``: the same, and a host without
+    it ends the run. ``object-store``: by Ray's calls and its object store, as between hosts. Results are the same."""
     silent_steps: float | None = Field(20.0, gt=0)
     """Live, without a barrier: a neighbor is silent if no message of it has come for this number of its own steps, and
     for at least a second. It is not read until a message comes, and the reader has its mixing weight meanwhile; null:

@@ -23,6 +23,7 @@ from ray_pcasgd.engines.ray.lost import GONE, first_line
 from ray_pcasgd.engines.ray.outbox import RayOutbox
 from ray_pcasgd.engines.ray.parcels import Stored
 from ray_pcasgd.engines.ray.telling import once_there
+from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.transport import DType, Transport, check_array
 from ray_pcasgd.records import Snapshot
 
@@ -42,30 +43,36 @@ class InPieces(NamedTuple):
 class RayTransport(Transport):
     """A parcel is an array inside the call, or a list of one reference, which Ray then does not fetch by itself."""
 
-    def __init__(self, inline_bytes: int) -> None:
+    def __init__(self, inline_bytes: int, door: Door | None = None) -> None:
         self.inline_bytes = inline_bytes
-        """Larger arrays go into the object store, once for all readers."""
+        """Larger arrays go into the object store, once for all readers on other hosts."""
+        self.door = door
+        """Where agents on this host tell of their messages, which lie in shared memory; ``None``: they call."""
 
     def publish(self, weights: Tensor, buffers: Tensor, direction: Tensor | None = None) -> Contents:
-        """Put what is large into the object store; the rest is its own parcel."""
-        return Contents(
-            self._parcel(weights), self._parcel(buffers), None if direction is None else self._parcel(direction)
-        )
+        """Return the arrays; each is copied once it is known how its readers are reached."""
+        return Contents(_array(weights), _array(buffers), None if direction is None else _array(direction))
 
-    def _parcel(self, tensor: Tensor) -> Parcel:
-        array = tensor.detach().cpu().numpy()
-        return array if array.nbytes <= self.inline_bytes else Stored(ray.put(array), array.nbytes)
+    def stored(self, contents: Contents) -> Contents:
+        """Return contents with what is large in the object store; what came from there is as it is."""
+        weights, buffers, direction = (None if one is None else self._stored(one) for one in contents[:3])
+        return Contents(weights, buffers, direction, contents.extra)
+
+    def _stored(self, parcel: Parcel) -> Parcel:
+        if isinstance(parcel, list) or parcel.nbytes <= self.inline_bytes:
+            return parcel
+        return Stored(ray.put(np.asarray(parcel)), parcel.nbytes)
 
     def outbox(self, neighbors: Mapping[int, ActorHandle[Any]]) -> RayOutbox:
-        """Return what calls the method ``receive`` of neighbors' actors."""
-        return RayOutbox(self, neighbors)
+        """Return what tells neighbors on this host, and calls the method ``receive`` of the others' actors."""
+        return RayOutbox(self, neighbors, self.door)
 
     def arguments(self, contents: Contents | None) -> list[Any]:
-        """Return contents with large arrays cut into pieces, then the pieces."""
+        """Return contents with the largest arrays in the object store, large ones cut into pieces, then the pieces."""
         if contents is None:
             return [None]
         pieces: list[Any] = []
-        whole: list[Any] = list(contents)
+        whole: list[Any] = list(self.stored(contents))
         for place, parcel in enumerate(whole):
             if isinstance(parcel, np.ndarray) and parcel.nbytes > PIECE_BYTES:
                 size = PIECE_BYTES // parcel.itemsize
@@ -129,6 +136,11 @@ class RayTransport(Transport):
         if isinstance(parcel, list):
             check_array(name, array, size, dtype)
         return torch.from_numpy(array).to(device)
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
+    return array
 
 
 def portable(snapshot: Snapshot) -> Any:

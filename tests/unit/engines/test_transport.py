@@ -13,7 +13,7 @@ from ray_pcasgd.engines.raw_tensors import extra_of
 from ray_pcasgd.engines.ray.transport import PIECE_BYTES, InPieces, RayTransport
 
 PIECE = PIECE_BYTES // 4
-TRANSPORT = RayTransport(0)
+TRANSPORT = RayTransport(10**9)
 SIZES = st.one_of(st.integers(0, 8), st.integers(PIECE - 1, PIECE + 1), st.integers(2 * PIECE - 1, 3 * PIECE + 1))
 
 

@@ -1,0 +1,191 @@
+"""A link: the connection over which a sender tells one reader on its host what it has written into its slots."""
+
+import array
+import os
+import pickle
+import socket
+import struct
+import weakref
+from collections import deque
+from typing import Any, NamedTuple
+
+from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.engines.shared.slots import Part, Slot
+
+ACK_BYTES = 64 * 1024
+"""Most bytes of one answer of a reader."""
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class GoneError(Exception):
+    """The process at the other end has ended."""
+
+
+class Letter(NamedTuple):
+    """What a sender tells of a message: its header, and where its contents lie."""
+
+    header: Header
+    slot: int | None
+    """``None``: it has no contents."""
+    segment: int = -1
+    parts: tuple[Part | None, ...] = ()
+
+
+class Mark(NamedTuple):
+    """What a sender tells of a cut: how many messages it had sent to this reader before it."""
+
+    sender: int
+    cut: int
+    sent: int
+
+
+def address_of(name: str) -> str:
+    """Return the address of a door: in Linux's abstract namespace, which has no files and ends with its process."""
+    return f"\0ray-pcasgd-{name}"
+
+
+def is_own(connection: socket.socket) -> bool:
+    """Return whether the process at the other end is of the same user."""
+    given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(given)
+    return bool(user == os.geteuid())
+
+
+def connected(name: str) -> "Link | None":
+    """Return a link to the reader of that name; ``None`` where it is not on this host, or is of somebody else."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        connection.connect(address_of(name))
+    except OSError:
+        connection.close()
+        return None
+    if not is_own(connection):
+        connection.close()
+        return None
+    return Link(connection)
+
+
+class Link:
+    """The sender's end, none of whose methods waits.
+
+    What the kernel has no room for is kept here, and sent once there is room.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        weakref.finalize(self, connection.close)
+        self._known: set[int] = set()
+        """Segments that the reader has mapped."""
+        self._held: dict[int, Slot] = {}
+        """Slots that the reader may be reading."""
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._taken = 0
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection, to wait for."""
+        return self._connection.fileno()
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether something waits until the kernel has room for it."""
+        return bool(self._unsent)
+
+    def tell(self, header: Header, slot: Slot | None) -> None:
+        """Tell of a message, whose contents are in a slot.
+
+        Raises:
+            GoneError: the reader's process has ended.
+
+        """
+        if slot is None:
+            self._send(Letter(header, None), [])
+            return
+        slot.readers.add(self)
+        self._held[slot.number] = slot
+        segment = slot.segment
+        new = [] if segment.number in self._known else [segment.fd]
+        self._known.add(segment.number)
+        self._send(Letter(header, slot.number, segment.number, slot.parts), new)
+
+    def mark(self, mark: Mark) -> None:
+        """Tell of a cut.
+
+        Raises:
+            GoneError: the reader's process has ended.
+
+        """
+        self._send(mark, [])
+
+    def _send(self, said: Letter | Mark, descriptors: list[int]) -> None:
+        self._unsent.append((pickle.dumps((type(said).__name__, *said), 5), descriptors))
+        self._push()
+
+    def _push(self) -> None:
+        while self._unsent:
+            data, descriptors = self._unsent[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+            try:
+                self._connection.sendmsg([data], rights)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise GoneError(str(error)) from error
+            self._unsent.popleft()
+
+    def answers(self) -> int:
+        """Take in the reader's answers; return how many letters and marks it has taken in since the last call.
+
+        Raises:
+            GoneError: the reader's process has ended.
+
+        """
+        before = self._taken
+        while True:
+            try:
+                data = self._connection.recv(ACK_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                raise GoneError(str(error)) from error
+            if not data:
+                raise GoneError("the reader has ended")
+            self._taken, *released = array.array("Q", data)
+            for number in released:
+                self._release(number)
+        self._push()
+        return self._taken - before
+
+    def _release(self, number: int) -> None:
+        if (slot := self._held.pop(number, None)) is not None:
+            slot.readers.discard(self)
+
+    def close(self) -> None:
+        """End the connection; the reader's process has ended, so nobody reads its slots."""
+        for number in list(self._held):
+            self._release(number)
+        self._connection.close()
+
+
+def ack(taken: int, released: list[int]) -> bytes:
+    """Return a reader's answer: what it has taken in so far, and which slots it has let go of."""
+    return array.array("Q", [taken, *released]).tobytes()
+
+
+def said_in(data: bytes) -> Letter | Mark:
+    """Return what a packet says.
+
+    Raises:
+        ValueError: it says nothing that is known.
+
+    """
+    kind, *fields = _unpickled(data)
+    if kind == Mark.__name__:
+        return Mark(*fields)
+    if kind == Letter.__name__:
+        return Letter(*fields)
+    raise ValueError(f"a packet of kind {kind!r:.80}")
+
+
+def _unpickled(data: bytes) -> Any:
+    return pickle.loads(data)  # of the user's own process: the door has made sure of that

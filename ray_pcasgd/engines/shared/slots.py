@@ -1,0 +1,209 @@
+"""Slots: pieces of memory that the agents of one host share, each with one version of one agent.
+
+A version is written once, whoever reads it, and every reader maps it. The memory has no name (memfd): it belongs to the
+processes that have it open, so the kernel frees it with the last of these, however those end, and no other user can
+open it. A sender announces a slot after it has written it, and writes to it again only when all its readers have
+let go of it; so no reader ever meets a torn or overwritten version, even where the sender dies while it writes.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import pickle
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ray_pcasgd.engines.messages import Contents, Extra
+from ray_pcasgd.engines.transport import Finite
+
+if sys.platform == "linux":
+    _SEALS: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+else:  # pragma: no cover - there are no slots elsewhere
+    _SEALS = 0
+
+_FUTURE_WRITE = 0x10
+"""F_SEAL_FUTURE_WRITE, which Python does not name: nobody who is given the slot can map it to write."""
+
+_LEAST_BYTES = 4096
+
+_LEAST_SLOTS = 4
+"""Of a segment."""
+
+_ALIGNMENT = 64
+
+_BLOCK = 64 * 1024
+"""Numbers that are copied at a time, and then summed while they are in the processor's cache."""
+
+
+class Part(NamedTuple):
+    """Where one array lies in its slot's segment."""
+
+    offset: int
+    size: int
+    """Numbers, not bytes."""
+    dtype: str
+    is_finite: bool
+
+
+class Segment:
+    """Shared memory for several slots of one size, as their sender has it.
+
+    Args:
+        number: Its number among its sender's segments.
+        num_bytes: How many bytes it holds; of those that are never written to, no memory is used.
+
+    """
+
+    def __init__(self, number: int, num_bytes: int) -> None:
+        self.number = number
+        self.fd = os.memfd_create("ray-pcasgd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self.fd)
+        os.ftruncate(self.fd, num_bytes)
+        self.bytes = np.frombuffer(mmap.mmap(self.fd, num_bytes), np.uint8)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+        with contextlib.suppress(OSError):  # Linux before 5.1; readers map it read-only by themselves
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _FUTURE_WRITE)
+
+
+class Slot:
+    """A piece of shared memory for one version, as its sender has it.
+
+    Args:
+        number: Its number among its sender's slots.
+        segment: Where it lies.
+        start: Its first byte there.
+        num_bytes: How many bytes it holds.
+
+    """
+
+    def __init__(self, number: int, segment: Segment, start: int, num_bytes: int) -> None:
+        self.number = number
+        self.segment = segment
+        self.num_bytes = num_bytes
+        self._start = start
+        self._bytes = segment.bytes[start : start + num_bytes]
+        self.readers: set[object] = set()
+        """Who may still read what is in it."""
+        self.written: object = None
+        """What is in it."""
+        self.parts: tuple[Part | None, ...] = ()
+
+    def write(self, written: object, arrays: Sequence[np.ndarray[Any, Any] | None]) -> None:
+        """Copy arrays into the slot, which nobody may be reading."""
+        assert not self.readers
+        self.written = written
+        end, parts = 0, list[Part | None]()
+        for array in arrays:
+            if array is None:
+                parts.append(None)
+                continue
+            target = self._bytes[end : end + array.nbytes].view(array.dtype)
+            parts.append(Part(self._start + end, array.size, array.dtype.str, _copied(target, array)))
+            end += _aligned(array.nbytes)
+        self.parts = tuple(parts)
+
+
+def _copied(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> bool:
+    """Copy an array; return whether its numbers are finite, which bytes are always."""
+    if source.dtype.kind != "f":
+        np.copyto(target, source)
+        return True
+    is_finite = True
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, source.size, _BLOCK):
+            block = target[start : start + _BLOCK]
+            np.copyto(block, source[start : start + _BLOCK])
+            # The sum costs less than a look at each number; where finite numbers overflow in it, each is looked at.
+            if not np.isfinite(np.add.reduce(block)) and not np.isfinite(block).all():
+                is_finite = False
+    return is_finite
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+class Slots:
+    """One sender's slots: as many as its readers hold, and those that they have let go of, which are used again."""
+
+    def __init__(self) -> None:
+        self._all: list[Slot] = []
+        self._segments = 0
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._all)
+
+    def written(self, contents: Contents) -> Slot:
+        """Return a slot with a message's contents."""
+        extra = None if contents.extra is None else np.frombuffer(pickle.dumps(contents.extra, 5), np.uint8)
+        arrays = (*contents[:3], extra)
+        needed = sum(_aligned(array.nbytes) for array in arrays if array is not None)
+        slot = self._free(needed)
+        slot.write(contents, arrays)
+        return slot
+
+    def _free(self, needed: int) -> Slot:
+        """Return the smallest slot that is free and large enough."""
+        fitting = [slot for slot in self._all if not slot.readers and slot.num_bytes >= needed]
+        if fitting:
+            return min(fitting, key=lambda slot: slot.num_bytes)
+        num_bytes = max(_LEAST_BYTES, 1 << (needed - 1).bit_length() if needed else 0)
+        # Twice as many each time, since each segment takes a descriptor.
+        number = max(_LEAST_SLOTS, sum(slot.num_bytes == num_bytes for slot in self._all))
+        segment = Segment(self._segments, number * num_bytes)
+        self._segments += 1
+        first = len(self._all)
+        self._all += [Slot(first + k, segment, k * num_bytes, num_bytes) for k in range(number)]
+        return self._all[first]
+
+
+class Mapped:
+    """A sender's segment, as a reader has it.
+
+    Args:
+        fd: The segment's descriptor, which is closed.
+
+    Raises:
+        OSError: It cannot be mapped.
+
+    """
+
+    def __init__(self, fd: int) -> None:
+        try:
+            self._memory = memoryview(mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ))
+        finally:
+            os.close(fd)
+
+    def whole(self) -> np.ndarray[Any, Any]:
+        """Return the segment's bytes as a new array, which lives as long as any part of it that is taken from it."""
+        return np.frombuffer(self._memory, np.uint8)
+
+
+def contents_of(whole: np.ndarray[Any, Any], parts: Sequence[Part | None]) -> Contents:
+    """Return a message's contents, views of the bytes of its segment.
+
+    Raises:
+        ValueError: The parts do not fit into it.
+
+    """
+    weights, buffers, direction, extra = (None if part is None else _array(whole, part) for part in parts)
+    return Contents(weights, buffers, direction, None if extra is None else _extra(extra))
+
+
+def _array(whole: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
+    dtype = np.dtype(part.dtype)
+    end = part.offset + part.size * dtype.itemsize
+    if part.offset < 0 or part.size < 0 or end > whole.size:
+        raise ValueError(f"a part ends at byte {end} of a segment of {whole.size}")
+    array = whole[part.offset : end].view(dtype)
+    return array.view(Finite) if part.is_finite else array
+
+
+def _extra(array: np.ndarray[Any, Any]) -> Extra:
+    extra: Extra = pickle.loads(array.tobytes())  # of the user's own process: the door has made sure of that
+    return extra

@@ -1,0 +1,306 @@
+"""Shared memory: what a reader meets is what was written, for as long as it looks at it, whoever dies meanwhile."""
+
+import gc
+import multiprocessing
+import os
+import select
+import signal
+import threading
+import uuid
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_pcasgd.agents.mailbox import Header
+from ray_pcasgd.engines.messages import Contents
+from ray_pcasgd.engines.raw_tensors import extra_of
+from ray_pcasgd.engines.shared.door import Door
+from ray_pcasgd.engines.shared.link import GoneError, Link, Mark, connected
+from ray_pcasgd.engines.shared.slots import Slots
+from ray_pcasgd.engines.transport import Finite
+
+LONGEST_SECONDS = 60.0
+"""Guards against hangs."""
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memory without a name")
+
+
+class Reader:
+    """An agent's end, which keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex
+        self.changed = threading.Condition()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.messages: list[tuple[Header, Contents | None]] = []
+        self.marks: list[tuple[int, int, int]] = []
+        self.door = Door(self.name, self)
+
+    def take_in(self, header: Header, contents: Contents | None) -> None:
+        assert self.gate.wait(LONGEST_SECONDS)
+        with self.changed:
+            self.messages.append((header, contents))
+            self.changed.notify_all()
+
+    def note_mark(self, neighbor: int, cut: int, sent: int) -> None:
+        with self.changed:
+            self.marks.append((neighbor, cut, sent))
+            self.changed.notify_all()
+
+    def wait_for(self, number: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.messages) >= number, LONGEST_SECONDS)
+
+
+def link_to(reader: Reader) -> Link:
+    link = connected(reader.name)
+    assert link is not None
+    return link
+
+
+def header(version: int) -> Header:
+    return Header(3, version, 1.0, 0.1)
+
+
+def vector(size: int, fill: float) -> Any:
+    return np.full(size, fill, np.float32)
+
+
+def contents_with(value: float, size: int = 1000) -> Contents:
+    return Contents(vector(size, value), vector(3, -value), vector(size, 2 * value))
+
+
+def await_answers(link: Link, number: int) -> None:
+    """Wait until a reader has answered so many letters, with what it has let go of."""
+    while number:
+        select.select([link], [link] if link.is_clogged else [], [], LONGEST_SECONDS)
+        number -= link.answers()
+        assert number >= 0
+
+
+def test_what_is_read_is_what_was_written_to_the_bit_and_marks_keep_their_place() -> None:
+    reader, slots = Reader(), Slots()
+    link = link_to(reader)
+    extra = extra_of({"passes": torch.tensor(3)}, torch.tensor([True, False]))
+    encoded = Contents(np.arange(77, dtype=np.uint8), vector(0, 0.0), None, extra)
+    link.tell(header(1), slots.written(contents_with(1.5)))
+    link.mark(Mark(3, 9, 1))
+    link.tell(header(2), slots.written(encoded))
+    link.tell(header(3)._replace(isolated=True), None)
+    reader.wait_for(3)
+    assert [one.version for one, _ in reader.messages] == [1, 2, 3]
+    assert reader.marks == [(3, 9, 1)]
+    first, second, third = (contents for _, contents in reader.messages)
+    assert first is not None
+    for given_array, found in zip(contents_with(1.5)[:3], first[:3], strict=True):
+        assert found.dtype == np.float32
+        assert found.tobytes() == given_array.tobytes()
+        assert isinstance(found, Finite)
+        assert not found.flags.writeable
+    assert second is not None
+    assert second.weights.tobytes() == encoded.weights.tobytes()
+    assert (second.buffers.size, second.direction) == (0, None)
+    assert second.extra is not None
+    assert second.extra.local["passes"].data.tobytes() == np.int64(3).tobytes()
+    assert third is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 200_000), st.sampled_from([float("nan"), float("inf"), -float("inf"), 3e38, 1.0]), st.data())
+def test_what_is_not_finite_is_known_not_to_be(size: int, odd: float, data: st.DataObject) -> None:
+    array = vector(size, 3e38)  # their sum overflows
+    if size:
+        array[data.draw(st.integers(0, size - 1))] = odd
+    slot = Slots().written(Contents(array, vector(0, 0.0), None))
+    assert slot.parts[0] is not None
+    assert slot.parts[0].is_finite == bool(np.isfinite(array).all())
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_version_is_written_once_for_all_its_readers_and_stays_until_the_last_lets_go_of_it() -> None:
+    readers, slots = [Reader(), Reader()], Slots()
+    links = [link_to(reader) for reader in readers]
+    slot = slots.written(contents_with(1.0))
+    for link in links:
+        link.tell(header(1), slot)
+        await_answers(link, 1)
+    kept = torch.from_numpy(readers[0].messages[0][1].direction)[5:]  # type: ignore[union-attr]
+    for reader in readers:
+        reader.messages.clear()
+    gc.collect()
+    # The next answers say what was let go of: one of the two still looks at a part of a part.
+    following = slots.written(contents_with(2.0))
+    assert following is not slot
+    for link in links:
+        link.tell(header(2), following)
+        await_answers(link, 1)
+    assert slot.readers == {links[0]}
+    assert slots.written(contents_with(3.0)) not in (slot, following)
+    assert kept.tolist() == [2.0] * 995
+    del kept
+    gc.collect()
+    links[0].tell(header(3), None)
+    await_answers(links[0], 1)
+    assert not slot.readers
+    assert slots.written(contents_with(4.0)) is slot
+
+
+def test_slots_are_used_again_so_that_there_are_as_many_as_readers_hold() -> None:
+    reader, slots = Reader(), Slots()
+    link = link_to(reader)
+    for version in range(1, 101):
+        link.tell(header(version), slots.written(contents_with(version)))
+        await_answers(link, 1)
+        with reader.changed:
+            del reader.messages[:-1]
+    assert len(list(slots)) <= 4
+    found = reader.messages[-1][1]
+    assert found is not None
+    assert found.weights.tolist() == [100.0] * 1000
+
+
+def test_a_reader_that_takes_nothing_in_holds_up_nobody_and_then_gets_all_in_order() -> None:
+    reader, slots = Reader(), Slots()
+    link = link_to(reader)
+    reader.gate.clear()
+    number = 3000
+    for version in range(number):
+        link.tell(header(version), None if version % 2 else slots.written(contents_with(version, 4)))
+    assert link.is_clogged
+    reader.gate.set()
+    await_answers(link, number)
+    assert [one.version for one, _ in reader.messages] == list(range(number))
+    for one, contents in reader.messages:
+        assert one.version % 2 or (contents is not None and contents.weights.tolist() == [float(one.version)] * 4)
+
+
+def test_a_link_that_is_watched_says_once_that_there_is_an_answer() -> None:
+    reader, own = Reader(), Reader()
+    link = link_to(reader)
+    told = threading.Event()
+    own.door.watch(link.fileno(), False, told.set)
+    assert not told.is_set()
+    link.tell(header(1), None)
+    assert told.wait(LONGEST_SECONDS)
+    assert link.answers() == 1
+
+
+def _hold(name: str, ready: Any) -> None:
+    """Be a reader that keeps all, until it is killed."""
+    reader = Reader.__new__(Reader)
+    reader.changed, reader.messages, reader.marks = threading.Condition(), [], []
+    reader.gate = threading.Event()
+    reader.gate.set()
+    reader.door = Door(name, reader)
+    ready.set()
+    reader.wait_for(1)
+    ready.clear()
+    threading.Event().wait()
+
+
+def _send_and_write(name: str) -> None:
+    """Send a version, and be killed while the next one is written."""
+    slots = Slots()
+    link = connected(name)
+    assert link is not None
+    link.tell(header(1), slots.written(contents_with(7.0, 100_000)))
+    while True:
+        slots.written(contents_with(8.0, 100_000))
+
+
+@pytest.fixture
+def context() -> Any:
+    return multiprocessing.get_context("spawn")
+
+
+def test_a_reader_that_is_killed_is_noticed_and_what_it_held_is_free_again(context: Any) -> None:
+    name, ready = uuid.uuid4().hex, context.Event()
+    process = context.Process(target=_hold, args=(name, ready))
+    process.start()
+    assert ready.wait(LONGEST_SECONDS)
+    slots, link = Slots(), connected(name)
+    assert link is not None
+    slot = slots.written(contents_with(1.0))
+    link.tell(header(1), slot)
+    await_answers(link, 1)
+    assert slot.readers == {link}
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with pytest.raises(GoneError):
+        link.answers()
+    link.close()
+    assert not slot.readers
+    assert slots.written(contents_with(2.0)) is slot
+    with pytest.raises(GoneError):
+        link.tell(header(2), None)
+    assert connected(name) is None
+
+
+def test_a_sender_that_is_killed_as_it_writes_leaves_what_was_read_as_it_was(context: Any) -> None:
+    reader = Reader()
+    process = context.Process(target=_send_and_write, args=(reader.name,))
+    process.start()
+    reader.wait_for(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    found = reader.messages[0][1]
+    assert found is not None
+    assert set(found.weights.tolist()) == {7.0}
+    assert len(reader.messages) == 1
+
+
+def test_a_reader_cannot_write_to_a_slot_even_by_its_descriptor() -> None:
+    import mmap
+
+    slot = Slots().written(contents_with(1.0))
+    with pytest.raises(OSError, match="not permitted"):
+        mmap.mmap(slot.segment.fd, slot.num_bytes)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_user_is_not_let_in(context: Any) -> None:
+    reader = Reader()
+    queue = context.Queue()
+    process = context.Process(target=_as_somebody_else, args=(reader.name, queue))
+    process.start()
+    assert queue.get(timeout=LONGEST_SECONDS) == "no link"
+    process.join()
+    assert not reader.messages
+
+
+def _as_somebody_else(name: str, queue: Any) -> None:
+    import pickle
+    import socket
+
+    os.setuid(65534)
+    answer = "no link" if connected(name) is None else "a link"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(f"\0ray-pcasgd-{name}")
+        try:
+            connection.send(pickle.dumps(("Letter", header(1), None)))
+            if connection.recv(100):
+                answer = "an answer"
+        except OSError:
+            pass
+    queue.put(answer)
+
+
+def test_what_is_no_letter_is_told_of_and_what_follows_is_taken_in(caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader()
+    link = link_to(reader)
+    link._send(("nonsense",), [])  # type: ignore[arg-type]
+    link.tell(header(2), None)
+    reader.wait_for(1)
+    assert "a message was not taken" in caplog.text
+    assert [one.version for one, _ in reader.messages] == [2]
+
+
+def test_a_name_is_of_one_process_at_a_time() -> None:
+    reader = Reader()
+    with pytest.raises(OSError, match="in use"):
+        Door(reader.name, reader)
