@@ -1,58 +1,89 @@
-"""(b) Exchanging a 50 MB message between two agents, against copying the same bytes, and against gloo."""
+"""(b) A 50 MB message from one agent to others of its host, against copying the same bytes, and against gloo."""
 
 import multiprocessing
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import ray
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired
+from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.ray.transport import RayTransport
+from ray_pcasgd.engines.shared.door import Door
 
 MEGABYTES = 50
 EXCHANGES = 10
 
+Way = Literal["shared", "object-store"]
 
-class Peer:
-    """One side of the exchange: takes a message in and copies it into its own weights, as an agent on a GPU would."""
 
-    def __init__(self) -> None:
+class Agent:
+    """One side of the exchange: opens what it is sent, as a rule reads it."""
+
+    def __init__(self, way: Way) -> None:
         torch.set_num_threads(1)
         self.weights, self.buffers = torch.zeros(MEGABYTES * 250_000), torch.zeros(0)
-        self.transport = RayTransport(0)
+        door = Door(ray.get_runtime_context().get_actor_id() or "", self) if way == "shared" else None
+        self.transport = RayTransport(0, door)
+        self.opened: Any = None
 
-    def receive(self, contents: Contents) -> None:
+    def ready(self) -> None:
+        """Return once the agent is built."""
+
+    @ray.method(concurrency_group="mail")
+    def receive(self, header: Header, contents: Contents) -> None:
+        self.take_in(header, contents)
+
+    def take_in(self, header: Header, contents: Contents | None) -> None:
+        assert contents is not None
         size = self.weights.numel()
-        self.weights.copy_(self.transport.open("weights", contents.weights, size, "float32", torch.device("cpu")))
+        self.transport.check("weights", contents.weights, size)
+        self.opened = self.transport.open("weights", contents.weights, size, "float32", torch.device("cpu"))
 
-    def exchange(self, other: Any) -> float:
-        """Return bytes a second over several messages, each taken in before the next one is sent."""
+    def note_mark(self, neighbor: int, cut: int, sent: int) -> None:
+        """Take nothing in."""
+
+    def send_to(self, others: Sequence[Any]) -> float:
+        """Return bytes a second of several versions, each of which all have opened before the next one is sent."""
+        outbox = self.transport.outbox(dict(enumerate(others)))
         began = time.perf_counter()
-        for _ in range(EXCHANGES):
-            ray.get(other.receive.remote(self.transport.publish(self.weights, self.buffers)))
+        for version in range(EXCHANGES):
+            headers = dict.fromkeys(range(len(others)), Header(0, version, 0.0, 0.0))
+            outbox.send(headers, self.transport.publish(self.weights, self.buffers), may_skip=False)
+            outbox.flush()
         return EXCHANGES * self.weights.nbytes / (time.perf_counter() - began)
 
 
 def benchmark(repeats: int) -> list[Figure]:
-    """Return the two figures."""
-    remote = ray.remote(num_cpus=0.5)(Peer)
-    peers = [remote.remote(), remote.remote()]
+    """Return the figures of one reader and of seven, and of Ray's object store."""
+    copy, gloo = "numpy.copyto of the same bytes", "torch.distributed gloo send/recv"
+    return [
+        _figure("50 MB message, shared memory", "shared", 1, _copy, copy, repeats),
+        _figure("50 MB message to 7 readers, shared memory", "shared", 7, _copy, copy, repeats),
+        _figure("50 MB message, object store", "object-store", 1, _copy, copy, repeats),
+        _figure("50 MB message, shared memory", "shared", 1, _gloo, gloo, repeats),
+    ]
+
+
+def _figure(name: str, way: Way, readers: int, reference: Any, against: str, repeats: int) -> Figure:
+    remote: Any = ray.remote(num_cpus=0, concurrency_groups={"mail": 1})(Agent)
+    agents = [remote.remote(way) for _ in range(1 + readers)]
+    ray.get([agent.ready.remote() for agent in agents])
 
     def ours() -> float:
-        return float(ray.get(peers[0].exchange.remote(peers[1])))
+        return float(ray.get(agents[0].send_to.remote(agents[1:])))
 
-    for _ in range(6):
-        ours()  # until the whole of the object store has been touched once, as in a run of more than some seconds
-    figures = [
-        paired("50 MB message", ours, _copy, "bytes/s", "numpy.copyto of the same bytes", repeats),
-        paired("50 MB message", ours, _gloo, "bytes/s", "torch.distributed gloo send/recv", repeats),
-    ]
-    for peer in peers:
-        ray.kill(peer)
-    return figures
+    try:
+        for _ in range(3):
+            ours()  # until the memory has been touched once, as in a run of more than some seconds
+        return paired(name, ours, reference, "bytes/s", against, repeats)
+    finally:
+        for agent in agents:
+            ray.kill(agent)
 
 
 def _copy() -> float:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import ray
@@ -104,9 +105,9 @@ class Actor(MailActor):
         """Where the agent computes."""
         return self.participant.device
 
-    @property
+    @cached_property
     def expected(self) -> Expected:
-        """What the agent's messages must be."""
+        """What the agent's messages must be, as long as it lives."""
         incoming = self.participant.incoming()
         return Expected(
             self.spec.neighbors,

@@ -59,9 +59,10 @@ class RayTransport(Transport):
         return Contents(weights, buffers, direction, contents.extra)
 
     def _stored(self, parcel: Parcel) -> Parcel:
-        if isinstance(parcel, list) or parcel.nbytes <= self.inline_bytes:
+        if isinstance(parcel, list):
             return parcel
-        return Stored(ray.put(np.asarray(parcel)), parcel.nbytes)
+        array = np.asarray(parcel)  # of the type itself, whose numbers Ray does not copy
+        return array if array.nbytes <= self.inline_bytes else Stored(ray.put(array), array.nbytes)
 
     def outbox(self, neighbors: Mapping[int, ActorHandle[Any]]) -> RayOutbox:
         """Return what tells neighbors on this host, and calls the method ``receive`` of the others' actors."""
