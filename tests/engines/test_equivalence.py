@@ -245,13 +245,17 @@ QUICK = [
     "pc-asgd, churn",
     "sgp-overlap, directed, batch norm",
 ]
+BETWEEN_HOSTS = {"transport": "object-store", "inline_bytes": 0}
+"""All messages go as they do between hosts, by calls and through the object store."""
+CALLED = ("pc-asgd, in parts", "gossip-push")
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
 @pytest.mark.usefixtures("ray_cluster")
 def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
     settings = (ALGORITHMS | BARRIERS)[name]
-    assert_same_bits(train(tmp_path / "ray", PLANNED, **settings), train(tmp_path / "local", UNBATCHED, **settings))
+    engine = PLANNED | (BETWEEN_HOSTS if name in CALLED else {})
+    assert_same_bits(train(tmp_path / "ray", engine, **settings), train(tmp_path / "local", UNBATCHED, **settings))
 
 
 @pytest.mark.parametrize("name", ["pc-asgd, adamw, bf16", "pc-asgd-pv, probe", "language model, step"] if GPUS else [])

@@ -42,9 +42,9 @@ class RaySettings(Settings):
     counts as interrupted, and a live agent goes on without the neighbor. An agent that has not answered for twice as
     long counts as lost."""
     inline_bytes: int = Field(512 * 1024, ge=0, le=3 * 1024 * 1024)
-    """Arrays of up to this many bytes (4 a parameter) travel inside their message, which takes half a round trip;
-    larger ones go through Ray's object store, which takes three more round trips, but less of one machine's time.
-    Raise it where links are slow."""
+    """Between hosts, arrays of up to this many bytes (4 a parameter) travel inside their message, which takes half a
+    round trip; larger ones go through Ray's object store, which takes three more round trips, but less of one machine's
+    time. Raise it where links are slow."""
     transport: TransportName = "auto"
     """How agents on one host read each other's versions. ``auto``: from memory that they share, where the host has it
     (Linux): each version is copied once for all of them, and no call is made. ``shared``: the same, and a host without
@@ -66,8 +66,9 @@ class RaySettings(Settings):
     the one that the environment variable RAY_ADDRESS names, else the run starts its own cluster on this machine and
     ends it with the run; ``local``: it starts its own in any case."""
     object_store_gigabytes: float = Field(2.0, gt=0.1)
-    """Shared memory for messages, in a cluster that the run starts; messages that do not fit are spilled to disk. Ray's
-    own choice, 30 % of the machine's memory, is slower: it takes long until memory is used a second time."""
+    """Memory of Ray's object store, in a cluster that the run starts: for data, states and messages that agents do not
+    read from memory that they share (``transport``); what does not fit is spilled to disk. Ray's own choice, 30 % of
+    the machine's memory, is slower: it takes long until memory is used a second time."""
     dashboard: bool = False
     """Whether a cluster that the run starts has Ray's dashboard, at http://127.0.0.1:8265; it takes some seconds to
     start, and asks for Ray's token, which ``ray get-auth-token`` prints."""
