@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import resource
 import select
 import socket
 import sys
@@ -51,26 +52,27 @@ class _Sender:
         """Slots that are let go of, which the sender does not know yet."""
         self._told = 0
         """How much the sender knows to be taken."""
+        self._buffer = bytearray(_PACKET_BYTES)
 
     def take_all(self) -> bool:
         """Take in what has come, and answer each; return whether the sender is still there."""
         for _ in range(_AT_A_TIME):
             try:
-                data, rights, _, _ = self.connection.recvmsg(_PACKET_BYTES, _RIGHTS)
+                length, rights, _, _ = self.connection.recvmsg_into([self._buffer], _RIGHTS)
             except BlockingIOError:
                 break
             except OSError:
                 return False
-            if not data:
+            if not length:
                 return False
-            self._take(data, _descriptors(rights))
+            self._take(memoryview(self._buffer)[:length], _descriptors(rights) if rights else [])
             self._taken += 1
             self.answer()
         if self.owes:
             self.answer()
         return True
 
-    def _take(self, data: bytes, descriptors: list[int]) -> None:
+    def _take(self, data: memoryview, descriptors: list[int]) -> None:
         """Take in one packet; whatever is wrong with it, those after it are taken in too."""
         try:
             said = said_in(data)
@@ -139,6 +141,7 @@ class Door:
             self._listener.close()
             raise
         self._listener.listen(_BACKLOG)
+        _allow_descriptors()
         self._epoll = select.epoll()
         self._epoll.register(self._listener, select.EPOLLIN)
         self._senders: dict[int, _Sender] = {}
@@ -184,12 +187,27 @@ class Door:
                 self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if sender.owes else 0))
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
+        while True:
+            try:
                 connection, _ = self._listener.accept()
-                if not is_own(connection):
-                    connection.close()
-                    continue
-                connection.setblocking(False)
-                self._senders[connection.fileno()] = _Sender(connection, self._inbox)
-                self._epoll.register(connection, select.EPOLLIN)
+            except BlockingIOError:
+                return
+            except OSError:
+                # Who is not let in must know: as the listener closes, whoever waits there is refused.
+                logger.exception("no more senders on this host are let in")
+                self._epoll.unregister(self._listener)
+                self._listener.close()
+                return
+            if not is_own(connection):
+                connection.close()
+                continue
+            connection.setblocking(False)
+            self._senders[connection.fileno()] = _Sender(connection, self._inbox)
+            self._epoll.register(connection, select.EPOLLIN)
+
+
+def _allow_descriptors() -> None:
+    """Let the process have as many descriptors as it may: each sender takes one, and each of its segments."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

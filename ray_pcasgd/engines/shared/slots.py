@@ -8,6 +8,7 @@ let go of it; so no reader ever meets a torn or overwritten version, even where 
 
 import contextlib
 import fcntl
+import math
 import mmap
 import os
 import pickle
@@ -98,13 +99,14 @@ class Slot:
         assert not self.readers
         self.written = written
         end, parts = 0, list[Part | None]()
-        for array in arrays:
-            if array is None:
-                parts.append(None)
-                continue
-            target = self._bytes[end : end + array.nbytes].view(array.dtype)
-            parts.append(Part(self._start + end, array.size, array.dtype.str, _copied(target, array)))
-            end += _aligned(array.nbytes)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for array in arrays:
+                if array is None:
+                    parts.append(None)
+                    continue
+                target = self._bytes[end : end + array.nbytes].view(array.dtype)
+                parts.append(Part(self._start + end, array.size, array.dtype.str, _copied(target, array)))
+                end += _aligned(array.nbytes)
         self.parts = tuple(parts)
 
 
@@ -114,13 +116,12 @@ def _copied(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> bool:
         np.copyto(target, source)
         return True
     is_finite = True
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, source.size, _BLOCK):
-            block = target[start : start + _BLOCK]
-            np.copyto(block, source[start : start + _BLOCK])
-            # The sum costs less than a look at each number; where finite numbers overflow in it, each is looked at.
-            if not np.isfinite(np.add.reduce(block)) and not np.isfinite(block).all():
-                is_finite = False
+    for start in range(0, source.size, _BLOCK):
+        block = target[start : start + _BLOCK]
+        np.copyto(block, source[start : start + _BLOCK])
+        # The sum costs less than a look at each number; where finite numbers overflow in it, each is looked at.
+        if not math.isfinite(np.add.reduce(block)) and not np.isfinite(block).all():
+            is_finite = False
     return is_finite
 
 

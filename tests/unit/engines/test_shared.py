@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import pickle
 import select
 import signal
 import threading
@@ -19,7 +20,7 @@ from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.raw_tensors import extra_of
 from ray_pcasgd.engines.shared.door import Door
-from ray_pcasgd.engines.shared.link import GoneError, Link, Mark, connected
+from ray_pcasgd.engines.shared.link import GoneError, Letter, Link, Mark, connected, packet
 from ray_pcasgd.engines.shared.slots import Slots
 from ray_pcasgd.engines.transport import Finite
 
@@ -274,7 +275,6 @@ def test_another_user_is_not_let_in(context: Any) -> None:
 
 
 def _as_somebody_else(name: str, queue: Any) -> None:
-    import pickle
     import socket
 
     os.setuid(65534)
@@ -282,7 +282,7 @@ def _as_somebody_else(name: str, queue: Any) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(f"\0ray-pcasgd-{name}")
         try:
-            connection.send(pickle.dumps(("Letter", header(1), None)))
+            connection.send(packet(Letter(header(1), None)))
             if connection.recv(100):
                 answer = "an answer"
         except OSError:
@@ -293,7 +293,9 @@ def _as_somebody_else(name: str, queue: Any) -> None:
 def test_what_is_no_letter_is_told_of_and_what_follows_is_taken_in(caplog: pytest.LogCaptureFixture) -> None:
     reader = Reader()
     link = link_to(reader)
-    link._send(("nonsense",), [])  # type: ignore[arg-type]
+    link._connection.send(pickle.dumps(("nonsense",)))
+    link._connection.send(pickle.dumps(("Letter", (1, 2), 0, 7, ())))
+    link._connection.send(b"no pickle")
     link.tell(header(2), None)
     reader.wait_for(1)
     assert "a message was not taken" in caplog.text
