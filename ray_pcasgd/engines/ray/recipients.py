@@ -27,6 +27,10 @@ logger = logging.getLogger("ray_pcasgd")
 CHECKED_CALLS = 16
 """Messages to one neighbor after which its answers are looked at in any case."""
 
+CHECKED_BYTES = 1024 * 1024
+"""Bytes of messages to one neighbor on this host after which its answers are looked at: memory of small ones may wait
+until it is used again."""
+
 
 class Outgoing:
     """A message's contents, made ready once for all neighbors that are sent them in the same way."""
@@ -206,6 +210,8 @@ class Linked(Recipient):
         self._door = door
         self._pending: deque[_Pending] = deque()
         """In the order in which they are answered."""
+        self._num_bytes = 0
+        """Of them."""
         self._is_gone = False
 
     @property
@@ -214,8 +220,8 @@ class Linked(Recipient):
         return len(self._pending)
 
     def needs_look(self, may_skip: bool) -> bool:
-        """Return that answers are always looked at: they say which slots are free again."""
-        return True
+        """Return whether its answers are to be looked at before the next message; they say which slots are free."""
+        return self._is_gone or self._num_bytes > CHECKED_BYTES or super().needs_look(may_skip)
 
     @property
     def is_clogged(self) -> bool:
@@ -223,7 +229,9 @@ class Linked(Recipient):
         return self._link.is_clogged
 
     def _send(self, letter: Letter, now: float) -> None:
-        self._pending.append(_Pending(None, now, letter.outgoing.num_bytes))
+        num_bytes = letter.outgoing.num_bytes
+        self._pending.append(_Pending(None, now, num_bytes))
+        self._num_bytes += num_bytes
         try:
             self._link.tell(letter.header, letter.outgoing.slot())
         except GoneError:
@@ -248,6 +256,7 @@ class Linked(Recipient):
             return False
         for _ in range(answered):
             one = self._pending.popleft()
+            self._num_bytes -= one.num_bytes
             if one.is_message:
                 self.window.answered(one.made_at, now)
         return True
@@ -263,7 +272,8 @@ class Linked(Recipient):
 
     def bytes_in_flight(self) -> int:
         """Return the bytes of messages that no answer was found to."""
-        return sum(one.num_bytes for one in self._pending)
+        self.is_alive(time.monotonic())
+        return 0 if self._is_gone else self._num_bytes
 
     @property
     def may_read(self) -> bool:
