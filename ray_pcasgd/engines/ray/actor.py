@@ -89,6 +89,7 @@ class Actor(MailActor):
                 self.mailbox.start(message)
             for neighbor, version in restored.left.items():
                 self.mailbox.isolate(neighbor, version)
+        self.open_door()
 
     @property
     def version(self) -> int:
@@ -134,6 +135,8 @@ class Actor(MailActor):
     def connect(self, neighbors: dict[int, ActorHandle[Any]]) -> None:
         """Take in the neighbors' actors."""
         super().connect(neighbors)
+        links = ", ".join(map(str, self.outbox.links())) or "nobody"
+        actor_log.write_line(f"shares its memory with: {links}")
         with self.changed:
             self.driver.connected(neighbors)
 

@@ -102,7 +102,7 @@ class MailActor(Reporter):
         self.driving = driving
         super().__init__(spec.agent, scheduler, first_call)
         self.stopped = False
-        self.transport = RayTransport(driving.inline_bytes, self._open_door())
+        self.transport = RayTransport(driving.inline_bytes)
         self.outbox = self.transport.outbox({})
         self.started_at = 0.0
         self.received: Counter[int] = Counter()
@@ -120,24 +120,25 @@ class MailActor(Reporter):
         """Return where the agent lives, once it is built."""
         return f"process {os.getpid()} on {ray.util.get_node_ip_address()}, {self.device}"
 
-    def _open_door(self) -> Door | None:
+    def open_door(self) -> None:
         """Open the door that agents on this host find by the actor's handle, where memory is to be shared.
+
+        Called once all is there that takes messages in.
 
         Raises:
             RunError: it cannot be opened, though that is asked for.
 
         """
         if self.driving.transport == "object-store":
-            return None
+            return
         try:
-            return Door(ray.get_runtime_context().get_actor_id() or "", self)
+            self.transport.door = Door(ray.get_runtime_context().get_actor_id() or "", self)
         except OSError as error:
-            if self.driving.transport == "auto":
-                return None
-            raise RunError(
-                f"engine.transport = 'shared': allowed on {ray.util.get_node_ip_address()} are 'auto' and "
-                f"'object-store', as agents cannot share memory there: {error}"
-            ) from error
+            if self.driving.transport == "shared":
+                raise RunError(
+                    f"engine.transport = 'shared': allowed on {ray.util.get_node_ip_address()} are 'auto' and "
+                    f"'object-store', as agents cannot share memory there: {error}"
+                ) from error
 
     def connect(self, neighbors: dict[int, ActorHandle[Any]]) -> None:
         """Take in the neighbors' actors."""
