@@ -1,17 +1,23 @@
 """Plans who reads which version when: an event-driven simulation of timing alone, without weights."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.exchange import AllNeighbors, Exchange
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier, Proceed, SampledBarrier, WaitFor
 from ray_pcasgd.schedule.plan_links import Link, PlannedAgent
+from ray_pcasgd.schedule.plan_windows import Windows
+from ray_pcasgd.schedule.segments import OutOfRangeError
 from ray_pcasgd.schedule.simulation import Channel, Timing, row_times
 from ray_pcasgd.schedule.transfers import Downlink, HostPipes
+
+_FEWEST_ROWS = 50
+"""Rows of a plan, about, from which on it takes less time to plan many at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,26 @@ class Planner(Timing):
         return Rounds(self.num_steps, self.local_steps)
 
     def __iter__(self) -> Iterator[Row]:
-        return Simulation(self).rows()
+        is_worth_it = self.num_steps * len(self.neighbors) >= _FEWEST_ROWS
+        in_windows = is_worth_it and self._waits_for_nothing
+        return chain.from_iterable(self._in_windows()) if in_windows else Simulation(self).rows()
+
+    @property
+    def _waits_for_nothing(self) -> bool:
+        """Whether when agents take steps depends on no message, so that many rows can be planned at once."""
+        exchange = self.exchange
+        reads_all = isinstance(exchange, AllNeighbors) and exchange.reading == "newest"
+        return isinstance(self.barrier, NoBarrier) and reads_all
+
+    def _in_windows(self) -> Iterator[Iterable[Row]]:
+        """Yield all rows, those of many steps at once as far as numbers have 64 bits."""
+        planned = 0
+        try:
+            for number, rows in Windows(self, self.rounds, self.neighbors, self.message_bytes, self.combines_first):
+                planned += number
+                yield rows
+        except OutOfRangeError:
+            yield islice(Simulation(self).rows(), planned, None)
 
 
 _LANDS, _TESTS = range(2)

@@ -1,0 +1,191 @@
+"""When agents that wait for nobody publish their versions: sums of compute times, window by window of virtual time."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ray_pcasgd.base.rounds import Rounds
+from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of, running_maximum, spread
+from ray_pcasgd.schedule.simulation import A_SECOND, Computing, Timing
+
+_ROUND_BITS = 5
+_MOST_ROUNDS = 2**_ROUND_BITS - 2
+LATEST = 2**57
+"""The nanosecond, after 4.5 years, that all moments are before."""
+
+_FEWEST = 32
+"""Versions whose moments are drawn at once, of one agent."""
+_ROOM = 4
+"""How many times as many rows as are asked for a window may have."""
+
+
+def moment_at(nanosecond: int) -> int:
+    """Return the first moment of a nanosecond, see ``Window``."""
+    return nanosecond << _ROUND_BITS
+
+
+def nanoseconds_of(moments: np.ndarray) -> np.ndarray:
+    """Return the nanoseconds of moments; what was there before the first one has 0."""
+    result: np.ndarray = np.maximum(moments, 0) >> _ROUND_BITS
+    return result
+
+
+class Window(NamedTuple):
+    """What is published from the moment ``begin`` until before the moment ``end``.
+
+    A moment is a whole number that holds a nanosecond and a round within it: what happens in one round of one instant
+    has the same moment, and what happens in a later round a later one. Version 0 has the moment -1.
+    """
+
+    begin: int
+    end: int
+    """The first moment of a nanosecond."""
+    moments: np.ndarray
+    """When each agent published its newest version before the window, and all later ones, as far as it is known: of
+    those that have steps to take after the window, the next one too."""
+    bounds: np.ndarray
+    """Where each agent's moments lie, shape (agents + 1,)."""
+    counts: np.ndarray
+    """How many versions each agent publishes in the window, shape (agents,)."""
+    versions: np.ndarray
+    """The newest version of each agent before the window, shape (agents,)."""
+
+    @property
+    def end_nanosecond(self) -> int:
+        """The nanosecond that begins with ``end``."""
+        return self.end >> _ROUND_BITS
+
+
+class AgentTimes:
+    """When each agent publishes which version."""
+
+    def __init__(self, timing: Timing, rounds: Rounds, num_agents: int, combines_first: bool) -> None:
+        self._rounds = rounds
+        self._are_single = rounds.are_single
+        self._gradients = [Computing(timing, k) for k in range(num_agents)]
+        self._rounds_of_nothing = 2 if combines_first else 1
+        """Rounds of an instant that a step without duration takes."""
+        self.last = np.array([rounds.last(k) for k in range(num_agents)], dtype=np.int64)
+        self._versions = np.zeros(num_agents, dtype=np.int64)
+        self._drawn = np.zeros(num_agents, dtype=np.int64)
+        """The newest version whose moment is known."""
+        self._moments = np.full(num_agents, -1, dtype=np.int64)
+        """From that of the newest version before the next window on."""
+        self._bounds = np.arange(num_agents + 1)
+        self._begin = 0
+        self._pace: float | None = None
+        """Nanoseconds for each row of the last window."""
+
+    def window(self, num_rows: int, longest: int) -> Window | None:
+        """Return the next window, of about so many rows, and no longer than ``longest`` nanoseconds; ``None``: no more.
+
+        Raises:
+            OutOfRangeError: times are too late, or too many steps have no duration.
+
+        """
+        has_more = self._versions < self.last
+        if not has_more.any():
+            return None
+        self._draw(np.flatnonzero(has_more & (self._drawn == self._versions)), _FEWEST)
+        last_ended_at = self._begin >> _ROUND_BITS
+        if self._begin > 0:
+            self._begin = max(self._begin, int(self._moments[self._bounds[:-1][has_more] + 1].min()))
+        begins_at = self._begin >> _ROUND_BITS
+        if self._pace is None:
+            self._pace = 1 / float(self._rates().sum())
+        lasts = min(longest, int(num_rows * self._pace) + 1)
+        if int((self.last - self._versions).sum()) <= num_rows:
+            lasts = longest
+        ends_at = self._draw_until(begins_at, min(begins_at + lasts, LATEST), num_rows)
+        window = self._cut(moment_at(ends_at))
+        self._pace = (ends_at - last_ended_at) / max(1, int(window.counts.sum()))
+        return window
+
+    def _rates(self) -> np.ndarray:
+        """Return the versions a nanosecond of each agent, so far."""
+        rates: np.ndarray = self._drawn / (nanoseconds_of(self._moments[self._bounds[1:] - 1]) + 1)
+        return rates
+
+    def _draw_until(self, begins_at: int, ends_at: int, num_rows: int) -> int:
+        """Draw all moments until a nanosecond, or an earlier one where they are far too many; return which."""
+        while True:
+            known_until = nanoseconds_of(self._moments[self._bounds[1:] - 1])
+            short = np.flatnonzero((known_until < ends_at) & (self._drawn < self.last))
+            if not len(short):
+                return ends_at
+            soonest = int(known_until[short].min())
+            found = int(np.count_nonzero(self._moments < moment_at(ends_at))) - len(self.last)
+            if found > _ROOM * num_rows and soonest > begins_at:
+                return soonest
+            wanted = (ends_at - known_until[short]) * self._rates()[short] * 1.1 + 2
+            most = max(_FEWEST, _ROOM * num_rows // len(short))
+            self._draw(short, np.clip(wanted, _FEWEST, most).astype(np.int64))
+
+    def _draw(self, agents: np.ndarray, numbers: np.ndarray | int) -> None:
+        """Draw the moments of the agents' next versions, so many of each."""
+        if not len(agents):
+            return
+        numbers = np.minimum(numbers, (self.last - self._drawn)[agents])
+        newest = self._moments[self._bounds[agents + 1] - 1]
+        begun = nanoseconds_of(newest)
+        asked = (agents, numbers, self._drawn[agents], begun)
+        seconds = [self._seconds(*one) for one in zip(*(each.tolist() for each in asked), strict=True)]
+        bounds = bounds_of(numbers)
+        durations = _durations(np.concatenate(seconds), begun, bounds)
+        taken = np.cumsum(durations)
+        taken += np.repeat(begun - taken[bounds[:-1]] + durations[bounds[:-1]], numbers)
+        self._append(agents, numbers, (taken << _ROUND_BITS) + self._turns(durations, bounds, newest))
+
+    def _seconds(self, agent: int, number: int, version: int, now: int) -> np.ndarray:
+        """Return the seconds of an agent's next rounds, from a version on and from now on."""
+        batches = [1] * number
+        if not self._are_single:
+            batches = [self._rounds.steps_in(agent, version + place) for place in range(number)]
+        return self._gradients[agent].round_seconds(now, batches)
+
+    def _turns(self, durations: np.ndarray, bounds: np.ndarray, newest: np.ndarray) -> np.ndarray | int:
+        """Return in which round of its instant each step ends."""
+        if durations.all():
+            return 0
+        counts = np.diff(bounds)
+        place = spread(np.ones_like(counts), counts)
+        # Steps without duration end in one round after another.
+        latest = running_maximum(np.where(durations > 0, place, 0), bounds)
+        before = np.where(newest < 0, -1, newest & (2**_ROUND_BITS - 1))
+        turns: np.ndarray = self._rounds_of_nothing * (place - latest) + np.where(latest, 0, np.repeat(before, counts))
+        if turns.max() > _MOST_ROUNDS:
+            raise OutOfRangeError
+        return turns
+
+    def _append(self, agents: np.ndarray, numbers: np.ndarray, moments: np.ndarray) -> None:
+        """Keep what was drawn after what is there."""
+        there = np.diff(self._bounds)
+        more = np.zeros_like(there)
+        more[agents] = numbers
+        bounds = bounds_of(there + more)
+        merged = np.empty(bounds[-1], dtype=np.int64)
+        merged[spread(bounds[:-1], there)] = self._moments
+        merged[spread(bounds[:-1] + there, more)] = moments
+        self._moments, self._bounds = merged, bounds
+        self._drawn[agents] += numbers
+
+    def _cut(self, end: int) -> Window:
+        """Return the window that ends so, and go on to the next."""
+        before = bounds_of(self._moments < end)
+        counts = before[self._bounds[1:]] - before[self._bounds[:-1]] - 1
+        window = Window(self._begin, end, self._moments, self._bounds, counts, self._versions)
+        left = np.diff(self._bounds) - counts
+        self._moments = self._moments[spread(self._bounds[:-1] + counts, left)]
+        self._bounds = bounds_of(left)
+        self._versions = self._versions + counts
+        self._begin = end
+        return window
+
+
+def _durations(seconds: np.ndarray, begun: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Return the nanoseconds of rounds that each agent begins then, one after another."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        durations = np.rint(seconds * A_SECOND)
+    if not np.all(np.add.reduceat(durations, bounds[:-1]) + begun < LATEST):
+        raise OutOfRangeError
+    return durations.astype(np.int64)
