@@ -98,7 +98,7 @@ class Queues:
 
     def _in_order(self, moments: np.ndarray, sent: Sent, came: np.ndarray) -> np.ndarray:
         """Let no message of a link overtake the one before."""
-        result = np.maximum(running_maximum(moments, sent.bounds), np.repeat(came, sent.counts))
+        result: np.ndarray = np.maximum(running_maximum(moments, sent.bounds), np.repeat(came, sent.counts))
         used = sent.counts > 0
         came[used] = result[sent.bounds[1:][used] - 1]
         return result

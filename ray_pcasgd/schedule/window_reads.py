@@ -7,7 +7,7 @@ import numpy as np
 from ray_pcasgd.schedule.segments import bounds_of, spread
 from ray_pcasgd.schedule.window_links import Links, Published, Sent
 from ray_pcasgd.schedule.window_queues import Landed
-from ray_pcasgd.schedule.window_times import LATEST, Window, moment_at
+from ray_pcasgd.schedule.window_times import LATEST, Window, moments_at
 
 
 class Readers(NamedTuple):
@@ -181,7 +181,8 @@ def _since(arrival: np.ndarray, moment: np.ndarray) -> np.ndarray:
 
     What arrives after the last of all moments never does.
     """
-    return np.maximum(moment_at(np.minimum(arrival, LATEST)), moment + 1)
+    since: np.ndarray = np.maximum(moments_at(np.minimum(arrival, LATEST)), moment + 1)
+    return since
 
 
 class _Clock:

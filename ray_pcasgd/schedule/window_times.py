@@ -24,6 +24,12 @@ def moment_at(nanosecond: int) -> int:
     return nanosecond << _ROUND_BITS
 
 
+def moments_at(nanoseconds: np.ndarray) -> np.ndarray:
+    """Return the first moments of nanoseconds."""
+    result: np.ndarray = nanoseconds << _ROUND_BITS
+    return result
+
+
 def nanoseconds_of(moments: np.ndarray) -> np.ndarray:
     """Return the nanoseconds of moments; what was there before the first one has 0."""
     result: np.ndarray = np.maximum(moments, 0) >> _ROUND_BITS
@@ -118,14 +124,14 @@ class AgentTimes:
             if found > _ROOM * num_rows and soonest > begins_at:
                 return soonest
             wanted = (ends_at - known_until[short]) * self._rates()[short] * 1.1 + 2
-            most = max(_FEWEST, _ROOM * num_rows // len(short))
-            self._draw(short, np.clip(wanted, _FEWEST, most).astype(np.int64))
+            room = max(_FEWEST, _ROOM * num_rows // len(short))
+            self._draw(short, np.clip(wanted, _FEWEST, room).astype(np.int64))
 
-    def _draw(self, agents: np.ndarray, numbers: np.ndarray | int) -> None:
-        """Draw the moments of the agents' next versions, so many of each."""
+    def _draw(self, agents: np.ndarray, most: np.ndarray | int) -> None:
+        """Draw the moments of the agents' next versions, so many of each at most."""
         if not len(agents):
             return
-        numbers = np.minimum(numbers, (self.last - self._drawn)[agents])
+        numbers = np.minimum(most, (self.last - self._drawn)[agents])
         newest = self._moments[self._bounds[agents + 1] - 1]
         begun = nanoseconds_of(newest)
         asked = (agents, numbers, self._drawn[agents], begun)
@@ -188,4 +194,5 @@ def _durations(seconds: np.ndarray, begun: np.ndarray, bounds: np.ndarray) -> np
         durations = np.rint(seconds * A_SECOND)
     if not np.all(np.add.reduceat(durations, bounds[:-1]) + begun < LATEST):
         raise OutOfRangeError
-    return durations.astype(np.int64)
+    result: np.ndarray = durations.astype(np.int64)
+    return result

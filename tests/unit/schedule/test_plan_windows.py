@@ -1,0 +1,196 @@
+"""Plans in windows of virtual time: the rows of the planner that goes event by event, to the bit."""
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule import plan_windows, window_times
+from ray_pcasgd.schedule.barrier import NoBarrier
+from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
+from ray_pcasgd.schedule.hosts import Host
+from ray_pcasgd.schedule.plan_peers import Planner, Simulation
+from ray_pcasgd.schedule.plan_windows import Windows
+from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of, running_maximum, through_queues
+from ray_pcasgd.schedule.simulation import in_seconds, seconds_of
+from ray_pcasgd.schedule.topology import Ring, StaticExponential
+from tests.unit.schedule.test_bytes import KILOBYTE, LIMITED, hosts
+from tests.unit.schedule.test_plan_peers import LAWS, law, planner, plans
+
+EXPONENTIAL = law({"name": "exponential", "mean": 1})
+
+
+def pieces(plan: Planner) -> Iterator[tuple[int, Any]]:
+    return iter(Windows(plan, plan.rounds, plan.neighbors, plan.message_bytes, plan.combines_first))
+
+
+def in_windows(plan: Planner) -> list[Row]:
+    """Return the rows of a plan, as far as windows go."""
+    rows: list[Row] = []
+    try:
+        for number, piece in pieces(plan):
+            before = len(rows)
+            rows += piece
+            assert len(rows) == before + number
+    except OutOfRangeError:
+        pass
+    return rows
+
+
+def one_by_one(plan: Planner) -> list[Row]:
+    return list(Simulation(plan).rows())
+
+
+@st.composite
+def free_plans(draw: st.DrawFn) -> Planner:
+    """Plans of agents that wait for nobody, most of whose gradients take some time."""
+    plan = draw(plans(st.just(NoBarrier())))
+    some_time = st.one_of(st.just(EXPONENTIAL), st.sampled_from([0.5, 1.0, 1.5]).map(law), LAWS)
+    return dataclasses.replace(
+        plan,
+        num_steps=draw(st.integers(1, 60)),
+        compute=plan.compute.model_copy(update={"law": draw(some_time), "agents": {1: draw(some_time)}}),
+        links=(*plan.links, *draw(LIMITED)),
+        hosts=draw(hosts(len(plan.neighbors))),
+        message_bytes=draw(st.sampled_from([0, KILOBYTE, 777])),
+        combines_first=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=80)
+@given(free_plans(), st.sampled_from([1, 20, 1000]), st.sampled_from([1, 4, 32]), st.sampled_from([7, 10_000]))
+def test_rows_equal_those_of_one_event_after_another(plan: Planner, reads: int, drawn: int, at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        # Windows of few rows, which end in the midst of everything.
+        patch.setattr(plan_windows, "_FEWEST_READS", reads)
+        patch.setattr(plan_windows, "_MOST_READS", reads)
+        patch.setattr(plan_windows, "_READS_OF_LINK", 1)
+        patch.setattr(plan_windows, "_READS_AT_ONCE", at_once)
+        patch.setattr(window_times, "_FEWEST", drawn)
+        rows = in_windows(plan)
+    expected = one_by_one(plan)
+    assert rows == expected[: len(rows)]
+    assert list(plan) == expected
+    durations = [plan.compute.law.only_value, *(one.only_value for one in plan.compute.agents.values())]
+    assert len(rows) == len(expected) or 0 in durations
+
+
+def test_rows_are_records_of_plain_numbers() -> None:
+    plan = planner(3, Ring(), compute=ComputeTimes(law=EXPONENTIAL), num_steps=30)
+    rows = list(plan)
+    assert rows == one_by_one(plan)
+    assert {type(row) for row in rows} == {Row}
+    assert {tuple(map(type, row)) for row in rows} == {(int, int, float, float, float, tuple, str, tuple)}
+    assert {(type(read), *map(type, read)) for row in rows for read in row.reads} == {(Read, int, int, int, int)}
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {},
+        {"links": (LinkDelay(delay=law(0.3), unit="seconds", bandwidth="100 kbit/s"),)},
+        {"links": (LinkDelay(delay=EXPONENTIAL, unit="seconds"), LinkDelay(delay=law(3), between="clusters"))},
+        {"hosts": tuple(Host(agents=(k, k + 1), up="100 kbit/s", down="50 kbit/s") for k in range(0, 16, 2))},
+    ],
+)
+def test_many_agents_of_very_different_speeds(where: dict[str, Any]) -> None:
+    compute = ComputeTimes(
+        law=EXPONENTIAL, agents={3: law(0.05), 7: law(40), 11: law({"name": "pareto", "shape": 1.1, "scale": 0.1})}
+    )
+    plan = planner(16, StaticExponential(), compute=compute, num_steps=100, message_bytes=KILOBYTE, **where)
+    assert in_windows(plan) == one_by_one(plan)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        # The 31st step without duration is in a round that no moment has; where agents combine first, the 16th.
+        {"compute": ComputeTimes(law=law(0))},
+        {"compute": ComputeTimes(law=law(0)), "combines_first": True},
+        {"compute": ComputeTimes(law=law(1e7))},
+        {"links": (LinkDelay(delay=law({"name": "pareto", "shape": 0.1, "scale": 1}), unit="seconds"),)},
+        {"links": (LinkDelay(bandwidth="1 bit/s"),), "message_bytes": 10**9},
+        {"links": (LinkDelay(bandwidth="1 bit/s", from_step=30),), "message_bytes": 10**9},
+        {"hosts": (Host(agents=(0, 1), up="1 bit/s"),), "message_bytes": 10**9},
+    ],
+)
+def test_what_is_out_of_range_is_planned_one_event_after_another(where: dict[str, Any]) -> None:
+    plan = planner(num_steps=60, **where)
+    with pytest.raises(OutOfRangeError):
+        list(pieces(plan))
+    assert list(plan) == one_by_one(plan)
+
+
+def test_a_plan_goes_on_one_event_after_another_where_it_leaves_the_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slow.csv"
+    path.write_text("second,value\n0,1\n50,1e8\n")
+    plan = planner(compute=ComputeTimes(law=law({"name": "trace", "path": str(path)})), num_steps=60)
+    monkeypatch.setattr(plan_windows, "_FEWEST_READS", 100)
+    monkeypatch.setattr(plan_windows, "_MOST_READS", 100)
+    rows = in_windows(plan)
+    assert 0 < len(rows) < 200
+    assert list(plan) == one_by_one(plan)
+
+
+def test_rows_come_as_they_are_asked_for() -> None:
+    """A plan without end takes as much memory as its windows; one agent is much faster than it seemed at first."""
+    compute = ComputeTimes(law=EXPONENTIAL, agents={0: law(1e-3)})
+    plan = planner(8, compute=compute, num_steps=10**12)
+    assert all(number <= 10_000 for number, _ in islice(pieces(plan), 40))
+    assert next(iter(plan)).end == 1e-3
+
+
+NUMBERS = st.integers(0, 5)
+LARGE = st.integers(0, 2**60)
+
+
+@st.composite
+def segments(draw: st.DrawFn, numbers: st.SearchStrategy[int]) -> list[list[int]]:
+    return draw(st.lists(st.lists(numbers, max_size=6), min_size=1, max_size=6))
+
+
+def joined(parts: list[list[int]]) -> np.ndarray:
+    return np.array(list(chain.from_iterable(parts)), dtype=np.int64)
+
+
+def bounds(parts: list[list[int]]) -> np.ndarray:
+    return bounds_of(np.array([len(part) for part in parts]))
+
+
+@settings(max_examples=60)
+@given(st.one_of(segments(NUMBERS), segments(LARGE)))
+def test_the_running_maximum_is_that_of_each_segment(parts: list[list[int]]) -> None:
+    found = running_maximum(joined(parts), bounds(parts))
+    assert found.tolist() == [max(part[: place + 1]) for part in parts for place in range(len(part))]
+
+
+@settings(max_examples=60)
+@given(st.one_of(segments(NUMBERS), segments(st.integers(0, 2**57))), st.data())
+def test_queues_let_one_message_after_another_through(first: list[list[int]], data: st.DataObject) -> None:
+    service = [[data.draw(NUMBERS) for _ in part] for part in first]
+    free = np.array([data.draw(NUMBERS) for _ in first], dtype=np.int64)
+    expected = []
+    after = free.tolist()
+    for queue, (came, takes) in enumerate(zip(first, service, strict=True)):
+        for one, lasts in zip(came, takes, strict=True):
+            begins = max(one, after[queue])
+            after[queue] = begins + lasts
+            expected.append((begins, after[queue]))
+    begins_, ends = through_queues(joined(first), joined(service), bounds(first), free)
+    assert list(zip(begins_.tolist(), ends.tolist(), strict=True)) == expected
+    assert free.tolist() == after
+
+
+def test_moments_are_the_same_in_seconds_one_by_one() -> None:
+    moments = [3, 10**9 + 1, 2**53, 2**53 + 1, 2**56 + 1, 2**57 - 1]
+    assert seconds_of(np.array(moments)).tolist() == [in_seconds(moment) for moment in moments]
+    assert seconds_of(np.array(moments[:2])).tolist() == [in_seconds(moment) for moment in moments[:2]]
