@@ -1,4 +1,7 @@
-"""Plans who reads which version when: an event-driven simulation of timing alone, without weights."""
+"""Plans who reads which version when: an event-driven simulation of timing alone, without weights.
+
+Agents that wait for nobody are planned many rows at once (``plan_windows``), and the rows are the same.
+"""
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
