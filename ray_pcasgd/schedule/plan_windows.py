@@ -34,6 +34,7 @@ class _Rows(NamedTuple):
     step: np.ndarray
     start: np.ndarray
     """In nanoseconds."""
+    ready: np.ndarray
     end: np.ndarray
     """The moment."""
     bounds: np.ndarray
@@ -44,14 +45,14 @@ class _Rows(NamedTuple):
         """Return the rows at these places."""
         counts = np.diff(self.bounds)[places]
         reads = self.reads.at(spread(self.bounds[places], counts))
-        agent, step, start, end, *_ = self
-        return _Rows(agent[places], step[places], start[places], end[places], bounds_of(counts), reads)
+        agent, step, start, ready, end = (one[places] for one in self[:5])
+        return _Rows(agent, step, start, ready, end, bounds_of(counts), reads)
 
     def then(self, others: "_Rows") -> "_Rows":
         """Return these rows, and others after them."""
-        agent, step, start, end = (np.concatenate(both) for both in zip(self[:4], others[:4], strict=True))
+        agent, step, start, ready, end = (np.concatenate(both) for both in zip(self[:5], others[:5], strict=True))
         bounds = np.concatenate([self.bounds, self.bounds[-1] + others.bounds[1:]])
-        return _Rows(agent, step, start, end, bounds, self.reads.then(others.reads))
+        return _Rows(agent, step, start, ready, end, bounds, self.reads.then(others.reads))
 
 
 class Windows:
@@ -103,10 +104,10 @@ class Windows:
         sent = self._links.send(published)
         arrival, landed = self._queues.arrivals(sent, published, window.end_nanosecond)
         read = self._knowledge.read(window, published, readers, sent, arrival, landed)
-        start, end = nanoseconds_of(window.moments[starts]), window.moments[starts + 1]
         if not self._combines_first:
-            return self._arranged(readers, start, end, read, np.argsort(end, kind="stable"))
-        rows = self._arranged(readers, start, end, read, np.arange(len(end)))
+            order = np.argsort(window.moments[starts + 1], kind="stable")
+            return self._arranged(window, readers, starts, read, order)
+        rows = self._arranged(window, readers, starts, read, np.arange(len(starts)))
         rows = rows if self._computing is None else self._computing.then(rows)
         has_ended = rows.end < window.end
         order = np.lexsort((rows.agent, rows.end))
@@ -130,14 +131,15 @@ class Windows:
         return Readers(counts, bounds_of(counts), agent, step, window.moments[starts] + 1), starts
 
     def _arranged(
-        self, readers: Readers, start: np.ndarray, end: np.ndarray, read: LinkReads, order: np.ndarray
+        self, window: Window, readers: Readers, starts: np.ndarray, read: LinkReads, order: np.ndarray
     ) -> _Rows:
         """Return the rows of readers in an order."""
-        agent = readers.agent[order]
+        agent, start = readers.agent[order], starts[order]
         counts = self._links.degree[agent]
         link = spread(self._links.bounds[agent], counts)
         reads = read.reads.at(read.bounds[link] + np.repeat(order - readers.bounds[agent], counts))
-        return _Rows(agent, readers.step[order], start[order], end[order], bounds_of(counts), reads)
+        begun, ready, end = nanoseconds_of(window.moments[start]), window.ready[start + 1], window.moments[start + 1]
+        return _Rows(agent, readers.step[order], begun, ready, end, bounds_of(counts), reads)
 
 
 def _published(window: Window) -> Published:
@@ -171,8 +173,8 @@ def _made(rows: _Rows, part: slice, neighbors: Sequence[tuple[int, ...]]) -> Ite
     else:
         reads = map(tuple, map(islice, repeat(made), counts.tolist()))
     ends = seconds_of(nanoseconds_of(rows.end[part])).tolist()
-    starts = seconds_of(rows.start[part]).tolist()
-    columns = (agents, rows.step[part].tolist(), starts, ends, ends)
+    starts, ready = (seconds_of(one[part]).tolist() for one in (rows.start, rows.ready))
+    columns = (agents, rows.step[part].tolist(), starts, ready, ends)
     return _made_of(Row, *columns, reads, repeat("step"), repeat(()))
 
 

@@ -49,6 +49,8 @@ class Window(NamedTuple):
     moments: np.ndarray
     """When each agent published its newest version before the window, and all later ones, as far as it is known: of
     those that have steps to take after the window, the next one too."""
+    ready: np.ndarray
+    """The nanosecond at which the gradient was ready that each of these versions came of."""
     bounds: np.ndarray
     """Where each agent's moments lie, shape (agents + 1,)."""
     counts: np.ndarray
@@ -62,8 +64,55 @@ class Window(NamedTuple):
         return self.end >> _ROUND_BITS
 
 
+class Course:
+    """When agents have published, and will publish, as far as that is known, window by window."""
+
+    def __init__(self, num_agents: int) -> None:
+        self.begin = 0
+        """The first moment of the next window."""
+        self.versions = np.zeros(num_agents, dtype=np.int64)
+        """The newest version of each agent before it."""
+        self.known = np.zeros(num_agents, dtype=np.int64)
+        """The newest version of each agent whose moment is known."""
+        self.moments = np.full(num_agents, -1, dtype=np.int64)
+        """Of versions from ``versions`` to ``known``, agent by agent."""
+        self._ready = np.zeros(num_agents, dtype=np.int64)
+        self.bounds = np.arange(num_agents + 1)
+        """Where each agent's lie."""
+
+    @property
+    def newest(self) -> np.ndarray:
+        """The newest moment of each agent that is known."""
+        result: np.ndarray = self.moments[self.bounds[1:] - 1]
+        return result
+
+    def append(self, numbers: np.ndarray, moments: np.ndarray, ready: np.ndarray) -> None:
+        """Take in the moments of the next versions, so many of each agent, and when their gradients were ready."""
+        there = np.diff(self.bounds)
+        bounds = bounds_of(there + numbers)
+        old, new = spread(bounds[:-1], there), spread(bounds[:-1] + there, numbers)
+        for name, more in (("moments", moments), ("_ready", ready)):
+            merged = np.empty(bounds[-1], dtype=np.int64)
+            merged[old], merged[new] = getattr(self, name), more
+            setattr(self, name, merged)
+        self.bounds = bounds
+        self.known = self.known + numbers
+
+    def cut(self, end: int) -> Window:
+        """Return the window that ends so, and go on to the next."""
+        before = bounds_of(self.moments < end)
+        counts = before[self.bounds[1:]] - before[self.bounds[:-1]] - 1
+        window = Window(self.begin, end, self.moments, self._ready, self.bounds, counts, self.versions)
+        left = np.diff(self.bounds) - counts
+        kept = spread(self.bounds[:-1] + counts, left)
+        self.moments, self._ready, self.bounds = self.moments[kept], self._ready[kept], bounds_of(left)
+        self.versions = self.versions + counts
+        self.begin = end
+        return window
+
+
 class AgentTimes:
-    """When each agent publishes which version."""
+    """When each agent publishes which version, of agents that wait for nobody."""
 
     def __init__(self, timing: Timing, rounds: Rounds, num_agents: int, combines_first: bool) -> None:
         self._rounds = rounds
@@ -72,13 +121,7 @@ class AgentTimes:
         self._rounds_of_nothing = 2 if combines_first else 1
         """Rounds of an instant that a step without duration takes."""
         self.last = np.array([rounds.last(k) for k in range(num_agents)], dtype=np.int64)
-        self._versions = np.zeros(num_agents, dtype=np.int64)
-        self._drawn = np.zeros(num_agents, dtype=np.int64)
-        """The newest version whose moment is known."""
-        self._moments = np.full(num_agents, -1, dtype=np.int64)
-        """From that of the newest version before the next window on."""
-        self._bounds = np.arange(num_agents + 1)
-        self._begin = 0
+        self._course = Course(num_agents)
         self._pace: float | None = None
         """Nanoseconds for each row of the last window."""
 
@@ -89,38 +132,40 @@ class AgentTimes:
             OutOfRangeError: times are too late, or too many steps have no duration.
 
         """
-        has_more = self._versions < self.last
+        course = self._course
+        has_more = course.versions < self.last
         if not has_more.any():
             return None
-        self._draw(np.flatnonzero(has_more & (self._drawn == self._versions)), _FEWEST)
-        last_ended_at = self._begin >> _ROUND_BITS
-        if self._begin > 0:
-            self._begin = max(self._begin, int(self._moments[self._bounds[:-1][has_more] + 1].min()))
-        begins_at = self._begin >> _ROUND_BITS
+        self._draw(np.flatnonzero(has_more & (course.known == course.versions)), _FEWEST)
+        last_ended_at = course.begin >> _ROUND_BITS
+        if course.begin > 0:
+            course.begin = max(course.begin, int(course.moments[course.bounds[:-1][has_more] + 1].min()))
+        begins_at = course.begin >> _ROUND_BITS
         if self._pace is None:
             self._pace = 1 / float(self._rates().sum())
         lasts = min(longest, int(num_rows * self._pace) + 1)
-        if int((self.last - self._versions).sum()) <= num_rows:
+        if int((self.last - course.versions).sum()) <= num_rows:
             lasts = longest
         ends_at = self._draw_until(begins_at, min(begins_at + lasts, LATEST), num_rows)
-        window = self._cut(moment_at(ends_at))
+        window = course.cut(moment_at(ends_at))
         self._pace = (ends_at - last_ended_at) / max(1, int(window.counts.sum()))
         return window
 
     def _rates(self) -> np.ndarray:
         """Return the versions a nanosecond of each agent, so far."""
-        rates: np.ndarray = self._drawn / (nanoseconds_of(self._moments[self._bounds[1:] - 1]) + 1)
+        rates: np.ndarray = self._course.known / (nanoseconds_of(self._course.newest) + 1)
         return rates
 
     def _draw_until(self, begins_at: int, ends_at: int, num_rows: int) -> int:
         """Draw all moments until a nanosecond, or an earlier one where they are far too many; return which."""
+        course = self._course
         while True:
-            known_until = nanoseconds_of(self._moments[self._bounds[1:] - 1])
-            short = np.flatnonzero((known_until < ends_at) & (self._drawn < self.last))
+            known_until = nanoseconds_of(course.newest)
+            short = np.flatnonzero((known_until < ends_at) & (course.known < self.last))
             if not len(short):
                 return ends_at
             soonest = int(known_until[short].min())
-            found = int(np.count_nonzero(self._moments < moment_at(ends_at))) - len(self.last)
+            found = int(np.count_nonzero(course.moments < moment_at(ends_at))) - len(self.last)
             if found > _ROOM * num_rows and soonest > begins_at:
                 return soonest
             wanted = (ends_at - known_until[short]) * self._rates()[short] * 1.1 + 2
@@ -131,16 +176,19 @@ class AgentTimes:
         """Draw the moments of the agents' next versions, so many of each at most."""
         if not len(agents):
             return
-        numbers = np.minimum(most, (self.last - self._drawn)[agents])
-        newest = self._moments[self._bounds[agents + 1] - 1]
+        course = self._course
+        numbers = np.minimum(most, (self.last - course.known)[agents])
+        newest = course.newest[agents]
         begun = nanoseconds_of(newest)
-        asked = (agents, numbers, self._drawn[agents], begun)
+        asked = (agents, numbers, course.known[agents], begun)
         seconds = [self._seconds(*one) for one in zip(*(each.tolist() for each in asked), strict=True)]
         bounds = bounds_of(numbers)
         durations = _durations(np.concatenate(seconds), begun, bounds)
         taken = np.cumsum(durations)
         taken += np.repeat(begun - taken[bounds[:-1]] + durations[bounds[:-1]], numbers)
-        self._append(agents, numbers, (taken << _ROUND_BITS) + self._turns(durations, bounds, newest))
+        of_all = np.zeros_like(self.last)
+        of_all[agents] = numbers
+        course.append(of_all, moments_at(taken) + self._turns(durations, bounds, newest), taken)
 
     def _seconds(self, agent: int, number: int, version: int, now: int) -> np.ndarray:
         """Return the seconds of an agent's next rounds, from a version on and from now on."""
@@ -162,30 +210,6 @@ class AgentTimes:
         if turns.max() > _MOST_ROUNDS:
             raise OutOfRangeError
         return turns
-
-    def _append(self, agents: np.ndarray, numbers: np.ndarray, moments: np.ndarray) -> None:
-        """Keep what was drawn after what is there."""
-        there = np.diff(self._bounds)
-        more = np.zeros_like(there)
-        more[agents] = numbers
-        bounds = bounds_of(there + more)
-        merged = np.empty(bounds[-1], dtype=np.int64)
-        merged[spread(bounds[:-1], there)] = self._moments
-        merged[spread(bounds[:-1] + there, more)] = moments
-        self._moments, self._bounds = merged, bounds
-        self._drawn[agents] += numbers
-
-    def _cut(self, end: int) -> Window:
-        """Return the window that ends so, and go on to the next."""
-        before = bounds_of(self._moments < end)
-        counts = before[self._bounds[1:]] - before[self._bounds[:-1]] - 1
-        window = Window(self._begin, end, self._moments, self._bounds, counts, self._versions)
-        left = np.diff(self._bounds) - counts
-        self._moments = self._moments[spread(self._bounds[:-1] + counts, left)]
-        self._bounds = bounds_of(left)
-        self._versions = self._versions + counts
-        self._begin = end
-        return window
 
 
 def _durations(seconds: np.ndarray, begun: np.ndarray, bounds: np.ndarray) -> np.ndarray:
