@@ -12,7 +12,15 @@ from itertools import chain, islice
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.exchange import AllNeighbors, Exchange
-from ray_pcasgd.schedule.barrier import Barrier, NoBarrier, Proceed, SampledBarrier, WaitFor
+from ray_pcasgd.schedule.barrier import (
+    AllBarrier,
+    Barrier,
+    BoundedBarrier,
+    NoBarrier,
+    Proceed,
+    SampledBarrier,
+    WaitFor,
+)
 from ray_pcasgd.schedule.plan_links import Link, PlannedAgent
 from ray_pcasgd.schedule.plan_windows import Windows
 from ray_pcasgd.schedule.segments import OutOfRangeError
@@ -60,21 +68,37 @@ class Planner(Timing):
 
     def __iter__(self) -> Iterator[Row]:
         is_worth_it = self.num_steps * len(self.neighbors) >= _FEWEST_ROWS
-        in_windows = is_worth_it and self._waits_for_nothing
+        in_windows = is_worth_it and self.has_windows
         return chain.from_iterable(self._in_windows()) if in_windows else Simulation(self).rows()
 
     @property
-    def _waits_for_nothing(self) -> bool:
-        """Whether when agents take steps depends on no message, so that many rows can be planned at once."""
-        exchange = self.exchange
+    def has_windows(self) -> bool:
+        """Whether many rows can be planned at once: all is read of all, and no queue's order hangs on a barrier."""
+        exchange, barrier = self.exchange, self.barrier
         reads_all = isinstance(exchange, AllNeighbors) and exchange.reading == "newest"
-        return isinstance(self.barrier, NoBarrier) and reads_all
+        goes_on = isinstance(barrier, NoBarrier)
+        waits_for_all = isinstance(barrier, AllBarrier | BoundedBarrier) and not (self.hosts or self.combines_first)
+        return reads_all and (goes_on or waits_for_all)
+
+    @property
+    def windows(self) -> Windows:
+        """The rows of many steps at once."""
+        barrier = self.barrier
+        assert not isinstance(barrier, SampledBarrier)
+        return Windows(
+            self,
+            self.rounds,
+            self.neighbors,
+            self.message_bytes,
+            self.combines_first,
+            None if isinstance(barrier, NoBarrier) else barrier,
+        )
 
     def _in_windows(self) -> Iterator[Iterable[Row]]:
         """Yield all rows, those of many steps at once as far as numbers have 64 bits."""
         planned = 0
         try:
-            for number, rows in Windows(self, self.rounds, self.neighbors, self.message_bytes, self.combines_first):
+            for number, rows in self.windows:
                 planned += number
                 yield rows
         except OutOfRangeError:

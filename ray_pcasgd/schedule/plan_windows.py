@@ -8,8 +8,10 @@ import numpy as np
 
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule.barrier import AllBarrier, BoundedBarrier
 from ray_pcasgd.schedule.segments import LIMIT, bounds_of, spread
 from ray_pcasgd.schedule.simulation import Timing, seconds_of
+from ray_pcasgd.schedule.window_barrier import BarrierTimes
 from ray_pcasgd.schedule.window_links import Links, Published
 from ray_pcasgd.schedule.window_queues import Queues
 from ray_pcasgd.schedule.window_reads import Knowledge, LinkReads, ReadColumns, Readers
@@ -69,13 +71,20 @@ class Windows:
         neighbors: Sequence[tuple[int, ...]],
         message_bytes: int,
         combines_first: bool,
+        barrier: AllBarrier | BoundedBarrier | None,
     ) -> None:
         self._combines_first = combines_first
         self._neighbors = neighbors
         self._links = Links(timing, rounds, neighbors, message_bytes)
-        self._times = AgentTimes(timing, rounds, len(neighbors), combines_first)
+        self._times: AgentTimes | BarrierTimes
+        if barrier is None:
+            self._times = AgentTimes(timing, rounds, len(neighbors), combines_first)
+        else:
+            staleness = barrier.staleness if isinstance(barrier, BoundedBarrier) else 0
+            # Delays are drawn twice, from the same streams: to find when steps end, and then for what is read.
+            self._times = BarrierTimes(timing, rounds, Links(timing, rounds, neighbors, message_bytes), staleness)
         self._queues = Queues(self._links, timing.hosts)
-        self._knowledge = Knowledge(self._links)
+        self._knowledge = Knowledge(self._links, isinstance(barrier, AllBarrier))
         self._computing: _Rows | None = None
         """The rows of agents that have read, and compute after the last window."""
 

@@ -30,6 +30,13 @@ def spread(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.repeat(starts - bounds[:-1], counts) + np.arange(bounds[-1])
 
 
+def merged(before: np.ndarray, old: np.ndarray, more: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return an array with ``before`` at the places ``old`` and ``more`` at the places ``new``."""
+    result = np.empty(len(before) + len(more), dtype=before.dtype)
+    result[old], result[new] = before, more
+    return result
+
+
 def running_maximum(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Return the largest of each segment's values so far; they are whole numbers of 0 or more.
 

@@ -79,6 +79,11 @@ class Computing:
             taken += self._sample(self._asked_at)
         return taken
 
+    @property
+    def ignores_moments(self) -> bool:
+        """Whether how long a gradient takes does not depend on when it is begun."""
+        return isinstance(self._sample, InBlocks)
+
     def round_seconds(self, now: int, batches: Sequence[int]) -> np.ndarray:
         """Return the seconds of rounds of so many mini-batches, one after another, shape (rounds,).
 

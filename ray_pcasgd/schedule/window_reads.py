@@ -4,10 +4,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ray_pcasgd.schedule.segments import bounds_of, spread
+from ray_pcasgd.schedule.segments import bounds_of, merged, spread
 from ray_pcasgd.schedule.window_links import Links, Published, Sent
 from ray_pcasgd.schedule.window_queues import Landed
-from ray_pcasgd.schedule.window_times import LATEST, Window, moments_at
+from ray_pcasgd.schedule.window_times import Window, since_of
 
 
 class Readers(NamedTuple):
@@ -61,8 +61,10 @@ class _Messages(NamedTuple):
 class Knowledge:
     """What readers have, or will have, of their neighbors: what was read last, and all that was sent since then."""
 
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: Links, is_capped: bool) -> None:
         self._links = links
+        self._is_capped = is_capped
+        """Whether no version is read that is newer than the reader's own step."""
         num_links = len(links.sender)
         self._oldest = np.zeros(num_links, dtype=np.int64)
         """Version of each link's first message."""
@@ -86,13 +88,13 @@ class Knowledge:
     ) -> LinkReads:
         """Return what is read in a window, given what is sent in it and when that arrives; go on to the next window."""
         clock = _Clock(window)
-        self._take(sent, _since(arrival, sent.moment), self._reader_steps(clock, window, published, sent))
+        self._take(sent, since_of(arrival, sent.moment), self._reader_steps(clock, window, published, sent))
         if landed is not None:
             places = self._bounds[landed.link] + landed.version - self._oldest[landed.link]
-            self._messages.since[places] = _since(landed.arrival, landed.moment)
+            self._messages.since[places] = since_of(landed.arrival, landed.moment)
         readable = self._readable()
         columns = self._columns(clock, window, published, readers, readable)
-        self._forget(window.end, readable)
+        self._forget(window, readable)
         return columns
 
     def _reader_steps(self, clock: "_Clock", window: Window, published: Published, sent: Sent) -> np.ndarray:
@@ -109,13 +111,12 @@ class Knowledge:
         bounds = bounds_of(there + sent.counts)
         old, new = spread(bounds[:-1], there), spread(bounds[:-1] + there, sent.counts)
         known_at = self._links.known_at(sent) if self._links.has_holds else since[:0]
-        merged = []
-        for before, more in zip(self._messages, (since, reader_step, known_at), strict=True):
-            both = np.empty(len(before) + len(more), dtype=np.int64)
-            if len(both):
-                both[old], both[new] = before, more
-            merged.append(both)
-        self._messages, self._bounds = _Messages(*merged), bounds
+        before, self._bounds = self._messages, bounds
+        self._messages = _Messages(
+            merged(before.since, old, since, new),
+            merged(before.reader_step, old, reader_step, new),
+            merged(before.known_at, old, known_at, new) if self._links.has_holds else known_at,
+        )
 
     def _readable(self) -> np.ndarray | None:
         """Return the newest message that may be read once each one has arrived; ``None``: that itself.
@@ -151,20 +152,28 @@ class Knowledge:
         # Each message counts from that read on; one that is not yet seen counts from the next link's first read on, as
         # all others of its link do. So the sum is the place after that of the newest message.
         newest = np.cumsum(np.bincount(sees_first, minlength=bounds[-1] + 1))[: bounds[-1]] - 1
+        reads = spread(readers.bounds[receiver], counts)
+        first = self._oldest - self._bounds[:-1]
+        if self._is_capped:
+            step = readers.step[reads] - np.repeat(first, counts)
+            newest = np.minimum(newest, step)
         if readable is not None:
             newest = readable[newest]
-        reads = spread(readers.bounds[receiver], counts)
         moments = (readers.moment - window.begin)[reads]
         known = clock.places(clock.moments(published), sender, counts, moments)
-        first = self._oldest - self._bounds[:-1]
         known += np.repeat(window.versions[sender] - published.bounds[sender] - first, counts)
+        if self._is_capped:
+            known = np.minimum(known, step)
         age = readers.step[reads] - self._messages.reader_step[newest]
         return LinkReads(bounds, ReadColumns(newest + np.repeat(first, counts), known - newest, age))
 
-    def _forget(self, end: int, readable: np.ndarray | None) -> None:
+    def _forget(self, window: Window, readable: np.ndarray | None) -> None:
         """Forget what is older than that which is read next, if nothing more arrives."""
-        before = bounds_of(self._messages.since < end)
+        before = bounds_of(self._messages.since < window.end)
         newest = self._bounds[:-1] + before[self._bounds[1:]] - before[self._bounds[:-1]] - 1
+        if self._is_capped:
+            step = (window.versions + window.counts)[self._links.receiver]
+            newest = np.minimum(newest, self._bounds[:-1] + step - self._oldest)
         if readable is not None:
             newest = readable[newest]
         self._oldest = self._oldest + newest - self._bounds[:-1]
@@ -174,15 +183,6 @@ class Knowledge:
         known_at = known_at[kept] if self._links.has_holds else known_at
         self._messages = _Messages(since[kept], reader_step[kept], known_at)
         self._bounds = bounds_of(left)
-
-
-def _since(arrival: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """Return the moments from which on messages have arrived: in the round after that in which they are sent at once.
-
-    What arrives after the last of all moments never does.
-    """
-    since: np.ndarray = np.maximum(moments_at(np.minimum(arrival, LATEST)), moment + 1)
-    return since
 
 
 class _Clock:

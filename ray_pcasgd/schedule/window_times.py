@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ray_pcasgd.base.rounds import Rounds
-from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of, running_maximum, spread
+from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of, merged, running_maximum, spread
 from ray_pcasgd.schedule.simulation import A_SECOND, Computing, Timing
 
 _ROUND_BITS = 5
@@ -34,6 +34,26 @@ def nanoseconds_of(moments: np.ndarray) -> np.ndarray:
     """Return the nanoseconds of moments; what was there before the first one has 0."""
     result: np.ndarray = np.maximum(moments, 0) >> _ROUND_BITS
     return result
+
+
+def since_of(arrival: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Return the moments from which on messages have arrived: in the round after that in which they are sent at once.
+
+    What arrives after the last of all moments never does.
+    """
+    since: np.ndarray = np.maximum(moments_at(np.minimum(arrival, LATEST)), moment + 1)
+    return since
+
+
+def nanosecond_of(moment: int) -> int:
+    """Return the nanosecond of one moment."""
+    return max(int(moment), 0) >> _ROUND_BITS
+
+
+def begins_late(moments: np.ndarray) -> np.ndarray:
+    """Return whether moments are in so late a round of their instant that numbers end soon."""
+    late: np.ndarray = (moments & (2**_ROUND_BITS - 1)) > _MOST_ROUNDS
+    return late
 
 
 class Window(NamedTuple):
@@ -91,12 +111,16 @@ class Course:
         there = np.diff(self.bounds)
         bounds = bounds_of(there + numbers)
         old, new = spread(bounds[:-1], there), spread(bounds[:-1] + there, numbers)
-        for name, more in (("moments", moments), ("_ready", ready)):
-            merged = np.empty(bounds[-1], dtype=np.int64)
-            merged[old], merged[new] = getattr(self, name), more
-            setattr(self, name, merged)
+        self.moments = merged(self.moments, old, moments, new)
+        self._ready = merged(self._ready, old, ready, new)
         self.bounds = bounds
         self.known = self.known + numbers
+
+    def skip_to_next(self, last: np.ndarray) -> None:
+        """Begin the next window, unless it is the first, when something is published."""
+        if self.begin > 0:
+            following = self.moments[self.bounds[:-1][self.versions < last] + 1]
+            self.begin = max(self.begin, int(following.min()))
 
     def cut(self, end: int) -> Window:
         """Return the window that ends so, and go on to the next."""
@@ -137,10 +161,9 @@ class AgentTimes:
         if not has_more.any():
             return None
         self._draw(np.flatnonzero(has_more & (course.known == course.versions)), _FEWEST)
-        last_ended_at = course.begin >> _ROUND_BITS
-        if course.begin > 0:
-            course.begin = max(course.begin, int(course.moments[course.bounds[:-1][has_more] + 1].min()))
-        begins_at = course.begin >> _ROUND_BITS
+        last_ended_at = nanosecond_of(course.begin)
+        course.skip_to_next(self.last)
+        begins_at = nanosecond_of(course.begin)
         if self._pace is None:
             self._pace = 1 / float(self._rates().sum())
         lasts = min(longest, int(num_rows * self._pace) + 1)

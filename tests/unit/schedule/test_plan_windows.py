@@ -17,7 +17,6 @@ from ray_pcasgd.schedule.barrier import NoBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.hosts import Host
 from ray_pcasgd.schedule.plan_peers import Planner, Simulation
-from ray_pcasgd.schedule.plan_windows import Windows
 from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of, running_maximum, through_queues
 from ray_pcasgd.schedule.simulation import in_seconds, seconds_of
 from ray_pcasgd.schedule.topology import Ring, StaticExponential
@@ -28,7 +27,7 @@ EXPONENTIAL = law({"name": "exponential", "mean": 1})
 
 
 def pieces(plan: Planner) -> Iterator[tuple[int, Any]]:
-    return iter(Windows(plan, plan.rounds, plan.neighbors, plan.message_bytes, plan.combines_first))
+    return iter(plan.windows)
 
 
 def in_windows(plan: Planner) -> list[Row]:
