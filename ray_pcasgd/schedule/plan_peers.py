@@ -1,6 +1,6 @@
 """Plans who reads which version when: an event-driven simulation of timing alone, without weights.
 
-Agents that wait for nobody are planned many rows at once (``plan_windows``), and the rows are the same.
+Most plans are made many rows at once (``plan_windows``), and the rows are the same.
 """
 
 import heapq
@@ -27,8 +27,10 @@ from ray_pcasgd.schedule.segments import OutOfRangeError
 from ray_pcasgd.schedule.simulation import Channel, Timing, row_times
 from ray_pcasgd.schedule.transfers import Downlink, HostPipes
 
-_FEWEST_ROWS = 50
+_FEWEST_ROWS = 60
 """Rows of a plan, about, from which on it takes less time to plan many at once."""
+_FEWEST_AGENTS = 6
+"""Agents with a barrier from which on it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,10 @@ class Planner(Timing):
         return Rounds(self.num_steps, self.local_steps)
 
     def __iter__(self) -> Iterator[Row]:
-        is_worth_it = self.num_steps * len(self.neighbors) >= _FEWEST_ROWS
+        num_agents = len(self.neighbors)
+        is_worth_it = self.num_steps * num_agents >= _FEWEST_ROWS and (
+            isinstance(self.barrier, NoBarrier) or num_agents >= _FEWEST_AGENTS
+        )
         in_windows = is_worth_it and self.has_windows
         return chain.from_iterable(self._in_windows()) if in_windows else Simulation(self).rows()
 

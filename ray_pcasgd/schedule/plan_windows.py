@@ -1,4 +1,4 @@
-"""Plans agents that wait for nobody: all rows of a window of virtual time at once, in arrays."""
+"""Plans who reads which version when: all rows of a window of virtual time at once, in arrays."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
@@ -58,10 +58,11 @@ class _Rows(NamedTuple):
 
 
 class Windows:
-    """The rows of a plan whose agents wait for nobody and read all their neighbors; in windows of virtual time.
+    """The rows of a plan whose agents read all their neighbors, in windows of virtual time.
 
-    When an agent publishes is then a sum of its compute times. From this follows when its messages come through their
-    queues, each a recurrence of its own, and from that what is read: no window needs a later one.
+    When an agent that waits for nobody publishes is a sum of its compute times. From this follows when its messages
+    come through their queues, each a recurrence of its own, and from that what is read: no window needs a later one.
+    Agents that wait for all their neighbors are let through their barriers first, step by step (``BarrierTimes``).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What links say of the messages of agents that wait for nobody: of all messages of a window at once."""
+"""What links say of messages: of all of a window at once."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

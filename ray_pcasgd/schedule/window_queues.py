@@ -1,4 +1,4 @@
-"""When messages of agents that wait for nobody arrive: all uplinks, links and downlinks at once, window by window."""
+"""When messages arrive: all uplinks, links and downlinks at once, window by window."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

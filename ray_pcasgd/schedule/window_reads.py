@@ -1,4 +1,4 @@
-"""What agents that wait for nobody read: all reads of a window of virtual time at once."""
+"""What agents read: all reads of a window of virtual time at once."""
 
 from typing import Literal, NamedTuple
 

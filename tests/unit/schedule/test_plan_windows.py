@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.schedule import plan_windows, window_times
-from ray_pcasgd.schedule.barrier import NoBarrier
+from ray_pcasgd.schedule import plan_peers, plan_windows, window_times
+from ray_pcasgd.schedule.barrier import AllBarrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.hosts import Host
 from ray_pcasgd.schedule.plan_peers import Planner, Simulation
@@ -21,7 +21,7 @@ from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of, running_max
 from ray_pcasgd.schedule.simulation import in_seconds, seconds_of
 from ray_pcasgd.schedule.topology import Ring, StaticExponential
 from tests.unit.schedule.test_bytes import KILOBYTE, LIMITED, hosts
-from tests.unit.schedule.test_plan_peers import LAWS, law, planner, plans
+from tests.unit.schedule.test_plan_peers import BARRIERS, LAWS, law, planner, plans
 
 EXPONENTIAL = law({"name": "exponential", "mean": 1})
 
@@ -48,23 +48,24 @@ def one_by_one(plan: Planner) -> list[Row]:
 
 
 @st.composite
-def free_plans(draw: st.DrawFn) -> Planner:
-    """Plans of agents that wait for nobody, most of whose gradients take some time."""
-    plan = draw(plans(st.just(NoBarrier())))
+def plans_in_windows(draw: st.DrawFn) -> Planner:
+    """Plans of which most gradients take some time."""
+    plan = draw(plans(st.one_of(st.just(NoBarrier()), BARRIERS)))
     some_time = st.one_of(st.just(EXPONENTIAL), st.sampled_from([0.5, 1.0, 1.5]).map(law), LAWS)
+    waits = not isinstance(plan.barrier, NoBarrier)
     return dataclasses.replace(
         plan,
         num_steps=draw(st.integers(1, 60)),
         compute=plan.compute.model_copy(update={"law": draw(some_time), "agents": {1: draw(some_time)}}),
         links=(*plan.links, *draw(LIMITED)),
-        hosts=draw(hosts(len(plan.neighbors))),
+        hosts=() if waits else draw(hosts(len(plan.neighbors))),
         message_bytes=draw(st.sampled_from([0, KILOBYTE, 777])),
-        combines_first=draw(st.booleans()),
+        combines_first=not waits and draw(st.booleans()),
     )
 
 
 @settings(max_examples=80)
-@given(free_plans(), st.sampled_from([1, 20, 1000]), st.sampled_from([1, 4, 32]), st.sampled_from([7, 10_000]))
+@given(plans_in_windows(), st.sampled_from([1, 20, 1000]), st.sampled_from([1, 4, 32]), st.sampled_from([7, 10_000]))
 def test_rows_equal_those_of_one_event_after_another(plan: Planner, reads: int, drawn: int, at_once: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Windows of few rows, which end in the midst of everything.
@@ -97,6 +98,8 @@ def test_rows_are_records_of_plain_numbers() -> None:
         {"links": (LinkDelay(delay=law(0.3), unit="seconds", bandwidth="100 kbit/s"),)},
         {"links": (LinkDelay(delay=EXPONENTIAL, unit="seconds"), LinkDelay(delay=law(3), between="clusters"))},
         {"hosts": tuple(Host(agents=(k, k + 1), up="100 kbit/s", down="50 kbit/s") for k in range(0, 16, 2))},
+        {"barrier": AllBarrier(), "links": (LinkDelay(delay=EXPONENTIAL, unit="seconds", bandwidth="8 kbit/s"),)},
+        {"barrier": BoundedBarrier(staleness=3), "links": (LinkDelay(delay=law(3), between="clusters"),)},
     ],
 )
 def test_many_agents_of_very_different_speeds(where: dict[str, Any]) -> None:
@@ -118,12 +121,27 @@ def test_many_agents_of_very_different_speeds(where: dict[str, Any]) -> None:
         {"links": (LinkDelay(bandwidth="1 bit/s"),), "message_bytes": 10**9},
         {"links": (LinkDelay(bandwidth="1 bit/s", from_step=30),), "message_bytes": 10**9},
         {"hosts": (Host(agents=(0, 1), up="1 bit/s"),), "message_bytes": 10**9},
+        {"barrier": AllBarrier(), "compute": ComputeTimes(law=law(0))},
+        {"barrier": AllBarrier(), "compute": ComputeTimes(law=law(1e7))},
+        {"barrier": BoundedBarrier(staleness=2), "links": (LinkDelay(delay=law(1e8), unit="seconds"),)},
     ],
 )
 def test_what_is_out_of_range_is_planned_one_event_after_another(where: dict[str, Any]) -> None:
     plan = planner(num_steps=60, **where)
     with pytest.raises(OutOfRangeError):
         list(pieces(plan))
+    assert list(plan) == one_by_one(plan)
+
+
+def test_agents_too_far_apart_are_planned_one_event_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pairs do not hear of each other, and one of them is a thousand times as fast."""
+    monkeypatch.setattr(plan_windows, "_FEWEST_READS", 50)
+    monkeypatch.setattr(plan_windows, "_MOST_READS", 50)
+    compute = ComputeTimes(law=EXPONENTIAL, agents={2: law(1e-3), 3: law(1e-3)})
+    plan = planner(4, compute=compute, barrier=AllBarrier(), num_steps=300)
+    plan = dataclasses.replace(plan, neighbors=((1,), (0,), (3,), (2,)))
+    assert 0 < len(in_windows(plan)) < 1200
+    monkeypatch.setattr(plan_peers, "_FEWEST_AGENTS", 4)
     assert list(plan) == one_by_one(plan)
 
 
