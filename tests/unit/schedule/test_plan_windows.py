@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule import plan_peers, plan_windows, window_times
-from ray_pcasgd.schedule.barrier import AllBarrier, BoundedBarrier, NoBarrier
+from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.hosts import Host
 from ray_pcasgd.schedule.plan_peers import Planner, Simulation
@@ -108,6 +108,26 @@ def test_many_agents_of_very_different_speeds(where: dict[str, Any]) -> None:
     )
     plan = planner(16, StaticExponential(), compute=compute, num_steps=100, message_bytes=KILOBYTE, **where)
     assert in_windows(plan) == one_by_one(plan)
+
+
+def test_of_messages_that_come_to_a_downlink_at_once_the_one_sent_first_is_the_first() -> None:
+    homes = tuple(Host(agents=tuple(range(k, k + 8)), down="80 kbit/s") for k in (0, 8))
+    plan = planner(16, compute=ComputeTimes(law=law(1)), hosts=homes, message_bytes=KILOBYTE, num_steps=20)
+    assert in_windows(plan) == one_by_one(plan)
+
+
+@pytest.mark.parametrize("combines_first", [False, True])
+@pytest.mark.parametrize("barrier", [NoBarrier(), AllBarrier()])
+def test_steps_without_duration_end_in_one_round_after_another(
+    barrier: Barrier, combines_first: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "seconds.csv"
+    path.write_text("delay\n1\n0\n0\n1\n1\n0\n")
+    compute = ComputeTimes(law=law({"name": "measured", "path": str(path)}), agents={0: law(0.5)})
+    plan = planner(6, compute=compute, barrier=barrier, num_steps=40, combines_first=combines_first)
+    if plan.has_windows:
+        assert in_windows(plan) == one_by_one(plan)
+    assert plan.has_windows == (not combines_first or barrier == NoBarrier())
 
 
 @pytest.mark.parametrize(
