@@ -79,7 +79,7 @@ class Windows:
         self._links = Links(timing, rounds, neighbors, message_bytes)
         self._times: AgentTimes | BarrierTimes
         if barrier is None:
-            self._times = AgentTimes(timing, rounds, len(neighbors), combines_first)
+            self._times = AgentTimes(timing, rounds, len(neighbors))
         else:
             staleness = barrier.staleness if isinstance(barrier, BoundedBarrier) else 0
             # Delays are drawn twice, from the same streams: to find when steps end, and then for what is read.

@@ -138,12 +138,10 @@ class Course:
 class AgentTimes:
     """When each agent publishes which version, of agents that wait for nobody."""
 
-    def __init__(self, timing: Timing, rounds: Rounds, num_agents: int, combines_first: bool) -> None:
+    def __init__(self, timing: Timing, rounds: Rounds, num_agents: int) -> None:
         self._rounds = rounds
         self._are_single = rounds.are_single
         self._gradients = [Computing(timing, k) for k in range(num_agents)]
-        self._rounds_of_nothing = 2 if combines_first else 1
-        """Rounds of an instant that a step without duration takes."""
         self.last = np.array([rounds.last(k) for k in range(num_agents)], dtype=np.int64)
         self._course = Course(num_agents)
         self._pace: float | None = None
@@ -229,7 +227,7 @@ class AgentTimes:
         # Steps without duration end in one round after another.
         latest = running_maximum(np.where(durations > 0, place, 0), bounds)
         before = np.where(newest < 0, -1, newest & (2**_ROUND_BITS - 1))
-        turns: np.ndarray = self._rounds_of_nothing * (place - latest) + np.where(latest, 0, np.repeat(before, counts))
+        turns: np.ndarray = place - latest + np.where(latest, 0, np.repeat(before, counts))
         if turns.max() > _MOST_ROUNDS:
             raise OutOfRangeError
         return turns
