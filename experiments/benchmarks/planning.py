@@ -17,7 +17,7 @@ from ray_pcasgd.schedule.topology import StaticExponential
 
 REGULAR = {8: (7, 6000), 64: (6, 1500), 1000: (8, 100)}
 """Random regular graphs, by the number of agents: neighbors of each, and steps."""
-EXPONENTIAL = {8: (12_000, 1500), 256: (800, 50), 4096: (60, 10)}
+EXPONENTIAL = {8: (12_000, 1500), 256: (500, 50), 4096: (40, 5)}
 """Exponential graphs, by the number of agents: steps, and those that are planned one event after another."""
 MESSAGE_BYTES = 36_000
 

@@ -119,7 +119,8 @@ class BarrierTimes:
         published = Published(counts, bounds_of(counts), agent, version, moment, nanoseconds_of(moment))
         sent = self._links.send(published)
         arrival, _ = self._queues.arrivals(sent, published, LATEST)
-        since = self._since[-1].copy()
+        # Of those that have taken all their steps the last version was waited for already.
+        since = np.full(len(self._links.sender), -1, dtype=np.int64)
         since[is_taken[self._links.sender]] = since_of(arrival, sent.moment)
         self._since.append(since)
 
