@@ -143,5 +143,6 @@ class BarrierTimes:
             if number > 0 and gradients.ignores_moments:
                 lengths = [self._rounds.steps_in(k, self._step + place) for place in range(number)]
                 drawn[:number, k] = gradients.round_seconds(0, lengths)
-        drawn = np.where(drawn < 0, -1, np.rint(drawn * A_SECOND))
-        self._durations.extend(np.minimum(drawn, LATEST).astype(np.int64))
+        with np.errstate(over="ignore"):
+            nanoseconds = np.where(drawn < 0, -1, np.rint(drawn * A_SECOND))
+        self._durations.extend(np.minimum(nanoseconds, LATEST).astype(np.int64))
