@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.schedule.bandwidth import Bandwidth
-from ray_pcasgd.schedule.law_base import BaseLaw, Sampler
+from ray_pcasgd.schedule.law_base import BaseLaw, InBlocks, Sampler
 from ray_pcasgd.schedule.law_text import Unit, read_law
 from ray_pcasgd.schedule.laws import ConstantLaw, Law, LawOfSeconds
 
@@ -31,6 +32,8 @@ class ComputeTimes(Settings):
         if agent not in self.stragglers:
             return base
         extra = self.extra_sampler(seed, agent)
+        if isinstance(base, InBlocks) and isinstance(extra, InBlocks):
+            return InBlocks(lambda size: base.many(size) + extra.many(size))
         return lambda now: base(now) + extra(now)
 
     def mean(self, agent: int) -> float:
@@ -110,12 +113,17 @@ class LinkDelay(Settings):
                 raise ValueError(f"links: the pair {list(pair)}; allowed are two different agents")
         return self
 
+    @property
+    def covers_all(self) -> bool:
+        """Whether the entry is about all links."""
+        return self.links is None and self.between == "all"
+
     def covers(self, sender: int, receiver: int, clusters: Sequence[int]) -> bool:
         """Return whether the entry is about this link."""
+        if self.covers_all:
+            return True
         if self.links is not None:
             return (sender, receiver) in self._directed
-        if self.between == "all":
-            return True
         if self.between == "clusters":
             return clusters[sender] != clusters[receiver]
         place = self._group_of
@@ -179,6 +187,30 @@ class LinkTimes:
         said = _last_of(self._seconds, step, sent_at)
         return 0.0 if said is None else said(sent_at) if callable(said) else said
 
+    @property
+    def lasting_hold(self) -> int | None:
+        """The steps for which all messages are held back; ``None`` where they differ."""
+        if not _is_lasting(self._steps) or (self._steps and callable(self._steps[0][2])):
+            return None
+        return self.hold_steps(0, 0.0)
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything of the link is drawn, from streams of its own."""
+        return any(callable(said) for _, _, said in (*self._seconds, *self._steps))
+
+    def many_latencies(self, steps: np.ndarray, sent_at: np.ndarray) -> np.ndarray:
+        """Return ``latency_seconds`` of one message after another, shape (number,)."""
+        return _said_of_many(self._seconds, steps, sent_at, sent_at)
+
+    def many_holds(self, steps: np.ndarray, sent_at: np.ndarray) -> np.ndarray:
+        """Return what ``hold_steps`` rounds, of one message after another, shape (number,)."""
+        return _said_of_many(self._steps, steps, sent_at, steps)
+
+    def many_bandwidths(self, steps: np.ndarray, sent_at: np.ndarray) -> list[str | None]:
+        """Return ``bandwidth`` of one message after another."""
+        return [self.bandwidth(*message) for message in zip(steps.tolist(), sent_at.tolist(), strict=True)]
+
     def hold_steps(self, step: int, sent_at: float) -> int:
         """Return the steps for which the weights of a sender's ``step`` are held back; halves are rounded to even."""
         said = _last_of(self._steps, step, sent_at)
@@ -201,6 +233,29 @@ def _last_of(entries: Sequence[tuple[int, float, _Said]], step: int, sent_at: fl
         if step >= from_step and sent_at >= from_second:
             return said
     return None
+
+
+def _said_of_many(
+    entries: Sequence[tuple[int, float, float | Sampler]],
+    steps: np.ndarray,
+    sent_at: np.ndarray,
+    moments: np.ndarray,
+) -> np.ndarray:
+    """Return what the last entry that applies to a message says of it, message by message; drawn at these moments."""
+    if entries and _is_lasting(entries) and isinstance(entries[0][2], InBlocks):
+        return entries[0][2].many(len(steps))
+    values = np.zeros(len(steps))
+    is_open = np.ones(len(steps), dtype=bool)
+    for from_step, from_second, said in entries:
+        applies = is_open & (steps >= from_step) & (sent_at >= from_second)
+        is_open &= ~applies
+        if isinstance(said, InBlocks):
+            values[applies] = said.many(int(np.count_nonzero(applies)))
+        elif callable(said):
+            values[applies] = [said(float(moment)) for moment in moments[applies].tolist()]
+        else:
+            values[applies] = said
+    return values
 
 
 def _is_lasting(entries: Sequence[tuple[int, float, object]]) -> bool:

@@ -1,7 +1,7 @@
 """What every law of compute times or link delays is, the user's own too."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,21 +51,34 @@ class BaseLaw(Settings, ABC):
         raise ValueError(f"compute.law.name = {name!r}: allowed for the theory are laws with a theory_distribution")
 
 
-def in_blocks(draw: Callable[[int], np.ndarray]) -> Sampler:
-    """Return what draws value after value from a law that draws several at once: numpy takes as long for one as for 30.
+class InBlocks:
+    """Draws from a law that draws several values at once: numpy takes as long for one as for 30.
 
     The values are those that single draws would give, as long as nothing else draws from the same generator. Blocks
     grow, since many links draw only a few values.
     """
 
-    def values() -> Iterator[float]:
-        size = 4
-        while True:
-            yield from draw(size).tolist()
-            size = min(2 * size, _LARGEST_BLOCK)
+    __slots__ = ("_at", "_block", "_draw")
 
-    following = values().__next__
-    return lambda _: following()
+    def __init__(self, draw: Callable[[int], np.ndarray]) -> None:
+        self._draw = draw
+        self._block: list[float] = []
+        self._at = 0
+
+    def __call__(self, moment: float) -> float:
+        """Return the next value, the same at any moment."""
+        if self._at == len(self._block):
+            self._block = self._draw(min(max(2 * len(self._block), 4), _LARGEST_BLOCK)).tolist()
+            self._at = 0
+        self._at += 1
+        return self._block[self._at - 1]
+
+    def many(self, number: int) -> np.ndarray:
+        """Return the next values, shape (number,)."""
+        left = self._block[self._at : self._at + number]
+        self._at += len(left)
+        drawn = self._draw(number - len(left))
+        return np.concatenate([left, drawn]) if left else drawn
 
 
 def scipy_stats() -> Any:

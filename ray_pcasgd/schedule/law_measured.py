@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ray_pcasgd.base.scalars import number
-from ray_pcasgd.schedule.law_base import LARGEST, BaseLaw, Sampler, scipy_stats
+from ray_pcasgd.schedule.law_base import LARGEST, BaseLaw, InBlocks, Sampler, scipy_stats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,15 +102,19 @@ class MeasuredLaw(BaseLaw):
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law; each link begins at a place of its own."""
-        values = self.values
+        values = self._array
         place = int(random.integers(len(values)))
 
-        def draw(_: float) -> float:
+        def draw(size: int) -> np.ndarray:
             nonlocal place
-            place += 1
-            return values[(place - 1) % len(values)]
+            place += size
+            return values[np.arange(place - size, place) % len(values)]
 
-        return draw
+        return InBlocks(draw)
+
+    @cached_property
+    def _array(self) -> np.ndarray:
+        return np.array(self.values)
 
     def expectation(self) -> float:
         """Return the mean of the file's values."""

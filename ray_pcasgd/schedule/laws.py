@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ray_pcasgd.base.doors import Door
 from ray_pcasgd.base.settings import from_name
-from ray_pcasgd.schedule.law_base import LARGEST, BaseLaw, Sampler, in_blocks, scipy_stats
+from ray_pcasgd.schedule.law_base import LARGEST, BaseLaw, InBlocks, Sampler, scipy_stats
 from ray_pcasgd.schedule.law_measured import MeasuredLaw
 from ray_pcasgd.schedule.law_own import OwnLaw, check_law
 from ray_pcasgd.schedule.law_text import read_law
@@ -28,7 +28,7 @@ class ConstantLaw(BaseLaw):
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law."""
-        return lambda _: self.value
+        return InBlocks(lambda size: np.full(size, self.value))
 
     def expectation(self) -> float:
         """Return the law's mean."""
@@ -57,7 +57,7 @@ class UniformLaw(BaseLaw):
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law."""
-        return in_blocks(lambda size: random.uniform(self.low, self.high, size))
+        return InBlocks(lambda size: random.uniform(self.low, self.high, size))
 
     def expectation(self) -> float:
         """Return the law's mean."""
@@ -82,7 +82,7 @@ class Exponential(BaseLaw):
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law."""
-        return in_blocks(lambda size: random.exponential(self.mean, size))
+        return InBlocks(lambda size: random.exponential(self.mean, size))
 
     def expectation(self) -> float:
         """Return the law's mean."""
@@ -104,7 +104,7 @@ class ShiftedExponential(BaseLaw):
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law."""
-        return in_blocks(lambda size: self.shift + random.exponential(self.mean, size))
+        return InBlocks(lambda size: self.shift + random.exponential(self.mean, size))
 
     def expectation(self) -> float:
         """Return the law's mean."""
@@ -126,7 +126,7 @@ class Pareto(BaseLaw):
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law."""
-        return in_blocks(lambda size: self.scale * (1.0 + random.pareto(self.shape, size)))
+        return InBlocks(lambda size: self.scale * (1.0 + random.pareto(self.shape, size)))
 
     def expectation(self) -> float:
         """Return the law's mean; infinite up to shape 1."""
@@ -148,7 +148,7 @@ class LogNormal(BaseLaw):
 
     def sampler(self, random: np.random.Generator) -> Sampler:
         """Return what draws from the law."""
-        return in_blocks(lambda size: random.lognormal(math.log(self.median), self.sigma, size))
+        return InBlocks(lambda size: random.lognormal(math.log(self.median), self.sigma, size))
 
     def expectation(self) -> float:
         """Return the law's mean."""

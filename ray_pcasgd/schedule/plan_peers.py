@@ -1,17 +1,36 @@
-"""Plans who reads which version when: an event-driven simulation of timing alone, without weights."""
+"""Plans who reads which version when: an event-driven simulation of timing alone, without weights.
+
+Most plans are made many rows at once (``plan_windows``), and the rows are the same.
+"""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.exchange import AllNeighbors, Exchange
-from ray_pcasgd.schedule.barrier import Barrier, NoBarrier, Proceed, SampledBarrier, WaitFor
+from ray_pcasgd.schedule.barrier import (
+    AllBarrier,
+    Barrier,
+    BoundedBarrier,
+    NoBarrier,
+    Proceed,
+    SampledBarrier,
+    WaitFor,
+)
 from ray_pcasgd.schedule.plan_links import Link, PlannedAgent
+from ray_pcasgd.schedule.plan_windows import Windows
+from ray_pcasgd.schedule.segments import OutOfRangeError
 from ray_pcasgd.schedule.simulation import Channel, Timing, row_times
 from ray_pcasgd.schedule.transfers import Downlink, HostPipes
+
+_FEWEST_ROWS = 60
+"""Rows of a plan, about, from which on it takes less time to plan many at once."""
+_FEWEST_AGENTS = 6
+"""Agents with a barrier from which on it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +69,45 @@ class Planner(Timing):
         return Rounds(self.num_steps, self.local_steps)
 
     def __iter__(self) -> Iterator[Row]:
-        return Simulation(self).rows()
+        num_agents = len(self.neighbors)
+        is_worth_it = self.num_steps * num_agents >= _FEWEST_ROWS and (
+            isinstance(self.barrier, NoBarrier) or num_agents >= _FEWEST_AGENTS
+        )
+        in_windows = is_worth_it and self.has_windows
+        return chain.from_iterable(self._in_windows()) if in_windows else Simulation(self).rows()
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether many rows can be planned at once: all is read of all, and no queue's order hangs on a barrier."""
+        exchange, barrier = self.exchange, self.barrier
+        reads_all = isinstance(exchange, AllNeighbors) and exchange.reading == "newest"
+        goes_on = isinstance(barrier, NoBarrier)
+        waits_for_all = isinstance(barrier, AllBarrier | BoundedBarrier) and not (self.hosts or self.combines_first)
+        return reads_all and (goes_on or waits_for_all)
+
+    @property
+    def windows(self) -> Windows:
+        """The rows of many steps at once."""
+        barrier = self.barrier
+        assert not isinstance(barrier, SampledBarrier)
+        return Windows(
+            self,
+            self.rounds,
+            self.neighbors,
+            self.message_bytes,
+            self.combines_first,
+            None if isinstance(barrier, NoBarrier) else barrier,
+        )
+
+    def _in_windows(self) -> Iterator[Iterable[Row]]:
+        """Yield all rows, those of many steps at once as far as numbers have 64 bits."""
+        planned = 0
+        try:
+            for number, rows in self.windows:
+                planned += number
+                yield rows
+        except OutOfRangeError:
+            yield islice(Simulation(self).rows(), planned, None)
 
 
 _LANDS, _TESTS = range(2)

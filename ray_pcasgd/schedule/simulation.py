@@ -1,21 +1,36 @@
 """What the three planners share: time in whole nanoseconds, a calendar, links whose messages keep their order."""
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from ray_pcasgd.schedule.bandwidth import transmission_nanoseconds
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 from ray_pcasgd.schedule.hosts import Host
+from ray_pcasgd.schedule.law_base import InBlocks
 from ray_pcasgd.schedule.transfers import Downlink, HostPipes, Transfer, nanoseconds_of
 
-_A_SECOND = 1_000_000_000
+A_SECOND = 1_000_000_000
 """In nanoseconds, which are whole so that equal times are equal."""
+
+_LARGEST_EXACT = 2**53
+"""Whole numbers up to it are floating-point numbers too."""
 
 
 def in_seconds(moment: int) -> float:
     """Return a moment, in nanoseconds, in seconds."""
-    return moment / _A_SECOND
+    return moment / A_SECOND
+
+
+def seconds_of(moments: np.ndarray) -> np.ndarray:
+    """Return moments, in nanoseconds, in seconds, each as ``in_seconds`` does."""
+    if len(moments) and moments.max() > _LARGEST_EXACT:
+        return np.array([in_seconds(moment) for moment in moments.tolist()])
+    result: np.ndarray = moments / A_SECOND
+    return result
 
 
 def row_times(start: int, ready: int, end: int) -> tuple[float, float, float]:
@@ -25,7 +40,7 @@ def row_times(start: int, ready: int, end: int) -> tuple[float, float, float]:
 
 def in_nanoseconds(seconds: float) -> int:
     """Return seconds in whole nanoseconds."""
-    return round(seconds * _A_SECOND)
+    return round(seconds * A_SECOND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +68,45 @@ class Computing:
 
     def ready_at(self, now: int, num_batches: int = 1) -> int:
         """Return when the gradients of the next mini-batches are ready, which are begun now."""
+        return now + in_nanoseconds(self._seconds(now, num_batches))
+
+    def _seconds(self, now: int, num_batches: int) -> float:
         begun, taken = in_seconds(now), 0.0
         for _ in range(num_batches):
             moment = begun + taken
             if moment > self._asked_at:
                 self._asked_at = moment
             taken += self._sample(self._asked_at)
-        return now + in_nanoseconds(taken)
+        return taken
+
+    @property
+    def ignores_moments(self) -> bool:
+        """Whether how long a gradient takes does not depend on when it is begun."""
+        return isinstance(self._sample, InBlocks)
+
+    def round_seconds(self, now: int, batches: Sequence[int]) -> np.ndarray:
+        """Return the seconds of rounds of so many mini-batches, one after another, shape (rounds,).
+
+        The first begins now, and none of the others is longer than it.
+        """
+        sample, longest = self._sample, batches[0]
+        if not isinstance(sample, InBlocks):
+            return np.array(self._one_after_another(now, batches))
+        if longest == 1:
+            return sample.many(len(batches))
+        seconds = np.zeros(len(batches) * longest)
+        drawn = sample.many(sum(batches))
+        seconds[: len(drawn)] = drawn
+        # In the order of single steps: a sum in another order has other bits.
+        result: np.ndarray = np.add.accumulate(seconds.reshape(-1, longest), axis=1)[:, -1]
+        return result
+
+    def _one_after_another(self, now: int, batches: Sequence[int]) -> list[float]:
+        result = []
+        for number in batches:
+            result.append(self._seconds(now, number))
+            now += in_nanoseconds(result[-1])
+        return result
 
 
 class Channel:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes, check_timing
+from ray_pcasgd.schedule.law_base import InBlocks
 from ray_pcasgd.schedule.law_measured import MeasuredLaw
 from ray_pcasgd.schedule.laws import ConstantLaw, Law, Outage
 
@@ -54,6 +55,16 @@ def test_values_drawn_in_blocks_are_those_that_single_draws_give(value: str) -> 
         "log-normal(2, 0.5)": lambda: random.lognormal(math.log(2), 0.5),
     }[value]
     assert draws(value, 1000).tolist() == [single() for _ in range(1000)]
+
+
+@pytest.mark.parametrize(
+    "value", [value for value in LAWS if isinstance(law(value).sampler(generator(0, "test")), InBlocks)]
+)
+def test_many_values_at_once_are_those_that_come_one_by_one(value: Any) -> None:
+    sampler = law(value).sampler(generator(0, "test"))
+    assert isinstance(sampler, InBlocks)
+    found = [*sampler.many(7), sampler(0.0), *sampler.many(3), *sampler.many(0), *sampler.many(300), sampler(0.0)]
+    assert found == draws(value, 312).tolist()
 
 
 @pytest.mark.parametrize("value", LAWS)
