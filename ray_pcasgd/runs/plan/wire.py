@@ -10,6 +10,7 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.compensation import AdaptiveCompensation
 from ray_pcasgd.rules.prediction import PredictingRule
+from ray_pcasgd.rules.server import ServerRule
 
 
 def check_wire(config: Config) -> None:
@@ -36,11 +37,19 @@ def check_wire(config: Config) -> None:
 def _check_fragments(config: Config) -> None:
     algorithm, wire, engine = config.algorithm, config.wire, config.engine
     allowed = f"allowed with wire.fragments = {wire.fragments} is"
-    if not (isinstance(algorithm, Rule) and algorithm.takes_fragments):
+    if not (isinstance(algorithm, Rule | ServerRule) and algorithm.takes_fragments):
         raise ValueError(
             f"wire.fragments = {wire.fragments}: allowed with algorithm.name = {algorithm.name!r} is 1; others are for "
-            "d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd and pc-asgd-pv"
+            "d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd and pc-asgd-pv, and with a server for diloco, fedasync and "
+            "elastic-averaging"
         )
+    if isinstance(algorithm, ServerRule):
+        if algorithm.by_tensor is not None:
+            raise ValueError(
+                f"wire.fragments = {wire.fragments}: allowed with algorithm.{algorithm.by_tensor} is 1, since it looks "
+                "at whole tensors"
+            )
+        return
     if isinstance(algorithm, PredictingRule):
         if algorithm.prediction != "direction":
             raise ValueError(f"algorithm.prediction = {algorithm.prediction!r}: {allowed} direction")
@@ -57,10 +66,10 @@ def _check_fragments(config: Config) -> None:
         )
 
 
-def check_parts(fragments: int, num_parameters: int) -> None:
-    """Raise ``ValueError`` where the weights have fewer numbers than they are to have parts."""
+def check_parts(fragments: int, num_parameters: int, whose: str = "the model's parameters") -> None:
+    """Raise ``ValueError`` where weights have fewer numbers than they are to have parts."""
     if fragments > num_parameters:
-        raise ValueError(f"wire.fragments = {fragments}: allowed are 1 to {num_parameters}, the model's parameters")
+        raise ValueError(f"wire.fragments = {fragments}: allowed are 1 to {num_parameters}, {whose}")
 
 
 def check_whole(config: Config, rows: Sequence[Row]) -> None:

@@ -144,7 +144,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"algorithm": "ad-psgd", "links": []},
         "wire.fragments = 4: allowed with algorithm.name = 'ad-psgd' is 1",
     ),
-    "a server": ({"algorithm": {"name": "diloco"}}, "wire.fragments = 4: allowed with algorithm.name = 'diloco' is 1"),
     "displacement": (
         {"algorithm": {"name": "pc-asgd", "prediction": "displacement"}},
         "algorithm.prediction = 'displacement': allowed with wire.fragments = 4 is direction",
