@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ray_pcasgd.agents.server_recipe import ServerRecipe
+from ray_pcasgd.agents.worker import Worker
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
@@ -152,6 +153,7 @@ def test_parts_follow_the_reference(name: str) -> None:
     reference = IN_PARTS.get(name.split(",")[0], StreamingReference)(own, rounds)
     for report in reports:
         reference.execute(report.row)
+        assert report.bytes_sent == 4 * 154 * (1 if report.row.agent < 3 else len(report.row.reads))
     np.testing.assert_allclose(agents[3].weights.numpy(), reference.weights[-1], rtol=0, atol=3e-5)
     for agent, x in zip(agents, reference.x, strict=False):
         np.testing.assert_allclose(agent.weights.numpy(), x, rtol=0, atol=3e-5)
@@ -236,3 +238,24 @@ def test_what_cannot_be_sent_in_parts_is_refused_in_one_line(name: str) -> None:
         make_plan(load_config(SMALL | {"wire": {"fragments": 4}} | settings))
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
+
+
+def test_what_was_left_out_of_a_part_comes_with_that_part() -> None:
+    own = plan(diloco(shards=2), wire={"directions": {"name": "top-k", "share": 0.1}, "fragments": 3})
+    worker = own.specs[0].build(own.data)
+    assert isinstance(worker, Worker)
+    left = np.zeros((2, 3, 77))
+    """Of each server's each part, whose 230 numbers are 77, 77 and 76."""
+    for version in range(1, 13):
+        worker.version, worker.sent = version, torch.randn(460, generator=torch.Generator().manual_seed(version))
+        encoded = worker.encoded.split(worker.encoded.numel() // 2)
+        for place, (piece, vector) in enumerate(
+            zip(encoded, worker.sent.double().numpy().reshape(2, 230), strict=True)
+        ):
+            part = np.pad(vector, (0, 1))[77 * (version % 3) :][:77] + left[place, version % 3]
+            kept = np.argsort(-np.abs(part))[:8]
+            arrived = np.zeros(77)
+            arrived[kept] = part[kept]
+            left[place, version % 3] = part - arrived
+            found = worker.spec.recipe.wire.directions.decode(piece, 77).numpy()
+            np.testing.assert_allclose(found, arrived, atol=1e-5)
