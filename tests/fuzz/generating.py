@@ -324,7 +324,7 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
     others = ("ad-psgd", "sgp", "sgp-overlap", "noloco", "choco-sgd")
     if kind in ("server", "elastic-averaging", "diloco", "fedasync", *others):
         tree.pop("membership", None)
-    if isinstance(tree.get("wire"), dict) and (kind not in IN_PARTS or "membership" in tree or random.random() < 0.7):
+    if isinstance(tree.get("wire"), dict) and (kind not in IN_PARTS or random.random() < 0.7):
         tree["wire"].pop("fragments", None)
     if random.random() < 0.9:
         tree.pop("schedule", None)

@@ -238,7 +238,13 @@ def assert_replays(live: Result, **settings: Any) -> None:
     assert replayed.schedule_hash == live.schedule_hash
 
 
-@pytest.mark.parametrize("algorithm", ["pc-asgd", slow_unless(False, "d-psgd"), slow_unless(False, "choco-sgd")])
+WIRES: dict[str, Any] = {
+    "choco-sgd": {"name": "top-k", "share": 0.1},
+    "c-asgd": {"weights": "bf16", "fragments": 3},
+}
+
+
+@pytest.mark.parametrize("algorithm", ["pc-asgd", *(slow_unless(False, name) for name in ("d-psgd", *WIRES))])
 def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_too(
     algorithm: str, tmp_path: Path
 ) -> None:
@@ -248,7 +254,7 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
     release = Release(tmp_path / "gate", lambda report: outlived <= set(faults.kinds()))
     settings = {"num_steps": 300, "evaluate_every": 150, "task": release.task, "algorithm": algorithm}
     engine = LIVE if algorithm == "pc-asgd" else {**LIVE, "inline_bytes": 0}
-    settings |= {"wire": {"name": "top-k", "share": 0.1}} if algorithm == "choco-sgd" else {}
+    settings |= {"wire": WIRES[algorithm]} if algorithm in WIRES else {}
     result = fit(tmp_path, faults, release, engine=engine, **settings)
     assert result.error is None
     assert outlived <= set(faults.kinds())
@@ -260,7 +266,7 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
     assert {row[:2] for row in rows} >= {(agent, step) for agent in (0, 2) for step in range(300)}
     assert max(row.step for row in rows if row.agent == 1) == 299
     assert_replays(result, **settings)
-    if algorithm == "choco-sgd" and "reads_unrecorded" not in faults.kinds():
+    if algorithm in WIRES and "reads_unrecorded" not in faults.kinds():
         schedule = str(Path(result.path) / "schedule.parquet")
         assert_same_weights(result, fit_local(tmp_path / "again", schedule=schedule, **settings))
         assert_same_weights(result, fit(tmp_path / "actors", schedule=schedule, **settings))

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ray.actor import ActorHandle
+from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import Header, Message
 from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Published, Received
@@ -225,9 +226,10 @@ class PeerDriver(LiveDriver):
         """Yield what is sent, and to whom: to all the same, but for differences, which some cannot do with."""
         actor, policy = self.actor, self.policy
         if self.agent.copies is None:
-            contents = None if published is None else actor.contents(published, actor.direction)
+            direction = None if published is None else actor.direction
+            contents = None if published is None else actor.contents(published, direction)
             if contents is not None and not header.isolated:
-                self.published = (header, lambda: contents)
+                self.published = (header, self.offered(contents, direction))
             yield {k: policy.addressed(header, k) for k in receivers if policy.can_reach(k)}, contents
             return
         with actor.changed:
@@ -243,6 +245,18 @@ class PeerDriver(LiveDriver):
             yield whole, actor.contents(published)
         if in_step := {k: own for k, own in headers.items() if k not in behind}:
             yield actor.as_difference(in_step, published)
+
+    def offered(self, contents: Contents, direction: Tensor | None) -> Callable[[], Contents]:
+        """Return what makes the present version's contents for who comes back: with all numbers, where others get some.
+
+        Args:
+            contents: What all others are sent.
+            direction: The direction in them, as it travels.
+
+        """
+        if not self.agent.spec.recipe.has_fragments:
+            return lambda: contents
+        return partial(self.actor.contents, self.agent.whole_message, direction)
 
     def header(self) -> Header:
         """Return the header of the agent's present version."""
@@ -271,7 +285,8 @@ class PeerDriver(LiveDriver):
         if neighbor in self.actor.spec.receivers:
             self.actor.outbox.welcome(neighbor, handle)
         if self.published is None:
-            self.published = (self.header(), partial(self.actor.contents, self.agent.message(None)))
+            whole = self.agent.whole_message if self.agent.spec.recipe.has_fragments else self.agent.message(None)
+            self.published = (self.header(), partial(self.actor.contents, whole))
         self.in_step.lose((neighbor,))
         if self.agent.copies is not None:
             self.strangers.add(neighbor)
@@ -310,6 +325,8 @@ class PeerDriver(LiveDriver):
         received = self.open_all(
             [Found(read, offer.header._replace(mass=1.0), offer.contents, None) for read, offer in offered]
         )
+        if agent.spec.recipe.has_fragments:
+            received = [one for one in received if self.is_whole(one)]
         reads, now = tuple(one.read for one in received), actor.now()
         row = Row(actor.spec.agent, rejoin.version - 1, now, now, now, reads, "rejoined")
         agent.take(row, received)
@@ -318,6 +335,15 @@ class PeerDriver(LiveDriver):
             actor.unsent += self.policy.events()
         actor.submit(row, NO_LOSS, self.counts.counted(len(agent.receivers())), flush=True)
         self.publish()
+
+    def is_whole(self, one: Received) -> bool:
+        """Return whether what a neighbor has offered is all of its version, as it must be; reject it else."""
+        if one.whole is not None:
+            return True
+        with self.actor.changed:
+            error = RejectedError("it holds a part; allowed for one that comes back is a whole version")
+            self.actor.reject(one.read.neighbor, one.read.version, error)
+        return False
 
     def on_leave(self) -> None:
         """Tell the neighbors that the agent has left, if it was asked to."""
