@@ -240,7 +240,7 @@ def assert_replays(live: Result, **settings: Any) -> None:
 
 WIRES: dict[str, Any] = {
     "choco-sgd": {"name": "top-k", "share": 0.1},
-    "c-asgd": {"weights": "bf16", "fragments": 3},
+    "d-asgd": {"weights": "bf16", "fragments": 3},
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from ray_pcasgd.agents.mailbox import Answer, Header
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.messages import Contents
-from ray_pcasgd.engines.ray.actor import Actor
+from ray_pcasgd.engines.ray.actor import Actor, Found
 from ray_pcasgd.engines.ray.live import moment
 from ray_pcasgd.engines.ray.live_peer import PeerDriver
 from ray_pcasgd.engines.ray.mail import Driving
@@ -85,9 +85,8 @@ def test_what_a_neighbor_says_of_a_cut_is_checked(agent: Actor, mark: Any) -> No
     assert agent.marks == {1: {}, 2: {}}
 
 
-def differing(agent: int = 0) -> Actor:
-    """A live agent that is sent differences, all of which travels."""
-    plan = make_plan(load_config(SETTINGS | {"algorithm": "choco-sgd"}))
+def live_agent(agent: int = 0, **settings: Any) -> Actor:
+    plan = make_plan(load_config(SETTINGS | settings))
     injection = InjectedDelays(0, plan.config.compute, plan.config.links, plan.clusters, AllBarrier())
     scheduler: Any = None
     driving = Driving(60.0, 1, None, 20.0, 0.05, 2**16)
@@ -95,6 +94,11 @@ def differing(agent: int = 0) -> Actor:
     actor.started_at = time.time()
     actor.begin()
     return actor
+
+
+def differing(agent: int = 0) -> Actor:
+    """A live agent that is sent differences, all of which travels."""
+    return live_agent(agent, algorithm="choco-sgd")
 
 
 def open_read(agent: Actor, version: int) -> float | None:
@@ -134,6 +138,20 @@ def test_differences_are_added_in_order_whatever_is_read_of_them() -> None:
     come(9, 1.0, is_difference=False)
     come(10, 0.5)
     assert open_read(agent, 10) == 1.5
+
+
+@pytest.mark.parametrize("weights", ["float32", "bf16"])
+def test_who_comes_back_takes_whole_versions_alone(weights: str) -> None:
+    agent = live_agent(algorithm="d-asgd", wire={"weights": weights, "fragments": 2})
+    assert isinstance(agent.driver, PeerDriver)
+    peer, header = agent.driver.agent, Header(1, 5, time.time(), STEP)
+    whole, part = (agent.contents(one) for one in (peer.whole_message, peer.message(None)))
+    first, second = agent.open_all([Found(Read(1, 5, 0, 0), header, one, None) for one in (whole, part)])
+    assert agent.driver.is_whole(first)
+    assert events(agent, "message_rejected") == []
+    assert not agent.driver.is_whole(second)
+    (event,) = events(agent, "message_rejected")
+    assert "it holds a part; allowed for one that comes back is a whole version" in event.detail
 
 
 def test_a_difference_is_refused_where_whole_weights_are_expected(agent: Actor) -> None:
