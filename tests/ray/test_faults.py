@@ -293,7 +293,7 @@ def test_who_has_lost_a_difference_is_sent_a_whole_copy_and_the_record_replays(t
     replayed = fit_local(tmp_path / "again", schedule=str(Path(live.path) / "schedule.parquet"), **settings)
     assert_same_weights(live, replayed)
     sent, planned = (one.metrics_dataframe.groupby("agent")["bytes_sent"].sum() for one in (live, replayed))
-    # A whole copy has 4 bytes for each of 650 numbers, a difference 8 for each of 65; on a busy machine it may take two.
+    # A whole copy has 4 bytes for each of 650 numbers, a difference 8 for each of 65; a busy machine may take two.
     more = (sent - planned).tolist()
     assert more[1] > 0
     assert [more[0], more[1] % (4 * 650 - 8 * 65), more[2]] == [0, 0, 0]

@@ -258,7 +258,7 @@ def test_nobody_is_asked_over_a_link_that_is_cut_or_by_a_stranger() -> None:
     reader.driver.set_links(InjectedDelays(0, config.compute, config.links, (0, 0, 0), AllBarrier(), cut))
     assert opened(reader, 2) is None
     assert not reader.driver.asking.is_asked(1)
-    for stranger in (7, -1, "0", None):
+    for stranger in (7, -1, "0", None, []):
         sender.send_whole(stranger)  # type: ignore[arg-type]
     sending(sender, reader)
     message = reader.mailbox.get(1, 3)
