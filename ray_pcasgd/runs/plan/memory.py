@@ -65,10 +65,8 @@ def least_vectors(config: Config) -> int:
     is_direction = isinstance(optimizer, SGD) and not optimizer.nesterov
     state = 0 if is_direction else optimizer.state_vectors
     if isinstance(algorithm, ServerRule):
-        # The replica and the gradient; the weights may be those that the server has published, but with fragments,
-        # where those come on top from which each of them has begun.
-        own = 2 * (config.wire.fragments > 1)
-        return 2 + own + (state if algorithm.workers_step else 0)
+        # The replica and the gradient; the weights may be those that the server has published.
+        return 2 + (state if algorithm.workers_step else 0)
     # The replica, the present version and the direction; and what a sparse format has left out of the latter.
     sends = isinstance(algorithm, Rule) and algorithm.needs_directions and not algorithm.reads_displacements
     sparse = sends and config.wire.directions.is_sparse
