@@ -27,7 +27,7 @@ class CombiningSpec(AgentSpec):
     @property
     def family(self) -> Family:
         """What the agent has in common with those of its family."""
-        return self.recipe.as_sent(COMBINING_PEERS)
+        return COMBINING_PEERS
 
     def build(self, data: TaskData) -> "CombiningPeer":
         """Return the agent."""

@@ -4,7 +4,8 @@ What rules see of an agent is its public copy, so that whatever reads it sees th
 version that is published is the copy itself; and on actors, where the difference travels, and each reader adds up what
 comes. A difference means something only to who has the version before. So a reader takes in all messages of a
 neighbor, in order, also those that no step of its own reads, and refuses one that does not follow on what it has; and a
-sender sends its whole copy, as float32, to whom it has not sent the version before: who was cut off, or comes back.
+sender sends its whole copy, as float32, to whom it has not sent the version before, who was cut off, or comes back, and
+to who has lost a message and asks for it.
 """
 
 from collections.abc import Mapping, Sequence

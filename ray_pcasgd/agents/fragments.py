@@ -1,7 +1,8 @@
 """Fragments: a version's message holds one part of the model, each in turn (Streaming DiLoCo, arXiv 2501.18512).
 
-A reader takes its own numbers for those that have not come, so that it averages over the part that has, and is by
-itself in the others.
+A peer takes its own numbers for those that have not come, so that it averages over the part that has, and is by
+itself in the others. A worker of a server sends what it has changed of a part since it took that part in last, is
+answered with the same part, and goes on by itself in the others.
 """
 
 from functools import lru_cache
@@ -32,11 +33,23 @@ class Fragments:
 
     **Choice**: equal parts of the model's tensors in their order, the last one filled up with zeros, so that every
     message is as long; Streaming DiLoCo deals out whole layers, whose lengths differ.
+
+    Args:
+        fragments: How many parts.
+        seed: Of the order in which they come (``part_of``); ``None``: always the same one, from part 0 on, so that as
+            many versions lie between two messages that hold a part, as Streaming DiLoCo has it.
+
     """
 
-    def __init__(self, fragments: int, seed: int) -> None:
+    def __init__(self, fragments: int, seed: int | None) -> None:
         self.fragments = fragments
         self._seed = seed
+
+    def part(self, version: int) -> int:
+        """Return which part a version's message holds, from 0 on."""
+        if self._seed is None:
+            return version % self.fragments
+        return part_of(version, self.fragments, self._seed)
 
     def length(self, numbers: int) -> int:
         """Return how many of so many numbers a part has."""
@@ -44,7 +57,7 @@ class Fragments:
 
     def _place(self, version: int, numbers: int) -> tuple[int, int]:
         length = self.length(numbers)
-        first = min(numbers, part_of(version, self.fragments, self._seed) * length)
+        first = min(numbers, self.part(version) * length)
         return first, min(numbers, first + length)
 
     def cut(self, vector: Tensor, version: int) -> Tensor:

@@ -53,8 +53,6 @@ class Family:
     """Whether delays in steps have a meaning."""
     tells_neighbors: bool = False
     """Whether a live agent sends its neighbors itself that it leaves."""
-    may_come_back: bool = True
-    """Whether a live agent that was lost, or has left, may come back as the mean of its neighbors."""
     title: str = "Agent"
     """What Ray's dashboard calls such an actor, with its number."""
     pushes: bool = False
@@ -189,13 +187,15 @@ class Received(NamedTuple):
     """What a worker says of its gradient; of those to servers."""
     local: Mapping[str, Tensor] = {}
     with_gradient: Tensor | None = None
+    whole: Tensor | None = None
+    """Of peers that send fragments: all of the version's own numbers, shape (D,), where it was sent whole."""
 
 
 class Incoming(NamedTuple):
     """What the messages to an agent hold, for those who check them."""
 
     weights: int | None
-    """Numbers in the weights, and in a direction; ``None`` where senders have parts of different sizes."""
+    """Numbers in the weights, and in a direction; ``None`` where these differ from message to message."""
     buffers: int
     """Numbers in the mixed buffers; a message may also have none."""
     last_version: int | None = None
@@ -206,7 +206,7 @@ class Incoming(NamedTuple):
     """Of a server: the number of the model's parameter tensors."""
     encoded: Mapping[str, int | None] = {}
     """Bytes of what travels in a format of fewer of them, by name: ``weights``, ``direction``, or ``difference`` in
-    place of weights; ``None`` where senders have parts of different sizes."""
+    place of weights; ``None`` where these differ from message to message."""
     are_differences: bool = False
     """Whether they may hold differences in place of weights."""
 

@@ -29,6 +29,7 @@ from ray_pcasgd.agents.participant import (
     Training,
 )
 from ray_pcasgd.agents.reliability import ByCluster, ByStaleness
+from ray_pcasgd.agents.sent_weights import SentWeights
 from ray_pcasgd.agents.wire import Wire
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
@@ -58,6 +59,9 @@ class Recipe(Training):
     """The formats of what they send."""
     combines_first: bool = False
     """Whether agents combine what they have read before a round's local steps (``combining``)."""
+    publishes_whole: bool = False
+    """Whether versions of which fragments are read are published whole: some row of a plan, or of a recorded schedule,
+    comes back as their mean."""
 
     @cached_property
     def rounds(self) -> Rounds:
@@ -69,6 +73,16 @@ class Recipe(Training):
         """Into which parts versions are cut."""
         return Fragments(self.wire.fragments, self.seed)
 
+    @cached_property
+    def sent_weights(self) -> SentWeights:
+        """What is sent of a version's weights."""
+        return SentWeights(self.wire.weights, self.fragments)
+
+    @property
+    def has_fragments(self) -> bool:
+        """Whether messages hold a part of a version's weights."""
+        return self.wire.fragments > 1
+
     def reliable(self, agent: int, read: Read) -> bool:
         """Return whether ``agent`` trusts what it reads as it is."""
         return self.reliability.reliable(agent, read, self.clusters)
@@ -78,11 +92,6 @@ class Recipe(Training):
         numbers = self.fragments.length(parameters)
         direction = self.wire.directions.num_bytes(numbers) if self.sends_directions else 0
         return self.wire.weights.num_bytes(numbers) + direction + 4 * buffers
-
-    def as_sent(self, family: Family) -> Family:
-        """Return a family as it is with the run's messages."""
-        # Nobody holds a whole version of another agent.
-        return replace(family, may_come_back=False) if self.wire.fragments > 1 else family
 
     @property
     def sends_directions(self) -> bool:
@@ -118,8 +127,7 @@ class AgentSpec(LearnerSpec):
     @property
     def family(self) -> Family:
         """What the agent has in common with those of its family."""
-        family = PUSHING_PEERS if self.recipe.rule.reading == "every" else PEERS
-        return self.recipe.as_sent(family)
+        return PUSHING_PEERS if self.recipe.rule.reading == "every" else PEERS
 
     def build(self, data: TaskData) -> "Peer":
         """Return the agent."""
@@ -327,9 +335,15 @@ class Peer(Learner, Participant):
     def _published(self, sender: int) -> Published:
         """Return the present version as it is published by ``sender``, whose draws round it."""
         recipe = self.spec.recipe
-        draw = (recipe.seed, "weights", sender, self.version)
-        part = recipe.fragments.cut(self.weights, self.version)
-        return Published(recipe.wire.weights.encode(part, draw), self.buffers, mass=self.mass)
+        if recipe.publishes_whole:
+            return self.whole_message
+        weights = recipe.sent_weights.fragment(self.weights, (recipe.seed, "weights", sender, self.version))
+        return Published(weights, self.buffers, mass=self.mass)
+
+    @property
+    def whole_message(self) -> Published:
+        """The present version with all its numbers, for who comes back into a run whose messages hold fragments."""
+        return Published(self.spec.recipe.sent_weights.whole(self.weights), self.buffers)
 
     @property
     def published_direction(self) -> Tensor | None:
@@ -352,25 +366,31 @@ class Peer(Learner, Participant):
             _ = self.published_direction
 
     def incoming(self) -> Incoming:
-        """Return what the messages to the agent hold."""
-        wire = self.spec.recipe.wire
-        numbers = self.spec.recipe.fragments.length(self.weights.numel())
+        """Return what the messages to the agent hold: of weights, fragments or all of them."""
+        last, is_in_parts = max(map(self.rounds.last, self.spec.neighbors), default=0), self.spec.recipe.has_fragments
+        encoded = {name: None if is_in_parts and name == "weights" else n for name, n in self._encoded.items()}
+        numbers = None if is_in_parts else self.weights.numel()
+        return super().incoming()._replace(weights=numbers, last_version=last, encoded=encoded)
+
+    @property
+    def _encoded(self) -> Mapping[str, int]:
+        """Bytes of a message's weights and direction, where these are fewer."""
+        wire, numbers = self.spec.recipe.wire, self.spec.recipe.fragments.length(self.weights.numel())
         formats = {"weights": wire.weights, "direction": wire.directions}
-        return (
-            super()
-            .incoming()
-            ._replace(
-                weights=numbers,
-                last_version=max(map(self.rounds.last, self.spec.neighbors), default=0),
-                encoded={name: one.num_bytes(numbers) for name, one in formats.items() if not one.is_plain},
-            )
-        )
+        return {name: one.num_bytes(numbers) for name, one in formats.items() if not one.is_plain}
+
+    def outgoing(self) -> Mapping[str, int | None]:
+        """Return the bytes of what the agent publishes in a format of fewer of them, by name."""
+        whole = {"weights": 4 * self.weights.numel()} if self.spec.recipe.publishes_whole else {}
+        return {name: whole.get(name, number) for name, number in self._encoded.items()}
 
     def example_of(self, name: str) -> Tensor:
         """Return a tensor of the form in which the agent publishes its ``weights``, ``buffers`` or ``direction``."""
         example = super().example_of(name)
-        is_part = example.dtype != torch.uint8 and name != "buffers"
-        return example[: self.spec.recipe.fragments.length(len(example))] if is_part else example
+        is_whole = name == "buffers" or (name == "weights" and self.spec.recipe.publishes_whole)
+        if example.dtype == torch.uint8 or is_whole:
+            return example
+        return example[: self.spec.recipe.fragments.length(len(example))]
 
     def starts(self) -> dict[int, Published]:
         """Return version 0 of each neighbor: the numbers are those of the agent itself."""
@@ -380,20 +400,22 @@ class Peer(Learner, Participant):
 
     def opened(self, read: Read, published: Published) -> Received:
         """Return a neighbor's version as this agent reads it; one that has left the run has moved nowhere since."""
-        wire, fragments = self.spec.recipe.wire, self.spec.recipe.fragments
-        numbers = fragments.length(self.weights.shape[-1])
-        part = wire.weights.opened("weights", published.weights, numbers)
-        weights, direction = fragments.filled(part, read.version, self.weights), published.direction
+        recipe, direction = self.spec.recipe, published.direction
+        draw = (recipe.seed, "weights", read.neighbor, read.version)
+        weights, whole = recipe.sent_weights.opened(published.weights, self.weights, draw)
         if direction is not None:
             direction = self.opened_direction(read, direction) if self.needs_direction(read) else None
         if direction is None and self.publishes_directions:
             direction = zeros_for(weights)
-        return Received(read, weights, published.buffers, direction, published.mass)
+        return Received(read, weights, published.buffers, direction, published.mass, whole=whole)
 
     def opened_direction(self, read: Read, encoded: Tensor) -> Tensor:
         """Return the direction at a version that is read, zeros where nothing of it has come; shape (D,)."""
         wire, fragments = self.spec.recipe.wire, self.spec.recipe.fragments
-        part = wire.directions.opened("direction", encoded, fragments.length(self.weights.shape[-1]))
+        length = fragments.length(self.weights.shape[-1])
+        part = wire.directions.opened("direction", encoded, length)
+        if fragments.fragments > 1 and len(part) != length:
+            raise ValueError(f"its direction has {len(part)} numbers; allowed are {length}")
         return fragments.filled(part, read.version, self._zeros)
 
     def with_displacements(self, received: Sequence[Received]) -> Sequence[Received]:
@@ -439,8 +461,11 @@ class Peer(Learner, Participant):
         return self.rounds.evaluation_point(self.spec.agent, self.version, self.spec.recipe.evaluate_every)
 
     def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
-        """Return the bytes that are sent of the present version."""
-        return self.message_bytes * (len(self.receivers()) if receivers is None else receivers)
+        """Return the bytes that are sent of the present version, and to who is back in place of fragments."""
+        sent = self.message_bytes * (len(self.receivers()) if receivers is None else receivers)
+        if row.kind == "rejoined" and self.spec.recipe.has_fragments:
+            sent += len(row.reads) * 4 * (self.weights.numel() + self.buffers.numel())
+        return sent
 
     def gather(self, received: Sequence[Received], held: int = 0) -> Gathered:
         """Return what the rule is going to see, neighbor by neighbor; those that were not read have weight 0.
@@ -671,7 +696,8 @@ class Peer(Learner, Participant):
             share = torch.tensor(1.0 / len(received), device=self.weights.device)
             shares = share.expand(len(received))
             nothing = torch.zeros((), device=self.weights.device)
-            self.weights = mix(nothing, self._zeros, shares, tuple(r.weights for r in received))
+            wholes = tuple(r.weights if r.whole is None else r.whole for r in received)
+            self.weights = mix(nothing, self._zeros, shares, wholes)
             if self.buffers.numel():
                 mean = mix(nothing, torch.zeros_like(self.buffers), shares, tuple(r.buffers for r in received))
                 self.buffers = mean.clone()

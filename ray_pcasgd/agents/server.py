@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ray_pcasgd.agents.local_optimizer import parts_of
 from ray_pcasgd.agents.local_tensors import joined
 from ray_pcasgd.agents.mailbox import Delivery
 from ray_pcasgd.agents.participant import Family, Incoming, LearnerSpec, Outcome, Participant, Published, Received
-from ray_pcasgd.agents.worker import ServerRecipe
+from ray_pcasgd.agents.server_recipe import ServerRecipe
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Read, Row, Snapshot
@@ -80,7 +80,12 @@ class Server(Participant):
         self.forms = replica.forms
         """Shape and type of the tensors that workers may send besides, where they have any yet."""
         self.optimizer_state = recipe.optimizer.start(self.weights, self.parts)
-        self.rule_state = recipe.rule.init(self.weights, recipe.num_workers)
+        fragments = recipe.fragments
+        self.rule_state = tuple(
+            recipe.rule.init(fragments.cut(self.weights, number), recipe.num_workers)
+            for number in range(fragments.fragments)
+        )
+        """Of each fragment, which the rule moves by itself; of whole weights one."""
         self.position = Position(recipe.local_steps)
         self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap else {}
         """Where the correction needs the gap: weights by version, of those that workers compute at, and the newest."""
@@ -114,26 +119,34 @@ class Server(Participant):
         return Outcome(sum(losses) / len(losses), measures)
 
     def message(self, row: Row | None) -> Published:
-        """Return the present version, as it is published."""
+        """Return the present version, as it is published: whole, whatever part of it a worker is sent."""
         recipe = self.spec.recipe
-        draw = (recipe.seed, "weights", self.spec.agent, self.version)
-        return Published(recipe.wire.weights.encode(self.weights, draw), self.buffers)
+        return Published(recipe.published(self.spec.agent, self.version, self.weights), self.buffers)
+
+    def fragment_of(self, published: Published, number: int) -> Published:
+        """Return one fragment of a published version, as a worker is answered it."""
+        return replace(published, weights=self.spec.recipe.fragment_of(published.weights, number))
 
     def outgoing(self) -> Mapping[str, int | None]:
         """Return the bytes of the server's versions, where these are fewer."""
-        own = self.spec.recipe.wire.weights
-        return {} if own.is_plain else {"weights": own.num_bytes(self.weights.numel())}
+        recipe = self.spec.recipe
+        return {} if recipe.wire.weights.is_plain else {"weights": recipe.bytes_of_version(self.weights.numel())}
+
+    @property
+    def _length(self) -> int:
+        """Numbers of a worker's message."""
+        return self.spec.recipe.fragments.length(self.weights.numel())
 
     def opened(self, read: Read, published: Published) -> Received:
         """Return a worker's version as the server reads it: its part of it."""
         own = self.spec.recipe.format_of_workers
-        vector = own.opened("weights", published.weights, self.weights.numel())
+        vector = own.opened("weights", published.weights, self._length)
         return super().opened(read, published)._replace(weights=vector)
 
     def incoming(self) -> Incoming:
         """Return what the messages to the server hold; a worker's own tensors come to the first server alone."""
         forms = self.forms if self.spec.place == 0 else {}
-        numbers, own = self.weights.numel(), self.spec.recipe.format_of_workers
+        numbers, own = self._length, self.spec.recipe.format_of_workers
         encoded = {} if own.is_plain else {"weights": own.num_bytes(numbers)}
         return Incoming(numbers, self.buffers.numel(), forms=forms, num_tensors=len(self.sizes), encoded=encoded)
 
@@ -155,8 +168,7 @@ class Server(Participant):
         recipe = self.spec.recipe
         step_size = recipe.step_size_at(self.progress)
         eta = torch.tensor(step_size, device=self.device)
-        delivered = [self._delivered(state, eta) for state in received]
-        self.rule_state, moved = recipe.rule.gather(self.rule_state, self.weights, delivered)
+        moved = self._gathered(received, eta)
         if recipe.rule.workers_step:
             weights = moved
         else:
@@ -182,6 +194,19 @@ class Server(Participant):
             self.history[self.version] = self.weights
         self.position.advance(state.read.neighbor for state in received)
         return {"gradients": float(len(received))}
+
+    def _gathered(self, received: Sequence[Received], eta: Tensor) -> Tensor:
+        """Return what the rule makes of what was received, fragment by fragment; none of the others moves."""
+        rule, fragments = self.spec.recipe.rule, self.spec.recipe.fragments
+        by_part: dict[int, list[Delivered]] = {}
+        for state in received:
+            by_part.setdefault(fragments.part(state.read.version), []).append(self._delivered(state, eta))
+        states, result = list(self.rule_state), self.weights
+        for part, delivered in sorted(by_part.items()):
+            states[part], moved = rule.gather(states[part], fragments.cut(self.weights, part), delivered)
+            result = fragments.filled(moved, part, result)
+        self.rule_state = tuple(states)
+        return result
 
     def moving(self, received: Sequence[Received]) -> Tensor | None:
         """Return which of the server's parameters some worker has a gradient of; ``None`` where that is all."""
@@ -241,7 +266,7 @@ class Server(Participant):
     @property
     def message_bytes(self) -> int:
         """Bytes of one version's message to one worker."""
-        return self.spec.recipe.wire.weights.num_bytes(self.weights.numel()) + 4 * self.buffers.numel()
+        return self.spec.recipe.wire.weights.num_bytes(self._length) + 4 * self.buffers.numel()
 
     def snapshot(self) -> Snapshot:
         """Return the server's part of the replica as the current version left it."""

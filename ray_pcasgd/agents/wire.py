@@ -33,8 +33,9 @@ class Wire(Settings):
     fragments: int = Field(1, ge=1, le=1024)
     """Parts of equal length into which the weights are cut, and directions with them: a version's message holds one of
     them, each once in so many versions, and where it holds nothing its reader goes on by itself. For the algorithms
-    between peers that average: d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd and pc-asgd-pv. A live agent that is lost does
-    not come back, since nobody holds a whole version of a neighbor."""
+    between peers that average: d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd and pc-asgd-pv. And with a server for those
+    whose workers go on by themselves: diloco (Streaming DiLoCo), fedasync and elastic-averaging, where a worker is
+    answered with the part that it has sent. Who comes in or back is sent whole versions."""
 
     @property
     def is_plain(self) -> bool:

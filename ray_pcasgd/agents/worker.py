@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ray_pcasgd.agents.dense_wire import Draw
 from ray_pcasgd.agents.error_feedback import ErrorFeedback
 from ray_pcasgd.agents.learner import Learner, ModelError
 from ray_pcasgd.agents.local_tensors import is_same
@@ -22,12 +21,11 @@ from ray_pcasgd.agents.participant import (
     Participant,
     Published,
     Received,
-    Training,
 )
-from ray_pcasgd.agents.wire import Wire, WireFormat
+from ray_pcasgd.agents.server_recipe import ServerRecipe
+from ray_pcasgd.agents.wire import WireFormat
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.tasks.task import TaskData
 
 WORKERS = Family(slack=0, prepares=False, counts=False, title="Worker")
@@ -36,50 +34,6 @@ CHANGED_WEIGHTS = (
     "task.model: a forward pass changes the model's own weights; allowed with a server that holds them are models "
     "that do not"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerRecipe(Training):
-    """What all workers and servers of a run share."""
-
-    rule: ServerRule
-    local_steps: tuple[int, ...]
-    """Mini-batches of each worker's message."""
-    shares: tuple[float, ...] = ()
-    """By how much each worker's message counts in a mean; empty: all alike."""
-    wire: Wire = field(default_factory=Wire)
-    """The formats of what workers and servers send."""
-
-    @property
-    def num_workers(self) -> int:
-        """P."""
-        return len(self.local_steps)
-
-    @property
-    def num_servers(self) -> int:
-        """Servers that share the parameters."""
-        return self.rule.shards
-
-    def part(self, server: int, num_parameters: int) -> slice:
-        """Return the parameters of a server, counted from 0; the parts differ in size by one at most."""
-        share, larger = divmod(num_parameters, self.num_servers)
-        start = server * share + min(server, larger)
-        return slice(start, start + share + (server < larger))
-
-    def sizes(self, num_parameters: int) -> list[int]:
-        """Return the number of parameters of each server."""
-        parts = [self.part(server, num_parameters) for server in range(self.num_servers)]
-        return [part.stop - part.start for part in parts]
-
-    @property
-    def format_of_workers(self) -> WireFormat:
-        """The format of what workers send, part by part."""
-        return self.wire.weights if self.rule.sends_weights else self.wire.directions
-
-    def draw_of_worker(self, worker: int, version: int, server: int) -> Draw:
-        """Return what the part of a worker's version is rounded by that a server gets, counted from 0."""
-        what = "weights" if self.rule.sends_weights else "direction"
-        return self.seed, f"{what} {server}" if server else what, worker, version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +71,13 @@ class Worker(Learner, Participant):
         """In which a mini-batch is computed."""
         self.may_be_stacked = self.pieces == 1 and not rule.workers_step and spec.recipe.precision == "float32"
         self.start = self.weights
-        """Where its present round has begun."""
+        """Where its present round has begun; in fragments, each of them where it was taken in last."""
         self.sent = self.weights
         """What a worker with the local optimizer sends of its last round, shape (D,)."""
         form = spec.recipe.format_of_workers
-        self.feedback = tuple(ErrorFeedback(form) for _ in range(spec.recipe.num_servers)) if form.is_sparse else ()
-        """Of the part that each server gets, where most of what is sent is left out."""
+        num_feedbacks = spec.recipe.num_servers * spec.recipe.wire.fragments if form.is_sparse else 0
+        self.feedback = tuple(ErrorFeedback(form) for _ in range(num_feedbacks))
+        """Of the part that each server gets, fragment by fragment, where most of what is sent is left out."""
         self.loss = math.nan
         """Of its present version, where that is a step's."""
         self.local_step = 0
@@ -173,17 +128,21 @@ class Worker(Learner, Participant):
     def encoded(self) -> Tensor:
         """What the worker sends, as it travels: one server's part after another."""
         recipe, vector = self.spec.recipe, self.computed
-        if recipe.format_of_workers.is_plain:
+        fragments = recipe.fragments
+        if recipe.format_of_workers.is_plain and not recipe.has_fragments:
             return vector
-        parts = vector.split_with_sizes(recipe.sizes(vector.numel()))
-        forms = self.feedback or (recipe.format_of_workers,) * len(parts)
+        wholes = vector.split_with_sizes(recipe.sizes(vector.numel()))
+        parts = [fragments.cut(whole, self.version) for whole in wholes]
+        feedback = self.feedback[fragments.part(self.version) :: fragments.fragments]
+        forms = feedback or (recipe.format_of_workers,) * len(parts)
         draws = (recipe.draw_of_worker(self.spec.agent, self.version, place) for place in range(len(parts)))
         return torch.cat([form.encode(part, draw) for form, part, draw in zip(forms, parts, draws, strict=True)])
 
     def incoming(self) -> Incoming:
         """Return what the messages to the worker hold: the weights, or parts of them that differ in size."""
         recipe = self.spec.recipe
-        size, own = (None if recipe.num_servers > 1 else self.weights.numel()), recipe.wire.weights
+        differ = recipe.num_servers > 1 or recipe.has_fragments
+        size, own = (None if differ else self.weights.numel()), recipe.wire.weights
         encoded = {} if own.is_plain else {"weights": None if size is None else own.num_bytes(size)}
         return Incoming(size, self.buffers.numel(), encoded=encoded)
 
@@ -192,9 +151,20 @@ class Worker(Learner, Participant):
         own = self.spec.recipe.format_of_workers
         return {} if own.is_plain else {"weights": self._bytes_of(own)}
 
+    def example_of(self, name: str) -> Tensor:
+        """Return a tensor of the form in which the agent publishes its ``weights`` or ``buffers``."""
+        example = super().example_of(name)
+        return example[: sum(self._lengths)] if name == "weights" and example.dtype != torch.uint8 else example
+
+    @property
+    def _lengths(self) -> list[int]:
+        """Numbers of what each server gets of a vector of shape (D,)."""
+        recipe = self.spec.recipe
+        return [recipe.fragments.length(size) for size in recipe.sizes(self.weights.numel())]
+
     def _bytes_of(self, own: WireFormat) -> int:
-        """Return the bytes of all parts of a vector of shape (D,)."""
-        return sum(own.num_bytes(size) for size in self.spec.recipe.sizes(self.weights.numel()))
+        """Return the bytes of what all servers get of a vector of shape (D,)."""
+        return sum(map(own.num_bytes, self._lengths))
 
     def starts(self) -> dict[int, Published]:
         """Return each server's version 0: its part of what the worker starts from itself."""
@@ -202,9 +172,7 @@ class Worker(Learner, Participant):
         found = {}
         for server in self.spec.neighbors:
             place = server - recipe.num_workers
-            weights = recipe.wire.weights.encode(
-                whole[recipe.part(place, whole.numel())], (recipe.seed, "weights", server, 0)
-            )
+            weights = recipe.published(server, 0, whole[recipe.part(place, whole.numel())])
             found[server] = Published(weights, self.buffers[:0] if place else self.buffers)
         return found
 
@@ -212,15 +180,13 @@ class Worker(Learner, Participant):
         """Return a server's version as the worker reads it."""
         recipe = self.spec.recipe
         size = recipe.sizes(self.weights.numel())[read.neighbor - recipe.num_workers]
-        weights = recipe.wire.weights.opened("weights", published.weights, size)
-        return super().opened(read, published)._replace(weights=weights)
+        return super().opened(read, published)._replace(weights=recipe.opened(published.weights, size))
 
     def share(self, published: Published, reader: int) -> Published:
         """Return a server's part of what the worker has published; buffers and own tensors are the first server's."""
         recipe = self.spec.recipe
         place, own = reader - recipe.num_workers, recipe.format_of_workers
-        sizes = recipe.sizes(self.weights.numel())
-        lengths = sizes if own.is_plain else [own.num_bytes(size) for size in sizes]
+        lengths = self._lengths if own.is_plain else [own.num_bytes(length) for length in self._lengths]
         part = published.weights[sum(lengths[:place]) : sum(lengths[: place + 1])]
         if place:
             return replace(published, weights=part, buffers=published.buffers[:0], local={})
@@ -235,13 +201,31 @@ class Worker(Learner, Participant):
         return None
 
     def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
-        """Return the bytes that are sent for a row, to all servers together."""
+        """Return the bytes that are sent for a row, to all servers; where the worker is back, those of its weights."""
+        recipe = self.spec.recipe
+        if row.kind == "rejoined":
+            sizes = recipe.sizes(self.weights.numel())
+            return sum(map(recipe.bytes_of_version, sizes)) + 4 * self.buffers.numel()
         return self.message_bytes if row.kind == "step" else 0
 
     def begin(self, received: Sequence[Received]) -> None:
-        """Take in the servers' versions, sorted by server."""
-        center = torch.cat([state.weights for state in received])
-        self.start = self.weights = self.spec.recipe.rule.begin(self.weights, center)
+        """Take in the servers' versions, sorted by server, or the fragment that its last message held."""
+        recipe, version = self.spec.recipe, self.version
+        fragments, sizes = recipe.fragments, recipe.sizes(self.weights.numel())
+        begun = [
+            recipe.rule.begin(
+                fragments.cut(own, version),
+                fragments.cut(state.weights, version) if len(state.weights) == len(own) else state.weights,
+            )
+            for own, state in zip(self.weights.split_with_sizes(sizes), received, strict=True)
+        ]
+
+        def taken_in(others: Tensor) -> Tensor:
+            wholes = zip(begun, others.split_with_sizes(sizes), strict=True)
+            return torch.cat([fragments.filled(part, version, own) for part, own in wholes])
+
+        self.weights = taken_in(self.weights)
+        self.start = taken_in(self.start) if recipe.has_fragments else self.weights
         self.buffers = received[0].buffers
         self.replica.load(self.weights, self.buffers)
 
@@ -300,7 +284,7 @@ class Worker(Learner, Participant):
 
     def rejoin(self, received: Sequence[Received], version: int) -> None:
         """Come back into the run at ``version``, with the servers' weights; what else it remembered is lost."""
-        self.weights = torch.cat([state.weights for state in received])
+        self.start = self.weights = torch.cat([state.weights for state in received])
         self.buffers = received[0].buffers
         self.optimizer_state = self.optimizer.start(self.weights, self.replica.parts)
         self.replica.load_local(self.spec.recipe.build(self.data).local(all_frozen=True))
@@ -321,6 +305,7 @@ class Worker(Learner, Participant):
             "local": self.replica.local(),
             "batches": self.batches.state(),
             "optimizer": self.optimizer.saved(self.optimizer_state),
+            **({"start": self.start} if self.spec.recipe.has_fragments else {}),
             **({"feedback": [one.state() for one in self.feedback]} if self.feedback else {}),
             **self.saved_scale(),
         }
@@ -330,6 +315,8 @@ class Worker(Learner, Participant):
         device = self.weights.device
         self.version = state["version"]
         self.weights, self.buffers = state["weights"].to(device), state["buffers"].to(device)
+        if self.spec.recipe.has_fragments:
+            self.start = state["start"].to(device)
         self.replica.load_local(state["local"])
         self.batches.restore(state["batches"])
         self.optimizer_state = self.optimizer.restored(self.optimizer_state, state["optimizer"])

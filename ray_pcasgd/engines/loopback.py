@@ -22,6 +22,9 @@ class Reader(Protocol):
     def take_mark(self, neighbor: int, cut: int, sent: int) -> None:
         """Take in how many messages a neighbor had sent before a cut."""
 
+    def send_whole(self, reader: int) -> None:
+        """Take in that a reader asks for a whole copy."""
+
 
 class Ticket:
     """A parcel: stands for one published array, once for all that hold it."""
@@ -124,6 +127,10 @@ class LoopBackOutbox(Outbox):
             self._readers[k].receive(headers[k], *self._transport.arguments(contents))
             self._sent[k] += 1
         return Sent(frozenset(to), [])
+
+    def ask(self, neighbor: int, reader: int) -> None:
+        """Ask a neighbor for a whole copy."""
+        self._readers[neighbor].send_whole(reader)
 
     def mark(self, sender: int, cut: int) -> None:
         """Tell every neighbor how many messages were sent to it before a cut."""

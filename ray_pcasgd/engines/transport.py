@@ -68,6 +68,10 @@ class Outbox(ABC):
         """Do not send to a neighbor what still waits for it: no message gets through to it any more."""
 
     @abstractmethod
+    def ask(self, neighbor: int, reader: int) -> None:
+        """Ask a neighbor for a whole copy, where ``reader`` has lost what its differences follow on."""
+
+    @abstractmethod
     def mark(self, sender: int, cut: int) -> None:
         """Tell every neighbor how many messages were sent to it before a cut."""
 

@@ -23,7 +23,7 @@ class Expected(NamedTuple):
     last_version: int | None
     """The largest version; None where there is no bound."""
     weights: int | None
-    """Numbers in the weights, and in a direction; None where senders have parts of different sizes."""
+    """Numbers in the weights, and in a direction; None where these differ from message to message."""
     buffers: int
     """Numbers in the mixed buffers; a message may also have none."""
     note: type[Answer] | type[Delivery] | None = None

@@ -32,6 +32,12 @@ class DiLoCo(ServerRule):
     al. 2024, arXiv 2401.09135; FedBuff with k-batch-async and polynomial weights, Nguyen et al. 2022, arXiv
     2106.06639). Since a worker sends what its round has changed, not where it ended, a server that has moved on
     meanwhile keeps its moves. **Choice**: the divisor is K, not the sum of the weights s, as FedBuff has it.
+
+    With ``wire.fragments`` it is Streaming DiLoCo (Douillard et al. 2025, arXiv 2501.18512, algorithm 2) without its
+    overlap: a message holds the pseudo-gradient of one part of the numbers, over all rounds since the worker took that
+    part in last; the outer optimizer moves that part alone, with a state of its own; the worker takes the part in, and
+    goes on by itself in the others. **Choice**: K counts the messages of an update that hold the part, and tau is that
+    of the worker's last round.
     """
 
     name: Literal["diloco"] = "diloco"
@@ -47,8 +53,12 @@ class DiLoCo(ServerRule):
     merging: Merging = "mean"
     """How they are merged: their ``mean``; or ``radial-directional``, by tensor the mean of their lengths along the
     mean of their directions (Decoupled DiLoCo, arXiv 2604.21428), which is the mean itself where K is 1."""
+    alpha: float = Field(0.0, ge=0, lt=1)
+    """The share of its own weights, in [0, 1), with which a worker goes on from what the server answers, so that not
+    all workers begin alike; 0: none of it, as DiLoCo has it; Streaming and Decoupled DiLoCo have 0.5."""
 
     workers_step: ClassVar[bool] = True
+    takes_fragments: ClassVar[bool] = True
     described_by: ClassVar[tuple[str, ...]] = ("gathering", "outer")
     takes_rounds: ClassVar[bool] = True
 
@@ -75,14 +85,27 @@ class DiLoCo(ServerRule):
                 f"average = 'samples': allowed with gathering.name = {self.gathering.name!r}, which takes one "
                 "pseudo-gradient for an update, is equal"
             )
-        if self.shards > 1 and (self.outer.by_tensor or self.merging != "mean"):
-            setting = f"outer.name = {self.outer.name!r}" if self.outer.by_tensor else f"merging = {self.merging!r}"
+        if self.shards > 1 and (setting := self.by_tensor):
             raise ValueError(f"shards = {self.shards}: allowed with {setting} is 1, since it looks at whole tensors")
 
     def shares(self, samples: Sequence[int]) -> tuple[float, ...]:
         """Return the weight of each worker's message, its shard over the mean shard; empty where all weigh the same."""
         mean = sum(samples) / len(samples)
         return tuple(number / mean for number in samples) if self.average == "samples" else ()
+
+    @property
+    def by_tensor(self) -> str | None:
+        """The outer optimizer, or how pseudo-gradients are merged."""
+        if self.outer.by_tensor:
+            return f"outer.name = {self.outer.name!r}"
+        return None if self.merging == "mean" else f"merging = {self.merging!r}"
+
+    def begin(self, own: Tensor, center: Tensor) -> Tensor:
+        """Return ``alpha x_l + (1 - alpha) Theta``.
+
+        **Choice**: ``Delta_l`` counts from there, so that no step of a worker is sent twice.
+        """
+        return center + self.alpha * (own - center) if self.alpha else center
 
     def sent(self, start: Tensor, end: Tensor) -> Tensor:
         """Return ``Delta_l``, the start less the end."""

@@ -30,6 +30,7 @@ class FedAsync(ServerRule):
     their round's start; its gradient is added after gradient clipping. 0: none; the paper's experiments have 0.005."""
 
     workers_step: ClassVar[bool] = True
+    takes_fragments: ClassVar[bool] = True
     takes_rounds: ClassVar[bool] = True
 
     def check(self, num_workers: int) -> None:

@@ -49,6 +49,9 @@ class ServerRule(Settings, ABC):
     """Settings whose names say which of its kind a run's rule is."""
     takes_rounds: ClassVar[bool] = False
     """Whether the run's ``local_steps`` say how many mini-batches a message has; else ``local_steps`` here."""
+    takes_fragments: ClassVar[bool] = False
+    """Whether messages may hold a part of the numbers each, which the server then moves alone: only where workers go on
+    by themselves in the others, and ``begin``, ``sent``, ``pulled`` and ``gather`` look at each number by itself."""
 
     @property
     def local_steps(self) -> int:
@@ -64,6 +67,11 @@ class ServerRule(Settings, ABC):
     def sends_weights(self) -> bool:
         """Whether workers send weights; else gradients, or what a round has changed."""
         return self.workers_step
+
+    @property
+    def by_tensor(self) -> str | None:
+        """The setting for which a server looks at whole tensors, with its value; ``None`` where it does not."""
+        return None
 
     @property
     def state_vectors(self) -> int:
@@ -213,6 +221,7 @@ class ElasticAveraging(ServerRule):
     """Steps of a worker between exchanges."""
 
     workers_step: ClassVar[bool] = True
+    takes_fragments: ClassVar[bool] = True
     reads_before: ClassVar[int] = 1
 
     @property

@@ -178,6 +178,14 @@ ALGORITHMS: dict[str, Any] = {
         "membership": [{"agents": [0, 1], "leaves": "3s", "returns": "6.5s"}, {"agent": 2, "returns": "1.5s"}],
     }
     | UNEVEN,
+    "pc-asgd, churn, in parts": {
+        "algorithm": "pc-asgd",
+        "local_steps": [1, 3, 2],
+        "num_steps": 16,
+        "wire": {"weights": "bf16", "directions": "int8", "fragments": 3},
+        "membership": [{"agent": 1, "leaves": "3s", "returns": "6.5s"}, {"agent": 2, "returns": "1.5s"}],
+    }
+    | UNEVEN,
 }
 BARRIERS: dict[str, Any] = {
     "bounded": {"barrier": {"name": "bounded", "staleness": 1}} | UNEVEN,
@@ -223,6 +231,7 @@ ON_RAY = [
     "gossip-push",
     "pc-asgd, churn",
     "pc-asgd, churn, combining first",
+    "pc-asgd, churn, in parts",
     "sgp-overlap, directed, batch norm",
     "ad-psgd, batch norm",
     "seconds on a ring",

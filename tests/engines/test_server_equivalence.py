@@ -108,6 +108,18 @@ WIRED: dict[str, Any] = {
         "local_steps": 2,
         "wire": {"weights": "bf16", "directions": {"name": "random-k", "share": 0.2}},
     },
+    "diloco, in parts, narrow wire, two shards": {
+        "algorithm": {
+            "name": "diloco",
+            "gathering": "asgd",
+            "outer": "delayed-nesterov",
+            "shards": 2,
+            "alpha": 0.3,
+        },
+        "local_steps": [2, 1, 3],
+        "wire": {"weights": "bf16", "directions": {"name": "random-k", "share": 0.5}, "fragments": 3},
+        "task": IMAGES,
+    },
     "dc-asgd-a, narrow wire, batch norm": server("asgd", "dc-asgd-a") | {"task": IMAGES, "wire": "int8"},
     "elastic averaging, narrow wire, three shards": {
         "algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3, "shards": 3},
@@ -286,6 +298,12 @@ RECORDED: dict[str, Any] = {
         "step_size": 0.01,
         "wire": {"weights": "bf16", "directions": "int8"},
     },
+    "diloco, in parts, two shards, asgd": {
+        "algorithm": {"name": "diloco", "gathering": "asgd", "shards": 2, "alpha": 0.3},
+        "local_steps": 2,
+        "step_size": 0.01,
+        "wire": {"weights": "bf16", "directions": "int8", "fragments": 3},
+    },
     "diloco, heloco, quorum": {
         "algorithm": {
             "name": "diloco",
@@ -321,9 +339,16 @@ def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_pa
     replayed = train(tmp_path / "replay", UNBATCHED, **settings, schedule=str(schedule))
     assert replayed.schedule_hash == live.schedule_hash
     assert_same_weights(live, replayed)
+    if name != "k-sync":  # a version is sent to those too whose work is cancelled
+        assert bytes_of_servers(live) == bytes_of_servers(replayed)
     if name == "k-sync":  # what was cancelled live is passed over on planned actors too
         on_ray = train(tmp_path / "planned", PLANNED, **settings, schedule=str(schedule))
         assert_same_weights(on_ray, replayed)
+
+
+def bytes_of_servers(result: Result) -> float:
+    frame = result.metrics_dataframe
+    return float(frame[frame["agent"] >= SMALL["num_agents"]]["bytes_sent"].sum())
 
 
 def test_a_schedule_replays_under_another_correction(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ UNWRITABLE = ("s3://", "file://", "://", "nope://x", "", "\x00", "\ud800", "x" *
 """Places of run folders that are none; other texts would be made into folders outside of the case's own."""
 
 AVERAGING = ("d-psgd", "d-asgd", "c-asgd", "p-asgd", "pc-asgd", "pc-asgd-pv")
+IN_PARTS = (*AVERAGING, "diloco", "fedasync", "elastic-averaging")
+"""Whose messages may hold a part of the model."""
 
 NUMBERS = [0, 1, 2, 3, 4, 5, 8, 0.05, 0.1, 0.3, 0.5, 0.9, 1.5, 10, 60]
 
@@ -322,7 +324,7 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
     others = ("ad-psgd", "sgp", "sgp-overlap", "noloco", "choco-sgd")
     if kind in ("server", "elastic-averaging", "diloco", "fedasync", *others):
         tree.pop("membership", None)
-    if isinstance(tree.get("wire"), dict) and (kind not in AVERAGING or "membership" in tree or random.random() < 0.7):
+    if isinstance(tree.get("wire"), dict) and (kind not in IN_PARTS or random.random() < 0.7):
         tree["wire"].pop("fragments", None)
     if random.random() < 0.9:
         tree.pop("schedule", None)

@@ -25,6 +25,7 @@ from ray_pcasgd.schedule.parquet import read_rows
 from tests.engines.restless import restless
 from tests.ray.crawling import Release
 from tests.ray.leaving import ENDLESS, Watch, as_far_as, assert_same_as_far_as_it_came, evaluated_after, leave
+from tests.ray.losing import Losing
 from tests.speed import slow_unless
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -238,7 +239,13 @@ def assert_replays(live: Result, **settings: Any) -> None:
     assert replayed.schedule_hash == live.schedule_hash
 
 
-@pytest.mark.parametrize("algorithm", ["pc-asgd", slow_unless(False, "d-psgd"), slow_unless(False, "choco-sgd")])
+WIRES: dict[str, Any] = {
+    "choco-sgd": {"name": "top-k", "share": 0.1},
+    "d-asgd": {"weights": "bf16", "fragments": 3},
+}
+
+
+@pytest.mark.parametrize("algorithm", ["pc-asgd", *(slow_unless(False, name) for name in ("d-psgd", *WIRES))])
 def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_too(
     algorithm: str, tmp_path: Path
 ) -> None:
@@ -248,7 +255,7 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
     release = Release(tmp_path / "gate", lambda report: outlived <= set(faults.kinds()))
     settings = {"num_steps": 300, "evaluate_every": 150, "task": release.task, "algorithm": algorithm}
     engine = LIVE if algorithm == "pc-asgd" else {**LIVE, "inline_bytes": 0}
-    settings |= {"wire": {"name": "top-k", "share": 0.1}} if algorithm == "choco-sgd" else {}
+    settings |= {"wire": WIRES[algorithm]} if algorithm in WIRES else {}
     result = fit(tmp_path, faults, release, engine=engine, **settings)
     assert result.error is None
     assert outlived <= set(faults.kinds())
@@ -260,10 +267,36 @@ def test_a_killed_agent_comes_back_into_a_live_run_which_outlives_its_scheduler_
     assert {row[:2] for row in rows} >= {(agent, step) for agent in (0, 2) for step in range(300)}
     assert max(row.step for row in rows if row.agent == 1) == 299
     assert_replays(result, **settings)
-    if algorithm == "choco-sgd" and "reads_unrecorded" not in faults.kinds():
+    if algorithm in WIRES and "reads_unrecorded" not in faults.kinds():
         schedule = str(Path(result.path) / "schedule.parquet")
         assert_same_weights(result, fit_local(tmp_path / "again", schedule=schedule, **settings))
         assert_same_weights(result, fit(tmp_path / "actors", schedule=schedule, **settings))
+
+
+@pytest.mark.slow
+def test_who_has_lost_a_difference_is_sent_a_whole_copy_and_the_record_replays(tmp_path: Path) -> None:
+    settings = {
+        "algorithm": "choco-sgd",
+        "wire": {"name": "top-k", "share": 0.1},
+        "task": {"model": {"name": "custom", "factory": Losing}},
+        "num_steps": 60,
+        "evaluate_every": 60,
+        "links": [],
+    }
+    live = fit(tmp_path, engine=LIVE, **settings)
+    rejected = [line for line in (Path(live.path) / "events.jsonl").read_text().splitlines() if "_rejected" in line]
+    assert {json.loads(line)["agent"] for line in rejected} == {0}
+    read = {one.version for row in rows_of(live) if row.agent == 0 for one in row.reads if one.neighbor == 1}
+    # It has read nothing of the sender until the whole copy came, and then all.
+    assert 59 in read
+    assert len(read) < 60
+    replayed = fit_local(tmp_path / "again", schedule=str(Path(live.path) / "schedule.parquet"), **settings)
+    assert_same_weights(live, replayed)
+    sent, planned = (one.metrics_dataframe.groupby("agent")["bytes_sent"].sum() for one in (live, replayed))
+    # A whole copy has 4 bytes for each of 650 numbers, a difference 8 for each of 65; a busy machine may take two.
+    more = (sent - planned).tolist()
+    assert more[1] > 0
+    assert [more[0], more[1] % (4 * 650 - 8 * 65), more[2]] == [0, 0, 0]
 
 
 @pytest.mark.slow

@@ -67,6 +67,8 @@ def test_no_gradient_that_was_cancelled_is_ever_taken(tmp_path: Path) -> None:
 
 ELASTIC = {"name": "elastic-averaging"}
 DELAYED = {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov"}
+STREAMING = {"name": "diloco", "gathering": "asgd", "alpha": 0.3}
+"""Sent in parts."""
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,7 @@ DELAYED = {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov"}
         pytest.param({"gathering": {"name": "k-batch-sync", "k": 2}, "shards": 2}, marks=pytest.mark.slow),
         pytest.param(ELASTIC, marks=pytest.mark.slow),
         pytest.param(DELAYED, marks=pytest.mark.slow),
+        pytest.param(STREAMING, marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_that_was_killed_comes_back(algorithm: dict[str, Any], tmp_path: Path) -> None:
@@ -98,6 +101,7 @@ def test_a_worker_that_was_killed_comes_back(algorithm: dict[str, Any], tmp_path
     killer = Fault(5, kill(1), lambda _: taken.keys() == set(servers))
     release = Release(tmp_path / "gate", works_again)
     settings: dict[str, Any] = {"algorithm": {"name": "server"} | algorithm, "num_steps": 200, "task": release.task}
+    settings |= {"wire": {"weights": "bf16", "fragments": 3}} if algorithm is STREAMING else {}
     result = fit(tmp_path, None, killer, release, **settings)
     assert result.error is None
     found = {(event.kind, event.agent) for event in killer.events}

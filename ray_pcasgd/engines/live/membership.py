@@ -40,7 +40,6 @@ _COMMANDED: Mapping[str, EventKind] = {
     "join": "command_join",
 }
 """The event that a command is, by its name."""
-_STAYS_AWAY = "nothing of agent {0} was kept, and with wire.fragments nobody holds a whole model for it: it stays away"
 TRAINS = frozenset({Presence.TRAINING, Presence.LEAVING})
 THERE = TRAINS | {Presence.STARTING, Presence.FINISHED}
 """Its actor takes messages."""
@@ -130,13 +129,7 @@ class Membership:
         actions: list[act.DriverAction] = [act.Train(self.training)]
         actions += [self._tell_lost(agent) for agent in absent]
         actions += [action for agent, error in lost.items() for action in self._lose(agent, error)]
-        for agent in unknown:
-            if self._families[agent].may_come_back:
-                actions.append(self._make(agent))
-            else:
-                self.presence[agent] = Presence.AWAY
-                actions.append(act.Announce("agent_left", agent, _STAYS_AWAY.format(agent)))
-        return actions
+        return actions + [self._make(agent) for agent in unknown]
 
     def _finish(self, agent: int) -> list[act.DriverAction]:
         family = self._families[agent]
@@ -159,8 +152,7 @@ class Membership:
             self._tell_lost(agent),
             act.Forget(agent),
         ]
-        is_made_again = self._families[agent].may_come_back and not self._has_lost_too_many
-        return [*lost, self._make(agent)] if is_made_again else lost
+        return lost if self._has_lost_too_many else [*lost, self._make(agent)]
 
     def _fail(self, agent: int, error: Exception) -> list[act.DriverAction]:
         was, self.presence[agent] = self.presence[agent], Presence.AWAY
@@ -217,8 +209,6 @@ class Membership:
         agent, presence = command.agent, self.presence[command.agent]
         if not self._families[agent].may_be_lost:
             return f"{command.name}: allowed are workers; agent {agent} is a server"
-        if isinstance(command, Join) and not self._families[agent].may_come_back:
-            return "join: allowed are runs with wire.fragments = 1; nobody holds a whole model for those who come back"
         if isinstance(command, Leave) and presence not in TRAINS:
             return f"agent {agent} does not train"
         if isinstance(command, Join) and presence is not Presence.AWAY:

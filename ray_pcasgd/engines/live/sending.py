@@ -32,7 +32,8 @@ class SentCount:
 class InStep:
     """Whom a live peer has sent the version before, so that a difference from it is enough.
 
-    All others are sent a whole copy: agents that come in or back, and those to whom no message got through meanwhile.
+    All others are sent a whole copy: agents that come in or back, those to whom no message got through meanwhile, and
+    those that have lost one and ask.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class InStep:
         self._behind = frozenset()
 
     def lose(self, receivers: Iterable[int]) -> None:
-        """Take in that these do not have what was sent last, or are others than they were."""
+        """Take in that these do not have what was sent last, have lost it, or are others than they were."""
         for k in receivers:
             self._sent.pop(k, None)
 

@@ -30,6 +30,9 @@ class Tell(NamedTuple):
     """Send each of these workers its answer, with the weights that it names; then forget what may be forgotten."""
 
     headers: Mapping[int, Header]
+    whole: frozenset[int] = frozenset()
+    """Who of them is sent all of these weights, where messages hold fragments: who is back, and at the end everybody;
+    others only that of their message which is answered."""
 
 
 Decision = Open | Connect | Take | Tell | Over
@@ -95,6 +98,8 @@ class ServerPolicy(Policy[Decision]):
         """Each worker's newest gradient that was taken in."""
         self.given = dict.fromkeys(spec.neighbors, self.first)
         """The version that each worker was told to read last; of those alone that are there."""
+        self.strangers: set[int] = set()
+        """Workers that are back, and know nothing of the weights before they are answered."""
         self.losses: dict[tuple[int, int], float] = {}
         """By worker and version, the mini-batch losses of the gradients that wait for an update."""
         self.oldest = self.first
@@ -206,7 +211,8 @@ class ServerPolicy(Policy[Decision]):
         if self.is_done:
             self.is_over = True
             told = self._tell(dict.fromkeys(self.given, 0), now)
-            return Tell({worker: header._replace(final=True) for worker, header in told.headers.items()})
+            final = {worker: header._replace(final=True) for worker, header in told.headers.items()}
+            return Tell(final, frozenset(final))
         self.mailbox.advance(now.steady)
         if news := self.mailbox.news():
             self._deadline = None
@@ -282,7 +288,9 @@ class ServerPolicy(Policy[Decision]):
     def _tell(self, owed: Mapping[int, int], now: Moment) -> Tell:
         """Return the answers to workers that are there; forget what is not needed after them."""
         self._owed = None
-        told = Tell({k: self._answer(k, version, now) for k, version in owed.items() if k in self.given})
+        headers = {k: self._answer(k, version, now) for k, version in owed.items() if k in self.given}
+        told = Tell(headers, frozenset(self.strangers.intersection(headers)))
+        self.strangers -= told.whole
         oldest = min(self.given.values(), default=self.newest_given) if self._holds else self.newest_given
         self.oldest = max(self.oldest, oldest)
         needed = {*self.given.values(), *(one.computed_at for one in self.gatherer.waiting), self.version}
@@ -303,12 +311,14 @@ class ServerPolicy(Policy[Decision]):
         self._admitted[worker] = (version, self.version)
         self.gatherer.gain()
         self.given[worker] = self.newest_given
+        self.strangers.add(worker)
         self._owed = {worker: version}
 
     def _lose(self, worker: int) -> None:
         """Go on without a worker."""
         self.gatherer.lose()
         del self.given[worker]
+        self.strangers.discard(worker)
         self._events.append(Event("neighbor_lost", self.spec.agent, self.version, f"worker {worker} is gone"))
         self._came = _Came(worker, 0, counts=True)
 

@@ -41,6 +41,8 @@ class WorkerPolicy(Policy[Rejoin | Take | Over]):
         """Those that the present work was begun with."""
         self.is_returning = False
         """Whether the worker is back, and waits for the weights that it comes back with."""
+        self.has_fragments = spec.recipe.has_fragments
+        """Whether an answer holds what the message held that it answers, and is of no use for another one."""
         self.cancels = spec.recipe.rule.gathering.cancels
         """Whether a server's new version cancels what was begun before it."""
         self.links(injection)
@@ -50,6 +52,13 @@ class WorkerPolicy(Policy[Rejoin | Take | Over]):
         self._deadline: float | None = None
         """The steady second up to which answers are waited for; ``None`` where none is waited for."""
         self._events: list[Event] = []
+
+    def admit(self, header: Header) -> str | None:
+        """Admit a server's message to the mailbox; of one that answers another life's message, return what is wrong."""
+        answers = _answer(header).answers
+        if self.has_fragments and not header.final and answers != self.version:
+            return f"it answers version {answers}; allowed is {self.version}"
+        return None
 
     def arrived(self, header: Header, now: Moment) -> None:
         """Take in that a server's message has come; its turn is that of its arrival, which a link may delay."""
@@ -153,6 +162,9 @@ class WorkerPolicy(Policy[Rejoin | Take | Over]):
         for header in self.mailbox.news():
             message = self.mailbox.get(header.sender, header.version)
             if message is not None and message.contents is None:
+                if self.has_fragments:
+                    who = self.spec.agent
+                    raise InterruptionError(f"worker {who} was sent weights that it had to reject", who)
                 # What it says of its weights was rejected: it is an answer all the same, at the weights before it.
                 header = header._replace(version=self.known[header.sender].version)
             note, answered = _answer(header), _answer(self.known[header.sender]).answers

@@ -194,6 +194,13 @@ class Actor(MailActor):
             self.driver.finished(neighbor)
 
     @ray.method(concurrency_group="mail")
+    def send_whole(self, reader: int) -> None:
+        """Take in that a receiver asks for a whole copy; of others nothing is taken in."""
+        with self.changed:
+            if reader in self.spec.receivers:
+                self.driver.send_whole(reader)
+
+    @ray.method(concurrency_group="mail")
     def newest_of(self, neighbor: int) -> int:
         """Return the newest version of another agent that is known here."""
         with self.changed:
@@ -415,6 +422,7 @@ class Actor(MailActor):
         flush: bool = False,
         waited_seconds: float | None = None,
         whole: int = 0,
+        given: int = 0,
     ) -> None:
         """Report the row that was taken last, with an evaluation where there is one.
 
@@ -425,11 +433,14 @@ class Actor(MailActor):
             flush: Whether it is handed in at once.
             waited_seconds: How long it was waited before the row, where the rows' times do not say it.
             whole: How many whole copies were sent since the last report, where differences were counted.
+            given: How many the agent itself was sent which their sender has not counted.
 
         """
-        report, failed = evaluated(self.participant, self.participant.report(row, outcome, self.now(), receivers))
-        if whole:
-            report = report._replace(bytes_sent=report.bytes_sent + whole * self.participant.bytes_saved)
+        agent = self.participant
+        report, failed = evaluated(agent, agent.report(row, outcome, self.now(), receivers))
+        if whole or given:
+            more = (whole + given) * agent.bytes_saved + given * agent.bytes_sent(row, 1)
+            report = report._replace(bytes_sent=report.bytes_sent + more)
         if report.snapshot is not None:
             reference: Any = ray.put(portable(report.snapshot))
             report = report._replace(snapshot=reference)

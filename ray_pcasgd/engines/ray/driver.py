@@ -61,6 +61,9 @@ class Driver:
     def lost(self, neighbor: int) -> None:
         """Take in that another agent is gone."""
 
+    def send_whole(self, reader: int) -> None:
+        """Take in that a receiver has lost what differences follow on, and asks for a whole copy."""
+
     def finished(self, neighbor: int) -> None:
         """Take in that a receiver has taken all its steps."""
 

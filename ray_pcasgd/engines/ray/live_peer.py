@@ -6,11 +6,13 @@ from functools import partial
 from typing import Any
 
 from ray.actor import ActorHandle
+from torch import Tensor
 
 from ray_pcasgd.agents.mailbox import Header, Message
 from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Published, Received
 from ray_pcasgd.agents.peer import Peer
 from ray_pcasgd.base.state import State
+from ray_pcasgd.engines.live.asking import Asking
 from ray_pcasgd.engines.live.decisions import Over, Publish, Rejoin, Take
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.live.peer import PeerPolicy
@@ -53,6 +55,10 @@ class PeerDriver(LiveDriver):
         """Where messages are differences: to whom."""
         self.strangers: set[int] = set()
         """Neighbors that have come back, and from which a whole copy is still to come."""
+        self.asking = Asking()
+        """Where messages are differences: whose cannot be taken in any more."""
+        self.given = 0
+        """Whole copies that were sent again to the agent, since its last report."""
         self.held: tuple[int, ...] = ()
         """Where rules push shares: who was not sent the agent's present version."""
         self.counts = SentCount()
@@ -131,8 +137,8 @@ class PeerDriver(LiveDriver):
             self.publish()  # an evaluation is not waited for
         receivers = self.counts.counted(len(self.agent.receivers()))
         with actor.changed:
-            whole = self.in_step.counted()
-        actor.submit(row, outcome, receivers, policy.reports_at_once, waited_seconds, whole)
+            whole, given, self.given = self.in_step.counted(), self.given, 0
+        actor.submit(row, outcome, receivers, policy.reports_at_once, waited_seconds, whole, given)
         if not is_evaluated:
             self.publish()
 
@@ -146,9 +152,24 @@ class PeerDriver(LiveDriver):
         """Return where what a step reads lies; called with the lock held."""
         if self.actor.stopped:
             raise StoppedError
-        found = [found for read in take.reads if (found := self.actor.find(read)) is not None]
+        places = [(read.neighbor, self.actor.find(read)) for read in take.reads]
         self.policy.taken(take.reads)
-        return found
+        for k, place in places:
+            if place is None:
+                self.ask(k)
+        return [place for _, place in places if place is not None]
+
+    def ask(self, sender: int) -> None:
+        """Ask for a whole copy where differences of a sender cannot be taken in; called with the lock held."""
+        if self.agent.copies is not None and self.policy.can_reach(sender) and self.asking.refuse(sender):
+            self.actor.outbox.ask(sender, self.actor.spec.agent)
+
+    def send_whole(self, reader: int) -> None:
+        """Send a receiver a whole copy next, or at once where no version is to come; called with the lock held."""
+        self.in_step.lose((reader,))
+        if self.published is not None and self.published[0].final and self.policy.can_reach(reader):
+            header, contents = self.published
+            self.actor.outbox.send({reader: self.policy.addressed(header, reader)}, contents(), may_skip=False)
 
     def is_here(self, neighbor: int, version: int, with_direction: bool) -> bool:
         """Return whether a version can be read without waiting for the network; if not, its transfer has begun."""
@@ -178,6 +199,13 @@ class PeerDriver(LiveDriver):
                 k, version = item.read[:2]
                 detail = f"version {version} of agent {k} was lost ({type(error).__name__})"
                 self.actor.unsent.append(Event("message_lost", self.actor.spec.agent, self.actor.version, detail))
+        taken = {one.read.neighbor for one in received}
+        with self.actor.changed:
+            for item in found:
+                if item.read.neighbor in taken:
+                    self.asking.follow(item.read.neighbor)
+                else:
+                    self.ask(item.read.neighbor)
         return received
 
     def publish(self) -> None:
@@ -225,9 +253,10 @@ class PeerDriver(LiveDriver):
         """Yield what is sent, and to whom: to all the same, but for differences, which some cannot do with."""
         actor, policy = self.actor, self.policy
         if self.agent.copies is None:
-            contents = None if published is None else actor.contents(published, actor.direction)
+            direction = None if published is None else actor.direction
+            contents = None if published is None else actor.contents(published, direction)
             if contents is not None and not header.isolated:
-                self.published = (header, lambda: contents)
+                self.published = (header, self.offered(contents, direction))
             yield {k: policy.addressed(header, k) for k in receivers if policy.can_reach(k)}, contents
             return
         with actor.changed:
@@ -243,6 +272,18 @@ class PeerDriver(LiveDriver):
             yield whole, actor.contents(published)
         if in_step := {k: own for k, own in headers.items() if k not in behind}:
             yield actor.as_difference(in_step, published)
+
+    def offered(self, contents: Contents, direction: Tensor | None) -> Callable[[], Contents]:
+        """Return what makes the present version's contents for who comes back: with all numbers, where others get some.
+
+        Args:
+            contents: What all others are sent.
+            direction: The direction in them, as it travels.
+
+        """
+        if not self.agent.spec.recipe.has_fragments:
+            return lambda: contents
+        return partial(self.actor.contents, self.agent.whole_message, direction)
 
     def header(self) -> Header:
         """Return the header of the agent's present version."""
@@ -271,18 +312,24 @@ class PeerDriver(LiveDriver):
         if neighbor in self.actor.spec.receivers:
             self.actor.outbox.welcome(neighbor, handle)
         if self.published is None:
-            self.published = (self.header(), partial(self.actor.contents, self.agent.message(None)))
+            whole = self.agent.whole_message if self.agent.spec.recipe.has_fragments else self.agent.message(None)
+            self.published = (self.header(), partial(self.actor.contents, whole))
         self.in_step.lose((neighbor,))
         if self.agent.copies is not None:
             self.strangers.add(neighbor)
+            self.asking.follow(neighbor)
         header, contents = self.published
         return Offer(header, contents(), known)
 
     def check_turn(self, header: Header) -> None:
         """Raise ``RejectedError`` where a difference comes from before its sender was lost."""
-        if header.is_difference and header.sender in self.strangers:
+        k = header.sender
+        if header.is_difference and k in self.strangers:
             raise RejectedError("its sender was lost since then; allowed is a whole copy")
-        self.strangers.discard(header.sender)
+        self.strangers.discard(k)
+        if not header.is_difference and self.asking.is_asked(k):
+            # Of a version that has come already, and which its sender's report counted then.
+            self.given += header.version <= self.policy.known(k)
 
     def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], at_least: int) -> bool:
         """Come back into the run, from the neighbors' versions or the agent's own state."""
@@ -310,6 +357,8 @@ class PeerDriver(LiveDriver):
         received = self.open_all(
             [Found(read, offer.header._replace(mass=1.0), offer.contents, None) for read, offer in offered]
         )
+        if agent.spec.recipe.has_fragments:
+            received = [one for one in received if self.is_whole(one)]
         reads, now = tuple(one.read for one in received), actor.now()
         row = Row(actor.spec.agent, rejoin.version - 1, now, now, now, reads, "rejoined")
         agent.take(row, received)
@@ -318,6 +367,15 @@ class PeerDriver(LiveDriver):
             actor.unsent += self.policy.events()
         actor.submit(row, NO_LOSS, self.counts.counted(len(agent.receivers())), flush=True)
         self.publish()
+
+    def is_whole(self, one: Received) -> bool:
+        """Return whether what a neighbor has offered is all of its version, as it must be; reject it else."""
+        if one.whole is not None:
+            return True
+        with self.actor.changed:
+            error = RejectedError("it holds a part; allowed for one that comes back is a whole version")
+            self.actor.reject(one.read.neighbor, one.read.version, error)
+        return False
 
     def on_leave(self) -> None:
         """Tell the neighbors that the agent has left, if it was asked to."""

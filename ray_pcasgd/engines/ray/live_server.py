@@ -1,11 +1,11 @@
 """Drives the actor of a live server, which updates when its gathering policy says so, over what has come."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ray.actor import ActorHandle
 
-from ray_pcasgd.agents.mailbox import Header, OnceMailbox
+from ray_pcasgd.agents.mailbox import Answer, Header, OnceMailbox
 from ray_pcasgd.agents.participant import Received
 from ray_pcasgd.agents.server import Server
 from ray_pcasgd.base.state import State
@@ -18,6 +18,23 @@ from ray_pcasgd.engines.ray.live import LiveDriver, moment
 from ray_pcasgd.engines.ray.lost import LOST
 from ray_pcasgd.engines.ray.mail import StoppedError
 from ray_pcasgd.records import Event, Read, Row
+
+
+class _Version:
+    """One version of a server as it is sent: whole, or the fragment of it that answers a message."""
+
+    def __init__(self, actor: Actor, server: Server) -> None:
+        self._actor = actor
+        self._server = server
+        self._published = server.message(None)
+        self._made: dict[int | None, Contents] = {}
+
+    def contents(self, part: int | None) -> Contents:
+        """Return one fragment, or with ``None`` all; made once, for all who are sent the same."""
+        if part not in self._made:
+            published = self._published if part is None else self._server.fragment_of(self._published, part)
+            self._made[part] = self._actor.contents(published)
+        return self._made[part]
 
 
 class ServerDriver(LiveDriver):
@@ -36,16 +53,12 @@ class ServerDriver(LiveDriver):
         self.policy = ServerPolicy(
             self.server.spec, mailbox, actor.driving.wait_seconds, injection, self.is_here, state
         )
-        self.contents = {actor.version: self.present()}
+        self.contents = {actor.version: _Version(actor, self.server)}
         """By version, what workers may still be told to read."""
         self.opened: dict[tuple[int, int], Received] = {}
         """By worker and version, the gradients that wait for an update."""
         self.workers: dict[int, ActorHandle[Any]] = {}
         """Workers that are back, until messages are sent to them."""
-
-    def present(self) -> Contents:
-        """Return the present version as it travels."""
-        return self.actor.contents(self.server.message(None))
 
     def run(self) -> None:
         """Update until all steps are taken, and tell the workers so."""
@@ -76,8 +89,8 @@ class ServerDriver(LiveDriver):
                 self.actor.outbox.welcome(worker, self.workers[worker])
             case Take(reads):
                 self.update(reads)
-            case Tell(headers):
-                self.answer(headers)
+            case Tell(headers, whole):
+                self.answer(headers, whole)
                 if self.is_time_to_keep:
                     self.keep_state(self.server.state() | self.policy.state())
                     self.actor.report()
@@ -119,16 +132,21 @@ class ServerDriver(LiveDriver):
         outcome = self.server.take(row, [self.opened.pop(read[:2])._replace(read=read) for read in reads])
         with actor.changed:
             policy.stepped(actor.version, moment())
-        self.contents[actor.version] = self.present()
-        actor.submit(row, outcome, len(policy.given))
+        self.contents[actor.version] = _Version(actor, self.server)
+        # Each message is answered once, and where others are cancelled all are told of the new version.
+        actor.submit(row, outcome, len(policy.given) if policy.gathering.cancels else None)
 
-    def answer(self, headers: Mapping[int, Header]) -> None:
+    def answer(self, headers: Mapping[int, Header], whole: Collection[int]) -> None:
         """Send each worker its answer with the weights that it names, and forget what is not needed any more."""
-        by_version: dict[int, dict[int, Header]] = {}
+        recipe = self.server.spec.recipe
+        alike: dict[tuple[int, int | None], dict[int, Header]] = {}
         for worker, header in headers.items():
-            by_version.setdefault(header.version, {})[worker] = header
-        for version, group in by_version.items():
-            self.actor.outbox.send(group, self.contents[version], may_skip=False)
+            assert isinstance(header.note, Answer)
+            is_whole = worker in whole or not recipe.has_fragments
+            part = None if is_whole else recipe.fragments.part(header.note.answers)
+            alike.setdefault((header.version, part), {})[worker] = header
+        for (version, part), group in alike.items():
+            self.actor.outbox.send(group, self.contents[version].contents(part), may_skip=False)
         policy = self.policy
         self.contents = {version: one for version, one in self.contents.items() if version >= policy.oldest}
         self.opened = {key: one for key, one in self.opened.items() if key in policy.losses}

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from ray_pcasgd.agents.mailbox import Answer, OnceMailbox
+from ray_pcasgd.agents.mailbox import Answer, Header, OnceMailbox
 from ray_pcasgd.agents.participant import NO_LOSS, Received
 from ray_pcasgd.agents.worker import Worker
 from ray_pcasgd.base.state import State
@@ -59,6 +59,11 @@ class WorkerDriver(LiveDriver):
             if self.actor.stopped:
                 raise StoppedError
             return decision
+
+    def check_turn(self, header: Header) -> None:
+        """Raise ``RejectedError`` where a message answers what the worker has not sent last."""
+        if problem := self.policy.admit(header):
+            raise RejectedError(problem)
 
     def take_step(self, reads: tuple[Read, ...]) -> None:
         """Compute and deliver, or give up where the work is cancelled."""

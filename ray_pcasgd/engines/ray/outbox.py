@@ -79,6 +79,13 @@ class RayOutbox(Outbox):
             if (peer := self._peers.get(neighbor)) is not None:
                 peer.unsent = None
 
+    def ask(self, neighbor: int, reader: int) -> None:
+        """Ask a neighbor for a whole copy, unless it is gone."""
+        with self._lock:
+            if (peer := self._peers.get(neighbor)) is not None:
+                call = peer.handle.send_whole.remote(reader)
+                peer.pending.append(_Pending(call, time.monotonic(), 0, is_message=False))
+
     def mark(self, sender: int, cut: int) -> None:
         """Tell every neighbor how many messages were sent to it before a cut."""
         with self._lock:

@@ -1,6 +1,8 @@
 """What a run between peers needs: its barrier, its network, and its schedule."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,14 +20,14 @@ from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import CustomProbes, OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import rounds_of
-from ray_pcasgd.runs.plan.wire import check_parts, check_whole
+from ray_pcasgd.runs.plan.wire import check_parts
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
 from ray_pcasgd.schedule.churn import ChurningPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import away_times
 from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
-from ray_pcasgd.schedule.scheduler import Schedule
+from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
 from ray_pcasgd.tasks.datasets import CustomData, Data
 from ray_pcasgd.tasks.map_style import samples_of
@@ -97,6 +99,7 @@ def peer_roster(
     check_parts(config.wire.fragments, size.parameters)
     message_bytes = recipe.message_bytes(size.parameters, size.buffers)
     schedule = _schedule(config, rule, network, clusters, message_bytes)
+    recipe = replace(recipe, publishes_whole=recipe.has_fragments and _has_returns(config, schedule))
     borrowed = _borrowed(rule, shards, config.seed)
     specs = tuple(_spec(recipe, network, agent, shards, borrowed) for agent in range(config.num_agents))
     return Roster(network, clusters, specs, schedule)
@@ -117,6 +120,13 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
     return ChurningPlanner(**timing, away=away) if away else Planner(**timing)
 
 
+def _has_returns(config: Config, schedule: Schedule) -> bool:
+    """Return whether some row of a schedule is that of an agent which comes in or back."""
+    if isinstance(schedule, Recorded):
+        return any(row.kind == "rejoined" for row in schedule.recorded)
+    return any(away.returns < math.inf for one in config.membership for away in one.away)
+
+
 def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], info: ScheduleInfo) -> list[Row]:
     """Return the rows that the run executes.
 
@@ -134,7 +144,6 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
     rounds = rounds_of(config)
     check_fits(rows, network.neighbors, rounds, info.left)
     rows = [row for row in rows if row.step < rounds.last(row.agent)]
-    check_whole(config, rows)
     if rule.sends_differences:
         _check_never_back(config, rows)
     if rule.reading == "every":

@@ -382,7 +382,7 @@ def _check_membership(config: Config, live: bool) -> None:
     if exchange is None or exchange.reading != "newest" or exchange.waits_for_partners or sends_differences:
         raise SettingsError(
             f"membership: allowed with algorithm.name = {algorithm.name!r} is an empty list; who leaves and comes back "
-            "is planned for peers that send each version whole to all of their neighbors, as those of pc-asgd do"
+            "is planned for peers that send each version to all of their neighbors, as those of pc-asgd do"
         )
 
 

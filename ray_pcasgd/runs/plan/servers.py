@@ -9,7 +9,8 @@ import numpy as np
 
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.server import ServerSpec
-from ray_pcasgd.agents.worker import ServerRecipe, WorkerSpec
+from ray_pcasgd.agents.server_recipe import ServerRecipe
+from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Read, Row
@@ -17,6 +18,7 @@ from ray_pcasgd.rules.gatherer import Position
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import steps_of_workers
+from ray_pcasgd.runs.plan.wire import check_parts
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.scheduler import Schedule
@@ -65,6 +67,7 @@ def server_roster(
     recipe = ServerRecipe(
         **training, rule=rule, local_steps=steps_of_workers(config, rule), shares=shares, wire=config.wire
     )
+    check_parts(config.wire.fragments, min(recipe.sizes(size.parameters)), "the parameters that a server has")
     schedule = _schedule(config, rule, clusters, _message_bytes(recipe, size))
     engine = config.engine
     on_cpu = isinstance(engine, RaySettings) and engine.gpus_per_server == 0
@@ -79,7 +82,7 @@ def server_roster(
 
 def _message_bytes(recipe: ServerRecipe, size: ModelSize) -> dict[str, tuple[int, ...]]:
     """Return the bytes of a worker's message to each server, and of each server's message to a worker."""
-    sizes = recipe.sizes(size.parameters)
+    sizes = [recipe.fragments.length(n) for n in recipe.sizes(size.parameters)]
     weights, sent = ([form.num_bytes(n) for n in sizes] for form in (recipe.wire.weights, recipe.format_of_workers))
     # Buffers and workers' own tensors are the first server's.
     weights[0] += 4 * size.buffers

@@ -1,15 +1,11 @@
 """What may be sent in which form."""
 
-import math
-from collections.abc import Sequence
-
 from ray_pcasgd.config import Config
-from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.records import Row
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.compensation import AdaptiveCompensation
 from ray_pcasgd.rules.prediction import PredictingRule
+from ray_pcasgd.rules.server import ServerRule
 
 
 def check_wire(config: Config) -> None:
@@ -34,13 +30,21 @@ def check_wire(config: Config) -> None:
 
 
 def _check_fragments(config: Config) -> None:
-    algorithm, wire, engine = config.algorithm, config.wire, config.engine
+    algorithm, wire = config.algorithm, config.wire
     allowed = f"allowed with wire.fragments = {wire.fragments} is"
-    if not (isinstance(algorithm, Rule) and algorithm.takes_fragments):
+    if not (isinstance(algorithm, Rule | ServerRule) and algorithm.takes_fragments):
         raise ValueError(
             f"wire.fragments = {wire.fragments}: allowed with algorithm.name = {algorithm.name!r} is 1; others are for "
-            "d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd and pc-asgd-pv"
+            "d-psgd, d-asgd, c-asgd, p-asgd, pc-asgd and pc-asgd-pv, and with a server for diloco, fedasync and "
+            "elastic-averaging"
         )
+    if isinstance(algorithm, ServerRule):
+        if algorithm.by_tensor is not None:
+            raise ValueError(
+                f"wire.fragments = {wire.fragments}: allowed with algorithm.{algorithm.by_tensor} is 1, since it looks "
+                "at whole tensors"
+            )
+        return
     if isinstance(algorithm, PredictingRule):
         if algorithm.prediction != "direction":
             raise ValueError(f"algorithm.prediction = {algorithm.prediction!r}: {allowed} direction")
@@ -48,28 +52,9 @@ def _check_fragments(config: Config) -> None:
             raise ValueError(f"algorithm.compensation.name = 'adaptive': {allowed} constant or relative")
     if wire.directions.is_sparse:
         raise ValueError(f"wire.directions.name = {wire.directions.name!r}: {allowed} float32, bf16, int8 or int4")
-    if config.schedule is None and any(away.returns < math.inf for one in config.membership for away in one.away):
-        raise ValueError(f"membership: {allowed} that nobody comes in or back; nobody holds a whole model for them")
-    if isinstance(engine, RaySettings) and engine.join_later:
-        raise ValueError(
-            f"engine.join_later = {list(engine.join_later)}: {allowed} an empty list; nobody holds a whole model for "
-            "those who come in"
-        )
 
 
-def check_parts(fragments: int, num_parameters: int) -> None:
-    """Raise ``ValueError`` where the weights have fewer numbers than they are to have parts."""
+def check_parts(fragments: int, num_parameters: int, whose: str = "the model's parameters") -> None:
+    """Raise ``ValueError`` where weights have fewer numbers than they are to have parts."""
     if fragments > num_parameters:
-        raise ValueError(f"wire.fragments = {fragments}: allowed are 1 to {num_parameters}, the model's parameters")
-
-
-def check_whole(config: Config, rows: Sequence[Row]) -> None:
-    """Raise ``ValueError`` where agents of a recorded schedule come back as the mean of versions sent in parts."""
-    if config.wire.fragments == 1:
-        return
-    for row in rows:
-        if row.kind == "rejoined" and row.reads:
-            raise ValueError(
-                f"schedule = {config.schedule!r}: agent {row.agent} comes back at step {row.step} as the mean of whole "
-                f"versions; allowed with wire.fragments = {config.wire.fragments} are schedules without such agents"
-            )
+        raise ValueError(f"wire.fragments = {fragments}: allowed are 1 to {num_parameters}, {whose}")

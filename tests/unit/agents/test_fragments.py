@@ -1,6 +1,7 @@
 """Messages that hold a part of the model, against a slow reference in float64."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,11 @@ from hypothesis import strategies as st
 
 from ray_pcasgd.agents.fragments import Fragments, part_of
 from ray_pcasgd.agents.peer import AgentSpec
-from ray_pcasgd.engines.base import InterruptionError
-from ray_pcasgd.engines.live import agent_events as happened
-from ray_pcasgd.engines.live import driver_actions as act
-from ray_pcasgd.engines.live.commands import Join
-from ray_pcasgd.engines.live.membership import Membership, Presence
-from ray_pcasgd.records import Row
-from ray_pcasgd.runs.plan.wire import check_whole
-from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.agents.sent_weights import SentWeights
+from ray_pcasgd.agents.wire import Wire
+from ray_pcasgd.engines.local.execution import Execution
+from ray_pcasgd.records import StepReport
+from ray_pcasgd.runs.plan.plan import Plan
 from tests.speed import examples
 from tests.unit.agents.local_reference import (
     PUBLISHED,
@@ -144,7 +142,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"algorithm": "ad-psgd", "links": []},
         "wire.fragments = 4: allowed with algorithm.name = 'ad-psgd' is 1",
     ),
-    "a server": ({"algorithm": {"name": "diloco"}}, "wire.fragments = 4: allowed with algorithm.name = 'diloco' is 1"),
     "displacement": (
         {"algorithm": {"name": "pc-asgd", "prediction": "displacement"}},
         "algorithm.prediction = 'displacement': allowed with wire.fragments = 4 is direction",
@@ -162,14 +159,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"wire": {"fragments": 4, "directions": "top-k"}},
         "wire.directions.name = 'top-k': allowed with wire.fragments = 4 is float32, bf16, int8 or int4",
     ),
-    "who comes back": (
-        {"membership": [{"agent": 2, "leaves": 3}, {"agent": 1, "leaves": 3, "returns": 5}]},
-        "membership: allowed with wire.fragments = 4 is that nobody comes in or back; nobody holds a whole model",
-    ),
-    "who comes later": (
-        {"engine": {"name": "ray", "mode": "live", "join_later": [2]}, "links": [], "compute": {}},
-        "engine.join_later = [2]: allowed with wire.fragments = 4 is an empty list",
-    ),
 }
 
 
@@ -179,15 +168,6 @@ def test_what_cannot_be_sent_in_parts_is_refused_in_one_line(name: str) -> None:
     assert_refused({"algorithm": "pc-asgd", "wire": {"fragments": 4}} | settings, message)
 
 
-def test_a_recorded_return_as_the_mean_of_whole_versions_is_refused() -> None:
-    config = load_config({"wire": {"fragments": 2}, "schedule": "some.parquet"})
-    read = executed(planned(algorithm="d-asgd"))[1][-1].row.reads[:1]
-    back = Row(1, 4, 0.0, 0.0, 0.0, read, "rejoined")
-    with pytest.raises(ValueError, match=r"schedule = 'some.parquet': agent 1 comes back at step 4 as the mean of"):
-        check_whole(config, [back])
-    check_whole(config, [back._replace(reads=())])
-
-
 def test_a_planned_agent_may_leave_for_good() -> None:
     own = planned(algorithm="pc-asgd", wire={"fragments": 2}, membership=[{"agent": 1, "leaves": 3}])
     agents, reports = executed(own)
@@ -195,19 +175,61 @@ def test_a_planned_agent_may_leave_for_good() -> None:
     assert all(report.row.kind == "step" for report in reports)
 
 
-@pytest.mark.parametrize("fragments", [1, 2])
-def test_a_live_agent_that_is_lost_does_not_come_back(fragments: int) -> None:
-    own = planned(algorithm="pc-asgd", wire={"fragments": fragments})
+FORMATS: list[dict[str, str]] = [{}, {"weights": "int8", "directions": "bf16"}]
+AWAY = [{"agent": 1, "leaves": "4s", "returns": "9s"}, {"agent": 2, "returns": "3s"}]
+
+
+def publishing_whole(own: Plan) -> Plan:
     specs = [spec for spec in own.specs if isinstance(spec, AgentSpec)]
-    membership = Membership(specs, -1, unknown=(2,))
-    actions = [*membership.handle(happened.Began({}), 0.0)]
-    actions += membership.handle(happened.Lost(1, InterruptionError("gone", 0)), 0.0)
-    comes_back = fragments == 1
-    assert [one.agent for one in actions if isinstance(one, act.Make)] == ([2, 1] if comes_back else [])
-    told = {one.agent for one in actions if isinstance(one, act.Announce)}
-    assert told == ({1} if comes_back else {1, 2})
-    if not comes_back:
-        assert set(membership.those(Presence.AWAY)) == {1, 2}
-        refusal = membership.refusal(Join(agent=1))
-        assert refusal is not None
-        assert refusal.startswith("join: allowed are runs with wire.fragments = 1")
+    recipe = replace(specs[0].recipe, publishes_whole=True)
+    return replace(own, specs=tuple(replace(spec, recipe=recipe) for spec in specs))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_of_a_whole_version_the_same_is_read_as_of_its_fragment(formats: dict[str, str], overlap: bool) -> None:
+    own = planned(algorithm=PUBLISHED, overlap=overlap, wire={**formats, "fragments": PARTS})
+    (agents, reports), (others, again) = executed(own), executed(publishing_whole(own))
+    for one, other in zip(agents, others, strict=True):
+        assert torch.equal(one.weights, other.weights)
+    assert [report.bytes_sent for report in reports] == [report.bytes_sent for report in again]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_who_comes_back_is_the_mean_of_whole_versions(formats: dict[str, str], overlap: bool) -> None:
+    own = planned(algorithm="pc-asgd", overlap=overlap, wire={**formats, "fragments": PARTS}, membership=AWAY)
+    execution = Execution(own.schedule, [spec.build(own.data) for spec in own.specs])
+    history = {(agent.spec.agent, 0): agent.weights for agent in execution.agents}
+    back = []
+    for report in execution.reports():
+        assert isinstance(report, StepReport)
+        row, agent = report.row, execution.agents[report.row.agent]
+        history[row.agent, row.step + 1] = agent.weights
+        if row.kind == "rejoined":
+            mean = torch.stack([history[read[:2]] for read in row.reads]).mean(0)
+            torch.testing.assert_close(agent.weights, mean, rtol=0, atol=1e-6)
+            # Its own fragment to both neighbors, and all that it was given, in float32.
+            assert report.bytes_sent == 2 * agent.message_bytes + len(row.reads) * 4 * (SIZE + 1)
+            back.append((row.agent, len(row.reads)))
+    assert back == [(2, 2), (1, 2)]
+    assert all(agent.progress == 23 for agent in execution.agents)
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_a_run_whose_agents_come_back_goes_on_from_a_state_to_the_bit(formats: dict[str, str]) -> None:
+    gone_on(planned(algorithm="pc-asgd", wire={**formats, "fragments": 3}, membership=AWAY))
+
+
+def test_what_is_neither_a_fragment_nor_whole_is_refused() -> None:
+    own, draw = torch.zeros(10), (0, "weights", 1, 5)
+    for wire, sizes in ((Wire(), "5 numbers; allowed are 4 and 10"), (Wire(weights="bf16"), "5 bytes; allowed are 8")):  # type: ignore[arg-type]
+        sent = SentWeights(wire.weights, Fragments(3, 0))
+        whole = torch.arange(10.0)
+        opened = sent.opened(sent.whole(whole), own, draw)
+        assert opened.whole is not None
+        assert torch.equal(opened.whole, whole)
+        with pytest.raises(ValueError, match=rf"^its weights have {sizes}"):
+            sent.opened(torch.zeros(5, dtype=sent.fragment(whole, draw).dtype), own, draw)
+        with pytest.raises(ValueError, match=r"^its weights have numbers that are not finite$"):
+            sent.opened(sent.whole(torch.full((10,), torch.inf)), own, draw)

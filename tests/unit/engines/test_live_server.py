@@ -1,7 +1,7 @@
 """What a live server's actor keeps and rejects, apart from Ray; its decisions: ``live/test_server.py``."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,9 +51,9 @@ PLANS = {
 class RecordingDriver(ServerDriver):
     """Keeps what it would send."""
 
-    def answer(self, headers: Mapping[int, Header]) -> None:
+    def answer(self, headers: Mapping[int, Header], whole: Collection[int]) -> None:
         self.answers = [*getattr(self, "answers", []), *headers.items()]
-        super().answer(headers)
+        super().answer(headers, whole)
 
 
 class Served(NamedTuple):
@@ -87,7 +87,7 @@ def deliver(server: Served, worker: int, version: int) -> None:
     note = Delivery(server.policy.given[worker], server.server.version, 1.0)
     header = Header(worker, version, 0.0, 0.0, note=note)
     contents = server.driver.contents
-    server.actor.mailbox.put(Message(header, contents[max(contents)]), 0.0)
+    server.actor.mailbox.put(Message(header, contents[max(contents)].contents(None)), 0.0)
     turn(server)
 
 

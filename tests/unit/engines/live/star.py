@@ -94,7 +94,7 @@ class Star:
         spec: Any = self.plan.specs[agent]
         mailbox: OnceMailbox[Any] = OnceMailbox(spec.neighbors)
         for server in spec.neighbors:
-            mailbox.start(Message(Header(server, 0, STARTED_AT, 0.0), "weights"))
+            mailbox.start(Message(Header(server, 0, STARTED_AT, 0.0), "whole"))
         policy = WorkerPolicy(spec, mailbox, WAIT_SECONDS, self.injection)
         policy.started_at = STARTED_AT
         return WorkerRun(policy)
@@ -161,20 +161,22 @@ class Star:
                 worker.is_over = True
             case Rejoin(version, reads):
                 assert version == policy.version
-                self.check_reads(worker, reads)
+                self.check_reads(worker, reads, "whole")
                 self.rejoined[agent].append(version)
                 policy.rejoined()
                 assert [event.kind for event in policy.events()] == ["agent_returned"]
             case Take(reads):
-                self.check_reads(worker, reads)
+                self.check_reads(worker, reads, "whole", f"what answers {policy.version}")
                 worker.reads = reads
                 worker.ready_at = self.now + self.random.choice([0.0, 0.1, 1.0, self.random.random(), 7.0])
         return True
 
-    def check_reads(self, worker: WorkerRun, reads: tuple[Read, ...]) -> None:
+    def check_reads(self, worker: WorkerRun, reads: tuple[Read, ...], *allowed: str) -> None:
         assert [read.neighbor for read in reads] == list(self.servers)
         for read in reads:
-            assert worker.policy.mailbox.get(read.neighbor, read.version) is not None
+            message = worker.policy.mailbox.get(read.neighbor, read.version)
+            assert message is not None
+            assert message.contents in allowed
 
     def compute(self, agent: int, worker: WorkerRun) -> bool:
         """Let a worker find out that its work is cancelled, or deliver it once it is done."""
@@ -214,9 +216,9 @@ class Star:
                 server.links[worker] = self.lives[worker]
             case Take(reads):
                 self.update(server, reads)
-            case Tell(headers):
+            case Tell(headers, whole):
                 for worker, header in headers.items():
-                    self.tell(server, worker, header)
+                    self.tell(server, worker, header, worker in whole)
                 server.contents = {v for v in server.contents if v >= policy.oldest}
                 server.history = {v for v in server.history if v in policy.kept or v == policy.version}
         return True
@@ -244,14 +246,18 @@ class Star:
         server.contents.add(policy.version)
         server.history.add(policy.version)
 
-    def tell(self, server: ServerRun, worker: int, header: Header) -> None:
+    def tell(self, server: ServerRun, worker: int, header: Header, is_whole: bool) -> None:
         assert header.version in server.contents
         assert isinstance(header.note, Answer)
         assert server.told.get(worker, 0) <= header.version <= header.note.newest
         server.told[worker] = header.version
         if worker in self.workers and server.links[worker] == self.lives[worker]:
             run = self.workers[worker]
-            run.policy.mailbox.put(Message(header, "weights"), self.now)
+            if run.policy.admit(header) is not None:
+                return
+            is_whole |= self.plan.config.wire.fragments == 1
+            contents = "whole" if is_whole else f"what answers {header.note.answers}"
+            run.policy.mailbox.put(Message(header, contents), self.now)
             run.policy.arrived(header, self.moment)
 
     @property

@@ -66,6 +66,14 @@ PLANS: dict[tuple[str, str, int], Plan] = (
         for name, gathering in (("quorum", GATHERINGS["quorum"]), ("fedbuff", {"name": "k-batch-async", "k": 5}))
         for delay, links in LINKS.items()
     }
+    | {
+        (f"diloco {name}, in parts", "seconds", shards): plan_of(
+            {"name": "diloco", "gathering": GATHERINGS[name], "shards": shards},
+            links=LINKS["seconds"],
+            wire={"fragments": 3},
+        )
+        for name, shards in (("k-async", 1), ("k-batch-async", 2))
+    }
 )
 KEYS = pytest.mark.parametrize("key", PLANS, ids=str)
 
