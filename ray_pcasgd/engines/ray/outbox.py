@@ -46,7 +46,7 @@ class RayOutbox(Outbox):
     def _recipient(self, handle: Any) -> Recipient:
         """Return a neighbor as it is reached: over a link where it is on this host."""
         if self._door is not None and (link := connected(door_of(handle))) is not None:
-            return Linked(link, self._door)
+            return Linked(handle, link, self._door)
         return Called(handle)
 
     def links(self) -> tuple[int, ...]:
@@ -83,8 +83,7 @@ class RayOutbox(Outbox):
         """Ask a neighbor for a whole copy, unless it is gone."""
         with self._lock:
             if (peer := self._peers.get(neighbor)) is not None:
-                call = peer.handle.send_whole.remote(reader)
-                peer.pending.append(_Pending(call, time.monotonic(), 0, is_message=False))
+                peer.ask(reader)
 
     def mark(self, sender: int, cut: int) -> None:
         """Tell every neighbor how many messages were sent to it before a cut."""

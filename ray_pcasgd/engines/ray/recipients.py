@@ -119,6 +119,10 @@ class Recipient(ABC):
         """Tell how many messages were sent before a cut."""
 
     @abstractmethod
+    def ask(self, reader: int) -> None:
+        """Ask for a whole copy for a reader."""
+
+    @abstractmethod
     def is_alive(self, now: float) -> bool:
         """Return whether the neighbor has not failed to take a message; forget those that it took."""
 
@@ -167,7 +171,13 @@ class Called(Recipient):
 
     def mark(self, sender: int, cut: int, sent: int) -> None:
         """Tell how many messages were sent before a cut."""
-        call = self._handle.take_mark.remote(sender, cut, sent)
+        self._call(self._handle.take_mark.remote(sender, cut, sent))
+
+    def ask(self, reader: int) -> None:
+        """Ask for a whole copy for a reader."""
+        self._call(self._handle.send_whole.remote(reader))
+
+    def _call(self, call: Any) -> None:
         self._pending.append(_Pending(call, time.monotonic(), 0, is_message=False))
 
     def is_alive(self, now: float) -> bool:
@@ -204,8 +214,9 @@ class Called(Recipient):
 class Linked(Recipient):
     """A neighbor on the same host, which reads from the sender's slots."""
 
-    def __init__(self, link: Link, door: Door) -> None:
+    def __init__(self, handle: Any, link: Link, door: Door) -> None:
         super().__init__()
+        self._handle = handle
         self._link = link
         self._door = door
         self._pending: deque[_Pending] = deque()
@@ -244,6 +255,10 @@ class Linked(Recipient):
             self._link.mark(Mark(sender, cut, sent))
         except GoneError:
             self._end()
+
+    def ask(self, reader: int) -> None:
+        """Ask for a whole copy for a reader, by a call of Ray; where that is lost, it is asked again."""
+        self._handle.send_whole.remote(reader)
 
     def is_alive(self, now: float) -> bool:
         """Return whether the neighbor's process has not ended; forget what it has taken in."""
