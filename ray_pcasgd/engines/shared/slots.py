@@ -38,7 +38,9 @@ _LEAST_SLOTS = 4
 _ALIGNMENT = 64
 
 _BLOCK = 64 * 1024
-"""Numbers that are copied at a time, and then summed while they are in the processor's cache."""
+"""Numbers that are copied at a time, and then looked at while they are in the processor's cache."""
+
+_ZEROS = np.zeros(_BLOCK, np.float32)
 
 
 class Part(NamedTuple):
@@ -112,16 +114,15 @@ class Slot:
 
 def _copied(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> bool:
     """Copy an array; return whether its numbers are finite, which bytes are always."""
-    if source.dtype.kind != "f":
+    if source.dtype != np.float32:
         np.copyto(target, source)
-        return True
+        return source.dtype.kind != "f"
     is_finite = True
     for start in range(0, source.size, _BLOCK):
         block = target[start : start + _BLOCK]
         np.copyto(block, source[start : start + _BLOCK])
-        # The sum costs less than a look at each number; where finite numbers overflow in it, each is looked at.
-        if not math.isfinite(np.add.reduce(block)) and not np.isfinite(block).all():
-            is_finite = False
+        # 0 for finite numbers, however large, and not a number for others; in half of a sum's time.
+        is_finite &= math.isfinite(np.dot(block, _ZEROS[: block.size]))
     return is_finite
 
 
