@@ -116,7 +116,7 @@ def _copied(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> bool:
     """Copy an array; return whether its numbers are finite, which bytes are always."""
     if source.dtype != np.float32:
         np.copyto(target, source)
-        return source.dtype.kind != "f"
+        return bool(source.dtype.kind != "f")
     is_finite = True
     for start in range(0, source.size, _BLOCK):
         block = target[start : start + _BLOCK]
