@@ -81,9 +81,9 @@ the next version and the rule's temporary vectors.
 Nesterov's momentum takes 4 more, Lion 4, Adam and AdamW 8 (with `amsgrad` 12). Not measured: `choco-sgd` keeps what
 `d-psgd` does, 4 more for its own public copy and, on actors, 4 for that of each neighbor, since differences travel.
 
-Not counted are the process itself (about 0.3 GB with PyTorch and Ray), activations of larger batches, and what lies in
-Ray's object store: each published version once for all agents of a machine, 4 bytes a parameter or 8 with its
-direction, as long as a reader may still ask for it. Messages that are 10 steps late so hold about 12 versions of each
+Not counted are the process itself (about 0.3 GB with PyTorch and Ray), activations of larger batches, and what agents
+of one machine share (between machines, Ray's object store): each published version once for all of them, 4 bytes a
+parameter or 8 with its direction, as long as a reader may still ask for it. Messages that are 10 steps late so hold about 12 versions of each
 agent there. On the `local` engine all agents are in one process, and share published versions.
 
 In a planned run on Ray, two agents of the default with 24.9 M parameters had at most 1.6 GB of memory of their own each
