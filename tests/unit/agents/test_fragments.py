@@ -15,7 +15,8 @@ from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live import agent_events as happened
 from ray_pcasgd.engines.live import driver_actions as act
 from ray_pcasgd.engines.live.commands import Join
-from ray_pcasgd.engines.live.membership import Membership, Presence
+from ray_pcasgd.engines.live.membership import Membership
+from ray_pcasgd.engines.live.presence import Presence
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.plan.wire import check_whole
 from ray_pcasgd.runs.settings.loading import load_config

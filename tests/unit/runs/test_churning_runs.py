@@ -116,7 +116,36 @@ def test_who_leaves_is_planned_where_each_version_goes_to_all_neighbors(algorith
     assert "\n" not in str(caught.value)
 
 
-def test_live_runs_have_commands_for_it() -> None:
+LIVE: dict[str, Any] = {"engine": {"name": "ray", "mode": "live"}, "num_agents": 3, "clusters": 1}
+
+
+@pytest.mark.parametrize("algorithm", ["d-asgd", "ad-psgd", "gossip-push", "noloco", "choco-sgd", "server"])
+def test_any_live_run_takes_membership_and_its_agents_say_themselves_when_they_leave(algorithm: str) -> None:
+    plan = make_plan(load_config(LIVE | {"algorithm": algorithm, "links": [], "membership": AWAY}))
+    assert plan.departures == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"membership": {"agents": [0, 1, 2], "returns": 3}},
+            "membership: allowed with engine.mode = 'live' is that an",
+        ),
+        ({"membership": {"agent": 3, "leaves": 3}}, "membership.0.agent: agent 3; allowed are 0 to 2"),
+        (
+            {"membership": {"agents": [1, 4], "leaves": 3}, "algorithm": {"name": "server", "shards": 2}},
+            "membership.0.agents: agent 4 is a server, which stays; allowed are 0 to 2",
+        ),
+        (
+            {"membership": AWAY, "engine": LIVE["engine"] | {"join_later": [0, 2]}},
+            "engine.join_later = [0, 2]: allowed are agents of which membership does not say when they are there, as "
+            "it does of 2",
+        ),
+    ],
+)
+def test_wrong_membership_of_live_runs_is_refused_in_a_line(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        make_plan(load_config({"engine": {"name": "ray", "mode": "live"}, "membership": AWAY}))
-    assert str(caught.value).startswith("membership: allowed in planned runs; agents leave and join a live one by ")
+        make_plan(load_config(LIVE | {"links": []} | changes))
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
