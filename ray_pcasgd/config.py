@@ -180,8 +180,8 @@ class Config(Settings):
     membership: Membership = ()
     """Who is not there when: ``[{agent: 3, leaves: 20s, returns: 45s}]``, or ``{trace: availability.csv}``; in planned
     runs between peers that read all of their neighbors, and in all live runs, where seconds are wall-clock ones since
-    the run's start. An agent that leaves gives up its present step, live it ends it first; one that returns goes on as the
-    mean of its neighbors. Empty: all agents are there all the time."""
+    the run's start. An agent that leaves gives up its present step, live it ends it first; one that returns goes on as
+    the mean of its neighbors. Empty: all agents are there all the time."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""
     callbacks: tuple[CallableOrPath, ...] = ()
