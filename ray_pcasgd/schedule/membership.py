@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.schedule.law_base import LARGEST
 from ray_pcasgd.schedule.law_text import read_law
+from ray_pcasgd.schedule.simulation import in_nanoseconds
 from ray_pcasgd.schedule.trace_files import read_columns
 
 
@@ -52,6 +53,23 @@ class Departure(NamedTuple):
     """The agent's last version before it; 0: it has taken no step yet."""
     back_at: int | None
     """The version at which it comes back; ``None``: it does not."""
+
+
+class Change(NamedTuple):
+    """One agent leaves or comes back."""
+
+    moment: int
+    """In nanoseconds of the run."""
+    agent: int
+    is_back: bool
+
+
+def changes_of(away: Iterable[Away]) -> list[Change]:
+    """Return all changes after the start, by their moments and agents."""
+    away = list(away)
+    leaving = [Change(in_nanoseconds(one.leaves), one.agent, False) for one in away if one.leaves > 0]
+    back = [Change(in_nanoseconds(one.returns), one.agent, True) for one in away if not math.isinf(one.returns)]
+    return sorted(leaving + back)
 
 
 class Absence(Settings):
