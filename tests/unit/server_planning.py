@@ -6,7 +6,6 @@ is kept as words that have come.
 """
 
 import math
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,9 +121,9 @@ class _SlowPlanner:
         return self.result
 
     def one_event(self) -> bool:
-        """Of all that is to come let the first happen: words, gradients, what becomes ready, grace, who leaves or comes.
+        """Of all that is to come let the first happen; return whether there was anything.
 
-        Return whether there was anything to come.
+        At one moment come words, gradients, what becomes ready, what ends a grace, who leaves, who comes back.
         """
         coming: list[tuple[int, int, int, int, int]] = [
             (letter.arrival, 0 if letter.kind == "word" else 1, letter.worker, letter.server, place)

@@ -40,13 +40,14 @@ from ray_pcasgd.runs.plan.local_steps import (
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
-from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
+from ray_pcasgd.runs.plan.servers import check_membership_of_workers, check_server_settings, server_roster
 from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.plan.wire import check_wire
 from ray_pcasgd.runs.settings.errors import explain, one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
 from ray_pcasgd.schedule.churn import ChurningPlanner
+from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import Departure, away_times
 from ray_pcasgd.schedule.recording import replayable
@@ -122,7 +123,7 @@ class Plan:
         """When agents leave, as a planned or a recorded schedule has it, and where they come back."""
         if self.is_live:
             return ()  # its agents say so themselves
-        if isinstance(self.schedule, ChurningPlanner):
+        if isinstance(self.schedule, ChurningPlanner | ChurningServerPlanner):
             return self.schedule.departures
         if not isinstance(self.schedule, Recorded) or self.servers:
             return ()
@@ -378,12 +379,19 @@ def _check_membership(config: Config) -> None:
         _check_live_membership(config, config.engine)
         return
     algorithm = config.algorithm
+    if isinstance(algorithm, ServerRule):
+        try:
+            check_membership_of_workers(config, algorithm)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        return
     exchange = algorithm.exchange if isinstance(algorithm, Rule) else None
     sends_differences = isinstance(algorithm, Rule) and algorithm.sends_differences
     if exchange is None or exchange.reading != "newest" or exchange.waits_for_partners or sends_differences:
         raise SettingsError(
             f"membership: allowed with algorithm.name = {algorithm.name!r} is an empty list; who leaves and comes back "
-            "is planned for peers that send each version whole to all of their neighbors, as those of pc-asgd do"
+            "is planned for workers of a server, and for peers that send each version whole to all of their neighbors, "
+            "as those of pc-asgd do"
         )
 
 

@@ -71,7 +71,7 @@ def test_rows_can_be_executed_are_of_who_is_there_and_come_to_the_end_unless_all
         found += [(worker, row.step, row.step + 1) for row in back]
     assert sorted(one for one in plan.departures if one.back_at is not None) == found
     gone = {one.agent for one in plan.departures if one.back_at is None}
-    batches = {s: 0 for s in range(plan.num_workers, plan.num_workers + plan.num_servers)}
+    batches = dict.fromkeys(range(plan.num_workers, plan.num_workers + plan.num_servers), 0)
     for row in updates(rows, plan.num_workers):
         batches[row.agent] += sum(plan.local_steps[read.neighbor] for read in row.reads)
         if plan.gathering.waits:
