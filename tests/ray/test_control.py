@@ -246,6 +246,24 @@ def test_agents_leave_and_come_in_as_settings_say(tmp_path: Path) -> None:
     assert replayed.metrics["test_loss"] == result.metrics["test_loss"]
 
 
+@pytest.mark.slow
+def test_workers_leave_and_come_in_as_settings_say(tmp_path: Path) -> None:
+    membership = [{"agent": 1, "leaves": "1.5s", "returns": 3}, {"agent": 2, "returns": 2}]
+    settings: dict[str, Any] = {"algorithm": {"name": "server", "gathering": "sync"}, "num_steps": 150}
+    result = fit(tmp_path, membership=membership, **settings)
+    assert result.error is None
+    rows = rows_of(result)
+    taken = [[read.neighbor for read in row.reads] for row in rows if row.agent == 3]
+    assert 2 not in taken[0]  # it was not there
+    assert taken[-1] == [0, 1, 2]
+    back = [row.agent for row in rows if row.kind == "rejoined"]
+    assert sorted(back) == [1, 2]
+    schedule = str(Path(result.path) / "schedule.parquet")
+    replayed = fit(tmp_path / "replay", engine="local", schedule=schedule, **settings)
+    assert replayed.schedule_hash == result.schedule_hash
+    assert replayed.metrics["test_loss"] == result.metrics["test_loss"]
+
+
 def command(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     code = "from ray_pcasgd.cli import main; main()"
     arguments = [sys.executable, "-c", code, name, str(folder), *options]

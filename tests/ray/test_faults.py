@@ -356,3 +356,19 @@ def test_a_planned_run_whose_agents_leave_and_come_back_outlives_a_lost_one_to_t
     assert "run_restarted" in fault.kinds()
     assert_same_run(result, fit_local(tmp_path, **settings))
     assert [row.agent for row in rows_of(result) if row.kind == "rejoined"] == [2]
+
+
+@pytest.mark.slow
+def test_a_planned_run_whose_workers_leave_and_come_back_outlives_a_lost_one_to_the_bit(tmp_path: Path) -> None:
+    settings = {
+        "membership": [{"agent": 2, "leaves": "30.5s", "returns": "90.5s"}, {"agent": 0, "leaves": "200.5s"}],
+        "algorithm": {"name": "server", "gathering": {"name": "k-async", "k": 2}, "correction": "dc-asgd-a"},
+        "evaluate_every": 50,
+    }
+    fault = Fault(60, kill(1))
+    result = fit(tmp_path, fault, **settings)
+    assert "run_restarted" in fault.kinds()
+    local = fit_local(tmp_path, **settings)
+    assert result.schedule_hash == local.schedule_hash
+    assert result.metrics["test_loss"] == local.metrics["test_loss"]
+    assert [row.agent for row in rows_of(result) if row.kind == "rejoined"] == [2]
