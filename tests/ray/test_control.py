@@ -248,8 +248,9 @@ def test_agents_leave_and_come_in_as_settings_say(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_workers_leave_and_come_in_as_settings_say(tmp_path: Path) -> None:
+    """The server needs 10 seconds at least: those who return at 3 have time to be built."""
     membership = [{"agent": 1, "leaves": "1.5s", "returns": 3}, {"agent": 2, "returns": 2}]
-    settings: dict[str, Any] = {"algorithm": {"name": "server", "gathering": "sync"}, "num_steps": 150}
+    settings: dict[str, Any] = {"algorithm": {"name": "server", "gathering": "sync"}, "num_steps": 500}
     result = fit(tmp_path, membership=membership, **settings)
     assert result.error is None
     rows = rows_of(result)
