@@ -219,6 +219,7 @@ def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     assert {read.neighbor for row in later for read in row.reads} == {2}
 
 
+@pytest.mark.slow
 def test_agents_leave_and_come_in_as_settings_say(tmp_path: Path) -> None:
     """Steps take 20 ms at least, so that nobody ends before they are to leave; changes that are late come in turn."""
     membership = [{"agent": 1, "leaves": "1.5s", "returns": 3}, {"agent": 2, "returns": 2}]

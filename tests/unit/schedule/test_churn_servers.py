@@ -44,7 +44,7 @@ def rows_of(plan: ServerPlanner) -> list[Row]:
     return [row for row in plan if row is not None]
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(churns(plans()))
 def test_rows_equal_those_of_the_slow_planner(plan: ChurningServerPlanner) -> None:
     assert rows_of(plan) == slow_rows(plan)
@@ -56,7 +56,7 @@ def test_rows_with_bandwidths_equal_those_of_the_slow_planner(plan: ChurningServ
     assert rows_of(plan) == slow_rows(plan)
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(churns(plans()))
 def test_rows_can_be_executed_are_of_who_is_there_and_come_to_the_end_unless_all_have_left(
     plan: ChurningServerPlanner,
