@@ -178,9 +178,10 @@ class Config(Settings):
     first. Bytes are passed on as they come, so that the slowest of the three decides. Agents on none of them have no
     such limit."""
     membership: Membership = ()
-    """Who is not there when, in planned runs between peers that read all of their neighbors:
-    ``[{agent: 3, leaves: 20s, returns: 45s}]``, or ``{trace: availability.csv}``. An agent that leaves gives up its
-    present step; one that returns goes on as the mean of its neighbors. Empty: all agents are there all the time."""
+    """Who is not there when: ``[{agent: 3, leaves: 20s, returns: 45s}]``, or ``{trace: availability.csv}``; in planned
+    runs workers of a server, or peers that read all of their neighbors; in live runs any but servers, at wall-clock
+    seconds since the run's start. An agent that leaves gives up its present step, live it ends it first; one that
+    returns goes on as the mean of its neighbors, or with its servers' weights. Empty: all are there all the time."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""
     callbacks: tuple[CallableOrPath, ...] = ()

@@ -83,8 +83,9 @@ Nesterov's momentum takes 4 more, Lion 4, Adam and AdamW 8 (with `amsgrad` 12). 
 
 Not counted are the process itself (about 0.3 GB with PyTorch and Ray), activations of larger batches, and what agents
 of one machine share (between machines, Ray's object store): each published version once for all of them, 4 bytes a
-parameter or 8 with its direction, as long as a reader may still ask for it. Messages that are 10 steps late so hold about 12 versions of each
-agent there. On the `local` engine all agents are in one process, and share published versions.
+parameter or 8 with its direction, as long as a reader may still ask for it. Messages that are 10 steps late so hold
+about 12 versions of each agent there. On the `local` engine all agents are in one process, and share published
+versions.
 
 In a planned run on Ray, two agents of the default with 24.9 M parameters had at most 1.6 GB of memory of their own each
 (USS), process included.

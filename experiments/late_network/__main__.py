@@ -15,7 +15,7 @@ import pandas as pd
 from experiments.cluster.cycle import ROOT
 from experiments.late_network.page import page
 from experiments.running import arguments_of, settings_of
-from ray_pcasgd.runs.calibrating import hosts_of
+from ray_pcasgd.runs.live_record import hosts_of
 from ray_pcasgd.runs.settings.loading import load_config, read_yaml
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.parquet import read_rows

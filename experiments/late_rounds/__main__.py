@@ -8,7 +8,7 @@ import pandas as pd
 from experiments.late_network.__main__ import measure
 from experiments.late_rounds.page import page
 from experiments.running import Job, measured
-from ray_pcasgd.runs.calibrating import hosts_of
+from ray_pcasgd.runs.live_record import hosts_of
 from ray_pcasgd.runs.settings.loading import load_config, read_yaml
 from ray_pcasgd.schedule.parquet import read_rows
 

@@ -18,19 +18,26 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a live run, or its location on remote storage.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of live runs, or their locations on remote storage; those whose messages differ in size, by "
+            "their wire for instance, tell of bandwidths.",
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="The settings file to write; a new one.")] = Path("calibrated.yaml"),
     trust: Trust = False,
 ) -> None:
-    """Write settings of a planned run that is as slow as a live one was: its compute times, its messages' delays."""
+    """Write settings of a planned run that is as slow as live ones were: its compute times, its messages' delays."""
     from ray_pcasgd.runs.calibrating import calibrate as calibrated
 
-    for line in _lines(calibrated(run, output, trust)):
+    for line in _lines(calibrated(runs, output, trust)):
         print(printable(line))
 
 
 def _lines(found: "Calibration") -> list[str]:
-    from ray_pcasgd.runs.calibrating import WITHIN, delay_text
+    from ray_pcasgd.runs.calibrating import WITHIN, bandwidth_text, delay_text
 
     lines = [f"{found.path}: compute times in {found.table}"]
     for agent, seconds in sorted(found.compute.items()):
@@ -40,5 +47,7 @@ def _lines(found: "Calibration") -> list[str]:
     for pair, law in sorted(found.links.items()):
         place = "within sites" if pair == WITHIN else f"between {pair[0]} and {pair[1]}"
         told = "no message was late or waited for: no delay" if law is None else delay_text(law)
+        if (bandwidth := found.bandwidths.get(pair)) is not None:
+            told += f", {bandwidth_text(bandwidth)}"
         lines.append(f"messages {place}: {told}")
     return lines

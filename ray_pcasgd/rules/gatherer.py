@@ -31,7 +31,9 @@ class Gatherer:
 
     def __init__(self, gathering: Gathering, num_workers: int, version: int = 0) -> None:
         self.gathering = gathering
-        self.num_workers = num_workers
+        self._num_workers = num_workers
+        self._gone: set[int] = set()
+        """Workers that are known not to be there."""
         self._wanted = gathering.num_gradients(num_workers)
         self.version = version
         """The server's version."""
@@ -40,6 +42,15 @@ class Gatherer:
         self._grace_is_over = False
         every = gathering.adapts_every
         self._adaptive = None if every is None else _AdaptiveK(gathering, num_workers, every)
+
+    @property
+    def num_workers(self) -> int:
+        """The workers whose gradients the next update may wait for: of those that are gone, who have delivered for it.
+
+        **Choice**: a gradient that waits for an update stays when its worker goes, and the update still waits for as
+        many others as it would have: synchronous SGD takes a gradient of each worker that is there, and that one.
+        """
+        return self._num_workers - len(self._gone.difference(one.worker for one in self.waiting))
 
     @property
     def k(self) -> int:
@@ -91,13 +102,18 @@ class Gatherer:
         if self._adaptive is not None:
             self._adaptive.restore(state["adaptive"])
 
-    def lose(self) -> None:
+    def lose(self, worker: int) -> None:
         """Note that a worker is gone, which is no longer waited for."""
-        self.num_workers -= 1
+        self._gone.add(worker)
 
-    def gain(self) -> None:
-        """Note that a lost worker is back."""
-        self.num_workers += 1
+    def gain(self, worker: int) -> None:
+        """Note that a lost worker is back; where workers wait, what it has delivered before is given up.
+
+        It begins anew, and no update takes two gradients of one worker there.
+        """
+        self._gone.discard(worker)
+        if self.gathering.waits:
+            self.waiting = [one for one in self.waiting if one.worker != worker]
 
     def tell(self, worker: int, version: int, loss: float) -> None:
         """Take in the mini-batch loss of a gradient; needed only where K is adapted."""

@@ -13,11 +13,14 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.failures import StepError, described
 from ray_pcasgd.records import Event, Row, Snapshot, StepReport
+from ray_pcasgd.rules.gatherer import Position
+from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.averaged import AveragedEvaluations
 from ray_pcasgd.runs.callbacks import Callback, blame
 from ray_pcasgd.runs.interrupting import Interrupts
 from ray_pcasgd.runs.metrics import MetricsTable
 from ray_pcasgd.runs.pace import Pace
+from ray_pcasgd.runs.plan.local_steps import steps_of_workers
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.storage.checkpoints import Checkpoints
 from ray_pcasgd.runs.storage.ending import Ending
@@ -239,6 +242,8 @@ class RunRecord:
         step = self.plan.progress_at(row.agent, row.step + 1)
         whence = " and ".join(f"agent {read.neighbor}" for read in row.reads)
         how = f"as the mean of {whence}" if row.reads else "as it was"
+        if self.plan.servers:
+            how = "with its servers' weights"
         self.take_event(Event("agent_returned", row.agent, step, f"agent {row.agent} is back at step {step}, {how}"))
 
     def say_unsaid(self) -> None:
@@ -303,7 +308,7 @@ class RunRecord:
 
     def shortfall(self) -> RunError | None:
         """Return what makes a run that came to its end a failure."""
-        if len(self.left) == len(self.plan.specs):
+        if self.left.issuperset(range(self.plan.config.num_agents)) and not self.servers_are_done:
             return RunError("every agent has left the run; events.jsonl says why")
         allowed = self.plan.config.max_failures
         if allowed >= 0 and len(self.lost) > allowed:
@@ -314,6 +319,18 @@ class RunRecord:
             more = f"; and {len(others)} evaluations more" if others else ""
             return StepError(f"evaluation of {first.detail}{more}", first.agent, first.step)
         return self.divergence()
+
+    @property
+    def servers_are_done(self) -> bool:
+        """Whether there are servers, and each has taken all steps of the run."""
+        algorithm = self.plan.config.algorithm
+        if not isinstance(algorithm, ServerRule):
+            return False
+        positions = {server: Position(steps_of_workers(self.plan.config, algorithm)) for server in self.plan.servers}
+        for row in self.rows:
+            if row.agent in positions:
+                positions[row.agent].advance(read.neighbor for read in row.reads)
+        return all(position.steps >= self.plan.config.num_steps for position in positions.values())
 
     def divergence(self) -> RunError | None:
         """Return the error of a model whose numbers are finite and whose last test loss, unlike the first, is not."""

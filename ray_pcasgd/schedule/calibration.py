@@ -131,9 +131,17 @@ class _Sighting(NamedTuple):
 def message_seconds(
     recording: Recording, group: Callable[[int, int], Group], guess: Mapping[Group, float]
 ) -> dict[Group, LogNormal | ConstantLaw | None]:
-    """Return the law of the seconds that messages took, for each group of links, by sender and receiver.
+    """Return the law of the seconds that messages took, for each group of links; see ``message_bounds``.
 
     ``None`` where nothing says so: no message was ever waited for, or was missing at a read.
+    """
+    return {key: fitted(found) for key, found in message_bounds(recording, group, guess).items()}
+
+
+def message_bounds(
+    recording: Recording, group: Callable[[int, int], Group], guess: Mapping[Group, float]
+) -> dict[Group, list[Bounds]]:
+    """Return between how many seconds messages have taken, for each group of links.
 
     Args:
         recording: The rows.
@@ -146,16 +154,17 @@ def message_seconds(
     """
     sightings = {agent: list(_sightings(recording, rows)) for agent, rows in recording.of_each().items()}
     expected = dict(guess)
-    laws: dict[Group, LogNormal | ConstantLaw | None] = {}
-    for _ in range(_ROUNDS):
-        bounds: dict[Group, list[Bounds]] = defaultdict(list)
+    bounds: dict[Group, list[Bounds]] = {}
+    for number in range(_ROUNDS):
+        if number:
+            laws = {key: fitted(found) for key, found in bounds.items()}
+            expected = {key: 0.0 if law is None else law.expectation() for key, law in laws.items()}
+        bounds = defaultdict(list)
         for agent, rows in sightings.items():
             for row in rows:
                 for neighbor, one in _bounded(row, [expected.get(group(k, agent), 0.0) for k, _, _ in row.found]):
                     bounds[group(neighbor, agent)].append(one)
-        laws = {key: fitted(found) for key, found in bounds.items()}
-        expected = {key: 0.0 if law is None else law.expectation() for key, law in laws.items()}
-    return laws
+    return dict(bounds)
 
 
 def _sightings(recording: Recording, rows: Sequence[Row]) -> Iterable[_Sighting]:

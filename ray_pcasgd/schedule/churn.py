@@ -1,18 +1,16 @@
 """Plans runs between peers whose agents leave and come back: the planner of ``plan_peers``, with membership."""
 
-import math
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import Proceed, WaitFor
-from ray_pcasgd.schedule.membership import Away, Departure
+from ray_pcasgd.schedule.membership import Away, Departure, changes_of
 from ray_pcasgd.schedule.plan_links import START, Link, Message, PlannedAgent
 from ray_pcasgd.schedule.plan_peers import Planner, Simulation
-from ray_pcasgd.schedule.simulation import in_nanoseconds, row_times
+from ray_pcasgd.schedule.simulation import row_times
 
 _FAREWELL = -1
 """In place of a version: its sender has left."""
@@ -84,21 +82,6 @@ class PeerRows(Iterator[Row]):
         return self._drawn[agent] == own.step and (is_gone or own.step == own.last)
 
 
-class _Change(NamedTuple):
-    """One agent leaves or comes back."""
-
-    moment: int
-    agent: int
-    is_back: bool
-
-
-def _changes(away: Sequence[Away]) -> deque[_Change]:
-    """Return all changes after the start, by their moments and agents."""
-    leaving = [_Change(in_nanoseconds(one.leaves), one.agent, False) for one in away if one.leaves > 0]
-    back = [_Change(in_nanoseconds(one.returns), one.agent, True) for one in away if not math.isinf(one.returns)]
-    return deque(sorted(leaving + back))
-
-
 class _Line(Link):
     """What one reader knows of one neighbor, from when both of them are there until one of them leaves."""
 
@@ -152,7 +135,7 @@ class _Churn(Simulation):
 
     def __init__(self, plan: ChurningPlanner) -> None:
         super().__init__(plan)
-        self.changes = _changes(plan.away)
+        self.changes = deque(changes_of(plan.away))
         """Those to come."""
         self.returns = Counter(change.agent for change in self.changes if change.is_back)
         """How often each agent is still to come back."""

@@ -1,4 +1,4 @@
-"""Who leaves a planned run and comes back when: its settings, and what follows from them agent by agent."""
+"""Who leaves a run and comes back when: its settings, and what follows from them agent by agent."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.schedule.law_base import LARGEST
 from ray_pcasgd.schedule.law_text import read_law
+from ray_pcasgd.schedule.simulation import in_nanoseconds
 from ray_pcasgd.schedule.trace_files import read_columns
 
 
@@ -52,6 +53,23 @@ class Departure(NamedTuple):
     """The agent's last version before it; 0: it has taken no step yet."""
     back_at: int | None
     """The version at which it comes back; ``None``: it does not."""
+
+
+class Change(NamedTuple):
+    """One agent leaves or comes back."""
+
+    moment: int
+    """In nanoseconds of the run."""
+    agent: int
+    is_back: bool
+
+
+def changes_of(away: Iterable[Away]) -> list[Change]:
+    """Return all changes after the start, by their moments and agents."""
+    away = list(away)
+    leaving = [Change(in_nanoseconds(one.leaves), one.agent, False) for one in away if one.leaves > 0]
+    back = [Change(in_nanoseconds(one.returns), one.agent, True) for one in away if not math.isinf(one.returns)]
+    return sorted(leaving + back)
 
 
 class Absence(Settings):
@@ -145,8 +163,13 @@ Membership = Annotated[tuple[Absence, ...], BeforeValidator(_one_as_a_list)]
 """Entries of who is away when; one alone may stand without a list."""
 
 
-def away_times(membership: Sequence[Absence], num_agents: int) -> tuple[Away, ...]:
+def away_times(membership: Sequence[Absence], num_agents: int, num_servers: int = 0) -> tuple[Away, ...]:
     """Return when which agents are not there, by agent and time; times of one agent do not touch.
+
+    Args:
+        membership: The entries.
+        num_agents: Agents that may leave; servers, whose numbers follow theirs, stay.
+        num_servers: How many servers there are.
 
     Raises:
         ValueError: an agent is named that the run does not have, or for the same time twice, or nobody is ever there.
@@ -158,7 +181,8 @@ def away_times(membership: Sequence[Absence], num_agents: int) -> tuple[Away, ..
         setting = f"membership.{place}.{named}"
         for agent, leaves, returns in entry.away:
             if not 0 <= agent < num_agents:
-                raise ValueError(f"{setting}: agent {agent}; allowed are 0 to {num_agents - 1}")
+                server = " is a server, which stays" if num_agents <= agent < num_agents + num_servers else ""
+                raise ValueError(f"{setting}: agent {agent}{server}; allowed are 0 to {num_agents - 1}")
             times.setdefault(agent, []).append((leaves, returns, setting))
     for agent, own in times.items():
         for (*one, _), (*other, setting) in pairwise(sorted(own)):

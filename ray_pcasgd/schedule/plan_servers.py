@@ -58,8 +58,8 @@ class ServerPlanner(Timing):
 class ServerRows(Iterator[Row | None]):
     """The rows of one pass over a plan; it has to be told the losses of those that have been executed."""
 
-    def __init__(self, plan: ServerPlanner) -> None:
-        self._simulation = _Simulation(plan)
+    def __init__(self, plan: ServerPlanner, course: "Simulation | None" = None) -> None:
+        self._simulation = course or Simulation(plan)
         self._rows = self._simulation.rows()
         self._num_workers = plan.num_workers
 
@@ -73,7 +73,7 @@ class ServerRows(Iterator[Row | None]):
                 server.gatherer.tell(row.agent, row.step + 1, loss)
 
 
-class _Notice(NamedTuple):
+class Notice(NamedTuple):
     """What a server tells a worker."""
 
     newest: int
@@ -83,11 +83,13 @@ class _Notice(NamedTuple):
     """The worker's newest gradient that this answers."""
 
 
-class _Worker:
+class Worker:
+    """A worker of a plan, and what it knows."""
+
     def __init__(self, plan: ServerPlanner, number: int, pipes: HostPipes) -> None:
         self.number = number
         self.gradients = Computing(plan, number)
-        self.known = [_Notice(0, 0, 0)] * plan.num_servers
+        self.known = [Notice(0, 0, 0)] * plan.num_servers
         """The newest notice of each server."""
         self.reading = self.known
         """The notices that the present work was begun with."""
@@ -98,7 +100,9 @@ class _Worker:
         self.to_server = [Channel(plan, number, plan.num_workers + s, size, pipes) for s, size in enumerate(sizes)]
 
 
-class _Server:
+class Server:
+    """A server of a plan, and what it has."""
+
     def __init__(self, plan: ServerPlanner, number: int, pipes: HostPipes) -> None:
         self.number = number
         self.gatherer = Gatherer(plan.gathering, plan.num_workers)
@@ -111,68 +115,75 @@ class _Server:
         """The version before the update whose grace has begun last."""
 
 
-class _GraceEnd(NamedTuple):
+class GraceEnd(NamedTuple):
     """When a server waits no longer for more gradients than it has."""
 
     version: int
     """The server's, before the update."""
 
 
-_NOTICE, _GRADIENT, _READY, _GRACE = range(4)
+NOTICE, GRADIENT, READY, GRACE = range(4)
 """The order at one instant."""
 
 
-class _Simulation:
+class Simulation:
+    """The course of one plan."""
+
     def __init__(self, plan: ServerPlanner) -> None:
         self.plan = plan
         pipes = HostPipes(plan.hosts)
-        self.workers = [_Worker(plan, number, pipes) for number in range(plan.num_workers)]
-        self.servers = [_Server(plan, number, pipes) for number in range(plan.num_servers)]
-        self.calendar = Calendar[tuple[int, int, _Notice | Arrival | _GraceEnd | int]]()
+        self.workers = [Worker(plan, number, pipes) for number in range(plan.num_workers)]
+        self.servers = [Server(plan, number, pipes) for number in range(plan.num_servers)]
+        self.calendar = Calendar[tuple[int, int, object]]()
         """A worker, a server, and what comes to one of them; of a gradient that is ready the worker's version."""
 
-    def enter(
-        self, moment: int, rank: int, worker: int, server: int, content: _Notice | Arrival | _GraceEnd | int
-    ) -> None:
+    def enter(self, moment: int, rank: int, worker: int, server: int, content: object) -> None:
+        """Enter what happens at a moment."""
         self.calendar.enter(moment, (worker, server, content), rank, worker, server)
 
     def rows(self) -> Iterator[Row | None]:
+        """Yield all rows; ``None`` where what comes next depends on losses that have not been told."""
         for worker in self.workers:
             self.begin(worker, 0)
         while not all(map(self.is_over, self.servers)):
             event = self.calendar.pop()
             assert event is not None
             now, (number, place, content) = event
-            worker, server = self.workers[number], self.servers[place]
-            if isinstance(content, _Notice):
-                yield from self.notice(worker, place, content, now)
-            elif isinstance(content, Arrival):
-                while not server.gatherer.adapt(in_seconds(now)):
-                    yield None
-                yield from self.arrive(server, content, now)
-            elif isinstance(content, _GraceEnd):
-                yield from self.end_grace(server, content, now)
-            elif worker.computing and worker.version == content:
-                yield self.ready(worker, now)
+            yield from self.happen(self.workers[number], self.servers[place], content, now)
+
+    def happen(self, worker: Worker, server: Server, content: object, now: int) -> Iterator[Row | None]:
+        """Let an event happen."""
+        if isinstance(content, Notice):
+            yield from self.notice(worker, server.number, content, now)
+        elif isinstance(content, Arrival):
+            while not server.gatherer.adapt(in_seconds(now)):
+                yield None
+            yield from self.arrive(server, content, now)
+        elif isinstance(content, GraceEnd):
+            yield from self.end_grace(server, content, now)
+        elif worker.computing and worker.version == content:
+            yield self.ready(worker, now)
 
     def send(
-        self, channel: Channel, version: int, now: int, rank: int, worker: int, server: int, content: _Notice | Arrival
+        self, channel: Channel, version: int, now: int, rank: int, worker: int, server: int, content: object
     ) -> None:
         """Enter what happens when a message arrives that is sent now."""
         self.calendar.send(channel, version, now, (worker, server, content), rank, worker, server)
 
-    def is_over(self, server: _Server) -> bool:
+    def is_over(self, server: Server) -> bool:
+        """Return whether a server has taken all steps of the run."""
         return server.position.steps >= self.plan.num_steps
 
-    def begin(self, worker: _Worker, now: int) -> None:
+    def begin(self, worker: Worker, now: int) -> None:
         """Let a worker read and start to compute."""
         worker.reading = list(worker.known)
         worker.start = now
         worker.computing = True
         ready = worker.gradients.ready_at(now, self.plan.local_steps[worker.number])
-        self.enter(ready, _READY, worker.number, 0, worker.version)
+        self.enter(ready, READY, worker.number, 0, worker.version)
 
-    def end(self, worker: _Worker, now: int, kind: Literal["step", "cancelled"]) -> Row:
+    def end(self, worker: Worker, now: int, kind: Literal["step", "cancelled"]) -> Row:
+        """Let a worker's work end, by a gradient or without one."""
         worker.computing = False
         worker.version += 1
         reads = tuple(
@@ -181,15 +192,15 @@ class _Simulation:
         )
         return Row(worker.number, worker.version - 1, *row_times(worker.start, now, now), reads, kind)
 
-    def ready(self, worker: _Worker, now: int) -> Row:
+    def ready(self, worker: Worker, now: int) -> Row:
         """Send a gradient that is done to every server."""
         row = self.end(worker, now, "step")
         for channel, notice, server in zip(worker.to_server, worker.reading, self.servers, strict=True):
             arrival = Arrival(worker.number, worker.version, notice.reads, notice.newest)
-            self.send(channel, worker.version, now, _GRADIENT, worker.number, server.number, arrival)
+            self.send(channel, worker.version, now, GRADIENT, worker.number, server.number, arrival)
         return row
 
-    def notice(self, worker: _Worker, place: int, notice: _Notice, now: int) -> Iterator[Row]:
+    def notice(self, worker: Worker, place: int, notice: Notice, now: int) -> Iterator[Row]:
         """Let a worker hear from a server."""
         worker.known[place] = notice._replace(answers=max(notice.answers, worker.known[place].answers))
         if worker.computing and self.plan.gathering.cancels and all(map(self.is_newer, worker.known, worker.reading)):
@@ -198,15 +209,17 @@ class _Simulation:
             self.begin(worker, now)
 
     @staticmethod
-    def is_newer(known: _Notice, reading: _Notice) -> bool:
+    def is_newer(known: Notice, reading: Notice) -> bool:
+        """Return whether a server is known to have moved on."""
         return known.newest > reading.newest
 
-    def is_answer(self, worker: _Worker, place: int) -> bool:
+    def is_answer(self, worker: Worker, place: int) -> bool:
+        """Return whether a server has answered a worker's last gradient, or cancelled it."""
         known = worker.known[place]
         cancels = self.plan.gathering.cancels
         return known.answers >= worker.version or (cancels and self.is_newer(known, worker.reading[place]))
 
-    def arrive(self, server: _Server, arrival: Arrival, now: int) -> Iterator[Row]:
+    def arrive(self, server: Server, arrival: Arrival, now: int) -> Iterator[Row]:
         """Let a gradient arrive, and update if it is time."""
         waits, cancels = self.plan.gathering.waits, self.plan.gathering.cancels
         counts = not self.is_over(server) and server.gatherer.arrive(arrival)
@@ -221,33 +234,40 @@ class _Simulation:
             answered = {arrival.worker: arrival.version}
         for worker, version in answered.items():
             self.answer(server, worker, version, now)
+        self.begin_grace(server, now)
+
+    def begin_grace(self, server: Server, now: int) -> None:
+        """Let a grace begin, if it is time, at the end of which the server updates."""
         gatherer = server.gatherer
         if gatherer.is_in_grace and server.graced < gatherer.version:
             server.graced = gatherer.version
             moment = now + in_nanoseconds(self.plan.gathering.grace)
-            self.enter(moment, _GRACE, 0, server.number, _GraceEnd(gatherer.version))
+            self.enter(moment, GRACE, 0, server.number, GraceEnd(gatherer.version))
 
-    def end_grace(self, server: _Server, end: _GraceEnd, now: int) -> Iterator[Row]:
+    def end_grace(self, server: Server, end: GraceEnd, now: int) -> Iterator[Row]:
         """Update with what is there, unless all gradients have come before."""
         if self.is_over(server) or server.gatherer.version != end.version:
             return
         server.gatherer.end_grace()
         taken = server.gatherer.take()
+        if not taken:
+            return  # fewer than K are left; the next K-th one is waited for alone
         yield self.update(server, taken, now)
         for one in taken:
             self.answer(server, one.worker, one.version, now)
 
-    def update(self, server: _Server, taken: tuple[Arrival, ...], now: int) -> Row:
+    def update(self, server: Server, taken: tuple[Arrival, ...], now: int) -> Row:
+        """Let a server update over what it has taken."""
         version = server.gatherer.version - 1
         staleness = [version - one.computed_at for one in taken]
         reads = sorted(Read(one.worker, one.version, tau, tau) for one, tau in zip(taken, staleness, strict=True))
         server.position.advance(one.worker for one in taken)
         return Row(self.plan.num_workers + server.number, version, *row_times(now, now, now), tuple(reads))
 
-    def answer(self, server: _Server, worker: int, version: int, now: int) -> None:
+    def answer(self, server: Server, worker: int, version: int, now: int) -> None:
         """Send the server's newest version, or the one that the link lets through, to a worker."""
         channel, newest = server.to_worker[worker], server.gatherer.version
         held = server.position.version_before(channel.hold_steps(server.position.steps, now))
         reads = max(server.given[worker], min(held, newest - self.plan.reads_before), 0)
         server.given[worker] = reads
-        self.send(channel, newest, now, _NOTICE, worker, server.number, _Notice(newest, reads, version))
+        self.send(channel, newest, now, NOTICE, worker, server.number, Notice(newest, reads, version))

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from ray_pcasgd.records import Row
 from ray_pcasgd.schedule.churn import PeerRows
+from ray_pcasgd.schedule.churn_servers import ChurningServerRows
 from ray_pcasgd.schedule.plan_servers import ServerPlanner, ServerRows
 
 
@@ -33,7 +34,7 @@ def away_from(rows: Iterator[Row | None]) -> Mapping[int, int]:
     They ask for no version that is there by then, but for the newest ones when they come back. Of recorded schedules it
     is not known.
     """
-    return rows.away if isinstance(rows, PeerRows) else {}
+    return rows.away if isinstance(rows, PeerRows | ChurningServerRows) else {}
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Scheduler:
         own, rows = self._undealt[agent], self._rows
         is_open = False
         while len(own) < count:
-            if isinstance(rows, PeerRows) and rows.is_over(agent):
+            if isinstance(rows, PeerRows | ChurningServerRows) and rows.is_over(agent):
                 break  # others may have many rows yet
             try:
                 row = self._draw()

@@ -1,6 +1,7 @@
 """What the three planners share: time in whole nanoseconds, a calendar, links whose messages keep their order."""
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -212,9 +213,9 @@ class Calendar(Generic[Content]):
         self._count += 1
         heapq.heappush(self._heap, (moment, rank, self._count, content))
 
-    def pop(self) -> tuple[int, Content] | None:
-        """Return the next moment and its first event, which is taken out; ``None`` where there is none."""
-        while self._heap:
+    def pop(self, until: float = math.inf) -> tuple[int, Content] | None:
+        """Return the next moment and its first event, which is taken out; ``None`` where none is due ``until`` then."""
+        while self._heap and self._heap[0][0] <= until:
             moment, _, _, content = heapq.heappop(self._heap)
             if not isinstance(content, Downlink):
                 return moment, content

@@ -102,6 +102,30 @@ CASES["heloco, k-async"] = {
     "step_size": 0.05,
 } | SECONDS
 CASES["fedasync, proximal"] = {"algorithm": {"name": "fedasync", "proximal": 0.1}, "local_steps": [2, 1, 3]}
+CHURN: dict[str, Any] = {
+    "membership": [
+        {"agent": 1, "leaves": "2.2s", "returns": "6.1s"},
+        {"agent": 2, "returns": "1.5s"},
+        {"agent": 0, "leaves": 9},
+    ],
+    "num_steps": 16,
+}
+CHURNS: dict[str, Any] = {
+    "quorum, dc-asgd-c, churn": server(
+        {"name": "quorum", "k": 2, "grace_seconds": 0.5}, {"name": "dc-asgd-c", "lambda_0": 2.0}
+    )
+    | SECONDS
+    | CHURN,
+    "k-batch-sync, own tensors, churn": server({"name": "k-batch-sync", "k": 2}) | SECONDS | restless(False) | CHURN,
+    "diloco, two shards, churn": {
+        "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "shards": 2},
+        "local_steps": 2,
+        "wire": {"weights": "bf16", "directions": {"name": "random-k", "share": 0.2}},
+        "evaluate_every": 2,
+    }
+    | SECONDS
+    | CHURN,
+}
 WIRED: dict[str, Any] = {
     "diloco, narrow wire, two shards": {
         "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "shards": 2},
@@ -148,6 +172,7 @@ ON_RAY = [
     "fedasync, proximal",
     *WIRED,
     *OWN,
+    *CHURNS,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c")
 
@@ -184,9 +209,24 @@ QUICK = ["own tensors, cancelled", "adasync"]
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
 @pytest.mark.usefixtures("ray_cluster")
 def test_planned_ray_equals_planned_local_to_the_bit(name: str, tmp_path: Path) -> None:
-    settings = (CASES | OWN)[name]
+    settings = (CASES | OWN | CHURNS)[name]
     local = train(tmp_path / "local", UNBATCHED, **settings)
     assert_same_run(train(tmp_path / "ray", PLANNED, **settings), local)
+
+
+@pytest.mark.parametrize("name", CHURNS)
+def test_a_run_whose_workers_leave_and_come_back_replays_to_the_bit_batched_or_not(name: str, tmp_path: Path) -> None:
+    settings = CHURNS[name]
+    local = train(tmp_path / "local", UNBATCHED, **settings)
+    rows, metadata = read_rows(Path(local.path) / "schedule.parquet")
+    back = [row for row in rows if row.kind == "rejoined"]
+    assert {row.agent for row in back} == {1, 2}
+    assert metadata["left"] == "0"
+    assert len([row for row in rows if row.agent == 0]) < len([row for row in rows if row.agent == 1])
+    replay = settings | {"schedule": str(Path(local.path) / "schedule.parquet")}
+    assert_same_run(train(tmp_path / "replay", UNBATCHED, **replay), local)
+    batched = train(tmp_path / "batched", {"name": "local", "batched": "always"}, **settings)
+    assert batched.schedule_hash == local.schedule_hash
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -321,8 +321,7 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
     if kind in ("server", "elastic-averaging", "ad-psgd", "d-psgd", "choco-sgd", "sgp", "gossip-push"):
         tree.pop("barrier", None)
         tree.pop("mixing", None)
-    others = ("ad-psgd", "sgp", "sgp-overlap", "noloco", "choco-sgd")
-    if kind in ("server", "elastic-averaging", "diloco", "fedasync", *others):
+    if kind in ("ad-psgd", "sgp", "sgp-overlap", "noloco", "choco-sgd"):
         tree.pop("membership", None)
     if isinstance(tree.get("wire"), dict) and (kind not in IN_PARTS or random.random() < 0.7):
         tree["wire"].pop("fragments", None)

@@ -219,6 +219,53 @@ def test_agents_leave_and_come_in_on_purpose(tmp_path: Path) -> None:
     assert {read.neighbor for row in later for read in row.reads} == {2}
 
 
+@pytest.mark.slow
+def test_agents_leave_and_come_in_as_settings_say(tmp_path: Path) -> None:
+    """Steps take 20 ms at least, so that nobody ends before they are to leave; changes that are late come in turn."""
+    membership = [{"agent": 1, "leaves": "1.5s", "returns": 3}, {"agent": 2, "returns": 2}]
+    settings: dict[str, Any] = {"num_steps": 150, "evaluate_every": 150}
+    result = fit(tmp_path, membership=membership, **settings)
+    assert result.error is None
+    events = [json.loads(line) for line in (Path(result.path) / "events.jsonl").read_text().splitlines()]
+    changes = [(event["kind"], event["agent"]) for event in events if event["kind"] in ("agent_left", "agent_returned")]
+    assert sorted(changes) == [(kind, agent) for kind in ("agent_left", "agent_returned") for agent in (1, 2)]
+    assert changes[0] == ("agent_left", 2)  # it was not there
+    assert {event["detail"] for event in events if event["kind"].startswith("command_")} == {
+        "agent 1 is asked to leave at second 1.5, as membership says",
+        "agent 2 is asked to come in at second 2, as membership says",
+        "agent 1 is asked to come in at second 3, as membership says",
+    }
+    rows = rows_of(result)
+    back = {agent: [row for row in rows if row.agent == agent and row.kind == "rejoined"] for agent in range(3)}
+    assert [len(own) for own in back.values()] == [0, 1, 1]
+    assert back[1][0].end >= 3
+    assert back[2][0].end >= 2
+    assert min(row.step for row in rows if row.agent == 2) == back[2][0].step
+    schedule = str(Path(result.path) / "schedule.parquet")
+    replayed = fit(tmp_path / "replay", engine="local", schedule=schedule, **settings)
+    assert replayed.schedule_hash == result.schedule_hash
+    assert replayed.metrics["test_loss"] == result.metrics["test_loss"]
+
+
+@pytest.mark.slow
+def test_workers_leave_and_come_in_as_settings_say(tmp_path: Path) -> None:
+    """The server needs 10 seconds at least: those who return at 3 have time to be built."""
+    membership = [{"agent": 1, "leaves": "1.5s", "returns": 3}, {"agent": 2, "returns": 2}]
+    settings: dict[str, Any] = {"algorithm": {"name": "server", "gathering": "sync"}, "num_steps": 500}
+    result = fit(tmp_path, membership=membership, **settings)
+    assert result.error is None
+    rows = rows_of(result)
+    taken = [[read.neighbor for read in row.reads] for row in rows if row.agent == 3]
+    assert 2 not in taken[0]  # it was not there
+    assert taken[-1] == [0, 1, 2]
+    back = [row.agent for row in rows if row.kind == "rejoined"]
+    assert sorted(back) == [1, 2]
+    schedule = str(Path(result.path) / "schedule.parquet")
+    replayed = fit(tmp_path / "replay", engine="local", schedule=schedule, **settings)
+    assert replayed.schedule_hash == result.schedule_hash
+    assert replayed.metrics["test_loss"] == result.metrics["test_loss"]
+
+
 def command(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     code = "from ray_pcasgd.cli import main; main()"
     arguments = [sys.executable, "-c", code, name, str(folder), *options]

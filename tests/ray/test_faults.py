@@ -389,3 +389,35 @@ def test_a_planned_run_whose_agents_leave_and_come_back_outlives_a_lost_one_to_t
     assert "run_restarted" in fault.kinds()
     assert_same_run(result, fit_local(tmp_path, **settings))
     assert [row.agent for row in rows_of(result) if row.kind == "rejoined"] == [2]
+
+
+@pytest.mark.slow
+def test_a_planned_run_whose_workers_leave_and_come_back_outlives_a_lost_one_to_the_bit(tmp_path: Path) -> None:
+    settings = {
+        "membership": [{"agent": 2, "leaves": "30.5s", "returns": "90.5s"}, {"agent": 0, "leaves": "200.5s"}],
+        "algorithm": {"name": "server", "gathering": {"name": "k-async", "k": 2}, "correction": "dc-asgd-a"},
+        "evaluate_every": 50,
+    }
+    fault = Fault(60, kill(1))
+    result = fit(tmp_path, fault, **settings)
+    assert "run_restarted" in fault.kinds()
+    local = fit_local(tmp_path, **settings)
+    assert result.schedule_hash == local.schedule_hash
+    assert result.metrics["test_loss"] == local.metrics["test_loss"]
+    assert [row.agent for row in rows_of(result) if row.kind == "rejoined"] == [2]
+
+
+@pytest.mark.slow
+def test_a_live_run_that_is_resumed_goes_on_without_those_who_are_away_by_its_settings(tmp_path: Path) -> None:
+    """Its driver is lost after 3 seconds at least, and its seconds go on from there."""
+    membership = [{"agent": 1, "leaves": "0.5s", "returns": "15s"}, {"agent": 2, "leaves": "0.5s"}]
+    run = run_and_kill_driver(tmp_path, 150, engine=LIVE, membership=membership, **SLOW)
+    resumed = resume(run)
+    assert resumed.error is None
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert "agent 2 is not there, as membership says" in [event["detail"] for event in events]
+    assert "agent 1 is not there before second 15, as membership says" in [event["detail"] for event in events]
+    back = [row for row in rows_of(resumed) if row.kind == "rejoined"]
+    assert sorted(row.agent for row in back) == [0, 1]
+    assert next(row for row in back if row.agent == 1).end >= 15
+    assert_replays(resumed, **SLOW)

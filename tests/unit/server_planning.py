@@ -1,12 +1,16 @@
 """A slow planner around servers, written from the semantics and sharing nothing with the real one but laws and records.
 
-It keeps every message and every update there ever was, and works out what anybody knows by searching all of them.
+It keeps every message and every update there ever was, and works out what anybody knows by searching all of them. Of
+workers that leave it voids what cannot reach them, and on their return what has not come of them; what they then learn
+is kept as words that have come.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.delays import LinkTimes
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from tests.unit.schedule.slow_network import Shipment, arrivals
@@ -44,7 +48,10 @@ class Letter:
     opened: bool = False
     accepted: bool = False
     taken_by: int | None = None
-    """The update that took it, or threw it away."""
+    """The update that took it, or threw it away; -1: it was given up."""
+    is_farewell: bool = False
+    void: bool = False
+    """Whether it never comes."""
 
 
 @dataclass
@@ -77,6 +84,17 @@ class _SlowPlanner:
         self.grace = round(1e9 * plan.gathering.grace_seconds) if plan.gathering.name == "quorum" else 0
         self.graces: list[tuple[int, int, int]] = []
         """When a server's grace ends, the server, and how many updates it had made when that began."""
+        self.begun: set[tuple[int, int]] = set()
+        """Servers and their versions whose graces have begun, and those whose are over."""
+        self.ended: set[tuple[int, int]] = set()
+        away = plan.away if isinstance(plan, ChurningServerPlanner) else ()
+        self.away = {one.agent for one in away if one.leaves == 0}
+        self.gone = [set(self.away) for _ in range(plan.num_servers)]
+        """Of each server, the workers of which it knows that they have left."""
+        self.changes = [(round(1e9 * one.leaves), 0, one.agent) for one in away if one.leaves > 0]
+        self.changes += [(round(1e9 * one.returns), 1, one.agent) for one in away if one.returns < math.inf]
+        self.learned: list[Letter] = []
+        """What workers knew as they came back."""
         self.seconds = [plan.compute.sampler(plan.seed, i) for i in range(plan.num_workers)]
         agents = range(plan.num_workers + plan.num_servers)
         self.times = {
@@ -95,41 +113,94 @@ class _SlowPlanner:
 
     def run(self) -> list[Row]:
         for worker in range(self.plan.num_workers):
-            self.begin(worker, 0)
-        while not all(self.progress(server) >= self.plan.num_steps for server in range(self.plan.num_servers)):
-            self.one_event()
+            if worker not in self.away:
+                self.begin(worker, 0)
+        servers = range(self.plan.num_servers)
+        while not all(self.progress(server) >= self.plan.num_steps for server in servers) and self.one_event():
+            pass
         return self.result
 
-    def one_event(self) -> None:
-        """Of all that is to come let the first happen: words before gradients before what becomes ready."""
+    def one_event(self) -> bool:
+        """Of all that is to come let the first happen; return whether there was anything.
+
+        At one moment come words, gradients, what becomes ready, what ends a grace, who leaves, who comes back.
+        """
         coming: list[tuple[int, int, int, int, int]] = [
             (letter.arrival, 0 if letter.kind == "word" else 1, letter.worker, letter.server, place)
             for place, letter in enumerate(self.letters)
-            if not letter.opened
+            if not letter.opened and not letter.void
         ]
         for worker, tasks in enumerate(self.tasks):
-            if not tasks[-1].ended:
+            if tasks and not tasks[-1].ended:
                 coming.append((tasks[-1].ready, 2, worker, 0, 0))
         for place, (moment, server, _) in enumerate(self.graces):
             coming.append((moment, 3, 0, server, place))
+        coming += [(moment, 4 + is_back, worker, 0, 0) for moment, is_back, worker in self.changes]
+        if not coming:
+            return False
         now, rank, worker, _, place = min(coming)
-        if rank == 3:
+        if rank > 3:
+            self.change(now)
+        elif rank == 3:
             self.end_grace(*self.graces.pop(place))
-            return
-        if rank == 2:
+        elif rank == 2:
             self.finish(worker, now)
-            return
-        letter = self.letters[place]
-        letter.opened = True
-        if rank == 0:
-            self.hear(worker, now)
         else:
-            self.take_in(letter, now)
+            letter = self.letters[place]
+            letter.opened = True
+            if rank == 0:
+                self.hear(worker, now)
+            elif letter.is_farewell:
+                self.gone[letter.server].add(worker)
+                self.consider(letter.server, now, None)
+            else:
+                self.take_in(letter, now)
+        return True
+
+    # Membership.
+
+    def change(self, now: int) -> None:
+        """Let everybody leave and come back whose moment it is; nobody knows of it before all have."""
+        due = sorted((is_back, worker) for moment, is_back, worker in self.changes if moment == now)
+        self.changes = [one for one in self.changes if one[0] != now]
+        for is_back, worker in due:
+            if is_back:
+                self.come_back(worker, now)
+                continue
+            self.away.add(worker)
+            if self.tasks[worker] and not self.tasks[worker][-1].ended:
+                self.tasks[worker].pop()
+            for letter in self.letters:
+                letter.void |= letter.kind == "word" and letter.worker == worker and not letter.opened
+            for server in range(self.plan.num_servers):
+                number = len(self.tasks[worker])
+                self.send("gradient", worker, server, now, number, 0, 0, number)
+                self.letters[-1].is_farewell = True
+
+    def come_back(self, worker: int, now: int) -> None:
+        self.away.discard(worker)
+        number = len(self.tasks[worker]) + 1
+        newest = [len(updates) for updates in self.updates]
+        read = [max(0, one - self.plan.reads_before) for one in newest]
+        for letter in self.letters:
+            if letter.kind == "gradient" and letter.worker == worker:
+                letter.void |= not letter.opened
+                if self.waits and letter.accepted and letter.taken_by is None:
+                    letter.taken_by = -1
+        for server in range(self.plan.num_servers):
+            self.gone[server].discard(worker)
+            word = Letter("word", worker, server, now, number, newest[server], read[server], opened=True)
+            self.learned.append(word)
+            self.told.setdefault((server, worker), [0]).append(read[server])
+        self.tasks[worker].append(Task(now, now, newest, read, ended=True))
+        self.write_row(worker, now, "rejoined")
+        self.begin(worker, now)
 
     # Workers.
 
     def words(self, worker: int, server: int) -> list[Letter]:
-        return [x for x in self.letters if (x.kind, x.worker, x.server, x.opened) == ("word", worker, server, True)]
+        letters = [*self.letters, *self.learned]
+        return [x for x in letters if (x.kind, x.worker, x.server, x.opened) == ("word", worker, server, True)]
 
     def newest_known(self, worker: int, server: int) -> int:
         return max([0, *(word.newest for word in self.words(worker, server))])
@@ -208,34 +279,43 @@ class _SlowPlanner:
         server, updates = letter.server, self.updates[letter.server]
         is_over = self.progress(server) >= self.plan.num_steps
         letter.accepted = not is_over and not (self.cancels and letter.newest < len(updates))
-        taken: list[Letter] = []
-        if letter.accepted:
-            waiting = [x for x in self.letters if x.accepted and x.server == server and x.taken_by is None]
-            # In the order of their arrival, which is not that of their sending.
-            waiting.sort(key=lambda x: (x is letter, x.arrival, x.worker, x.number))
-            if len(waiting) == (self.plan.num_workers if self.grace else self.k):
-                taken = waiting
-            elif self.grace and len(waiting) == self.k:
-                self.graces.append((now + self.grace, server, len(updates)))
-        if taken:
-            self.update(server, taken, now)
-        if self.cancels and taken:
+        if not self.consider(server, now, letter) and not (self.waits and letter.accepted):
+            self.answer(server, letter.worker, letter.number, now)
+
+    def consider(self, server: int, now: int, letter: Letter | None) -> bool:
+        """Update and answer if it is time, after a gradient has come or ``None``; else let a grace begin if it is."""
+        version = len(self.updates[server])
+        if self.progress(server) >= self.plan.num_steps or (letter is not None and not letter.accepted):
+            return False
+        waiting = [x for x in self.letters if x.accepted and x.server == server and x.taken_by is None]
+        # In the order of their arrival, which is not that of their sending.
+        waiting.sort(key=lambda x: (x is letter, x.arrival, x.worker, x.number))
+        delivered = {x.worker for x in waiting}
+        there = [w for w in range(self.plan.num_workers) if w not in self.gone[server] or w in delivered]
+        needed = max(1, min(self.k, len(there))) if self.waits else self.k
+        if len(waiting) < needed:
+            return False
+        if self.grace and len(waiting) < len(there) and (server, version) not in self.ended:
+            if (server, version) not in self.begun:
+                self.begun.add((server, version))
+                self.graces.append((now + self.grace, server, version))
+            return False
+        taken = waiting if self.grace else waiting[:needed]
+        self.update(server, taken, now)
+        if self.cancels:
             for worker in range(self.plan.num_workers):
-                self.answer(server, worker, letter.number if worker == letter.worker else 0, now)
-        elif self.waits and letter.accepted:
+                self.answer(server, worker, letter.number if letter and worker == letter.worker else 0, now)
+        elif self.waits:
             for one in taken:
                 self.answer(server, one.worker, one.number, now)
         else:
-            self.answer(server, letter.worker, letter.number, now)
+            return False
+        return True
 
     def end_grace(self, now: int, server: int, version: int) -> None:
-        if len(self.updates[server]) > version or self.progress(server) >= self.plan.num_steps:
-            return
-        taken = [x for x in self.letters if x.accepted and x.server == server and x.taken_by is None]
-        taken.sort(key=lambda x: (x.arrival, x.worker))
-        self.update(server, taken, now)
-        for one in taken:
-            self.answer(server, one.worker, one.number, now)
+        if len(self.updates[server]) == version and self.progress(server) < self.plan.num_steps:
+            self.ended.add((server, version))
+            self.consider(server, now, None)
 
     def update(self, server: int, taken: list[Letter], now: int) -> None:
         version = len(self.updates[server])
@@ -247,6 +327,8 @@ class _SlowPlanner:
         self.result.append(Row(self.plan.num_workers + server, version, moment, moment, moment, tuple(reads)))
 
     def answer(self, server: int, worker: int, number: int, now: int) -> None:
+        if worker in self.away:
+            return
         newest, steps = len(self.updates[server]), self.progress(server)
         hold = self.times[self.plan.num_workers + server, worker].hold_steps(steps, now / 1e9)
         old_enough = [v for v in range(newest + 1) if hold <= 0 or self.steps_at(server, v) <= steps - hold]

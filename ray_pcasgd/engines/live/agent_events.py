@@ -78,5 +78,8 @@ class SchedulerLost:
 class Tick:
     """Time has passed."""
 
+    second: float = 0.0
+    """Of the run, in all."""
+
 
 AgentEvent = Starting | Began | Finished | Lost | Failed | Silent | Built | Asked | SchedulerLost | Tick

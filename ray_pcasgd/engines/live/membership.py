@@ -1,35 +1,18 @@
 """Membership of a live run: what happens to its agents goes in, what the driver has to do about it comes out."""
 
 from collections.abc import Collection, Mapping, Sequence
-from enum import Enum, auto
 
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.live import agent_events as happened
 from ray_pcasgd.engines.live import driver_actions as act
 from ray_pcasgd.engines.live.commands import Command, Isolate, Join, Leave, SetDelay, agents_named
+from ray_pcasgd.engines.live.presence import THERE, TRAINS, Presence
+from ray_pcasgd.engines.live.timetable import Timetable
 from ray_pcasgd.records import EventKind
 
 RETURN_SECONDS = 60.0
 """Seconds that a run whose other agents are done waits for one whose actor is being made again."""
-
-
-class Presence(Enum):
-    """Where an agent of a live run is."""
-
-    STARTING = auto()
-    """Its actor is being built, before the run begins."""
-    TRAINING = auto()
-    LEAVING = auto()
-    """It trains, and was asked to leave."""
-    FINISHED = auto()
-    """It has taken all its steps; its actor still answers."""
-    AWAY = auto()
-    """It was lost and is not made again, has left, or has not joined yet."""
-    UNKNOWN = auto()
-    """Nothing of it was kept in the state of a resumed run: its actor is made once the others train."""
-    RETURNING = auto()
-    """Its actor is being made again."""
 
 
 _COMMANDED: Mapping[str, EventKind] = {
@@ -40,9 +23,6 @@ _COMMANDED: Mapping[str, EventKind] = {
     "join": "command_join",
 }
 """The event that a command is, by its name."""
-TRAINS = frozenset({Presence.TRAINING, Presence.LEAVING})
-THERE = TRAINS | {Presence.STARTING, Presence.FINISHED}
-"""Its actor takes messages."""
 
 
 class Membership:
@@ -58,6 +38,7 @@ class Membership:
         max_failures: int,
         absent: Collection[int] = (),
         unknown: Collection[int] = (),
+        timetable: Timetable | None = None,
     ) -> None:
         """Begin a run.
 
@@ -66,15 +47,19 @@ class Membership:
             max_failures: How many lost agents and schedulers are made again; -1: any number.
             absent: Agents that are not there until an operator lets them join.
             unknown: Agents of a resumed run of which nothing was kept.
+            timetable: When agents leave and come back by the run's settings; ``None``: they do not. Those whom it has
+                as absent are not there, whatever was kept of them.
 
         """
+        self._timetable = timetable or Timetable()
         self._specs = specs
         self._families = [spec.family for spec in specs]
         self._max_failures = max_failures
         self.failures = 0
         """Agents and schedulers that were lost."""
         self.presence = [Presence.STARTING for _ in specs]
-        for presence, agents in ((Presence.AWAY, absent), (Presence.UNKNOWN, unknown)):
+        those = ((Presence.AWAY, absent), (Presence.UNKNOWN, unknown), (Presence.AWAY, self._timetable.absent))
+        for presence, agents in those:
             for agent in agents:
                 self.presence[agent] = presence
         self._alone_since: float | None = None
@@ -98,8 +83,7 @@ class Membership:
         """Take in an event; return what has to be done, in this order; ``now`` is in seconds of a monotonic clock."""
         match event:
             case happened.Starting():
-                detail = "agent {0} has not joined yet; 'ray-pcasgd join' lets it come in"
-                return [act.Announce("agent_left", agent, detail.format(agent)) for agent in self.those(Presence.AWAY)]
+                return [act.Announce("agent_left", k, self._why_absent(k)) for k in self.those(Presence.AWAY)]
             case happened.Began(lost):
                 return self._begin(lost)
             case happened.Finished(agent):
@@ -119,8 +103,15 @@ class Membership:
                 return self._obey(number, command)
             case happened.SchedulerLost(reason):
                 return self._replace_scheduler(reason)
-            case happened.Tick():
-                return self._tick(now)
+            case happened.Tick(second):
+                return [*self._keep_time(second), *self._tick(now)]
+
+    def _why_absent(self, agent: int) -> str:
+        if agent not in self._timetable.absent:
+            return f"agent {agent} has not joined yet; 'ray-pcasgd join' lets it come in"
+        back_at = self._timetable.back_at(agent)
+        until = "" if back_at is None else f" before second {back_at:g}"
+        return f"agent {agent} is not there{until}, as membership says"
 
     def _begin(self, lost: Mapping[int, InterruptionError]) -> list[act.DriverAction]:
         unknown, absent = self.those(Presence.UNKNOWN), self.those(Presence.AWAY, Presence.UNKNOWN)
@@ -185,12 +176,25 @@ class Membership:
             return [act.Answer(number, f"refused: {refusal}")]
         said = command.describe()
         done: list[act.DriverAction] = [act.Answer(number, said), act.Announce(_COMMANDED[command.name], -1, said)]
-        if isinstance(command, Leave):
-            self.presence[command.agent] = Presence.LEAVING
-            return [*done, act.AskToLeave(command.agent)]
-        if isinstance(command, Join):
-            return [*done, act.Forget(command.agent), self._make(command.agent)]
+        if isinstance(command, Leave | Join):
+            return [*done, *self._change(command)]
         return [*done, act.ChangeLinks(command, self.there)]
+
+    def _change(self, command: Leave | Join) -> list[act.DriverAction]:
+        agent = command.agent
+        if isinstance(command, Join):
+            return [act.Forget(agent), self._make(agent)]
+        self.presence[agent] = Presence.LEAVING
+        return [act.AskToLeave(agent)]
+
+    def _keep_time(self, second: float) -> list[act.DriverAction]:
+        """Return what the settings ask for by now."""
+        actions: list[act.DriverAction] = []
+        for turn in self._timetable.due(second, self.presence):
+            command = Join(agent=turn.agent) if turn.is_back else Leave(agent=turn.agent)
+            detail = f"{command.describe()} at second {turn.second:g}, as membership says"
+            actions += [act.Announce(_COMMANDED[command.name], -1, detail), *self._change(command)]
+        return actions
 
     def refusal(self, command: Command) -> str | None:
         """Return why a command cannot be carried out; ``None`` where it can."""
@@ -218,13 +222,18 @@ class Membership:
     def _tick(self, now: float) -> list[act.DriverAction]:
         """Return what ends the run, if it has come to its end."""
         workers = {agent for agent, family in enumerate(self._families) if not family.counts}
-        if workers and workers <= {*self.those(Presence.AWAY)}:
+        away = self.those(Presence.AWAY)
+        is_awaited = any(self._timetable.returns(agent) for agent in away)
+        if workers and workers <= {*away} and not is_awaited:
             return [act.Stop(self.training), act.End(RunError("every worker was lost, or has left"))]
         if self.training:
             self._alone_since = None
             return []
         finished = self.those(Presence.FINISHED)
         servers_are_done = any(not self._families[agent].may_be_lost for agent in finished)
+        if is_awaited and not servers_are_done:
+            self._alone_since = None
+            return []
         if self.those(Presence.RETURNING) and not servers_are_done:
             self._alone_since = now if self._alone_since is None else self._alone_since
             if now - self._alone_since < RETURN_SECONDS:

@@ -309,14 +309,14 @@ class ServerPolicy(Policy[Decision]):
     def _take_back(self, worker: int, version: int) -> None:
         """Go on with a worker that is back."""
         self._admitted[worker] = (version, self.version)
-        self.gatherer.gain()
+        self.gatherer.gain(worker)
         self.given[worker] = self.newest_given
         self.strangers.add(worker)
         self._owed = {worker: version}
 
     def _lose(self, worker: int) -> None:
         """Go on without a worker."""
-        self.gatherer.lose()
+        self.gatherer.lose(worker)
         del self.given[worker]
         self.strangers.discard(worker)
         self._events.append(Event("neighbor_lost", self.spec.agent, self.version, f"worker {worker} is gone"))

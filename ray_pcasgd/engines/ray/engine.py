@@ -24,6 +24,7 @@ from ray_pcasgd.engines.ray.state_check import check_state
 from ray_pcasgd.engines.ray.status import RunStatus
 from ray_pcasgd.engines.ray.supervisor import LiveSupervisor, PlannedSupervisor
 from ray_pcasgd.records import Event
+from ray_pcasgd.schedule.membership import Away
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
 from ray_pcasgd.schedule.simulation import Timing
 from ray_pcasgd.tasks.task import TaskData
@@ -39,6 +40,8 @@ class Upkeep(NamedTuple):
     """How often its state is kept, if at all."""
     max_failures: int
     """How many lost agents of a live run come back; -1: any number."""
+    away: Sequence[Away] = ()
+    """Who of a live run is not there when, in its seconds."""
 
 
 class RayEngine:
@@ -118,8 +121,8 @@ class RayEngine:
         """Return what drives the run, once it has made the first actors."""
         if not isinstance(self._schedule, InjectedDelays):
             return PlannedSupervisor(group, board, self._schedule, pausing, state, self.leaving)
-        failures, absent = self._upkeep.max_failures, self._settings.join_later
-        return LiveSupervisor(group, board, self._schedule, failures, pausing, state, absent, self.leaving)
+        failures, absent, away = self._upkeep.max_failures, self._settings.join_later, self._upkeep.away
+        return LiveSupervisor(group, board, self._schedule, failures, pausing, state, absent, away, self.leaving)
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
         """Show test figures of the averaged model; see ``Engine.evaluated``."""

@@ -1,8 +1,9 @@
 """The driver's loop of a run on actors: it polls Ray and carries out what follows, in planned runs and in live ones."""
 
 import contextlib
+import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -17,7 +18,9 @@ from ray_pcasgd.engines.live import agent_events as happened
 from ray_pcasgd.engines.live import driver_actions as act
 from ray_pcasgd.engines.live.commands import Command, decoded
 from ray_pcasgd.engines.live.injection import InjectedDelays
-from ray_pcasgd.engines.live.membership import Membership, Presence
+from ray_pcasgd.engines.live.membership import Membership
+from ray_pcasgd.engines.live.presence import Presence
+from ray_pcasgd.engines.live.timetable import Timetable
 from ray_pcasgd.engines.ray.actor_group import ActorGroup, Heartbeats, failure
 from ray_pcasgd.engines.ray.agent_state import AgentState
 from ray_pcasgd.engines.ray.board import Board
@@ -26,6 +29,7 @@ from ray_pcasgd.engines.ray.lost import first_line
 from ray_pcasgd.engines.ray.reports import Collector
 from ray_pcasgd.engines.ray.state_keeper import LiveStates, PlannedStates
 from ray_pcasgd.records import Event, StepReport
+from ray_pcasgd.schedule.membership import Away
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 
 POLL_SECONDS = 0.1
@@ -60,6 +64,9 @@ class Supervisor:
 
     def ended_calls(self) -> list[tuple[Any, int]]:
         """Return the calls that have returned, after a while where none has."""
+        if not self.calls:  # whoever trains next is still to come back
+            threading.Event().wait(POLL_SECONDS)
+            return []
         done, _ = ray.wait(list(self.calls), num_returns=len(self.calls), timeout=POLL_SECONDS)
         return [(call, self.calls.pop(call)) for call in done]
 
@@ -178,6 +185,7 @@ class LiveSupervisor(Supervisor):
         state_seconds: float | None,
         state: State | None,
         absent: Collection[int],
+        away: Sequence[Away],
         leaving: Leaving,
     ) -> None:
         """Make the scheduler and the first actors.
@@ -190,6 +198,7 @@ class LiveSupervisor(Supervisor):
             state_seconds: How often the run's state is kept; ``None`` where its agents give none.
             state: From which the run goes on.
             absent: Agents that are not there until an operator lets them join.
+            away: Who else is not there when, in seconds of the run.
             leaving: Whether the run is to be left.
 
         """
@@ -200,7 +209,9 @@ class LiveSupervisor(Supervisor):
         without = {agent for agent in range(len(group.specs)) if not states.has(agent)}
         # Agents without a kept state come back into a resumed run as the mean of the others, or with their servers'.
         unknown = {k for k in without if state is not None and (k not in absent or states.versions[k])}
-        self.membership = Membership(group.specs, max_failures, without.intersection(absent) - unknown, unknown)
+        absent = without.intersection(absent) - unknown
+        timetable = Timetable(away, 0.0 if state is None else state["seconds"])
+        self.membership = Membership(group.specs, max_failures, absent, unknown, timetable)
         self.is_over = False
         for agent in self.membership.those(Presence.STARTING):
             group.make(agent, injection, states.restored(agent))
@@ -211,7 +222,7 @@ class LiveSupervisor(Supervisor):
             yield from self.start()
             while not self.is_over:
                 yield from self.poll()
-                yield from self.handle(happened.Tick())
+                yield from self.handle(self.tick())
         except InterruptionError as interruption:
             # It goes on from its server's state, or begins anew before anything was done.
             has_servers = not self.group.specs[0].family.counts
@@ -233,7 +244,7 @@ class LiveSupervisor(Supervisor):
         lost |= self.group.connect(absent=lost)
         yield from self.drain()
         yield from self.handle(happened.Began(lost))
-        yield from self.handle(happened.Tick())
+        yield from self.handle(self.tick())
 
     def poll(self) -> Iterator[Report]:
         """Take in what has happened since the last time, and carry out what follows."""
@@ -248,6 +259,10 @@ class LiveSupervisor(Supervisor):
             yield from self.handle(happened.Asked(number, command))
         yield from self.states.pauses(self.membership.there, self.started_at)
         self.leaving.give_up()
+
+    def tick(self) -> happened.Tick:
+        """Return that time has passed."""
+        return happened.Tick(time.time() - self.started_at)
 
     def is_returning(self, agent: int) -> bool:
         """Return whether an agent's actor is being made again."""

@@ -40,15 +40,16 @@ from ray_pcasgd.runs.plan.local_steps import (
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
-from ray_pcasgd.runs.plan.servers import check_server_settings, server_roster
+from ray_pcasgd.runs.plan.servers import check_membership_of_workers, check_server_settings, server_roster
 from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.plan.wire import check_wire
 from ray_pcasgd.runs.settings.errors import explain, one_line
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.schedule.barrier import Barrier, NoBarrier
 from ray_pcasgd.schedule.churn import ChurningPlanner
+from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
-from ray_pcasgd.schedule.membership import Departure
+from ray_pcasgd.schedule.membership import Departure, away_times
 from ray_pcasgd.schedule.recording import replayable
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.schedule.topology import Network
@@ -120,7 +121,9 @@ class Plan:
     @cached_property
     def departures(self) -> tuple[Departure, ...]:
         """When agents leave, as a planned or a recorded schedule has it, and where they come back."""
-        if isinstance(self.schedule, ChurningPlanner):
+        if self.is_live:
+            return ()  # its agents say so themselves
+        if isinstance(self.schedule, ChurningPlanner | ChurningServerPlanner):
             return self.schedule.departures
         if not isinstance(self.schedule, Recorded) or self.servers:
             return ()
@@ -195,7 +198,8 @@ class Plan:
         about |= {"num_steps": config.num_steps, "num_servers": len(self.servers), "clusters": list(self.clusters)}
         about["has_rounds"] = isinstance(config.algorithm, Rule) and not self.rounds.are_single
         identity = Identity(folder, about)
-        upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures)
+        away = away_times(config.membership, config.num_agents) if self.is_live else ()
+        upkeep = Upkeep(config.checkpoint.state_seconds, config.max_failures, away)
         if self.is_live:
             assert config.barrier is not None
             injection = InjectedDelays(config.seed, config.compute, config.links, self.clusters, config.barrier)
@@ -298,7 +302,7 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
         raise SettingsError(
             "schedule: allowed with engine.mode = 'live' is null; a recorded schedule is replayed by planned runs"
         )
-    _check_membership(config, live)
+    _check_membership(config)
     if live:
         _check_live_network(config)
     engine = config.engine
@@ -367,22 +371,44 @@ def _check_live_network(config: Config) -> None:
         raise SettingsError(f"{setting} = {value!r}: allowed in planned runs; a live run's network has its own")
 
 
-def _check_membership(config: Config, live: bool) -> None:
+def _check_membership(config: Config) -> None:
     """Raise ``SettingsError`` where agents cannot leave and come back as the settings say."""
     if not config.membership or config.schedule is not None:
         return
-    if live:
-        raise SettingsError(
-            "membership: allowed in planned runs; agents leave and join a live one by 'ray-pcasgd leave' and 'join', "
-            "and engine.join_later names those who come later"
-        )
+    if isinstance(config.engine, RaySettings) and config.engine.mode == "live":
+        _check_live_membership(config, config.engine)
+        return
     algorithm = config.algorithm
+    if isinstance(algorithm, ServerRule):
+        try:
+            check_membership_of_workers(config, algorithm)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        return
     exchange = algorithm.exchange if isinstance(algorithm, Rule) else None
     sends_differences = isinstance(algorithm, Rule) and algorithm.sends_differences
     if exchange is None or exchange.reading != "newest" or exchange.waits_for_partners or sends_differences:
         raise SettingsError(
             f"membership: allowed with algorithm.name = {algorithm.name!r} is an empty list; who leaves and comes back "
-            "is planned for peers that send each version to all of their neighbors, as those of pc-asgd do"
+            "is planned for workers of a server, and for peers that send each version to all of their neighbors, "
+            "as those of pc-asgd do"
+        )
+
+
+def _check_live_membership(config: Config, engine: RaySettings) -> None:
+    """Raise ``SettingsError`` where agents cannot leave a live run and come back as the settings say."""
+    algorithm = config.algorithm
+    num_servers = algorithm.shards if isinstance(algorithm, ServerRule) else 0
+    try:
+        away = away_times(config.membership, config.num_agents, num_servers)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if {one.agent for one in away if one.leaves == 0} == set(range(config.num_agents)):
+        raise SettingsError("membership: allowed with engine.mode = 'live' is that an agent is there at the start")
+    if both := sorted({one.agent for one in away} & set(engine.join_later)):
+        raise SettingsError(
+            f"engine.join_later = {list(engine.join_later)}: allowed are agents of which membership does not say when "
+            f"they are there, as it does of {both[0]}"
         )
 
 

@@ -19,7 +19,9 @@ from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import steps_of_workers
 from ray_pcasgd.runs.plan.wire import check_parts
+from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.membership import away_times
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.scheduler import Schedule
 
@@ -44,6 +46,23 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
     if config.on_non_finite_loss == "isolate":
         raise ValueError(
             "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
+        )
+
+
+def check_membership_of_workers(config: Config, rule: ServerRule) -> None:
+    """Raise ``ValueError`` where it cannot be planned who of the workers leaves and comes back."""
+    gathering = rule.gathering
+    named = f"gathering.name = {gathering.name!r}"
+    if gathering.adapts_every is not None:
+        raise ValueError(
+            f"membership: allowed with {named} is an empty list; who leaves is planned before any loss is known"
+        )
+    # One that is back begins anew at all servers, which may be at different updates: then each could wait for a worker
+    # that waits for another server.
+    if rule.shards > 1 and gathering.waits and gathering.num_gradients(config.num_agents) > 1:
+        raise ValueError(
+            f"membership: allowed with {named} and shards = {rule.shards} is an empty list; with one server, or where "
+            "workers do not wait for others, as with asgd or k-batch-async, they may leave and come back"
         )
 
 
@@ -95,15 +114,16 @@ def _schedule(
 ) -> Schedule:
     if config.schedule is not None:
         return recorded_rows(config, partial(_fitted, config, rule))
-    return ServerPlanner(
-        num_workers=config.num_agents,
-        num_servers=rule.shards,
-        gathering=rule.gathering,
-        local_steps=steps_of_workers(config, rule),
-        reads_before=rule.reads_before,
-        **message_bytes,
-        **planned_timing(config, clusters),
-    )
+    timing = {**planned_timing(config, clusters), **message_bytes}
+    timing |= {
+        "num_workers": config.num_agents,
+        "num_servers": rule.shards,
+        "gathering": rule.gathering,
+        "local_steps": steps_of_workers(config, rule),
+        "reads_before": rule.reads_before,
+    }
+    away = away_times(config.membership, config.num_agents, rule.shards)
+    return ChurningServerPlanner(**timing, away=away) if away else ServerPlanner(**timing)
 
 
 def _fitted(config: Config, rule: ServerRule, rows: Sequence[Row], info: ScheduleInfo) -> list[Row]:

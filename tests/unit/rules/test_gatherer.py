@@ -87,7 +87,7 @@ def test_one_worker_fills_several_places_in_batch_policies() -> None:
 @pytest.mark.parametrize("name", ["k-batch-async", "k-batch-sync"])
 def test_where_nobody_waits_an_update_may_take_more_gradients_than_there_are_workers(name: str) -> None:
     own = gatherer({"name": name, "k": 5}, num_workers=2)
-    own.lose()
+    own.lose(1)
     for version in range(1, 5):
         own.arrive(arrival(0, version))
         assert own.take() == ()
@@ -109,14 +109,40 @@ def test_a_lost_worker_is_not_waited_for() -> None:
     own.arrive(arrival(0))
     own.arrive(arrival(2))
     assert own.take() == ()
-    own.lose()
+    own.lose(1)
     assert workers_of(own.take()) == [0, 2]
-    own.lose()
-    own.lose()
+    own.lose(0)
+    own.lose(2)
     assert own.k == 1
     small = gatherer({"name": "k-async", "k": 2}, num_workers=4)
-    small.lose()
+    small.lose(3)
     assert small.k == 2
+
+
+@pytest.mark.parametrize(
+    "value", ["sync", {"name": "quorum", "k": 3, "grace_seconds": 2.0}, {"name": "k-sync", "k": 3}]
+)
+def test_what_a_lost_worker_has_delivered_stands_for_nobody_else(value: Any) -> None:
+    own = gatherer(value, num_workers=3)
+    own.arrive(arrival(0))
+    own.lose(0)
+    own.arrive(arrival(1))
+    assert own.take() == ()  # worker 2 is there
+    own.arrive(arrival(2))
+    assert workers_of(own.take()) == [0, 1, 2]
+    assert own.k == 2
+
+
+@pytest.mark.parametrize("name", ["k-async", "k-batch-async"])
+def test_where_workers_wait_one_that_is_back_does_not_deliver_twice_for_an_update(name: str) -> None:
+    own = gatherer({"name": name, "k": 2}, num_workers=3)
+    own.arrive(arrival(0))
+    own.lose(0)
+    own.gain(0)
+    own.arrive(arrival(0, version=3))
+    assert [one[:2] for one in own.take()] == ([] if name == "k-async" else [(0, 1), (0, 3)])
+    own.arrive(arrival(1))
+    assert [one[:2] for one in own.take()] == ([(0, 3), (1, 1)] if name == "k-async" else [])
 
 
 def test_a_quorum_s_update_takes_all_that_have_come_by_the_end_of_its_grace() -> None:
@@ -142,18 +168,17 @@ def test_a_lost_worker_is_not_waited_for_in_a_grace_either() -> None:
     own.arrive(arrival(0))
     own.arrive(arrival(2))
     assert own.take() == ()
-    own.lose()
+    own.lose(1)
     assert workers_of(own.take()) == [0, 2]
 
 
 def test_a_worker_that_is_back_is_waited_for_again() -> None:
     own = gatherer("sync", num_workers=3)
-    own.lose()
-    own.lose()
-    own.lose()
+    for worker in range(3):
+        own.lose(worker)
     assert own.k == 1
     for present in (1, 2, 3):
-        own.gain()
+        own.gain(present - 1)
         assert own.k == present
 
 
@@ -308,7 +333,7 @@ def test_k_does_not_rise_above_the_workers_that_are_left() -> None:
     own = adaptive("k-async", num_workers=4)
     feed(own, 0, 1, 4.0)
     assert own.adapt(10.0)
-    own.lose()
+    own.lose(3)
     feed(own, 0, 2, 0.0)
     assert own.adapt(20.0)
     assert own.k == 3

@@ -8,10 +8,13 @@ import pytest
 
 from ray_pcasgd import SettingsError, Trainer, calibrate, load_config
 from ray_pcasgd.base.yaml_text import write_yaml
+from ray_pcasgd.cli.app import main
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import read_yaml
+from ray_pcasgd.schedule.bandwidth import bits_per_second
 from ray_pcasgd.schedule.barrier import AllBarrier
 from ray_pcasgd.schedule.parquet import read_rows
+from ray_pcasgd.schedule.trace_files import read_columns
 
 LIVE = {"name": "ray", "mode": "live"}
 
@@ -81,6 +84,63 @@ def test_agents_of_one_host_are_one_site_and_their_seconds_may_differ_in_number(
         assert delay is not None
         assert delay.expectation() == pytest.approx(law.expectation(), rel=0.01)
         assert 0.001 < delay.expectation() < 0.01
+
+
+def test_runs_whose_messages_differ_in_size_tell_of_a_bandwidth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited: dict[str, Any] = {"links": [{"delay": "log-normal(15ms, 0.1)", "bandwidth": "20 Mbit/s"}]}
+    limited |= {"algorithm": "d-psgd", "clusters": 1}
+    runs = [recorded(tmp_path / wire, wire=wire, **limited) for wire in ("float32", "int8")]
+    for one in runs:
+        rewrite(one, links=[])  # a live run's network has its own
+    written = tmp_path / "calibrated.yaml"
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", *map(str, runs), "--output", str(written)])
+    assert ended.value.code == 0
+    config = load_config(written)
+    (link,) = config.links
+    assert link.delay is not None
+    assert link.delay.expectation() == pytest.approx(0.015, rel=0.03)
+    assert link.bandwidth is not None
+    assert float(bits_per_second(link.bandwidth)) == pytest.approx(20e6, rel=0.05)
+    assert f"messages within sites: {delay_text_of(link)}, {link.bandwidth}" in capsys.readouterr().out
+    assert len(read_columns(written.with_suffix(".csv"), ("agent 3",))[0]) == 2 * 60
+    for one, wire in zip(runs, ("float32", "int8"), strict=True):
+        again = list(make_plan(config.model_copy(update={"wire": load_config(one / "config.yaml").wire})).schedule)
+        assert seconds_of(again) == pytest.approx(seconds_of(read_rows(one / "schedule.parquet")[0]), rel=0.03), wire
+    # Of one run, all of whose messages are as long, as before.
+    assert load_config(calibrate([runs[0]], tmp_path / "one.yaml").path).links[0].bandwidth is None
+
+
+def test_a_servers_messages_and_its_workers_may_differ_in_size(tmp_path: Path) -> None:
+    limited: dict[str, Any] = {"links": [{"delay": "log-normal(15ms, 0.1)", "bandwidth": "20 Mbit/s"}], "clusters": 1}
+    limited |= {"algorithm": {"name": "server", "gathering": "asgd"}}
+    wires: list[Any] = ["float32", {"weights": "int8", "directions": "float32"}]
+    runs = [recorded(tmp_path / str(place), wire=wire, **limited) for place, wire in enumerate(wires)]
+    for one in runs:
+        rewrite(one, links=[])
+    found = calibrate(runs, tmp_path / "calibrated.yaml")
+    law = found.links["", ""]
+    assert law is not None
+    assert law.expectation() == pytest.approx(0.015, rel=0.03)
+    assert found.bandwidths["", ""] == pytest.approx(20e6, rel=0.03)
+
+
+def delay_text_of(link: Any) -> str:
+    return f"log-normal({link.delay.median:.6g}s, {link.delay.sigma:.4g})"
+
+
+def test_runs_of_other_agents_are_refused(run: Path, tmp_path: Path) -> None:
+    other = recorded(tmp_path, num_agents=3, compute={"law": 0.02})
+    for runs, told in (
+        ([run, other], f"{other}: its agents are not those of {run}, or at other sites"),
+        ([], "runs = []"),
+    ):
+        with pytest.raises(SettingsError) as raised:
+            calibrate(runs, tmp_path / "calibrated.yaml")
+        assert str(raised.value).startswith(told)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

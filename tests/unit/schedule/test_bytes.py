@@ -83,21 +83,24 @@ def test_messages_without_bytes_cost_nothing(plan: Planner) -> None:
     assert list(dataclasses.replace(plan, message_bytes=0)) == list(plain)
 
 
-@settings(max_examples=50)
-@given(st.data())
-def test_rows_with_servers_equal_those_of_the_slow_planner(data: st.DataObject) -> None:
-    plan = data.draw(server_plans())
+@st.composite
+def server_plans_with_bytes(draw: st.DrawFn) -> ServerPlanner:
+    plan = draw(server_plans())
     sizes = st.tuples(*[st.sampled_from([0, KILOBYTE, 500])] * plan.num_servers)
-    plan = dataclasses.replace(
+    return dataclasses.replace(
         plan,
         num_steps=min(plan.num_steps, 5),
-        links=(*plan.links, *data.draw(LIMITED)),
-        hosts=data.draw(hosts(plan.num_workers + plan.num_servers)),
-        gradient_bytes=data.draw(sizes),
-        weights_bytes=data.draw(sizes),
+        links=(*plan.links, *draw(LIMITED)),
+        hosts=draw(hosts(plan.num_workers + plan.num_servers)),
+        gradient_bytes=draw(sizes),
+        weights_bytes=draw(sizes),
     )
-    rows = list(plan)
-    assert rows == server_planning.slow_rows(plan)
+
+
+@settings(max_examples=50)
+@given(server_plans_with_bytes())
+def test_rows_with_servers_equal_those_of_the_slow_planner(plan: ServerPlanner) -> None:
+    assert list(plan) == server_planning.slow_rows(plan)
 
 
 TRANSFERS = st.lists(st.tuples(*[st.integers(0, 5)] * 3), max_size=20)

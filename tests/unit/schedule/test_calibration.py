@@ -15,8 +15,10 @@ from ray_pcasgd.schedule.calibration import (
     compute_seconds,
     evaluation_seconds,
     fitted,
+    message_bounds,
     message_seconds,
 )
+from ray_pcasgd.schedule.calibration_bytes import link_times
 from ray_pcasgd.schedule.laws import ConstantLaw, LogNormal
 
 NEAR, FAR, STEP = 0.01, 0.06, 0.1
@@ -129,3 +131,92 @@ def test_bounds_without_a_lower_one_tell_nothing_and_exact_ones_a_constant() -> 
     between = fitted([Bounds(0.09, 0.12), Bounds(0.1, 0.13)] * 10)
     assert isinstance(between, LogNormal)
     assert 0.09 < between.median < 0.13
+
+
+# Messages of several sizes.
+
+LATENCY = {True: 0.05, False: 0.02}
+MEGABITS = {True: 4.0, False: 8.0}
+LIMITED = [
+    {"delay": "log-normal(20ms, 0.2)", "bandwidth": "8 Mbit/s"},
+    {"between": "clusters", "delay": "log-normal(50ms, 0.2)", "bandwidth": "4 Mbit/s"},
+]
+
+
+def bounds_by_size(wires: tuple[str, ...], algorithm: str) -> dict[bool, dict[int, list[Bounds]]]:
+    """Return what messages took within sites and between them, by their bytes, in runs that differ in their wire."""
+    found: dict[bool, dict[int, list[Bounds]]] = {True: {}, False: {}}
+    for wire in wires:
+        settings = SETTINGS | {"links": LIMITED, "wire": wire, "algorithm": algorithm}
+        schedule: Any = make_plan(Config.model_validate(settings)).schedule
+        recording = recording_of(list(schedule), waits=algorithm == "d-psgd")
+        for far, bounds in message_bounds(recording, lambda k, i: site(k) != site(i), {True: 1.0}).items():
+            found[far][schedule.message_bytes] = bounds
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wires", "algorithm", "within"),
+    [
+        (("float32", "bf16", "int4"), "d-psgd", 0.02),
+        # Gradients take less time than messages of 72 ms at times: they stand in queues.
+        (("float32", "int8"), "d-asgd", 0.07),
+    ],
+)
+def test_latency_and_bandwidth_are_found_again(wires: tuple[str, ...], algorithm: str, within: float) -> None:
+    found = bounds_by_size(wires, algorithm)
+    # Who waits for all has waited for those of the other site: of its own little is known.
+    for far in (True, False) if algorithm == "d-asgd" else (True,):
+        times = link_times(found[far])
+        assert times.bits_per_second == pytest.approx(MEGABITS[far] * 1e6, rel=within)
+        assert isinstance(times.latency, LogNormal)
+        assert times.latency.median == pytest.approx(LATENCY[far], rel=0.04)
+        assert times.latency.sigma == pytest.approx(0.2, abs=0.04)
+
+
+SIZES = (1_000, 4_000, 20_000)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.45])
+def test_queues_shift_neither_latency_nor_bandwidth(share: float) -> None:
+    """Up to almost half of the messages of the largest size, and fewer of others, come much later."""
+    random = np.random.default_rng(0)
+    found = {}
+    for size in SIZES:
+        seconds = 0.03 * np.exp(0.1 * random.standard_normal(600)) + 8 * size / 2e6
+        seconds += (random.random(600) < share * size / max(SIZES)) * random.exponential(0.5, 600)
+        found[size] = [Bounds(one, one) for one in seconds]
+    times = link_times(found)
+    assert times.bits_per_second == pytest.approx(2e6, rel=0.03)
+    assert isinstance(times.latency, LogNormal)
+    assert times.latency.median == pytest.approx(0.03, rel=0.03)
+
+
+def exactly(*seconds: float) -> list[Bounds]:
+    return [Bounds(one, one) for one in seconds]
+
+
+def test_a_line_by_hand_and_where_there_is_none() -> None:
+    # 10 ms and 8 kB/s; each size counts by its number of messages.
+    line = {80: exactly(*[0.02] * 40), 160: exactly(*[0.03] * 40)}
+    times = link_times(line)
+    assert times.bits_per_second == pytest.approx(64e3)
+    assert isinstance(times.latency, ConstantLaw)
+    assert times.latency.value == pytest.approx(0.01)
+    assert link_times(line | {240: exactly(*[0.06] * 10)}).bits_per_second == pytest.approx(_slow_line(), rel=1e-9)
+    # Of one size, of none that takes longer, of none that tells of anything.
+    assert link_times({80: line[80]}) == (ConstantLaw(value=0.02), None)
+    assert link_times({80: exactly(0.03, 0.03), 160: exactly(0.02, 0.02)}).bits_per_second is None
+    assert link_times({80: [Bounds(0.0, 0.1)], 160: [Bounds(0.0, 0.1)]}) == (None, None)
+    # A latency below 0 is none: the line goes through the origin.
+    assert link_times({80: exactly(0.01), 160: exactly(0.03)}).bits_per_second == pytest.approx(
+        8 * (80**2 + 160**2) / (80 * 0.01 + 160 * 0.03)
+    )
+
+
+def _slow_line() -> float:
+    """Return the bandwidth of the line of least squares through all messages of the test, one by one."""
+    sizes = np.array([80] * 40 + [160] * 40 + [240] * 10)
+    seconds = np.array([0.02] * 40 + [0.03] * 40 + [0.06] * 10)
+    slope, _ = np.linalg.lstsq(np.stack([sizes, np.ones_like(sizes)], 1), seconds, rcond=None)[0]
+    return float(8 / slope)

@@ -1,5 +1,6 @@
 """Membership of live runs in virtual time: events go in, and what the driver would have to do comes out."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,11 +14,15 @@ from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.live import agent_events as happened
 from ray_pcasgd.engines.live import driver_actions as act
 from ray_pcasgd.engines.live.commands import Command, Heal, Isolate, Join, Leave, SetDelay
-from ray_pcasgd.engines.live.membership import RETURN_SECONDS, Membership, Presence
+from ray_pcasgd.engines.live.membership import RETURN_SECONDS, Membership
+from ray_pcasgd.engines.live.presence import Presence
+from ray_pcasgd.engines.live.timetable import Timetable
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.schedule.delays import LinkDelay
 from ray_pcasgd.schedule.laws import ConstantLaw
+from ray_pcasgd.schedule.membership import Away
+from tests.unit.engines.live.test_timetable import times_away
 
 P = Presence
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -335,6 +340,52 @@ def test_servers_without_a_worker_are_stopped() -> None:
     assert str(end.error) == "every worker was lost, or has left"
 
 
+def test_settings_let_agents_leave_and_come_in_at_their_second() -> None:
+    away = (Away(1, 0.0, 4.0), Away(2, 3.0, math.inf))
+    membership = Membership(specs_of("peers"), 0, absent=(4,), unknown=(1,), timetable=Timetable(away))
+    assert membership.handle(happened.Starting(), 0.0) == [
+        act.Announce("agent_left", 1, "agent 1 is not there before second 4, as membership says"),
+        act.Announce("agent_left", 4, "agent 4 has not joined yet; 'ray-pcasgd join' lets it come in"),
+    ]
+    assert membership.handle(happened.Began({}), 0.0)[0] == act.Train((0, 2, 3))
+    assert after(membership, happened.Tick(2.9)) == []
+    assert after(membership, happened.Tick(3.0)) == [
+        act.Announce("command_leave", -1, "agent 2 is asked to leave at second 3, as membership says"),
+        act.AskToLeave(2),
+    ]
+    assert after(membership, happened.Finished(2), happened.Tick(4.1)) == [
+        act.Announce("command_join", -1, "agent 1 is asked to come in at second 4, as membership says"),
+        act.Forget(1),
+        act.Make(1),
+    ]
+    assert membership.presence == [P.TRAINING, P.RETURNING, P.AWAY, P.TRAINING, P.AWAY]
+
+
+def test_a_run_goes_on_while_somebody_is_still_to_come_in() -> None:
+    timetable = Timetable((Away(0, 0.0, 300.0), Away(1, 1.0, math.inf)))
+    membership = Membership(specs_of("peers"), 0, timetable=timetable)
+    membership.handle(happened.Began({}), 0.0)
+    finish(membership, 1, 2, 3, 4)
+    assert membership.handle(happened.Tick(299.0), 299.0) == []
+    assert membership.handle(happened.Tick(300.0), 300.0)[1:] == [act.Forget(0), act.Make(0)]
+    assert membership.handle(happened.Tick(301.0), 301.0) == []
+    membership.handle(happened.Built(0, "here"), 302.0)
+    finish(membership, 0)
+    assert membership.handle(happened.Tick(303.0), 303.0) == [act.End(None)]
+
+
+@pytest.mark.parametrize("are_done", [False, True])
+def test_servers_wait_for_a_worker_that_is_to_come_in_unless_they_are_done(are_done: bool) -> None:
+    timetable = Timetable((Away(0, 1.0, 50.0), Away(1, 1.0, math.inf), Away(2, 0.0, math.inf)))
+    membership = Membership(specs_of("servers"), 0, timetable=timetable)
+    membership.handle(happened.Began({}), 0.0)
+    assert act.AskToLeave(0) in after(membership, happened.Tick(1.0))
+    finish(membership, 0, 1, *(SERVERS if are_done else ()))
+    assert after(membership, happened.Tick(2.0)) == ([act.End(None)] if are_done else [])
+    if not are_done:
+        assert act.Make(0) in after(membership, happened.Tick(50.0))
+
+
 LEGAL = {
     P.STARTING: {P.TRAINING, P.AWAY, P.RETURNING},
     P.TRAINING: {P.LEAVING, P.FINISHED, P.AWAY, P.RETURNING},
@@ -350,16 +401,19 @@ LEGAL = {
 class World:
     """What a driver and its actors would do: it knows which calls have not returned, and believes nothing else."""
 
-    def __init__(self, family: str, max_failures: int, absent: Sequence[int], unknown: Sequence[int]) -> None:
+    def __init__(
+        self, family: str, max_failures: int, absent: Sequence[int], unknown: Sequence[int], away: tuple[Away, ...]
+    ) -> None:
         self.family = family
         self.specs = specs_of(family)
         self.servers = set(SERVERS) if family == "servers" else set()
         self.max_failures = max_failures
-        self.membership = Membership(self.specs, max_failures, absent, unknown)
+        timetable = Timetable(away)
+        self.membership = Membership(self.specs, max_failures, absent, unknown, timetable)
         self.now = 0.0
         self.training: set[int] = set()
         self.building: set[int] = set()
-        self.actors = set(range(len(self.specs))) - {*absent, *unknown}
+        self.actors = set(range(len(self.specs))) - {*absent, *unknown, *timetable.absent}
         """Those that take messages, and are not known to be lost."""
         self.asked_to_leave: set[int] = set()
         self.failures = 0
@@ -432,7 +486,7 @@ class World:
 
     def tick(self, seconds: float) -> None:
         self.now += seconds
-        self.happens(happened.Tick())
+        self.happens(happened.Tick(self.now))
 
 
 @st.composite
@@ -440,7 +494,8 @@ def worlds(draw: st.DrawFn) -> World:
     family = draw(st.sampled_from(sorted(FAMILIES)))
     agents = st.sets(st.integers(0, 2), max_size=2)
     absent, unknown = draw(agents), draw(agents)
-    world = World(family, draw(st.integers(-1, 6)), tuple(absent - unknown), tuple(unknown))
+    away = draw(times_away(2))
+    world = World(family, draw(st.integers(-1, 6)), tuple(absent - unknown), tuple(unknown), away)
     starting = sorted(world.membership.those(P.STARTING))
     lost_ones = draw(st.sets(st.sampled_from(starting), max_size=2)) - world.servers
     world.happens(happened.Starting())
@@ -479,7 +534,7 @@ def step(world: World, draw: st.DataObject) -> None:
         case "scheduler":
             world.happens(happened.SchedulerLost("killed"))
         case "tick":
-            world.tick(draw.draw(st.sampled_from([0.1, 20.0, 70.0])))
+            world.tick(draw.draw(st.sampled_from([0.1, 2.0, 20.0, 70.0])))
 
 
 @settings(max_examples=200)
@@ -491,9 +546,9 @@ def test_whatever_happens_agents_are_where_their_calls_say_and_the_run_comes_to_
         if world.end is None:
             step(world, data)
     # From here on all goes well, but for those of whom no more is heard while they are made again.
-    while world.end is None and world.training:
-        world.happens(happened.Finished(min(world.training)))
-    for _ in range(2):
+    for _ in range(8):
+        while world.end is None and world.training:
+            world.happens(happened.Finished(min(world.training)))
         if world.end is None:
             world.tick(RETURN_SECONDS + 1.0)
     assert world.end is not None
