@@ -30,9 +30,8 @@ def images() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDat
 
 
 def benchmark(repeats: int) -> list[Figure]:
-    """Return the figures of ResNet-20, ResNet-18 and a GPT on 2 agents, and of the digits' MLP on 2 and 8."""
+    """Return the figures of ResNet-20, ResNet-18 and a GPT on 2 agents."""
     resnet = {"task": {"data": images(), "model": "resnet-20"}, "batch_size": 64, "num_steps": 14, "num_agents": 2}
-    digits = {"num_steps": 300}
     studies = {
         "ResNet-18 of experiments/resnet18, batch 16": _of_study(resnet18.HERE, num_steps=12),
         "GPT of experiments/gpt, batch 8": _of_study(gpt.HERE, num_steps=60),
@@ -40,12 +39,9 @@ def benchmark(repeats: int) -> list[Figure]:
     cases = [
         ("ResNet-20, batch 64, 2 agents, planned", resnet, "planned"),
         ("ResNet-20, batch 64, 2 agents, live", resnet, "live"),
-        ("digits MLP, batch 16, 2 agents, planned", digits | {"num_agents": 2}, "planned"),
-        ("digits MLP, batch 16, 8 agents, planned", digits | {"num_agents": 8}, "planned"),
-        ("digits MLP, batch 16, 8 agents, live", digits | {"num_agents": 8}, "live"),
     ]
     cases += [(f"{name}, 2 agents, planned", changes, "planned") for name, changes in studies.items()]
-    return [_case(name, changes, mode, repeats) for name, changes, mode in cases]
+    return [case(name, changes, mode, repeats) for name, changes, mode in cases]
 
 
 def _of_study(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -53,7 +49,8 @@ def _of_study(folder: Path, **changes: Any) -> dict[str, Any]:
     return settings_of(folder, "cpu")["config"] | {"num_agents": 2} | changes
 
 
-def _case(name: str, changes: dict[str, Any], mode: str, repeats: int) -> Figure:
+def case(name: str, changes: dict[str, Any], mode: str, repeats: int) -> Figure:
+    """Return the figure of some settings."""
     engine = {"name": "ray", "mode": mode}
     return paired(
         f"pc-asgd, {name}",
