@@ -40,7 +40,7 @@ def load_config(
 
     """
     context = FROM_STRANGERS if from_strangers else None
-    layers: list[list[Mapping[str, Any]]] = [[changes or {}], list(map(parse_assignment, assignments))]
+    layers: list[list[Mapping[str, Any]]] = [[changes or {}], _names_first(list(map(parse_assignment, assignments)))]
     if isinstance(source, str | Path) and (hint := hints.for_file(Path(source), _algorithms())):
         raise SettingsError(f"{source}: is no file of settings; {hint}")
     given = read_yaml(Path(source), pipes=True) if isinstance(source, str | Path) else source
@@ -81,6 +81,34 @@ def _check_depth(source: Any, layers: Sequence[Sequence[Any]]) -> None:
 
 def _algorithms() -> list[str]:
     return [str(kind_of(kind)) for kind in kinds_in(Config.model_fields["algorithm"].annotation)]
+
+
+def _names_first(assignments: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return assignments with each name before other settings of what it names, which a new name would drop.
+
+    >>> _names_first([{"engine": {"transport": "auto"}}, {"seed": 1}, {"engine": {"name": "ray"}}])
+    [{'engine': {'name': 'ray'}}, {'engine': {'transport': 'auto'}}, {'seed': 1}]
+    """
+    result: list[Mapping[str, Any]] = []
+    for assignment in assignments:
+        *named, last = path = _path(assignment)
+        place = len(result)
+        # Not before what is assigned as a whole, which the name is then one of.
+        while last == "name" and named and place and path[: len(p := _path(result[place - 1]))] != p:
+            place -= 1
+        ahead = [n for n in range(place, len(result)) if _path(result[n])[: len(named)] == named]
+        result.insert(ahead[0] if ahead else len(result), assignment)
+    return result
+
+
+def _path(assignment: Mapping[str, Any]) -> list[str]:
+    """Return the names that lead to what is assigned."""
+    path: list[str] = []
+    value: Any = assignment
+    while isinstance(value, Mapping) and len(value) == 1:
+        ((key, value),) = value.items()
+        path.append(str(key))
+    return path
 
 
 def _together(layer: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

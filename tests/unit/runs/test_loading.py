@@ -289,3 +289,22 @@ def test_the_user_s_own_objects_stay_what_they_are(tmp_path: Path) -> None:
     assert written["task"]["model"]["factory"] == "torch.nn.modules.linear:Linear"
     assert written["task"]["model"]["arguments"]["f"] == "<torch.nn.modules.activation:ReLU>"
     assert written["task"]["data"]["train"].endswith(":Numbers>")
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["engine=local", "engine.threads=3", "engine.name=ray"],
+        ["engine=local", "engine.name=ray", "engine.threads=3"],
+        ["engine.threads=2", "engine=local", "seed=1", "engine.threads=3", "engine.name=ray"],
+    ],
+)
+def test_a_name_on_the_command_line_drops_nothing_that_is_assigned_beside_it(assignments: list[str]) -> None:
+    engine = load_config(None, assignments).engine
+    assert (engine.name, engine.threads) == ("ray", 3)
+
+
+def test_what_is_assigned_as_a_whole_takes_the_place_of_what_came_before() -> None:
+    assert load_config(None, ["engine.name=ray", "engine.threads=3", "engine=local"]).engine.name == "local"
+    with pytest.raises(SettingsError, match=r"algorithm\.theta = 0\.5: no such setting"):
+        load_config(None, ["algorithm.theta=0.5", "algorithm.name=d-psgd"])
