@@ -15,6 +15,7 @@ from ray_pcasgd.agents.error_feedback import ErrorFeedback
 from ray_pcasgd.agents.sparse_wire import RandomK, TopK
 from ray_pcasgd.base.randomness import generator
 from tests.comparing import assert_same_to_the_bit
+from tests.speed import slow_unless
 from tests.unit.agents.local_reference import (
     PUBLISHED,
     SMALL,
@@ -157,7 +158,7 @@ def test_a_run_goes_on_from_a_state_to_the_bit(name: str) -> None:
     gone_on(own)
 
 
-@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("shards", [1, slow_unless(False, 2)])
 def test_a_server_gets_all_in_the_end(shards: int, tmp_path: Path) -> None:
     """A tenth of the numbers a message: learning is slower at first, and comes as far."""
     settings = SMALL | {

@@ -263,6 +263,7 @@ def test_a_reader_cannot_write_to_a_slot_even_by_its_descriptor() -> None:
         mmap.mmap(slot.segment.fd, slot.num_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_user_is_not_let_in(context: Any) -> None:
     reader = Reader()

@@ -20,6 +20,7 @@ from ray_pcasgd.schedule.parquet import check_fits, trace_hash
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.scheduler import Scheduler
 from ray_pcasgd.schedule.topology import Ring
+from tests.speed import examples
 from tests.unit.planning import slow_rows
 from tests.unit.schedule.test_bytes import plans_with_bytes
 from tests.unit.schedule.test_plan_peers import BARRIERS, SAMPLED, law, planner, plans
@@ -58,7 +59,7 @@ def churns(draw: st.DrawFn, of: st.SearchStrategy[Planner]) -> ChurningPlanner:
 CHURNS = churns(plans(st.one_of(BARRIERS, SAMPLED)))
 
 
-@settings(max_examples=300)
+@examples(150, 300)
 @given(CHURNS)
 def test_rows_equal_those_of_the_slow_planner(plan: ChurningPlanner) -> None:
     assert list(plan) == slow_rows(plan)

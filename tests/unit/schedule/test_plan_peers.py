@@ -30,6 +30,7 @@ from ray_pcasgd.schedule.topology import (
     build_network,
     build_push_network,
 )
+from tests.speed import examples
 from tests.unit.planning import slow_rows
 
 
@@ -97,7 +98,7 @@ def plans(draw: st.DrawFn, barriers: st.SearchStrategy[Barrier], computing: st.S
     )
 
 
-@settings(max_examples=300)
+@examples(150, 300)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_equal_those_of_the_slow_planner(plan: Planner) -> None:
     assert list(plan) == slow_rows(plan)

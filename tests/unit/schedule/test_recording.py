@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -14,6 +14,7 @@ from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import read_rows, write_rows
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.recording import replayable, with_unreported
+from tests.speed import examples
 from tests.unit.schedule.test_plan_servers import plans, rows_of
 
 
@@ -26,7 +27,7 @@ def where_computed(row: Row) -> tuple[int, int, tuple[tuple[int, int], ...]]:
     return row.agent, row.step, tuple((read.neighbor, read.version) for read in row.reads)
 
 
-@settings(max_examples=200)
+@examples(100, 200)
 @given(plans(), st.dictionaries(st.integers(0, 4), st.integers(0, 20)))
 def test_what_one_server_has_taken_is_known_to_the_last_version(
     tmp_path_factory: pytest.TempPathFactory, plan: ServerPlanner, reported: dict[int, int]
