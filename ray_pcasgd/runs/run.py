@@ -203,6 +203,7 @@ class Run(RunRecord):
         except OSError as error:
             kept = f"; the models that were kept before could not be put aside ({error})"
         self.restore_parts(copy.deepcopy(self.beginning["run"]))
+        self.mark_absent()
         detail = f"{self.folder.path} has no state from which it could go on{kept}"
         self.take_event(Event("run_begins_anew", -1, 0, detail))
         return None
@@ -226,6 +227,10 @@ class Run(RunRecord):
         if reason:
             self.take_event(Event("model_format", -1, -1, f"the model's file will be model.pt: {reason}"))
         self.initial = self.tested_start() if initial is None else initial
+        self.mark_absent()
+
+    def mark_absent(self) -> None:
+        """Note who is not there at the start, as the run's schedule has it."""
         for agent, version in sorted(self.departing):
             if version == 0:
                 self.mark_left(agent, version)

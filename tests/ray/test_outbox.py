@@ -13,9 +13,11 @@ import torch
 from ray_pcasgd.agents.dense_wire import Float32, Int4
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
+from ray_pcasgd.engines.ray.outbox import door_of
 from ray_pcasgd.engines.ray.telling import once_there
 from ray_pcasgd.engines.ray.transport import RayTransport
 from ray_pcasgd.engines.shared.door import Door
+from ray_pcasgd.engines.shared.link import connected
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -267,3 +269,20 @@ def test_what_waits_for_a_link_that_is_cut_is_not_sent(actor: Any, door: Door | 
     ray.get(actor.open.remote())
     outbox.flush()
     assert ray.get(actor.received.remote()) == [1, 2]
+
+
+def test_a_neighbor_that_ends_between_two_messages_ends_nobody_else(door: Door | None, actor: Any) -> None:
+    lost = gated()
+    ray.get([lost.open.remote(), actor.open.remote()])
+    outbox = RayTransport(0, door).outbox({1: lost, 2: actor})
+    outbox.send(dict.fromkeys((1, 2), Header(0, 1, 0.0, 0.0)), CONTENTS, may_skip=False)
+    outbox.flush()
+    ray.kill(lost)
+    while connected(door_of(lost)) is not None:
+        threading.Event().wait(0.01)
+    outbox.send(dict.fromkeys((1, 2), Header(0, 2, 0.0, 0.0)), CONTENTS, may_skip=False)
+    outbox.mark(0, 1)
+    outbox.flush()
+    assert [k in outbox for k in (1, 2)] == [False, True]
+    assert ray.get(actor.received.remote()) == [1, 2]
+    assert outbox.send({}, CONTENTS, may_skip=False).gone == [1]

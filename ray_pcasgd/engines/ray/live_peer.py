@@ -169,7 +169,9 @@ class PeerDriver(LiveDriver):
         self.in_step.lose((reader,))
         if self.published is not None and self.published[0].final and self.policy.can_reach(reader):
             header, contents = self.published
-            self.actor.outbox.send({reader: self.policy.addressed(header, reader)}, contents(), may_skip=False)
+            sent = self.actor.outbox.send({reader: self.policy.addressed(header, reader)}, contents(), may_skip=False)
+            self.counts.sent(0, sent.late)
+            self.tell_lost(sent.gone)
 
     def is_here(self, neighbor: int, version: int, with_direction: bool) -> bool:
         """Return whether a version can be read without waiting for the network; if not, its transfer has begun."""
@@ -238,14 +240,19 @@ class PeerDriver(LiveDriver):
             sent = actor.outbox.send(headers, contents, policy.may_skip(header), in_pairs, may_wait=not policy.pushes)
             to |= sent.to
             late += sent.late
-            for k in sent.gone:
-                self.lose(k)
-                lost = Event("neighbor_lost", actor.spec.agent, actor.version, f"agent {k} does not answer")
-                actor.unsent.append(lost)
+            self.tell_lost(sent.gone)
         self.held = tuple(k for k in receivers if k not in to) if policy.pushes else ()
         with actor.changed:
             self.in_step.sent(receivers, to)
         return len(to) + late
+
+    def tell_lost(self, gone: Sequence[int]) -> None:
+        """Take in that neighbors were found to be gone, and report it."""
+        actor = self.actor
+        for k in gone:
+            self.lose(k)
+            detail = f"agent {k} does not answer"
+            actor.unsent.append(Event("neighbor_lost", actor.spec.agent, actor.version, detail))
 
     def messages(
         self, header: Header, published: Published | None, receivers: Sequence[int]

@@ -71,6 +71,7 @@ class RayOutbox(Outbox):
     def _leave(self, neighbor: int) -> None:
         if (peer := self._peers.pop(neighbor, None)) is not None:
             self._left.append(peer)
+            self._answer.notify_all()
         self._gone = [k for k in self._gone if k != neighbor]
 
     def keep_back(self, neighbor: int) -> None:
@@ -157,11 +158,13 @@ class RayOutbox(Outbox):
         """Send what waits for an answer that has come; called from another thread than those that send."""
         with self._lock:
             peer.is_watched = False
-            if self._peers.get(neighbor) is peer and self._look(neighbor, peer, time.monotonic()):
-                self._send_unsent(neighbor, peer)
-                if peer.unsent is not None or peer.is_clogged:
-                    self._watch(neighbor, peer)
-            self._answer.notify_all()
+            try:
+                if self._peers.get(neighbor) is peer and self._look(neighbor, peer, time.monotonic()):
+                    self._send_unsent(neighbor, peer)
+                    if peer.unsent is not None or peer.is_clogged:
+                        self._watch(neighbor, peer)
+            finally:
+                self._answer.notify_all()
 
     def _send_unsent(self, neighbor: int, peer: Recipient) -> None:
         if peer.unsent is not None and not peer.is_full:

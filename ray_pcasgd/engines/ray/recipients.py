@@ -40,6 +40,7 @@ class Outgoing:
         self._transport = transport
         self._slots = slots
         self._slot: Slot | None = None
+        self._writing = 0
 
     @cached_property
     def arguments(self) -> list[Any]:
@@ -55,8 +56,9 @@ class Outgoing:
         """Return a slot that holds them, also where its readers have let go of it meanwhile; ``None`` without any."""
         if self._contents is None:
             return None
-        if self._slot is None or self._slot.written is not self._contents:
+        if self._slot is None or self._slot.writings != self._writing:
             self._slot = self._slots.written(self._contents)
+            self._writing = self._slot.writings
         return self._slot
 
 
@@ -237,14 +239,14 @@ class Linked(Recipient):
     @property
     def is_clogged(self) -> bool:
         """Whether something was sent that no room was found for yet."""
-        return self._link.is_clogged
+        return not self._is_gone and self._link.is_clogged
 
     def _send(self, letter: Letter, now: float) -> None:
-        num_bytes = letter.outgoing.num_bytes
+        slot, num_bytes = letter.outgoing.slot(), letter.outgoing.num_bytes
         self._pending.append(_Pending(None, now, num_bytes))
         self._num_bytes += num_bytes
         try:
-            self._link.tell(letter.header, letter.outgoing.slot())
+            self._link.tell(letter.header, slot)
         except GoneError:
             self._end()  # which the next look finds, as with calls
 
@@ -283,6 +285,8 @@ class Linked(Recipient):
 
     def once_answered(self, then: Callable[[], None]) -> None:
         """Call ``then`` from another thread once the neighbor has answered or ended, or there is room."""
+        if self._is_gone:
+            return  # the next look says so
         self._door.watch(self._link.fileno(), self._link.is_clogged, then)
 
     def bytes_in_flight(self) -> int:

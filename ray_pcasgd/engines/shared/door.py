@@ -14,8 +14,8 @@ from typing import Protocol
 
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
-from ray_pcasgd.engines.shared.link import Letter, Mark, ack, address_of, is_own, said_in
-from ray_pcasgd.engines.shared.slots import Mapped, contents_of
+from ray_pcasgd.engines.shared.link import NOT_MAPPED, Letter, Mark, ack, address_of, is_own, said_in
+from ray_pcasgd.engines.shared.slots import Mapped, Segment, contents_of
 
 logger = logging.getLogger("ray_pcasgd")
 
@@ -59,10 +59,10 @@ class _Sender:
         for _ in range(_AT_A_TIME):
             try:
                 length, rights, _, _ = self.connection.recvmsg_into([self._buffer], _RIGHTS)
-            except BlockingIOError:
-                break
-            except OSError:
+            except ConnectionError:
                 return False
+            except OSError:
+                break
             if not length:
                 return False
             self._take(memoryview(self._buffer)[:length], _descriptors(rights) if rights else [])
@@ -86,9 +86,14 @@ class _Sender:
     def _contents(self, letter: Letter, descriptors: list[int]) -> Contents:
         number = letter.slot
         assert number is not None
-        for fd in descriptors:
-            self._mapped[letter.segment] = Mapped(fd)
-        whole = self._mapped[letter.segment].whole()
+        try:
+            for fd in descriptors:
+                self._mapped[letter.segment] = Mapped(fd)
+            whole = self._mapped[letter.segment].whole()
+        except (OSError, KeyError):
+            # Short of descriptors, of which the kernel then drops what it cannot give, or of memory.
+            self._released.extend((number, NOT_MAPPED + letter.segment))
+            raise
         weakref.finalize(whole, self._released.append, number).atexit = False
         return contents_of(whole, letter.parts)
 
@@ -133,6 +138,7 @@ class Door:
     def __init__(self, name: str, inbox: Inbox) -> None:
         if sys.platform != "linux":
             raise OSError(f"{sys.platform} has neither memfd nor abstract sockets")
+        Segment(0, 1)  # this host may have no such memory
         self._inbox = inbox
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:

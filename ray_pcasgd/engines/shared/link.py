@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.shared.slots import Part, Slot
 
+NOT_MAPPED = 1 << 63
+"""In a reader's answer: more than any slot's number, and added to that of a segment which it could not map."""
+
 ACK_BYTES = 64 * 1024
 """Most bytes of one answer of a reader."""
 
@@ -99,6 +102,8 @@ class Link:
             GoneError: the reader's process has ended.
 
         """
+        if self._connection.fileno() < 0:
+            raise GoneError("the link is closed")
         if slot is None:
             self._send(Letter(header, None), [])
             return
@@ -116,6 +121,8 @@ class Link:
             GoneError: the reader's process has ended.
 
         """
+        if self._connection.fileno() < 0:
+            raise GoneError("the link is closed")
         self._send(mark, [])
 
     def _send(self, said: Letter | Mark, descriptors: list[int]) -> None:
@@ -128,10 +135,10 @@ class Link:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             try:
                 self._connection.sendmsg([data], rights)
-            except BlockingIOError:
-                return
-            except OSError as error:
+            except ConnectionError as error:
                 raise GoneError(str(error)) from error
+            except OSError:
+                return  # no room, of whatever kind: only who has ended reads its slots no more
             self._unsent.popleft()
 
     def answers(self) -> int:
@@ -145,15 +152,18 @@ class Link:
         while True:
             try:
                 length = self._connection.recv_into(self._answer)
-            except BlockingIOError:
-                break
-            except OSError as error:
+            except ConnectionError as error:
                 raise GoneError(str(error)) from error
+            except OSError:
+                break
             if not length:
                 raise GoneError("the reader has ended")
             self._taken, *released = self._answer[: length // 8]
             for number in released:
-                self._release(number)
+                if number >= NOT_MAPPED:
+                    self._known.discard(number - NOT_MAPPED)  # it is given again with the next letter
+                else:
+                    self._release(number)
         self._push()
         return self._taken - before
 
@@ -165,6 +175,7 @@ class Link:
         """End the connection; the reader's process has ended, so nobody reads its slots."""
         for number in list(self._held):
             self._release(number)
+        self._unsent.clear()
         self._connection.close()
 
 

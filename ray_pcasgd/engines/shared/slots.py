@@ -92,14 +92,14 @@ class Slot:
         self._bytes = segment.bytes[start : start + num_bytes]
         self.readers: set[object] = set()
         """Who may still read what is in it."""
-        self.written: object = None
-        """What is in it."""
+        self.writings = 0
+        """How often it was written to: who knows the number knows whether it still holds the same."""
         self.parts: tuple[Part | None, ...] = ()
 
-    def write(self, written: object, arrays: Sequence[np.ndarray[Any, Any] | None]) -> None:
+    def write(self, arrays: Sequence[np.ndarray[Any, Any] | None]) -> None:
         """Copy arrays into the slot, which nobody may be reading."""
         assert not self.readers
-        self.written = written
+        self.writings += 1
         end, parts = 0, list[Part | None]()
         with np.errstate(over="ignore", invalid="ignore"):
             for array in arrays:
@@ -146,7 +146,7 @@ class Slots:
         arrays = (*contents[:3], extra)
         needed = sum(_aligned(array.nbytes) for array in arrays if array is not None)
         slot = self._free(needed)
-        slot.write(contents, arrays)
+        slot.write(arrays)
         return slot
 
     def _free(self, needed: int) -> Slot:

@@ -14,6 +14,7 @@ from ray_pcasgd.agents.peer import AgentSpec, Recipe
 from ray_pcasgd.base.imports import import_object
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
 from ray_pcasgd.rules.practical import PCASGDPV
@@ -121,7 +122,9 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
 
 
 def _has_returns(config: Config, schedule: Schedule) -> bool:
-    """Return whether some row of a schedule is that of an agent which comes in or back."""
+    """Return whether some row of a schedule is that of an agent which comes in or back; in live runs none is known."""
+    if isinstance(config.engine, RaySettings) and config.engine.mode == "live":
+        return False
     if isinstance(schedule, Recorded):
         return any(row.kind == "rejoined" for row in schedule.recorded)
     return any(away.returns < math.inf for one in config.membership for away in one.away)

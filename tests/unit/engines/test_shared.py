@@ -1,5 +1,6 @@
 """Shared memory: what a reader meets is what was written, for as long as it looks at it, whoever dies meanwhile."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import select
 import signal
 import threading
 import uuid
+import weakref
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,10 @@ from hypothesis import strategies as st
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.raw_tensors import extra_of
+from ray_pcasgd.engines.shared import door
 from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.shared.link import GoneError, Letter, Link, Mark, connected, packet
-from ray_pcasgd.engines.shared.slots import Slots
+from ray_pcasgd.engines.shared.slots import Mapped, Slots
 from ray_pcasgd.engines.transport import Finite
 
 LONGEST_SECONDS = 60.0
@@ -307,3 +310,72 @@ def test_a_name_is_of_one_process_at_a_time() -> None:
     reader = Reader()
     with pytest.raises(OSError, match="in use"):
         Door(reader.name, reader)
+
+
+def test_a_slot_keeps_nothing_of_its_sender_s_memory() -> None:
+    slots, array = Slots(), vector(1000, 1.0)
+    kept = weakref.ref(array)
+    slots.written(Contents(array, vector(0, 0.0), None))
+    del array
+    gc.collect()
+    assert kept() is None
+
+
+class Failing:
+    """A socket that has no room of an odd kind, once."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.left = 1
+
+    def sendmsg(self, *arguments: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            raise OSError(errno.ENOBUFS, "no room")
+        return self.connection.sendmsg(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+
+def test_an_error_that_is_no_end_of_the_reader_frees_none_of_its_slots() -> None:
+    reader, slots = Reader(), Slots()
+    link = link_to(reader)
+    link._connection = Failing(link._connection)  # type: ignore[assignment]
+    slot = slots.written(contents_with(1.0))
+    link.tell(header(1), slot)
+    assert link.is_clogged
+    assert slot.readers == {link}
+    link.answers()
+    await_answers(link, 1)
+    assert [one.version for one, _ in reader.messages] == [1]
+
+
+def test_a_segment_that_could_not_be_mapped_is_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, slots = Reader(), Slots()
+    link = link_to(reader)
+
+    def fail(fd: int) -> Mapped:
+        monkeypatch.undo()
+        os.close(fd)
+        raise OSError(errno.EMFILE, "too many descriptors")
+
+    monkeypatch.setattr(door, "Mapped", fail)
+    lost = slots.written(contents_with(1.0))
+    link.tell(header(1), lost)
+    await_answers(link, 1)
+    assert not lost.readers
+    link.tell(header(2), slots.written(contents_with(2.0)))
+    await_answers(link, 1)
+    (found,) = [contents for _, contents in reader.messages]
+    assert found is not None
+    assert set(found.weights.tolist()) == {2.0}
+
+
+def test_a_host_without_such_memory_has_no_doors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, flags: int) -> int:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", fail)
+    with pytest.raises(OSError, match="not implemented"):
+        Reader()
