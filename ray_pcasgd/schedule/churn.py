@@ -1,13 +1,13 @@
 """Plans runs between peers whose agents leave and come back: the planner of ``plan_peers``, with membership."""
 
-from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule.attendance import Attendance
 from ray_pcasgd.schedule.barrier import Proceed, WaitFor
-from ray_pcasgd.schedule.membership import Away, Departure, changes_of
+from ray_pcasgd.schedule.membership import Away, Departure
 from ray_pcasgd.schedule.plan_links import START, Link, Message, PlannedAgent
 from ray_pcasgd.schedule.plan_peers import Planner, Simulation
 from ray_pcasgd.schedule.simulation import row_times
@@ -50,10 +50,7 @@ class ChurningPlanner(Planner):
     def departures(self) -> tuple[Departure, ...]:
         """All departures that the plan's agents come to, by their moments; it is planned as far as the last change."""
         course = _Churn(self)
-        for _ in course.rows():
-            if not course.changes:
-                break
-        return tuple(course.departures)
+        return course.attendance.all_departures(course.rows())
 
 
 class PeerRows(Iterator[Row]):
@@ -78,7 +75,7 @@ class PeerRows(Iterator[Row]):
     def is_over(self, agent: int) -> bool:
         """Return whether the agent has no more rows: it has taken all its steps, or has left for good."""
         own = self._course.agents[agent]
-        is_gone = agent in self._course.away and not self._course.returns[agent]
+        is_gone = self._course.attendance.has_left_for_good(agent)
         return self._drawn[agent] == own.step and (is_gone or own.step == own.last)
 
 
@@ -135,14 +132,9 @@ class _Churn(Simulation):
 
     def __init__(self, plan: ChurningPlanner) -> None:
         super().__init__(plan)
-        self.changes = deque(changes_of(plan.away))
-        """Those to come."""
-        self.returns = Counter(change.agent for change in self.changes if change.is_back)
-        """How often each agent is still to come back."""
-        self.away: dict[int, int] = {one.agent: 0 for one in plan.away if one.leaves == 0}
+        self.attendance = Attendance(plan.away)
+        self.away = self.attendance.away
         """The agents that are away, and their versions."""
-        self.departures = [Departure(agent, 0, None) for agent in sorted(self.away)]
-        """Those until now."""
         self.readers = [[link.receiver for link in agent.outgoing] for agent in self.agents]
         """Of each agent, in the order in which they are sent its versions."""
         self.tested: dict[int, dict[int, int]] = {}
@@ -176,7 +168,7 @@ class _Churn(Simulation):
                 self.enter(self.first_test(agent, 0), agent)
         while (now := self.next_moment) is not None:
             yield from self.rounds(self.due(now), now)
-            if self.changes and self.changes[0].moment == now:
+            if self.attendance.next_change == now:
                 rows, testing = self.change(now)
                 yield from rows
                 yield from self.rounds(testing, now)
@@ -184,25 +176,20 @@ class _Churn(Simulation):
     @property
     def next_moment(self) -> int | None:
         """When something happens next; ``None``: nothing does."""
-        first = super().next_moment
-        if not self.changes:
-            return first
-        return self.changes[0].moment if first is None else min(first, self.changes[0].moment)
+        moments = [super().next_moment, self.attendance.next_change]
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def change(self, now: int) -> tuple[list[Row], set[int]]:
         """Let agents leave and come back; return the latter's rows, and who tests in the next round of this instant."""
         leaving, returning = list[PlannedAgent](), list[PlannedAgent]()
-        while self.changes and self.changes[0].moment == now:
-            _, number, is_back = self.changes.popleft()
-            self.returns[number] -= is_back
+        for _, number, is_back in self.attendance.due(now):
             agent = self.agents[number]
             if is_back and (number in self.away or agent in leaving):
                 returning.append(agent)
             elif not is_back and agent.step < agent.last:
                 leaving.append(agent)
         for agent in leaving:
-            self.away[agent.number] = agent.step
-            self.departures.append(Departure(agent.number, agent.step, None))
+            self.attendance.leave(agent.number, agent.step)
             agent.ready, agent.reads, agent.waits = _NEVER, None, False
         self.let_reach([*leaving, *self.senders_to(leaving)])
         for agent in leaving:
@@ -237,9 +224,7 @@ class _Churn(Simulation):
 
     def come_back(self, agent: PlannedAgent, row: Row, now: int) -> None:
         """Let an agent be there again, at the version of its row; nothing is known any more of what was before."""
-        del self.away[agent.number]
-        place = max(place for place, one in enumerate(self.departures) if one.agent == agent.number)
-        self.departures[place] = self.departures[place]._replace(back_at=row.step + 1)
+        self.attendance.come_back(agent.number, row.step + 1)
         agent.step, agent.ready, agent.waits = row.step + 1, now, False
         for k in agent.incoming:
             self.connect(self.agents[k], agent).begin_anew()

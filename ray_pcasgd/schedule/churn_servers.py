@@ -1,13 +1,14 @@
 """Plans runs around servers whose workers leave and come back: the planner of ``plan_servers``, with membership."""
 
-from collections import Counter, deque
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.schedule.membership import Away, Change, Departure, changes_of
+from ray_pcasgd.schedule.attendance import Attendance
+from ray_pcasgd.schedule.membership import Away, Departure
 from ray_pcasgd.schedule.plan_servers import GRADIENT, Notice, Server, ServerPlanner, ServerRows, Simulation, Worker
 from ray_pcasgd.schedule.simulation import Channel, row_times
 
@@ -40,10 +41,7 @@ class ChurningServerPlanner(ServerPlanner):
     def departures(self) -> tuple[Departure, ...]:
         """All departures that the plan's workers come to, by their moments; it is planned as far as the last change."""
         course = _Churn(self)
-        for _ in course.rows():
-            if not course.changes:
-                break
-        return tuple(course.departures)
+        return course.attendance.all_departures(course.rows())
 
 
 class ChurningServerRows(ServerRows):
@@ -68,7 +66,7 @@ class ChurningServerRows(ServerRows):
 
     def is_over(self, agent: int) -> bool:
         """Return whether the agent is known to have no more rows: it has left for good."""
-        is_gone = agent in self._course.away and not self._course.returns[agent]
+        is_gone = self._course.attendance.has_left_for_good(agent)
         return is_gone and self._drawn[agent] == self._course.away[agent]
 
 
@@ -91,14 +89,9 @@ class _Churn(Simulation):
 
     def __init__(self, plan: ChurningServerPlanner) -> None:
         super().__init__(plan)
-        self.changes = deque(changes_of(plan.away))
-        """Those to come."""
-        self.returns = Counter(change.agent for change in self.changes if change.is_back)
-        """How often each worker is still to come back."""
-        self.away: dict[int, int] = {one.agent: 0 for one in plan.away if one.leaves == 0}
+        self.attendance = Attendance(plan.away)
+        self.away = self.attendance.away
         """The workers that are away, and their versions."""
-        self.departures = [Departure(worker, 0, None) for worker in sorted(self.away)]
-        """Those until now."""
         self.lives = [0] * plan.num_workers
         """How often each worker has come back."""
         for server in self.servers:
@@ -111,12 +104,13 @@ class _Churn(Simulation):
             if worker.number not in self.away:
                 self.begin(worker, 0)
         while not all(map(self.is_over, self.servers)):
-            event = self.calendar.pop(self.changes[0].moment) if self.changes else self.calendar.pop()
+            change = self.attendance.next_change
+            event = self.calendar.pop(math.inf if change is None else change)
             if event is not None:
                 now, (number, place, content) = event
                 yield from self.happen(self.workers[number], self.servers[place], content, now)
-            elif self.changes:
-                yield from self.change(self.changes[0].moment)
+            elif change is not None:
+                yield from self.change(change)
             else:
                 return
 
@@ -145,21 +139,16 @@ class _Churn(Simulation):
 
     def change(self, now: int) -> list[Row]:
         """Let workers leave and come back; return the latter's rows."""
-        changes: list[Change] = []
-        while self.changes and self.changes[0].moment == now:
-            changes.append(self.changes.popleft())
+        changes = self.attendance.due(now)
         for change in changes:
             if not change.is_back:
                 self.leave(self.workers[change.agent], now)
         returning = [self.workers[change.agent] for change in changes if change.is_back]
-        for worker in returning:
-            self.returns[worker.number] -= 1
         return [self.come_back(worker, now) for worker in returning]
 
     def leave(self, worker: Worker, now: int) -> None:
         """Let a worker leave, and its servers know in time."""
-        self.away[worker.number] = worker.version
-        self.departures.append(Departure(worker.number, worker.version, None))
+        self.attendance.leave(worker.number, worker.version)
         worker.computing = False
         for channel, server in zip(worker.to_server, self.servers, strict=True):
             farewell = _Farewell(worker.number)
@@ -180,9 +169,8 @@ class _Churn(Simulation):
 
     def come_back(self, worker: Worker, now: int) -> Row:
         """Let a worker be there again and begin to compute; return the row by which it comes back."""
-        version = self.away.pop(worker.number) + 1
-        place = max(place for place, one in enumerate(self.departures) if one.agent == worker.number)
-        self.departures[place] = self.departures[place]._replace(back_at=version)
+        version = self.away[worker.number] + 1
+        self.attendance.come_back(worker.number, version)
         self.lives[worker.number] += 1
         worker.version = version
         for server in self.servers:
