@@ -65,10 +65,12 @@ def calibrate(
 ) -> Calibration:
     """Calibrate: write the settings of a planned run whose times are those of recorded live runs.
 
-    They are the first live run's, except three. ``compute`` has the seconds that each agent's steps took, from a CSV
-    file beside the settings. ``links`` has log-normal delays, fitted to what the schedules say of the messages: one for
-    the links within sites, and one for each pair of sites. ``engine.mode`` is planned. Several runs whose messages
-    differ in size, by ``wire`` for instance, tell of bandwidths too.
+    The settings are the first live run's, except for three:
+
+    - ``compute``: the seconds that each agent's steps took, in a CSV file beside the settings;
+    - ``links``: log-normal delays fitted to the messages' recorded times, one for the links within sites and one for
+      each pair of sites; with several runs whose messages differ in size (by ``wire``, for instance) bandwidths too;
+    - ``engine.mode``: planned.
 
     Args:
         runs: the live run's folder, or its location on remote storage; or those of several runs of the same agents on
@@ -107,7 +109,12 @@ def calibrate(
 
 
 def _new_file(output: str | Path) -> Path:
-    """Return the path of the settings file; refused where it, or the table beside it, exists already."""
+    """Return the path of the settings file.
+
+    Raises:
+        SettingsError: the file, or the table beside it, exists already, or it is no YAML file.
+
+    """
     path = Path(output).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise SettingsError(f"output = {str(output)!r}: allowed is a new file NAME.yaml")

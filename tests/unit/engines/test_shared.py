@@ -1,5 +1,6 @@
 """Shared memory: what a reader meets is what was written, for as long as it looks at it, whoever dies meanwhile."""
 
+import contextlib
 import errno
 import gc
 import multiprocessing
@@ -285,12 +286,10 @@ def _as_somebody_else(name: str, queue: Any) -> None:
     answer = "no link" if connected(name) is None else "a link"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(f"\0ray-pcasgd-{name}")
-        try:
+        with contextlib.suppress(OSError):  # the connection is closed, as it should be
             connection.send(packet(Letter(header(1), None)))
             if connection.recv(100):
                 answer = "an answer"
-        except OSError:
-            pass
     queue.put(answer)
 
 

@@ -1,5 +1,6 @@
 """Plans in windows of virtual time: the rows of the planner that goes event by event, to the bit."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -34,13 +35,11 @@ def pieces(plan: Planner) -> Iterator[tuple[int, Any]]:
 def in_windows(plan: Planner) -> list[Row]:
     """Return the rows of a plan, as far as windows go."""
     rows: list[Row] = []
-    try:
+    with contextlib.suppress(OutOfRangeError):  # from there on, the plan goes on one event after another
         for number, piece in pieces(plan):
             before = len(rows)
             rows += piece
             assert len(rows) == before + number
-    except OutOfRangeError:
-        pass
     return rows
 
 
