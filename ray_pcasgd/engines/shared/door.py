@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
-from ray_pcasgd.engines.shared.link import NOT_MAPPED, Letter, Mark, ack, address_of, is_own, said_in
+from ray_pcasgd.engines.shared.link import MOST_RELEASED, NOT_MAPPED, Letter, Mark, ack, address_of, is_own, said_in
 from ray_pcasgd.engines.shared.slots import Mapped, Segment, contents_of
 
 logger = logging.getLogger("ray_pcasgd")
@@ -99,7 +99,7 @@ class _Sender:
 
     def answer(self) -> None:
         """Tell the sender what was taken and let go of; where there is no room for that, with the next answer."""
-        released = [self._released.popleft() for _ in range(len(self._released))]
+        released = [self._released.popleft() for _ in range(min(len(self._released), MOST_RELEASED))]
         if self._taken == self._told and not released:
             return
         try:

@@ -15,8 +15,8 @@ from ray_pcasgd.engines.shared.slots import Part, Slot
 NOT_MAPPED = 1 << 63
 """In a reader's answer: more than any slot's number, and added to that of a segment which it could not map."""
 
-ACK_BYTES = 64 * 1024
-"""Most bytes of one answer of a reader."""
+MOST_RELEASED = 4096
+"""Most slots that one answer of a reader lets go of."""
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -84,7 +84,7 @@ class Link:
         """Slots that the reader may be reading."""
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._taken = 0
-        self._answer = memoryview(array.array("Q", bytes(ACK_BYTES)))
+        self._answer = memoryview(array.array("Q", bytes(8 * (1 + MOST_RELEASED))))
 
     def fileno(self) -> int:
         """Return the descriptor of the connection, to wait for."""
@@ -102,8 +102,6 @@ class Link:
             GoneError: the reader's process has ended.
 
         """
-        if self._connection.fileno() < 0:
-            raise GoneError("the link is closed")
         if slot is None:
             self._send(Letter(header, None), [])
             return
@@ -121,11 +119,11 @@ class Link:
             GoneError: the reader's process has ended.
 
         """
-        if self._connection.fileno() < 0:
-            raise GoneError("the link is closed")
         self._send(mark, [])
 
     def _send(self, said: Letter | Mark, descriptors: list[int]) -> None:
+        if self._connection.fileno() < 0:
+            raise GoneError("the link is closed")
         self._unsent.append((packet(said), descriptors))
         self._push()
 
@@ -169,7 +167,7 @@ class Link:
 
     def _release(self, number: int) -> None:
         if (slot := self._held.pop(number, None)) is not None:
-            slot.readers.discard(self)
+            slot.release(self)
 
     def close(self) -> None:
         """End the connection; the reader's process has ended, so nobody reads its slots."""

@@ -14,7 +14,8 @@ import os
 import pickle
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,10 +82,11 @@ class Slot:
         segment: Where it lies.
         start: Its first byte there.
         num_bytes: How many bytes it holds.
+        free: Where it is entered once all its readers have let go of it.
 
     """
 
-    def __init__(self, number: int, segment: Segment, start: int, num_bytes: int) -> None:
+    def __init__(self, number: int, segment: Segment, start: int, num_bytes: int, free: "list[Slot]") -> None:
         self.number = number
         self.segment = segment
         self.num_bytes = num_bytes
@@ -95,6 +97,16 @@ class Slot:
         self.writings = 0
         """How often it was written to: who knows the number knows whether it still holds the same."""
         self.parts: tuple[Part | None, ...] = ()
+        self._free = free
+        self.is_entered = True
+        """Whether it is among those that may be free."""
+
+    def release(self, reader: object) -> None:
+        """Take in that a reader lets go of it."""
+        self.readers.discard(reader)
+        if not self.readers and not self.is_entered:
+            self._free.append(self)
+            self.is_entered = True
 
     def write(self, arrays: Sequence[np.ndarray[Any, Any] | None]) -> None:
         """Copy arrays into the slot, which nobody may be reading."""
@@ -134,11 +146,15 @@ class Slots:
     """One sender's slots: as many as its readers hold, and those that they have let go of, which are used again."""
 
     def __init__(self) -> None:
-        self._all: list[Slot] = []
+        self._free_of: dict[int, list[Slot]] = {}
+        """By how many bytes they hold, those that may be free, the last of them first."""
+        self._number_of = Counter[int]()
+        """How many there are of so many bytes."""
+        self._num_slots = 0
         self._segments = 0
 
-    def __iter__(self) -> Iterator[Slot]:
-        return iter(self._all)
+    def __len__(self) -> int:
+        return self._num_slots
 
     def written(self, contents: Contents) -> Slot:
         """Return a slot with a message's contents."""
@@ -151,17 +167,23 @@ class Slots:
 
     def _free(self, needed: int) -> Slot:
         """Return the smallest slot that is free and large enough."""
-        fitting = [slot for slot in self._all if not slot.readers and slot.num_bytes >= needed]
-        if fitting:
-            return min(fitting, key=lambda slot: slot.num_bytes)
+        for num_bytes in sorted(size for size in self._free_of if size >= needed):
+            free = self._free_of[num_bytes]
+            while free and free[-1].readers:
+                free.pop().is_entered = False  # it comes back as it is let go of
+            if free:
+                return free[-1]
         num_bytes = max(_LEAST_BYTES, 1 << (needed - 1).bit_length() if needed else 0)
         # Twice as many each time, since each segment takes a descriptor.
-        number = max(_LEAST_SLOTS, sum(slot.num_bytes == num_bytes for slot in self._all))
+        free = self._free_of.setdefault(num_bytes, [])
+        number = max(_LEAST_SLOTS, self._number_of[num_bytes])
+        self._number_of[num_bytes] += number
         segment = Segment(self._segments, number * num_bytes)
         self._segments += 1
-        first = len(self._all)
-        self._all += [Slot(first + k, segment, k * num_bytes, num_bytes) for k in range(number)]
-        return self._all[first]
+        first = len(self)
+        free += [Slot(first + k, segment, k * num_bytes, num_bytes, free) for k in reversed(range(number))]
+        self._num_slots += number
+        return free[-1]
 
 
 class Mapped:

@@ -25,7 +25,7 @@ from ray_pcasgd.engines.raw_tensors import extra_of
 from ray_pcasgd.engines.shared import door
 from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.shared.link import GoneError, Letter, Link, Mark, connected, packet
-from ray_pcasgd.engines.shared.slots import Mapped, Slots
+from ray_pcasgd.engines.shared.slots import Mapped, Slot, Slots
 from ray_pcasgd.engines.transport import Finite
 
 LONGEST_SECONDS = 60.0
@@ -163,10 +163,23 @@ def test_slots_are_used_again_so_that_there_are_as_many_as_readers_hold() -> Non
         await_answers(link, 1)
         with reader.changed:
             del reader.messages[:-1]
-    assert len(list(slots)) <= 4
+    assert len(slots) <= 4
     found = reader.messages[-1][1]
     assert found is not None
     assert found.weights.tolist() == [100.0] * 1000
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1, 3000, 40_000]))))
+def test_no_slot_is_written_to_while_it_is_held_and_none_is_entered_twice(turns: list[tuple[int, int]]) -> None:
+    slots, held = Slots(), list[Slot]()
+    for released, size in turns:
+        for slot in [held.pop(0) for _ in range(min(released, len(held)))]:
+            slot.release("reader")
+        slot = slots.written(contents_with(1.0, size))  # which asserts that nobody reads from it
+        slot.readers.add("reader")
+        held.append(slot)
+        assert len({slot.number for slot in held}) == len(held)
+        assert sum(map(len, slots._free_of.values())) <= len(slots)
 
 
 def test_a_reader_that_takes_nothing_in_holds_up_nobody_and_then_gets_all_in_order() -> None:
@@ -378,3 +391,21 @@ def test_a_host_without_such_memory_has_no_doors(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "memfd_create", fail)
     with pytest.raises(OSError, match="not implemented"):
         Reader()
+
+
+def test_more_slots_than_one_answer_names_are_let_go_of_with_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MOST_RELEASED", 10)
+    reader, slots = Reader(), Slots()
+    link = link_to(reader)
+    held = list[Slot]()
+    for version in range(35):
+        held.append(slots.written(contents_with(version)))
+        link.tell(header(version), held[-1])
+    await_answers(link, 35)
+    assert len({slot.number for slot in held}) == 35
+    reader.messages.clear()
+    gc.collect()
+    for free in (10, 20, 30, 35):
+        link.tell(header(35), None)
+        await_answers(link, 1)
+        assert sum(not slot.readers for slot in held) == free
