@@ -132,7 +132,8 @@ class MailActor(Reporter):
         if self.driving.transport == "object-store":
             return
         try:
-            self.transport.door = Door(ray.get_runtime_context().get_actor_id() or "", self)
+            name = ray.get_runtime_context().get_actor_id() or ""
+            self.transport.door = Door(name, self, locks_pages=self.device.type == "cuda")
         except OSError as error:
             if self.driving.transport == "shared":
                 raise RunError(

@@ -24,6 +24,8 @@ from ray_pcasgd.engines.ray.outbox import RayOutbox
 from ray_pcasgd.engines.ray.parcels import Stored
 from ray_pcasgd.engines.ray.telling import once_there
 from ray_pcasgd.engines.shared.door import Door
+from ray_pcasgd.engines.shared.on_device import OnDevice
+from ray_pcasgd.engines.shared.slots import LARGE
 from ray_pcasgd.engines.transport import DType, Transport, check_array
 from ray_pcasgd.records import Snapshot
 
@@ -50,7 +52,7 @@ class RayTransport(Transport):
         """Where agents on this host tell of their messages, which lie in shared memory; ``None``: they call."""
 
     def publish(self, weights: Tensor, buffers: Tensor, direction: Tensor | None = None) -> Contents:
-        """Return the arrays; each is copied once it is known how its readers are reached."""
+        """Return the arrays, large ones of a GPU as they are there; copied once it is known who reads them how."""
         return Contents(_array(weights), _array(buffers), None if direction is None else _array(direction))
 
     def stored(self, contents: Contents) -> Contents:
@@ -125,7 +127,7 @@ class RayTransport(Transport):
     def fetch(self, parcel: Parcel, seconds: float | None = None) -> np.ndarray[Any, Any]:
         """Return a parcel's array, a read-only view of shared memory where it is in the store."""
         if not isinstance(parcel, list):
-            return cast(np.ndarray[Any, Any], parcel)
+            return np.asanyarray(parcel)
         try:
             return cast(np.ndarray[Any, Any], ray.get(parcel[0], timeout=seconds))
         except (*GONE, ObjectLostError, GetTimeoutError) as error:
@@ -133,13 +135,17 @@ class RayTransport(Transport):
 
     def open(self, name: str, parcel: Parcel, size: int | None, dtype: DType, device: torch.device) -> Tensor:
         """Return a parcel's tensor; what came inside the call was checked as it came."""
+        if isinstance(parcel, OnDevice):
+            return parcel.tensor.to(device)
         array = self.fetch(parcel)
         if isinstance(parcel, list):
             check_array(name, array, size, dtype)
         return torch.from_numpy(array).to(device)
 
 
-def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _array(tensor: Tensor) -> np.ndarray[Any, Any] | OnDevice:
+    if tensor.device.type == "cuda" and tensor.nbytes >= LARGE:
+        return OnDevice(tensor)
     array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
     return array
 

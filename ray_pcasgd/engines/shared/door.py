@@ -15,7 +15,7 @@ from typing import Protocol
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.shared.link import MOST_RELEASED, NOT_MAPPED, Letter, Mark, ack, address_of, is_own, said_in
-from ray_pcasgd.engines.shared.slots import Mapped, Segment, contents_of
+from ray_pcasgd.engines.shared.slots import LARGE, Mapped, Segment, contents_of
 
 logger = logging.getLogger("ray_pcasgd")
 
@@ -43,9 +43,10 @@ class Inbox(Protocol):
 class _Sender:
     """The reader's end of one sender's link."""
 
-    def __init__(self, connection: socket.socket, inbox: Inbox) -> None:
+    def __init__(self, connection: socket.socket, inbox: Inbox, locks_pages: bool) -> None:
         self.connection = connection
         self._inbox = inbox
+        self._locks_pages = locks_pages
         self._mapped: dict[int, Mapped] = {}
         self._taken = 0
         self._released: deque[int] = deque()
@@ -89,13 +90,19 @@ class _Sender:
         try:
             for fd in descriptors:
                 self._mapped[letter.segment] = Mapped(fd)
-            whole = self._mapped[letter.segment].whole()
+            mapped = self._mapped[letter.segment]
+            whole = mapped.whole()
         except (OSError, KeyError):
             # Short of descriptors, of which the kernel then drops what it cannot give, or of memory.
             self._released.extend((number, NOT_MAPPED + letter.segment))
             raise
-        weakref.finalize(whole, self._released.append, number).atexit = False
-        return contents_of(whole, letter.parts)
+        weakref.finalize(whole, _let_go, self._released, number, mapped).atexit = False
+        contents = contents_of(whole, letter.parts)
+        if self._locks_pages:
+            for array in contents[:3]:
+                if array is not None and array.nbytes >= LARGE:
+                    mapped.pages.lock(array)
+        return contents
 
     def answer(self) -> None:
         """Tell the sender what was taken and let go of; where there is no room for that, with the next answer."""
@@ -114,6 +121,11 @@ class _Sender:
         return self._told != self._taken
 
 
+def _let_go(released: deque[int], number: int, mapped: Mapped) -> None:
+    """Note that nobody reads a slot any more; until then, it holds what the slot lies in."""
+    released.append(number)
+
+
 def _descriptors(rights: list[tuple[int, int, bytes]]) -> list[int]:
     return [
         int.from_bytes(data[start : start + 4], "little")
@@ -129,17 +141,19 @@ class Door:
     Args:
         name: By which senders reach it; of one process at a time.
         inbox: Who takes in what comes.
+        locks_pages: Whether a GPU copies from what comes, so that its pages are to be locked.
 
     Raises:
         OSError: The name is taken, or this system has no such sockets or memory.
 
     """
 
-    def __init__(self, name: str, inbox: Inbox) -> None:
+    def __init__(self, name: str, inbox: Inbox, locks_pages: bool = False) -> None:
         if sys.platform != "linux":
             raise OSError(f"{sys.platform} has neither memfd nor abstract sockets")
         Segment(0, 1)  # this host may have no such memory
         self._inbox = inbox
+        self._locks_pages = locks_pages
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             self._listener.bind(address_of(name))
@@ -208,7 +222,7 @@ class Door:
                 connection.close()
                 continue
             connection.setblocking(False)
-            self._senders[connection.fileno()] = _Sender(connection, self._inbox)
+            self._senders[connection.fileno()] = _Sender(connection, self._inbox, self._locks_pages)
             self._epoll.register(connection, select.EPOLLIN)
 
 

@@ -19,8 +19,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ray_pcasgd.engines.messages import Contents, Extra
+from ray_pcasgd.engines.shared.on_device import LockedPages, OnDevice
 from ray_pcasgd.engines.transport import Finite
 
 if sys.platform == "linux":
@@ -37,6 +40,9 @@ _LEAST_SLOTS = 4
 """Of a segment."""
 
 _ALIGNMENT = 64
+
+LARGE = 64 * 1024
+"""Bytes from which on an array has pages of its own, which can be locked for a GPU."""
 
 _BLOCK = 64 * 1024
 """Numbers that are copied at a time, and then looked at while they are in the processor's cache."""
@@ -68,7 +74,9 @@ class Segment:
         self.fd = os.memfd_create("ray-pcasgd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         weakref.finalize(self, os.close, self.fd)
         os.ftruncate(self.fd, num_bytes)
-        self.bytes = np.frombuffer(mmap.mmap(self.fd, num_bytes), np.uint8)
+        memory = mmap.mmap(self.fd, num_bytes)
+        self.bytes = np.frombuffer(memory, np.uint8)
+        self.pages = LockedPages(self, memory, is_read_only=False)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         with contextlib.suppress(OSError):  # Linux before 5.1; readers map it read-only by themselves
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _FUTURE_WRITE)
@@ -108,20 +116,41 @@ class Slot:
             self._free.append(self)
             self.is_entered = True
 
-    def write(self, arrays: Sequence[np.ndarray[Any, Any] | None]) -> None:
+    def write(self, arrays: Sequence[np.ndarray[Any, Any] | OnDevice | None]) -> None:
         """Copy arrays into the slot, which nobody may be reading."""
         assert not self.readers
         self.writings += 1
-        end, parts = 0, list[Part | None]()
+        end, parts, sums = 0, list[Part | None](), dict[int, Tensor]()
         with np.errstate(over="ignore", invalid="ignore"):
             for array in arrays:
                 if array is None:
                     parts.append(None)
                     continue
                 target = self._bytes[end : end + array.nbytes].view(array.dtype)
-                parts.append(Part(self._start + end, array.size, array.dtype.str, _copied(target, array)))
+                if isinstance(array, OnDevice):
+                    self.segment.pages.lock(target)
+                    sums[len(parts)] = _begun(target, array.tensor)
+                is_finite = not isinstance(array, OnDevice) and _copied(target, array)
+                parts.append(Part(self._start + end, array.size, array.dtype.str, is_finite))
                 end += _aligned(array.nbytes)
+        if sums:
+            # One wait for all copies: what is added up comes after them.
+            for place, total in zip(sums, torch.stack(list(sums.values())).tolist(), strict=True):
+                part = parts[place]
+                assert part is not None
+                parts[place] = part._replace(is_finite=math.isfinite(total))
         self.parts = tuple(parts)
+
+
+def _begun(target: np.ndarray[Any, Any], source: Tensor) -> Tensor:
+    """Begin to copy a tensor from a GPU; return a number, shape (), that is finite only where all of its numbers are.
+
+    Once that is known, the copy is there.
+    """
+    torch.from_numpy(target).copy_(source, non_blocking=True)
+    if not source.is_floating_point():
+        return torch.zeros((), device=source.device)
+    return source.sum(dtype=torch.float32)
 
 
 def _copied(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> bool:
@@ -139,7 +168,9 @@ def _copied(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> bool:
 
 
 def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+    """Return where the next array may begin: a large one has its pages for itself."""
+    alignment = _ALIGNMENT if num_bytes < LARGE else mmap.PAGESIZE
+    return -(-num_bytes // alignment) * alignment
 
 
 class Slots:
@@ -199,9 +230,11 @@ class Mapped:
 
     def __init__(self, fd: int) -> None:
         try:
-            self._memory = memoryview(mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ))
+            memory = mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
+        self._memory = memoryview(memory)
+        self.pages = LockedPages(self, memory, is_read_only=True)
 
     def whole(self) -> np.ndarray[Any, Any]:
         """Return the segment's bytes as a new array, which lives as long as any part of it that is taken from it."""

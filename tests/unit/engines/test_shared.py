@@ -25,8 +25,10 @@ from ray_pcasgd.engines.raw_tensors import extra_of
 from ray_pcasgd.engines.shared import door
 from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.shared.link import GoneError, Letter, Link, Mark, connected, packet
-from ray_pcasgd.engines.shared.slots import Mapped, Slot, Slots
+from ray_pcasgd.engines.shared.on_device import OnDevice
+from ray_pcasgd.engines.shared.slots import LARGE, Mapped, Slot, Slots
 from ray_pcasgd.engines.transport import Finite
+from tests.devices import DEVICES
 
 LONGEST_SECONDS = 60.0
 """Guards against hangs."""
@@ -37,14 +39,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Li
 class Reader:
     """An agent's end, which keeps what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, locks_pages: bool = False) -> None:
         self.name = uuid.uuid4().hex
         self.changed = threading.Condition()
         self.gate = threading.Event()
         self.gate.set()
         self.messages: list[tuple[Header, Contents | None]] = []
         self.marks: list[tuple[int, int, int]] = []
-        self.door = Door(self.name, self)
+        self.door = Door(self.name, self, locks_pages)
 
     def take_in(self, header: Header, contents: Contents | None) -> None:
         assert self.gate.wait(LONGEST_SECONDS)
@@ -124,6 +126,62 @@ def test_what_is_not_finite_is_known_not_to_be(size: int, odd: float, data: st.D
     slot = Slots().written(Contents(array, vector(0, 0.0), None))
     assert slot.parts[0] is not None
     assert slot.parts[0].is_finite == bool(np.isfinite(array).all())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [3, LARGE // 4, 3 * LARGE + 1])
+def test_what_is_on_a_device_comes_as_what_is_not(size: int, device: str) -> None:
+    random = np.random.default_rng(size)
+    weights, direction = (random.standard_normal(size, dtype=np.float32) for _ in range(2))
+    direction[size // 2] = np.inf
+    whole = Contents(weights, vector(5, 1.0), direction)
+    moved = [OnDevice(torch.from_numpy(array).to(device)) for array in (weights, direction)]
+    reader, slots = Reader(locks_pages=True), Slots()
+    link = link_to(reader)
+    for version in range(3):  # the pages are locked once, and used again
+        link.tell(header(version), slots.written(Contents(moved[0], whole.buffers, moved[1])))
+        reader.wait_for(version + 1)
+        _, found = reader.messages[-1]
+        assert found is not None
+        for array, given_array in zip(found[:3], whole[:3], strict=True):
+            assert array.dtype == np.float32
+            assert array.tobytes() == given_array.tobytes()
+            assert torch.from_numpy(array.copy()).to(device).cpu().numpy().tobytes() == given_array.tobytes()
+        assert isinstance(found.weights, Finite)
+        assert not isinstance(found.direction, Finite)
+    assert np.asarray(moved[1]).tobytes() == direction.tobytes()
+    assert pickle.loads(pickle.dumps(moved[0])).tobytes() == weights.tobytes()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bytes_on_a_device_are_finite_and_come_as_they_are(device: str) -> None:
+    encoded = torch.arange(LARGE, dtype=torch.int64).to(torch.uint8).to(device)
+    slot = Slots().written(Contents(OnDevice(encoded), vector(0, 0.0), None))
+    assert slot.parts[0] is not None
+    assert (slot.parts[0].dtype, slot.parts[0].is_finite) == ("|u1", True)
+
+
+def test_what_a_reader_has_mapped_stays_as_long_as_anything_of_it() -> None:
+    reader, slots = Reader(), Slots()
+    link = link_to(reader)
+    link.tell(header(1), slots.written(contents_with(1.0)))
+    reader.wait_for(1)
+    _, contents = reader.messages.pop()
+    (sender,) = reader.door._senders.values()
+    mapped = weakref.ref(sender._mapped[0])
+    link.close()
+    while reader.door._senders:
+        threading.Event().wait(0.001)
+    del sender
+    assert contents is not None
+    part = contents.direction[5:]
+    del contents
+    gc.collect()
+    assert mapped() is not None
+    assert part[0] == 2.0
+    del part
+    gc.collect()
+    assert mapped() is None
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")

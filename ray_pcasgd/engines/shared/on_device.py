@@ -1,0 +1,91 @@
+"""Arrays of a message that are still on a GPU, and memory that a GPU copies straight to and from."""
+
+import contextlib
+import logging
+import mmap
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("ray_pcasgd")
+
+_PORTABLE, _READ_ONLY = 1, 8
+"""cudaHostRegisterPortable and cudaHostRegisterReadOnly."""
+
+
+class OnDevice:
+    """A tensor on a GPU in the place of a message's array: it is copied where it is needed, and only there.
+
+    Into a slot it goes straight from the GPU (``Slot.write``); whatever else takes arrays gets a copy from
+    ``np.asarray``. The tensor must not be written to.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.size = tensor.numel()
+        self.nbytes = tensor.nbytes
+        self.dtype: np.dtype[Any] = torch.empty(0, dtype=tensor.dtype).numpy().dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        # Page-locked memory, which PyTorch keeps for the next ones: fresh pages take ten times as long as the copy.
+        is_on_gpu = self.tensor.device.type == "cuda"
+        target = torch.empty(self.tensor.shape, dtype=self.tensor.dtype, pin_memory=is_on_gpu)
+        array: np.ndarray[Any, Any] = target.copy_(self.tensor).numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.asarray, (np.asarray(self),)
+
+
+class LockedPages:
+    """Parts of one mapping whose pages are locked, so that a GPU copies straight to and from them.
+
+    Where the driver cannot lock them, copies take several times as long and are as right.
+
+    Args:
+        owner: Whoever uses the memory; as it ends, the pages are free again.
+        memory: The mapping.
+        is_read_only: Whether it may not be written to.
+
+    """
+
+    def __init__(self, owner: object, memory: mmap.mmap, is_read_only: bool) -> None:
+        self._flags = _PORTABLE | (_READ_ONLY if is_read_only else 0)
+        self._locked: dict[int, int] = {}
+        """By the first byte's address, how many bytes."""
+        self._is_refused = False
+        # It holds the memory, which is thus not unmapped before its pages are free.
+        weakref.finalize(owner, _unlock, self._locked, memory).atexit = False
+
+    def lock(self, array: np.ndarray[Any, Any]) -> None:
+        """Lock the pages of an array, unless they are locked already."""
+        if self._is_refused or not torch.cuda.is_available():
+            return
+        first = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+        num_bytes = -(-(array.ctypes.data + array.nbytes - first) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if self._locked.get(first, 0) >= num_bytes:
+            return
+        runtime = _runtime()
+        if first in self._locked:
+            runtime.cudaHostUnregister(first)
+            del self._locked[first]
+        error = int(runtime.cudaHostRegister(first, num_bytes, self._flags))
+        if error:
+            self._is_refused = True
+            logger.info("memory cannot be locked for a GPU (CUDA error %d): copies are slower", error)
+            with contextlib.suppress(RuntimeError):
+                torch.zeros(1, device="cuda")  # takes the error, lest the next kernel be blamed for it
+            return
+        self._locked[first] = num_bytes
+
+
+def _unlock(locked: dict[int, int], memory: mmap.mmap) -> None:
+    for first in locked:
+        _runtime().cudaHostUnregister(first)
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
