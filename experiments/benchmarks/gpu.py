@@ -6,6 +6,8 @@ now keep their earlier figures.
 
 import argparse
 import json
+import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ray import init as start_ray
 
 from experiments.benchmarks import memory, rule
 from experiments.benchmarks.engine import SKIPPED, bare_step, bare_times, images
@@ -30,6 +33,10 @@ LOCAL: dict[str, Any] = {"name": "local", "device": "cuda"}
 STEPS = 60
 HIDDEN = 2000
 PEERS = ("pc-asgd", "d-psgd")
+ACTORS = (("d-psgd", "planned"), ("pc-asgd", "planned"), ("pc-asgd", "live"))
+ACTORS_STEPS = 140
+ACTORS_SKIPPED = 40
+"""Steps in which actors lock their memory's pages, and make models anew for the first measurements of curvature."""
 
 
 def tasks() -> dict[str, dict[str, Any]]:
@@ -52,12 +59,38 @@ def local(repeats: int) -> Iterator[Figure]:
 
 
 def ray(repeats: int) -> Iterator[Figure]:
-    """Yield steps of two actors on one GPU against bare loops in two processes on it."""
+    """Yield steps of two actors on one GPU against bare loops in two processes on it, once all late reads are there."""
     for task, settings in tasks().items():
-        for mode in ("planned", "live"):
-            changes = settings | {"engine": {"name": "ray", "mode": mode, "gpus_per_agent": 0.5}}
-            bare = settings | {"engine": LOCAL}
-            yield _ratio(f"pc-asgd, ray engine, {mode}, {task}", changes, partial(bare_times, bare), repeats)
+        settings = settings | {"num_steps": ACTORS_STEPS}
+        rounds = [_round_of_actors(settings) for _ in range(repeats)]
+        for name, mode in ACTORS:
+            ratios = [measured[name, mode] / bare for measured, bare in rounds]
+            ours, theirs = (
+                statistics.median(side) for side in ([m[name, mode] for m, _ in rounds], [b for _, b in rounds])
+            )
+            yield Figure(
+                f"{name}, ray engine, {mode}, {task}",
+                statistics.median(ratios),
+                min(ratios),
+                max(ratios),
+                ours,
+                theirs,
+                "agent-steps/s",
+                "bare PyTorch loops",
+            )
+
+
+def _round_of_actors(settings: dict[str, Any]) -> tuple[dict[tuple[str, str], float], float]:
+    """Return the steps a second of actors, by algorithm and mode, and those of bare loops."""
+    bare = steps_per_second(bare_times(settings | {"engine": LOCAL}), ACTORS_SKIPPED)
+    measured = {}
+    for name, mode in ACTORS:
+        engine = {"name": "ray", "mode": mode, "gpus_per_agent": 0.5}
+        measured[name, mode] = steps_per_second(
+            run_times(**settings | {"algorithm": name, "engine": engine}), ACTORS_SKIPPED
+        )
+        print(f"{name}, {mode}: {measured[name, mode]:.1f}, bare {bare:.1f}", flush=True)
+    return measured, bare
 
 
 def _ratio(name: str, changes: dict[str, Any], bare: Callable[[], list[list[float]]], repeats: int) -> Figure:
@@ -190,6 +223,9 @@ def main() -> None:
     name = torch.cuda.get_device_name()
     results |= {"machine": f"{name}, torch {torch.__version__}", "repeats": arguments.repeats}
     figures = {"local": local, "ray": ray, "rule": rules}
+    if "ray" in arguments.only:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        start_ray(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     for part in arguments.only:
         if part == "memory":
             results[part] = memories()
