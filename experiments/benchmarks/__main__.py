@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 import torch
 
-from experiments.benchmarks import engine, live, local, planning, rule, small, transport
+from experiments.benchmarks import against, engine, live, local, planning, rule, small, transport
 from experiments.benchmarks.measuring import Figure
 from ray_pcasgd.engines.ray.settings import RaySettings
 
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "engine": engine,
     "small": small,
     "live": live,
+    "against": against,
     "planning": planning,
 }
 
