@@ -317,8 +317,9 @@ class Learner:
         A finite loss may have a gradient that is not finite (a norm at 0), or one that is too large for any step.
         """
         # The cheapest bound first; where it tells nothing, each number is looked at.
-        step_size = self.own_step_size
-        largest = math.sqrt(torch.dot(self.direction, self.direction).item())
+        step_size, buffers = self.own_step_size, self.replica.buffers
+        squared, total = numerics.values_of(torch.dot(self.direction, self.direction), buffers.sum())
+        largest = math.sqrt(squared)
         if not step_size * largest <= _LARGEST:
             largest = self.direction.abs().max().item()
         if not (math.isfinite(loss) and math.isfinite(largest)):
@@ -326,7 +327,7 @@ class Learner:
         # Now rather than with the next version: by then others have read the direction, and predict with it.
         if step_size * largest > _LARGEST:
             raise NonFiniteLossError(self.spec.agent, self.progress, loss, "weights")
-        if not numerics.is_finite(self.replica.buffers):
+        if not (math.isfinite(total) or numerics.is_finite(buffers)):
             raise NonFiniteLossError(self.spec.agent, self.progress, loss, "buffers")
         return loss
 
@@ -340,8 +341,8 @@ class Learner:
 
         After the last step there is no further loss that would show it.
         """
-        for what, numbers in (("weights", weights), ("buffers", buffers)):
-            if not numerics.is_finite(numbers):
+        for what, is_finite in zip(("weights", "buffers"), numerics.all_finite(weights, buffers), strict=True):
+            if not is_finite:
                 raise NonFiniteLossError(self.spec.agent, self.progress, math.nan, what)
 
     def snapshot(self) -> Snapshot:

@@ -65,8 +65,22 @@ def rounding_of(weights: Tensor) -> Tensor:
 
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all of a tensor's numbers are finite."""
+    return all_finite(tensor)[0]
+
+
+def all_finite(*tensors: Tensor) -> list[bool]:
+    """Return of each tensor whether all of its numbers are finite; a GPU is waited for once."""
+    filled = [tensor for tensor in tensors if tensor.numel()]
     # A sum is one pass; where finite numbers overflow in it, each is looked at.
-    return not tensor.numel() or math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
+    totals = iter(values_of(*(tensor.sum() for tensor in filled)))
+    return [not tensor.numel() or math.isfinite(next(totals)) or bool(tensor.isfinite().all()) for tensor in tensors]
+
+
+def values_of(*numbers: Tensor) -> list[float]:
+    """Return the values of tensors of shape (); a GPU is waited for once, since all come in one copy."""
+    if len(numbers) > 1 and numbers[0].device.type != "cpu":
+        return torch.stack(numbers).tolist()
+    return [number.item() for number in numbers]
 
 
 def blockwise(function: Callable[..., Vectors], *groups: Vectors) -> Vectors:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_pcasgd.base.numerics import Vectors, blockwise, cosine, inner, norm
+from ray_pcasgd.base.numerics import Vectors, all_finite, blockwise, cosine, inner, norm
 from ray_pcasgd.base.randomness import generator
+from tests.devices import DEVICES
 
 SIZES = [1, 7, 4096, 4097, 62_006, 2_000_003]
 EPSILON = torch.finfo(torch.float32).eps
@@ -114,3 +115,11 @@ def test_an_inner_product_of_long_vectors_has_the_bits_of_all_rows_at_once() -> 
     assert torch.equal(inner(a, b), rows.sum(1).sum(0))
     together = torch.func.vmap(inner)(torch.stack([a, b]), torch.stack([b, b]))
     assert torch.equal(together, torch.stack([inner(a, b), inner(b, b)]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_of_each_tensor_it_is_known_whether_all_its_numbers_are_finite(device: str) -> None:
+    whole, overflowing = torch.ones(5, device=device), torch.full((5,), 3e38, device=device)
+    cases = [whole, whole[:0], overflowing, *(torch.tensor([1.0, odd], device=device) for odd in (np.nan, np.inf))]
+    for tensors in (cases, cases[::-1], cases[1:2], []):
+        assert all_finite(*tensors) == [bool(tensor.isfinite().all()) for tensor in tensors]
