@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ray_pcasgd.base.c_compiler import compiled
+from ray_pcasgd.base.c_compiler import compiled, logger
 from ray_pcasgd.base.numerics import Vectors
 
 SHORTEST = 1 << 16
@@ -73,7 +73,7 @@ def takes(vectors: Vectors, numbers: Vectors) -> bool:
     for one in numbers:
         if one.numel() > len(vectors) or one.device.type != "cpu" or not _is_plain(one):
             return False
-    return first.device.type == "cpu" and _library() is not None
+    return _has_kernel() if first.device.type == "cuda" else first.device.type == "cpu" and _library() is not None
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -94,10 +94,22 @@ def weighted_sums(
 
     ``vectors`` are N of shape (D,), ``weights`` has shape (B, N); all of them such that ``takes`` says yes.
     """
-    library = _library()
+    count = len(weights)
+    sums, taken = (tuple(torch.empty_like(vectors[0]) for _ in range(n)) for n in (count, count * with_taken))
+    if vectors[0].device.type == "cuda":
+        from ray_pcasgd.base.one_pass_gpu import launch
+
+        launch(vectors, weights, sums, **({} if prediction is None else prediction._asdict()), moves=taken)
+    else:
+        _run_on_cpu(vectors, weights, sums, prediction, taken)
+    return Sums(sums, taken)
+
+
+def _run_on_cpu(
+    vectors: Vectors, weights: Tensor, sums: Vectors, prediction: Prediction | None, taken: Vectors
+) -> None:
+    library, size, count = _library(), len(vectors[0]), len(weights)
     assert library is not None
-    size, count = vectors[0].shape[0], len(weights)
-    sums, taken = ([torch.empty(size) for _ in range(count if asked else 0)] for asked in (True, with_taken))
     for one in (*sums, *taken):
         library.expect_writing(ctypes.c_void_p(one.data_ptr()), ctypes.c_int64(4 * size))
     arguments = [_count(len(vectors)), _read(vectors), _count(count), _floats(weights), _written(sums)]
@@ -108,7 +120,7 @@ def weighted_sums(
         arguments += [
             *(_count(len(directions)), _read(directions), _read(drifts)),
             *(_floats(rates), None if bends is None else _floats(bends)),
-            *(_floats(thetas), (ctypes.c_int64 * count)(*places), _written(taken) if with_taken else None),
+            *(_floats(thetas), (ctypes.c_int64 * count)(*places), _written(taken) if taken else None),
         ]
     parts = max(1, min(torch.get_num_threads(), size // _FOR_A_THREAD))
     ends = [size * number // parts for number in range(parts + 1)]
@@ -122,7 +134,6 @@ def weighted_sums(
             ]
         for call in calls:
             call.result()
-    return Sums(tuple(sums), tuple(taken))
 
 
 _count = ctypes.c_int64
@@ -137,6 +148,20 @@ def _library() -> ctypes.CDLL | None:
     return compiled(Path(__file__).with_suffix(".c"), f"-DTILE={_TILE}")
 
 
+@cache
+def _has_kernel() -> bool:
+    """Return whether the GPU's kernel can be compiled and started, which takes Triton and, for Triton, a C compiler."""
+    one = torch.ones(1, device="cuda")
+    try:
+        from ray_pcasgd.base.one_pass_gpu import launch
+
+        launch((one,), torch.ones(1, 1), (torch.empty_like(one),))
+    except Exception as error:  # whatever it is that Triton, its compiler or the driver raise
+        logger.info("weighted sums run as single operations on the GPU: %s", error)
+        return False
+    return True
+
+
 def _read(vectors: Vectors) -> Any:
     """Return where vectors begin; of one whose numbers are all the same number in memory, where a tile of it does."""
     starts = [vector if vector.stride(0) else vector[:_TILE].contiguous() for vector in vectors]
@@ -145,7 +170,7 @@ def _read(vectors: Vectors) -> Any:
     return found
 
 
-def _written(vectors: list[Tensor]) -> Any:
+def _written(vectors: Vectors) -> Any:
     return (ctypes.c_void_p * len(vectors))(*(one.data_ptr() for one in vectors))
 
 
