@@ -1,9 +1,14 @@
 """The weighted sums of ``one_pass`` on a GPU, as one kernel of Triton, which comes with PyTorch there."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ray_pcasgd.base.numerics import Vectors
+from ray_pcasgd.base.sum_terms import Prediction
 
 _BLOCK = 1024
 """Numbers that one program of the kernel sums: eight a thread."""
@@ -55,25 +60,19 @@ def _kernel(  # type: ignore[no-untyped-def]  # Triton looks annotations up
         tl.store(sums[s] + at, total, mask=inside)
 
 
-def launch(
-    vectors: tuple[Tensor, ...],
-    weights: Tensor,
-    sums: tuple[Tensor, ...],
-    directions: tuple[Tensor, ...] = (),
-    drifts: tuple[Tensor, ...] = (),
-    rates: Tensor | None = None,
-    bends: Tensor | None = None,
-    thetas: Tensor | None = None,
-    places: tuple[int, ...] = (),
-    moves: tuple[Tensor, ...] = (),
-) -> None:
-    """Write what ``one_pass.weighted_sums`` returns into ``sums`` and ``moves``."""
+def run(vectors: Vectors, weights: Tensor, sums: Vectors, prediction: Prediction | None, taken: Vectors) -> None:
+    """Write weighted sums into ``sums``, and what is taken from them into ``taken`` where that is not empty."""
     size, first = len(vectors[0]), _whole(vectors[0])
-    if rates is not None:
+    if prediction is None:
+        terms: tuple[Any, ...] = ((), (), (), (), ())
+        places: tuple[int, ...] = ()
+    else:
+        directions, drifts, rates, bends, thetas, places = prediction
         is_read = (rates != 0).any(0).tolist()
-        directions, drifts = (
-            tuple(_whole(one) if read else first for one, read in zip(part, is_read, strict=False))
-            for part in (directions, drifts)
+        terms = (
+            # In the place of those that are not read, one that is there as a whole.
+            *(tuple(_whole(v) if n else first for v, n in zip(p, is_read, strict=False)) for p in (directions, drifts)),
+            *(_floats(rates), () if bends is None else _floats(bends), _floats(thetas)),
         )
     with torch.cuda.device(first.device):
         _kernel[(triton.cdiv(size, _BLOCK),)](
@@ -81,12 +80,8 @@ def launch(
             (first, *map(_whole, vectors[1:])),
             _floats(weights),
             sums,
-            directions,
-            drifts,
-            _floats(rates),
-            _floats(bends),
-            _floats(thetas),
-            moves,
+            *terms,
+            taken,
             places,
             _BLOCK,
             # A product and a sum in one rounding would be other bits.
@@ -101,5 +96,5 @@ def _whole(vector: Tensor) -> Tensor:
     return vector.clone(memory_format=torch.contiguous_format)
 
 
-def _floats(numbers: Tensor | None) -> tuple[float, ...]:
-    return () if numbers is None else tuple(numbers.flatten().tolist())
+def _floats(numbers: Tensor) -> tuple[float, ...]:
+    return tuple(numbers.flatten().tolist())

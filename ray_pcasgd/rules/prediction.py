@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ray_pcasgd.base import one_pass
 from ray_pcasgd.base.numerics import Vectors, blockwise
+from ray_pcasgd.base.sum_terms import Prediction
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.base import DriftForm, DriftKind, Rule, clipped_row, mix
 from ray_pcasgd.rules.bound import Bound, CurvatureBound
@@ -296,14 +297,14 @@ class PredictingRule(Rule):
 
     def _prediction(
         self, rates: Tensor, scales: Vectors, thetas: Tensor, places: tuple[int, ...], reads: Reads
-    ) -> one_pass.Prediction:
+    ) -> Prediction:
         """Return the terms of ``_moved``, for whole vectors; ``rates`` have shape (R, K), one row for each reach."""
         bends = None
         if self.prediction == "own-drift":
             rates = -rates
         elif self.needs_drift:
             bends = rates * torch.stack([self.compensating.strength((), scale, k) for k, scale in enumerate(scales)])
-        return one_pass.Prediction(*self._moving(reads), rates, bends, thetas, places)
+        return Prediction(*self._moving(reads), rates, bends, thetas, places)
 
     def _moving(self, reads: Reads) -> tuple[Vectors, Vectors]:
         """Return along which vectors neighbors are rolled forward, and the drifts that bend these."""

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_pcasgd.base import c_compiler, one_pass
+from ray_pcasgd.base import c_compiler, one_pass, one_pass_c
 from ray_pcasgd.base.numerics import Vectors
-from ray_pcasgd.base.one_pass import SHORTEST, Prediction, weighted_sums
+from ray_pcasgd.base.one_pass import SHORTEST, weighted_sums
 from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.base.sum_terms import Prediction
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules import CASGD, DASGD, DCS3GD, PASGD, PCASGD, PCASGDPV, SGP
 from ray_pcasgd.rules.base import Rule, mix
-from tests.devices import DEVICES
+from tests.devices import GPUS
 
 SIZE = SHORTEST + 17
 NEIGHBORS = 6
@@ -24,15 +25,20 @@ ODD = (0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38, float("inf"), -float("inf"), float
 """Zeros of both signs, numbers below float32's full precision, and what overflows or is no number."""
 
 
-def takes_one_pass(device: str = "cpu") -> bool:
-    return one_pass.takes((torch.zeros(SHORTEST, device=device),), ())
+def has_c() -> bool:
+    return one_pass_c.library() is not None
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
-    if not takes_one_pass(request.param):
+@pytest.fixture(params=["C", "PyTorch", *GPUS])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where vectors lie; on the CPU they are summed in C and, as without a compiler, by PyTorch's operations."""
+    if request.param in GPUS:
+        return str(request.param)
+    if request.param == "PyTorch":
+        monkeypatch.setattr(one_pass_c, "library", lambda: None)
+    elif not has_c():
         pytest.skip("no C compiler is there")
-    return str(request.param)
+    return "cpu"
 
 
 def vectors(count: int, size: int = SIZE, *, odd: bool = False, seed: int = 0) -> Vectors:
@@ -111,7 +117,7 @@ def test_vectors_of_one_number_in_memory_are_whole_vectors(device: str) -> None:
 
 def test_several_threads_share_the_vectors(device: str) -> None:
     before = torch.get_num_threads()
-    long = tuple(one.to(device) for one in vectors(3, 3 * one_pass._FOR_A_THREAD + 5))
+    long = tuple(one.to(device) for one in vectors(3, 3 * one_pass_c.FOR_A_THREAD + 5))
     weights = torch.tensor([[0.5, 0.3, -0.1]])
     torch.set_num_threads(3)
     found = weighted_sums(long, weights).sums[0]
@@ -134,11 +140,10 @@ RULES: dict[str, Rule] = {
 }
 
 
-def inputs(rule: Rule) -> tuple[Own, Reads]:
+def inputs(rule: Rule, device: str) -> tuple[Own, Reads]:
     staleness = torch.tensor([0.0, 3.0, 1.0, 0.0])
-    own, direction, *rest = vectors(14)
-    none = torch.zeros(0)
-    zeros = torch.zeros(()).expand(SIZE)
+    own, direction, *rest = (one.to(device) for one in vectors(14))
+    none, zeros = torch.zeros(0, device=device), torch.zeros((), device=device).expand(SIZE)
     is_late = staleness.tolist()
     directions, drifts = (
         tuple(one if late else zeros for one, late in zip(part, is_late, strict=True)) for part in (rest[4:8], rest[8:])
@@ -170,24 +175,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-def test_a_rule_gives_the_same_bits_with_and_without_a_compiler(
-    rule: Rule, calls: list[int], monkeypatch: pytest.MonkeyPatch
+def test_a_rule_gives_the_same_bits_in_one_pass_and_in_single_operations(
+    rule: Rule, device: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not takes_one_pass():
-        pytest.skip("no C compiler is there")
-    own, reads = inputs(rule)
+    if device in GPUS and not rule.takes_scalars_on_cpu:
+        pytest.skip("its numbers are on the GPU, where nobody looks at them before they count")
+    own, reads = inputs(rule, device)
     state = rule.init(own.weights, 4)
     found = rule.step(state, own, reads)[1].weights
     assert calls
     del calls[:]
-    monkeypatch.setattr(one_pass, "_library", lambda: None)
+    monkeypatch.setattr(one_pass, "SHORTEST", 1 << 40)
     assert_same_bits(found, rule.step(state, own, reads)[1].weights)
     assert not calls
 
 
 def test_what_vmap_steps_together_is_summed_as_alone(calls: list[int]) -> None:
-    if not takes_one_pass():
-        pytest.skip("no C compiler is there")
     a, b, c, d = vectors(4)
     numbers = torch.tensor([[0.5, 0.25], [0.25, 0.75]])
     together = torch.func.vmap(lambda own, weight, other: mix(weight[0], own, weight[1:], (other,)))(
@@ -200,8 +203,6 @@ def test_what_vmap_steps_together_is_summed_as_alone(calls: list[int]) -> None:
 
 
 def test_who_has_no_vectors_of_that_kind_is_not_taken() -> None:
-    if not takes_one_pass():
-        pytest.skip("no C compiler is there")
     long = torch.zeros(SIZE)
     number = torch.tensor(1.0)
     assert one_pass.takes((long, long), (number,))
@@ -218,13 +219,13 @@ def test_who_has_no_vectors_of_that_kind_is_not_taken() -> None:
     assert [one_pass.takes(*case) for case in refused] == [False] * len(refused)
 
 
-def test_without_a_compiler_that_makes_it_there_is_no_library(
+def test_what_no_compiler_makes_is_no_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = tmp_path / "odd.c"
     source.write_text("this is no C\n", encoding="utf-8")
     caplog.set_level(logging.INFO, "ray_pcasgd")
-    if takes_one_pass():
+    if has_c():
         assert c_compiler.compiled(source) is None
         assert "odd runs as single operations" in caplog.text
     monkeypatch.setenv("PATH", str(tmp_path))
