@@ -12,6 +12,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from ray_pcasgd.base.text import one_line
+
 logger = logging.getLogger("ray_pcasgd")
 
 _COMPILERS = ("cc", "gcc", "clang")
@@ -30,7 +32,7 @@ def compiled(source: Path, *flags: str) -> ctypes.CDLL | None:
     """Return the library that a C file makes, compiled once a process; ``None`` without a compiler that makes it."""
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
-        logger.debug("no C compiler: %s runs as single operations", source.stem)
+        logger.info("there is no C compiler (%s): it goes on without %s", ", ".join(_COMPILERS), source.name)
         return None
     with tempfile.TemporaryDirectory(prefix="ray_pcasgd_") as folder:
         library = Path(folder) / "library.so"
@@ -41,5 +43,6 @@ def compiled(source: Path, *flags: str) -> ctypes.CDLL | None:
                 subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST_SECONDS)
                 return ctypes.CDLL(str(library))
             except (OSError, subprocess.SubprocessError) as error:
-                logger.info("%s runs as single operations unless it can be compiled: %s", source.stem, error)
+                said = getattr(error, "stderr", None) or b""
+                logger.info("it goes on without %s: %s", source.name, one_line(f"{error} {said.decode()}", 300))
     return None

@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 #endif
 
+#define LARGE_BYTES (4 << 20) /* two large pages, and what is left over before and after them */
+
 typedef struct {
     const float *start;
     int64_t stride; /* 1; or 0 where one tile stands for the whole vector, whose numbers are all the same */
@@ -86,11 +88,11 @@ void weighted_sums(int64_t begin, int64_t end, int64_t count, const Vector *vect
     }
 }
 
-/* Ask for large pages for memory that is going to be written as a whole, which are there much sooner. */
+/* Ask for large pages for memory that is going to be written as a whole: these are there much sooner. */
 void expect_writing(char *start, int64_t bytes)
 {
 #ifdef MADV_HUGEPAGE
     int64_t page = 4096, skipped = -(intptr_t)start & (page - 1);
-    if (bytes >= 2 * page) madvise(start + skipped, (bytes - skipped) / page * page, MADV_HUGEPAGE);
+    if (bytes >= LARGE_BYTES) madvise(start + skipped, (bytes - skipped) / page * page, MADV_HUGEPAGE);
 #endif
 }
