@@ -49,8 +49,10 @@ def _case(threads: int, repeats: int, size: int) -> Figure:
 def prepared(size: int, device: str = "cpu") -> tuple[Callable[[], Any], list[torch.Tensor]]:
     """Return what takes one step by the rule of 7 neighbors, and the vectors that it has to read."""
     rule, (own, reads) = PCASGD(theta=0.3), _inputs(size)
+    # Numbers stay on the CPU, as an agent hands them to this rule.
     own, reads = (
-        type(part)(*tree_map_only(torch.Tensor, lambda t: t.to(device), tuple(part))) for part in (own, reads)
+        type(part)(*tree_map_only(torch.Tensor, lambda t: t.to(device) if t.numel() == size else t, tuple(part)))
+        for part in (own, reads)
     )
     state = rule.init(own.weights, RELIABLE + STALE)
     # Own weights and direction, the neighbors' weights, of the stale ones direction and drift; one vector is written.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ray_pcasgd.base import one_pass
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.records import Own, Reads, Update
@@ -170,6 +171,8 @@ class Rule(Settings, ABC):
 
 def mix(own_weight: Tensor, own: Tensor, weights: Tensor, neighbors: tuple[Tensor, ...]) -> Tensor:
     """Return ``w_ii x_i + sum_k w_ik x_k``, summed in the neighbors' order, shape (D,)."""
+    if one_pass.takes((own, *neighbors), (own_weight, weights)):
+        return one_pass.weighted_sums((own, *neighbors), torch.cat((own_weight.view(1), weights))[None]).sums[0]
     result = own_weight * own
     for weight, neighbor in zip(weights.unbind(), neighbors, strict=True):
         result = result + weight * neighbor
@@ -178,6 +181,10 @@ def mix(own_weight: Tensor, own: Tensor, weights: Tensor, neighbors: tuple[Tenso
 
 def averaged_step(own_weight: Tensor, weights: Tensor, own: Own, reads: Reads) -> Tensor:
     """Return ``w_ii x_i + sum_k w_ik x_k - eta u_i`` for a row ``(w_ii, w_ik)`` of a mixing matrix, shape (D,)."""
+    vectors = (own.weights, *reads.weights, own.direction)
+    if one_pass.takes(vectors, (own_weight, weights, own.step_size)):
+        row = torch.cat((own_weight.view(1), weights, -own.step_size.view(1)))
+        return one_pass.weighted_sums(vectors, row[None]).sums[0]
 
     def step(mine: Vectors, neighbors: Vectors) -> Vectors:
         x, u = mine

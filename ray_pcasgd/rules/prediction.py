@@ -6,7 +6,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ray_pcasgd.base import one_pass
 from ray_pcasgd.base.numerics import Vectors, blockwise
+from ray_pcasgd.base.sum_terms import Prediction
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.base import DriftForm, DriftKind, Rule, clipped_row, mix
 from ray_pcasgd.rules.bound import Bound, CurvatureBound
@@ -265,6 +267,13 @@ class PredictingRule(Rule):
         rates = [self._rate(rows, reach, own, reads) for reach in reaches]
         used = (rows.guessed & (reads.staleness > 0)).to(own.mixing.dtype)
         scales = self._scales(own, reads)
+        numbers = (*(n for row in blended_rows for n in row), *(blend.theta for blend in blends), *rates, *scales)
+        vectors = (own.weights, *reads.weights, own.direction)
+        if not state and one_pass.takes(sum(self._moving(reads), vectors), (own.step_size, *numbers)):
+            weights = torch.stack([torch.cat((a.view(1), row, -own.step_size.view(1))) for a, row in blended_rows])
+            thetas = torch.stack([blend.theta for blend in blends])
+            prediction = self._prediction(torch.stack(rates), scales, thetas, tuple(places), reads)
+            return state, *one_pass.weighted_sums(vectors, weights, prediction, with_taken=with_moves)
 
         def blend(mine: Vectors, neighbors: Vectors, directions: Vectors, drifts: Vectors, state: Vectors) -> Vectors:
             x, u = mine
@@ -285,6 +294,23 @@ class PredictingRule(Rule):
         results = blockwise(blend, mine, reads.weights, reads.directions, reads.drift, state)
         end = len(blends) + len(state)
         return results[len(blends) : end], results[: len(blends)], results[end:]
+
+    def _prediction(
+        self, rates: Tensor, scales: Vectors, thetas: Tensor, places: tuple[int, ...], reads: Reads
+    ) -> Prediction:
+        """Return the terms of ``_moved``, for whole vectors; ``rates`` have shape (R, K), one row for each reach."""
+        bends = None
+        if self.prediction == "own-drift":
+            rates = -rates
+        elif self.needs_drift:
+            bends = rates * torch.stack([self.compensating.strength((), scale, k) for k, scale in enumerate(scales)])
+        return Prediction(*self._moving(reads), rates, bends, thetas, places)
+
+    def _moving(self, reads: Reads) -> tuple[Vectors, Vectors]:
+        """Return along which vectors neighbors are rolled forward, and the drifts that bend these."""
+        if self.prediction == "own-drift":
+            return reads.drift, ()
+        return reads.directions, reads.drift if self.needs_drift else ()
 
     def _rate(self, rows: Rows, reach: Tensor, own: Own, reads: Reads) -> Tensor:
         """Return by what each neighbor's direction, or the agent's own drift, is multiplied; shape (K,)."""

@@ -4,9 +4,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import DefaultBarrier, Probe, Rule, mix
+from ray_pcasgd.rules.base import DefaultBarrier, Probe, Rule, averaged_step
 from ray_pcasgd.rules.exchange import Reading
 
 
@@ -39,13 +38,9 @@ class _Push(Rule):
             total = total + mass
 
         rate = own.step_size * (total / self.smallest_mass).clamp(max=1.0)
-
-        def step(mine: Vectors, others: Vectors) -> Vectors:
-            z, u = mine
-            return ((mix(own.mixing, z, reads.mixing, others) - rate * u) / total,)
-
-        weights = blockwise(step, (own.weights, own.direction), reads.weights)[0]
-        return state, Update(weights, {"mass": total})
+        biased = averaged_step(own.mixing, reads.mixing, own._replace(step_size=rate), reads)
+        # In place, since memory for another long vector costs more than the division.
+        return state, Update(biased.div_(total), {"mass": total})
 
 
 class SGP(_Push):
