@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.engines.messages import Contents, Extra
+from ray_pcasgd.engines.shared.copying import copied
 from ray_pcasgd.engines.shared.on_device import LockedPages, OnDevice
 from ray_pcasgd.engines.transport import Finite
 
@@ -43,11 +44,6 @@ _ALIGNMENT = 64
 
 LARGE = 64 * 1024
 """Bytes from which on an array has pages of its own, which can be locked for a GPU."""
-
-_BLOCK = 64 * 1024
-"""Numbers that are copied at a time, and then looked at while they are in the processor's cache."""
-
-_ZEROS = np.zeros(_BLOCK, np.float32)
 
 
 class Part(NamedTuple):
@@ -121,18 +117,17 @@ class Slot:
         assert not self.readers
         self.writings += 1
         end, parts, sums = 0, list[Part | None](), dict[int, Tensor]()
-        with np.errstate(over="ignore", invalid="ignore"):
-            for array in arrays:
-                if array is None:
-                    parts.append(None)
-                    continue
-                target = self._bytes[end : end + array.nbytes].view(array.dtype)
-                if isinstance(array, OnDevice):
-                    self.segment.pages.lock(target)
-                    sums[len(parts)] = _begun(target, array.tensor)
-                is_finite = not isinstance(array, OnDevice) and _copied(target, array)
-                parts.append(Part(self._start + end, array.size, array.dtype.str, is_finite))
-                end += _aligned(array.nbytes)
+        for array in arrays:
+            if array is None:
+                parts.append(None)
+                continue
+            target = self._bytes[end : end + array.nbytes].view(array.dtype)
+            if isinstance(array, OnDevice):
+                self.segment.pages.lock(target)
+                sums[len(parts)] = _begun(target, array.tensor)
+            is_finite = not isinstance(array, OnDevice) and copied(target, array)
+            parts.append(Part(self._start + end, array.size, array.dtype.str, is_finite))
+            end += _aligned(array.nbytes)
         if sums:
             # One wait for all copies: what is added up comes after them.
             for place, total in zip(sums, torch.stack(list(sums.values())).tolist(), strict=True):
@@ -151,20 +146,6 @@ def _begun(target: np.ndarray[Any, Any], source: Tensor) -> Tensor:
     if not source.is_floating_point():
         return torch.zeros((), device=source.device)
     return source.sum(dtype=torch.float32)
-
-
-def _copied(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> bool:
-    """Copy an array; return whether its numbers are finite, which bytes are always."""
-    if source.dtype != np.float32:
-        np.copyto(target, source)
-        return bool(source.dtype.kind != "f")
-    is_finite = True
-    for start in range(0, source.size, _BLOCK):
-        block = target[start : start + _BLOCK]
-        np.copyto(block, source[start : start + _BLOCK])
-        # 0 for finite numbers, however large, and not a number for others; in half of a sum's time.
-        is_finite &= math.isfinite(np.dot(block, _ZEROS[: block.size]))
-    return is_finite
 
 
 def _aligned(num_bytes: int) -> int:

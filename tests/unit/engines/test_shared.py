@@ -23,12 +23,16 @@ from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.raw_tensors import extra_of
 from ray_pcasgd.engines.shared import door
+from ray_pcasgd.engines.shared.copying import LONG, copied, copied_by_blocks
 from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.shared.link import GoneError, Letter, Link, Mark, connected, packet
 from ray_pcasgd.engines.shared.on_device import OnDevice
 from ray_pcasgd.engines.shared.slots import LARGE, Mapped, Slot, Slots
 from ray_pcasgd.engines.transport import Finite
 from tests.devices import DEVICES
+
+ODD_BITS = (0x7F800000, 0xFF800000, 0x7FC00001, 0xFFFFFFFF, 0x7F7FFFFF, 0x80000000, 1, 0)
+"""Of float32: infinite, not a number, the largest, -0, the smallest and 0."""
 
 LONGEST_SECONDS = 60.0
 """Guards against hangs."""
@@ -126,6 +130,26 @@ def test_what_is_not_finite_is_known_not_to_be(size: int, odd: float, data: st.D
     slot = Slots().written(Contents(array, vector(0, 0.0), None))
     assert slot.parts[0] is not None
     assert slot.parts[0].is_finite == bool(np.isfinite(array).all())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.sampled_from([*ODD_BITS]), st.data())
+def test_long_arrays_are_copied_as_short_ones_are(
+    skip: int, more: int, apart: int, odd: int, data: st.DataObject
+) -> None:
+    size = LONG + more
+    bits = np.random.default_rng(more).integers(0, 0x7F800000, size + skip, dtype=np.uint32)[skip:]
+    bits[data.draw(st.integers(0, size - 1))] = odd
+    source = bits.view(np.float32)
+    targets = [np.full(size + apart + 1, 7.0, np.float32) for _ in range(2)]
+    is_finite = [
+        copy(target[apart:-1], source) for copy, target in zip((copied, copied_by_blocks), targets, strict=True)
+    ]
+    assert is_finite == [bool(np.isfinite(source).all())] * 2
+    for target in targets:
+        assert target[apart:-1].tobytes() == source.tobytes()
+        assert (target[:apart] == 7.0).all()
+        assert target[-1] == 7.0
 
 
 @pytest.mark.parametrize("device", DEVICES)
