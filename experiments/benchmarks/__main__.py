@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 import torch
 
-from experiments.benchmarks import against, engine, live, local, planning, rule, small, transport
+from experiments.benchmarks import against, engine, live, local, planning, processes, rule, small, transport
 from experiments.benchmarks.measuring import Figure
 from ray_pcasgd.engines.ray.settings import RaySettings
 
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "small": small,
     "live": live,
     "against": against,
+    "processes": processes,
     "planning": planning,
 }
 
