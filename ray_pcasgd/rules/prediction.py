@@ -269,6 +269,7 @@ class PredictingRule(Rule):
         scales = self._scales(own, reads)
         numbers = (*(n for row in blended_rows for n in row), *(blend.theta for blend in blends), *rates, *scales)
         vectors = (own.weights, *reads.weights, own.direction)
+        # A state is one of square roots, whose last bit is PyTorch's own.
         if not state and one_pass.takes(sum(self._moving(reads), vectors), (own.step_size, *numbers)):
             weights = torch.stack([torch.cat((a.view(1), row, -own.step_size.view(1))) for a, row in blended_rows])
             thetas = torch.stack([blend.theta for blend in blends])
