@@ -304,7 +304,8 @@ class PredictingRule(Rule):
         if self.prediction == "own-drift":
             rates = -rates
         elif self.needs_drift:
-            bends = rates * torch.stack([self.compensating.strength((), scale, k) for k, scale in enumerate(scales)])
+            strengths = [self.compensating.strength((), scale, k) for k, scale in enumerate(scales)]
+            bends = rates * torch.stack(strengths) if strengths else rates
         return Prediction(*self._moving(reads), rates, bends, thetas, places)
 
     def _moving(self, reads: Reads) -> tuple[Vectors, Vectors]:
