@@ -269,6 +269,7 @@ class PredictingRule(Rule):
         scales = self._scales(own, reads)
         numbers = (*(n for row in blended_rows for n in row), *(blend.theta for blend in blends), *rates, *scales)
         vectors = (own.weights, *reads.weights, own.direction)
+        # A state is one of square roots, whose last bit is PyTorch's own.
         if not state and one_pass.takes(sum(self._moving(reads), vectors), (own.step_size, *numbers)):
             weights = torch.stack([torch.cat((a.view(1), row, -own.step_size.view(1))) for a, row in blended_rows])
             thetas = torch.stack([blend.theta for blend in blends])
@@ -303,7 +304,8 @@ class PredictingRule(Rule):
         if self.prediction == "own-drift":
             rates = -rates
         elif self.needs_drift:
-            bends = rates * torch.stack([self.compensating.strength((), scale, k) for k, scale in enumerate(scales)])
+            strengths = [self.compensating.strength((), scale, k) for k, scale in enumerate(scales)]
+            bends = rates * torch.stack(strengths) if strengths else rates
         return Prediction(*self._moving(reads), rates, bends, thetas, places)
 
     def _moving(self, reads: Reads) -> tuple[Vectors, Vectors]:

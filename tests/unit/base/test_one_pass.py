@@ -190,6 +190,16 @@ def test_a_rule_gives_the_same_bits_in_one_pass_and_in_single_operations(
     assert not calls
 
 
+@pytest.mark.parametrize("rule", [DASGD(), PCASGD(theta=0.3), PCASGD(theta=0.3, prediction="own-drift")], ids=str)
+def test_who_has_no_neighbors_steps_alone(rule: Rule, device: str, calls: list[int]) -> None:
+    own, reads = inputs(rule, device)
+    own = own._replace(mixing=torch.tensor(1.0))
+    alone = Reads((), (), (), *(numbers[:0] for numbers in reads[3:]))
+    found = rule.step(rule.init(own.weights, 0), own, alone)[1].weights
+    assert calls
+    assert_same_bits(found, own.weights - own.step_size * own.direction)
+
+
 def test_what_vmap_steps_together_is_summed_as_alone(calls: list[int]) -> None:
     a, b, c, d = vectors(4)
     numbers = torch.tensor([[0.5, 0.25], [0.25, 0.75]])
