@@ -32,10 +32,11 @@ COPY ray_pcasgd ray_pcasgd
 RUN --mount=type=cache,id=uv,target=/root/.cache/uv uv pip install --compile-bytecode --no-deps .
 
 FROM ${BASE}
-# wget: KubeRay's probes. rsync, ssh: `ray up`. tini: ends what agents leave behind, else `ray stop` waits for it.
+# gcc and the headers: agents, and Triton on GPUs, compile their loops over long vectors. wget: KubeRay's probes. rsync,
+# ssh: `ray up`. tini: ends what agents leave behind, else `ray stop` waits for it.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates openssh-client python3 rsync tini wget \
+    && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev openssh-client python3 python3-dev rsync tini wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 --shell /bin/bash ray \
     # Login shells, which `ray up` uses, set PATH anew.
