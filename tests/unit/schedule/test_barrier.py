@@ -1,11 +1,12 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier, Proceed, SampledBarrier, WaitFor
+from tests.speed import examples
 
 NEWEST = st.dictionaries(st.integers(0, 9), st.integers(0, 12), max_size=6)
 
@@ -33,7 +34,7 @@ def test_a_lone_agent_proceeds(barrier: Barrier) -> None:
     assert decide(barrier, 3, {}) == Proceed(frozenset())
 
 
-@settings(max_examples=100)
+@examples(40, 100)
 @given(st.integers(0, 12), NEWEST, st.integers(0, 8), st.integers(0, 100))
 def test_sampled_applies_its_base_to_beta_neighbors(step: int, newest: dict[int, int], beta: int, seed: int) -> None:
     for base in (AllBarrier(), BoundedBarrier(staleness=2)):

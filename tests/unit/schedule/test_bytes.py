@@ -18,6 +18,7 @@ from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.simulation import Calendar, Channel, Timing
 from ray_pcasgd.schedule.transfers import HostPipes, Pipe
+from tests.speed import examples
 from tests.unit import planning, server_planning
 from tests.unit.schedule.test_plan_peers import BARRIERS, LAWS, SAMPLED, law, planner, plans
 from tests.unit.schedule.test_plan_servers import planner as server_planner
@@ -69,7 +70,7 @@ def plans_with_bytes(draw: st.DrawFn) -> Planner:
     )
 
 
-@settings(max_examples=100)
+@examples(40, 100)
 @given(plans_with_bytes())
 def test_rows_equal_those_of_the_slow_planner(plan: Planner) -> None:
     assert list(plan) == planning.slow_rows(plan)

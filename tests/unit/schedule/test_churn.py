@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.records import Read, Row
@@ -59,26 +59,26 @@ def churns(draw: st.DrawFn, of: st.SearchStrategy[Planner]) -> ChurningPlanner:
 CHURNS = churns(plans(st.one_of(BARRIERS, SAMPLED)))
 
 
-@examples(150, 300)
+@examples(80, 300)
 @given(CHURNS)
 def test_rows_equal_those_of_the_slow_planner(plan: ChurningPlanner) -> None:
     assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(churns(plans(st.just(NoBarrier()))))
 def test_rows_of_gossip_equal_those_of_the_slow_planner(plan: ChurningPlanner) -> None:
     plan = dataclasses.replace(plan, exchange=GossipPull(every=2))
     assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=100)
+@examples(40, 100)
 @given(churns(plans_with_bytes().filter(lambda plan: plan.exchange.reading == "newest")))
 def test_rows_with_bandwidths_equal_those_of_the_slow_planner(plan: ChurningPlanner) -> None:
     assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_where_nobody_leaves_the_plan_is_the_one_without_churn(plan: Planner) -> None:
     assert list(churning(plan, ())) == list(plan)
@@ -86,7 +86,7 @@ def test_where_nobody_leaves_the_plan_is_the_one_without_churn(plan: Planner) ->
     assert list(churning(plan, late)) == list(plan)
 
 
-@settings(max_examples=150)
+@examples(60, 150)
 @given(CHURNS)
 def test_rows_can_be_executed_in_their_order_and_their_reads_are_of_who_was_there(plan: ChurningPlanner) -> None:
     rows = list(plan)
@@ -120,7 +120,7 @@ def is_away(plan: ChurningPlanner, agent: int, second: float) -> bool:
     return any(one.agent == agent and round(one.leaves, 9) < second < round(one.returns, 9) for one in plan.away)
 
 
-@settings(max_examples=100)
+@examples(40, 100)
 @given(CHURNS)
 def test_departures_are_those_of_the_rows(plan: ChurningPlanner) -> None:
     rows = list(plan)

@@ -17,6 +17,7 @@ from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import trace_hash
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.scheduler import Scheduler
+from tests.speed import examples
 from tests.unit.schedule.test_bytes import server_plans_with_bytes
 from tests.unit.schedule.test_churn import NEVER, aways
 from tests.unit.schedule.test_plan_servers import law, planner, plans, told, updates
@@ -44,7 +45,7 @@ def rows_of(plan: ServerPlanner) -> list[Row]:
     return [row for row in plan if row is not None]
 
 
-@settings(max_examples=100)
+@examples(40, 100)
 @given(churns(plans()))
 def test_rows_equal_those_of_the_slow_planner(plan: ChurningServerPlanner) -> None:
     assert rows_of(plan) == slow_rows(plan)

@@ -1,12 +1,13 @@
 import random
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import first_difference, trace_hash
+from tests.speed import examples
 from tests.unit.schedule.test_parquet import changed, changed_read, planned
 
 
@@ -22,7 +23,7 @@ def executable(rows: Sequence[Row]) -> bool:
     return True
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(st.integers(0, 1000), st.lists(st.floats(-4, 4), min_size=3, max_size=3))
 def test_skewed_clocks_change_the_order_and_nothing_else(seed: int, skew: list[float]) -> None:
     rows = planned(seed)
@@ -34,7 +35,7 @@ def test_skewed_clocks_change_the_order_and_nothing_else(seed: int, skew: list[f
     assert sorted(ordered) == sorted(skewed)
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(st.integers(0, 1000), st.integers(1, 12))
 def test_only_impossible_staleness_is_given_up(seed: int, count: int) -> None:
     draw = random.Random(seed)

@@ -98,20 +98,20 @@ def plans(draw: st.DrawFn, barriers: st.SearchStrategy[Barrier], computing: st.S
     )
 
 
-@examples(150, 300)
+@examples(80, 300)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_equal_those_of_the_slow_planner(plan: Planner) -> None:
     assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=100)
+@examples(40, 100)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_agents_that_combine_first_equal_those_of_the_slow_planner(plan: Planner) -> None:
     plan = dataclasses.replace(plan, combines_first=True)
     assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(plans(st.sampled_from([NoBarrier(), AllBarrier()])), st.booleans())
 def test_rows_of_random_pairs_equal_those_of_the_slow_planner(plan: Planner, combines_first: bool) -> None:
     everybody = range(len(plan.neighbors))
@@ -145,14 +145,14 @@ def test_sampled_rows_equal_those_of_the_slow_planner_where_agents_drift_apart()
         assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=150)
+@examples(60, 150)
 @given(plans(st.just(NoBarrier())), st.sampled_from([GossipPull(every=2), GossipPush(), GossipPush(every=3)]))
 def test_rows_of_gossip_equal_those_of_the_slow_planner(plan: Planner, rule: Rule) -> None:
     plan = dataclasses.replace(plan, exchange=rule)
     assert list(plan) == slow_rows(plan)
 
 
-@settings(max_examples=150)
+@examples(60, 150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_push_sum_equal_those_of_the_slow_planner(plan: Planner) -> None:
     plan = dataclasses.replace(plan, exchange=OverlapSGP())
@@ -172,7 +172,7 @@ def test_rows_on_directed_graphs_equal_those_of_the_slow_planner(topology: Any, 
     assert {(read.neighbor, row.agent) for row in rows for read in row.reads} == set(topology.graph(5, 0).edges)
 
 
-@settings(max_examples=150)
+@examples(60, 150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
     rows = list(plan)
@@ -191,7 +191,7 @@ def test_rows_can_be_executed_in_their_order(plan: Planner) -> None:
     assert set(in_causal_order(rows)) == set(rows)
 
 
-@settings(max_examples=150)
+@examples(60, 150)
 @given(plans(st.one_of(BARRIERS, SAMPLED)))
 def test_rows_of_one_agent_follow_each_other(plan: Planner) -> None:
     planned = list(plan)
@@ -209,7 +209,7 @@ def test_rows_of_one_agent_follow_each_other(plan: Planner) -> None:
         assert all(0 <= read.age <= row.step and read.staleness >= 0 for row in rows for read in row.reads)
 
 
-@settings(max_examples=100)
+@examples(40, 100)
 @given(plans(BARRIERS))
 def test_barriers_are_kept(plan: Planner) -> None:
     for row in plan:
@@ -222,7 +222,7 @@ def test_barriers_are_kept(plan: Planner) -> None:
                     assert published >= min(row.step - staleness, last)
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(plans(BARRIERS), st.integers(0, 6))
 def test_held_weights_are_read_only_once_their_sender_is_ahead(plan: Planner, hold: int) -> None:
     seconds = tuple(entry for entry in plan.links if entry.unit == "seconds")

@@ -29,6 +29,7 @@ from ray_pcasgd.schedule.laws import Law
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import trace_hash
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
+from tests.speed import examples
 from tests.unit.server_planning import check_rows, slow_rows
 
 
@@ -108,13 +109,13 @@ def plans(draw: st.DrawFn, links: st.SearchStrategy[Any] = LINKS) -> ServerPlann
     )
 
 
-@settings(max_examples=250)
+@examples(100, 250)
 @given(plans())
 def test_rows_equal_those_of_the_slow_planner(plan: ServerPlanner) -> None:
     assert rows_of(plan) == slow_rows(plan)
 
 
-@settings(max_examples=150)
+@examples(60, 150)
 @given(plans())
 def test_rows_can_be_executed_and_are_consistent(plan: ServerPlanner) -> None:
     rows = rows_of(plan)
@@ -130,7 +131,7 @@ def test_rows_can_be_executed_and_are_consistent(plan: ServerPlanner) -> None:
     check_rows(ordered, plan.num_workers)
 
 
-@settings(max_examples=150)
+@examples(60, 150)
 @given(plans())
 def test_every_update_takes_what_its_policy_says(plan: ServerPlanner) -> None:
     """How many, of how many workers, how stale; and only policies that cancel do so."""
@@ -153,7 +154,7 @@ def test_the_same_plan_gives_the_same_rows(plan: ServerPlanner) -> None:
     assert rows_of(plan) == rows_of(plan)
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(plans(links=st.just(())))
 def test_without_latency_servers_agree(plan: ServerPlanner) -> None:
     rows = rows_of(plan)

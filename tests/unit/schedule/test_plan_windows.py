@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pcasgd.records import Read, Row
@@ -22,6 +22,7 @@ from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of, running_max
 from ray_pcasgd.schedule.simulation import in_seconds, seconds_of
 from ray_pcasgd.schedule.topology import Ring, StaticExponential
 from ray_pcasgd.schedule.window_times import AgentTimes
+from tests.speed import examples
 from tests.unit.schedule.test_bytes import KILOBYTE, LIMITED, hosts
 from tests.unit.schedule.test_plan_peers import BARRIERS, LAWS, law, planner, plans
 
@@ -64,7 +65,7 @@ def plans_in_windows(draw: st.DrawFn) -> Planner:
     )
 
 
-@settings(max_examples=80)
+@examples(30, 80)
 @given(plans_in_windows(), st.sampled_from([1, 20, 1000]), st.sampled_from([1, 4, 32]), st.sampled_from([7, 10_000]))
 def test_rows_equal_those_of_one_event_after_another(plan: Planner, reads: int, drawn: int, at_once: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -215,14 +216,14 @@ def bounds(parts: list[list[int]]) -> np.ndarray:
     return bounds_of(np.array([len(part) for part in parts]))
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(st.one_of(segments(NUMBERS), segments(LARGE)))
 def test_the_running_maximum_is_that_of_each_segment(parts: list[list[int]]) -> None:
     found = running_maximum(joined(parts), bounds(parts))
     assert found.tolist() == [max(part[: place + 1]) for part in parts for place in range(len(part))]
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(st.one_of(segments(NUMBERS), segments(st.integers(0, 2**57))), st.data())
 def test_queues_let_one_message_after_another_through(first: list[list[int]], data: st.DataObject) -> None:
     service = [[data.draw(NUMBERS) for _ in part] for part in first]

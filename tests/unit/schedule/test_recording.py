@@ -27,7 +27,7 @@ def where_computed(row: Row) -> tuple[int, int, tuple[tuple[int, int], ...]]:
     return row.agent, row.step, tuple((read.neighbor, read.version) for read in row.reads)
 
 
-@examples(100, 200)
+@examples(60, 200)
 @given(plans(), st.dictionaries(st.integers(0, 4), st.integers(0, 20)))
 def test_what_one_server_has_taken_is_known_to_the_last_version(
     tmp_path_factory: pytest.TempPathFactory, plan: ServerPlanner, reported: dict[int, int]

@@ -3,11 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from ray_pcasgd.schedule.topology import Metropolis, Mixing, Network, Topology, Uniform, build_network
+from tests.speed import examples
 
 EXAMPLES: list[tuple[dict[str, Any], int]] = [
     ({"name": "complete"}, 1),
@@ -67,7 +68,7 @@ def test_every_graph_is_connected_with_a_doubly_stochastic_matrix(topology: dict
     assert_proper(network(topology, num_agents), num_agents)
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(st.integers(1, 24), st.floats(0.4, 1), st.integers(0, 2**31))
 def test_random_graphs_are_connected_and_follow_the_seed(num_agents: int, probability: float, seed: int) -> None:
     topology = {"name": "erdos-renyi", "probability": probability}
