@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ray_pcasgd.rules.gathering import Gathering
+from ray_pcasgd.rules.gathering_base import Gathering
 
 if TYPE_CHECKING:
     from ray_pcasgd.base.state import State
@@ -24,6 +24,11 @@ class Arrival(NamedTuple):
     """The server's version that the gradient was computed at."""
     round: int
     """The newest server version that the worker knew when it started."""
+
+
+def has_expired(gathering: Gathering, begun: int, version: int) -> bool:
+    """Return whether a server at ``version`` takes no more what was begun when its newest version was ``begun``."""
+    return gathering.expires is not None and version - begun >= gathering.expires
 
 
 class Gatherer:
@@ -58,8 +63,8 @@ class Gatherer:
         return max(1, min(self._wanted, self.num_workers) if self.gathering.waits else self._wanted)
 
     def arrive(self, arrival: Arrival) -> bool:
-        """Take in a gradient; return whether it counts, or comes too late for a policy that cancels."""
-        if self.gathering.cancels and arrival.round < self.version:
+        """Take in a gradient; return whether it counts, or comes too late."""
+        if has_expired(self.gathering, arrival.round, self.version):
             if self._adaptive is not None:
                 self._adaptive.ignore(arrival)
             return False
@@ -89,7 +94,7 @@ class Gatherer:
         taken, left = self.waiting[:number], self.waiting[number:]
         self._grace_is_over = False
         self.version += 1
-        self.waiting = [] if self.gathering.cancels else left
+        self.waiting = [one for one in left if not has_expired(self.gathering, one.round, self.version)]
         return tuple(taken)
 
     def state(self) -> "State":

@@ -146,10 +146,10 @@ def _check_numbers(gathering: Gathering, num_workers: int) -> None:
 
 def check_rounds(rule: ServerRule) -> None:
     """Raise ``ValueError`` where a rule whose workers take rounds of local steps has a gathering that cancels them."""
-    if rule.gathering.cancels:
+    if rule.gathering.expires is not None:
         raise ValueError(
-            f"gathering.name = {rule.gathering.name!r}: allowed with rounds of local steps are those that cancel no "
-            "work, as sync, k-async, asgd, k-batch-async and n-softsync"
+            f"gathering.name = {rule.gathering.name!r}: allowed with rounds of local steps are those that take "
+            "all work, as sync, k-async, asgd, k-batch-async and n-softsync"
         )
 
 
@@ -233,10 +233,11 @@ class ElasticAveraging(ServerRule):
         """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         gathering = self.gathering
-        if gathering.cancels or not gathering.waits or gathering.adapts_every is not None or gathering.grace:
+        is_plain = gathering.expires is None and gathering.adapts_every is None and not gathering.grace
+        if not is_plain or not gathering.waits:
             raise ValueError(
                 f"gathering.name = {gathering.name!r}: allowed with elastic averaging are sync, k-async, asgd; "
-                "each exchange is waited for, and none is cancelled"
+                "each exchange is waited for, and none is given up"
             )
         if gathering.num_gradients(num_workers) * self.alpha > 1:
             raise ValueError(

@@ -162,9 +162,7 @@ class _Churn(Simulation):
             return
         yield self.update(server, taken, now)
         answered = {one.worker: one.version for one in taken}
-        if self.plan.gathering.cancels:
-            answered = dict.fromkeys(range(self.plan.num_workers), 0)
-        for number, version in answered.items():
+        for number, version in self.with_cancelled(server, answered).items():
             self.answer(server, number, version, now)
 
     def come_back(self, worker: Worker, now: int) -> Row:
@@ -177,6 +175,7 @@ class _Churn(Simulation):
             server.gatherer.gain(worker.number)
             newest = server.gatherer.version
             given = server.given[worker.number] = max(0, newest - self.plan.reads_before)
+            server.told[worker.number] = newest
             worker.known[server.number] = Notice(newest, given, version)
         reads = tuple(
             Read(self.plan.num_workers + place, notice.reads, notice.newest - notice.reads, 0)

@@ -16,15 +16,16 @@ from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from tests.unit.schedule.slow_network import Shipment, arrivals
 
 # Who waits and who is cancelled, as section 2 of the literature tells it.
-WAITING = {"sync", "k-sync", "k-async", "asgd", "quorum"}
+WAITING = {"sync", "k-sync", "k-async", "asgd", "quorum", "ringmaster"}
 CANCELLING = {"k-sync", "k-batch-sync"}
+FRESH_ONLY = {*CANCELLING, "rennala"}
 
 
 def gradients_of_one_update(gathering: Any, num_workers: int) -> int:
     match gathering.name:
         case "sync":
             return num_workers
-        case "asgd":
+        case "asgd" | "ringmaster":
             return 1
         case "n-softsync":
             return num_workers // int(gathering.n)
@@ -80,7 +81,9 @@ class _SlowPlanner:
         self.plan = plan
         self.k = gradients_of_one_update(plan.gathering, plan.num_workers)
         self.waits = plan.gathering.name in WAITING
-        self.cancels = plan.gathering.name in CANCELLING
+        self.cancels = plan.gathering.name in CANCELLING or getattr(plan.gathering, "stops", False)
+        self.most = getattr(plan.gathering, "delay_threshold", 1 if plan.gathering.name in FRESH_ONLY else math.inf)
+        """How many updates a gradient may be late, plus one."""
         self.grace = round(1e9 * plan.gathering.grace_seconds) if plan.gathering.name == "quorum" else 0
         self.graces: list[tuple[int, int, int]] = []
         """When a server's grace ends, the server, and how many updates it had made when that began."""
@@ -216,7 +219,7 @@ class _SlowPlanner:
 
     def hear(self, worker: int, now: int) -> None:
         task = self.tasks[worker][-1]
-        moved_on = [self.newest_known(worker, s) > task.newest[s] for s in range(self.plan.num_servers)]
+        moved_on = [self.newest_known(worker, s) - task.newest[s] >= self.most for s in range(self.plan.num_servers)]
         if not task.ended and self.cancels and all(moved_on):
             task.ended = True
             self.write_row(worker, now, "cancelled")
@@ -278,7 +281,7 @@ class _SlowPlanner:
     def take_in(self, letter: Letter, now: int) -> None:
         server, updates = letter.server, self.updates[letter.server]
         is_over = self.progress(server) >= self.plan.num_steps
-        letter.accepted = not is_over and not (self.cancels and letter.newest < len(updates))
+        letter.accepted = not is_over and len(updates) - letter.newest < self.most
         if not self.consider(server, now, letter) and not (self.waits and letter.accepted):
             self.answer(server, letter.worker, letter.number, now)
 
@@ -303,8 +306,12 @@ class _SlowPlanner:
         taken = waiting if self.grace else waiting[:needed]
         self.update(server, taken, now)
         if self.cancels:
+            mine = [x for x in [*self.letters, *self.learned] if (x.kind, x.server) == ("word", server)]
             for worker in range(self.plan.num_workers):
-                self.answer(server, worker, letter.number if letter and worker == letter.worker else 0, now)
+                told = max([0, *(word.newest for word in mine if word.worker == worker)])
+                numbers = [x.number for x in taken if x.worker == worker]
+                if numbers or len(self.updates[server]) - told >= self.most:
+                    self.answer(server, worker, max(numbers, default=0), now)
         elif self.waits:
             for one in taken:
                 self.answer(server, one.worker, one.number, now)

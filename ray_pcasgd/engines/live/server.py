@@ -1,7 +1,7 @@
 """What a live server decides: which gradients an update takes, whom it answers, and with which of its versions."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, OnceMailbox
@@ -11,7 +11,7 @@ from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.decisions import Moment, Over, Policy, Take, Wait, overdue
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.records import Event, Read
-from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position
+from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position, has_expired
 
 
 class Open(NamedTuple):
@@ -98,6 +98,8 @@ class ServerPolicy(Policy[Decision]):
         """Each worker's newest gradient that was taken in."""
         self.given = dict.fromkeys(spec.neighbors, self.first)
         """The version that each worker was told to read last; of those alone that are there."""
+        self.told = dict.fromkeys(spec.neighbors, self.first)
+        """The newest version when each worker was told so."""
         self.strangers: set[int] = set()
         """Workers that are back, and know nothing of the weights before they are answered."""
         self.losses: dict[tuple[int, int], float] = {}
@@ -125,6 +127,11 @@ class ServerPolicy(Policy[Decision]):
         self._deadline: float | None = None
         """The steady second up to which a gradient is waited for; ``None`` where none is waited for."""
         self._events: list[Event] = []
+
+    @property
+    def num_owed(self) -> int:
+        """How many workers are to be answered now."""
+        return len([worker for worker in self._owed or () if worker in self.given])
 
     @property
     def version(self) -> int:
@@ -275,12 +282,12 @@ class ServerPolicy(Policy[Decision]):
         taken = () if self.is_done else self.gatherer.take()
         if taken:
             self._grace_ends = None
+        answered: Sequence[Arrival | _Came] = taken if self.gathering.waits and came.counts else (came,)
+        owed = {one.worker: one.version for one in answered}
         if self.gathering.cancels and taken:
-            self._owed = {k: came.version if k == came.worker else 0 for k in self.given}
-        elif self.gathering.waits and came.counts:
-            self._owed = {one.worker: one.version for one in taken}
-        else:
-            self._owed = {came.worker: came.version}
+            voided = {k for k in self.given if has_expired(self.gathering, self.told[k], self.gatherer.version)}
+            owed = {k: owed.get(k, 0) for k in sorted(voided.union(owed))}
+        self._owed = owed
         self._taking = [one.worker for one in taken]
         late = ((one, self.version - one.computed_at) for one in taken)
         return tuple(sorted(Read(one.worker, one.version, steps, steps) for one, steps in late))
@@ -302,7 +309,7 @@ class ServerPolicy(Policy[Decision]):
         link, newest, sent_at = self._links[worker], self.version, now.wall - self.started_at
         held = self.position.version_before(link.hold_steps(self.position.steps, sent_at))
         reads = max(self.given[worker], self.oldest, min(held, self.newest_given))
-        self.given[worker] = reads
+        self.given[worker], self.told[worker] = reads, newest
         latency = link.latency_seconds(newest, sent_at)
         return Header(self.spec.agent, reads, sent_at, 0.0, latency_seconds=latency, note=Answer(newest, version))
 

@@ -34,7 +34,7 @@ def test_what_one_server_has_taken_is_known_to_the_last_version(
 ) -> None:
     rows, servers = rows_of(plan), range(plan.num_workers, plan.num_workers + plan.num_servers)
     known = unreported(rows, {k: step for k, step in reported.items() if k < plan.num_workers})
-    completed = with_unreported(known, servers, plan.gathering.cancels)
+    completed = with_unreported(known, servers, plan.gathering.expires is not None)
     assert completed[: len(known)] == known
     taken = {read[:2] for row in rows if row.agent in servers for read in row.reads}
     assert taken <= {(row.agent, row.step + 1) for row in completed if row.kind == "step"}
@@ -45,7 +45,7 @@ def test_what_one_server_has_taken_is_known_to_the_last_version(
             if (row.agent, row.step + 1) in taken:
                 assert where_computed(row) == where_computed(original)
                 assert row.kind == "step"
-                if plan.gathering.cancels:
+                if plan.gathering.expires == 1:
                     assert row.reads[0].staleness == original.reads[0].staleness
             else:
                 assert row.kind == "cancelled"
