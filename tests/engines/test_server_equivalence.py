@@ -53,6 +53,11 @@ CASES: dict[str, Any] = {
     "asgd, gap-bounded": server("asgd", {"name": "gap-bounded", "bound": 1e-3}),
     "n-softsync, delay-adaptive": server({"name": "n-softsync", "n": 3}, {"name": "delay-adaptive", "above": "drop"}),
     "adasync": server(ADASYNC) | {"num_steps": 40, "evaluate_every": 10, "step_size": 0.3, "optimizer": {}, "task": {}},
+    "ringmaster, stopping, dampened": server(
+        {"name": "ringmaster", "delay_threshold": 2, "stops": True}, {"name": "dampened", "weighting": "exponential"}
+    )
+    | SECONDS,
+    "rennala": server({"name": "rennala", "k": 4}) | SECONDS,
     "elastic averaging, sync": {
         "algorithm": {"name": "elastic-averaging", "gathering": "sync", "period": 2, "alpha": 0.3}
     },
@@ -164,6 +169,8 @@ ON_RAY = [
     "k-batch-async, dc-asgd-a, three shards",
     "asgd, dc-asgd-c, batch norm",
     "adasync",
+    "ringmaster, stopping, dampened",
+    "rennala",
     "elastic averaging, asgd, two shards",
     *DILOCO,
     "fedbuff",
@@ -174,7 +181,8 @@ ON_RAY = [
     *OWN,
     *CHURNS,
 ]
-CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c")
+CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c", "ringmaster, stopping, dampened")
+FRESH = ("k-sync", "rennala", "diloco, rounds of their own")
 
 
 def assert_same_run(result: Result, other: Result) -> None:
@@ -239,8 +247,8 @@ def test_the_cases_are_what_they_are_named_for(name: str, tmp_path: Path) -> Non
     last = frame[frame["agent"].isna()].iloc[-1]
     assert (last["cancelled_steps"] > 0) == (name in CANCELLING)
     late = max(read.staleness for row in rows if row.agent >= 3 for read in row.reads)
-    assert late == {"k-sync": 0, "elastic averaging, sync": 1}.get(name, late)
-    assert (late > 0) == (name not in ("k-sync", "diloco, rounds of their own"))
+    assert late == {"elastic averaging, sync": 1, "ringmaster, stopping, dampened": 1}.get(name, late)
+    assert (late > 0) == (name not in FRESH)
     if name == "adasync":
         measured = frame[frame["agent"] == 3]["gradients_per_update"].tolist()
         assert measured == sorted(measured)
@@ -281,6 +289,15 @@ def test_k_async_with_all_workers_is_synchronous_sgd_to_the_bit(tmp_path: Path) 
     assert_same_bits(everyone, train(tmp_path / "sync", UNBATCHED, **server("sync")))
 
 
+def test_ringmaster_without_a_bound_is_asgd_and_ignores_what_is_late_with_one(tmp_path: Path) -> None:
+    plain = train(tmp_path / "asgd", UNBATCHED, **server() | SECONDS)
+    wide, narrow = (server({"name": "ringmaster", "delay_threshold": bound}) | SECONDS for bound in (1000, 2))
+    assert_same_bits(train(tmp_path / "wide", UNBATCHED, **wide), plain)
+    rows, _ = read_rows(Path(train(tmp_path / "narrow", UNBATCHED, **narrow).path) / "schedule.parquet")
+    taken = {read[:2] for row in rows if row.agent >= 3 for read in row.reads}
+    assert {(row.agent, row.step + 1) for row in rows if row.agent < 3} - taken
+
+
 @pytest.mark.parametrize("correction", ["dc-asgd-c", "dc-asgd-a"])
 def test_delay_compensation_without_strength_is_asgd_to_the_bit(correction: str, tmp_path: Path) -> None:
     weak, strong = (server("asgd", {"name": correction, "lambda_0": value}) for value in (0.0, 5.0))
@@ -301,6 +318,9 @@ ALONE: dict[str, Any] = {
     "gap-bounded": server("asgd", {"name": "gap-bounded", "bound": 1e-9}),
     "shrink": server("asgd", {"name": "delay-adaptive", "above": "shrink", "smoothness": 1e9}),
     "drop": server("asgd", {"name": "delay-adaptive", "above": "drop"}),
+    "dampened": server("asgd", "dampened"),
+    "ringmaster": server({"name": "ringmaster", "delay_threshold": 1}),
+    "rennala": server({"name": "rennala", "k": 1}),
 }
 
 
@@ -330,6 +350,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Pat
 RECORDED: dict[str, Any] = {
     "asgd, dc-asgd-a": server("asgd", "dc-asgd-a"),
     "k-sync": server({"name": "k-sync", "k": 2}),
+    "ringmaster": server({"name": "ringmaster", "delay_threshold": 2}),
+    "rennala": server({"name": "rennala", "k": 4}),
     "k-batch-async, three shards": server({"name": "k-batch-async", "k": 2}, "dc-asgd-c", shards=3),
     "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3}},
     "diloco, narrow wire, two shards, asgd": {

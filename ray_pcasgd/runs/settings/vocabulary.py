@@ -131,7 +131,7 @@ NAMES: dict[str, dict[str, str]] = {
         "ad-psgd": "adpsgd",
         "server": (
             "ps parameter-server parameter_server asgd downpour hogwild centralized async-sgd ssp "
-            "k-async k-sync k-batch-async k-batch-sync n-softsync softsync adasync"
+            "k-async k-sync k-batch-async k-batch-sync n-softsync softsync adasync ringmaster ringmaster-asgd rennala"
         ),
         "elastic-averaging": "easgd eamsgd elastic elastic-sgd",
         "fedasync": "fed-async asynchronous-federated fedasgd",
@@ -196,9 +196,12 @@ NAMES: dict[str, dict[str, str]] = {
         "asgd": "async",
         "sync": "all barrier",
         "k-async": "ssp",
+        "rennala": "rennala-sgd rennalasgd",
+        "ringmaster": "ringmaster-asgd ringmasterasgd",
     },
     "algorithm.correction": {
         "dc-asgd-a": "dc-asgd dcasgd",
+        "dampened": "dampening polynomial hinge exponential",
         "staleness-aware": "sasgd",
     },
     "optimizer": {

@@ -201,6 +201,8 @@ def test_asgd_follows_the_reference(correction: str, optimizer: str) -> None:
         {"name": "k-async", "k": 2},
         {"name": "k-batch-async", "k": 2},
         {"name": "n-softsync", "n": 2},
+        {"name": "ringmaster", "delay_threshold": 2},
+        {"name": "rennala", "k": 4},
     ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )
