@@ -6,15 +6,16 @@ Gradients Can Win the Race' (AISTATS 2018, extended version 2021) for the K-... 
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
 from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.settings import from_name
+from ray_pcasgd.rules.balanced import IA2SGD, Malenia, Ringleader
 from ray_pcasgd.rules.delay_threshold import Rennala, Ringmaster
+from ray_pcasgd.rules.gathering_base import Averaging, FirstK
 from ray_pcasgd.rules.gathering_base import BaseKind as BaseKind
-from ray_pcasgd.rules.gathering_base import FirstK
 from ray_pcasgd.rules.gathering_base import Gathering as Gathering
 
 
@@ -176,6 +177,12 @@ def check_gathering(gathering: Gathering) -> None:
         expires: Any = gathering.expires
     if expires is not None and (type(expires) is not int or expires < 1):
         raise ValueError(f"expires is {expires!r}; allowed are None and whole numbers from 1 on")
+    if gathering.averages not in get_args(Averaging):
+        raise ValueError(f"averages is {gathering.averages!r}; allowed are {', '.join(get_args(Averaging))}")
+    with naming_own(gathering):
+        harmonic: Any = gathering.harmonic
+    if not isinstance(harmonic, int | float) or isinstance(harmonic, bool) or not 1 <= harmonic < math.inf:
+        raise ValueError(f"harmonic is {harmonic!r}; allowed are finite numbers from 1 on")
     if expires is None and gathering.cancels:
         raise ValueError("expires is None; allowed where cancels is True are whole numbers from 1 on")
     is_number = isinstance(every, int | float) and not isinstance(every, bool)
@@ -191,7 +198,20 @@ def check_gathering(gathering: Gathering) -> None:
 
 AnyGathering = Annotated[
     Annotated[
-        Sync | KSync | KBatchSync | KAsync | KBatchAsync | Quorum | ASGD | NSoftsync | AdaSync | Ringmaster | Rennala,
+        Sync
+        | KSync
+        | KBatchSync
+        | KAsync
+        | KBatchAsync
+        | Quorum
+        | ASGD
+        | NSoftsync
+        | AdaSync
+        | Ringmaster
+        | Rennala
+        | Malenia
+        | Ringleader
+        | IA2SGD,
         Field(discriminator="name"),
         Door("policy", "ray_pcasgd.gathering", (Gathering,), check_gathering),
     ],

@@ -11,6 +11,12 @@ BaseKind = Literal["k-sync", "k-batch-sync", "k-async", "k-batch-async"]
 """The four policies of Dutta et al. that have a K; every other one is a case of one of them."""
 
 
+Averaging = Literal["gradients", "workers", "latest", "rounds"]
+"""What a server averages: the gradients of an update, so that who is fast counts more; or the workers' own means, so
+that all count alike: of one update (``workers``), of each one's latest message (``latest``), or in rounds in which each
+gives rise to one update (``rounds``)."""
+
+
 class Gathering(Settings, ABC):
     """When a server updates. Its fields are its settings, its methods are pure.
 
@@ -24,6 +30,10 @@ class Gathering(Settings, ABC):
     """Whether a worker that has delivered starts again only after the update that takes its gradient."""
     cancels: ClassVar[bool] = False
     """Whether work that ``expires`` is cancelled at the update by which it does; else it is finished, and ignored."""
+
+    averages: ClassVar[Averaging] = "gradients"
+    """What the server averages. Where that is not ``gradients``, every worker is waited for as ``rules.balance`` says,
+    and K has no meaning."""
 
     @abstractmethod
     def num_gradients(self, num_workers: int) -> int:
@@ -39,6 +49,14 @@ class Gathering(Settings, ABC):
         Where work is cancelled and nothing else is said, at the first.
         """
         return 1 if self.cancels else None
+
+    @property
+    def harmonic(self) -> float:
+        """The least harmonic mean of the workers' numbers of gradients, from 1 on, where all count alike; 1: one each.
+
+        An update, or a round of them, begins with it.
+        """
+        return 1.0
 
     @property
     def grace(self) -> float:
@@ -60,7 +78,7 @@ class Gathering(Settings, ABC):
     @property
     def base_kind(self) -> BaseKind | None:
         """The policy that this one is a case of, by which the theory knows it; ``None`` where it is a case of none."""
-        if self.expires != (1 if self.cancels else None):
+        if self.averages != "gradients" or self.expires != (1 if self.cancels else None):
             return None
         if self.waits:
             return "k-sync" if self.cancels else "k-async"

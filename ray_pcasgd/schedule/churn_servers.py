@@ -132,10 +132,10 @@ class _Churn(Simulation):
         """Enter what happens when a message arrives that is sent now."""
         super().send(channel, version, now, rank, worker, server, _Sent(self.lives[worker], content))
 
-    def answer(self, server: Server, worker: int, version: int, now: int) -> None:
+    def answer(self, server: Server, worker: int, version: int, now: int, is_renewed: bool = True) -> None:
         """Answer a worker that is there."""
         if worker not in self.away:
-            super().answer(server, worker, version, now)
+            super().answer(server, worker, version, now, is_renewed)
 
     def change(self, now: int) -> list[Row]:
         """Let workers leave and come back; return the latter's rows."""
@@ -161,7 +161,7 @@ class _Churn(Simulation):
         if not taken:
             return
         yield self.update(server, taken, now)
-        answered = {one.worker: one.version for one in taken}
+        answered = {one.worker: one.version for one in taken if self.plan.gathering.waits}
         for number, version in self.with_cancelled(server, answered).items():
             self.answer(server, number, version, now)
 

@@ -230,7 +230,7 @@ class Simulation:
         is_waited_for = self.plan.gathering.waits and counts
         answered = {one.worker: one.version for one in (taken if is_waited_for else (arrival,))}
         for number, version in (self.with_cancelled(server, answered) if taken else answered).items():
-            self.answer(server, number, version, now)
+            self.answer(server, number, version, now, server.gatherer.renews(taken))
         self.begin_grace(server, now)
 
     def with_cancelled(self, server: Server, answered: dict[int, int]) -> dict[int, int]:
@@ -269,10 +269,10 @@ class Simulation:
         server.position.advance(one.worker for one in taken)
         return Row(self.plan.num_workers + server.number, version, *row_times(now, now, now), tuple(reads))
 
-    def answer(self, server: Server, worker: int, version: int, now: int) -> None:
-        """Send the server's newest version, or the one that the link lets through, to a worker."""
+    def answer(self, server: Server, worker: int, version: int, now: int, is_renewed: bool = True) -> None:
+        """Send the server's newest version, or the one that the link lets through, to a worker, or the one it has."""
         channel, newest = server.to_worker[worker], server.gatherer.version
         held = server.position.version_before(channel.hold_steps(server.position.steps, now))
-        reads = max(server.given[worker], min(held, newest - self.plan.reads_before), 0)
+        reads = max(server.given[worker], min(held, newest - self.plan.reads_before) if is_renewed else 0)
         server.given[worker], server.told[worker] = reads, newest
         self.send(channel, newest, now, NOTICE, worker, server.number, Notice(newest, reads, version))

@@ -58,6 +58,9 @@ CASES: dict[str, Any] = {
     )
     | SECONDS,
     "rennala": server({"name": "rennala", "k": 4}) | SECONDS,
+    "malenia": server({"name": "malenia", "target": 1.5}) | SECONDS,
+    "ringleader, batch norm": server("ringleader") | {"task": IMAGES, "num_steps": 16},
+    "ia2sgd, dc-asgd-c, two shards": server("ia2sgd", {"name": "dc-asgd-c", "lambda_0": 2.0}, shards=2) | SECONDS,
     "elastic averaging, sync": {
         "algorithm": {"name": "elastic-averaging", "gathering": "sync", "period": 2, "alpha": 0.3}
     },
@@ -171,6 +174,9 @@ ON_RAY = [
     "adasync",
     "ringmaster, stopping, dampened",
     "rennala",
+    "malenia",
+    "ringleader, batch norm",
+    "ia2sgd, dc-asgd-c, two shards",
     "elastic averaging, asgd, two shards",
     *DILOCO,
     "fedbuff",
@@ -182,7 +188,7 @@ ON_RAY = [
     *CHURNS,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c", "ringmaster, stopping, dampened")
-FRESH = ("k-sync", "rennala", "diloco, rounds of their own")
+FRESH = ("k-sync", "rennala", "malenia", "diloco, rounds of their own")
 
 
 def assert_same_run(result: Result, other: Result) -> None:
@@ -211,7 +217,7 @@ def assert_same_weights(left: Result, right: Result) -> None:
         assert torch.equal(value, others[name]), name
 
 
-QUICK = ["own tensors, cancelled", "adasync"]
+QUICK = ["own tensors, cancelled", "adasync", "ringleader, batch norm"]
 
 
 @pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in ON_RAY])
@@ -321,6 +327,7 @@ ALONE: dict[str, Any] = {
     "dampened": server("asgd", "dampened"),
     "ringmaster": server({"name": "ringmaster", "delay_threshold": 1}),
     "rennala": server({"name": "rennala", "k": 1}),
+    **{name: server(name) for name in ("malenia", "ringleader", "ia2sgd")},
 }
 
 
@@ -352,6 +359,9 @@ RECORDED: dict[str, Any] = {
     "k-sync": server({"name": "k-sync", "k": 2}),
     "ringmaster": server({"name": "ringmaster", "delay_threshold": 2}),
     "rennala": server({"name": "rennala", "k": 4}),
+    "malenia": server("malenia"),
+    "ringleader": server("ringleader"),
+    "ia2sgd": server("ia2sgd"),
     "k-batch-async, three shards": server({"name": "k-batch-async", "k": 2}, "dc-asgd-c", shards=3),
     "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 2, "alpha": 0.3}},
     "diloco, narrow wire, two shards, asgd": {

@@ -120,6 +120,8 @@ class ServerPolicy(Policy[Decision]):
         self._came: _Came | None = None
         self._owed: dict[int, int] | None = None
         """By worker, which of its gradients is to be answered now."""
+        self._is_renewed = True
+        """Whether it is answered with the newest weights; else with those that the worker has."""
         self._taking: list[int] = []
         """The workers of the gradients of the update that is due."""
         self._grace_ends: float | None = None
@@ -184,7 +186,9 @@ class ServerPolicy(Policy[Decision]):
     def links(self, injection: InjectedDelays) -> None:
         """Take in what is injected on links from now on."""
         self._links = injection.links_from(self.spec.agent, self.spec.neighbors)
-        self._holds = any(entry.unit != "seconds" for entry in (*injection.links, *injection.changes.entries))
+        in_steps = any(entry.unit != "seconds" for entry in (*injection.links, *injection.changes.entries))
+        self._holds = in_steps or self.gathering.averages == "rounds"
+        """Whether a worker may be answered with other weights than the newest."""
 
     def events(self) -> list[Event]:
         """Return the events to be told since the last call, in their order."""
@@ -216,7 +220,7 @@ class ServerPolicy(Policy[Decision]):
                 self._lose(agent)
                 return self.decide(now)
         if self.is_done:
-            self.is_over = True
+            self.is_over = self._is_renewed = True
             told = self._tell(dict.fromkeys(self.given, 0), now)
             final = {worker: header._replace(final=True) for worker, header in told.headers.items()}
             return Tell(final, frozenset(final))
@@ -287,7 +291,7 @@ class ServerPolicy(Policy[Decision]):
         if self.gathering.cancels and taken:
             voided = {k for k in self.given if has_expired(self.gathering, self.told[k], self.gatherer.version)}
             owed = {k: owed.get(k, 0) for k in sorted(voided.union(owed))}
-        self._owed = owed
+        self._owed, self._is_renewed = owed, self.gatherer.renews(taken)
         self._taking = [one.worker for one in taken]
         late = ((one, self.version - one.computed_at) for one in taken)
         return tuple(sorted(Read(one.worker, one.version, steps, steps) for one, steps in late))
@@ -308,7 +312,7 @@ class ServerPolicy(Policy[Decision]):
         """Return what a worker is told: which version to read."""
         link, newest, sent_at = self._links[worker], self.version, now.wall - self.started_at
         held = self.position.version_before(link.hold_steps(self.position.steps, sent_at))
-        reads = max(self.given[worker], self.oldest, min(held, self.newest_given))
+        reads = max(self.given[worker], self.oldest, min(held, self.newest_given) if self._is_renewed else 0)
         self.given[worker], self.told[worker] = reads, newest
         latency = link.latency_seconds(newest, sent_at)
         return Header(self.spec.agent, reads, sent_at, 0.0, latency_seconds=latency, note=Answer(newest, version))
