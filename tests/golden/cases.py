@@ -55,8 +55,9 @@ CASES: dict[str, dict[str, Any]] = {
     "k-batch-async, gap-bounded": _server({"name": "k-batch-async", "k": 2}, correction=BOUNDED_GAP),
     "n-softsync, staleness-aware": _server({"name": "n-softsync", "n": 2}, correction="staleness-aware"),
     "adasync": _server({"name": "adasync", "every_seconds": 2.0}),
-    "ringmaster, dampened": _server({"name": "ringmaster", "delay_threshold": 3}, correction="dampened"),
-    "ringmaster, stopping, two servers": _server({"name": "ringmaster", "delay_threshold": 2, "stops": True}, shards=2),
+    "ringmaster, stopping, dampened": _server(
+        {"name": "ringmaster", "delay_threshold": 3, "stops": True}, correction="dampened"
+    ),
     "rennala": _server({"name": "rennala", "k": 6}),
     "malenia": _server("malenia"),
     "ringleader, dampened": _server("ringleader", correction="dampened"),

@@ -496,7 +496,8 @@ def with_server(algorithm: Any, **settings: Any) -> str:
         (
             {"gathering": "k-syn"},
             "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, "
-            "quorum, asgd, n-softsync, adasync, custom; did you mean k-sync?",
+            "quorum, asgd, n-softsync, adasync, ringmaster, rennala, malenia, ringleader, ia2sgd, custom; did you mean "
+            "k-sync?",
         ),
         (
             {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},
@@ -554,6 +555,11 @@ def test_shards_may_wait_for_one_worker_or_for_all(k: int) -> None:
             "exchange is waited for, and none is given up",
         ),
         (
+            {"gathering": {"name": "ringmaster", "delay_threshold": 2}},
+            "algorithm.gathering.name = 'ringmaster': allowed with elastic averaging are sync, k-async, asgd; each "
+            "exchange is waited for, and none is given up",
+        ),
+        (
             {"gathering": "sync", "alpha": 0.3},
             "algorithm.alpha = 0.3: allowed are values up to 0.25, one over the number of workers that move the "
             "center at once",
@@ -576,6 +582,11 @@ def test_elastic_averaging_s_settings_that_do_not_fit_are_refused(algorithm: dic
         (
             {"gathering": {"name": "adasync", "base": "k-batch-sync", "every_seconds": 1}},
             "algorithm.gathering.name = 'adasync': allowed with rounds of local steps are those that take all work, "
+            "as sync, k-async, asgd, k-batch-async and n-softsync",
+        ),
+        (
+            {"gathering": "ringleader"},
+            "algorithm.gathering.name = 'ringleader': allowed with rounds of local steps are those that take all work, "
             "as sync, k-async, asgd, k-batch-async and n-softsync",
         ),
         (
