@@ -164,10 +164,10 @@ def ia2sgd(updates: int) -> list[Array]:
 
 PAIRS: dict[str, tuple[Any, Any]] = {
     "ringmaster 1": ({"name": "ringmaster", "delay_threshold": 1}, lambda n: ringmaster(n, 1, False)),
-    "ringmaster 3": ({"name": "ringmaster", "delay_threshold": 3}, lambda n: ringmaster(n, 3, False)),
-    "ringmaster 3, stopping": (
-        {"name": "ringmaster", "delay_threshold": 3, "stops": True},
-        lambda n: ringmaster(n, 3, True),
+    "ringmaster 5": ({"name": "ringmaster", "delay_threshold": 5}, lambda n: ringmaster(n, 5, False)),
+    "ringmaster 5, stopping": (
+        {"name": "ringmaster", "delay_threshold": 5, "stops": True},
+        lambda n: ringmaster(n, 5, True),
     ),
     "rennala": ({"name": "rennala", "k": 5}, lambda n: rennala(n, 5)),
     "malenia": ("malenia", lambda n: malenia(n, 1)),
