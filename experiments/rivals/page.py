@@ -33,8 +33,8 @@ seeds {settings["seeds"]}. Few seeds, one small task: differences below two stan
 {verdict(skewed, "Ringmaster, R = 8", "ASGD", "skewed shards")}
 
 Where shards differ, ASGD minimizes the losses weighted by pace: `tests/unit/rules/test_rivals.py` has it settle there
-on quadratics, and Malenia, Ringleader and IA2SGD at the minimum of the plain mean. Here is what that comes to in test accuracy
-after that many seconds, in which methods that wait take fewer updates.
+on quadratics, and Malenia, Ringleader and IA2SGD at the minimum of the plain mean. Here is what that comes to in test
+accuracy after that many seconds, in which methods that wait take fewer updates.
 
 {tables(final)}
 ## The search
