@@ -17,7 +17,7 @@ from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Read, Row, Snapshot
 from ray_pcasgd.rules.correction import Late
-from ray_pcasgd.rules.gatherer import Position
+from ray_pcasgd.rules.gatherer import Position, has_expired
 from ray_pcasgd.rules.server import Delivered
 from ray_pcasgd.tasks.task import TaskData
 
@@ -151,8 +151,8 @@ class Server(Participant):
         return Incoming(numbers, self.buffers.numel(), forms=forms, num_tensors=len(self.sizes), encoded=encoded)
 
     def is_late(self, note: Delivery) -> bool:
-        """Return whether an update has cancelled a gradient since it was begun."""
-        return self.spec.recipe.rule.gathering.cancels and note.round < self.version
+        """Return whether there were so many updates since a gradient was begun that none takes it."""
+        return has_expired(self.spec.recipe.rule.gathering, note.round, self.version)
 
     def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
         """Return the bytes that are sent for an update; those need it whose gradients it took."""

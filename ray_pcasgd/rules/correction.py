@@ -13,6 +13,7 @@ from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.purity import check_pair, check_state, check_vector, pure_result
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.base.settings import Settings, from_name
+from ray_pcasgd.rules.lateness import LatenessWeight, PolynomialWeight
 
 State = tuple[Tensor, ...]
 
@@ -174,6 +175,23 @@ class DelayAdaptive(Correction):
         return state, factor * late.gradient
 
 
+class Dampened(Correction):
+    """A late gradient counts less: ``s(tau) g``, s one of the laws by which FedAsync and Kardam dampen what is late.
+
+    s(0) = 1, so a gradient in time counts whole, and each one is dampened by its own staleness alone: late ones lower
+    the step size of none that come after them. **Choice**: where an update takes K gradients, the divisor of their
+    mean is K, not the sum of the s, as FedBuff has it.
+    """
+
+    name: Literal["dampened"] = "dampened"
+    weighting: LatenessWeight = PolynomialWeight()
+    """s(tau): polynomial, hinge, exponential; constant is no correction."""
+
+    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
+        """Return ``s(tau) g``."""
+        return state, self.weighting.of(late.staleness) * late.gradient
+
+
 def check_correction(correction: Correction) -> None:
     """Raise ``ValueError`` where another correction than the package's does not keep to what ``Correction`` says."""
     draw = generator(0, "correction")
@@ -198,7 +216,8 @@ AnyCorrection = Annotated[
         | ConstantDelayCompensation
         | AdaptiveDelayCompensation
         | GapBounded
-        | DelayAdaptive,
+        | DelayAdaptive
+        | Dampened,
         Field(discriminator="name"),
         Door("correction", "ray_pcasgd.corrections", (Correction,), check_correction),
     ],

@@ -46,7 +46,8 @@ class DiLoCo(ServerRule):
     outer: AnyOuter = OuterSGD()
     """How the server moves by the mean pseudo-gradient: ``sgd``; for late ones ``delayed-nesterov``, ``heloco``."""
     weighting: LatenessWeight = ConstantWeight()
-    """s(tau), by which a pseudo-gradient counts that comes tau updates late: constant, polynomial, hinge."""
+    """s(tau), by which a pseudo-gradient counts that comes tau updates late: constant, polynomial, hinge,
+    exponential."""
     average: Literal["equal", "samples"] = "equal"
     """How the K pseudo-gradients of one update are averaged: ``equal``, as DiLoCo has it; ``samples``, in proportion
     to the sizes of their workers' shards, as FedAvg has it, where K is above 1."""

@@ -24,7 +24,7 @@ class FedAsync(ServerRule):
     mix: float = Field(0.6, gt=0, le=1)
     """a, in (0, 1]: the weight of a message that is not late."""
     weighting: LatenessWeight = PolynomialWeight()
-    """s(tau), by which a falls for a message that comes tau updates late: constant, polynomial, hinge."""
+    """s(tau), by which a falls for a message that comes tau updates late: constant, polynomial, hinge, exponential."""
     proximal: float = Field(0.0, ge=0, le=1e6)
     """rho, from 0 on, of the term ``rho/2 |x - Theta|^2`` that workers add to their loss, Theta being the weights of
     their round's start; its gradient is added after gradient clipping. 0: none; the paper's experiments have 0.005."""

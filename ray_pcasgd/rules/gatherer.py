@@ -8,7 +8,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ray_pcasgd.rules.gathering import Gathering
+from ray_pcasgd.rules.balance import Balance
+from ray_pcasgd.rules.gathering_base import Gathering
 
 if TYPE_CHECKING:
     from ray_pcasgd.base.state import State
@@ -26,6 +27,11 @@ class Arrival(NamedTuple):
     """The newest server version that the worker knew when it started."""
 
 
+def has_expired(gathering: Gathering, begun: int, version: int) -> bool:
+    """Return whether a server at ``version`` takes no more what was begun when its newest version was ``begun``."""
+    return gathering.expires is not None and version - begun >= gathering.expires
+
+
 class Gatherer:
     """One server's arrivals: gradients go in, updates come out."""
 
@@ -39,6 +45,9 @@ class Gatherer:
         """The server's version."""
         self.waiting: list[Arrival] = []
         """Gradients that the next update will take."""
+        self._newcomer: int | None = None
+        """The worker whose gradient has come since the last update was asked for."""
+        self._balance = Balance(gathering) if gathering.averages != "gradients" else None
         self._grace_is_over = False
         every = gathering.adapts_every
         self._adaptive = None if every is None else _AdaptiveK(gathering, num_workers, every)
@@ -58,15 +67,23 @@ class Gatherer:
         return max(1, min(self._wanted, self.num_workers) if self.gathering.waits else self._wanted)
 
     def arrive(self, arrival: Arrival) -> bool:
-        """Take in a gradient; return whether it counts, or comes too late for a policy that cancels."""
-        if self.gathering.cancels and arrival.round < self.version:
+        """Take in a gradient; return whether it counts, or comes too late."""
+        if has_expired(self.gathering, arrival.round, self.version):
             if self._adaptive is not None:
                 self._adaptive.ignore(arrival)
             return False
         self.waiting.append(arrival)
+        self._newcomer = arrival.worker
         if self._adaptive is not None:
             self._adaptive.expect(arrival)
         return True
+
+    def renews(self, taken: Sequence[Arrival]) -> bool:
+        """Return whether those that are answered after an update, or without one, get the newest weights.
+
+        Else they go on at those that they have: in rounds, unless it is their turn.
+        """
+        return bool(taken) or self.gathering.averages != "rounds"
 
     @property
     def is_in_grace(self) -> bool:
@@ -83,13 +100,22 @@ class Gatherer:
 
         What is returned is taken: the server's version rises by one.
         """
-        if len(self.waiting) < self.k or self.is_in_grace:
+        if self._balance is not None:
+            there = set(range(self._num_workers)) - self._gone
+            number = self._balance.number_due(self.waiting, self._newcomer, there)
+            place = len(self.waiting) - number
+            taken, left = self.waiting[place:], self.waiting[:place]
+        elif len(self.waiting) < self.k or self.is_in_grace:
             return ()
-        number = len(self.waiting) if self.gathering.grace > 0 else self.k
-        taken, left = self.waiting[:number], self.waiting[number:]
+        else:
+            number = len(self.waiting) if self.gathering.grace > 0 else self.k
+            taken, left = self.waiting[:number], self.waiting[number:]
+        self._newcomer = None
+        if not taken:
+            return ()
         self._grace_is_over = False
         self.version += 1
-        self.waiting = [] if self.gathering.cancels else left
+        self.waiting = [one for one in left if not has_expired(self.gathering, one.round, self.version)]
         return tuple(taken)
 
     def state(self) -> "State":
@@ -112,6 +138,8 @@ class Gatherer:
         It begins anew, and no update takes two gradients of one worker there.
         """
         self._gone.discard(worker)
+        if self._balance is not None:
+            self._balance.renew(worker)
         if self.gathering.waits:
             self.waiting = [one for one in self.waiting if one.worker != worker]
 

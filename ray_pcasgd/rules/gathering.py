@@ -6,65 +6,17 @@ Gradients Can Win the Race' (AISTATS 2018, extended version 2021) for the K-... 
 """
 
 import math
-from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
 from ray_pcasgd.base.doors import Door, naming_own
-from ray_pcasgd.base.settings import Settings, from_name
-
-BaseKind = Literal["k-sync", "k-batch-sync", "k-async", "k-batch-async"]
-"""The four policies of Dutta et al. that have a K; every other one is a case of one of them."""
-
-
-class Gathering(Settings, ABC):
-    """When a server updates. Its fields are its settings, its methods are pure.
-
-    A policy says whether workers wait (``waits``), whether late work is cancelled (``cancels``), and how many
-    gradients make an update (``num_gradients``): planner, live servers and theory need no more. One that changes K as
-    the loss falls also says how often (``adapts_every``) and to what (``adapted``).
-    """
-
-    waits: ClassVar[bool]
-    """Whether a worker that has delivered starts again only after the update that takes its gradient."""
-    cancels: ClassVar[bool] = False
-    """Whether an update cancels all work that was begun before it."""
-
-    @abstractmethod
-    def num_gradients(self, num_workers: int) -> int:
-        """Return K, the gradients of one update, from 1 on; where K is adapted that of the first update.
-
-        Where workers wait it is at most P; where they do not, one update may take several gradients of each.
-        """
-
-    @property
-    def grace(self) -> float:
-        """Seconds (virtual ones in planned runs) for which an update waits for more once its K gradients are in.
-
-        It then takes all that are there, and earlier once all P workers' are; only where workers wait for it.
-        """
-        return 0.0
-
-    @property
-    def adapts_every(self) -> float | None:
-        """Seconds (virtual ones in planned runs), above 0, after which K is set anew; ``None``: K stays."""
-        return None
-
-    def adapted(self, num_workers: int, k: int, ratio: float) -> int:
-        """Return K for ``ratio = F(w_0) / F(w)``, where it was ``k`` so far; not asked without ``adapts_every``."""
-        return k
-
-    @property
-    def base_kind(self) -> BaseKind:
-        """The policy that this one is a case of, by which the theory knows it."""
-        if self.waits:
-            return "k-sync" if self.cancels else "k-async"
-        return "k-batch-sync" if self.cancels else "k-batch-async"
-
-    def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where the settings do not fit ``num_workers`` workers."""
-        return
+from ray_pcasgd.base.settings import from_name
+from ray_pcasgd.rules.balanced import IA2SGD, Malenia, Ringleader
+from ray_pcasgd.rules.delay_threshold import Rennala, Ringmaster
+from ray_pcasgd.rules.gathering_base import Averaging, FirstK
+from ray_pcasgd.rules.gathering_base import BaseKind as BaseKind
+from ray_pcasgd.rules.gathering_base import Gathering as Gathering
 
 
 class Sync(Gathering):
@@ -78,21 +30,7 @@ class Sync(Gathering):
         return num_workers
 
 
-class _FirstK(Gathering):
-    k: int = Field(ge=1)
-    """Gradients of one update, K, from 1 on; where workers wait, up to the number of workers."""
-
-    def num_gradients(self, num_workers: int) -> int:
-        """Return K."""
-        return self.k
-
-    def check(self, num_workers: int) -> None:
-        """Raise ``ValueError`` where K is above P, and workers wait for the update."""
-        if self.waits and self.k > num_workers:
-            raise ValueError(f"k = {self.k}: allowed are 1 to the number of workers, {num_workers}")
-
-
-class KSync(_FirstK):
+class KSync(FirstK):
     """The first K workers have delivered; the others are cancelled, and all start afresh."""
 
     name: Literal["k-sync"] = "k-sync"
@@ -100,7 +38,7 @@ class KSync(_FirstK):
     cancels: ClassVar[bool] = True
 
 
-class KBatchSync(_FirstK):
+class KBatchSync(FirstK):
     """K gradients at the current version are in, of any workers; unfinished ones are cancelled."""
 
     name: Literal["k-batch-sync"] = "k-batch-sync"
@@ -108,14 +46,14 @@ class KBatchSync(_FirstK):
     cancels: ClassVar[bool] = True
 
 
-class KAsync(_FirstK):
+class KAsync(FirstK):
     """K different workers have delivered; the others go on, and their gradients come stale."""
 
     name: Literal["k-async"] = "k-async"
     waits: ClassVar[bool] = True
 
 
-class KBatchAsync(_FirstK):
+class KBatchAsync(FirstK):
     """K gradients are in, of any workers; the others go on. With rounds of local steps it is FedBuff's buffer."""
 
     name: Literal["k-batch-async"] = "k-batch-async"
@@ -125,7 +63,7 @@ class KBatchAsync(_FirstK):
     2022, arXiv 2106.06639)."""
 
 
-class Quorum(_FirstK):
+class Quorum(FirstK):
     """K different workers have delivered, and a grace has passed in which others may join; the rest go on, and late.
 
     Decoupled DiLoCo's quorum with a grace window (arXiv 2604.21428). The update takes all that have come by then, and
@@ -235,6 +173,18 @@ def check_gathering(gathering: Gathering) -> None:
             raise ValueError(f"{name} is {value!r}; allowed are True and False")
     with naming_own(gathering):
         every: Any = gathering.adapts_every
+    with naming_own(gathering):
+        expires: Any = gathering.expires
+    if expires is not None and (type(expires) is not int or expires < 1):
+        raise ValueError(f"expires is {expires!r}; allowed are None and whole numbers from 1 on")
+    if gathering.averages not in get_args(Averaging):
+        raise ValueError(f"averages is {gathering.averages!r}; allowed are {', '.join(get_args(Averaging))}")
+    with naming_own(gathering):
+        harmonic: Any = gathering.harmonic
+    if not isinstance(harmonic, int | float) or isinstance(harmonic, bool) or not 1 <= harmonic < math.inf:
+        raise ValueError(f"harmonic is {harmonic!r}; allowed are finite numbers from 1 on")
+    if expires is None and gathering.cancels:
+        raise ValueError("expires is None; allowed where cancels is True are whole numbers from 1 on")
     is_number = isinstance(every, int | float) and not isinstance(every, bool)
     if every is not None and not (is_number and 0 < every < math.inf):
         raise ValueError(f"adapts_every is {every!r}; allowed are None and finite numbers above 0")
@@ -248,7 +198,20 @@ def check_gathering(gathering: Gathering) -> None:
 
 AnyGathering = Annotated[
     Annotated[
-        Sync | KSync | KBatchSync | KAsync | KBatchAsync | Quorum | ASGD | NSoftsync | AdaSync,
+        Sync
+        | KSync
+        | KBatchSync
+        | KAsync
+        | KBatchAsync
+        | Quorum
+        | ASGD
+        | NSoftsync
+        | AdaSync
+        | Ringmaster
+        | Rennala
+        | Malenia
+        | Ringleader
+        | IA2SGD,
         Field(discriminator="name"),
         Door("policy", "ray_pcasgd.gathering", (Gathering,), check_gathering),
     ],

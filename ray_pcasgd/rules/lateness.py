@@ -1,7 +1,8 @@
-"""By how much a message counts at a server that has moved on since its worker read the weights: FedAsync's weights.
+"""By how much a message counts at a server that has moved on since its worker read the weights: dampening laws.
 
-``s(tau)``, tau the server's updates since those weights, in [0, 1] and 1 at 0. Xie, Koyejo, Gupta 2019, arXiv
-1903.03934, section 5.2; FedBuff (Nguyen et al., AISTATS 2022, arXiv 2106.06639) uses the polynomial with a = 1/2.
+``s(tau)``, tau the server's updates since those weights, in [0, 1] and 1 at 0. FedAsync's weights (Xie, Koyejo, Gupta
+2019, arXiv 1903.03934, section 5.2), of which FedBuff (Nguyen et al., AISTATS 2022, arXiv 2106.06639) uses the
+polynomial with a = 1/2; the exponential is Kardam's (Damaskinos et al., ICML 2018, arXiv 1802.07928).
 """
 
 from abc import abstractmethod
@@ -56,8 +57,20 @@ class HingeWeight(_Weight):
         return 1 / (self.a * (staleness - self.b).clamp(min=0) + 1)
 
 
+class ExponentialWeight(_Weight):
+    """``s(tau) = exp(-a tau)``."""
+
+    name: Literal["exponential"] = "exponential"
+    a: float = Field(0.2, gt=0, le=100)
+    """How fast the weight falls, above 0."""
+
+    def of(self, staleness: Tensor) -> Tensor:
+        """Return ``exp(-a tau)``."""
+        return torch.exp(-self.a * staleness)
+
+
 LatenessWeight = Annotated[
-    Annotated[ConstantWeight | PolynomialWeight | HingeWeight, Field(discriminator="name")],
+    Annotated[ConstantWeight | PolynomialWeight | HingeWeight | ExponentialWeight, Field(discriminator="name")],
     BeforeValidator(from_name),
 ]
 """A weight for late messages by its name, with its settings."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
 from ray_pcasgd.rules.gathering import ASGD, AnyGathering, Gathering
+from ray_pcasgd.rules.gradient_table import Entry, Table, begun, empty_table, folded, mean_of_workers, replaced
 
 
 class Delivered(NamedTuple):
@@ -146,10 +147,10 @@ def _check_numbers(gathering: Gathering, num_workers: int) -> None:
 
 def check_rounds(rule: ServerRule) -> None:
     """Raise ``ValueError`` where a rule whose workers take rounds of local steps has a gathering that cancels them."""
-    if rule.gathering.cancels:
+    if rule.gathering.expires is not None or rule.gathering.averages != "gradients":
         raise ValueError(
-            f"gathering.name = {rule.gathering.name!r}: allowed with rounds of local steps are those that cancel no "
-            "work, as sync, k-async, asgd, k-batch-async and n-softsync"
+            f"gathering.name = {rule.gathering.name!r}: allowed with rounds of local steps are those that take "
+            "all work, as sync, k-async, asgd, k-batch-async and n-softsync"
         )
 
 
@@ -168,8 +169,10 @@ def described(algorithm: Settings) -> str:
 class ParameterServer(ServerRule):
     """A server holds the weights, workers send gradients: ``w <- w - eta u``, u the optimizer's direction of the mean.
 
-    The mean is that of the K corrected gradients, ``(1/K) sum_l c(g_l)``. **Choice**: floating-point buffers
-    (BatchNorm's statistics) of the server become the mean of those of the K workers after their forward passes.
+    The mean is that of the K corrected gradients, ``(1/K) sum_l c(g_l)``; with ``malenia``, ``ringleader`` and
+    ``ia2sgd`` that of the workers' own means, ``(1/n) sum_i (1/b_i) sum_j c(g_ij)``, as these say. **Choice**:
+    floating-point buffers (BatchNorm's statistics) of the server become the mean of those that come with an update's
+    gradients, after their forward passes.
     """
 
     name: Literal["server"] = "server"
@@ -194,16 +197,29 @@ class ParameterServer(ServerRule):
             )
 
     def init(self, weights: Tensor, num_workers: int) -> State:
-        """Return the correction's state."""
-        return self.correction.init(weights, num_workers)
+        """Return the correction's state, and behind it the table of gradients where workers count alike."""
+        own = self.correction.init(weights, num_workers)
+        return own if self.gathering.averages == "gradients" else (*own, *empty_table(weights, num_workers))
 
     def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
-        """Return the mean of the corrected gradients, summed in their order."""
+        """Return the mean of the corrected gradients, summed in their order, or that of their workers' means."""
+        if self.gathering.averages != "gradients":
+            return self._gather_alike(state, delivered)
         state, total = self.correction.apply(state, *delivered[0][:2])
         for one in delivered[1:]:
             state, corrected = self.correction.apply(state, *one[:2])
             total = total + corrected
         return state, total / len(delivered)
+
+    def _gather_alike(self, state: State, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
+        """Return the mean of the workers' means."""
+        own, table = state[: -len(Table._fields)], Table(*state[-len(Table._fields) :])
+        entries = []
+        for one in delivered:
+            own, corrected = self.correction.apply(own, one.worker, one.late)
+            entries.append(Entry(one.worker, corrected, one.late.staleness))
+        table = {"workers": begun, "latest": replaced, "rounds": folded}[self.gathering.averages](table, entries)
+        return (*own, *table), mean_of_workers(table)
 
 
 class ElasticAveraging(ServerRule):
@@ -233,10 +249,11 @@ class ElasticAveraging(ServerRule):
         """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
         gathering = self.gathering
-        if gathering.cancels or not gathering.waits or gathering.adapts_every is not None or gathering.grace:
+        is_plain = gathering.expires is None and gathering.adapts_every is None and not gathering.grace
+        if not is_plain or not gathering.waits:
             raise ValueError(
                 f"gathering.name = {gathering.name!r}: allowed with elastic averaging are sync, k-async, asgd; "
-                "each exchange is waited for, and none is cancelled"
+                "each exchange is waited for, and none is given up"
             )
         if gathering.num_gradients(num_workers) * self.alpha > 1:
             raise ValueError(

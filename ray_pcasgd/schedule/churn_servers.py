@@ -132,10 +132,10 @@ class _Churn(Simulation):
         """Enter what happens when a message arrives that is sent now."""
         super().send(channel, version, now, rank, worker, server, _Sent(self.lives[worker], content))
 
-    def answer(self, server: Server, worker: int, version: int, now: int) -> None:
+    def answer(self, server: Server, worker: int, version: int, now: int, is_renewed: bool = True) -> None:
         """Answer a worker that is there."""
         if worker not in self.away:
-            super().answer(server, worker, version, now)
+            super().answer(server, worker, version, now, is_renewed)
 
     def change(self, now: int) -> list[Row]:
         """Let workers leave and come back; return the latter's rows."""
@@ -161,10 +161,8 @@ class _Churn(Simulation):
         if not taken:
             return
         yield self.update(server, taken, now)
-        answered = {one.worker: one.version for one in taken}
-        if self.plan.gathering.cancels:
-            answered = dict.fromkeys(range(self.plan.num_workers), 0)
-        for number, version in answered.items():
+        answered = {one.worker: one.version for one in taken if self.plan.gathering.waits}
+        for number, version in self.with_cancelled(server, answered).items():
             self.answer(server, number, version, now)
 
     def come_back(self, worker: Worker, now: int) -> Row:
@@ -177,6 +175,7 @@ class _Churn(Simulation):
             server.gatherer.gain(worker.number)
             newest = server.gatherer.version
             given = server.given[worker.number] = max(0, newest - self.plan.reads_before)
+            server.told[worker.number] = newest
             worker.known[server.number] = Notice(newest, given, version)
         reads = tuple(
             Read(self.plan.num_workers + place, notice.reads, notice.newest - notice.reads, 0)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position
-from ray_pcasgd.rules.gathering import Gathering
+from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position, has_expired
+from ray_pcasgd.rules.gathering_base import Gathering
 from ray_pcasgd.schedule.simulation import (
     Calendar,
     Channel,
@@ -25,8 +25,9 @@ class ServerPlanner(Timing):
 
     A worker reads its servers' versions, computes, and sends its gradient, a part to each server. A server takes
     gradients as its gathering says, and answers a worker at once, or, where workers wait, at the update that takes
-    the gradient; where a policy cancels, each new version goes to all workers. A worker starts again when all servers
-    have answered; its work is cancelled once all have moved on from the versions that it reads.
+    the gradient, and where that comes too late; where a policy cancels, a new version also goes to all workers whose
+    work it makes too late. A worker starts again when all servers have answered; its work is cancelled once it comes
+    too late for all of them.
 
     Time is whole nanoseconds. **Choice**: of what happens at one instant, messages come before gradients that become
     ready, and both by the worker's number; so workers that are equally fast are served one after another. An update
@@ -111,6 +112,8 @@ class Server:
         self.to_worker = [Channel(plan, plan.num_workers + number, k, size, pipes) for k in range(plan.num_workers)]
         self.given = [0] * plan.num_workers
         """The version that each worker was told to read last."""
+        self.told = [0] * plan.num_workers
+        """The newest version when each worker was told so."""
         self.graced = -1
         """The version before the update whose grace has begun last."""
 
@@ -203,38 +206,40 @@ class Simulation:
     def notice(self, worker: Worker, place: int, notice: Notice, now: int) -> Iterator[Row]:
         """Let a worker hear from a server."""
         worker.known[place] = notice._replace(answers=max(notice.answers, worker.known[place].answers))
-        if worker.computing and self.plan.gathering.cancels and all(map(self.is_newer, worker.known, worker.reading)):
+        if worker.computing and all(map(self.is_cancelled, worker.known, worker.reading)):
             yield self.end(worker, now, "cancelled")
         if not worker.computing and all(self.is_answer(worker, s) for s in range(self.plan.num_servers)):
             self.begin(worker, now)
 
-    @staticmethod
-    def is_newer(known: Notice, reading: Notice) -> bool:
-        """Return whether a server is known to have moved on."""
-        return known.newest > reading.newest
+    def is_cancelled(self, known: Notice, reading: Notice) -> bool:
+        """Return whether a server is known to take no more what was begun with a notice."""
+        gathering = self.plan.gathering
+        return gathering.cancels and has_expired(gathering, reading.newest, known.newest)
 
     def is_answer(self, worker: Worker, place: int) -> bool:
         """Return whether a server has answered a worker's last gradient, or cancelled it."""
         known = worker.known[place]
-        cancels = self.plan.gathering.cancels
-        return known.answers >= worker.version or (cancels and self.is_newer(known, worker.reading[place]))
+        return known.answers >= worker.version or self.is_cancelled(known, worker.reading[place])
 
     def arrive(self, server: Server, arrival: Arrival, now: int) -> Iterator[Row]:
         """Let a gradient arrive, and update if it is time."""
-        waits, cancels = self.plan.gathering.waits, self.plan.gathering.cancels
         counts = not self.is_over(server) and server.gatherer.arrive(arrival)
         taken = server.gatherer.take() if counts else ()
         if taken:
             yield self.update(server, taken, now)
-        if cancels and taken:
-            answered = {k: arrival.version if k == arrival.worker else 0 for k in range(self.plan.num_workers)}
-        elif waits and counts:
-            answered = {one.worker: one.version for one in taken}
-        else:
-            answered = {arrival.worker: arrival.version}
-        for worker, version in answered.items():
-            self.answer(server, worker, version, now)
+        is_waited_for = self.plan.gathering.waits and counts
+        answered = {one.worker: one.version for one in (taken if is_waited_for else (arrival,))}
+        for number, version in (self.with_cancelled(server, answered) if taken else answered).items():
+            self.answer(server, number, version, now, server.gatherer.renews(taken))
         self.begin_grace(server, now)
+
+    def with_cancelled(self, server: Server, answered: dict[int, int]) -> dict[int, int]:
+        """Return whom an update answers, and which gradient of theirs: those too whose work it cancels."""
+        gathering, version = self.plan.gathering, server.gatherer.version
+        if not gathering.cancels:
+            return answered
+        late = {k for k, told in enumerate(server.told) if has_expired(gathering, told, version)}
+        return {k: answered.get(k, 0) for k in sorted(late.union(answered))}
 
     def begin_grace(self, server: Server, now: int) -> None:
         """Let a grace begin, if it is time, at the end of which the server updates."""
@@ -264,10 +269,10 @@ class Simulation:
         server.position.advance(one.worker for one in taken)
         return Row(self.plan.num_workers + server.number, version, *row_times(now, now, now), tuple(reads))
 
-    def answer(self, server: Server, worker: int, version: int, now: int) -> None:
-        """Send the server's newest version, or the one that the link lets through, to a worker."""
+    def answer(self, server: Server, worker: int, version: int, now: int, is_renewed: bool = True) -> None:
+        """Send the server's newest version, or the one that the link lets through, to a worker, or the one it has."""
         channel, newest = server.to_worker[worker], server.gatherer.version
         held = server.position.version_before(channel.hold_steps(server.position.steps, now))
-        reads = max(server.given[worker], min(held, newest - self.plan.reads_before), 0)
-        server.given[worker] = reads
+        reads = max(server.given[worker], min(held, newest - self.plan.reads_before) if is_renewed else 0)
+        server.given[worker], server.told[worker] = reads, newest
         self.send(channel, newest, now, NOTICE, worker, server.number, Notice(newest, reads, version))

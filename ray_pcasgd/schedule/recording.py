@@ -18,7 +18,7 @@ def replayable(
     *,
     is_live: bool,
     servers: Collection[int] = (),
-    cancels: bool = False,
+    expires: bool = False,
     workers_step: bool = False,
     with_directions: bool = True,
 ) -> tuple[list[Row], list[Event]]:
@@ -28,14 +28,14 @@ def replayable(
         rows: All rows that were reported, each agent's in order.
         is_live: Whether agents read what had come; the rows of a planned run are in order as they are.
         servers: The agents that are servers.
-        cancels: Whether a server's update cancels work that was begun before it.
+        expires: Whether gradients can come too late for an update.
         workers_step: Whether workers have weights of their own.
         with_directions: Whether a read of a stale version needs its neighbor's direction there (``in_causal_order``).
 
     """
     known, events = list(rows), list[Event]()
     if is_live and servers:
-        known = with_unreported(rows, servers, cancels, workers_step)
+        known = with_unreported(rows, servers, expires, workers_step)
         events += _restored(known[len(rows) :])
     known, after_gaps = _without_rows_after_gaps(known) if is_live else (known, [])
     known, left_out = _without_unreported_reads(known)
@@ -58,7 +58,7 @@ _Taken = dict[int, dict[int, tuple[Read, Row]]]
 
 
 def with_unreported(
-    rows: Sequence[Row], servers: Collection[int], cancels: bool, workers_step: bool = False
+    rows: Sequence[Row], servers: Collection[int], expires: bool, workers_step: bool = False
 ) -> list[Row]:
     """Return the rows together with those that their workers took and never reported.
 
@@ -71,8 +71,8 @@ def with_unreported(
     Args:
         rows: All rows that are known, workers' and servers', each agent's in order.
         servers: The agents that are servers.
-        cancels: Whether an update cancels work that was begun before it: what was taken was then begun at the
-            server's version of the update, and is recorded so.
+        expires: Whether gradients can come too late for an update: what was taken did not, and is recorded as begun
+            at the server's version of that update.
         workers_step: Whether workers have weights of their own.
 
     """
@@ -83,12 +83,12 @@ def with_unreported(
         for read in row.reads if row.agent in servers else ():
             taken[read.neighbor][read.version][row.agent] = (read, row)
     back: RowKind = "rejoined" if workers_step else "cancelled"
-    added = (_missing(worker, known[worker], taken[worker], servers, cancels, back) for worker in sorted(taken))
+    added = (_missing(worker, known[worker], taken[worker], servers, expires, back) for worker in sorted(taken))
     return [*rows, *chain.from_iterable(added)]
 
 
 def _missing(
-    worker: int, known: dict[int, Row], taken: _Taken, servers: Collection[int], cancels: bool, back: RowKind
+    worker: int, known: dict[int, Row], taken: _Taken, servers: Collection[int], expires: bool, back: RowKind
 ) -> Iterator[Row]:
     """Yield a worker's rows that are not known, in order; ``back`` is the kind of the one before a gap ends."""
     reads = {server: Read(server, 0, 0, 0) for server in servers}
@@ -104,7 +104,7 @@ def _missing(
             ended = max(end, *(row.end for _, row in taken[step + 1].values()))
             for server, (read, row) in taken[step + 1].items():
                 version = row.step - read.staleness
-                reads = reads | {server: Read(server, version, read.staleness if cancels else 0, 0)}
+                reads = reads | {server: Read(server, version, read.staleness if expires else 0, 0)}
             if next_step < step:
                 yield Row(worker, step - 1, end, end, end, _sorted(reads if back == "rejoined" else before), back)
             yield Row(worker, step, end, ended, ended, _sorted(reads))

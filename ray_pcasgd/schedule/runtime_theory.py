@@ -8,13 +8,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, special, stats
 
-from ray_pcasgd.rules.gathering import ASGD, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, Sync
+from ray_pcasgd.rules.gathering import ASGD, BaseKind, Gathering, KAsync, KBatchAsync, KBatchSync, KSync, Sync
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.law_base import BaseLaw
 from ray_pcasgd.schedule.law_measured import MeasuredLaw
@@ -85,6 +85,9 @@ def integrated_order_statistic(law: BaseLaw, k: int, num_workers: int) -> float:
     return float(value)
 
 
+_KNOWN = ", ".join(get_args(BaseKind))
+
+
 def seconds_per_update(gathering: Gathering, law: BaseLaw, num_workers: int, k: int | None = None) -> Expectation:
     """Return the mean seconds between two updates (Dutta et al. 2021, lemmas 1 to 6).
 
@@ -93,6 +96,8 @@ def seconds_per_update(gathering: Gathering, law: BaseLaw, num_workers: int, k: 
     """
     k = gathering.num_gradients(num_workers) if k is None else k
     kind, law = gathering.base_kind, without_spread(law)
+    if kind is None:
+        raise ValueError(f"gathering {type(gathering).__name__}: the theory knows policies that are a case of {_KNOWN}")
     if kind == "k-sync" or (kind == "k-async" and k == num_workers):
         return Expectation(order_statistic(law, k, num_workers), "exact")
     if kind == "k-batch-sync":

@@ -55,6 +55,13 @@ CASES: dict[str, dict[str, Any]] = {
     "k-batch-async, gap-bounded": _server({"name": "k-batch-async", "k": 2}, correction=BOUNDED_GAP),
     "n-softsync, staleness-aware": _server({"name": "n-softsync", "n": 2}, correction="staleness-aware"),
     "adasync": _server({"name": "adasync", "every_seconds": 2.0}),
+    "ringmaster, stopping, dampened": _server(
+        {"name": "ringmaster", "delay_threshold": 3, "stops": True}, correction="dampened"
+    ),
+    "rennala": _server({"name": "rennala", "k": 6}),
+    "malenia": _server("malenia"),
+    "ringleader, dampened": _server("ringleader", correction="dampened"),
+    "ia2sgd, two servers": _server("ia2sgd", shards=2),
     "two servers": _server("asgd", shards=2, correction="dc-asgd-c"),
     "k-sync, two servers": _server({"name": "k-sync", "k": 2}, shards=2),
     "elastic averaging": {"algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.2}},

@@ -16,18 +16,22 @@ from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from tests.unit.schedule.slow_network import Shipment, arrivals
 
 # Who waits and who is cancelled, as section 2 of the literature tells it.
-WAITING = {"sync", "k-sync", "k-async", "asgd", "quorum"}
+WAITING = {"sync", "k-sync", "k-async", "asgd", "quorum", "ringmaster"}
 CANCELLING = {"k-sync", "k-batch-sync"}
+FRESH_ONLY = {*CANCELLING, "rennala", "malenia"}
+ALIKE = {"malenia", "ringleader", "ia2sgd"}
 
 
 def gradients_of_one_update(gathering: Any, num_workers: int) -> int:
     match gathering.name:
         case "sync":
             return num_workers
-        case "asgd":
+        case "asgd" | "ringmaster":
             return 1
         case "n-softsync":
             return num_workers // int(gathering.n)
+        case "malenia" | "ringleader" | "ia2sgd":
+            return 0
     return int(gathering.k)
 
 
@@ -68,6 +72,10 @@ class Task:
 @dataclass
 class Update:
     taken: list[Letter] = field(default_factory=list)
+    begins: bool = False
+    """Whether it is the first of a round of Ringleader's."""
+    renewed: int | None = None
+    """Whose gradient gave rise to it."""
 
 
 def slow_rows(plan: ServerPlanner) -> list[Row]:
@@ -80,7 +88,9 @@ class _SlowPlanner:
         self.plan = plan
         self.k = gradients_of_one_update(plan.gathering, plan.num_workers)
         self.waits = plan.gathering.name in WAITING
-        self.cancels = plan.gathering.name in CANCELLING
+        self.cancels = plan.gathering.name in CANCELLING or getattr(plan.gathering, "stops", False)
+        self.most = getattr(plan.gathering, "delay_threshold", 1 if plan.gathering.name in FRESH_ONLY else math.inf)
+        """How many updates a gradient may be late, plus one."""
         self.grace = round(1e9 * plan.gathering.grace_seconds) if plan.gathering.name == "quorum" else 0
         self.graces: list[tuple[int, int, int]] = []
         """When a server's grace ends, the server, and how many updates it had made when that began."""
@@ -108,6 +118,8 @@ class _SlowPlanner:
         self.has_bytes = bool(plan.hosts) or any(link.bandwidth for link in plan.links)
         self.tasks: list[list[Task]] = [[] for _ in range(plan.num_workers)]
         self.updates: list[list[Update]] = [[] for _ in range(plan.num_servers)]
+        self.returned: list[tuple[int, int, int]] = []
+        """Servers, workers that came back, and how many updates the server had made then."""
         self.told: dict[tuple[int, int], list[int]] = {}
         self.result: list[Row] = []
 
@@ -189,6 +201,7 @@ class _SlowPlanner:
                     letter.taken_by = -1
         for server in range(self.plan.num_servers):
             self.gone[server].discard(worker)
+            self.returned.append((server, worker, newest[server]))
             word = Letter("word", worker, server, now, number, newest[server], read[server], opened=True)
             self.learned.append(word)
             self.told.setdefault((server, worker), [0]).append(read[server])
@@ -216,7 +229,7 @@ class _SlowPlanner:
 
     def hear(self, worker: int, now: int) -> None:
         task = self.tasks[worker][-1]
-        moved_on = [self.newest_known(worker, s) > task.newest[s] for s in range(self.plan.num_servers)]
+        moved_on = [self.newest_known(worker, s) - task.newest[s] >= self.most for s in range(self.plan.num_servers)]
         if not task.ended and self.cancels and all(moved_on):
             task.ended = True
             self.write_row(worker, now, "cancelled")
@@ -278,9 +291,11 @@ class _SlowPlanner:
     def take_in(self, letter: Letter, now: int) -> None:
         server, updates = letter.server, self.updates[letter.server]
         is_over = self.progress(server) >= self.plan.num_steps
-        letter.accepted = not is_over and not (self.cancels and letter.newest < len(updates))
+        letter.accepted = not is_over and len(updates) - letter.newest < self.most
+        before = len(updates)
         if not self.consider(server, now, letter) and not (self.waits and letter.accepted):
-            self.answer(server, letter.worker, letter.number, now)
+            stays = self.plan.gathering.name == "ringleader" and len(updates) == before
+            self.answer(server, letter.worker, letter.number, now, stays)
 
     def consider(self, server: int, now: int, letter: Letter | None) -> bool:
         """Update and answer if it is time, after a gradient has come or ``None``; else let a grace begin if it is."""
@@ -292,6 +307,9 @@ class _SlowPlanner:
         waiting.sort(key=lambda x: (x is letter, x.arrival, x.worker, x.number))
         delivered = {x.worker for x in waiting}
         there = [w for w in range(self.plan.num_workers) if w not in self.gone[server] or w in delivered]
+        if self.plan.gathering.name in ALIKE:
+            self.consider_alike(server, now, letter, waiting)
+            return False
         needed = max(1, min(self.k, len(there))) if self.waits else self.k
         if len(waiting) < needed:
             return False
@@ -303,14 +321,40 @@ class _SlowPlanner:
         taken = waiting if self.grace else waiting[:needed]
         self.update(server, taken, now)
         if self.cancels:
+            mine = [x for x in [*self.letters, *self.learned] if (x.kind, x.server) == ("word", server)]
             for worker in range(self.plan.num_workers):
-                self.answer(server, worker, letter.number if letter and worker == letter.worker else 0, now)
+                told = max([0, *(word.newest for word in mine if word.worker == worker)])
+                numbers = [x.number for x in taken if x.worker == worker]
+                if numbers or len(self.updates[server]) - told >= self.most:
+                    self.answer(server, worker, max(numbers, default=0), now)
         elif self.waits:
             for one in taken:
                 self.answer(server, one.worker, one.number, now)
         else:
             return False
         return True
+
+    def consider_alike(self, server: int, now: int, letter: Letter | None, waiting: list[Letter]) -> None:
+        """Update if it is time, under a policy under which all workers count alike."""
+        name, updates = self.plan.gathering.name, self.updates[server]
+        there = set(range(self.plan.num_workers)) - self.gone[server]
+        first = max((place for place, update in enumerate(updates) if update.begins), default=-1)
+        has_new = {update.renewed for update in updates[first:]} if first >= 0 else set()
+        has_new |= {worker for place, worker, number in self.returned if place == server and number > first >= 0}
+        in_round = name == "ringleader" and first >= 0 and not there <= has_new
+        if in_round or (name == "ia2sgd" and updates):
+            taken = [letter] if letter and not (in_round and letter.worker in has_new) else []
+        else:
+            counts = [sum(x.worker == worker for x in waiting) for worker in range(self.plan.num_workers)]
+            given = [count for count in counts if count]
+            is_missing = any(counts[worker] == 0 for worker in there)
+            common = math.lcm(*given) if given else 1
+            target = getattr(self.plan.gathering, "target", 1)
+            is_enough = len(given) * common >= target * sum(common // count for count in given)
+            taken = waiting if waiting and is_enough and not is_missing else []
+        if taken:
+            self.update(server, taken, now)
+            updates[-1].begins, updates[-1].renewed = not in_round, letter.worker if letter else None
 
     def end_grace(self, now: int, server: int, version: int) -> None:
         if len(self.updates[server]) == version and self.progress(server) < self.plan.num_steps:
@@ -326,14 +370,14 @@ class _SlowPlanner:
         moment = now / 1e9
         self.result.append(Row(self.plan.num_workers + server, version, moment, moment, moment, tuple(reads)))
 
-    def answer(self, server: int, worker: int, number: int, now: int) -> None:
+    def answer(self, server: int, worker: int, number: int, now: int, stays: bool = False) -> None:
         if worker in self.away:
             return
         newest, steps = len(self.updates[server]), self.progress(server)
         hold = self.times[self.plan.num_workers + server, worker].hold_steps(steps, now / 1e9)
         old_enough = [v for v in range(newest + 1) if hold <= 0 or self.steps_at(server, v) <= steps - hold]
         told = self.told.setdefault((server, worker), [0])
-        told.append(max(told[-1], min(max(old_enough, default=0), newest - self.plan.reads_before)))
+        told.append(max(told[-1], min(max(old_enough, default=0), newest - self.plan.reads_before) if not stays else 0))
         self.send("word", worker, server, now, number, newest, told[-1], newest)
 
 

@@ -1,7 +1,7 @@
 """What a live server decides: which gradients an update takes, whom it answers, and with which of its versions."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.mailbox import Answer, Delivery, Header, OnceMailbox
@@ -11,7 +11,7 @@ from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.decisions import Moment, Over, Policy, Take, Wait, overdue
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.records import Event, Read
-from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position
+from ray_pcasgd.rules.gatherer import Arrival, Gatherer, Position, has_expired
 
 
 class Open(NamedTuple):
@@ -98,6 +98,8 @@ class ServerPolicy(Policy[Decision]):
         """Each worker's newest gradient that was taken in."""
         self.given = dict.fromkeys(spec.neighbors, self.first)
         """The version that each worker was told to read last; of those alone that are there."""
+        self.told = dict.fromkeys(spec.neighbors, self.first)
+        """The newest version when each worker was told so."""
         self.strangers: set[int] = set()
         """Workers that are back, and know nothing of the weights before they are answered."""
         self.losses: dict[tuple[int, int], float] = {}
@@ -118,6 +120,8 @@ class ServerPolicy(Policy[Decision]):
         self._came: _Came | None = None
         self._owed: dict[int, int] | None = None
         """By worker, which of its gradients is to be answered now."""
+        self._is_renewed = True
+        """Whether it is answered with the newest weights; else with those that the worker has."""
         self._taking: list[int] = []
         """The workers of the gradients of the update that is due."""
         self._grace_ends: float | None = None
@@ -125,6 +129,11 @@ class ServerPolicy(Policy[Decision]):
         self._deadline: float | None = None
         """The steady second up to which a gradient is waited for; ``None`` where none is waited for."""
         self._events: list[Event] = []
+
+    @property
+    def num_owed(self) -> int:
+        """How many workers are to be answered now."""
+        return len([worker for worker in self._owed or () if worker in self.given])
 
     @property
     def version(self) -> int:
@@ -177,7 +186,9 @@ class ServerPolicy(Policy[Decision]):
     def links(self, injection: InjectedDelays) -> None:
         """Take in what is injected on links from now on."""
         self._links = injection.links_from(self.spec.agent, self.spec.neighbors)
-        self._holds = any(entry.unit != "seconds" for entry in (*injection.links, *injection.changes.entries))
+        in_steps = any(entry.unit != "seconds" for entry in (*injection.links, *injection.changes.entries))
+        self._holds = in_steps or self.gathering.averages == "rounds"
+        """Whether a worker may be answered with other weights than the newest."""
 
     def events(self) -> list[Event]:
         """Return the events to be told since the last call, in their order."""
@@ -209,7 +220,7 @@ class ServerPolicy(Policy[Decision]):
                 self._lose(agent)
                 return self.decide(now)
         if self.is_done:
-            self.is_over = True
+            self.is_over = self._is_renewed = True
             told = self._tell(dict.fromkeys(self.given, 0), now)
             final = {worker: header._replace(final=True) for worker, header in told.headers.items()}
             return Tell(final, frozenset(final))
@@ -275,12 +286,12 @@ class ServerPolicy(Policy[Decision]):
         taken = () if self.is_done else self.gatherer.take()
         if taken:
             self._grace_ends = None
+        answered: Sequence[Arrival | _Came] = taken if self.gathering.waits and came.counts else (came,)
+        owed = {one.worker: one.version for one in answered}
         if self.gathering.cancels and taken:
-            self._owed = {k: came.version if k == came.worker else 0 for k in self.given}
-        elif self.gathering.waits and came.counts:
-            self._owed = {one.worker: one.version for one in taken}
-        else:
-            self._owed = {came.worker: came.version}
+            voided = {k for k in self.given if has_expired(self.gathering, self.told[k], self.gatherer.version)}
+            owed = {k: owed.get(k, 0) for k in sorted(voided.union(owed))}
+        self._owed, self._is_renewed = owed, self.gatherer.renews(taken)
         self._taking = [one.worker for one in taken]
         late = ((one, self.version - one.computed_at) for one in taken)
         return tuple(sorted(Read(one.worker, one.version, steps, steps) for one, steps in late))
@@ -301,8 +312,8 @@ class ServerPolicy(Policy[Decision]):
         """Return what a worker is told: which version to read."""
         link, newest, sent_at = self._links[worker], self.version, now.wall - self.started_at
         held = self.position.version_before(link.hold_steps(self.position.steps, sent_at))
-        reads = max(self.given[worker], self.oldest, min(held, self.newest_given))
-        self.given[worker] = reads
+        reads = max(self.given[worker], self.oldest, min(held, self.newest_given) if self._is_renewed else 0)
+        self.given[worker], self.told[worker] = reads, newest
         latency = link.latency_seconds(newest, sent_at)
         return Header(self.spec.agent, reads, sent_at, 0.0, latency_seconds=latency, note=Answer(newest, version))
 

@@ -9,6 +9,7 @@ from ray_pcasgd.engines.base import InterruptionError
 from ray_pcasgd.engines.live.decisions import Moment, Over, Policy, Rejoin, Take, Wait, overdue
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.records import Event, Read
+from ray_pcasgd.rules.gatherer import has_expired
 
 _START = Header(0, 0, 0.0, 0.0, note=Answer(0, 0))
 
@@ -43,8 +44,8 @@ class WorkerPolicy(Policy[Rejoin | Take | Over]):
         """Whether the worker is back, and waits for the weights that it comes back with."""
         self.has_fragments = spec.recipe.has_fragments
         """Whether an answer holds what the message held that it answers, and is of no use for another one."""
-        self.cancels = spec.recipe.rule.gathering.cancels
-        """Whether a server's new version cancels what was begun before it."""
+        self.gathering = spec.recipe.rule.gathering
+        """Which says after how many of a server's updates it cancels what was begun before them."""
         self.links(injection)
         self._extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self._slow_until: float | None = None
@@ -154,7 +155,7 @@ class WorkerPolicy(Policy[Rejoin | Take | Over]):
     @property
     def is_void(self) -> bool:
         """Whether the present work is not needed, as far as is known."""
-        return self.is_over or (self.cancels and all(map(self._has_moved_on, self.known)))
+        return self.is_over or all(map(self._has_cancelled, self.known))
 
     def _take_news(self, now: Moment) -> None:
         """Take in the headers that have come."""
@@ -175,11 +176,12 @@ class WorkerPolicy(Policy[Rejoin | Take | Over]):
         """Return whether a server has answered the last gradient, cancelled it, or answers no more."""
         header = self.known[server]
         is_answered = header.final or _answer(header).answers >= self.version
-        return is_answered or (self.cancels and self._has_moved_on(server))
+        return is_answered or self._has_cancelled(server)
 
-    def _has_moved_on(self, server: int) -> bool:
-        """Return whether a server is known to have a newer version than when the present work was begun."""
-        return _answer(self.known[server]).newest > _answer(self.reading[server]).newest
+    def _has_cancelled(self, server: int) -> bool:
+        """Return whether a server is known to have cancelled the present work."""
+        begun, newest = (_answer(headers[server]).newest for headers in (self.reading, self.known))
+        return self.gathering.cancels and has_expired(self.gathering, begun, newest)
 
     def _wait(self, now: Moment, missing: str) -> Wait:
         if self._deadline is None:

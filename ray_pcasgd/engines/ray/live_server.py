@@ -133,8 +133,8 @@ class ServerDriver(LiveDriver):
         with actor.changed:
             policy.stepped(actor.version, moment())
         self.contents[actor.version] = _Version(actor, self.server)
-        # Each message is answered once, and where others are cancelled all are told of the new version.
-        actor.submit(row, outcome, len(policy.given) if policy.gathering.cancels else None)
+        # Each message is answered once, and where others are cancelled they are told of the new version, too.
+        actor.submit(row, outcome, policy.num_owed if policy.gathering.cancels else None)
 
     def answer(self, headers: Mapping[int, Header], whole: Collection[int]) -> None:
         """Send each worker its answer with the weights that it names, and forget what is not needed any more."""

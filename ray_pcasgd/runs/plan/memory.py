@@ -86,7 +86,8 @@ def _vectors_of_servers(config: Config) -> int:
     algorithm, optimizer = config.algorithm, config.optimizer
     if not isinstance(algorithm, ServerRule):
         return 0
-    return 1 + (algorithm.state_vectors if algorithm.workers_step else optimizer.state_vectors)
+    table = 0 if algorithm.gathering.averages == "gradients" else config.num_agents
+    return 1 + table + (algorithm.state_vectors if algorithm.workers_step else optimizer.state_vectors)
 
 
 def machine_bytes() -> int | None:

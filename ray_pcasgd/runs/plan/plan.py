@@ -170,7 +170,7 @@ class Plan:
             rows,
             is_live=self.is_live,
             servers=self.servers,
-            cancels=rule is not None and rule.gathering.cancels,
+            expires=rule is not None and rule.gathering.expires is not None,
             workers_step=rule is not None and rule.workers_step,
             with_directions=waits_for_directions(self.config),
         )

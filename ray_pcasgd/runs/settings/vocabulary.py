@@ -131,7 +131,8 @@ NAMES: dict[str, dict[str, str]] = {
         "ad-psgd": "adpsgd",
         "server": (
             "ps parameter-server parameter_server asgd downpour hogwild centralized async-sgd ssp "
-            "k-async k-sync k-batch-async k-batch-sync n-softsync softsync adasync"
+            "k-async k-sync k-batch-async k-batch-sync n-softsync softsync adasync ringmaster ringmaster-asgd rennala "
+            "malenia ringleader ringleader-asgd ia2sgd"
         ),
         "elastic-averaging": "easgd eamsgd elastic elastic-sgd",
         "fedasync": "fed-async asynchronous-federated fedasgd",
@@ -196,9 +197,15 @@ NAMES: dict[str, dict[str, str]] = {
         "asgd": "async",
         "sync": "all barrier",
         "k-async": "ssp",
+        "ia2sgd": "ia2-sgd iasgd iaasgd",
+        "malenia": "malenia-sgd maleniasgd",
+        "rennala": "rennala-sgd rennalasgd",
+        "ringleader": "ringleader-asgd ringleaderasgd",
+        "ringmaster": "ringmaster-asgd ringmasterasgd",
     },
     "algorithm.correction": {
         "dc-asgd-a": "dc-asgd dcasgd",
+        "dampened": "dampening polynomial hinge exponential",
         "staleness-aware": "sasgd",
     },
     "optimizer": {

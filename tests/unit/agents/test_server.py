@@ -20,6 +20,9 @@ from ray_pcasgd.runs.settings.loading import load_config
 
 Array = npt.NDArray[np.float64]
 
+ALIKE = ("malenia", "ringleader", "ia2sgd")
+"""Gatherings under which all workers count alike."""
+
 SMALL: dict[str, Any] = {
     "num_agents": 3,
     "num_steps": 8,
@@ -118,6 +121,7 @@ class Reference:
         self.messages: dict[tuple[int, int], tuple[Array, int]] = {}
         self.squares = [np.zeros_like(self.weights[0]) for _ in self.batches]
         self.num_batches = 0
+        self.table: dict[int, list[Array]] = {}
 
     def gradient(self, worker: int, weights: Array) -> Array:
         nn.utils.vector_to_parameters(torch.tensor(weights), self.model.parameters())
@@ -142,13 +146,26 @@ class Reference:
 
     def update(self, row: Row) -> None:
         w, settings = self.weights[-1], self.plan.config.optimizer
-        total = np.zeros_like(w)
+        total, corrected = np.zeros_like(w), []
         for read in row.reads:
             gradient, version = self.messages[read.neighbor, read.version]
             if self.decay_inside:
                 gradient = gradient + settings.weight_decay * w
-            total += self.corrected(read.neighbor, gradient, w - self.weights[version], len(self.weights) - 1 - version)
+            corrected.append(
+                self.corrected(read.neighbor, gradient, w - self.weights[version], len(self.weights) - 1 - version)
+            )
+            total += corrected[-1]
         direction = total / len(row.reads)
+        if (name := self.plan.config.algorithm.gathering.name) in ALIKE:  # type: ignore[union-attr]
+            # The gradients of each worker in the server's table, one by one.
+            is_new = name == "malenia" or (name == "ringleader" and len(row.reads) > 1)
+            table = {} if is_new else dict(self.table)
+            for worker in {read.neighbor for read in row.reads}:
+                mine = [g for read, g in zip(row.reads, corrected, strict=True) if read.neighbor == worker]
+                table[worker] = mine if name == "ia2sgd" else [*table.get(worker, []), *mine]
+            self.table = table
+            direction = np.mean([np.mean(entry, axis=0) for entry in table.values()], axis=0)
+            assert len(table) == len(self.batches)
         if not self.decay_inside:
             direction = direction + settings.weight_decay * w
         self.velocity = settings.momentum * self.velocity + direction
@@ -201,6 +218,11 @@ def test_asgd_follows_the_reference(correction: str, optimizer: str) -> None:
         {"name": "k-async", "k": 2},
         {"name": "k-batch-async", "k": 2},
         {"name": "n-softsync", "n": 2},
+        {"name": "ringmaster", "delay_threshold": 2},
+        {"name": "rennala", "k": 4},
+        {"name": "malenia", "target": 1.5},
+        "ringleader",
+        "ia2sgd",
     ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )
@@ -259,7 +281,9 @@ def test_the_backup_is_the_weights_that_each_worker_computed_at() -> None:
 
 
 @pytest.mark.parametrize("correction", [name for name in CORRECTIONS if name != "gap-bounded"])
-@pytest.mark.parametrize("gathering", ["asgd", {"name": "k-batch-async", "k": 2}], ids=["asgd", "k-batch-async"])
+@pytest.mark.parametrize(
+    "gathering", ["asgd", {"name": "k-batch-async", "k": 2}, "ringleader"], ids=["asgd", "k-batch-async", "ringleader"]
+)
 def test_several_servers_give_the_bits_of_one(gathering: Any, correction: str) -> None:
     ends = []
     for shards in (1, 2, 5):

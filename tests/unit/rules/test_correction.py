@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,6 +118,15 @@ PAIRS: dict[str, tuple[Any, Reference]] = {
     "delay-adaptive": ("delay-adaptive", scaled(lambda one: NUM_WORKERS / max(NUM_WORKERS, one.staleness))),
     "shrink": ({"name": "delay-adaptive", "above": "shrink", "smoothness": 0.5}, scaled(shrink_factor)),
     "drop": ({"name": "delay-adaptive", "above": "drop"}, scaled(lambda one: float(one.staleness <= NUM_WORKERS))),
+    "polynomial": ("dampened", scaled(lambda one: 1 / math.sqrt(1 + one.staleness))),
+    "hinge": (
+        {"name": "dampened", "weighting": {"name": "hinge", "a": 0.5, "b": 2}},
+        scaled(lambda one: 1 / (0.5 * (one.staleness - 2) + 1) if one.staleness > 2 else 1.0),
+    ),
+    "exponential": (
+        {"name": "dampened", "weighting": "exponential"},
+        scaled(lambda one: math.exp(-one.staleness / 5)),
+    ),
 }
 
 
@@ -234,6 +244,8 @@ def test_the_three_forms_of_delay_adaptive_step_sizes(above: str, factors: list[
     [
         {"name": "delay-adaptive", "above": "shrink"},
         {"name": "delay-adaptive", "above": "scale", "smoothness": 1.0},
+        {"name": "dampened", "weighting": {"name": "exponential", "a": 0}},
+        {"name": "dampened", "weighting": "linear"},
         {"name": "gap-bounded"},
         {"name": "gap-bounded", "bound": 0},
         {"name": "dc-asgd-c", "lambda_0": -0.1},
@@ -284,3 +296,26 @@ def test_corrections_that_need_no_gap_do_without_it(name: str) -> None:
     rule = correction(PAIRS[name][0])
     assert not rule.needs_gap
     assert rule.apply((), 0, one_late(WEIGHTS[:0], 4.0))[1].shape == GRADIENT.shape
+
+
+LAWS = ["polynomial", "hinge", "exponential", {"name": "hinge", "a": 0.1, "b": 0}, {"name": "polynomial", "a": 3}]
+
+
+@pytest.mark.parametrize("weighting", LAWS, ids=str)
+def test_a_dampening_law_starts_at_1_and_never_rises(weighting: Any) -> None:
+    """A hinge without its 1 in the divisor has weights above 1 where a is below 1, and is infinite next to b."""
+    rule = correction({"name": "dampened", "weighting": weighting})
+    factors = [float(rule.apply((), 0, one_late(WEIGHTS, tau))[1][0] / GRADIENT[0]) for tau in np.arange(0, 20, 0.25)]
+    assert factors[0] == 1
+    assert all(0 < later <= earlier for earlier, later in pairwise(factors))
+    assert factors[-1] < 0.4
+
+
+@pytest.mark.parametrize("weighting", LAWS, ids=str)
+def test_late_gradients_dampen_none_that_come_after_them(weighting: Any) -> None:
+    """One public FedAsync multiplies its step size by s anew with each message, so that it goes to 0."""
+    rule = correction({"name": "dampened", "weighting": weighting})
+    state = rule.init(WEIGHTS, NUM_WORKERS)
+    for _ in range(50):
+        state, _ = rule.apply(state, 0, one_late(WEIGHTS, 9.0))
+    assert torch.equal(rule.apply(state, 0, one_late(WEIGHTS, 0.0))[1], GRADIENT)

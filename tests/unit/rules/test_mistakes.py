@@ -76,6 +76,12 @@ algorithm={type: pc-asgd} -> did you mean algorithm.name?
 algorithm.gathering=sync -> it is a setting of algorithm.name = 'server' or 'elastic-averaging' or
 algorithm={name: server, gathering: k-sync} -> algorithm.gathering.k: is required; allowed is a whole number from 1 on
 algorithm={name: server, gathering: ksync} -> did you mean k-sync?
+algorithm=ringleader -> did you mean server?
+algorithm={name: server, gathering: ringmaster-asgd} -> did you mean ringmaster?
+algorithm={name: server, gathering: ringmaster} -> algorithm.gathering.delay_threshold: is required; allowed is a whole
+algorithm={name: server, gathering: {name: ringmaster, delay_threshold: 0}} -> allowed are values from 1 on
+algorithm={name: server, gathering: {name: malenia, target: 0.5}} -> gathering.target = 0.5: allowed are values from
+algorithm={name: server, correction: hinge} -> did you mean dampened?
 algorithm=3 -> write a name such as pc-asgd, or {name: pc-asgd, theta: 0.3}
 topology=fully-connected -> topology = 'fully-connected': allowed are complete, ring
 topology=fully_connected -> did you mean complete?

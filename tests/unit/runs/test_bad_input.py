@@ -496,7 +496,8 @@ def with_server(algorithm: Any, **settings: Any) -> str:
         (
             {"gathering": "k-syn"},
             "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, "
-            "quorum, asgd, n-softsync, adasync, custom; did you mean k-sync?",
+            "quorum, asgd, n-softsync, adasync, ringmaster, rennala, malenia, ringleader, ia2sgd, custom; did you mean "
+            "k-sync?",
         ),
         (
             {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},
@@ -541,17 +542,22 @@ def test_shards_may_wait_for_one_worker_or_for_all(k: int) -> None:
         (
             {"gathering": {"name": "k-sync", "k": 2}},
             "algorithm.gathering.name = 'k-sync': allowed with elastic averaging are sync, k-async, asgd; each "
-            "exchange is waited for, and none is cancelled",
+            "exchange is waited for, and none is given up",
         ),
         (
             {"gathering": {"name": "k-batch-async", "k": 2}},
             "algorithm.gathering.name = 'k-batch-async': allowed with elastic averaging are sync, k-async, asgd; "
-            "each exchange is waited for, and none is cancelled",
+            "each exchange is waited for, and none is given up",
         ),
         (
             {"gathering": {"name": "adasync", "every_seconds": 1}},
             "algorithm.gathering.name = 'adasync': allowed with elastic averaging are sync, k-async, asgd; each "
-            "exchange is waited for, and none is cancelled",
+            "exchange is waited for, and none is given up",
+        ),
+        (
+            {"gathering": {"name": "ringmaster", "delay_threshold": 2}},
+            "algorithm.gathering.name = 'ringmaster': allowed with elastic averaging are sync, k-async, asgd; each "
+            "exchange is waited for, and none is given up",
         ),
         (
             {"gathering": "sync", "alpha": 0.3},
@@ -570,12 +576,17 @@ def test_elastic_averaging_s_settings_that_do_not_fit_are_refused(algorithm: dic
     [
         (
             {"gathering": {"name": "k-sync", "k": 2}},
-            "algorithm.gathering.name = 'k-sync': allowed with rounds of local steps are those that cancel no work, as "
+            "algorithm.gathering.name = 'k-sync': allowed with rounds of local steps are those that take all work, as "
             "sync, k-async, asgd, k-batch-async and n-softsync",
         ),
         (
             {"gathering": {"name": "adasync", "base": "k-batch-sync", "every_seconds": 1}},
-            "algorithm.gathering.name = 'adasync': allowed with rounds of local steps are those that cancel no work, "
+            "algorithm.gathering.name = 'adasync': allowed with rounds of local steps are those that take all work, "
+            "as sync, k-async, asgd, k-batch-async and n-softsync",
+        ),
+        (
+            {"gathering": "ringleader"},
+            "algorithm.gathering.name = 'ringleader': allowed with rounds of local steps are those that take all work, "
             "as sync, k-async, asgd, k-batch-async and n-softsync",
         ),
         (
@@ -625,7 +636,7 @@ def test_settings_of_rounds_around_a_server_that_do_not_fit_are_refused(algorith
     [
         (
             {"gathering": {"name": "k-batch-sync", "k": 9}},
-            "algorithm.gathering.name = 'k-batch-sync': allowed with rounds of local steps are those that cancel no "
+            "algorithm.gathering.name = 'k-batch-sync': allowed with rounds of local steps are those that take all "
             "work, as sync, k-async, asgd, k-batch-async and n-softsync",
         ),
         ({"mix": 0}, "algorithm.mix = 0: allowed are values above 0"),

@@ -58,7 +58,7 @@ def test_choices_defaults_and_required_numbers_are_told() -> None:
     assert "where algorithm.name = pc-asgd" in theta
     assert "algorithm.theta.steps (required): Steps from" in theta
     assert "allowed: a whole number from 1 on\n    required\n" in told("algorithm.gathering.k")
-    assert "k-sync | k-batch-sync | k-async | quorum\n" in told("algorithm.gathering.k")
+    assert "k-sync | k-batch-sync | k-async | quorum | rennala\n" in told("algorithm.gathering.k")
     assert "PACK | SPREAD | STRICT_PACK | STRICT_SPREAD" in told("engine.placement_strategy")
     assert "hosts.0.agents (required)" in told("hosts")
 

@@ -34,7 +34,7 @@ def test_what_one_server_has_taken_is_known_to_the_last_version(
 ) -> None:
     rows, servers = rows_of(plan), range(plan.num_workers, plan.num_workers + plan.num_servers)
     known = unreported(rows, {k: step for k, step in reported.items() if k < plan.num_workers})
-    completed = with_unreported(known, servers, plan.gathering.cancels)
+    completed = with_unreported(known, servers, plan.gathering.expires is not None)
     assert completed[: len(known)] == known
     taken = {read[:2] for row in rows if row.agent in servers for read in row.reads}
     assert taken <= {(row.agent, row.step + 1) for row in completed if row.kind == "step"}
@@ -45,7 +45,7 @@ def test_what_one_server_has_taken_is_known_to_the_last_version(
             if (row.agent, row.step + 1) in taken:
                 assert where_computed(row) == where_computed(original)
                 assert row.kind == "step"
-                if plan.gathering.cancels:
+                if plan.gathering.expires == 1:
                     assert row.reads[0].staleness == original.reads[0].staleness
             else:
                 assert row.kind == "cancelled"
@@ -62,7 +62,7 @@ def test_by_hand_with_two_servers() -> None:
         Row(2, 0, 1.0, 1.0, 1.0, (Read(0, 1, 0, 0),)),
         Row(2, 1, 4.0, 4.0, 4.0, (Read(0, 3, 1, 1),)),
     ]
-    assert with_unreported(rows, (1, 2), cancels=False)[4:] == [
+    assert with_unreported(rows, (1, 2), expires=False)[4:] == [
         Row(0, 1, 1.0, 1.0, 1.0, (Read(1, 0, 0, 0), Read(2, 0, 0, 0)), "cancelled"),
         Row(0, 2, 1.0, 4.0, 4.0, (Read(1, 0, 0, 0), Read(2, 0, 0, 0))),
     ]
@@ -76,7 +76,7 @@ def test_one_that_came_back_is_completed_up_to_its_end_before() -> None:
         back,
         Row(1, 2, 9.0, 9.0, 9.0, (Read(0, 9, 0, 0),)),
     ]
-    completed = with_unreported(rows, (1,), cancels=False)[4:]
+    completed = with_unreported(rows, (1,), expires=False)[4:]
     assert [(row.step, row.kind, row.reads[0].version) for row in completed] == [
         (0, "step", 0),
         (1, "step", 1),
@@ -92,7 +92,7 @@ def test_a_worker_s_return_that_was_not_reported_is_known_where_it_matters(worke
         Row(1, 0, 1.0, 1.0, 1.0, (Read(0, 1, 0, 0),)),
         Row(1, 6, 9.0, 9.0, 9.0, (Read(0, 4, 2, 2),)),
     ]
-    completed = with_unreported(rows, (1,), cancels=False, workers_step=workers_step)[3:]
+    completed = with_unreported(rows, (1,), expires=False, workers_step=workers_step)[3:]
     assert [(row.step, row.kind, row.reads[0].version) for row in completed] == [
         (1, "cancelled", 0),
         (2, "rejoined", 4) if workers_step else (2, "cancelled", 0),
@@ -115,10 +115,10 @@ def test_a_return_is_replayed_to_the_same_bits(tmp_path: Path) -> None:
     rows, metadata = read_rows(Path(planned.path) / "schedule.parquet")
     returned = with_return(rows, 5)
     known = unreported(returned, {0: 3})
-    completed = with_unreported(known, (3,), cancels=False, workers_step=True)
+    completed = with_unreported(known, (3,), expires=False, workers_step=True)
     assert len(completed) == len(known) + len([row for row in rows if row.agent == 0 and 3 <= row.step < 24])
     assert replay_alike([returned, completed], metadata, algorithm, tmp_path, num_steps=22)
-    without = with_unreported(known, (3,), cancels=False)
+    without = with_unreported(known, (3,), expires=False)
     assert not replay_alike([returned, without], metadata, algorithm, tmp_path, num_steps=22)
 
 

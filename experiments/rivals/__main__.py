@@ -1,0 +1,12 @@
+"""Rivals of ASGD: ``python -m experiments.rivals [--scale smoke|cpu|paper]`` from the root.
+
+Every method trains for the same virtual seconds, with workers of different speeds, on alike and on skewed shards. Its
+step size is searched for on a validation split first. Runs that are complete are not run again.
+"""
+
+from experiments.rivals.page import write_page
+from experiments.rivals.study import HERE, measure
+from experiments.running import run_study
+
+if __name__ == "__main__":
+    run_study(HERE, __doc__, measure, write_page)
