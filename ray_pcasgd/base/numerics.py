@@ -57,8 +57,8 @@ def norms(a: Tensor) -> Tensor:
 def weighted_sums(weights: Tensor, places: Tensor, table: Tensor) -> Tensor:
     """Return ``sum_k w_bk y_j``, j = ``places[b, k]``, shape (B, D), of the rows y of a table (V, D).
 
-    The sums run in the order of k. ``weights`` and ``places`` have shape (B, K). What has a weight of 0 is not looked at, whatever numbers are there.
-    One pass over what is summed, without temporaries.
+    The sums run in the order of k. ``weights`` and ``places`` have shape (B, K). What has a weight of 0 is not looked
+    at, whatever numbers are there. One pass over what is summed, without temporaries.
     """
     used = weights != 0
     counts = used.sum(1)

@@ -89,24 +89,9 @@ class History:
         self._places = wider
 
 
-def _view_of(table: Tensor, places: Integers) -> Tensor | None:
-    """Return rows of a table as a view, where they lie side by side."""
+def index_of(places: Integers) -> slice | Tensor:
+    """Return what picks rows of a table: a slice where they lie side by side, which makes a view and no copy."""
     first, count = int(places[0]), len(places)
-    if places[-1] - first != count - 1 or (count > 2 and not np.array_equal(places, np.arange(first, first + count))):
-        return None
-    return table[first : first + count]
-
-
-def rows_of(table: Tensor, places: Integers) -> Tensor:
-    """Return rows of a table: a view where they lie side by side, else a copy."""
-    view = _view_of(table, places)
-    return table[torch.from_numpy(places)] if view is None else view
-
-
-def write_rows(table: Tensor, places: Integers, values: Tensor) -> None:
-    """Write rows of a table; nothing is to do where they are a view of it that was changed in place."""
-    target = _view_of(table, places)
-    if target is None:
-        table[torch.from_numpy(places)] = values
-    elif target.data_ptr() != values.data_ptr():
-        target.copy_(values)
+    if places[-1] - first == count - 1 and np.array_equal(places, np.arange(first, first + count)):
+        return slice(first, first + count)
+    return torch.from_numpy(places)

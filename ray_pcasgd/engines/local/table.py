@@ -19,7 +19,7 @@ from ray_pcasgd.base import numerics
 from ray_pcasgd.base.state import leaves_of
 from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.engines.local.batching import stack
-from ray_pcasgd.engines.local.history import History, Integers, rows_of, write_rows
+from ray_pcasgd.engines.local.history import History, Integers, index_of
 from ray_pcasgd.engines.local.links import GroupReads, Links
 from ray_pcasgd.engines.local.networks import StackedNetworks
 from ray_pcasgd.engines.local.streams import Streams
@@ -103,24 +103,23 @@ class PeersInTable:
         for agent, own in enumerate(published):
             history.begin(agent, min(own))
         while agents := [a for a, own in enumerate(published) if history.newest[a] < max(own)]:
-            places = history.add(np.array(agents))
+            places = index_of(history.add(np.array(agents)))
             these = [published[a][int(history.newest[a])] for a in agents]
-            write_rows(history.weights, places, torch.stack([one.weights for one in these]))
+            history.weights[places] = torch.stack([one.weights for one in these])
             if self._recipe.sends_directions:
                 nothing = torch.zeros(self._length)
                 found = [nothing if one.direction is None else one.direction for one in these]
-                write_rows(history.directions, places, torch.stack(found))
+                history.directions[places] = torch.stack(found)
 
     def settle(self, agent: int) -> None:
         """Put into a peer what the table holds of it."""
         peer, at = self.peers[agent], np.array([agent])
         peer.version, peer.loss = int(self.versions[agent]), self.losses[agent]
-        peer.weights = self._newest_weights(at)[0].clone()
-        if not self._recipe.sends_directions or self.losses[agent] is not None:
-            peer.direction = self._newest_directions(at)[0].clone()
-        elif self._history.first[agent] < peer.version:
-            before = self._history.places(at, self.versions[at] - 1)
-            peer.direction = rows_of(self._history.directions, before)[0].clone()
+        peer.weights = self._history.weights[int(self._history.newest_places(at)[0])].clone()
+        if not self._recipe.sends_directions:
+            peer.direction = self._directions[agent].clone()
+        elif (newest := peer.version - (peer.loss is None)) >= self._history.first[agent]:
+            peer.direction = self._history.directions[int(self._history.places(at, np.array([newest]))[0])].clone()
         peer.optimizer_state, peer.rule_state = (
             tree_map(lambda tensor: tensor[agent].clone(), states)
             for states in (self._optimizer_states, self._rule_states)
@@ -154,17 +153,20 @@ class PeersInTable:
 
         """
         for some in self._in_parts(agents):
-            weights = self._newest_weights(some)
+            at, places = index_of(some), index_of(self._history.newest_places(some))
+            weights = self._history.weights[places]
             inputs, targets = self._batches.next_of(some)
             losses, gradients = self._networks.gradients(weights, inputs, targets)
             gradients = clipped(self._recipe.gradient_clipping, gradients)
-            direction = torch.func.vmap(partial(self._optimizer.direction, parts=self._parts))
-            states, directions = direction(_rows(self._optimizer_states, some), weights, gradients)
-            _write(self._optimizer_states, some, states)
+            direction = partial(self._optimizer.direction, parts=self._parts)
+            if not self._optimizer.takes_leading_axes:
+                direction = torch.func.vmap(direction)
+            states, directions = direction(_rows(self._optimizer_states, at), weights, gradients)
+            _write(self._optimizer_states, at, states)
             if self._recipe.sends_directions:
-                write_rows(self._history.directions, self._history.newest_places(some), directions)
+                self._history.directions[places] = directions
             else:
-                write_rows(self._directions, some, directions)
+                self._directions[at] = directions
             for agent, loss in zip(some.tolist(), losses.tolist(), strict=True):
                 self.losses[agent] = loss
             self._check_directions(some, directions)
@@ -206,32 +208,35 @@ class PeersInTable:
     def _step(self, group: GroupReads, places: Integers, some: Integers) -> dict[str, Tensor]:
         """Let the peers of some of a group's rows step; return the rule's measures, each of shape (B,)."""
         history, agents = self._history, group.agents[some]
-        before, versions = self._newest_weights(agents), self.versions[agents]
+        at, own_places = index_of(agents), index_of(history.newest_places(agents))
+        versions = self.versions[agents]
         steps = versions.tolist()
         own = Own(
-            before,
-            self._newest_directions(agents),
+            history.weights[own_places],
+            history.directions[own_places] if self._recipe.sends_directions else self._directions[at],
             _numbers(group.own_mixing[some]),
             torch.tensor([self._step_size(step) for step in steps]),
             self._coefficients(agents.tolist(), steps),
         )
+        velocities = self._velocities[at]
         reads = IndexedReads(
             history.weights,
             history.directions,
             torch.from_numpy(places[some]),
-            rows_of(self._velocities, agents),
+            velocities,
             *map(_numbers, (group.mixing[some], group.staleness[some], group.age[some])),
             torch.from_numpy(group.reliable[some]),
         )
-        states, update = self._rule.step_many(_rows(self._rule_states, agents), own, reads)
+        states, update = self._rule.step_many(_rows(self._rule_states, at), own, reads)
         self._check_versions(agents, update.weights)
-        _write(self._rule_states, agents, states)
-        if self._velocities.shape[1]:
-            velocities = rows_of(self._velocities, agents)
-            gains = _numbers(velocity_gain(versions + 1))[:, None]
-            write_rows(self._velocities, agents, velocities.lerp_(update.weights - before, gains))
-        places_of_next = history.add(agents)  # it may put a longer table into the place of this one
-        write_rows(history.weights, places_of_next, update.weights)
+        _write(self._rule_states, at, states)
+        if velocities.shape[1]:
+            # In place, and in the table itself where they are a view of it.
+            velocities.lerp_(update.weights - own.weights, _numbers(velocity_gain(versions + 1))[:, None])
+            if not isinstance(at, slice):
+                self._velocities[at] = velocities
+        next_places = index_of(history.add(agents))  # it may put a longer table into the place of this one
+        history.weights[next_places] = update.weights
         return update.measures
 
     def _require_versions(self, group: GroupReads) -> None:
@@ -274,22 +279,15 @@ class PeersInTable:
             agents = group.agents[some]
             mixing = _numbers(np.where(late[some], group.mixing[some], 0.0))
             directions = numerics.weighted_sums(mixing, torch.from_numpy(places[some]), self._history.directions)
+            weights = self._history.weights[index_of(self._history.newest_places(agents))]
             batches = self._curvature_batches.at(agents, self.versions[agents])
-            found = self._networks.curvatures(self._newest_weights(agents), *batches, directions)
+            found = self._networks.curvatures(weights, *batches, directions)
             for agent, value, direction in zip(agents.tolist(), found, directions, strict=True):
                 peer, version = self.peers[agent], int(self.versions[agent])
                 assert peer.curvature is not None
                 state = tree_map(lambda tensor, own=agent: tensor[own], self._optimizer_states)
                 peer.curvature.take(version, [peer.feedback_of(value, state, direction)])
                 self._due[agent] = peer.curvature.next_due
-
-    def _newest_weights(self, agents: Integers) -> Tensor:
-        return rows_of(self._history.weights, self._history.newest_places(agents))
-
-    def _newest_directions(self, agents: Integers) -> Tensor:
-        if self._recipe.sends_directions:
-            return rows_of(self._history.directions, self._history.newest_places(agents))
-        return rows_of(self._directions, agents)
 
     def _in_parts(self, agents: Integers) -> Iterator[Integers]:
         """Yield the agents in parts whose vectors fit into a cache."""
@@ -303,12 +301,12 @@ def _numbers(values: Any) -> Tensor:
     return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def _rows(states: Any, agents: Integers) -> Any:
+def _rows(states: Any, at: slice | Tensor) -> Any:
     """Return the states of some agents, of a tree whose tensors have a leading axis of all."""
-    return tree_map(lambda tensor: rows_of(tensor, agents), states)
+    return tree_map(lambda tensor: tensor[at], states) if leaves_of(states) else states
 
 
-def _write(states: Any, agents: Integers, new: Any) -> None:
+def _write(states: Any, at: slice | Tensor, new: Any) -> None:
     """Write the states of some agents."""
     for tensor, own in zip(leaves_of(states), leaves_of(new), strict=True):
-        write_rows(tensor, agents, own)
+        tensor[at] = own
