@@ -1,6 +1,7 @@
 """Many agents' losses as one: by batched products of matrices where a network consists of them, else under vmap."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +89,16 @@ class StackedNetworks:
         module = self._replica.module
         assert isinstance(module, nn.Sequential)
         left, values = iter(tensors), inputs.flatten(2).mT
-        for layer in module:
+        for before, layer in pairwise(module):
             if isinstance(layer, nn.Linear):
-                values = torch.bmm(next(left), values)
-                values = values if layer.bias is None else values + next(left)[:, :, None]
+                weights = next(left)
+                has_bias = layer.bias is not None
+                values = torch.baddbmm(next(left)[:, :, None], weights, values) if has_bias else weights.bmm(values)
+            elif isinstance(layer, nn.ReLU) and isinstance(before, nn.Linear):
+                values = values.relu_()  # in place: no backward pass asks for a product itself
             elif not isinstance(layer, nn.Flatten):
                 values = layer(values)
-        return _losses_of(self._loss, values.mT, targets)
+        return _losses_of(self._loss, values, targets)
 
 
 def _products(known: Sequence[tuple[Tensor, Tensor]], leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -110,18 +114,15 @@ def _flat(parts: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tensor:
 
 
 def _losses_of(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return each agent's loss, shape (B,), for outputs (B, n, ...) and targets (B, n, ...)."""
-    if type(loss) is not CrossEntropy or targets.ndim != 2 or targets.is_floating_point() or outputs.ndim != 3:
-        losses: Tensor = torch.func.vmap(loss)(outputs, targets)
+    """Return each agent's loss, shape (B,), for outputs (B, num_outputs, n) and targets (B, n, ...)."""
+    if type(loss) is not CrossEntropy or targets.ndim != 2 or targets.is_floating_point():
+        losses: Tensor = torch.func.vmap(loss)(outputs.mT, targets)
         return losses
+    # It takes classes in the second place, too.
     terms = functional.cross_entropy(
-        outputs.flatten(0, 1),
-        targets.flatten(),
-        ignore_index=loss.ignored,
-        reduction="none",
-        label_smoothing=loss.label_smoothing,
+        outputs, targets, ignore_index=loss.ignored, reduction="none", label_smoothing=loss.label_smoothing
     )
-    return terms.view(targets.shape).sum(1) / (targets != loss.ignored).sum(1)
+    return terms.sum(1) / (targets != loss.ignored).sum(1)
 
 
 def _is_known(replica: Replica) -> bool:
