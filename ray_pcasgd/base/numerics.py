@@ -51,7 +51,8 @@ def norm(a: Tensor) -> Tensor:
 
 def norms(a: Tensor) -> Tensor:
     """Return the Euclidean norms of several vectors of shape (B, D), shape (B,): rounded otherwise than ``norm``."""
-    return torch.linalg.vector_norm(a, dim=1)
+    found: Tensor = torch.linalg.vector_norm(a, dim=1)
+    return found
 
 
 def weighted_sums(weights: Tensor, places: Tensor, table: Tensor) -> Tensor:

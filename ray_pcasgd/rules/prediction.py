@@ -307,7 +307,7 @@ class PredictingRule(Rule):
         if self.needs_drift:
             drifts = torch.where(reads.age > 0, (reads.age - 1) / 2, 0.0)
             bends = rate * own.coefficients["lambda_0"][:, None] * drifts
-            used, places = reads.places[bends != 0].unique(return_inverse=True)
+            used, places = torch.unique(reads.places[bends != 0], return_inverse=True)
             among_used = torch.zeros_like(reads.places).masked_scatter_(bends != 0, places)
             squares = reads.directions[used]
             moved.addcmul_(reads.velocity, weighted_sums(bends, among_used, squares.mul_(squares)))

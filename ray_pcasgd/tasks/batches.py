@@ -129,4 +129,4 @@ def next_of_each(streams: Sequence[Batches]) -> tuple[Tensor, Tensor]:
     indices = torch.from_numpy(rows)
     inputs, targets = first._samples.take(indices.flatten())
     inputs = first._normalization(inputs)
-    return inputs.unflatten(0, indices.shape), targets.unflatten(0, indices.shape)
+    return inputs.view(*indices.shape, *inputs.shape[1:]), targets.view(*indices.shape, *targets.shape[1:])

@@ -74,7 +74,7 @@ class LocalEngine:
 
     def _execution(self, agents: Sequence[Participant], leaving: Leaving | None) -> Execution | StackedExecution:
         stacks = _stacks(self._settings, agents)
-        if stacks and fits_into_a_table(self._schedule, agents):
+        if stacks and fits_into_a_table(agents, self._schedule):
             return StackedExecution(self._schedule, agents, leaving)
         return Execution(self._schedule, agents, stacks, leaving)
 

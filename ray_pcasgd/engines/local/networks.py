@@ -58,7 +58,7 @@ class StackedNetworks:
         return [value if known else None for value, known in zip(found.tolist(), is_known.tolist(), strict=True)]
 
     def _parts(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return flat.split([shape.numel() for shape in self._shapes], 1)
+        return torch.split(flat, [shape.numel() for shape in self._shapes], 1)
 
     def _leaves(self, weights: Tensor) -> list[Tensor]:
         """Return the parameter tensors of shapes (B, ...): views, to which gradients are taken one by one.
@@ -66,7 +66,7 @@ class StackedNetworks:
         Taken to the flat vectors, each tensor's gradient would be filled up with zeros to the length of them all.
         """
         return [
-            part.unflatten(1, shape).detach().requires_grad_()
+            part.view(-1, *shape).detach().requires_grad_()
             for part, shape in zip(self._parts(weights), self._shapes, strict=True)
         ]
 

@@ -23,7 +23,7 @@ from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 
 
-def fits_into_a_table(schedule: Schedule, agents: Sequence[Participant]) -> TypeGuard[Sequence[Peer]]:
+def fits_into_a_table(agents: Sequence[Participant], schedule: Schedule) -> TypeGuard[Sequence[Peer]]:
     """Return whether ``StackedExecution`` takes a run whose steps are stacked; any other is left to ``Execution``.
 
     It takes peers on the CPU that step by one mini-batch with all their neighbors in mind, whose rules have a second

@@ -1,7 +1,7 @@
 """Many peers as one: all that they hold lies in one table each, and a group of them steps by a few operations on it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -158,7 +158,7 @@ class PeersInTable:
             inputs, targets = self._batches.next_of(some)
             losses, gradients = self._networks.gradients(weights, inputs, targets)
             gradients = clipped(self._recipe.gradient_clipping, gradients)
-            direction = partial(self._optimizer.direction, parts=self._parts)
+            direction: Callable[..., tuple[Any, Tensor]] = partial(self._optimizer.direction, parts=self._parts)
             if not self._optimizer.takes_leading_axes:
                 direction = torch.func.vmap(direction)
             states, directions = direction(_rows(self._optimizer_states, at), weights, gradients)
@@ -224,7 +224,9 @@ class PeersInTable:
             history.directions,
             torch.from_numpy(places[some]),
             velocities,
-            *map(_numbers, (group.mixing[some], group.staleness[some], group.age[some])),
+            _numbers(group.mixing[some]),
+            _numbers(group.staleness[some]),
+            _numbers(group.age[some]),
             torch.from_numpy(group.reliable[some]),
         )
         states, update = self._rule.step_many(_rows(self._rule_states, at), own, reads)

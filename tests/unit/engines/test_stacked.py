@@ -71,7 +71,7 @@ def steps(execution: Any) -> list[StepReport]:
 
 
 def in_table(own: Plan, agents: Sequence[Peer], leaving: Leaving | None = None) -> StackedExecution:
-    assert fits_into_a_table(own.schedule, agents)
+    assert fits_into_a_table(agents, own.schedule)
     return StackedExecution(own.schedule, agents, leaving)
 
 
@@ -145,17 +145,17 @@ ELSEWHERE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_other_runs_are_left_to_the_present_path(name: str) -> None:
     own = plan(**ELSEWHERE[name])
-    assert not fits_into_a_table(own.schedule, built(own))
+    assert not fits_into_a_table(built(own), own.schedule)
 
 
 def test_a_rule_that_has_changed_one_form_alone_is_left_to_the_present_path() -> None:
     own = plan()
     agents = built(own)
-    assert fits_into_a_table(own.schedule, agents)
+    assert fits_into_a_table(agents, own.schedule)
     rejoined = Recorded((Row(0, 1, 0.0, 0.0, 0.0, (), "rejoined"),))
-    assert not fits_into_a_table(rejoined, agents)
+    assert not fits_into_a_table(agents, rejoined)
     object.__setattr__(agents[0].spec.recipe, "rule", Alone())
-    assert not fits_into_a_table(own.schedule, agents)
+    assert not fits_into_a_table(agents, own.schedule)
 
 
 def test_a_schedule_that_cannot_go_on_says_which_read_is_missing() -> None:
@@ -166,7 +166,7 @@ def test_a_schedule_that_cannot_go_on_says_which_read_is_missing() -> None:
 
     def execute(*rows: Row) -> None:
         schedule = Recorded(rows)
-        assert fits_into_a_table(schedule, built(own))
+        assert fits_into_a_table(built(own), schedule)
         list(LocalEngine(LocalSettings(batched="always"), schedule).run(own.specs, own.data))
 
     with pytest.raises(
