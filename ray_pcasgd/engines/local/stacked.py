@@ -22,13 +22,17 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 
+_LARGEST_MODEL = 1 << 20
+"""Parameters: steps of larger models take so long that the engine's own share of them hardly counts."""
+
 
 def fits_into_a_table(agents: Sequence[Participant], schedule: Schedule) -> TypeGuard[Sequence[Peer]]:
     """Return whether ``StackedExecution`` takes a run whose steps are stacked; any other is left to ``Execution``.
 
-    It takes peers on the CPU that step by one mini-batch with all their neighbors in mind, whose rules have a second
-    form (``Rule.steps_many``), whose messages are plain, and whose models have nothing but trained parameters. It takes
-    no churn, no isolation, and no drift that asks for an agent's own old versions.
+    It takes peers on the CPU that step by one mini-batch and may read all their neighbors, whose rules have a second
+    form (``Rule.steps_many``), whose messages are plain, and whose models have nothing but trained parameters, and not
+    so many of them that the table would cost more memory than it saves time. It takes no churn, no isolation, and no
+    drift that asks for an agent's own old versions.
     """
     first = agents[0]
     if type(first) is not Peer or not first.spec.neighbors or first.device.type != "cpu":
@@ -49,6 +53,7 @@ def fits_into_a_table(agents: Sequence[Participant], schedule: Schedule) -> Type
         and not recipe.has_fragments
         and not recipe.isolate_non_finite
         and (first.displacements is None or isinstance(first.displacements, MeanVelocity))
+        and first.weights.numel() <= _LARGEST_MODEL
         and not (replica.has_frozen or replica.local() or first.buffers.numel())
     )
 
