@@ -43,7 +43,7 @@ GUARDED = {"name": "pc-asgd", "stability": {"name": "curvature", "every": 4, "wa
 CASES: dict[str, dict[str, Any]] = {
     "pc-asgd": {"algorithm": GUARDED, "optimizer": {"momentum": 0.9, "weight_decay": 1e-2}, "step_size": 0.02},
     "pc-asgd, set theta": {
-        "algorithm": {"name": "pc-asgd", "theta": [0.1, 0.3, 0.5, 0.7, 1.0], "drift": "velocity"},
+        "algorithm": {"name": "pc-asgd", "theta": [0.1, 0.3, 0.5, 0.7, 1.0], "drift": "velocity", "compensation": 30},
         "optimizer": {"name": "adamw"},
         "step_size": 0.002,
         "gradient_clipping": {"norm": 0.5},
@@ -105,6 +105,16 @@ def test_its_reports_are_those_of_the_slow_path(name: str) -> None:
         known = [[agent.curvature.coefficient(0) for agent in some] for some in (agents, alone)]
         assert known[0] == pytest.approx(known[1], rel=1e-4)
         assert max(known[0]) > 0
+
+
+def test_a_recorded_run_in_which_some_neighbors_are_not_read() -> None:
+    own = plan(algorithm="c-asgd")
+    kept = (row._replace(reads=row.reads[row.step % 2 :]) for row in own.schedule if row is not None)
+    schedule = Recorded(tuple(kept))
+    agents, alone = built(own), built(own)
+    assert fits_into_a_table(agents, schedule)
+    assert len(steps(StackedExecution(schedule, agents))) == len(steps(Execution(schedule, alone))) == 5 * 14
+    assert_close(agents, alone)
 
 
 def test_either_path_goes_on_from_a_state_of_the_other() -> None:
