@@ -115,6 +115,30 @@ class Reads(NamedTuple):
     """Whether k is in R_i, shape (K,), bool."""
 
 
+class IndexedReads(NamedTuple):
+    """What a rule sees of the neighbors of B agents that step as one: where these versions lie in one table.
+
+    An agent that has fewer than K neighbors, or does not read one, has a mixing weight of 0 there.
+    """
+
+    weights: Tensor
+    """Published weights, shape (V, D)."""
+    directions: Tensor
+    """The directions at them, shape (V, D); unless the rule needs them of any shape."""
+    places: Tensor
+    """Which row is read, shape (B, K), int64."""
+    velocity: Tensor
+    """The agents' own mean velocities, shape (B, D), of which their drift follows; unless the rule needs it (B, 0)."""
+    mixing: Tensor
+    """w_ik, shape (B, K)."""
+    staleness: Tensor
+    """tau_ik in steps, shape (B, K), float32."""
+    age: Tensor
+    """age_ik in steps, shape (B, K), float32."""
+    reliable: Tensor
+    """Whether k is in R_i, shape (B, K), bool."""
+
+
 class Update(NamedTuple):
     """What a rule returns: the new weights, shape (D,), and its measures, each of shape ()."""
 

@@ -45,9 +45,14 @@ class MeasuredCurvature:
         self.measured_at: int | None = None
         """At which version."""
 
+    @property
+    def next_due(self) -> int:
+        """From which version on it is to be measured again."""
+        return 0 if self.measured_at is None else self.measured_at + self.every
+
     def is_due(self, version: int) -> bool:
         """Return whether it is to be measured at a version."""
-        return self.measured_at is None or version - self.measured_at >= self.every
+        return version >= self.next_due
 
     def take(self, version: int, found: Sequence[float | None]) -> None:
         """Take in what was found at a version: the mean with what was known; passes over what is not finite."""

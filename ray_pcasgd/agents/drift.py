@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -199,6 +200,11 @@ class DriftBefore(KeptPath):
         return {age: self._versions[newest - age] - self._versions[max(0, newest - 2 * age)] for age in falling}
 
 
+def velocity_gain(version: Any) -> Any:
+    """Return the gain g of ``MeanVelocity`` at a version from 1 on, or at each of an array of them."""
+    return np.maximum(1 / version, 1 - _SMOOTHING)
+
+
 class MeanVelocity(OwnPath):
     """Mean displacement of one agent if its path were straight, by its mean velocity ``v``: one vector for all ages.
 
@@ -219,7 +225,7 @@ class MeanVelocity(OwnPath):
         """Take in the agent's next version, shape (D,)."""
         self._version += 1
         change = weights - self._weights
-        self._velocity += change.sub_(self._velocity).mul_(max(1 / self._version, 1 - _SMOOTHING))
+        self._velocity += change.sub_(self._velocity).mul_(velocity_gain(self._version))
         self._weights = weights
 
     def drifts(self, ages: Collection[int]) -> dict[int, Tensor]:

@@ -90,6 +90,8 @@ class LocalOptimizer(Settings, ABC):
     """Whether a part of the parameters can be updated without the others, on a server of its own."""
     stackable: ClassVar[bool] = True
     """Whether ``direction`` is pure, so that several agents' run as one under ``torch.func.vmap``."""
+    takes_leading_axes: ClassVar[bool] = False
+    """Whether ``direction`` takes vectors of shape (B, D) as well, with states that have a leading axis of B."""
     has_feedback: ClassVar[bool] = True
     """Whether ``feedback`` is known: how sharp a loss is to those who follow the optimizer."""
 

@@ -106,6 +106,11 @@ class SGD(LocalOptimizer):
         """The velocity, where there is momentum."""
         return 1 if self.momentum else 0
 
+    @property
+    def takes_leading_axes(self) -> bool:  # type: ignore[override]
+        """Whether every number is computed by itself: not so with adaptive braking."""
+        return self.braking is None
+
     def init(self, weights: Tensor) -> tuple[Tensor, ...]:
         """Return the state before the first step for weights of shape (D,): the velocity, where there is momentum."""
         return (torch.zeros_like(weights),) if self.momentum else ()

@@ -49,6 +49,24 @@ def norm(a: Tensor) -> Tensor:
     return inner(a, a).sqrt()
 
 
+def norms(a: Tensor) -> Tensor:
+    """Return the Euclidean norms of several vectors of shape (B, D), shape (B,): rounded otherwise than ``norm``."""
+    found: Tensor = torch.linalg.vector_norm(a, dim=1)
+    return found
+
+
+def weighted_sums(weights: Tensor, places: Tensor, table: Tensor) -> Tensor:
+    """Return ``sum_k w_bk y_j``, j = ``places[b, k]``, shape (B, D), of the rows y of a table (V, D).
+
+    The sums run in the order of k. ``weights`` and ``places`` have shape (B, K). What has a weight of 0 is not looked
+    at, whatever numbers are there. One pass over what is summed, without temporaries.
+    """
+    used = weights != 0
+    counts = used.sum(1)
+    ends = counts.cumsum(0)
+    return functional.embedding_bag(places[used], table, ends - counts, mode="sum", per_sample_weights=weights[used])
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosine of the angle between two vectors of shape (D,), 0 where either of them is zero."""
     length = norm(a) * norm(b)

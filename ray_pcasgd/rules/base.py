@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ray_pcasgd.base import one_pass
+from ray_pcasgd.base import numerics, one_pass
 from ray_pcasgd.base.numerics import Vectors, blockwise
 from ray_pcasgd.base.settings import Settings
-from ray_pcasgd.records import Own, Reads, Update
+from ray_pcasgd.records import IndexedReads, Own, Reads, Update
 from ray_pcasgd.rules.exchange import AllNeighbors, Exchange, Reading
 
 State = tuple[Tensor, ...]
@@ -168,6 +168,19 @@ class Rule(Settings, ABC):
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the next state and the update of one step."""
 
+    @property
+    def steps_many(self) -> bool:
+        """Whether ``step_many`` is there for these settings: a second form of ``step``, made for speed alone."""
+        return False
+
+    def step_many(self, state: Any, own: Own, reads: IndexedReads) -> tuple[Any, Update]:
+        """Return what ``step`` does for B agents at once, but for float32 rounding.
+
+        All tensors of ``state``, ``own`` and the update have a leading axis of B; the neighbors' vectors are summed
+        where they lie.
+        """
+        raise AssertionError("a rule without a second form")
+
 
 def mix(own_weight: Tensor, own: Tensor, weights: Tensor, neighbors: tuple[Tensor, ...]) -> Tensor:
     """Return ``w_ii x_i + sum_k w_ik x_k``, summed in the neighbors' order, shape (D,)."""
@@ -193,14 +206,20 @@ def averaged_step(own_weight: Tensor, weights: Tensor, own: Own, reads: Reads) -
     return blockwise(step, (own.weights, own.direction), reads.weights)[0]
 
 
+def averaged_steps(own_weights: Tensor, weights: Tensor, own: Own, reads: IndexedReads) -> Tensor:
+    """Return what ``averaged_step`` does for B agents, shape (B, D), by rows of shapes (B,) and (B, K)."""
+    mixed = numerics.weighted_sums(weights, reads.places, reads.weights)
+    return mixed.addcmul_(own_weights[:, None], own.weights).addcmul_(own.step_size[:, None], own.direction, value=-1)
+
+
 def clipped_row(own_mixing: Tensor, mixing: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Return the row ``(w~_ii, w~_ik)`` of the clipped matrix: the weight of dropped neighbors goes to the agent.
 
-    ``own_mixing`` has shape (), ``mixing`` and the mask ``keep`` shape (K,). The matrix stays doubly stochastic
-    whenever unreliability is symmetric.
+    ``own_mixing`` has shape (), ``mixing`` and the mask ``keep`` shape (K,); of several agents (B,) and (B, K). The
+    matrix stays doubly stochastic whenever unreliability is symmetric.
     """
     kept = torch.where(keep, mixing, 0.0)
     own = own_mixing
-    for dropped in torch.where(keep, 0.0, mixing).unbind():
+    for dropped in torch.where(keep, 0.0, mixing).unbind(-1):
         own = own + dropped
     return own, kept

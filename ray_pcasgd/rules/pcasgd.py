@@ -10,10 +10,10 @@ from torch import Tensor
 from ray_pcasgd.base import numerics
 from ray_pcasgd.base.curves import Curve
 from ray_pcasgd.base.settings import Settings, from_name
-from ray_pcasgd.records import Own, Reads, Update
-from ray_pcasgd.rules.base import Probe, Rule, averaged_step
+from ray_pcasgd.records import IndexedReads, Own, Reads, Update
+from ray_pcasgd.rules.base import Probe, Rule, averaged_step, averaged_steps
 from ray_pcasgd.rules.guard import GuardState, guarded, unguarded
-from ray_pcasgd.rules.prediction import Blend, Clipping, PredictingRule, Rows, clip
+from ray_pcasgd.rules.prediction import AnyReads, Blend, Clipping, PredictingRule, Rows, clip
 
 
 class StalenessTheta(Settings):
@@ -52,6 +52,16 @@ class CASGD(Rule):
         row = clip(self.clipping, own, reads, reads.reliable)
         return state, Update(averaged_step(row.own, row.neighbors, own, reads), {})
 
+    @property
+    def steps_many(self) -> bool:
+        """True: always."""
+        return True
+
+    def step_many(self, state: Any, own: Own, reads: IndexedReads) -> tuple[Any, Update]:
+        """Return what ``step`` does, for B agents."""
+        row = clip(self.clipping, own, reads, reads.reliable)
+        return state, Update(averaged_steps(row.own, row.neighbors, own, reads), {})
+
 
 class PASGD(PredictingRule):
     """P-ASGD: unreliable neighbors are rolled forward over the steps that were missed; ``theta = 1`` of PC-ASGD."""
@@ -66,6 +76,17 @@ class PASGD(PredictingRule):
         blend = self.blend_at(torch.ones_like(own.mixing), rows, own, reads)
         state, (weights,) = self.blends((blend,), state, rows, own, reads)
         return state, Update(weights, {})
+
+    @property
+    def steps_many(self) -> bool:
+        """Whether sums over what is read are all of it."""
+        return self.predicts_by_sums
+
+    def step_many(self, state: Any, own: Own, reads: IndexedReads) -> tuple[Any, Update]:
+        """Return what ``step`` does, for B agents."""
+        rows = self.rows(own, reads)
+        blend = self.blend_at(torch.ones_like(own.mixing), rows, own, reads)
+        return state, Update(self.blends_of_many(blend, rows, own, reads)[0], {})
 
 
 class GuardedState(NamedTuple):
@@ -149,7 +170,22 @@ class PCASGD(PredictingRule):
         guard = guarded(guard, predicted, own.step_size * direction).at(torch.device("cpu"))
         return GuardedState(guard, compensation), Update(weights, {"theta": blend.theta})
 
-    def _blend(self, rows: Rows, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+    @property
+    def steps_many(self) -> bool:
+        """Whether sums over what is read are all of it."""
+        return self.predicts_by_sums
+
+    def step_many(self, state: Any, own: Own, reads: IndexedReads) -> tuple[Any, Update]:
+        """Return what ``step`` does, for B agents."""
+        rows = self.rows(own, reads)
+        blend = self._blend(rows, own, reads, state.guard.gain if self._is_guarded else 1.0)
+        weights, moved = self.blends_of_many(blend, rows, own, reads)
+        if self._is_guarded:
+            own_step = own.step_size * numerics.norms(own.newest_direction)
+            state = state._replace(guard=guarded(state.guard, numerics.norms(moved), own_step))
+        return state, Update(weights, {"theta": blend.theta})
+
+    def _blend(self, rows: Rows, own: Own, reads: AnyReads, gain: float | Tensor = 1.0) -> Blend:
         if isinstance(self.theta, StalenessTheta):
             return self.chosen_blend(rows, own, reads, gain)
         return self.blend_at(own.coefficients["theta"], rows, own, reads, gain)

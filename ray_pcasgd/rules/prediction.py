@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ray_pcasgd.base import one_pass
-from ray_pcasgd.base.numerics import Vectors, blockwise
+from ray_pcasgd.base.numerics import Vectors, blockwise, weighted_sums
 from ray_pcasgd.base.sum_terms import Prediction
-from ray_pcasgd.records import Own, Reads
+from ray_pcasgd.records import IndexedReads, Own, Reads
 from ray_pcasgd.rules.base import DriftForm, DriftKind, Rule, clipped_row, mix
 from ray_pcasgd.rules.bound import Bound, CurvatureBound
 from ray_pcasgd.rules.compensation import (
@@ -23,6 +23,9 @@ from ray_pcasgd.rules.stability import reach_of_own_drift, strength_at_drag, str
 
 Clipping = Literal["move-to-self", "renormalize"]
 
+AnyReads = Reads | IndexedReads
+"""What one agent reads, or what several read: the numbers that decide have the same names, and a leading axis of B."""
+
 
 class MixingRow(NamedTuple):
     """One agent's row of a mixing matrix: its own weight, shape (), and its neighbors', shape (K,)."""
@@ -31,25 +34,25 @@ class MixingRow(NamedTuple):
     neighbors: Tensor
 
 
-def clip(clipping: Clipping, own: Own, reads: Reads, keep: Tensor) -> MixingRow:
+def clip(clipping: Clipping, own: Own, reads: AnyReads, keep: Tensor) -> MixingRow:
     """Return the row of the mixing matrix without the neighbors outside the mask ``keep``, shape (K,)."""
     moved, kept = clipped_row(own.mixing, reads.mixing, keep)
     if clipping == "move-to-self":
         return MixingRow(moved, kept)
     left = own.mixing
-    for weight in kept.unbind():
+    for weight in kept.unbind(-1):
         left = left + weight
     # 1 where nothing was dropped, lest the rounding of the sum change a row that is complete.
-    left = torch.where(keep.all(), 1.0, left)
+    left = torch.where(keep.all(-1), 1.0, left)
     alone = left == 0
     left = torch.where(alone, 1.0, left)
-    return MixingRow(torch.where(alone, 1.0, own.mixing / left), kept / left)
+    return MixingRow(torch.where(alone, 1.0, own.mixing / left), kept / left[..., None])
 
 
 def between(theta: Tensor, clipped: MixingRow, predicted: MixingRow) -> MixingRow:
     """Return ``theta * predicted + (1 - theta) * clipped``, to the bit either row where both are equal."""
     own = clipped.own + theta * (predicted.own - clipped.own)
-    return MixingRow(own, clipped.neighbors + theta * (predicted.neighbors - clipped.neighbors))
+    return MixingRow(own, clipped.neighbors + theta[..., None] * (predicted.neighbors - clipped.neighbors))
 
 
 class Rows(NamedTuple):
@@ -203,13 +206,13 @@ class PredictingRule(Rule):
         """Return the state of the compensation."""
         return self.compensating.init(weights, num_neighbors)
 
-    def rows(self, own: Own, reads: Reads) -> Rows:
+    def rows(self, own: Own, reads: AnyReads) -> Rows:
         """Return whom the agent predicts, and the rows of its clipping and of its predicting step."""
         guessed = ~reads.reliable & (reads.age <= self.oldest_age)
         clipped = clip(self.clipping, own, reads, reads.reliable)
         return Rows(guessed, clipped, clip(self.clipping, own, reads, reads.reliable | guessed))
 
-    def blend_at(self, theta: Tensor, rows: Rows, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+    def blend_at(self, theta: Tensor, rows: Rows, own: Own, reads: AnyReads, gain: float | Tensor = 1.0) -> Blend:
         """Return how a candidate of a given theta predicts; ``gain`` is a factor of the stability bound."""
         steps = self.reach.steps(reads.staleness)
         if isinstance(self.reach, StableReach) or self.bounded:
@@ -229,7 +232,7 @@ class PredictingRule(Rule):
             return reach_of_own_drift(strength / (self.stability.c * gain))
         return self.stability.reach(strength, own, gain)
 
-    def chosen_blend(self, rows: Rows, own: Own, reads: Reads, gain: float | Tensor = 1.0) -> Blend:
+    def chosen_blend(self, rows: Rows, own: Own, reads: AnyReads, gain: float | Tensor = 1.0) -> Blend:
         """Return the blend whose theta is as large as the stability bound allows at what was read."""
         weights = rows.late
         far = total(weights)
@@ -314,10 +317,35 @@ class PredictingRule(Rule):
             return reads.drift, ()
         return reads.directions, reads.drift if self.needs_drift else ()
 
-    def _rate(self, rows: Rows, reach: Tensor, own: Own, reads: Reads) -> Tensor:
+    @property
+    def predicts_by_sums(self) -> bool:
+        """Whether all that predicts is directions and one velocity, weighed by numbers that count for all of D."""
+        is_constant = isinstance(self.compensating, ConstantCompensation)
+        return self.prediction == "direction" and is_constant and not (self.needs_drift and self.drift_form == "exact")
+
+    def blends_of_many(self, blend: Blend, rows: Rows, own: Own, reads: IndexedReads) -> tuple[Tensor, Tensor]:
+        """Return for B agents what ``blends_and_moves`` does of one blend: its weights and its move, both (B, D).
+
+        The drift over an age ``a`` is ``(a-1)/2 v``, so that ``sum_k r_k u_k (1 + lambda u_k drift_k)`` consists of two
+        sums over what lies in the table, ``sum_k r_k u_k + v sum_k r_k lambda (a_k-1)/2 u_k^2``.
+        """
+        row = between(blend.theta, rows.clipped, rows.predicted)
+        rate = self._rate(rows, blend.reach, own, reads) * blend.theta[:, None]
+        moved = weighted_sums(rate, reads.places, reads.directions)
+        if self.needs_drift:
+            drifts = torch.where(reads.age > 0, (reads.age - 1) / 2, 0.0)
+            bends = rate * own.coefficients["lambda_0"][:, None] * drifts
+            used, places = torch.unique(reads.places[bends != 0], return_inverse=True)
+            among_used = torch.zeros_like(reads.places).masked_scatter_(bends != 0, places)
+            squares = reads.directions[used]
+            moved.addcmul_(reads.velocity, weighted_sums(bends, among_used, squares.mul_(squares)))
+        weights = weighted_sums(row.neighbors, reads.places, reads.weights).addcmul_(row.own[:, None], own.weights)
+        return weights.addcmul_(own.step_size[:, None], own.direction, value=-1).sub_(moved), moved
+
+    def _rate(self, rows: Rows, reach: Tensor, own: Own, reads: AnyReads) -> Tensor:
         """Return by what each neighbor's direction, or the agent's own drift, is multiplied; shape (K,)."""
         if self.needs_directions:
-            return torch.where(rows.guessed, rows.predicted.neighbors * (own.step_size * reach), 0.0)
+            return torch.where(rows.guessed, rows.predicted.neighbors * (own.step_size[..., None] * reach), 0.0)
         return torch.where(rows.guessed, rows.predicted.neighbors * (reach / reads.age.clamp(min=1.0)), 0.0)
 
     def _scales(self, own: Own, reads: Reads) -> Vectors:
@@ -347,8 +375,8 @@ class PredictingRule(Rule):
 
 
 def total(values: Tensor) -> Tensor:
-    """Return the sum of values of shape (K,), in the neighbors' order."""
+    """Return the sum of values of shape (K,), in the neighbors' order; of several agents' (B, K), each one's (B,)."""
     result = values.new_zeros(())
-    for value in values.unbind():
+    for value in values.unbind(-1):
         result = result + value
     return result

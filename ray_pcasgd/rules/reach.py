@@ -78,5 +78,5 @@ Reach = Annotated[
 
 
 def capped(steps: Tensor, longest: Tensor) -> Tensor:
-    """Return the steps, shape (K,), none of which is above ``longest``, shape ()."""
-    return torch.minimum(steps, longest)
+    """Return the steps, shape (K,), none of which is above ``longest``, shape (); of several agents (B, K) and (B,)."""
+    return torch.minimum(steps, longest[..., None])

@@ -1,12 +1,16 @@
 """An agent's endless sequence of mini-batches, any of which can be made from its number alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from ray_pcasgd.base.randomness import generator, stream_seed, torch_generator
 from ray_pcasgd.tasks.augmentation import Augmentation
 from ray_pcasgd.tasks.drawing import seeded
 from ray_pcasgd.tasks.normalization import Normalization
-from ray_pcasgd.tasks.samples import AnySamples, MapSamples
+from ray_pcasgd.tasks.samples import AnySamples, MapSamples, Samples
 from ray_pcasgd.tasks.trees import Batch, is_pair
 
 
@@ -64,9 +68,12 @@ class Batches:
             return self._samples.take(indices)
 
     def indices_at(self, number: int) -> np.ndarray:
-        """Return the sample indices of batch ``number``, int64 of shape (batch_size,)."""
+        """Return the sample indices of batch ``number``, int64 of shape (batch_size,); not to be written to."""
         parts = []
         place, left = number * self._batch_size, self._batch_size
+        epoch, offset = divmod(place, len(self._indices))
+        if offset + left <= len(self._indices):
+            return self._epoch(epoch)[offset : offset + left]
         while left:
             epoch, offset = divmod(place, len(self._indices))
             part = self._epoch(epoch)[offset : offset + left]
@@ -79,6 +86,16 @@ class Batches:
         batch = self.at(self._taken)
         self._taken += 1
         return batch
+
+    def is_taken_with(self, other: object) -> bool:
+        """Return whether one indexing makes batches of both: of one size, of the same tensors, not augmented."""
+        return (
+            isinstance(other, Batches)
+            and type(self._samples) is Samples
+            and self._samples is other._samples
+            and not (self._augmentation.is_any or other._augmentation.is_any)
+            and (self._batch_size, self._normalization) == (other._batch_size, other._normalization)
+        )
 
     def state(self) -> int:
         """Return how many batches were taken."""
@@ -97,3 +114,19 @@ class Batches:
             random = generator(self._seed, self._purpose, self._agent, epoch)
             self._order = (epoch, random.permutation(self._indices))
         return self._order[1]
+
+
+def next_of_each(streams: Sequence[Batches]) -> tuple[Tensor, Tensor]:
+    """Return the next batch of each of several streams, stacked: inputs and targets, of shape (B, batch_size, ...).
+
+    The streams are such as ``is_taken_with`` says of all of them.
+    """
+    first = streams[0]
+    rows = np.empty((len(streams), first._batch_size), np.int64)
+    for row, one in zip(rows, streams, strict=True):
+        row[:] = one.indices_at(one._taken)
+        one._taken += 1
+    indices = torch.from_numpy(rows)
+    inputs, targets = first._samples.take(indices.flatten())
+    inputs = first._normalization(inputs)
+    return inputs.view(*indices.shape, *inputs.shape[1:]), targets.view(*indices.shape, *targets.shape[1:])

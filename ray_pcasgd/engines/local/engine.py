@@ -15,6 +15,7 @@ from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import Leaving, Report
 from ray_pcasgd.engines.failures import naming
 from ray_pcasgd.engines.local.execution import Execution
+from ray_pcasgd.engines.local.stacked import StackedExecution, fits_into_a_table
 from ray_pcasgd.schedule.scheduler import Schedule, waits_for_losses
 from ray_pcasgd.tasks.models import CustomModel, Torchvision
 from ray_pcasgd.tasks.objective import CustomMeasure
@@ -64,12 +65,18 @@ class LocalEngine:
             agents = [_built(spec, data) for spec in specs]
             agents[0].require_determinism()
             leaving = self.leaving if self.can_pause(specs) else None
-            execution = Execution(self._schedule, agents, _stacks(self._settings, agents), leaving)
+            execution = self._execution(agents, leaving)
             try:
                 execution.go_on(state)
                 yield from execution.reports()
             finally:
                 execution.close()
+
+    def _execution(self, agents: Sequence[Participant], leaving: Leaving | None) -> Execution | StackedExecution:
+        stacks = _stacks(self._settings, agents)
+        if stacks and fits_into_a_table(agents, self._schedule):
+            return StackedExecution(self._schedule, agents, leaving)
+        return Execution(self._schedule, agents, stacks, leaving)
 
 
 @contextmanager

@@ -322,13 +322,7 @@ class Execution:
         with restoring():
             require_own(state, self.state(), len(self.agents))
             self.restore(state)
-            for agent in self.agents:
-                for published in self.versions.by_agent[agent.spec.agent].values():
-                    for name in ("weights", "buffers", "direction"):
-                        if (value := getattr(published, name)) is None:
-                            continue  # a direction that is not computed yet, or is of no use
-                        if (found := difference(agent.example_of(name), value, f"state.versions.{name}")) is not None:
-                            raise StateError(found)
+            require_published(self.versions, self.agents)
 
     def restore(self, state: State) -> None:
         """Go on from a state, with the same schedule from its beginning."""
@@ -341,3 +335,14 @@ class Execution:
         self.started = time.perf_counter() - state["seconds"]
         for _ in range(self.drawn):
             next(self.rows)
+
+
+def require_published(versions: Versions, agents: Sequence[Participant]) -> None:
+    """Raise ``StateError`` where versions of a state are not such as the agents publish."""
+    for agent in agents:
+        for published in versions.by_agent[agent.spec.agent].values():
+            for name in ("weights", "buffers", "direction"):
+                if (value := getattr(published, name)) is None:
+                    continue  # a direction that is not computed yet, or is of no use
+                if (found := difference(agent.example_of(name), value, f"state.versions.{name}")) is not None:
+                    raise StateError(found)
