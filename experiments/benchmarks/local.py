@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from experiments.benchmarks.measuring import Figure, paired, run_times
+from ray_pcasgd.engines.local.engine import LocalSettings, computing_alone
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.engines.local.stacked import StackedExecution
 from ray_pcasgd.records import StepReport
@@ -47,7 +48,7 @@ def _against_other_runs(num_agents: int, steps: int, repeats: int) -> Figure:
     plan = make_plan(_settings(num_agents, steps))
 
     def rate(reports: Callable[[Plan], Iterable[Any]]) -> float:
-        with torch.random.fork_rng():
+        with computing_alone(LocalSettings()):
             return _rate_of([one.wall_seconds for one in reports(plan) if isinstance(one, StepReport)], 2 * num_agents)
 
     def in_table(plan: Plan) -> Iterable[Any]:
