@@ -34,10 +34,10 @@ seeds {settings["seeds"]}. Few seeds, of which a standard error says little, and
 
 The claim is that ASGD is biased toward fast workers where shards differ, and Ringleader is not.
 `tests/unit/rules/test_rivals.py` has it on quadratics with minima of their own: ASGD settles at the minimum of the
-losses weighted by pace, Malenia, Ringleader and IA2SGD at that of their plain mean. It says nothing of a network
-that fits all shards at once, as one fits the digits, where all losses have a minimum in common; and
-methods that wait take fewer updates in the same seconds. That this is the reason here was not tested, nor were step sizes between those of the
-search.
+losses weighted by pace, Malenia, Ringleader and IA2SGD at that of their plain mean. It says nothing of a network that
+fits all shards at once, as one fits the digits, where all losses have a minimum in common; and methods that wait take
+fewer updates in the same seconds. That this is the reason here was not tested, nor were step sizes between those of
+the search.
 
 {tables(final)}
 ## The search
