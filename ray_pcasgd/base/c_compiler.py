@@ -34,15 +34,20 @@ def compiled(source: Path, *flags: str) -> ctypes.CDLL | None:
     if compiler is None:
         logger.info("there is no C compiler (%s): it goes on without %s", ", ".join(_COMPILERS), source.name)
         return None
-    with tempfile.TemporaryDirectory(prefix="ray_pcasgd_") as folder:
-        library = Path(folder) / "library.so"
-        # Some compilers do not know this processor.
-        for extra in (_FOR_THIS_PROCESSOR, ()):
-            command = [compiler, *_FLAGS, *extra, *flags, str(source), "-o", str(library)]
+    command = [compiler, *_FLAGS, *flags, str(source)]
+    try:
+        with tempfile.TemporaryDirectory(prefix="ray_pcasgd_") as folder:
+            library = str(Path(folder) / "library.so")
             try:
-                subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST_SECONDS)
-                return ctypes.CDLL(str(library))
-            except (OSError, subprocess.SubprocessError) as error:
-                said = getattr(error, "stderr", None) or b""
-                logger.info("it goes on without %s: %s", source.name, one_line(f"{error} {said.decode()}", 300))
+                _compile([*command, *_FOR_THIS_PROCESSOR, "-o", library])
+            except subprocess.CalledProcessError:  # some compilers do not know this processor
+                _compile([*command, "-o", library])
+            return ctypes.CDLL(library)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace")
+        logger.info("it goes on without %s: %s", source.name, one_line(f"{error} {said}", 300))
     return None
+
+
+def _compile(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST_SECONDS)

@@ -61,10 +61,12 @@ def run(
         library.weighted_sums(_count(0), _count(size), *arguments)
     else:
         with ThreadPoolExecutor(parts) as threads:
-            calls = [
-                threads.submit(library.weighted_sums, _count(begin), _count(end), *arguments)
-                for begin, end in pairwise(ends)
-            ]
+            calls = []
+            for begin, end in pairwise(ends):
+                try:
+                    calls.append(threads.submit(library.weighted_sums, _count(begin), _count(end), *arguments))
+                except RuntimeError:  # no thread can be started, since there are too many or the interpreter ends
+                    library.weighted_sums(_count(begin), _count(end), *arguments)
         for call in calls:
             call.result()
 
@@ -78,7 +80,9 @@ def _read(vectors: Vectors) -> Any:
 
 
 def _written(vectors: Vectors) -> Any:
-    return (ctypes.c_void_p * len(vectors))(*(one.data_ptr() for one in vectors))
+    found = (ctypes.c_void_p * len(vectors))(*(one.data_ptr() for one in vectors))
+    found.kept = vectors  # type: ignore[attr-defined]  # as long as a thread may write to them, whatever ends this one
+    return found
 
 
 def _floats(numbers: Tensor) -> Any:

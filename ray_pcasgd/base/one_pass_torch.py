@@ -13,7 +13,7 @@ _BLOCK = 1 << 16
 def run(vectors: Vectors, weights: Tensor, sums: Vectors, prediction: Prediction | None, taken: Vectors) -> None:
     """Write weighted sums into ``sums``, and what is taken from them into ``taken`` where that is not empty."""
     rows, size = weights.tolist(), len(vectors[0])
-    scratch, moved = torch.empty(_BLOCK), torch.empty(_BLOCK)
+    scratch, moved = (torch.empty(_BLOCK, dtype=torch.float32, device="cpu") for _ in range(2))
     for start in range(0, size, _BLOCK):
         part = slice(start, min(size, start + _BLOCK))
         length = part.stop - start

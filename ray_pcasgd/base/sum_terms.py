@@ -25,3 +25,10 @@ class Prediction(NamedTuple):
     """Shape (B,); where it is 0, nothing is taken, whatever the rest comes to."""
     places: tuple[int, ...]
     """Of each sum the row of the rates."""
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where there are not as many of the one as of the other."""
+        read = {"directions": self.directions} | ({} if self.bends is None else {"drifts": self.drifts})
+        for name, given in read.items():
+            if len(given) != self.rates.shape[1]:
+                raise ValueError(f"there are {len(given)} {name} for {self.rates.shape[1]} rates; allowed are as many")

@@ -273,7 +273,7 @@ class PredictingRule(Rule):
         numbers = (*(n for row in blended_rows for n in row), *(blend.theta for blend in blends), *rates, *scales)
         vectors = (own.weights, *reads.weights, own.direction)
         # A state is one of square roots, whose last bit is PyTorch's own.
-        if not state and one_pass.takes(sum(self._moving(reads), vectors), (own.step_size, *numbers)):
+        if not state and one_pass.takes(sum(self._moving(reads), vectors), (own.step_size, *numbers), len(blends)):
             weights = torch.stack([torch.cat((a.view(1), row, -own.step_size.view(1))) for a, row in blended_rows])
             thetas = torch.stack([blend.theta for blend in blends])
             prediction = self._prediction(torch.stack(rates), scales, thetas, tuple(places), reads)

@@ -20,7 +20,7 @@ class OnDevice:
     """A tensor on a GPU in the place of a message's array: it is copied where it is needed, and only there.
 
     Into a slot it goes straight from the GPU (``Slot.write``); whatever else takes arrays gets a copy from
-    ``np.asarray``. The tensor must not be written to.
+    ``np.asarray``. The tensor must not be written to, and stays on the GPU as long as a message that waits holds it.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -64,22 +64,26 @@ class LockedPages:
         """Lock the pages of an array, unless they are locked already."""
         if self._is_refused or not torch.cuda.is_available():
             return
-        first = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
-        num_bytes = -(-(array.ctypes.data + array.nbytes - first) // mmap.PAGESIZE) * mmap.PAGESIZE
-        if self._locked.get(first, 0) >= num_bytes:
+        page = mmap.PAGESIZE
+        first = array.ctypes.data // page * page
+        end = -(-(array.ctypes.data + array.nbytes) // page) * page
+        met = {start: size for start, size in self._locked.items() if start < end and first < start + size}
+        if any(start <= first and end <= start + size for start, size in met.items()):
             return
+        # Another array has lain there before: pages are locked once, and as one range where an array lies in them.
         runtime = _runtime()
-        if first in self._locked:
-            runtime.cudaHostUnregister(first)
-            del self._locked[first]
-        error = int(runtime.cudaHostRegister(first, num_bytes, self._flags))
+        for start, size in met.items():
+            runtime.cudaHostUnregister(start)
+            del self._locked[start]
+            first, end = min(first, start), max(end, start + size)
+        error = int(runtime.cudaHostRegister(first, end - first, self._flags))
         if error:
             self._is_refused = True
             logger.info("memory cannot be locked for a GPU (CUDA error %d): copies are slower", error)
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device="cuda")  # takes the error, lest the next kernel be blamed for it
             return
-        self._locked[first] = num_bytes
+        self._locked[first] = end - first
 
 
 def _unlock(locked: dict[int, int], memory: mmap.mmap) -> None:

@@ -1,6 +1,7 @@
 """One pass over long vectors gives the bits of one operation after another, whatever the numbers are."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,8 @@ def test_who_has_no_vectors_of_that_kind_is_not_taken() -> None:
     number = torch.tensor(1.0)
     assert one_pass.takes((long, long), (number,))
     refused: list[tuple[Vectors, Vectors]] = [
-        ((torch.zeros(SHORTEST - 1),) * 2, (number,)),
+        ((torch.zeros(SHORTEST),) * 2, (number,)),
+        ((torch._neg_view(long), long), (number,)),
         ((long, torch.zeros(SIZE - 1)), (number,)),
         ((long, torch.zeros(2 * SIZE)[::2]), (number,)),
         ((long.double(), long.double()), (number,)),
@@ -241,3 +243,37 @@ def test_what_no_compiler_makes_is_no_library(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert c_compiler.compiled(source, "-DOTHER") is None
     assert "there is no C compiler" in caplog.text
+
+
+def test_a_compiler_whose_words_cannot_be_read_or_that_has_no_room_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\nprintf 'Fehler: \\374bel\\n' >&2\nexit 1\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert c_compiler.compiled(tmp_path / "one.c") is None
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert c_compiler.compiled(tmp_path / "other.c") is None
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_weights_and_vectors_have_to_be_as_many(given: int) -> None:
+    long = torch.zeros(SIZE)
+    with pytest.raises(ValueError, match=f"there are {given} weights for 2 vectors"):
+        one_pass.weighted_sums((long, long), torch.ones(1, given))
+    prediction = Prediction((long,), (), torch.ones(1, 2), None, torch.ones(1), (0,))
+    with pytest.raises(ValueError, match="1 directions for 2 rates"):
+        one_pass.weighted_sums((long, long), torch.ones(1, 2), prediction)
+
+
+def test_without_a_compiler_the_default_type_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_pass_c, "library", lambda: None)
+    vectors = (torch.full((SIZE,), 1 / 3), torch.full((SIZE,), 1 / 7))
+    expected = 0.3 * vectors[0] + 0.7 * vectors[1]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        weights = torch.tensor([[0.3, 0.7]], dtype=torch.float32)
+        assert_same_bits(one_pass.weighted_sums(vectors, weights).sums[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

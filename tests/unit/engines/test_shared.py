@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -22,11 +23,11 @@ from hypothesis import strategies as st
 from ray_pcasgd.agents.mailbox import Header
 from ray_pcasgd.engines.messages import Contents
 from ray_pcasgd.engines.raw_tensors import extra_of
-from ray_pcasgd.engines.shared import door
+from ray_pcasgd.engines.shared import door, on_device
 from ray_pcasgd.engines.shared.copying import LONG, copied, copied_by_blocks
 from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.shared.link import GoneError, Letter, Link, Mark, connected, packet
-from ray_pcasgd.engines.shared.on_device import OnDevice
+from ray_pcasgd.engines.shared.on_device import LockedPages, OnDevice
 from ray_pcasgd.engines.shared.slots import LARGE, Mapped, Slot, Slots
 from ray_pcasgd.engines.transport import Finite
 from tests.devices import DEVICES
@@ -175,6 +176,41 @@ def test_what_is_on_a_device_comes_as_what_is_not(size: int, device: str) -> Non
         assert not isinstance(found.direction, Finite)
     assert np.asarray(moved[1]).tobytes() == direction.tobytes()
     assert pickle.loads(pickle.dumps(moved[0])).tobytes() == weights.tobytes()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9)), min_size=1, max_size=8))
+def test_pages_are_locked_once_whatever_lay_there_before(places: list[tuple[int, int]]) -> None:
+    locked: dict[int, int] = {}
+
+    class Runtime:
+        """As CUDA: a page that is locked cannot be locked once more."""
+
+        def cudaHostRegister(self, first: int, size: int, flags: int) -> int:  # noqa: N802
+            if any(first < start + length and start < first + size for start, length in locked.items()):
+                return 712
+            locked[first] = size
+            return 0
+
+        def cudaHostUnregister(self, first: int) -> int:  # noqa: N802
+            del locked[first]
+            return 0
+
+    memory = mmap.mmap(-1, 24 * mmap.PAGESIZE)
+    whole = np.frombuffer(memory, np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(on_device, "_runtime", Runtime)
+        owner = Reader.__new__(Reader)
+        pages = LockedPages(owner, memory, is_read_only=False)
+        for half_pages, length in places:
+            first = half_pages * mmap.PAGESIZE // 2
+            array = whole[first : first + length * mmap.PAGESIZE // 2]
+            pages.lock(array)
+            at = array.ctypes.data
+            assert any(start <= at and at + array.nbytes <= start + size for start, size in locked.items())
+        del owner
+        assert not locked
 
 
 @pytest.mark.parametrize("device", DEVICES)
