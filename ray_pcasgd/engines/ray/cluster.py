@@ -107,8 +107,9 @@ def _is_this_machine() -> bool:
 
 def _starts_plainly() -> bool:
     """Return whether this process is a driver whose job says nothing of how its workers start."""
-    context = ray.get_runtime_context()
-    return context.worker.mode != ray.WORKER_MODE and set(context.runtime_env) <= {"env_vars", "config"}
+    context: Any = ray.get_runtime_context()
+    is_driver: bool = context.worker.mode != ray.WORKER_MODE
+    return is_driver and set(context.runtime_env) <= {"env_vars", "config"}
 
 
 @contextmanager

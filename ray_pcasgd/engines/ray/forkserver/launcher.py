@@ -5,6 +5,7 @@ hundredths of a second. It lives as long as the process that was forked: signals
 killed, the fork server kills the other.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -12,9 +13,10 @@ import signal
 import socket
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 
-READY, REFUSED = b"ready", b"refused"
+READY, REFUSED, FORKED = b"ready", b"refused", b"forked "
 
 _READY_SECONDS = 30.0
 """Longest wait for the fork server to have imported everything. Ray gives a worker 60 s."""
@@ -27,10 +29,10 @@ _READ_AT_START = (
     *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "TZ"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "ATEN_", "TORCH", "PYTORCH", "DNNL_", "ONEDNN_"),
 )
-"""How variables begin that interpreters and libraries read once, when they start: a forked process cannot change them."""
+"""How variables begin that interpreters and libraries read once, when they start, so that a fork cannot change them."""
 
-_SET_LATER = ("PYTHONBREAKPOINT", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK")
-"""What Ray and scikit-learn set in a driver that imports them; nothing of it counts in an agent."""
+_SET_LATER = ("PYTHONBREAKPOINT", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR")
+"""What Ray, scikit-learn and torch set in a driver while it runs; nothing of it counts when an agent starts."""
 
 
 def address_of(name: str) -> str:
@@ -57,13 +59,11 @@ def surroundings() -> dict[str, Any]:
     """
     mask = os.umask(0)
     os.umask(mask)
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        groups = file.read()
     kinds = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
     return {
         "variables": read_at_start(),
-        "namespaces": [os.readlink(f"/proc/self/ns/{name}") for name in _NAMESPACES],
-        "control groups": groups,
+        "namespaces": [str(Path(f"/proc/self/ns/{name}").readlink()) for name in _NAMESPACES],
+        "control groups": Path("/proc/self/cgroup").read_text(encoding="utf-8"),
         "ids": [*os.getresuid(), *os.getresgid(), *sorted(os.getgroups())],
         "CPUs": sorted(os.sched_getaffinity(0)),
         "limits": [list(resource.getrlimit(getattr(resource, kind))) for kind in kinds],
@@ -73,14 +73,12 @@ def surroundings() -> dict[str, Any]:
 
 def request(arguments: list[str]) -> dict[str, Any]:
     """Return what the fork server has to know: what is run, and what the process is to have from this one."""
-    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-        out_of_memory = file.read()
     return {
         "arguments": arguments,
         "environment": dict(os.environ),
-        "directory": os.getcwd(),
+        "directory": str(Path.cwd()),
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
-        "out of memory": out_of_memory,
+        "out of memory": Path("/proc/self/oom_score_adj").read_text(encoding="ascii"),
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         "ignored": sorted(n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN),
         "surroundings": surroundings(),
@@ -93,7 +91,7 @@ def forked(name: str, arguments: list[str]) -> tuple[socket.socket, int] | None:
     The process holds the other end as long as it lives, so that an end of the connection means that there is none.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
+    with contextlib.suppress(OSError):
         connection.settimeout(_READY_SECONDS)
         connection.connect(address_of(name))
         # Another user's process may have taken the name of one that has ended, and is not told our environment.
@@ -103,10 +101,8 @@ def forked(name: str, arguments: list[str]) -> tuple[socket.socket, int] | None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
         socket.send_fds(connection, [json.dumps(request(arguments)).encode()], [0, 1, 2])
         answer = connection.recv(100)
-        if answer and answer != REFUSED:
-            return connection, int(answer)
-    except OSError:
-        pass
+        if answer.startswith(FORKED):
+            return connection, int(answer.removeprefix(FORKED))
     connection.close()
     return None
 
@@ -115,10 +111,8 @@ def outlive(connection: socket.socket, process: int) -> int:
     """Pass on signals to a forked process as long as it lives; return its exit status, as a shell has it."""
 
     def forward(number: int, _: Any) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(process, number)
-        except ProcessLookupError:
-            pass  # it has just ended
 
     for number in _FORWARDED:
         signal.signal(number, forward)

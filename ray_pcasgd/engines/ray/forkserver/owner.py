@@ -62,8 +62,7 @@ class ForkServerProcess:
     @property
     def interpreter(self) -> str:
         """What is to be started in place of a worker's interpreter, for a shell; a plain one where it does not go."""
-        words = (_SCRIPT, "sh", sys.executable, str(_HERE / "launcher.py"), self._name)
-        return "sh -c " + " ".join(map(shlex.quote, words))
+        return command(sys.executable, str(_HERE / "launcher.py"), self._name)
 
     def close(self) -> None:
         """End it; what it has forked goes on."""
@@ -74,6 +73,11 @@ class ForkServerProcess:
         self._process.stdin.close()
         self._process.kill()  # it may be importing still
         self._process.wait()
+
+
+def command(python: str, launcher: str, name: str) -> str:
+    """Return what starts a launcher with the arguments that follow; where there is none, what starts Ray's Python."""
+    return "sh -c " + " ".join(map(shlex.quote, (_SCRIPT, "sh", python, launcher, name)))
 
 
 _server: ForkServerProcess | None = None

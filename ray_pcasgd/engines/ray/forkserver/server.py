@@ -82,7 +82,7 @@ def require_fit() -> None:
 
 def has_one_thread() -> bool:
     """Return whether this process has no second thread, so that a fork of it has all that it has."""
-    return len(os.listdir("/proc/self/task")) == 1
+    return len(list(Path("/proc/self/task").iterdir())) == 1
 
 
 class ForkServer:
@@ -98,7 +98,6 @@ class ForkServer:
 
     def serve(self) -> Forked:
         """Serve until the driver ends; return only in the processes that are forked."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the driver, and not with its run
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
         for file in (self._listener, self._ended, 0):
@@ -129,7 +128,8 @@ class ForkServer:
 
     def _answer(self, connection: socket.socket) -> Forked | None:
         """Take in what a launcher asks, or that it has ended."""
-        message, descriptors = b"", []
+        message = b""
+        descriptors: list[int] = []
         with contextlib.suppress(OSError):
             message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 3)
         if not message:
@@ -158,7 +158,7 @@ class ForkServer:
     def _leave_all_but(self, connection: socket.socket) -> None:
         """Close what a forked process has of the server: a launcher is to see the end of its own process alone."""
         signal.set_wakeup_fd(-1)
-        open_here = {key.fileobj for key in self._selector.get_map().values()} | {*self._processes.values()}
+        open_here: set[Any] = {key.fileobj for key in self._selector.get_map().values()} | {*self._processes.values()}
         self._selector.close()
         for file in open_here - {connection, 0}:
             os.close(file) if isinstance(file, int) else file.close()
@@ -216,10 +216,18 @@ def take_on(forked: Forked) -> None:
     os.chdir(asked["directory"])
     set_environment(asked["environment"])
     sys.argv = asked["arguments"]
-    sys.path[:] = [os.path.dirname(os.path.realpath(sys.argv[0])), *_PATH]
+    sys.path[:] = [str(Path(sys.argv[0]).resolve().parent), *_PATH]
+    draw_apart()
+
+
+def draw_apart() -> None:
+    """Seed libraries' own generators anew, as each process does at its start; Python's own does it by itself."""
     numpy: Any = sys.modules.get("numpy")
+    torch: Any = sys.modules.get("torch")
     if numpy is not None:
-        numpy.random.seed()  # else all would draw the same; Python's own generator sees to it by itself
+        numpy.random.seed()
+    if torch is not None:
+        torch.default_generator.seed()
 
 
 def set_environment(wanted: dict[str, str]) -> None:
@@ -233,14 +241,14 @@ def set_environment(wanted: dict[str, str]) -> None:
 
 def become(forked: Forked) -> None:
     """Run what the launcher was asked to run, as the interpreter would."""
-    from ray_pcasgd.engines.ray.forkserver.launcher import REFUSED
+    from ray_pcasgd.engines.ray.forkserver.launcher import FORKED, REFUSED
 
     try:
         take_on(forked)
     except OSError:
         forked.connection.send(REFUSED)
         os._exit(1)
-    forked.connection.send(str(os.getpid()).encode())
+    forked.connection.send(FORKED + str(os.getpid()).encode())
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -248,6 +256,7 @@ def main() -> None:
     """Serve; or, in a process that is forked, become what was asked for."""
     name, driver, threads, *modules = sys.argv[1:]
     end_with(int(driver))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the driver, not with a run
     found = importlib.util.find_spec("ray_pcasgd")
     if found is None or found.origin is None or not Path(found.origin).is_relative_to(_PACKAGES):
         sys.path.insert(0, _PACKAGES)  # the driver's own
