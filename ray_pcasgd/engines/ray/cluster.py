@@ -54,7 +54,7 @@ class RayCluster(Cluster):
         """Return whether agents are forked: on a cluster that is this machine alone, unless the job has own ways."""
         if not forks(self._settings):
             return False
-        return is_own or (bool(ray.is_initialized()) and _is_this_machine() and _starts_plainly())
+        return is_own or (ray.is_initialized() and _is_this_machine() and _starts_plainly())
 
     @property
     def is_started_here(self) -> bool:
@@ -102,7 +102,7 @@ def _start(settings: RaySettings) -> None:
 
 
 def _is_this_machine() -> bool:
-    return sum(node["Alive"] for node in ray.nodes()) == 1
+    return [node["Alive"] for node in ray.nodes()].count(True) == 1
 
 
 def _starts_plainly() -> bool:
