@@ -1,8 +1,9 @@
 """The curvature of a loss along a direction, by one Hessian-vector product; and what an agent knows of it."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,11 +16,19 @@ from ray_pcasgd.base.determinism import deterministic
 _LEAST = 1e-9
 
 
+class CompiledError(Exception):
+    """A loss has compiled something of itself, which has no second derivatives."""
+
+
 def curvature_along(loss: Callable[[], Tensor], parameters: Sequence[Tensor], direction: Tensor) -> float | None:
     """Return ``v' H v / v' v``, the Hessian's Rayleigh quotient, or ``None`` where it is not finite, or v is zero.
 
     ``parameters`` are leaves that the scalar ``loss()`` depends on; the direction v has as many numbers as all of them,
     shape (D,). It costs three to four gradients.
+
+    Raises:
+        CompiledError: the first code of this process was compiled in it; the next time none is.
+
     """
     length = numerics.norm(direction)
     if not 0 < length.item() < math.inf:
@@ -28,8 +37,11 @@ def curvature_along(loss: Callable[[], Tensor], parameters: Sequence[Tensor], di
     # Plain autograd: models of users' own, which may put tensors anywhere, cannot all run under torch.func.
     # Not every second derivative has a deterministic kernel.
     with deterministic(direction.device):
+        could_compile = _can_compile()
         with torch.enable_grad(), twice_differentiable():
             gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+        if could_compile != _can_compile():
+            raise CompiledError
         found = numerics.inner(unit, _product(gradients, parameters, unit)).item()
     return found if math.isfinite(found) else None
 
@@ -82,9 +94,16 @@ class MeasuredCurvature:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Let models run by kernels that have second derivatives: fused attention and compiled code have none."""
-    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+    """Let models run by kernels that have second derivatives: fused attention and compiled code have none.
+
+    What compiles takes seconds to import, and there is no compiled code where that was not done.
+    """
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager") if _can_compile() else nullcontext():
         yield
+
+
+def _can_compile() -> bool:
+    return "torch._dynamo" in sys.modules
 
 
 def _product(gradients: Sequence[Tensor | None], leaves: Sequence[Tensor], vector: Tensor) -> Tensor:

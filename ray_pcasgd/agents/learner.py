@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ray_pcasgd.agents.clipping import clipped
-from ray_pcasgd.agents.curvature import curvature_along
+from ray_pcasgd.agents.curvature import CompiledError, curvature_along
 from ray_pcasgd.agents.fresh_replicas import FreshReplicas
 from ray_pcasgd.agents.loss_scale import LossScale
 from ray_pcasgd.agents.module_tensors import TensorsChangedError
@@ -303,7 +303,10 @@ class Learner:
             return curvature_along(loss, replica.parameters(), direction)
 
         # Of another module: the model's own code may count its passes.
-        return self.fresh_replicas.measure(measure)
+        try:
+            return self.fresh_replicas.measure(measure)
+        except CompiledError:
+            return self.fresh_replicas.measure(measure)
 
     def feedback_of(self, curvature: float | None, state: Any, direction: Tensor) -> float | None:
         """Return what the optimizer makes of a curvature along a direction, in one of its states."""

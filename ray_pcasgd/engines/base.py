@@ -118,6 +118,12 @@ class Cluster:
     is_own = False
     """Whether ``join`` has started it."""
 
+    agent_options: Mapping[str, Any] = {}
+    """How the processes of agents are started on it, in Ray's words."""
+
+    def prepare(self) -> None:
+        """Begin with what takes long and is of use to a run on it, while the run is being planned."""
+
     def join(self) -> None:
         """Make sure that it is there; where it is already, do nothing.
 

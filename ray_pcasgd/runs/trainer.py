@@ -18,7 +18,7 @@ from ray_pcasgd.engines.local.variants import variant_reports
 from ray_pcasgd.runs.callbacks import Callback, made, split
 from ray_pcasgd.runs.evaluation import changes_of
 from ray_pcasgd.runs.event_log import EventLog
-from ray_pcasgd.runs.plan.plan import Plan, joined, make_plan
+from ray_pcasgd.runs.plan.plan import Plan, cluster_of, joined, make_plan
 from ray_pcasgd.runs.plan.variants import make_variants
 from ray_pcasgd.runs.record import CallbackError
 from ray_pcasgd.runs.result import Result
@@ -89,6 +89,7 @@ class Trainer:
 
         """
         callbacks = (*self._callbacks, *made(self.config))
+        cluster_of(self.config.engine).prepare()
         plan = make_plan(self.config)
         RunFolder.require_free(plan.config)
         with joined(plan.cluster):
@@ -119,7 +120,9 @@ def resume(
     folder = RunFolder.reopen(str(run))
     try:
         require_readable(folder.states)
-        plan = make_plan(_settings_of(folder, str(run), task, trust))
+        config = _settings_of(folder, str(run), task, trust)
+        cluster_of(config.engine).prepare()
+        plan = make_plan(config)
         with joined(plan.cluster):
             execution = _made(plan, folder, _exporting(plan, (*callbacks, *made(plan.config))))
             return execution.execute(resumes=True)

@@ -1,7 +1,7 @@
 """Create, recreate and kill the actors of one run, and detect agents that hang."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -63,13 +63,20 @@ class ActorGroup:
     """Creates, names and kills the actors of one run; the driver's loop calls it from its one thread."""
 
     def __init__(
-        self, identity: Identity, specs: Sequence[LearnerSpec], data: TaskData, reserved: Reservation, driving: Driving
+        self,
+        identity: Identity,
+        specs: Sequence[LearnerSpec],
+        data: TaskData,
+        reserved: Reservation,
+        driving: Driving,
+        agent_options: Mapping[str, Any],
     ) -> None:
         self.identity = identity
         self.specs = specs
         self._data = ray.put(compact(data))
         self._reserved = reserved
         self.driving = driving
+        self._agent_options = agent_options
         self.actors: dict[int, ActorHandle[Any]] = {}
         self.scheduler: ActorHandle[Any] | None = None
 
@@ -100,6 +107,7 @@ class ActorGroup:
             "num_gpus": bundle.get("GPU", 0),
             "resources": {k: v for k, v in bundle.items() if k not in ("CPU", "GPU")},
             "scheduling_strategy": place,
+            **self._agent_options,
         }
         driver: MakeDriver = PlannedDriver
         if injection is not None:

@@ -17,6 +17,7 @@ from ray.job_config import JobConfig
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.engines.base import Cluster
 from ray_pcasgd.engines.ray.discovery import is_loopback
+from ray_pcasgd.engines.ray.forkserver.owner import fork_server, forks
 from ray_pcasgd.engines.ray.joining import ClusterError, open_address
 from ray_pcasgd.engines.ray.settings import RaySettings
 
@@ -31,16 +32,29 @@ class RayCluster(Cluster):
         self._settings = settings
         self.is_own = False
 
+    def prepare(self) -> None:
+        """Start the fork server, where it is known already that agents will be forked; see ``Cluster.prepare``."""
+        if self._forks(self.is_started_here):
+            fork_server(self._settings)
+
     def join(self) -> None:
         """Join the cluster, or start it, unless this process is on one already; see ``Cluster.join``."""
-        if ray.is_initialized():
-            return
-        subject, address = self._named()
-        if address:
-            join_cluster(subject, address, logging.WARNING, self._settings)
-            return
-        _start(self._settings)
-        self.is_own = True
+        if not ray.is_initialized():
+            subject, address = self._named()
+            if address:
+                join_cluster(subject, address, logging.WARNING, self._settings)
+            else:
+                _start(self._settings)
+                self.is_own = True
+        self.agent_options = {}
+        if self._forks(self.is_own):
+            self.agent_options = {"runtime_env": {"py_executable": fork_server(self._settings).interpreter}}
+
+    def _forks(self, is_own: bool) -> bool:
+        """Return whether agents are forked: on a cluster that is this machine alone, unless the job has own ways."""
+        if not forks(self._settings):
+            return False
+        return is_own or (ray.is_initialized() and _is_this_machine() and _starts_plainly())
 
     @property
     def is_started_here(self) -> bool:
@@ -85,6 +99,17 @@ def _start(settings: RaySettings) -> None:
             logging_level=logging.INFO if settings.dashboard else logging.WARNING,
             logging_config=_logging_config(settings),
         )
+
+
+def _is_this_machine() -> bool:
+    return [node["Alive"] for node in ray.nodes()].count(True) == 1
+
+
+def _starts_plainly() -> bool:
+    """Return whether this process is a driver whose job says nothing of how its workers start."""
+    context: Any = ray.get_runtime_context()
+    is_driver: bool = context.worker.mode != ray.WORKER_MODE
+    return is_driver and set(context.runtime_env) <= {"env_vars", "config"}
 
 
 @contextmanager

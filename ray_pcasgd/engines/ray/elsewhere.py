@@ -1,7 +1,7 @@
 """An actor on the driver's node that runs a function in the background of the driver."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -39,9 +39,11 @@ class RayElsewhere(Elsewhere):
     It reserves nothing, as the driver itself does not.
     """
 
-    def __init__(self, identity: Identity, make: Callable[[], Callable[..., Any]]) -> None:
+    def __init__(
+        self, identity: Identity, make: Callable[[], Callable[..., Any]], agent_options: Mapping[str, Any]
+    ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": here}
+        options = {"num_cpus": 0, "scheduling_strategy": here, **agent_options}
         arguments = (compact(make), torch.get_num_threads(), os.environ.get(_DEVICES))
         self._actor: Any = identity.actor(f"{identity.run} evaluation", ray.remote(_Caller), options, *arguments)
         self._job = _job()

@@ -90,7 +90,7 @@ class RayEngine:
                 )
                 if state is not None:
                     check_state(state, specs, data, is_live=isinstance(self._schedule, InjectedDelays))
-                group = ActorGroup(self._identity, specs, data, reserved, driving)
+                group = ActorGroup(self._identity, specs, data, reserved, driving, self._cluster.agent_options)
                 try:
                     yield from self._shown(group, pausing, state)
                 finally:

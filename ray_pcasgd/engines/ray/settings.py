@@ -59,6 +59,10 @@ class RaySettings(Settings):
     meanwhile: its weights, even fresh ones, would hold the reader back; null: it is read however far it is behind."""
     threads: int = Field(1, ge=1, le=1024)
     """Threads that torch uses within one operation of one agent."""
+    preload: Literal["auto", "never"] = "auto"
+    """How agents' processes start. ``auto``: a process that has imported torch is forked for each, where the cluster is
+    this machine alone (Linux) and agents have no GPU; they start plainly else. ``never``: each imports it by itself,
+    which takes seconds of CPU. Results are the same."""
     join_later: tuple[int, ...] = ()
     """Live: agents that do not start with the run, but later by ``ray-pcasgd join``."""
     address: str | None = None

@@ -178,11 +178,7 @@ class Plan:
     @cached_property
     def cluster(self) -> Cluster:
         """The cluster that the run needs, which is there before anything else of it."""
-        if not isinstance(self.config.engine, RaySettings):
-            return Cluster()
-        from ray_pcasgd.engines.ray.cluster import RayCluster
-
-        return RayCluster(self.config.engine)
+        return cluster_of(self.config.engine)
 
     def engine(self, folder: str = "") -> Engine:
         """Return the engine that executes the run, whose folder other processes know it by."""
@@ -213,7 +209,16 @@ class Plan:
         from ray_pcasgd.engines.ray.elsewhere import RayElsewhere
         from ray_pcasgd.engines.ray.naming import Identity
 
-        return RayElsewhere(Identity(folder), make)
+        return RayElsewhere(Identity(folder), make, self.cluster.agent_options)
+
+
+def cluster_of(engine: LocalSettings | RaySettings) -> Cluster:
+    """Return the cluster that a run needs."""
+    if not isinstance(engine, RaySettings):
+        return Cluster()
+    from ray_pcasgd.engines.ray.cluster import RayCluster
+
+    return RayCluster(engine)
 
 
 @contextmanager

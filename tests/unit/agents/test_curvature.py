@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ray_pcasgd.agents import curvature
 from ray_pcasgd.agents.adam import AdamW
 from ray_pcasgd.agents.curvature import MeasuredCurvature, curvature_along
 from ray_pcasgd.agents.optimizer import SGD
@@ -237,3 +238,24 @@ def test_what_measures_is_a_module_that_has_not_run_with_the_weights_of_the_agen
     assert found == [pytest.approx(expected, rel=1e-5)] * 4
     assert len(set(found)) == 1
     assert len(made) == makes
+
+
+def test_a_loss_that_has_compiled_something_meanwhile_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = peer_of()
+    batch, along = peer.draw(peer.curvature_batches), torch.ones_like(peer.weights)
+    expected = peer.curvature_on(peer.snapshot(), batch, along)
+    passes: list[nn.Module] = []
+    build = Recipe.build
+
+    def counting(recipe: Recipe, data: Any) -> Any:
+        replica = build(recipe, data)
+        replica.module.register_forward_hook(lambda module, *_: passes.append(module))
+        return replica
+
+    monkeypatch.setattr(Recipe, "build", counting)
+    # Its first pass makes it known that there is something that compiles.
+    monkeypatch.setattr(curvature, "_can_compile", lambda: bool(passes))
+    again = peer_of()
+    assert again.curvature_on(again.snapshot(), batch, along) == expected
+    first, second = passes[-2:]
+    assert first is not second
