@@ -76,7 +76,8 @@ class IA2SGD(_Balanced):
     ``x <- x - gamma (1/n) sum_i G_i``, G_i the latest gradient of worker i, once every worker has one: a slow worker's
     place gets as old as that worker is slow. Where updates take several of a worker, G_i is their mean. **Choice**: the
     gradient by which the table becomes full makes the first update; before it workers go on at the first version, and
-    their place is the mean of what they have sent, for which they need less noise and wait no longer.
+    their place is the mean of what they have sent, for which they need less noise and wait no longer. A live
+    worker that is lost keeps its place, with the last that it has sent, until it is back.
     """
 
     name: Literal["ia2sgd"] = "ia2sgd"

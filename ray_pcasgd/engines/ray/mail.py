@@ -113,8 +113,9 @@ class MailActor(Reporter):
         """Of each neighbor, how many messages it had sent before each cut."""
 
     def __repr__(self) -> str:
-        # Of the spec alone: Ray also asks an actor that could not be built.
-        return f"{self.spec.family.title}({self.spec.agent})"
+        # Of the spec alone, if there is one: Ray also asks an actor that could not be built.
+        spec = getattr(self, "spec", None)
+        return type(self).__name__ if spec is None else f"{spec.family.title}({spec.agent})"
 
     def ready(self) -> str:
         """Return where the agent lives, once it is built."""

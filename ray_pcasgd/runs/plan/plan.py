@@ -380,6 +380,11 @@ def _check_membership(config: Config) -> None:
     """Raise ``SettingsError`` where agents cannot leave and come back as the settings say."""
     if not config.membership or config.schedule is not None:
         return
+    if isinstance(config.algorithm, ServerRule) and config.algorithm.gathering.averages == "latest":
+        raise SettingsError(
+            f"membership: allowed with gathering.name = {config.algorithm.gathering.name!r} is an empty list; the last "
+            "gradient of who leaves would stay in the table, and count in every update"
+        )
     if isinstance(config.engine, RaySettings) and config.engine.mode == "live":
         _check_live_membership(config, config.engine)
         return

@@ -1,6 +1,7 @@
 """The fork server and its launcher, without Ray: what is forked is what a plain interpreter would be, or is plain."""
 
 import os
+import resource
 import select
 import shlex
 import signal
@@ -71,6 +72,26 @@ def test_what_cannot_be_the_same_in_a_forked_process_starts_plainly(number: int,
     with launched(worker, PYTHONHASHSEED="0") as process:
         assert said(process)[:2] == [str(process.pid), str(os.getpid())]
         assert process.wait() == 3
+
+
+def test_a_forked_process_has_the_limits_of_its_launcher(number: int, tmp_path: Path) -> None:
+    bound(number)
+    script = tmp_path / "limits.py"
+    script.write_text("import os, resource\nprint(os.getppid(), *resource.getrlimit(resource.RLIMIT_NOFILE))\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lower = soft - 1
+    words = ["sh", "-c", f'ulimit -Sn {lower}; exec "$@"', "sh", sys.executable, "-I", "-S", launcher.__file__, NAME]
+    with subprocess.Popen([*words, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        assert said(process) == [str(number), str(lower), str(hard)]
+        assert process.wait() == 0
+
+
+def test_it_starts_where_python_looks_for_nothing_beside_a_script(worker: str) -> None:
+    words = [sys.executable, "-P", server.__file__, NAME, str(os.getpid()), "1"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        bound(process.pid)
+        with launched(worker, GIVEN="1") as plain:
+            assert said(plain)[1] in (str(process.pid), str(os.getpid()))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])

@@ -22,6 +22,7 @@ from ray_pcasgd.engines.local.networks import StackedNetworks
 from ray_pcasgd.engines.local.stacked import StackedExecution, fits_into_a_table
 from ray_pcasgd.records import Own, Read, Reads, Row, StepReport, Update
 from ray_pcasgd.rules import PCASGD
+from ray_pcasgd.rules.prediction import AnyReads, Rows
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.schedule.scheduler import Recorded
@@ -138,6 +139,21 @@ class Alone(PCASGD):
         return super().step(state, own, reads, probe)
 
 
+class Changed(PCASGD):
+    """One that has changed what a single form asks for."""
+
+    def blends_and_moves(self, *given: Any, **more: Any) -> Any:
+        return super().blends_and_moves(*given, **more)
+
+
+class Choosy(PCASGD):
+    """One that has changed what both forms ask for, as one agent's."""
+
+    def rows(self, own: Own, reads: AnyReads) -> Rows:
+        rows = super().rows(own, reads)
+        return rows._replace(guessed=rows.guessed & (reads.staleness.sum() < 8))
+
+
 ELSEWHERE: dict[str, dict[str, Any]] = {
     "exact drift": {"algorithm": {"name": "pc-asgd", "theta": 0.5}},
     "adaptive": {"algorithm": {"name": "pc-asgd", "compensation": "adaptive"}},
@@ -164,8 +180,9 @@ def test_a_rule_that_has_changed_one_form_alone_is_left_to_the_present_path() ->
     assert fits_into_a_table(agents, own.schedule)
     rejoined = Recorded((Row(0, 1, 0.0, 0.0, 0.0, (), "rejoined"),))
     assert not fits_into_a_table(agents, rejoined)
-    object.__setattr__(agents[0].spec.recipe, "rule", Alone())
-    assert not fits_into_a_table(agents, own.schedule)
+    for rule in (Alone(), Changed(), Choosy()):
+        object.__setattr__(agents[0].spec.recipe, "rule", rule)
+        assert not fits_into_a_table(agents, own.schedule)
 
 
 def test_a_schedule_that_cannot_go_on_says_which_read_is_missing() -> None:

@@ -108,6 +108,13 @@ def test_what_is_kept_of_others_does_not_grow_while_an_agent_is_away(batched: st
     assert max(kept) <= 12
 
 
+@pytest.mark.parametrize("mode", ["planned", "live"])
+def test_nobody_leaves_whose_last_gradient_would_count_for_ever(mode: str) -> None:
+    settings = {"algorithm": {"name": "server", "gathering": "ia2sgd"}, "membership": AWAY, "links": []}
+    with pytest.raises(SettingsError, match=r"^membership: allowed with gathering.name = 'ia2sgd' is an empty list; "):
+        make_plan(load_config(settings | {"engine": {"name": "ray", "mode": mode}}))
+
+
 @pytest.mark.parametrize("algorithm", ["ad-psgd", "sgp", "sgp-overlap", "gossip-push", "noloco"])
 def test_who_leaves_is_planned_where_each_version_goes_to_all_neighbors(algorithm: str) -> None:
     with pytest.raises(SettingsError) as caught:

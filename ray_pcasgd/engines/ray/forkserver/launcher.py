@@ -25,6 +25,7 @@ _REQUEST_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+_LIMITS = [name for name in dir(resource) if name.startswith("RLIMIT_")]
 _READ_AT_START = (
     *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "TZ"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "ATEN_", "TORCH", "PYTORCH", "DNNL_", "ONEDNN_"),
@@ -55,18 +56,16 @@ def read_at_start() -> dict[str, str]:
 def surroundings() -> dict[str, Any]:
     """Return what a process has from its parent and cannot change later, or had better not.
 
-    A process is forked only where it is the same as the launcher's: the same container, user, limits and CPUs.
+    A process is forked only where it is the same as the launcher's: the same container, user and CPUs.
     """
     mask = os.umask(0)
     os.umask(mask)
-    kinds = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
     return {
         "variables": read_at_start(),
         "namespaces": [str(Path(f"/proc/self/ns/{name}").readlink()) for name in _NAMESPACES],
         "control groups": Path("/proc/self/cgroup").read_text(encoding="utf-8"),
         "ids": [*os.getresuid(), *os.getresgid(), *sorted(os.getgroups())],
         "CPUs": sorted(os.sched_getaffinity(0)),
-        "limits": [list(resource.getrlimit(getattr(resource, kind))) for kind in kinds],
         "mask of files": mask,
     }
 
@@ -77,6 +76,8 @@ def request(arguments: list[str]) -> dict[str, Any]:
         "arguments": arguments,
         "environment": dict(os.environ),
         "directory": str(Path.cwd()),
+        # Ray raises that of open files as it starts, after the fork server has been started.
+        "limits": {name: resource.getrlimit(getattr(resource, name)) for name in sorted(_LIMITS)},
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "out of memory": Path("/proc/self/oom_score_adj").read_text(encoding="ascii"),
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
@@ -103,6 +104,8 @@ def forked(name: str, arguments: list[str]) -> tuple[socket.socket, int] | None:
         answer = connection.recv(100)
         if answer.startswith(FORKED):
             return connection, int(answer.removeprefix(FORKED))
+        # Into the worker's log: it starts plainly, in seconds instead of tenths.
+        print(f"fork server: not forked: {answer.removeprefix(REFUSED).decode()}", file=sys.stderr)
     connection.close()
     return None
 

@@ -7,6 +7,7 @@ import secrets
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from ray_pcasgd.engines.ray.forkserver.launcher import read_at_start
@@ -83,17 +84,19 @@ def command(python: str, launcher: str, name: str) -> str:
 
 
 _server: ForkServerProcess | None = None
+_starting = threading.Lock()
 
 
 def fork_server(settings: RaySettings) -> ForkServerProcess:
     """Return the fork server of this process, which runs share one after another; start it where it is not there."""
     global _server
     threads = max(math.floor(settings.cpus_per_agent or 1), 1)  # as Ray reckons it
-    if _server is None or not _server.is_there or _server.made_for != _made_for(threads):
-        if _server is not None:
-            _server.close()
-        _server = ForkServerProcess(threads)
-    return _server
+    with _starting:
+        if _server is None or not _server.is_there or _server.made_for != _made_for(threads):
+            if _server is not None:
+                _server.close()
+            _server = ForkServerProcess(threads)
+        return _server
 
 
 def forks(settings: RaySettings) -> bool:

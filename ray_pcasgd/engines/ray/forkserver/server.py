@@ -9,18 +9,21 @@ import gc
 import importlib.util
 import json
 import os
+import resource
 import runpy
 import selectors
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _PACKAGES = str(Path(__file__).resolve().parents[4])
 _FOLDER = str(Path(__file__).resolve().parent)
 if __name__ == "__main__":
-    sys.path.remove(_FOLDER)  # where Python found this file: not where anything is to be imported from
+    # Where Python found this file: not where anything is to be imported from.
+    sys.path[:] = [folder for folder in sys.path if folder != _FOLDER]
 _PATH = list(sys.path)
 """Where a plain interpreter in the same environment looks for modules, without its script's own folder."""
 
@@ -141,13 +144,17 @@ class ForkServer:
         return None
 
     def _fork(self, connection: socket.socket, asked: dict[str, Any], descriptors: list[int]) -> Forked | None:
-        if asked["surroundings"] != self._surroundings or len(descriptors) != 3 or not has_one_thread():
-            self._refuse(connection)
+        given, own = asked["surroundings"], self._surroundings
+        if others := [name for name in own if given.get(name) != own[name]]:
+            self._refuse(connection, f"other {' and '.join(others)} than those of the fork server")
+            return None
+        if len(descriptors) != 3 or not has_one_thread():
+            self._refuse(connection, "it cannot be")
             return None
         try:
             process = os.fork()
-        except OSError:
-            self._refuse(connection)
+        except OSError as error:
+            self._refuse(connection, str(error))
             return None
         if process:
             self._processes[process] = connection
@@ -164,11 +171,11 @@ class ForkServer:
             os.close(file) if isinstance(file, int) else file.close()
         os.close(self._wakes)
 
-    def _refuse(self, connection: socket.socket) -> None:
+    def _refuse(self, connection: socket.socket, reason: str) -> None:
         from ray_pcasgd.engines.ray.forkserver.launcher import REFUSED
 
         with contextlib.suppress(OSError):
-            connection.send(REFUSED)
+            connection.send(REFUSED + reason.encode())
 
     def _killed(self, connection: socket.socket) -> None:
         """Let a process end with its launcher: Ray knows no other until the process has told it its own number."""
@@ -198,7 +205,7 @@ def take_on(forked: Forked) -> None:
     """Make this process what one that its launcher had started would be.
 
     Raises:
-        OSError: it cannot be that.
+        OSError, ValueError: it cannot be that.
 
     """
     asked = forked.asked
@@ -211,12 +218,17 @@ def take_on(forked: Forked) -> None:
     for number in asked["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
+    for name, limits in asked["limits"].items():
+        kind, limits = getattr(resource, name), tuple(limits)
+        if resource.getrlimit(kind) != limits:
+            resource.setrlimit(kind, limits)
     os.setpriority(os.PRIO_PROCESS, 0, asked["niceness"])
     Path("/proc/self/oom_score_adj").write_text(asked["out of memory"], encoding="ascii")
     os.chdir(asked["directory"])
     set_environment(asked["environment"])
     sys.argv = asked["arguments"]
-    sys.path[:] = [str(Path(sys.argv[0]).resolve().parent), *_PATH]
+    sys.path[:] = [*([] if sys.flags.safe_path else [str(Path(sys.argv[0]).resolve().parent)]), *_PATH]
+    tempfile.tempdir = None  # found anew by the environment
     draw_apart()
 
 
@@ -245,8 +257,8 @@ def become(forked: Forked) -> None:
 
     try:
         take_on(forked)
-    except OSError:
-        forked.connection.send(REFUSED)
+    except (OSError, ValueError) as error:
+        forked.connection.send(REFUSED + str(error).encode())
         os._exit(1)
     forked.connection.send(FORKED + str(os.getpid()).encode())
     runpy.run_path(sys.argv[0], run_name="__main__")
