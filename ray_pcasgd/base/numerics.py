@@ -55,7 +55,7 @@ def norms(a: Tensor) -> Tensor:
     return found
 
 
-def weighted_sums(weights: Tensor, places: Tensor, table: Tensor) -> Tensor:
+def sums_by_place(weights: Tensor, places: Tensor, table: Tensor) -> Tensor:
     """Return ``sum_k w_bk y_j``, j = ``places[b, k]``, shape (B, D), of the rows y of a table (V, D).
 
     The sums run in the order of k. ``weights`` and ``places`` have shape (B, K). What has a weight of 0 is not looked

@@ -208,7 +208,7 @@ def averaged_step(own_weight: Tensor, weights: Tensor, own: Own, reads: Reads) -
 
 def averaged_steps(own_weights: Tensor, weights: Tensor, own: Own, reads: IndexedReads) -> Tensor:
     """Return what ``averaged_step`` does for B agents, shape (B, D), by rows of shapes (B,) and (B, K)."""
-    mixed = numerics.weighted_sums(weights, reads.places, reads.weights)
+    mixed = numerics.sums_by_place(weights, reads.places, reads.weights)
     return mixed.addcmul_(own_weights[:, None], own.weights).addcmul_(own.step_size[:, None], own.direction, value=-1)
 
 

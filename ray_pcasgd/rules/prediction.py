@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ray_pcasgd.base import one_pass
-from ray_pcasgd.base.numerics import Vectors, blockwise, weighted_sums
+from ray_pcasgd.base.numerics import Vectors, blockwise, sums_by_place
 from ray_pcasgd.base.sum_terms import Prediction
 from ray_pcasgd.records import IndexedReads, Own, Reads
 from ray_pcasgd.rules.base import DriftForm, DriftKind, Rule, clipped_row, mix
@@ -331,15 +331,15 @@ class PredictingRule(Rule):
         """
         row = between(blend.theta, rows.clipped, rows.predicted)
         rate = self._rate(rows, blend.reach, own, reads) * blend.theta[:, None]
-        moved = weighted_sums(rate, reads.places, reads.directions)
+        moved = sums_by_place(rate, reads.places, reads.directions)
         if self.needs_drift:
             drifts = torch.where(reads.age > 0, (reads.age - 1) / 2, 0.0)
             bends = rate * own.coefficients["lambda_0"][:, None] * drifts
             used, places = torch.unique(reads.places[bends != 0], return_inverse=True)
             among_used = torch.zeros_like(reads.places).masked_scatter_(bends != 0, places)
             squares = reads.directions[used]
-            moved.addcmul_(reads.velocity, weighted_sums(bends, among_used, squares.mul_(squares)))
-        weights = weighted_sums(row.neighbors, reads.places, reads.weights).addcmul_(row.own[:, None], own.weights)
+            moved.addcmul_(reads.velocity, sums_by_place(bends, among_used, squares.mul_(squares)))
+        weights = sums_by_place(row.neighbors, reads.places, reads.weights).addcmul_(row.own[:, None], own.weights)
         return weights.addcmul_(own.step_size[:, None], own.direction, value=-1).sub_(moved), moved
 
     def _rate(self, rows: Rows, reach: Tensor, own: Own, reads: AnyReads) -> Tensor:

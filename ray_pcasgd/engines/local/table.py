@@ -280,7 +280,7 @@ class PeersInTable:
         for some in self._in_parts(due[late[due].any(1)]):
             agents = group.agents[some]
             mixing = _numbers(np.where(late[some], group.mixing[some], 0.0))
-            directions = numerics.weighted_sums(mixing, torch.from_numpy(places[some]), self._history.directions)
+            directions = numerics.sums_by_place(mixing, torch.from_numpy(places[some]), self._history.directions)
             weights = self._history.weights[index_of(self._history.newest_places(agents))]
             batches = self._curvature_batches.at(agents, self.versions[agents])
             found = self._networks.curvatures(weights, *batches, directions)
