@@ -32,7 +32,7 @@ Step = Callable[[], None]
 
 
 def benchmark(repeats: int) -> Iterator[Figure]:
-    """Yield the steps a second of the fast agents, those of four alike and those beside a slow one."""
+    """Yield the steps a second of three fast agents: with a fourth that is as fast, then with one that is slow."""
     for name, fourth in (("four agents of 20 ms a step", FAST), ("three of 20 ms a step beside one of 220 ms", SLOW)):
         rounds = [_round(fourth) for _ in range(repeats)]
         for way in (*OURS, *WAITING):

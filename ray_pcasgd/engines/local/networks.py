@@ -102,7 +102,7 @@ class StackedNetworks:
 
 
 def _products(known: Sequence[tuple[Tensor, Tensor]], leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Return the Hessians' products with what stands beside the gradients."""
+    """Return the products of the Hessians with vectors; ``known`` pairs each gradient with its part of the vector."""
     gradients, along = zip(*known, strict=True)
     return torch.autograd.grad(gradients, leaves, along, allow_unused=True)
 

@@ -119,7 +119,7 @@ def outlive(connection: socket.socket, process: int) -> int:
 
     for number in _FORWARDED:
         signal.signal(number, forward)
-    status = connection.recv(100)  # of the fork server; nothing where that has ended before
+    status = connection.recv(100)  # empty where the fork server has ended, so that the status is not known
     code = int(status or 1)
     return code if code >= 0 else 128 - code
 

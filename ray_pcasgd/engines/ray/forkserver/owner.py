@@ -26,7 +26,8 @@ _OF_TORCH = ("torch", "torch.fx.experimental.symbolic_shapes")
 MODULES = (*_OF_TORCH, *(f"ray_pcasgd.{name}" for name in _OWN), *_OF_RAY)
 """What agents need: what they import besides takes its time in each of them."""
 
-# What follows the interpreter of another node, which has neither, lies beside Ray there.
+# A node that has neither this interpreter nor the launcher takes its own Python: Ray's script, which is the next
+# argument, lies in the packages of that.
 _SCRIPT = (
     'p=$1 l=$2 n=$3; shift 3; test -x "$p" && test -f "$l" && exec "$p" -I -S "$l" "$n" "$@"; '
     'p=${1%/lib*/python*/*}/bin/python; test -x "$p" || p=python3; exec "$p" "$@"'
