@@ -17,7 +17,9 @@ from ray_pcasgd.agents.participant import (
     Received,
     Training,
 )
-from ray_pcasgd.records import Row, Snapshot, Version
+from ray_pcasgd.agents.twin import Twin, meeting_of
+from ray_pcasgd.records import Read, Row, Snapshot, Version
+from ray_pcasgd.rules.acid import ACiD
 from ray_pcasgd.tasks.task import TaskData
 
 PAIRS = Family(slack=0, retention="counted", exchanges=True, has_states=False, holds_in_steps=False)
@@ -30,6 +32,8 @@ class PairSpec(LearnerSpec):
     recipe: Training
     is_active: bool
     """Whether it asks its neighbors; if not, they ask it."""
+    acceleration: ACiD | None = None
+    """A2CiD2, where the run has it, with all but ``gradient_seconds`` filled in."""
 
     @property
     def family(self) -> Family:
@@ -52,6 +56,7 @@ class PairPeer(Learner, Participant):
     def __init__(self, spec: PairSpec, data: TaskData) -> None:
         super().__init__(spec, data)
         self.steps = 0
+        self.twin = None if spec.acceleration is None else Twin(spec.acceleration, self.weights)
         self.loss: float | None = None
         """Of the next own step, where it is computed already."""
         self.computed_at = Version(self.weights, self.buffers)
@@ -77,21 +82,29 @@ class PairPeer(Learner, Participant):
         """Take an own step, average as an agent asks that does so, or come back as the agent of a recorded run did."""
         found = [Version(one.weights, one.buffers) for one in received]
         if row.kind == "passive":
-            self.answer(found[0])
+            self.answer(found[0], row)
             return NO_LOSS
         if row.kind == "rejoined":
             steps = self.steps
             vars(self).update(vars(PairPeer(self.spec, self.data)))  # a lost agent has left nothing else
-            self.rejoin(found, row.step + 1, steps)
+            whole = [Version(one.weights if one.whole is None else one.whole, one.buffers) for one in received]
+            self.rejoin(whole, row.step + 1, steps, row.end)
             return NO_LOSS
         loss, self.loss = self.loss, None
         assert loss is not None
-        self.step(found[0] if found else None)
+        self.step(found[0] if found else None, row)
         return Outcome(loss, self.scale_measure())
 
     def message(self, row: Row | None) -> Published:
-        """Return the present version, as it is published."""
-        return Published(self.weights, self.buffers)
+        """Return the present version as the row sends it that takes the agent to the next one."""
+        if self.twin is None or row is None or row.kind == "rejoined":
+            return Published(self.weights, self.buffers)
+        weights, _ = self.twin.flowed(self.weights, row, meeting_of(row))
+        return Published(weights, self.buffers, whole=self.weights)
+
+    def opened(self, read: Read, published: Published) -> Received:
+        """Return a version of another agent as this agent reads it."""
+        return super().opened(read, published)._replace(whole=published.whole)
 
     def evaluation_point(self, row: Row) -> int | None:
         """Return the progress at which there is an evaluation after a row: after own steps alone."""
@@ -123,20 +136,36 @@ class PairPeer(Learner, Participant):
         weights, buffers = self.replica.weights, self.replica.buffers.clone()
         self.passed = Version(at.weights if torch.equal(weights, at.weights) else weights.clone(), buffers)
 
-    def answer(self, partner: Version) -> None:
+    def meet(self, partner: Version | None, row: Row) -> Version:
+        """Return the average with a partner, where there is one, at the moment of a row; the twin takes its part."""
+        weights = self.weights
+        if self.twin is not None:
+            weights = self.twin.flow(weights, row, meeting_of(row))
+            if partner is not None:
+                self.twin.average(weights, partner.weights)
+        if partner is None:
+            return Version(weights, self.buffers)
+        return Version(0.5 * (weights + partner.weights), 0.5 * (self.buffers + partner.buffers))
+
+    def answer(self, partner: Version, row: Row) -> None:
         """Average with the agent that asks; a gradient that is being computed is not disturbed.
 
         Raises:
             NonFiniteLossError: the average overflows.
 
         """
-        weights = 0.5 * (self.weights + partner.weights)
-        buffers = 0.5 * (self.buffers + partner.buffers)
-        self.check_version(weights, buffers)
+        weights, buffers = self.meet(partner, row)
+        self.check_pair(weights, buffers)
         self.weights, self.buffers = weights, buffers
         self.version += 1
 
-    def step(self, partner: Version | None) -> None:
+    def check_pair(self, weights: Tensor, buffers: Tensor) -> None:
+        """Raise ``NonFiniteLossError`` where the next version, or the twin, would not be finite."""
+        self.check_version(weights, buffers)
+        if self.twin is not None:
+            self.check_version(self.twin.weights, buffers)
+
+    def step(self, partner: Version | None, row: Row) -> None:
         """Average with a partner, where there is one, and take the agent's own step.
 
         **Choice**: what the forward pass changed in the buffers, or even in the weights, is added to their average.
@@ -146,29 +175,36 @@ class PairPeer(Learner, Participant):
 
         """
         eta = self.spec.recipe.step_size_at(self.steps)
-        mine = self.present
-        averaged = mine if partner is None else Version(*(0.5 * (a + b) for a, b in zip(mine, partner, strict=True)))
+        averaged = self.meet(partner, row)
+        if self.twin is not None:
+            averaged = averaged._replace(weights=self.twin.flow(averaged.weights, row, row.end))
+            twin = _with_change(self.twin.weights, self.computed_at.weights, self.passed.weights)
+            self.twin.weights = twin - eta * self.direction
+            self.twin.unit = self.twin.unit_at(row)
         weights, buffers = map(_with_change, averaged, self.computed_at, self.passed)
         weights = weights - eta * self.direction
-        self.check_version(weights, buffers)
+        self.check_pair(weights, buffers)
         self.weights, self.buffers = weights, buffers
         self.computed_at = self.passed = self.present
         self.replica.load(self.weights, self.buffers)
         self.version += 1
         self.steps += 1
 
-    def rejoin(self, found: Sequence[Version], version: int, steps: int) -> None:
+    def rejoin(self, found: Sequence[Version], version: int, steps: int, moment: float) -> None:
         """Come back into the run, of an agent just built: as the mean of the versions found, or as it is without any.
 
         Args:
             found: The neighbors' versions.
             version: The version that the agent comes back at, above all that it had before it was lost.
             steps: Its own steps so far.
+            moment: The second of the run at which it comes back.
 
         """
         if found:
             self.weights = torch.stack([one.weights for one in found]).mean(dim=0)
             self.buffers = torch.stack([one.buffers for one in found]).mean(dim=0)
+        if self.twin is not None:
+            self.twin = Twin(self.twin.settings, self.weights, moment)
         self.computed_at = self.passed = self.present
         self.replica.load(self.weights, self.buffers)
         self.version = version

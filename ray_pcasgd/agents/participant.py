@@ -172,6 +172,8 @@ class Published:
     """Of a worker: its own tensors that are not as the model was made."""
     with_gradient: Tensor | None = None
     """Of a worker: which parameter tensors got a gradient, shape (T,); ``None``: all."""
+    whole: Tensor | None = None
+    """Of pairs with A2CiD2: the version's own weights, where ``weights`` have flowed until the next averaging."""
 
 
 class Received(NamedTuple):
@@ -188,7 +190,8 @@ class Received(NamedTuple):
     local: Mapping[str, Tensor] = {}
     with_gradient: Tensor | None = None
     whole: Tensor | None = None
-    """Of peers that send fragments: all of the version's own numbers, shape (D,), where it was sent whole."""
+    """Of peers that send fragments, or pairs with A2CiD2: all of the version's own numbers, shape (D,), where these
+    were sent too."""
 
 
 class Incoming(NamedTuple):
@@ -305,7 +308,10 @@ class Participant(ABC):
 
     @abstractmethod
     def message(self, row: Row | None) -> Published | None:
-        """Return what is published of the version that a row came to, or of version 0; ``None``: nothing is."""
+        """Return what is published of the version that a row came to, or of version 0; ``None``: nothing is.
+
+        Where rows exchange (``Family.exchanges``), it is given the row that is going to send the present version.
+        """
 
     def receivers(self) -> tuple[int, ...]:
         """Return whom the present version is sent to."""

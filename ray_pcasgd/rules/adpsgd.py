@@ -1,9 +1,12 @@
 """AD-PSGD: its settings, and who asks whom (Lian et al., ICML 2018)."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from ray_pcasgd.base.randomness import generator
-from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.base.settings import Settings, from_name
+from ray_pcasgd.rules.acid import ACiD
 
 
 class ADPSGD(Settings):
@@ -15,6 +18,8 @@ class ADPSGD(Settings):
     """
 
     name: Literal["ad-psgd"] = "ad-psgd"
+    acceleration: Annotated[ACiD | None, BeforeValidator(from_name)] = None
+    """``acid`` adds A2CiD2's continuous momentum, for graphs of few edges; not given: none."""
 
 
 def draw_partner(seed: int, agent: int, step: int, partners: tuple[int, ...]) -> int | None:

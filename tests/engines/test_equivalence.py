@@ -67,6 +67,7 @@ ADAMW: dict[str, Any] = {
     "step_size": 0.002,
     "gradient_clipping": {"norm": 0.5},
 }
+ACID = {"name": "ad-psgd", "acceleration": "acid"}
 ALGORITHMS: dict[str, Any] = {
     "d-psgd": {"algorithm": "d-psgd"},
     "d-asgd": {"algorithm": "d-asgd"} | UNEVEN,
@@ -130,6 +131,7 @@ ALGORITHMS: dict[str, Any] = {
     | UNEVEN,
     "ad-psgd": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]} | UNEVEN,
     "ad-psgd, batch norm": {"algorithm": "ad-psgd", "links": []} | BATCH_NORM | UNEVEN,
+    "ad-psgd, acid": {"algorithm": ACID, "links": [{"delay": 0.4, "unit": "seconds"}], "topology": "star"} | UNEVEN,
     "d-asgd, braking": {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "braking": 0.5, "weight_decay": 1e-4}}
     | UNEVEN,
     "pc-asgd, adamw, clipped": ADAMW | UNEVEN,
@@ -234,6 +236,7 @@ ON_RAY = [
     "pc-asgd, churn, in parts",
     "sgp-overlap, directed, batch norm",
     "ad-psgd, batch norm",
+    "ad-psgd, acid",
     "seconds on a ring",
     "batch norm",
     "random items",
@@ -347,6 +350,7 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
 
 RECORDED: dict[str, Any] = {
     **{name: {"algorithm": name} for name in ("pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd")},
+    "ad-psgd, acid": {"algorithm": ACID},
     "theta 0.9": {"algorithm": {"name": "pc-asgd", "theta": 0.9}},
     "local steps, narrow wire": {
         "algorithm": "pc-asgd",
@@ -392,11 +396,11 @@ QUICK = ("combining first, narrow wire", "ad-psgd")
 def test_a_live_run_s_recorded_schedule_replays_to_its_weights(name: str, tmp_path: Path) -> None:
     settings = RECORDED[name] | {"num_steps": 60, "compute": {"stragglers": {2: 0.01}}} | restless()
     # Stale reads, however fast messages are.
-    settings.setdefault("links", [{"delay": "0.001s" if name == "ad-psgd" else "12 steps"}])
+    settings.setdefault("links", [{"delay": "0.001s" if name.startswith("ad-psgd") else "12 steps"}])
     live = train(tmp_path / "live", {"name": "ray", "mode": "live"}, **settings)
     rows, metadata = read_rows(Path(live.path) / "schedule.parquet")
     assert metadata["mode"] == "live"
-    if name == "ad-psgd":
+    if name.startswith("ad-psgd"):
         assert any(row.kind == "passive" for row in rows)
     elif name != "noloco":
         assert max(read.staleness for row in rows for read in row.reads) >= 3

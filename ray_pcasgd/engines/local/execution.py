@@ -44,9 +44,12 @@ class Execution:
         self.stacks = stacks
         self.leaving = leaving
         counts, falls_back = None, not isinstance(schedule, Timing)
+        known: list[Row] = []
         if family.retention == "counted" or (family.retention == "once" and isinstance(schedule, Recorded)):
             schedule = known = [row for row in schedule if row is not None]
             counts = reads_of(known, agents)
+        self.sending = {row[:2]: row for row in known} if family.exchanges else None
+        """The row by which each version is sent, where rows exchange."""
         self.rows = iter(schedule)
         self.window: deque[Row] = deque()
         self.at_once = 2 * len(agents) if stacks or family.runs_ahead else 1
@@ -185,7 +188,7 @@ class Execution:
 
     def publish(self, agent: Participant, row: Row | None) -> None:
         """Publish what a row of an agent came to, where that is anything for others."""
-        message = agent.message(row)
+        message = agent.message(row if self.sending is None else self.sending.get((agent.spec.agent, agent.version)))
         if message is not None:
             self.versions.put(agent.spec.agent, agent.version, message)
 

@@ -74,10 +74,10 @@ class PairDriver(LiveDriver):
         computed = moment()
         with actor.changed:
             policy.computed(start, computed)
-        take, received = self.ask()
+        began = start - actor.started_at
+        take, received = self.ask(began)
         with actor.changed:
-            began, ready = start - actor.started_at, policy.ready_at - actor.started_at
-            row = Row(actor.spec.agent, actor.version, began, ready, actor.now(), take.reads)
+            row = self.row(began)._replace(end=actor.now(), reads=take.reads)
             outcome = self.agent.take(row, received)
             policy.stepped(actor.version, moment())
             is_evaluated = self.agent.evaluation_point(row) is not None
@@ -87,7 +87,12 @@ class PairDriver(LiveDriver):
             actor.submit(row, outcome)
         return True
 
-    def ask(self) -> tuple[Take, list[Received]]:
+    def row(self, began: float) -> Row:
+        """Return the row of the present step, begun at that second of the run, as long as it has not ended."""
+        ready = self.policy.ready_at - self.actor.started_at
+        return Row(self.actor.spec.agent, self.actor.version, began, ready, ready, ())
+
+    def ask(self, began: float) -> tuple[Take, list[Received]]:
         """Ask whom the policy names, until the step can be taken; return it, and what a partner has answered."""
         received: list[Received] = []
         while True:
@@ -97,14 +102,14 @@ class PairDriver(LiveDriver):
                     return decision, received
                 assert isinstance(decision, Ask)
                 handle = self.partners[decision.agent]
-            received = self.exchange_with(decision.agent, handle)
+            received = self.exchange_with(decision.agent, handle, self.row(began))
 
-    def exchange_with(self, k: int, handle: Any) -> list[Received]:
+    def exchange_with(self, k: int, handle: Any, row: Row) -> list[Received]:
         """Average with another agent, and tell the policy what became of it; return the version that it answers."""
         actor, seconds = self.actor, self.actor.driving.wait_seconds
         try:
             actor.report(flush=True)
-            arguments = actor.transport.arguments(self.contents())
+            arguments = actor.transport.arguments(self.contents(row))
             # What comes back has as many pieces.
             asked = handle.exchange.options(num_returns=1 + len(arguments)).remote(actor.header(), *arguments)
             version, *answer = ray.get(asked, timeout=seconds)
@@ -137,9 +142,9 @@ class PairDriver(LiveDriver):
             raise RejectedError("it is empty")
         return actor.open(Found(Read(header.sender, header.version, 0, 0), header, checked, None))
 
-    def contents(self) -> Contents:
-        """Return the agent's present version, as it travels."""
-        return self.actor.contents(self.agent.message(None))
+    def contents(self, row: Row | None) -> Contents:
+        """Return the agent's present version, as it travels, sent by a row; ``None``: for one that comes back."""
+        return self.actor.contents(self.agent.message(row))
 
     def exchange(self, header: Header, contents: Contents, pieces: Sequence[Any]) -> list[Any]:
         """Average with the agent that asks; return the version before that, and its contents in pieces."""
@@ -147,8 +152,9 @@ class PairDriver(LiveDriver):
         received = self.open(header, contents, pieces)
         with actor.changed:
             actor.changed.wait_for(lambda: self.has_begun, actor.driving.wait_seconds)
-            at, version, before = actor.now(), actor.version, self.contents()
+            at, version = actor.now(), actor.version
             row = Row(actor.spec.agent, version, at, at, at, (), "passive")
+            before = self.contents(row)
             outcome = self.agent.take(row, [received])
             read = self.policy.asked(header, actor.version, moment())
             actor.submit(row._replace(reads=(read,)), outcome, flush=True)
@@ -167,7 +173,7 @@ class PairDriver(LiveDriver):
         self.partners[neighbor] = handle
         self.policy.back(neighbor, version)
         self.actor.report(flush=True)
-        return Offer(self.actor.header(), self.contents(), self.policy.known(neighbor))
+        return Offer(self.actor.header(), self.contents(None), self.policy.known(neighbor))
 
     def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], at_least: int) -> bool:
         """Come back into the run, as the mean of the neighbors."""
@@ -181,10 +187,10 @@ class PairDriver(LiveDriver):
         received = [actor.open(Found(read, offer.header, offer.contents, None)) for read, offer in offered]
         with actor.changed:
             found = [Version(one.weights, one.buffers) for one in received]
-            self.agent.rejoin(found, version, policy.steps_before)
+            now = actor.now()
+            self.agent.rejoin(found, version, policy.steps_before, now)
             policy.rejoined(version, reads)
             actor.unsent += policy.events()
-            now = actor.now()
             actor.submit(Row(actor.spec.agent, version - 1, now, now, now, reads, "rejoined"), NO_LOSS)
             self.begin()
         return True

@@ -1,5 +1,6 @@
 """What AD-PSGD needs in addition to other runs between peers: checks, active and passive agents, and a schedule."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +13,10 @@ from ray_pcasgd.agents.pair import PairSpec
 from ray_pcasgd.agents.participant import Training
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
+from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Row
+from ray_pcasgd.rules.acid import ACiD, connectivity
+from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
@@ -79,6 +83,42 @@ def divide(network: Network, topology: str) -> Division:
     return Division(tuple(tuple(sorted(graph[i])) for i in range(number)), active)
 
 
+def with_acceleration(config: Config) -> Config:
+    """Return the settings with A2CiD2's filled in, which follow from the graph and from who averages how often.
+
+    **Choice**: an agent that asks does so once in a gradient's time, of all agents, over its own, by the means of
+    ``compute``; in live runs, whose machines have a speed of their own, all are taken to be equally fast.
+
+    Raises:
+        ValueError: the graph does not fit the run.
+
+    """
+    algorithm = config.algorithm
+    if not isinstance(algorithm, ADPSGD) or algorithm.acceleration is None:
+        return config
+    network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+    partners = divide(network, config.topology.name).partners
+    is_live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
+    means = [config.compute.mean(agent) for agent in range(config.num_agents)]
+    unit = sum(means) / len(means)
+    is_known = not is_live and min(means) > 0 and unit < math.inf
+    filled = _filled_in(algorithm.acceleration, partners, [unit / mean for mean in means] if is_known else None)
+    if is_known and config.schedule is None and filled.gradient_seconds is None:
+        filled = filled.model_copy(update={"gradient_seconds": unit})
+    return config.model_copy(update={"algorithm": algorithm.model_copy(update={"acceleration": filled})})
+
+
+def _filled_in(given: ACiD, partners: Sequence[Sequence[int]], paces: Sequence[float] | None) -> ACiD:
+    """Return A2CiD2's settings with those of the graph; ``paces``: gradients in a unit of time, not given: 1 each."""
+    found = {"mixing_rate": 0.0, "twin_step": 0.5}  # one agent alone never averages
+    if len(partners) > 1:
+        pace = paces or [1.0] * len(partners)
+        rates = {(i, k): pace[i] / len(others) for i, others in enumerate(partners) for k in others}
+        constants = connectivity(len(partners), rates)
+        found = {"mixing_rate": constants.mixing_rate, "twin_step": constants.twin_step}
+    return given.model_copy(update={name: value for name, value in found.items() if getattr(given, name) is None})
+
+
 def pair_roster(
     config: Config,
     training: Mapping[str, Any],
@@ -96,9 +136,10 @@ def pair_roster(
     check_agents(config, config.num_agents)
     division = divide(network, config.topology.name)
     schedule = _schedule(config, division, clusters, size)
-    recipe = Training(**training)
+    assert isinstance(config.algorithm, ADPSGD)
+    more: dict[str, Any] = {"recipe": Training(**training), "acceleration": config.algorithm.acceleration}
     specs = tuple(
-        PairSpec(agent=i, recipe=recipe, neighbors=others, shard=shards[i], is_active=i in division.active)
+        PairSpec(agent=i, neighbors=others, shard=shards[i], is_active=i in division.active, **more)
         for i, others in enumerate(division.neighbors)
     )
     return Roster(network, clusters, specs, schedule)

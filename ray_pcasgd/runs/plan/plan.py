@@ -38,7 +38,7 @@ from ray_pcasgd.runs.plan.local_steps import (
     steps_of_workers,
 )
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
-from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster
+from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster, with_acceleration
 from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
 from ray_pcasgd.runs.plan.servers import check_membership_of_workers, check_server_settings, server_roster
 from ray_pcasgd.runs.plan.tryout import try_out
@@ -260,7 +260,7 @@ def make_plan(config: Config, runs_here: bool = True) -> Plan:
             raise ValueError("engine.name = 'local': allowed with task.data.streamed is ray")
         # Before the network: a number of agents that is far too large would first make a matrix of its square.
         shards = config.partition.split(data.train, config.num_agents, config.seed)
-        config = with_num_steps(config, data, shards)
+        config = with_acceleration(with_num_steps(config, data, shards))
         if isinstance(data.train, StreamedImages):
             for agent, shard in enumerate(shards):
                 data.train.batches_an_epoch(shard, config.batch_size, agent)

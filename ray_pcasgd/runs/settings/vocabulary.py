@@ -40,6 +40,7 @@ WORDS = {
     "algorithm": "algo algorithms method rule update_rule aggregator aggregation strategy_name",
     "algorithm.theta": "thetas",
     "algorithm.compensation.lambda_0": "lambda lambda0 lamda lam",
+    "algorithm.acceleration": "acid a2cid2 continuous_momentum",
     "algorithm.gathering": "gather synchronization sync_mode",
     "algorithm.period": "communication_period sync_period local_updates tau",
     "topology": "graph network communication_graph topo network_topology",
@@ -192,6 +193,9 @@ NAMES: dict[str, dict[str, str]] = {
         "cifar100": "cifar-100",
         "digits": "mnist sklearn-digits",
         "fashion-mnist": "fmnist",
+    },
+    "algorithm.acceleration": {
+        "acid": "a2cid2 acid2 continuous-momentum",
     },
     "algorithm.gathering": {
         "asgd": "async",

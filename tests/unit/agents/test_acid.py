@@ -1,0 +1,283 @@
+"""A2CiD2: its constants, a slow reference in float64 written from the paper, what is conserved, and how fast it mixes."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.linalg import expm
+
+from ray_pcasgd.agents.pair import PairPeer
+from ray_pcasgd.engines.local.execution import Execution
+from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules.acid import ACiD, connectivity
+from ray_pcasgd.rules.adpsgd import ADPSGD
+from ray_pcasgd.runs.plan.plan import Plan, make_plan
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
+from ray_pcasgd.runs.trainer import Trainer
+from tests.comparing import assert_same_to_the_bit
+
+Array = npt.NDArray[np.float64]
+
+SMALL: dict[str, Any] = {
+    "num_agents": 6,
+    "num_steps": 12,
+    "evaluate_every": 6,
+    "topology": "ring",
+    "algorithm": {"name": "ad-psgd", "acceleration": "acid"},
+    "links": [],
+    "compute": {"law": {"name": "exponential", "mean": 2.0}, "stragglers": {1: 1.5}},
+    "task": {"model": {"hidden": [4]}},
+    "engine": "local",
+}
+LATE = {"links": [{"delay": 0.7, "unit": "seconds"}]}
+OWN_UNITS: dict[str, Any] = {"schedule": "recorded"}
+
+
+def plan(**changes: Any) -> Plan:
+    return make_plan(load_config(SMALL | changes))
+
+
+def acid_of(own: Plan) -> ACiD:
+    assert isinstance(own.config.algorithm, ADPSGD)
+    assert own.config.algorithm.acceleration is not None
+    return own.config.algorithm.acceleration
+
+
+def rows_of(own: Plan) -> list[Row]:
+    return [row for row in own.schedule if row is not None]
+
+
+def pairs_of(own: Plan) -> list[PairPeer]:
+    agents = [spec.build(own.data) for spec in own.specs]
+    return [agent for agent in agents if isinstance(agent, PairPeer)]
+
+
+@pytest.mark.parametrize("number", [4, 6, 16])
+def test_the_constants_of_a_ring_and_of_a_complete_graph_are_those_of_the_closed_forms(number: int) -> None:
+    """Of a ring, eigenvalues are cosines, and an edge is in parallel with the ``n - 1`` others."""
+    ring = connectivity(number, {(i, (i + 1) % number): 0.5 for i in range(number)})
+    assert ring.chi1 == pytest.approx(1 / (0.5 * 2 * (1 - np.cos(2 * np.pi / number))))
+    assert ring.chi2 == pytest.approx((number - 1) / number / 0.5 / 2)
+    assert ring.mixing_rate == pytest.approx(0.5 / np.sqrt(ring.chi1 * ring.chi2))
+    assert ring.twin_step == pytest.approx(0.5 * np.sqrt(ring.chi1 / ring.chi2))
+    complete = connectivity(number, {(i, k): 2.0 for i in range(number) for k in range(i)})
+    assert complete.chi1 == pytest.approx(complete.chi2) == pytest.approx(1 / (2 * number))
+    assert complete.twin_step == pytest.approx(0.5)
+
+
+def test_the_rates_of_the_edges_follow_from_who_asks_how_often() -> None:
+    """Of a ring of four, agents 0 and 2 ask, each its two neighbors; agent 2 takes thrice as long for a gradient."""
+    own = plan(num_agents=4, compute={"law": 1.0, "agents": {2: 3.0}})
+    rates = {(0, 1): 0.75, (0, 3): 0.75, (2, 1): 0.25, (2, 3): 0.25}  # a unit is 1.5 seconds
+    expected = connectivity(4, rates)
+    assert acid_of(own).mixing_rate == pytest.approx(expected.mixing_rate)
+    assert acid_of(own).twin_step == pytest.approx(expected.twin_step)
+    assert acid_of(own).gradient_seconds == 1.5
+    given = plan(algorithm={"name": "ad-psgd", "acceleration": {"name": "acid", "mixing_rate": 0.2}}, num_agents=4)
+    assert acid_of(given).mixing_rate == 0.2
+    assert acid_of(given).twin_step != 0.5
+    alone = plan(num_agents=1, clusters=1, compute={"law": 1.0})
+    assert (acid_of(alone).mixing_rate, acid_of(alone).twin_step) == (0, 0.5)
+
+
+class Reference:
+    """The agents of algorithm 1 in float64, event after event; matrix exponentials are SciPy's."""
+
+    def __init__(self, start: Array, number: int, settings: ACiD, rows: list[Row]) -> None:
+        assert settings.mixing_rate is not None
+        assert settings.twin_step is not None
+        self.eta, self.step, self.given = settings.mixing_rate, settings.twin_step, settings.gradient_seconds
+        self.pairs = [np.stack([start, start]) for _ in range(number)]
+        self.clock = [0.0] * number
+        self.seconds: list[list[float]] = [[] for _ in range(number)]
+        self.rows = {row[:2]: row for row in rows}
+        self.sent: dict[tuple[int, int], Array] = {}
+
+    def unit(self, agent: int) -> float:
+        if self.given is not None:
+            return self.given
+        mean = 0.0
+        for number, seconds in enumerate(self.seconds[agent]):
+            mean = seconds if number == 0 else 0.5 * mean + 0.5 * seconds
+        return mean
+
+    def flow(self, agent: int, moment: float) -> None:
+        unit = self.unit(agent)
+        t = (moment - self.clock[agent]) / unit if unit else 0.0
+        self.pairs[agent] = expm(t * self.eta * np.array([[-1, 1], [1, -1.0]])) @ self.pairs[agent]
+        self.clock[agent] = moment
+
+    def send(self, agent: int, version: int) -> None:
+        """Let an agent come to the moment at which it averages next, which its row says."""
+        if (agent, version) in self.sent:
+            return
+        row = self.rows[agent, version]
+        if row.kind == "step":
+            self.seconds[agent].append(row.ready - row.start)
+        self.flow(agent, row.ready if row.kind == "step" else row.end)
+        self.sent[agent, version] = self.pairs[agent][0]
+
+    def take(self, row: Row, moved: Array) -> None:
+        i = row.agent
+        self.send(i, row.step)
+        for k, version, *_ in row.reads:
+            self.send(k, version)
+            delta = self.sent[i, row.step] - self.sent[k, version]
+            self.pairs[i] = self.pairs[i] - np.stack([delta / 2, self.step * delta])
+        if row.kind == "step":
+            self.flow(i, row.end)
+            self.pairs[i] = self.pairs[i] - moved
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, LATE, LATE | OWN_UNITS, {"topology": "star", "optimizer": {"momentum": 0.5}}],
+    ids=["global unit", "late", "own units", "star"],
+)
+def test_runs_equal_the_slow_reference(settings: dict[str, Any], tmp_path: Path) -> None:
+    if "schedule" in settings:  # an ad-psgd run's, replayed: each agent knows its own mean gradient alone
+        plain = Trainer(SMALL | LATE | {"algorithm": "ad-psgd", "storage_path": str(tmp_path)}).fit()
+        settings = settings | {"schedule": str(Path(plain.path) / "schedule.parquet")}
+    own = plan(**settings)
+    rows, agents = rows_of(own), pairs_of(own)
+    assert (acid_of(own).gradient_seconds is None) == ("schedule" in settings)
+    execution = Execution(rows, agents)
+    reference = Reference(agents[0].weights.double().numpy(), len(agents), acid_of(own), rows)
+    furthest = 0.0
+    for row in rows:
+        execution.prepare()
+        reference.take(row, 0.1 * agents[row.agent].direction.double().numpy())
+        list(execution.execute([row]))
+        agent = agents[row.agent]
+        assert agent.twin is not None
+        found = np.stack([agent.weights.double().numpy(), agent.twin.weights.double().numpy()])
+        np.testing.assert_allclose(found, reference.pairs[row.agent], atol=1e-5)
+        furthest = max(furthest, float(np.abs(found[0] - found[1]).max()))
+    assert furthest > 1e-3, "twins never left their agents"
+
+
+@pytest.mark.parametrize("settings", [{}, LATE], ids=["at once", "late"])
+def test_both_sums_change_by_the_agents_own_steps_alone(settings: dict[str, Any]) -> None:
+    """At one moment for all, of the sum of weights and of that of twins; with late links, of the two together."""
+    own = plan(**settings, num_steps=30)
+    rows, agents = rows_of(own), pairs_of(own)
+    execution = Execution(rows, agents)
+    start = agents[0].weights.double()
+    total = torch.zeros_like(start)
+    for row in rows:
+        execution.prepare()
+        if row.kind == "step":
+            total += 0.1 * agents[row.agent].direction.double()
+        list(execution.execute([row]))
+    end = max(row.end for row in rows)
+    sums = torch.zeros(2, len(start), dtype=torch.float64)
+    for agent in agents:
+        assert agent.twin is not None
+        last = Row(agent.spec.agent, agent.version, end, end, end, (), "passive")
+        sums += torch.stack(agent.twin.flowed(agent.weights, last, end)).double()
+    expected = len(agents) * start - total
+    torch.testing.assert_close(sums.sum(dim=0), 2 * expected, rtol=0, atol=2e-5)
+    apart = (sums[0] - sums[1]).abs().max().item()
+    if settings:
+        assert apart > 1e-4, "late links are no harder"
+    else:
+        torch.testing.assert_close(sums, torch.stack([expected, expected]), rtol=0, atol=2e-5)
+
+
+def test_without_a_flow_it_is_ad_psgd_to_the_bit(tmp_path: Path) -> None:
+    still = {"name": "ad-psgd", "acceleration": {"name": "acid", "mixing_rate": 0, "twin_step": 0.5}}
+    settings = SMALL | LATE | {"storage_path": str(tmp_path)}
+    plain = Trainer(settings | {"algorithm": "ad-psgd", "name": "plain"}).fit()
+    assert_same_to_the_bit(Trainer(settings | {"algorithm": still, "name": "still"}).fit(), plain)
+    moving = Trainer(settings | {"name": "moving"}).fit()
+    assert moving.schedule_hash == plain.schedule_hash
+    assert moving.metrics["test_loss"] != plain.metrics["test_loss"]
+
+
+def test_a_run_replays_to_its_weights_and_says_what_it_was_run_with(tmp_path: Path) -> None:
+    settings = SMALL | LATE | {"storage_path": str(tmp_path)}
+    result = Trainer(settings).fit()
+    written = read_yaml(Path(result.path) / "config.yaml")["algorithm"]["acceleration"]
+    assert written["gradient_seconds"] == pytest.approx(2 + 1.5 / 6)
+    schedule = str(Path(result.path) / "schedule.parquet")
+    filled = {"name": "ad-psgd", "acceleration": written}
+    assert_same_to_the_bit(Trainer(settings | {"algorithm": filled, "schedule": schedule}).fit(), result)
+
+
+def test_an_agent_that_comes_back_begins_anew_with_its_twin() -> None:
+    """It comes back as the mean of where its neighbors are, not of what they are going to send."""
+    own = plan(num_agents=2, compute={"law": 1.0}, num_steps=3)
+    agents = pairs_of(own)
+    rows = [
+        Row(1, 0, 0, 1.5, 1.5, ()),
+        Row(1, 1, 2, 2, 2, (Read(0, 0, 0, 0),), "passive"),
+        Row(0, 0, 0, 2, 2, (Read(1, 1, 0, 0),)),
+        Row(1, 2, 3, 3, 3, (Read(0, 1, 0, 0),), "rejoined"),
+        Row(1, 3, 5, 5, 5, (Read(0, 1, 0, 0),), "passive"),
+        Row(0, 1, 2, 5, 5, (Read(1, 3, 0, 0),)),
+    ]
+    execution = Execution(rows, agents)
+    for row in rows[:4]:
+        execution.prepare()
+        list(execution.execute([row]))
+    back, twin = agents[1], agents[1].twin
+    assert twin is not None
+    assert torch.equal(back.weights, agents[0].weights)
+    assert torch.equal(twin.weights, agents[0].weights)
+    assert (twin.moment, twin.unit) == (3, 1.0)
+    for row in rows[4:]:
+        execution.prepare()
+        list(execution.execute([row]))
+    assert agents[0].twin is not None
+    flowing = acid_of(own)
+    assert flowing.mixing_rate
+    assert not torch.equal(agents[0].twin.weights, agents[0].weights)
+
+
+@pytest.mark.parametrize(
+    ("acceleration", "message"),
+    [
+        ({"name": "acid", "mixing_rate": -1}, "algorithm.acceleration.mixing_rate = -1: allowed are values from 0 on"),
+        ({"name": "acid", "gradient_seconds": 0}, "algorithm.acceleration.gradient_seconds = 0: allowed are values ab"),
+        ({"name": "acid", "eta": 1}, "algorithm.acceleration.eta = 1: no such setting"),
+        ("a2cid2", "algorithm.acceleration"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(acceleration: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        plan(algorithm={"name": "ad-psgd", "acceleration": acceleration})
+
+
+def decay(number: int, accelerated: bool, units: int = 60) -> float:
+    """Return the rate per unit of time at which agents on a ring come together that only average, of squares."""
+    own = plan(num_agents=number, num_steps=units, compute={"law": {"name": "exponential", "mean": 1.0}})
+    settings = acid_of(own) if accelerated else ACiD(mixing_rate=0, twin_step=0.5, gradient_seconds=1)
+    rows = [row for row in rows_of(own) if row.end < units * 0.9]
+    reference = Reference(np.zeros(2), number, settings, rows_of(own))
+    phases = 2 * np.pi * np.arange(number) / number
+    for i, phase in enumerate(phases):
+        reference.pairs[i][:] = np.cos(phase), np.sin(phase)
+    sizes = []
+    for row in rows:
+        reference.take(row, np.zeros(2))
+        if row.end > units * 0.45 and not sizes:
+            sizes.append(np.linalg.norm([pair[0] for pair in reference.pairs]))
+    sizes.append(np.linalg.norm([pair[0] for pair in reference.pairs]))
+    return 2 * float(np.log(sizes[0] / sizes[1]) / (units * 0.45))
+
+
+def test_agents_on_a_ring_come_together_faster() -> None:
+    """The paper's process has rates of 0.073 and 0.237 for 16 agents; here half of the agents ask, and the others not."""
+    plain, accelerated = decay(16, False), decay(16, True)
+    assert 0.05 < plain < 0.1
+    assert accelerated > 2.5 * plain, (plain, accelerated)
+
+
+def test_counts_of_events_are_those_of_a_rate_of_one() -> None:
+    own = plan(num_agents=16, num_steps=20, compute={"law": 1.0})
+    kinds = Counter(row.kind for row in rows_of(own))
+    assert kinds["passive"] == 8 * 20
