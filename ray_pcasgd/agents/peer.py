@@ -35,6 +35,7 @@ from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
+from ray_pcasgd.rules.exchange import Exchange
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
 from ray_pcasgd.tasks.step import loss_with
@@ -62,6 +63,13 @@ class Recipe(Training):
     publishes_whole: bool = False
     """Whether versions of which fragments are read are published whole: some row of a plan, or of a recorded schedule,
     comes back as their mean."""
+    in_phases: Exchange | None = None
+    """Who reads whom at which step, where the graph changes from step to step."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """Who reads whom, and who sends to whom."""
+        return self.rule.exchange if self.in_phases is None else self.in_phases
 
     @cached_property
     def rounds(self) -> Rounds:
@@ -123,6 +131,12 @@ class AgentSpec(LearnerSpec):
     """Indices of the training samples that candidates are probed on, where they are not those of the agent's shard."""
     out_neighbors: tuple[int, ...] | None = None
     """Who reads the agent; not given: its neighbors, as on every undirected graph."""
+    phases: tuple[tuple[float, tuple[float, ...]], ...] = ()
+    """w_ii and w_ik of the steps that follow each other, again and again; empty: they are always the same."""
+
+    def mixing_at(self, version: int) -> tuple[float, tuple[float, ...]]:
+        """Return w_ii and w_ik of the step that begins with a version."""
+        return self.phases[version % len(self.phases)] if self.phases else (self.own_mixing, self.mixing)
 
     @property
     def family(self) -> Family:
@@ -478,15 +492,16 @@ class Peer(Learner, Participant):
         received = self.with_displacements(received)
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
-        missing = sum(weight for weight, slot in zip(spec.mixing, slots, strict=True) if slot is None)
+        own_mixing, mixing = spec.mixing_at(self.version)
+        missing = sum(weight for weight, slot in zip(mixing, slots, strict=True) if slot is None)
         reliable = [slot is None or recipe.reliable(spec.agent, slot.read) for slot in slots]
         self.measure_curvature(slots, reliable)
         ages = [self._drift_age(slot, trusted) for slot, trusted in zip(slots, reliable, strict=True)]
         drifts = self._drifts(received, {age for age in ages if age})
         return Gathered(
-            own=[spec.own_mixing + missing, self.own_step_size],
+            own=[own_mixing + missing, self.own_step_size],
             coefficients=self.coefficients(received),
-            mixing=[0.0 if s is None else w for w, s in zip(spec.mixing, slots, strict=True)],
+            mixing=[0.0 if s is None else w for w, s in zip(mixing, slots, strict=True)],
             staleness=[0.0 if s is None else self.missed(s.read) for s in slots],
             age=[0.0 if s is None else float(s.read.age) for s in slots],
             reliable=reliable,
@@ -810,14 +825,14 @@ class Peer(Learner, Participant):
     def partners(self) -> tuple[int, ...]:
         """Return the neighbors that the agent reads at its next step."""
         spec = self.spec
-        return spec.recipe.rule.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
+        return spec.recipe.exchange.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
 
     def receivers(self) -> tuple[int, ...]:
         """Return whom the present version is sent to."""
         spec = self.spec
-        if not self.is_running and spec.recipe.rule.exchange.waits_for_partners:
+        if not self.is_running and spec.recipe.exchange.waits_for_partners:
             return spec.receivers  # lest one wait for a partner that has none to send any more
-        return spec.recipe.rule.receivers(spec.recipe.seed, spec.agent, self.version, spec.receivers)
+        return spec.recipe.exchange.receivers(spec.recipe.seed, spec.agent, self.version, spec.receivers)
 
     @property
     def message_bytes(self) -> int:

@@ -95,6 +95,24 @@ class RandomPairs:
         return self.partners(seed, agent, version, neighbors)
 
 
+@dataclass(frozen=True)
+class InPhases:
+    """Others are read from step to step, in the same order again and again."""
+
+    read: tuple[tuple[tuple[int, ...], ...], ...]
+    """By phase and agent, whom it reads, rising; at step t it is phase ``t mod T``."""
+    reading: Reading = "newest"
+    waits_for_partners: bool = True
+
+    def partners(self, seed: int, agent: int, step: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return those whom the agent reads at this step."""
+        return self.read[step % len(self.read)][agent]
+
+    def receivers(self, seed: int, agent: int, version: int, neighbors: tuple[int, ...]) -> tuple[int, ...]:
+        """Return those who read the agent at the step that begins with this version."""
+        return tuple(k for k in neighbors if agent in self.read[version % len(self.read)][k])
+
+
 @lru_cache(maxsize=64)
 def _drawn_pairs(seed: int, step: int, num_agents: int) -> tuple[int, ...]:
     """Return the partner of each agent, itself where it has none."""

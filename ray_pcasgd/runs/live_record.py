@@ -21,6 +21,7 @@ from ray_pcasgd.runs.settings.loading import read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.fetched import fetched_run
 from ray_pcasgd.schedule.calibration import Recording
+from ray_pcasgd.schedule.changing import ChangingTopology
 from ray_pcasgd.schedule.parquet import read_rows
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
@@ -119,13 +120,14 @@ def _recording(folder: Path, config: Config) -> Recording:
             evaluates=lambda *_: False,
         )
     assert isinstance(algorithm, Rule)
+    changes = isinstance(config.topology, ChangingTopology)
     rounds, every = rounds_of(config), config.evaluate_every
     has_barrier = config.barrier is not None and config.barrier.name != "none"
     return Recording(
         rows=rows,
         reads_first=frozenset(agents if config.overlap is False or algorithm.combines_first else ()),
         waits=frozenset(agents if has_barrier or algorithm.waits_for_partners else ()),
-        sends_to_all=isinstance(algorithm.exchange, AllNeighbors),
+        sends_to_all=isinstance(algorithm.exchange, AllNeighbors) and not changes,
         reads_all=algorithm.reading == "every",
         waited=_waited(folder),
         steps_in=rounds.steps_in,

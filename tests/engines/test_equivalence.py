@@ -132,6 +132,17 @@ ALGORITHMS: dict[str, Any] = {
     "ad-psgd": {"algorithm": "ad-psgd", "links": [{"delay": 0.4, "unit": "seconds"}]} | UNEVEN,
     "ad-psgd, batch norm": {"algorithm": "ad-psgd", "links": []} | BATCH_NORM | UNEVEN,
     "ad-psgd, acid": {"algorithm": ACID, "links": [{"delay": 0.4, "unit": "seconds"}], "topology": "star"} | UNEVEN,
+    "d-psgd, one peer": {"algorithm": "d-psgd", "topology": "one-peer-exponential", "num_agents": 5} | UNEVEN,
+    "d-asgd, hierarchical, batch norm": {
+        "algorithm": "d-asgd",
+        "topology": {"name": "hierarchical", "inside": 2},
+        "num_agents": 5,
+        "links": [{"between": "clusters", "delay": "1.5s"}],
+    }
+    | BATCH_NORM
+    | UNEVEN,
+    "slowmo, hierarchical": {"algorithm": "slowmo", "topology": "hierarchical", "num_agents": 4, "local_steps": 2}
+    | UNEVEN,
     "d-asgd, braking": {"algorithm": "d-asgd", "optimizer": {"momentum": 0.9, "braking": 0.5, "weight_decay": 1e-4}}
     | UNEVEN,
     "pc-asgd, adamw, clipped": ADAMW | UNEVEN,
@@ -237,6 +248,8 @@ ON_RAY = [
     "sgp-overlap, directed, batch norm",
     "ad-psgd, batch norm",
     "ad-psgd, acid",
+    "d-psgd, one peer",
+    "d-asgd, hierarchical, batch norm",
     "seconds on a ring",
     "batch norm",
     "random items",
@@ -351,6 +364,8 @@ def test_batched_equals_unbatched_within_rounding(name: str, tmp_path: Path) -> 
 RECORDED: dict[str, Any] = {
     **{name: {"algorithm": name} for name in ("pc-asgd", "pc-asgd-pv", "gossip-push", "sgp-overlap", "ad-psgd")},
     "ad-psgd, acid": {"algorithm": ACID},
+    "one peer": {"algorithm": "d-asgd", "topology": "one-peer-exponential"},
+    "hierarchical": {"algorithm": "d-psgd", "topology": "hierarchical"},
     "theta 0.9": {"algorithm": {"name": "pc-asgd", "theta": 0.9}},
     "local steps, narrow wire": {
         "algorithm": "pc-asgd",

@@ -227,7 +227,7 @@ class PeerPolicy:
         Whoever waited for headers alone would then read older weights than its barrier allows.
         """
         result = {}
-        for k in self.partners() if self.spec.recipe.rule.exchange.waits_for_partners else self.spec.neighbors:
+        for k in self.partners() if self.spec.recipe.exchange.waits_for_partners else self.spec.neighbors:
             header = self.mailbox.newest(k)
             if header is None or self._is_away(k):
                 result[k] = self.last
@@ -253,7 +253,7 @@ class PeerPolicy:
     def partners(self) -> tuple[int, ...]:
         """Return the neighbors that the agent reads at its present step."""
         spec = self.spec
-        return spec.recipe.rule.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
+        return spec.recipe.exchange.partners(spec.recipe.seed, spec.agent, self.version, spec.neighbors)
 
     def _is_away(self, neighbor: int) -> bool:
         """Return whether a neighbor has left the run, or is gone, or silent."""

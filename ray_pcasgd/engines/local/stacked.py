@@ -45,6 +45,7 @@ def fits_into_a_table(agents: Sequence[Participant], schedule: Schedule) -> Type
         is_steady
         and first.may_be_stacked
         and rule.steps_many
+        and recipe.in_phases is None
         # What a class that inherits them has changed may count in one of the two alone.
         and {"step", "step_many"} <= vars(type(rule)).keys()
         and all(_owner(rule, name) is Rule for name in ("partners", "receivers", "observed_coefficients", "probes_at"))

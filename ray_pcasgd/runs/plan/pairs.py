@@ -18,6 +18,7 @@ from ray_pcasgd.records import Row
 from ray_pcasgd.rules.acid import ACiD, connectivity
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
+from ray_pcasgd.schedule.changing import ChangingTopology
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.scheduler import Schedule
@@ -47,6 +48,10 @@ def check_pair_settings(config: Config) -> None:
             )
     if config.barrier is not None and config.barrier.name != "none":
         raise ValueError(f"barrier.name = {config.barrier.name!r}: allowed with ad-psgd is none; {reason}")
+    if isinstance(config.topology, ChangingTopology):
+        raise ValueError(
+            f"topology.name = {config.topology.name!r}: allowed with ad-psgd is a graph that stays as it is; {reason}"
+        )
     if config.mixing != Metropolis():
         raise ValueError(
             f"mixing.name = {config.mixing.name!r}: allowed with ad-psgd is only the default; pairs average halves"

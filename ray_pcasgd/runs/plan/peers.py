@@ -17,12 +17,14 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
+from ray_pcasgd.rules.exchange import AllNeighbors
 from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import CustomProbes, OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import rounds_of
 from ray_pcasgd.runs.plan.wire import check_parts
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier
+from ray_pcasgd.schedule.changing import ChangingTopology, Hierarchical
 from ray_pcasgd.schedule.churn import ChurningPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import away_times
@@ -86,6 +88,7 @@ def peer_roster(
         network = build_push_network(config.topology, config.num_agents, config.seed)
     else:
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
+        check_changes(config, rule)
     check_agents(config, config.num_agents)
     steps = rounds_of(config).local_steps
     recipe = Recipe(
@@ -96,6 +99,7 @@ def peer_roster(
         local_steps=steps,
         wire=config.wire,
         combines_first=config.overlap is False,
+        in_phases=network.exchange,
     )
     check_parts(config.wire.fragments, size.parameters)
     message_bytes = recipe.message_bytes(size.parameters, size.buffers)
@@ -104,6 +108,30 @@ def peer_roster(
     borrowed = _borrowed(rule, shards, config.seed)
     specs = tuple(_spec(recipe, network, agent, shards, borrowed) for agent in range(config.num_agents))
     return Roster(network, clusters, specs, schedule)
+
+
+def with_groups(config: Config, clusters: tuple[int, ...]) -> Config:
+    """Return the settings with the clusters as the groups of a hierarchical topology, where none are given."""
+    topology = config.topology
+    if not isinstance(topology, Hierarchical) or topology.groups is not None:
+        return config
+    groups = tuple(tuple(i for i, own in enumerate(clusters) if own == c) for c in sorted(set(clusters)))
+    return config.model_copy(update={"topology": topology.model_copy(update={"groups": groups})})
+
+
+def check_changes(config: Config, rule: Rule) -> None:
+    """Raise ``ValueError`` where a graph that changes has no meaning for a rule, or with what else a run has."""
+    if not isinstance(config.topology, ChangingTopology):
+        return
+    setting, name = f"topology.name = {config.topology.name!r}", config.algorithm.name
+    plain = isinstance(rule.exchange, AllNeighbors) and rule.reading == "newest" and not rule.corrects_gradients
+    if not plain or rule.needs_directions or rule.needs_drift or rule.sends_differences:
+        raise ValueError(
+            f"{setting}: allowed with algorithm.name = {name!r} is a graph that stays as it is; those that change are "
+            "for d-psgd, d-asgd, c-asgd, slowmo and gasloc"
+        )
+    if config.membership:
+        raise ValueError(f"{setting}: allowed with membership is a graph that stays as it is")
 
 
 def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...], message_bytes: int) -> Schedule:
@@ -116,7 +144,7 @@ def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int,
         "combines_first": config.overlap is False,
         "message_bytes": message_bytes,
     }
-    timing |= {"neighbors": network.neighbors, "barrier": config.barrier, "exchange": rule.exchange}
+    timing |= {"neighbors": network.neighbors, "barrier": config.barrier, "exchange": network.exchange or rule.exchange}
     away = away_times(config.membership, config.num_agents)
     return ChurningPlanner(**timing, away=away) if away else Planner(**timing)
 
@@ -240,6 +268,7 @@ def _spec(
         own_mixing=own,
         samples=tuple(len(shards[k]) for k in neighbors),
         out_neighbors=network.readers(agent),
+        phases=network.rows(agent),
         shard=shards[agent],
         borrowed=borrowed,
     )

@@ -39,7 +39,7 @@ from ray_pcasgd.runs.plan.local_steps import (
 )
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster, with_acceleration
-from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_probes
+from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_groups, with_probes
 from ray_pcasgd.runs.plan.servers import check_membership_of_workers, check_server_settings, server_roster
 from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.plan.wire import check_wire
@@ -265,6 +265,7 @@ def make_plan(config: Config, runs_here: bool = True) -> Plan:
             for agent, shard in enumerate(shards):
                 data.train.batches_an_epoch(shard, config.batch_size, agent)
         clusters = cluster_of_each_agent(config)
+        config = with_groups(config, clusters)
         acting = fitting_optimizer(config)
         tried = try_out(acting, data, shards, _training(acting))
         roster = _roster(acting, clusters, shards, tried.size)

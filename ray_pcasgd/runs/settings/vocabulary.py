@@ -145,6 +145,8 @@ NAMES: dict[str, dict[str, str]] = {
         "ring": "cycle circle circular",
         "torus": "grid 2d-torus mesh-2d lattice",
         "exponential": "static-exponential expander",
+        "one-peer-exponential": "one-peer dynamic-exponential onepeer time-varying dynamic",
+        "hierarchical": "two-level hierarchy hierarchical-averaging tree-of-groups",
         "erdos-renyi": "random erdos er gnp",
         "edges": "custom line path chain list adjacency tree",
     },

@@ -1,4 +1,4 @@
-"""A2CiD2: its constants, a slow reference in float64 written from the paper, what is conserved, and how fast it mixes."""
+"""A2CiD2: its constants, a slow reference in float64 written from the paper, what is conserved, how fast it mixes."""
 
 from collections import Counter
 from pathlib import Path
@@ -271,7 +271,7 @@ def decay(number: int, accelerated: bool, units: int = 60) -> float:
 
 
 def test_agents_on_a_ring_come_together_faster() -> None:
-    """The paper's process has rates of 0.073 and 0.237 for 16 agents; here half of the agents ask, and the others not."""
+    """The paper's process has rates of 0.073 and 0.237 for 16 agents; here half of the agents ask, others do not."""
     plain, accelerated = decay(16, False), decay(16, True)
     assert 0.05 < plain < 0.1
     assert accelerated > 2.5 * plain, (plain, accelerated)
