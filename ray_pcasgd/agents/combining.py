@@ -99,7 +99,7 @@ class CombiningPeer(Peer):
         if self.displacements is not None:
             self.displacements.record(self.weights)
         self.note_direction()
-        return Outcome(loss, measures | self.scale_measure())
+        return Outcome(loss, measures | self.own_measures())
 
     def stay_at(self, weights: Tensor, buffers: Tensor) -> None:
         """Be where the present version is, after a round that came to nothing."""

@@ -175,9 +175,10 @@ class Learner:
         self.with_gradient = torch.zeros(len(self.replica.sizes), dtype=torch.bool, device=self.device)
         return torch.zeros_like(gradient)
 
-    def scale_measure(self) -> dict[str, float]:
-        """Return what a step's report says of the scale of losses, where there is one."""
-        return {} if self.loss_scale is None else {"loss_scale": self.loss_scale.factor}
+    def own_measures(self) -> dict[str, float]:
+        """Return what a step's report says of the scale of losses, where there is one, and of the optimizer."""
+        scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale.factor}
+        return scale | self.optimizer.measures(self.optimizer_state)
 
     def saved_scale(self) -> State:
         """Return the part of a state that has the scale of losses, where there is one."""

@@ -29,6 +29,15 @@ class Part(NamedTuple):
         return len(self.shape) > 1
 
 
+class Trail(NamedTuple):
+    """How weights have moved around the version s at which a gradient was computed, each of shape (D,)."""
+
+    after: Tensor
+    """``x_{s+1} - x_s``."""
+    before: Tensor
+    """``x_s - x_{s-1}``; zeros where s is the first version."""
+
+
 Parts = tuple[Part, ...]
 """What a flat vector is made of, in its order; none of them is empty."""
 
@@ -99,6 +108,15 @@ class LocalOptimizer(Settings, ABC):
     def state_vectors(self) -> int:
         """How many vectors of shape (D,) the state has at least, from step to step."""
         return 0
+
+    @property
+    def senses_momentum(self) -> bool:
+        """Whether ``direction`` takes a ``trail``: how the weights have moved where its last gradient was computed."""
+        return False
+
+    def measures(self, state: Any) -> dict[str, float]:
+        """Return what a step's report says of a state."""
+        return {}
 
     @abstractmethod
     def start(self, weights: Tensor, parts: Parts = ()) -> Any:

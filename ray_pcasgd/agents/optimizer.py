@@ -13,6 +13,7 @@ from ray_pcasgd.agents.adam import Adam, AdamW
 from ray_pcasgd.agents.lion import Lion
 from ray_pcasgd.agents.local_optimizer import Decay, LocalOptimizer, Parts, decayed, where_moving
 from ray_pcasgd.agents.torch_optimizer import TorchOptimizer
+from ray_pcasgd.agents.yellowfin import YellowFin
 from ray_pcasgd.base import numerics
 from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.purity import check_pair, check_state, check_vector, mapped, pure_result
@@ -203,7 +204,7 @@ def _from_shorthand(value: Any) -> Any:
 
 Optimizer = Annotated[
     Annotated[
-        SGD | AdamW | Adam | Lion | TorchOptimizer,
+        SGD | AdamW | Adam | Lion | YellowFin | TorchOptimizer,
         Field(discriminator="name"),
         Door("optimizer", "ray_pcasgd.optimizers", (OwnOptimizer,), check_optimizer),
     ],

@@ -93,7 +93,7 @@ class PairPeer(Learner, Participant):
         loss, self.loss = self.loss, None
         assert loss is not None
         self.step(found[0] if found else None, row)
-        return Outcome(loss, self.scale_measure())
+        return Outcome(loss, self.own_measures())
 
     def message(self, row: Row | None) -> Published:
         """Return the present version as the row sends it that takes the agent to the next one."""

@@ -340,7 +340,7 @@ class Peer(Learner, Participant):
         """Return what a step came to, whose rule has measured this; the next step has a loss of its own."""
         loss, self.loss = self.loss, None
         assert loss is not None
-        return Outcome(loss, measures | self.scale_measure())
+        return Outcome(loss, measures | self.own_measures())
 
     def message(self, row: Row | None) -> Published:
         """Return the present version, as it is published."""

@@ -13,6 +13,7 @@ from ray_pcasgd.agents.local_tensors import joined
 from ray_pcasgd.agents.mailbox import Delivery
 from ray_pcasgd.agents.participant import Family, Incoming, LearnerSpec, Outcome, Participant, Published, Received
 from ray_pcasgd.agents.server_recipe import ServerRecipe
+from ray_pcasgd.agents.yellowfin import mean_trail
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Read, Row, Snapshot
@@ -87,8 +88,13 @@ class Server(Participant):
         )
         """Of each fragment, which the rule moves by itself; of whole weights one."""
         self.position = Position(recipe.local_steps)
-        self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap else {}
-        """Where the correction needs the gap: weights by version, of those that workers compute at, and the newest."""
+        self.senses_momentum = recipe.optimizer.senses_momentum and not recipe.rule.workers_step
+        """Whether the optimizer asks how the weights have moved around where workers compute."""
+        self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap or self.senses_momentum else {}
+        """Where the correction needs the gap, or the optimizer the way: weights by version, of those that workers
+        compute at, and the newest; for the optimizer also the version before and after each."""
+        self.taken: tuple[int, ...] = ()
+        """The versions at which the gradients of the last update were computed, where the optimizer asks for them."""
         self.computed_at = dict.fromkeys(spec.neighbors, 0)
         """The version that each worker's last gradient was computed at which it took."""
         self.progress_before = 0
@@ -172,8 +178,9 @@ class Server(Participant):
         if recipe.rule.workers_step:
             weights = moved
         else:
+            more = {"trail": mean_trail(self.history, self.taken)} if self.taken else {}
             self.optimizer_state, direction = recipe.optimizer.direction(
-                self.optimizer_state, self.weights, moved, self.parts, self.moving(received), step_size
+                self.optimizer_state, self.weights, moved, self.parts, self.moving(received), step_size, **more
             )
             weights = self.weights - eta * direction
         buffers = self.buffers
@@ -189,11 +196,14 @@ class Server(Participant):
         if self.spec.place == 0:
             # What a worker has not sent is with it as it was made.
             self.local = joined([{**self.made, **state.local} for state in received])
+        if self.senses_momentum:
+            self.taken = tuple(self.version - state.read.staleness for state in received)
         self.version += 1
-        if recipe.rule.needs_gap:
+        if recipe.rule.needs_gap or self.senses_momentum:
             self.history[self.version] = self.weights
         self.position.advance(state.read.neighbor for state in received)
-        return {"gradients": float(len(received))}
+        own = {} if recipe.rule.workers_step else recipe.optimizer.measures(self.optimizer_state)
+        return {"gradients": float(len(received))} | own
 
     def _gathered(self, received: Sequence[Received], eta: Tensor) -> Tensor:
         """Return what the rule makes of what was received, fragment by fragment; none of the others moves."""
@@ -229,6 +239,7 @@ class Server(Participant):
             "position": self.position.state(),
             "history": self.history,
             "computed_at": dict(self.computed_at),
+            **({"taken": list(self.taken)} if self.senses_momentum else {}),
         }
 
     def restore(self, state: State) -> None:
@@ -241,6 +252,7 @@ class Server(Participant):
         self.position.restore(state["position"])
         self.history = {version: weights.to(self.device) for version, weights in state["history"].items()}
         self.computed_at = dict(state["computed_at"])
+        self.taken = tuple(state.get("taken", ()))
 
     def keep(self, is_needed: Callable[[int], bool] | None = None) -> None:
         """Forget the old weights, but for versions that are needed and the present one.
@@ -248,8 +260,15 @@ class Server(Participant):
         ``None``: needed are those from the oldest on that some worker's last gradient was computed at.
         """
         oldest = min(self.computed_at.values())
-        is_needed = is_needed or (lambda version: version >= oldest)
-        for version in [v for v in self.history if v != self.version and not is_needed(v)]:
+        computed = is_needed or (lambda version: version >= oldest)
+
+        def is_kept(version: int) -> bool:
+            if not self.senses_momentum:
+                return computed(version)
+            around = range(version - 1, version + 2)
+            return any(computed(one) or one in self.taken for one in around)
+
+        for version in [v for v in self.history if v < self.version and not is_kept(v)]:
             del self.history[version]
 
     def _delivered(self, state: Received, eta: Tensor) -> Delivered:

@@ -113,7 +113,7 @@ class Worker(Learner, Participant):
     def taken(self, loss: float) -> Outcome:
         """Return what a step came to."""
         self.loss = loss
-        return Outcome(loss, self.scale_measure())
+        return Outcome(loss, self.own_measures())
 
     def message(self, row: Row | None) -> Published | None:
         """Return what a step has computed; of other rows nothing is published."""

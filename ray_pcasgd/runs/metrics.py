@@ -15,6 +15,9 @@ NAN = float("nan")
 _TIMES = ("agent", "step", "seconds", "wall_seconds")
 """A row's first columns."""
 
+_TUNED = frozenset({"momentum", "total_momentum"})
+"""What an optimizer that tunes its momentum measures; of other runs there are no such columns."""
+
 
 class Evaluating(Protocol):
     """An evaluation whose figures may still be to come."""
@@ -53,6 +56,7 @@ class _Tally:
         self.gradients: list[float] = []
         self.staleness: list[int] = []
         self.thetas: list[float] = []
+        self.tuned: dict[str, list[float]] = {}
         self.predicting = 0.0
         self.choosing = 0.0
 
@@ -72,6 +76,8 @@ class _Tally:
             self.gradients.append(measures["gradients"])
         if "theta" in measures:
             self.thetas.append(measures["theta"])
+        for name in _TUNED & measures.keys():
+            self.tuned.setdefault(name, []).append(measures[name])
         self.predicting += measures.get("predicting", 0.0) * measures.get("choosing", 0.0)
         self.choosing += measures.get("choosing", 0.0)
 
@@ -86,6 +92,7 @@ class _Tally:
             "bytes_sent": float(self.bytes_sent),
             "cancelled_steps": float(self.cancelled_steps),
             "gradients_per_update": _mean(self.gradients),
+            **{name: _mean(values) for name, values in sorted(self.tuned.items())},
         }
 
 

@@ -36,7 +36,7 @@ class OnePeerExponential(ChangingTopology):
 
     ``W(t) = (I + P) / 2``, with P the shift by that distance; T is the number of powers of two below N. Where N is a
     power of two, T such steps without gradients make all agents equal (Ying et al., NeurIPS 2021, arXiv 2110.13363,
-    lemma 1; Assran et al., ICML 2019). A step costs one message, as on a ring half of one's neighbors.
+    ; Assran et al., ICML 2019). A step costs one message, as on a ring half of one's neighbors.
     """
 
     name: Literal["one-peer-exponential"] = "one-peer-exponential"

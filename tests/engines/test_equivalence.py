@@ -148,6 +148,8 @@ ALGORITHMS: dict[str, Any] = {
     "pc-asgd, adamw, clipped": ADAMW | UNEVEN,
     "pc-asgd, adamw, clipped, in pieces": ADAMW | {"accumulate": 3} | UNEVEN,
     "pc-asgd, adamw, bf16": ADAMW | {"precision": "bf16"} | BATCH_NORM | UNEVEN,
+    "pc-asgd, yellowfin": {"algorithm": "pc-asgd", "optimizer": "yellowfin", "step_size": None, "local_steps": 2}
+    | UNEVEN,
     "p-asgd, adafactor": {
         "algorithm": "p-asgd",
         "optimizer": {"name": "torch", "optimizer": "torch.optim:Adafactor", "settings": {"weight_decay": 0.1}},
@@ -228,6 +230,7 @@ ON_RAY = [
     "pc-asgd, adamw, clipped, in pieces",
     "pc-asgd, adamw, bf16",
     "p-asgd, adafactor",
+    "pc-asgd, yellowfin",
     "pc-asgd, local steps",
     "sgp-overlap, local steps",
     "pc-asgd, local steps, narrow wire",
@@ -344,7 +347,7 @@ def test_an_overflow_in_the_very_last_step_ends_a_run_on_actors(what: str, mode:
     assert str(result.error) == str(alone.error)
 
 
-ALONE = ("ad-psgd", "narrow wire", "own tensors", "in pieces", "adafactor", "bf16", "language model")
+ALONE = ("ad-psgd", "narrow wire", "own tensors", "in pieces", "adafactor", "yellowfin", "bf16", "language model")
 STACKED = [name for name in [*ALGORITHMS, *BARRIERS] if not any(part in name for part in ALONE)]
 
 
@@ -390,6 +393,7 @@ RECORDED: dict[str, Any] = {
     "choco-sgd": {"algorithm": "choco-sgd", "local_steps": [4, 2, 1], "wire": "int8"},
     "adamw": ADAMW | {"accumulate": 3},
     "adafactor": ALGORITHMS["p-asgd, adafactor"],
+    "yellowfin": {"algorithm": "d-asgd", "optimizer": "yellowfin", "step_size": None},
 }
 BOUNDED = (
     "pc-asgd",

@@ -51,6 +51,7 @@ CASES: dict[str, Any] = {
     | SECONDS,
     "asgd, dc-asgd-c, batch norm": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}) | {"task": IMAGES},
     "asgd, gap-bounded": server("asgd", {"name": "gap-bounded", "bound": 1e-3}),
+    "k-async, yellowfin": server({"name": "k-async", "k": 2}) | {"optimizer": "yellowfin", "step_size": None} | SECONDS,
     "n-softsync, delay-adaptive": server({"name": "n-softsync", "n": 3}, {"name": "delay-adaptive", "above": "drop"}),
     "adasync": server(ADASYNC) | {"num_steps": 40, "evaluate_every": 10, "step_size": 0.3, "optimizer": {}, "task": {}},
     "ringmaster, stopping, dampened": server(
@@ -167,6 +168,7 @@ OWN: dict[str, Any] = {
 }
 # What a correction computes is the server's own code on either engine; a run costs seconds.
 ON_RAY = [
+    "k-async, yellowfin",
     "k-sync",
     "k-batch-sync, dc-asgd-c",
     "k-batch-async, dc-asgd-a, three shards",
@@ -394,6 +396,7 @@ RECORDED: dict[str, Any] = {
         "optimizer": {"momentum": 0.9},
         "step_size": 0.01,
     },
+    "asgd, yellowfin": server("asgd") | {"optimizer": "yellowfin", "step_size": None},
     "asgd, adamw, clipped, in pieces": server("asgd")
     | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},
 }

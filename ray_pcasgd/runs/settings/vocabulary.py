@@ -215,6 +215,7 @@ NAMES: dict[str, dict[str, str]] = {
         "staleness-aware": "sasgd",
     },
     "optimizer": {
+        "yellowfin": "yf yf-optimizer yellow-fin closed-loop-yellowfin",
         "torch": "adafactor muon radam nadam rmsprop adagrad adadelta adamax shampoo soap",
     },
     "step_size": {

@@ -37,7 +37,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def test_one_peer_a_step_is_an_all_reduce_in_as_many_steps_as_there_are_powers_of_two() -> None:
-    """Ying et al., lemma 1; of other numbers of agents, averages are never exact."""
+    """Ying et al. 2021; of other numbers of agents, averages are never exact."""
     for number, steps in ((2, 1), (4, 2), (8, 3), (16, 4)):
         phases = OnePeerExponential().phases(number)
         assert len(phases) == steps

@@ -1,0 +1,303 @@
+"""YellowFin: against its formulas in float64, the momentum that it measures, and the momentum that asynchrony adds."""
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+
+from ray_pcasgd.agents.local_optimizer import Trail
+from ray_pcasgd.agents.server import Server
+from ray_pcasgd.agents.yellowfin import YellowFin, single_step
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.engines.local.execution import Execution
+from ray_pcasgd.runs.plan.plan import make_plan
+from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.trainer import Trainer
+from ray_pcasgd.schedule.delays import ComputeTimes
+from tests.unit.rules.test_gathering import gathering
+from tests.unit.schedule.test_plan_servers import law, planner, rows_of
+
+Array = npt.NDArray[np.float64]
+SIZE = 30
+CURVATURES = np.linspace(0.1, 2.0, SIZE)
+
+numbers = st.floats(1e-4, 1e4)
+
+
+@settings(max_examples=200)
+@given(numbers, numbers, numbers)
+def test_the_closed_form_is_the_minimum(distance: float, curvature: float, variance: float) -> None:
+    def objective(x: float) -> float:
+        return x**2 * distance**2 + (1 - x) ** 4 * variance / curvature**2
+
+    found = single_step(*(torch.tensor(one, dtype=torch.float64) for one in (distance, curvature, variance)))
+    searched = minimize_scalar(objective, bounds=(0, 1), method="bounded", options={"xatol": 1e-12})
+    assert 0 <= found <= 1
+    assert objective(float(found)) <= objective(searched.x) * (1 + 1e-9) + 1e-20 * distance**2
+
+
+class Reference:
+    """Algorithms 1 to 5 in float64, with lists of numbers in place of tensors."""
+
+    def __init__(self, settings: YellowFin, weights: Array) -> None:
+        self.own, self.t = settings, 0
+        self.window: deque[float] = deque(maxlen=settings.window)
+        self.averages = dict.fromkeys(("low", "high", "norm", "square", "distance"), 0.0)
+        self.mean, self.velocity = np.zeros_like(weights), np.zeros_like(weights)
+        self.mu = self.target = self.alpha = 0.0
+        self.total = math.nan
+        self.pull = np.zeros_like(weights)
+        self.xs = [weights]
+
+    def average(self, name: str, value: float) -> None:
+        beta = self.own.smoothing
+        self.averages[name] = beta * self.averages[name] + (1 - beta) * value
+
+    def step(self, x: Array, gradient: Array, eta: float, trail: tuple[Array, Array] | None = None) -> Array:
+        """Return by what the weights move, over eta."""
+        beta, known = self.own.smoothing, 1 - self.own.smoothing**self.t
+        cap = math.exp(self.averages["high"] / known) if self.t else math.inf
+
+        def cut(largest: float) -> Array:
+            return gradient * min(1.0, math.sqrt(largest) / max(float(np.linalg.norm(gradient)), 1e-300))
+
+        g = cut(100 * cap)
+        square = float(g @ g)
+        self.t += 1
+        self.window.append(square)
+        self.average("low", math.log(min(self.window) + 1e-6))
+        self.average("high", math.log(max(self.window) + 1e-6))
+        self.average("norm", math.sqrt(square))
+        self.average("square", square)
+        self.average("distance", self.averages["norm"] / self.averages["square"])
+        self.mean = beta * self.mean + (1 - beta) * g
+        known = 1 - beta**self.t
+        h_min, h_max = (math.exp(self.averages[name] / known) for name in ("low", "high"))
+        variance = max(1e-6, self.averages["square"] / known - float(self.mean @ self.mean) / known**2)
+        distance = self.averages["distance"] / known
+        p = (distance * h_min) ** 2 / (2 * variance)
+        roots = np.roots([1.0, 0.0, p, p])
+        x_root = 1 + float(roots[np.abs(roots.imag).argmin()].real)
+        k = math.sqrt(h_max / h_min)
+        self.target = max(x_root**2, ((k - 1) / (k + 1)) ** 2)
+        self.alpha = min(1.0, self.t / (10 * self.own.window)) * (1 - math.sqrt(self.target)) ** 2 / h_min
+        if self.own.closed_loop:
+            after, before = trail or (x - self.xs[-1], self.xs[-1] - self.xs[-2] if len(self.xs) > 1 else 0 * x)
+            moved = before != 0
+            if moved.any():
+                ratios = np.sort(((after + self.pull)[moved]) / before[moved])
+                self.total = float(ratios[(len(ratios) - 1) // 2])  # torch's median is the lower one
+                self.mu += self.own.gain * (self.target - self.total)
+                self.mu = min(max(self.mu, -0.999), 0.999)
+        else:
+            self.mu = self.target
+        pulled = cut(cap)
+        self.velocity = self.mu * self.velocity + self.alpha * pulled
+        self.pull = eta * self.alpha * pulled
+        self.xs.append(x)
+        return self.velocity
+
+
+def noisy(x: Array, step: int) -> Array:
+    return CURVATURES * x + 0.3 * generator(3, "noise", step).standard_normal(SIZE) * (1 + 20 * (step == 60))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        YellowFin(),
+        YellowFin(closed_loop=False),
+        YellowFin(smoothing=0.9, window=4, gain=0.2),
+        YellowFin(smoothing=0.9, window=1, closed_loop=False),
+    ],
+    ids=repr,
+)
+def test_a_hundred_and_fifty_steps_are_those_of_the_slow_reference(own: YellowFin) -> None:
+    x = generator(1, "start").standard_normal(SIZE)
+    weights, reference = torch.from_numpy(x), Reference(own, x)
+    state = own.start(weights)
+    for step in range(150):
+        eta = 1.0 if step < 100 else 0.5
+        gradient = noisy(x, step)
+        state, direction = own.direction(state, weights, torch.from_numpy(gradient), step_size=eta)
+        expected = reference.step(x, gradient, eta)
+        np.testing.assert_allclose(direction.numpy(), expected, rtol=1e-6, atol=1e-9)
+        found = own.measures(state)
+        assert found["momentum"] == pytest.approx(reference.mu, rel=1e-6, abs=1e-9)
+        assert found["rate"] == pytest.approx(reference.alpha, rel=1e-6)
+        if own.closed_loop and step > 1:
+            assert found["target_momentum"] == pytest.approx(reference.target, rel=1e-6)
+            assert found["total_momentum"] == pytest.approx(reference.total, rel=1e-6, abs=1e-7)
+        x = x - eta * expected
+        weights = torch.from_numpy(x)
+    assert np.abs(x).max() < 10
+
+
+def test_without_asynchrony_the_total_momentum_is_the_momentum() -> None:
+    own = YellowFin(smoothing=0.9, gain=0.1)
+    weights = torch.from_numpy(generator(1, "start").standard_normal(SIZE))
+    state, momenta = own.start(weights), [0.0]
+    for step in range(60):
+        gradient = torch.from_numpy(noisy(weights.numpy(), step))
+        state, direction = own.direction(state, weights, gradient, step_size=0.3)
+        if step > 1:
+            assert own.measures(state)["total_momentum"] == pytest.approx(momenta[-1], abs=1e-9)
+        momenta.append(own.measures(state)["momentum"])
+        weights = weights - 0.3 * direction
+    assert max(momenta) > 0.01
+
+
+def test_what_got_no_gradient_stays_and_a_step_without_any_shows_nothing() -> None:
+    own, weights = YellowFin(), torch.ones(4)
+    state, _ = own.direction(own.start(weights), weights, torch.ones(4), step_size=1.0)
+    moving = torch.tensor([True, False, True, True])
+    _, direction = own.direction(state, weights - 0.1, torch.tensor([1.0, 0, 1, 1]), (), moving, 1.0)
+    assert direction[1] == 0
+    assert (direction[[0, 2, 3]] != 0).all()
+    still, direction = own.direction(state, weights - 0.1, torch.zeros(4), (), torch.zeros(4, dtype=torch.bool), 1.0)
+    assert not direction.any()
+    assert all(
+        torch.equal(
+            a,
+            b,
+        )
+        or a.isnan().all()
+        for a, b in zip(still, state, strict=True)
+    )
+
+
+WORKERS = 4
+
+
+def asgd_rows(seed: int, num_steps: int) -> list[Any]:
+    compute = ComputeTimes(law=law({"name": "exponential", "mean": 1.0}))
+    rows = rows_of(planner(gathering("asgd"), WORKERS, num_steps=num_steps, compute=compute, seed=seed))
+    return [row for row in rows if row.agent == WORKERS]
+
+
+def test_asynchrony_adds_momentum() -> None:
+    """Of P workers of exponential times, staleness is geometric (Mitliagkas et al. 2016, arXiv 1605.09774).
+
+    In the mean ``E x_{t+1} - E x_t = (1 - 1/P) (E x_t - E x_{t-1}) - (alpha / P) E grad f(x_t)``. The first updates
+    do not count: workers begin together.
+    """
+    alpha, updates, runs = 0.4, 24, 400
+    total, staleness = np.zeros(updates + 1), []
+    for seed in range(runs):
+        x = [1.0]
+        for row in asgd_rows(seed, updates // WORKERS + 2)[:updates]:
+            (read,) = row.reads
+            staleness += [read.staleness] * (len(x) > 12)
+            x.append(x[-1] - alpha * x[len(x) - 1 - read.staleness])
+        total += x
+    mean = total / runs
+    moves = np.diff(mean)
+    columns = np.stack([moves[:-1], -alpha * mean[1:-1]], axis=1)
+    momentum, share = np.linalg.lstsq(columns, moves[1:], rcond=None)[0]
+    assert momentum == pytest.approx(1 - 1 / WORKERS, abs=0.03)
+    assert share == pytest.approx(1 / WORKERS, abs=0.03)
+    late = np.array(staleness)
+    for k in range(4):
+        assert (late == k).mean() == pytest.approx((1 - 1 / WORKERS) ** k / WORKERS, abs=0.03)
+
+
+SMALL: dict[str, Any] = {
+    "num_agents": 4,
+    "num_steps": 20,
+    "evaluate_every": 10,
+    "optimizer": "yellowfin",
+    "algorithm": "server",
+    "links": [],
+    "compute": {"law": {"name": "exponential", "mean": 1.0}},
+    "task": {"model": {"hidden": [4]}},
+    "engine": "local",
+}
+
+
+@pytest.mark.parametrize("name", ["asgd", "sync", {"name": "k-batch-async", "k": 3}], ids=str)
+def test_a_server_measures_where_its_gradients_were_computed(name: Any) -> None:
+    """Against the reference, which is given the way around each gradient's version from a list of all versions."""
+    own = make_plan(load_config(SMALL | {"algorithm": {"name": "server", "gathering": name}}))
+    agents = [spec.build(own.data) for spec in own.specs]
+    server = agents[-1]
+    assert isinstance(server, Server)
+    execution = Execution(own.schedule, agents)
+    assert isinstance(own.config.optimizer, YellowFin)
+    x = [server.weights.double().numpy()]
+    reference, before = Reference(own.config.optimizer, x[0]), []
+    for row in own.schedule:
+        assert row is not None
+        if row.agent != 4:
+            list(execution.execute([row]))
+            continue
+        received = [one.weights.double().numpy() for one in execution.receive(row)]
+        trail = None
+        if before:
+            after = np.mean([x[s + 1] - x[s] for s in before], axis=0)
+            trail = (after, np.mean([x[s] - x[max(0, s - 1)] for s in before], axis=0))
+        (report,) = execution.execute([row])
+        reference.step(x[-1], np.mean(received, axis=0), 1.0, trail)
+        before = [len(x) - 1 - read.staleness for read in row.reads]
+        x.append(server.weights.double().numpy())
+        assert report.measures["momentum"] == pytest.approx(reference.mu, abs=1e-3)
+        assert report.measures["rate"] == pytest.approx(reference.alpha, rel=1e-3)
+        assert len(server.history) < 40
+    assert max(read.staleness for row in own.schedule if row for read in row.reads) > 2 or name == "sync"
+
+
+def test_the_measures_are_columns_of_the_metrics_and_a_run_goes_on_from_its_state(tmp_path: Any) -> None:
+    whole = Trainer(SMALL, storage_path=str(tmp_path), name="whole").fit()
+    table = whole.metrics_dataframe
+    own = table[table["agent"] == 4]
+    assert own["momentum"].notna().all()
+    assert own["total_momentum"].notna().all()
+    plain = Trainer(SMALL | {"optimizer": "sgd"}, storage_path=str(tmp_path), name="plain").fit()
+    assert "momentum" not in plain.metrics_dataframe.columns
+
+
+def test_a_server_with_this_optimizer_goes_on_from_its_state_to_the_bit() -> None:
+    own = make_plan(load_config(SMALL))
+    rows = [row for row in own.schedule if row is not None]
+    first, second = ([spec.build(own.data) for spec in own.specs] for _ in range(2))
+    one, other = Execution(rows, first), Execution(rows, second)
+    for row in rows[:60]:
+        list(one.execute([row]))
+    other.restore(one.state() | {"drawn": 0})
+    for row in rows[60:]:
+        list(one.execute([row]))
+        list(other.execute([row]))
+    assert torch.equal(first[-1].weights, second[-1].weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": {"name": "yellowfin", "gain": 0}}, "optimizer.gain = 0: allowed are values above 0"),
+        ({"optimizer": {"name": "yellowfin", "window": 0}}, "optimizer.window = 0: allowed are"),
+        ({"optimizer": {"name": "yellowfin", "momentum": 0.9}}, "optimizer.momentum = 0.9: no such setting"),
+        ({"algorithm": {"name": "server", "shards": 2}}, "algorithm.shards = 2: allowed with an optimizer that looks"),
+        (
+            {"algorithm": "d-psgd", "engine": {"name": "local", "batched": "always"}},
+            "engine.batched = 'always': .*optimizer.name = 'yellowfin': its steps are each agent's own",
+        ),
+    ],
+)
+def test_what_has_no_meaning_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        make_plan(load_config(SMALL | changes))
+
+
+def test_a_trail_of_one_version_is_its_own() -> None:
+    own = YellowFin()
+    weights = torch.zeros(3)
+    state, _ = own.direction(own.start(weights), weights, torch.ones(3), step_size=1.0)
+    trail = Trail(torch.tensor([1.0, 3.0, 7.0]) - state.pull, torch.ones(3))
+    state, _ = own.direction(state, weights, torch.ones(3), step_size=1.0, trail=trail)
+    assert own.measures(state)["total_momentum"] == 3
