@@ -1,6 +1,7 @@
 """Servers: each holds a part of the weights, and moves it by what its workers send."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Read, Row, Snapshot
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.gatherer import Position, has_expired
-from ray_pcasgd.rules.server import Delivered
+from ray_pcasgd.rules.server import Delivered, ParameterServer
 from ray_pcasgd.tasks.task import TaskData
 
 SERVERS = Family(slack=-1, prepares=False, may_be_lost=False, title="Server")
@@ -95,6 +96,9 @@ class Server(Participant):
         compute at, and the newest; for the optimizer also the version before and after each."""
         self.taken: tuple[int, ...] = ()
         """The versions at which the gradients of the last update were computed, where the optimizer asks for them."""
+        self.view = recipe.rule.view if isinstance(recipe.rule, ParameterServer) else None
+        self.recent: deque[Tensor] = deque([self.weights], 1 + (self.view.delay if self.view else 0))
+        """The weights of the last versions, as far as views mix them, the newest last."""
         self.computed_at = dict.fromkeys(spec.neighbors, 0)
         """The version that each worker's last gradient was computed at which it took."""
         self.progress_before = 0
@@ -126,8 +130,10 @@ class Server(Participant):
 
     def message(self, row: Row | None) -> Published:
         """Return the present version, as it is published: whole, whatever part of it a worker is sent."""
-        recipe = self.spec.recipe
-        return Published(recipe.published(self.spec.agent, self.version, self.weights), self.buffers)
+        recipe, seen = self.spec.recipe, self.weights
+        if self.view is not None:
+            seen = self.view.of(self.recent, recipe.seed, self.version)
+        return Published(recipe.published(self.spec.agent, self.version, seen), self.buffers)
 
     def fragment_of(self, published: Published, number: int) -> Published:
         """Return one fragment of a published version, as a worker is answered it."""
@@ -193,6 +199,7 @@ class Server(Participant):
             if not is_finite(numbers):
                 raise NonFiniteLossError(self.spec.agent, self.progress, math.nan, what)
         self.weights, self.buffers = weights, buffers
+        self.recent.append(weights)
         if self.spec.place == 0:
             # What a worker has not sent is with it as it was made.
             self.local = joined([{**self.made, **state.local} for state in received])
@@ -240,6 +247,7 @@ class Server(Participant):
             "history": self.history,
             "computed_at": dict(self.computed_at),
             **({"taken": list(self.taken)} if self.senses_momentum else {}),
+            **({} if self.view is None else {"recent": list(self.recent)}),
         }
 
     def restore(self, state: State) -> None:
@@ -253,6 +261,8 @@ class Server(Participant):
         self.history = {version: weights.to(self.device) for version, weights in state["history"].items()}
         self.computed_at = dict(state["computed_at"])
         self.taken = tuple(state.get("taken", ()))
+        kept = state.get("recent", [self.weights])
+        self.recent = deque([weights.to(self.device) for weights in kept], self.recent.maxlen)
 
     def keep(self, is_needed: Callable[[int], bool] | None = None) -> None:
         """Forget the old weights, but for versions that are needed and the present one.

@@ -17,6 +17,7 @@ from ray_pcasgd.rules.delay_threshold import Rennala, Ringmaster
 from ray_pcasgd.rules.gathering_base import Averaging, FirstK
 from ray_pcasgd.rules.gathering_base import BaseKind as BaseKind
 from ray_pcasgd.rules.gathering_base import Gathering as Gathering
+from ray_pcasgd.rules.shared_memory import Adversarial
 
 
 class Sync(Gathering):
@@ -211,7 +212,8 @@ AnyGathering = Annotated[
         | Rennala
         | Malenia
         | Ringleader
-        | IA2SGD,
+        | IA2SGD
+        | Adversarial,
         Field(discriminator="name"),
         Door("policy", "ray_pcasgd.gathering", (Gathering,), check_gathering),
     ],

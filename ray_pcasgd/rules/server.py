@@ -16,6 +16,7 @@ from ray_pcasgd.base.settings import Settings
 from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
 from ray_pcasgd.rules.gathering import ASGD, AnyGathering, Gathering
 from ray_pcasgd.rules.gradient_table import Entry, Table, begun, empty_table, folded, mean_of_workers, replaced
+from ray_pcasgd.rules.shared_memory import InconsistentView
 
 
 class Delivered(NamedTuple):
@@ -178,6 +179,8 @@ class ParameterServer(ServerRule):
     name: Literal["server"] = "server"
     correction: AnyCorrection = NoCorrection()
     """How a late gradient is corrected."""
+    view: InconsistentView | None = None
+    """Views that mix versions, as of memory that others write to, such as ``{delay: 10}``; not given: none do."""
 
     workers_step: ClassVar[bool] = False
     described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction")

@@ -51,6 +51,7 @@ CASES: dict[str, Any] = {
     | SECONDS,
     "asgd, dc-asgd-c, batch norm": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}) | {"task": IMAGES},
     "asgd, gap-bounded": server("asgd", {"name": "gap-bounded", "bound": 1e-3}),
+    "adversarial, inconsistent view": server({"name": "adversarial", "delay": 4}, view={"delay": 2, "block": 5}),
     "k-async, yellowfin": server({"name": "k-async", "k": 2}) | {"optimizer": "yellowfin", "step_size": None} | SECONDS,
     "n-softsync, delay-adaptive": server({"name": "n-softsync", "n": 3}, {"name": "delay-adaptive", "above": "drop"}),
     "adasync": server(ADASYNC) | {"num_steps": 40, "evaluate_every": 10, "step_size": 0.3, "optimizer": {}, "task": {}},
@@ -168,6 +169,7 @@ OWN: dict[str, Any] = {
 }
 # What a correction computes is the server's own code on either engine; a run costs seconds.
 ON_RAY = [
+    "adversarial, inconsistent view",
     "k-async, yellowfin",
     "k-sync",
     "k-batch-sync, dc-asgd-c",
@@ -396,6 +398,7 @@ RECORDED: dict[str, Any] = {
         "optimizer": {"momentum": 0.9},
         "step_size": 0.01,
     },
+    "asgd, inconsistent view": server("asgd", view={"delay": 2, "block": 5}),
     "asgd, yellowfin": server("asgd") | {"optimizer": "yellowfin", "step_size": None},
     "asgd, adamw, clipped, in pieces": server("asgd")
     | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},

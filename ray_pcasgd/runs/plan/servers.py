@@ -15,10 +15,12 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.gatherer import Position
-from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.rules.server import ParameterServer, ServerRule
+from ray_pcasgd.rules.shared_memory import Adversarial
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import steps_of_workers
 from ray_pcasgd.runs.plan.wire import check_parts
+from ray_pcasgd.schedule.adversary import AdversaryPlanner
 from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import away_times
@@ -43,10 +45,30 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
             f"optimizer.braking = {optimizer.braking:g}: allowed with algorithm.shards = "
             f"{rule.shards} is null, since it looks at whole tensors"
         )
+    if isinstance(rule.gathering, Adversarial):
+        _check_adversary(config, rule)
     if config.on_non_finite_loss == "isolate":
         raise ValueError(
             "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
         )
+
+
+def _check_adversary(config: Config, rule: ServerRule) -> None:
+    """Raise ``ValueError`` where a setting has no meaning with the adversary, which plans all by itself."""
+    allowed = "allowed with gathering.name = 'adversarial' is"
+    if not isinstance(rule, ParameterServer):
+        raise ValueError(f"algorithm.name = {config.algorithm.name!r}: {allowed} server")
+    if rule.shards > 1:
+        raise ValueError(f"algorithm.shards = {rule.shards}: {allowed} 1")
+    if config.engine.name == "ray" and config.engine.mode == "live":
+        raise ValueError(f"engine.mode = 'live': {allowed} planned")
+    if config.schedule is not None:
+        return
+    for setting, given in (("links", config.links), ("hosts", config.hosts), ("membership", config.membership)):
+        if given:
+            raise ValueError(f"{setting}: {allowed} an empty list; nobody is late but whom it holds back")
+    if config.regions:
+        raise ValueError(f"regions: {allowed} an empty mapping; nobody is late but whom it holds back")
 
 
 def check_membership_of_workers(config: Config, rule: ServerRule) -> None:
@@ -114,6 +136,9 @@ def _schedule(
 ) -> Schedule:
     if config.schedule is not None:
         return recorded_rows(config, partial(_fitted, config, rule))
+    if isinstance(rule.gathering, Adversarial):
+        own = planned_timing(config, clusters)
+        return AdversaryPlanner(**own, num_workers=config.num_agents, delay=rule.gathering.delay)
     timing = {**planned_timing(config, clusters), **message_bytes}
     timing |= {
         "num_workers": config.num_agents,

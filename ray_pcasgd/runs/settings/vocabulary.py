@@ -200,6 +200,7 @@ NAMES: dict[str, dict[str, str]] = {
         "acid": "a2cid2 acid2 continuous-momentum",
     },
     "algorithm.gathering": {
+        "adversarial": "adversary worst-case lower-bound",
         "asgd": "async",
         "sync": "all barrier",
         "k-async": "ssp",

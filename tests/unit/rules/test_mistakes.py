@@ -59,7 +59,7 @@ precision=32 -> did you mean float32?
 gradient_clip_val=1 -> write gradient_clipping.norm
 gradient_accumulation_steps=2 -> write accumulate; batch_size stays
 config.seed=1 -> write the settings themselves at the top
-optimizer=adafactor -> optimizer = 'adafactor': allowed are sgd, adamw, adam, lion, yellowfin, torch, custom; did you mean
+optimizer=adafactor -> optimizer = 'adafactor': allowed are sgd, adamw, adam, lion, yellowfin, torch, custom; did you
 optimizer=torch.optim:Adafactor -> write {name: torch, optimizer: 'torch.optim:Adafactor'}
 optimizer=torch.optim.RMSprop -> write {name: torch, optimizer: 'torch.optim:RMSprop'}
 optimizer={name: torch, optimizer: torch.optim.RMSprop} -> of the form module:attribute; write torch.optim:RMSprop
