@@ -1,1 +1,1 @@
-"""Gathering policies of today against ASGD and K-sync, with workers of different speeds and alike or skewed shards."""
+"""Gathering policies of today against ASGD, A2CiD2 against AD-PSGD at twice the rate, YellowFin under delay."""

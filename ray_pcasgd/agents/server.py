@@ -97,8 +97,10 @@ class Server(Participant):
         self.taken: tuple[int, ...] = ()
         """The versions at which the gradients of the last update were computed, where the optimizer asks for them."""
         self.view = recipe.rule.view if isinstance(recipe.rule, ParameterServer) else None
-        self.recent: deque[Tensor] = deque([self.weights], 1 + (self.view.delay if self.view else 0))
-        """The weights of the last versions, as far as views mix them, the newest last."""
+        self.nesterov = recipe.rule.nesterov if isinstance(recipe.rule, ParameterServer) else None
+        kept = self.view.delay if self.view else 0 if self.nesterov is None else 1
+        self.recent: deque[Tensor] = deque([self.weights], 1 + kept)
+        """The weights of the last versions, as far as views or momentum need them, the newest last."""
         self.computed_at = dict.fromkeys(spec.neighbors, 0)
         """The version that each worker's last gradient was computed at which it took."""
         self.progress_before = 0
@@ -133,6 +135,10 @@ class Server(Participant):
         recipe, seen = self.spec.recipe, self.weights
         if self.view is not None:
             seen = self.view.of(self.recent, recipe.seed, self.version)
+        elif self.nesterov is not None:
+            assert isinstance(recipe.rule, ParameterServer)
+            delay = recipe.rule.delay_of(recipe.num_workers)
+            seen = self.nesterov.sent(self.weights, self.recent[0], self.version, delay)
         return Published(recipe.published(self.spec.agent, self.version, seen), self.buffers)
 
     def fragment_of(self, published: Published, number: int) -> Published:
@@ -188,7 +194,10 @@ class Server(Participant):
             self.optimizer_state, direction = recipe.optimizer.direction(
                 self.optimizer_state, self.weights, moved, self.parts, self.moving(received), step_size, **more
             )
-            weights = self.weights - eta * direction
+            start = self.weights
+            if self.nesterov is not None:
+                start = self.nesterov.extrapolated(start, self.recent[0], self.version)
+            weights = start - eta * direction
         buffers = self.buffers
         if self.buffers.numel():
             buffers = received[0].buffers
@@ -247,7 +256,7 @@ class Server(Participant):
             "history": self.history,
             "computed_at": dict(self.computed_at),
             **({"taken": list(self.taken)} if self.senses_momentum else {}),
-            **({} if self.view is None else {"recent": list(self.recent)}),
+            **({"recent": list(self.recent)} if self.view or self.nesterov else {}),
         }
 
     def restore(self, state: State) -> None:

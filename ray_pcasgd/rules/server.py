@@ -7,15 +7,16 @@ combine freely.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ray_pcasgd.base.settings import Settings
+from ray_pcasgd.base.settings import Settings, from_name
 from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
 from ray_pcasgd.rules.gathering import ASGD, AnyGathering, Gathering
 from ray_pcasgd.rules.gradient_table import Entry, Table, begun, empty_table, folded, mean_of_workers, replaced
+from ray_pcasgd.rules.momentum_compensation import MomentumCompensation
 from ray_pcasgd.rules.shared_memory import InconsistentView
 
 
@@ -181,6 +182,8 @@ class ParameterServer(ServerRule):
     """How a late gradient is corrected."""
     view: InconsistentView | None = None
     """Views that mix versions, as of memory that others write to, such as ``{delay: 10}``; not given: none do."""
+    nesterov: Annotated[MomentumCompensation | None, BeforeValidator(from_name)] = None
+    """``momentum-compensation`` adds Nesterov's momentum, in a form for late gradients; not given: none."""
 
     workers_step: ClassVar[bool] = False
     described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction")
@@ -193,11 +196,36 @@ class ParameterServer(ServerRule):
     def check(self, num_workers: int) -> None:
         """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
+        if self.nesterov is not None:
+            self._check_nesterov()
         if self.shards > 1 and not self.correction.elementwise:
             raise ValueError(
                 f"shards = {self.shards}: allowed with correction.name = {self.correction.name!r} is 1, since it "
                 "looks at all parameters at once"
             )
+
+    def _check_nesterov(self) -> None:
+        assert self.nesterov is not None
+        name = self.nesterov.name
+        if self.view is not None:
+            raise ValueError(f"view: allowed with nesterov.name = {name!r} is null")
+        if self.needs_gap:
+            raise ValueError(
+                f"correction.name = {self.correction.name!r}: allowed with nesterov.name = {name!r} are those that "
+                "do not ask where a gradient was computed"
+            )
+        if self.nesterov.delay is None and self.gathering.name not in ("asgd", "sync"):
+            raise ValueError(
+                f"nesterov.delay: not given; allowed with gathering.name = {self.gathering.name!r} is a number of "
+                "updates, from 0 on"
+            )
+
+    def delay_of(self, num_workers: int) -> int:
+        """Return by how many updates Nesterov's momentum looks ahead."""
+        assert self.nesterov is not None
+        if self.nesterov.delay is not None:
+            return self.nesterov.delay
+        return num_workers - 1 if isinstance(self.gathering, ASGD) else 0
 
     def init(self, weights: Tensor, num_workers: int) -> State:
         """Return the correction's state, and behind it the table of gradients where workers count alike."""

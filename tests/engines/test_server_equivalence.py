@@ -52,6 +52,7 @@ CASES: dict[str, Any] = {
     "asgd, dc-asgd-c, batch norm": server("asgd", {"name": "dc-asgd-c", "lambda_0": 2.0}) | {"task": IMAGES},
     "asgd, gap-bounded": server("asgd", {"name": "gap-bounded", "bound": 1e-3}),
     "adversarial, inconsistent view": server({"name": "adversarial", "delay": 4}, view={"delay": 2, "block": 5}),
+    "asgd, momentum compensation": server("asgd", nesterov="momentum-compensation") | {"optimizer": {}} | SECONDS,
     "k-async, yellowfin": server({"name": "k-async", "k": 2}) | {"optimizer": "yellowfin", "step_size": None} | SECONDS,
     "n-softsync, delay-adaptive": server({"name": "n-softsync", "n": 3}, {"name": "delay-adaptive", "above": "drop"}),
     "adasync": server(ADASYNC) | {"num_steps": 40, "evaluate_every": 10, "step_size": 0.3, "optimizer": {}, "task": {}},
@@ -169,6 +170,7 @@ OWN: dict[str, Any] = {
 }
 # What a correction computes is the server's own code on either engine; a run costs seconds.
 ON_RAY = [
+    "asgd, momentum compensation",
     "adversarial, inconsistent view",
     "k-async, yellowfin",
     "k-sync",
@@ -399,6 +401,7 @@ RECORDED: dict[str, Any] = {
         "step_size": 0.01,
     },
     "asgd, inconsistent view": server("asgd", view={"delay": 2, "block": 5}),
+    "asgd, momentum compensation": server("asgd", nesterov="momentum-compensation") | {"optimizer": {}},
     "asgd, yellowfin": server("asgd") | {"optimizer": "yellowfin", "step_size": None},
     "asgd, adamw, clipped, in pieces": server("asgd")
     | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},

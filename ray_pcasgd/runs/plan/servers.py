@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_pcasgd.agents.local_optimizer import LocalOptimizer
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.agents.server_recipe import ServerRecipe
@@ -47,10 +48,19 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
         )
     if isinstance(rule.gathering, Adversarial):
         _check_adversary(config, rule)
+    if isinstance(rule, ParameterServer) and rule.nesterov and not _is_plain(optimizer):
+        raise ValueError(
+            f"optimizer.name = {optimizer.name!r}: allowed with algorithm.nesterov.name = "
+            f"{rule.nesterov.name!r} is sgd without momentum, which it has itself"
+        )
     if config.on_non_finite_loss == "isolate":
         raise ValueError(
             "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
         )
+
+
+def _is_plain(optimizer: LocalOptimizer) -> bool:
+    return isinstance(optimizer, SGD) and optimizer.momentum == 0
 
 
 def _check_adversary(config: Config, rule: ServerRule) -> None:

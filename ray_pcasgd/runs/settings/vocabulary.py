@@ -199,6 +199,9 @@ NAMES: dict[str, dict[str, str]] = {
     "algorithm.acceleration": {
         "acid": "a2cid2 acid2 continuous-momentum",
     },
+    "algorithm.nesterov": {
+        "momentum-compensation": "nesterov amc accelerated compensated",
+    },
     "algorithm.gathering": {
         "adversarial": "adversary worst-case lower-bound",
         "asgd": "async",
