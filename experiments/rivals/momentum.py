@@ -99,9 +99,16 @@ Digits, one server, {workers} workers whose gradients take exponential times, so
 the momentum of {momenta} that are best on a validation split ({len(steps) * len(momenta)} runs).
 YellowFin is as it comes. Seeds {own["seeds"]}: few, and one small task.
 
-{table(runs[~runs["validates"]])}
+## {claim(runs[~runs["validates"]])}
 
 {verdict(runs[~runs["validates"]])}
+
+Asynchrony adds momentum, 1 - 1/P in the mean (`tests/unit/agents/test_yellowfin.py` has it on planned schedules), and
+the closed loop is to measure and remove it. On a quadratic its ratio is the algorithm's own momentum plus about step
+size x curvature x delay; so the median over parameters of little curvature, as most are here, sees nothing of the delay.
+That this is the reason here was not tested.
+
+{table(runs[~runs["validates"]])}
 
 ## The search
 
@@ -130,17 +137,28 @@ def table(final: pd.DataFrame) -> str:
     return text.rstrip()
 
 
+def claim(final: pd.DataFrame) -> str:
+    """Return the heading: whether YellowFin is as good as tuned momentum under delay."""
+    against, loop = _differences(final, "asgd")
+    if against >= 0 and loop > 0:
+        return "The claim reproduces"
+    return "What does not reproduce: YellowFin as good as tuned momentum under delay, by its closed loop"
+
+
+def _differences(final: pd.DataFrame, gathering: str) -> tuple[float, float]:
+    """Return by how many points the closed loop is ahead of tuned SGD, and of the open loop."""
+    filled = final.assign(test_accuracy=final["test_accuracy"].fillna(0.0))
+    means = filled.groupby(["gathering", "method"])["test_accuracy"].mean()
+    closed, opened = YELLOWFINS
+    against, loop = (100 * float(means[gathering, closed] - means[gathering, other]) for other in (TUNED, opened))
+    return against, loop
+
+
 def verdict(final: pd.DataFrame) -> str:
     """Return a line for each gathering: YellowFin against tuned SGD, and its loop closed against open."""
-    means = (
-        final.assign(test_accuracy=final["test_accuracy"].fillna(0.0))
-        .groupby(["gathering", "method"])["test_accuracy"]
-        .mean()
-    )
-    closed, opened = YELLOWFINS
     lines = []
     for gathering in GATHERINGS:
-        against, loop = (100 * (means[gathering, closed] - means[gathering, other]) for other in (TUNED, opened))
+        against, loop = _differences(final, gathering)
         lines.append(
             f"- `{gathering}`: YellowFin with its loop closed is {against:+.1f} points from tuned SGD, and {loop:+.1f} "
             "points from the open loop."

@@ -30,6 +30,8 @@ from experiments.resnet18.page import write_page as write_resnet18
 from experiments.returning import study as returning
 from experiments.returning.agents import WAYS
 from experiments.returning.page import write_page as write_returning
+from experiments.rivals import momentum as rival_momentum
+from experiments.rivals import pairs as rival_pairs
 from experiments.rivals import study as rivals
 from experiments.running import SCALES, Job, named, settings_of
 from experiments.self_choosing import pauses
@@ -73,6 +75,8 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "staleness_aware": (staleness_aware.HERE, lambda settings: of_tasks(staleness_aware.jobs_of, settings)),
     "dc_asgd": (dc_asgd.HERE, of_dc_asgd),
     "rivals": (rivals.HERE, lambda settings: [job.config for job in rivals.tuning_jobs(settings)]),
+    "rivals, pairs": (rivals.HERE, lambda settings: [job.config for job in rival_pairs.tuning_jobs(settings)]),
+    "rivals, momentum": (rivals.HERE, lambda settings: [job.config for job in rival_momentum.tuning_jobs(settings)]),
     "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),
     "slow_worker": (slow_worker.HERE, of_slow_worker),
     "compensation": (
