@@ -105,7 +105,7 @@ YellowFin is as it comes. Seeds {own["seeds"]}: few, and one small task.
 
 Asynchrony adds momentum, 1 - 1/P in the mean (`tests/unit/agents/test_yellowfin.py` has it on planned schedules), and
 the closed loop is to measure and remove it. On a quadratic its ratio is the algorithm's own momentum plus about step
-size x curvature x delay; so the median over parameters of little curvature, as most are here, sees nothing of the delay.
+size x curvature x delay; so the median over parameters of little curvature, as most are here, sees no delay.
 That this is the reason here was not tested.
 
 {table(runs[~runs["validates"]])}
