@@ -38,6 +38,9 @@ AVERAGING = ("d-psgd", "d-asgd", "c-asgd", "p-asgd", "pc-asgd", "pc-asgd-pv")
 IN_PARTS = (*AVERAGING, "diloco", "fedasync", "elastic-averaging")
 """Whose messages may hold a part of the model."""
 
+CHANGING = ("one-peer-exponential", "hierarchical")
+"""Topologies for rules that average weights alone."""
+
 NUMBERS = [0, 1, 2, 3, 4, 5, 8, 0.05, 0.1, 0.3, 0.5, 0.9, 1.5, 10, 60]
 
 
@@ -106,6 +109,7 @@ class _Generator:
             "topology.rows": lambda: 1,
             "topology.columns": lambda: self.num_agents,
             "topology.degree": lambda: self.random.choice([1, 2, max(1, self.num_agents - 1)]),
+            "topology.groups": lambda: self.random.choice([None, self.groups()]),
             "links.links": self.edges,
             "links.bandwidth": self.bandwidth,
             "hosts.agents": lambda: self.random.choice([[0], list(range(self.num_agents))]),
@@ -317,6 +321,8 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
         tree["checkpoint"] = {key: kept[key] for key in kept if key not in ("score", "num_to_keep")}
     kind = _name_of(tree.get("algorithm"))
     if _name_of(tree.get("topology")).startswith("directed") != (kind in ("sgp", "sgp-overlap")):
+        tree.pop("topology", None)
+    if _name_of(tree.get("topology")) in CHANGING and kind not in ("d-psgd", "d-asgd", "c-asgd", "slowmo", "gasloc"):
         tree.pop("topology", None)
     if kind in ("server", "elastic-averaging", "ad-psgd", "d-psgd", "choco-sgd", "sgp", "gossip-push"):
         tree.pop("barrier", None)
