@@ -306,5 +306,7 @@ def test_a_name_on_the_command_line_drops_nothing_that_is_assigned_beside_it(ass
 
 def test_what_is_assigned_as_a_whole_takes_the_place_of_what_came_before() -> None:
     assert load_config(None, ["engine.name=ray", "engine.threads=3", "engine=local"]).engine.name == "local"
-    with pytest.raises(SettingsError, match=r"algorithm\.theta = 0\.5: no such setting"):
+    with pytest.raises(
+        SettingsError, match=r"algorithm\.theta = 0\.5: no such setting; write algorithm: \{theta: \.\.\.\}"
+    ):
         load_config(None, ["algorithm.theta=0.5", "algorithm.name=d-psgd"])
