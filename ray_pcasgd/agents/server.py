@@ -188,13 +188,13 @@ class Server(Participant):
         if recipe.rule.workers_step:
             weights = moved
         else:
-            more = {"trail": mean_trail(self.history, self.taken)} if self.taken else {}
-            self.optimizer_state, direction = recipe.optimizer.direction(
-                self.optimizer_state, self.weights, moved, self.parts, self.moving(received), step_size, **more
-            )
             start = self.weights
             if self.nesterov is not None:
                 start = self.nesterov.extrapolated(start, self.recent[0], self.version)
+            more = {"trail": mean_trail(self.history, self.taken)} if self.taken else {}
+            self.optimizer_state, direction = recipe.optimizer.direction(
+                self.optimizer_state, start, moved, self.parts, self.moving(received), step_size, **more
+            )
             weights = start - eta * direction
         buffers = self.buffers
         if self.buffers.numel():
