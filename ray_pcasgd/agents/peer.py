@@ -33,7 +33,7 @@ from ray_pcasgd.agents.sent_weights import SentWeights
 from ray_pcasgd.agents.wire import Wire
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
-from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
+from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update, of_neighbor
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.ray_stream import StreamBatches
@@ -252,7 +252,18 @@ class Peer(Learner, Participant):
         probe = self.probe() if rule.probes_at(self.version) else None
         self.rule_state, update = rule.step(self.rule_state, own, reads, probe)
         self.commit(update, gathered)
-        return {name: value.item() for name, value in update.measures.items()}
+        measures = {name: value.item() for name, value in update.measures.items()}
+        return measures | self.told_of_neighbors({k: v.tolist() for k, v in update.of_neighbors.items()}, gathered)
+
+    def told_of_neighbors(self, measures: Mapping[str, Sequence[float]], gathered: Gathered) -> dict[str, float]:
+        """Return measures of each neighbor under names of their own, of those neighbors that were read."""
+        neighbors = self.spec.neighbors
+        return {
+            of_neighbor(name, neighbor): value
+            for name, values in measures.items()
+            for neighbor, value, weight in zip(neighbors, values, gathered.mixing, strict=True)
+            if weight
+        }
 
     def step(self, received: Sequence[Received]) -> tuple[float, dict[str, float]]:
         """Take one whole step; return the mini-batch loss and the rule's measures."""

@@ -120,6 +120,28 @@ ALGORITHMS: dict[str, Any] = {
     | UNEVEN,
     "sgp-overlap, narrow wire": {"algorithm": "sgp-overlap", "wire": "int4"} | UNEVEN,
     "sgp-overlap, local steps": {"algorithm": "sgp-overlap", "local_steps": 3, "num_steps": 16} | UNEVEN,
+    "bridge, churn": {
+        "algorithm": {"name": "bridge", "screen": "median"},
+        "num_agents": 4,
+        "num_steps": 16,
+        "evaluate_every": 4,
+        "membership": [{"agents": [1, 2], "leaves": "3.3s", "returns": "8s"}],
+    }
+    | BATCH_NORM
+    | UNEVEN,
+    "bridge, predicting": {
+        "algorithm": {"name": "bridge", "screen": "krum", "late": "predict", "bounded": True},
+        "num_agents": 6,
+        "wire": "bf16",
+    }
+    | UNEVEN,
+    "bridge, bulyan, combining first": {
+        "algorithm": {"name": "bridge", "screen": "bulyan", "attackers": 0, "late": "clip"},
+        "overlap": False,
+        "local_steps": 3,
+        "num_steps": 16,
+    }
+    | UNEVEN,
     "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
     "d-asgd-importance": {"algorithm": "d-asgd-importance"} | UNEVEN,
     "gossip-pull": {"algorithm": {"name": "gossip-pull", "every": 2}} | UNEVEN,

@@ -17,6 +17,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
+from ray_pcasgd.rules.bridge import Bridge
 from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import CustomProbes, OwnProbes, SharedProbes
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
@@ -87,6 +88,7 @@ def peer_roster(
     else:
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
     check_agents(config, config.num_agents)
+    _check_attackers(rule, network, config.topology.name)
     steps = rounds_of(config).local_steps
     recipe = Recipe(
         **training,
@@ -104,6 +106,22 @@ def peer_roster(
     borrowed = _borrowed(rule, shards, config.seed)
     specs = tuple(_spec(recipe, network, agent, shards, borrowed) for agent in range(config.num_agents))
     return Roster(network, clusters, specs, schedule)
+
+
+def _check_attackers(rule: Rule, network: Network, topology: str) -> None:
+    """Raise ``ValueError`` where an agent has fewer neighbors than a screen needs to stand that many attackers."""
+    if not isinstance(rule, Bridge):
+        return
+    needed = rule.screen.least(rule.attackers, center_votes=True)
+    agent = min(range(len(network.neighbors)), key=lambda k: len(network.neighbors[k]))
+    has = len(network.neighbors[agent])
+    if has < needed:
+        most = max((b for b in range(rule.attackers) if rule.screen.least(b, center_votes=True) <= has), default=None)
+        allowed = f"are 0 to {most}" if most else "is 0" if most == 0 else "is none"
+        raise ValueError(
+            f"algorithm.attackers = {rule.attackers}: allowed with algorithm.screen.name = {rule.screen.name!r} and "
+            f"topology.name = {topology!r} {allowed}; agent {agent} has {has} of the {needed} neighbors that it takes"
+        )
 
 
 def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...], message_bytes: int) -> Schedule:

@@ -321,7 +321,7 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
         reliability = ByStaleness(staleness=1 if live else 0)
     algorithm = config.algorithm
     # A class of one's own may ask for what the bound measures, or not: it is left as it is.
-    if isinstance(algorithm, PredictingRule) and algorithm.bounded is None and not is_others(algorithm):
+    if isinstance(algorithm, PredictingRule) and _may_be_bounded(algorithm):
         algorithm = algorithm.model_copy(update={"bounded": live})
     # Pairs that average, or wait for each other, have no steps by which one could be late.
     in_pairs = isinstance(algorithm, ADPSGD) or (isinstance(algorithm, Rule) and algorithm.meets_in_pairs)
@@ -338,6 +338,11 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
         "overlap": overlap,
     }
     return config.model_copy(update=filled_in)
+
+
+def _may_be_bounded(rule: PredictingRule) -> bool:
+    """Return whether a rule predicts, and it is left to the run whether its predictions are bounded."""
+    return rule.predicts and rule.bounded is None and not is_others(rule)
 
 
 def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray]) -> Config:
