@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.attacks import saved
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.drift import DriftBefore, MeanDrift, MeanVelocity, OwnPath
 from ray_pcasgd.agents.error_feedback import ErrorFeedback
@@ -348,8 +349,13 @@ class Peer(Learner, Participant):
         recipe = self.spec.recipe
         if recipe.publishes_whole:
             return self.whole_message
-        weights = recipe.sent_weights.fragment(self.weights, (recipe.seed, "weights", sender, self.version))
+        weights = recipe.sent_weights.fragment(self.shown_weights, (recipe.seed, "weights", sender, self.version))
         return Published(weights, self.buffers, mass=self.mass)
+
+    @property
+    def shown_weights(self) -> Tensor:
+        """The present version's weights, or what an attacker says that they are; shape (D,)."""
+        return self.weights if self.attacker is None else self.attacker.sent(self.version, self.weights)
 
     @property
     def whole_message(self) -> Published:
@@ -486,6 +492,9 @@ class Peer(Learner, Participant):
         if self.pushes:
             return self.gather_shares(received, held)
         spec, recipe = self.spec, self.spec.recipe
+        if self.attacker is not None:
+            for one in received:
+                self.attacker.note(one.read.neighbor, one.weights)
         received = self.with_displacements(received)
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
@@ -727,6 +736,8 @@ class Peer(Learner, Participant):
             self.displacements = self.path()
         if self.neighbor_paths is not None:
             self.neighbor_paths.forget()
+        if self.attacker is not None:
+            self.attacker.forget()
         self.version = version
         self.batches.restore(self.progress)
         self.probe_batches.restore(version)
@@ -772,6 +783,7 @@ class Peer(Learner, Participant):
             **({} if self.feedback is None else {"feedback": self.feedback.state()}),
             "displacements": self.displacements.state() if self.displacements else None,
             **({} if self.neighbor_paths is None else {"neighbor_paths": self.neighbor_paths.state()}),
+            **saved(self.attacker),
             **self.saved_scale(),
         }
 
@@ -797,6 +809,8 @@ class Peer(Learner, Participant):
             self.displacements.restore(state["displacements"], device)
         if self.neighbor_paths is not None:
             self.neighbor_paths.restore(state["neighbor_paths"], device)
+        if self.attacker is not None:
+            self.attacker.restore(state["attacker"], device)
         self.restore_scale(state)
 
     @property

@@ -120,8 +120,9 @@ ALGORITHMS: dict[str, Any] = {
     | UNEVEN,
     "sgp-overlap, narrow wire": {"algorithm": "sgp-overlap", "wire": "int4"} | UNEVEN,
     "sgp-overlap, local steps": {"algorithm": "sgp-overlap", "local_steps": 3, "num_steps": 16} | UNEVEN,
-    "bridge, churn": {
+    "bridge, churn, replayed": {
         "algorithm": {"name": "bridge", "screen": "median"},
+        "faults": {"agents": [1], "attack": {"name": "stale-replay", "period": 3}},
         "num_agents": 4,
         "num_steps": 16,
         "evaluate_every": 4,
@@ -133,6 +134,7 @@ ALGORITHMS: dict[str, Any] = {
         "algorithm": {"name": "bridge", "screen": "krum", "late": "predict", "bounded": True},
         "num_agents": 6,
         "wire": "bf16",
+        "faults": {"agents": [1, 4], "attack": "alie"},
     }
     | UNEVEN,
     "bridge, bulyan, combining first": {
@@ -140,6 +142,12 @@ ALGORITHMS: dict[str, Any] = {
         "overlap": False,
         "local_steps": 3,
         "num_steps": 16,
+        "faults": {"agents": [2], "attack": "label-flip"},
+    }
+    | UNEVEN,
+    "gossip-pull, noise": {
+        "algorithm": {"name": "gossip-pull", "every": 2},
+        "faults": {"agents": [2], "attack": {"name": "noise", "std": 0.1}},
     }
     | UNEVEN,
     "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
@@ -390,6 +398,10 @@ RECORDED: dict[str, Any] = {
     },
     "by displacement": {"algorithm": {"name": "pc-asgd", "prediction": "displacement"}},
     "noloco": {"algorithm": "noloco", "local_steps": [2, 1, 1], "links": [{"delay": "0.02s"}]},
+    "bridge, attacked": {
+        "algorithm": {"name": "bridge", "screen": "median", "late": "predict"},
+        "faults": {"agents": [1], "attack": "alie"},
+    },
     "choco-sgd": {"algorithm": "choco-sgd", "local_steps": [4, 2, 1], "wire": "int8"},
     "adamw": ADAMW | {"accumulate": 3},
     "adafactor": ALGORITHMS["p-asgd, adafactor"],
@@ -402,6 +414,7 @@ BOUNDED = (
     "in parts",
     "by displacement",
     "pc-asgd-pv",
+    "bridge, attacked",
     "adamw",
     "adafactor",
 )

@@ -58,6 +58,11 @@ CASES: dict[str, Any] = {
     )
     | SECONDS,
     "rennala": server({"name": "rennala", "k": 4}) | SECONDS,
+    "asgd, attacked": server("asgd")
+    | {"faults": {"agents": [1], "attack": {"name": "stale-replay", "period": 3}}, "wire": {"directions": "int8"}}
+    | SECONDS,
+    "elastic averaging, attacked": {"algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.3}}
+    | {"faults": {"agents": [1], "attack": {"name": "noise", "std": 0.01}}},
     "malenia": server({"name": "malenia", "target": 1.5}) | SECONDS,
     "ringleader, batch norm": server("ringleader") | {"task": IMAGES, "num_steps": 16},
     "ia2sgd, dc-asgd-c, two shards": server("ia2sgd", {"name": "dc-asgd-c", "lambda_0": 2.0}, shards=2) | SECONDS,

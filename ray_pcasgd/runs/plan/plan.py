@@ -29,6 +29,7 @@ from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.pace import is_agent_step
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, kind_of, waits_for_directions
+from ray_pcasgd.runs.plan.faults import check_faults, check_labels
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
 from ray_pcasgd.runs.plan.local_steps import (
     check_local_steps,
@@ -255,6 +256,7 @@ def make_plan(config: Config, runs_here: bool = True) -> Plan:
     config = with_defaults(config, runs_here)
     try:
         data = with_probes(config.task.load(), config.algorithm, config.task.data)
+        check_labels(config, data)
         config = config.model_copy(update={"task": config.task.fitting(data)})
         if isinstance(data.train, StreamedImages) and isinstance(config.engine, LocalSettings):
             raise ValueError("engine.name = 'local': allowed with task.data.streamed is ray")
@@ -483,6 +485,7 @@ def _check_settings(config: Config) -> None:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
     _check_precision(config)
     _check_servers_gpus(config)
+    check_faults(config)
     if config.accumulate > config.batch_size:
         raise ValueError(f"accumulate = {config.accumulate}: allowed are 1 to batch_size = {config.batch_size}")
     kept = config.checkpoint
@@ -539,4 +542,5 @@ def _training(config: Config) -> dict[str, Any]:
         "gradient_clipping": config.gradient_clipping,
         "accumulate": config.accumulate,
         "precision": config.precision,
+        "faults": config.faults,
     }
