@@ -255,6 +255,9 @@ ON_RAY = [
     "noloco",
     "choco-sgd",
     "sgp-overlap, narrow wire",
+    "bridge, churn, replayed",
+    "bridge, predicting",
+    "bridge, bulyan, combining first",
     "dc-s3gd",
     "d-asgd-importance",
     "gossip-pull",
@@ -282,6 +285,7 @@ QUICK = [
     "own tensors, probed",
     "gossip-push",
     "pc-asgd, churn",
+    "bridge, predicting",
     "sgp-overlap, directed, batch norm",
 ]
 BETWEEN_HOSTS = {"transport": "object-store", "inline_bytes": 0}

@@ -58,6 +58,18 @@ CASES: dict[str, Any] = {
     )
     | SECONDS,
     "rennala": server({"name": "rennala", "k": 4}) | SECONDS,
+    "asgd, kardam, attacked": server("asgd", {"name": "kardam", "attackers": 0, "window": 1})
+    | {"faults": {"agents": [1], "attack": {"name": "noise", "std": 9.0}}, "task": IMAGES}
+    | SECONDS,
+    "k-batch-async, trimmed mean, two shards": server(
+        {"name": "k-batch-async", "k": 4}, screen="trimmed-mean", shards=2
+    )
+    | {"faults": {"agents": [1], "attack": "label-flip"}}
+    | SECONDS,
+    "sync, centered clipping, churn": server("sync", screen="centered-clipping", attackers=1)
+    | {"faults": {"agents": [1], "attack": "sign-flip"}}
+    | SECONDS
+    | {"membership": [{"agent": 2, "leaves": "3s", "returns": "6s"}]},
     "asgd, attacked": server("asgd")
     | {"faults": {"agents": [1], "attack": {"name": "stale-replay", "period": 3}}, "wire": {"directions": "int8"}}
     | SECONDS,
@@ -179,6 +191,9 @@ ON_RAY = [
     "adasync",
     "ringmaster, stopping, dampened",
     "rennala",
+    "asgd, kardam, attacked",
+    "k-batch-async, trimmed mean, two shards",
+    "sync, centered clipping, churn",
     "malenia",
     "ringleader, batch norm",
     "ia2sgd, dc-asgd-c, two shards",
