@@ -60,19 +60,27 @@ def count(present: Tensor) -> Tensor:
 
 def first_of(values: Tensor, number: Tensor) -> Tensor:
     """Return the mask of the ``number`` smallest values along the first axis, ties to who comes first."""
-    order = values.argsort(dim=0, stable=True)
-    return _at_places(order, torch.zeros_like(number), number)
+    return ranks(values) < number.to(torch.int16)
 
 
 def middle_of(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return the mask of the values whose rank along the first axis is in ``[low, high)``, counted from 0."""
-    return _at_places(values.argsort(dim=0, stable=True), low, high)
+    places = ranks(values)
+    return (places >= low.to(torch.int16)) & (places < high.to(torch.int16))
 
 
-def _at_places(order: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    ranks = torch.arange(order.shape[0], device=order.device).reshape(-1, *[1] * (order.ndim - 1))
-    inside = ((ranks >= low) & (ranks < high)).expand_as(order)
-    return torch.zeros_like(order, dtype=torch.bool).scatter(0, order, inside)
+def ranks(values: Tensor) -> Tensor:
+    """Return the rank of each value along the first axis, from 0, ties to who comes first; int16, like the values.
+
+    By counting who comes before: of a few vectors, that takes a fourth of the time of sorting each number's column.
+    """
+    rows = values.unbind()
+    return torch.stack(
+        [
+            (values[:k] <= row).sum(0, dtype=torch.int16) + (values[k + 1 :] < row).sum(0, dtype=torch.int16)
+            for k, row in enumerate(rows)
+        ]
+    )
 
 
 Chosen = Callable[[Tensor], Tensor]

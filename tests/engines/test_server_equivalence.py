@@ -208,7 +208,7 @@ ON_RAY = [
     *CHURNS,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c", "ringmaster, stopping, dampened")
-FRESH = ("k-sync", "rennala", "malenia", "diloco, rounds of their own")
+FRESH = ("k-sync", "rennala", "malenia", "diloco, rounds of their own", "sync, centered clipping, churn")
 
 
 def assert_same_run(result: Result, other: Result) -> None:

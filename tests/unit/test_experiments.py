@@ -13,6 +13,7 @@ import torch
 
 import experiments
 from experiments.benchmarks import memory
+from experiments.byzantine import study as byzantine
 from experiments.compensation import study as compensation
 from experiments.convergence.page import crossover, exponents
 from experiments.convergence.problem import optimum
@@ -73,6 +74,7 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "staleness_aware": (staleness_aware.HERE, lambda settings: of_tasks(staleness_aware.jobs_of, settings)),
     "dc_asgd": (dc_asgd.HERE, of_dc_asgd),
     "rivals": (rivals.HERE, lambda settings: [job.config for job in rivals.tuning_jobs(settings)]),
+    "byzantine": (byzantine.HERE, lambda settings: [job.config for job in byzantine.jobs_of(settings)]),
     "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),
     "slow_worker": (slow_worker.HERE, of_slow_worker),
     "compensation": (
