@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.byzantine.study import (
-    ATTACKS,
-    ATTACKS_ON_SKEWED,
+    FEWER,
     MEAN,
     SCREENS,
     SERVER_ATTACKS,
@@ -93,7 +92,7 @@ def failures(kept: pd.DataFrame, servers: pd.DataFrame) -> str:
         for method in (MEAN, *SCREENS):
             fallen = [
                 f"{attack} ({percent(value(rows))})"
-                for attack in ATTACKS
+                for attack in FEWER["alike", is_late]
                 if value(rows := case(own, method=method, attack=attack, attackers=1)) < goal
             ]
             if method == MEAN:
@@ -167,12 +166,11 @@ def tables(kept: pd.DataFrame) -> str:
     """Return a table for each kind of delays and of shards: methods by attacks."""
     text = ""
     for shards in SHARDS:
-        attacks = ATTACKS if shards == "alike" else ATTACKS_ON_SKEWED
         for is_late, where in ((False, "nobody late"), (True, "late links")):
             own = case(kept, shards=shards, is_late=is_late)
             goal = value(case(own, method=MEAN, attack="none")) - STANDS
             text += f"### Shards {shards}, {where}\n\n"
-            text += grid(("none", *attacks), lambda m, a, own=own: at(own, m, a), goal) + "\n"
+            text += grid(("none", *FEWER[shards, is_late]), lambda m, a, own=own: at(own, m, a), goal) + "\n"
     return text
 
 
@@ -203,7 +201,7 @@ def numbers(kept: pd.DataFrame) -> str:
             rows = case(own, method=method, attack=attack if number else "none", attackers=number)
             return value(rows)
 
-        text += grid([f"{number} attackers" for number in range(4)], cell, goal) + "\n"
+        text += grid([f"{number} attackers" for number in range(3)], cell, goal) + "\n"
     return text
 
 

@@ -23,7 +23,13 @@ SCREENS = (
     "geometric-median",
 )
 ATTACKS = ("sign-flip", "noise", "alie", "inner-product", "mimic", "label-flip", "stale-replay")
-ATTACKS_ON_SKEWED = ("sign-flip", "alie", "label-flip", "stale-replay")
+FEWER: dict[tuple[str, bool], tuple[str, ...]] = {
+    ("alike", False): ATTACKS,
+    ("alike", True): ("sign-flip", "alie", "stale-replay"),
+    ("skewed", False): ("alie",),
+    ("skewed", True): ("alie",),
+}
+"""Attacks that are tried, by shards and by whether links are late."""
 SWEPT = ("sign-flip", "alie")
 """Attacks of which the number of attackers is varied."""
 LATE = ("keep", "predict", "clip")
@@ -34,13 +40,12 @@ SERVERS: dict[str, Any] = {
     **{
         f"sync, {screen}": {"gathering": "sync", "screen": screen, "attackers": 2}
         for screen in SCREENS
-        if screen not in ("nearest-neighbors", "bulyan")
+        if screen in ("trimmed-mean", "krum", "centered-clipping")
     },
 }
 SERVER_ATTACKS: dict[str, Any] = {
     "sign-flip, s = 10": {"name": "sign-flip", "scale": 10},
     "noise, std 200": {"name": "noise", "std": 200},
-    "label-flip": "label-flip",
     "stale-replay": "stale-replay",
 }
 
@@ -96,16 +101,15 @@ def jobs_of(settings: Mapping[str, Any]) -> Iterator[Job]:
     for method in (MEAN, *SCREENS):
         for shards in SHARDS:
             for is_late in (False, True):
-                for attack in (None, *(ATTACKS if shards == "alike" else ATTACKS_ON_SKEWED)):
+                for attack in (None, *FEWER[shards, is_late]):
                     yield from peers(settings, method, attack, 1, shards=shards, is_late=is_late)
         for attack in SWEPT:
-            # Bulyan stands one attacker among seven neighbors, and Krum two.
-            for number in (2, 3) if method not in ("krum", "bulyan") else (2,) if method == "krum" else ():
-                yield from peers(settings, method, attack, number)
+            if method != "bulyan":  # which stands one among seven neighbors
+                yield from peers(settings, method, attack, 2)
     for method in SCREENS:
         for late in LATE[1:]:
             for attack in (None, "alie"):
-                for shards in SHARDS:
+                for shards in SHARDS if late == "predict" else ("alike",):
                     yield from peers(settings, method, attack, 1, shards=shards, is_late=True, late=late)
     for name in SERVERS:
         for attack in (None, *SERVER_ATTACKS):
