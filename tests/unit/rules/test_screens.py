@@ -259,6 +259,7 @@ def test_late_neighbors_are_left_out_or_judged_by_what_they_are_predicted_to_be(
 def test_a_prediction_is_the_paper_s_formula_number_by_number() -> None:
     """``p = x_k - eta tau (u_k + lambda u_k .* u_k .* drift)``; Krum returns one of them as it is."""
     own, reads = inputs_of(generator(1, "late"), 8, 30, late=8)
+    own = own._replace(weights=own.weights + 50)  # lest Krum choose the agent's own, which is not predicted
     _, update = Bridge(screen=Krum(), attackers=2, late="predict").step((), own, reads)
     predictions = [
         x.numpy().astype(float)
