@@ -128,8 +128,8 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     """Return a run's accuracy, of honest agents or of the server, and the shares that were screened out."""
     folder = Path(row["path"])
     frame = pd.read_parquet(folder / "metrics.parquet")
-    honest = frame[frame["agent"].isna()]
-    if row["kind"] == "peers":
+    honest = frame if frame.empty else frame[frame["agent"].isna()]
+    if row["kind"] == "peers" and len(frame):
         of_agents = frame[frame["agent"].notna()].drop_duplicates("agent", keep="last")
         liars = attackers(row["attackers"])
         honest = of_agents[~of_agents["agent"].isin(liars)]
