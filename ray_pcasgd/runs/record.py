@@ -22,6 +22,7 @@ from ray_pcasgd.runs.metrics import MetricsTable
 from ray_pcasgd.runs.pace import Pace
 from ray_pcasgd.runs.plan.local_steps import steps_of_workers
 from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.screening import Screening
 from ray_pcasgd.runs.storage.checkpoints import Checkpoints
 from ray_pcasgd.runs.storage.ending import Ending
 from ray_pcasgd.runs.storage.folder import RunFolder
@@ -50,6 +51,7 @@ class RunRecord:
         self.model = self.evaluations.model
         combines_first = plan.config.overlap is False
         self.monitor = MetricsTable(len(plan.specs), self.evaluations.begin, plan.servers, combines_first)
+        self.screening = Screening(config.faults)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.ending = Ending(folder, self.take_event)
         self.interrupts = Interrupts(self.ask_to_leave)
@@ -99,6 +101,7 @@ class RunRecord:
             "rows": rows,
             "reads_left_out": left_out,
             "monitor": self.monitor.state(),
+            "screening": self.screening.state(),
             "checkpoints": self.checkpoints.state(),
             "left": sorted(self.left),
             "lost": self.lost,
@@ -110,6 +113,7 @@ class RunRecord:
         self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
         self.taken = {row[:2] for row in self.rows}
         self.monitor.restore(state["monitor"])
+        self.screening.restore(state["screening"])
         evaluated = max((row["step"] for row in self.monitor.rows), default=0)
         self.monitor.frame()  # which fails on rows that are none
         for problem in self.checkpoints.restore(state["checkpoints"], evaluated):
@@ -147,6 +151,7 @@ class RunRecord:
         if (report.row.agent, report.row.step + 1) in self.returning:
             self.mark_back(report.row)
         self.monitor.take(report)
+        self.screening.take(report)
         self.call("on_step", report)
         self.note_mass(report)
         self.take_evaluations()

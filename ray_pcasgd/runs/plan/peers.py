@@ -17,6 +17,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
+from ray_pcasgd.rules.bridge import Bridge
 from ray_pcasgd.rules.exchange import AllNeighbors
 from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import CustomProbes, OwnProbes, SharedProbes
@@ -90,6 +91,7 @@ def peer_roster(
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
         check_changes(config, rule)
     check_agents(config, config.num_agents)
+    _check_attackers(rule, network, config.topology.name)
     steps = rounds_of(config).local_steps
     recipe = Recipe(
         **training,
@@ -132,6 +134,22 @@ def check_changes(config: Config, rule: Rule) -> None:
         )
     if config.membership:
         raise ValueError(f"{setting}: allowed with membership is a graph that stays as it is")
+
+
+def _check_attackers(rule: Rule, network: Network, topology: str) -> None:
+    """Raise ``ValueError`` where an agent has fewer neighbors than a screen needs to stand that many attackers."""
+    if not isinstance(rule, Bridge):
+        return
+    needed = rule.screen.least(rule.attackers, center_votes=True)
+    agent = min(range(len(network.neighbors)), key=lambda k: len(network.neighbors[k]))
+    has = len(network.neighbors[agent])
+    if has < needed:
+        most = max((b for b in range(rule.attackers) if rule.screen.least(b, center_votes=True) <= has), default=None)
+        allowed = f"are 0 to {most}" if most else "is 0" if most == 0 else "is none"
+        raise ValueError(
+            f"algorithm.attackers = {rule.attackers}: allowed with algorithm.screen.name = {rule.screen.name!r} and "
+            f"topology.name = {topology!r} {allowed}; agent {agent} has {has} of the {needed} neighbors that it takes"
+        )
 
 
 def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...], message_bytes: int) -> Schedule:
