@@ -3,10 +3,11 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as pq
@@ -16,11 +17,16 @@ from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Read, Row, RowKind
 from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.row_block import RowBlock, joined
+from ray_pcasgd.schedule.row_log import RowLog
 
 FORMAT = "ray_pcasgd schedule 2"
 FORMAT_WITH_HELD = "ray_pcasgd schedule 3"
 """The same with a column more, where agents have kept shares of push-sum that others could not take."""
 _MOST_READS = 30_000_000
+_GROUP_ROWS = 2**16
+_GROUP_READS = 2**19
+"""Rows or reads of a row group as it is written."""
 
 _SCHEMA = pa.schema(
     [
@@ -45,18 +51,27 @@ _READ_SCHEMA = _SCHEMA.set(9, pa.field("kind", pa.dictionary(pa.int32(), pa.stri
 
 def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> None:
     """Write a schedule, in the order of the rows, with the given metadata (``format`` is taken)."""
-    rows = list(rows)
-    columns = [[getattr(row, name) for row in rows] for name in ("agent", "step", "start", "ready", "end")]
-    columns += [[[read[place] for read in row.reads] for row in rows] for place in range(4)]
-    columns += [[row.kind for row in rows]]
-    kind = FORMAT
-    if any(row.held for row in rows):
-        kind = FORMAT_WITH_HELD
-        columns += [[list(row.held) for row in rows]]
+    log = rows if isinstance(rows, RowLog) else RowLog(rows)
+    kind = FORMAT_WITH_HELD if log.has_held else FORMAT
     schema = _SCHEMAS[kind].with_metadata({**metadata, "format": kind})
-    table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
-    with path.open("wb") as file:  # a path with a colon would be taken for a location elsewhere
-        pq.write_table(table, file, write_page_checksum=True)
+    # A path with a colon would be taken for a location elsewhere.
+    with path.open("wb") as file, pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
+        for block in _row_groups(log.blocks()):
+            columns = block.columns()[: len(schema)]
+            writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
+
+
+def _row_groups(blocks: Iterable[RowBlock]) -> Iterator[RowBlock]:
+    """Yield rows in larger blocks, of about the size of a row group."""
+    gathered: list[RowBlock] = []
+    for block in blocks:
+        gathered.append(block)
+        rows, reads, _ = (sum(sizes) for sizes in zip(*(one.sizes for one in gathered), strict=True))
+        if rows >= _GROUP_ROWS or reads >= _GROUP_READS:
+            yield joined(gathered)
+            gathered = []
+    if gathered:
+        yield joined(gathered)
 
 
 def read_rows(path: Path, location: str | None = None) -> tuple[list[Row], dict[str, str]]:
@@ -209,25 +224,25 @@ def newest_reads(rows: Sequence[Row]) -> list[Row]:
     return [row._replace(reads=tuple(own.values()), held=()) for row, own in zip(rows, newest, strict=True)]
 
 
-def rows_up_to(rows: Iterable[Row], versions: Sequence[int]) -> tuple[list[Row], int]:
+def rows_up_to(rows: RowLog, versions: Sequence[int]) -> tuple[RowLog, int]:
     """Return the rows by which agents came to these versions, and how many of their reads were of later ones.
 
     Those reads are left out.
     """
-    kept: list[Row] = []
-    left_out = 0
-    for row in rows:
-        if row.step < versions[row.agent]:
-            reads = tuple(read for read in row.reads if read.version <= versions[read.neighbor])
-            left_out += len(row.reads) - len(reads)
-            kept.append(row._replace(reads=reads))
+    last = np.array(versions)
+    kept, left_out = RowLog(), 0
+    for block in rows.blocks():
+        own = block.select(np.flatnonzero(block.step < last[block.agent]))
+        is_known = own.version <= last[own.neighbor]
+        left_out += int(np.count_nonzero(~is_known))
+        kept.extend(own.with_reads(is_known))
     return kept, left_out
 
 
 def trace_hash(rows: Iterable[Row]) -> str:
     """Return a hash of who read which version, with which staleness and age; times and the rows' order do not count."""
     digest = hashlib.blake2b(digest_size=8)
-    for row in sorted(rows, key=lambda row: row[:2]):
+    for row in rows.by_agent() if isinstance(rows, RowLog) else sorted(rows, key=lambda row: row[:2]):
         marks: tuple[Any, ...] = () if row.kind == "step" else (row.kind,)
         marks += (("held", *row.held),) if row.held else ()
         digest.update(repr((row.agent, row.step, *marks, *(tuple(read) for read in row.reads))).encode())

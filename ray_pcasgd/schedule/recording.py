@@ -8,21 +8,26 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 
+import numpy as np
+
 from ray_pcasgd.records import Event, Read, Row, RowKind
 from ray_pcasgd.schedule.ordering import in_causal_order
-from ray_pcasgd.schedule.parquet import published
+from ray_pcasgd.schedule.row_block import RowBlock
+from ray_pcasgd.schedule.row_log import RowLog
 
 
 def replayable(
-    rows: Sequence[Row],
+    rows: RowLog,
     *,
     is_live: bool,
     servers: Collection[int] = (),
     expires: bool = False,
     workers_step: bool = False,
     with_directions: bool = True,
-) -> tuple[list[Row], list[Event]]:
+) -> tuple[RowLog, list[Event]]:
     """Return a run's rows as they can be executed, and remarks on what was changed.
+
+    Those of a planned run are looked through a block at a time. To be sorted, those of a live run are all unpacked.
 
     Args:
         rows: All rows that were reported, each agent's in order.
@@ -33,15 +38,14 @@ def replayable(
         with_directions: Whether a read of a stale version needs its neighbor's direction there (``in_causal_order``).
 
     """
-    known, events = list(rows), list[Event]()
-    if is_live and servers:
-        known = with_unreported(rows, servers, expires, workers_step)
-        events += _restored(known[len(rows) :])
-    known, after_gaps = _without_rows_after_gaps(known) if is_live else (known, [])
-    known, left_out = _without_unreported_reads(known)
-    if is_live:
-        known = in_causal_order(known, with_directions)
-    return known, [*events, *after_gaps, *left_out]
+    if not is_live:
+        return _without_unreported_reads(rows)
+    reported, events = list(rows), list[Event]()
+    known = with_unreported(reported, servers, expires, workers_step) if servers else reported
+    events += _restored(known[len(reported) :])
+    known, after_gaps = _without_rows_after_gaps(known)
+    readable, left_out = _without_unreported_reads(RowLog(known))
+    return RowLog(in_causal_order(readable, with_directions)), [*events, *after_gaps, *left_out]
 
 
 def _restored(added: Sequence[Row]) -> list[Event]:
@@ -139,16 +143,32 @@ def _without_rows_after_gaps(rows: Sequence[Row]) -> tuple[list[Row], list[Event
     ]
 
 
-def _without_unreported_reads(rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
+def _without_unreported_reads(rows: RowLog) -> tuple[RowLog, list[Event]]:
     """Return the rows without reads of versions whose steps were never reported."""
-    known = published(rows)
-    unknown = [read for row in rows for read in row.reads if read[:2] not in known]
+    unknown = [read for block in rows.blocks() for read in _unreported(block, rows)]
     if not unknown:
-        return list(rows), []
-    names = _names(read.neighbor for read in unknown)
+        return rows, []
+    kept = RowLog()
+    for block in rows.blocks():
+        kept.extend(block.with_reads(~_is_unreported(block, rows)))
+    names = _names(neighbor for neighbor, _ in unknown)
     detail = f"{len(unknown)} reads of unreported versions of {names} are left out of the schedule"
-    kept = [row._replace(reads=tuple(read for read in row.reads if read[:2] in known)) for row in rows]
-    return kept, [Event("reads_unrecorded", unknown[0].neighbor, unknown[0].version, detail)]
+    return kept, [Event("reads_unrecorded", *unknown[0], detail)]
+
+
+def _unreported(block: RowBlock, rows: RowLog) -> Iterator[tuple[int, int]]:
+    """Yield the agents and versions that a block's rows have read, and no row has come to."""
+    unknown = _is_unreported(block, rows)
+    return zip(block.neighbor[unknown].tolist(), block.version[unknown].tolist(), strict=True)
+
+
+def _is_unreported(block: RowBlock, rows: RowLog) -> np.ndarray:
+    """Return which reads of a block are of versions that no row has come to, of shape (reads,), bool."""
+    unknown = block.version > 0
+    for neighbor, steps in rows.steps.items():
+        own = block.neighbor == neighbor
+        unknown[own] &= ~steps.contain(block.version[own] - 1)
+    return unknown
 
 
 def _names(agents: Iterator[int]) -> str:
