@@ -44,10 +44,10 @@ class MetricRows:
         """Return the averaged model's last row, ``None`` where there is none yet."""
         for row in reversed(self._tail):  # without making a table, since this is asked often
             if row["agent"] is pd.NA:
-                return row
+                return dict(row)
         for block in reversed(self._blocks):
-            for row in _records(_of_model(block)[-1:]):
-                return row
+            for record in _records(_of_model(block)[-1:]):
+                return record
         return None
 
     def evaluated(self) -> Iterator[tuple[int, int]]:

@@ -60,9 +60,9 @@ class RowBlock(NamedTuple):
         return np.repeat(np.arange(len(self.agent)), self.num_reads)
 
     @property
-    def takes_a_step(self) -> np.ndarray:
-        """Which rows are of the kind ``step``, of shape (rows,), bool."""
-        return np.asarray(self.kind == _CODES["step"])
+    def comes_back(self) -> np.ndarray:
+        """Which rows are of the kind ``rejoined``, of shape (rows,), bool."""
+        return np.asarray(self.kind == _CODES["rejoined"])
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows."""

@@ -5,6 +5,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -22,6 +23,7 @@ BLOCK_READS = 2**15
 _SORTED_ROWS = 2**17
 """Rows that are unpacked at a time to be sorted."""
 _MOST_PASSES = 16
+_RECENT_BLOCKS = 8
 
 
 class _Kept(NamedTuple):
@@ -46,8 +48,14 @@ class RowLog:
         self._tail: list[Row] = []
         self._tail_reads = 0
         self._blocks: list[_Kept] = []
+        self._blocks_of: defaultdict[int, array[int]] = defaultdict(lambda: array("q"))
+        """The numbers of the blocks that have rows of an agent."""
+        self._recent: dict[int, RowBlock] = {}
+        """Blocks that were unpacked last, by their numbers."""
         self._num_packed = 0
         self._steps: defaultdict[int, Ranges] = defaultdict(Ranges)
+        self._unsorted: set[int] = set()
+        """Agents whose rows did not come in the order of their steps."""
         self._file: int | None = None
         self._size = 0
         """Of the file, in bytes."""
@@ -75,7 +83,7 @@ class RowLog:
 
     def append(self, row: Row) -> None:
         """Add a row."""
-        self._steps[row.agent].add(row.step)
+        self._note(row.agent, row.step)
         self._tail.append(row)
         self._tail_reads += len(row.reads)
         self.has_held |= bool(row.held)
@@ -90,7 +98,7 @@ class RowLog:
         if not block.sizes.rows:
             return
         for agent, step in zip(block.agent.tolist(), block.step.tolist(), strict=True):
-            self._steps[agent].add(step)
+            self._note(agent, step)
         self.has_held |= block.sizes.held > 0
         self._keep(block)
 
@@ -112,6 +120,21 @@ class RowLog:
             block = packed(self._tail)
             found.append((block.sizes, _writable(block.encoded())))
         return found
+
+    def of_agent(self, agent: int) -> Iterator[Row]:
+        """Yield an agent's rows, sorted by step; several agents' may be asked for in turn."""
+        if agent in self._unsorted:
+            yield from sorted(self._of_agent(agent), key=lambda row: row.step)
+        else:
+            yield from self._of_agent(agent)
+
+    def lacks(self, agents: np.ndarray, versions: np.ndarray) -> np.ndarray:
+        """Return which of the versions of these agents no row has come to, as an array of bools."""
+        lacking = versions > 0
+        for agent in np.unique(agents).tolist():
+            own = agents == agent
+            lacking[own] &= ~self._steps[agent].contain(versions[own] - 1) if agent in self._steps else True
+        return lacking
 
     def by_agent(self) -> Iterator[Row]:
         """Yield all rows, sorted by agent and step; a part of them is unpacked at a time."""
@@ -137,8 +160,26 @@ class RowLog:
                 number += end - first
         yield begin, 2**63 - 1
 
+    def _note(self, agent: int, step: int) -> None:
+        steps = self._steps[agent]
+        if step < steps.end:
+            self._unsorted.add(agent)
+        steps.add(step)
+
+    def _of_agent(self, agent: int) -> Iterator[Row]:
+        for number in self._blocks_of.get(agent, ()):
+            if number not in self._recent:
+                self._recent[number] = self._read(self._blocks[number])
+                for oldest in list(self._recent)[:-_RECENT_BLOCKS]:
+                    del self._recent[oldest]
+            block = self._recent[number]
+            yield from block.select(np.flatnonzero(block.agent == agent)).rows()
+        yield from [row for row in self._tail if row.agent == agent]
+
     def _keep(self, block: RowBlock) -> None:
         data = block.encoded()
+        for agent in np.unique(block.agent).tolist():
+            self._blocks_of[agent].append(len(self._blocks))
         self._num_packed += block.sizes.rows
         try:
             self._write(data)
