@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import re
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,33 @@ class _Watch(Callback):
             self.looks.append((self.steps, round(megabytes("RssAnon"), 1)))
 
 
+class _Peak(threading.Thread):
+    """Notes the most that a process has of its own, from the first step on."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__(daemon=True)
+        self.watch, self.ended, self.peak = watch, threading.Event(), 0.0
+
+    def run(self) -> None:
+        while not self.ended.wait(0.02):
+            if self.watch.steps:
+                self.peak = max(self.peak, megabytes("RssAnon"))
+
+
 def _run(num_steps: int, queue: Any) -> None:
     watch, began = _Watch(num_steps * AGENTS // LOOKS), time.perf_counter()
+    peak = _Peak(watch)
+    peak.start()
     with tempfile.TemporaryDirectory() as folder:
         result = Trainer(**SETTINGS, num_steps=num_steps, storage_path=folder, callbacks=[watch]).fit()
         assert result.error is None
         bytes_of_schedule = (Path(result.path) / "schedule.parquet").stat().st_size
+    peak.ended.set()
     queue.put(
         {
             "agent_steps": num_steps * AGENTS,
             "looks": watch.looks,
-            "peak": round(megabytes("VmHWM") - megabytes("RssFile") - megabytes("RssShmem"), 1),
+            "peak": round(peak.peak, 1),
             "bytes_of_schedule": bytes_of_schedule,
             "seconds": round(time.perf_counter() - began, 1),
         }

@@ -8,7 +8,7 @@ import weakref
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,6 +63,9 @@ class RowLog:
         """Whether some row has held shares."""
         for row in rows:
             self.append(row)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, ([(sizes, data.tobytes()) for sizes, data in self.encoded()],)
 
     def __len__(self) -> int:
         return self._num_packed + len(self._tail)
@@ -222,6 +225,13 @@ def restored(encoded: Iterable[tuple[Sizes, np.ndarray]], num_agents: int) -> Ro
         block = decoded(sizes, data)
         block.check(num_agents)
         log.extend(block)
+    return log
+
+
+def _unpickled(encoded: Iterable[tuple[Sizes, bytes]]) -> RowLog:
+    log = RowLog()
+    for sizes, data in encoded:
+        log.extend(decoded(sizes, data))
     return log
 
 

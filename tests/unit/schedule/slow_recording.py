@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from ray_pcasgd.records import Row
-from ray_pcasgd.schedule.parquet import published
 
 _Key = tuple[int, int]
 
@@ -21,7 +20,7 @@ def slow_replayable(rows: Sequence[Row], with_directions: bool) -> list[Row]:
         else:
             next_steps[row.agent] = row.step + 1
     kept = [row for row in rows if row[:2] not in dropped]
-    known = published(kept)
+    known = {(read.neighbor, 0) for row in kept for read in row.reads} | {(row.agent, row.step + 1) for row in kept}
     kept = [row._replace(reads=tuple(read for read in row.reads if read[:2] in known)) for row in kept]
     return slow_order(kept, with_directions)
 

@@ -1,6 +1,7 @@
 """Rows as a run keeps them: packed, in a file, and the same as they were."""
 
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,12 +60,26 @@ def test_rows_come_out_as_they_went_in(rows: list[Row]) -> None:
     assert list(log.by_agent()) == sorted(rows, key=lambda row: row[:2])
     assert trace_hash(log) == trace_hash(rows)
     assert log.has_held == any(row.held for row in rows)
+    assert [list(log.of_agent(agent)) for agent in range(NUM_AGENTS)] == [
+        sorted((row for row in rows if row.agent == agent), key=lambda row: row.step) for agent in range(NUM_AGENTS)
+    ]
     again = restored(log.encoded(), NUM_AGENTS)
-    assert list(again) == rows
+    assert list(again) == list(pickle.loads(pickle.dumps(log))) == rows
     assert again.has_held == log.has_held
     assert {agent: list(steps) for agent, steps in again.steps.items()} == {
         agent: list(steps) for agent, steps in log.steps.items()
     }
+
+
+@given(some_rows, st.lists(st.tuples(agents, numbers), max_size=9))
+def test_a_log_lacks_versions_that_no_row_has_come_to(rows: list[Row], versions: list[tuple[int, int]]) -> None:
+    log = RowLog(rows)
+    known = {(agent, 0) for agent in range(NUM_AGENTS)} | {(row.agent, row.step + 1) for row in rows}
+    looked_for = [*versions, *((row.agent, row.step) for row in rows), *((row.agent, row.step + 1) for row in rows)]
+    whose, which = (
+        np.array(own, dtype=np.int64) for own in (zip(*looked_for, strict=True) if looked_for else ((), ()))
+    )
+    assert log.lacks(whose, which).tolist() == [version not in known for version in looked_for]
 
 
 @given(some_rows, st.data())
