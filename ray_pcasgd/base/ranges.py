@@ -38,6 +38,9 @@ class Ranges:
     def add(self, number: int) -> bool:
         """Add a number; return whether it is new."""
         begins, ends = self._begins, self._ends
+        if ends and number == ends[-1]:  # what is added most
+            ends[-1] += 1
+            return True
         place = bisect_right(begins, number)
         if place and number < ends[place - 1]:
             return False

@@ -129,4 +129,6 @@ def recorded_rows(config: Config, fitted: Callable[[RowLog, ScheduleInfo], Itera
     info, kind = ScheduleInfo.from_metadata(metadata), kind_of(config.algorithm)
     kind.check(config.schedule, info)
     # Fitted first: a direction that only a row beyond the run's end would compute must not be waited for.
-    return Recorded(RowLog(causally_ordered(RowLog(fitted(rows, info)), waits_for_directions(config))))
+    executed = fitted(rows, info)
+    log = executed if isinstance(executed, RowLog) else RowLog(executed)
+    return Recorded(RowLog(causally_ordered(log, waits_for_directions(config))))

@@ -147,7 +147,8 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: RowLog, info: Sc
         rows = RowLog(newest_reads(rows))
     rounds = rounds_of(config)
     check_fits(rows, network.neighbors, rounds, info.left)
-    taken = RowLog(row for row in rows if row.step < rounds.last(row.agent))
+    is_as_long = all(steps.end <= rounds.last(agent) for agent, steps in rows.steps.items())
+    taken = rows if is_as_long else RowLog(row for row in rows if row.step < rounds.last(row.agent))
     if rule.sends_differences:
         _check_never_back(config, taken)
     if rule.reading != "every":
