@@ -93,6 +93,20 @@ def measured(num_steps: int) -> dict[str, Any]:
     return found
 
 
+def lines(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """Return the table of docs/memory.md; the results by ``before`` and ``now``, then by their number of steps."""
+    table = [
+        "| agent-steps | after a sixteenth of them | after half | at the last step | at the peak, ending included |",
+        "|---|---|---|---|---|",
+    ]
+    for when in ("before", "now"):
+        for found in results.get(when, {}).values():
+            looks = [found["looks"][place][1] for place in (0, LOOKS // 2 - 1, LOOKS - 1)]
+            figures = " | ".join(f"{value:.0f} MB" for value in (*looks, found["peak"]))
+            table.append(f"| {found['agent_steps']:,}, {when} | {figures} |")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs="*", default=[4000, 16000])
