@@ -34,9 +34,10 @@ STEPS = 60
 HIDDEN = 2000
 PEERS = ("pc-asgd", "d-psgd")
 ACTORS = (("d-psgd", "planned"), ("pc-asgd", "planned"), ("pc-asgd", "live"))
-ACTORS_STEPS = 140
-ACTORS_SKIPPED = 40
-"""Steps in which actors lock their memory's pages, and make models anew for the first measurements of curvature."""
+ACTORS_STEPS = 600
+ACTORS_SKIPPED = 300
+"""Steps in which actors lock their memory's pages, as each slot is first used, and make models anew for the first
+measurements of curvature."""
 
 
 def tasks() -> dict[str, dict[str, Any]]:
