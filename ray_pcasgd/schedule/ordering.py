@@ -166,7 +166,8 @@ class _Ordering:
         pairs = [(agent, need) for agent, need in self.cycle() if need in self.directions_needed(self.next[agent])]
         if not pairs:
             return False
-        agent, need = max(pairs, key=lambda pair: self.end_of(pair[1]) - self.next[pair[0]].end)
+        # The version itself is there, so the row that computes the direction at it is its agent's next one.
+        agent, need = max(pairs, key=lambda pair: self.next[pair[1][0]].end - self.next[pair[0]].end)
         self.next[agent] = _without_direction(self.next[agent], need[0])
         self.waiting[need[0]].remove((need[1], agent))
         heapq.heapify(self.waiting[need[0]])
@@ -209,8 +210,3 @@ class _Ordering:
                     return False
                 ended[agent] = row.end
         return True
-
-    def end_of(self, key: _Key) -> float:
-        """Return when a row ends."""
-        own = chain([self.next[key[0]]], self.rows.of_agent(key[0]))
-        return next(row.end for row in own if row[:2] == key)

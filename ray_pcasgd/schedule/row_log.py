@@ -148,7 +148,9 @@ class RowLog:
                 key = _keys(block)
                 inside.append(block.select(np.flatnonzero((key >= first) & (key < last))))
             part = joined(inside)
-            yield from part.select(np.argsort(_keys(part), kind="stable")).rows()
+            places = np.argsort(_keys(part), kind="stable")
+            for begin in range(0, len(places), BLOCK_ROWS):
+                yield from part.select(places[begin : begin + BLOCK_ROWS]).rows()
 
     def _parts(self, most: int) -> Iterator[tuple[int, int]]:
         """Yield ranges of keys, rising, which hold at most so many rows each, and together all."""
