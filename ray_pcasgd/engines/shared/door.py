@@ -101,7 +101,7 @@ class _Sender:
         if self._locks_pages:
             for array in contents[:3]:
                 if array is not None and array.nbytes >= LARGE:
-                    mapped.pages.lock(array)
+                    mapped.pages.expect(array)
         return contents
 
     def answer(self) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import mmap
 import weakref
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ logger = logging.getLogger("ray_pcasgd")
 
 _PORTABLE, _READ_ONLY = 1, 8
 """cudaHostRegisterPortable and cudaHostRegisterReadOnly."""
+
+PAYS_FROM = 4
+"""The copy of one array from which on its pages are locked: to lock them takes as long as a few copies that are slower
+without, and no kernel starts meanwhile. Memory that is used less often than that never pays for it."""
 
 
 class OnDevice:
@@ -56,12 +61,14 @@ class LockedPages:
         self._flags = _PORTABLE | (_READ_ONLY if is_read_only else 0)
         self._locked: dict[int, int] = {}
         """By the first byte's address, how many bytes."""
+        self._copies = Counter[tuple[int, int]]()
+        """Of arrays whose pages are not locked, by their first byte and the one after their last."""
         self._is_refused = False
         # It holds the memory, which is thus not unmapped before its pages are free.
         weakref.finalize(owner, _unlock, self._locked, memory).atexit = False
 
-    def lock(self, array: np.ndarray[Any, Any]) -> None:
-        """Lock the pages of an array, unless they are locked already."""
+    def expect(self, array: np.ndarray[Any, Any]) -> None:
+        """Take in that an array is going to be copied; lock its pages where that pays, unless they are locked."""
         if self._is_refused or not torch.cuda.is_available():
             return
         page = mmap.PAGESIZE
@@ -70,6 +77,10 @@ class LockedPages:
         met = {start: size for start, size in self._locked.items() if start < end and first < start + size}
         if any(start <= first and end <= start + size for start, size in met.items()):
             return
+        self._copies[first, end] += 1
+        if self._copies[first, end] < PAYS_FROM:
+            return
+        del self._copies[first, end]
         # Another array has lain there before: pages are locked once, and as one range where an array lies in them.
         runtime = _runtime()
         for start, size in met.items():

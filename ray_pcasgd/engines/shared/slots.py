@@ -123,7 +123,7 @@ class Slot:
                 continue
             target = self._bytes[end : end + array.nbytes].view(array.dtype)
             if isinstance(array, OnDevice):
-                self.segment.pages.lock(target)
+                self.segment.pages.expect(target)
                 sums[len(parts)] = _begun(target, array.tensor)
             is_finite = not isinstance(array, OnDevice) and copied(target, array)
             parts.append(Part(self._start + end, array.size, array.dtype.str, is_finite))

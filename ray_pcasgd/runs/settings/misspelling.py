@@ -76,6 +76,9 @@ def allowed_for_item(location: Location, root: type[Settings]) -> str:
 def meant(location: Location, path: str, root: type[Settings]) -> str:
     """Return what was probably meant by an unknown setting, or all that there are at this place."""
     valid = sorted({name for model in _models_at(location[:-1], root) for name in model.model_fields})
+    first, *rest = str(location[-1]).split(".")
+    if rest and all(name.isidentifier() for name in (first, *rest)):
+        return f"write {first}: {''.join(f'{{{name}: ' for name in rest)}...{'}' * len(rest)}"
     parent, _, given = path.rpartition(".")
     word = hints.plain(given)
     here = next((name for name in valid if hints.plain(name) == word), "") or _of_kind(word, valid)

@@ -27,7 +27,7 @@ from ray_pcasgd.engines.shared import door, on_device
 from ray_pcasgd.engines.shared.copying import LONG, copied, copied_by_blocks
 from ray_pcasgd.engines.shared.door import Door
 from ray_pcasgd.engines.shared.link import GoneError, Letter, Link, Mark, connected, packet
-from ray_pcasgd.engines.shared.on_device import LockedPages, OnDevice
+from ray_pcasgd.engines.shared.on_device import PAYS_FROM, LockedPages, OnDevice
 from ray_pcasgd.engines.shared.slots import LARGE, Mapped, Slot, Slots
 from ray_pcasgd.engines.transport import Finite
 from tests.devices import DEVICES
@@ -163,7 +163,7 @@ def test_what_is_on_a_device_comes_as_what_is_not(size: int, device: str) -> Non
     moved = [OnDevice(torch.from_numpy(array).to(device)) for array in (weights, direction)]
     reader, slots = Reader(locks_pages=True), Slots()
     link = link_to(reader)
-    for version in range(3):  # the pages are locked once, and used again
+    for version in range(PAYS_FROM + 2):  # the pages are locked, and used again
         link.tell(header(version), slots.written(Contents(moved[0], whole.buffers, moved[1])))
         reader.wait_for(version + 1)
         _, found = reader.messages[-1]
@@ -180,7 +180,7 @@ def test_what_is_on_a_device_comes_as_what_is_not(size: int, device: str) -> Non
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 9)), min_size=1, max_size=8))
-def test_pages_are_locked_once_whatever_lay_there_before(places: list[tuple[int, int]]) -> None:
+def test_pages_that_are_used_again_are_locked_once_whatever_lay_there_before(places: list[tuple[int, int]]) -> None:
     locked: dict[int, int] = {}
 
     class Runtime:
@@ -206,8 +206,13 @@ def test_pages_are_locked_once_whatever_lay_there_before(places: list[tuple[int,
         for half_pages, length in places:
             first = half_pages * mmap.PAGESIZE // 2
             array = whole[first : first + length * mmap.PAGESIZE // 2]
-            pages.lock(array)
-            at = array.ctypes.data
+            at, before = array.ctypes.data, dict(locked)
+            is_locked = any(start <= at and at + array.nbytes <= start + size for start, size in locked.items())
+            for _ in range(PAYS_FROM - 1):
+                pages.expect(array)
+                assert locked == before
+            pages.expect(array)
+            assert is_locked == (locked == before)
             assert any(start <= at and at + array.nbytes <= start + size for start, size in locked.items())
         del owner
         assert not locked

@@ -308,3 +308,12 @@ def test_what_is_assigned_as_a_whole_takes_the_place_of_what_came_before() -> No
     assert load_config(None, ["engine.name=ray", "engine.threads=3", "engine=local"]).engine.name == "local"
     with pytest.raises(SettingsError, match=r"algorithm\.theta = 0\.5: no such setting"):
         load_config(None, ["algorithm.theta=0.5", "algorithm.name=d-psgd"])
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"), [("engine.preload", "write engine: {preload: ...}"), ("a.b.c", "write a: {b: {c: ...}}")]
+)
+def test_a_key_with_dots_says_how_settings_are_nested(key: str, allowed: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_config(None, changes={key: "auto"})
+    assert str(caught.value) == f"{key} = 'auto': no such setting; {allowed}"
