@@ -109,11 +109,12 @@ LONG = f"""## A long run
 
 What a run keeps of its rows and of what its agents report does not grow with agents times steps: planned or live, on
 either engine. The last {BLOCK_ROWS:,} rows at most are records; those before them lie, packed and compressed, in a
-temporary file without a name (in `TMPDIR`; about 20 to 40 bytes a row with two neighbors), which is gone with the
+temporary file without a name (in `TMPDIR`; some 25 bytes a row with two neighbors), which is gone with the
 process. Where that file cannot be written, they stay in memory, packed. From there they come a block at a time: into
 the run's states, into `schedule.parquet`, into the schedule's hash, and into a replay; those of a live run also into
-the order in which they replay. One thing is still looked at with all of its rows unpacked: a recording of `ad-psgd`
-that is replayed. Metrics stay in memory as a table of 8 bytes a figure, some 160 bytes for each agent and evaluation.
+the order in which they replay. What grows: metrics, a table of 8 bytes a figure, some 160 bytes for each agent and
+evaluation; events; and in the process of a live peer 8 bytes for each of its own steps. Unpacked are all rows of a
+recording of `ad-psgd` while it is planned, and, after a live run that lost workers, those of its servers.
 
 `python -m experiments.benchmarks.flat` measured it: {flat.AGENTS} agents in a ring on the local engine, an MLP of 16
 hidden units, random compute times; the process's own memory (`RssAnon`), some 400 MB of which are PyTorch and the data.
