@@ -27,7 +27,9 @@ def spread(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     [5, 6, 0, 1, 2]
     """
     bounds = bounds_of(counts)
-    return np.repeat(starts - bounds[:-1], counts) + np.arange(bounds[-1])
+    numbers = np.repeat(starts - bounds[:-1], counts)
+    numbers += np.arange(bounds[-1])
+    return numbers
 
 
 def merged(before: np.ndarray, old: np.ndarray, more: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -38,19 +40,22 @@ def merged(before: np.ndarray, old: np.ndarray, more: np.ndarray, new: np.ndarra
 
 
 def running_maximum(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Return the largest of each segment's values so far; they are whole numbers of 0 or more.
+    """Return the largest of each segment's whole numbers so far.
 
-    >>> running_maximum(np.array([3, 1, 4, 2, 1, 5]), np.array([0, 3, 6])).tolist()
+    >>> running_maximum(np.array([3, 1, 4, 2, -1, 5]), np.array([0, 3, 6])).tolist()
     [3, 3, 4, 2, 2, 5]
     """
     if not len(values):
         return values
     counts = np.diff(bounds)
-    above = int(values.max()) + 1
-    if above * len(counts) < LIMIT:
-        # Each segment is lifted above the one before.
+    largest, smallest_first = int(values.max()), int(values[bounds[:-1][counts > 0]].min())
+    above = largest - smallest_first + 1
+    if above * len(counts) + max(largest, -smallest_first) < LIMIT:
+        # The first of each segment is lifted above all of the segments before, and so is what counts of the others.
         lift = np.repeat(np.arange(len(counts)) * above, counts)
-        result: np.ndarray = np.maximum.accumulate(values + lift) - lift
+        result = values + lift
+        np.maximum.accumulate(result, out=result)
+        result -= lift
         return result
     place = spread(np.zeros_like(counts), counts)
     result, reach = values.copy(), 1
@@ -79,14 +84,16 @@ def through_queues(
     counts = np.diff(bounds)
     if int(service.max()) * int(counts.max()) + max(int(free.max()), int(first.max())) > LIMIT // 4:
         raise OutOfRangeError
-    before = np.cumsum(service) - service
-    before -= np.repeat(before[np.minimum(bounds[:-1], len(before) - 1)], counts)
-    floor = int(first.min())
-    # Less what is transmitted before it, a message begins at the latest such moment so far. Below 0 none counts: the
-    # first of a segment is above.
-    latest = running_maximum(np.maximum(first - before - floor, 0), bounds) + floor
-    begins = before + np.maximum(latest, np.repeat(free, counts))
-    ends = begins + service
     used = counts > 0
+    starts = bounds[:-1][used]
+    before = np.cumsum(service)
+    before -= service
+    before -= np.repeat(before[starts], counts[used])
+    # Less what is transmitted before it, a message begins at the latest such moment so far.
+    begins = first - before
+    begins[starts] = np.maximum(begins[starts], free[used])
+    begins = running_maximum(begins, bounds)
+    begins += before
+    ends = begins + service
     free[used] = ends[bounds[1:][used] - 1]
     return begins, ends

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from ray_pcasgd.base.garbage import without_garbage_collection
 from ray_pcasgd.schedule.bandwidth import transmission_nanoseconds
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 from ray_pcasgd.schedule.hosts import Host
@@ -108,6 +109,12 @@ class Computing:
             result.append(self._seconds(now, number))
             now += in_nanoseconds(result[-1])
         return result
+
+
+def computing_agents(timing: Timing, num_agents: int) -> list[Computing]:
+    """Return the gradients of each agent."""
+    with without_garbage_collection():
+        return [Computing(timing, agent) for agent in range(num_agents)]
 
 
 class Channel:

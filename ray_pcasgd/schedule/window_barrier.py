@@ -6,7 +6,7 @@ import numpy as np
 
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of
-from ray_pcasgd.schedule.simulation import A_SECOND, Computing, Timing
+from ray_pcasgd.schedule.simulation import A_SECOND, Timing, computing_agents
 from ray_pcasgd.schedule.window_links import Links, Published
 from ray_pcasgd.schedule.window_queues import Queues
 from ray_pcasgd.schedule.window_times import (
@@ -41,7 +41,7 @@ class BarrierTimes:
         self._rounds = rounds
         self._links = links
         self._queues = Queues(links, ())
-        self._gradients = [Computing(timing, k) for k in range(num_agents)]
+        self._gradients = computing_agents(timing, num_agents)
         self.last = np.array([rounds.last(k) for k in range(num_agents)], dtype=np.int64)
         self._course = Course(num_agents)
         self._step = 0

@@ -1,6 +1,7 @@
 """What links say of messages: of all of a window at once."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -72,13 +73,14 @@ class Links:
         self.bounds = bounds_of(self.degree)
         """Where they lie, shape (agents + 1,)."""
         self.receiver = np.repeat(np.arange(len(neighbors)), self.degree)
-        self.sender = np.array([k for own in neighbors for k in own], dtype=np.int64)
+        self.sender = np.fromiter(chain.from_iterable(neighbors), dtype=np.int64, count=len(self.receiver))
+        self.reverse = self._reverse()
         self.num_bytes = num_bytes
         """Of each message."""
         self._length = np.array([rounds.length(k) for k in range(len(neighbors))], dtype=np.int64)[self.sender]
         """Mini-batches of the sender's rounds."""
         self._num_steps = timing.num_steps
-        kinds = _kinds(timing, list(zip(self.sender.tolist(), self.receiver.tolist(), strict=True)))
+        kinds = _kinds(timing, self.sender, self.receiver)
         self._latency = self._said(kinds, _lasting_latency)
         self._service = self._said(kinds, self._lasting_service)
         self._hold = self._said(kinds, lambda times: times.lasting_hold)
@@ -88,6 +90,14 @@ class Links:
         self.has_holds = not self._hold.is_zero
         self.may_overtake = bool(self._latency.changing)
         """Whether delays alone would let messages of a link overtake each other."""
+
+    def _reverse(self) -> np.ndarray | None:
+        """Return the place of the link from each one's receiver to its sender; ``None``: some have none."""
+        order = np.argsort(self.sender * len(self.degree) + self.receiver)
+        is_symmetric = np.array_equal(self.sender[order], self.receiver) and np.array_equal(
+            self.receiver[order], self.sender
+        )
+        return order if is_symmetric else None
 
     def send(self, published: Published) -> Sent:
         """Return the messages of the versions that are published in a window."""
@@ -158,26 +168,26 @@ class Links:
         return 0 if bandwidth is None else transmission_nanoseconds(self.num_bytes, bandwidth)
 
 
-def _kinds(timing: Timing, links: Sequence[tuple[int, int]]) -> list[_Kind]:
+def _kinds(timing: Timing, senders: np.ndarray, receivers: np.ndarray) -> list[_Kind]:
     """Return all links by what is said of them; one whose times are drawn is alone, since its streams are its own."""
-    covered: dict[tuple[bool, ...], list[int]] = {}
     some = [entry for entry in timing.links if not entry.covers_all]
-    for place, (k, i) in enumerate(links) if some else ():
-        covered.setdefault(tuple([entry.covers(k, i, timing.clusters) for entry in some]), []).append(place)
-    if links and not some:
-        covered[()] = list(range(len(links)))
+    groups = [np.arange(len(senders))] if len(senders) else []
+    if some:
+        covered: dict[tuple[bool, ...], list[int]] = {}
+        for place, (k, i) in enumerate(zip(senders.tolist(), receivers.tolist(), strict=True)):
+            covered.setdefault(tuple([entry.covers(k, i, timing.clusters) for entry in some]), []).append(place)
+        groups = [np.array(members) for members in covered.values()]
     kinds = []
-    for members in covered.values():
-        times = _times_of(timing, links[members[0]])
+    for members in groups:
+        times = _times_of(timing, senders, receivers, members[0])
+        kinds.append(_Kind(times, members))
         if times.draws:
-            kinds += [_Kind(_times_of(timing, links[place]), np.array([place])) for place in members]
-        else:
-            kinds.append(_Kind(times, np.array(members)))
+            kinds[-1:] = [_Kind(_times_of(timing, senders, receivers, place), np.array([place])) for place in members]
     return kinds
 
 
-def _times_of(timing: Timing, link: tuple[int, int]) -> LinkTimes:
-    return LinkTimes(timing.links, timing.clusters, timing.seed, *link)
+def _times_of(timing: Timing, senders: np.ndarray, receivers: np.ndarray, place: np.integer) -> LinkTimes:
+    return LinkTimes(timing.links, timing.clusters, timing.seed, int(senders[place]), int(receivers[place]))
 
 
 def _lasting_latency(times: LinkTimes) -> int | None:

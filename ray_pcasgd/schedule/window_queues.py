@@ -7,7 +7,7 @@ import numpy as np
 
 from ray_pcasgd.schedule.bandwidth import transmission_nanoseconds
 from ray_pcasgd.schedule.hosts import Host
-from ray_pcasgd.schedule.segments import LIMIT, OutOfRangeError, bounds_of, running_maximum, through_queues
+from ray_pcasgd.schedule.segments import LIMIT, OutOfRangeError, bounds_of, merged, running_maximum, through_queues
 from ray_pcasgd.schedule.window_links import Links, Published, Sent
 
 NEVER = LIMIT // 2
@@ -26,14 +26,31 @@ class Coming(NamedTuple):
     last: np.ndarray
 
 
+class _All(NamedTuple):
+    """Messages that were on their way to downlinks before a window, and after them those that are sent in it."""
+
+    earlier: Coming
+    sent: Coming
+    passing: np.ndarray
+    """The places of those that are sent which pass a downlink."""
+
+    def at(self, places: np.ndarray) -> Coming:
+        """Return the messages at these places; most of them are never asked for."""
+        is_sent = places >= len(self.earlier.link)
+        old, new = np.flatnonzero(~is_sent), np.flatnonzero(is_sent)
+        of_earlier, of_sent = places[old], self.passing[places[new] - len(self.earlier.link)]
+        both = zip(self.earlier, self.sent, strict=True)
+        return Coming(*[merged(before[of_earlier], old, now[of_sent], new) for before, now in both])
+
+
 class Landed(NamedTuple):
-    """Messages that have come through downlinks."""
+    """Messages of earlier windows that were on their way to downlinks."""
 
     link: np.ndarray
     version: np.ndarray
     moment: np.ndarray
     arrival: np.ndarray
-    """In nanoseconds."""
+    """In nanoseconds; ``NEVER``: it is still on its way."""
 
 
 def _pipes(limits: Sequence[str | None], num_bytes: int) -> np.ndarray:
@@ -64,9 +81,9 @@ class Queues:
         self._downlinks = _Downlinks(links, target, down) if (down >= 0).any() else None
 
     def arrivals(self, sent: Sent, published: Published, end: int) -> tuple[np.ndarray, Landed | None]:
-        """Return when what is sent in a window arrives, and what else comes through downlinks until its end.
+        """Return when what is sent in a window arrives, and what was on its way to downlinks before it.
 
-        In nanoseconds; ``NEVER`` for all that passes a downlink.
+        In nanoseconds; ``NEVER`` for what does not come to its downlink before the window's end.
 
         Args:
             sent: The messages.
@@ -146,47 +163,55 @@ class _Downlinks:
 
     def __init__(self, links: Links, host: np.ndarray, takes: np.ndarray) -> None:
         self._links = links
-        self._takes = takes
-        """The nanoseconds that a link's messages take; -1: they pass no downlink."""
+        self._passes = takes >= 0
+        """Whether a link's messages pass a downlink."""
         self._host = host
         """Of each link's receiver."""
-        self._free = np.zeros(int(host.max(initial=0)) + 1, dtype=np.int64)
+        self._of_passing = host[self._passes]
+        num_hosts = int(host.max(initial=0)) + 1
+        self._takes = np.zeros(num_hosts, dtype=np.int64)
+        """The nanoseconds that a message takes, by host."""
+        self._takes[self._of_passing] = takes[self._passes]
+        self._free = np.zeros(num_hosts, dtype=np.int64)
         self._coming = Coming(*[np.zeros(0, dtype=np.int64)] * 5)
 
     def through(self, sent: Sent, first: np.ndarray, last: np.ndarray, end: int) -> tuple[np.ndarray, Landed]:
-        """Return when messages that pass no downlink arrive, and what comes through downlinks until before ``end``."""
-        passes = np.repeat(self._takes >= 0, sent.counts)
-        link = np.repeat(np.arange(len(self._takes)), sent.counts)
-        new = [one[passes] for one in (link, sent.version, sent.moment, first, last)]
-        coming = Coming(*map(np.concatenate, zip(self._coming, new, strict=True)))
-        # None that is sent later comes before that.
-        is_due = coming.first < end
-        order = self._order(coming, is_due)
-        num_due = int(np.count_nonzero(is_due))
-        self._coming = Coming(*(one[order[num_due:]] for one in coming))
-        return np.where(passes, NEVER, last), self._land(Coming(*(one[order[:num_due]] for one in coming)))
+        """Return when what is sent arrives, and what was sent earlier, as far as that comes before ``end``."""
+        earlier, arrival = self._coming, last.copy()
+        link = np.repeat(np.arange(len(self._host)), sent.counts)
+        passing = np.flatnonzero(np.repeat(self._passes, sent.counts))
+        coming = _All(earlier, Coming(link, sent.version, sent.moment, first, last), passing)
+        came = np.concatenate([earlier.first, first[passing]])
+        host = np.concatenate([self._host[earlier.link], np.repeat(self._of_passing, sent.counts[self._passes])])
+        # None that is sent later comes before the end; what is not due has a place after all hosts.
+        host[came >= end] = len(self._takes)
+        counts = np.bincount(host, minlength=len(self._takes) + 1)[:-1]
+        order, num_due = self._order(coming, came, host), int(counts.sum())
+        due, self._coming = order[:num_due], coming.at(order[num_due:])
+        ends = np.full(len(came), NEVER)
+        _, ends[due] = through_queues(came[due], np.repeat(self._takes, counts), bounds_of(counts), self._free)
+        of_earlier, of_new = np.split(ends, [len(earlier.link)])
+        arrival[passing] = np.maximum(arrival[passing], of_new)
+        return arrival, Landed(earlier.link, earlier.version, earlier.moment, np.maximum(earlier.last, of_earlier))
 
-    def _order(self, coming: Coming, is_due: np.ndarray) -> np.ndarray:
-        """Return the order in which downlinks take messages, that which is not yet due last.
+    def _order(self, coming: _All, came: np.ndarray, host: np.ndarray) -> np.ndarray:
+        """Return the order of what comes: host by host what comes first, and of these what was sent first."""
+        begin = int(came.min(initial=LIMIT))
+        lasts = int(came.max(initial=0)) - begin + 1
+        if lasts * (len(self._takes) + 1) >= LIMIT:
+            return np.lexsort((*self._when_sent(coming, np.arange(len(came))), came, host))
+        keys = host * lasts
+        keys += came - begin
+        order = np.argsort(keys)
+        keys = keys[order]
+        is_tied = keys[1:] == keys[:-1]
+        if is_tied.any():
+            places = np.flatnonzero(np.append(is_tied, False) | np.append(False, is_tied))
+            tied = order[places]
+            order[places] = tied[np.lexsort((*self._when_sent(coming, tied), keys[places]))]
+        return order
 
-        Which comes first is taken first, and of these which was sent first.
-        """
-        downlink = np.where(is_due, self._host[coming.link], len(self._free))
-        begin = int(coming.first.min(initial=LIMIT))
-        lasts = int(coming.first.max(initial=0)) - begin + 1
-        if lasts * (len(self._free) + 1) < LIMIT:
-            keys = downlink * lasts + (coming.first - begin)
-            order = np.argsort(keys)
-            keys = keys[order]
-            if not (keys[1:] == keys[:-1]).any():
-                return order
-        links = self._links
-        return np.lexsort(
-            (links.receiver[coming.link], links.sender[coming.link], coming.moment, coming.first, downlink)
-        )
-
-    def _land(self, due: Coming) -> Landed:
-        """Return when what comes arrives, downlink by downlink in the order in which they take it."""
-        bounds = bounds_of(np.bincount(self._host[due.link], minlength=len(self._free)))
-        _, ends = through_queues(due.first, self._takes[due.link], bounds, self._free)
-        return Landed(due.link, due.version, due.moment, np.maximum(due.last, ends))
+    def _when_sent(self, coming: _All, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return by what messages are sorted as they are sent, the least important first."""
+        link, _, moment, *_ = coming.at(places)
+        return self._links.receiver[link], self._links.sender[link], moment

@@ -88,12 +88,14 @@ class Knowledge:
     ) -> LinkReads:
         """Return what is read in a window, given what is sent in it and when that arrives; go on to the next window."""
         clock = _Clock(window)
-        self._take(sent, since_of(arrival, sent.moment), self._reader_steps(clock, window, published, sent))
+        reader_step = self._reader_steps(clock, window, published, sent)
+        self._take(sent, since_of(arrival, sent.moment), reader_step)
         if landed is not None:
             places = self._bounds[landed.link] + landed.version - self._oldest[landed.link]
             self._messages.since[places] = since_of(landed.arrival, landed.moment)
         readable = self._readable()
-        columns = self._columns(clock, window, published, readers, readable)
+        known = self._known(clock, window, published, readers, sent, reader_step)
+        columns = self._columns(clock, window, readers, known, readable)
         self._forget(window, readable)
         return columns
 
@@ -104,6 +106,27 @@ class Knowledge:
         steps = clock.places(clock.moments(published), receiver, sent.counts, moments, side="right")
         steps += np.repeat(window.versions[receiver] - published.bounds[receiver], sent.counts)
         return steps
+
+    def _known(
+        self,
+        clock: "_Clock",
+        window: Window,
+        published: Published,
+        readers: Readers,
+        sent: Sent,
+        reader_step: np.ndarray,
+    ) -> np.ndarray:
+        """Return the version that the sender has come to before each read, link by link."""
+        links = self._links
+        sender, counts = links.sender, readers.counts[links.receiver]
+        if links.reverse is not None and readers.moment is published.moment and not _has_equal(published.moment):
+            # Who reads as it publishes has sent that over the link in the other direction: its reader's step is asked.
+            known: np.ndarray = reader_step[spread(sent.bounds[links.reverse], counts)]
+            return known
+        moments = (readers.moment - window.begin)[spread(readers.bounds[links.receiver], counts)]
+        known = clock.places(clock.moments(published), sender, counts, moments)
+        known += np.repeat(window.versions[sender] - published.bounds[sender], counts)
+        return known
 
     def _take(self, sent: Sent, since: np.ndarray, reader_step: np.ndarray) -> None:
         """Keep what is sent, after what is there."""
@@ -139,12 +162,11 @@ class Knowledge:
         self,
         clock: "_Clock",
         window: Window,
-        published: Published,
         readers: Readers,
+        known: np.ndarray,
         readable: np.ndarray | None,
     ) -> LinkReads:
-        links = self._links
-        sender, receiver = links.sender, links.receiver
+        receiver = self._links.receiver
         there, counts = np.diff(self._bounds), readers.counts[receiver]
         bounds = bounds_of(counts)
         sees_first = clock.places(clock.moments(readers), receiver, there, clock.clipped(self._messages.since))
@@ -153,19 +175,19 @@ class Knowledge:
         # all others of its link do. So the sum is the place after that of the newest message.
         newest = np.cumsum(np.bincount(sees_first, minlength=bounds[-1] + 1))[: bounds[-1]] - 1
         reads = spread(readers.bounds[receiver], counts)
-        first = self._oldest - self._bounds[:-1]
+        step = readers.step[reads]
+        # The place of a link's message is its version, less this.
+        less = np.repeat(self._oldest - self._bounds[:-1], counts)
         if self._is_capped:
-            step = readers.step[reads] - np.repeat(first, counts)
-            newest = np.minimum(newest, step)
+            newest = np.minimum(newest, step - less)
         if readable is not None:
             newest = readable[newest]
-        moments = (readers.moment - window.begin)[reads]
-        known = clock.places(clock.moments(published), sender, counts, moments)
-        known += np.repeat(window.versions[sender] - published.bounds[sender] - first, counts)
         if self._is_capped:
             known = np.minimum(known, step)
-        age = readers.step[reads] - self._messages.reader_step[newest]
-        return LinkReads(bounds, ReadColumns(newest + np.repeat(first, counts), known - newest, age))
+        age = step - self._messages.reader_step[newest]
+        version = newest + less
+        known -= version
+        return LinkReads(bounds, ReadColumns(version, known, age))
 
     def _forget(self, window: Window, readable: np.ndarray | None) -> None:
         """Forget what is older than that which is read next, if nothing more arrives."""
@@ -183,6 +205,12 @@ class Knowledge:
         known_at = known_at[kept] if self._links.has_holds else known_at
         self._messages = _Messages(since[kept], reader_step[kept], known_at)
         self._bounds = bounds_of(left)
+
+
+def _has_equal(moments: np.ndarray) -> bool:
+    """Return whether two of the moments are equal."""
+    rising = np.sort(moments)
+    return bool((rising[1:] == rising[:-1]).any())
 
 
 class _Clock:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.schedule.segments import OutOfRangeError, bounds_of, merged, running_maximum, spread
-from ray_pcasgd.schedule.simulation import A_SECOND, Computing, Timing
+from ray_pcasgd.schedule.simulation import A_SECOND, Timing, computing_agents
 
 _ROUND_BITS = 5
 _MOST_ROUNDS = 2**_ROUND_BITS - 2
@@ -141,7 +141,7 @@ class AgentTimes:
     def __init__(self, timing: Timing, rounds: Rounds, num_agents: int) -> None:
         self._rounds = rounds
         self._are_single = rounds.are_single
-        self._gradients = [Computing(timing, k) for k in range(num_agents)]
+        self._gradients = computing_agents(timing, num_agents)
         self.last = np.array([rounds.last(k) for k in range(num_agents)], dtype=np.int64)
         self._course = Course(num_agents)
         self._pace: float | None = None

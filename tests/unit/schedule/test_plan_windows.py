@@ -99,6 +99,10 @@ def test_rows_are_records_of_plain_numbers() -> None:
         {"links": (LinkDelay(delay=law(0.3), unit="seconds", bandwidth="100 kbit/s"),)},
         {"links": (LinkDelay(delay=EXPONENTIAL, unit="seconds"), LinkDelay(delay=law(3), between="clusters"))},
         {"hosts": tuple(Host(agents=(k, k + 1), up="100 kbit/s", down="50 kbit/s") for k in range(0, 16, 2))},
+        {
+            "hosts": tuple(Host(agents=(k,), down="50 kbit/s") for k in range(16)),
+            "links": (LinkDelay(delay=law(1e9), unit="seconds", between=((0,), (4,))),),
+        },
         {"barrier": AllBarrier(), "links": (LinkDelay(delay=EXPONENTIAL, unit="seconds", bandwidth="8 kbit/s"),)},
         {"barrier": BoundedBarrier(staleness=3), "links": (LinkDelay(delay=law(3), between="clusters"),)},
     ],
@@ -108,6 +112,15 @@ def test_many_agents_of_very_different_speeds(where: dict[str, Any]) -> None:
         law=EXPONENTIAL, agents={3: law(0.05), 7: law(40), 11: law({"name": "pareto", "shape": 1.1, "scale": 0.1})}
     )
     plan = planner(16, StaticExponential(), compute=compute, num_steps=100, message_bytes=KILOBYTE, **where)
+    assert in_windows(plan) == one_by_one(plan)
+
+
+@pytest.mark.parametrize("barrier", [NoBarrier(), AllBarrier()])
+@pytest.mark.parametrize("compute", [EXPONENTIAL, law(1)])
+def test_agents_that_do_not_read_all_their_readers(barrier: Barrier, compute: Any) -> None:
+    plan = planner(16, StaticExponential(), compute=ComputeTimes(law=compute), num_steps=60, barrier=barrier)
+    directed = tuple(tuple(k for k in own if k > agent or k % 3) for agent, own in enumerate(plan.neighbors))
+    plan = dataclasses.replace(plan, neighbors=directed)
     assert in_windows(plan) == one_by_one(plan)
 
 
@@ -200,6 +213,7 @@ def test_a_window_has_no_more_rows_than_memory_is_for_where_agents_become_fast(t
 
 
 NUMBERS = st.integers(0, 5)
+ANY_SIGN = st.integers(-5, 5)
 LARGE = st.integers(2**60, 2**60 + 5)
 
 
@@ -217,7 +231,7 @@ def bounds(parts: list[list[int]]) -> np.ndarray:
 
 
 @examples(25, 60)
-@given(st.one_of(segments(NUMBERS), segments(LARGE)))
+@given(st.one_of(segments(ANY_SIGN), segments(LARGE)))
 def test_the_running_maximum_is_that_of_each_segment(parts: list[list[int]]) -> None:
     found = running_maximum(joined(parts), bounds(parts))
     assert found.tolist() == [max(part[: place + 1]) for part in parts for place in range(len(part))]
