@@ -108,7 +108,7 @@ class Run(RunRecord):
         """
         try:
             self.engine = self.plan.engine(self.folder.location)
-            for row in self.monitor.rows:
+            for row in self.monitor.rows.averaged():
                 self.tell_figures(row)
             if self.is_leaving:
                 self.engine.leaving.ask()

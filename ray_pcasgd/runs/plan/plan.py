@@ -52,6 +52,7 @@ from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import Departure, away_times
 from ray_pcasgd.schedule.recording import replayable
+from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.schedule.topology import Network
 from ray_pcasgd.tasks.ray_stream import StreamedImages
@@ -163,7 +164,7 @@ class Plan:
         has_states = isinstance(self.config.algorithm, Rule | ServerRule) and not waits_for_losses(self.schedule)
         return isinstance(self.config.engine, LocalSettings) and has_states
 
-    def replayable(self, rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
+    def replayable(self, rows: RowLog) -> tuple[RowLog, list[Event]]:
         """Return the run's rows as they can be executed, and remarks on what was changed."""
         algorithm = self.config.algorithm
         rule = algorithm if isinstance(algorithm, ServerRule) else None

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +337,7 @@ class RunFolder:
 
         write_whole(self.path / name, write)
 
-    def write_schedule(self, rows: Sequence[Row], metadata: Mapping[str, str]) -> None:
+    def write_schedule(self, rows: Iterable[Row], metadata: Mapping[str, str]) -> None:
         """Write the rows that were executed."""
         self.check()
         write_whole(self.schedule, lambda path: write_rows(path, rows, dict(metadata)))
