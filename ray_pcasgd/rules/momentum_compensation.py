@@ -25,7 +25,7 @@ class MomentumCompensation(Settings):
     momentum: float | None = Field(None, ge=0, lt=1)
     """a, constant, in [0, 1): ``(1 - sqrt q) / (1 + sqrt q)`` where the loss's curvatures are at least q times the
     largest. Not given: ``(k - 1) / (k + 2)`` at update k, which rises towards 1."""
-    delay: int | None = Field(None, ge=0)
+    delay: int | None = Field(None, ge=0, le=10_000)
     """tau, in updates. Not given: P - 1 with ``asgd``, whose mean it is, and 0 with ``sync``."""
     compensate: bool = True
     """Whether workers are sent ``w``; else ``y``, which is Nesterov's method under delay."""

@@ -174,7 +174,8 @@ def described(algorithm: Settings) -> str:
     """
     parts = [str(getattr(algorithm, "name", ""))]
     if isinstance(algorithm, ServerRule):
-        parts += [f"{setting} {getattr(algorithm, setting).name}" for setting in algorithm.described_by]
+        named = {setting: getattr(algorithm, setting) for setting in algorithm.described_by}
+        parts += [f"{setting} {value.name}" for setting, value in named.items() if value is not None]
     return ", ".join(parts)
 
 
@@ -203,7 +204,7 @@ class ParameterServer(ServerRule):
     given: 1. Where nobody waits (`k-batch-async`), an update may take several of one worker."""
 
     workers_step: ClassVar[bool] = False
-    described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction")
+    described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction", "screen", "view", "nesterov")
 
     @property
     def needs_gap(self) -> bool:

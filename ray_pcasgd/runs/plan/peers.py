@@ -90,7 +90,6 @@ def peer_roster(
         network = build_push_network(config.topology, config.num_agents, config.seed)
     else:
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
-        check_changes(config, rule)
     check_agents(config, config.num_agents)
     _check_attackers(rule, network, config.topology.name)
     steps = rounds_of(config).local_steps

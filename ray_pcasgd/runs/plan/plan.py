@@ -40,7 +40,7 @@ from ray_pcasgd.runs.plan.local_steps import (
 )
 from ray_pcasgd.runs.plan.own import check_algorithm, try_out_own
 from ray_pcasgd.runs.plan.pairs import check_pair_settings, pair_roster, with_acceleration
-from ray_pcasgd.runs.plan.peers import barrier_of, peer_roster, with_groups, with_probes
+from ray_pcasgd.runs.plan.peers import barrier_of, check_changes, peer_roster, with_groups, with_probes
 from ray_pcasgd.runs.plan.servers import check_membership_of_workers, check_server_settings, server_roster
 from ray_pcasgd.runs.plan.tryout import try_out
 from ray_pcasgd.runs.plan.wire import check_wire
@@ -304,6 +304,7 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
         _check_settings(config)
         if isinstance(config.algorithm, Rule):
             barrier = barrier_of(config, config.algorithm)
+            check_changes(config, config.algorithm)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     live = isinstance(config.engine, RaySettings) and config.engine.mode == "live"
