@@ -113,6 +113,10 @@ CASES["heloco, k-async"] = {
     "step_size": 0.05,
 } | SECONDS
 CASES["fedasync, proximal"] = {"algorithm": {"name": "fedasync", "proximal": 0.1}, "local_steps": [2, 1, 3]}
+CASES["svrg, batch norm"] = {
+    "algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}},
+    "task": IMAGES,
+} | SECONDS
 CHURN: dict[str, Any] = {
     "membership": [
         {"agent": 1, "leaves": "2.2s", "returns": "6.1s"},
@@ -189,6 +193,7 @@ ON_RAY = [
     "heloco, k-async",
     "diloco, quorum",
     "fedasync, proximal",
+    "svrg, batch norm",
     *WIRED,
     *OWN,
     *CHURNS,
