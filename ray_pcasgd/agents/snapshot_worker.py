@@ -61,12 +61,13 @@ class SnapshotWorker(Worker):
 
     def state(self) -> State:
         """Return all that the steps to come depend on; its tensors are the worker's own."""
-        return super().state() | ({} if self.anchor is None else {"anchor": self.anchor})
+        anchor = self.weights if self.anchor is None else self.anchor
+        return super().state() | {"anchor": anchor, "has_anchor": self.anchor is not None}
 
     def restore(self, state: State) -> None:
         """Go on from a state of a worker with the same settings."""
         super().restore(state)
-        self.anchor = state["anchor"].to(self.weights.device) if "anchor" in state else None
+        self.anchor = state["anchor"].to(self.weights.device) if state["has_anchor"] else None
 
     @property
     def _epoch(self) -> int:

@@ -408,6 +408,7 @@ RECORDED: dict[str, Any] = {
     "asgd, inconsistent view": server("asgd", view={"delay": 2, "block": 5}),
     "asgd, momentum compensation": server("asgd", nesterov="momentum-compensation") | {"optimizer": {}},
     "asgd, yellowfin": server("asgd") | {"optimizer": "yellowfin", "step_size": None},
+    "svrg, as asgd": {"algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}}, "step_size": 0.01},
     "asgd, adamw, clipped, in pieces": server("asgd")
     | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},
 }

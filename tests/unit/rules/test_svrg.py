@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from ray_pcasgd.agents.snapshot_worker import SnapshotWorker
+from ray_pcasgd.base.state import difference
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.contract import check_rule
@@ -217,7 +218,7 @@ NOISY = {"model": {"name": "custom", "factory": Noisy}}
 
 
 def test_both_gradients_have_one_draw_and_full_ones_leave_no_trace() -> None:
-    own = plan(task=regression() | NOISY)
+    own = plan(task=regression() | NOISY, step_size=0.01)
     agents = [spec.build(own.data) for spec in own.specs]
     execution = Execution(own.schedule, agents)
     for row in rows_of(own)[:80]:
@@ -239,7 +240,8 @@ def test_both_gradients_have_one_draw_and_full_ones_leave_no_trace() -> None:
 
 
 def test_a_run_replays_and_goes_on_from_its_state(tmp_path: Path) -> None:
-    tree = SMALL | {"storage_path": str(tmp_path), "task": regression() | NOISY, "optimizer": {"momentum": 0.5}}
+    noisy = {"task": regression() | NOISY, "optimizer": {"momentum": 0.5}, "step_size": 0.01}
+    tree = SMALL | {"storage_path": str(tmp_path)} | noisy
     result = Trainer(tree, name="own").fit()
     assert result.error is None
     schedule = str(Path(result.path) / "schedule.parquet")
@@ -250,6 +252,7 @@ def test_a_run_replays_and_goes_on_from_its_state(tmp_path: Path) -> None:
     one, other = Execution(rows, first), Execution(rows, second)
     for row in rows[:45]:
         list(one.execute([row]))
+    assert difference(second[0].state(), first[0].state(), "a worker") is None
     other.restore(one.state() | {"drawn": 0})
     for row in rows[45:]:
         list(one.execute([row]))
