@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from ray_pcasgd.agents.attacks import Faults
 from ray_pcasgd.agents.clipping import GradientClipping
 from ray_pcasgd.agents.local_steps import LocalSteps
 from ray_pcasgd.agents.optimizer import SGD, Optimizer
@@ -185,6 +186,10 @@ class Config(Settings):
     returns goes on as the mean of its neighbors, or with its servers' weights. Empty: all are there all the time."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""
+    faults: Faults | None = None
+    """Attackers: ``{agents: [1, 5], attack: sign-flip}``. They train as the others do, and send something else than
+    what comes of it. Between peers that send whole versions, and with servers; what the others make of it is
+    ``bridge``'s, ``correction: kardam``'s and ``algorithm.screen``'s. Not given: all are honest."""
     callbacks: tuple[CallableOrPath, ...] = ()
     """Callbacks of the run by import path ``module:attribute``: classes derived from ``ray_pcasgd.Callback``, or
     functions that return such objects; they are called without arguments."""

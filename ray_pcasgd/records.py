@@ -7,6 +7,7 @@ common start. Staleness and age are counted in steps, times in seconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # the scheduler deals rows out, and needs no tensor for that
@@ -144,6 +145,13 @@ class Update(NamedTuple):
 
     weights: Tensor
     measures: dict[str, Tensor]
+    of_neighbors: Mapping[str, Tensor] = {}
+    """Measures of each neighbor, each of shape (K,)."""
+
+
+def of_neighbor(measure: str, neighbor: int) -> str:
+    """Return the name of a measure of one neighbor, as a step's report has it."""
+    return f"{measure} {neighbor}"
 
 
 class Snapshot(NamedTuple):
@@ -165,7 +173,7 @@ class StepReport(NamedTuple):
     loss: float
     """Mini-batch training loss at version ``row.step``; at a server the mean over the gradients of its step."""
     measures: dict[str, float]
-    """The rule's measures: theta, predicting, ..."""
+    """The rule's measures: theta, predicting, ...; those of one neighbor under the name of ``of_neighbor``."""
     bytes_sent: int
     wall_seconds: float
     """Real seconds since the run's first step, as the executing process saw them."""

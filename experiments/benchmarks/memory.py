@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.benchmarks import drift
+from experiments.benchmarks import drift, flat
 from ray_pcasgd.agents.mailbox import Delivery
 from ray_pcasgd.agents.participant import LearnerSpec, Participant, Received
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.schedule.row_log import BLOCK_ROWS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "memory.json"
@@ -102,6 +103,22 @@ mean displacement over a steps is (a - 1)/2 v. *Before*, an agent kept 66 sums i
 
 ACCURACY = """What it costs in accuracy, with the default method on digits: the averaged model after 300 steps of 8
 agents, on the same schedules, shards and mini-batches (`python -m experiments.benchmarks.drift`).
+"""
+
+LONG = f"""## A long run
+
+What a run keeps of its rows and of what its agents report does not grow with agents times steps: planned or live, on
+either engine. The last {BLOCK_ROWS:,} rows at most are records; those before them lie, packed and compressed, in a
+temporary file without a name (in `TMPDIR`; some 25 bytes a row with two neighbors), which is gone with the
+process. Where that file cannot be written, they stay in memory, packed. From there they come a block at a time: into
+the run's states, into `schedule.parquet`, into the schedule's hash, and into a replay; those of a live run also into
+the order in which they replay. What grows: metrics, a table of 8 bytes a figure, some 160 bytes for each agent and
+evaluation; events; and in the process of a live peer 8 bytes for each of its own steps. Unpacked are all rows of a
+recording of `ad-psgd` while it is planned, and, after a live run that lost workers, those of its servers.
+
+`python -m experiments.benchmarks.flat` measured it: {flat.AGENTS} agents in a ring on the local engine, an MLP of 16
+hidden units, random compute times; the process's own memory (`RssAnon`), some 400 MB of which are PyTorch and the data.
+*Before*, all rows were records, at 0.65 kB each, and once more while the schedule was written.
 """
 
 REFUSAL = """## What cannot fit is refused
@@ -205,7 +222,8 @@ def page(results: dict[str, dict[str, dict[str, float]]]) -> str:
         for when in ("before", "now") if case in results["before"] else ():
             lines.append(_line(f"{case}, {when}", results[when][case]))
     pairs = drift.lines(json.loads(drift.RESULTS.read_text(encoding="utf-8")))
-    return "\n".join([*lines, "", ACCURACY, *pairs, "", REFUSAL])
+    long = flat.lines(json.loads(flat.RESULTS.read_text(encoding="utf-8")))
+    return "\n".join([*lines, "", ACCURACY, *pairs, "", LONG, *long, "", REFUSAL])
 
 
 def _line(name: str, found: dict[str, float]) -> str:

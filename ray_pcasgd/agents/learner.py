@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.attacks import attacker_of, flipped
 from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.curvature import CompiledError, curvature_along
 from ray_pcasgd.agents.fresh_replicas import FreshReplicas
@@ -76,6 +77,8 @@ class Learner:
         self.spec = spec
         self.data = data
         self.version = 0
+        self.attacker = attacker_of(recipe.faults, recipe.seed, spec.agent)
+        """Its memory as an attacker; ``None`` where it is honest."""
         self.replica = recipe.build(data)
         self.weights = self.replica.weights.clone()
         """The current version's weights, never changed in place: they are what neighbors are sent."""
@@ -268,7 +271,11 @@ class Learner:
 
     def draw(self, batches: AnyBatches) -> Batch:
         """Return the next mini-batch of one of the agent's streams, on the agent's device."""
-        return moved(batches.next(), self.replica.device)
+        batch = moved(batches.next(), self.replica.device)
+        if self.attacker is None or not self.attacker.flips_labels or batches is not self.batches:
+            return batch
+        inputs, targets = batch
+        return inputs, flipped(targets, self.data.num_outputs)
 
     def seed_forward_pass(self, purpose: str = "forward", number: int | None = None) -> None:
         """Seed the global generators, which dropout draws from and cannot be told otherwise.

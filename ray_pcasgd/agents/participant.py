@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ray_pcasgd.agents.attacks import Faults
 from ray_pcasgd.agents.clipping import GradientClipping
 from ray_pcasgd.agents.copies import HeldCopies
 from ray_pcasgd.agents.local_optimizer import LocalOptimizer
@@ -85,6 +86,8 @@ class Training:
     """Pieces in which a mini-batch is computed."""
     precision: Precision = "float32"
     """What forward passes and losses are computed with."""
+    faults: Faults | None = None
+    """Who attacks, if anybody does."""
 
     def build(self, data: TaskData) -> Replica:
         """Return a new replica of the model."""

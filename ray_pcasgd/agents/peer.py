@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.attacks import saved
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.drift import DriftBefore, MeanDrift, MeanVelocity, OwnPath
 from ray_pcasgd.agents.error_feedback import ErrorFeedback
@@ -33,7 +34,7 @@ from ray_pcasgd.agents.sent_weights import SentWeights
 from ray_pcasgd.agents.wire import Wire
 from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
-from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update
+from ray_pcasgd.records import Own, Read, Reads, Row, Snapshot, Update, of_neighbor
 from ray_pcasgd.rules.base import Probe, Rule, Taken, clipped_row, mix
 from ray_pcasgd.rules.exchange import Exchange
 from ray_pcasgd.tasks.batches import Batches
@@ -266,7 +267,18 @@ class Peer(Learner, Participant):
         probe = self.probe() if rule.probes_at(self.version) else None
         self.rule_state, update = rule.step(self.rule_state, own, reads, probe)
         self.commit(update, gathered)
-        return {name: value.item() for name, value in update.measures.items()}
+        measures = {name: value.item() for name, value in update.measures.items()}
+        return measures | self.told_of_neighbors({k: v.tolist() for k, v in update.of_neighbors.items()}, gathered)
+
+    def told_of_neighbors(self, measures: Mapping[str, Sequence[float]], gathered: Gathered) -> dict[str, float]:
+        """Return measures of each neighbor under names of their own, of those neighbors that were read."""
+        neighbors = self.spec.neighbors
+        return {
+            of_neighbor(name, neighbor): value
+            for name, values in measures.items()
+            for neighbor, value, weight in zip(neighbors, values, gathered.mixing, strict=True)
+            if weight
+        }
 
     def step(self, received: Sequence[Received]) -> tuple[float, dict[str, float]]:
         """Take one whole step; return the mini-batch loss and the rule's measures."""
@@ -351,8 +363,13 @@ class Peer(Learner, Participant):
         recipe = self.spec.recipe
         if recipe.publishes_whole:
             return self.whole_message
-        weights = recipe.sent_weights.fragment(self.weights, (recipe.seed, "weights", sender, self.version))
+        weights = recipe.sent_weights.fragment(self.shown_weights, (recipe.seed, "weights", sender, self.version))
         return Published(weights, self.buffers, mass=self.mass)
+
+    @property
+    def shown_weights(self) -> Tensor:
+        """The present version's weights, or what an attacker says that they are; shape (D,)."""
+        return self.weights if self.attacker is None else self.attacker.sent(self.version, self.weights)
 
     @property
     def whole_message(self) -> Published:
@@ -489,6 +506,9 @@ class Peer(Learner, Participant):
         if self.pushes:
             return self.gather_shares(received, held)
         spec, recipe = self.spec, self.spec.recipe
+        if self.attacker is not None:
+            for one in received:
+                self.attacker.note(one.read.neighbor, one.weights)
         received = self.with_displacements(received)
         by_neighbor = {r.read.neighbor: r for r in received}
         slots = [by_neighbor.get(k) for k in spec.neighbors]
@@ -731,6 +751,8 @@ class Peer(Learner, Participant):
             self.displacements = self.path()
         if self.neighbor_paths is not None:
             self.neighbor_paths.forget()
+        if self.attacker is not None:
+            self.attacker.forget()
         self.version = version
         self.batches.restore(self.progress)
         self.probe_batches.restore(version)
@@ -776,6 +798,7 @@ class Peer(Learner, Participant):
             **({} if self.feedback is None else {"feedback": self.feedback.state()}),
             "displacements": self.displacements.state() if self.displacements else None,
             **({} if self.neighbor_paths is None else {"neighbor_paths": self.neighbor_paths.state()}),
+            **saved(self.attacker),
             **self.saved_scale(),
         }
 
@@ -801,6 +824,8 @@ class Peer(Learner, Participant):
             self.displacements.restore(state["displacements"], device)
         if self.neighbor_paths is not None:
             self.neighbor_paths.restore(state["neighbor_paths"], device)
+        if self.attacker is not None:
+            self.attacker.restore(state["attacker"], device)
         self.restore_scale(state)
 
     @property

@@ -17,7 +17,7 @@ from ray_pcasgd.agents.server_recipe import ServerRecipe
 from ray_pcasgd.agents.yellowfin import mean_trail
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
-from ray_pcasgd.records import Read, Row, Snapshot
+from ray_pcasgd.records import Read, Row, Snapshot, of_neighbor
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.gatherer import Position, has_expired
 from ray_pcasgd.rules.server import Delivered, ParameterServer
@@ -187,7 +187,11 @@ class Server(Participant):
         step_size = recipe.step_size_at(self.progress)
         eta = torch.tensor(step_size, device=self.device)
         moved = self._gathered(received, eta)
-        if recipe.rule.workers_step:
+        left_out = self._left_out(received)
+        is_held = bool(left_out) and min(left_out.values()) >= 1
+        if is_held:
+            weights = self.weights
+        elif recipe.rule.workers_step:
             weights = moved
         else:
             more = {"trail": mean_trail(self.history, self.taken)} if self.taken else {}
@@ -199,7 +203,7 @@ class Server(Participant):
                 start = self.nesterov.extrapolated(start, self.recent[0], self.version)
             weights = start - eta * direction
         buffers = self.buffers
-        if self.buffers.numel():
+        if self.buffers.numel() and not is_held:
             buffers = received[0].buffers
             for state in received[1:]:
                 buffers = buffers + state.buffers
@@ -209,7 +213,7 @@ class Server(Participant):
                 raise NonFiniteLossError(self.spec.agent, self.progress, math.nan, what)
         self.weights, self.buffers = weights, buffers
         self.recent.append(weights)
-        if self.spec.place == 0:
+        if self.spec.place == 0 and not is_held:
             # What a worker has not sent is with it as it was made.
             self.local = joined([{**self.made, **state.local} for state in received])
         if self.senses_momentum:
@@ -219,7 +223,16 @@ class Server(Participant):
             self.history[self.version] = self.weights
         self.position.advance(state.read.neighbor for state in received)
         own = {} if recipe.rule.workers_step else recipe.optimizer.measures(self.optimizer_state)
-        return {"gradients": float(len(received))} | own
+        screened = {of_neighbor("screened", worker): share for worker, share in left_out.items()}
+        return {"gradients": float(len(received))} | own | screened
+
+    def _left_out(self, received: Sequence[Received]) -> dict[int, float]:
+        """Return by how much the rule has left out what was received, by worker; empty where it leaves nothing out."""
+        shares = self.spec.recipe.rule.left_out(self.rule_state[0])
+        if shares is None:
+            return {}
+        values = shares.tolist()
+        return {state.read.neighbor: values[state.read.neighbor] for state in received}
 
     def _gathered(self, received: Sequence[Received], eta: Tensor) -> Tensor:
         """Return what the rule makes of what was received, fragment by fragment; none of the others moves."""
@@ -296,14 +309,20 @@ class Server(Participant):
 
     def _delivered(self, state: Received, eta: Tensor) -> Delivered:
         read, recipe = state.read, self.spec.recipe
-        gap = self.weights[:0]
+        gap = computed_at = self.weights[:0]
         if recipe.rule.needs_gap:
-            gap = self.weights - self.history[self.version - read.staleness]
+            computed_at = self.history[self.version - read.staleness]
+            gap = self.weights - computed_at
         tau, workers = (
             torch.tensor(float(number), device=self.device) for number in (read.staleness, recipe.num_workers)
         )
         share = recipe.shares[read.neighbor] if recipe.shares else 1.0
-        return Delivered(read.neighbor, Late(state.weights, gap, tau, eta, workers), share, self.sizes_here)
+        return Delivered(
+            read.neighbor,
+            Late(state.weights, gap, tau, eta, workers, self.weights, computed_at),
+            share,
+            self.sizes_here,
+        )
 
     @property
     def message_bytes(self) -> int:

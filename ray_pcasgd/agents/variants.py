@@ -177,7 +177,12 @@ class Variants(Peer):
             self.rule_state, update = self._each(rule.step, (0, *in_dims))(self.rule_state, own, reads)
         self.commit(Update(update.weights, {}), gathered)
         columns = {name: values.tolist() for name, values in update.measures.items()}
-        return [{name: column[p] for name, column in columns.items()} for p in range(len(self.specs))]
+        of_neighbors = {name: values.tolist() for name, values in update.of_neighbors.items()}
+        return [
+            {name: column[p] for name, column in columns.items()}
+            | self.told_of_neighbors({name: values[p] for name, values in of_neighbors.items()}, gathered)
+            for p in range(len(self.specs))
+        ]
 
     def _numbers_of_each(self, received: Sequence[Received]) -> dict[str, Any]:
         """Return the fields of ``Own`` that differ between the variants, with a leading axis."""

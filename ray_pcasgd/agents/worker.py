@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.attacks import saved
 from ray_pcasgd.agents.error_feedback import ErrorFeedback
 from ray_pcasgd.agents.learner import Learner, ModelError
 from ray_pcasgd.agents.local_tensors import is_same
@@ -291,6 +292,8 @@ class Worker(Learner, Participant):
         self.changed_local = {}
         for one in self.feedback:
             one.forget()
+        if self.attacker is not None:
+            self.attacker.forget()
         self.forget_scale()
         self.version = version
         self.batches.restore(self.progress)
@@ -307,6 +310,7 @@ class Worker(Learner, Participant):
             "optimizer": self.optimizer.saved(self.optimizer_state),
             **({"start": self.start} if self.spec.recipe.has_fragments else {}),
             **({"feedback": [one.state() for one in self.feedback]} if self.feedback else {}),
+            **saved(self.attacker),
             **self.saved_scale(),
         }
 
@@ -322,6 +326,8 @@ class Worker(Learner, Participant):
         self.optimizer_state = self.optimizer.restored(self.optimizer_state, state["optimizer"])
         for one, own in zip(self.feedback, state["feedback"] if self.feedback else (), strict=True):
             one.restore(own, device)
+        if self.attacker is not None:
+            self.attacker.restore(state["attacker"], device)
         self.restore_scale(state)
 
     def skip(self) -> None:
@@ -342,8 +348,9 @@ class Worker(Learner, Participant):
 
     @property
     def computed(self) -> Tensor:
-        """What the worker sends: its gradient, or what the rule makes of its round; shape (D,)."""
-        return self.sent if self.spec.recipe.rule.workers_step else self.direction
+        """What the worker sends: its gradient, what the rule makes of its round, or an attacker's lie; shape (D,)."""
+        own = self.sent if self.spec.recipe.rule.workers_step else self.direction
+        return own if self.attacker is None else self.attacker.sent(self.version, own)
 
     @property
     def message_bytes(self) -> int:

@@ -14,9 +14,9 @@ from ray_pcasgd.records import Event, Read, Row, RowKind, Snapshot
 State = dict[str, Any]
 """Tensors, numbers, texts and the package's records, in dicts and lists."""
 
-FORMAT = 4
+FORMAT = 5
 """Of the states that are written. Version 1 named none: it had the local engine's states in another form. Version 2 had
-agents' own paths in another form."""
+agents' own paths in another form. Up to version 4, rows and metrics were records and mappings, one by one."""
 
 _RARER = 20
 """States are kept so rarely that keeping them takes no more than this fraction of the time: one part in 20."""

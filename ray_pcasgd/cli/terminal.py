@@ -132,6 +132,7 @@ def print_final_table(result: Result, console: Console, at_hand: Path | None = N
             rows.append(_final_row(name, averaged.iloc[-1], metric, over_run()))
         print_table(rows, console)
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
+    lines = [*([] if run is None else run.screening), *lines]
     if run is not None and run.staleness.size and not run.staleness.any() and has_delays(run.config):
         lines.insert(0, f"The {WITHOUT_EFFECT}")
     if (folder / REPORT).exists():

@@ -57,6 +57,12 @@ class RunData:
         value = self.result.get("schedule_hash")
         return None if value is None else str(value)
 
+    @property
+    def screening(self) -> list[str]:
+        """Who attacked, and what was screened out, in a line each; empty where nobody did, and nothing was."""
+        lines: list[str] = self.result.get("screening", [])
+        return lines
+
     def initial(self, column: str) -> float | None:
         """Return the test figures of the common start, step 0; ``None`` where they are not known."""
         initial = self.result.get("initial")

@@ -74,6 +74,7 @@ def page(groups: Sequence[Group], title: str, target: float | None = None) -> st
         ("Final figures", _final_figures(groups, metric)),
         *([] if target is None or metric is None else [_time_to_target(groups, metric, target)]),
         ("Pictures", illustrations(groups, metric)),
+        ("Screening", _screening(groups)),
         ("Schedule", _schedules(groups)),
         ("Settings", _settings(groups)),
         ("Events", _events(groups)),
@@ -161,6 +162,14 @@ def _time_to_target(groups: Sequence[Group], metric: str, target: float) -> tupl
     note += f"the last agent. Time is in {time_name(groups, 'seconds')}. Means over seeds stand where every seed does."
     table = table_of(target_table(groups, metric, target), "numbers")
     return f"Time to a {spoken(metric)} of {format_value(metric, target)}", f'{table}\n<p class="soft">{note}</p>'
+
+
+def _screening(groups: Sequence[Group]) -> str:
+    runs = [run for group in groups for run in group.runs]
+    if len(runs) == 1:
+        return "\n".join(f"<p>{escape(line)}</p>" for line in runs[0].screening)
+    rows = [{"run": run.path.name, "what was screened": "; ".join(run.screening)} for run in runs if run.screening]
+    return table_of(rows, "text") if rows else ""
 
 
 def _settings(groups: Sequence[Group]) -> str:

@@ -51,6 +51,7 @@ _MOST_EVENTS = 100_000
 _LATEST = 1e12
 """Seconds."""
 _LONGEST_TEXT = 1000
+_MOST_LINES = 10
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -102,6 +103,7 @@ def read_result(path: Path) -> dict[str, Any]:
     for key in ("wall_seconds", "agent_steps_per_second"):
         if not is_number(found.get(key)):
             found.pop(key, None)
+    found["screening"] = _lines_in(found.get("screening"))
     found["step_size"] = _tidy(found.get("step_size"))
     for key in ("error", "schedule_hash"):
         if found.get(key) is not None:
@@ -154,6 +156,12 @@ def read_schedule(path: Path) -> pa.Table:
     for wrong in _wrong_in(table):
         raise ValueError(f"{file.name} has {wrong}")
     return table
+
+
+def _lines_in(screening: Any) -> list[str]:
+    """Return what is said of screening, in a line each."""
+    lines = screening.get("lines") if isinstance(screening, Mapping) else None
+    return [one_line(line, _LONGEST_TEXT) for line in lines[:_MOST_LINES]] if isinstance(lines, list) else []
 
 
 def _wrong_in(table: pa.Table) -> Iterator[str]:

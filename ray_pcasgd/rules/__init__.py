@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_pcasgd.rules.algorithms import Algorithm
+    from ray_pcasgd.rules.bridge import Bridge
     from ray_pcasgd.rules.choco import ChocoSGD
     from ray_pcasgd.rules.dcs3gd import DCS3GD
     from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
@@ -25,6 +26,7 @@ __all__ = [
     "PCASGDPV",
     "SGP",
     "Algorithm",
+    "Bridge",
     "ChocoSGD",
     "DASGDImportance",
     "GASLoC",

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ray_pcasgd.rules.bridge import Bridge
 from ray_pcasgd.rules.choco import ChocoSGD
 from ray_pcasgd.rules.dcs3gd import DCS3GD
 from ray_pcasgd.rules.dpsgd import DASGD, DPSGD
@@ -30,7 +31,8 @@ Algorithm = Annotated[
     | SlowMo
     | NoLoCo
     | GASLoC
-    | ChocoSGD,
+    | ChocoSGD
+    | Bridge,
     Field(discriminator="name"),
 ]
 """Any rule's settings, told apart by ``name``."""

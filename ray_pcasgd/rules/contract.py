@@ -213,7 +213,7 @@ def _call(rule: Rule, state: Any, own: Own, reads: Reads) -> Any:
 
 
 def _check_result(result: Any, inputs: Inputs) -> None:
-    state, own, _ = inputs
+    state, own, reads = inputs
     following, update = check_pair("step", result, "Update(weights, measures)")
     if not isinstance(update, Update) or not isinstance(update.measures, dict):
         raise ValueError("step returns (state, ...) without Update; allowed is Update(weights, {name: measure, ...})")
@@ -221,6 +221,9 @@ def _check_result(result: Any, inputs: Inputs) -> None:
     for name, value in update.measures.items():
         if not (isinstance(value, Tensor) and value.shape == ()):
             raise ValueError(f"its measure {name} is {_told(value)}; allowed are tensors of shape ()")
+    for name, value in update.of_neighbors.items():
+        if not (isinstance(value, Tensor) and value.shape == reads.mixing.shape):
+            raise ValueError(f"its measure {name} is {_told(value)}; allowed are tensors of shape (K,)")
     check_state("step", following, state)
 
 

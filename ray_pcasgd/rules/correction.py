@@ -1,7 +1,6 @@
 """How a server applies a gradient that was computed at weights it no longer has."""
 
-from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -12,46 +11,12 @@ from ray_pcasgd.base import numerics
 from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.purity import check_pair, check_state, check_vector, pure_result
 from ray_pcasgd.base.randomness import generator
-from ray_pcasgd.base.settings import Settings, from_name
+from ray_pcasgd.base.settings import from_name
+from ray_pcasgd.rules.correction_base import Correction as Correction
+from ray_pcasgd.rules.correction_base import Late as Late
+from ray_pcasgd.rules.correction_base import State as State
+from ray_pcasgd.rules.kardam import Kardam
 from ray_pcasgd.rules.lateness import LatenessWeight, PolynomialWeight
-
-State = tuple[Tensor, ...]
-
-
-class Late(NamedTuple):
-    """One worker's gradient as the server takes it."""
-
-    gradient: Tensor
-    """g_l, shape (D,)."""
-    gap: Tensor
-    """``w - w_bak(l)``: how far the server has come since the weights of the gradient; shape (D,), or (0,) where the
-    correction does not need it."""
-    staleness: Tensor
-    """tau_l, shape (): the server's updates since those weights."""
-    step_size: Tensor
-    """eta at this update, shape ()."""
-    num_workers: Tensor
-    """P, shape ()."""
-
-
-class Correction(Settings, ABC):
-    """Turns a late gradient into the one that is averaged into the update; weight decay and momentum come after it.
-
-    Pure: its arguments are not mutated, and there is no ``if`` on a tensor.
-    """
-
-    needs_gap: ClassVar[bool] = False
-    """Whether the server must keep the weights that workers compute at."""
-    elementwise: ClassVar[bool] = True
-    """Whether a part of the parameters can be corrected without the others, on a server of its own."""
-
-    def init(self, weights: Tensor, num_workers: int) -> State:
-        """Return the state before the first update, for weights of shape (D,)."""
-        return ()
-
-    @abstractmethod
-    def apply(self, state: State, worker: int, late: Late) -> tuple[State, Tensor]:
-        """Return the next state and the corrected gradient, shape (D,); ``worker`` counts from 0 to P - 1."""
 
 
 class NoCorrection(Correction):
@@ -196,8 +161,10 @@ def check_correction(correction: Correction) -> None:
     """Raise ``ValueError`` where another correction than the package's does not keep to what ``Correction`` says."""
     draw = generator(0, "correction")
     weights, gradient, gap = (torch.from_numpy(draw.standard_normal(8, dtype=np.float32)) for _ in range(3))
-    numbers = (torch.tensor(value) for value in (2.0, 0.1, 2.0))
-    late = Late(gradient, gap if correction.needs_gap else torch.zeros(0), *numbers)
+    tau, eta, workers = (torch.tensor(value) for value in (2.0, 0.1, 2.0))
+    nothing = torch.zeros(0)
+    places = (gap, weights - gap) if correction.needs_gap else (nothing, nothing)
+    late = Late(gradient, places[0], tau, eta, workers, weights, places[1])
     with naming_own(correction), torch.no_grad():
         state = correction.init(weights, 2)
         check_state("init", state, state)
@@ -217,7 +184,8 @@ AnyCorrection = Annotated[
         | AdaptiveDelayCompensation
         | GapBounded
         | DelayAdaptive
-        | Dampened,
+        | Dampened
+        | Kardam,
         Field(discriminator="name"),
         Door("correction", "ray_pcasgd.corrections", (Correction,), check_correction),
     ],

@@ -143,6 +143,11 @@ class PredictingRule(Rule):
         return self
 
     @property
+    def predicts(self) -> bool:
+        """Whether late neighbors are predicted: always, unless the rule has a setting for it."""
+        return True
+
+    @property
     def compensating(self) -> ConstantCompensation | AdaptiveCompensation | RelativeCompensation:
         """How lambda is found; where it is not given, as with SGD."""
         return self.compensation or ConstantCompensation()
@@ -359,19 +364,43 @@ class PredictingRule(Rule):
     ) -> Tensor:
         """Return ``sum_k w_ik (x_k - p_ik)`` over a block of the weights."""
         moved = torch.zeros_like(x)
-        rates = rate.unbind()
-        if self.prediction == "own-drift":
-            for own_rate, drift in zip(rates, drifts, strict=True):
-                moved = moved - own_rate * drift
-            return moved
-        if not self.needs_drift:
-            for own_rate, direction in zip(rates, directions, strict=True):
-                moved = moved + direction * own_rate
-            return moved
-        for k, (own_rate, direction, drift) in enumerate(zip(rates, directions, drifts, strict=True)):
-            bend = own_rate * self.compensating.strength(state, scales[k], k)
-            moved = moved + direction * (own_rate + bend * (direction * drift))
+        for k, own_rate in enumerate(rate.unbind()):
+            moved = moved + self._moved_by(own_rate, k, directions, drifts, state, scales)
         return moved
+
+    def _moved_by(
+        self, rate: Tensor, k: int, directions: Vectors, drifts: Vectors, state: Vectors, scales: Vectors
+    ) -> Tensor:
+        """Return what the rate of neighbor k makes of its direction, or of the agent's own drift; (D,) or a block."""
+        if self.prediction == "own-drift":
+            return -(rate * drifts[k])
+        direction = directions[k]
+        if not self.needs_drift:
+            return direction * rate
+        bend = rate * self.compensating.strength(state, scales[k], k)
+        return direction * (rate + bend * (direction * drifts[k]))
+
+    def rolled_forward(
+        self, reach: Tensor, state: Vectors, rows: Rows, own: Own, reads: Reads
+    ) -> tuple[Vectors, Vectors]:
+        """Return the compensation's next state and what each neighbor's weights are taken for, K of shape (D,).
+
+        That is the prediction ``p_ik`` of those that are predicted, over a reach of shape (K,), and ``x_k`` of others.
+        """
+        steps = reach * own.step_size if self.needs_directions else reach / reads.age.clamp(min=1.0)
+        rates = torch.where(rows.guessed, steps, 0.0)
+        used = (rows.guessed & (reads.staleness > 0)).to(own.mixing.dtype)
+        scales, number = self._scales(own, reads), len(reads.weights)
+
+        def roll(neighbors: Vectors, directions: Vectors, drifts: Vectors, state: Vectors) -> Vectors:
+            state = self.compensating.advance(state, directions, used)
+            moved = (
+                self._moved_by(rate, k, directions, drifts, state, scales) for k, rate in enumerate(rates.unbind())
+            )
+            return *(x - ahead for x, ahead in zip(neighbors, moved, strict=True)), *state
+
+        found = blockwise(roll, reads.weights, reads.directions, reads.drift, state)
+        return found[number:], found[:number]
 
 
 def total(values: Tensor) -> Tensor:

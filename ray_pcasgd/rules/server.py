@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
+import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
@@ -17,7 +18,9 @@ from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
 from ray_pcasgd.rules.gathering import ASGD, AnyGathering, Gathering
 from ray_pcasgd.rules.gradient_table import Entry, Table, begun, empty_table, folded, mean_of_workers, replaced
 from ray_pcasgd.rules.momentum_compensation import MomentumCompensation
+from ray_pcasgd.rules.screens import AnyScreen, NearestNeighbors, Screen
 from ray_pcasgd.rules.shared_memory import InconsistentView
+from ray_pcasgd.rules.votes import Votes
 
 
 class Delivered(NamedTuple):
@@ -136,6 +139,13 @@ class ServerRule(Settings, ABC):
         """Return the state after the first update of an epoch, which moves nothing; all workers' messages are there."""
         return state
 
+    def left_out(self, state: State) -> Tensor | None:
+        """Return the share in [0, 1] by which each worker's messages were left out of the last update, shape (P,).
+
+        Where all that an update has taken was left out whole, it moves nothing. ``None``: nothing is ever left out.
+        """
+        return None
+
     @abstractmethod
     def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the server's next state and what moves it: a gradient for its optimizer, or its next weights."""
@@ -198,6 +208,13 @@ class ParameterServer(ServerRule):
     """Views that mix versions, as of memory that others write to, such as ``{delay: 10}``; not given: none do."""
     nesterov: Annotated[MomentumCompensation | None, BeforeValidator(from_name)] = None
     """``momentum-compensation`` adds Nesterov's momentum, in a form for late gradients; not given: none."""
+    screen: AnyScreen | None = None
+    """What takes the place of the mean of an update's gradients, so that attackers among the workers cannot move it at
+    will: any of bridge's screens but `nearest-neighbors`. Not given: the mean."""
+    attackers: int | None = Field(None, ge=0, le=1000)
+    """b, with `screen`: how many of an update's gradients may be attackers'. An update takes `2b + 1` gradients at
+    least, with `krum` `2b + 3`, with `bulyan` `4b + 3`; where fewer come, since workers have left, nothing moves. Not
+    given: 1. Where nobody waits (`k-batch-async`), an update may take several of one worker."""
 
     workers_step: ClassVar[bool] = False
     described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction")
@@ -210,6 +227,7 @@ class ParameterServer(ServerRule):
     def check(self, num_workers: int) -> None:
         """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
         super().check(num_workers)
+        self._check_judging(num_workers)
         if self.nesterov is not None:
             self._check_nesterov()
         if self.shards > 1 and not self.correction.elementwise:
@@ -223,6 +241,13 @@ class ParameterServer(ServerRule):
         name = self.nesterov.name
         if self.view is not None:
             raise ValueError(f"view: allowed with nesterov.name = {name!r} is null")
+        if self.screen is not None:
+            raise ValueError(f"screen.name = {self.screen.name!r}: allowed with nesterov.name = {name!r} is null")
+        if self.correction.rejects:
+            raise ValueError(
+                f"correction.name = {self.correction.name!r}: allowed with nesterov.name = {name!r} are those that "
+                "reject nothing"
+            )
         if self.needs_gap:
             raise ValueError(
                 f"correction.name = {self.correction.name!r}: allowed with nesterov.name = {name!r} are those that "
@@ -241,20 +266,94 @@ class ParameterServer(ServerRule):
             return self.nesterov.delay
         return num_workers - 1 if isinstance(self.gathering, ASGD) else 0
 
+    def _check_judging(self, num_workers: int) -> None:
+        """Raise ``ValueError`` where gradients cannot be screened or rejected as the settings say."""
+        try:
+            self.correction.check(num_workers)
+        except ValueError as error:
+            raise ValueError(f"correction.{error}") from None
+        gathering, screen = self.gathering, self.screen
+        named, number = f"gathering.name = {gathering.name!r}", gathering.num_gradients(num_workers)
+        is_plain = gathering.averages == "gradients" and gathering.adapts_every is None
+        if self.correction.rejects and not (is_plain and number == 1 and not gathering.grace):
+            raise ValueError(
+                f"correction.name = {self.correction.name!r}: allowed with {named} is another one; it takes gradients "
+                "one by one, as asgd does"
+            )
+        if screen is None:
+            if self.attackers is not None:
+                raise ValueError(f"attackers = {self.attackers}: allowed with screen = null is null")
+            return
+        if not is_plain or isinstance(screen, NearestNeighbors):
+            allowed = (
+                "another one; a server has no vector of its own"
+                if is_plain
+                else f"null, since {named} says what counts"
+            )
+            raise ValueError(f"screen.name = {screen.name!r}: allowed is {allowed}")
+        needed = screen.least(self.num_attackers, center_votes=False)
+        if number < needed:
+            raise ValueError(
+                f"attackers = {self.num_attackers}: with screen.name = {screen.name!r} an update takes {needed} "
+                f"gradients or more; allowed with {named}, which takes {number}, are fewer attackers or another screen"
+            )
+        if self.shards > 1 and not screen.elementwise:
+            raise ValueError(
+                f"shards = {self.shards}: allowed with screen.name = {screen.name!r} is 1, since it looks at all "
+                "parameters at once"
+            )
+
+    @property
+    def num_attackers(self) -> int:
+        """b, where it is not given, too."""
+        return 1 if self.attackers is None else self.attackers
+
     def init(self, weights: Tensor, num_workers: int) -> State:
-        """Return the correction's state, and behind it the table of gradients where workers count alike."""
+        """Return the correction's state, and behind it the table of gradients where workers count alike.
+
+        With a screen, behind it the last mean, and by how much each worker was left out of it.
+        """
         own = self.correction.init(weights, num_workers)
+        if self.screen is not None:
+            return (*own, torch.zeros_like(weights), weights.new_zeros(num_workers))
         return own if self.gathering.averages == "gradients" else (*own, *empty_table(weights, num_workers))
 
     def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the mean of the corrected gradients, summed in their order, or that of their workers' means."""
         if self.gathering.averages != "gradients":
             return self._gather_alike(state, delivered)
+        if self.screen is not None:
+            return self._gather_screened(self.screen, state, delivered)
         state, total = self.correction.apply(state, *delivered[0][:2])
         for one in delivered[1:]:
             state, corrected = self.correction.apply(state, *one[:2])
             total = total + corrected
         return state, total / len(delivered)
+
+    def _gather_screened(self, screen: Screen, state: State, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
+        """Return the screened mean of the corrected gradients; where there are too few, the last one."""
+        *own, center, before = state
+        corrections, vectors = tuple(own), []
+        for one in delivered:
+            corrections, corrected = self.correction.apply(corrections, one.worker, one.late)
+            vectors.append(corrected)
+        number = len(vectors)
+        shares = center.new_full((number,), 1 / number)
+        present = torch.ones(number, dtype=torch.bool, device=center.device)
+        is_enough = number >= screen.least(self.num_attackers, center_votes=False)
+        screened = screen.apply(Votes(center, tuple(vectors), present, shares, False), self.num_attackers)
+        dropped = screened.dropped if is_enough else torch.ones_like(screened.dropped)
+        left_out = torch.zeros_like(before)
+        for one, share in zip(delivered, dropped.unbind(), strict=True):
+            left_out[one.worker] += share / sum(other.worker == one.worker for other in delivered)
+        mean = screened.vector if is_enough else center
+        return (*corrections, mean, left_out), mean
+
+    def left_out(self, state: State) -> Tensor | None:
+        """Return by how much each worker's gradients were left out of the last update, shape (P,)."""
+        if self.screen is not None:
+            return state[-1]
+        return self.correction.rejected(state) if self.correction.rejects else None
 
     def _gather_alike(self, state: State, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the mean of the workers' means."""

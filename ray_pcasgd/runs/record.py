@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
+import torch
 
 from ray_pcasgd.base.state import State
 from ray_pcasgd.engines.base import RunError
@@ -22,11 +22,13 @@ from ray_pcasgd.runs.metrics import MetricsTable
 from ray_pcasgd.runs.pace import Pace
 from ray_pcasgd.runs.plan.local_steps import steps_of_workers
 from ray_pcasgd.runs.plan.plan import Plan
+from ray_pcasgd.runs.screening import Screening
 from ray_pcasgd.runs.storage.checkpoints import Checkpoints
 from ray_pcasgd.runs.storage.ending import Ending
 from ray_pcasgd.runs.storage.folder import RunFolder
-from ray_pcasgd.runs.storage.states import RunStates
+from ray_pcasgd.runs.storage.states import RunStates, restored_rows
 from ray_pcasgd.schedule.parquet import rows_up_to
+from ray_pcasgd.schedule.row_log import RowLog
 
 _SHOWN_EVALUATIONS = 3
 """Failed evaluations that are shown at most; the events' file has all of them."""
@@ -50,15 +52,14 @@ class RunRecord:
         self.model = self.evaluations.model
         combines_first = plan.config.overlap is False
         self.monitor = MetricsTable(len(plan.specs), self.evaluations.begin, plan.servers, combines_first)
+        self.screening = Screening(config.faults)
         self.checkpoints = Checkpoints(folder, config.checkpoint)
         self.ending = Ending(folder, self.take_event)
         self.interrupts = Interrupts(self.ask_to_leave)
-        self.rows: list[Row] = []
+        self.rows = RowLog()
         self.lost: list[Event] = []
         self.left: set[int] = set()
         """Agents that were lost or isolated."""
-        self.taken: set[tuple[int, int]] = set()
-        """Agents and steps of all rows: steps that a run takes again, from a state on, do not count again."""
         self.light: set[int] = set()
         """Agents that were found with little mass."""
         self.unfit: set[str] = set()
@@ -96,9 +97,10 @@ class RunRecord:
         """
         rows, left_out = (self.rows, 0) if versions is None else rows_up_to(self.rows, versions)
         return {
-            "rows": rows,
+            "rows": [[*sizes, torch.from_numpy(data)] for sizes, data in rows.encoded()],
             "reads_left_out": left_out,
             "monitor": self.monitor.state(),
+            "screening": self.screening.state(),
             "checkpoints": self.checkpoints.state(),
             "left": sorted(self.left),
             "lost": self.lost,
@@ -107,12 +109,12 @@ class RunRecord:
 
     def restore_parts(self, state: State) -> None:
         """Take the place of whatever there is by a state."""
-        self.rows, self.lost, self.left = state["rows"], state["lost"], set(state["left"])
-        self.taken = {row[:2] for row in self.rows}
+        self.rows = restored_rows(state["rows"], len(self.plan.specs))
+        state["rows"].clear()  # which whoever holds the state has no use for
+        self.lost, self.left = state["lost"], set(state["left"])
         self.monitor.restore(state["monitor"])
-        evaluated = max((row["step"] for row in self.monitor.rows), default=0)
-        self.monitor.frame()  # which fails on rows that are none
-        for problem in self.checkpoints.restore(state["checkpoints"], evaluated):
+        self.screening.restore(state["screening"])
+        for problem in self.checkpoints.restore(state["checkpoints"], self.monitor.rows.last_step):
             self.take_event(Event("model_skipped", -1, -1, problem))
         self.started_at = time.perf_counter() - state["seconds"]
 
@@ -122,10 +124,8 @@ class RunRecord:
         if state["reads_left_out"]:
             detail = f"{state['reads_left_out']} reads of versions after the state are left out of the schedule"
             self.take_event(Event("reads_unrecorded", -1, -1, detail))
-        newest: dict[int, int] = {}
-        for row in self.rows:
-            newest[row.agent] = self.plan.progress_at(row.agent, row.step + 1)
-        step = min(newest.values(), default=0)
+        newest = (self.plan.progress_at(agent, steps.end) for agent, steps in self.rows.steps.items())
+        step = min(newest, default=0)
         self.take_event(Event("run_resumed", -1, step, f"going on from the state of step {step}"))
 
     def take(self, report: StepReport | Event) -> None:
@@ -138,15 +138,15 @@ class RunRecord:
 
     def take_step(self, report: StepReport) -> None:
         """Take in one step."""
-        if report.row[:2] in self.taken:
-            return
+        if self.rows.has(*report.row[:2]):
+            return  # a step that is taken again, from a state on
         if steps := self.plan.steps_in(report.row):
             self.pace.count(time.perf_counter(), steps)
-        self.taken.add(report.row[:2])
         self.rows.append(report.row)
         if (report.row.agent, report.row.step + 1) in self.returning:
             self.mark_back(report.row)
         self.monitor.take(report)
+        self.screening.take(report)
         self.call("on_step", report)
         self.note_mass(report)
         self.take_evaluations()
@@ -334,8 +334,7 @@ class RunRecord:
 
     def divergence(self) -> RunError | None:
         """Return the error of a model whose numbers are finite and whose last test loss, unlike the first, is not."""
-        # From the rows themselves: this is asked several times, and each time a table of them takes milliseconds.
-        last: dict[str, Any] = next((row for row in reversed(self.monitor.rows) if row["agent"] is pd.NA), {})
+        last = self.monitor.rows.last_averaged() or {}
         loss, first = (figures.get("test_loss", 0.0) for figures in (last, self.initial))
         if math.isfinite(loss) or not math.isfinite(first):
             return None

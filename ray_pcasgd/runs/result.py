@@ -36,6 +36,9 @@ class Result:
     """Hash of which agent read which version at which step; equal for runs under the same schedule."""
     config: Config | None = None
     """The run's settings, with everything filled in."""
+    screening: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Where messages are screened, a row for each agent, neighbor and lateness: ``reads``, and the mean share in [0, 1]
+    by which these were left out, ``screened``. Empty in other runs."""
 
     def evaluate(self, checkpoint: int | str = "last", *, task: Mapping[str, Any] | None = None) -> "Evaluated":
         """Test a model of the run again; nothing is written.

@@ -19,10 +19,12 @@ from ray_pcasgd.runs.pace import mean_staleness, overlap
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.record import CallbackError, RunRecord
 from ray_pcasgd.runs.result import Result, final_metrics, flat_metrics
+from ray_pcasgd.runs.screening import told
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 from ray_pcasgd.runs.storage.folder import RunFolder
 from ray_pcasgd.runs.storage.model_file import encode
+from ray_pcasgd.runs.storage.names import SCREENING
 from ray_pcasgd.schedule.parquet import trace_hash
 
 _LEAST_OVERLAP = 0.5
@@ -106,7 +108,7 @@ class Run(RunRecord):
         """
         try:
             self.engine = self.plan.engine(self.folder.location)
-            for row in self.monitor.rows:
+            for row in self.monitor.rows.averaged():
                 self.tell_figures(row)
             if self.is_leaving:
                 self.engine.leaving.ask()
@@ -277,6 +279,8 @@ class Run(RunRecord):
             self.ending.write(
                 "schedule.parquet", lambda: self.folder.write_schedule(self.rows, self.schedule_metadata())
             )
+            if not (judged := self.screening.frame()).empty:
+                self.ending.write(SCREENING, lambda: self.folder.write_screening(judged))
             if self.monitor.latest is not None:
                 self.ending.write("the model's file", self.write_model)
             self.call("on_evaluation", copy.deepcopy(rows))
@@ -344,6 +348,7 @@ class Run(RunRecord):
             best_checkpoints=self.checkpoints.there(),
             schedule_hash=summary["schedule_hash"],
             config=self.plan.config,
+            screening=self.screening.frame(),
         )
         with self.interrupts.held():
             self.call("on_end", result)
@@ -351,7 +356,7 @@ class Run(RunRecord):
 
     def summary(self, frame: pd.DataFrame) -> dict[str, Any]:
         """Return what the run's result has, but for how it ended."""
-        final = final_metrics(frame)
+        final, screening = final_metrics(frame), self.screening.summary()
         if "staleness_mean" in final:
             final["staleness_mean"] = mean_staleness(self.rows, self.plan.servers)
         return {
@@ -363,6 +368,7 @@ class Run(RunRecord):
             "agent_steps_per_second": None if self.pace.rate is None else round(self.pace.rate, 1),
             "initial": self.initial,
             "final": final,
+            **({} if screening is None else {"screening": {**screening, "lines": told(screening)}}),
             "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
         }
 

@@ -1,11 +1,17 @@
 """Sorts rows topologically, so that each can be executed: no row comes before those whose results it needs."""
 
 import heapq
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from functools import cached_property
+from itertools import chain, takewhile
+
+import numpy as np
 
 from ray_pcasgd.records import Row
+from ray_pcasgd.schedule.row_block import RowBlock
+from ray_pcasgd.schedule.row_log import RowLog
 
 _Key = tuple[int, int]
 """An agent and its step."""
@@ -21,31 +27,24 @@ def in_causal_order(rows: Iterable[Row], with_directions: bool = True) -> list[R
     executed, because no row publishes a version that they read, come last. Between workers and servers no directions
     travel (``with_directions``).
     """
-    by_key = {(row.agent, row.step): row for row in rows}
-    lost = _never_executable(by_key)
-    executable = {key: row for key, row in by_key.items() if key not in lost}
-    return _Ordering(executable, with_directions).ordered() + _by_time(lost.values())
+    by_key = {row[:2]: row for row in rows}
+    return list(causally_ordered(RowLog(by_key.values()), with_directions))
 
 
-def _versions_needed(row: Row, before: Mapping[_Key, _Key]) -> Iterator[_Key]:
-    if (row.agent, row.step) in before:
-        yield before[row.agent, row.step]
-    elif row.step and row.kind != "rejoined":
-        yield row.agent, row.step - 1
-    yield from ((read.neighbor, read.version - 1) for read in row.reads if read.version)
+def causally_ordered(rows: RowLog, with_directions: bool = True) -> Iterator[Row]:
+    """Yield the rows as ``in_causal_order`` returns them; of each agent a few of them are unpacked at a time."""
+    ends = _never_executable(rows)
+    yield from _Ordering(rows, ends, with_directions).ordered()
+    if ends:
+        yield from _by_time(row for row in rows if row.step >= ends.get(row.agent, math.inf))
 
 
-def _rows_before(rows: Iterable[Row]) -> dict[_Key, _Key]:
-    """Return the row before each that an agent came back with: the last one that it took before it was lost."""
-    steps: defaultdict[int, list[int]] = defaultdict(list)
-    for row in rows:
-        steps[row.agent].append(row.step)
-    before: dict[_Key, _Key] = {}
-    for row in rows:
-        earlier = [step for step in steps[row.agent] if step < row.step] if row.kind == "rejoined" else []
-        if earlier:
-            before[row.agent, row.step] = (row.agent, max(earlier))
-    return before
+def _by_time(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (row.end, row.step, row.agent))
+
+
+def _versions_needed(row: Row) -> Iterator[_Key]:
+    return ((read.neighbor, read.version - 1) for read in row.reads if read.version)
 
 
 def _directions_needed(row: Row) -> Iterator[_Key]:
@@ -56,87 +55,158 @@ def _without_direction(row: Row, neighbor: int) -> Row:
     return row._replace(reads=tuple(r._replace(staleness=0) if r.neighbor == neighbor else r for r in row.reads))
 
 
-def _by_time(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: (row.end, row.step, row.agent))
+def _never_executable(rows: RowLog) -> dict[int, int]:
+    """Return the agents of which rows can never be executed, and the first such step: all after it cannot either."""
+    ends: dict[int, int] = {}
+    begins = {agent: [begin for begin, _ in steps if begin] for agent, steps in rows.steps.items()}
+    gaps = {agent: np.array(own) for agent, own in begins.items() if own}
+    is_new = True
+    while is_new:
+        is_new = False
+        for block in rows.blocks():
+            lost = _lost(block, rows, gaps, ends)
+            for agent, step in zip(block.agent[lost].tolist(), block.step[lost].tolist(), strict=True):
+                if step < ends.get(agent, math.inf):
+                    ends[agent], is_new = step, True
+    return ends
 
 
-def _never_executable(by_key: Mapping[_Key, Row]) -> dict[_Key, Row]:
-    dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
-    before = _rows_before(by_key.values())
-    for key, row in by_key.items():
-        for need in _versions_needed(row, before):
-            dependents[need].append(key)
-    lost: dict[_Key, Row] = {}
-    missing = [need for need in dependents if need not in by_key]
-    while missing:
-        for key in dependents[missing.pop()]:
-            if key not in lost:
-                lost[key] = by_key[key]
-                missing.append(key)
+def _lost(block: RowBlock, rows: RowLog, gaps: Mapping[int, np.ndarray], ends: Mapping[int, int]) -> np.ndarray:
+    """Return which rows of a block follow a gap, or read what no row that can be executed publishes."""
+    lost = np.zeros(len(block.agent), dtype=bool)
+    for agent, begins in gaps.items():
+        lost |= (block.agent == agent) & np.isin(block.step, begins) & ~block.comes_back
+    missing = rows.lacks(block.neighbor, block.version)
+    for agent, end in ends.items():
+        missing |= (block.neighbor == agent) & (block.version > end)
+    lost[block.reader[missing]] = True
     return lost
 
 
 class _Ordering:
-    """Topological sorting that gives up directions where they form cycles; all needed versions are there."""
+    """Topological sorting that gives up directions where they form cycles; all needed versions are there.
 
-    def __init__(self, rows: dict[_Key, Row], with_directions: bool) -> None:
-        self.left = rows
+    Each agent's rows are executed in the order of their steps, so only the next row of each can be.
+    """
+
+    def __init__(self, rows: RowLog, ends: Mapping[int, int], with_directions: bool) -> None:
+        self.rows = rows
+        self.ends = ends
+        """Which step of an agent is the first that cannot be executed, where there is one."""
         self.with_directions = with_directions
-        self.before = _rows_before(rows.values())
-        self.num_needs: Counter[_Key] = Counter()
-        self.dependents: defaultdict[_Key, list[_Key]] = defaultdict(list)
+        self.steps = rows.steps
+        self.coming = {agent: self.executable_of(agent) for agent in sorted(self.steps)}
+        """Each agent's rows that are still to come, but for its next one."""
+        self.next: dict[int, Row] = {}
+        """Each agent's next row."""
+        self.done = dict.fromkeys(self.steps, -1)
+        """The last step of each agent that is ordered."""
+        self.waiting: defaultdict[int, list[_Key]] = defaultdict(list)
+        """By agent the steps of it that others' next rows wait for, and who these are, as heaps."""
         self.ready: list[tuple[float, int, int]] = []
-        for key in rows:
-            for agent, step in self.directions_needed(key):
-                if (agent, step) not in rows:
-                    rows[key] = _without_direction(rows[key], agent)
-            for need in self.needs(key):
-                self.num_needs[key] += 1
-                self.dependents[need].append(key)
-        for key in rows:
-            self.enter_if_ready(key)
 
-    def ordered(self) -> list[Row]:
-        result: list[Row] = []
-        while self.left:
-            while not self.ready:
-                if not self.break_cycle():
-                    return result + _by_time(self.left.values())
-            _, step, agent = heapq.heappop(self.ready)
-            result.append(self.left.pop((agent, step)))
-            for key in self.dependents[agent, step]:
-                self.num_needs[key] -= 1
-                self.enter_if_ready(key)
-        return result
+    def executable_of(self, agent: int) -> Iterator[Row]:
+        end = self.ends.get(agent, math.inf)
+        executable = takewhile(lambda row: row.step < end, self.rows.of_agent(agent))
+        return map(self.without_missing, executable)
 
-    def needs(self, key: _Key) -> Iterator[_Key]:
-        return chain(_versions_needed(self.left[key], self.before), self.directions_needed(key))
+    def without_missing(self, row: Row) -> Row:
+        """Return a row without the directions that no row computes."""
+        for neighbor, step in self.directions_needed(row):
+            if not self.is_there(neighbor, step):
+                row = _without_direction(row, neighbor)
+        return row
 
-    def directions_needed(self, key: _Key) -> Iterator[_Key]:
-        return _directions_needed(self.left[key]) if self.with_directions else iter(())
+    def ordered(self) -> Iterator[Row]:
+        for agent in self.coming:
+            self.draw(agent)
+        while self.next:
+            if self.ready:
+                _, step, agent = heapq.heappop(self.ready)
+                yield self.next.pop(agent)
+                self.done[agent] = step
+                self.draw(agent)
+                others = self.waiting[agent]
+                while others and others[0][0] <= step:
+                    self.enter(heapq.heappop(others)[1])
+            elif not self.break_cycle():
+                yield from _by_time(chain(self.next.values(), *self.coming.values()))
+                return
 
-    def enter_if_ready(self, key: _Key) -> None:
-        if not self.num_needs[key]:
-            heapq.heappush(self.ready, (self.left[key].end, key[1], key[0]))
+    def draw(self, agent: int) -> None:
+        """Take an agent's next row, if there is one."""
+        row = next(self.coming[agent], None)
+        if row is not None:
+            self.next[agent] = row
+            self.enter(agent)
+
+    def is_there(self, agent: int, step: int) -> bool:
+        """Return whether there is a row of an agent's step, which can be executed."""
+        return step < self.ends.get(agent, math.inf) and agent in self.steps and step in self.steps[agent]
+
+    def enter(self, agent: int) -> None:
+        """Note that an agent's next row is ready, or what it waits for."""
+        row = self.next[agent]
+        need = self.need(row)
+        if need is None:
+            heapq.heappush(self.ready, (row.end, row.step, agent))
+        else:
+            heapq.heappush(self.waiting[need[0]], (need[1], agent))
+
+    def need(self, row: Row) -> _Key | None:
+        """Return the first row that a row waits for."""
+        needs = chain(_versions_needed(row), self.directions_needed(row))
+        return next((need for need in needs if self.done[need[0]] < need[1]), None)
+
+    def directions_needed(self, row: Row) -> Iterator[_Key]:
+        return _directions_needed(row) if self.with_directions else iter(())
 
     def break_cycle(self) -> bool:
         """Give up the direction, in a cycle of needs, that comes latest for its reader; return whether there is one."""
-        pairs = [(key, need) for key, need in self.cycle() if need in self.directions_needed(key)]
+        pairs = [(agent, need) for agent, need in self.cycle() if need in self.directions_needed(self.next[agent])]
         if not pairs:
             return False
-        key, need = max(pairs, key=lambda pair: self.left[pair[1]].end - self.left[pair[0]].end)
-        self.left[key] = _without_direction(self.left[key], need[0])
-        self.dependents[need].remove(key)
-        self.num_needs[key] -= 1
-        self.enter_if_ready(key)
+        # The version itself is there, so the row that computes the direction at it is its agent's next one.
+        agent, need = max(pairs, key=lambda pair: self.next[pair[1][0]].end - self.next[pair[0]].end)
+        self.next[agent] = _without_direction(self.next[agent], need[0])
+        self.waiting[need[0]].remove((need[1], agent))
+        heapq.heapify(self.waiting[need[0]])
+        self.enter(agent)
         return True
 
-    def cycle(self) -> list[tuple[_Key, _Key]]:
-        """Return a cycle's rows, each with the one that it needs; there is one, since all that are left need one."""
-        path: dict[_Key, _Key] = {}
-        key = min(self.left, key=lambda key: (self.left[key].end, key))
-        while key not in path:
-            path[key] = next(need for need in self.needs(key) if need in self.left)
-            key = path[key]
-        pairs = list(path.items())
-        return pairs[list(path).index(key) :]
+    def cycle(self) -> list[tuple[int, _Key]]:
+        """Return the agents of a cycle, each with what its next row waits for; there is one, since all of them wait."""
+        path: dict[int, _Key] = {}
+        agent = self.earliest()
+        while agent not in path:
+            need = self.need(self.next[agent])
+            assert need is not None
+            path[agent] = need
+            agent = need[0]
+        return list(path.items())[list(path).index(agent) :]
+
+    def earliest(self) -> int:
+        """Return whose row has the earliest end of all that are left."""
+        if self.is_steady:
+            return min(self.next, key=lambda agent: (self.next[agent].end, agent))
+        found = (math.inf, -1, -1)
+        done, ends = (np.full(max(self.done) + 1, value) for value in (-1, 2**31))
+        done[list(self.done)] = list(self.done.values())
+        ends[list(self.ends)] = list(self.ends.values())
+        for block in self.rows.blocks():
+            left = np.flatnonzero((block.step > done[block.agent]) & (block.step < ends[block.agent]))
+            if len(left):
+                place = left[np.lexsort((block.step[left], block.agent[left], block.end[left]))[0]]
+                found = min(found, (float(block.end[place]), int(block.agent[place]), int(block.step[place])))
+        return found[1]
+
+    @cached_property
+    def is_steady(self) -> bool:
+        """Whether no agent's row ends before one that it took before: then its next one is its earliest."""
+        ended = dict.fromkeys(self.steps, -math.inf)
+        for agent in self.steps:
+            for row in self.rows.of_agent(agent):
+                if row.end < ended[agent]:
+                    return False
+                ended[agent] = row.end
+        return True

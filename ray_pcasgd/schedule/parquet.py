@@ -3,10 +3,11 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.parquet as pq
@@ -16,11 +17,18 @@ from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.records import Read, Row, RowKind
 from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.row_block import RowBlock, joined
+from ray_pcasgd.schedule.row_log import RowLog
 
 FORMAT = "ray_pcasgd schedule 2"
 FORMAT_WITH_HELD = "ray_pcasgd schedule 3"
 """The same with a column more, where agents have kept shares of push-sum that others could not take."""
 _MOST_READS = 30_000_000
+_BATCH_ROWS = 2**12
+"""Rows that are unpacked at once as they are read."""
+_GROUP_ROWS = 2**16
+_GROUP_READS = 2**19
+"""Rows or reads of a row group as it is written."""
 
 _SCHEMA = pa.schema(
     [
@@ -45,21 +53,36 @@ _READ_SCHEMA = _SCHEMA.set(9, pa.field("kind", pa.dictionary(pa.int32(), pa.stri
 
 def write_rows(path: Path, rows: Iterable[Row], metadata: Mapping[str, str]) -> None:
     """Write a schedule, in the order of the rows, with the given metadata (``format`` is taken)."""
-    rows = list(rows)
-    columns = [[getattr(row, name) for row in rows] for name in ("agent", "step", "start", "ready", "end")]
-    columns += [[[read[place] for read in row.reads] for row in rows] for place in range(4)]
-    columns += [[row.kind for row in rows]]
-    kind = FORMAT
-    if any(row.held for row in rows):
-        kind = FORMAT_WITH_HELD
-        columns += [[list(row.held) for row in rows]]
+    log = rows if isinstance(rows, RowLog) else RowLog(rows)
+    kind = FORMAT_WITH_HELD if log.has_held else FORMAT
     schema = _SCHEMAS[kind].with_metadata({**metadata, "format": kind})
-    table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
-    with path.open("wb") as file:  # a path with a colon would be taken for a location elsewhere
-        pq.write_table(table, file, write_page_checksum=True)
+    # A path with a colon would be taken for a location elsewhere.
+    with path.open("wb") as file, pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
+        for block in _row_groups(log.blocks()):
+            columns = block.columns()[: len(schema)]
+            writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
+
+
+def _row_groups(blocks: Iterable[RowBlock]) -> Iterator[RowBlock]:
+    """Yield rows in larger blocks, of about the size of a row group."""
+    gathered: list[RowBlock] = []
+    for block in blocks:
+        gathered.append(block)
+        rows, reads, _ = (sum(sizes) for sizes in zip(*(one.sizes for one in gathered), strict=True))
+        if rows >= _GROUP_ROWS or reads >= _GROUP_READS:
+            yield joined(gathered)
+            gathered = []
+    if gathered:
+        yield joined(gathered)
 
 
 def read_rows(path: Path, location: str | None = None) -> tuple[list[Row], dict[str, str]]:
+    """Return a schedule's rows and its metadata; see ``read_log``."""
+    rows, metadata = read_log(path, location)
+    return list(rows), metadata
+
+
+def read_log(path: Path, location: str | None = None) -> tuple[RowLog, dict[str, str]]:
     """Return a schedule's rows and its metadata; ``location`` is what errors call it where the file is a copy.
 
     Raises:
@@ -86,16 +109,21 @@ def read_rows(path: Path, location: str | None = None) -> tuple[list[Row], dict[
     if any(column.null_count for column in table.columns):
         raise ValueError(f"{named}: has empty fields")
     _check_sizes(named, table)
-    rows = []
-    columns = [column.to_pylist() for column in table.set_column(9, "kind", table["kind"].cast(pa.string())).columns]
-    helds = columns.pop() if has_held else [()] * table.num_rows
-    for (agent, step, start, ready, end, *reads, kind), held in zip(zip(*columns, strict=True), helds, strict=True):
-        if len({len(column) for column in reads}) != 1 or any(value is None for column in reads for value in column):
-            raise ValueError(f"{named}: the reads of agent {agent} at step {step} are incomplete")
-        read = tuple(map(Read._make, zip(*reads, strict=True)))
-        rows.append(Row(agent, step, start, ready, end, read, kind, tuple(held)))
-    _check_rows(path, rows)
+    table = table.set_column(9, "kind", table["kind"].cast(pa.string()))
+    rows = RowLog(_checked(path, _rows_of(named, table, has_held)))
+    _check_reads(path, rows)
     return rows, {key: value for key, value in metadata.items() if key not in ("format", "ARROW:schema")}
+
+
+def _rows_of(named: str, table: pa.Table, has_held: bool) -> Iterator[Row]:
+    for batch in table.to_batches(_BATCH_ROWS):
+        columns = [column.to_pylist() for column in batch.columns]
+        helds = columns.pop() if has_held else [()] * batch.num_rows
+        for (agent, step, start, ready, end, *reads, kind), held in zip(zip(*columns, strict=True), helds, strict=True):
+            if len({len(column) for column in reads}) != 1 or any(value is None for own in reads for value in own):
+                raise ValueError(f"{named}: the reads of agent {agent} at step {step} are incomplete")
+            read = tuple(map(Read._make, zip(*reads, strict=True)))
+            yield Row(agent, step, start, ready, end, read, kind, tuple(held))
 
 
 def _check_sizes(named: str, table: pa.Table) -> None:
@@ -111,7 +139,8 @@ def _check_sizes(named: str, table: pa.Table) -> None:
         )
 
 
-def _check_rows(path: Path, rows: Sequence[Row]) -> None:
+def _checked(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows that do not contradict themselves."""
     steps: dict[int, int] = {}
     for row in rows:
         at = f"schedule = {str(path)!r}: agent {row.agent} at step {row.step}"
@@ -130,25 +159,24 @@ def _check_rows(path: Path, rows: Sequence[Row]) -> None:
         for read in row.reads:
             if min(read) < 0 or read.age > row.step:
                 raise ValueError(f"{at} has the read {read}; allowed are numbers from 0 on, and an age up to the step")
-    known = published(rows)
-    for row in rows:
-        for read in row.reads:
-            if read[:2] not in known:
-                raise ValueError(
-                    f"schedule = {str(path)!r}: agent {row.agent} reads version {read.version} of agent "
-                    f"{read.neighbor}, which takes {steps.get(read.neighbor, 0)} steps"
-                )
+        yield row
 
 
-def published(rows: Iterable[Row]) -> set[tuple[int, int]]:
-    """Return all agents and versions that rows read or publish: the first versions, and the version of each row."""
-    rows = list(rows)
-    first = {(agent, 0) for row in rows for agent in (row.agent, *(read.neighbor for read in row.reads))}
-    return first | {(row.agent, row.step + 1) for row in rows}
+def _check_reads(path: Path, rows: RowLog) -> None:
+    """Raise ``ValueError`` where a row reads a version that no row has come to."""
+    for block in rows.blocks():
+        lacking = rows.lacks(block.neighbor, block.version)
+        for place in np.flatnonzero(lacking)[:1]:
+            neighbor, agent = int(block.neighbor[place]), int(block.agent[block.reader[place]])
+            taken = rows.steps[neighbor].end if neighbor in rows.steps else 0
+            raise ValueError(
+                f"schedule = {str(path)!r}: agent {agent} reads version {block.version[place]} of agent "
+                f"{neighbor}, which takes {taken} steps"
+            )
 
 
 def check_fits(
-    rows: Sequence[Row], neighbors: Sequence[Sequence[int]], rounds: Rounds, left: Set[int] = frozenset()
+    rows: RowLog | Sequence[Row], neighbors: Sequence[Sequence[int]], rounds: Rounds, left: Set[int] = frozenset()
 ) -> None:
     """Raise ``ValueError`` where a schedule does not fit a run with these neighbors and rounds.
 
@@ -203,31 +231,32 @@ def _in_rounds(rounds: Rounds, agent: int) -> str:
     return "" if rounds.are_single else f" in rounds of local_steps = {rounds.length(agent)}"
 
 
-def newest_reads(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with one read of each neighbor, the newest version, as rules read that push no shares."""
-    newest = ({read.neighbor: read for read in row.reads} for row in rows)
-    return [row._replace(reads=tuple(own.values()), held=()) for row, own in zip(rows, newest, strict=True)]
+def newest_reads(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows with one read of each neighbor, the newest version, as rules read that push no shares."""
+    for row in rows:
+        newest = {read.neighbor: read for read in row.reads}
+        yield row._replace(reads=tuple(newest.values()), held=())
 
 
-def rows_up_to(rows: Iterable[Row], versions: Sequence[int]) -> tuple[list[Row], int]:
+def rows_up_to(rows: RowLog, versions: Sequence[int]) -> tuple[RowLog, int]:
     """Return the rows by which agents came to these versions, and how many of their reads were of later ones.
 
     Those reads are left out.
     """
-    kept: list[Row] = []
-    left_out = 0
-    for row in rows:
-        if row.step < versions[row.agent]:
-            reads = tuple(read for read in row.reads if read.version <= versions[read.neighbor])
-            left_out += len(row.reads) - len(reads)
-            kept.append(row._replace(reads=reads))
+    last = np.array(versions)
+    kept, left_out = RowLog(), 0
+    for block in rows.blocks():
+        own = block.select(np.flatnonzero(block.step < last[block.agent]))
+        is_known = own.version <= last[own.neighbor]
+        left_out += int(np.count_nonzero(~is_known))
+        kept.extend(own.with_reads(is_known))
     return kept, left_out
 
 
 def trace_hash(rows: Iterable[Row]) -> str:
     """Return a hash of who read which version, with which staleness and age; times and the rows' order do not count."""
     digest = hashlib.blake2b(digest_size=8)
-    for row in sorted(rows, key=lambda row: row[:2]):
+    for row in rows.by_agent() if isinstance(rows, RowLog) else sorted(rows, key=lambda row: row[:2]):
         marks: tuple[Any, ...] = () if row.kind == "step" else (row.kind,)
         marks += (("held", *row.held),) if row.held else ()
         digest.update(repr((row.agent, row.step, *marks, *(tuple(read) for read in row.reads))).encode())

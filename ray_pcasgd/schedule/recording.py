@@ -5,24 +5,28 @@ execute is left out; the rest is sorted.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
+import numpy as np
+
 from ray_pcasgd.records import Event, Read, Row, RowKind
-from ray_pcasgd.schedule.ordering import in_causal_order
-from ray_pcasgd.schedule.parquet import published
+from ray_pcasgd.schedule.ordering import causally_ordered
+from ray_pcasgd.schedule.row_log import RowLog
 
 
 def replayable(
-    rows: Sequence[Row],
+    rows: RowLog,
     *,
     is_live: bool,
     servers: Collection[int] = (),
     expires: bool = False,
     workers_step: bool = False,
     with_directions: bool = True,
-) -> tuple[list[Row], list[Event]]:
+) -> tuple[RowLog, list[Event]]:
     """Return a run's rows as they can be executed, and remarks on what was changed.
+
+    They are looked through a block at a time.
 
     Args:
         rows: All rows that were reported, each agent's in order.
@@ -33,15 +37,46 @@ def replayable(
         with_directions: Whether a read of a stale version needs its neighbor's direction there (``in_causal_order``).
 
     """
-    known, events = list(rows), list[Event]()
+    events: list[Event] = []
     if is_live and servers:
-        known = with_unreported(rows, servers, expires, workers_step)
-        events += _restored(known[len(rows) :])
-    known, after_gaps = _without_rows_after_gaps(known) if is_live else (known, [])
-    known, left_out = _without_unreported_reads(known)
+        added = list(_unreported(rows, servers, expires, workers_step))
+        rows = _with(rows, added)
+        events += _restored(added)
     if is_live:
-        known = in_causal_order(known, with_directions)
-    return known, [*events, *after_gaps, *left_out]
+        rows, after_gaps = _without_rows_after_gaps(rows)
+        events += after_gaps
+    rows, left_out = _without_unreported_reads(rows)
+    if is_live:
+        rows = RowLog(causally_ordered(rows, with_directions))
+    return rows, [*events, *left_out]
+
+
+def _with(rows: RowLog, added: Sequence[Row]) -> RowLog:
+    """Return a log of more rows."""
+    if not added:
+        return rows
+    known = RowLog()
+    for block in rows.blocks():
+        known.extend(block)
+    for row in added:
+        known.append(row)
+    return known
+
+
+def _unreported(rows: RowLog, servers: Collection[int], expires: bool, workers_step: bool) -> Iterator[Row]:
+    """Yield the rows that ``with_unreported`` adds; those of workers of which none is missing are not looked at."""
+    lost: set[int] = set()
+    for block in rows.blocks():
+        taken = np.isin(block.agent, [*servers])[block.reader] & rows.lacks(block.neighbor, block.version)
+        lost |= {*block.neighbor[taken].tolist()}
+    if not lost:
+        return
+    known = [
+        row._replace(reads=tuple(read for read in row.reads if read.neighbor in lost)) if row.agent in servers else row
+        for row in rows
+        if row.agent in servers or row.agent in lost
+    ]
+    yield from with_unreported(known, servers, expires, workers_step)[len(known) :]
 
 
 def _restored(added: Sequence[Row]) -> list[Event]:
@@ -116,40 +151,70 @@ def _sorted(reads: dict[int, Read]) -> tuple[Read, ...]:
     return tuple(reads[server] for server in sorted(reads))
 
 
-def _without_rows_after_gaps(rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
+def _without_rows_after_gaps(rows: RowLog) -> tuple[RowLog, list[Event]]:
     """Return the rows without those of an agent that follow one which it was killed before reporting.
 
     So it is where others average with an agent that is in the middle of an evaluation. From where it has come back,
     its rows count again.
     """
-    next_steps: dict[int, int] = {}
-    dropped = []
-    for row in sorted(rows, key=lambda row: row.step):
-        if row.step > next_steps.get(row.agent, 0) and row.kind != "rejoined":
-            dropped.append(row)
-        else:
-            next_steps[row.agent] = row.step + 1
-    if not dropped:
-        return list(rows), []
-    gone = {row[:2] for row in dropped}
-    names = _names(row.agent for row in dropped)
+    gone = _after_gaps(rows)
+    if not gone:
+        return rows, []
+    kept, dropped = RowLog(), list[tuple[int, int]]()
+    for block in rows.blocks():
+        is_gone = np.zeros(len(block.agent), dtype=bool)
+        for agent, begin, end in gone:
+            is_gone |= (block.agent == agent) & (block.step >= begin) & (block.step < end)
+        kept.extend(block.select(np.flatnonzero(~is_gone)))
+        dropped += zip(block.agent[is_gone].tolist(), block.step[is_gone].tolist(), strict=True)
+    names = _names(agent for agent, _ in dropped)
     detail = f"{len(dropped)} steps of {names}, after a step that was not reported, are left out of the schedule"
-    return [row for row in rows if row[:2] not in gone], [
-        Event("reads_unrecorded", dropped[0].agent, dropped[0].step, detail)
-    ]
+    return kept, [Event("reads_unrecorded", *min(dropped, key=lambda key: key[1]), detail)]
 
 
-def _without_unreported_reads(rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
+def _after_gaps(rows: RowLog) -> list[tuple[int, int, int]]:
+    """Return which steps follow a gap: agents, and the first step and one above the last of each stretch."""
+    gaps = {agent for agent, steps in rows.steps.items() if [begin for begin, _ in steps] != [0]}
+    if not gaps:
+        return []
+    back = {agent: sorted(own) for agent, own in _returns(rows, gaps).items()}
+    gone = []
+    for agent in sorted(gaps):
+        next_step = 0
+        for begin, end in rows.steps[agent]:
+            first = next((step for step in back[agent] if begin <= step < end), end)
+            if begin > next_step and first > begin:
+                gone.append((agent, begin, first))
+            if begin <= next_step or first < end:
+                next_step = end
+    return gone
+
+
+def _returns(rows: RowLog, agents: Collection[int]) -> dict[int, list[int]]:
+    """Return the steps by which each of these agents has come back."""
+    found: dict[int, list[int]] = {agent: [] for agent in agents}
+    for block in rows.blocks():
+        back = block.comes_back & np.isin(block.agent, [*agents])
+        for agent, step in zip(block.agent[back].tolist(), block.step[back].tolist(), strict=True):
+            found[agent].append(step)
+    return found
+
+
+def _without_unreported_reads(rows: RowLog) -> tuple[RowLog, list[Event]]:
     """Return the rows without reads of versions whose steps were never reported."""
-    known = published(rows)
-    unknown = [read for row in rows for read in row.reads if read[:2] not in known]
+    unknown: list[tuple[int, int]] = []
+    for block in rows.blocks():
+        lacking = rows.lacks(block.neighbor, block.version)
+        unknown += zip(block.neighbor[lacking].tolist(), block.version[lacking].tolist(), strict=True)
     if not unknown:
-        return list(rows), []
-    names = _names(read.neighbor for read in unknown)
+        return rows, []
+    kept = RowLog()
+    for block in rows.blocks():
+        kept.extend(block.with_reads(~rows.lacks(block.neighbor, block.version)))
+    names = _names(neighbor for neighbor, _ in unknown)
     detail = f"{len(unknown)} reads of unreported versions of {names} are left out of the schedule"
-    kept = [row._replace(reads=tuple(read for read in row.reads if read[:2] in known)) for row in rows]
-    return kept, [Event("reads_unrecorded", unknown[0].neighbor, unknown[0].version, detail)]
+    return kept, [Event("reads_unrecorded", *unknown[0], detail)]
 
 
-def _names(agents: Iterator[int]) -> str:
+def _names(agents: Iterable[int]) -> str:
     return ", ".join(f"agent {agent}" for agent in sorted(set(agents)))

@@ -3,12 +3,15 @@
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ray_pcasgd.records import Row
 from ray_pcasgd.schedule.churn import PeerRows
 from ray_pcasgd.schedule.churn_servers import ChurningServerRows
 from ray_pcasgd.schedule.plan_servers import ServerPlanner, ServerRows
+
+if TYPE_CHECKING:  # its actor unpacks no rows that are planned, and reads no files
+    from ray_pcasgd.schedule.row_log import RowLog
 
 
 class Schedule(Protocol):
@@ -41,7 +44,7 @@ def away_from(rows: Iterator[Row | None]) -> Mapping[int, int]:
 class Recorded:
     """A schedule that was recorded, executed as it stands; an empty one for runs that record their own."""
 
-    recorded: tuple[Row, ...] = ()
+    recorded: "RowLog | tuple[Row, ...]" = ()
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.recorded)

@@ -121,6 +121,36 @@ ALGORITHMS: dict[str, Any] = {
     | UNEVEN,
     "sgp-overlap, narrow wire": {"algorithm": "sgp-overlap", "wire": "int4"} | UNEVEN,
     "sgp-overlap, local steps": {"algorithm": "sgp-overlap", "local_steps": 3, "num_steps": 16} | UNEVEN,
+    "bridge, churn, replayed": {
+        "algorithm": {"name": "bridge", "screen": "median"},
+        "faults": {"agents": [1], "attack": {"name": "stale-replay", "period": 3}},
+        "num_agents": 4,
+        "num_steps": 16,
+        "evaluate_every": 4,
+        "membership": [{"agents": [1, 2], "leaves": "3.3s", "returns": "8s"}],
+    }
+    | BATCH_NORM
+    | UNEVEN,
+    "bridge, predicting": {
+        "algorithm": {"name": "bridge", "screen": "krum", "late": "predict", "bounded": True},
+        "num_agents": 6,
+        "wire": "bf16",
+        "faults": {"agents": [1, 4], "attack": "alie"},
+    }
+    | UNEVEN,
+    "bridge, bulyan, combining first": {
+        "algorithm": {"name": "bridge", "screen": "bulyan", "attackers": 0, "late": "clip"},
+        "overlap": False,
+        "local_steps": 3,
+        "num_steps": 16,
+        "faults": {"agents": [2], "attack": "label-flip"},
+    }
+    | UNEVEN,
+    "gossip-pull, noise": {
+        "algorithm": {"name": "gossip-pull", "every": 2},
+        "faults": {"agents": [2], "attack": {"name": "noise", "std": 0.1}},
+    }
+    | UNEVEN,
     "dc-s3gd": {"algorithm": "dc-s3gd", "mixing": "uniform"},
     "d-asgd-importance": {"algorithm": "d-asgd-importance"} | UNEVEN,
     "gossip-pull": {"algorithm": {"name": "gossip-pull", "every": 2}} | UNEVEN,
@@ -241,6 +271,9 @@ ON_RAY = [
     "noloco",
     "choco-sgd",
     "sgp-overlap, narrow wire",
+    "bridge, churn, replayed",
+    "bridge, predicting",
+    "bridge, bulyan, combining first",
     "dc-s3gd",
     "d-asgd-importance",
     "gossip-pull",
@@ -271,6 +304,7 @@ QUICK = [
     "own tensors, probed",
     "gossip-push",
     "pc-asgd, churn",
+    "bridge, predicting",
     "sgp-overlap, directed, batch norm",
 ]
 BETWEEN_HOSTS = {"transport": "object-store", "inline_bytes": 0}
@@ -390,6 +424,10 @@ RECORDED: dict[str, Any] = {
     },
     "by displacement": {"algorithm": {"name": "pc-asgd", "prediction": "displacement"}},
     "noloco": {"algorithm": "noloco", "local_steps": [2, 1, 1], "links": [{"delay": "0.02s"}]},
+    "bridge, attacked": {
+        "algorithm": {"name": "bridge", "screen": "median", "late": "predict"},
+        "faults": {"agents": [1], "attack": "alie"},
+    },
     "choco-sgd": {"algorithm": "choco-sgd", "local_steps": [4, 2, 1], "wire": "int8"},
     "adamw": ADAMW | {"accumulate": 3},
     "adafactor": ALGORITHMS["p-asgd, adafactor"],
@@ -403,6 +441,7 @@ BOUNDED = (
     "in parts",
     "by displacement",
     "pc-asgd-pv",
+    "bridge, attacked",
     "adamw",
     "adafactor",
 )

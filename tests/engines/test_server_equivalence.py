@@ -61,6 +61,23 @@ CASES: dict[str, Any] = {
     )
     | SECONDS,
     "rennala": server({"name": "rennala", "k": 4}) | SECONDS,
+    "asgd, kardam, attacked": server("asgd", {"name": "kardam", "attackers": 0, "window": 1})
+    | {"faults": {"agents": [1], "attack": {"name": "noise", "std": 9.0}}, "task": IMAGES}
+    | SECONDS,
+    "k-batch-async, trimmed mean, two shards": server(
+        {"name": "k-batch-async", "k": 4}, screen="trimmed-mean", shards=2
+    )
+    | {"faults": {"agents": [1], "attack": "label-flip"}}
+    | SECONDS,
+    "sync, centered clipping, churn": server("sync", screen="centered-clipping", attackers=1)
+    | {"faults": {"agents": [1], "attack": "sign-flip"}}
+    | SECONDS
+    | {"membership": [{"agent": 2, "leaves": "3s", "returns": "6s"}]},
+    "asgd, attacked": server("asgd")
+    | {"faults": {"agents": [1], "attack": {"name": "stale-replay", "period": 3}}, "wire": {"directions": "int8"}}
+    | SECONDS,
+    "elastic averaging, attacked": {"algorithm": {"name": "elastic-averaging", "period": 3, "alpha": 0.3}}
+    | {"faults": {"agents": [1], "attack": {"name": "noise", "std": 0.01}}},
     "malenia": server({"name": "malenia", "target": 1.5}) | SECONDS,
     "ringleader, batch norm": server("ringleader") | {"task": IMAGES, "num_steps": 16},
     "ia2sgd, dc-asgd-c, two shards": server("ia2sgd", {"name": "dc-asgd-c", "lambda_0": 2.0}, shards=2) | SECONDS,
@@ -184,6 +201,9 @@ ON_RAY = [
     "adasync",
     "ringmaster, stopping, dampened",
     "rennala",
+    "asgd, kardam, attacked",
+    "k-batch-async, trimmed mean, two shards",
+    "sync, centered clipping, churn",
     "malenia",
     "ringleader, batch norm",
     "ia2sgd, dc-asgd-c, two shards",
@@ -199,7 +219,7 @@ ON_RAY = [
     *CHURNS,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c", "ringmaster, stopping, dampened")
-FRESH = ("k-sync", "rennala", "malenia", "diloco, rounds of their own")
+FRESH = ("k-sync", "rennala", "malenia", "diloco, rounds of their own", "sync, centered clipping, churn")
 
 
 def assert_same_run(result: Result, other: Result) -> None:

@@ -13,6 +13,8 @@ import torch
 
 import experiments
 from experiments.benchmarks import memory
+from experiments.byzantine import study as byzantine
+from experiments.byzantine.page import kardam
 from experiments.compensation import study as compensation
 from experiments.convergence.page import crossover, exponents
 from experiments.convergence.problem import optimum
@@ -77,6 +79,7 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "rivals": (rivals.HERE, lambda settings: [job.config for job in rivals.tuning_jobs(settings)]),
     "rivals, pairs": (rivals.HERE, lambda settings: [job.config for job in rival_pairs.tuning_jobs(settings)]),
     "rivals, momentum": (rivals.HERE, lambda settings: [job.config for job in rival_momentum.tuning_jobs(settings)]),
+    "byzantine": (byzantine.HERE, lambda settings: [job.config for job in byzantine.jobs_of(settings)]),
     "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),
     "slow_worker": (slow_worker.HERE, of_slow_worker),
     "compensation": (
@@ -260,3 +263,25 @@ def test_pauses_of_some_algorithms_take_the_place_of_theirs_alone() -> None:
     found = pd.DataFrame({"algorithm": [names[2], names[1]], "end": [4.0, 5.0]})
     merged = pauses.merged(before, found)
     assert merged.to_dict("list") == {"algorithm": names, "end": [1.0, 5.0, 4.0]}
+
+
+def of_servers(attack: str, liars: float, honest: float) -> dict[str, Any]:
+    labels = {"kind": "servers", "method": "asgd, kardam", "attack": attack, "accuracy": 0.5}
+    return labels | {"out_attackers": liars, "out_in_time": np.nan, "out_late": honest}
+
+
+@pytest.mark.parametrize(
+    ("liars", "said"),
+    [
+        ((0.9, 0.9, 0.9), "**Kardam tells attackers from the honest**"),
+        ((0.9, 0.4, 0.9), "**Kardam tells attackers apart under some attacks**"),
+        ((0.4, 0.4, 0.3), "**Kardam does not tell attackers apart**"),
+    ],
+    ids=str,
+)
+def test_the_page_of_attackers_says_of_kardam_what_the_figures_say(liars: tuple[float, ...], said: str) -> None:
+    rows = [of_servers(attack, own, 0.35) for attack, own in zip(byzantine.SERVER_ATTACKS, liars, strict=True)]
+    rows += [of_servers("none", np.nan, 0.3), of_servers("none", np.nan, 0.0) | {"method": "asgd"}]
+    line = kardam(pd.DataFrame(rows))
+    assert said in line
+    assert "without attackers it rejects 30.0 % of late gradients" in line

@@ -1,5 +1,6 @@
 """What a live agent of AD-PSGD decides: whom it asks, whom it gives up, and how it comes back."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -40,7 +41,7 @@ class PairPolicy:
         """Whom the agent may ask."""
         self.met: Counter[int] = Counter()
         """The newest version of each neighbor that the agent has averaged with."""
-        self.own_times = OwnTimes(1, [])
+        self.own_times = OwnTimes(1, array("d"))
         self.links(injection)
         self._extra_seconds = injection.compute.extra_sampler(injection.seed, spec.agent)
         self._due: float | None = None

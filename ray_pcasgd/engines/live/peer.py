@@ -1,5 +1,6 @@
 """What a live peer decides: what it reads, what it waits for, whom it reaches, and how it comes back."""
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ class PeerPolicy:
         self.last = self.rounds.last(spec.agent)
         """The version at which the agent has taken all its steps."""
         self.watch = NeighborWatch(spec.agent, spec.neighbors, self.rounds, limits, self._tell)
-        self.own_times = OwnTimes(1, [])
+        self.own_times = OwnTimes(1, array("d"))
         self.held_up = False
         """Whether the present step took so long that the agent's process must have been stopped meanwhile."""
         self.links(injection)

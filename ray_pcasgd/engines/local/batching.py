@@ -178,6 +178,7 @@ def _step_peers(
     else:
         states, updates = torch.func.vmap(rule.step)(states, own, reads)
     measures = {name: values.tolist() for name, values in updates.measures.items()}
+    of_neighbors = {name: values.tolist() for name, values in updates.of_neighbors.items()}
     outcomes: list[dict[str, float] | NonFiniteLossError] = []
     for b, (agent, state, weights, own_gathered) in enumerate(
         zip(agents, unstack(states, len(agents)), updates.weights.unbind(), gathered, strict=True)
@@ -188,7 +189,9 @@ def _step_peers(
         except NonFiniteLossError as error:
             outcomes.append(error)
         else:
-            outcomes.append({name: values[b] for name, values in measures.items()})
+            own_of_neighbors = {name: values[b] for name, values in of_neighbors.items()}
+            told = agent.told_of_neighbors(own_of_neighbors, own_gathered)
+            outcomes.append({name: values[b] for name, values in measures.items()} | told)
     return outcomes
 
 

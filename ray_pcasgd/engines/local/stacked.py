@@ -54,6 +54,7 @@ def fits_into_a_table(agents: Sequence[Participant], schedule: Schedule) -> Type
         and recipe.wire.is_plain
         and not recipe.has_fragments
         and not recipe.isolate_non_finite
+        and recipe.faults is None
         and (first.displacements is None or isinstance(first.displacements, MeanVelocity))
         and first.weights.numel() <= _LARGEST_MODEL
         and not (replica.has_frozen or replica.local() or first.buffers.numel())

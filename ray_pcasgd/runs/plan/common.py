@@ -1,6 +1,6 @@
 """What the plans of all families have in common: who takes part, what planners are given, recorded schedules."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.participant import LearnerSpec
@@ -13,9 +13,10 @@ from ray_pcasgd.runs.storage.remote import reason_of
 from ray_pcasgd.schedule.delays import check_timing
 from ray_pcasgd.schedule.hosts import check_hosts
 from ray_pcasgd.schedule.info import ScheduleInfo
-from ray_pcasgd.schedule.ordering import in_causal_order
-from ray_pcasgd.schedule.parquet import read_rows
+from ray_pcasgd.schedule.ordering import causally_ordered
+from ray_pcasgd.schedule.parquet import read_log
 from ray_pcasgd.schedule.regions import check_regions, links_of
+from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.topology import Network
 
@@ -103,15 +104,15 @@ def check_agents(config: Config, num_agents: int) -> None:
     check_regions(config.regions, num_agents)
 
 
-def _read(location: str) -> tuple[list[Row], dict[str, str]]:
+def _read(location: str) -> tuple[RowLog, dict[str, str]]:
     try:
         with local_file(location) as path:
-            return read_rows(path, location)
+            return read_log(path, location)
     except OSError as error:
         raise ValueError(f"schedule = {location!r}: cannot be read ({reason_of(error)})") from None
 
 
-def recorded_rows(config: Config, fitted: Callable[[Sequence[Row], ScheduleInfo], Iterable[Row]]) -> Recorded:
+def recorded_rows(config: Config, fitted: Callable[[RowLog, ScheduleInfo], Iterable[Row]]) -> Recorded:
     """Return the rows of the run's recorded schedule that it executes, in an order in which they can be executed.
 
     Args:
@@ -128,4 +129,6 @@ def recorded_rows(config: Config, fitted: Callable[[Sequence[Row], ScheduleInfo]
     info, kind = ScheduleInfo.from_metadata(metadata), kind_of(config.algorithm)
     kind.check(config.schedule, info)
     # Fitted first: a direction that only a row beyond the run's end would compute must not be waited for.
-    return Recorded(tuple(in_causal_order(fitted(rows, info), waits_for_directions(config))))
+    executed = fitted(rows, info)
+    log = executed if isinstance(executed, RowLog) else RowLog(executed)
+    return Recorded(RowLog(causally_ordered(log, waits_for_directions(config))))

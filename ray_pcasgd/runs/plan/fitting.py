@@ -58,7 +58,7 @@ def with_compensation(config: Config) -> Config:
     Its Taylor term takes a direction for a gradient, which that of SGD alone is.
     """
     rule = config.algorithm
-    if not isinstance(rule, PredictingRule) or rule.compensation is not None:
+    if not isinstance(rule, PredictingRule) or not rule.predicts or rule.compensation is not None:
         return config
     fitting = ConstantCompensation() if isinstance(config.optimizer, SGD) else ConstantCompensation(lambda_0=0.0)
     return config.model_copy(update={"algorithm": rule.model_copy(update={"compensation": fitting})})

@@ -14,13 +14,13 @@ from ray_pcasgd.agents.participant import Training
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.records import Row
 from ray_pcasgd.rules.acid import ACiD, connectivity
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.schedule.changing import ChangingTopology
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
+from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network
 
@@ -157,7 +157,7 @@ def _schedule(config: Config, division: Division, clusters: tuple[int, ...], siz
     return PairPlanner(partners=division.partners, message_bytes=message_bytes, **planned_timing(config, clusters))
 
 
-def _fitted(config: Config, division: Division, rows: Sequence[Row], info: ScheduleInfo) -> Sequence[Row]:
+def _fitted(config: Config, division: Division, rows: RowLog, info: ScheduleInfo) -> RowLog:
     """Return the rows, which are a whole run of pairs: each partner has a row of each averaging.
 
     Where agents were lost, those that have left for good took fewer steps, and the rows of a lost agent that it did

@@ -1,7 +1,7 @@
 """What a run between peers needs: its barrier, its network, and its schedule."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.base import DefaultBarrier, Rule
+from ray_pcasgd.rules.bridge import Bridge
 from ray_pcasgd.rules.exchange import AllNeighbors
 from ray_pcasgd.rules.practical import PCASGDPV
 from ray_pcasgd.rules.probe_data import CustomProbes, OwnProbes, SharedProbes
@@ -30,6 +31,7 @@ from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import away_times
 from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
+from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
 from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
 from ray_pcasgd.tasks.datasets import CustomData, Data
@@ -90,6 +92,7 @@ def peer_roster(
         network = build_network(config.topology, config.mixing, config.num_agents, config.seed)
         check_changes(config, rule)
     check_agents(config, config.num_agents)
+    _check_attackers(rule, network, config.topology.name)
     steps = rounds_of(config).local_steps
     recipe = Recipe(
         **training,
@@ -134,6 +137,22 @@ def check_changes(config: Config, rule: Rule) -> None:
         raise ValueError(f"{setting}: allowed with membership is a graph that stays as it is")
 
 
+def _check_attackers(rule: Rule, network: Network, topology: str) -> None:
+    """Raise ``ValueError`` where an agent has fewer neighbors than a screen needs to stand that many attackers."""
+    if not isinstance(rule, Bridge):
+        return
+    needed = rule.screen.least(rule.attackers, center_votes=True)
+    agent = min(range(len(network.neighbors)), key=lambda k: len(network.neighbors[k]))
+    has = len(network.neighbors[agent])
+    if has < needed:
+        most = max((b for b in range(rule.attackers) if rule.screen.least(b, center_votes=True) <= has), default=None)
+        allowed = f"are 0 to {most}" if most else "is 0" if most == 0 else "is none"
+        raise ValueError(
+            f"algorithm.attackers = {rule.attackers}: allowed with algorithm.screen.name = {rule.screen.name!r} and "
+            f"topology.name = {topology!r} {allowed}; agent {agent} has {has} of the {needed} neighbors that it takes"
+        )
+
+
 def _schedule(config: Config, rule: Rule, network: Network, clusters: tuple[int, ...], message_bytes: int) -> Schedule:
     if config.schedule is not None:
         return recorded_rows(config, partial(_fitted, config, rule, network))
@@ -158,7 +177,7 @@ def _has_returns(config: Config, schedule: Schedule) -> bool:
     return any(away.returns < math.inf for one in config.membership for away in one.away)
 
 
-def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], info: ScheduleInfo) -> list[Row]:
+def _fitted(config: Config, rule: Rule, network: Network, rows: RowLog, info: ScheduleInfo) -> Iterable[Row]:
     """Return the rows that the run executes.
 
     Raises:
@@ -171,30 +190,31 @@ def _fitted(config: Config, rule: Rule, network: Network, rows: Sequence[Row], i
                 f"schedule = {config.schedule!r}: its agents may read a version twice, or never; allowed with "
                 f"algorithm.name = {config.algorithm.name!r} are schedules of sgp and sgp-overlap"
             )
-        rows = newest_reads(rows)
+        rows = RowLog(newest_reads(rows))
     rounds = rounds_of(config)
     check_fits(rows, network.neighbors, rounds, info.left)
-    rows = [row for row in rows if row.step < rounds.last(row.agent)]
+    is_as_long = all(steps.end <= rounds.last(agent) for agent, steps in rows.steps.items())
+    taken = rows if is_as_long else RowLog(row for row in rows if row.step < rounds.last(row.agent))
     if rule.sends_differences:
-        _check_never_back(config, rows)
-    if rule.reading == "every":
-        # The last version is not passed on; but an agent may come back as the mean of such versions.
-        rows = [
-            row
-            if row.kind == "rejoined"
-            else row._replace(reads=tuple(r for r in row.reads if r.version < rounds.last(r.neighbor)))
-            for row in rows
-        ]
-    return rows
+        _check_never_back(config, taken)
+    if rule.reading != "every":
+        return taken
+    # The last version is not passed on; but an agent may come back as the mean of such versions.
+    return (
+        row
+        if row.kind == "rejoined"
+        else row._replace(reads=tuple(r for r in row.reads if r.version < rounds.last(r.neighbor)))
+        for row in taken
+    )
 
 
-def _check_never_back(config: Config, rows: Sequence[Row]) -> None:
+def _check_never_back(config: Config, rows: RowLog) -> None:
     """Raise ``ValueError`` where a row reads an older version of a neighbor than its agent has read before.
 
     Who adds up differences has the newest one alone. Versions that no row reads are no matter: they come all the same.
     """
     newest: dict[tuple[int, int], int] = {}
-    for row in sorted(rows, key=lambda row: row.step):
+    for row in rows.by_agent():
         for read in row.reads:
             link = row.agent, read.neighbor
             if read.version < newest.get(link, 0):

@@ -29,6 +29,7 @@ from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.pace import is_agent_step
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, kind_of, waits_for_directions
+from ray_pcasgd.runs.plan.faults import check_faults, check_labels
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
 from ray_pcasgd.runs.plan.local_steps import (
     check_local_steps,
@@ -51,6 +52,7 @@ from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import Departure, away_times
 from ray_pcasgd.schedule.recording import replayable
+from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
 from ray_pcasgd.schedule.topology import Network
 from ray_pcasgd.tasks.ray_stream import StreamedImages
@@ -162,7 +164,7 @@ class Plan:
         has_states = isinstance(self.config.algorithm, Rule | ServerRule) and not waits_for_losses(self.schedule)
         return isinstance(self.config.engine, LocalSettings) and has_states
 
-    def replayable(self, rows: Sequence[Row]) -> tuple[list[Row], list[Event]]:
+    def replayable(self, rows: RowLog) -> tuple[RowLog, list[Event]]:
         """Return the run's rows as they can be executed, and remarks on what was changed."""
         algorithm = self.config.algorithm
         rule = algorithm if isinstance(algorithm, ServerRule) else None
@@ -255,6 +257,7 @@ def make_plan(config: Config, runs_here: bool = True) -> Plan:
     config = with_defaults(config, runs_here)
     try:
         data = with_probes(config.task.load(), config.algorithm, config.task.data)
+        check_labels(config, data)
         config = config.model_copy(update={"task": config.task.fitting(data)})
         if isinstance(data.train, StreamedImages) and isinstance(config.engine, LocalSettings):
             raise ValueError("engine.name = 'local': allowed with task.data.streamed is ray")
@@ -322,7 +325,7 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
         reliability = ByStaleness(staleness=1 if live else 0)
     algorithm = config.algorithm
     # A class of one's own may ask for what the bound measures, or not: it is left as it is.
-    if isinstance(algorithm, PredictingRule) and algorithm.bounded is None and not is_others(algorithm):
+    if isinstance(algorithm, PredictingRule) and _may_be_bounded(algorithm):
         algorithm = algorithm.model_copy(update={"bounded": live})
     # Pairs that average, or wait for each other, have no steps by which one could be late.
     in_pairs = isinstance(algorithm, ADPSGD) or (isinstance(algorithm, Rule) and algorithm.meets_in_pairs)
@@ -339,6 +342,11 @@ def with_defaults(config: Config, runs_here: bool = True) -> Config:
         "overlap": overlap,
     }
     return config.model_copy(update=filled_in)
+
+
+def _may_be_bounded(rule: PredictingRule) -> bool:
+    """Return whether a rule predicts, and it is left to the run whether its predictions are bounded."""
+    return rule.predicts and rule.bounded is None and not is_others(rule)
 
 
 def with_num_steps(config: Config, data: TaskData, shards: Sequence[np.ndarray]) -> Config:
@@ -479,6 +487,7 @@ def _check_settings(config: Config) -> None:
         raise ValueError(f"step_size = {lowest:g}: allowed are values from 0 on")
     _check_precision(config)
     _check_servers_gpus(config)
+    check_faults(config)
     if config.accumulate > config.batch_size:
         raise ValueError(f"accumulate = {config.accumulate}: allowed are 1 to batch_size = {config.batch_size}")
     kept = config.checkpoint
@@ -535,4 +544,5 @@ def _training(config: Config) -> dict[str, Any]:
         "gradient_clipping": config.gradient_clipping,
         "accumulate": config.accumulate,
         "precision": config.precision,
+        "faults": config.faults,
     }

@@ -1,6 +1,6 @@
 """What a run with servers needs in addition to a run between peers: checks, and a schedule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import away_times
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
+from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Schedule
 
 
@@ -185,8 +186,8 @@ def _schedule(
     return ChurningServerPlanner(**timing, away=away) if away else ServerPlanner(**timing)
 
 
-def _fitted(config: Config, rule: ServerRule, rows: Sequence[Row], info: ScheduleInfo) -> list[Row]:
-    """Return the rows that the run executes: until each server has taken all steps.
+def _fitted(config: Config, rule: ServerRule, rows: RowLog, info: ScheduleInfo) -> Iterator[Row]:
+    """Yield the rows that the run executes: until each server has taken all steps.
 
     Raises:
         ValueError: the schedule has other workers, is too short, or a row reads what a run with servers does not.
@@ -208,7 +209,6 @@ def _fitted(config: Config, rule: ServerRule, rows: Sequence[Row], info: Schedul
                 f"num_steps = {config.num_steps}: allowed with the schedule is up to {position.steps}, what "
                 "its server takes"
             )
-    kept = []
     for row in rows:
         strangers = [agent for agent in (row.agent, *(read.neighbor for read in row.reads)) if agent not in everybody]
         if strangers:
@@ -228,26 +228,22 @@ def _fitted(config: Config, rule: ServerRule, rows: Sequence[Row], info: Schedul
             )
         if row.agent >= first:
             if row.step <= last[row.agent]:
-                kept.append(row)
+                if rule.gathering.epoch is not None:
+                    _check_epochs(config, rule, row)
+                yield row
         elif any(read.version <= last[read.neighbor] + 1 for read in row.reads):
-            kept.append(row._replace(reads=tuple(_up_to(read, last[read.neighbor] + 1) for read in row.reads)))
-    if rule.gathering.epoch is not None:
-        _check_epochs(config, rule, kept)
-    return kept
+            yield row._replace(reads=tuple(_up_to(read, last[read.neighbor] + 1) for read in row.reads))
 
 
-def _check_epochs(config: Config, rule: ServerRule, rows: Sequence[Row]) -> None:
+def _check_epochs(config: Config, rule: ServerRule, row: Row) -> None:
     """Raise ``ValueError`` where an update takes what was computed before its epoch, or before its snapshot."""
     gathering = rule.gathering
-    for row in rows:
-        if row.agent >= config.num_agents and any(
-            has_expired(gathering, row.step - read.staleness, row.step) for read in row.reads
-        ):
-            raise ValueError(
-                f"schedule = {config.schedule!r}: update {row.step} takes what was computed before its epoch; allowed "
-                f"with algorithm.name = {config.algorithm.name!r} are schedules of runs with as many updates an epoch, "
-                f"{gathering.epoch}, the first of which waits for all workers"
-            )
+    if any(has_expired(gathering, row.step - read.staleness, row.step) for read in row.reads):
+        raise ValueError(
+            f"schedule = {config.schedule!r}: update {row.step} takes what was computed before its epoch; allowed "
+            f"with algorithm.name = {config.algorithm.name!r} are schedules of runs with as many updates an epoch, "
+            f"{gathering.epoch}, the first of which waits for all workers"
+        )
 
 
 def _up_to(read: Read, final: int) -> Read:

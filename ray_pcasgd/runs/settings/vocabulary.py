@@ -86,6 +86,8 @@ WORDS = {
     "schedule": "trace replay recorded_schedule",
     "reliability.staleness": "staleness_bound max_staleness",
     "barrier": "synchronous synchronous_mode",
+    "faults": "attack byzantine malicious adversary byzantine_workers byzantine_agents",
+    "algorithm.attackers": "num_byzantine n_byzantine num_attackers num_malicious nb_byz",
 }
 """Other frameworks' words, by the setting that they mean here."""
 

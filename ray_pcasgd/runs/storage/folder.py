@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from ray_pcasgd.runs.storage.names import (
     RESULT,
     RUN_FILES,
     SCHEDULE,
+    SCREENING,
     STATES,
     UNFINISHED_FOLDER,
     claimed_folder,
@@ -321,15 +322,22 @@ class RunFolder:
 
     def write_metrics(self, frame: pd.DataFrame) -> None:
         """Write the metrics rows so far."""
+        self._write_table(METRICS, frame)
+
+    def write_screening(self, frame: pd.DataFrame) -> None:
+        """Write how often each agent's messages were screened out."""
+        self._write_table(SCREENING, frame)
+
+    def _write_table(self, name: str, frame: pd.DataFrame) -> None:
         self.check()
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
                 frame.to_parquet(file, index=False)
 
-        write_whole(self.path / METRICS, write)
+        write_whole(self.path / name, write)
 
-    def write_schedule(self, rows: Sequence[Row], metadata: Mapping[str, str]) -> None:
+    def write_schedule(self, rows: Iterable[Row], metadata: Mapping[str, str]) -> None:
         """Write the rows that were executed."""
         self.check()
         write_whole(self.schedule, lambda path: write_rows(path, rows, dict(metadata)))

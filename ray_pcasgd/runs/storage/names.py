@@ -13,8 +13,9 @@ from ray_pcasgd.runs.storage.remote import RemoteStorage, is_remote, location_in
 
 CONFIG, EVENTS, RESULT = "config.yaml", "events.jsonl", "result.json"
 METRICS, SCHEDULE, REPORT = "metrics.parquet", "schedule.parquet", "report.html"
+SCREENING = "screening.parquet"
 STATES, CHECKPOINTS = "states", "checkpoints"
-RUN_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE, REPORT, *MODEL_FILES, *PRETRAINED_FILES)
+RUN_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE, SCREENING, REPORT, *MODEL_FILES, *PRETRAINED_FILES)
 """The names of the files that a run leaves in its folder."""
 PAGE_FILES = (CONFIG, EVENTS, RESULT, METRICS, SCHEDULE)
 """Those that a report draws."""

@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ray_pcasgd.base.state import State, check_rows, difference
+import torch
+
+from ray_pcasgd.base.state import State, difference
 from ray_pcasgd.config import CheckpointSettings
 from ray_pcasgd.engines.base import StateError
 from ray_pcasgd.engines.failures import restoring
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.storage.state_files import StateFiles
+from ray_pcasgd.schedule.row_block import Sizes
+from ray_pcasgd.schedule.row_log import RowLog, restored
 
 
 class RunStates(StateFiles):
@@ -64,7 +69,7 @@ class RunStates(StateFiles):
             own = state["run"]
             if (found := difference(self._example, own)) is not None:
                 raise StateError(found)
-            check_rows(own["rows"], self._num_agents)
+            restored_rows(own["rows"], self._num_agents)
             if not all(isinstance(event, Event) for event in own["lost"]):
                 raise StateError("state.lost holds something other than events")
 
@@ -79,3 +84,19 @@ class RunStates(StateFiles):
         self._passed_over.add(path)
         detail = f"state {path} cannot be used ({problem}); an older one is taken, if there is one"
         self._say(Event("state_skipped", -1, 0, detail))
+
+
+def restored_rows(blocks: Any, num_agents: int) -> RowLog:
+    """Return the rows of a run's state.
+
+    Raises:
+        ValueError: they are no rows of ``num_agents`` agents.
+
+    """
+    encoded = []
+    for block in blocks:
+        if not isinstance(block, list) or len(block) != 4 or not isinstance(block[3], torch.Tensor):
+            raise ValueError(f"{block!r:.80} is no block of rows")
+        *sizes, data = block
+        encoded.append((Sizes(*sizes), data.numpy()))
+    return restored(encoded, num_agents)

@@ -20,8 +20,9 @@ from rich.console import Console
 from ray_pcasgd.base.own_files import remove_whole
 from ray_pcasgd.base.state import State, load_state
 from ray_pcasgd.cli.terminal import Terminal
-from ray_pcasgd.records import Read, Row
+from ray_pcasgd.records import Row
 from ray_pcasgd.runs.trainer import resume
+from ray_pcasgd.schedule.row_block import packed
 from tests.unit.interrupted_runs import (
     KEEPING,
     SERVER,
@@ -134,6 +135,11 @@ def without(*keys: Any) -> Callable[[State], Any]:
     return change
 
 
+def block_of(row: Row) -> list[Any]:
+    block = packed([row])
+    return [*block.sizes, torch.frombuffer(bytearray(block.encoded()), dtype=torch.uint8)]
+
+
 WRONG: dict[str, Callable[[State], Any]] = {
     "a number": lambda state: 3,
     "a list": lambda state: [1, 2],
@@ -149,14 +155,18 @@ WRONG: dict[str, Callable[[State], Any]] = {
     "no loss": without("engine", "agents", 0, "loss"),
     "a part too many": changed("engine", "more", to=1),
     "rows that are none": changed("run", "rows", to=[(0, 0)]),
-    "a row of agent 99": changed("run", "rows", 0, to=Row(99, 0, 0.0, 0.0, 0.0, ())),
-    "a row of a negative step": changed("run", "rows", 0, to=Row(0, -1, 0.0, 0.0, 0.0, ())),
-    "a row that reads text": changed("run", "rows", 0, to=Row(0, 0, 0.0, 0.0, 0.0, (Read(1, "0", 0, 0),))),  # type: ignore[arg-type]
+    "a row of agent 99": changed("run", "rows", 0, to=block_of(Row(99, 0, 0.0, 0.0, 0.0, ()))),
+    "a row of a negative step": changed("run", "rows", 0, to=block_of(Row(0, -1, 0.0, 0.0, 0.0, ()))),
+    "rows that are cut short": changed("run", "rows", 0, 3, to=lambda data: data[:-1]),
+    "rows of more reads than there are": changed("run", "rows", 0, 1, to=lambda number: number + 1),
+    "rows in a text": changed("run", "rows", 0, 3, to="rows"),
     "more rows drawn than there are": changed("engine", "drawn", to=10**6),
     "a monitor that is none": changed("run", "monitor", to=[]),
     "a tally with a part too many": changed("run", "monitor", "tallies", 0, "take", to=5),
     "metrics that are none": changed("run", "monitor", "rows", to=[1, 2]),
-    "metrics of no step": changed("run", "monitor", "rows", 0, "step", to="five"),
+    "metrics of no step": changed("run", "monitor", "rows", 0, "names", 1, to="five"),
+    "metrics of agent 99": changed("run", "monitor", "rows", 0, "figures", to=lambda figures: figures + 90),
+    "metrics that are text": changed("run", "monitor", "rows", 0, "figures", to="1"),
     "seconds that are text": changed("run", "seconds", to="1"),
     "lost agents that are none": changed("run", "lost", to=["agent 1"]),
     "something that is called": lambda state: {"engine": Other(), "run": state["run"]},

@@ -12,6 +12,7 @@ from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.run import Run
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.storage.folder import RunFolder
+from ray_pcasgd.schedule.row_log import RowLog
 
 
 @pytest.mark.parametrize(("steps", "rate"), [(1, 0.5), (4, 2.0)])
@@ -54,7 +55,7 @@ def test_a_live_run_says_that_its_agents_hardly_overlapped(
     engine = {"name": "ray", "mode": mode}
     plan = make_plan(load_config({"num_agents": 2, "engine": engine, "storage_path": str(tmp_path)}))
     run = Run(plan, RunFolder.create(plan.config))
-    run.rows = rows((0, 0, 10), (1, second, second + 10))
+    run.rows = RowLog(rows((0, 0, 10), (1, second, second + 10)))
     run.note_overlap()
     events = run.folder.path / "events.jsonl"
     told = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []

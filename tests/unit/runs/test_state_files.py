@@ -83,7 +83,7 @@ def test_a_run_without_an_intact_state_begins_anew(tmp_path: Path) -> None:
     assert_as_undisturbed(resume(run))
 
 
-@pytest.mark.parametrize("state_format", [None, 3, 5])
+@pytest.mark.parametrize("state_format", [None, 4, 6])
 def test_states_of_another_version_are_refused_and_nothing_is_changed(
     state_format: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +92,7 @@ def test_states_of_another_version_are_refused_and_nothing_is_changed(
         write_state(folder, load_state(folder / "state.pt"), state_format)
     (newest_state(run) / "state.pt").write_bytes(b"damaged")
     before = tree_of(run)
-    expected = f"{run}: its state has format {state_format or 1}; allowed is 4: go on with the version"
+    expected = f"{run}: its state has format {state_format or 1}; allowed is 5: go on with the version"
     with pytest.raises(SettingsError, match=re.escape(expected)):
         resume(run)
     status, _, lines = command(["train", "--resume", str(run)], capsys)

@@ -1,13 +1,23 @@
 import random
 from collections.abc import Sequence
 
-from hypothesis import given
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.schedule import row_log
+from ray_pcasgd.schedule.barrier import NoBarrier
+from ray_pcasgd.schedule.delays import ComputeTimes
+from ray_pcasgd.schedule.laws import Exponential
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import first_difference, trace_hash
+from ray_pcasgd.schedule.plan_peers import Planner
+from ray_pcasgd.schedule.recording import replayable
+from ray_pcasgd.schedule.row_log import RowLog
+from ray_pcasgd.schedule.topology import Complete, Metropolis, Ring, build_network
 from tests.speed import examples
+from tests.unit.schedule.slow_recording import slow_order, slow_replayable
 from tests.unit.schedule.test_parquet import changed, changed_read, planned
 
 
@@ -97,3 +107,60 @@ def test_many_agents_are_ordered_quickly() -> None:
     ordered = in_causal_order(rows)
     assert executable(ordered)
     assert len(ordered) == len(rows)
+
+
+def readers(rows: Sequence[Row], draw: random.Random) -> int:
+    return draw.choice([place for place, row in enumerate(rows) if row.reads])
+
+
+def disturbed(seed: int) -> list[Row]:
+    """Return rows as a live run might report them: clocks that are wrong, staleness that is, rows that were lost."""
+    draw = random.Random(seed)
+    num_agents = draw.choice([3, 5, 6])
+    rows = list(
+        Planner(
+            neighbors=build_network(
+                Complete() if draw.random() < 0.5 else Ring(), Metropolis(), num_agents, 0
+            ).neighbors,
+            num_steps=draw.choice([2, 4, 6]),
+            compute=ComputeTimes(law=Exponential(mean=1)),
+            links=(),
+            clusters=(0,) * num_agents,
+            barrier=NoBarrier(),
+            seed=seed,
+        )
+    )
+    skew = [draw.uniform(-4, 4) * draw.choice([0, 1]) for _ in range(num_agents)]
+    jumps = draw.choice([0, 0, 3])
+    rows = [row._replace(end=row.end + skew[row.agent] + draw.uniform(-jumps, jumps)) for row in rows]
+    if draw.random() < 0.3:
+        rows = [row._replace(end=float(round(row.end))) for row in rows]
+    for _ in range(draw.choice([0, 12, 60])):
+        rows = changed_read(rows, readers(rows, draw), staleness=draw.randrange(3))
+    for _ in range(draw.choice([0, 0, 1, 3])):
+        rows = changed_read(rows, readers(rows, draw), version=draw.randrange(8))
+    for _ in range(draw.choice([0, 0, 1, 2])):
+        agent, begin, number = draw.randrange(num_agents), draw.randrange(4), draw.choice([1, 2])
+        back = draw.choice([begin + number, begin + number + 1, None])
+        rows = [
+            row._replace(kind="rejoined") if row[:2] == (agent, back) else row
+            for row in rows
+            if row.agent != agent or not begin <= row.step < begin + number
+        ]
+    if draw.random() < 0.5:
+        draw.shuffle(rows)
+    return rows
+
+
+@examples(100, 1000)
+@given(st.integers(0, 10**6), st.booleans())
+@example(141, True)  # two cycles at once, and an agent whose clock jumps
+@example(884, True)
+def test_rows_are_ordered_as_by_a_graph_of_all_that_they_need(seed: int, with_directions: bool) -> None:
+    rows = disturbed(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_log, "BLOCK_ROWS", 4)
+        patch.setattr(row_log, "_RECENT_BLOCKS", 2)
+        assert in_causal_order(rows, with_directions) == slow_order(rows, with_directions)
+        kept, _ = replayable(RowLog(rows), is_live=True, with_directions=with_directions)
+        assert list(kept) == slow_replayable(rows, with_directions)

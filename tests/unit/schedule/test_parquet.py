@@ -21,6 +21,7 @@ from ray_pcasgd.schedule.parquet import (
     write_rows,
 )
 from ray_pcasgd.schedule.plan_peers import Planner
+from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.topology import Complete, Metropolis, build_network
 
 NEIGHBORS = build_network(Complete(), Metropolis(), 3, 0).neighbors
@@ -255,6 +256,6 @@ def test_rows_up_to_versions_leave_out_what_others_have_read_of_later_ones() -> 
         Row(1, 1, 1, 2, 2, (Read(0, 2, 0, 0),)),
         Row(1, 2, 2, 3, 3, ()),
     ]
-    kept, left_out = rows_up_to(rows, (1, 2))
-    assert kept == [rows[0], rows[1], rows[3]._replace(reads=())]
+    kept, left_out = rows_up_to(RowLog(rows), (1, 2))
+    assert [*kept] == [rows[0], rows[1], rows[3]._replace(reads=())]
     assert left_out == 1

@@ -14,6 +14,7 @@ from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import read_rows, write_rows
 from ray_pcasgd.schedule.plan_servers import ServerPlanner
 from ray_pcasgd.schedule.recording import replayable, with_unreported
+from ray_pcasgd.schedule.row_log import RowLog
 from tests.speed import examples
 from tests.unit.schedule.test_plan_servers import plans, rows_of
 
@@ -182,7 +183,8 @@ def test_steps_after_one_that_was_not_reported_are_left_out_until_the_agent_has_
         row(1, 5, 4.0, (0, 2), kind="rejoined"),
         row(1, 6, 5.0),
     ]
-    kept, events = replayable(rows, is_live=True, with_directions=False)
+    log, events = replayable(RowLog(rows), is_live=True, with_directions=False)
+    kept = list(log)
     assert [one[:2] for one in kept] == [(0, 0), (1, 0), (0, 1), (1, 5), (1, 6)]
     assert kept[2].reads == ()
     assert [event.detail for event in events] == [

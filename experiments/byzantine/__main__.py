@@ -1,0 +1,12 @@
+"""Attackers: ``python -m experiments.byzantine [--scale smoke|cpu|paper]`` from the root.
+
+Every screen against every attack, with nobody late and with late links, on alike and on skewed shards; how many late
+honest neighbors each screen takes for attackers; and servers. Runs that are complete are not run again.
+"""
+
+from experiments.byzantine.page import write_page
+from experiments.byzantine.study import HERE, measure
+from experiments.running import run_study
+
+if __name__ == "__main__":
+    run_study(HERE, __doc__, measure, write_page)

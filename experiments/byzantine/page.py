@@ -1,0 +1,251 @@
+"""The study's page, made from what was measured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.byzantine.study import (
+    FEWER,
+    MEAN,
+    SCREENS,
+    SERVER_ATTACKS,
+    SERVERS,
+    SHARDS,
+    SWEPT,
+    jobs_of,
+)
+from experiments.studies import machine
+
+STANDS = 0.05
+"""By how much less than the plain mean without attackers accuracy may be where an attack is said to be stood."""
+TOLD_APART = 0.2
+"""By how much more of attackers' messages than of honest ones has to be left out, if they are told apart."""
+
+
+def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
+    """Write RESULTS.md."""
+    results = pd.read_parquet(output / "results.parquet")
+    peers, servers = (results[results["kind"] == kind] for kind in ("peers", "servers"))
+    kept = peers[peers["late"] == "keep"]
+    text = f"""# Attackers, and honest neighbors that are late
+
+Written by `python -m experiments.byzantine --scale {scale}` on {machine()}.
+
+Digits, {settings["config"]["num_agents"]} agents that read each other, {settings["config"]["num_steps"]} steps each;
+seeds {settings["seeds"]}. Attackers are agents 1, 4 and 2, in this order. *Late*: messages between
+agents 0 to 5 and agents 6 and 7 are {settings["delay"]} steps late. Accuracy is the mean over honest agents,
+`bridge`'s b is the number of attackers (1 where there is none), `mean` is `d-asgd`. One seed and one small task:
+differences of a few points say nothing. {made(settings, results)}
+
+## What does not reproduce
+
+{lateness_claim(peers)}
+{failures(kept, servers)}
+
+## How many late honest neighbors are taken for attackers
+
+{lateness(peers)}
+
+## Accuracy under each attack
+
+One attacker. An attack is stood (no mark) where accuracy is at most {100 * STANDS:g} points below that of the plain
+mean without attackers under the same delays and shards; **bold**: it is not.
+
+{tables(kept)}
+## Accuracy by the number of attackers
+
+Nobody late, shards alike; a dash: the graph has too few neighbors for so many.
+
+{numbers(kept)}
+## Servers
+
+Eight workers, exponential compute times, two attackers; b = 2, Kardam's f = 2. *Left out*: shares of the attackers'
+and of the others' gradients.
+
+{of_servers(servers)}"""
+    (output / "RESULTS.md").write_text(text, encoding="utf-8")
+
+
+def made(settings: Mapping[str, Any], results: pd.DataFrame) -> str:
+    """Return how many of the scale's runs were made."""
+    number = sum(1 for _ in jobs_of(settings))
+    if len(results) == number:
+        return f"All {number} runs of this scale were made."
+    return f"**{len(results)} of the {number} runs of this scale were made**; a dash stands for those that were not."
+
+
+def value(rows: pd.DataFrame, column: str = "accuracy") -> float:
+    """Return the mean over seeds; not a number where there is no run."""
+    return float(rows[column].mean()) if len(rows) else float("nan")
+
+
+def case(rows: pd.DataFrame, **labels: Any) -> pd.DataFrame:
+    """Return the runs that have these labels."""
+    for name, wanted in labels.items():
+        rows = rows[rows[name] == wanted]
+    return rows
+
+
+def percent(share: float) -> str:
+    """Return a share in percent; a dash for none."""
+    return "–" if share != share else f"{100 * share:.1f} %"
+
+
+def failures(kept: pd.DataFrame, servers: pd.DataFrame) -> str:
+    """Return which attacks are not stood that a screen is said to stand, and whether Kardam tells attackers apart."""
+    lines = []
+    for is_late, where in ((False, "nobody late"), (True, "late links")):
+        own = case(kept, shards="alike", is_late=is_late)
+        goal = value(case(own, method=MEAN, attack="none")) - STANDS
+        for method in (MEAN, *SCREENS):
+            fallen = [
+                f"{attack} ({percent(value(rows))})"
+                for attack in FEWER["alike", is_late]
+                if value(rows := case(own, method=method, attack=attack, attackers=1)) < goal
+            ]
+            if method == MEAN:
+                reached = f"{percent(goal + STANDS)} without attackers"
+                lines.append(f"- Shards alike, {where}: the plain mean has {reached}; it falls to {listed(fallen)}.")
+            elif fallen:
+                lines.append(f"  - `{method}` does not stand {listed(fallen)}.")
+    return "\n".join([kardam(servers), *lines])
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Return parts as one list."""
+    return ", ".join(parts) or "none of the attacks"
+
+
+def kardam(servers: pd.DataFrame) -> str:
+    """Return what Kardam makes of attackers and of the honest."""
+    parts, told = [], []
+    for attack in SERVER_ATTACKS:
+        rows = case(servers, method="asgd, kardam", attack=attack)
+        liars, honest = value(rows, "out_attackers"), value(rows, "out_late")
+        told.append(liars - honest > TOLD_APART)
+        parts.append(f"{attack} {percent(liars)} of the attackers' and {percent(honest)} of late honest gradients")
+    claim = "**Kardam tells attackers from the honest**" if all(told) else "**Kardam does not tell attackers apart**"
+    if any(told) and not all(told):
+        claim = "**Kardam tells attackers apart under some attacks**"
+    none = case(servers, method="asgd, kardam", attack="none")
+    plain = case(servers, method="asgd", attack="none")
+    cost = f"without attackers it rejects {percent(value(none, 'out_late'))} of late gradients"
+    reached = f"and comes to {percent(value(none))}, ASGD to {percent(value(plain))}"
+    return f"- {claim}: it rejects under {'; '.join(parts)}; {cost}, {reached}."
+
+
+def lateness(peers: pd.DataFrame) -> str:
+    """Return the answer in a line, and the table that it is read from."""
+    own = case(peers, is_late=True)
+    lowered = [
+        (value(case(rows, late="keep"), "out_late"), value(case(rows, late="predict"), "out_late"))
+        for _, _, _, rows in cases_of(own)
+        if len(case(rows, late="keep")) and len(case(rows, late="predict"))
+    ]
+    fewer = sum(predicted < kept - 0.01 for kept, predicted in lowered)
+    mean = [sum(column) / len(lowered) for column in zip(*lowered, strict=True)]
+    answer = (
+        f"By its weights as they were read, {percent(mean[0])} of a late honest neighbor is left out, on average over "
+        f"the rows below that have both, and {percent(mean[1])} by its predicted weights; prediction lowers the share "
+        f"in {fewer} of {len(lowered)} rows. That of honest neighbors in time is beside it: what a screen leaves out "
+        "of everybody is not mistaken for malice.\n\n"
+    )
+    heads = ["late, kept", "in time, kept", "late, predicted", "in time, predicted"]
+    text = f"| screen | attack | shards | {' | '.join(heads)} | accuracy kept | predicted | clipped |\n"
+    text += "|---|---|---|" + "---|" * 7 + "\n"
+    for method, attack, shards, rows in cases_of(own):
+        kept, predicted, clipped = (case(rows, late=late) for late in ("keep", "predict", "clip"))
+        cells = [percent(value(one, column)) for one in (kept, predicted) for column in ("out_late", "out_in_time")]
+        cells += [percent(value(one)) for one in (kept, predicted, clipped)]
+        text += f"| {method} | {attack} | {shards} | {' | '.join(cells)} |\n"
+    return answer + text
+
+
+def lateness_claim(peers: pd.DataFrame) -> str:
+    """Return whether prediction keeps late honest neighbors from being left out, and what it does to accuracy."""
+    both = [
+        (kept, predicted)
+        for _, _, _, rows in cases_of(case(peers, is_late=True))
+        if len(kept := case(rows, late="keep")) and len(predicted := case(rows, late="predict"))
+    ]
+    fewer = sum(value(predicted, "out_late") < value(kept, "out_late") for kept, predicted in both)
+    better = sum(value(predicted) > value(kept) for kept, predicted in both)
+    claim = "**Prediction keeps late honest neighbors from being taken for attackers**"
+    if fewer <= len(both) / 2:
+        claim = "**Prediction does not keep late honest neighbors from being taken for attackers**"
+    return (
+        f"- {claim}: less of them is left out in {fewer} of {len(both)} pairs of runs. Accuracy is higher with it in "
+        f"{better} of {len(both)}. Why both are so was not tested."
+    )
+
+
+def cases_of(own: pd.DataFrame) -> list[tuple[str, str, str, pd.DataFrame]]:
+    """Return screen, attack, shards and runs of each row of the table about lateness."""
+    return [
+        (method, attack, shards, case(own, method=method, attack=attack, shards=shards))
+        for method in SCREENS
+        for attack in ("none", "alie")
+        for shards in SHARDS
+    ]
+
+
+def tables(kept: pd.DataFrame) -> str:
+    """Return a table for each kind of delays and of shards: methods by attacks."""
+    text = ""
+    for shards in SHARDS:
+        for is_late, where in ((False, "nobody late"), (True, "late links")):
+            own = case(kept, shards=shards, is_late=is_late)
+            goal = value(case(own, method=MEAN, attack="none")) - STANDS
+            text += f"### Shards {shards}, {where}\n\n"
+            text += grid(("none", *FEWER[shards, is_late]), lambda m, a, own=own: at(own, m, a), goal) + "\n"
+    return text
+
+
+def at(own: pd.DataFrame, method: str, attack: str) -> float:
+    """Return the accuracy with one attacker, or with none."""
+    return value(case(own, method=method, attack=attack, attackers=int(attack != "none")))
+
+
+def grid(columns: Sequence[str], cell: Callable[[str, str], float], goal: float) -> str:
+    """Return a table of methods; what is below the goal is bold."""
+    text = f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}\n"
+    for method in (MEAN, *SCREENS):
+        values = [cell(method, column) for column in columns]
+        marked = [f"**{percent(one)}**" if one < goal else percent(one) for one in values]
+        text += f"| {method} | {' | '.join(marked)} |\n"
+    return text
+
+
+def numbers(kept: pd.DataFrame) -> str:
+    """Return a table for each attack of which the number of attackers varies."""
+    own, text = case(kept, shards="alike", is_late=False), ""
+    goal = value(case(own, method=MEAN, attack="none")) - STANDS
+    for attack in SWEPT:
+        text += f"### {attack}\n\n"
+
+        def cell(method: str, column: str, attack: str = attack) -> float:
+            number = int(column.split()[0])
+            rows = case(own, method=method, attack=attack if number else "none", attackers=number)
+            return value(rows)
+
+        text += grid([f"{number} attackers" for number in range(3)], cell, goal) + "\n"
+    return text
+
+
+def of_servers(servers: pd.DataFrame) -> str:
+    """Return the table of servers."""
+    columns = ("none", *SERVER_ATTACKS)
+    text = f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}\n"
+    for method in SERVERS:
+        cells = []
+        for attack in columns:
+            rows = case(servers, method=method, attack=attack)
+            liars = value(rows, "out_attackers")
+            honest = [value(rows, name) for name in ("out_in_time", "out_late")]
+            others = next((share for share in reversed(honest) if share == share), float("nan"))
+            left_out = f" (left out {percent(liars)}, {percent(others)})" if others == others else ""
+            cells.append(percent(value(rows)) + left_out)
+        text += f"| {method} | {' | '.join(cells)} |\n"
+    return text

@@ -1,0 +1,153 @@
+"""Attackers: each lie against its formula in float64, what it follows from, and where it is told."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from ray_pcasgd.agents.attacks import Attack, Attacker, Faults, flipped
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.runs.result import Result
+from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.trainer import Trainer, resume
+from tests.unit.interrupted_runs import SMALL, assert_as_undisturbed, interrupted
+
+DRAW = generator(0, "attacks")
+OWN = DRAW.normal(size=40)
+READ = {0: DRAW.normal(size=40), 2: DRAW.normal(size=40), 4: DRAW.normal(size=40)}
+"""What attacker 3 has read; 4 is a fellow of its."""
+HONEST = np.stack([OWN, READ[0], READ[2]])
+
+
+def attacker(attack: Any, seed: int = 0, agent: int = 3) -> Attacker:
+    faults = Faults(agents=(3, 4), attack=TypeAdapter[Any](Attack).validate_python(attack))
+    made = Attacker(faults, seed, agent)
+    for neighbor, vector in READ.items():
+        made.note(neighbor, torch.from_numpy(vector))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"),
+    [
+        ({"name": "sign-flip", "scale": 3}, -3 * OWN),
+        ({"name": "alie", "z": 0.7}, HONEST.mean(0) - 0.7 * HONEST.std(0, ddof=1)),
+        ("inner-product", -2 * HONEST.mean(0)),
+        ("mimic", READ[0]),
+        ("label-flip", OWN),
+    ],
+    ids=str,
+)
+def test_a_lie_is_its_formula(attack: Any, expected: np.ndarray) -> None:
+    found = attacker(attack).sent(5, torch.from_numpy(OWN))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_noise_is_drawn_by_agent_and_version_and_has_its_deviation() -> None:
+    own = torch.zeros(20_000)
+    draws = {
+        key: attacker({"name": "noise", "std": 3}, *key[:2]).sent(key[2], own)
+        for key in [(0, 3, 1), (0, 3, 2), (0, 4, 1), (1, 3, 1)]
+    }
+    assert torch.equal(draws[0, 3, 1], attacker({"name": "noise", "std": 3}).sent(1, own))
+    assert len({draw[0].item() for draw in draws.values()}) == 4
+    assert all(abs(float(draw.std()) - 3) < 0.1 and abs(float(draw.mean())) < 0.1 for draw in draws.values())
+
+
+def test_a_replay_is_of_the_version_at_which_its_period_began() -> None:
+    own = attacker({"name": "stale-replay", "period": 4})
+    sent = [int(own.sent(version, torch.tensor([float(version)]))) for version in range(11)]
+    assert sent == [0, 1, 1, 1, 4, 4, 4, 4, 8, 8, 8]
+    late = attacker({"name": "stale-replay", "period": 4})
+    assert [int(late.sent(version, torch.tensor([float(version)]))) for version in (6, 7, 8, 9)] == [6, 6, 8, 8]
+
+
+def test_nobody_lies_about_the_start_and_who_has_read_nothing_knows_itself_alone() -> None:
+    own = torch.from_numpy(OWN)
+    for name in ("sign-flip", "noise", "alie", "inner-product", "mimic", "stale-replay"):
+        assert torch.equal(attacker(name).sent(0, own), own)
+        again = attacker(name)
+        again.forget()
+        found = again.sent(1, own)
+        if name in ("alie", "mimic"):
+            assert torch.equal(found, own)
+
+
+def test_flipped_labels_are_the_others_from_behind_and_what_is_no_class_stays() -> None:
+    assert flipped(torch.tensor([0, 3, 9, -100]), 10).tolist() == [9, 6, 0, -100]
+
+
+def trained(folder: Path, **settings: Any) -> Result:
+    small = {"engine": "local", "num_agents": 4, "num_steps": 8, "evaluate_every": 8, "links": []}
+    result = Trainer(small | settings, storage_path=str(folder)).fit()
+    assert result.error is None
+    return result
+
+
+@pytest.mark.parametrize("algorithm", ["d-asgd", "server"])
+def test_who_trains_on_flipped_labels_has_another_loss_and_the_others_have_not(algorithm: str, tmp_path: Path) -> None:
+    """At the first step, which all take at the common start."""
+    settings: dict[str, Any] = {"algorithm": algorithm, "num_steps": 1, "evaluate_every": 1}
+    honest, attacked = (
+        trained(tmp_path / name, **settings, faults=faults).metrics_dataframe.set_index("agent")["train_loss"]
+        for name, faults in (("honest", None), ("attacked", {"agents": [2], "attack": "label-flip"}))
+    )
+    assert [k for k in range(4) if honest[k] != attacked[k]] == [2]
+
+
+def test_an_attacker_trains_honestly_and_what_others_read_of_it_is_its_lie(tmp_path: Path) -> None:
+    """Agent 0 alone reads a liar; in a step it gets no further than from what was sent."""
+    line = {"topology": {"name": "edges", "edges": [[0, 1]]}, "num_agents": 2, "mixing": "uniform"}
+    steps = {"num_steps": 2, "evaluate_every": 1, "step_size": 0.0, "algorithm": "d-psgd"}
+    attack = {"agents": [1], "attack": {"name": "sign-flip", "scale": 3.0}}
+    result = trained(tmp_path, **line, **steps, faults=attack)
+    frame = result.metrics_dataframe
+    # With a step size of 0 all stay at x; after two steps agent 0 is at (x + x)/2, and then at (x - 3 x)/2 = -x.
+    distances = frame[frame["agent"] == 0].sort_values("step")["consensus_distance"].tolist()
+    assert distances[0] == pytest.approx(0, abs=1e-6)
+    liar = frame[frame["agent"] == 1].sort_values("step")["consensus_distance"].tolist()
+    assert distances[1] == pytest.approx(liar[1])
+    assert distances[1] > 1
+
+
+@pytest.mark.parametrize("attack", ["alie", {"name": "stale-replay", "period": 7}])
+@pytest.mark.parametrize("algorithm", ["bridge", "server"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(attack: Any, algorithm: str, tmp_path: Path) -> None:
+    if algorithm == "server" and attack == "alie":
+        attack = "noise"
+    changes: dict[str, Any] = {
+        "algorithm": {"name": algorithm} | ({"screen": "median"} if algorithm == "bridge" else {}),
+        "faults": {"agents": [1], "attack": attack},
+    }
+    result = resume(interrupted(tmp_path, 10, **changes))
+    assert_as_undisturbed(result, **changes)
+    whole = Trainer(SMALL | changes, storage_path=str(tmp_path / "whole")).fit()
+    pd.testing.assert_frame_equal(result.screening, whole.screening)
+    assert result.screening.empty == (algorithm == "server")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"faults": {"agents": [4], "attack": "noise"}}, "faults.agents = [4]: allowed are some of the agents 0 to 3"),
+        ({"faults": {"agents": [0, 1, 2, 3], "attack": "noise"}}, "faults.agents = [0, 1, 2, 3]: allowed are some"),
+        ({"faults": {"agents": [1, 1], "attack": "noise"}}, "faults.agents = [1, 1]: allowed is each agent once"),
+        ({"algorithm": "server", "faults": {"agents": [1], "attack": "alie"}}, "faults.attack.name = 'alie': allowed"),
+        ({"algorithm": "sgp", "faults": {"agents": [1], "attack": "noise"}}, "faults: allowed with algorithm.name = "),
+        ({"algorithm": "ad-psgd", "faults": {"agents": [1], "attack": "noise"}}, "faults: allowed with algorithm.name"),
+        ({"algorithm": "choco-sgd", "faults": {"agents": [1], "attack": "noise"}}, "faults: allowed with algorithm"),
+        ({"algorithm": "bridge", "topology": "ring"}, "algorithm.attackers = 1: allowed with algorithm.screen.name = "),
+        ({"algorithm": {"name": "bridge", "screen": "bulyan"}}, "topology.name = 'complete' is 0; agent 0 has 3 of "),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_in_one_line(settings: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Trainer({"engine": "local", "num_agents": 4} | settings, storage_path=str(tmp_path)).fit()
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,200 @@
+"""Kardam against a slow reference in float64, and what its filters hold; and screens at servers."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.rules.correction import Late
+from ray_pcasgd.rules.kardam import Kardam
+from ray_pcasgd.rules.screens import NearestNeighbors
+from ray_pcasgd.rules.server import Delivered, ParameterServer
+from tests.unit.rules.test_screens import REFERENCES, SCREENS
+
+Array = NDArray[np.float64]
+ETA = 0.05
+SIZE = 6
+
+
+class SlowKardam:
+    """The algorithm with lists and loops, from its formulas."""
+
+    def __init__(self, workers: int, attackers: int, window: int) -> None:
+        self.n, self.f, self.window = workers, attackers, window
+        self.before: dict[int, tuple[Array, Array]] = {}
+        self.growths: dict[int, list[float]] = {}
+        self.accepted: list[int] = []
+        self.last: tuple[Array, Array] = (np.zeros(SIZE), np.zeros(SIZE))
+        self.in_a_row = 0
+
+    def takes(self, worker: int, gradient: Array, at: Array, present: Array) -> bool:
+        if worker in self.before:
+            old, place = self.before[worker]
+            if (distance := float(np.linalg.norm(at - place))) > 0:
+                own = self.growths.setdefault(worker, [])
+                own.append(float(np.linalg.norm(gradient - old)) / distance)
+        self.before[worker] = gradient, at
+        passes = self.passes(gradient, present)
+        if not passes:
+            self.in_a_row += 1
+        recent = [*self.accepted[-2 * self.f :], worker] if self.f else [worker]
+        counts = sorted((recent.count(k) for k in set(recent)), reverse=True)
+        if not passes or sum(counts[: self.f]) > self.f:
+            return False
+        self.accepted.append(worker)
+        self.last, self.in_a_row = (gradient, present), 0
+        return True
+
+    def passes(self, gradient: Array, present: Array) -> bool:
+        largest = sorted(max(own[-self.window :]) for own in self.growths.values())
+        distance = float(np.linalg.norm(present - self.last[1]))
+        if not largest or distance == 0 or self.in_a_row >= self.n:
+            return True
+        quantile = largest[math.ceil(len(largest) * (self.n - self.f) / self.n) - 1]
+        return float(np.linalg.norm(gradient - self.last[0])) / distance <= quantile
+
+
+def served(
+    rule: Kardam, workers: int, seed: int, steps: int, noise: float, liars: int = 0, fresh: bool = False
+) -> list[tuple[int, bool]]:
+    """Return which worker delivered, and whether its gradient was accepted; asserts that the reference says the same.
+
+    The loss is a quadratic; workers are of different speed, and liars send noise of their own.
+    """
+    draw = generator(seed, "kardam")
+    curvature = draw.uniform(0.5, 1.5, size=SIZE)
+    slow = SlowKardam(workers, rule.attackers, rule.window)
+    x = draw.normal(size=SIZE)
+    computed_at, version = [(x, 0)] * workers, 0
+    state = rule.init(torch.from_numpy(x), workers)
+    speeds = draw.dirichlet(np.full(workers, 3.0))
+    found = []
+    for _ in range(steps):
+        worker = int(draw.choice(workers, p=speeds))
+        at, begun = (x, version) if fresh else computed_at[worker]
+        gradient = curvature * at + noise * draw.normal(size=SIZE)
+        if worker < liars:
+            gradient = 20 * draw.normal(size=SIZE)
+        numbers = (torch.tensor(float(value)) for value in (version - begun, ETA, workers))
+        tau, eta, count = numbers
+        where = [torch.from_numpy(vector) for vector in (gradient, x - at, x, at)]
+        state, corrected = rule.apply(state, worker, Late(where[0], where[1], tau, eta, count, where[2], where[3]))
+        accepted = slow.takes(worker, gradient, at, x)
+        assert bool(rule.rejected(state)[worker]) == (not accepted)
+        assert float(rule.rejected(state).sum()) == (not accepted)
+        expected = math.exp(-0.2 * (version - begun)) * gradient if accepted else np.zeros(SIZE)
+        np.testing.assert_allclose(corrected.numpy(), expected, rtol=1e-6, atol=1e-9)
+        found.append((worker, accepted))
+        x, version = x - ETA * corrected.numpy(), version + 1
+        computed_at[worker] = x, version
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_kardam_is_its_reference_and_no_f_workers_are_most_of_what_is_accepted(data: st.DataObject) -> None:
+    attackers = data.draw(st.integers(0, 2))
+    workers = 3 * attackers + data.draw(st.integers(1, 4))
+    rule = Kardam(attackers=attackers, window=data.draw(st.integers(1, 4)))
+    noise = data.draw(st.sampled_from([0.0, 0.1, 3.0]))
+    seed = data.draw(st.integers(0, 10_000))
+    found = served(rule, workers, seed, 60, noise, liars=data.draw(st.integers(0, attackers)))
+    accepted = [worker for worker, passed in found if passed]
+    assert accepted
+    for place in range(len(accepted) - 2 * attackers):
+        part = accepted[place : place + 2 * attackers + 1]
+        counts = sorted((part.count(k) for k in range(workers)), reverse=True)
+        assert sum(counts[:attackers]) <= attackers
+
+
+def rejected_share(found: list[tuple[int, bool]], liars: int, of_liars: bool) -> float:
+    return float(np.mean([not accepted for worker, accepted in found if (worker < liars) == of_liars]))
+
+
+def test_it_tells_liars_from_the_honest_where_nobody_is_late_and_hardly_where_all_are() -> None:
+    """The Lipschitz filter takes the server's weights for those at which the two gradients were computed.
+
+    The honest are rejected for their frequency, since speeds differ; of liars almost all is rejected, if all is fresh.
+    """
+    shares = {
+        fresh: np.mean(
+            [
+                [rejected_share(found, 1, of_liars=True), rejected_share(found, 1, of_liars=False)]
+                for found in (served(Kardam(attackers=1), 7, seed, 600, 0.1, liars=1, fresh=fresh) for seed in range(3))
+            ],
+            axis=0,
+        )
+        for fresh in (True, False)
+    }
+    assert shares[True][0] > 0.9
+    assert shares[True][0] > shares[True][1] + 0.4
+    assert shares[False][0] < shares[False][1] + 0.15
+
+
+@pytest.mark.parametrize("name", [name for name, screen in SCREENS.items() if not isinstance(screen, NearestNeighbors)])
+def test_a_screen_at_a_server_is_its_reference_and_too_few_gradients_move_nothing(name: str) -> None:
+    attackers, workers, screen = 1, 9, SCREENS[name]
+    rule = ParameterServer(gathering="sync", screen=name, attackers=attackers)  # type: ignore[arg-type]
+    draw = generator(0, "server screens")
+    state, center = rule.init(torch.zeros(30), workers), np.zeros(30)
+    for _ in range(3):
+        gradients = draw.normal(size=(workers, 30)) * np.where(np.arange(workers) < attackers, 100, 1)[:, None]
+        delivered = [given_by(worker, gradient) for worker, gradient in enumerate(gradients)]
+        state, mean = rule.gather(state, torch.zeros(30), delivered)
+        own = center if name == "centered-clipping" else None
+        expected = REFERENCES[name](own, gradients, attackers, np.full(workers, 1 / workers))
+        np.testing.assert_allclose(mean.numpy(), expected, rtol=1e-4, atol=1e-4)
+        left_out = rule.left_out(state)
+        assert left_out is not None
+        assert left_out[0] > 0.5
+        assert left_out.min() < 1
+        center = expected
+    few = delivered[: screen.least(attackers, center_votes=False) - 1]
+    state, held = rule.gather(state, torch.zeros(30), few)
+    left_out = rule.left_out(state)
+    assert left_out is not None
+    assert left_out.tolist() == [1.0] * len(few) + [0.0] * (workers - len(few))
+    np.testing.assert_allclose(held.numpy(), center if name == "centered-clipping" else mean.numpy(), atol=1e-4)
+
+
+def given_by(worker: int, gradient: Array) -> Delivered:
+    one = torch.tensor(1.0)
+    return Delivered(worker, Late(torch.from_numpy(gradient.astype(np.float32)), torch.zeros(0), one, one, one))
+
+
+def test_a_worker_that_has_several_gradients_in_an_update_is_left_out_by_their_mean() -> None:
+    rule = ParameterServer(gathering={"name": "k-batch-async", "k": 5}, screen="krum")  # type: ignore[arg-type]
+    state = rule.init(torch.zeros(2), 3)
+    places = [(0, 1.0), (1, 1.1), (0, 1.2), (2, 50.0), (1, 60.0)]
+    state, mean = rule.gather(state, torch.zeros(2), [given_by(k, np.full(2, value)) for k, value in places])
+    assert mean.tolist() == pytest.approx([1.1, 1.1])
+    left_out = rule.left_out(state)
+    assert left_out is not None
+    assert left_out.tolist() == [1.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"correction": {"name": "kardam", "attackers": 3}}, "correction.attackers = 3: allowed are 0 to 2, below a"),
+        ({"gathering": "sync", "correction": "kardam"}, "correction.name = 'kardam': allowed with gathering.name = "),
+        ({"screen": "median"}, "attackers = 1: with screen.name = 'median' an update takes 3 gradients or more"),
+        ({"attackers": 1}, "attackers = 1: allowed with screen = null is null"),
+        ({"gathering": "sync", "screen": "nearest-neighbors"}, "screen.name = 'nearest-neighbors': allowed is another"),
+        ({"gathering": "malenia", "screen": "median"}, "screen.name = 'median': allowed is null, since gathering.name"),
+        ({"gathering": "sync", "screen": "krum", "shards": 2}, "shards = 2: allowed with screen.name = 'krum' is 1"),
+        ({"gathering": "sync", "screen": "bulyan", "attackers": 2}, "attackers = 2: with screen.name = 'bulyan' an"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_in_one_line(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match="allowed") as caught:
+        ParameterServer(**values).check(8)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)

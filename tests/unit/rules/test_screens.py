@@ -1,0 +1,308 @@
+"""Screens against slow references in float64, written from the papers' formulas; and what attackers cannot do."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ray_pcasgd.base.randomness import generator
+from ray_pcasgd.records import Own, Reads
+from ray_pcasgd.rules import DASGD, Bridge
+from ray_pcasgd.rules.pcasgd import PASGD
+from ray_pcasgd.rules.screens import (
+    AnyScreen,
+    Bulyan,
+    CenteredClipping,
+    GeometricMedian,
+    Krum,
+    Median,
+    NearestNeighbors,
+    Screen,
+    TrimmedMean,
+)
+from ray_pcasgd.rules.votes import Votes
+
+Array = NDArray[np.float64]
+SCREENS: dict[str, Screen] = {
+    screen.name: screen  # type: ignore[attr-defined]
+    for screen in (
+        TrimmedMean(),
+        Median(),
+        Krum(),
+        Bulyan(),
+        NearestNeighbors(),
+        CenteredClipping(),
+        GeometricMedian(),
+    )
+}
+every_screen = pytest.mark.parametrize("name", SCREENS)
+
+
+def trimmed(center: Array | None, others: Array, b: int, shares: Array) -> Array:
+    kept = np.sort(others, axis=0)[b : len(others) - b]
+    whole = kept if center is None else np.vstack([kept, center])
+    return np.asarray(whole.mean(axis=0))
+
+
+def median(center: Array | None, others: Array, b: int, shares: Array) -> Array:
+    return np.asarray(np.median(everybody(center, others), axis=0))
+
+
+def krum(center: Array | None, others: Array, b: int, shares: Array) -> Array:
+    vectors = everybody(center, others)
+    return np.asarray(vectors[krum_choice(list(range(len(vectors))), vectors, b)])
+
+
+def krum_choice(left: list[int], vectors: Array, b: int) -> int:
+    """Return Krum's choice among those that are left, by loops."""
+
+    def score(i: int) -> float:
+        distances = sorted(float(((vectors[i] - vectors[k]) ** 2).sum()) for k in left if k != i)
+        return sum(distances[: max(1, len(left) - b - 2)])
+
+    return min(left, key=score)
+
+
+def bulyan(center: Array | None, others: Array, b: int, shares: Array) -> Array:
+    vectors = everybody(center, others)
+    left, selected = list(range(len(vectors))), list[int]()
+    while len(selected) < len(vectors) - 2 * b:
+        selected.append(krum_choice(left, vectors, b))
+        left.remove(selected[-1])
+    chosen = vectors[selected]
+    result = np.empty(vectors.shape[1])
+    for place, numbers in enumerate(chosen.T):
+        nearest = sorted(numbers, key=partial(off, float(np.median(numbers))))
+        result[place] = np.mean(nearest[: len(vectors) - 4 * b])
+    return result
+
+
+def off(middle: float, value: float) -> float:
+    return abs(value - middle)
+
+
+def nearest_neighbors(center: Array | None, others: Array, b: int, shares: Array) -> Array:
+    assert center is not None
+    vectors = everybody(center, others)
+    nearest = sorted(vectors, key=lambda vector: float(np.linalg.norm(vector - center)))
+    return np.asarray(np.mean(nearest[: len(vectors) - b], axis=0))
+
+
+def centered_clipping(center: Array | None, others: Array, b: int, shares: Array) -> Array:
+    assert center is not None
+    distances = [float(np.linalg.norm(vector - center)) for vector in others]
+    radius = sorted(distances)[(len(distances) - 1) // 2]
+    result = center.copy()
+    for vector, distance, share in zip(others, distances, shares, strict=True):
+        result += share * (vector - center) * min(1.0, radius / distance)
+    return result
+
+
+def geometric_median(center: Array | None, others: Array, b: int, shares: Array) -> Array:
+    vectors = everybody(center, others)
+    point = np.median(vectors, axis=0)
+    for _ in range(3):
+        weights = [1 / max(0.1, float(np.linalg.norm(point - vector))) for vector in vectors]
+        point = sum(weight * vector for weight, vector in zip(weights, vectors, strict=True)) / sum(weights)
+    return np.asarray(point)
+
+
+REFERENCES: dict[str, Callable[[Array | None, Array, int, Array], Array]] = {
+    "trimmed-mean": trimmed,
+    "median": median,
+    "krum": krum,
+    "bulyan": bulyan,
+    "nearest-neighbors": nearest_neighbors,
+    "centered-clipping": centered_clipping,
+    "geometric-median": geometric_median,
+}
+
+
+def everybody(center: Array | None, others: Array) -> Array:
+    return others if center is None else np.vstack([center, others])
+
+
+def votes_of(center: Array, others: Array, shares: Array, center_votes: bool, missing: int = 0) -> Votes:
+    """Return what a screen sees, with so many more that are not there, in between."""
+    vectors = [torch.from_numpy(vector.astype(np.float32)) for vector in others]
+    present, weights = [True] * len(others), list(shares)
+    for place in range(missing):
+        vectors.insert(2 * place, torch.full_like(vectors[0], 1e6 * (-1) ** place))
+        present.insert(2 * place, False)
+        weights.insert(2 * place, 0.0)
+    own = torch.from_numpy(center.astype(np.float32))
+    return Votes(own, tuple(vectors), torch.tensor(present), torch.tensor(weights, dtype=torch.float32), center_votes)
+
+
+@every_screen
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_screen_is_its_reference(name: str, data: st.DataObject) -> None:
+    """For any numbers of voters and attackers; who is missing, whatever it holds, changes no bit."""
+    screen = SCREENS[name]
+    attackers = data.draw(st.integers(0, 2))
+    center_votes = name == "nearest-neighbors" or data.draw(st.booleans())
+    number = max(1, screen.least(attackers, center_votes)) + data.draw(st.integers(0, 4))
+    draw = generator(data.draw(st.integers(0, 10_000)), "screens")
+    size = data.draw(st.sampled_from([1, 5, 40]))
+    center = draw.normal(size=size).astype(np.float32).astype(float)
+    others = (center + draw.normal(size=(number, size)) * draw.choice([0.01, 1, 30], size=(number, 1))).astype(
+        np.float32
+    )
+    shares = draw.dirichlet(np.ones(number + 1))[1:]
+    votes = votes_of(center, others, shares, center_votes)
+    found = screen.apply(votes, attackers)
+    needs_center = center_votes or name == "centered-clipping"
+    expected = REFERENCES[name](center if needs_center else None, others.astype(float), attackers, shares)
+    assert np.abs(found.vector.numpy() - expected).max() <= 1e-5 * max(1.0, np.abs(others).max())
+    assert ((found.dropped >= 0) & (found.dropped <= 1)).all()
+    more = votes_of(center, others, shares, center_votes, missing=2)
+    again = screen.apply(more, attackers)
+    assert torch.equal(again.vector, found.vector)
+    assert torch.equal(again.dropped[more.present], found.dropped)
+
+
+@every_screen
+@pytest.mark.parametrize("attackers", [1, 2])
+@pytest.mark.parametrize("far", [1e3, 1e6])
+def test_as_many_attackers_as_it_stands_move_a_screen_no_further_than_the_honest_are_apart(
+    name: str, attackers: int, far: float
+) -> None:
+    """Wherever they stand, and one more does so: with one attacker more than half the median goes anywhere."""
+    screen = SCREENS[name]
+    honest_count = screen.least(attackers, center_votes=True) - attackers
+    draw = generator(0, "attackers", attackers)
+    honest = draw.normal(size=(honest_count + 1, 30))
+    lies = honest[0] + far * draw.normal(size=(attackers, 30))
+    others = np.vstack([lies, honest[1:]])
+    votes = votes_of(honest[0], others, np.full(len(others), 1 / (len(others) + 1)), center_votes=True)
+    found = screen.apply(votes, attackers)
+    largest = max(float(np.linalg.norm(a - b)) for a in honest for b in honest)
+    assert float(np.linalg.norm(found.vector.numpy() - honest.mean(axis=0))) <= 2 * largest
+    # A mean would be far beyond, so that the bound says something.
+    assert float(np.linalg.norm(np.vstack([others, honest[:1]]).mean(axis=0))) > 10 * largest
+    if name != "median":
+        assert (found.dropped[:attackers] > 0.5).all()
+
+
+def test_without_attackers_the_trimmed_mean_is_d_asgd_of_equal_weights_to_the_bit() -> None:
+    draw = generator(0, "plain")
+    for number in range(1, 9):
+        own, reads = inputs_of(draw, number, 70_000)
+        _, expected = DASGD().step((), own, reads)
+        _, update = Bridge(attackers=0).step((), own, reads)
+        assert torch.equal(update.weights, expected.weights)
+        assert update.of_neighbors["screened"].tolist() == [0.0] * number
+
+
+def inputs_of(draw: np.random.Generator, number: int, size: int, late: int = 0) -> tuple[Own, Reads]:
+    """Return an agent's inputs with equal mixing weights, where the last neighbors are late."""
+
+    def vector(scale: float = 1.0) -> torch.Tensor:
+        return torch.from_numpy(scale * draw.standard_normal(size, dtype=np.float32))
+
+    share, x = torch.tensor(1 / (number + 1)), vector()
+    staleness = torch.tensor([0.0] * (number - late) + [float(3 + k) for k in range(late)])
+    own = Own(x, vector(), share, torch.tensor(0.1), {"lambda_0": torch.tensor(0.04)})
+    each = range(number)
+    reads = Reads(
+        tuple(x + vector(0.1) for _ in each),
+        tuple(vector() for _ in each),
+        tuple(vector(0.01) for _ in each),
+        share.expand(number),
+        staleness,
+        staleness,
+        staleness == 0,
+    )
+    return own, reads
+
+
+@pytest.mark.parametrize("attackers", [1, 3])
+def test_too_few_neighbors_leave_the_local_step_and_it_says_so(attackers: int) -> None:
+    draw = generator(0, "few")
+    for name, screen in SCREENS.items():
+        rule = Bridge(screen=screen, attackers=attackers)
+        least = screen.least(attackers, center_votes=True)
+        own, reads = inputs_of(draw, least, 20)
+        _, enough = rule.step((), own, reads)
+        assert enough.measures["alone"] == 0
+        assert name == "krum" or (enough.of_neighbors["screened"] < 1).any()
+        mixing = torch.where(torch.arange(least) == 0, 0.0, reads.mixing)
+        _, few = rule.step((), own, reads._replace(mixing=mixing))
+        assert few.measures["alone"] == 1
+        assert torch.equal(few.weights, own.weights - own.step_size * own.direction)
+        assert few.of_neighbors["screened"].tolist() == [1.0] * least
+
+
+def test_late_neighbors_are_left_out_or_judged_by_what_they_are_predicted_to_be() -> None:
+    """With ``predict``, as p-asgd predicts; with equal weights and b = 0, bridge is p-asgd but for rounding."""
+    own, reads = inputs_of(generator(0, "late"), 6, 50, late=2)
+    clipped = Bridge(screen=Median(), late="clip").step((), own, reads)[1]
+    in_time = reads._replace(mixing=torch.where(reads.reliable, reads.mixing, 0.0))
+    assert torch.equal(clipped.weights, Bridge(screen=Median()).step((), own, in_time)[1].weights)
+    for prediction, compensation in [("direction", None), ("direction", "relative"), ("own-drift", None)]:
+        settings = {"prediction": prediction, "compensation": compensation}
+        _, expected = PASGD(**settings).step((), own, reads)  # type: ignore[arg-type]
+        _, update = Bridge(attackers=0, late="predict", **settings).step((), own, reads)  # type: ignore[arg-type]
+        torch.testing.assert_close(update.weights, expected.weights, rtol=0, atol=2e-6)
+    kept = Bridge(attackers=0).step((), own, reads)[1]
+    assert (kept.weights - update.weights).abs().max() > 1e-3
+
+
+def test_a_prediction_is_the_paper_s_formula_number_by_number() -> None:
+    """``p = x_k - eta tau (u_k + lambda u_k .* u_k .* drift)``; Krum returns one of them as it is."""
+    own, reads = inputs_of(generator(1, "late"), 8, 30, late=8)
+    own = own._replace(weights=own.weights + 50)  # lest Krum choose the agent's own, which is not predicted
+    _, update = Bridge(screen=Krum(), attackers=2, late="predict").step((), own, reads)
+    predictions = [
+        x.numpy().astype(float)
+        - 0.1 * tau * (u.numpy().astype(float) + 0.04 * u.numpy().astype(float) ** 2 * drift.numpy().astype(float))
+        for x, u, drift, tau in zip(reads.weights, reads.directions, reads.drift, reads.staleness.tolist(), strict=True)
+    ]
+    x, u = own.weights.numpy().astype(float), own.direction.numpy().astype(float)
+    expected = krum(x, np.array(predictions), 2, np.ones(8)) - 0.1 * u
+    np.testing.assert_allclose(update.weights.numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_prediction_keeps_a_late_honest_neighbor_that_a_screen_would_drop() -> None:
+    """All agents go straight to one minimum; who is late lies behind, as an attacker would."""
+    direction = torch.ones(40)
+    draw = generator(0, "behind")
+    noise = [torch.from_numpy(0.02 * draw.standard_normal(40, dtype=np.float32)) for _ in range(6)]
+    staleness = torch.tensor([0.0, 0, 0, 0, 10, 10])
+    own = Own(torch.zeros(40), direction, torch.tensor(1 / 7), torch.tensor(0.1), {"lambda_0": torch.tensor(0.0)})
+    at = tuple(0.1 * float(tau) * direction + own_noise for tau, own_noise in zip(staleness, noise, strict=True))
+    nothing = (torch.zeros(40),) * 6
+    reads = Reads(at, (direction,) * 6, nothing, torch.full((6,), 1 / 7), staleness, staleness, staleness == 0)
+    late_ones: tuple[Literal["keep", "predict"], ...] = ("keep", "predict")
+    steps = {late: Bridge(screen=NearestNeighbors(), attackers=2, late=late).step((), own, reads) for late in late_ones}
+    dropped = {late: update.of_neighbors["screened"] for late, (_, update) in steps.items()}
+    assert dropped["keep"].tolist() == [0, 0, 0, 0, 1, 1]
+    assert dropped["predict"][4:].sum() < 2
+    assert math.isclose(float(dropped["predict"].sum()), 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"reach": 5}, "reach = 'steps': allowed with late = 'keep' is the default"),
+        ({"late": "clip", "oldest_age": 3}, "oldest_age = 3: allowed with late = 'clip' is the default"),
+        ({"bounded": True}, "bounded = True: allowed with late = 'keep' is the default"),
+    ],
+)
+def test_settings_of_a_prediction_that_there_is_not_are_refused(values: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match="allowed with late") as caught:
+        Bridge(**values)  # type: ignore[arg-type]
+    assert told in str(caught.value)
+
+
+def test_every_screen_is_tested_here() -> None:
+    union = get_args(get_args(AnyScreen)[0])
+    assert {type(screen) for screen in SCREENS.values()} == set(union)
