@@ -32,6 +32,7 @@ from ray_pcasgd.rules.contract import check_declared
 from ray_pcasgd.rules.diloco import DiLoCo
 from ray_pcasgd.rules.fedasync import FedAsync
 from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer, ServerRule
+from ray_pcasgd.rules.svrg import SVRG
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.hosts import Host
@@ -50,7 +51,7 @@ EngineSettings = Annotated[
 
 AnyAlgorithm = Annotated[
     Annotated[
-        Algorithm | ADPSGD | ParameterServer | ElasticAveraging | DiLoCo | FedAsync,
+        Algorithm | ADPSGD | ParameterServer | ElasticAveraging | DiLoCo | FedAsync | SVRG,
         Field(discriminator="name"),
         Door("rule", "ray_pcasgd.rules", (Rule, ServerRule), check_declared),
     ],

@@ -129,10 +129,16 @@ class Learner:
         The batch is taken in several pieces of almost equal size; before each of them, ``cancelled`` is asked, and
         ``None`` is returned where it says so.
         """
-        recipe, batch = self.spec.recipe, self.draw(self.batches)
+        return self.compute_on(self.draw(self.batches), cancelled, pieces)
+
+    def compute_on(
+        self, batch: Batch, cancelled: Callable[[], bool], pieces: int, seeded_as: tuple[str, int] | None = None
+    ) -> float | None:
+        """Do what ``compute_unless`` does with a mini-batch; ``seeded_as`` names what is random in its forward pass."""
+        recipe = self.spec.recipe
         before = self.replica.copy_of_local() if pieces > 1 else None
         self.replica.forget_gradients()
-        self.seed_forward_pass()
+        self.seed_forward_pass(*seeded_as or ())
         total = 0.0
         whole = recipe.task.weight_of(batch) if pieces > 1 else 0
         pieces = pieces if whole else 1
@@ -271,9 +277,13 @@ class Learner:
         inputs, targets = batch
         return inputs, flipped(targets, self.data.num_outputs)
 
-    def seed_forward_pass(self) -> None:
-        """Seed the global generators, which dropout draws from and cannot be told otherwise."""
-        seed = stream_seed(self.spec.recipe.seed, "forward", self.spec.agent, self.batches.state())
+    def seed_forward_pass(self, purpose: str = "forward", number: int | None = None) -> None:
+        """Seed the global generators, which dropout draws from and cannot be told otherwise.
+
+        Of each mini-batch anew: by its ``number``, or by how many were drawn.
+        """
+        number = self.batches.state() if number is None else number
+        seed = stream_seed(self.spec.recipe.seed, purpose, self.spec.agent, number)
         # Not torch.manual_seed: without a GPU it formats a stack trace at every call, half of a small network's step.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

@@ -240,7 +240,11 @@ class Server(Participant):
             by_part.setdefault(fragments.part(state.read.version), []).append(self._delivered(state, eta))
         states, result = list(self.rule_state), self.weights
         for part, delivered in sorted(by_part.items()):
-            states[part], moved = rule.gather(states[part], fragments.cut(self.weights, part), delivered)
+            if rule.gathering.begins_epoch(self.version):
+                # That no parameter moves, the workers say.
+                states[part], moved = rule.remembered(states[part], delivered), torch.zeros_like(self.weights)
+            else:
+                states[part], moved = rule.gather(states[part], fragments.cut(self.weights, part), delivered)
             result = fragments.filled(moved, part, result)
         self.rule_state = tuple(states)
         return result

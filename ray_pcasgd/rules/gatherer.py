@@ -29,6 +29,8 @@ class Arrival(NamedTuple):
 
 def has_expired(gathering: Gathering, begun: int, version: int) -> bool:
     """Return whether a server at ``version`` takes no more what was begun when its newest version was ``begun``."""
+    if gathering.oldest_read(begun) != gathering.oldest_read(version):
+        return True
     return gathering.expires is not None and version - begun >= gathering.expires
 
 
@@ -64,7 +66,8 @@ class Gatherer:
     @property
     def k(self) -> int:
         """The gradients of the next update: no more than there are workers, where these wait for it."""
-        return max(1, min(self._wanted, self.num_workers) if self.gathering.waits else self._wanted)
+        wanted = self._num_workers if self.gathering.begins_epoch(self.version) else self._wanted
+        return max(1, min(wanted, self.num_workers) if self.gathering.waits else wanted)
 
     def arrive(self, arrival: Arrival) -> bool:
         """Take in a gradient; return whether it counts, or comes too late."""

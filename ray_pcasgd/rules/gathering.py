@@ -14,6 +14,7 @@ from ray_pcasgd.base.doors import Door, naming_own
 from ray_pcasgd.base.settings import from_name
 from ray_pcasgd.rules.balanced import IA2SGD, Malenia, Ringleader
 from ray_pcasgd.rules.delay_threshold import Rennala, Ringmaster
+from ray_pcasgd.rules.epochs import Epochs
 from ray_pcasgd.rules.gathering_base import Averaging, FirstK
 from ray_pcasgd.rules.gathering_base import BaseKind as BaseKind
 from ray_pcasgd.rules.gathering_base import Gathering as Gathering
@@ -184,6 +185,10 @@ def check_gathering(gathering: Gathering) -> None:
         harmonic: Any = gathering.harmonic
     if not isinstance(harmonic, int | float) or isinstance(harmonic, bool) or not 1 <= harmonic < math.inf:
         raise ValueError(f"harmonic is {harmonic!r}; allowed are finite numbers from 1 on")
+    with naming_own(gathering):
+        epoch: Any = gathering.epoch
+    if epoch is not None and (type(epoch) is not int or epoch < 2):
+        raise ValueError(f"epoch is {epoch!r}; allowed are None and whole numbers from 2 on")
     if expires is None and gathering.cancels:
         raise ValueError("expires is None; allowed where cancels is True are whole numbers from 1 on")
     is_number = isinstance(every, int | float) and not isinstance(every, bool)
@@ -213,7 +218,8 @@ AnyGathering = Annotated[
         | Malenia
         | Ringleader
         | IA2SGD
-        | Adversarial,
+        | Adversarial
+        | Epochs,
         Field(discriminator="name"),
         Door("policy", "ray_pcasgd.gathering", (Gathering,), check_gathering),
     ],

@@ -59,6 +59,26 @@ class Gathering(Settings, ABC):
         return 1.0
 
     @property
+    def epoch(self) -> int | None:
+        """Updates of an epoch, from 2 on; ``None``: there are none.
+
+        The first update of an epoch takes a message of every worker, each computed at the weights where it begins;
+        nothing that was begun before it, or before the update after it, is taken later.
+        """
+        return None
+
+    def begins_epoch(self, version: int) -> bool:
+        """Return whether the update of a server at ``version`` is the first one of an epoch."""
+        return self.epoch is not None and version % self.epoch == 0
+
+    def oldest_read(self, newest: int) -> int:
+        """Return the oldest version that a worker may be told to read while the newest is ``newest``.
+
+        0 without epochs. Else where the epoch begins, or, from its first update on, the version after that.
+        """
+        return 0 if self.epoch is None else newest - newest % self.epoch + (newest % self.epoch > 0)
+
+    @property
     def grace(self) -> float:
         """Seconds (virtual ones in planned runs) for which an update waits for more once its K gradients are in.
 
@@ -78,7 +98,7 @@ class Gathering(Settings, ABC):
     @property
     def base_kind(self) -> BaseKind | None:
         """The policy that this one is a case of, by which the theory knows it; ``None`` where it is a case of none."""
-        if self.averages != "gradients" or self.expires != (1 if self.cancels else None):
+        if self.averages != "gradients" or self.epoch or self.expires != (1 if self.cancels else None):
             return None
         if self.waits:
             return "k-sync" if self.cancels else "k-async"

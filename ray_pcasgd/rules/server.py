@@ -7,7 +7,7 @@ combine freely.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -55,6 +55,10 @@ class ServerRule(Settings, ABC):
     """Settings whose names say which of its kind a run's rule is."""
     takes_rounds: ClassVar[bool] = False
     """Whether the run's ``local_steps`` say how many mini-batches a message has; else ``local_steps`` here."""
+    takes_epochs: ClassVar[bool] = False
+    """Whether its updates are in epochs, each of which begins with one that moves nothing (``remembered``)."""
+    points: ClassVar[int] = 1
+    """At how many points workers compute the gradient of each mini-batch."""
     takes_fragments: ClassVar[bool] = False
     """Whether messages may hold a part of the numbers each, which the server then moves alone: only where workers go on
     by themselves in the others, and ``begin``, ``sent``, ``pulled`` and ``gather`` look at each number by itself."""
@@ -97,6 +101,8 @@ class ServerRule(Settings, ABC):
             raise ValueError(f"gathering.{error}") from None
         gathering = self.gathering
         _check_numbers(gathering, num_workers)
+        if gathering.epoch is not None and not self.takes_epochs:
+            raise ValueError(f"gathering.name = {gathering.name!r}: allowed with algorithm.name = 'svrg' alone")
         # Servers that take different ones first would leave each worker waiting for a server that waits for others.
         takes_some = gathering.adapts_every is not None or 1 < gathering.num_gradients(num_workers) < num_workers
         if self.shards > 1 and takes_some and gathering.waits and not gathering.cancels:
@@ -121,9 +127,17 @@ class ServerRule(Settings, ABC):
         """Return by how much each worker's message counts in a mean, by the sizes of their shards; empty: by 1."""
         return ()
 
+    def fitted(self, num_batches: int) -> Self:
+        """Return the rule with what it leaves to the run: all shards together have ``num_batches`` mini-batches."""
+        return self
+
     def init(self, weights: Tensor, num_workers: int) -> State:
         """Return the server's state before its first update."""
         return ()
+
+    def remembered(self, state: State, delivered: Sequence[Delivered]) -> State:
+        """Return the state after the first update of an epoch, which moves nothing; all workers' messages are there."""
+        return state
 
     def left_out(self, state: State) -> Tensor | None:
         """Return the share in [0, 1] by which each worker's messages were left out of the last update, shape (P,).

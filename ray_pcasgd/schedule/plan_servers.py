@@ -47,6 +47,10 @@ class ServerPlanner(Timing):
     """Mini-batches of each worker's message."""
     reads_before: int
     """How many versions before a server's newest one a worker reads."""
+    points: int = 1
+    """At how many points the gradient of each mini-batch is computed."""
+    shard_batches: tuple[int, ...] = ()
+    """Mini-batches of each worker's shard, all of which it computes where an epoch begins; empty: there are none."""
     gradient_bytes: tuple[int, ...] = ()
     """Bytes of a worker's message to each server; only bandwidths ask for it; empty: 0."""
     weights_bytes: tuple[int, ...] = ()
@@ -182,8 +186,15 @@ class Simulation:
         worker.reading = list(worker.known)
         worker.start = now
         worker.computing = True
-        ready = worker.gradients.ready_at(now, self.plan.local_steps[worker.number])
+        ready = worker.gradients.ready_at(now, self.num_gradients(worker))
         self.enter(ready, READY, worker.number, 0, worker.version)
+
+    def num_gradients(self, worker: Worker) -> int:
+        """Return of how many mini-batches the work that a worker begins has the gradient, as often as it has it."""
+        plan = self.plan
+        if plan.gathering.begins_epoch(worker.reading[0].reads):
+            return plan.shard_batches[worker.number]
+        return plan.local_steps[worker.number] * plan.points
 
     def end(self, worker: Worker, now: int, kind: Literal["step", "cancelled"]) -> Row:
         """Let a worker's work end, by a gradient or without one."""
@@ -274,5 +285,6 @@ class Simulation:
         channel, newest = server.to_worker[worker], server.gatherer.version
         held = server.position.version_before(channel.hold_steps(server.position.steps, now))
         reads = max(server.given[worker], min(held, newest - self.plan.reads_before) if is_renewed else 0)
+        reads = max(reads, self.plan.gathering.oldest_read(newest))
         server.given[worker], server.told[worker] = reads, newest
         self.send(channel, newest, now, NOTICE, worker, server.number, Notice(newest, reads, version))

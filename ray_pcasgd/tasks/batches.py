@@ -1,6 +1,6 @@
 """An agent's endless sequence of mini-batches, any of which can be made from its number alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -50,7 +50,19 @@ class Batches:
 
     def at(self, number: int) -> Batch:
         """Return batch ``number``, counted from 0: inputs and targets, or what else the items make."""
-        batch = self._drawn(number)
+        return self._made(self.indices_at(number), number)
+
+    def whole(self, passes: int) -> Iterator[tuple[int, Batch]]:
+        """Yield every sample of the shard once, in batches of which the last may be smaller, each with its number.
+
+        After ``passes`` others: whatever is random about samples is drawn anew in each.
+        """
+        first = passes * -(-len(self._indices) // self._batch_size)
+        for k, start in enumerate(range(0, len(self._indices), self._batch_size)):
+            yield first + k, self._made(self._indices[start : start + self._batch_size], first + k)
+
+    def _made(self, indices: np.ndarray, number: int) -> Batch:
+        batch = self._drawn(indices, number)
         if not is_pair(batch):
             return batch
         inputs, targets = batch
@@ -59,9 +71,8 @@ class Batches:
             inputs = self._augmentation.apply(inputs, random)
         return self._normalization(inputs), targets
 
-    def _drawn(self, number: int) -> Batch:
+    def _drawn(self, indices: np.ndarray, number: int) -> Batch:
         """Return the items of a batch; where they are made anew, whatever is random about them is the batch's own."""
-        indices = self.indices_at(number)
         if not isinstance(self._samples, MapSamples):
             return self._samples.take(indices)
         with seeded(stream_seed(self._seed, f"{self._purpose}-items", self._agent, number)):

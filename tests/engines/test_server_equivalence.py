@@ -130,6 +130,10 @@ CASES["heloco, k-async"] = {
     "step_size": 0.05,
 } | SECONDS
 CASES["fedasync, proximal"] = {"algorithm": {"name": "fedasync", "proximal": 0.1}, "local_steps": [2, 1, 3]}
+CASES["svrg, batch norm"] = {
+    "algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}},
+    "task": IMAGES,
+} | SECONDS
 CHURN: dict[str, Any] = {
     "membership": [
         {"agent": 1, "leaves": "2.2s", "returns": "6.1s"},
@@ -209,6 +213,7 @@ ON_RAY = [
     "heloco, k-async",
     "diloco, quorum",
     "fedasync, proximal",
+    "svrg, batch norm",
     *WIRED,
     *OWN,
     *CHURNS,
@@ -423,6 +428,7 @@ RECORDED: dict[str, Any] = {
     "asgd, inconsistent view": server("asgd", view={"delay": 2, "block": 5}),
     "asgd, momentum compensation": server("asgd", nesterov="momentum-compensation") | {"optimizer": {}},
     "asgd, yellowfin": server("asgd") | {"optimizer": "yellowfin", "step_size": None},
+    "svrg, as asgd": {"algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}}, "step_size": 0.01},
     "asgd, adamw, clipped, in pieces": server("asgd")
     | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},
 }

@@ -313,6 +313,7 @@ class ServerPolicy(Policy[Decision]):
         link, newest, sent_at = self._links[worker], self.version, now.wall - self.started_at
         held = self.position.version_before(link.hold_steps(self.position.steps, sent_at))
         reads = max(self.given[worker], self.oldest, min(held, self.newest_given) if self._is_renewed else 0)
+        reads = max(reads, self.gathering.oldest_read(newest))
         self.given[worker], self.told[worker] = reads, newest
         latency = link.latency_seconds(newest, sent_at)
         return Header(self.spec.agent, reads, sent_at, 0.0, latency_seconds=latency, note=Answer(newest, version))

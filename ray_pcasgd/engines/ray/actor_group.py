@@ -17,6 +17,7 @@ from ray_pcasgd.agents.pair import PairSpec
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.peer import AgentSpec
 from ray_pcasgd.agents.server import ServerSpec
+from ray_pcasgd.agents.snapshot_worker import SnapshotWorkerSpec
 from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.engines.base import InterruptionError, RunError
 from ray_pcasgd.engines.failures import described_text
@@ -49,6 +50,7 @@ _LIVE_DRIVERS: dict[type[LearnerSpec], Any] = {
     DifferingSpec: PeerDriver,
     PairSpec: PairDriver,
     WorkerSpec: WorkerDriver,
+    SnapshotWorkerSpec: WorkerDriver,
     ServerSpec: ServerDriver,
 }
 

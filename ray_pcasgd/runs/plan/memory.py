@@ -66,7 +66,8 @@ def least_vectors(config: Config) -> int:
     state = 0 if is_direction else optimizer.state_vectors
     if isinstance(algorithm, ServerRule):
         # The replica and the gradient; the weights may be those that the server has published.
-        return 2 + (state if algorithm.workers_step else 0)
+        # With epochs, also where the present one has begun.
+        return 2 + (state if algorithm.workers_step else 0) + algorithm.takes_epochs
     # The replica, the present version and the direction; and what a sparse format has left out of the latter.
     sends = isinstance(algorithm, Rule) and algorithm.needs_directions and not algorithm.reads_displacements
     sparse = sends and config.wire.directions.is_sparse
@@ -87,7 +88,8 @@ def _vectors_of_servers(config: Config) -> int:
     if not isinstance(algorithm, ServerRule):
         return 0
     table = 0 if algorithm.gathering.averages == "gradients" else config.num_agents
-    return 1 + table + (algorithm.state_vectors if algorithm.workers_step else optimizer.state_vectors)
+    own = algorithm.state_vectors if algorithm.workers_step else optimizer.state_vectors
+    return 1 + table + algorithm.takes_epochs + own
 
 
 def machine_bytes() -> int | None:

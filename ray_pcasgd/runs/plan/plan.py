@@ -172,7 +172,7 @@ class Plan:
             rows,
             is_live=self.is_live,
             servers=self.servers,
-            expires=rule is not None and rule.gathering.expires is not None,
+            expires=rule is not None and bool(rule.gathering.expires or rule.gathering.epoch),
             workers_step=rule is not None and rule.workers_step,
             with_directions=waits_for_directions(self.config),
         )

@@ -11,13 +11,15 @@ from ray_pcasgd.agents.local_optimizer import LocalOptimizer
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.server import ServerSpec
 from ray_pcasgd.agents.server_recipe import ServerRecipe
+from ray_pcasgd.agents.snapshot_worker import SnapshotWorkerSpec
 from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.rules.gatherer import Position
+from ray_pcasgd.rules.gatherer import Position, has_expired
 from ray_pcasgd.rules.server import ParameterServer, ServerRule
 from ray_pcasgd.rules.shared_memory import Adversarial
+from ray_pcasgd.rules.svrg import SVRG
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.runs.plan.local_steps import steps_of_workers
 from ray_pcasgd.runs.plan.wire import check_parts
@@ -54,6 +56,8 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
             f"optimizer.name = {optimizer.name!r}: allowed with algorithm.nesterov.name = "
             f"{rule.nesterov.name!r} is sgd without momentum, which it has itself"
         )
+    if isinstance(rule, SVRG):
+        _check_svrg(config)
     if config.on_non_finite_loss == "isolate":
         raise ValueError(
             "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
@@ -62,6 +66,17 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
 
 def _is_plain(optimizer: LocalOptimizer) -> bool:
     return isinstance(optimizer, SGD) and optimizer.momentum == 0
+
+
+def _check_svrg(config: Config) -> None:
+    """Raise ``ValueError`` where a setting would spoil differences of gradients, or there is no whole shard."""
+    allowed = "allowed with algorithm.name = 'svrg' is"
+    if config.gradient_clipping is not None:
+        raise ValueError(f"gradient_clipping: {allowed} null, since it is differences of gradients that are sent")
+    if config.precision == "fp16":
+        raise ValueError(f"precision = 'fp16': {allowed} float32 or bf16")
+    if getattr(config.task.data, "streamed", False):
+        raise ValueError(f"task.data.streamed = true: {allowed} false; full gradients need whole shards")
 
 
 def _check_adversary(config: Config, rule: ServerRule) -> None:
@@ -114,19 +129,22 @@ def server_roster(
 
     """
     clusters = (*clusters, *[clusters[0]] * rule.shards)
+    batches = tuple(-(-len(shard) // config.batch_size) for shard in shards)
+    rule = rule.fitted(sum(batches))
     check_agents(config, len(clusters))
     shares = rule.shares([len(shard) for shard in shards])
     recipe = ServerRecipe(
         **training, rule=rule, local_steps=steps_of_workers(config, rule), shares=shares, wire=config.wire
     )
     check_parts(config.wire.fragments, min(recipe.sizes(size.parameters)), "the parameters that a server has")
-    schedule = _schedule(config, rule, clusters, _message_bytes(recipe, size))
+    schedule = _schedule(config, rule, clusters, batches, _message_bytes(recipe, size))
     engine = config.engine
     on_cpu = isinstance(engine, RaySettings) and engine.gpus_per_server == 0
     of_servers = replace(recipe, device="cpu") if on_cpu else recipe
     workers, servers = (tuple(range(config.num_agents)), tuple(range(config.num_agents, len(clusters))))
+    worker = WorkerSpec if rule.gathering.epoch is None else SnapshotWorkerSpec
     specs = (
-        *(WorkerSpec(agent=k, recipe=recipe, neighbors=servers, shard=shards[k]) for k in workers),
+        *(worker(agent=k, recipe=recipe, neighbors=servers, shard=shards[k]) for k in workers),
         *(ServerSpec(agent=s, recipe=of_servers, neighbors=workers, shard=shards[0][:0]) for s in servers),
     )
     return Roster(None, clusters, specs, schedule)
@@ -143,7 +161,11 @@ def _message_bytes(recipe: ServerRecipe, size: ModelSize) -> dict[str, tuple[int
 
 
 def _schedule(
-    config: Config, rule: ServerRule, clusters: tuple[int, ...], message_bytes: Mapping[str, Any]
+    config: Config,
+    rule: ServerRule,
+    clusters: tuple[int, ...],
+    shard_batches: tuple[int, ...],
+    message_bytes: Mapping[str, Any],
 ) -> Schedule:
     if config.schedule is not None:
         return recorded_rows(config, partial(_fitted, config, rule))
@@ -157,6 +179,8 @@ def _schedule(
         "gathering": rule.gathering,
         "local_steps": steps_of_workers(config, rule),
         "reads_before": rule.reads_before,
+        "points": rule.points,
+        "shard_batches": shard_batches if rule.gathering.epoch else (),
     }
     away = away_times(config.membership, config.num_agents, rule.shards)
     return ChurningServerPlanner(**timing, away=away) if away else ServerPlanner(**timing)
@@ -204,9 +228,22 @@ def _fitted(config: Config, rule: ServerRule, rows: RowLog, info: ScheduleInfo) 
             )
         if row.agent >= first:
             if row.step <= last[row.agent]:
+                if rule.gathering.epoch is not None:
+                    _check_epochs(config, rule, row)
                 yield row
         elif any(read.version <= last[read.neighbor] + 1 for read in row.reads):
             yield row._replace(reads=tuple(_up_to(read, last[read.neighbor] + 1) for read in row.reads))
+
+
+def _check_epochs(config: Config, rule: ServerRule, row: Row) -> None:
+    """Raise ``ValueError`` where an update takes what was computed before its epoch, or before its snapshot."""
+    gathering = rule.gathering
+    if any(has_expired(gathering, row.step - read.staleness, row.step) for read in row.reads):
+        raise ValueError(
+            f"schedule = {config.schedule!r}: update {row.step} takes what was computed before its epoch; allowed "
+            f"with algorithm.name = {config.algorithm.name!r} are schedules of runs with as many updates an epoch, "
+            f"{gathering.epoch}, the first of which waits for all workers"
+        )
 
 
 def _up_to(read: Read, final: int) -> Read:

@@ -140,6 +140,7 @@ NAMES: dict[str, dict[str, str]] = {
         "elastic-averaging": "easgd eamsgd elastic elastic-sgd",
         "fedasync": "fed-async asynchronous-federated fedasgd",
         "diloco": "opendiloco fedavg fedbuff fedopt federated-averaging async-local-sgd outer-optimizer",
+        "svrg": "asysvrg async-svrg variance-reduction variance-reduced",
         "sgp": "push-sum pushsum gradient-push",
     },
     "topology": {
@@ -205,6 +206,7 @@ NAMES: dict[str, dict[str, str]] = {
         "momentum-compensation": "nesterov amc accelerated compensated",
     },
     "algorithm.gathering": {
+        "epochs": "snapshots snapshot",
         "adversarial": "adversary worst-case lower-bound",
         "asgd": "async",
         "sync": "all barrier",

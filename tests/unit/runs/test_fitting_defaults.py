@@ -35,7 +35,7 @@ def result(path: Path, **settings: Any) -> Any:
 def test_every_algorithm_runs_by_its_name_alone(algorithm: str, num_agents: int, tmp_path: Path) -> None:
     done = result(tmp_path, algorithm=algorithm, num_agents=num_agents)
     assert done.error is None
-    servers = algorithm in ("server", "elastic-averaging", "diloco", "fedasync")
+    servers = algorithm in ("server", "elastic-averaging", "diloco", "fedasync", "svrg")
     assert done.metrics_dataframe["agent"].nunique() == num_agents + servers
 
 
