@@ -190,6 +190,8 @@ def described(algorithm: Settings) -> str:
     if isinstance(algorithm, ServerRule):
         named = {setting: getattr(algorithm, setting) for setting in algorithm.described_by}
         parts += [f"{setting} {value.name}" for setting, value in named.items() if value is not None]
+        if isinstance(algorithm, ParameterServer) and algorithm.view is not None:
+            parts.append(f"view of {algorithm.view.delay + 1} versions")
     return ", ".join(parts)
 
 
@@ -218,7 +220,7 @@ class ParameterServer(ServerRule):
     given: 1. Where nobody waits (`k-batch-async`), an update may take several of one worker."""
 
     workers_step: ClassVar[bool] = False
-    described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction", "screen", "view", "nesterov")
+    described_by: ClassVar[tuple[str, ...]] = ("gathering", "correction", "screen", "nesterov")
 
     @property
     def needs_gap(self) -> bool:
