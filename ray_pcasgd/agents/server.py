@@ -89,9 +89,7 @@ class Server(Participant):
         )
         """Of each fragment, which the rule moves by itself; of whole weights one."""
         self.position = Position(recipe.local_steps)
-        self.senses_momentum = recipe.optimizer.senses_momentum and not recipe.rule.workers_step
-        """Whether the optimizer asks how the weights have moved around where workers compute."""
-        self.history: dict[int, Tensor] = {0: self.weights} if recipe.rule.needs_gap or self.senses_momentum else {}
+        self.history: dict[int, Tensor] = {0: self.weights} if recipe.keeps_versions else {}
         """Where the correction needs the gap, or the optimizer the way: weights by version, of those that workers
         compute at, and the newest; for the optimizer also the version before and after each."""
         self.taken: tuple[int, ...] = ()
@@ -194,13 +192,13 @@ class Server(Participant):
         elif recipe.rule.workers_step:
             weights = moved
         else:
-            more = {"trail": mean_trail(self.history, self.taken)} if self.taken else {}
-            self.optimizer_state, direction = recipe.optimizer.direction(
-                self.optimizer_state, self.weights, moved, self.parts, self.moving(received), step_size, **more
-            )
             start = self.weights
             if self.nesterov is not None:
                 start = self.nesterov.extrapolated(start, self.recent[0], self.version)
+            more = {"trail": mean_trail(self.history, self.taken)} if self.taken else {}
+            self.optimizer_state, direction = recipe.optimizer.direction(
+                self.optimizer_state, start, moved, self.parts, self.moving(received), step_size, **more
+            )
             weights = start - eta * direction
         buffers = self.buffers
         if self.buffers.numel() and not is_held:
@@ -216,10 +214,10 @@ class Server(Participant):
         if self.spec.place == 0 and not is_held:
             # What a worker has not sent is with it as it was made.
             self.local = joined([{**self.made, **state.local} for state in received])
-        if self.senses_momentum:
+        if recipe.senses_momentum:
             self.taken = tuple(self.version - state.read.staleness for state in received)
         self.version += 1
-        if recipe.rule.needs_gap or self.senses_momentum:
+        if recipe.keeps_versions:
             self.history[self.version] = self.weights
         self.position.advance(state.read.neighbor for state in received)
         own = {} if recipe.rule.workers_step else recipe.optimizer.measures(self.optimizer_state)
@@ -268,7 +266,7 @@ class Server(Participant):
             "position": self.position.state(),
             "history": self.history,
             "computed_at": dict(self.computed_at),
-            **({"taken": list(self.taken)} if self.senses_momentum else {}),
+            **({"taken": list(self.taken)} if self.spec.recipe.senses_momentum else {}),
             **({"recent": list(self.recent)} if self.view or self.nesterov else {}),
         }
 
@@ -295,7 +293,7 @@ class Server(Participant):
         computed = is_needed or (lambda version: version >= oldest)
 
         def is_kept(version: int) -> bool:
-            if not self.senses_momentum:
+            if not self.spec.recipe.senses_momentum:
                 return computed(version)
             around = range(version - 1, version + 2)
             return any(computed(one) or one in self.taken for one in around)

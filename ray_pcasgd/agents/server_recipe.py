@@ -35,6 +35,16 @@ class ServerRecipe(Training):
         """Servers that share the parameters."""
         return self.rule.shards
 
+    @property
+    def senses_momentum(self) -> bool:
+        """Whether the server's optimizer asks how the weights have moved around where workers compute."""
+        return self.optimizer.senses_momentum and not self.rule.workers_step
+
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether a server needs the weights of versions that gradients were computed at."""
+        return self.rule.needs_gap or self.senses_momentum
+
     def part(self, server: int, num_parameters: int) -> slice:
         """Return the parameters of a server, counted from 0; the parts differ in size by one at most."""
         share, larger = divmod(num_parameters, self.num_servers)

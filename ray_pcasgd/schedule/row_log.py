@@ -71,9 +71,11 @@ class RowLog:
         return self._num_packed + len(self._tail)
 
     def __iter__(self) -> Iterator[Row]:
-        for kept in list(self._blocks):
+        # Both at once: as rows are added meanwhile, the last ones become a block.
+        blocks, tail = list(self._blocks), list(self._tail)
+        for kept in blocks:
             yield from self._read(kept).rows()
-        yield from list(self._tail)
+        yield from tail
 
     @property
     def steps(self) -> dict[int, Ranges]:
@@ -107,10 +109,11 @@ class RowLog:
 
     def blocks(self) -> Iterator[RowBlock]:
         """Yield all rows, as blocks."""
-        for kept in list(self._blocks):
+        blocks, tail = list(self._blocks), list(self._tail)
+        for kept in blocks:
             yield self._read(kept)
-        if self._tail:
-            yield packed(self._tail)
+        if tail:
+            yield packed(tail)
 
     def encoded(self) -> list[tuple[Sizes, np.ndarray]]:
         """Return all rows as ``restored`` takes them: blocks' sizes and bytes, which are read where they are used."""

@@ -4,6 +4,7 @@ import itertools
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import networkx as nx
@@ -355,7 +356,7 @@ class Network(NamedTuple):
 
         Where W changes, that of the product of the T matrices, whose modulus is taken to the power ``1 / T``.
         """
-        product = np.linalg.multi_dot(self.phases) if len(self.phases) > 1 else self.matrix
+        product = reduce(np.matmul, self.phases) if self.phases else self.matrix
         moduli = np.sort(np.abs(np.linalg.eigvals(product)))
         return 1.0 if len(moduli) == 1 else float(1 - moduli[-2] ** (1 / max(1, len(self.phases))))
 

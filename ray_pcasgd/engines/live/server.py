@@ -107,7 +107,7 @@ class ServerPolicy(Policy[Decision]):
         self.oldest = self.first
         """The oldest version that a worker may still be told to read."""
         self.kept = {self.first, *(state["history"] if state else ())}
-        """The versions whose weights a correction may still need."""
+        """The versions whose weights a correction, or the optimizer, may still need."""
         self.is_over = False
         """Whether all workers are told that all steps are taken; then nobody comes back."""
         self.links(injection)
@@ -256,7 +256,7 @@ class ServerPolicy(Policy[Decision]):
                 f"it was computed at version {note.computed_at} and begun at {note.round}; allowed are those up to "
                 f"{given} and {self.version}"
             )
-        if self.spec.recipe.rule.needs_gap and note.computed_at not in self.kept:
+        if self.spec.recipe.keeps_versions and note.computed_at not in self.kept:
             return f"it was computed at version {note.computed_at}, which no worker reads any more"
         return None
 

@@ -72,8 +72,10 @@ def test_what_momentum_alone_does_is_known_beforehand(momentum: float | None, j:
     np.testing.assert_allclose(sent.numpy(), known, rtol=1e-9, atol=1e-9)
 
 
-def test_without_delay_it_is_nesterov_s_method_to_the_bit() -> None:
-    own = plan(settings(gathering="sync"))
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_without_delay_it_is_nesterov_s_method_to_the_bit(weight_decay: float) -> None:
+    """The penalty's gradient is at y, too."""
+    own = plan(settings(gathering="sync") | {"optimizer": {"weight_decay": weight_decay}})
     agents = [spec.build(own.data) for spec in own.specs]
     holder = agents[-1]
     assert isinstance(holder, Server)
@@ -88,7 +90,8 @@ def test_without_delay_it_is_nesterov_s_method_to_the_bit() -> None:
             first, *others = [one.weights for one in execution.receive(row)]
             for other in others:
                 first = first + other
-            x, before, k = y - torch.tensor(0.1) * (first / 4), x, k + 1
+            gradient = (first / 4).add(y, alpha=weight_decay) if weight_decay else first / 4
+            x, before, k = y - torch.tensor(0.1) * gradient, x, k + 1
         list(execution.execute([row]))
         assert torch.equal(holder.weights, x)
     assert k == 12

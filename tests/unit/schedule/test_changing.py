@@ -49,6 +49,15 @@ def test_one_peer_a_step_is_an_all_reduce_in_as_many_steps_as_there_are_powers_o
     assert OnePeerExponential().phases(1) == ()
 
 
+def test_the_spectral_gap_of_thousands_of_steps_is_that_of_their_product() -> None:
+    """The best order to multiply so many matrices in, which nobody needs, would take hours to find."""
+    for inside in (1, 3, 5000):
+        network = build_network(Hierarchical(groups=((0,), (1, 2, 3)), inside=inside), Metropolis(), 4, 0)
+        first, *_, last = network.phases
+        left = np.sort(np.abs(np.linalg.eigvals(last @ first)))[-2]  # the groups' means are taken once or often
+        assert network.spectral_gap == pytest.approx(1 - left ** (1 / (inside + 1)))
+
+
 def test_of_equal_groups_one_step_inside_and_one_between_make_all_equal() -> None:
     inside, between = Hierarchical(groups=((0, 3, 4), (1, 2, 5))).phases(6)
     np.testing.assert_allclose(between @ inside, np.full((6, 6), 1 / 6), atol=1e-15)

@@ -231,3 +231,14 @@ def test_row_groups_follow_each_other_in_a_file(monkeypatch: pytest.MonkeyPatch,
     assert [pq.ParquetFile(tmp_path / f"{name}.parquet").num_row_groups for name in ("one", "many")] == [1, 7]
     one, many = (read_rows(tmp_path / f"{name}.parquet") for name in ("one", "many"))
     assert one == many == (list(planned(60)), {"a": "b"})
+
+
+def test_rows_that_are_there_are_all_yielded_while_more_are_added() -> None:
+    first, more = ([Row(0, step, 0.0, 0.0, 1.0, (), "step", ()) for step in range(*ends)] for ends in ((0, 6), (6, 11)))
+    log = RowLog(first)
+    rows, blocks = iter(log), log.blocks()
+    yielded, block = [next(rows)], next(blocks)
+    for row in more:
+        log.append(row)
+    assert [*yielded, *rows] == first
+    assert [*block.rows(), *(row for later in blocks for row in later.rows())] == first

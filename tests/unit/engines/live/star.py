@@ -240,7 +240,7 @@ class Star:
             assert read[:2] in server.opened - already
             assert read[:2] in policy.losses
             assert 0 <= read.staleness == read.age
-            assert policy.version - read.staleness in server.history or not policy.spec.recipe.rule.needs_gap
+            assert policy.version - read.staleness in server.history or not policy.spec.recipe.keeps_versions
         server.updates.append(reads)
         policy.stepped(policy.version + 1, self.moment)
         server.contents.add(policy.version)

@@ -80,6 +80,13 @@ PLANS: dict[tuple[str, str, int], Plan] = (
         )
         for name, shards in (("k-async", 1), ("k-batch-async", 2))
     }
+    | {
+        # It asks for the versions that gradients were computed at, as some corrections do.
+        (f"{name}, yellowfin", "seconds", 1): plan_of(
+            {"name": "server", "gathering": GATHERINGS[name]}, links=LINKS["seconds"], optimizer="yellowfin"
+        )
+        for name in ("asgd", "n-softsync")
+    }
 )
 KEYS = pytest.mark.parametrize("key", PLANS, ids=str)
 
@@ -164,6 +171,24 @@ def server_of(
     plan = plan_of({"name": "server", "gathering": gathering} | more)
     spec: Any = plan.specs[NUM_WORKERS]
     return ServerPolicy(spec, OnceMailbox(spec.neighbors), wait_seconds, injection_of(plan), is_here)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [({}, False), ({"correction": "dc-asgd-a"}, True), ({"optimizer": "yellowfin"}, True)],
+    ids=["plain", "correction", "yellowfin"],
+)
+def test_a_gradient_at_weights_that_are_gone_is_refused_where_they_are_needed(
+    settings: dict[str, Any], is_refused: bool
+) -> None:
+    more = {name: value for name, value in settings.items() if name == "optimizer"}
+    plan = plan_of({"name": "server", **{name: settings[name] for name in settings.keys() - more.keys()}}, **more)
+    spec: Any = plan.specs[NUM_WORKERS]
+    server = ServerPolicy(spec, OnceMailbox(spec.neighbors), 5.0, injection_of(plan), lambda _: True)
+    header = Header(0, 1, 0.0, 0.0, latency_seconds=0.0, note=Delivery(0, 0, 0.5))
+    assert server.problem(header) is None
+    server.kept = {1}
+    assert (server.problem(header) is not None) == is_refused
 
 
 def at(seconds: float) -> Moment:
