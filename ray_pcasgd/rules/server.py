@@ -213,7 +213,7 @@ class ParameterServer(ServerRule):
     """``momentum-compensation`` adds Nesterov's momentum, in a form for late gradients; not given: none."""
     screen: AnyScreen | None = None
     """What takes the place of the mean of an update's gradients, so that attackers among the workers cannot move it at
-    will: any of bridge's screens but `nearest-neighbors`. Not given: the mean."""
+    will: any of bridge's screens but `nearest-neighbors`; not with `correction: kardam`. Not given: the mean."""
     attackers: int | None = Field(None, ge=0, le=1000)
     """b, with `screen`: how many of an update's gradients may be attackers'. An update takes `2b + 1` gradients at
     least, with `krum` `2b + 3`, with `bulyan` `4b + 3`; where fewer come, since workers have left, nothing moves. Not
@@ -278,6 +278,11 @@ class ParameterServer(ServerRule):
         gathering, screen = self.gathering, self.screen
         named, number = f"gathering.name = {gathering.name!r}", gathering.num_gradients(num_workers)
         is_plain = gathering.averages == "gradients" and gathering.adapts_every is None
+        if self.correction.rejects and screen is not None:
+            raise ValueError(
+                f"screen.name = {screen.name!r}: allowed with correction.name = {self.correction.name!r} is null; that "
+                "says which gradients count"
+            )
         if self.correction.rejects and not (is_plain and number == 1 and not gathering.grace):
             raise ValueError(
                 f"correction.name = {self.correction.name!r}: allowed with {named} is another one; it takes gradients "

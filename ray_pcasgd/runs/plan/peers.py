@@ -141,8 +141,8 @@ def _check_attackers(rule: Rule, network: Network, topology: str) -> None:
     if not isinstance(rule, Bridge):
         return
     needed = rule.screen.least(rule.attackers, center_votes=True)
-    agent = min(range(len(network.neighbors)), key=lambda k: len(network.neighbors[k]))
-    has = len(network.neighbors[agent])
+    reads = network.exchange.read if network.exchange else (network.neighbors,)
+    has, agent = min((len(of_agent[k]), k) for of_agent in reads for k in range(len(of_agent)))
     if has < needed:
         most = max((b for b in range(rule.attackers) if rule.screen.least(b, center_votes=True) <= has), default=None)
         allowed = f"are 0 to {most}" if most else "is 0" if most == 0 else "is none"

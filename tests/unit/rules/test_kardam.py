@@ -184,6 +184,10 @@ def test_a_worker_that_has_several_gradients_in_an_update_is_left_out_by_their_m
     [
         ({"correction": {"name": "kardam", "attackers": 3}}, "correction.attackers = 3: allowed are 0 to 2, below a"),
         ({"gathering": "sync", "correction": "kardam"}, "correction.name = 'kardam': allowed with gathering.name = "),
+        (
+            {"correction": "kardam", "screen": "median", "attackers": 0},
+            "screen.name = 'median': allowed with correction",
+        ),
         ({"screen": "median"}, "attackers = 1: with screen.name = 'median' an update takes 3 gradients or more"),
         ({"attackers": 1}, "attackers = 1: allowed with screen = null is null"),
         ({"gathering": "sync", "screen": "nearest-neighbors"}, "screen.name = 'nearest-neighbors': allowed is another"),

@@ -11,6 +11,7 @@ from ray_pcasgd.agents.attacks import Faults, Noise
 from ray_pcasgd.records import Read, Row, StepReport, of_neighbor
 from ray_pcasgd.report.page import write_report
 from ray_pcasgd.runs.screening import Screening, told
+from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
 from tests.unit.interrupted_runs import command
 
@@ -99,3 +100,11 @@ def test_lines_of_a_stranger_s_folder_are_texts(tmp_path: Path) -> None:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"screening": screening}))
         page = write_report([Path(result.path)], tmp_path / "page.html", "x").read_text()
         assert "<b>" not in page.split("</style>")[-1].replace("<body>", "")
+
+
+@pytest.mark.parametrize("topology", ["one-peer-exponential", "hierarchical"])
+def test_neighbors_that_a_screen_needs_are_counted_step_by_step(topology: str) -> None:
+    """Over all steps there are enough of them, at no step are there."""
+    settings = {"engine": "local", "num_agents": 8, "algorithm": "bridge", "topology": topology}
+    with pytest.raises(SettingsError, match=r"algorithm\.attackers = 1: allowed .* is 0; agent \d has 1 of the 3 nei"):
+        Trainer(settings | {"clusters": [[0, 1], [2, 3], [4, 5], [6, 7]]}).fit()
