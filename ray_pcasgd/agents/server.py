@@ -222,6 +222,9 @@ class Server(Participant):
         self.position.advance(state.read.neighbor for state in received)
         own = {} if recipe.rule.workers_step else recipe.optimizer.measures(self.optimizer_state)
         screened = {of_neighbor("screened", worker): share for worker, share in left_out.items()}
+        is_enough = recipe.rule.is_enough(len(received))
+        if is_enough is not None:
+            screened["alone"] = float(not is_enough)
         return {"gradients": float(len(received))} | own | screened
 
     def _left_out(self, received: Sequence[Received]) -> dict[int, float]:

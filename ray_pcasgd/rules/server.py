@@ -146,6 +146,10 @@ class ServerRule(Settings, ABC):
         """
         return None
 
+    def is_enough(self, number: int) -> bool | None:
+        """Return whether so many gradients can be screened; ``None`` where none are."""
+        return None
+
     @abstractmethod
     def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the server's next state and what moves it: a gradient for its optimizer, or its next weights."""
@@ -348,7 +352,7 @@ class ParameterServer(ServerRule):
         number = len(vectors)
         shares = center.new_full((number,), 1 / number)
         present = torch.ones(number, dtype=torch.bool, device=center.device)
-        is_enough = number >= screen.least(self.num_attackers, center_votes=False)
+        is_enough = self.is_enough(number)
         screened = screen.apply(Votes(center, tuple(vectors), present, shares, False), self.num_attackers)
         dropped = screened.dropped if is_enough else torch.ones_like(screened.dropped)
         left_out = torch.zeros_like(before)
@@ -362,6 +366,10 @@ class ParameterServer(ServerRule):
         if self.screen is not None:
             return state[-1]
         return self.correction.rejected(state) if self.correction.rejects else None
+
+    def is_enough(self, number: int) -> bool | None:
+        """Return whether so many gradients can be screened; ``None`` without a screen."""
+        return None if self.screen is None else number >= self.screen.least(self.num_attackers, center_votes=False)
 
     def _gather_alike(self, state: State, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the mean of the workers' means."""

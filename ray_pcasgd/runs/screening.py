@@ -12,7 +12,8 @@ from ray_pcasgd.records import StepReport, of_neighbor
 SCREENED = "screened"
 """The rules' measure of a neighbor: the share in [0, 1] by which it was left out of a mean."""
 ALONE = "alone"
-"""Their measure of a step: 1 where too few were left to be screened, so that the agent took its own step alone."""
+"""Their measure of a step: 1 where too few were left to be screened, so that an agent took its own step alone, or a
+server stayed where it was."""
 
 
 class Screening:
@@ -26,7 +27,7 @@ class Screening:
         self._alone = 0
 
     def take(self, report: StepReport) -> None:
-        """Take in one step's report; where the agent took its own step alone, nobody was judged."""
+        """Take in one step's report; where too few were left to be screened, nobody was judged."""
         row, measures = report.row, report.measures
         if ALONE in measures:
             self._steps += 1
@@ -112,5 +113,8 @@ def told(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"screened out: {', '.join(shares)}")
     if summary.get("steps_alone"):
         alone, steps = summary["steps_alone"], summary["steps"]
-        lines.append(f"{alone} of {steps} steps were taken alone: fewer neighbors were left than the screen needs")
+        lines.append(
+            f"{alone} of {steps} steps took in nothing of others: fewer neighbors, or gradients, were left than the "
+            "screen needs"
+        )
     return lines

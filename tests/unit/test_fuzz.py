@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -192,21 +194,29 @@ NUMBERS = st.integers(-3, 9)
             ready=st.floats(),
             end=st.floats(),
             reads=st.lists(st.builds(Read, NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=3).map(tuple),
-            kind=st.sampled_from(["step", "cancelled", "passive", "rejoined", "other"]),
+            kind=st.sampled_from(["step", "cancelled", "passive", "rejoined"]),
             held=st.lists(NUMBERS, max_size=2).map(tuple),
         ),
         max_size=6,
-    )
+    ),
+    other=st.booleans(),
 )
-def test_any_rows_are_a_schedule_or_an_error(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> None:
+def test_any_rows_are_a_schedule_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], other: bool
+) -> None:
     path = tmp_path_factory.getbasetemp() / "rows.parquet"
     write_rows(path, rows, {})
+    if other and rows:
+        table = pq.read_table(path)
+        kinds = pa.array([*table["kind"].to_pylist()[:-1], "other"], table.schema.field("kind").type)
+        pq.write_table(table.set_column(table.schema.get_field_index("kind"), table.schema.field("kind"), kinds), path)
     try:
         read, _ = read_rows(path)
     except ValueError as error:
         assert "schedule = " in str(error)
     else:
         assert read == rows
+        assert not (other and rows)
         assert all(row.start <= row.ready <= row.end < math.inf for row in read)
 
 

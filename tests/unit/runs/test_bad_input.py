@@ -44,7 +44,7 @@ def test_an_optimizer_of_pytorch_as_an_object_is_told_how_to_be_written() -> Non
     hint = "; write {name: torch, optimizer: 'torch.optim.adam:Adam'}"
     made = Adam([torch.zeros(1, requires_grad=True)])
     assert refusal(optimizer=Adam).endswith(f"OwnOptimizer{hint}")
-    assert refusal(optimizer=made).endswith(f"lion, torch, custom{hint}")
+    assert refusal(optimizer=made).endswith(f"lion, yellowfin, torch, custom{hint}")
     # Its own words, which are many, are said once.
     assert refusal(optimizer={"name": "torch", "optimizer": made}).count("Parameter Group") == 1
 
@@ -151,7 +151,7 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(assignment: str, 
         ),
         (
             "optimizer=adan",
-            "optimizer = 'adan': allowed are sgd, adamw, adam, lion, torch, custom; did you mean adam?",
+            "optimizer = 'adan': allowed are sgd, adamw, adam, lion, yellowfin, torch, custom; did you mean adam?",
         ),
         ("optimizer.nesterov=maybe", "optimizer.nesterov = 'maybe': allowed are true and false"),
         ("optimizer.momentum=1", "optimizer.momentum = 1: allowed are values below 1"),
@@ -496,8 +496,8 @@ def with_server(algorithm: Any, **settings: Any) -> str:
         (
             {"gathering": "k-syn"},
             "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, "
-            "quorum, asgd, n-softsync, adasync, ringmaster, rennala, malenia, ringleader, ia2sgd, custom; did you mean "
-            "k-sync?",
+            "quorum, asgd, n-softsync, adasync, ringmaster, rennala, malenia, ringleader, ia2sgd, adversarial, custom; did "
+            "you mean k-sync?",
         ),
         (
             {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},

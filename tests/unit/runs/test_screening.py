@@ -46,7 +46,7 @@ def test_shares_are_those_of_honest_judges_by_who_was_judged_and_when() -> None:
         "attack noise by agents 1",
         "screened out: 50.0 % of 3 versions of attackers, 25.0 % of 3 versions of honest agents in time, "
         "75.0 % of 2 versions of late honest agents",
-        "1 of 5 steps were taken alone: fewer neighbors were left than the screen needs",
+        "1 of 5 steps took in nothing of others: fewer neighbors, or gradients, were left than the screen needs",
     ]
     again = Screening(Faults(agents=(1,), attack=Noise()))
     again.restore(json.loads(json.dumps(own.state())))
@@ -108,3 +108,13 @@ def test_neighbors_that_a_screen_needs_are_counted_step_by_step(topology: str) -
     settings = {"engine": "local", "num_agents": 8, "algorithm": "bridge", "topology": topology}
     with pytest.raises(SettingsError, match=r"algorithm\.attackers = 1: allowed .* is 0; agent \d has 1 of the 3 nei"):
         Trainer(settings | {"clusters": [[0, 1], [2, 3], [4, 5], [6, 7]]}).fit()
+
+
+def test_a_server_whom_workers_have_left_judges_nobody(tmp_path: Path) -> None:
+    leaving = [{"agent": worker, "leaves": "5s"} for worker in (2, 3, 4, 5)]
+    server = {"name": "server", "gathering": "sync", "screen": "median", "attackers": 2}
+    settings = {"engine": "local", "num_agents": 6, "num_steps": 12, "links": [], "algorithm": server}
+    result = Trainer(settings | {"membership": leaving}, storage_path=str(tmp_path)).fit()
+    summary = json.loads((Path(result.path) / "result.json").read_text())["screening"]
+    assert 0 < summary["steps_alone"] < summary["steps"]
+    assert result.screening["screened"].max() < 1
