@@ -138,7 +138,8 @@ def check_changes(config: Config, rule: Rule) -> None:
 
 def _check_attackers(rule: Rule, network: Network, topology: str) -> None:
     """Raise ``ValueError`` where an agent has fewer neighbors than a screen needs to stand that many attackers."""
-    if not isinstance(rule, Bridge):
+    is_one_alone = len(network.neighbors) == 1
+    if not isinstance(rule, Bridge) or (is_one_alone and not rule.attackers):
         return
     needed = rule.screen.least(rule.attackers, center_votes=True)
     reads = network.exchange.read if network.exchange else (network.neighbors,)

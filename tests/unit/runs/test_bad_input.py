@@ -496,8 +496,8 @@ def with_server(algorithm: Any, **settings: Any) -> str:
         (
             {"gathering": "k-syn"},
             "algorithm.gathering = 'k-syn': allowed are sync, k-sync, k-batch-sync, k-async, k-batch-async, "
-            "quorum, asgd, n-softsync, adasync, ringmaster, rennala, malenia, ringleader, ia2sgd, adversarial, custom; did "
-            "you mean k-sync?",
+            "quorum, asgd, n-softsync, adasync, ringmaster, rennala, malenia, ringleader, ia2sgd, adversarial, epochs, "
+            "custom; did you mean k-sync?",
         ),
         (
             {"correction": {"name": "gap-bounded", "bound": 1}, "shards": 2},
