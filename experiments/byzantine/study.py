@@ -98,7 +98,8 @@ def servers(settings: Mapping[str, Any], method: str, attack: str | None) -> Ite
 
 def jobs_of(settings: Mapping[str, Any]) -> Iterator[Job]:
     """Yield all runs; one that two tables show is made once."""
-    for method in (MEAN, *SCREENS):
+    screens = settings.get("screens", SCREENS)
+    for method in (MEAN, *screens):
         for shards in SHARDS:
             for is_late in (False, True):
                 for attack in (None, *FEWER[shards, is_late]):
@@ -106,7 +107,7 @@ def jobs_of(settings: Mapping[str, Any]) -> Iterator[Job]:
         for attack in SWEPT:
             if method != "bulyan":  # which stands one among seven neighbors
                 yield from peers(settings, method, attack, 2)
-    for method in SCREENS:
+    for method in screens:
         for late in LATE[1:]:
             for attack in (None, "alie"):
                 for shards in SHARDS if late == "predict" else ("alike",):
