@@ -1,8 +1,9 @@
 """Messages to a neighbor that does not take them."""
 
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,24 @@ def test_of_what_has_to_wait_the_newest_follows_an_answer_though_nothing_else_is
     assert ray.get(actor.wait_for.remote(50)) == [1, 2, 50]
     assert late(outbox) == 1
     assert outbox.send({}, CONTENTS, may_skip=True).late == 0
+
+
+class Deaf(Door):
+    """Is told of no answer, as where a look has taken it in first."""
+
+    def watch(self, fd: int, for_room: bool, then: Callable[[], None]) -> None:
+        """Forget it."""
+
+
+@pytest.mark.parametrize("look", ["send", "bytes"])
+def test_a_look_that_takes_in_an_answer_sends_what_waits_for_it(look: str, actor: Any) -> None:
+    outbox = RayTransport(0, Deaf(uuid.uuid4().hex, Nobody())).outbox({1: actor})
+    assert offer(outbox, range(1, 11)) == [1, 2]
+    ray.get(actor.open.remote())
+    end = time.monotonic() + LONGEST_SECONDS
+    while ray.get(actor.received.remote()) != [1, 2, 10]:
+        _ = outbox.send({}, CONTENTS, may_skip=True) if look == "send" else outbox.bytes_in_flight()
+        assert time.monotonic() < end
 
 
 def test_a_flush_sends_what_has_to_wait(actor: Any, door: Door | None) -> None:

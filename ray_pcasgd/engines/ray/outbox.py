@@ -107,8 +107,9 @@ class RayOutbox(Outbox):
             now = time.monotonic()
             self._forget_left(now)
             for k, peer in list(self._peers.items()):
-                if peer.needs_look(may_skip):
-                    self._look(k, peer, now)
+                # What it takes in of answers, no thread is told of any more.
+                if peer.needs_look(may_skip) and self._look(k, peer, now) and k not in headers:
+                    self._send_unsent(k, peer)
             to: set[int] = set()
             for k, header in headers.items():
                 if (found := self._peers.get(k)) is None:
@@ -188,7 +189,10 @@ class RayOutbox(Outbox):
     def bytes_in_flight(self) -> int:
         """Return the bytes of messages that no answer has come to; what goes to a neighbor that is gone is lost."""
         with self._lock:
-            return sum(peer.bytes_in_flight() for peer in self._peers.values())
+            total = sum(peer.bytes_in_flight() for peer in self._peers.values())
+            for k, peer in self._peers.items():
+                self._send_unsent(k, peer)  # as after any look
+            return total
 
 
 def door_of(handle: Any) -> str:
