@@ -1,6 +1,9 @@
 """The state of a running run, as a file: everything that the steps to come depend on."""
 
+import contextlib
+import io
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -62,7 +65,22 @@ def require_format(path: Path) -> None:
 
 def _loaded(path: Path, **options: Any) -> Any:
     with torch.serialization.safe_globals(_RECORDS):
-        return torch.load(path, map_location="cpu", weights_only=True, **options)
+        return unpickled(path, **options)
+
+
+def unpickled(file: Path | io.BytesIO, **options: Any) -> Any:
+    """Return what ``torch.save`` wrote, from whomever it comes; a file that is refused leaves nothing behind."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, **options)
+    except BaseException:
+        # PyTorch notes a file's sparse tensors, and checks them at its end; or else at the end of the next file.
+        whole = io.BytesIO()
+        torch.save({}, whole)
+        whole.seek(0)
+        with warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            torch.load(whole, weights_only=True)
+        raise
 
 
 def _without_format(state: Any) -> Any:

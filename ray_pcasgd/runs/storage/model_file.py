@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ray_pcasgd.base.own_files import remove_files, write_whole
+from ray_pcasgd.base.state import unpickled
 from ray_pcasgd.runs.settings.errors import one_line
 
 SAFETENSORS, TORCH = "model.safetensors", "model.pt"
@@ -97,7 +98,7 @@ def _as_torch(state: Mapping[str, Any]) -> bytes:
 def _from_torch(content: bytes) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tensors of rarer kinds
-        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        return dict(unpickled(io.BytesIO(content)))
 
 
 def _is_loadable(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """A run that is left at a pause and goes on from the file of its state is the run that was never left."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
-from ray_pcasgd.base.state import State, load_state, save_state
+from ray_pcasgd.base.state import FORMAT, State, load_state, save_state
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import make_plan
@@ -173,3 +174,19 @@ def test_an_unfinished_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="no space"):
         save_state(tmp_path / "state.pt", {})
     assert not (tmp_path / "state.pt").exists()
+
+
+class Stranger:
+    """Of a type that no state has."""
+
+
+def test_a_file_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    """PyTorch would check its sparse tensors, which cannot be, with the next file's."""
+    bad, good = tmp_path / "bad.pt", tmp_path / "good.pt"
+    indices = torch.tensor([[99]])
+    outside = torch.sparse_coo_tensor(indices, torch.ones(1), (2,), check_invariants=False)
+    torch.save({"format": FORMAT, "sparse": outside, "stranger": Stranger()}, bad)
+    save_state(good, {"weights": torch.ones(2)})
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(bad)
+    assert torch.equal(load_state(good)["weights"], torch.ones(2))

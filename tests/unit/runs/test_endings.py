@@ -109,11 +109,13 @@ def test_a_model_that_raises_is_named_with_agent_step_file_and_line(family: str,
     assert result.error.step >= 0
     if "stacked" not in family:
         assert said.startswith(f"agent {result.error.agent} at step {result.error.step}: ")
-        assert result.error.step == (4 if family in ("elastic averaging", "diloco", "fedasync") else STEPS)
+        # A first step of SVRG is a pass over all of a shard.
+        steps = {"elastic averaging": 4, "diloco": 4, "fedasync": 4, "svrg": 0}
+        assert result.error.step == steps.get(family, STEPS)
     summary = summary_of(result)
     assert (summary["status"], summary["error"]) == ("failed", said)
     assert "forward" in summary["traceback"]
-    assert read_rows(Path(result.path) / "schedule.parquet")[0]
+    assert read_rows(Path(result.path) / "schedule.parquet")[0] or family == "svrg"
 
 
 class SpeechlessError(Exception):
