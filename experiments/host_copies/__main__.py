@@ -1,19 +1,15 @@
 """Counts how often each version travels from one host to another: ``python -m experiments.host_copies``."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster.cycle import ROOT
+from experiments.laboratory import count_cells, kept_cells
 from experiments.running import run_study
 from experiments.studies import machine
 from ray_pcasgd.engines.ray.settings import RaySettings
 
 HERE = Path(__file__).parent
-LABORATORY = ROOT.parent / "shared" / "lab" / "netlab.sh"
 _CELL = ("mode", "agents", "size", "inline_bytes")
 
 
@@ -29,24 +25,16 @@ def cells_of(chosen: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def measure(chosen: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
     """Let the laboratory's operator count what is missing, and keep each cell as it is found."""
-    kept = output / "results.json"
-    cells = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    cells = kept_cells(output)
     done = [[cell[name] for name in _CELL] for cell in cells]
     missing = [cell for cell in cells_of(chosen) if [cell[name] for name in _CELL] not in done]
-    command = [str(LABORATORY), "2", sys.executable, "-m", "experiments.host_copies.operator"]
-    arguments = [json.dumps({"rounds": chosen["rounds"], "cells": missing}), str(storage.resolve())]
-    with subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True) as operator:
-        assert operator.stdout is not None
-        for line in operator.stdout:
-            cells.append(json.loads(line))
-            kept.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-    if operator.returncode:
-        raise RuntimeError(f"the laboratory ended with status {operator.returncode}")
+    asked = {"rounds": chosen["rounds"], "cells": missing}
+    count_cells("experiments.host_copies.operator", asked, cells, storage, output)
 
 
 def write_page(chosen: Mapping[str, Any], output: Path, scale: str) -> None:
     """Write the page from what was counted."""
-    cells = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    cells = kept_cells(output)
     first, last = chosen["rounds"]
     lines = [
         "# Copies of a version between two hosts",

@@ -1,41 +1,28 @@
 """Counts bytes at the network interfaces of two hosts: ``python -m experiments.wire_bytes``."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster.cycle import ROOT
+from experiments.laboratory import count_cells, kept_cells
 from experiments.running import run_study
 from experiments.studies import machine
 
 HERE = Path(__file__).parent
-LABORATORY = ROOT.parent / "shared" / "lab" / "netlab.sh"
 
 
 def measure(chosen: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
     """Let the laboratory's operator count what is missing, and keep each cell as it is found."""
-    kept = output / "results.json"
-    cells = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    cells = kept_cells(output)
     done = [(cell["local_steps"], cell["wire"]) for cell in cells]
     missing = [cell for cell in product(chosen["local_steps"], chosen["formats"]) if cell not in done]
-    command = [str(LABORATORY), "2", sys.executable, "-m", "experiments.wire_bytes.operator"]
-    arguments = [json.dumps({**chosen, "missing": missing}), str(storage.resolve())]
-    with subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True) as operator:
-        assert operator.stdout is not None
-        for line in operator.stdout:
-            cells.append(json.loads(line))
-            kept.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-    if operator.returncode:
-        raise RuntimeError(f"the laboratory ended with status {operator.returncode}")
+    count_cells("experiments.wire_bytes.operator", {**chosen, "missing": missing}, cells, storage, output)
 
 
 def write_page(chosen: Mapping[str, Any], output: Path, scale: str) -> None:
     """Write the page from what was counted."""
-    cells = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    cells = kept_cells(output)
     short, long = chosen["rounds"]
     steps = long - short
     lines = [
