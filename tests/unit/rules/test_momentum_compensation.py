@@ -15,31 +15,17 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.rules.momentum_compensation import MomentumCompensation
 from ray_pcasgd.rules.server import ParameterServer
-from ray_pcasgd.runs.plan.plan import Plan, make_plan
-from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_to_the_bit
+from tests.unit.rules.served import plan, served
 
 Array = npt.NDArray[np.float64]
 CURVATURES = np.geomspace(0.01, 1.0, 12)
 
 
 def settings(nesterov: Any = "momentum-compensation", **algorithm: Any) -> dict[str, Any]:
-    return {
-        "algorithm": {"name": "server", "nesterov": nesterov, **algorithm},
-        "num_agents": 4,
-        "num_steps": 12,
-        "evaluate_every": 6,
-        "links": [],
-        "clusters": 1,
-        "compute": {"law": {"name": "exponential", "mean": 1.0}},
-        "task": {"model": {"hidden": [4]}},
-        "engine": "local",
-    }
-
-
-def plan(tree: dict[str, Any]) -> Plan:
-    return make_plan(load_config(tree))
+    return served(4, 12, nesterov=nesterov, **algorithm)
 
 
 def momentum_of(own: MomentumCompensation, k: int) -> float:

@@ -14,33 +14,19 @@ from ray_pcasgd.agents.server import Server
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.rules.shared_memory import InconsistentView, slowdown
-from ray_pcasgd.runs.plan.plan import Plan, make_plan
-from ray_pcasgd.runs.settings.loading import SettingsError, load_config
+from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.adversary import AdversaryPlanner
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.ordering import in_causal_order
 from tests.comparing import assert_same_to_the_bit
 from tests.unit.quadratic import CURVATURE, TASK
+from tests.unit.rules.served import plan, served
 from tests.unit.schedule.test_plan_servers import law
 
 
 def server(**algorithm: Any) -> dict[str, Any]:
-    return {
-        "algorithm": {"name": "server", **algorithm},
-        "num_agents": 3,
-        "num_steps": 14,
-        "evaluate_every": 7,
-        "links": [],
-        "clusters": 1,
-        "compute": {"law": {"name": "exponential", "mean": 1.0}},
-        "task": {"model": {"hidden": [4]}},
-        "engine": "local",
-    }
-
-
-def plan(settings: dict[str, Any]) -> Plan:
-    return make_plan(load_config(settings))
+    return served(3, 14, **algorithm)
 
 
 def weight_after(updates: int, tmp_path: Path, contraction: float, **algorithm: Any) -> tuple[float, float]:
