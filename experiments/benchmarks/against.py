@@ -33,7 +33,8 @@ Step = Callable[[], None]
 
 def benchmark(repeats: int) -> Iterator[Figure]:
     """Yield the steps a second of three fast agents: with a fourth that is as fast, then with one that is slow."""
-    for name, fourth in (("four agents of 20 ms a step", FAST), ("three of 20 ms a step beside one of 220 ms", SLOW)):
+    fourths = {"four agents of 20 ms a step": FAST, "three of 20 ms a step beside one of 220 ms": SLOW}
+    for name, fourth in fourths.items():
         rounds = [_round(fourth) for _ in range(repeats)]
         for way in (*OURS, *WAITING):
             ratios = [rates[way] / rates["bare"] for rates in rounds]

@@ -149,8 +149,8 @@ def lateness(peers: pd.DataFrame) -> str:
     answer = (
         f"By its weights as they were read, {percent(mean[0])} of a late honest neighbor is left out, on average over "
         f"the rows below that have both, and {percent(mean[1])} by its predicted weights; prediction lowers the share "
-        f"in {fewer} of {len(lowered)} rows. That of honest neighbors in time is beside it: what a screen leaves out "
-        "of everybody is not mistaken for malice.\n\n"
+        f"in {fewer} of {len(lowered)} rows. Beside it stands the share of honest neighbors that are in time: a "
+        "screen leaves out something of everybody.\n\n"
     )
     heads = ["late, kept", "in time, kept", "late, predicted", "in time, predicted"]
     text = f"| screen | attack | shards | {' | '.join(heads)} | accuracy kept | predicted | clipped |\n"

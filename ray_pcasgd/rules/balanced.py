@@ -1,8 +1,8 @@
 """Gathering policies under which all workers count alike, however fast they are: for shards that differ.
 
 Where every gradient counts, as under ``asgd``, the server minimizes ``sum_i r_i f_i``, r_i the pace of worker i, in
-place of ``f = (1/n) sum_i f_i``. Sources: Tyurin, Richtarik, NeurIPS 2023, arXiv 2305.12387 (Malenia SGD); Maranjyan,
-Richtarik, arXiv 2509.22860 (Ringleader ASGD, and IA2SGD beside it).
+place of ``f = (1/n) sum_i f_i``. Sources: of Malenia SGD Tyurin, Richtarik, NeurIPS 2023, arXiv 2305.12387; of
+Ringleader ASGD and IA2SGD Maranjyan, Richtarik, arXiv 2509.22860.
 """
 
 from typing import ClassVar, Literal

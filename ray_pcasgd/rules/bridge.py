@@ -20,9 +20,9 @@ class Bridge(PredictingRule):
         y_i = Screen({x_k : k a neighbor} and x_i)
         x_i <- y_i - eta u_i
 
-    (IEEE TSIPN 2022, arXiv 1908.08098, Algorithm 1.) The screen is `trimmed-mean` (BRIDGE-T), `median` (M), `krum` (K)
-    or `bulyan` (B); and beside them, in the same place, MoNNA's `nearest-neighbors`, `centered-clipping`,
-    `geometric-median`. Neighbors count alike, whatever the mixing weights are; with `centered-clipping` these count.
+    (IEEE TSIPN 2022, arXiv 1908.08098, Algorithm 1.) The paper's screens are `trimmed-mean` (BRIDGE-T), `median` (M),
+    `krum` (K) and `bulyan` (B). Others can take their place: `nearest-neighbors` (MoNNA), `centered-clipping` and
+    `geometric-median`. Mixing weights count with `centered-clipping` alone; with all others neighbors count alike.
 
     The paper's agents are in step. **Choice**: who is late is screened as it is (`late: keep`), left out (`clip`), or
     first rolled forward over the steps that were missed, as `p-asgd` does, and screened by what it is taken for

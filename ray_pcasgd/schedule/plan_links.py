@@ -44,9 +44,9 @@ class PlannedAgent:
         self.waits = False
         """Whether the barrier has been tested in vain at this step."""
         self.awaited: dict[int, int] = {}
-        """Where it waits, the versions that are not yet on their way to it, by neighbor."""
+        """Where it waits, the versions that are not yet in transit to it, by neighbor."""
         self.wakes_at = 0
-        """When the last one arrives of those that are on their way."""
+        """When the last one arrives of those that are in transit."""
         self.reads: tuple[Read, ...] | None = None
         """What it has read for the round that it computes, where agents combine first."""
         self.held: tuple[int, ...] = ()

@@ -15,7 +15,7 @@ NEVER = LIMIT // 2
 
 
 class Coming(NamedTuple):
-    """Messages on their way to downlinks, shape (messages,) each."""
+    """Messages in transit to downlinks, shape (messages,) each."""
 
     link: np.ndarray
     version: np.ndarray
@@ -27,7 +27,7 @@ class Coming(NamedTuple):
 
 
 class _All(NamedTuple):
-    """Messages that were on their way to downlinks before a window, and after them those that are sent in it."""
+    """Messages that were in transit to downlinks before a window, and after them those that are sent in it."""
 
     earlier: Coming
     sent: Coming
@@ -44,13 +44,13 @@ class _All(NamedTuple):
 
 
 class Landed(NamedTuple):
-    """Messages of earlier windows that were on their way to downlinks."""
+    """Messages of earlier windows that were in transit to downlinks."""
 
     link: np.ndarray
     version: np.ndarray
     moment: np.ndarray
     arrival: np.ndarray
-    """In nanoseconds; ``NEVER``: it is still on its way."""
+    """In nanoseconds; ``NEVER``: it is still in transit."""
 
 
 def _pipes(limits: Sequence[str | None], num_bytes: int) -> np.ndarray:
@@ -81,7 +81,7 @@ class Queues:
         self._downlinks = _Downlinks(links, target, down) if (down >= 0).any() else None
 
     def arrivals(self, sent: Sent, published: Published, end: int) -> tuple[np.ndarray, Landed | None]:
-        """Return when what is sent in a window arrives, and what was on its way to downlinks before it.
+        """Return when what is sent in a window arrives, and what was in transit to downlinks before it.
 
         In nanoseconds; ``NEVER`` for what does not come to its downlink before the window's end.
 
