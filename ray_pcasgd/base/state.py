@@ -70,17 +70,25 @@ def _loaded(path: Path, **options: Any) -> Any:
 
 def unpickled(file: Path | io.BytesIO, **options: Any) -> Any:
     """Return what ``torch.save`` wrote, from whomever it comes; a file that is refused leaves nothing behind."""
+    _forget_sparse_tensors()
     try:
         return torch.load(file, map_location="cpu", weights_only=True, **options)
-    except BaseException:
-        # PyTorch notes a file's sparse tensors, and checks them at its end; or else at the end of the next file.
-        whole = io.BytesIO()
-        torch.save({}, whole)
-        whole.seek(0)
-        with warnings.catch_warnings(), contextlib.suppress(Exception):
-            warnings.simplefilter("ignore")
-            torch.load(whole, weights_only=True)
-        raise
+    finally:
+        _forget_sparse_tensors()
+
+
+def _forget_sparse_tensors() -> None:
+    """Let PyTorch check the sparse tensors that it has noted, whatever it finds.
+
+    It notes them while it reads a file and checks them at the end: at the end of the next file if this one is refused.
+    It also notes those of every plain pickle, such as a message of Ray, and never checks them there.
+    """
+    whole = io.BytesIO()
+    torch.save({}, whole)
+    whole.seek(0)
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        torch.load(whole, weights_only=True)
 
 
 def _without_format(state: Any) -> Any:
