@@ -27,8 +27,10 @@ class Read(NamedTuple):
 
 RowKind = Literal["step", "cancelled", "passive", "rejoined"]
 """``step``: a step that was taken. ``cancelled``: a worker's gradient that was given up at ``end``, and that is
-never read; the worker still goes on to its next version. ``passive``: an agent of AD-PSGD was averaged with, at an
-instant and while it computed; so it came to its next version without a step of its own. ``rejoined``: a lost agent
+never read; the worker still goes on to its next version. ``passive``: an agent of AD-PSGD was averaged with, at the
+instant ``end`` and while it computed; so it came to its next version without a step of its own. Live, ``start`` and
+``ready`` are those of the step for which its partner asked, by that one's clock: should the partner be lost before it
+reports the step, a replay still knows when it asked. ``rejoined``: a lost agent
 came back into the run, as the mean of the versions that it read, or as it was where it read none; the versions between
 its last one and this were never published, or are lost."""
 
@@ -57,6 +59,11 @@ class Row(NamedTuple):
     held: tuple[int, ...] = ()
     """Push-sum: who was not sent the agent's version ``step``, since it could not take its share, rising; the agent
     itself has kept those shares."""
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long the agent has waited within the row; averaged with at an instant, it has not."""
+        return 0.0 if self.kind == "passive" else self.end - self.ready
 
 
 class Version(NamedTuple):

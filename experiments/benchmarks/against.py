@@ -1,5 +1,6 @@
 """(f) Four live agents, and PyTorch's own ways to train together, against bare loops with the same sleeps."""
 
+import math
 import multiprocessing
 import os
 import socket
@@ -15,6 +16,7 @@ from torch.distributed.algorithms.model_averaging.averagers import PeriodicModel
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from experiments.benchmarks.live import longest_gap_after_a_kill
 from experiments.benchmarks.measuring import Figure, run_times, steps_per_second
 from ray_pcasgd.runs.settings.loading import load_config
 
@@ -22,10 +24,16 @@ AGENTS, FAST, SLOW = 4, 0.02, 0.22
 PERIOD = 8
 """Steps between two averages of LocalSGD."""
 STEPS = 150
+"""Of the fast ones; then a run is over."""
 SHORT_STEPS = 40
 """Of what waits for a slow one."""
 SKIPPED = 10
-OURS = ("pc-asgd", "d-asgd", "ad-psgd")
+OURS: dict[str, Any] = {
+    "pc-asgd": "pc-asgd",
+    "d-asgd": "d-asgd",
+    "ad-psgd": "ad-psgd",
+    "ad-psgd with A2CiD2": {"name": "ad-psgd", "acceleration": "acid"},
+}
 WAITING = ("DDP", "LocalSGD, every 8 steps", "gossip with both neighbors of a ring")
 
 Step = Callable[[], None]
@@ -51,15 +59,33 @@ def benchmark(repeats: int) -> Iterator[Figure]:
             )
 
 
+def gaps_after_a_kill(repeats: int) -> dict[str, dict[str, float]]:
+    """Return by algorithm the longest time between two steps of the fast agents that live on, beside a slow one.
+
+    Who is killed is agent 1, one of those that answer in AD-PSGD: others wait for what it was asked.
+    """
+    sleeps = [FAST] * (AGENTS - 1) + [SLOW]
+    rounds = [
+        {
+            name: longest_gap_after_a_kill(sleeps, killed=1, watched=(0, 2), algorithm=algorithm, topology="ring")
+            for name, algorithm in OURS.items()
+        }
+        for _ in range(repeats)
+    ]
+    found = {name: [gaps[name] for gaps in rounds] for name in OURS}
+    return {name: {"median": statistics.median(gaps), "max": max(gaps)} for name, gaps in found.items()}
+
+
 def _round(fourth: float) -> dict[str, float]:
     """Return the steps a second of the three fast agents, by each way in turn."""
     sleeps = [FAST] * (AGENTS - 1) + [fourth]
     rates = {"bare": _fast_rate(_times_of_processes("bare", sleeps))}
-    for name in OURS:
+    for name, algorithm in OURS.items():
         rates[name] = _fast_rate(
             run_times(
+                watched=range(AGENTS - 1),
                 engine={"name": "ray", "mode": "live"},
-                algorithm=name,
+                algorithm=algorithm,
                 topology="ring",
                 num_agents=AGENTS,
                 num_steps=STEPS,
@@ -83,9 +109,11 @@ def _times_of_processes(way: str, sleeps: list[float]) -> list[list[float]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    steps = SHORT_STEPS if way in WAITING and sleeps[-1] > FAST else STEPS
-    arguments = (way, sleeps, steps, port, barrier, queue)
-    processes = [context.Process(target=_process, args=(rank, *arguments)) for rank in range(AGENTS)]
+    steps = [SHORT_STEPS if way in WAITING and sleeps[-1] > FAST else STEPS] * AGENTS
+    if way == "bare":  # as many as it takes in the time of the others
+        steps[-1] = math.ceil(STEPS * FAST / sleeps[-1]) + SKIPPED
+    arguments = (way, sleeps, port, barrier, queue)
+    processes = [context.Process(target=_process, args=(rank, steps[rank], *arguments)) for rank in range(AGENTS)]
     for process in processes:
         process.start()
     found = dict(queue.get() for _ in processes)
@@ -94,7 +122,7 @@ def _times_of_processes(way: str, sleeps: list[float]) -> list[list[float]]:
     return [found[rank] for rank in range(AGENTS)]
 
 
-def _process(rank: int, way: str, sleeps: list[float], steps: int, port: int, barrier: Any, queue: Any) -> None:
+def _process(rank: int, steps: int, way: str, sleeps: list[float], port: int, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if way != "bare":

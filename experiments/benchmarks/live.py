@@ -3,12 +3,13 @@
 import os
 import re
 import signal
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from experiments.benchmarks.measuring import Figure, paired, run_times, steps_per_second
+from ray_pcasgd.engines.base import Report
 from ray_pcasgd.records import Event, StepReport
-from ray_pcasgd.runs.plan.plan import make_plan
-from ray_pcasgd.runs.settings.loading import load_config
 
 FAST, SLOW = 0.02, 0.2
 KILLED_AT = 60
@@ -39,31 +40,38 @@ def _fast_rate(fourth: float, barrier: str) -> float:
     return steps_per_second([[t for t in own if t <= end] for own in times[:3]], skip=2)
 
 
-def longest_gap_after_a_kill() -> float:
-    """Return the longest time between two steps of any agent that lives on, in seconds, beyond its own step."""
-    stragglers = dict.fromkeys(range(4), FAST)
-    plan = make_plan(
-        load_config(
-            None,
-            changes={
-                "engine": {"name": "ray", "mode": "live"},
-                "num_agents": 4,
-                "num_steps": 300,
-                "evaluate_every": 10**6,
-                "compute": {"stragglers": stragglers},
-            },
-        )
-    )
-    process = 0
-    times: list[list[float]] = [[] for _ in plan.specs]
-    for report in plan.engine().run(plan.specs, plan.data):
-        if isinstance(report, Event) and report.kind == "agent_started" and report.agent == 3:
+def longest_gap_after_a_kill(
+    sleeps: Sequence[float] = (FAST,) * 4, killed: int = 3, watched: Sequence[int] = (0, 1, 2), **changes: Any
+) -> float:
+    """Return the longest time between two steps of any agent that is watched, in seconds, while another is killed.
+
+    Args:
+        sleeps: Of each agent, the seconds of a step.
+        killed: Whose process is killed once somebody has come to a step.
+        watched: Who is looked at; the run ends with them.
+        changes: Further settings.
+
+    """
+    killer = _Killer(killed)
+    settings = {"engine": {"name": "ray", "mode": "live"}, "num_agents": len(sleeps), "num_steps": 300, **changes}
+    times = run_times(watched=watched, on_report=killer, compute={"stragglers": dict(enumerate(sleeps))}, **settings)
+    assert killer.process is None, "nobody was killed"
+    return max(b - a for k in watched for a, b in pairwise(times[k][5:]))
+
+
+class _Killer:
+    """Kills an agent's process, once, as soon as any agent has come to a step."""
+
+    def __init__(self, agent: int) -> None:
+        self.agent = agent
+        self.process: int | None = 0
+        """0 until it is known, ``None`` once it is killed."""
+
+    def __call__(self, report: Report) -> None:
+        if isinstance(report, Event) and report.kind == "agent_started" and report.agent == self.agent:
             found = re.match(r"process (\d+)", report.detail)
             assert found
-            process = int(found[1])
-        if isinstance(report, StepReport):
-            times[report.row.agent].append(report.wall_seconds)
-            if process and report.row.step == KILLED_AT:
-                os.kill(process, signal.SIGKILL)
-                process = 0
-    return max(b - a for own in times[:3] for a, b in pairwise(own[5:]))
+            self.process = self.process if self.process is None else int(found[1])
+        if isinstance(report, StepReport) and report.row.step == KILLED_AT and self.process:
+            os.kill(self.process, signal.SIGKILL)
+            self.process = None

@@ -1,10 +1,12 @@
 """Paired measurement: the two sides run in turn, A B A B, and the ratio is taken pair by pair."""
 
+import contextlib
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ray_pcasgd.config import Config
+from ray_pcasgd.engines.base import Report
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
@@ -41,12 +43,30 @@ def steps_per_second(times: Iterable[Sequence[float]], skip: int) -> float:
     return sum((len(own) - 2 - skip) / (own[-2] - own[skip]) for own in times)
 
 
-def run_times(config: Config | None = None, **changes: Any) -> list[list[float]]:
-    """Run the engine alone, without a run folder, and return the wall times of each agent's steps."""
+def run_times(
+    config: Config | None = None,
+    watched: Collection[int] | None = None,
+    on_report: Callable[[Report], None] = lambda _: None,
+    **changes: Any,
+) -> list[list[float]]:
+    """Run the engine alone, without a run folder, and return the wall times of each agent's own steps.
+
+    Args:
+        config: Settings that others are changed in.
+        watched: The run is ended once these agents have taken all their steps; ``None``: all.
+        on_report: Gets each report as it comes.
+        changes: The settings that are changed.
+
+    """
     settings = load_config(config, changes={"evaluate_every": 10**6, **changes})
     plan = make_plan(settings)
     times: list[list[float]] = [[] for _ in plan.specs]
-    for report in plan.engine().run(plan.specs, plan.data):
-        if isinstance(report, StepReport):
-            times[report.row.agent].append(report.wall_seconds)
+    with contextlib.closing(plan.engine().run(plan.specs, plan.data)) as reports:
+        for report in reports:
+            on_report(report)
+            # What an agent of a pair does as it is asked is no step.
+            if isinstance(report, StepReport) and report.row.kind == "step":
+                times[report.row.agent].append(report.wall_seconds)
+                if watched is not None and all(len(times[k]) >= settings.num_steps for k in watched):
+                    break
     return times

@@ -37,6 +37,7 @@ ALGORITHMS: dict[str, Any] = {
     "p-asgd": "p-asgd",
     "d-asgd": "d-asgd",
     "ad-psgd": "ad-psgd",
+    "ad-psgd with A2CiD2": {"name": "ad-psgd", "acceleration": "acid"},
     "sgp": "sgp",
     "sgp-overlap": "sgp-overlap",
     "k-async": {"name": "server", "gathering": {"name": "k-async", "k": 2}},
@@ -126,7 +127,7 @@ def measure(algorithm: str, fault: str, seed: int, num_steps: int, folder: Path)
         "unrecorded": kinds["reads_unrecorded"] + kinds["message_lost"],
         "mass_low": kinds["mass_low"],
     }
-    if algorithm not in ("ad-psgd", "k-async", "elastic-averaging"):
+    if algorithm not in ("ad-psgd", "ad-psgd with A2CiD2", "k-async", "elastic-averaging"):
         row |= {f"staleness_{name}": value for name, value in staleness_of(rows)._asdict().items()}
     return row | replayed(result)
 

@@ -80,15 +80,14 @@ class PairPeer(Learner, Participant):
 
     def take(self, row: Row, received: Sequence[Received]) -> Outcome:
         """Take an own step, average as an agent asks that does so, or come back as the agent of a recorded run did."""
-        found = [Version(one.weights, one.buffers) for one in received]
-        if row.kind == "passive":
-            self.answer(found[0], row)
-            return NO_LOSS
         if row.kind == "rejoined":
             steps = self.steps
             vars(self).update(vars(PairPeer(self.spec, self.data)))  # a lost agent has left nothing else
-            whole = [Version(one.weights if one.whole is None else one.whole, one.buffers) for one in received]
-            self.rejoin(whole, row.step + 1, steps, row.end)
+            self.rejoin(received, row.step + 1, steps, row.end)
+            return NO_LOSS
+        found = [Version(one.weights, one.buffers) for one in received]
+        if row.kind == "passive":
+            self.answer(found[0], row)
             return NO_LOSS
         loss, self.loss = self.loss, None
         assert loss is not None
@@ -96,15 +95,18 @@ class PairPeer(Learner, Participant):
         return Outcome(loss, self.own_measures())
 
     def message(self, row: Row | None) -> Published:
-        """Return the present version as the row sends it that takes the agent to the next one."""
-        if self.twin is None or row is None or row.kind == "rejoined":
+        """Return the present version as the row sends it that takes the agent to the next one.
+
+        ``None``: as it is, which is what an agent that comes back gets.
+        """
+        if self.twin is None:
             return Published(self.weights, self.buffers)
-        weights, _ = self.twin.flowed(self.weights, row, meeting_of(row))
-        return Published(weights, self.buffers, whole=self.weights)
+        weights = self.weights if row is None else self.twin.flowed(self.weights, row, meeting_of(row))[0]
+        return Published(weights, self.buffers, whole=self.weights, twin=self.twin.weights)
 
     def opened(self, read: Read, published: Published) -> Received:
         """Return a version of another agent as this agent reads it."""
-        return super().opened(read, published)._replace(whole=published.whole)
+        return super().opened(read, published)._replace(whole=published.whole, twin=published.twin)
 
     def evaluation_point(self, row: Row) -> int | None:
         """Return the progress at which there is an evaluation after a row: after own steps alone."""
@@ -190,21 +192,24 @@ class PairPeer(Learner, Participant):
         self.version += 1
         self.steps += 1
 
-    def rejoin(self, found: Sequence[Version], version: int, steps: int, moment: float) -> None:
+    def rejoin(self, found: Sequence[Received], version: int, steps: int, moment: float) -> None:
         """Come back into the run, of an agent just built: as the mean of the versions found, or as it is without any.
 
+        Its twin is the mean of theirs, so that what they have of momentum stays.
+
         Args:
-            found: The neighbors' versions.
+            found: The neighbors' versions, as they were after their own last rows.
             version: The version that the agent comes back at, above all that it had before it was lost.
             steps: Its own steps so far.
             moment: The second of the run at which it comes back.
 
         """
         if found:
-            self.weights = torch.stack([one.weights for one in found]).mean(dim=0)
-            self.buffers = torch.stack([one.buffers for one in found]).mean(dim=0)
+            self.weights = _mean([one.weights if one.whole is None else one.whole for one in found])
+            self.buffers = _mean([one.buffers for one in found])
         if self.twin is not None:
-            self.twin = Twin(self.twin.settings, self.weights, moment)
+            twins = [one.twin for one in found if one.twin is not None]
+            self.twin = Twin(self.twin.settings, _mean(twins) if twins else self.weights, moment)
         self.computed_at = self.passed = self.present
         self.replica.load(self.weights, self.buffers)
         self.version = version
@@ -214,6 +219,10 @@ class PairPeer(Learner, Participant):
     def snapshot(self) -> Snapshot:
         """Return the replica as the agent's own last step left it."""
         return super().snapshot()._replace(**self.computed_at._asdict())
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([*tensors]).mean(dim=0)
 
 
 def _with_change(averaged: Tensor, before: Tensor, after: Tensor) -> Tensor:

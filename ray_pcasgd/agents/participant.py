@@ -177,6 +177,8 @@ class Published:
     """Of a worker: which parameter tensors got a gradient, shape (T,); ``None``: all."""
     whole: Tensor | None = None
     """Of pairs with A2CiD2: the version's own weights, where ``weights`` have flowed until the next averaging."""
+    twin: Tensor | None = None
+    """Of pairs with A2CiD2: the version's twin, for an agent that comes back."""
 
 
 class Received(NamedTuple):
@@ -195,6 +197,8 @@ class Received(NamedTuple):
     whole: Tensor | None = None
     """Of peers that send fragments, or pairs with A2CiD2: all of the version's own numbers, shape (D,), where these
     were sent too."""
+    twin: Tensor | None = None
+    """Of pairs with A2CiD2: the version's twin, shape (D,), where an agent comes back from it."""
 
 
 class Incoming(NamedTuple):

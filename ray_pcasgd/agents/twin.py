@@ -35,7 +35,7 @@ class Twin:
         """
         if self.settings.gradient_seconds is not None or row.kind != "step":
             return self.unit
-        newest = row.ready - row.start
+        newest = max(0.0, row.ready - row.start)  # a wall clock may be set back
         return newest if self.unit is None else (self.unit + newest) / 2
 
     def flowed(self, weights: Tensor, row: Row, moment: float) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,13 @@ def _check_note(expected: Expected, header: Header) -> None:
             raise RejectedError(f"its loss is {shown(note.loss)}; allowed are finite numbers")
 
 
+def check_times(times: Any) -> None:
+    """Raise ``RejectedError`` where these are not the two seconds of a run at which a gradient began, and was ready."""
+    are_two = isinstance(times, tuple) and len(times) == 2 and all(map(_is_number, times))
+    if not are_two or not -_LARGEST_TIME <= times[0] <= times[1] <= _LARGEST_TIME:
+        raise RejectedError(f"its times are {shown(times)}; allowed are two seconds, the second not before the first")
+
+
 def check_mark(expected: Expected, neighbor: Any, cut: Any, sent: Any) -> None:
     """Raise ``RejectedError`` where a neighbor's count of the messages that it sent before a cut is not valid."""
     if not _is_count(neighbor) or neighbor not in expected.senders:

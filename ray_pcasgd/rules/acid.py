@@ -21,7 +21,8 @@ class ACiD(Settings):
     step (arXiv 2306.08289, eq. 4 and algorithm 1). Messages hold ``x`` alone. With ``mixing_rate: 0`` it is AD-PSGD.
 
     **Choice**: the half of an averaging that is its asker's counts from the moment at which this asks, the other from
-    the moment at which the request comes; what flows meanwhile on the way is so left out.
+    the moment at which the request comes; what flows meanwhile on the way is so left out. A lost agent that comes back
+    takes the mean of its neighbors' weights, and that of their twins.
     """
 
     name: Literal["acid"] = "acid"

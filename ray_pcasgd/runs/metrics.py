@@ -98,7 +98,7 @@ class _Tally:
         for read in row.reads:
             self.staleness.add(read.staleness)
         self.largest_staleness = _largest((self.largest_staleness, *(read.staleness for read in row.reads)))
-        self.waited_seconds += row.end - row.ready
+        self.waited_seconds += row.waited_seconds
         if report.waited_seconds is not None:
             self.waited_seconds += report.waited_seconds
         elif self.waits_between and self.last_end is not None:

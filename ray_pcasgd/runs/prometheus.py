@@ -66,7 +66,7 @@ class Exporter(Callback):
         self._bytes[row.agent] += report.bytes_sent
         if report.bytes_in_flight is not None:
             self._in_flight[row.agent] = report.bytes_in_flight
-        self._waited[row.agent] += row.end - row.ready
+        self._waited[row.agent] += row.waited_seconds
         # From one reading to the next: a row has no time for what comes after it.
         self._durations.append((row.agent, max(0.0, row.end - self._ended.get(row.agent, row.start))))
         self._ended[row.agent] = row.end

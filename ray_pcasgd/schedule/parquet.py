@@ -144,7 +144,7 @@ def _checked(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
     steps: dict[int, int] = {}
     for row in rows:
         at = f"schedule = {str(path)!r}: agent {row.agent} at step {row.step}"
-        if row.agent < 0 or not -math.inf < row.start <= row.ready <= row.end < math.inf:
+        if row.agent < 0 or not _are_times(row):
             raise ValueError(f"{at} has the times {row.start}, {row.ready}, {row.end}; allowed are rising times")
         next_step = steps.get(row.agent, 0)
         if row.step != next_step and not (row.kind == "rejoined" and row.step > next_step):
@@ -160,6 +160,12 @@ def _checked(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
             if min(read) < 0 or read.age > row.step:
                 raise ValueError(f"{at} has the read {read}; allowed are numbers from 0 on, and an age up to the step")
         yield row
+
+
+def _are_times(row: Row) -> bool:
+    """Return whether a row's times are such; those of an averaging may be of two clocks."""
+    ended = row.end if row.kind == "passive" else max(row.ready, row.end)
+    return -math.inf < row.start <= row.ready < math.inf and -math.inf < row.end == ended < math.inf
 
 
 def _check_reads(path: Path, rows: RowLog) -> None:

@@ -23,6 +23,7 @@ def replayable(
     expires: bool = False,
     workers_step: bool = False,
     with_directions: bool = True,
+    flows: bool = False,
 ) -> tuple[RowLog, list[Event]]:
     """Return a run's rows as they can be executed, and remarks on what was changed.
 
@@ -35,6 +36,7 @@ def replayable(
         expires: Whether gradients can come too late for an update.
         workers_step: Whether workers have weights of their own.
         with_directions: Whether a read of a stale version needs its neighbor's direction there (``in_causal_order``).
+        flows: Whether what an agent answers depends on when it is asked: pairs with A2CiD2.
 
     """
     events: list[Event] = []
@@ -46,6 +48,8 @@ def replayable(
         rows, after_gaps = _without_rows_after_gaps(rows)
         events += after_gaps
     rows, left_out = _without_unreported_reads(rows)
+    if is_live and flows:
+        left_out += _unreported_answers(rows)
     if is_live:
         rows = RowLog(causally_ordered(rows, with_directions))
     return rows, [*events, *left_out]
@@ -214,6 +218,19 @@ def _without_unreported_reads(rows: RowLog) -> tuple[RowLog, list[Event]]:
     names = _names(neighbor for neighbor, _ in unknown)
     detail = f"{len(unknown)} reads of unreported versions of {names} are left out of the schedule"
     return kept, [Event("reads_unrecorded", *unknown[0], detail)]
+
+
+def _unreported_answers(rows: RowLog) -> list[Event]:
+    """Return the remark on answers whose agent was lost before it reported when it gave them."""
+    given = {row[:2] for row in rows if row.kind == "passive"}
+    missing = [read for row in rows if row.kind == "step" for read in row.reads if read[:2] not in given]
+    if not missing:
+        return []
+    detail = (
+        f"{len(missing)} answers of {_names(read.neighbor for read in missing)} replay as they were before the agent "
+        "was asked, since it was lost before it reported when that was: a replay's weights differ from there on"
+    )
+    return [Event("reads_unrecorded", *missing[0][:2], detail)]
 
 
 def _names(agents: Iterable[int]) -> str:

@@ -17,7 +17,7 @@ from ray_pcasgd.engines.base import RunError
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
-from ray_pcasgd.runs.settings.loading import SettingsError
+from ray_pcasgd.runs.settings.loading import SettingsError, read_yaml
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.parquet import read_rows
 from tests.comparing import assert_same_to_the_bit
@@ -139,6 +139,40 @@ def replay(result: Result, **settings: Any) -> Result:
     again = fit(path.parent / "replay", engine=local, schedule=str(path / "schedule.parquet"), **settings)
     assert_same_to_the_bit(again, result)
     return again
+
+
+class KillsWhoIsRead(Fault):
+    """Kills an agent, so many times, as soon as another one has reported that it has averaged with it."""
+
+    def __init__(self, agent: int, times: int) -> None:
+        super().__init__(0, lambda fault: None)
+        self.agent, self.left = agent, times
+
+    def on_step(self, report: StepReport) -> None:
+        is_read = report.row.kind != "rejoined" and self.agent in [read.neighbor for read in report.row.reads]
+        if is_read and self.left and (process := self.processes.pop(self.agent, None)):
+            self.left -= 1
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_pairs_with_twins_replay_to_the_bit_whoever_is_killed_in_the_middle_of_exchanges(
+    lost: int, tmp_path: Path
+) -> None:
+    """Agent 0 asks: its partner knows of a step that it has not reported. Agent 1 answers."""
+    settings = PAIRS | {"num_steps": 8, "topology": "ring", "max_failures": -1}
+    settings |= {"compute": {"stragglers": dict.fromkeys(range(4), 0.5)}}
+    killer = KillsWhoIsRead(lost, 2)
+    result = fit(tmp_path, killer, **settings | {"algorithm": {"name": "ad-psgd", "acceleration": "acid"}})
+    assert result.error is None
+    assert killer.kinds().count("agent_returned") == 2
+    assert "reads_unrecorded" not in killer.kinds()
+    rows, _ = read_rows(Path(result.path) / "schedule.parquet")
+    taken = {row[:2] for row in rows if row.kind != "rejoined"}
+    halves = {read.neighbor for row in rows if row.kind == "passive" for read in row.reads if read[:2] not in taken}
+    assert halves == ({0} if lost == 0 else set())
+    replay(result, **settings | {"algorithm": read_yaml(Path(result.path) / "config.yaml")["algorithm"]})
 
 
 @pytest.mark.slow

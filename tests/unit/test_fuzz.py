@@ -22,7 +22,7 @@ from ray_pcasgd.cli.app import app
 from ray_pcasgd.config import CheckpointSettings, Config
 from ray_pcasgd.engines.messages import Contents, RejectedError
 from ray_pcasgd.engines.ray.transport import InPieces, RayTransport
-from ray_pcasgd.engines.validation import Expected, check_contents, check_header, checked_contents
+from ray_pcasgd.engines.validation import Expected, check_contents, check_header, check_times, checked_contents
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.report.data import load_run
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
@@ -371,6 +371,18 @@ def test_a_message_is_what_it_must_be_or_rejected(header: Any, contents: Any, pi
     assert np.isfinite(contents.weights).all()
     assert contents.buffers.shape in ((2,), (0,))
     assert contents.direction is None or np.isfinite(contents.direction).all()
+
+
+@CASES
+@given(st.one_of(ANYTHING, st.tuples(likely(1.0, SCALARS), likely(2.0, SCALARS)), st.lists(ANYTHING, max_size=3)))
+def test_the_times_of_who_asks_are_two_seconds_or_rejected(times: Any) -> None:
+    try:
+        check_times(times)
+    except RejectedError as error:
+        assert str(error).startswith("its times are ")
+        return
+    began, ready = times
+    assert -1e11 <= began <= ready <= 1e11
 
 
 def test_large_finite_numbers_are_taken() -> None:

@@ -48,7 +48,7 @@ class Execution:
         if family.retention == "counted" or (family.retention == "once" and isinstance(schedule, Recorded)):
             schedule = known = [row for row in schedule if row is not None]
             counts = reads_of(known, agents)
-        self.sending = {row[:2]: row for row in known} if family.exchanges else None
+        self.sending = rows_that_send(known) if family.exchanges else None
         """The row by which each version is sent, where rows exchange."""
         self.rows = iter(schedule)
         self.window: deque[Row] = deque()
@@ -338,6 +338,20 @@ class Execution:
         self.started = time.perf_counter() - state["seconds"]
         for _ in range(self.drawn):
             next(self.rows)
+
+
+def rows_that_send(rows: Sequence[Row]) -> dict[tuple[int, int], Row]:
+    """Return by agent and version the row by which it is sent to the one with which the agent averages next.
+
+    An agent that asked and was lost before it reported its row has one in its partner's record.
+    """
+    asking = [
+        Row(read.neighbor, read.version, row.start, row.ready, row.ready, ())
+        for row in rows
+        if row.kind == "passive"
+        for read in row.reads
+    ]
+    return {row[:2]: row for row in (*asking, *rows) if row.kind != "rejoined"}
 
 
 def require_published(versions: Versions, agents: Sequence[Participant]) -> None:

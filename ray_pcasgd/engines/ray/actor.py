@@ -213,9 +213,9 @@ class Actor(MailActor):
             return self.driver.welcome(neighbor, handle, version)
 
     @ray.method(concurrency_group="mail")
-    def exchange(self, header: Header, contents: Contents, *pieces: Any) -> list[Any]:
+    def exchange(self, header: Header, times: tuple[float, float], contents: Contents, *pieces: Any) -> list[Any]:
         """Average with the agent that asks; return the version before that, and its contents in pieces."""
-        return self.driver.exchange(header, contents, pieces)
+        return self.driver.exchange(header, times, contents, pieces)
 
     @ray.method(concurrency_group="train")
     def come_back(self, neighbors: Mapping[int, ActorHandle[Any]], started_at: float, at_least: int) -> None:

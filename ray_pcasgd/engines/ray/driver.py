@@ -79,6 +79,8 @@ class Driver:
         """Come back into a run; return whether there is still something to do."""
         raise AssertionError("only live agents are asked")
 
-    def exchange(self, header: Header, contents: Contents, pieces: Sequence[Any]) -> list[Any]:
+    def exchange(
+        self, header: Header, times: tuple[float, float], contents: Contents, pieces: Sequence[Any]
+    ) -> list[Any]:
         """Average with an agent that asks; called without the lock."""
         raise AssertionError("only live agents are asked")

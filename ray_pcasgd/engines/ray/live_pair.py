@@ -20,8 +20,8 @@ from ray_pcasgd.engines.ray.actor import Actor, Found
 from ray_pcasgd.engines.ray.live import LiveDriver, moment
 from ray_pcasgd.engines.ray.lost import GONE
 from ray_pcasgd.engines.ray.offers import Offer, offers_of
-from ray_pcasgd.engines.validation import check_header, checked_contents
-from ray_pcasgd.records import Read, Row, Version
+from ray_pcasgd.engines.validation import check_header, check_times, checked_contents
+from ray_pcasgd.records import Read, Row
 
 
 class PairDriver(LiveDriver):
@@ -77,7 +77,8 @@ class PairDriver(LiveDriver):
         began = start - actor.started_at
         take, received = self.ask(began)
         with actor.changed:
-            row = self.row(began)._replace(end=actor.now(), reads=take.reads)
+            row = self.row(began)
+            row = row._replace(end=max(row.ready, actor.now()), reads=take.reads)
             outcome = self.agent.take(row, received)
             policy.stepped(actor.version, moment())
             is_evaluated = self.agent.evaluation_point(row) is not None
@@ -89,7 +90,7 @@ class PairDriver(LiveDriver):
 
     def row(self, began: float) -> Row:
         """Return the row of the present step, begun at that second of the run, as long as it has not ended."""
-        ready = self.policy.ready_at - self.actor.started_at
+        ready = max(began, self.policy.ready_at - self.actor.started_at)  # a wall clock may be set back
         return Row(self.actor.spec.agent, self.actor.version, began, ready, ready, ())
 
     def ask(self, began: float) -> tuple[Take, list[Received]]:
@@ -111,7 +112,8 @@ class PairDriver(LiveDriver):
             actor.report(flush=True)
             arguments = actor.transport.arguments(self.contents(row))
             # What comes back has as many pieces.
-            asked = handle.exchange.options(num_returns=1 + len(arguments)).remote(actor.header(), *arguments)
+            method = handle.exchange.options(num_returns=1 + len(arguments))
+            asked = method.remote(actor.header(), (row.start, row.ready), *arguments)
             version, *answer = ray.get(asked, timeout=seconds)
             received = self.open(actor.header()._replace(sender=k, version=version), answer[0], answer[1:])
         except RejectedError as error:
@@ -143,17 +145,27 @@ class PairDriver(LiveDriver):
         return actor.open(Found(Read(header.sender, header.version, 0, 0), header, checked, None))
 
     def contents(self, row: Row | None) -> Contents:
-        """Return the agent's present version, as it travels, sent by a row; ``None``: for one that comes back."""
-        return self.actor.contents(self.agent.message(row))
+        """Return the agent's present version, as it travels, sent by a row.
 
-    def exchange(self, header: Header, contents: Contents, pieces: Sequence[Any]) -> list[Any]:
-        """Average with the agent that asks; return the version before that, and its contents in pieces."""
+        ``None``: for one that comes back, with the twin, if there is one, in place of a direction.
+        """
+        published = self.agent.message(row)
+        return self.actor.contents(published, published.twin if row is None else None)
+
+    def exchange(
+        self, header: Header, times: tuple[float, float], contents: Contents, pieces: Sequence[Any]
+    ) -> list[Any]:
+        """Average with the agent that asks; return the version before that, and its contents in pieces.
+
+        ``times`` are when the step began for which it asks, and when its gradient was ready.
+        """
         actor = self.actor
+        check_times(times)
         received = self.open(header, contents, pieces)
         with actor.changed:
             actor.changed.wait_for(lambda: self.has_begun, actor.driving.wait_seconds)
             at, version = actor.now(), actor.version
-            row = Row(actor.spec.agent, version, at, at, at, (), "passive")
+            row = Row(actor.spec.agent, version, *times, at, (), "passive")
             before = self.contents(row)
             outcome = self.agent.take(row, [received])
             read = self.policy.asked(header, actor.version, moment())
@@ -184,16 +196,24 @@ class PairDriver(LiveDriver):
         versions = {k: offer.header.version for k, offer in offers.items()}
         version, reads = policy.rejoin(versions, [offer.known for offer in offers.values()], at_least)
         offered = [(read, offers[read.neighbor]) for read in reads]
-        received = [actor.open(Found(read, offer.header, offer.contents, None)) for read, offer in offered]
+        received = [self.open_offer(read, offer) for read, offer in offered]
         with actor.changed:
-            found = [Version(one.weights, one.buffers) for one in received]
             now = actor.now()
-            self.agent.rejoin(found, version, policy.steps_before, now)
+            self.agent.rejoin(received, version, policy.steps_before, now)
             policy.rejoined(version, reads)
             actor.unsent += policy.events()
             actor.submit(Row(actor.spec.agent, version - 1, now, now, now, reads, "rejoined"), NO_LOSS)
             self.begin()
         return True
+
+    def open_offer(self, read: Read, offer: Offer) -> Received:
+        """Return what a neighbor offers, with its twin where it has one."""
+        actor, (header, contents, _) = self.actor, offer
+        received = actor.open(Found(read, header, contents, None))
+        if contents.direction is None:
+            return received
+        form = actor.expected.form("direction")
+        return received._replace(twin=actor.transport.open("direction", contents.direction, *form, actor.device))
 
     def on_leave(self) -> None:
         """Take in that the agent was stopped, and report that it has left, if it was asked to."""

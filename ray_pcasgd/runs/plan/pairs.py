@@ -198,8 +198,9 @@ def _fitted(config: Config, division: Division, rows: RowLog, info: ScheduleInfo
             partner = met.get((read.neighbor, read.version))
             if lost:
                 continue  # what it did last may be known of its partner alone
-            if partner is not None and not partner.reads and row.kind == "passive" and is_local:
-                continue  # who asked had to reject the answer
+            was_given_up = partner is not None and (not partner.reads or info.mode == "live")
+            if was_given_up and row.kind == "passive" and is_local:
+                continue  # who asked had to reject the answer, or had asked another one when it came
             if partner is None or [r[:2] for r in partner.reads] != [(row.agent, row.step)]:
                 raise ValueError(f"{at} averages with agent {read.neighbor}, which has no row of it")
     return rows

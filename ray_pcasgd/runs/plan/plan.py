@@ -175,6 +175,7 @@ class Plan:
             expires=rule is not None and bool(rule.gathering.expires or rule.gathering.epoch),
             workers_step=rule is not None and rule.workers_step,
             with_directions=waits_for_directions(self.config),
+            flows=isinstance(algorithm, ADPSGD) and algorithm.acceleration is not None,
         )
 
     @cached_property

@@ -1,18 +1,22 @@
 """A2CiD2: its constants, a slow reference in float64 written from the paper, what is conserved, how fast it mixes."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as limited
+from hypothesis import strategies as st
 from scipy.linalg import expm
 
-from ray_pcasgd.agents.pair import PairPeer
+from ray_pcasgd.agents.pair import PairPeer, PairSpec
 from ray_pcasgd.engines.local.execution import Execution
-from ray_pcasgd.records import Read, Row
+from ray_pcasgd.records import Read, Row, RowKind
 from ray_pcasgd.rules.acid import ACiD, connectivity
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
@@ -94,8 +98,10 @@ class Reference:
         self.pairs = [np.stack([start, start]) for _ in range(number)]
         self.clock = [0.0] * number
         self.seconds: list[list[float]] = [[] for _ in range(number)]
-        self.rows = {row[:2]: row for row in rows}
+        self.rows = {row[:2]: row for row in rows if row.kind != "rejoined"}
         self.sent: dict[tuple[int, int], Array] = {}
+        self.left = {(agent, 0): self.pairs[agent] for agent in range(number)}
+        """Weights and twin of each version as its agent came to it."""
 
     def unit(self, agent: int) -> float:
         if self.given is not None:
@@ -111,26 +117,36 @@ class Reference:
         self.pairs[agent] = expm(t * self.eta * np.array([[-1, 1], [1, -1.0]])) @ self.pairs[agent]
         self.clock[agent] = moment
 
-    def send(self, agent: int, version: int) -> None:
-        """Let an agent come to the moment at which it averages next, which its row says."""
+    def send(self, agent: int, version: int, asked: Row) -> None:
+        """Let an agent come to the moment at which it averages next: its row says that, or else whom it has asked."""
         if (agent, version) in self.sent:
             return
-        row = self.rows[agent, version]
-        if row.kind == "step":
-            self.seconds[agent].append(row.ready - row.start)
-        self.flow(agent, row.ready if row.kind == "step" else row.end)
+        row = self.rows.get((agent, version))
+        if row is None or row.kind == "step":
+            step = asked if row is None else row
+            self.seconds[agent].append(step.ready - step.start)
+            self.flow(agent, step.ready)
+        else:
+            self.flow(agent, row.end)
         self.sent[agent, version] = self.pairs[agent][0]
 
     def take(self, row: Row, moved: Array) -> None:
         i = row.agent
-        self.send(i, row.step)
+        if row.kind == "rejoined":
+            found = [self.left[read[:2]] for read in row.reads]
+            self.pairs[i] = np.mean(found, axis=0) if found else self.left[i, 0]
+            self.clock[i], self.seconds[i] = row.end, []
+            self.left[i, row.step + 1] = self.pairs[i]
+            return
+        self.send(i, row.step, row)
         for k, version, *_ in row.reads:
-            self.send(k, version)
+            self.send(k, version, row)
             delta = self.sent[i, row.step] - self.sent[k, version]
             self.pairs[i] = self.pairs[i] - np.stack([delta / 2, self.step * delta])
         if row.kind == "step":
             self.flow(i, row.end)
             self.pairs[i] = self.pairs[i] - moved
+        self.left[i, row.step + 1] = self.pairs[i]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +174,85 @@ def test_runs_equal_the_slow_reference(settings: dict[str, Any], tmp_path: Path)
         np.testing.assert_allclose(found, reference.pairs[row.agent], atol=1e-5)
         furthest = max(furthest, float(np.abs(found[0] - found[1]).max()))
     assert furthest > 1e-3, "twins never left their agents"
+
+
+class Happening(NamedTuple):
+    """What happens at one moment: the rows of it, and who is there afterwards."""
+
+    rows: list[Row]
+    there: frozenset[int]
+
+
+@st.composite
+def with_losses(draw: st.DrawFn) -> list[Happening]:
+    """A live run of four agents of which one or the other dies, also in the middle of an exchange, and comes back."""
+    at, steps, began, away = Counter[int](), Counter[int](), [0.0] * 4, set[int]()
+    happened, now = list[Happening](), 0.0
+
+    def take(agent: int, kind: RowKind, times: tuple[float, float, float], *reads: Read, skipped: int = 0) -> Row:
+        row = Row(agent, at[agent] + skipped, *times, reads, kind)
+        at[agent] = row.step + 1
+        steps[agent] += kind == "step"
+        began[agent] = began[agent] if kind == "passive" else row.end
+        return row
+
+    for _ in range(draw(st.integers(1, 30))):
+        rows: list[Row] = []
+        now += draw(st.sampled_from([0.25, 1.0, 5.0]))
+        active, passive = draw(st.sampled_from([0, 2])), draw(st.sampled_from([1, 3]))
+        if not {active, passive} & away and steps[active] < 12:
+            lost = draw(st.sampled_from([None, None, active, passive]))
+            ready, to_passive, to_active = now, Read(active, at[active], 0, 0), Read(passive, at[passive], 0, 0)
+            if lost != passive:
+                rows.append(take(passive, "passive", (began[active], ready, now + 0.1), to_passive))
+            if lost != active:
+                reads = () if lost == passive else (to_active,)
+                rows.append(take(active, "step", (began[active], ready, now + 0.2), *reads))
+            away |= {lost} - {None}  # type: ignore[arg-type]
+        elif away:
+            back = draw(st.sampled_from(sorted(away)))
+            away.discard(back)
+            reads = tuple(Read(k, at[k], 0, 0) for k in range(4) if k % 2 != back % 2 and k not in away)
+            rows.append(take(back, "rejoined", (now, now, now), *reads, skipped=draw(st.integers(0, 2))))
+        if passive not in away and steps[passive] < 12 and draw(st.booleans()):
+            rows.append(take(passive, "step", (began[passive], now + 0.2, now + 0.2)))
+        happened.append(Happening(rows, frozenset({*range(4)} - away)))
+    return happened
+
+
+def pair_of(agent: PairPeer) -> Array:
+    """Return an agent's weights and its twin, of shape (2, D)."""
+    assert agent.twin is not None
+    return np.stack([agent.weights.double().numpy(), agent.twin.weights.double().numpy()])
+
+
+@limited(max_examples=40)
+@given(with_losses(), st.sampled_from([None, 1.5]))
+def test_agents_that_are_lost_in_the_middle_of_it_and_come_back_equal_the_slow_reference(
+    happened: list[Happening], unit: float | None
+) -> None:
+    """And as long as the same agents are there, their weights and twins together change by their own steps alone."""
+    acid = {"name": "acid", "mixing_rate": 0.4, "twin_step": 0.9, "gradient_seconds": unit or 1.0}
+    own = plan(num_agents=4, algorithm={"name": "ad-psgd", "acceleration": acid})
+    live = acid_of(own).model_copy(update={"gradient_seconds": unit})  # which live runs alone do without
+    agents = [replace(spec, acceleration=live).build(own.data) for spec in own.specs if isinstance(spec, PairSpec)]
+    rows = [row for one in happened for row in one.rows]
+    execution = Execution(rows, agents)
+    reference = Reference(agents[0].weights.double().numpy(), 4, live, rows)
+    there, total = frozenset(range(4)), sum(pair_of(agent).sum(0) for agent in agents)
+    for one in happened:
+        moved: Any = 0.0
+        for row in one.rows:
+            execution.prepare()
+            step = 0.1 * agents[row.agent].direction.double().numpy()
+            moved = moved + 2 * step * (row.kind == "step")
+            reference.take(row, step)
+            list(execution.execute([row]))
+            np.testing.assert_allclose(pair_of(agents[row.agent]), reference.pairs[row.agent], atol=1e-5)
+        after = sum(pair_of(agents[k]).sum(0) for k in sorted(one.there))
+        if one.there == there:
+            np.testing.assert_allclose(after, total - moved, atol=1e-4)
+        there, total = one.there, after
 
 
 @pytest.mark.parametrize("settings", [{}, LATE], ids=["at once", "late"])
@@ -208,9 +303,10 @@ def test_a_run_replays_to_its_weights_and_says_what_it_was_run_with(tmp_path: Pa
     assert_same_to_the_bit(Trainer(settings | {"algorithm": filled, "schedule": schedule}).fit(), result)
 
 
-def test_an_agent_that_comes_back_begins_anew_with_its_twin() -> None:
+def test_an_agent_that_comes_back_takes_its_neighbors_twin() -> None:
     """It comes back as the mean of where its neighbors are, not of what they are going to send."""
-    own = plan(num_agents=2, compute={"law": 1.0}, num_steps=3)
+    acid = {"name": "acid", "mixing_rate": 0.4, "twin_step": 0.9}
+    own = plan(num_agents=2, compute={"law": 1.0}, num_steps=3, algorithm={"name": "ad-psgd", "acceleration": acid})
     agents = pairs_of(own)
     rows = [
         Row(1, 0, 0, 1.5, 1.5, ()),
@@ -226,15 +322,15 @@ def test_an_agent_that_comes_back_begins_anew_with_its_twin() -> None:
         list(execution.execute([row]))
     back, twin = agents[1], agents[1].twin
     assert twin is not None
+    donor = agents[0].twin
+    assert donor is not None
     assert torch.equal(back.weights, agents[0].weights)
-    assert torch.equal(twin.weights, agents[0].weights)
+    assert torch.equal(twin.weights, donor.weights)
+    assert not torch.equal(twin.weights, back.weights)
     assert (twin.moment, twin.unit) == (3, 1.0)
     for row in rows[4:]:
         execution.prepare()
         list(execution.execute([row]))
-    assert agents[0].twin is not None
-    flowing = acid_of(own)
-    assert flowing.mixing_rate
     assert not torch.equal(agents[0].twin.weights, agents[0].weights)
 
 

@@ -22,6 +22,7 @@ from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
+from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.laws import Law
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import read_rows, write_rows
@@ -322,6 +323,26 @@ def test_schedules_replay_and_are_for_pairs_alone(tmp_path: Path) -> None:
     other = Trainer(settings | {"algorithm": "d-asgd", "name": "other"}).fit()
     with pytest.raises(SettingsError, match="allowed with ad-psgd are schedules of ad-psgd"):
         make_plan(load_config(settings | {"schedule": str(Path(other.path) / "schedule.parquet")}))
+
+
+@pytest.mark.parametrize("mode", ["live", "planned"])
+def test_live_one_may_have_averaged_with_an_agent_that_had_given_it_up(mode: str, tmp_path: Path) -> None:
+    """Agent 0 asks agent 1, which does not answer in time, and then agent 3."""
+    asked = (Read(0, 0, 0, 0),)
+    rows = [
+        Row(1, 0, 0, 1, 1, asked, "passive"),
+        Row(3, 0, 0, 1, 9, asked, "passive"),
+        Row(0, 0, 0, 1, 9, (Read(3, 0, 0, 0),)),
+        *(Row(agent, step, 0, 9, 9, ()) for agent, step in ((1, 1), (2, 0), (3, 1))),
+    ]
+    info = ScheduleInfo(mode=mode, algorithm="ad-psgd", reading="pairs", num_agents=4)
+    write_rows(tmp_path / "schedule.parquet", rows, info.to_metadata())
+    settings = SMALL | {"num_agents": 4, "num_steps": 1, "schedule": str(tmp_path / "schedule.parquet")}
+    if mode == "planned":
+        with pytest.raises(SettingsError, match="agent 1 at step 0 averages with agent 0, which has no row of it"):
+            make_plan(load_config(settings))
+    else:
+        assert Trainer(settings | {"storage_path": str(tmp_path)}).fit().error is None
 
 
 def test_a_row_whose_partner_averaged_with_another_one_is_an_error() -> None:

@@ -1,5 +1,6 @@
 """What live runs report whose agents are killed: which rows are added, and which left out, so that it replays."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,33 @@ def test_steps_after_one_that_was_not_reported_are_left_out_until_the_agent_has_
     ]
     write_rows(tmp_path / "schedule.parquet", kept, {})
     assert read_rows(tmp_path / "schedule.parquet")[0] == kept
+
+
+@pytest.mark.parametrize("flows", [False, True])
+def test_an_answer_that_was_not_reported_is_told_of_where_it_depends_on_its_moment(flows: bool) -> None:
+    """Agent 1 was killed after it had answered at its version 1, and before it reported that."""
+    rows = [
+        row(1, 0, 1.0, (0, 0), kind="passive"),
+        row(0, 0, 1.0, (1, 0)),
+        row(0, 1, 2.0, (1, 1)),
+        row(0, 2, 3.0),
+        row(1, 1, 4.0, (0, 3), kind="rejoined"),
+    ]
+    log, events = replayable(RowLog(rows), is_live=True, with_directions=False, flows=flows)
+    assert len(list(log)) == len(rows)
+    assert [event[:3] for event in events] == ([("reads_unrecorded", 1, 1)] if flows else [])
+    assert all("1 answers of agent 1 replay as they were before" in event.detail for event in events)
+
+
+def test_a_partner_s_step_may_be_by_another_clock_than_the_averaging(tmp_path: Path) -> None:
+    """It is ahead by 5 seconds, or far behind."""
+    passive = row(1, 0, 1.0, (0, 0), kind="passive")
+    for start, ready in [(5.0, 6.0), (-9.0, -8.0)]:
+        rows = [passive._replace(start=start, ready=ready), row(0, 0, 1.0, (1, 0))]
+        write_rows(tmp_path / "schedule.parquet", rows, {})
+        assert read_rows(tmp_path / "schedule.parquet")[0] == rows
+        assert rows[0].waited_seconds == 0.0
+    for start, ready, end in [(2.0, 1.0, 3.0), (0.0, 1.0, math.inf), (0.0, math.inf, 1.0), (math.nan, 1.0, 1.0)]:
+        write_rows(tmp_path / "schedule.parquet", [passive._replace(start=start, ready=ready, end=end)], {})
+        with pytest.raises(ValueError, match="allowed are rising times"):
+            read_rows(tmp_path / "schedule.parquet")
