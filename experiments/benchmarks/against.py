@@ -34,6 +34,8 @@ OURS: dict[str, Any] = {
     "ad-psgd": "ad-psgd",
     "ad-psgd with A2CiD2": {"name": "ad-psgd", "acceleration": "acid"},
 }
+TOGETHER: dict[str, Any] = {"topology": "ring", "links": []}
+"""Nothing is injected on links, whose default delay would be 10 seconds between pairs."""
 WAITING = ("DDP", "LocalSGD, every 8 steps", "gossip with both neighbors of a ring")
 
 Step = Callable[[], None]
@@ -67,7 +69,7 @@ def gaps_after_a_kill(repeats: int) -> dict[str, dict[str, float]]:
     sleeps = [FAST] * (AGENTS - 1) + [SLOW]
     rounds = [
         {
-            name: longest_gap_after_a_kill(sleeps, killed=1, watched=(0, 2), algorithm=algorithm, topology="ring")
+            name: longest_gap_after_a_kill(sleeps, killed=1, watched=(0, 2), algorithm=algorithm, **TOGETHER)
             for name, algorithm in OURS.items()
         }
         for _ in range(repeats)
@@ -86,7 +88,7 @@ def _round(fourth: float) -> dict[str, float]:
                 watched=range(AGENTS - 1),
                 engine={"name": "ray", "mode": "live"},
                 algorithm=algorithm,
-                topology="ring",
+                **TOGETHER,
                 num_agents=AGENTS,
                 num_steps=STEPS,
                 compute={"stragglers": dict(enumerate(sleeps))},
