@@ -70,7 +70,7 @@ def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
     """Write PAIRS.md."""
     noise, runs = (pd.read_parquet(output / f"{name}.parquet") for name in ("noise", "pairs"))
     own = settings["pairs"]
-    batch, steps = own["config"]["batch_size"], own["step_sizes"]
+    batch = own["config"]["batch_size"]
     text = f"""# A2CiD2 against AD-PSGD at twice the rate
 
 Written by `python -m experiments.rivals.pairs --scale {scale}` on {machine()}.
@@ -91,8 +91,10 @@ white noise, the velocity of white noise with momentum 0.9, and one fixed gradie
 ## Digits
 
 Batches of {batch}, {own["num_steps"]} gradients an agent. Twice the rate is twice as many steps of half the batch and
-half the step size, in half the time, so that it sees the same samples. Step sizes of {steps} by the agents' mean loss
-on a validation split; seeds {own["seeds"]}: few, and one small task.
+half the step size, in half the time, so that it sees the same samples. Step sizes by the agents' mean loss on a
+validation split,
+{searched(runs)};
+seeds {own["seeds"]}: few, and one small task.
 
 {digits_table(runs[~runs["validates"]])}
 """
@@ -120,6 +122,17 @@ def verdicts(noise: pd.DataFrame) -> str:
         ratios = ", ".join(f"{of[own] / of[twice]:.2f} and {of[own] / of[plain]:.2f}" for of in found.values())
         lines.append(f"- {kind}: {told}; its distance over that of twice the rate, and of once: {ratios}.")
     return "\n".join(lines)
+
+
+def searched(runs: pd.DataFrame) -> str:
+    """Return which step sizes were tried, and how many of the choices are the largest or the smallest of them."""
+    tried = runs[runs["validates"]].groupby("agents", sort=False)["step_size"].unique().map(sorted)
+    final = runs[~runs["validates"]].drop_duplicates(["agents", "shards", "method"])
+    chosen = zip(final["agents"], final["step_size"], strict=True)
+    edges = sum(size in (tried[agents][0], tried[agents][-1]) for agents, size in chosen)
+    sizes = {agents: ", ".join(f"{size:g}" for size in found) for agents, found in tried.items()}
+    names = "; ".join(f"of {found} with {agents} agents" for agents, found in sizes.items())
+    return f"{names} ({edges} of {len(final)} choices are at an end of these)"
 
 
 def digits_table(final: pd.DataFrame) -> str:
