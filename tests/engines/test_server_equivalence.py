@@ -73,6 +73,10 @@ CASES: dict[str, Any] = {
     | {"faults": {"agents": [1], "attack": "sign-flip"}}
     | SECONDS
     | {"membership": [{"agent": 2, "leaves": "3s", "returns": "6s"}]},
+    "rennala, alie, churn, two shards": server({"name": "rennala", "k": 4}, shards=2)
+    | {"faults": {"agents": [1], "attack": "alie"}}
+    | SECONDS
+    | {"membership": [{"agent": 2, "leaves": "3s", "returns": "6s"}]},
     "asgd, attacked": server("asgd")
     | {"faults": {"agents": [1], "attack": {"name": "stale-replay", "period": 3}}, "wire": {"directions": "int8"}}
     | SECONDS,

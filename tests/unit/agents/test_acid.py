@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from scipy.linalg import expm
 
 from ray_pcasgd.agents.pair import PairPeer
 from ray_pcasgd.engines.local.execution import Execution
@@ -19,6 +18,7 @@ from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_to_the_bit
+from tests.references.pairs import ACiDReference
 
 Array = npt.NDArray[np.float64]
 
@@ -84,55 +84,6 @@ def test_the_rates_of_the_edges_follow_from_who_asks_how_often() -> None:
     assert (acid_of(alone).mixing_rate, acid_of(alone).twin_step) == (0, 0.5)
 
 
-class Reference:
-    """The agents of algorithm 1 in float64, event after event; matrix exponentials are SciPy's."""
-
-    def __init__(self, start: Array, number: int, settings: ACiD, rows: list[Row]) -> None:
-        assert settings.mixing_rate is not None
-        assert settings.twin_step is not None
-        self.eta, self.step, self.given = settings.mixing_rate, settings.twin_step, settings.gradient_seconds
-        self.pairs = [np.stack([start, start]) for _ in range(number)]
-        self.clock = [0.0] * number
-        self.seconds: list[list[float]] = [[] for _ in range(number)]
-        self.rows = {row[:2]: row for row in rows}
-        self.sent: dict[tuple[int, int], Array] = {}
-
-    def unit(self, agent: int) -> float:
-        if self.given is not None:
-            return self.given
-        mean = 0.0
-        for number, seconds in enumerate(self.seconds[agent]):
-            mean = seconds if number == 0 else 0.5 * mean + 0.5 * seconds
-        return mean
-
-    def flow(self, agent: int, moment: float) -> None:
-        unit = self.unit(agent)
-        t = (moment - self.clock[agent]) / unit if unit else 0.0
-        self.pairs[agent] = expm(t * self.eta * np.array([[-1, 1], [1, -1.0]])) @ self.pairs[agent]
-        self.clock[agent] = moment
-
-    def send(self, agent: int, version: int) -> None:
-        """Let an agent come to the moment at which it averages next, which its row says."""
-        if (agent, version) in self.sent:
-            return
-        row = self.rows[agent, version]
-        if row.kind == "step":
-            self.seconds[agent].append(row.ready - row.start)
-        self.flow(agent, row.ready if row.kind == "step" else row.end)
-        self.sent[agent, version] = self.pairs[agent][0]
-
-    def take(self, row: Row, moved: Array) -> None:
-        i = row.agent
-        self.send(i, row.step)
-        for k, version, *_ in row.reads:
-            self.send(k, version)
-            delta = self.sent[i, row.step] - self.sent[k, version]
-            self.pairs[i] = self.pairs[i] - np.stack([delta / 2, self.step * delta])
-        if row.kind == "step":
-            self.flow(i, row.end)
-            self.pairs[i] = self.pairs[i] - moved
-
-
 @pytest.mark.parametrize(
     "settings",
     [{}, LATE, LATE | OWN_UNITS, {"topology": "star", "optimizer": {"momentum": 0.5}}],
@@ -146,7 +97,7 @@ def test_runs_equal_the_slow_reference(settings: dict[str, Any], tmp_path: Path)
     rows, agents = rows_of(own), pairs_of(own)
     assert (acid_of(own).gradient_seconds is None) == ("schedule" in settings)
     execution = Execution(rows, agents)
-    reference = Reference(agents[0].weights.double().numpy(), len(agents), acid_of(own), rows)
+    reference = ACiDReference(agents[0].weights.double().numpy(), len(agents), acid_of(own), rows)
     furthest = 0.0
     for row in rows:
         execution.prepare()
@@ -257,7 +208,7 @@ def decay(number: int, accelerated: bool, units: int = 60) -> float:
     own = plan(num_agents=number, num_steps=units, compute={"law": {"name": "exponential", "mean": 1.0}})
     settings = acid_of(own) if accelerated else ACiD(mixing_rate=0, twin_step=0.5, gradient_seconds=1)
     rows = [row for row in rows_of(own) if row.end < units * 0.9]
-    reference = Reference(np.zeros(2), number, settings, rows_of(own))
+    reference = ACiDReference(np.zeros(2), number, settings, rows_of(own))
     phases = 2 * np.pi * np.arange(number) / number
     for i, phase in enumerate(phases):
         reference.pairs[i][:] = np.cos(phase), np.sin(phase)

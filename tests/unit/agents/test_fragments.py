@@ -18,7 +18,7 @@ from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.speed import examples
-from tests.unit.agents.local_reference import (
+from tests.references.peers import (
     PUBLISHED,
     SIZE,
     Array,

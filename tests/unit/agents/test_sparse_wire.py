@@ -16,7 +16,7 @@ from ray_pcasgd.agents.sparse_wire import RandomK, TopK
 from ray_pcasgd.base.randomness import generator
 from tests.comparing import assert_same_to_the_bit
 from tests.speed import slow_unless
-from tests.unit.agents.local_reference import (
+from tests.references.peers import (
     PUBLISHED,
     SMALL,
     Array,
