@@ -10,7 +10,7 @@ from experiments.references import drawing
 from experiments.references.drawing import Settings
 from experiments.references.engine import Versions
 from experiments.references.methods import Method
-from ray_pcasgd.rules import PCASGDPV
+from ray_pcasgd.rules import PCASGD, PCASGDPV
 from ray_pcasgd.rules.acid import ACiD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.practical import Condition
@@ -28,7 +28,7 @@ from tests.references.averaging import (
     one_peer,
 )
 from tests.references.choco import ChocoReference
-from tests.references.late import LateReference
+from tests.references.late import CurvatureReference, DisplacementReference, LateReference, VelocityReference
 from tests.references.pairs import ACiDReference, PairReference
 from tests.references.pcasgd import PAIRS
 from tests.references.peers import (
@@ -47,7 +47,7 @@ from tests.references.yellowfin import YellowFinReference
 PLAIN: Settings = {"optimizer": {}}
 ATTACKS: dict[str, Any] = {
     "sign-flip": {"name": "sign-flip", "scale": 2.0},
-    "noise": {"name": "noise", "std": 3.0},
+    "noise": {"name": "noise", "std": 2.0},  # by which float32 is multiplied without rounding
     "alie": "alie",
     "inner-product": "inner-product",
     "mimic": "mimic",
@@ -71,17 +71,22 @@ def drawn(changes: Settings, **limits: Any) -> Callable[[int], Settings]:
     return lambda seed: drawing.peers(seed, **limits) | changes
 
 
-def late_rule(rule: Rule, method: rules.Method) -> tuple[Callable[[int], Settings], Callable[[Plan], Versions]]:
-    """Return the random runs of a rule that predicts, and its reference; its drift is the exact one."""
+def late_rule(
+    rule: Rule, method: rules.Method, kind: type[LateReference] = LateReference
+) -> tuple[Callable[[int], Settings], Callable[[Plan], Versions]]:
+    """Return the random runs of a rule that predicts, and its reference; its drift is exact unless it says so."""
     settings = rule.model_dump()
-    if settings.get("prediction") == "direction" and "drift" in settings:
+    if settings.get("prediction") == "direction" and settings.get("drift", "") is None:
         settings["drift"] = "exact"
 
     def runs(seed: int) -> Settings:
         declared = {"name": "declared"} if seed % 2 else {"name": "measured"}
-        return drawing.peers(seed) | PLAIN | {"algorithm": settings, "reliability": declared}
+        # A theta for each agent is given for five.
+        least = 5 if isinstance(settings.get("theta"), tuple) else 3
+        found = drawing.peers(seed, least=least, most=5 if least == 5 else 6)
+        return found | PLAIN | {"algorithm": settings, "reliability": declared}
 
-    return runs, lambda own: LateReference(own, method).run()
+    return runs, lambda own: kind(own, method).run()
 
 
 def pairs_of(own: Plan) -> Versions:
@@ -189,19 +194,50 @@ def _methods() -> Iterator[Method]:
         form = form.replace(rule.name, f"`{rule.name}`")  # type: ignore[attr-defined]
         if name != "d-asgd":
             yield Method(form, "rules.py, late.py; arXiv 2208.13154", *late_rule(rule, method))
+    constant = rules.Method(theta=lambda i, t: 0.4, lambda_0=0.7)
+    velocity = PCASGD(theta=0.4, compensation=0.7, drift="velocity")  # type: ignore[arg-type]
+    yield Method(
+        "`pc-asgd`, `drift: velocity`",
+        "rules.py, late.py; arXiv 2208.13154, on a straight path",
+        *late_rule(velocity, constant, VelocityReference),
+    )
+    displaced = PCASGD(theta=0.4, compensation=0.7, prediction="displacement", drift="exact")  # type: ignore[arg-type]
+    yield Method(
+        "`pc-asgd`, `prediction: displacement`",
+        "rules.py, late.py; this package's",
+        *late_rule(displaced, constant, DisplacementReference),
+    )
+    # Measured more often than by default, and with less of a warm-up, since the runs are short.
+    chosen = PCASGD(stability={"name": "curvature", "every": 5, "warmup": 8}, drift="velocity")  # type: ignore[arg-type]
+    yield Method(
+        "`pc-asgd`, the default",
+        "rules.py, late.py; this package's",
+        *late_rule(chosen, rules.Method(bound=1.0, sharpness=2.5, guard=True), CurvatureReference),
+    )
     conditions: tuple[Condition, ...] = ("descent", "gradient", "smoothed", "pull", "probe")
     for condition in conditions:
         rule = PCASGDPV(condition=condition, compensation=0.5)  # type: ignore[arg-type]
         own = rules.Method(lambda_0=0.5, condition=condition)
-        yield Method(f"`pc-asgd-pv`, {condition}", "rules.py, late.py; arXiv 2208.13154, practical variant", *late_rule(rule, own))
+        yield Method(
+            f"`pc-asgd-pv`, {condition}",
+            "rules.py, late.py; arXiv 2208.13154, practical variant",
+            *late_rule(rule, own),
+        )
     published = of(lambda own: Reference(own, 0.6))
     local = {"algorithm": PUBLISHED, "local_steps": 3}
     yield Method("`pc-asgd`, 3 local steps, momentum", "peers.py; the same, by rounds", drawn(local), published)
     first = {"overlap": False, "local_steps": 3}
     combining = of(lambda own: CombiningReference(own, None))
-    yield Method("`d-psgd`, combining first", "peers.py; local steps from what was combined", drawn({"algorithm": "d-psgd", **first}), combining)
+    yield Method(
+        "`d-psgd`, combining first",
+        "peers.py; local steps from what was combined",
+        drawn({"algorithm": "d-psgd", **first}),
+        combining,
+    )
     blend = of(lambda own: CombiningReference(own, 0.6))
-    yield Method("`pc-asgd`, combining first", "peers.py; the same, predicted", drawn({"algorithm": PUBLISHED, **first}), blend)
+    yield Method(
+        "`pc-asgd`, combining first", "peers.py; the same, predicted", drawn({"algorithm": PUBLISHED, **first}), blend
+    )
     slow = {"name": "slowmo", "outer_momentum": 0.6, "outer_step_size": 0.8}
     yield Method(
         "`slowmo`",
@@ -236,9 +272,7 @@ def _methods() -> Iterator[Method]:
         of(ChocoReference),
         runs_in_double=False,
     )
-    yield Method(
-        "`dc-s3gd`", "averaging.py; Rigazzi 2019", drawn({"algorithm": "dc-s3gd"}), of(DCS3GDReference)
-    )
+    yield Method("`dc-s3gd`", "averaging.py; Rigazzi 2019", drawn({"algorithm": "dc-s3gd"}), of(DCS3GDReference))
     yield Method(
         "`d-asgd-importance`",
         "averaging.py; Du, You, Mo 2020",
@@ -273,7 +307,7 @@ def _methods() -> Iterator[Method]:
     yield Method(
         "`yellowfin` between peers",
         "yellowfin.py; arXiv 1706.03471, algorithms 1 to 5",
-        drawn({"algorithm": "d-asgd", "optimizer": "yellowfin"}),
+        drawn({"algorithm": "d-asgd", "optimizer": {"name": "yellowfin", "window": 2, "smoothing": 0.9}}),
         of(YellowFinPeers),
     )
     for name in SCREENS:

@@ -41,7 +41,7 @@ def late(draw: np.random.Generator) -> list[Settings]:
 
 
 def peers(seed: int, *, least: int = 3, most: int = 6, graph: str = "any") -> Settings:
-    """Return a run of peers: ``graph`` is any connected one, ``complete``, ``directed``, ``ring`` or as the method is."""
+    """Return a run of peers: ``graph`` is ``any`` connected one, ``complete``, ``directed``, or the method's."""
     draw = generator(seed, "references")
     number = int(draw.integers(least, most + 1))
     found: Settings = {"num_agents": number, "seed": seed, "links": late(draw), "compute": compute_of(draw)}

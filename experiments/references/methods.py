@@ -19,4 +19,4 @@ class Method(NamedTuple):
     reference: Callable[[Plan], Versions]
     """Returns every version of a plan's agents, in float64."""
     runs_in_double: bool = True
-    """Whether its code can run on float64: not where what travels is encoded."""
+    """Whether all of its code can run on float64: not where what travels is encoded, or is nothing but noise."""

@@ -8,10 +8,8 @@ import pandas as pd
 
 from experiments.studies import machine
 
-WITHOUT = """- `pc-asgd`, `prediction: displacement`, and `drift: velocity`: each of their parts is tested by itself
-- `pc-asgd`, `stability: curvature`: what it allows is tested by its formula, with a curvature that is given
-- `wire` formats: each is tested against slow rounding by itself (`tests/unit/agents/test_wire.py`), where a number that
-  rounding in float32 puts on the other side of a draw is off by a whole unit
+WITHOUT = """- `wire` formats: each is tested against slow rounding by itself (`tests/unit/agents/test_wire.py`);
+  in whole runs a number that rounding in float32 puts on the other side of a draw is off by a whole unit
 - optimizers other than `sgd` and `yellowfin` are tested against PyTorch's own"""
 
 
@@ -45,7 +43,7 @@ written from the formulas and knows nothing of the rules' code; it is told the r
 draws ("with its schedule": no schedule, since it has events of its own). The difference is that of any agent's weights
 after any step, as the largest of its numbers over the largest of the reference's. *float32*: the package as it is.
 *float64*: the same code on models of float64, which the package refuses otherwise, so that rounding hides nothing; –
-where what travels is encoded as float32.
+where what travels is encoded, or drawn, as float32.
 Written by `python -m experiments.references --scale {scale}` ({machine()}).
 
 {rows}

@@ -22,6 +22,8 @@ class Method:
     """theta of (agent, step); not given: plain averaging, D-ASGD."""
     bound: float | None = None
     """Given: c of the stability bound, which theta follows from where it is not given."""
+    sharpness: float | None = None
+    """Given: the bound is the whole stability condition at so many times the step size times the curvature."""
     reach: str | float = "full"
     """`full`, `damped` with 0.9, `stable`, or a largest number of steps."""
     bounded: bool = False
@@ -80,6 +82,10 @@ class Moment(NamedTuple):
     step_size: float
     probe: Callable[[Vector], float]
     """The loss on an independent mini-batch."""
+    curvature: float = 0.0
+    """The loss's, along what is predicted; 0 as long as it is not known."""
+    trust: float = 1.0
+    """The share of the bound that counts at this step."""
 
 
 def run_reference(method: Method, scenario: Scenario) -> Result:
@@ -150,7 +156,7 @@ def step_of(method: Method, now: Moment, memory: Memory) -> tuple[Vector, float,
     reliable = {link.neighbor for link in links if link.reliable}
     row, _ = _keep(method, weights, own_mixing, reliable | guessed)
     set_theta = method.theta(now.agent, now.step) if method.theta else math.nan
-    theta, cap = _theta_and_cap(method, row, late, set_theta, memory.gain)
+    theta, cap = _theta_and_cap(method, row, late, set_theta, memory.gain, now)
     predicted = dict(heard)
     for link in late:
         u_k = now.directions[link.neighbor]
@@ -193,7 +199,9 @@ def _steps(method: Method, tau: float) -> float:
     return tau if isinstance(method.reach, str) else min(tau, method.reach)
 
 
-def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float, gain: float) -> tuple[float, float]:
+def _theta_and_cap(
+    method: Method, row: Row, late: list[Link], theta: float, gain: float, now: Moment
+) -> tuple[float, float]:
     """Return theta, and the longest reach that the bound allows at it."""
     far = sum(row[link.neighbor] for link in late)
     if method.bound is None or not late or far == 0:
@@ -202,6 +210,9 @@ def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float, gai
     if method.theta is None:
         product = sum(row[link.neighbor] * _steps(method, link.staleness) for link in late)
         strength = c / (product / far) if product else math.inf
+        if method.sharpness is not None:
+            r = max(0.5, method.sharpness * now.step_size * now.curvature)
+            strength = now.trust * (c * stable_strength(product / far, r) if now.curvature else strength)
         if method.own_drift:
             strength = c * min(1 / 4, 2 / (product / far + 2))
         if method.reach == "stable":
@@ -216,6 +227,25 @@ def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float, gai
         weight = theta * far / c
         return theta, 0.0 if weight > 1 / 4 else 2 / weight - 2
     return theta, c / (theta * far)
+
+
+def stable_strength(s: float, r: float) -> float:
+    """Return the largest weight g in [0, 1] with ``|1 - g - e| + g |1 - s e| <= 1`` for all e in (0, r], by bisection.
+
+    The left side is convex in e, and 1 at e = 0, so that e = r decides; it is convex in g, too, so that the g that are
+    stable are all up to the largest.
+    """
+
+    def is_stable(g: float) -> bool:
+        return abs(1 - g - r) + g * abs(1 - s * r) <= 1
+
+    if r >= 2 or is_stable(1.0):
+        return float(r < 2)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_stable(middle) else (low, middle)
+    return low
 
 
 def _watch(memory: Memory, predicted: float, own_step: float) -> None:

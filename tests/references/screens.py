@@ -73,7 +73,7 @@ def centered_clipping(center: Array | None, others: Array, b: int, shares: Array
     radius = sorted(distances)[(len(distances) - 1) // 2]
     result = center.copy()
     for vector, distance, share in zip(others, distances, shares, strict=True):
-        result += share * (vector - center) * min(1.0, radius / distance)
+        result += share * (vector - center) * (min(1.0, radius / distance) if distance else 1.0)
     return result
 
 

@@ -15,7 +15,7 @@ class SVRGReference:
         self.workers = config.num_agents
         model = config.task.build_model(own.data, config.seed)
         self.x = [np.concatenate([one.detach().double().numpy().ravel() for one in model.parameters()])]
-        workers = own.specs[:self.workers]
+        workers = own.specs[: self.workers]
         self.batches = [
             config.task.batches(own.data, spec.shard, config.batch_size, config.seed, spec.agent) for spec in workers
         ]

@@ -18,11 +18,9 @@ from ray_pcasgd.base.numerics import SMALLEST
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.choco import ChocoSGD
 from ray_pcasgd.runs.plan.fitting import with_gossip
-from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.schedule.parquet import read_rows, write_rows
 from tests.comparing import assert_same_to_the_bit
-from tests.speed import examples, slow_unless
 from tests.references.choco import ChocoReference, largest
 from tests.references.peers import (
     SMALL,
@@ -34,6 +32,7 @@ from tests.references.peers import (
     planned,
     regression,
 )
+from tests.speed import examples, slow_unless
 
 FORMS: list[Format] = [Float32(), BF16(), Int8(), Int4(block=8), TopK(share=0.2), RandomK(share=0.2)]
 CHOCO: dict[str, Any] = {

@@ -10,7 +10,7 @@ from ray_pcasgd.agents.server_recipe import ServerRecipe
 from ray_pcasgd.agents.worker import Worker
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Read, Row
-from ray_pcasgd.runs.plan.plan import Plan, make_plan
+from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from tests.references.peers import gone_on
 from tests.references.streaming import PARTS, ElasticInParts, FedAsyncInParts, StreamingReference

@@ -10,20 +10,18 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from ray_pcasgd.base.curves import Linear
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.records import Own, Reads
-from ray_pcasgd.rules import CASGD, DASGD, PASGD, PCASGD, PCASGDPV, Algorithm
+from ray_pcasgd.rules import CASGD, PASGD, PCASGD, PCASGDPV, Algorithm
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.rules.bound import ConstantBound
 from ray_pcasgd.rules.compensation import AdaptiveCompensation, ConstantCompensation, RelativeCompensation
 from ray_pcasgd.rules.practical import Condition
 from ray_pcasgd.runs.plan.fitting import with_compensation
 from ray_pcasgd.runs.settings.loading import load_config
+from tests.references.pcasgd import ADAPTIVE, PAIRS
+from tests.references.rules import Method, run_reference
 from tests.speed import examples
 from tests.unit.networks import run_rule
-from tests.references.pcasgd import ADAPTIVE, ONE, PAIRS
-from tests.references.rules import Method, run_reference
 from tests.unit.scenarios import random_scenario
 
 CONDITIONS: tuple[Condition, ...] = ("descent", "gradient", "smoothed", "pull", "probe")
