@@ -317,7 +317,7 @@ def _methods() -> Iterator[Method]:
     for name, attack in ATTACKS.items():
         attacks = "attacks.py, averaging.py"
         mean = of(partial(lying, PlainReference))
-        yield Method(f"attack `{name}` on `d-asgd`", attacks, attacked(attack, None), mean)
+        yield Method(f"attack `{name}` on `d-asgd`", attacks, attacked(attack, None), mean, name != "noise")
     yield Method(
         "attack `alie` on `bridge`",
         "attacks.py, screens.py; Baruch et al. 2019",

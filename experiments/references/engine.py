@@ -55,9 +55,12 @@ def difference(found: Versions, expected: Versions) -> float:
 
     Raises:
         KeyError: the reference has not come to a version.
-        ValueError: the reference has hardly moved, so that the difference says nothing.
+        ValueError: the reference has hardly moved, so that the difference says nothing, or is not finite.
 
     """
     if np.ptp([expected[key] for key in found], axis=0).max() < 1e-3:
         raise ValueError("no agent has moved by a thousandth")
-    return max(float(np.abs(x - expected[key]).max() / np.abs(expected[key]).max()) for key, x in found.items())
+    largest = max(float(np.abs(x - expected[key]).max() / np.abs(expected[key]).max()) for key, x in found.items())
+    if not all(np.isfinite(x).all() and np.isfinite(expected[key]).all() for key, x in found.items()):
+        raise ValueError("not all weights are finite")
+    return largest

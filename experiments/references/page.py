@@ -60,7 +60,7 @@ def _summary(results: pd.DataFrame) -> str:
     loose = table[table["float32"] > 1e-4]
     if len(loose):
         names = ", ".join(f"{method} {value:.1e}" for method, value in loose["float32"].items())
-        text += f" In float32 beyond 1e-4: {names}."
+        text += f" In float32 beyond 1e-4: {names}; there it takes other decisions, and why was not looked into."
     else:
         text += f" In float32 it is {table['float32'].max():.1e} ({table['float32'].idxmax()})."
     return text

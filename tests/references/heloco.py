@@ -47,7 +47,9 @@ def slow_merged(deltas: list[Array], weights: list[float], total: float, sizes: 
             continue
         length = sum(w * one for w, one in zip(weights, lengths, strict=True)) / total
         direction = sum(w * one / n for w, one, n in zip(weights, tensors, lengths, strict=True))
-        found.append(length * direction / np.linalg.norm(direction))
+        along = float(np.linalg.norm(direction))
+        # Of opposite ones there is no direction in common.
+        found.append(mean if along < 1e-12 else length * direction / along)
     return np.concatenate(found)
 
 
