@@ -37,6 +37,7 @@ MANY_ROWS = 90
 MMAP_THRESHOLD = -3
 """Of glibc's ``mallopt``: from how many bytes on memory is the system's own, to which it goes back at once."""
 SERVER = {"name": "server", "gathering": "asgd"}
+SVRG = {"name": "svrg", "gathering": {"name": "epochs", "updates": 40}}
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "`pc-asgd`, the default": ({"algorithm": {"name": "pc-asgd"}}, 0),
     "`pc-asgd`, `stability: 1`": ({"algorithm": {"name": "pc-asgd", "stability": 1}}, 0),
@@ -58,9 +59,17 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "`slowmo`": ({"algorithm": {"name": "slowmo"}, "links": []}, 0),
     "`gasloc`": ({"algorithm": {"name": "gasloc"}, "links": []}, 0),
     "`noloco`": ({"algorithm": {"name": "noloco"}, "links": []}, 0),
+    "`ad-psgd`, `acceleration: acid`": ({"algorithm": {"name": "ad-psgd", "acceleration": "acid"}, "links": []}, 0),
+    "`bridge`": ({"algorithm": "bridge"}, 0),
+    "`bridge`, `screen: krum`": ({"algorithm": {"name": "bridge", "screen": "krum"}}, 0),
+    "`d-asgd`, `optimizer: yellowfin`": ({"algorithm": "d-asgd", "optimizer": "yellowfin"}, 0),
     "`server` (ASGD): a worker": ({"algorithm": SERVER}, 0),
     "`server` (ASGD): the server": ({"algorithm": SERVER}, -1),
     "`server`, `dc-asgd-a`: the server": ({"algorithm": {**SERVER, "correction": "dc-asgd-a"}}, -1),
+    "`server`, `kardam`: the server": ({"algorithm": {**SERVER, "correction": "kardam"}}, -1),
+    "`server`, `yellowfin`: the server": ({"algorithm": SERVER, "optimizer": "yellowfin"}, -1),
+    "`svrg`: a worker": ({"algorithm": SVRG}, 0),
+    "`svrg`: the server": ({"algorithm": SVRG}, -1),
     "`diloco`: a worker": ({"algorithm": "diloco"}, 0),
     "`diloco`: the server": ({"algorithm": "diloco"}, -1),
     "`fedasync`: a worker": ({"algorithm": "fedasync"}, 0),

@@ -15,6 +15,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "staleness-aware": {"gathering": "asgd", "correction": "staleness-aware"},
     "DC-ASGD-c": {"gathering": "asgd", "correction": "dc-asgd-c"},
     "DC-ASGD-a": {"gathering": "asgd", "correction": "dc-asgd-a"},
+    "K-sync, K = 3": {"gathering": {"name": "k-sync", "k": 3}},
+    "Ringmaster, R = 4": {"gathering": {"name": "ringmaster", "delay_threshold": 4}},
+    "Rennala, K = 4": {"gathering": {"name": "rennala", "k": 4}},
 }
 TUNING_SEED = 0
 VALIDATION_SHARE = 0.1
@@ -38,7 +41,8 @@ class Case(NamedTuple):
     def name(self) -> str:
         """The run folder's name."""
         kind = "tuning" if self.validates else "final"
-        return f"{kind}-{self.method.replace(' ', '-')}-{self.workers}-{self.step_size:g}-{self.seed}"
+        method = "-".join(self.method.replace(",", "").replace("=", "").split())
+        return f"{kind}-{method}-{self.workers}-{self.step_size:g}-{self.seed}"
 
     def changes(self, settings: Mapping[str, Any], storage: Path) -> dict[str, Any]:
         """Return what the case changes of the configuration."""

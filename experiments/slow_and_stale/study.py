@@ -9,6 +9,7 @@ import pandas as pd
 
 from experiments.studies import ensure_run
 from ray_pcasgd.config import Config
+from ray_pcasgd.rules.delay_threshold import Rennala, Ringmaster
 from ray_pcasgd.rules.gathering import ASGD, AdaSync, Gathering, KAsync, KBatchAsync, KSync, Sync
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.schedule.laws import Exponential, Law, Pareto
@@ -24,6 +25,8 @@ GATHERINGS: dict[str, Gathering] = {
     "K-batch-async, K = 4": KBatchAsync(k=4),
     "K-async, K = 4": KAsync(k=4),
     "ASGD": ASGD(),
+    "Ringmaster, R = 8": Ringmaster(delay_threshold=8),
+    "Rennala, K = 8": Rennala(k=8),
     "AdaSync from K = 2": AdaSync(base="k-async", initial_k=2, every_seconds=25),
 }
 METHODS = (*GATHERINGS, PEERS)

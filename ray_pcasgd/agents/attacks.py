@@ -3,10 +3,13 @@
 An attacker trains as the others do and lies where it publishes, so that a lie follows from its settings, its own
 version and what its row has read: it is the same in every engine and in a replay. Version 0, from which all start, is
 known to everybody, and is not lied about. Directions, which go along with weights where rules predict, stay honest.
+
+A server's workers read nothing of each other. Lies that look at others are told there where the server takes them, and
+so follow from its rows (``ServedAttackers``).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +28,7 @@ class Sight(NamedTuple):
     own: Tensor
     """What an honest agent would send, shape (D,)."""
     honest: tuple[Tensor, ...]
-    """What it has read last of its honest neighbors, in their order; each of shape (D,)."""
+    """What it knows of its honest neighbors, or of a server's honest workers, in their order; each of shape (D,)."""
     old: Tensor
     """What it would have sent where its present period began, shape (D,)."""
     random: np.random.Generator
@@ -36,7 +39,7 @@ class AnyAttack(Settings, ABC):
     """A kind of attack; pure."""
 
     reads_others: ClassVar[bool] = False
-    """Whether it looks at what the attacker has read of others: between peers alone."""
+    """Whether it looks at what the attacker knows of others."""
     flips_labels: ClassVar[bool] = False
     """Whether it acts in training, and all that is sent is as it was computed."""
 
@@ -79,7 +82,8 @@ class ALittleIsEnough(AnyAttack):
     """ALIE: ``mu - z sigma``, the honest mean less z deviations of each number (Baruch, Baruch, Goldberg 2019).
 
     **Choice**: mean and deviation (of a sample) are those of what the attacker has computed itself and has read of its
-    honest neighbors, since it lies where it publishes, and does not see what they are going to send.
+    honest neighbors, since it lies where it publishes, and does not see what they are going to send. Among a server's
+    workers: of its own and of what the server has taken last of each honest worker, in this update or before.
     """
 
     name: Literal["alie"] = "alie"
@@ -113,7 +117,8 @@ class InnerProduct(AnyAttack):
 class Mimic(AnyAttack):
     """What it has read last of one honest neighbor, the first, so that this one counts twice (Karimireddy et al. 2022).
 
-    Until it has read it, what it has computed itself.
+    Among a server's workers: what the server has taken last of the first honest one. Until there is any, what it has
+    computed itself.
     """
 
     name: Literal["mimic"] = "mimic"
@@ -191,7 +196,7 @@ class Attacker:
     """One attacker's memory: what it has read, and its version that it sends again."""
 
     def __init__(self, faults: Faults, seed: int, agent: int) -> None:
-        self._attack, self._fellows, self._key = faults.attack, frozenset(faults.agents), (seed, agent)
+        self.attack, self._fellows, self._key = faults.attack, frozenset(faults.agents), (seed, agent)
         self._honest: dict[int, Tensor] = {}
         self._old: tuple[int, Tensor] | None = None
         """The version that it sends again, with its number."""
@@ -199,23 +204,28 @@ class Attacker:
     @property
     def flips_labels(self) -> bool:
         """Whether it trains on wrong labels."""
-        return self._attack.flips_labels
+        return self.attack.flips_labels
 
     def note(self, neighbor: int, vector: Tensor) -> None:
         """Take in what was read of a neighbor, shape (D,); it must never be changed in place."""
-        if self._attack.reads_others and neighbor not in self._fellows:
+        if self.attack.reads_others and neighbor not in self._fellows:
             self._honest[neighbor] = vector
+
+    @property
+    def reads_others(self) -> bool:
+        """Whether its lies look at others."""
+        return self.attack.reads_others
 
     def sent(self, version: int, own: Tensor) -> Tensor:
         """Return what is sent in place of ``own``, shape (D,); asked twice for a version, the same."""
         if version == 0:
             return own
-        period = version - version % self._attack.repeats
+        period = version - version % self.attack.repeats
         if self._old is None or self._old[0] < period:
             self._old = version, own
         honest = tuple(self._honest[k] for k in sorted(self._honest))
         seed, agent = self._key
-        return self._attack.lie(Sight(own, honest, self._old[1], generator(seed, "attack", agent, version)))
+        return self.attack.lie(Sight(own, honest, self._old[1], generator(seed, "attack", agent, version)))
 
     def forget(self) -> None:
         """Begin anew."""
@@ -230,6 +240,40 @@ class Attacker:
         self._honest = {k: vector.to(device) for k, vector in state["honest"].items()}
         old = state["old"]
         self._old = None if old is None else (int(old[0]), old[1].to(device))
+
+
+class ServedAttackers:
+    """Attackers among the workers of a server, of the kind that looks at others: what the server takes in their place.
+
+    **Choice**: they know the last message of each honest worker that the server has taken, those of the update included
+    in which it takes theirs. So with a server that waits for all they know what the literature lets them know, and with
+    one that takes one gradient after another no more than its past. What they know follows from the server's rows.
+    """
+
+    def __init__(self, faults: Faults, seed: int) -> None:
+        self._attack, self._agents, self._seed = faults.attack, frozenset(faults.agents), seed
+        self._honest: dict[int, Tensor] = {}
+
+    def told(self, sent: Sequence[tuple[int, int, Tensor]]) -> list[Tensor]:
+        """Return what an update takes of (worker, version, vector), sorted by worker and version."""
+        for worker, _, vector in sent:
+            if worker not in self._agents:
+                self._honest[worker] = vector
+        honest = tuple(self._honest[k] for k in sorted(self._honest))
+        return [
+            self._attack.lie(Sight(own, honest, own, generator(self._seed, "attack", worker, version)))
+            if worker in self._agents
+            else own
+            for worker, version, own in sent
+        ]
+
+    def state(self) -> State:
+        """Return what ``restore`` goes on from."""
+        return {"honest": dict(self._honest)}
+
+    def restore(self, state: State, device: torch.device) -> None:
+        """Go on from a state."""
+        self._honest = {k: vector.to(device) for k, vector in state["honest"].items()}
 
 
 def attacker_of(faults: Faults | None, seed: int, agent: int) -> Attacker | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ray_pcasgd.agents.attacks import ServedAttackers
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.local_optimizer import parts_of
 from ray_pcasgd.agents.local_tensors import joined
@@ -99,6 +100,10 @@ class Server(Participant):
         kept = self.view.delay if self.view else 0 if self.nesterov is None else 1
         self.recent: deque[Tensor] = deque([self.weights], 1 + kept)
         """The weights of the last versions, as far as views or momentum need them, the newest last."""
+        faults = recipe.faults
+        looks = faults is not None and faults.attack.reads_others
+        self.attackers = ServedAttackers(faults, recipe.seed) if faults and looks else None
+        """Those whose lies look at others; ``None`` without any."""
         self.computed_at = dict.fromkeys(spec.neighbors, 0)
         """The version that each worker's last gradient was computed at which it took."""
         self.progress_before = 0
@@ -182,6 +187,9 @@ class Server(Participant):
 
         """
         recipe = self.spec.recipe
+        if self.attackers is not None:
+            told = self.attackers.told([(*one.read[:2], one.weights) for one in received])
+            received = [one._replace(weights=vector) for one, vector in zip(received, told, strict=True)]
         step_size = recipe.step_size_at(self.progress)
         eta = torch.tensor(step_size, device=self.device)
         moved = self._gathered(received, eta)
@@ -275,6 +283,7 @@ class Server(Participant):
             "computed_at": dict(self.computed_at),
             **({"taken": list(self.taken)} if self.spec.recipe.senses_momentum else {}),
             **({"recent": list(self.recent)} if self.view or self.nesterov else {}),
+            **({} if self.attackers is None else {"attackers": self.attackers.state()}),
         }
 
     def restore(self, state: State) -> None:
@@ -288,6 +297,8 @@ class Server(Participant):
         self.history = {version: weights.to(self.device) for version, weights in state["history"].items()}
         self.computed_at = dict(state["computed_at"])
         self.taken = tuple(state.get("taken", ()))
+        if self.attackers is not None:
+            self.attackers.restore(state["attackers"], self.device)
         kept = state.get("recent", [self.weights])
         self.recent = deque([weights.to(self.device) for weights in kept], self.recent.maxlen)
 

@@ -348,9 +348,14 @@ class Worker(Learner, Participant):
 
     @property
     def computed(self) -> Tensor:
-        """What the worker sends: its gradient, what the rule makes of its round, or an attacker's lie; shape (D,)."""
+        """What the worker sends: its gradient, what the rule makes of its round, or an attacker's lie; shape (D,).
+
+        Lies that look at others are told at the server.
+        """
         own = self.sent if self.spec.recipe.rule.workers_step else self.direction
-        return own if self.attacker is None else self.attacker.sent(self.version, own)
+        if self.attacker is None or self.attacker.reads_others:
+            return own
+        return self.attacker.sent(self.version, own)
 
     @property
     def message_bytes(self) -> int:

@@ -73,6 +73,10 @@ CASES: dict[str, Any] = {
     | {"faults": {"agents": [1], "attack": "sign-flip"}}
     | SECONDS
     | {"membership": [{"agent": 2, "leaves": "3s", "returns": "6s"}]},
+    "k-batch-async, alie, churn, two shards": server({"name": "k-batch-async", "k": 2}, shards=2)
+    | {"faults": {"agents": [1], "attack": "alie"}}
+    | SECONDS
+    | {"membership": [{"agent": 2, "leaves": "3s", "returns": "6s"}]},
     "asgd, attacked": server("asgd")
     | {"faults": {"agents": [1], "attack": {"name": "stale-replay", "period": 3}}, "wire": {"directions": "int8"}}
     | SECONDS,
@@ -191,6 +195,7 @@ OWN: dict[str, Any] = {
 }
 # What a correction computes is the server's own code on either engine; a run costs seconds.
 ON_RAY = [
+    "k-batch-async, alie, churn, two shards",
     "asgd, momentum compensation",
     "adversarial, inconsistent view",
     "k-async, yellowfin",

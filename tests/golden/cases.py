@@ -80,6 +80,23 @@ CASES: dict[str, dict[str, Any]] = {
         "algorithm": {"name": "diloco", "gathering": {"name": "k-batch-async", "k": 6}, "weighting": "polynomial"},
         "local_steps": 2,
     },
+    "ad-psgd, acid": {
+        "algorithm": {"name": "ad-psgd", "acceleration": "acid"},
+        "topology": "ring",
+        "links": [{"delay": 0.4, "unit": "seconds"}],
+    },
+    "bridge, attacked": {
+        "algorithm": {"name": "bridge", "late": "predict"},
+        "faults": {"agents": [1], "attack": "alie"},
+    },
+    "yellowfin": {"algorithm": "d-asgd", "optimizer": "yellowfin", "step_size": 1.0},
+    "asgd, kardam": _server("asgd", correction="kardam"),
+    "sync, median, attacked": {
+        **_server("sync", screen="median", attackers=1),
+        "faults": {"agents": [1], "attack": "alie"},
+    },
+    "asgd, momentum compensation": _server("asgd", nesterov="momentum-compensation") | {"optimizer": {}},
+    "svrg": {"algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 12}}, "optimizer": {}},
     "diloco, delayed nesterov": {
         "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov", "weighting": "polynomial"},
         "local_steps": [3, 3, 2, 1],
@@ -88,5 +105,5 @@ CASES: dict[str, dict[str, Any]] = {
 """What each case changes of ``BASE``."""
 
 BATCHED = ("never", "always")
-ALONE = ("ad-psgd",)
+ALONE = ("ad-psgd", "ad-psgd, acid", "yellowfin")
 """Cases that do not run stacked."""

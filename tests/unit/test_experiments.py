@@ -63,7 +63,8 @@ def of_dc_asgd(settings: Mapping[str, Any]) -> list[Config]:
 
 def of_slow_and_stale(settings: Mapping[str, Any]) -> list[Config]:
     law = next(iter(slow_and_stale.LAWS))
-    cases = [slow_and_stale.Case(law, method, 0.1, 1, False) for method in ("sync", slow_and_stale.PEERS)]
+    methods = ("sync", "Ringmaster, R = 8", "Rennala, K = 8", slow_and_stale.PEERS)
+    cases = [slow_and_stale.Case(law, method, 0.1, 1, False) for method in methods]
     return [load_config(settings["config"], changes=case.settings(10.0, Path("runs"))) for case in cases]
 
 

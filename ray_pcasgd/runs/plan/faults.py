@@ -20,10 +20,10 @@ def check_faults(config: Config) -> None:
         )
     named, attack = f"algorithm.name = {algorithm.name!r}", faults.attack.name
     if isinstance(algorithm, ServerRule):
-        if faults.attack.reads_others:
+        if faults.attack.reads_others and algorithm.takes_epochs:
             raise ValueError(
-                f"faults.attack.name = {attack!r}: allowed with {named}, whose workers see nothing of each other, are "
-                "sign-flip, noise, label-flip and stale-replay"
+                f"faults.attack.name = {attack!r}: allowed with {named}, whose messages are full gradients and "
+                "differences of others, are sign-flip, noise, label-flip and stale-replay"
             )
     elif not isinstance(algorithm, Rule) or algorithm.reading == "every" or algorithm.sends_differences:
         raise ValueError(

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import settings as limited
 from hypothesis import strategies as st
-from scipy.linalg import expm
 
 from ray_pcasgd.agents.pair import PairPeer, PairSpec
 from ray_pcasgd.engines.local.execution import Execution
@@ -23,6 +22,7 @@ from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_yaml
 from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_to_the_bit
+from tests.references.pairs import ACiDReference
 
 Array = npt.NDArray[np.float64]
 
@@ -88,67 +88,6 @@ def test_the_rates_of_the_edges_follow_from_who_asks_how_often() -> None:
     assert (acid_of(alone).mixing_rate, acid_of(alone).twin_step) == (0, 0.5)
 
 
-class Reference:
-    """The agents of algorithm 1 in float64, event after event; matrix exponentials are SciPy's."""
-
-    def __init__(self, start: Array, number: int, settings: ACiD, rows: list[Row]) -> None:
-        assert settings.mixing_rate is not None
-        assert settings.twin_step is not None
-        self.eta, self.step, self.given = settings.mixing_rate, settings.twin_step, settings.gradient_seconds
-        self.pairs = [np.stack([start, start]) for _ in range(number)]
-        self.clock = [0.0] * number
-        self.seconds: list[list[float]] = [[] for _ in range(number)]
-        self.rows = {row[:2]: row for row in rows if row.kind != "rejoined"}
-        self.sent: dict[tuple[int, int], Array] = {}
-        self.left = {(agent, 0): self.pairs[agent] for agent in range(number)}
-        """Weights and twin of each version as its agent came to it."""
-
-    def unit(self, agent: int) -> float:
-        if self.given is not None:
-            return self.given
-        mean = 0.0
-        for number, seconds in enumerate(self.seconds[agent]):
-            mean = seconds if number == 0 else 0.5 * mean + 0.5 * seconds
-        return mean
-
-    def flow(self, agent: int, moment: float) -> None:
-        unit = self.unit(agent)
-        t = (moment - self.clock[agent]) / unit if unit else 0.0
-        self.pairs[agent] = expm(t * self.eta * np.array([[-1, 1], [1, -1.0]])) @ self.pairs[agent]
-        self.clock[agent] = moment
-
-    def send(self, agent: int, version: int, asked: Row) -> None:
-        """Let an agent come to the moment at which it averages next: its row says that, or else whom it has asked."""
-        if (agent, version) in self.sent:
-            return
-        row = self.rows.get((agent, version))
-        if row is None or row.kind == "step":
-            step = asked if row is None else row
-            self.seconds[agent].append(step.ready - step.start)
-            self.flow(agent, step.ready)
-        else:
-            self.flow(agent, row.end)
-        self.sent[agent, version] = self.pairs[agent][0]
-
-    def take(self, row: Row, moved: Array) -> None:
-        i = row.agent
-        if row.kind == "rejoined":
-            found = [self.left[read[:2]] for read in row.reads]
-            self.pairs[i] = np.mean(found, axis=0) if found else self.left[i, 0]
-            self.clock[i], self.seconds[i] = row.end, []
-            self.left[i, row.step + 1] = self.pairs[i]
-            return
-        self.send(i, row.step, row)
-        for k, version, *_ in row.reads:
-            self.send(k, version, row)
-            delta = self.sent[i, row.step] - self.sent[k, version]
-            self.pairs[i] = self.pairs[i] - np.stack([delta / 2, self.step * delta])
-        if row.kind == "step":
-            self.flow(i, row.end)
-            self.pairs[i] = self.pairs[i] - moved
-        self.left[i, row.step + 1] = self.pairs[i]
-
-
 @pytest.mark.parametrize(
     "settings",
     [{}, LATE, LATE | OWN_UNITS, {"topology": "star", "optimizer": {"momentum": 0.5}}],
@@ -162,7 +101,7 @@ def test_runs_equal_the_slow_reference(settings: dict[str, Any], tmp_path: Path)
     rows, agents = rows_of(own), pairs_of(own)
     assert (acid_of(own).gradient_seconds is None) == ("schedule" in settings)
     execution = Execution(rows, agents)
-    reference = Reference(agents[0].weights.double().numpy(), len(agents), acid_of(own), rows)
+    reference = ACiDReference(agents[0].weights.double().numpy(), len(agents), acid_of(own), rows)
     furthest = 0.0
     for row in rows:
         execution.prepare()
@@ -238,7 +177,7 @@ def test_agents_that_are_lost_in_the_middle_of_it_and_come_back_equal_the_slow_r
     agents = [replace(spec, acceleration=live).build(own.data) for spec in own.specs if isinstance(spec, PairSpec)]
     rows = [row for one in happened for row in one.rows]
     execution = Execution(rows, agents)
-    reference = Reference(agents[0].weights.double().numpy(), 4, live, rows)
+    reference = ACiDReference(agents[0].weights.double().numpy(), 4, live, rows)
     there, total = frozenset(range(4)), sum(pair_of(agent).sum(0) for agent in agents)
     for one in happened:
         moved: Any = 0.0
@@ -353,7 +292,7 @@ def decay(number: int, accelerated: bool, units: int = 60) -> float:
     own = plan(num_agents=number, num_steps=units, compute={"law": {"name": "exponential", "mean": 1.0}})
     settings = acid_of(own) if accelerated else ACiD(mixing_rate=0, twin_step=0.5, gradient_seconds=1)
     rows = [row for row in rows_of(own) if row.end < units * 0.9]
-    reference = Reference(np.zeros(2), number, settings, rows_of(own))
+    reference = ACiDReference(np.zeros(2), number, settings, rows_of(own))
     phases = 2 * np.pi * np.arange(number) / number
     for i, phase in enumerate(phases):
         reference.pairs[i][:] = np.cos(phase), np.sin(phase)

@@ -18,16 +18,13 @@ from ray_pcasgd.base.numerics import SMALLEST
 from ray_pcasgd.records import Own, Reads
 from ray_pcasgd.rules.choco import ChocoSGD
 from ray_pcasgd.runs.plan.fitting import with_gossip
-from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.schedule.parquet import read_rows, write_rows
 from tests.comparing import assert_same_to_the_bit
-from tests.speed import examples, slow_unless
-from tests.unit.agents.local_reference import (
-    SIZE,
+from tests.references.choco import ChocoReference, largest
+from tests.references.peers import (
     SMALL,
     Array,
-    CombiningReference,
     assert_refused,
     assert_where_the_reference_is,
     executed,
@@ -35,6 +32,7 @@ from tests.unit.agents.local_reference import (
     planned,
     regression,
 )
+from tests.speed import examples, slow_unless
 
 FORMS: list[Format] = [Float32(), BF16(), Int8(), Int4(block=8), TopK(share=0.2), RandomK(share=0.2)]
 CHOCO: dict[str, Any] = {
@@ -42,14 +40,6 @@ CHOCO: dict[str, Any] = {
     "wire": {"name": "top-k", "share": 0.5},
 }
 D = 10
-
-
-def largest(vector: Array, count: int) -> Array:
-    """Return the vector with all but its numbers of the largest magnitudes set to 0."""
-    kept = np.zeros_like(vector)
-    for place in sorted(range(len(vector)), key=lambda place: -abs(vector[place]))[:count]:
-        kept[place] = vector[place]
-    return kept
 
 
 def matrix(edges: set[tuple[int, int]], number: int) -> Array:
@@ -168,28 +158,6 @@ def test_the_usual_step_size_of_the_gossip_brings_agents_together(topology: str,
         network.come_to(network.gossip())
     apart = torch.stack(network.z) - start.mean(0)
     assert float(apart.norm()) < 0.1 * float((start - start.mean(0)).norm())
-
-
-class ChocoReference(CombiningReference):
-    """Agents that combine first, in float64; 2 of the 4 numbers of each difference travel."""
-
-    def __init__(self, own: Plan) -> None:
-        super().__init__(own, None)
-        self.known = dict(self.versions)
-
-    def combine(self, i: int, version: int, reads: Any) -> Array:
-        weights = dict(zip(self.own.specs[i].neighbors, self.own.specs[i].mixing, strict=True))  # type: ignore[attr-defined]
-        z = self.versions[i, version]
-        if version:
-            before = self.known[i, version - 1]
-            self.known[i, version] = before + largest(z - before, 2)
-        for k, own in list(self.versions.items()):
-            if k not in self.known:
-                before = self.known[k[0], k[1] - 1]
-                self.known[k] = before + largest(own - before, 2)
-        pulls = [weights[r.neighbor] * (self.known[r.neighbor, r.version] - self.known[i, version]) for r in reads]
-        result: Array = z + 0.6 * sum(pulls, np.zeros(SIZE + 1))
-        return result
 
 
 @pytest.mark.parametrize("links", [[], SMALL["links"]], ids=["nobody late", "late"])

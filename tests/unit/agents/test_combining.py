@@ -12,7 +12,7 @@ from ray_pcasgd import Trainer
 from ray_pcasgd.rules.outer_peers import disagreement_factor
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.comparing import assert_same_to_the_bit
-from tests.unit.agents.local_reference import (
+from tests.references.peers import (
     PUBLISHED,
     SIZE,
     SMALL,

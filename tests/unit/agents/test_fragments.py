@@ -17,8 +17,7 @@ from ray_pcasgd.agents.wire import Wire
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import StepReport
 from ray_pcasgd.runs.plan.plan import Plan
-from tests.speed import examples
-from tests.unit.agents.local_reference import (
+from tests.references.peers import (
     PUBLISHED,
     SIZE,
     Array,
@@ -30,6 +29,7 @@ from tests.unit.agents.local_reference import (
     gone_on,
     planned,
 )
+from tests.speed import examples
 
 PARTS = 3
 """Of four numbers: two, two and none."""

@@ -22,7 +22,7 @@ from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.schedule.plan_peers import Planner
 from tests.comparing import assert_same_to_the_bit
-from tests.unit.agents.local_reference import (
+from tests.references.peers import (
     PUBLISHED,
     SMALL,
     Reference,

@@ -10,7 +10,7 @@ import torch
 from ray_pcasgd.agents.neighbor_paths import NeighborPaths
 from ray_pcasgd.runs.plan.variants import why_alone
 from ray_pcasgd.runs.settings.loading import load_config
-from tests.unit.agents.local_reference import (
+from tests.references.peers import (
     PUBLISHED,
     SIZE,
     Array,

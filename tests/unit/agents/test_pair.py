@@ -28,6 +28,7 @@ from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import read_rows, write_rows
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.topology import Complete, Metropolis, Ring, Star, Torus, build_network
+from tests.references.pairs import PairReference
 
 SMALL: dict[str, Any] = {
     "num_agents": 5,
@@ -168,26 +169,17 @@ def assert_executes_as_the_slow_reference(own: Plan, rows: list[Row]) -> float:
     """Return how far all agents together have moved otherwise than by their own steps."""
     agents = pairs_of(own)
     execution = Execution(rows, agents)
-    start = agents[0].weights.double().numpy()
-    x = [start.copy() for _ in own.specs]
+    reference = PairReference(agents[0].weights.double().numpy(), len(agents))
+    start, x = reference.start, reference.x
     steps = Counter[int]()
-    at = Counter[int]()
-    before: dict[tuple[int, int], np.ndarray] = {}
     moved: Any = 0.0
     for row in rows:
         execution.prepare()
-        before[row.agent, at[row.agent]] = x[row.agent]
-        direction = agents[row.agent].direction.double().numpy()
-        found = [before.get(read[:2], x[read.neighbor]) for read in row.reads]
-        if row.kind == "rejoined":
-            x[row.agent] = np.mean(found, axis=0) if found else start
-        elif found:
-            x[row.agent] = (x[row.agent] + found[0]) / 2
+        step = 0.1 * agents[row.agent].direction.double().numpy()
+        reference.take(row, step)
         if row.kind == "step":
-            x[row.agent] = x[row.agent] - 0.1 * direction
-            moved = moved + 0.1 * direction
+            moved = moved + step
             steps[row.agent] += 1
-        at[row.agent] = row.step + 1
         (report,) = execution.execute([row])
         assert report.progress == agents[row.agent].steps == steps[row.agent]
         np.testing.assert_allclose(agents[row.agent].weights.double().numpy(), x[row.agent], atol=1e-5)

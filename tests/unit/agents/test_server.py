@@ -17,11 +17,9 @@ from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.records import Read, Row, StepReport
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import load_config
+from tests.references.servers import ElasticReference, Reference
 
 Array = npt.NDArray[np.float64]
-
-ALIKE = ("malenia", "ringleader", "ia2sgd")
-"""Gatherings under which all workers count alike."""
 
 SMALL: dict[str, Any] = {
     "num_agents": 3,
@@ -97,99 +95,6 @@ class Driven:
     @property
     def weights(self) -> Tensor:
         return torch.cat([own.weights for own in self.servers])
-
-
-def flat(module: nn.Module) -> Array:
-    return np.concatenate([p.detach().double().reshape(-1).numpy() for p in module.parameters()])
-
-
-class Reference:
-    """The same run in float64, one server, by the formulas alone."""
-
-    def __init__(self, own: Plan, decay_inside: bool = False) -> None:
-        config = own.config
-        self.plan = own
-        self.decay_inside = decay_inside
-        self.model = config.task.build_model(own.data, config.seed).double()
-        self.batches = [
-            config.task.batches(own.data, spec.shard, config.batch_size, config.seed, spec.agent)
-            for spec in own.specs
-            if isinstance(spec, WorkerSpec)
-        ]
-        self.weights = [flat(self.model)]
-        self.velocity = np.zeros_like(self.weights[0])
-        self.messages: dict[tuple[int, int], tuple[Array, int]] = {}
-        self.squares = [np.zeros_like(self.weights[0]) for _ in self.batches]
-        self.num_batches = 0
-        self.table: dict[int, list[Array]] = {}
-
-    def gradient(self, worker: int, weights: Array) -> Array:
-        nn.utils.vector_to_parameters(torch.tensor(weights), self.model.parameters())
-        inputs, targets = self.batches[worker].next()
-        loss = nn.functional.cross_entropy(self.model(inputs.double()), targets)
-        gradients = torch.autograd.grad(loss, list(self.model.parameters()))
-        return np.concatenate([gradient.reshape(-1).numpy() for gradient in gradients])
-
-    def step_size(self, step: int) -> float:
-        return float(0.1 + (0.02 - 0.1) * min(step / 8, 1.0))
-
-    def execute(self, row: Row) -> None:
-        if row.agent < len(self.batches):
-            (read,) = row.reads
-            if row.kind == "cancelled":
-                self.batches[row.agent].next()
-            else:
-                gradient = self.gradient(row.agent, self.weights[read.version])
-                self.messages[row.agent, row.step + 1] = (gradient, read.version)
-        else:
-            self.update(row)
-
-    def update(self, row: Row) -> None:
-        w, settings = self.weights[-1], self.plan.config.optimizer
-        total, corrected = np.zeros_like(w), []
-        for read in row.reads:
-            gradient, version = self.messages[read.neighbor, read.version]
-            if self.decay_inside:
-                gradient = gradient + settings.weight_decay * w
-            corrected.append(
-                self.corrected(read.neighbor, gradient, w - self.weights[version], len(self.weights) - 1 - version)
-            )
-            total += corrected[-1]
-        direction = total / len(row.reads)
-        if (name := self.plan.config.algorithm.gathering.name) in ALIKE:  # type: ignore[union-attr]
-            # The gradients of each worker in the server's table, one by one.
-            is_new = name == "malenia" or (name == "ringleader" and len(row.reads) > 1)
-            table = {} if is_new else dict(self.table)
-            for worker in {read.neighbor for read in row.reads}:
-                mine = [g for read, g in zip(row.reads, corrected, strict=True) if read.neighbor == worker]
-                table[worker] = mine if name == "ia2sgd" else [*table.get(worker, []), *mine]
-            self.table = table
-            direction = np.mean([np.mean(entry, axis=0) for entry in table.values()], axis=0)
-            assert len(table) == len(self.batches)
-        if not self.decay_inside:
-            direction = direction + settings.weight_decay * w
-        self.velocity = settings.momentum * self.velocity + direction
-        u = direction + settings.momentum * self.velocity if settings.nesterov else self.velocity
-        eta = self.step_size(self.num_batches // len(self.batches))
-        self.weights.append(w - eta * u)
-        self.num_batches += len(row.reads)
-
-    def corrected(self, worker: int, g: Array, gap: Array, tau: int) -> Array:
-        correction = self.plan.config.algorithm.correction  # type: ignore[union-attr]
-        match correction.name:
-            case "dc-asgd-c":
-                return g + correction.lambda_0 * g * g * gap
-            case "dc-asgd-a":
-                self.squares[worker] = correction.decay * self.squares[worker] + (1 - correction.decay) * g * g
-                return g + correction.lambda_0 / np.sqrt(self.squares[worker] + 1e-7) * g * g * gap
-            case "staleness-aware":
-                return g / max(1, tau)
-            case "gap-bounded":
-                square, eta = float(gap @ gap), self.step_size(self.num_batches // len(self.batches))
-                return g if square == 0 else g * (min(correction.bound / square, eta) / eta)
-            case "delay-adaptive":
-                return g * len(self.batches) / max(len(self.batches), tau)
-        return g
 
 
 CORRECTIONS: dict[str, Any] = {
@@ -344,35 +249,6 @@ def test_the_first_of_several_servers_keeps_all_buffers() -> None:
 
 
 # Elastic averaging.
-
-
-class ElasticReference(Reference):
-    """x_i trains alone; e = alpha (x_i - c), x_i <- x_i - e, c <- c + e, with the c before the update."""
-
-    def __init__(self, own: Plan, alpha: float, period: int) -> None:
-        super().__init__(own)
-        self.alpha, self.period = alpha, period
-        self.own = [self.weights[0].copy() for _ in self.batches]
-        self.velocities = [np.zeros_like(self.weights[0]) for _ in self.batches]
-        self.taken = [0 for _ in self.batches]
-        self.sent: dict[tuple[int, int], Array] = {}
-
-    def execute(self, row: Row) -> None:
-        settings = self.plan.config.optimizer
-        if row.agent < len(self.batches):
-            i, (read,) = row.agent, row.reads
-            x = self.own[i] - self.alpha * (self.own[i] - self.weights[read.version])
-            for _ in range(self.period):
-                direction = self.gradient(i, x) + settings.weight_decay * x
-                self.velocities[i] = settings.momentum * self.velocities[i] + direction
-                x = x - self.step_size(self.taken[i]) * self.velocities[i]
-                self.taken[i] += 1
-            self.own[i] = x
-            self.sent[i, row.step + 1] = x
-        else:
-            c = self.weights[-1]
-            moves = [self.alpha * (self.sent[read.neighbor, read.version] - c) for read in row.reads]
-            self.weights.append(c + sum(moves))
 
 
 @pytest.mark.parametrize("optimizer", ["plain", "momentum"])

@@ -15,8 +15,7 @@ from ray_pcasgd.agents.error_feedback import ErrorFeedback
 from ray_pcasgd.agents.sparse_wire import RandomK, TopK
 from ray_pcasgd.base.randomness import generator
 from tests.comparing import assert_same_to_the_bit
-from tests.speed import slow_unless
-from tests.unit.agents.local_reference import (
+from tests.references.peers import (
     PUBLISHED,
     SMALL,
     Array,
@@ -29,6 +28,7 @@ from tests.unit.agents.local_reference import (
     planned,
     regression,
 )
+from tests.speed import slow_unless
 
 DRAW = (0, "direction", 3, 7)
 VECTORS = st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=60).map(torch.tensor)

@@ -21,7 +21,7 @@ from ray_pcasgd.engines.loopback import LoopBack
 from ray_pcasgd.engines.messages import RejectedError
 from ray_pcasgd.engines.validation import Expected, check_contents
 from ray_pcasgd.runs.settings.loading import load_config
-from tests.unit.agents.local_reference import (
+from tests.references.peers import (
     PUBLISHED,
     Array,
     Reference,

@@ -1,7 +1,5 @@
 """YellowFin: against its formulas in float64, the momentum that it measures, and the momentum that asynchrony adds."""
 
-import math
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import ComputeTimes
+from tests.references.yellowfin import YellowFinReference
 from tests.unit.rules.test_gathering import gathering
 from tests.unit.schedule.test_plan_servers import law, planner, rows_of
 
@@ -43,68 +42,6 @@ def test_the_closed_form_is_the_minimum(distance: float, curvature: float, varia
     assert objective(float(found)) <= objective(searched.x) * (1 + 1e-9) + 1e-20 * distance**2
 
 
-class Reference:
-    """Algorithms 1 to 5 in float64, with lists of numbers in place of tensors."""
-
-    def __init__(self, settings: YellowFin, weights: Array) -> None:
-        self.own, self.t = settings, 0
-        self.window: deque[float] = deque(maxlen=settings.window)
-        self.averages = dict.fromkeys(("low", "high", "norm", "square", "distance"), 0.0)
-        self.mean, self.velocity = np.zeros_like(weights), np.zeros_like(weights)
-        self.mu = self.target = self.alpha = 0.0
-        self.total = math.nan
-        self.pull = np.zeros_like(weights)
-        self.xs = [weights]
-
-    def average(self, name: str, value: float) -> None:
-        beta = self.own.smoothing
-        self.averages[name] = beta * self.averages[name] + (1 - beta) * value
-
-    def step(self, x: Array, gradient: Array, eta: float, trail: tuple[Array, Array] | None = None) -> Array:
-        """Return by what the weights move, over eta."""
-        beta, known = self.own.smoothing, 1 - self.own.smoothing**self.t
-        cap = math.exp(self.averages["high"] / known) if self.t else math.inf
-
-        def cut(largest: float) -> Array:
-            return gradient * min(1.0, math.sqrt(largest) / max(float(np.linalg.norm(gradient)), 1e-300))
-
-        g = cut(100 * cap)
-        square = float(g @ g)
-        self.t += 1
-        self.window.append(square)
-        self.average("low", math.log(min(self.window) + 1e-6))
-        self.average("high", math.log(max(self.window) + 1e-6))
-        self.average("norm", math.sqrt(square))
-        self.average("square", square)
-        self.average("distance", self.averages["norm"] / self.averages["square"])
-        self.mean = beta * self.mean + (1 - beta) * g
-        known = 1 - beta**self.t
-        h_min, h_max = (math.exp(self.averages[name] / known) for name in ("low", "high"))
-        variance = max(1e-6, self.averages["square"] / known - float(self.mean @ self.mean) / known**2)
-        distance = self.averages["distance"] / known
-        p = (distance * h_min) ** 2 / (2 * variance)
-        roots = np.roots([1.0, 0.0, p, p])
-        x_root = 1 + float(roots[np.abs(roots.imag).argmin()].real)
-        k = math.sqrt(h_max / h_min)
-        self.target = max(x_root**2, ((k - 1) / (k + 1)) ** 2)
-        self.alpha = min(1.0, self.t / (10 * self.own.window)) * (1 - math.sqrt(self.target)) ** 2 / h_min
-        if self.own.closed_loop:
-            after, before = trail or (x - self.xs[-1], self.xs[-1] - self.xs[-2] if len(self.xs) > 1 else 0 * x)
-            moved = before != 0
-            if moved.any():
-                ratios = np.sort(((after + self.pull)[moved]) / before[moved])
-                self.total = float(ratios[(len(ratios) - 1) // 2])  # torch's median is the lower one
-                self.mu += self.own.gain * (self.target - self.total)
-                self.mu = min(max(self.mu, -0.999), 0.999)
-        else:
-            self.mu = self.target
-        pulled = cut(cap)
-        self.velocity = self.mu * self.velocity + self.alpha * pulled
-        self.pull = eta * self.alpha * pulled
-        self.xs.append(x)
-        return self.velocity
-
-
 def noisy(x: Array, step: int) -> Array:
     return CURVATURES * x + 0.3 * generator(3, "noise", step).standard_normal(SIZE) * (1 + 20 * (step == 60))
 
@@ -121,7 +58,7 @@ def noisy(x: Array, step: int) -> Array:
 )
 def test_a_hundred_and_fifty_steps_are_those_of_the_slow_reference(own: YellowFin) -> None:
     x = generator(1, "start").standard_normal(SIZE)
-    weights, reference = torch.from_numpy(x), Reference(own, x)
+    weights, reference = torch.from_numpy(x), YellowFinReference(own, x)
     state = own.start(weights)
     for step in range(150):
         eta = 1.0 if step < 100 else 0.5
@@ -231,7 +168,7 @@ def test_a_server_measures_where_its_gradients_were_computed(name: Any) -> None:
     execution = Execution(own.schedule, agents)
     assert isinstance(own.config.optimizer, YellowFin)
     x = [server.weights.double().numpy()]
-    reference, before = Reference(own.config.optimizer, x[0]), []
+    reference, before = YellowFinReference(own.config.optimizer, x[0]), []
     for row in own.schedule:
         assert row is not None
         if row.agent != 4:

@@ -15,36 +15,11 @@ from ray_pcasgd.rules.diloco import DiLoCo
 from ray_pcasgd.rules.heloco import HeLoCo
 from ray_pcasgd.rules.merging import radial_directional
 from ray_pcasgd.rules.server import Delivered
+from tests.references.heloco import slow_corrected, slow_merged
 
 Array = npt.NDArray[np.float64]
 SIZES = (5, 1, 3)
 D = sum(SIZES)
-
-
-def blocks(vector: Array) -> list[Array]:
-    return [np.array(part) for part in np.split(vector, np.cumsum(SIZES)[:-1])]
-
-
-def slow_corrected(delta: Array, m: Array, rule: HeLoCo) -> Array:
-    """Table 3 of the paper, one tensor after another."""
-    found = []
-    for d, part in zip(blocks(delta), blocks(m), strict=True):
-        length, momentum = np.linalg.norm(d), np.linalg.norm(part)
-        if length == 0 or momentum == 0:
-            found.append(d)
-            continue
-        v, cosine = part / momentum, float(d @ part) / (length * momentum)
-        confidence = length / (length + rule.kappa * momentum + 1e-8)
-        if cosine < 0:
-            beta = min(rule.k_s * -cosine * confidence, rule.beta_max)
-            found.append(d - beta * cosine * length * v)
-        elif cosine < rule.c_ok:
-            share = min(rule.k_d * (1 - cosine) * confidence, 1)
-            direction = (1 - share) * d / length + share * v
-            found.append(length * direction / np.linalg.norm(direction))
-        else:
-            found.append(d)
-    return np.concatenate(found)
 
 
 @settings(max_examples=100)
@@ -63,7 +38,7 @@ def test_late_pseudo_gradients_are_corrected_as_in_the_paper(
     rule = HeLoCo(kappa=kappa, k_s=k_s, c_ok=c_ok)
     state = (torch.tensor(m),)
     found = rule.corrected(state, torch.tensor(delta), torch.tensor(2.0), SIZES)
-    np.testing.assert_allclose(found.numpy(), slow_corrected(delta, m, rule), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.numpy(), slow_corrected(delta, m, rule, SIZES), rtol=1e-9, atol=1e-12)
     fresh = rule.corrected(state, torch.tensor(delta), torch.tensor(0.0), SIZES)
     assert torch.equal(fresh, torch.tensor(delta))
 
@@ -92,20 +67,6 @@ def test_the_momentum_is_a_mean_which_keeps_the_confidence_in_proportion() -> No
     torch.testing.assert_close(before - weights, 1.9 * delta, rtol=1e-4, atol=1e-4)
 
 
-def slow_merged(deltas: list[Array], weights: list[float], total: float) -> Array:
-    found = []
-    for tensors in zip(*map(blocks, deltas), strict=True):
-        lengths = [float(np.linalg.norm(one)) for one in tensors]
-        mean = sum(w * one for w, one in zip(weights, tensors, strict=True)) / total
-        if min(lengths) < 1e-12:
-            found.append(mean)
-            continue
-        length = sum(w * one for w, one in zip(weights, lengths, strict=True)) / total
-        direction = sum(w * one / n for w, one, n in zip(weights, tensors, lengths, strict=True))
-        found.append(length * direction / np.linalg.norm(direction))
-    return np.concatenate(found)
-
-
 @settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), number=st.integers(1, 4), has_zero=st.booleans())
 def test_radial_directional_merging_follows_its_formula(seed: int, number: int, has_zero: bool) -> None:
@@ -115,7 +76,7 @@ def test_radial_directional_merging_follows_its_formula(seed: int, number: int, 
         deltas[0][:5] = 0
     weights = list(draw.uniform(0.2, 2, number))
     found = radial_directional([torch.tensor(d) for d in deltas], [torch.tensor(w) for w in weights], 3.0, SIZES)
-    np.testing.assert_allclose(found.numpy(), slow_merged(deltas, weights, 3.0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.numpy(), slow_merged(deltas, weights, 3.0, SIZES), rtol=1e-9, atol=1e-12)
 
 
 def test_workers_that_disagree_do_not_shrink_the_merged_step() -> None:
@@ -142,9 +103,9 @@ def test_an_update_corrects_each_message_before_it_merges_them(merging: Any) -> 
     outer = rule.outer
     assert isinstance(outer, HeLoCo)
     corrected = [
-        slow_corrected(d, m.astype(np.float64), outer) if tau else d for d, tau in zip(wide, late, strict=True)
+        slow_corrected(d, m.astype(np.float64), outer, SIZES) if tau else d for d, tau in zip(wide, late, strict=True)
     ]
-    g = np.mean(corrected, axis=0) if merging == "mean" else slow_merged(corrected, [1, 1, 1], 3)
+    g = np.mean(corrected, axis=0) if merging == "mean" else slow_merged(corrected, [1, 1, 1], 3, SIZES)
     momentum = 0.9 * m + 0.1 * g
     np.testing.assert_allclose(state[0].numpy(), momentum, rtol=0, atol=1e-6)
     np.testing.assert_allclose(moved.numpy(), center - 0.5 * (g + 0.9 * momentum), rtol=0, atol=1e-6)

@@ -15,49 +15,13 @@ from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.kardam import Kardam
 from ray_pcasgd.rules.screens import NearestNeighbors
 from ray_pcasgd.rules.server import Delivered, ParameterServer
-from tests.unit.rules.test_screens import REFERENCES, SCREENS
+from tests.references.kardam import SlowKardam
+from tests.references.screens import REFERENCES
+from tests.unit.rules.test_screens import SCREENS
 
 Array = NDArray[np.float64]
 ETA = 0.05
 SIZE = 6
-
-
-class SlowKardam:
-    """The algorithm with lists and loops, from its formulas."""
-
-    def __init__(self, workers: int, attackers: int, window: int) -> None:
-        self.n, self.f, self.window = workers, attackers, window
-        self.before: dict[int, tuple[Array, Array]] = {}
-        self.growths: dict[int, list[float]] = {}
-        self.accepted: list[int] = []
-        self.last: tuple[Array, Array] = (np.zeros(SIZE), np.zeros(SIZE))
-        self.in_a_row = 0
-
-    def takes(self, worker: int, gradient: Array, at: Array, present: Array) -> bool:
-        if worker in self.before:
-            old, place = self.before[worker]
-            if (distance := float(np.linalg.norm(at - place))) > 0:
-                own = self.growths.setdefault(worker, [])
-                own.append(float(np.linalg.norm(gradient - old)) / distance)
-        self.before[worker] = gradient, at
-        passes = self.passes(gradient, present)
-        if not passes:
-            self.in_a_row += 1
-        recent = [*self.accepted[-2 * self.f :], worker] if self.f else [worker]
-        counts = sorted((recent.count(k) for k in set(recent)), reverse=True)
-        if not passes or sum(counts[: self.f]) > self.f:
-            return False
-        self.accepted.append(worker)
-        self.last, self.in_a_row = (gradient, present), 0
-        return True
-
-    def passes(self, gradient: Array, present: Array) -> bool:
-        largest = sorted(max(own[-self.window :]) for own in self.growths.values())
-        distance = float(np.linalg.norm(present - self.last[1]))
-        if not largest or distance == 0 or self.in_a_row >= self.n:
-            return True
-        quantile = largest[math.ceil(len(largest) * (self.n - self.f) / self.n) - 1]
-        return float(np.linalg.norm(gradient - self.last[0])) / distance <= quantile
 
 
 def served(
@@ -69,7 +33,7 @@ def served(
     """
     draw = generator(seed, "kardam")
     curvature = draw.uniform(0.5, 1.5, size=SIZE)
-    slow = SlowKardam(workers, rule.attackers, rule.window)
+    slow = SlowKardam(workers, rule.attackers, rule.window, SIZE)
     x = draw.normal(size=SIZE)
     computed_at, version = [(x, 0)] * workers, 0
     state = rule.init(torch.from_numpy(x), workers)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -18,25 +17,14 @@ from ray_pcasgd.rules.server import ParameterServer
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_to_the_bit
+from tests.references.server_variants import NesterovReference, b, momentum_of
 from tests.unit.rules.served import plan, served
 
-Array = npt.NDArray[np.float64]
 CURVATURES = np.geomspace(0.01, 1.0, 12)
 
 
 def settings(nesterov: Any = "momentum-compensation", **algorithm: Any) -> dict[str, Any]:
     return served(4, 12, nesterov=nesterov, **algorithm)
-
-
-def momentum_of(own: MomentumCompensation, k: int) -> float:
-    if k == 0:
-        return 0.0
-    return (k - 1) / (k + 2) if own.momentum is None else own.momentum
-
-
-def b(own: MomentumCompensation, first: int, last: int) -> float:
-    """B(l, k) as the double sum that it is."""
-    return sum(float(np.prod([momentum_of(own, q) for q in range(first, i + 1)])) for i in range(first, last + 1))
 
 
 @given(st.one_of(st.none(), st.floats(0, 0.99)), st.integers(0, 30), st.integers(0, 12))
@@ -101,25 +89,18 @@ def test_late_runs_equal_the_slow_reference(nesterov: dict[str, Any]) -> None:
     delay = 3 if accelerated.delay is None else accelerated.delay
     assert rule.delay_of(4) == delay
     agents = [spec.build(own.data) for spec in own.specs]
-    execution = Execution(own.schedule, agents)
-    x = [agents[-1].weights.double().numpy()]
-
-    def y(k: int) -> Array:
-        return x[k] + momentum_of(accelerated, k) * (x[k] - x[max(0, k - 1)])
-
-    late = 0
+    execution, reference, late = Execution(own.schedule, agents), NesterovReference(own), 0
+    reference.eta = 0.1
     for row in own.schedule:
         assert row is not None
         (read,), (received,) = row.reads, execution.receive(row)
         if row.agent < 4:
-            j = read.version
-            expected = y(j) + (b(accelerated, j + 1, j + delay) * (y(j) - x[j]) if accelerated.compensate else 0)
-            np.testing.assert_allclose(received.weights.double().numpy(), expected, atol=1e-5)
+            np.testing.assert_allclose(received.weights.double().numpy(), reference.at(read.version), atol=1e-5)
         else:
             late = max(late, read.staleness)
-            x.append(y(len(x) - 1) - 0.1 * received.weights.double().numpy())
         list(execution.execute([row]))
-        np.testing.assert_allclose(agents[-1].weights.double().numpy(), x[-1], atol=1e-5)
+        reference.execute(row)
+        np.testing.assert_allclose(agents[-1].weights.double().numpy(), reference.weights[-1], atol=1e-5)
     assert late > 2
 
 

@@ -17,6 +17,7 @@ from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.topology import DirectedEdges, DirectedExponential, DirectedRing, Ring, build_push_network
+from tests.references.push import PushReference
 
 UNEVEN = {"law": {"name": "exponential", "mean": 1.0}}
 SMALL: dict[str, Any] = {
@@ -63,47 +64,19 @@ def executed(own: Plan) -> Iterator[tuple[Execution, Row]]:
 def test_runs_equal_the_slow_push_sum_and_lose_no_mass(name: str) -> None:
     own = plan(**CASES[name])
     assert own.network
-    shares, number = own.network.matrix, len(own.specs)
-    start: np.ndarray | None = None
-    x: list[np.ndarray] = []
-    w = [1.0] * number
-    sent: dict[tuple[int, int, int], tuple[np.ndarray, float]] = {}
-    moved: Any = 0.0
-
-    held = {row[:2]: row.held for row in own.schedule if row is not None}
-
-    def send(k: int, version: int) -> None:
-        """Split a version; what is left in ``x`` and ``w`` is the agent's own share, and what it could not send."""
-        kept = shares[k, k]
-        for i in range(number):
-            if i != k and shares[i, k]:
-                if i in held[k, version]:
-                    kept += shares[i, k]
-                else:
-                    sent[k, i, version] = shares[i, k] * x[k], shares[i, k] * w[k]
-        x[k], w[k] = kept * x[k], kept * w[k]
-
+    number, moved = len(own.specs), np.zeros(1)
+    rows = [row for row in own.schedule if row is not None]
+    start = build_start(own)
+    reference = PushReference(start, own.network.matrix, rows, own.config.num_steps)
     for execution, row in executed(own):
-        if start is None:
-            start = build_start(own)
-            x = [start.copy() for _ in range(number)]
-            for k in range(number):
-                send(k, 0)
-        i, agent = row.agent, execution.agents[row.agent]
-        for read in row.reads:
-            vector, mass = sent.pop((read.neighbor, i, read.version))
-            x[i], w[i] = x[i] + vector, w[i] + mass
-        # Steps grow as the mass falls, down to a quarter of it.
-        step = 0.1 * min(1.0, w[i] / 0.25) * agent.direction.double().numpy()
-        x[i] = x[i] - step
-        moved = moved + step
-        np.testing.assert_allclose(agent.weights.double().numpy(), x[i] / w[i], rtol=2e-4, atol=1e-5)
-        assert agent.mass == pytest.approx(w[i], rel=1e-12)
-        if row.step + 1 < own.config.num_steps:
-            send(i, row.step + 1)
+        agent = execution.agents[row.agent]
+        moved = moved + reference.take(row, 0.1 * agent.direction.double().numpy())
+        np.testing.assert_allclose(agent.weights.double().numpy(), reference.weights, rtol=2e-4, atol=1e-5)
+        assert agent.mass == pytest.approx(reference.mass, rel=1e-12)
         # What the agents hold and what is under way: nothing is lost, and nothing is there twice.
-        assert sum(w) + sum(mass for _, mass in sent.values()) == pytest.approx(number, rel=1e-12)
-    assert start is not None
+        under_way = sum(mass for _, mass in reference.sent.values())
+        assert sum(reference.w) + under_way == pytest.approx(number, rel=1e-12)
+    x, w, sent = reference.x, reference.w, reference.sent
     total = sum(x) + sum(vector for vector, _ in sent.values())
     np.testing.assert_allclose(total + moved, number * start, rtol=1e-9, atol=1e-9)
     if "algorithm" not in CASES[name]:

@@ -3,7 +3,7 @@
 Worker i of n has ``f_i(x) = |x - c_i|^2 / 2``, and takes a fixed time for a gradient.
 """
 
-import heapq
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.gatherer import Arrival, Gatherer
 from ray_pcasgd.rules.server import Delivered, ParameterServer
 from ray_pcasgd.schedule.delays import ComputeTimes
+from tests.references.rivals import Workers, ia2sgd, malenia, rennala, ringleader, ringmaster
 from tests.unit.rules.test_gathering import gathering
 from tests.unit.schedule.test_plan_servers import law, planner, rows_of
 
@@ -51,127 +52,16 @@ def planned(value: Any, num_steps: int = 40, step: float = STEP) -> list[Array]:
     return [point.numpy() for point in points]
 
 
-class Workers:
-    """Who finishes next, and at which point."""
-
-    def __init__(self) -> None:
-        self.points: list[Array] = [np.zeros(2)]
-        self.heap = [(seconds, k, 0) for k, seconds in enumerate(SECONDS)]
-        heapq.heapify(self.heap)
-
-    def next(self) -> tuple[int, int, Array]:
-        """Return who finishes, the version that it has computed at, and its gradient; it has to be started again."""
-        self.now, worker, version = heapq.heappop(self.heap)
-        return worker, version, self.points[version] - CENTERS[worker]
-
-    def start(self, worker: int, version: int) -> None:
-        heapq.heappush(self.heap, (self.now + SECONDS[worker], worker, version))
-
-    def stop(self, worker: int) -> None:
-        self.heap = [one for one in self.heap if one[1] != worker]
-        heapq.heapify(self.heap)
-
-    def update(self, direction: Array) -> int:
-        self.points.append(self.points[-1] - STEP * direction)
-        return len(self.points) - 1
-
-
-def ringmaster(updates: int, threshold: int, stops: bool) -> list[Array]:
-    """Algorithms 4 and 5, with a counter of delays for each worker."""
-    own, delays = Workers(), [0] * len(SECONDS)
-    while len(own.points) <= updates:
-        worker, _, gradient = own.next()
-        if delays[worker] < threshold:
-            own.update(gradient)
-            delays = [delay + 1 for delay in delays]
-        own.start(worker, len(own.points) - 1)
-        delays[worker] = 0
-        for late in [k for k, delay in enumerate(delays) if stops and delay >= threshold]:
-            own.stop(late)
-            own.start(late, len(own.points) - 1)
-            delays[late] = 0
-    return own.points
-
-
-def rennala(updates: int, size: int) -> list[Array]:
-    own, batch = Workers(), list[Array]()
-    while len(own.points) <= updates:
-        worker, version, gradient = own.next()
-        if version == len(own.points) - 1:
-            batch.append(gradient)
-        if len(batch) == size:
-            own.update(np.mean(batch, axis=0))
-            batch = []
-        own.start(worker, len(own.points) - 1)
-    return own.points
-
-
-def mean_of_table(table: dict[int, list[Array]]) -> Array:
-    return sum((sum(entry) / len(entry) for entry in table.values()), np.zeros(2)) / len(SECONDS)
-
-
-def malenia(updates: int, target: float) -> list[Array]:
-    own, table = Workers(), dict[int, list[Array]]()
-    while len(own.points) <= updates:
-        worker, version, gradient = own.next()
-        if version == len(own.points) - 1:
-            table.setdefault(worker, []).append(gradient)
-            if len(table) == len(SECONDS) and len(table) / sum(1 / len(one) for one in table.values()) >= target:
-                own.update(mean_of_table(table))
-                table = {}
-        own.start(worker, len(own.points) - 1)
-    return own.points
-
-
-def ringleader(updates: int) -> list[Array]:
-    """Algorithm 1: two tables, two phases, and each worker's own point."""
-    own, table = Workers(), dict[int, list[Array]]()
-    while len(own.points) <= updates:
-        while True:
-            worker, version, gradient = own.next()
-            table.setdefault(worker, []).append(gradient)
-            if len(table) == len(SECONDS):
-                break
-            own.start(worker, version)
-        own.start(worker, own.update(mean_of_table(table)))
-        left, following = set(range(len(SECONDS))) - {worker}, dict[int, list[Array]]()
-        while left:
-            worker, version, gradient = own.next()
-            if worker in left:
-                left.remove(worker)
-                table[worker].append(gradient)
-                own.start(worker, own.update(mean_of_table(table)))
-            else:
-                following.setdefault(worker, []).append(gradient)
-                own.start(worker, version)
-        table = following
-    return own.points
-
-
-def ia2sgd(updates: int) -> list[Array]:
-    own, table = Workers(), dict[int, list[Array]]()
-    while len(own.points) <= updates:
-        worker, _, gradient = own.next()
-        if len(own.points) == 1:
-            table.setdefault(worker, []).append(gradient)
-        else:
-            table[worker] = [gradient]
-        if len(table) == len(SECONDS):
-            own.update(mean_of_table(table))
-        own.start(worker, len(own.points) - 1)
-    return own.points
-
-
 PAIRS: dict[str, tuple[Any, Any]] = {
-    "ringmaster 1": ({"name": "ringmaster", "delay_threshold": 1}, lambda n: ringmaster(n, 1, False)),
-    "ringmaster 5": ({"name": "ringmaster", "delay_threshold": 5}, lambda n: ringmaster(n, 5, False)),
+    "ringmaster 1": ({"name": "ringmaster", "delay_threshold": 1}, partial(ringmaster, threshold=1, stops=False)),
+    "ringmaster 5": ({"name": "ringmaster", "delay_threshold": 5}, partial(ringmaster, threshold=5, stops=False)),
     "ringmaster 5, stopping": (
         {"name": "ringmaster", "delay_threshold": 5, "stops": True},
-        lambda n: ringmaster(n, 5, True),
+        partial(ringmaster, threshold=5, stops=True),
     ),
-    "rennala": ({"name": "rennala", "k": 5}, lambda n: rennala(n, 5)),
-    "malenia": ("malenia", lambda n: malenia(n, 1)),
-    "malenia 1.6": ({"name": "malenia", "target": 1.6}, lambda n: malenia(n, 1.6)),
+    "rennala": ({"name": "rennala", "k": 5}, partial(rennala, size=5)),
+    "malenia": ("malenia", partial(malenia, target=1)),
+    "malenia 1.6": ({"name": "malenia", "target": 1.6}, partial(malenia, target=1.6)),
     "ringleader": ("ringleader", ringleader),
     "ia2sgd": ("ia2sgd", ia2sgd),
 }
@@ -181,7 +71,8 @@ PAIRS: dict[str, tuple[Any, Any]] = {
 def test_every_point_is_that_of_the_paper_s_algorithm(name: str) -> None:
     value, reference = PAIRS[name]
     points = planned(value)
-    expected = reference(len(points) - 1)[: len(points)]
+    own = Workers(SECONDS, np.zeros(2), lambda worker, x: x - CENTERS[worker], STEP)
+    expected = reference(own, len(points) - 1)[: len(points)]
     assert len(points) > 10
     np.testing.assert_allclose(points, expected, rtol=1e-12, atol=1e-12)
 

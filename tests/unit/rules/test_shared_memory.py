@@ -20,6 +20,7 @@ from ray_pcasgd.schedule.adversary import AdversaryPlanner
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.ordering import in_causal_order
 from tests.comparing import assert_same_to_the_bit
+from tests.references.server_variants import ViewReference
 from tests.unit.quadratic import CURVATURE, TASK
 from tests.unit.rules.served import plan, served
 from tests.unit.schedule.test_plan_servers import law
@@ -112,22 +113,19 @@ def test_workers_compute_at_views_and_the_server_goes_on_from_its_own_weights() 
     execution = Execution(own.schedule, agents)
     holder = agents[-1]
     assert isinstance(holder, Server)
-    x, mixed = [holder.weights.double().numpy()], 0
+    reference, mixed = ViewReference(own), 0
+    reference.eta = 0.1
     for row in own.schedule:
         assert row is not None
         if row.agent < 3:
-            (read,) = row.reads
-            (received,) = execution.receive(row)
-            ages = generator(0, "view", read.version).integers(min(read.version, 3) + 1, size=-(-len(x[0]) // 5))
-            view = np.array([x[read.version - ages[place // 5]][place] for place in range(len(x[0]))])
-            np.testing.assert_allclose(received.weights.double().numpy(), view, atol=1e-6)
-            mixed += len(set(ages.tolist())) > 1
-            list(execution.execute([row]))
-            continue
-        (gradient,) = (one.weights.double().numpy() for one in execution.receive(row))
-        x.append(x[-1] - 0.1 * gradient)
+            (read,), (received,) = row.reads, execution.receive(row)
+            view = reference.at(read.version)
+            np.testing.assert_allclose(received.weights.double().numpy(), view, atol=1e-5)
+            recent = reference.weights[max(0, read.version - 3) : read.version + 1]
+            mixed += not any(np.array_equal(view, one) for one in recent)
         list(execution.execute([row]))
-        np.testing.assert_allclose(holder.weights.double().numpy(), x[-1], atol=1e-5)
+        reference.execute(row)
+        np.testing.assert_allclose(holder.weights.double().numpy(), reference.weights[-1], atol=1e-5)
     assert mixed > 20
 
 

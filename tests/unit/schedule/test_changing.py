@@ -17,6 +17,7 @@ from ray_pcasgd.schedule.barrier import AllBarrier
 from ray_pcasgd.schedule.changing import Hierarchical, OnePeerExponential
 from ray_pcasgd.schedule.topology import Metropolis, build_network
 from tests.comparing import assert_same_to_the_bit
+from tests.references.averaging import Matrix, hierarchical, one_peer
 
 GROUPS = ((0, 1, 2), (3, 4), (5, 6, 7))
 SMALL: dict[str, Any] = {
@@ -93,7 +94,7 @@ def test_runs_equal_the_slow_reference(topology: Any) -> None:
         execution.prepare()
         i, step = row.agent, row.step
         moved = 0.1 * agents[i].direction.double().numpy()
-        weights = mixing_at(topology, step)[i]
+        weights = matrix_of(topology)(step)[i]
         x[i, step + 1] = sum(weights[k] * x[k, step] for k in np.flatnonzero(weights)) - moved
         list(execution.execute([row]))
         np.testing.assert_allclose(agents[i].weights.double().numpy(), x[i, step + 1], atol=1e-5)
@@ -101,19 +102,12 @@ def test_runs_equal_the_slow_reference(topology: Any) -> None:
     assert np.abs(last - last.mean(0)).max() > 1e-3
 
 
-def mixing_at(topology: Any, step: int) -> Any:
-    mixing = np.zeros((8, 8))
+def matrix_of(topology: Any) -> Matrix:
+    """Return W(t), written down anew."""
     if topology == "one-peer-exponential":
-        for i in range(8):
-            mixing[i, i] = mixing[i, (i + (1, 2, 4)[step % 3]) % 8] = 0.5
-        return mixing
+        return one_peer(8)
     groups, inside = (GROUPS, 2) if isinstance(topology, dict) else (((0, 1, 2, 3), (4, 5, 6, 7)), 1)
-    for group in groups:
-        for rank, i in enumerate(group):
-            others = [one[rank] for one in groups if len(one) > rank]
-            for k in group if step % (inside + 1) < inside else others:
-                mixing[i, k] = 1 / (len(group) if step % (inside + 1) < inside else len(others))
-    return mixing
+    return hierarchical(groups, inside)
 
 
 @pytest.mark.parametrize("algorithm", ["d-asgd", "c-asgd", "slowmo", "gasloc"])

@@ -23,11 +23,11 @@ Sent = Callable[[str, int, int, Array], Array]
 SIZE = 3
 
 
-def regression() -> dict[str, Any]:
-    random = np.random.default_rng(0)
+def regression(seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
     inputs = random.normal(size=(120, SIZE))
     targets = inputs @ random.normal(size=(SIZE, 1)) + 0.5 + 0.1 * random.normal(size=(120, 1))
-    data = TensorDataset(torch.tensor(inputs, dtype=torch.float32), torch.tensor(targets, dtype=torch.float32))
+    data = TensorDataset(*(torch.tensor(part, dtype=torch.get_default_dtype()) for part in (inputs, targets)))
     return {
         "data": {"name": "custom", "train": data, "test": data},
         "model": {"name": "custom", "factory": partial(nn.Linear, SIZE, 1)},
@@ -74,6 +74,45 @@ def gone_on(own: Plan) -> list[tuple[Any, Any]]:
     return pairs
 
 
+def eta_at(step: int) -> float:
+    """Return the step size of the small runs."""
+    return 0.05 + (0.01 - 0.05) * min(step, 23) / 23
+
+
+def gradient_of(x: Array, inputs: Array, targets: Array) -> Array:
+    """Return the gradient of the mean squared error, by the weights and then the bias."""
+    wrong = inputs @ x[:SIZE] + x[SIZE] - targets[:, 0]
+    return np.concatenate([2 * (wrong[:, None] * inputs).mean(0), [2 * wrong.mean()]])
+
+
+class Regression:
+    """A plan's linear regression in float64: where all begin, and what each agent's mini-batches say."""
+
+    def __init__(self, own: Plan) -> None:
+        self.own, config = own, own.config
+        model = config.task.build_model(own.data, config.seed)
+        self.start = np.concatenate([one.detach().double().numpy().ravel() for one in model.parameters()])
+        self.batches = {purpose: self.stream(purpose) for purpose in ("batches", "probes")}
+
+    def stream(self, purpose: str) -> dict[int, Any]:
+        config, own = self.own.config, self.own
+        return {
+            spec.agent: config.task.batches(own.data, spec.shard, config.batch_size, config.seed, spec.agent, purpose)
+            for spec in own.specs
+            if len(spec.shard)
+        }
+
+    def batch(self, agent: int, number: int, purpose: str = "batches") -> list[Array]:
+        return [part.double().numpy() for part in self.batches[purpose][agent].at(number)]
+
+    def gradient(self, agent: int, number: int, x: Array) -> Array:
+        return gradient_of(x, *self.batch(agent, number))
+
+    def loss(self, agent: int, number: int, x: Array, purpose: str = "batches") -> float:
+        inputs, targets = self.batch(agent, number, purpose)
+        return float(((inputs @ x[:SIZE] + x[SIZE] - targets[:, 0]) ** 2).mean())
+
+
 class Reference:
     """Runs a schedule's rows one after another on linear regression; x has the weights and then the bias."""
 
@@ -83,19 +122,14 @@ class Reference:
         self.own, self.theta, self.sent, config = own, theta, sent, own.config
         given = config.local_steps
         self.length = list(given) if isinstance(given, tuple) else [given] * config.num_agents  # type: ignore[list-item]
-        model = config.task.build_model(own.data, config.seed)
-        start = np.concatenate([model.weight.detach().double().numpy().ravel(), model.bias.detach().double().numpy()])
-        self.versions: dict[tuple[int, int], Array] = {(i, 0): start for i in range(config.num_agents)}
+        self.task = Regression(own)
+        self.versions: dict[tuple[int, int], Array] = {(i, 0): self.task.start for i in range(config.num_agents)}
         self.displacement: dict[tuple[int, int], Array] = {}
         self.step_sizes: dict[tuple[int, int], float] = {}
         self.velocity = {i: np.zeros(SIZE + 1) for i in range(config.num_agents)}
-        self.batches = {
-            spec.agent: config.task.batches(own.data, spec.shard, config.batch_size, config.seed, spec.agent)
-            for spec in own.specs
-        }
 
     def eta(self, step: int) -> float:
-        return 0.05 + (0.01 - 0.05) * min(step, 23) / 23
+        return eta_at(step)
 
     def compute(self, i: int, version: int, start: Array | None = None) -> None:
         """Take a round's local steps from a version, or from what combining it has come to."""
@@ -103,10 +137,7 @@ class Reference:
         z = start.copy()
         total = 0.0
         for step in range(version * self.length[i], min((version + 1) * self.length[i], 23)):
-            inputs, targets = (part.double().numpy() for part in self.batches[i].at(step))
-            wrong = inputs @ z[:SIZE] + z[SIZE] - targets[:, 0]
-            gradient = np.concatenate([2 * (wrong[:, None] * inputs).mean(0), [2 * wrong.mean()]])
-            self.velocity[i] = 0.9 * self.velocity[i] + gradient + 0.01 * z
+            self.velocity[i] = 0.9 * self.velocity[i] + self.task.gradient(i, step, z) + 0.01 * z
             z = z - self.eta(step) * self.velocity[i]
             total += self.eta(step)
         self.displacement[i, version] = start - z

@@ -4,8 +4,9 @@ Notation of the papers: agent i, neighbor k, step t; x weights, u directions, w 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tests.unit.scenarios import Link, Scenario
 
@@ -21,6 +22,8 @@ class Method:
     """theta of (agent, step); not given: plain averaging, D-ASGD."""
     bound: float | None = None
     """Given: c of the stability bound, which theta follows from where it is not given."""
+    sharpness: float | None = None
+    """Given: the bound is the whole stability condition at so many times the step size times the curvature."""
     reach: str | float = "full"
     """`full`, `damped` with 0.9, `stable`, or a largest number of steps."""
     bounded: bool = False
@@ -61,6 +64,30 @@ class Result:
     choosing: list[list[bool]]
 
 
+class Moment(NamedTuple):
+    """What one agent knows at one of its steps."""
+
+    agent: int
+    step: int
+    links: Sequence[Link]
+    path: list[Vector]
+    """Its own versions up to the present one."""
+    direction: Vector
+    heard: dict[int, Vector]
+    """What it reads of its neighbors, by neighbor."""
+    directions: dict[int, Vector]
+    """Theirs at what it reads, of those who are late."""
+    mixing: Row
+    own_mixing: float
+    step_size: float
+    probe: Callable[[Vector], float]
+    """The loss on an independent mini-batch."""
+    curvature: float = 0.0
+    """The loss's, along what is predicted; 0 as long as it is not known."""
+    trust: float = 1.0
+    """The share of the bound that counts at this step."""
+
+
 def run_reference(method: Method, scenario: Scenario) -> Result:
     """Run every agent for every step of the scenario, all in step."""
     num_agents, size = scenario.start.shape
@@ -68,6 +95,28 @@ def run_reference(method: Method, scenario: Scenario) -> Result:
     directions: list[list[Vector]] = []
     memories = [Memory(smoothed=[0.0] * size, choice=method.candidates[0]) for _ in range(num_agents)]
     result = Result(versions, [], [])
+
+    def moment(i: int, t: int) -> Moment:
+        links = scenario.links[t][i]
+
+        def probe(x: Vector) -> float:
+            far = zip(x, scenario.curvature[i], scenario.probe_target[t, i], strict=True)
+            return float(sum(curvature * (value - target) ** 2 / 2 for value, curvature, target in far))
+
+        return Moment(
+            i,
+            t,
+            links,
+            [versions[s][i] for s in range(t + 1)],
+            directions[t][i],
+            {link.neighbor: versions[t - link.age][link.neighbor] for link in links},
+            {link.neighbor: directions[t - link.age][link.neighbor] for link in links},
+            {link.neighbor: float(scenario.mixing[i, link.neighbor]) for link in links},
+            float(scenario.mixing[i, i]),
+            scenario.step_size,
+            probe,
+        )
+
     for t in range(len(scenario.links)):
         gradients = []
         for i in range(num_agents):
@@ -77,30 +126,18 @@ def run_reference(method: Method, scenario: Scenario) -> Result:
                 u.append(float(slope + scenario.noise[t, i, d]))
             gradients.append(u)
         directions.append(gradients)
-        moved = [_step(method, scenario, versions, directions, memories[i], i) for i in range(num_agents)]
+        moved = [step_of(method, moment(i, t), memories[i]) for i in range(num_agents)]
         versions.append([x for x, _, _ in moved])
         result.thetas.append([theta for _, theta, _ in moved])
         result.choosing.append([choosing for _, _, choosing in moved])
     return result
 
 
-def _step(
-    method: Method,
-    scenario: Scenario,
-    versions: list[list[Vector]],
-    directions: list[list[Vector]],
-    memory: Memory,
-    i: int,
-) -> tuple[Vector, float, bool]:
-    t = len(directions) - 1
-    links = scenario.links[t][i]
-    u = directions[t][i]
-    x = versions[t][i]
+def step_of(method: Method, now: Moment, memory: Memory) -> tuple[Vector, float, bool]:
+    """Return an agent's next weights, its theta, and whether it had to choose one."""
+    links, u, path, heard, weights = now.links, now.direction, now.path, now.heard, now.mixing
+    x, eta, own_mixing = path[-1], now.step_size, now.own_mixing
     size = len(x)
-    eta = scenario.step_size
-    path = [versions[s][i] for s in range(t + 1)]
-    heard = {link.neighbor: versions[t - link.age][link.neighbor] for link in links}
-    weights = {link.neighbor: float(scenario.mixing[i, link.neighbor]) for link in links}
 
     def average(row: Row, own: float, others: dict[int, Vector]) -> Vector:
         averaged = []
@@ -112,18 +149,17 @@ def _step(
         return averaged
 
     if method.theta is None and method.condition is None and method.bound is None:
-        return average(weights, float(scenario.mixing[i, i]), heard), math.nan, False
+        return average(weights, own_mixing, heard), math.nan, False
 
     late = [link for link in links if not link.reliable and link.age <= method.oldest_age]
     guessed = {link.neighbor for link in late}
     reliable = {link.neighbor for link in links if link.reliable}
-    own_mixing = float(scenario.mixing[i, i])
     row, _ = _keep(method, weights, own_mixing, reliable | guessed)
-    set_theta = method.theta(i, t) if method.theta else math.nan
-    theta, cap = _theta_and_cap(method, row, late, set_theta, memory.gain)
+    set_theta = method.theta(now.agent, now.step) if method.theta else math.nan
+    theta, cap = _theta_and_cap(method, row, late, set_theta, memory.gain, now)
     predicted = dict(heard)
     for link in late:
-        u_k = directions[t - link.age][link.neighbor]
+        u_k = now.directions[link.neighbor]
         predicted[link.neighbor] = _rolled(method, memory, heard[link.neighbor], u_k, path, link, eta, cap)
     clipped = average(*_keep(method, weights, own_mixing, reliable), heard)
     forward = average(*_keep(method, weights, own_mixing, reliable | guessed), predicted)
@@ -138,9 +174,8 @@ def _step(
 
     if method.condition is not None:
         memory.smoothed = [0.9 * s + 0.1 * g for s, g in zip(memory.smoothed, u, strict=True)]
-        if guessed and (method.condition != "probe" or t % method.probe_every == 0):
-            scored = [(_score(method, scenario, memory, i, t, x, u, blend(one)), one) for one in method.candidates]
-            memory.choice = max(scored)[1]
+        if guessed and (method.condition != "probe" or now.step % method.probe_every == 0):
+            memory.choice = max((_score(method, now, memory, blend(one)), one) for one in method.candidates)[1]
         theta = memory.choice
     return blend(theta), theta, bool(guessed)
 
@@ -164,7 +199,9 @@ def _steps(method: Method, tau: float) -> float:
     return tau if isinstance(method.reach, str) else min(tau, method.reach)
 
 
-def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float, gain: float) -> tuple[float, float]:
+def _theta_and_cap(
+    method: Method, row: Row, late: list[Link], theta: float, gain: float, now: Moment
+) -> tuple[float, float]:
     """Return theta, and the longest reach that the bound allows at it."""
     far = sum(row[link.neighbor] for link in late)
     if method.bound is None or not late or far == 0:
@@ -173,6 +210,9 @@ def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float, gai
     if method.theta is None:
         product = sum(row[link.neighbor] * _steps(method, link.staleness) for link in late)
         strength = c / (product / far) if product else math.inf
+        if method.sharpness is not None:
+            r = max(0.5, method.sharpness * now.step_size * now.curvature)
+            strength = now.trust * (c * stable_strength(product / far, r) if now.curvature else strength)
         if method.own_drift:
             strength = c * min(1 / 4, 2 / (product / far + 2))
         if method.reach == "stable":
@@ -187,6 +227,25 @@ def _theta_and_cap(method: Method, row: Row, late: list[Link], theta: float, gai
         weight = theta * far / c
         return theta, 0.0 if weight > 1 / 4 else 2 / weight - 2
     return theta, c / (theta * far)
+
+
+def stable_strength(s: float, r: float) -> float:
+    """Return the largest weight g in [0, 1] with ``|1 - g - e| + g |1 - s e| <= 1`` for all e in (0, r], by bisection.
+
+    The left side is convex in e, and 1 at e = 0, so that e = r decides; it is convex in g, too, so that the g that are
+    stable are all up to the largest.
+    """
+
+    def is_stable(g: float) -> bool:
+        return abs(1 - g - r) + g * abs(1 - s * r) <= 1
+
+    if r >= 2 or is_stable(1.0):
+        return float(r < 2)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_stable(middle) else (low, middle)
+    return low
 
 
 def _watch(memory: Memory, predicted: float, own_step: float) -> None:
@@ -266,17 +325,12 @@ def _predict(x_k: Vector, u_k: Vector, strength: Vector, path: list[Vector], lin
     return rolled
 
 
-def _score(
-    method: Method, scenario: Scenario, memory: Memory, i: int, t: int, x: Vector, u: Vector, candidate: Vector
-) -> float:
-    displacement = [c - v for c, v in zip(candidate, x, strict=True)]
-    downhill = [-v for v in u]
+def _score(method: Method, now: Moment, memory: Memory, candidate: Vector) -> float:
+    displacement = [c - v for c, v in zip(candidate, now.path[-1], strict=True)]
+    downhill = [-v for v in now.direction]
     match method.condition:
         case "probe":
-            loss = 0.0
-            for d in range(len(x)):
-                loss += scenario.curvature[i, d] * (candidate[d] - scenario.probe_target[t, i, d]) ** 2 / 2
-            return -float(loss)
+            return -now.probe(candidate)
         case "descent":
             return _cosine(displacement, downhill)
         case "gradient":
@@ -284,7 +338,7 @@ def _score(
         case "smoothed":
             return _cosine(displacement, [-v for v in memory.smoothed])
         case "pull":
-            pulled = [v + scenario.step_size * g for v, g in zip(displacement, u, strict=True)]
+            pulled = [v + now.step_size * g for v, g in zip(displacement, now.direction, strict=True)]
             if max(map(abs, pulled)) < 1e-14:  # Zero but for rounding: no neighbor pulls.
                 return 0.0
             return _cosine(pulled, downhill)
