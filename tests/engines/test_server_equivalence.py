@@ -134,6 +134,13 @@ CASES["svrg, batch norm"] = {
     "algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}},
     "task": IMAGES,
 } | SECONDS
+CASES["fedglomo, narrow wire, batch norm"] = {
+    "algorithm": {"name": "fedglomo", "shards": 2},
+    "optimizer": {"weight_decay": 1e-3},
+    "local_steps": [2, 1, 3],
+    "task": IMAGES,
+    "wire": {"weights": "bf16", "directions": {"name": "top-k", "share": 0.3}},
+} | SECONDS
 CHURN: dict[str, Any] = {
     "membership": [
         {"agent": 1, "leaves": "2.2s", "returns": "6.1s"},
@@ -214,6 +221,7 @@ ON_RAY = [
     "diloco, quorum",
     "fedasync, proximal",
     "svrg, batch norm",
+    "fedglomo, narrow wire, batch norm",
     *WIRED,
     *OWN,
     *CHURNS,
@@ -429,6 +437,13 @@ RECORDED: dict[str, Any] = {
     "asgd, momentum compensation": server("asgd", nesterov="momentum-compensation") | {"optimizer": {}},
     "asgd, yellowfin": server("asgd") | {"optimizer": "yellowfin", "step_size": None},
     "svrg, as asgd": {"algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}}, "step_size": 0.01},
+    "fedglomo": {
+        "algorithm": {"name": "fedglomo", "first": "shard"},
+        "optimizer": {},
+        "local_steps": 2,
+        "step_size": 0.01,
+        "wire": {"directions": "int8"},
+    },
     "asgd, adamw, clipped, in pieces": server("asgd")
     | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},
 }
