@@ -109,11 +109,12 @@ def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
 Written by `python -m experiments.rivals.federated --scale {scale}` on {machine()}.
 
 Least squares on the digits, a quadratic whose optimum is known, with weight decay.
-{config["num_agents"]} clients, each of which has samples of two digits alone; rounds of {config["local_steps"]} mini-batches of {config["batch_size"]}.
-Each method takes {own["gradients"]} mini-batch gradients a client in all. A round of FedLOMO costs almost two
-rounds of FedAvg, one of FedGLOMO almost four, and one that begins with the gradient of the whole shard more. Step
-sizes of {own["step_sizes"]} and FedGLOMO's beta of {own["betas"]}
-are chosen on one seed by where they end; the table has seeds {own["seeds"]}. One convex problem.
+{config["num_agents"]} clients, each of which has samples of two digits alone; rounds of {config["local_steps"]} steps,
+mini-batches of {config["batch_size"]}.
+Each method takes {own["gradients"]} mini-batch gradients a client in all.
+A round of FedLOMO costs almost two rounds of FedAvg, one of FedGLOMO almost four, and one that begins with the
+gradient of the whole shard more. Step sizes of {own["step_sizes"]} and FedGLOMO's beta of
+{own["betas"]} are chosen on one seed by where they end; the table has seeds {own["seeds"]}. One convex problem.
 
 ## {claim(final)}
 

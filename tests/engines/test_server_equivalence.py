@@ -227,7 +227,14 @@ ON_RAY = [
     *CHURNS,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c", "ringmaster, stopping, dampened")
-FRESH = ("k-sync", "rennala", "malenia", "diloco, rounds of their own", "sync, centered clipping, churn")
+FRESH = (
+    "k-sync",
+    "rennala",
+    "malenia",
+    "diloco, rounds of their own",
+    "sync, centered clipping, churn",
+    "fedglomo, narrow wire, batch norm",
+)
 
 
 def assert_same_run(result: Result, other: Result) -> None:
