@@ -160,6 +160,8 @@ def test_runs_equal_the_slow_reference(name: str, tmp_path: Path) -> None:
     for row in rows_of(own):
         list(execution.execute([row]))
         reference.run(row)
+        if row.kind == "rejoined":
+            assert not agents[row.agent].state()["has_before"]
         if row.agent >= WORKERS:
             np.testing.assert_allclose(agents[-1].weights.double().numpy(), reference.x[-1], atol=1e-5)
     assert len(reference.x) > 8
