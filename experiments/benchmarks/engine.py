@@ -46,7 +46,8 @@ def benchmark(repeats: int) -> list[Figure]:
 
 def _of_study(folder: Path, **changes: Any) -> dict[str, Any]:
     """Return a study's settings for two agents."""
-    return settings_of(folder, "cpu")["config"] | {"num_agents": 2} | changes
+    own = settings_of(folder, "cpu")["config"] | {"num_agents": 2} | changes
+    return {name: value for name, value in own.items() if name != "engine"}
 
 
 def case(name: str, changes: dict[str, Any], mode: str, repeats: int) -> Figure:

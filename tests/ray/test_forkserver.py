@@ -17,6 +17,7 @@ from ray_pcasgd.engines.ray.forkserver.owner import ForkServerProcess, fork_serv
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Event
 from ray_pcasgd.runs.trainer import Trainer
+from tests.ray.crawling import Release
 
 
 @ray.remote(num_cpus=0)
@@ -116,11 +117,13 @@ class Parents(Fault):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_whose_server_is_killed_goes_on_and_lost_agents_come_back_plainly(tmp_path: Path) -> None:
-    settings = {"num_agents": 2, "num_steps": 40, "evaluate_every": 20, "checkpoint": {"state_seconds": 0}}
-    local = Trainer(settings, storage_path=str(tmp_path / "local"), engine={"name": "local", "batched": "never"}).fit()
-    server = fork_server(RaySettings())
     parents = Parents()
-    run = Trainer(settings, storage_path=str(tmp_path / "ray"), engine="ray", max_failures=1, callbacks=[parents]).fit()
+    came_back = Release(tmp_path / "gate", lambda _: len(parents.parents) > 2)
+    settings: dict[str, Any] = {"num_agents": 2, "num_steps": 80, "evaluate_every": 20, "task": came_back.task}
+    settings |= {"checkpoint": {"state_seconds": 0}, "max_failures": 1}
+    server = fork_server(RaySettings())
+    run = Trainer(settings, storage_path=str(tmp_path / "ray"), engine="ray", callbacks=[parents, came_back]).fit()
+    local = Trainer(settings, storage_path=str(tmp_path / "local"), engine={"name": "local", "batched": "never"}).fit()
     assert run.error is None
     first, second, *after = parents.parents
     assert first == second == server.number
