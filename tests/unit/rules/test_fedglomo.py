@@ -430,6 +430,20 @@ def test_models_that_change_their_own_weights_are_refused() -> None:
         plan(task=regression() | {"model": {"name": "custom", "factory": Shrinking}})
 
 
+def test_an_attacker_that_flips_labels_does_so_in_the_gradient_of_its_whole_shard() -> None:
+    def sent(**settings: Any) -> list[torch.Tensor]:
+        digits: Any = {"task": {"model": {"hidden": []}}, "algorithm": fedglomo(first="shard"), "local_steps": 1}
+        own = make_plan(load_config(SMALL | digits | {"step_size": 0.1, "num_steps": 1} | settings))
+        agents = [spec.build(own.data) for spec in own.specs]
+        execution = Execution(own.schedule, agents)
+        for row in rows_of(own)[:WORKERS]:
+            list(execution.execute([row]))
+        return [agent.sent for agent in agents[:WORKERS] if isinstance(agent, LocalMomentumWorker)]
+
+    honest, attacked = sent(), sent(faults={"agents": [1], "attack": "label-flip"})
+    assert [torch.equal(*pair) for pair in zip(honest, attacked, strict=True)] == [True, False, True]
+
+
 @pytest.mark.parametrize("beta", [0.2, 1.0])
 def test_what_every_rule_with_a_server_promises(beta: float) -> None:
     check_rule(FedGLOMO(beta=beta), num_workers=4)
