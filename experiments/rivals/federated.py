@@ -6,8 +6,9 @@ optimum. Runs that are complete are not run again.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from experiments.studies import machine
 from ray_pcasgd.config import Config
 from ray_pcasgd.rules.fedglomo import FedGLOMO
 from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.tasks.partition import Partition
 from ray_pcasgd.tasks.samples import Samples
 
 FEDAVG, FEDLOMO, FEDGLOMO = "FedAvg", "FedLOMO", "FedGLOMO"
@@ -65,18 +67,32 @@ def tuning_jobs(settings: Mapping[str, Any]) -> Iterator[Job]:
                 yield job(settings, method, step_size, beta, TUNING_SEED, True)
 
 
+class Objective(NamedTuple):
+    """The mean of the clients' own objectives, each the mean over its shard."""
+
+    shards: tuple[np.ndarray, ...]
+    best: torch.Tensor
+    """Where it is least, shape (D,), float64."""
+
+
+@cache  # for all runs of a seed
+def objective(partition: Partition, num_agents: int, seed: int, decay: float) -> Objective:
+    """Return the objective of a run's clients."""
+    shards = partition.split(Samples(*Digits().tensors), num_agents, seed)
+    return Objective(shards, optimum("least squares", shards, decay).weights)
+
+
 def excess(config: Config, path: Path) -> float:
     """Return by how much a run's model is above the least objective, the mean of the clients' own; nan: it diverged."""
     if not (path / "model.safetensors").exists():
         return float("nan")
-    inputs, labels = Digits().tensors
-    shards = config.partition.split(Samples(inputs, labels), config.num_agents, config.seed)
     decay = config.optimizer.weight_decay  # type: ignore[union-attr]
+    shards, best = objective(config.partition, config.num_agents, config.seed, decay)
     tensors = load_file(path / "model.safetensors")
     flat = torch.cat([tensors["weight"].reshape(-1), tensors["bias"]]).double()
-    apart = flat - optimum("least squares", shards, decay).weights
+    apart = flat - best
     weight, bias = apart[:-CLASSES].view(CLASSES, -1), apart[-CLASSES:]
-    squares = (inputs.double() @ weight.T + bias).square().sum(1).numpy()
+    squares = (Digits().tensors[0].double() @ weight.T + bias).square().sum(1).numpy()
     found = np.mean([squares[shard].mean() for shard in shards]) + decay * float(apart.square().sum())
     return float(found / 2)
 
