@@ -31,6 +31,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.contract import check_declared
 from ray_pcasgd.rules.diloco import DiLoCo
 from ray_pcasgd.rules.fedasync import FedAsync
+from ray_pcasgd.rules.fedglomo import FedGLOMO
 from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer, ServerRule
 from ray_pcasgd.rules.svrg import SVRG
 from ray_pcasgd.schedule.barrier import Barrier
@@ -51,7 +52,7 @@ EngineSettings = Annotated[
 
 AnyAlgorithm = Annotated[
     Annotated[
-        Algorithm | ADPSGD | ParameterServer | ElasticAveraging | DiLoCo | FedAsync | SVRG,
+        Algorithm | ADPSGD | ParameterServer | ElasticAveraging | DiLoCo | FedAsync | FedGLOMO | SVRG,
         Field(discriminator="name"),
         Door("rule", "ray_pcasgd.rules", (Rule, ServerRule), check_declared),
     ],
@@ -107,8 +108,8 @@ class Config(Settings):
     local_steps: LocalSteps = 1
     """H: steps that an agent takes on its own from one version to the next, so that it sends and reads once in H
     steps (local SGD): a number, a list of one number per agent, or ``{name: equal-time, most: 50}``, by which
-    slower agents take fewer. Between peers, and with ``diloco`` and ``fedasync``. Versions, staleness, ages,
-    barriers and ``engine.silent_steps`` then count rounds of H steps, and so does ``engine.max_lag`` where rounds
+    slower agents take fewer. Between peers, and with ``diloco``, ``fedasync`` and ``fedglomo``. Versions, staleness,
+    ages, barriers and ``engine.silent_steps`` then count rounds of H steps, and so does ``engine.max_lag`` where rounds
     are of one length; num_steps, step sizes, evaluations, epochs and delays in steps count steps. Predictions and
     their stability bound see H times the step size. With a server, a worker's message is a round; staleness counts
     the server's updates."""

@@ -74,6 +74,8 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "`diloco`: the server": ({"algorithm": "diloco"}, -1),
     "`fedasync`: a worker": ({"algorithm": "fedasync"}, 0),
     "`fedasync`: the server": ({"algorithm": "fedasync"}, -1),
+    "`fedglomo`: a worker": ({"algorithm": "fedglomo", "local_steps": 2}, 0),
+    "`fedglomo`: the server": ({"algorithm": "fedglomo", "local_steps": 2}, -1),
     "`elastic-averaging`: a worker": ({"algorithm": "elastic-averaging"}, 0),
     "`elastic-averaging`: the server": ({"algorithm": "elastic-averaging"}, -1),
 }
@@ -168,7 +170,8 @@ def received(row: Row, weights: torch.Tensor, agent: Participant) -> Iterator[Re
     """Yield what a row reads: all of it the same vector."""
     for read in row.reads if row.kind != "cancelled" else ():
         note = Delivery(read.version, read.version, 1.0)
-        yield Received(read, weights[: agent.weights.numel()], agent.buffers, weights, 1.0, note)
+        one = weights[: agent.weights.numel()]
+        yield Received(read, weights[: agent.incoming().weights], agent.buffers, one, 1.0, note)
 
 
 def measured(case: str, hidden: int) -> dict[str, float]:
@@ -178,7 +181,8 @@ def measured(case: str, hidden: int) -> dict[str, float]:
     # A part of each thing that is imported at first use.
     small = spec.recipe.build(plan.data)
     size = small.weights.numel()
-    weights = shared(small.weights.numpy() * 0.99)
+    # Twice as long as the weights, for servers of which a message has two vectors.
+    weights = shared(np.tile(small.weights.numpy() * 0.99, 2))
     small.module(torch.zeros(2, *plan.data.train.take([0])[0].shape[1:])).sum().backward()
     del small
     before = own_bytes()

@@ -272,7 +272,11 @@ class Learner:
     def draw(self, batches: AnyBatches) -> Batch:
         """Return the next mini-batch of one of the agent's streams, on the agent's device."""
         batch = moved(batches.next(), self.replica.device)
-        if self.attacker is None or not self.attacker.flips_labels or batches is not self.batches:
+        return self.as_trained_on(batch) if batches is self.batches else batch
+
+    def as_trained_on(self, batch: Batch) -> Batch:
+        """Return a mini-batch with the labels that the agent trains on: an attacker may flip them."""
+        if self.attacker is None or not self.attacker.flips_labels:
             return batch
         inputs, targets = batch
         return inputs, flipped(targets, self.data.num_outputs)

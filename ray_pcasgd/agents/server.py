@@ -155,21 +155,28 @@ class Server(Participant):
 
     @property
     def _length(self) -> int:
-        """Numbers of a worker's message."""
+        """Numbers of each vector of a worker's message."""
         return self.spec.recipe.fragments.length(self.weights.numel())
+
+    @property
+    def _num_vectors(self) -> int:
+        """Vectors of a worker's message."""
+        return self.spec.recipe.rule.message_vectors
 
     def opened(self, read: Read, published: Published) -> Received:
         """Return a worker's version as the server reads it: its part of it."""
-        own = self.spec.recipe.format_of_workers
-        vector = own.opened("weights", published.weights, self._length)
-        return super().opened(read, published)._replace(weights=vector)
+        own, sent = self.spec.recipe.format_of_workers, published.weights
+        vectors = [own.opened("weights", one, self._length) for one in sent.chunk(self._num_vectors)]
+        return super().opened(read, published)._replace(weights=vectors[0] if len(vectors) == 1 else torch.cat(vectors))
 
     def incoming(self) -> Incoming:
         """Return what the messages to the server hold; a worker's own tensors come to the first server alone."""
         forms = self.forms if self.spec.place == 0 else {}
-        numbers, own = self._length, self.spec.recipe.format_of_workers
-        encoded = {} if own.is_plain else {"weights": own.num_bytes(numbers)}
-        return Incoming(numbers, self.buffers.numel(), forms=forms, num_tensors=len(self.sizes), encoded=encoded)
+        number, own = self._num_vectors, self.spec.recipe.format_of_workers
+        encoded = {} if own.is_plain else {"weights": number * own.num_bytes(self._length)}
+        return Incoming(
+            number * self._length, self.buffers.numel(), forms=forms, num_tensors=len(self.sizes), encoded=encoded
+        )
 
     def is_late(self, note: Delivery) -> bool:
         """Return whether there were so many updates since a gradient was begun that none takes it."""

@@ -56,6 +56,13 @@ class ServerRecipe(Training):
         parts = [self.part(server, num_parameters) for server in range(self.num_servers)]
         return [part.stop - part.start for part in parts]
 
+    def parts_of_message(self, vector: Tensor) -> list[Tensor]:
+        """Return what a worker sends, vectors of shape (D,) one after another, server by server: its part of each."""
+        vectors = vector.chunk(self.rule.message_vectors)
+        sizes = self.sizes(vectors[0].numel())
+        of_servers = zip(*(one.split_with_sizes(sizes) for one in vectors), strict=True)
+        return [part for parts in of_servers for part in parts]
+
     @cached_property
     def fragments(self) -> Fragments:
         """Into which parts each server's numbers are cut, of which a worker sends one at a time, and is answered it."""
@@ -119,7 +126,7 @@ class ServerRecipe(Training):
         """The format of what workers send, part by part."""
         return self.wire.weights if self.rule.sends_weights else self.wire.directions
 
-    def draw_of_worker(self, worker: int, version: int, server: int) -> Draw:
-        """Return what the part of a worker's version is rounded by that a server gets, counted from 0."""
+    def draw_of_worker(self, worker: int, version: int, place: int) -> Draw:
+        """Return what a part of a worker's message is rounded by, counted from 0 as ``parts_of_message`` has them."""
         what = "weights" if self.rule.sends_weights else "direction"
-        return self.seed, f"{what} {server}" if server else what, worker, version
+        return self.seed, f"{what} {place}" if place else what, worker, version

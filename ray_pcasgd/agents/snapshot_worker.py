@@ -11,7 +11,6 @@ from ray_pcasgd.agents.worker import Worker, WorkerSpec
 from ray_pcasgd.base.state import State
 from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.task import TaskData
-from ray_pcasgd.tasks.trees import moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +77,14 @@ class SnapshotWorker(Worker):
     def _full_gradient(self, epoch: int, cancelled: Callable[[], bool]) -> float | None:
         """Set ``direction`` to the gradient over all samples of the shard, and the anchor to where it is."""
         assert isinstance(self.shard, Batches)
-        task, local = self.spec.recipe.task, self.replica.copy_of_local()
-        gradient, loss, whole = torch.zeros_like(self.weights), 0.0, 0
-        for number, batch in self.shard.whole(epoch):
-            weight = task.weight_of(batch)
-            mean = self.compute_on(moved(batch, self.device), cancelled, self.pieces, ("snapshots", number))
-            self._forget_pass(local)
-            if mean is None:
-                self.skip_batch()
-                return None
-            # A loss over nothing is not a number.
-            if weight:
-                gradient += weight * self.direction
-                loss, whole = loss + weight * mean, whole + weight
+        local = self.replica.copy_of_local()
+        loss = self.compute_over(self.shard, epoch, cancelled, lambda: self._forget_pass(local))
         self.skip_batch()
-        self.direction, self.anchor = gradient / max(whole, 1), self.weights
+        if loss is None:
+            return None
+        self.anchor = self.weights
         self._moves_nothing()
-        return loss / max(whole, 1)
+        return loss
 
     def _difference(self, cancelled: Callable[[], bool]) -> float | None:
         """Set ``direction`` to the gradient of the next mini-batch less that at the anchor; return the loss here."""

@@ -27,7 +27,9 @@ from ray_pcasgd.agents.server_recipe import ServerRecipe
 from ray_pcasgd.agents.wire import WireFormat
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.tasks.batches import Batches
 from ray_pcasgd.tasks.task import TaskData
+from ray_pcasgd.tasks.trees import moved
 
 WORKERS = Family(slack=0, prepares=False, counts=False, title="Worker")
 
@@ -76,9 +78,10 @@ class Worker(Learner, Participant):
         self.sent = self.weights
         """What a worker with the local optimizer sends of its last round, shape (D,)."""
         form = spec.recipe.format_of_workers
-        num_feedbacks = spec.recipe.num_servers * spec.recipe.wire.fragments if form.is_sparse else 0
+        parts = spec.recipe.num_servers * rule.message_vectors
+        num_feedbacks = parts * spec.recipe.wire.fragments if form.is_sparse else 0
         self.feedback = tuple(ErrorFeedback(form) for _ in range(num_feedbacks))
-        """Of the part that each server gets, fragment by fragment, where most of what is sent is left out."""
+        """Of each part of a message, fragment by fragment, where most of what is sent is left out."""
         self.loss = math.nan
         """Of its present version, where that is a step's."""
         self.local_step = 0
@@ -130,10 +133,9 @@ class Worker(Learner, Participant):
         """What the worker sends, as it travels: one server's part after another."""
         recipe, vector = self.spec.recipe, self.computed
         fragments = recipe.fragments
-        if recipe.format_of_workers.is_plain and not recipe.has_fragments:
+        if recipe.format_of_workers.is_plain and not recipe.has_fragments and recipe.rule.message_vectors == 1:
             return vector
-        wholes = vector.split_with_sizes(recipe.sizes(vector.numel()))
-        parts = [fragments.cut(whole, self.version) for whole in wholes]
+        parts = [fragments.cut(whole, self.version) for whole in recipe.parts_of_message(vector)]
         feedback = self.feedback[fragments.part(self.version) :: fragments.fragments]
         forms = feedback or (recipe.format_of_workers,) * len(parts)
         draws = (recipe.draw_of_worker(self.spec.agent, self.version, place) for place in range(len(parts)))
@@ -155,16 +157,19 @@ class Worker(Learner, Participant):
     def example_of(self, name: str) -> Tensor:
         """Return a tensor of the form in which the agent publishes its ``weights`` or ``buffers``."""
         example = super().example_of(name)
-        return example[: sum(self._lengths)] if name == "weights" and example.dtype != torch.uint8 else example
+        if name != "weights" or example.dtype == torch.uint8:
+            return example
+        return example.repeat(self.spec.recipe.rule.message_vectors)[: sum(self._lengths)]
 
     @property
     def _lengths(self) -> list[int]:
-        """Numbers of what each server gets of a vector of shape (D,)."""
+        """Numbers of each part of a message, as ``parts_of_message`` has them."""
         recipe = self.spec.recipe
-        return [recipe.fragments.length(size) for size in recipe.sizes(self.weights.numel())]
+        of_servers = [recipe.fragments.length(size) for size in recipe.sizes(self.weights.numel())]
+        return [length for length in of_servers for _ in range(recipe.rule.message_vectors)]
 
     def _bytes_of(self, own: WireFormat) -> int:
-        """Return the bytes of what all servers get of a vector of shape (D,)."""
+        """Return the bytes of a message to all servers."""
         return sum(map(own.num_bytes, self._lengths))
 
     def starts(self) -> dict[int, Published]:
@@ -188,7 +193,8 @@ class Worker(Learner, Participant):
         recipe = self.spec.recipe
         place, own = reader - recipe.num_workers, recipe.format_of_workers
         lengths = self._lengths if own.is_plain else [own.num_bytes(length) for length in self._lengths]
-        part = published.weights[sum(lengths[:place]) : sum(lengths[: place + 1])]
+        each = recipe.rule.message_vectors
+        part = published.weights[sum(lengths[: place * each]) : sum(lengths[: (place + 1) * each])]
         if place:
             return replace(published, weights=part, buffers=published.buffers[:0], local={})
         return replace(published, weights=part)
@@ -254,6 +260,38 @@ class Worker(Learner, Participant):
         self.finish()
         self.sent = rule.sent(self.start, self.weights)
         return sum(losses) / len(losses)
+
+    def compute_over(
+        self,
+        shard: Batches,
+        passes: int,
+        cancelled: Callable[[], bool],
+        forget: Callable[[], None] = lambda: None,
+    ) -> float | None:
+        """Set ``direction`` to u of all samples of a shard, and return their mean loss; ``None``: it was cancelled.
+
+        Args:
+            shard: The shard, as a stream of its own.
+            passes: How often that was done before.
+            cancelled: Whether the work is not wanted any more.
+            forget: Called after each mini-batch's passes.
+
+        """
+        task = self.spec.recipe.task
+        total, loss, whole = torch.zeros_like(self.weights), 0.0, 0
+        for number, batch in shard.whole(passes):
+            weight = task.weight_of(batch)
+            own = self.as_trained_on(moved(batch, self.device))
+            mean = self.compute_on(own, cancelled, self.pieces, ("snapshots", number))
+            forget()
+            if mean is None:
+                return None
+            # A loss over nothing is not a number.
+            if weight:
+                total += weight * self.direction
+                loss, whole = loss + weight * mean, whole + weight
+        self.direction = total / max(whole, 1)
+        return loss / max(whole, 1)
 
     def optimize(self, gradient: Tensor) -> None:
         """Set ``direction`` to the optimizer's for a mini-batch's gradient, shape (D,), as the rule has it."""

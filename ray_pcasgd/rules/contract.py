@@ -108,10 +108,15 @@ def _check_differences(rule: Rule) -> None:
 def _check_declared_of_server(rule: ServerRule) -> None:
     with naming_own(rule):
         steps, before, gap = rule.local_steps, rule.reads_before, rule.needs_gap
+        vectors = rule.message_vectors
     for name, value in (("workers_step", getattr(rule, "workers_step", None)), ("needs_gap", gap)):
         if not isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}; allowed are True and False")
-    for name, number, least in (("local_steps", steps, 1), ("reads_before", before, 0)):
+    for name, number, least in (
+        ("local_steps", steps, 1),
+        ("reads_before", before, 0),
+        ("message_vectors", vectors, 1),
+    ):
         if type(number) is not int or number < least:
             raise ValueError(f"{name} is {number!r}; allowed are whole numbers from {least} on")
 
@@ -119,13 +124,13 @@ def _check_declared_of_server(rule: ServerRule) -> None:
 def _check_server(rule: ServerRule, num_workers: int) -> None:
     draw = generator(0, "contract", num_workers)
 
-    def vector() -> Tensor:
-        return torch.from_numpy(draw.standard_normal(_SIZE, dtype=np.float32))
+    def vector(number: int = 1) -> Tensor:
+        return torch.from_numpy(draw.standard_normal(number * _SIZE, dtype=np.float32))
 
     def delivered(worker: int) -> Delivered:
         gap = vector() if rule.needs_gap else torch.zeros(0)
         numbers = (torch.tensor(float(value)) for value in (worker, 0.1, num_workers))
-        return Delivered(worker, Late(vector(), gap, *numbers), sizes=_SIZES)
+        return Delivered(worker, Late(vector(rule.message_vectors), gap, *numbers), sizes=_SIZES)
 
     center = vector()
     with naming_own(rule), torch.no_grad():

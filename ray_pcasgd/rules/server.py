@@ -57,8 +57,6 @@ class ServerRule(Settings, ABC):
     """Whether the run's ``local_steps`` say how many mini-batches a message has; else ``local_steps`` here."""
     takes_epochs: ClassVar[bool] = False
     """Whether its updates are in epochs, each of which begins with one that moves nothing (``remembered``)."""
-    points: ClassVar[int] = 1
-    """At how many points workers compute the gradient of each mini-batch."""
     takes_fragments: ClassVar[bool] = False
     """Whether messages may hold a part of the numbers each, which the server then moves alone: only where workers go on
     by themselves in the others, and ``begin``, ``sent``, ``pulled`` and ``gather`` look at each number by itself."""
@@ -84,8 +82,18 @@ class ServerRule(Settings, ABC):
         return None
 
     @property
+    def message_vectors(self) -> int:
+        """How many vectors of shape (D,) a worker's message holds; ``late.gradient`` has one after another."""
+        return 1
+
+    @property
     def state_vectors(self) -> int:
         """How many vectors of shape (D,) the server keeps besides its weights, where it has no local optimizer."""
+        return 0
+
+    @property
+    def vectors_of_workers(self) -> int:
+        """How many vectors of shape (D,) a worker keeps from message to message besides its weights."""
         return 0
 
     @property
@@ -126,6 +134,13 @@ class ServerRule(Settings, ABC):
     def shares(self, samples: Sequence[int]) -> tuple[float, ...]:
         """Return by how much each worker's message counts in a mean, by the sizes of their shards; empty: by 1."""
         return ()
+
+    def num_gradients(self, mini_batches: int, of_shard: int) -> int:
+        """Return how many mini-batch gradients a message of so many mini-batches takes.
+
+        ``of_shard`` is how many mini-batches the worker's whole shard has.
+        """
+        return mini_batches
 
     def fitted(self, num_batches: int) -> Self:
         """Return the rule with what it leaves to the run: all shards together have ``num_batches`` mini-batches."""

@@ -39,7 +39,11 @@ class SVRG(ServerRule):
 
     workers_step: ClassVar[bool] = False
     takes_epochs: ClassVar[bool] = True
-    points: ClassVar[int] = 2
+
+    @property
+    def vectors_of_workers(self) -> int:
+        """w~, where the present epoch has begun."""
+        return 1
 
     def check(self, num_workers: int) -> None:
         """Raise ``ValueError`` where the settings do not fit each other, or ``num_workers`` workers."""
@@ -53,6 +57,10 @@ class SVRG(ServerRule):
                 f"shards = {self.shards}: allowed with algorithm.name = 'svrg' is 1; epochs of several servers would "
                 "begin at different times"
             )
+
+    def num_gradients(self, mini_batches: int, of_shard: int) -> int:
+        """Return two for each mini-batch: where the worker is, and at w~."""
+        return 2 * mini_batches
 
     def fitted(self, num_batches: int) -> Self:
         """Return the rule with a length of its epochs."""

@@ -47,8 +47,8 @@ class ServerPlanner(Timing):
     """Mini-batches of each worker's message."""
     reads_before: int
     """How many versions before a server's newest one a worker reads."""
-    points: int = 1
-    """At how many points the gradient of each mini-batch is computed."""
+    gradients: tuple[int, ...] = ()
+    """Mini-batch gradients that each worker's message takes; empty: one of each of its mini-batches."""
     shard_batches: tuple[int, ...] = ()
     """Mini-batches of each worker's shard, all of which it computes where an epoch begins; empty: there are none."""
     gradient_bytes: tuple[int, ...] = ()
@@ -190,11 +190,11 @@ class Simulation:
         self.enter(ready, READY, worker.number, 0, worker.version)
 
     def num_gradients(self, worker: Worker) -> int:
-        """Return of how many mini-batches the work that a worker begins has the gradient, as often as it has it."""
+        """Return how many mini-batch gradients the work takes that a worker begins."""
         plan = self.plan
         if plan.gathering.begins_epoch(worker.reading[0].reads):
             return plan.shard_batches[worker.number]
-        return plan.local_steps[worker.number] * plan.points
+        return (plan.gradients or plan.local_steps)[worker.number]
 
     def end(self, worker: Worker, now: int, kind: Literal["step", "cancelled"]) -> Row:
         """Let a worker's work end, by a gradient or without one."""

@@ -138,6 +138,13 @@ CASES["svrg, batch norm"] = {
     "algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}},
     "task": IMAGES,
 } | SECONDS
+CASES["fedglomo, narrow wire, batch norm"] = {
+    "algorithm": {"name": "fedglomo", "shards": 2},
+    "optimizer": {"weight_decay": 1e-3},
+    "local_steps": [2, 1, 3],
+    "task": IMAGES,
+    "wire": {"weights": "bf16", "directions": {"name": "top-k", "share": 0.3}},
+} | SECONDS
 CHURN: dict[str, Any] = {
     "membership": [
         {"agent": 1, "leaves": "2.2s", "returns": "6.1s"},
@@ -219,12 +226,20 @@ ON_RAY = [
     "diloco, quorum",
     "fedasync, proximal",
     "svrg, batch norm",
+    "fedglomo, narrow wire, batch norm",
     *WIRED,
     *OWN,
     *CHURNS,
 ]
 CANCELLING = ("k-sync", "k-batch-sync, dc-asgd-c", "ringmaster, stopping, dampened")
-FRESH = ("k-sync", "rennala", "malenia", "diloco, rounds of their own", "sync, centered clipping, churn")
+FRESH = (
+    "k-sync",
+    "rennala",
+    "malenia",
+    "diloco, rounds of their own",
+    "sync, centered clipping, churn",
+    "fedglomo, narrow wire, batch norm",
+)
 
 
 def assert_same_run(result: Result, other: Result) -> None:
@@ -434,6 +449,13 @@ RECORDED: dict[str, Any] = {
     "asgd, momentum compensation": server("asgd", nesterov="momentum-compensation") | {"optimizer": {}},
     "asgd, yellowfin": server("asgd") | {"optimizer": "yellowfin", "step_size": None},
     "svrg, as asgd": {"algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}}, "step_size": 0.01},
+    "fedglomo": {
+        "algorithm": {"name": "fedglomo", "first": "shard"},
+        "optimizer": {},
+        "local_steps": 2,
+        "step_size": 0.01,
+        "wire": {"directions": "int8"},
+    },
     "asgd, adamw, clipped, in pieces": server("asgd")
     | {"optimizer": "adamw", "step_size": 0.002, "gradient_clipping": {"norm": 0.5}, "accumulate": 3},
 }

@@ -329,6 +329,9 @@ def _fitted(random: Random, tree: dict[str, Any]) -> dict[str, Any]:
         tree.pop("mixing", None)
     if kind in ("ad-psgd", "sgp", "sgp-overlap", "noloco", "choco-sgd"):
         tree.pop("membership", None)
+    if kind == "fedglomo" and isinstance(tree["algorithm"], dict):
+        tree["algorithm"].pop("gathering", None)
+        tree["optimizer"] = {"weight_decay": random.choice([0, 0.1])}
     if isinstance(tree.get("wire"), dict) and (kind not in IN_PARTS or random.random() < 0.7):
         tree["wire"].pop("fragments", None)
     if random.random() < 0.9:

@@ -52,5 +52,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "elastic averaging": {"algorithm": "elastic-averaging"},
     "diloco": {"algorithm": "diloco", "local_steps": 4},
     "fedasync": {"algorithm": "fedasync", "local_steps": 4},
+    "fedglomo": {"algorithm": "fedglomo", "local_steps": 4},
     "svrg": {"algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 9}}},
 }

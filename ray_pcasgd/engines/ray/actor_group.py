@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from ray_pcasgd.agents.combining import CombiningSpec
 from ray_pcasgd.agents.differing import DifferingSpec
 from ray_pcasgd.agents.learner import LearnerError
+from ray_pcasgd.agents.local_momentum_worker import LocalMomentumWorkerSpec
 from ray_pcasgd.agents.pair import PairSpec
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.agents.peer import AgentSpec
@@ -51,6 +52,7 @@ _LIVE_DRIVERS: dict[type[LearnerSpec], Any] = {
     PairSpec: PairDriver,
     WorkerSpec: WorkerDriver,
     SnapshotWorkerSpec: WorkerDriver,
+    LocalMomentumWorkerSpec: WorkerDriver,
     ServerSpec: ServerDriver,
 }
 

@@ -66,8 +66,7 @@ def least_vectors(config: Config) -> int:
     state = 0 if is_direction else optimizer.state_vectors
     if isinstance(algorithm, ServerRule):
         # The replica and the gradient; the weights may be those that the server has published.
-        # With epochs, also where the present one has begun.
-        return 2 + (state if algorithm.workers_step else 0) + algorithm.takes_epochs
+        return 2 + (state if algorithm.workers_step else 0) + algorithm.vectors_of_workers
     # The replica, the present version and the direction; and what a sparse format has left out of the latter.
     sends = isinstance(algorithm, Rule) and algorithm.needs_directions and not algorithm.reads_displacements
     sparse = sends and config.wire.directions.is_sparse

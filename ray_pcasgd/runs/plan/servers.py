@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_pcasgd.agents.local_momentum_worker import LocalMomentumWorkerSpec
 from ray_pcasgd.agents.local_optimizer import LocalOptimizer
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.server import ServerSpec
@@ -16,6 +17,7 @@ from ray_pcasgd.agents.worker import WorkerSpec
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Read, Row
+from ray_pcasgd.rules.fedglomo import FedGLOMO
 from ray_pcasgd.rules.gatherer import Position, has_expired
 from ray_pcasgd.rules.server import ParameterServer, ServerRule
 from ray_pcasgd.rules.shared_memory import Adversarial
@@ -56,8 +58,13 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
             f"optimizer.name = {optimizer.name!r}: allowed with algorithm.nesterov.name = "
             f"{rule.nesterov.name!r} is sgd without momentum, which it has itself"
         )
-    if isinstance(rule, SVRG):
-        _check_svrg(config)
+    if isinstance(rule, SVRG | FedGLOMO):
+        _check_differences(config)
+    if isinstance(rule, FedGLOMO) and not _is_plain(optimizer):
+        raise ValueError(
+            f"optimizer{_told(optimizer)}: allowed with algorithm.name = {rule.name!r} is sgd without momentum, since "
+            "its local steps have a momentum of their own"
+        )
     if config.on_non_finite_loss == "isolate":
         raise ValueError(
             "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
@@ -68,13 +75,23 @@ def _is_plain(optimizer: LocalOptimizer) -> bool:
     return isinstance(optimizer, SGD) and optimizer.momentum == 0
 
 
-def _check_svrg(config: Config) -> None:
+def _told(optimizer: LocalOptimizer) -> str:
+    """Return which of an optimizer's settings makes it more than plain SGD, behind ``optimizer``."""
+    if isinstance(optimizer, SGD):
+        return f".momentum = {optimizer.momentum:g}"
+    return f".name = {getattr(optimizer, 'name', '')!r}"
+
+
+def _check_differences(config: Config) -> None:
     """Raise ``ValueError`` where a setting would spoil differences of gradients, or there is no whole shard."""
-    allowed = "allowed with algorithm.name = 'svrg' is"
+    rule = config.algorithm
+    allowed = f"allowed with algorithm.name = {rule.name!r} is"
     if config.gradient_clipping is not None:
-        raise ValueError(f"gradient_clipping: {allowed} null, since it is differences of gradients that are sent")
+        raise ValueError(f"gradient_clipping: {allowed} null, since it takes differences of gradients")
     if config.precision == "fp16":
         raise ValueError(f"precision = 'fp16': {allowed} float32 or bf16")
+    if isinstance(rule, FedGLOMO) and rule.first == "batch":
+        return
     if getattr(config.task.data, "streamed", False):
         raise ValueError(f"task.data.streamed = true: {allowed} false; full gradients need whole shards")
 
@@ -142,7 +159,7 @@ def server_roster(
     on_cpu = isinstance(engine, RaySettings) and engine.gpus_per_server == 0
     of_servers = replace(recipe, device="cpu") if on_cpu else recipe
     workers, servers = (tuple(range(config.num_agents)), tuple(range(config.num_agents, len(clusters))))
-    worker = WorkerSpec if rule.gathering.epoch is None else SnapshotWorkerSpec
+    worker = _kind_of_workers(rule)
     specs = (
         *(worker(agent=k, recipe=recipe, neighbors=servers, shard=shards[k]) for k in workers),
         *(ServerSpec(agent=s, recipe=of_servers, neighbors=workers, shard=shards[0][:0]) for s in servers),
@@ -150,10 +167,17 @@ def server_roster(
     return Roster(None, clusters, specs, schedule)
 
 
+def _kind_of_workers(rule: ServerRule) -> type[WorkerSpec]:
+    if isinstance(rule, FedGLOMO):
+        return LocalMomentumWorkerSpec
+    return WorkerSpec if rule.gathering.epoch is None else SnapshotWorkerSpec
+
+
 def _message_bytes(recipe: ServerRecipe, size: ModelSize) -> dict[str, tuple[int, ...]]:
     """Return the bytes of a worker's message to each server, and of each server's message to a worker."""
     sizes = [recipe.fragments.length(n) for n in recipe.sizes(size.parameters)]
     weights, sent = ([form.num_bytes(n) for n in sizes] for form in (recipe.wire.weights, recipe.format_of_workers))
+    sent = [recipe.rule.message_vectors * one for one in sent]
     # Buffers and workers' own tensors are the first server's.
     weights[0] += 4 * size.buffers
     sent[0] += 4 * size.buffers + size.own_bytes
@@ -179,7 +203,7 @@ def _schedule(
         "gathering": rule.gathering,
         "local_steps": steps_of_workers(config, rule),
         "reads_before": rule.reads_before,
-        "points": rule.points,
+        "gradients": tuple(map(rule.num_gradients, steps_of_workers(config, rule), shard_batches)),
         "shard_batches": shard_batches if rule.gathering.epoch else (),
     }
     away = away_times(config.membership, config.num_agents, rule.shards)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_pcasgd.agents.learner import Learner
+from ray_pcasgd.agents.local_momentum_worker import CHANGED_WITH_FEDGLOMO
 from ray_pcasgd.agents.local_tensors import is_same
 from ray_pcasgd.agents.module_tensors import named_tensors, public_name
 from ray_pcasgd.agents.optimizer import SGD
@@ -24,6 +25,7 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.batching import compute_together
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.rules.fedglomo import FedGLOMO
 from ray_pcasgd.rules.prediction import PredictingRule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.plan.common import ModelSize
@@ -181,6 +183,8 @@ class _Trial:
         changes_weights = not torch.equal(weights, replica.weights)
         if changes_weights and isinstance(algorithm, ServerRule) and not algorithm.workers_step:
             raise ValueError(CHANGED_WEIGHTS)
+        if changes_weights and isinstance(algorithm, FedGLOMO):
+            raise ValueError(CHANGED_WITH_FEDGLOMO)
         if isinstance(algorithm, Rule) and algorithm.probes_at(0):
             self.probe(replica, batch)
         measures = isinstance(algorithm, Rule) and algorithm.measures_curvature and self.config.num_agents > 1

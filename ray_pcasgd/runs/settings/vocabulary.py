@@ -140,6 +140,7 @@ NAMES: dict[str, dict[str, str]] = {
         "elastic-averaging": "easgd eamsgd elastic elastic-sgd",
         "fedasync": "fed-async asynchronous-federated fedasgd",
         "diloco": "opendiloco fedavg fedbuff fedopt federated-averaging async-local-sgd outer-optimizer",
+        "fedglomo": "glomo fedlomo lomo fed-glomo fed-lomo global-local-momentum",
         "svrg": "asysvrg async-svrg variance-reduction variance-reduced",
         "sgp": "push-sum pushsum gradient-push",
     },

@@ -96,6 +96,7 @@ def without_clock(frame: pd.DataFrame) -> pd.DataFrame:
             "wire": {"weights": "bf16", "directions": "int4"},
         },
         {"algorithm": "fedasync", "local_steps": 2, "wire": "int8", "compute": SOMETIMES_SLOW},
+        {"algorithm": "fedglomo", "local_steps": 2, "compute": SOMETIMES_SLOW},
         {"algorithm": "diloco", "local_steps": [4, 2, 1, 4], "optimizer": "adamw", "step_size": 0.01},
         {
             "algorithm": {"name": "diloco", "gathering": "asgd", "outer": "delayed-nesterov"},

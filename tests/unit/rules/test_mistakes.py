@@ -71,6 +71,7 @@ algorithm=PC-ASGD -> did you mean pc-asgd?
 algorithm=pcasgd -> did you mean pc-asgd?
 algorithm=pc_asgd -> did you mean pc-asgd?
 algorithm=easgd -> did you mean elastic-averaging?
+algorithm=fedlomo -> did you mean fedglomo?
 algorithm=asgd -> did you mean server?
 algorithm={type: pc-asgd} -> did you mean algorithm.name?
 algorithm.gathering=sync -> it is a setting of algorithm.name = 'server' or 'elastic-averaging' or

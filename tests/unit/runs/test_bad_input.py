@@ -659,7 +659,7 @@ def test_where_nobody_waits_an_update_may_take_more_gradients_than_there_are_wor
         assert line == "algorithm.gathering.k = 9: allowed are 1 to the number of workers, 4"
 
 
-@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging", "diloco", "fedasync"])
+@pytest.mark.parametrize("algorithm", ["server", "elastic-averaging", "diloco", "fedasync", "fedglomo"])
 def test_settings_of_peers_have_no_meaning_beside_a_server(algorithm: str) -> None:
     assert with_server(algorithm, barrier="all") == (
         "barrier.name = 'all': allowed with a server is none; algorithm.gathering says who is waited for"

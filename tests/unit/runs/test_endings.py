@@ -109,14 +109,14 @@ def test_a_model_that_raises_is_named_with_agent_step_file_and_line(family: str,
     assert result.error.step >= 0
     if "stacked" not in family:
         assert said.startswith(f"agent {result.error.agent} at step {result.error.step}: ")
-        # A first step of SVRG is a pass over all of a shard.
-        steps = {"elastic averaging": 4, "diloco": 4, "fedasync": 4, "svrg": 0}
+        # A first step of SVRG is a pass over all of a shard, and a round of FedGLOMO takes nearly twice as many passes.
+        steps = {"elastic averaging": 4, "diloco": 4, "fedasync": 4, "fedglomo": 0, "svrg": 0}
         assert result.error.step == steps.get(family, STEPS)
     summary = summary_of(result)
     assert (summary["status"], summary["error"]) == ("failed", said)
     assert "forward" in summary["traceback"]
     has_rows = bool(read_rows(Path(result.path) / "schedule.parquet")[0])
-    assert has_rows == (family != "svrg")
+    assert has_rows == (family not in ("fedglomo", "svrg"))
 
 
 class SpeechlessError(Exception):

@@ -37,7 +37,7 @@ def test_every_algorithm_runs_by_its_name_alone(algorithm: str, num_agents: int,
     settings = {"name": "bridge", "attackers": 0} if algorithm == "bridge" else algorithm
     done = result(tmp_path, algorithm=settings, num_agents=num_agents)
     assert done.error is None
-    servers = algorithm in ("server", "elastic-averaging", "diloco", "fedasync", "svrg")
+    servers = algorithm in ("server", "elastic-averaging", "diloco", "fedasync", "fedglomo", "svrg")
     assert done.metrics_dataframe["agent"].nunique() == num_agents + servers
 
 

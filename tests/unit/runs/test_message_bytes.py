@@ -68,6 +68,7 @@ def test_in_pairs(model: Any) -> None:
         {"algorithm": "server"},
         {"algorithm": {"name": "server", "shards": 2}, "wire": {"weights": "bf16", "directions": "top-k"}},
         {"algorithm": "elastic-averaging", "wire": "int8"},
+        {"algorithm": {"name": "fedglomo", "shards": 2}, "wire": {"directions": "int4"}, "local_steps": 2},
         {"algorithm": "diloco", "wire": {"directions": "int4"}, "local_steps": 2},
         {"algorithm": {"name": "diloco", "shards": 2}, "wire": {"weights": "bf16", "fragments": 5}, "local_steps": 2},
     ],
