@@ -13,6 +13,7 @@ from experiments.references.methods import Method
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.references import rivals
+from tests.references.fedglomo import FedGLOMOReference
 from tests.references.heloco import HeLoCoReference
 from tests.references.peers import Array, Regression, gradient_of
 from tests.references.rounds import FedAsyncReference, RoundsReference
@@ -113,9 +114,9 @@ def rounds_of(kind: type[RoundsReference]) -> Callable[[Plan], Versions]:
     return of(lambda own: kind(own, tuple(own.rounds.local_steps)))
 
 
-def svrg_of(own: Plan) -> Versions:
-    """Return the versions of SVRG in epochs of ten updates."""
-    reference, found = SVRGReference(own, 10), {}
+def servers_of(reference: SVRGReference | FedGLOMOReference, own: Plan) -> Versions:
+    """Return the versions of a reference's server."""
+    found = {}
     for row in own.schedule:
         assert row is not None
         reference.run(row)
@@ -221,7 +222,20 @@ def _variants() -> Iterator[Method]:
             of(YellowFinServer, 0.5),
         )
     svrg = {"name": "svrg", "gathering": {"name": "epochs", "updates": 10}}
-    yield Method("`svrg`", "svrg.py; arXiv 1604.03584", drawn(svrg, {"optimizer": {}, "step_size": 0.05}), svrg_of)
+    yield Method(
+        "`svrg`",
+        "svrg.py; arXiv 1604.03584",
+        drawn(svrg, {"optimizer": {}, "step_size": 0.05}),
+        lambda own: servers_of(SVRGReference(own, 10), own),
+    )
+    for beta, first in ((0.2, "batch"), (0.2, "shard"), (1, "batch")):
+        glomo = {"name": "fedglomo", "beta": beta, "first": first}
+        yield Method(
+            f"`fedglomo`, beta {beta:g}, {first} first",
+            "fedglomo.py; arXiv 2012.04061",
+            drawn(glomo, {"optimizer": {"weight_decay": 0.1}, "step_size": 0.05, "local_steps": 3}),
+            lambda own: servers_of(FedGLOMOReference(own, lambda _: 0.05), own),
+        )
     for gathering in ("asgd", {"name": "k-async", "k": 2}):
         name = gathering if isinstance(gathering, str) else "k-async"
         elastic = {"name": "elastic-averaging", "alpha": 0.3, "period": 3, "gathering": gathering}

@@ -24,7 +24,8 @@ from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_to_the_bit
-from tests.unit.agents.local_reference import SIZE, regression
+from tests.references.fedglomo import FedGLOMOReference
+from tests.references.peers import SIZE, regression
 
 Array = npt.NDArray[np.float64]
 WORKERS = 3
@@ -64,72 +65,9 @@ def ends(**settings: Any) -> torch.Tensor:
     return torch.cat([agent.weights for agent in list(execution.agents)[WORKERS:]])
 
 
-class Reference:
-    """Runs rows on linear regression as the formulas say; a telescoped one as public code has them."""
-
-    def __init__(self, own: Plan) -> None:
-        config, self.own = own.config, own
-        self.rule: Any = config.algorithm
-        given = config.local_steps
-        self.rounds = given if isinstance(given, tuple) else (given,) * WORKERS
-        model = config.task.build_model(own.data, config.seed)
-        self.x = [np.concatenate([one.detach().double().numpy().ravel() for one in model.parameters()])]
-        workers = own.specs[:WORKERS]
-        self.batches = [
-            config.task.batches(own.data, spec.shard, config.batch_size, config.seed, spec.agent) for spec in workers
-        ]
-        self.shards = [[part.double().numpy() for part in own.data.train.take(spec.shard)] for spec in workers]
-        self.taken = [0] * WORKERS
-        self.before: list[Array | None] = [None] * WORKERS
-        self.sent: dict[tuple[int, int], tuple[Array, Array]] = {}
-        self.u = np.zeros(SIZE + 1)
-        self.took: set[int] = set()
-        self.dropped = 0
-
-    def gradient(self, x: Array, batch: list[Array]) -> Array:
-        inputs, targets = batch
-        wrong = inputs @ x[:SIZE] + x[SIZE] - targets[:, 0]
-        decay = self.own.config.optimizer.weight_decay * x  # type: ignore[union-attr]
-        return np.concatenate([2 * (wrong[:, None] * inputs).mean(0), [2 * wrong.mean()]]) + decay
-
-    def descent(self, x: Array, i: int) -> Array:
-        """Return where the worker's round leads from x."""
-        w, before, v = x, x, np.zeros_like(x)
-        for step in range(self.rounds[i]):
-            number = self.taken[i] + step
-            batch = [part.double().numpy() for part in self.batches[i].at(number)]
-            if step == 0:
-                v = self.gradient(w, self.shards[i] if self.rule.first == "shard" else batch)
-            else:
-                v = self.gradient(w, batch) + v - self.gradient(before, batch)
-            eta = 0.05 + (0.02 - 0.05) * min(number, 24) / 24
-            before, w = w, w - eta * v
-        return w
-
-    def run(self, row: Row) -> None:
-        if row.kind == "rejoined":
-            self.before[row.agent] = None
-            self.taken[row.agent] = (row.step + 1) * self.rounds[row.agent]
-        elif row.agent >= WORKERS:
-            self.update(row)
-        else:
-            (read,) = row.reads[:1]
-            i, x, before = row.agent, self.x[read.version], self.before[row.agent]
-            delta = x - self.descent(x, i)
-            change = np.zeros_like(delta) if before is None else delta - (before - self.descent(before, i))
-            self.sent[i, row.step + 1] = delta, change
-            self.before[i] = x
-            self.taken[i] += self.rounds[i]
-
-    def update(self, row: Row) -> None:
-        deltas = [self.sent[read.neighbor, read.version][0] for read in row.reads]
-        changes = [self.sent[read.neighbor, read.version][1] * (read.neighbor in self.took) for read in row.reads]
-        beta, first = self.rule.beta, not self.took
-        self.dropped += sum(read.neighbor not in self.took for read in row.reads)
-        mean = np.mean(deltas, axis=0)
-        self.u = mean if first else beta * mean + (1 - beta) * self.u + (1 - beta) * np.mean(changes, axis=0)
-        self.took = {read.neighbor for read in row.reads}
-        self.x.append(self.x[-1] - self.u)
+def eta_at(step: int) -> float:
+    """Return the step size of ``SMALL`` at a worker's own step."""
+    return 0.05 + (0.02 - 0.05) * min(step, 24) / 24
 
 
 CHURN = [{"agent": 1, "leaves": "13s", "returns": "30s"}, {"agent": 2, "leaves": "60s"}]
@@ -156,7 +94,7 @@ def test_runs_equal_the_slow_reference(name: str, tmp_path: Path) -> None:
         changes["schedule"] = str(Path(Trainer(tree, name="other").fit().path) / "schedule.parquet")
     own = plan(**changes)
     agents = [spec.build(own.data) for spec in own.specs]
-    execution, reference = Execution(own.schedule, agents), Reference(own)
+    execution, reference = Execution(own.schedule, agents), FedGLOMOReference(own, eta_at)
     for row in rows_of(own):
         list(execution.execute([row]))
         reference.run(row)
