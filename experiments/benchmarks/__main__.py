@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 import torch
 
-from experiments.benchmarks import against, engine, live, local, planning, processes, rule, small, transport
+from experiments.benchmarks import against, engine, live, local, planning, processes, rule, small, studies, transport
 from experiments.benchmarks.measuring import Figure
 from ray_pcasgd.engines.ray.settings import RaySettings
 
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "local": local,
     "transport": transport,
     "engine": engine,
+    "studies": studies,
     "small": small,
     "live": live,
     "against": against,

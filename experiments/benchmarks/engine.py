@@ -3,16 +3,12 @@
 import multiprocessing
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from experiments.benchmarks.measuring import Figure, paired, run_times, steps_per_second
-from experiments.gpt import study as gpt
-from experiments.resnet18 import study as resnet18
-from experiments.running import settings_of
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.tasks.precision import computing
 from ray_pcasgd.tasks.task import TaskData
@@ -30,24 +26,9 @@ def images() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDat
 
 
 def benchmark(repeats: int) -> list[Figure]:
-    """Return the figures of ResNet-20, ResNet-18 and a GPT on 2 agents."""
+    """Return the figures of ResNet-20 on 2 agents."""
     resnet = {"task": {"data": images(), "model": "resnet-20"}, "batch_size": 64, "num_steps": 14, "num_agents": 2}
-    studies = {
-        "ResNet-18 of experiments/resnet18, batch 16": _of_study(resnet18.HERE, num_steps=12),
-        "GPT of experiments/gpt, batch 8": _of_study(gpt.HERE, num_steps=60),
-    }
-    cases = [
-        ("ResNet-20, batch 64, 2 agents, planned", resnet, "planned"),
-        ("ResNet-20, batch 64, 2 agents, live", resnet, "live"),
-    ]
-    cases += [(f"{name}, 2 agents, planned", changes, "planned") for name, changes in studies.items()]
-    return [case(name, changes, mode, repeats) for name, changes, mode in cases]
-
-
-def _of_study(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Return a study's settings for two agents."""
-    own = settings_of(folder, "cpu")["config"] | {"num_agents": 2} | changes
-    return {name: value for name, value in own.items() if name != "engine"}
+    return [case(f"ResNet-20, batch 64, 2 agents, {mode}", resnet, mode, repeats) for mode in ("planned", "live")]
 
 
 def case(name: str, changes: dict[str, Any], mode: str, repeats: int) -> Figure:
