@@ -101,6 +101,8 @@ class LocalMomentumWorker(Worker):
     def take_weights(self) -> None:
         """Go on from the weights that the forward pass has left; allowed are those that it was given."""
         if not torch.equal(self.replica.weights, self.weights):
+            # No number equals one that is not: of a descent that has left all bounds, before its gradient is looked at.
+            self.check_version(self.weights, self.replica.buffers)
             raise ModelError(self.spec.agent, self.progress, CHANGED_WITH_FEDGLOMO)
 
     def rejoin(self, received: Sequence[Received], version: int) -> None:

@@ -115,7 +115,10 @@ class PairPeer(Learner, Participant):
 
     def bytes_sent(self, row: Row, receivers: int | None = None) -> int:
         """Return the bytes that are sent for a row."""
-        return self.message_bytes * len(row.reads)
+        sent = self.message_bytes
+        if self.twin is not None and row.kind == "rejoined":
+            sent += 4 * self.weights.numel()  # of each neighbor's twin
+        return sent * len(row.reads)
 
     @property
     def present(self) -> Version:

@@ -88,9 +88,11 @@ def time_line(run: RunData) -> Figure | None:
     agents = sorted({row["agent"] for row in rows})
     figure, (axes,) = new_figure(height=1.7 + 0.25 * len(agents))
     figure.set_figwidth(WIDE)
-    waits = any(row["end"] > row["ready"] for row in rows if row["start"] < reader["end"])
+    # A passive row has the times of the agent that asked, not of its own.
+    busy = [row for row in rows if row["kind"] != "passive" and row["start"] < reader["end"]]
+    waits = any(row["end"] > row["ready"] for row in busy)
     for agent in agents:
-        own = [row for row in rows if row["agent"] == agent and row["start"] < reader["end"]]
+        own = [row for row in busy if row["agent"] == agent]
         for begin, end, color in (("start", "ready", _BUSY), ("ready", "end", _WAITING)):
             spans = [(row[begin], row[end] - row[begin]) for row in own]
             axes.broken_barh(spans, (agent - 0.3, 0.6), facecolors=color, edgecolors="white", linewidth=0.8)

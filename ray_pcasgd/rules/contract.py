@@ -119,6 +119,8 @@ def _check_declared_of_server(rule: ServerRule) -> None:
     ):
         if type(number) is not int or number < least:
             raise ValueError(f"{name} is {number!r}; allowed are whole numbers from {least} on")
+    if vectors > 1 and not rule.workers_step:
+        raise ValueError(f"message_vectors is {vectors}; allowed is 1 where workers_step is False: a gradient")
 
 
 def _check_server(rule: ServerRule, num_workers: int) -> None:

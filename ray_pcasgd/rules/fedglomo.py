@@ -22,8 +22,9 @@ class FedGLOMO(ServerRule):
     (u_{k-1} + mean(delta - delta'))``, ``u_0 = mean(delta)``: ``x_{k+1} = x_k - u_k`` (arXiv 2012.04061). With
     ``beta: 1`` it is FedLOMO, whose messages hold ``delta`` alone.
 
-    A message costs ``4 E - 2`` gradients, with ``beta: 1`` ``2 E - 1``, and takes as much longer in planned runs;
-    ``num_steps`` counts mini-batches, E a round, whatever is computed of them.
+    A message costs ``4 E - 2`` gradients, with ``beta: 1`` ``2 E - 1``, and takes as much longer in planned runs; with
+    ``first: shard``, the first one of each descent is that of all the shard's mini-batches. ``num_steps`` counts
+    mini-batches, E a round, whatever is computed of them.
 
     **Choice**: a worker remembers ``x_{k-1}``, so that the server sends one version; it is what the worker's last
     round began at, also where a link is late. Where it has had none, or the update before took no message of the

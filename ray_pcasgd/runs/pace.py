@@ -41,8 +41,9 @@ def overlap(rows: Iterable[Row], servers: Collection[int] = ()) -> float:
     for row in rows:
         if row.agent in servers:
             continue
-        first, last = spans.get(row.agent, (row.start, row.end))
-        spans[row.agent] = (min(first, row.start), max(last, row.end))
+        start = row.end if row.kind == "passive" else row.start  # which is that of the agent that asked
+        first, last = spans.get(row.agent, (start, row.end))
+        spans[row.agent] = (min(first, start), max(last, row.end))
     if len(spans) < 2:
         return 1.0
     shares = []

@@ -68,7 +68,8 @@ class Exporter(Callback):
             self._in_flight[row.agent] = report.bytes_in_flight
         self._waited[row.agent] += row.waited_seconds
         # From one reading to the next: a row has no time for what comes after it.
-        self._durations.append((row.agent, max(0.0, row.end - self._ended.get(row.agent, row.start))))
+        began = row.end if row.kind == "passive" else row.start  # which is that of the agent that asked
+        self._durations.append((row.agent, max(0.0, row.end - self._ended.get(row.agent, began))))
         self._ended[row.agent] = row.end
         if self._clock() - self._exported_at >= EXPORT_SECONDS:
             self._export()

@@ -86,8 +86,12 @@ def _check_differences(config: Config) -> None:
     """Raise ``ValueError`` where a setting would spoil differences of gradients, or there is no whole shard."""
     rule = config.algorithm
     allowed = f"allowed with algorithm.name = {rule.name!r} is"
-    if config.gradient_clipping is not None:
-        raise ValueError(f"gradient_clipping: {allowed} null, since it takes differences of gradients")
+    if (clipping := config.gradient_clipping) is not None:
+        kind, most = ("value", clipping.value) if clipping.norm is None else ("norm", clipping.norm)
+        raise ValueError(
+            f"gradient_clipping.{kind} = {most:g}: {allowed} gradient_clipping = null, since it takes differences of "
+            "gradients"
+        )
     if config.precision == "fp16":
         raise ValueError(f"precision = 'fp16': {allowed} float32 or bf16")
     if isinstance(rule, FedGLOMO) and rule.first == "batch":

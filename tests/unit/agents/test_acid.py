@@ -267,6 +267,8 @@ def test_an_agent_that_comes_back_takes_its_neighbors_twin() -> None:
     assert torch.equal(twin.weights, donor.weights)
     assert not torch.equal(twin.weights, back.weights)
     assert (twin.moment, twin.unit) == (3, 1.0)
+    # Its neighbor has sent weights and twin, where an exchange takes weights alone.
+    assert back.bytes_sent(rows[3]) == back.bytes_sent(rows[1]) + 4 * len(twin.weights)
     for row in rows[4:]:
         execution.prepare()
         list(execution.execute([row]))

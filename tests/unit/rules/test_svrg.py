@@ -221,7 +221,7 @@ def test_a_schedule_without_these_epochs_is_refused(tmp_path: Path) -> None:
         ({"algorithm": {"name": "svrg", "shards": 2}}, "shards = 2: allowed with algorithm.name = 'svrg' is 1"),
         ({"algorithm": {"name": "server", "gathering": "epochs"}}, "gathering.name = 'epochs': allowed with algorithm"),
         ({"algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 0}}}, "updates = 0: allowed are"),
-        ({"gradient_clipping": {"norm": 1.0}}, "gradient_clipping: allowed with algorithm.name = 'svrg' is null"),
+        ({"gradient_clipping": {"norm": 1.0}}, "gradient_clipping.norm = 1: allowed with algorithm.name = 'svrg' is"),
         ({"precision": "fp16"}, "precision = 'fp16': allowed with algorithm.name = 'svrg' is float32 or bf16"),
         ({"local_steps": 2}, "local_steps = 2: allowed with algorithm.name = 'svrg' is 1"),
     ],
