@@ -226,6 +226,11 @@ class Wrong(MeanServer):
         return results.get(self.how, lambda: (state, gradient))()
 
 
+class Doubled(Wrong):
+    name: Literal["doubled"] = "doubled"  # type: ignore[assignment]
+    message_vectors: ClassVar[int] = 2  # type: ignore[misc]
+
+
 class Undecided(ServerRule):
     name: Literal["undecided"] = "undecided"
 
@@ -252,6 +257,7 @@ def test_a_server_rule_that_breaks_a_promise_is_refused_before_anything_starts(h
 
 def test_a_server_rule_says_who_steps_and_a_good_one_passes() -> None:
     assert "workers_step is None; allowed are True and False" in refusal(Undecided())
+    assert "message_vectors is 2; allowed is 1 where workers_step is False" in refusal(Doubled())
     check_rule(Wrong())
 
 
