@@ -185,7 +185,8 @@ def screened(name: str, late: str) -> Method:
     )
 
 
-def _methods() -> Iterator[Method]:
+def _by_steps() -> Iterator[Method]:
+    """Yield rules between peers that exchange after each step."""
     plain = of(PlainReference)
     yield Method("`d-psgd`", "averaging.py; `x_i <- sum_k w_ik x_k - eta u_i`", drawn({"algorithm": "d-psgd"}), plain)
     yield Method("`d-asgd`", "averaging.py; the same, of late versions", drawn({"algorithm": "d-asgd"}), plain)
@@ -223,6 +224,10 @@ def _methods() -> Iterator[Method]:
             "rules.py, late.py; arXiv 2208.13154, practical variant",
             *late_rule(rule, own),
         )
+
+
+def _by_rounds() -> Iterator[Method]:
+    """Yield rules between peers with rounds of local steps, and messages that are encoded."""
     published = of(lambda own: Reference(own, 0.6))
     local = {"algorithm": PUBLISHED, "local_steps": 3}
     yield Method("`pc-asgd`, 3 local steps, momentum", "peers.py; the same, by rounds", drawn(local), published)
@@ -272,6 +277,10 @@ def _methods() -> Iterator[Method]:
         of(ChocoReference),
         runs_in_double=False,
     )
+
+
+def _other_exchanges() -> Iterator[Method]:
+    """Yield other ways to exchange, other graphs, and another optimizer."""
     yield Method("`dc-s3gd`", "averaging.py; Rigazzi 2019", drawn({"algorithm": "dc-s3gd"}), of(DCS3GDReference))
     yield Method(
         "`d-asgd-importance`",
@@ -310,6 +319,10 @@ def _methods() -> Iterator[Method]:
         drawn({"algorithm": "d-asgd", "optimizer": {"name": "yellowfin", "window": 2, "smoothing": 0.9}}),
         of(YellowFinPeers),
     )
+
+
+def _with_attackers() -> Iterator[Method]:
+    """Yield screens and attacks."""
     for name in SCREENS:
         yield screened(name, "keep")
     for late in ("clip", "predict"):
@@ -326,4 +339,4 @@ def _methods() -> Iterator[Method]:
     )
 
 
-PEERS = tuple(_methods())
+PEERS = (*_by_steps(), *_by_rounds(), *_other_exchanges(), *_with_attackers())

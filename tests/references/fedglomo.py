@@ -7,7 +7,7 @@ import numpy as np
 
 from ray_pcasgd.records import Row
 from ray_pcasgd.runs.plan.plan import Plan
-from tests.references.peers import SIZE, Array
+from tests.references.peers import SIZE, Array, gradient_of
 
 
 class FedGLOMOReference:
@@ -34,10 +34,8 @@ class FedGLOMOReference:
         self.dropped = 0
 
     def gradient(self, x: Array, batch: list[Array]) -> Array:
-        inputs, targets = batch
-        wrong = inputs @ x[:SIZE] + x[SIZE] - targets[:, 0]
         decay = self.own.config.optimizer.weight_decay * x  # type: ignore[union-attr]
-        return np.concatenate([2 * (wrong[:, None] * inputs).mean(0), [2 * wrong.mean()]]) + decay
+        return gradient_of(x, *batch) + decay
 
     def descent(self, x: Array, i: int) -> Array:
         """Return where the worker's round leads from x."""
