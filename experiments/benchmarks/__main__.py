@@ -85,9 +85,8 @@ def page(results: dict[str, dict]) -> str:
     if gaps := results.get("against", {}).get("longest_gap_seconds"):
         lines += [
             "",
-            "Three live agents of 20 ms a step beside one of 220 ms on a ring, one of the three killed in the middle:",
-            "the longest time between two steps of the other two. Building the lost agent anew takes its part of the",
-            "machine.",
+            "Four live agents on a ring, three of 20 ms a step, one of 220 ms. A fast one is killed in the middle.",
+            "The longest time between two steps of either of the other fast ones, while the killed one is built anew:",
             "",
             "| algorithm | median of the runs | largest |",
             "|---|---|---|",
