@@ -31,13 +31,16 @@ def benchmark(repeats: int) -> list[Figure]:
     return [case(f"ResNet-20, batch 64, 2 agents, {mode}", resnet, mode, repeats) for mode in ("planned", "live")]
 
 
-def case(name: str, changes: dict[str, Any], mode: str, repeats: int) -> Figure:
-    """Return the figure of some settings."""
+def case(
+    name: str, changes: dict[str, Any], mode: str, repeats: int, skipped: int = SKIPPED, bare: int | None = None
+) -> Figure:
+    """Return the figure of some settings, without the first steps; bare loops may take fewer of them."""
     engine = {"name": "ray", "mode": mode}
+    of_bare = changes | {"num_steps": bare or changes["num_steps"]}
     return paired(
-        f"pc-asgd, {name}",
-        lambda: steps_per_second(run_times(**changes, engine=engine), SKIPPED),
-        lambda: steps_per_second(bare_times(changes), SKIPPED),
+        f"{changes.get('algorithm', {}).get('name', 'pc-asgd')}, {name}",
+        lambda: steps_per_second(run_times(**changes, engine=engine), skipped),
+        lambda: steps_per_second(bare_times(of_bare), SKIPPED),
         "agent-steps/s",
         "bare PyTorch loops in as many processes",
         repeats,

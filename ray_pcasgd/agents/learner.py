@@ -103,10 +103,11 @@ class Learner:
         """Where the agent computes."""
         return self.replica.device
 
-    def stream(self, purpose: str) -> Batches | StreamBatches:
-        """Return the mini-batches of one of the agent's streams."""
+    def stream(self, purpose: str, at_most: int | None = None) -> Batches | StreamBatches:
+        """Return the mini-batches of one of the agent's streams, with fewer samples where there would be too many."""
         recipe, spec = self.spec.recipe, self.spec
-        return recipe.task.batches(self.data, spec.shard, recipe.batch_size, recipe.seed, spec.agent, purpose)
+        size = recipe.batch_size if at_most is None else min(recipe.batch_size, at_most)
+        return recipe.task.batches(self.data, spec.shard, size, recipe.seed, spec.agent, purpose)
 
     def loaded(self, batches: Batches | StreamBatches) -> AnyBatches:
         """Return a stream that is drawn from at each step, loaded as the settings say."""

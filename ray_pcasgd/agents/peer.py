@@ -219,7 +219,7 @@ class Peer(Learner, Participant):
         measures = rule.measures_curvature and self.optimizer.has_feedback
         self.curvature = MeasuredCurvature(rule.curvature_every) if measures else None
         """That along what is predicted, by what the optimizer makes of it."""
-        self.curvature_batches = self.stream("curvature")
+        self.curvature_batches = self.stream("curvature", rule.curvature_samples)
         directions = spec.recipe.wire.directions
         self.feedback = ErrorFeedback(directions) if self.publishes_directions and directions.is_sparse else None
         """Of the directions that it sends, where most of their numbers are left out."""

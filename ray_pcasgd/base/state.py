@@ -21,8 +21,8 @@ FORMAT = 5
 """Of the states that are written. Version 1 named none: it had the local engine's states in another form. Version 2 had
 agents' own paths in another form. Up to version 4, rows and metrics were records and mappings, one by one."""
 
-_RARER = 20
-"""States are kept so rarely that keeping them takes no more than this fraction of the time: one part in 20."""
+_RARER = 50
+"""States are kept so rarely that keeping them takes no more than this fraction of the time: one part in 50."""
 
 _RECORDS: list[Any] = [Event, Read, Row, Snapshot]
 

@@ -156,6 +156,11 @@ class Rule(Settings, ABC):
         """Own steps from one measurement to the next, where late neighbors are read."""
         return 1
 
+    @property
+    def curvature_samples(self) -> int:
+        """The most samples of a mini-batch that it is measured on."""
+        return 16
+
     def init(self, weights: Tensor, num_neighbors: int) -> Any:
         """Return the state before the first step for weights of shape (D,)."""
         return ()

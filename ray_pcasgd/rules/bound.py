@@ -59,6 +59,9 @@ class CurvatureBound(Settings):
     name: Literal["curvature"] = "curvature"
     every: int = Field(25, ge=1)
     """Own steps from one measurement to the next; the first is at the first step that reads a late neighbor."""
+    samples: int = Field(16, ge=1)
+    """Samples that it is measured on, if a mini-batch has more: time and memory of second derivatives grow with
+    them."""
     sharpness: float = Field(2.5, gt=0)
     """How many times sharper than along a mini-batch's direction the loss is where it feeds back."""
     warmup: int = Field(100, ge=0)

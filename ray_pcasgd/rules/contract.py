@@ -79,8 +79,10 @@ def check_declared(rule: Rule | ServerRule) -> None:
             raise ValueError("measures_curvature is True; allowed is that where needs_directions is True, too")
         if "curvature" not in rule.coefficients(0, 0):
             raise ValueError("measures_curvature is True; allowed is that with 'curvature' among its coefficients")
-        if type(rule.curvature_every) is not int or rule.curvature_every < 1:
-            raise ValueError(f"curvature_every is {rule.curvature_every!r}; allowed are whole numbers from 1 on")
+        for name in ("curvature_every", "curvature_samples"):
+            number = getattr(rule, name)
+            if type(number) is not int or number < 1:
+                raise ValueError(f"{name} is {number!r}; allowed are whole numbers from 1 on")
     for name in rule.numeric_settings:
         value: Any = rule
         for part in name.split("."):

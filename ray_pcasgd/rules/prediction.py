@@ -199,6 +199,11 @@ class PredictingRule(Rule):
         """Own steps from one measurement to the next, where late neighbors are read."""
         return self.stability.every if isinstance(self.stability, CurvatureBound) else 1
 
+    @property
+    def curvature_samples(self) -> int:
+        """The most samples of a mini-batch that it is measured on."""
+        return self.stability.samples if isinstance(self.stability, CurvatureBound) else 1
+
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
         """Return lambda_0; and where the bound asks for it the curvature, which agents measure, and its warm-up."""
         found = {"lambda_0": self.compensating.lambda_0}

@@ -33,6 +33,7 @@ class Witness:
         return {
             "parent": os.getppid(),
             "number": os.getpid(),
+            "keeps what it frees": "libjemalloc" in Path("/proc/self/maps").read_text(),
             "drawn": (random.random(), np.random.random(), torch.initial_seed()),  # noqa: NPY002 - the global ones
             "alike": {
                 "leads its group": os.getpgid(0) == os.getpid(),
@@ -81,6 +82,8 @@ def test_a_forked_process_is_like_a_plain_one_and_outlives_its_server(server: Fo
     first, second, plain = ray.get([actor.seen.remote() for actor in actors])
     assert first["parent"] == second["parent"] == server.number != plain["parent"]
     assert first["alike"] == second["alike"] == plain["alike"]
+    assert first["keeps what it frees"]
+    assert not plain["keeps what it frees"]
     assert all(len(set(drawn)) == 3 for drawn in zip(first["drawn"], second["drawn"], plain["drawn"], strict=True))
     forked = os.pidfd_open(first["number"])
     ray.kill(actors[0])

@@ -226,7 +226,8 @@ class Actor(MailActor):
 
     def own_part(self, cut: Cut) -> AgentState:
         """Return the agent's part of the run's state; called with the lock held, or once training has ended."""
-        return AgentState(
+        began = time.monotonic()
+        part = AgentState(
             self.spec.agent,
             self.progress,
             cut.number,
@@ -236,6 +237,7 @@ class Actor(MailActor):
             self.is_isolated,
             self.spec.share,
         )
+        return part._replace(seconds=time.monotonic() - began)
 
     # What the agent computes.
 

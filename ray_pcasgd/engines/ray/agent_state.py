@@ -24,3 +24,5 @@ class AgentState(NamedTuple):
     """Whether the agent itself has left the run."""
     share: tuple[int, ...] = ()
     """Which part of its neighbors' messages it gets, where not all of them get the same."""
+    seconds: float = 0.0
+    """What it took the agent to give it, which does not train meanwhile."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from ray_pcasgd.base.state import State
+from ray_pcasgd.base.state import State, pace
 from ray_pcasgd.engines.live.decisions import Compute, Moment, Policy, Wait
 from ray_pcasgd.engines.live.injection import InjectedDelays
 from ray_pcasgd.engines.messages import Parcel
@@ -34,6 +34,8 @@ class LiveDriver(Driver):
         self.is_leaving = False
         """Whether the agent was asked to leave the run on purpose."""
         self.kept_at = time.monotonic()
+        self.cost_seconds = 0.0
+        """What it took the agent to give its last part of the run's state."""
         self.coming: set[tuple[int, int]] = set()
         """Senders and versions of messages that are under way, and for which the agent may be waiting."""
         self.waited_seconds = 0.0
@@ -85,16 +87,17 @@ class LiveDriver(Driver):
 
     def keep_state(self, state: State) -> None:
         """Give the supervisor the agent's part of the run's state."""
-        actor = self.actor
+        actor, began = self.actor, time.monotonic()
         part = AgentState(actor.spec.agent, actor.version, 0, portable_state(state), is_isolated=actor.is_isolated)
         actor.unsent.append(part)
         self.kept_at = time.monotonic()
+        self.cost_seconds = self.kept_at - began
 
     @property
     def is_time_to_keep(self) -> bool:
         """Whether the agent's part of the run's state is due."""
         every = self.actor.driving.state_seconds
-        return every is not None and time.monotonic() - self.kept_at >= every
+        return every is not None and time.monotonic() - self.kept_at >= pace(every, self.cost_seconds)
 
     def leave(self) -> None:
         """Take in that the agent is asked to leave the run on purpose."""

@@ -185,11 +185,11 @@ class _Trial:
             raise ValueError(CHANGED_WEIGHTS)
         if changes_weights and isinstance(algorithm, FedGLOMO):
             raise ValueError(CHANGED_WITH_FEDGLOMO)
-        if isinstance(algorithm, Rule) and algorithm.probes_at(0):
-            self.probe(replica, batch)
-        measures = isinstance(algorithm, Rule) and algorithm.measures_curvature and self.config.num_agents > 1
-        if measures and self.config.optimizer.has_feedback:
-            self.measure_curvature(batch)
+        if isinstance(algorithm, Rule):
+            if algorithm.probes_at(0):
+                self.probe(replica, batch)
+            if algorithm.measures_curvature and self.config.num_agents > 1 and self.config.optimizer.has_feedback:
+                self.measure_curvature(self.batch(0, algorithm.curvature_samples))
         self.config.optimizer.check(replica.weights.clone(), replica.parts)
         local = replica.local()
         made = sorted(local.keys() - own.keys())
@@ -213,15 +213,16 @@ class _Trial:
             )
         return {name: tensor.detach().clone() for name, tensor in named_tensors(made).items()}
 
-    def batch(self, number: int) -> Batch:
-        """Return one of the first batches of agent 0."""
+    def batch(self, number: int, at_most: int | None = None) -> Batch:
+        """Return one of the first batches of agent 0, with fewer samples where there would be too many."""
         data, config = self.data, self.config
+        size = config.batch_size if at_most is None else min(config.batch_size, at_most)
         if isinstance(data.train, StreamedImages):
-            inputs, targets = data.train.take(range(min(config.batch_size, len(data.train))))
+            inputs, targets = data.train.take(range(min(size, len(data.train))))
             changed = self.task.augmentation.apply(inputs, torch.Generator())
             batch = (data.normalization(changed), targets)
         else:
-            batches = self.task.batches(data, self.shard, config.batch_size, config.seed, 0)
+            batches = self.task.batches(data, self.shard, size, config.seed, 0)
             batches.restore(number)
             with _naming("task.data", f"batch {number} of agent 0"):
                 batch = batches.next()

@@ -56,7 +56,7 @@ def test_momentum_and_weight_decay_steepen() -> None:
     assert SGD(momentum=0.9, weight_decay=0.5).steepened(3.0) == pytest.approx(35.0)
 
 
-def peer_of(optimizer: Any = "sgd", **algorithm: Any) -> Peer:
+def peer_of(optimizer: Any = "sgd", batch_size: int = 16, **algorithm: Any) -> Peer:
     config = load_config(
         {
             "num_agents": 3,
@@ -64,6 +64,7 @@ def peer_of(optimizer: Any = "sgd", **algorithm: Any) -> Peer:
             "algorithm": {"name": "pc-asgd", **algorithm},
             "engine": "local",
             "optimizer": optimizer,
+            "batch_size": batch_size,
         }
     )
     plan = make_plan(config)
@@ -98,6 +99,19 @@ def test_an_agent_measures_where_something_late_is_predicted_and_then_every_so_m
         measured.append(known(peer).measured_at)
     assert measured == [1, 1, 1, 4, 4, 4, 7]
     assert peer.measured_coefficients(0)["curvature"] > 0
+
+
+@pytest.mark.parametrize(("batch_size", "samples", "expected"), [(64, 8, 8), (8, 64, 8), (40, None, 16)])
+def test_of_a_large_mini_batch_it_takes_some_samples(batch_size: int, samples: int | None, expected: int) -> None:
+    stability = {"name": "curvature"} | ({} if samples is None else {"samples": samples})
+    peer, small = peer_of(batch_size=batch_size, stability=stability), peer_of(batch_size=expected)
+    for one in (peer, small):
+        assert len(one.draw(one.curvature_batches)[0]) == expected
+        one.version = 3
+        one.gather(received(one, 2, 1))
+    assert peer.curvature is not None
+    assert peer.curvature.values[0] is not None
+    assert peer.curvature.values == known(small).values
 
 
 def test_with_adamw_the_preconditioner_takes_the_place_of_the_length() -> None:

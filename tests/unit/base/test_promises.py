@@ -312,6 +312,10 @@ class Curved(Slower):
     def curvature_every(self) -> int:
         return 0 if self.how == "every" else 2
 
+    @property
+    def curvature_samples(self) -> Any:
+        return 2.5 if self.how == "samples" else 4
+
     def coefficients(self, agent: int, step: int) -> dict[str, float]:
         return super().coefficients(agent, step) | ({} if self.how == "coefficient" else {"curvature": 0.0})
 
@@ -322,6 +326,7 @@ class Curved(Slower):
         ("directions", "measures_curvature is True; allowed is that where needs_directions is True, too"),
         ("coefficient", "measures_curvature is True; allowed is that with 'curvature' among its coefficients"),
         ("every", "curvature_every is 0; allowed are whole numbers from 1 on"),
+        ("samples", "curvature_samples is 2.5; allowed are whole numbers from 1 on"),
         ("drift", "drift_kind is 'after'; allowed are 'mean', 'before'"),
         ("guess", "drift_form is 'guess'; allowed are 'exact', 'velocity'"),
         ("velocity", "drift_form is 'velocity'; allowed with drift_kind = 'before' is 'exact'"),

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
-from ray_pcasgd.base.state import FORMAT, State, load_state, save_state
+from ray_pcasgd.base.state import FORMAT, State, load_state, pace, save_state
 from ray_pcasgd.engines.base import Pause
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import make_plan
@@ -198,3 +198,8 @@ def test_a_sparse_tensor_that_came_by_plain_pickle_is_not_checked_with_a_state(t
     pickle.loads(pickle.dumps(torch.eye(2).to_sparse()))
     save_state(tmp_path / "state.pt", {"weights": torch.ones(2)})
     assert torch.equal(load_state(tmp_path / "state.pt")["weights"], torch.ones(2))
+
+
+@pytest.mark.parametrize(("seconds", "cost", "expected"), [(60, 0, 60), (60, 1, 60), (60, 9, 450), (0, 9, 0)])
+def test_states_that_take_long_are_kept_more_rarely(seconds: float, cost: float, expected: float) -> None:
+    assert pace(seconds, cost) == expected

@@ -1,5 +1,6 @@
 """The fork server and its launcher, without Ray: what is forked is what a plain interpreter would be, or is plain."""
 
+import importlib.util
 import os
 import resource
 import select
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ray_pcasgd.engines.ray.forkserver import launcher, server
+from ray_pcasgd.engines.ray.forkserver.allocator import allocator
 from ray_pcasgd.engines.ray.forkserver.owner import command, forks
 from ray_pcasgd.engines.ray.settings import RaySettings
 
@@ -135,6 +137,51 @@ def test_a_server_ends_with_its_driver_however_that_ends() -> None:
         driver.stdin.write("\n")
         driver.stdin.flush()
         assert _ended(ended)
+
+
+KEEPING = """
+import os, resource
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(64 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+found = [pages() for _ in range(4)]
+library = "libjemalloc" in open("/proc/self/maps").read()
+print(os.getppid(), library, max(found[1:]) < 1000, *sorted({"LD_PRELOAD", "MALLOC_CONF"} & set(os.environ)))
+"""
+
+
+def test_forked_processes_keep_the_memory_that_they_free_and_start_plain_ones(tmp_path: Path) -> None:
+    (tmp_path / "keeping.py").write_text(KEEPING)
+    variables = allocator()
+    assert Path(variables["LD_PRELOAD"]).is_file()
+    words = [sys.executable, server.__file__, NAME, str(os.getpid()), "1"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, env=os.environ | variables) as process:
+        bound(process.pid)
+        with launched(str(tmp_path / "keeping.py")) as forked:
+            assert said(forked) == [str(process.pid), "True", "True"]
+        with launched(str(tmp_path / "keeping.py"), PYTHONHASHSEED="0") as plain:
+            assert said(plain) == [str(os.getpid()), "False", "False"]
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_CONF", "GLIBC_TUNABLES"])
+def test_an_allocator_that_the_user_has_chosen_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "")
+    assert allocator() == {}
+
+
+@pytest.mark.parametrize("place", ["nothing there", "with a space/ray", "with:colon/ray"])
+def test_without_a_library_that_can_be_preloaded_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    package = tmp_path / place
+    (package / "core").mkdir(parents=True)
+    if place != "nothing there":
+        (package / "core" / "libjemalloc.so").touch()
+    (package / "__init__.py").touch()
+    found = importlib.util.spec_from_file_location("ray", package / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: found)
+    assert allocator() == {}
 
 
 def test_another_node_without_the_launcher_starts_the_interpreter_beside_ray(tmp_path: Path) -> None:

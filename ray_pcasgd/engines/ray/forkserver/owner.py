@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+from ray_pcasgd.engines.ray.forkserver.allocator import allocator
 from ray_pcasgd.engines.ray.forkserver.launcher import read_at_start
 from ray_pcasgd.engines.ray.settings import RaySettings
 
@@ -49,7 +50,9 @@ class ForkServerProcess:
         # It ends with its standard input, whose other end only this process holds. What it has to say nobody can use:
         # without it, agents start plainly.
         nowhere = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, env=os.environ | allocator()
+        )
         self._owner = os.getpid()
         atexit.register(self.close)
 

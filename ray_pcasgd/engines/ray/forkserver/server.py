@@ -272,8 +272,10 @@ def main() -> None:
     found = importlib.util.find_spec("ray_pcasgd")
     if found is None or found.origin is None or not Path(found.origin).is_relative_to(_PACKAGES):
         sys.path.insert(0, _PACKAGES)  # the driver's own
+    from ray_pcasgd.engines.ray.forkserver import allocator
     from ray_pcasgd.engines.ray.forkserver.launcher import address_of, surroundings
 
+    allocator.forget()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address_of(name))
     listener.listen(4096)  # whoever asks meanwhile waits
