@@ -26,7 +26,7 @@ in was used before; prediction has measured its curvature twice, and does so onc
 
 
 def benchmark(repeats: int) -> Iterator[Figure]:
-    """Yield the figures of ResNet-18 and a GPT on 2 agents, in float32, at their usual batch sizes and at small ones."""
+    """Yield the figures of ResNet-18 and a GPT on 2 agents, in float32, at usual batch sizes and at small ones."""
     for scale, batch, algorithms in (("paper", 128, STEPS), ("cpu", 16, ("pc-asgd",))):
         settings = _settings(resnet18.HERE, scale, FEW, batch_size=batch)
         for algorithm in algorithms:

@@ -47,8 +47,8 @@ class CurvatureBound(Settings):
 
     Prediction feeds back along the late neighbors' directions u, so it is the curvature there that counts, and not the
     sharpest of an agent's own loss: agents with other data are sharp elsewhere. An agent measures ``u' H u / u' u`` of
-    the directions' weighted mean on a mini-batch of its own, at its own weights: one Hessian-vector product, three to
-    four gradients. With momentum beta, r is that of its steady step, ``eta h / (1 - beta)``.
+    the directions' weighted mean on some samples of a mini-batch of its own, at its own weights: one Hessian-vector
+    product, three to four gradients of those. With momentum beta, r is that of its steady step, ``eta h / (1 - beta)``.
 
     **Choice**: ``r = sharpness`` times that quotient, since the directions of mini-batches hold more flat parts than
     what feeds back; at least 1/2, since it varies; beyond r = 2, where the linear theory says that even a single agent

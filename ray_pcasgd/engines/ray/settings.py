@@ -61,8 +61,9 @@ class RaySettings(Settings):
     """Threads that torch uses within one operation of one agent."""
     preload: Literal["auto", "never"] = "auto"
     """How agents' processes start. ``auto``: a process that has imported torch is forked for each, where the cluster is
-    this machine alone (Linux) and agents have no GPU; they start plainly else. ``never``: each imports it by itself,
-    which takes seconds of CPU. Results are the same."""
+    this machine alone (Linux) and agents have no GPU; they start plainly else. Forked ones also keep the memory that
+    they free, for the next step. ``never``: each imports torch by itself, which takes seconds of CPU. Results are the
+    same."""
     join_later: tuple[int, ...] = ()
     """Live: agents that do not start with the run, but later by ``ray-pcasgd join``."""
     address: str | None = None
