@@ -75,8 +75,8 @@ class CheckpointSettings(Settings):
     """Whether a higher (max) or a lower (min) score is better."""
     state_seconds: float | None = Field(60.0, ge=0)
     """Seconds after which the next state of the whole run is kept, from which it goes on after a failure and with
-    ``train --resume``; more of them where it would take over a fiftieth of the time, but with 0, as often as it can be;
-    null: never. The value changes no bit of what a planned run computes."""
+    ``train --resume``; later, but after half an hour at most, where keeping states would take over a fiftieth of the
+    time; 0: at every opportunity; null: never. The value changes no bit of what a planned run computes."""
     states_to_keep: int = Field(2, ge=1)
     """Number of states that are kept, the newest; where one is damaged, the one before it is used."""
 

@@ -38,7 +38,7 @@ def case(
     engine = {"name": "ray", "mode": mode}
     of_bare = changes | {"num_steps": bare or changes["num_steps"]}
     return paired(
-        f"{changes.get('algorithm', {}).get('name', 'pc-asgd')}, {name}",
+        f"{load_config(None, changes=changes).algorithm.name}, {name}",
         lambda: steps_per_second(run_times(**changes, engine=engine), skipped),
         lambda: steps_per_second(bare_times(of_bare), SKIPPED),
         "agent-steps/s",

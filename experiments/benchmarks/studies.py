@@ -14,15 +14,14 @@ from experiments.resnet18 import study as resnet18
 from experiments.running import settings_of
 
 FEW = {"limit": 2048, "test_limit": 10}
-"""Images: enough for the steps, and an evaluation at the end that takes no time."""
-
+"""Few images, and an evaluation at the end that takes no time."""
 
 BARE = 16
 """Steps of a bare loop, which are all alike."""
 
 STEPS = {"pc-asgd": (27, 55), "d-asgd": (12, 32)}
 """Steps that are not counted, and steps in all. By the first ones late messages are read, and the memory that they lie
-in was used before; prediction has measured its curvature twice, and does so once in the 25 steps that count."""
+in was used before; prediction has measured its curvature twice, and does so once in the 26 steps that count."""
 
 
 def benchmark(repeats: int) -> Iterator[Figure]:

@@ -39,7 +39,9 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     for start in range(0, max(size, 1), step):
         part = slice(start, start + step)
         product = a[part] * b[part]
-        sums.append(functional.pad(product, (0, -product.shape[-1] % _BLOCK)).reshape(-1, _BLOCK).sum(1))
+        if missing := -product.shape[-1] % _BLOCK:  # to pad with none would copy
+            product = functional.pad(product, (0, missing))
+        sums.append(product.reshape(-1, _BLOCK).sum(1))
     # The sum of a row does not depend on how many rows there are.
     return (sums[0] if len(sums) == 1 else torch.cat(sums)).sum(0)
 

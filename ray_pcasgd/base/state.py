@@ -24,6 +24,9 @@ agents' own paths in another form. Up to version 4, rows and metrics were record
 _RARER = 50
 """States are kept so rarely that keeping them takes no more than this fraction of the time: one part in 50."""
 
+_LONGEST_SECONDS = 1800.0
+"""Between two states, whatever they cost, unless longer was asked for."""
+
 _RECORDS: list[Any] = [Event, Read, Row, Snapshot]
 
 _OWN = "local"
@@ -35,7 +38,7 @@ def pace(seconds: float, cost_seconds: float) -> float:
 
     With 0 seconds, every opportunity is taken, whatever it costs.
     """
-    return max(seconds, _RARER * cost_seconds) if seconds else 0.0
+    return max(seconds, min(_RARER * cost_seconds, _LONGEST_SECONDS)) if seconds else 0.0
 
 
 class StateFormatError(ValueError):

@@ -25,4 +25,4 @@ class AgentState(NamedTuple):
     share: tuple[int, ...] = ()
     """Which part of its neighbors' messages it gets, where not all of them get the same."""
     seconds: float = 0.0
-    """What it took the agent to give it, which does not train meanwhile."""
+    """How long the agent took to give it; it does not train meanwhile."""

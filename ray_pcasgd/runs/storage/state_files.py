@@ -78,7 +78,7 @@ class StateFiles:
             raise OSError(one_line(error)[:_LONGEST]) from error
         finally:
             self._last = time.monotonic()
-            self._cost_seconds = self._last - began
+        self._cost_seconds = self._last - began  # one that fails is soon tried again, however long it took to fail
         for name in [*names, f"{number:06d}"][: -self._settings.states_to_keep]:
             remove_whole(self.folder / name, _FILES)
 

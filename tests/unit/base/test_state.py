@@ -200,6 +200,9 @@ def test_a_sparse_tensor_that_came_by_plain_pickle_is_not_checked_with_a_state(t
     assert torch.equal(load_state(tmp_path / "state.pt")["weights"], torch.ones(2))
 
 
-@pytest.mark.parametrize(("seconds", "cost", "expected"), [(60, 0, 60), (60, 1, 60), (60, 9, 450), (0, 9, 0)])
+@pytest.mark.parametrize(
+    ("seconds", "cost", "expected"),
+    [(60, 0, 60), (60, 1, 60), (60, 9, 450), (0, 9, 0), (60, 90, 1800), (3600, 90, 3600)],
+)
 def test_states_that_take_long_are_kept_more_rarely(seconds: float, cost: float, expected: float) -> None:
     assert pace(seconds, cost) == expected

@@ -147,10 +147,18 @@ def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 found = [pages() for _ in range(4)]
 library = "libjemalloc" in open("/proc/self/maps").read()
-print(os.getppid(), library, max(found[1:]) < 1000, *sorted({"LD_PRELOAD", "MALLOC_CONF"} & set(os.environ)))
+names = sorted(name for name in os.environ if name == "LD_PRELOAD" or "ALLOC" in name)
+print(os.getppid(), library, max(found[1:]) < 1000, *names)
 """
 
 
+@pytest.fixture
+def without_an_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name == "LD_PRELOAD" or name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("without_an_allocator")
 def test_forked_processes_keep_the_memory_that_they_free_and_start_plain_ones(tmp_path: Path) -> None:
     (tmp_path / "keeping.py").write_text(KEEPING)
     variables = allocator()
@@ -161,7 +169,19 @@ def test_forked_processes_keep_the_memory_that_they_free_and_start_plain_ones(tm
         with launched(str(tmp_path / "keeping.py")) as forked:
             assert said(forked) == [str(process.pid), "True", "True"]
         with launched(str(tmp_path / "keeping.py"), PYTHONHASHSEED="0") as plain:
-            assert said(plain) == [str(os.getpid()), "False", "False"]
+            # How many pages it asks for is the system's choice: huge ones are few.
+            assert said(plain)[:2] == [str(os.getpid()), "False"]
+
+
+@pytest.mark.usefixtures("without_an_allocator")
+def test_the_same_allocator_of_the_users_own_goes_on_to_processes_that_are_forked(tmp_path: Path) -> None:
+    (tmp_path / "keeping.py").write_text(KEEPING)
+    own = {name: value for name, value in allocator().items() if name in ("LD_PRELOAD", "MALLOC_CONF")}
+    words = [sys.executable, server.__file__, NAME, str(os.getpid()), "1"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, env=os.environ | own) as process:
+        bound(process.pid)
+        with launched(str(tmp_path / "keeping.py"), **own) as forked:
+            assert said(forked) == [str(process.pid), "True", "True", "LD_PRELOAD", "MALLOC_CONF"]
 
 
 @pytest.mark.parametrize("name", ["LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_CONF", "GLIBC_TUNABLES"])
@@ -170,13 +190,13 @@ def test_an_allocator_that_the_user_has_chosen_stays(monkeypatch: pytest.MonkeyP
     assert allocator() == {}
 
 
-@pytest.mark.parametrize("place", ["nothing there", "with a space/ray", "with:colon/ray"])
+@pytest.mark.parametrize("place", ["nothing/ray", "with a space/ray", "with:colon/ray"])
 def test_without_a_library_that_can_be_preloaded_there_is_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
 ) -> None:
     package = tmp_path / place
     (package / "core").mkdir(parents=True)
-    if place != "nothing there":
+    if place != "nothing/ray":
         (package / "core" / "libjemalloc.so").touch()
     (package / "__init__.py").touch()
     found = importlib.util.spec_from_file_location("ray", package / "__init__.py")

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 _LIBRARY, _OPTIONS = "LD_PRELOAD", "MALLOC_CONF"
+_OURS = "RAY_PCASGD_ALLOCATOR"
+"""Set where the others are not the user's own."""
 
 # One arena, since an agent's vectors are freed by other threads than those that made them. Memory is kept, long
 # vectors' too, which have an arena of their own else, and in huge pages: its agent will need as much in its next step.
@@ -27,11 +29,11 @@ def allocator() -> dict[str, str]:
     # The linker takes spaces and colons for the ends of a path.
     if library is None or not library.is_file() or set(" :") & set(str(library)):
         return {}
-    return {_LIBRARY: str(library), _OPTIONS: _KEEPING}
+    return {_LIBRARY: str(library), _OPTIONS: _KEEPING, _OURS: "1"}
 
 
 def forget() -> None:
-    """Remove from this process's environment what it was started with: its children are to be plain ones."""
-    if os.environ.get(_OPTIONS) == _KEEPING:
-        del os.environ[_OPTIONS]
-        os.environ.pop(_LIBRARY, None)
+    """Remove what ``allocator`` gave from this process's environment: its children are to be plain ones."""
+    if _OURS in os.environ:
+        for name in (_LIBRARY, _OPTIONS, _OURS):
+            del os.environ[name]
