@@ -40,9 +40,10 @@ SMALL: dict[str, Any] = {
     "engine": {"name": "local", "batched": "always"},
     "task": {"model": {"hidden": [8], "activation": "tanh"}},
 }
-GUARDED = {"name": "pc-asgd", "stability": {"name": "curvature", "every": 4, "warmup": 40}}
+GUARDED: dict[str, Any] = {"name": "pc-asgd", "stability": {"name": "curvature", "every": 4, "warmup": 40}}
 CASES: dict[str, dict[str, Any]] = {
     "pc-asgd": {"algorithm": GUARDED, "optimizer": {"momentum": 0.9, "weight_decay": 1e-2}, "step_size": 0.02},
+    "pc-asgd, curvature of some samples": {"algorithm": GUARDED | {"stability": GUARDED["stability"] | {"samples": 5}}},
     "pc-asgd, set theta": {
         "algorithm": {"name": "pc-asgd", "theta": [0.1, 0.3, 0.5, 0.7, 1.0], "drift": "velocity", "compensation": 30},
         "optimizer": {"name": "adamw"},
