@@ -101,8 +101,8 @@ versions.
 
 In a planned run on Ray, two agents of the default with 24.9 M parameters had at most 1.6 GB of memory of their own each
 (USS), process included. Forked agents [keep what they free](clusters.md#how-agents-start), and so stay near their
-peak between steps: of two such agents (an MLP on digits, 10 steps late) 1.65 GB of anonymous memory at the peak, against
-1.55 GB with `engine.preload: never`.
+peak between steps: of two such agents (an MLP on digits, 10 steps late) 1.65 GB of anonymous memory at the peak,
+against 1.55 GB with `engine.preload: never`.
 """
 
 BEFORE = """## What became of the drift
