@@ -13,15 +13,11 @@ from ray_pcasgd.agents.local_optimizer import (
     Part,
     Parts,
     decayed,
-    matrices,
     of_parts,
     spread,
     where_moving,
 )
-from ray_pcasgd.base import numerics, one_pass
-
-_BLOCK = 1 << 15
-"""Numbers of a block: what one operation after another reads and writes of it fits into a core's second cache."""
+from ray_pcasgd.base import numerics
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -78,8 +74,6 @@ class _AdamLike(LocalOptimizer):
     ) -> tuple[AdamState, Tensor]:
         """Return the next state and the direction, as ``LocalOptimizer.direction`` says."""
         parts = parts or _one_part(weights)
-        if moving is None and not self.amsgrad and _is_long(weights) and _are_equal(state.steps):
-            return self._by_blocks(state, weights, gradient, parts)
         if self.weight_decay and not self.is_decoupled:
             gradient = gradient.add(decayed(weights, self.decay, parts), alpha=self.weight_decay)
         mean_share, square_share = (1 - beta for beta in self.betas)
@@ -97,31 +91,6 @@ class _AdamLike(LocalOptimizer):
         if self.weight_decay and self.is_decoupled:
             direction = direction.add(decayed(weights, self.decay, parts), alpha=self.weight_decay)
         return following, where_moving(moving, direction, 0.0)
-
-    def _by_blocks(self, state: AdamState, weights: Tensor, gradient: Tensor, parts: Parts) -> tuple[AdamState, Tensor]:
-        """Do what ``direction`` does, to the same bits, by blocks that stay in a core's cache from one operation on."""
-        mean_share, square_share = (1 - beta for beta in self.betas)
-        means, squares, direction = (torch.empty_like(weights) for _ in range(3))
-        following = AdamState(means, squares, state.largest, state.steps + 1)
-        scratch = weights.new_empty(_BLOCK)
-        of_mean = _bias(self.betas[0], following.steps)[0]
-        of_size = _bias(self.betas[1], following.steps)[0].sqrt()
-        decays = None if self.decay == "all" else matrices(parts, weights.device)
-        for start in range(0, len(weights), _BLOCK):
-            here = slice(start, start + _BLOCK)
-            g, mean, square, u = gradient[here], means[here], squares[here], direction[here]
-            decay = None
-            if self.weight_decay:
-                decay = weights[here] if decays is None else torch.where(decays[here], weights[here], 0.0)
-            if decay is not None and not self.is_decoupled:
-                g = g.add(decay, alpha=self.weight_decay)
-            torch.lerp(state.mean[here], g, mean_share, out=mean)
-            torch.mul(state.square[here], 1 - square_share, out=square).addcmul_(g, g, value=square_share)
-            size = torch.sqrt(square, out=scratch[: len(g)]).div_(of_size).add_(self.eps)
-            torch.div(mean, of_mean, out=u).div_(size)
-            if decay is not None and self.is_decoupled:
-                u.add_(decay, alpha=self.weight_decay)
-        return following, direction
 
     def size(self, state: AdamState, parts: Parts) -> Tensor:
         """Return the preconditioner P, shape (D,): the gradients' size without the first steps' bias, plus eps."""
@@ -173,16 +142,6 @@ class Adam(_AdamLike):
     name: Literal["adam"] = "adam"
     weight_decay: float = Field(0.0, ge=0)
     """Factor of the L2 penalty's gradient, 0 or more."""
-
-
-def _is_long(weights: Tensor) -> bool:
-    """Return whether blocks pay: on a CPU, where one agent steps alone."""
-    return weights.device.type == "cpu" and one_pass.takes((weights,), ())
-
-
-def _are_equal(steps: Tensor) -> bool:
-    """Return whether all parts have taken as many steps, so that one number serves for all of them."""
-    return bool((steps == steps[0]).all())
 
 
 def _bias(beta: float, steps: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from ray_pcasgd.agents import adam
 from ray_pcasgd.agents.adam import Adam, AdamW
 from ray_pcasgd.agents.lion import Lion
 from ray_pcasgd.agents.local_optimizer import LocalOptimizer, Parts, matrices, of_parts, parts_of, spread
@@ -221,43 +220,3 @@ def test_feedback_is_the_step_size_from_which_adam_is_unstable() -> None:
 def test_settings_out_of_range_are_named(kind: type[LocalOptimizer], values: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         kind(**values)
-
-
-LONG = parts_of([torch.Size(shape) for shape in ((300, 301), (7,), (13, 11), (5003,))])
-
-
-@pytest.mark.parametrize("optimizer", ADAMS, ids=repr)
-def test_by_blocks_a_long_vectors_steps_are_the_same_to_the_bit(
-    optimizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    size = sum(part.size for part in LONG)
-    random = generator(0, "long")
-    first, *gradients = torch.from_numpy(random.standard_normal((6, size)).astype("float32"))
-    misses = torch.arange(size) < LONG[0].size  # one step moves the first tensor alone: then their numbers differ
-    found = []
-    for blocks in (True, False):
-        if not blocks:
-            monkeypatch.setattr(adam, "_is_long", lambda _: False)
-        weights, state = first, optimizer.start(first, LONG)
-        for step, gradient in enumerate(gradients):
-            moving = misses if step == 3 else None
-            state, direction = optimizer.direction(state, weights, gradient, LONG, moving)
-            weights = weights - 0.01 * direction
-        found.append([one.view(torch.int32) for one in (*state, direction, weights)])
-    assert all(map(torch.equal, *found))
-
-
-def test_blocks_are_for_one_agents_long_vectors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
-    by_blocks = AdamW._by_blocks
-    monkeypatch.setattr(
-        AdamW, "_by_blocks", lambda self, *given: [taken.append(len(given[1])), by_blocks(self, *given)][1]
-    )
-    weights = torch.ones(2, 1 << 17)
-    together = torch.func.vmap(lambda own: AdamW().direction(AdamW().start(own), own, own)[1])(weights)
-    assert taken == []
-    alone = AdamW().direction(AdamW().start(weights[0]), weights[0], weights[0])[1]
-    assert taken == [1 << 17]
-    assert torch.allclose(together[0], alone)
-    AdamW().direction(AdamW().start(weights[0, :9]), weights[0, :9], weights[0, :9])
-    assert taken == [1 << 17]
