@@ -31,7 +31,7 @@ class PlannedStates:
         self._cut: Cut | None = None
         self._parts: dict[int, AgentState] = {}
         self._cut_at = time.monotonic()
-        self._cost_seconds = 0.0
+        self.cost_seconds = 0.0
         """What the last state took: its slowest agent to give its part, and the driver to join and to keep it."""
 
     def take(self, part: AgentState) -> None:
@@ -65,10 +65,10 @@ class PlannedStates:
         versions = [part.version for part in parts]
         yield Pause(min(versions), max(versions), lambda: state)
         self._cut, self._cut_at = None, time.monotonic()
-        self._cost_seconds = self._cut_at - began + max(part.seconds for part in parts)
+        self.cost_seconds = self._cut_at - began + max(part.seconds for part in parts)
 
     def _cut_if_due(self) -> None:
-        is_due = time.monotonic() - self._cut_at >= pace(self._state_seconds, self._cost_seconds)
+        is_due = time.monotonic() - self._cut_at >= pace(self._state_seconds, self.cost_seconds)
         if is_due or self._leaving.is_asked:
             self._parts = {}
             self._cut = self._answer(self._scheduler.cut.remote())
