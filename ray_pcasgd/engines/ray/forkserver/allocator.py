@@ -1,7 +1,7 @@
 """The memory allocator of forked agents: jemalloc, which Ray's package ships, keeps what is freed for the next vector.
 
 glibc's own gives each vector of more than 32 MB back to the system when it is freed, so that all pages of the next one
-are asked for anew: ResNet-18's agents spend a tenth of their CPU time on that.
+are asked for anew: ResNet-18's agents spent up to a tenth of their CPU time on that.
 """
 
 import importlib.util
@@ -12,8 +12,9 @@ _LIBRARY, _OPTIONS = "LD_PRELOAD", "MALLOC_CONF"
 _OURS = "RAY_PCASGD_ALLOCATOR"
 """Set where the others are not the user's own."""
 
-# One arena, since an agent's vectors are freed by other threads than those that made them. Memory is kept, long
-# vectors' too, which have an arena of their own else, and in huge pages: its agent will need as much in its next step.
+# One arena for all threads, so that what one has freed serves the next. Memory is kept, long vectors' too, which have
+# an arena of their own else, and in huge pages: the agent will need as much in its next step. With a finite
+# muzzy_decay_ms, jemalloc 5.3 gave each of them back at once.
 _KEEPING = "narenas:1,oversize_threshold:0,muzzy_decay_ms:-1,thp:always"
 
 
