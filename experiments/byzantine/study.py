@@ -1,5 +1,6 @@
 """The runs of the study: screens, attacks, attackers, delays and shards; then servers."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.byzantine import distances
 from experiments.running import Job, measured
 from ray_pcasgd.runs.settings.loading import load_config
 
@@ -23,30 +25,28 @@ SCREENS = (
     "geometric-median",
 )
 ATTACKS = ("sign-flip", "noise", "alie", "inner-product", "mimic", "label-flip", "stale-replay")
-FEWER: dict[tuple[str, bool], tuple[str, ...]] = {
-    ("alike", False): ATTACKS,
-    ("alike", True): ("sign-flip", "alie", "stale-replay"),
-    ("skewed", False): ("alie",),
-    ("skewed", True): ("alie",),
+LATE: dict[str, dict[str, Any]] = {
+    "keep": {"late": "keep"},
+    "predict": {"late": "predict"},
+    "displacement": {"late": "predict", "prediction": "displacement"},
+    "clip": {"late": "clip"},
 }
-"""Attacks that are tried, by shards and by whether links are late."""
-SWEPT = ("sign-flip", "alie")
-"""Attacks of which the number of attackers is varied."""
-LATE = ("keep", "predict", "clip")
+ASKED = ("alie", "stale-replay")
+"""Attacks under which late neighbors are kept, predicted and clipped."""
 SERVERS: dict[str, Any] = {
     "asgd": {},
     "asgd, kardam": {"correction": {"name": "kardam", "attackers": 2}},
     "sync": {"gathering": "sync"},
     **{
-        f"sync, {screen}": {"gathering": "sync", "screen": screen, "attackers": 2}
+        f"sync, {screen}": {"gathering": "sync", "screen": screen, "attackers": 1 if screen == "bulyan" else 2}
         for screen in SCREENS
-        if screen in ("trimmed-mean", "krum", "centered-clipping")
+        if screen != "nearest-neighbors"  # which is between peers alone
     },
 }
 SERVER_ATTACKS: dict[str, Any] = {
     "sign-flip, s = 10": {"name": "sign-flip", "scale": 10},
     "noise, std 200": {"name": "noise", "std": 200},
-    "stale-replay": "stale-replay",
+    **{attack: attack for attack in ATTACKS if attack not in ("sign-flip", "noise")},
 }
 
 
@@ -68,7 +68,7 @@ def peers(
     """Yield one case's runs; ``number`` attackers are there, and as many are to be stood, or one."""
     algorithm: dict[str, Any] = {"name": "d-asgd"}
     if screen != MEAN:
-        algorithm = {"name": "bridge", "screen": screen, "attackers": max(1, number), "late": late}
+        algorithm = {"name": "bridge", "screen": screen, "attackers": max(1, number), **LATE[late]}
     changes: dict[str, Any] = {
         "algorithm": algorithm,
         "links": [{"between": "clusters", "delay": settings["delay"]}] if is_late else [],
@@ -100,18 +100,13 @@ def jobs_of(settings: Mapping[str, Any]) -> Iterator[Job]:
     """Yield all runs; one that two tables show is made once."""
     screens = settings.get("screens", SCREENS)
     for method in (MEAN, *screens):
-        for shards in SHARDS:
-            for is_late in (False, True):
-                for attack in (None, *FEWER[shards, is_late]):
-                    yield from peers(settings, method, attack, 1, shards=shards, is_late=is_late)
-        for attack in SWEPT:
-            if method != "bulyan":  # which stands one among seven neighbors
+        for shards, is_late, attack in itertools.product(SHARDS, (False, True), (None, *ATTACKS)):
+            yield from peers(settings, method, attack, 1, shards=shards, is_late=is_late)
+        if method != "bulyan":  # which stands one among seven neighbors
+            for attack in ATTACKS:
                 yield from peers(settings, method, attack, 2)
-    for method in screens:
-        for late in LATE[1:]:
-            for attack in (None, "alie"):
-                for shards in SHARDS if late == "predict" else ("alike",):
-                    yield from peers(settings, method, attack, 1, shards=shards, is_late=True, late=late)
+    for method, late, shards, attack in itertools.product(screens, list(LATE)[1:], SHARDS, (None, *ASKED)):
+        yield from peers(settings, method, attack, 1, shards=shards, is_late=True, late=late)
     for name in SERVERS:
         for attack in (None, *SERVER_ATTACKS):
             yield from servers(settings, name, attack)
@@ -123,6 +118,7 @@ def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes:
     figures = pd.DataFrame([figures_of(row) for row in results.to_dict("records")])
     kept = [column for column in results.columns if column not in ("path", "run")]
     pd.concat([results[kept], figures], axis=1).to_parquet(output / "results.parquet", index=False)
+    distances.measure(settings, storage, output, processes)
 
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The study's page and its picture, made from what was measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def picture(runs: pd.DataFrame) -> Figure:
 def _series(runs: pd.DataFrame) -> pd.Series:
     names = np.where(runs["n"] == runs["workers"], "n = workers", "n = " + runs["n"].astype(str))
     return pd.Series(
-        np.where(runs["n"] == 0, "hardsync", names + np.where(runs["n"] == 0, "", ", " + runs["correction"])),
+        np.where(runs["n"] == 0, runs["correction"], names + ", " + runs["correction"]),
         index=runs.index,
     )
 
@@ -55,7 +55,22 @@ def comparisons(runs: pd.DataFrame) -> pd.DataFrame:
     """Return, for each case with staleness, how much better the modulated step size is, with its standard error."""
     keys = ["task", "workers", "step_size", "n"]
     table = runs[runs["n"] > 1].pivot_table(index=[*keys, "seed"], columns="correction", values="test_accuracy")
-    gain = (table["modulated"] - table["not modulated"]).groupby(keys)
+    return judged(table["modulated"] - table["not modulated"], keys)
+
+
+def beside(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return, for each case, how much better each rival is than the modulated step size with n = workers."""
+    keys = ["task", "workers", "step_size", "method"]
+    index = ["task", "workers", "step_size", "seed"]
+    own = runs[(runs["n"] == runs["workers"]) & (runs["correction"] == "modulated")].set_index(index)["test_accuracy"]
+    others = runs[runs["n"] == 0].rename(columns={"correction": "method"})
+    gains = others.set_index([*index, "method"])["test_accuracy"].unstack("method").sub(own, axis=0)
+    return judged(gains.stack(), keys)
+
+
+def judged(gains: pd.Series, keys: Sequence[str]) -> pd.DataFrame:
+    """Return the mean gain of each case over the seeds, with its standard error and what can be said of it."""
+    gain = gains.groupby(keys)
     result = pd.DataFrame({"gain": gain.mean(), "error": gain.sem().fillna(np.inf)}).reset_index()
     # Without any spread, a difference is what it is.
     result["verdict"] = np.select(
@@ -78,6 +93,16 @@ step size, so that large step sizes show what staleness does to stability, small
 whose loss was not finite counts as guessing (10 %). In the tables, {SPREAD}.
 Written by `python -m experiments.staleness_aware --scale {scale}`
 ({machine()}; {total_time(runs)}).
+
+## Without the modulated step size
+
+Whether asynchronous steps need a smaller step size at all: methods that wait for the fastest half of the workers
+(K-sync), drop gradients that are too stale (Ringmaster), or gather as many gradients of the newest weights as there
+are workers (Rennala), against n = workers with the modulated step size. Numbers of cases (workers and step size) in
+which each is better or worse by two standard errors of the paired difference. All take the same number of gradients;
+the virtual seconds, in which K-sync and Rennala wait or discard, are those of `experiments/slow_and_stale`.
+
+{_rivals(runs)}
 
 {tasks}
 """
@@ -105,6 +130,17 @@ def _first(runs: pd.DataFrame) -> str:
             )
         lines.append(text)
     return "\n".join(lines)
+
+
+def _rivals(runs: pd.DataFrame) -> str:
+    """Return how those that bound staleness, or have none, stand beside the modulated step size."""
+    lines = []
+    for (task, method), part in beside(runs).groupby(["task", "method"], sort=False):
+        counts = part["verdict"].value_counts()
+        better, worse, even = (int(counts.get(name, 0)) for name in ("better", "worse", "even"))
+        lines.append(f"| {task} | {method} | {better} | {worse} | {even} |")
+    heads = "| task | method | better | worse | cannot be told |\n|---|---|---|---|---|"
+    return "\n".join([heads, *lines])
 
 
 def _of_task(task: str, settings: Mapping[str, Any], runs: pd.DataFrame) -> str:

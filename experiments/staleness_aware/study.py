@@ -13,6 +13,16 @@ HERE = Path(__file__).parent
 CORRECTIONS = {"modulated": "staleness-aware", "not modulated": "none"}
 
 
+def rivals(workers: int) -> dict[str, dict[str, Any]]:
+    """Return how those gather that bound staleness, or have none, in place of modulating the step size."""
+    return {
+        "hardsync": {"name": "sync"},
+        "K-sync, K = workers / 2": {"name": "k-sync", "k": workers // 2},
+        "Ringmaster, R = workers": {"name": "ringmaster", "delay_threshold": workers},
+        "Rennala, K = workers": {"name": "rennala", "k": workers},
+    }
+
+
 def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
     """Run what is missing, and write what was measured."""
     jobs = [job for task, own in settings.items() for job in jobs_of(task, own)]
@@ -21,13 +31,14 @@ def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes:
 
 
 def jobs_of(task: str, settings: Mapping[str, Any]) -> Iterator[Job]:
-    """Yield the runs on one task; hardsync is n-softsync's other end, and has no staleness to modulate."""
+    """Yield the runs on one task; what is no n-softsync stands under n = 0."""
     for workers in settings["workers"]:
         asked = [n or workers for n in settings["n"]]
         for step_size in settings["step_sizes"]:
             for seed in range(settings["seeds"]):
                 labels = {"task": task, "workers": workers, "step_size": step_size, "seed": seed}
-                yield _job(settings, {**labels, "n": 0, "correction": "hardsync"}, {"gathering": "sync"})
+                for name, gathering in rivals(workers).items():
+                    yield _job(settings, {**labels, "n": 0, "correction": name}, {"gathering": gathering})
                 for n in sorted({n for n in asked if n <= workers}):
                     for label, correction in CORRECTIONS.items():
                         algorithm = {"gathering": {"name": "n-softsync", "n": n}, "correction": correction}
