@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import Family, Outcome, Published, Received
-from ray_pcasgd.agents.peer import PEERS, AgentSpec, Gathered, Peer
+from ray_pcasgd.agents.peer import AgentSpec, Peer
+from ray_pcasgd.agents.peer_reads import Gathered
+from ray_pcasgd.agents.peer_spec import PEERS
 from ray_pcasgd.records import Row, Update
 from ray_pcasgd.tasks.task import TaskData
 

@@ -13,7 +13,8 @@ from ray_pcasgd.agents.clipping import clipped
 from ray_pcasgd.agents.curvature import MeasuredCurvature
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.agents.participant import NO_LOSS, Outcome, Received
-from ray_pcasgd.agents.peer import AgentSpec, Peer, zeros_for
+from ray_pcasgd.agents.peer import AgentSpec, Peer
+from ray_pcasgd.agents.peer_memory import zeros_for
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State
 from ray_pcasgd.records import Own, Reads, Row, Snapshot, Update

@@ -17,7 +17,8 @@ from ray_pcasgd.agents.combining import CombiningPeer
 from ray_pcasgd.agents.learner import Learner, NonFiniteLossError
 from ray_pcasgd.agents.local_round import LocalRound
 from ray_pcasgd.agents.participant import Outcome, Participant, Received
-from ray_pcasgd.agents.peer import Gathered, Peer
+from ray_pcasgd.agents.peer import Peer
+from ray_pcasgd.agents.peer_reads import Gathered
 from ray_pcasgd.agents.worker import Worker
 from ray_pcasgd.records import Own, Reads, Row, Update
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from ray_pcasgd.agents.combining import CombiningSpec
 from ray_pcasgd.agents.differing import DifferingSpec
-from ray_pcasgd.agents.peer import AgentSpec, Recipe
+from ray_pcasgd.agents.peer import AgentSpec
+from ray_pcasgd.agents.peer_spec import Recipe
 from ray_pcasgd.base.imports import import_object
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.config import Config

@@ -11,7 +11,8 @@ from ray_pcasgd.agents.adam import AdamW
 from ray_pcasgd.agents.curvature import MeasuredCurvature, curvature_along
 from ray_pcasgd.agents.optimizer import SGD
 from ray_pcasgd.agents.participant import Received
-from ray_pcasgd.agents.peer import AgentSpec, Peer, Recipe
+from ray_pcasgd.agents.peer import AgentSpec, Peer
+from ray_pcasgd.agents.peer_spec import Recipe
 from ray_pcasgd.records import Read
 from ray_pcasgd.rules import PCASGD
 from ray_pcasgd.runs.plan.plan import make_plan

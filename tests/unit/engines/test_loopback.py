@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ray_pcasgd.agents.mailbox import Header, Mailbox, Message
-from ray_pcasgd.agents.peer import AgentSpec, Peer, Received
+from ray_pcasgd.agents.participant import Received
+from ray_pcasgd.agents.peer import AgentSpec, Peer
 from ray_pcasgd.engines.local.engine import LocalEngine, LocalSettings
 from ray_pcasgd.engines.loopback import LoopBack
 from ray_pcasgd.engines.messages import Contents, RejectedError
