@@ -9,6 +9,7 @@ import pandas as pd
 from experiments.byzantine.study import (
     ASKED,
     ATTACKS,
+    LARGE,
     LATE,
     MEAN,
     SCREENS,
@@ -65,6 +66,7 @@ Nobody late, shards alike; a dash: the graph has too few neighbors for so many.
 ## Servers
 
 Eight workers, exponential compute times, two attackers; b = 2 (Bulyan's 1: for 2 it asks for 11), Kardam's f = 2.
+Mini-batches of {settings["config"]["batch_size"]}, large ones of {settings["distances"]["batch_sizes"][-1]}.
 *Left out*: shares of the attackers' and of the others' gradients.
 
 {of_servers(servers)}"""
@@ -135,21 +137,29 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def kardam(servers: pd.DataFrame) -> str:
-    """Return what Kardam makes of attackers and of the honest."""
+    """Return what Kardam makes of attackers and of the honest, by small mini-batches and by large ones."""
+    lines = [_kardam(servers, size) for size in ("", LARGE) if len(case(servers, method=f"asgd, kardam{size}"))]
+    return "\n".join(lines)
+
+
+def _kardam(servers: pd.DataFrame, size: str) -> str:
     parts, told = [], []
     for attack in SERVER_ATTACKS:
-        rows = case(servers, method="asgd, kardam", attack=attack)
+        rows = case(servers, method=f"asgd, kardam{size}", attack=attack)
         liars, honest = value(rows, "out_attackers"), value(rows, "out_late")
         told.append(liars - honest > TOLD_APART)
-        parts.append(f"{attack} {percent(liars)} of the attackers' and {percent(honest)} of late honest gradients")
-    claim = "**Kardam tells attackers from the honest**" if all(told) else "**Kardam does not tell attackers apart**"
-    if any(told) and not all(told):
-        claim = "**Kardam tells attackers apart under some attacks**"
-    none = case(servers, method="asgd, kardam", attack="none")
-    plain = case(servers, method="asgd", attack="none")
+        parts.append(f"{attack} {percent(liars)}, {percent(honest)}")
+    claim = f"**Kardam tells attackers from the honest**{size}"
+    if not any(told):
+        claim = f"**Kardam does not tell attackers apart**{size}"
+    elif not all(told):
+        claim = f"**Kardam tells attackers apart under some attacks**{size}"
+    none = case(servers, method=f"asgd, kardam{size}", attack="none")
+    plain = case(servers, method=f"asgd{size}", attack="none")
     cost = f"without attackers it rejects {percent(value(none, 'out_late'))} of late gradients"
     reached = f"and comes to {percent(value(none))}, ASGD to {percent(value(plain))}"
-    return f"- {claim}: it rejects under {'; '.join(parts)}; {cost}, {reached}."
+    shares = "; ".join(parts)
+    return f"- {claim}: of the attackers' and of late honest gradients it rejects {shares}; {cost}, {reached}."
 
 
 def lateness(peers: pd.DataFrame) -> str:
