@@ -49,7 +49,8 @@ class Kardam(Correction):
     Until a first growth is known all pass the first filter, and so does what comes after n rejections by it in a row,
     so that training goes on. **Choice**: the quantile of m values is the ``ceil(m (n - f)/n)``-th smallest; ``K_q`` is
     the largest of a worker's last 25, as in the authors' code (whose quantile is 2/3 whatever f is, and which lacks the
-    second filter); a growth over no distance is none. With f = 0 the quantile is the largest of all: little is out.
+    second filter); a growth over no distance is none; a gradient that is not finite never passes. With f = 0 the
+    quantile is the largest of all: little is out.
 
     The paper's own assumption is that gradients differ because weights do. Where mini-batches are small they differ for
     their samples, and the filter compares noise over one update with noise over n: see experiments/byzantine.
@@ -100,19 +101,22 @@ class Kardam(Correction):
         distance = norm(late.present - before.last_point)
         growth = norm(late.gradient - before.last_gradient) / torch.where(distance > 0, distance, 1.0)
         grows = growth > self._quantile(growths.amax(1), is_known)
+        # Out whatever else holds, and remembered nowhere.
+        is_lie = ~norm(late.gradient).isfinite()
         is_out = grows & is_known.any() & (distance > 0) & (before.in_a_row < number)
         contributors = torch.cat((torch.full_like(before.in_a_row, worker)[None], before.contributors))
-        is_accepted = ~is_out & ~self._is_too_frequent(contributors, number)
+        is_accepted = ~is_out & ~is_lie & ~self._is_too_frequent(contributors, number)
         row = torch.arange(number, device=growths.device) == worker
+        noted = row & ~is_lie
         following = KardamState(
-            torch.where(row[:, None], late.gradient, before.gradients),
-            torch.where(row[:, None], late.computed_at, before.points),
-            before.known | row,
+            torch.where(noted[:, None], late.gradient, before.gradients),
+            torch.where(noted[:, None], late.computed_at, before.points),
+            before.known | noted,
             growths,
             torch.where(is_accepted, late.gradient, before.last_gradient),
             torch.where(is_accepted, late.present, before.last_point),
             torch.where(is_accepted, contributors[: len(before.contributors)], before.contributors),
-            torch.where(is_accepted, 0, before.in_a_row + is_out),
+            torch.where(is_accepted, 0, before.in_a_row + (is_out & ~is_lie)),
             (row & ~is_accepted).to(growths.dtype),
         )
         return following, torch.where(is_accepted, self.weighting.of(late.staleness) * late.gradient, 0.0)
@@ -126,7 +130,7 @@ class Kardam(Correction):
         moved = norm(late.computed_at - state.points[worker])
         growth = norm(late.gradient - state.gradients[worker]) / torch.where(moved > 0, moved, 1.0)
         row = torch.cat((growth[None], state.growths[worker, :-1]))
-        is_one = state.known[worker] & (moved > 0)
+        is_one = state.known[worker] & (moved > 0) & growth.isfinite()
         rows = torch.arange(state.known.shape[0], device=row.device)[:, None] == worker
         return torch.where(rows & is_one, row, state.growths)
 

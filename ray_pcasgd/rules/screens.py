@@ -195,7 +195,8 @@ class CenteredClipping(Screen):
         shares = torch.where(votes.present, votes.shares * kept, 0.0)
         mean = votes.center
         for share, vector in zip(shares.unbind(), votes.vectors, strict=True):
-            mean = mean + share * (vector - votes.center)
+            # What is infinitely far away has a share of 0, of which it would make no number.
+            mean = mean + torch.where(share > 0, share * (vector - votes.center), 0.0)
         return Screened(mean, 1 - kept)
 
 
@@ -227,7 +228,7 @@ class GeometricMedian(Screen):
             shares = weights / _total(weights)
             point = torch.zeros_like(point)
             for share, vector in zip(shares.unbind(), vectors, strict=True):
-                point = point + share * vector
+                point = point + torch.where(share > 0, share * vector, 0.0)
         equal = shares * count(present)
         return Screened(point, votes.of_others(1 - equal.clamp(max=1.0)))
 
@@ -245,8 +246,8 @@ def _middle(number: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _filled(block: Tensor, present: Tensor) -> Tensor:
-    """Return a block (n, ...) in which what is missing comes last in every order."""
-    return torch.where(present[:, None], block, math.inf)
+    """Return a block (n, ...) in which what is missing, or is no number, comes last in every order."""
+    return torch.where(present[:, None] & ~block.isnan(), block, math.inf)
 
 
 def _lower_median(values: Tensor, present: Tensor) -> Tensor:

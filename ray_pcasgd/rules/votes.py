@@ -3,6 +3,8 @@
 Pure, without an ``if`` on a tensor; what is missing is masked, so that it changes no bit of the others. Distances are
 ``numerics.inner`` of differences: by inner products of the vectors themselves (a Gram matrix), float32 would leave
 nothing of the distance between two models that hardly differ.
+
+A vector may hold anything, numbers that are not finite too: those are infinitely far away, and the largest of all.
 """
 
 import math
@@ -121,7 +123,12 @@ def mean_of_vectors(vectors: Vectors, counts: Tensor, share: Tensor) -> Tensor:
 
 def distances_from(point: Tensor, vectors: Vectors) -> Tensor:
     """Return the Euclidean distances of n vectors from a point, shape (n,)."""
-    return torch.stack([inner(vector - point, vector - point) for vector in vectors]).sqrt()
+    return far(torch.stack([inner(vector - point, vector - point) for vector in vectors]).sqrt())
+
+
+def far(distances: Tensor) -> Tensor:
+    """Return distances, infinite where they are not numbers."""
+    return torch.where(distances.isnan(), math.inf, distances)
 
 
 def squared_distances(vectors: Vectors, present: Tensor) -> Tensor:
@@ -133,7 +140,7 @@ def squared_distances(vectors: Vectors, present: Tensor) -> Tensor:
         torch.stack([nothing if i == k else found[max(i, k), min(i, k)] for k in range(number)]) for i in range(number)
     ]
     both = present[:, None] & present[None, :]
-    return torch.where(both, torch.stack(rows), math.inf)
+    return far(torch.where(both, torch.stack(rows), math.inf))
 
 
 def krum_scores(distances: Tensor, among: Tensor, nearest: Tensor) -> Tensor:

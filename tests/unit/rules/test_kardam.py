@@ -101,6 +101,29 @@ def test_it_tells_liars_from_the_honest_where_nobody_is_late_and_hardly_where_al
     assert shares[False][0] < shares[False][1] + 0.15
 
 
+@pytest.mark.parametrize("lie", [math.nan, math.inf, 1e30], ids=str)
+def test_a_gradient_that_is_not_finite_never_passes_and_is_forgotten(lie: float) -> None:
+    """Not the first either, when all others pass, nor after n rejections; the others go on as if it had not come."""
+    rule, one = Kardam(attackers=1), torch.tensor(1.0)
+
+    def accepted(lies: bool) -> list[bool]:
+        draw, state, found = generator(0, "lies"), rule.init(torch.zeros(SIZE), 4), []
+        for step in range(40):
+            x = torch.full((SIZE,), 1.0 / (step + 1))
+            for worker in range(0 if lies else 1, 4):
+                gradient = torch.full((SIZE,), lie) if worker == 0 else x + torch.from_numpy(draw.normal(size=SIZE))
+                late = Late(gradient.float(), torch.zeros(SIZE), one, one, one, x, x)
+                state, corrected = rule.apply(state, worker, late)
+                found.append((worker, not rule.rejected(state)[worker]))
+                assert corrected.isfinite().all()
+        assert all(tensor.isfinite().all() for tensor in state)
+        assert not any(passed for worker, passed in found if worker == 0)
+        return [bool(passed) for worker, passed in found if worker]
+
+    assert accepted(lies=True) == accepted(lies=False)
+    assert any(accepted(lies=True))
+
+
 @pytest.mark.parametrize("name", [name for name, screen in SCREENS.items() if not isinstance(screen, NearestNeighbors)])
 def test_a_screen_at_a_server_is_its_reference_and_too_few_gradients_move_nothing(name: str) -> None:
     attackers, workers, screen = 1, 9, SCREENS[name]

@@ -107,6 +107,32 @@ def test_as_many_attackers_as_it_stands_move_a_screen_no_further_than_the_honest
         assert (found.dropped[:attackers] > 0.5).all()
 
 
+@every_screen
+@pytest.mark.parametrize("attackers", [1, 2])
+@pytest.mark.parametrize("center_votes", [True, False], ids=["peers", "server"])
+@pytest.mark.parametrize("told", ["nan", "inf", "-inf", "1e30", "one nan"])
+def test_what_is_not_finite_is_a_lie_like_any(name: str, attackers: int, center_votes: bool, told: str) -> None:
+    """What comes out is what comes out where the same attackers send numbers that are as good as infinite."""
+    if name == "nearest-neighbors" and not center_votes:
+        pytest.skip("between peers alone")
+    screen = SCREENS[name]
+    number = screen.least(attackers, center_votes)
+    draw = generator(0, "not finite", attackers)
+    honest = draw.normal(size=(number - attackers + 1, 30))
+    lies = np.full((attackers, 30), float(told.split()[-1]))
+    if told == "one nan":
+        lies = honest[1] + 1e3 * np.abs(draw.normal(size=(attackers, 30)))
+        lies[:, 3] = np.nan
+    others = np.vstack([lies, honest[1:]])
+    votes = votes_of(honest[0], others, np.full(len(others), 1 / (len(others) + 1)), center_votes)
+    found = screen.apply(votes, attackers)
+    largest = max(float(np.linalg.norm(a - b)) for a in honest for b in honest)
+    assert float(np.linalg.norm(found.vector.numpy() - honest.mean(axis=0))) <= 2 * largest
+    assert ((found.dropped >= 0) & (found.dropped <= 1)).all()
+    if name != "median":
+        assert (found.dropped[:attackers] > 0.5).all()
+
+
 def test_without_attackers_the_trimmed_mean_is_d_asgd_of_equal_weights_to_the_bit() -> None:
     draw = generator(0, "plain")
     for number in range(1, 9):
