@@ -11,7 +11,8 @@ from ray_pcasgd.base.locations import refuse_key
 from ray_pcasgd.base.text import one_line
 from ray_pcasgd.config import Config
 from ray_pcasgd.runs.callbacks import Callback
-from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
+from ray_pcasgd.runs.plan.defaults import with_defaults
+from ray_pcasgd.runs.plan.plan import joined, make_plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.hints import for_word, plain
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config, merge, parse_assignment

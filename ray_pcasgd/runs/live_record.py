@@ -15,8 +15,9 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.exchange import AllNeighbors
 from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.runs.plan.defaults import cluster_of_each_agent
 from ray_pcasgd.runs.plan.local_steps import rounds_of, steps_of_workers
-from ray_pcasgd.runs.plan.plan import cluster_of_each_agent, make_plan
+from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import read_yaml
 from ray_pcasgd.runs.settings.trust import load_run_settings
 from ray_pcasgd.runs.storage.fetched import fetched_run

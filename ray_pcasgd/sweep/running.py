@@ -19,7 +19,8 @@ from ray_pcasgd.engines.ray.cluster import RayCluster
 from ray_pcasgd.engines.ray.placement import bundles_of
 from ray_pcasgd.engines.ray.serialization import compact
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.runs.plan.plan import joined, make_plan, with_defaults
+from ray_pcasgd.runs.plan.defaults import with_defaults
+from ray_pcasgd.runs.plan.plan import joined, make_plan
 from ray_pcasgd.runs.plan.replaying import as_replay
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.settings.trust import is_own, note_files

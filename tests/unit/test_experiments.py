@@ -46,7 +46,7 @@ from experiments.staleness_aware.page import comparisons
 from experiments.studies import ensure_run
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
-from ray_pcasgd.runs.plan.plan import with_defaults
+from ray_pcasgd.runs.plan.defaults import with_defaults
 from ray_pcasgd.runs.settings.loading import load_config
 from tests.devices import DEVICES
 

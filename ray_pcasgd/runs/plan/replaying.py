@@ -4,7 +4,7 @@ import logging
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.ray.settings import RaySettings
-from ray_pcasgd.runs.plan.plan import with_defaults
+from ray_pcasgd.runs.plan.defaults import with_defaults
 
 logger = logging.getLogger("ray_pcasgd")
 

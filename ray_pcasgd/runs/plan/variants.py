@@ -13,8 +13,9 @@ from ray_pcasgd.base.doors import CUSTOM
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.rules.base import Rule
+from ray_pcasgd.runs.plan.defaults import with_defaults
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
-from ray_pcasgd.runs.plan.plan import Plan, make_plan, with_defaults
+from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.plan.tryout import try_out_variants
 from ray_pcasgd.runs.settings.errors import one_line
 from ray_pcasgd.runs.settings.loading import SettingsError

@@ -7,8 +7,8 @@ from ray_pcasgd import SettingsError
 from ray_pcasgd.engines.local.engine import LocalSettings
 from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.runs.consensus import evaluation_device
+from ray_pcasgd.runs.plan.defaults import with_defaults
 from ray_pcasgd.runs.plan.memory import check_memory
-from ray_pcasgd.runs.plan.plan import with_defaults
 from ray_pcasgd.runs.settings.loading import load_config
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ray_pcasgd.base.randomness import generator
-from ray_pcasgd.runs.plan.plan import with_defaults
+from ray_pcasgd.runs.plan.defaults import with_defaults
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.schedule.law_measured import MeasuredLaw
 from ray_pcasgd.schedule.law_text import FORMS, parse_delay
