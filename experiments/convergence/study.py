@@ -18,7 +18,7 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.trainer import fit_together
-from ray_pcasgd.schedule.topology import build_network
+from ray_pcasgd.schedule.network import build_network
 
 HERE = Path(__file__).parent
 TAIL = 0.25

@@ -13,8 +13,8 @@ from ray_pcasgd.rules.acid import ACiD, flowed
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.runs.plan.pairs import divide, with_acceleration
 from ray_pcasgd.runs.settings.loading import load_config
+from ray_pcasgd.schedule.network import build_network
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
-from ray_pcasgd.schedule.topology import build_network
 
 Noise = Literal["white", "correlated", "heterogeneous"]
 NOISES: tuple[Noise, ...] = get_args(Noise)

@@ -13,12 +13,12 @@ from ray_pcasgd.runs.storage.remote import reason_of
 from ray_pcasgd.schedule.delays import check_timing
 from ray_pcasgd.schedule.hosts import check_hosts
 from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.network import Network
 from ray_pcasgd.schedule.ordering import causally_ordered
 from ray_pcasgd.schedule.parquet import read_log
 from ray_pcasgd.schedule.regions import check_regions, links_of
 from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
-from ray_pcasgd.schedule.topology import Network
 
 
 class Roster(NamedTuple):

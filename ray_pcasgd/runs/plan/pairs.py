@@ -19,10 +19,11 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows
 from ray_pcasgd.schedule.changing import ChangingTopology
 from ray_pcasgd.schedule.info import ScheduleInfo
+from ray_pcasgd.schedule.network import Network, build_network
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
 from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Schedule
-from ray_pcasgd.schedule.topology import Metropolis, Network, build_network
+from ray_pcasgd.schedule.topology import Metropolis
 
 
 class Division(NamedTuple):

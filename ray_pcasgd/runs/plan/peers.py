@@ -30,11 +30,12 @@ from ray_pcasgd.schedule.changing import ChangingTopology, Hierarchical
 from ray_pcasgd.schedule.churn import ChurningPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import away_times
+from ray_pcasgd.schedule.network import Network, build_network, build_push_network
 from ray_pcasgd.schedule.parquet import check_fits, newest_reads
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule
-from ray_pcasgd.schedule.topology import Metropolis, Network, build_network, build_push_network
+from ray_pcasgd.schedule.topology import Metropolis
 from ray_pcasgd.tasks.datasets import CustomData, Data
 from ray_pcasgd.tasks.map_style import samples_of
 from ray_pcasgd.tasks.ray_stream import StreamedImages

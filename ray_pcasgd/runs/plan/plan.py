@@ -38,10 +38,10 @@ from ray_pcasgd.schedule.churn import ChurningPlanner
 from ray_pcasgd.schedule.churn_servers import ChurningServerPlanner
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.membership import Departure, away_times
+from ray_pcasgd.schedule.network import Network
 from ray_pcasgd.schedule.recording import replayable
 from ray_pcasgd.schedule.row_log import RowLog
 from ray_pcasgd.schedule.scheduler import Recorded, Schedule, waits_for_losses
-from ray_pcasgd.schedule.topology import Network
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.task import TaskData
 

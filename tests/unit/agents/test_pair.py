@@ -24,10 +24,11 @@ from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay, LinkTimes
 from ray_pcasgd.schedule.info import ScheduleInfo
 from ray_pcasgd.schedule.laws import Law
+from ray_pcasgd.schedule.network import build_network
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import read_rows, write_rows
 from ray_pcasgd.schedule.plan_pairs import PairPlanner
-from ray_pcasgd.schedule.topology import Complete, Metropolis, Ring, Star, Torus, build_network
+from ray_pcasgd.schedule.topology import Complete, Metropolis, Ring, Star, Torus
 from tests.references.pairs import PairReference
 
 SMALL: dict[str, Any] = {

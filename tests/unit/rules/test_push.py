@@ -16,7 +16,8 @@ from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.plan.plan import Plan, make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
-from ray_pcasgd.schedule.topology import DirectedEdges, DirectedExponential, DirectedRing, Ring, build_push_network
+from ray_pcasgd.schedule.network import build_push_network
+from ray_pcasgd.schedule.topology import DirectedEdges, DirectedExponential, DirectedRing, Ring
 from tests.references.push import PushReference
 
 UNEVEN = {"law": {"name": "exponential", "mean": 1.0}}

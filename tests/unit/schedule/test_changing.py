@@ -15,7 +15,8 @@ from ray_pcasgd.runs.settings.loading import SettingsError, load_config, read_ya
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.schedule.barrier import AllBarrier
 from ray_pcasgd.schedule.changing import Hierarchical, OnePeerExponential
-from ray_pcasgd.schedule.topology import Metropolis, build_network
+from ray_pcasgd.schedule.network import build_network
+from ray_pcasgd.schedule.topology import Metropolis
 from tests.comparing import assert_same_to_the_bit
 from tests.references.averaging import Matrix, hierarchical, one_peer
 

@@ -10,12 +10,13 @@ from ray_pcasgd.schedule import row_log
 from ray_pcasgd.schedule.barrier import NoBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.laws import Exponential
+from ray_pcasgd.schedule.network import build_network
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import first_difference, trace_hash
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.recording import replayable
 from ray_pcasgd.schedule.row_log import RowLog
-from ray_pcasgd.schedule.topology import Complete, Metropolis, Ring, build_network
+from ray_pcasgd.schedule.topology import Complete, Metropolis, Ring
 from tests.speed import examples
 from tests.unit.schedule.slow_recording import slow_order, slow_replayable
 from tests.unit.schedule.test_parquet import changed, changed_read, planned

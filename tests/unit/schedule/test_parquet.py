@@ -11,6 +11,7 @@ from ray_pcasgd.records import Read, Row
 from ray_pcasgd.schedule.barrier import NoBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.laws import Exponential
+from ray_pcasgd.schedule.network import build_network
 from ray_pcasgd.schedule.parquet import (
     FORMAT,
     check_fits,
@@ -22,7 +23,7 @@ from ray_pcasgd.schedule.parquet import (
 )
 from ray_pcasgd.schedule.plan_peers import Planner
 from ray_pcasgd.schedule.row_log import RowLog
-from ray_pcasgd.schedule.topology import Complete, Metropolis, build_network
+from ray_pcasgd.schedule.topology import Complete, Metropolis
 
 NEIGHBORS = build_network(Complete(), Metropolis(), 3, 0).neighbors
 METADATA = {"mode": "planned", "run": "ö, \n"}

@@ -16,20 +16,11 @@ from ray_pcasgd.rules.exchange import RandomPairs
 from ray_pcasgd.schedule.barrier import AllBarrier, Barrier, BoundedBarrier, NoBarrier, SampledBarrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay
 from ray_pcasgd.schedule.laws import Law
+from ray_pcasgd.schedule.network import build_network, build_push_network
 from ray_pcasgd.schedule.ordering import in_causal_order
 from ray_pcasgd.schedule.parquet import trace_hash
 from ray_pcasgd.schedule.plan_peers import Planner
-from ray_pcasgd.schedule.topology import (
-    Complete,
-    DirectedExponential,
-    DirectedRing,
-    ErdosRenyi,
-    Metropolis,
-    Ring,
-    Star,
-    build_network,
-    build_push_network,
-)
+from ray_pcasgd.schedule.topology import Complete, DirectedExponential, DirectedRing, ErdosRenyi, Metropolis, Ring, Star
 from tests.speed import examples
 from tests.unit.planning import slow_rows
 

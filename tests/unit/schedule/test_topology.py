@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from ray_pcasgd.schedule.topology import Metropolis, Mixing, Network, Topology, Uniform, build_network
+from ray_pcasgd.schedule.network import Network, build_network
+from ray_pcasgd.schedule.topology import Metropolis, Mixing, Topology, Uniform
 from tests.speed import examples
 
 EXAMPLES: list[tuple[dict[str, Any], int]] = [
