@@ -15,7 +15,7 @@ from ray_pcasgd.agents.local_tensors import joined
 from ray_pcasgd.agents.mailbox import Delivery
 from ray_pcasgd.agents.participant import Family, Incoming, LearnerSpec, Outcome, Participant, Published, Received
 from ray_pcasgd.agents.server_recipe import ServerRecipe
-from ray_pcasgd.agents.yellowfin import mean_trail
+from ray_pcasgd.agents.yellowfin import mean_trail, steps_around
 from ray_pcasgd.base.numerics import is_finite
 from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Read, Row, Snapshot, of_neighbor
@@ -94,7 +94,9 @@ class Server(Participant):
         """Where the correction needs the gap, or the optimizer the way: weights by version, of those that workers
         compute at, and the newest; for the optimizer also the version before and after each."""
         self.taken: tuple[int, ...] = ()
-        """The versions at which the gradients of the last update were computed, where the optimizer asks for them."""
+        """The versions at which the gradients of the last step were computed, where the optimizer asks for them."""
+        self.held: set[int] = set()
+        """The versions whose update has not moved the weights, as far back as the history goes."""
         self.view = recipe.rule.view if isinstance(recipe.rule, ParameterServer) else None
         self.nesterov = recipe.rule.nesterov if isinstance(recipe.rule, ParameterServer) else None
         kept = self.view.delay if self.view else 0 if self.nesterov is None else 1
@@ -210,7 +212,7 @@ class Server(Participant):
             start = self.weights
             if self.nesterov is not None:
                 start = self.nesterov.extrapolated(start, self.recent[0], self.version)
-            more = {"trail": mean_trail(self.history, self.taken)} if self.taken else {}
+            more = {"trail": mean_trail(self.history, self.taken, self.held)} if self.taken else {}
             self.optimizer_state, direction = recipe.optimizer.direction(
                 self.optimizer_state, start, moved, self.parts, self.moving(received), step_size, **more
             )
@@ -229,7 +231,9 @@ class Server(Participant):
         if self.spec.place == 0 and not is_held:
             # What a worker has not sent is with it as it was made.
             self.local = joined([{**self.made, **state.local} for state in received])
-        if recipe.senses_momentum:
+        if recipe.senses_momentum and is_held:
+            self.held.add(self.version)
+        elif recipe.senses_momentum:
             self.taken = tuple(self.version - state.read.staleness for state in received)
         self.version += 1
         if recipe.keeps_versions:
@@ -288,7 +292,7 @@ class Server(Participant):
             "position": self.position.state(),
             "history": self.history,
             "computed_at": dict(self.computed_at),
-            **({"taken": list(self.taken)} if self.spec.recipe.senses_momentum else {}),
+            **({"taken": list(self.taken), "held": sorted(self.held)} if self.spec.recipe.senses_momentum else {}),
             **({"recent": list(self.recent)} if self.view or self.nesterov else {}),
             **({} if self.attackers is None else {"attackers": self.attackers.state()}),
         }
@@ -303,7 +307,7 @@ class Server(Participant):
         self.position.restore(state["position"])
         self.history = {version: weights.to(self.device) for version, weights in state["history"].items()}
         self.computed_at = dict(state["computed_at"])
-        self.taken = tuple(state.get("taken", ()))
+        self.taken, self.held = tuple(state.get("taken", ())), set(state.get("held", ()))
         if self.attackers is not None:
             self.attackers.restore(state["attackers"], self.device)
         kept = state.get("recent", [self.weights])
@@ -317,14 +321,14 @@ class Server(Participant):
         oldest = min(self.computed_at.values())
         computed = is_needed or (lambda version: version >= oldest)
 
-        def is_kept(version: int) -> bool:
-            if not self.spec.recipe.senses_momentum:
-                return computed(version)
-            around = range(version - 1, version + 2)
-            return any(computed(one) or one in self.taken for one in around)
-
-        for version in [v for v in self.history if v < self.version and not is_kept(v)]:
+        around: set[int] = set()
+        if self.spec.recipe.senses_momentum:
+            for version in {*self.taken, *(v for v in self.history if computed(v))}:
+                for first in steps_around(version, self.held):
+                    around |= {first, first + 1}
+        for version in [v for v in self.history if v < self.version and not (computed(v) or v in around)]:
             del self.history[version]
+        self.held = {version for version in self.held if version >= min(self.history)}
 
     def _delivered(self, state: Received, eta: Tensor) -> Delivered:
         read, recipe = state.read, self.spec.recipe

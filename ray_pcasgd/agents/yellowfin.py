@@ -1,7 +1,8 @@
 """YellowFin: momentum SGD that tunes its own momentum and step size, also under asynchrony (Zhang, Mitliagkas 2019)."""
 
 import math
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Container, Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -259,9 +260,23 @@ def total_momentum(trail: Trail, pull: Tensor) -> Tensor:
     return torch.nanmedian(ratios)
 
 
-def mean_trail(history: Any, versions: Any) -> Trail:
-    """Return how weights have moved at some versions, as a mean over these, of a history of them by version."""
-    after = [history[version + 1] - history[version] for version in versions]
-    before = [history[version] - history[max(0, version - 1)] for version in versions]
+def steps_around(version: int, held: Container[int]) -> tuple[int, int]:
+    """Return the versions at which the steps before and after one begin; -1 where there is none before.
+
+    The weights have not moved from the versions that are ``held`` to the next ones.
+    """
+    before, after = version - 1, version
+    while before in held:
+        before -= 1
+    while after in held:
+        after += 1
+    return before, after
+
+
+def mean_trail(history: Mapping[int, Tensor], versions: Sequence[int], held: Container[int] = ()) -> Trail:
+    """Return how weights have moved around some versions, as a mean over these, of a history of them by version."""
+    around = [steps_around(version, held) for version in versions]
+    after = [history[last + 1] - history[last] for _, last in around]
+    before = [history[max(0, first + 1)] - history[max(0, first)] for first, _ in around]
     count = len(after)
     return Trail(sum(after[1:], after[0]) / count, sum(before[1:], before[0]) / count)

@@ -91,6 +91,8 @@ def marginals(
     if not varied or points["mean"].isna().all():
         return None
     figure, panels = new_figure(len(varied), height=3.4, shared_y=True)
+    # A point that came to no figures has no place; of words, matplotlib would refuse it.
+    points = points[points["mean"].notna()]
     finished = has_finished(points)
     for axes, key in zip(panels, varied, strict=True):
         values = points[key]

@@ -70,14 +70,16 @@ class InconsistentView(Settings):
     delay: int = Field(ge=1)
     """tau: how many updates old a block may be."""
     block: int = Field(16, ge=1)
-    """Coordinates of one block; 16 numbers are a cache line."""
+    """Coordinates of one block; 16 numbers are a cache line. As large as the model, or larger, a view is one version
+    with all its numbers, up to ``delay`` updates old."""
 
     def of(self, versions: "Sequence[Tensor]", seed: int, version: int) -> "Tensor":
         """Return the view of a version, shape (D,), of the last versions' weights, the newest last."""
         newest, *before = reversed(versions)
         size = newest.numel()
-        drawn = generator(seed, "view", version).integers(len(versions), size=-(-size // self.block))
-        ages = newest.new_tensor(np.repeat(drawn, self.block)[:size])
+        block = min(self.block, max(size, 1))
+        drawn = generator(seed, "view", version).integers(len(versions), size=-(-size // block))
+        ages = newest.new_tensor(np.repeat(drawn, block)[:size])
         view = newest
         for age, older in enumerate(before, 1):
             view = older.where(ages == age, view)

@@ -129,9 +129,10 @@ def compare(
         for seed in range(config.seed, config.seed + num_seeds)
     }
     for own in configs.values():
-        with_defaults(own)  # refuses what cannot be run, before the first of them runs
-    # What is known later only of one of them is the same for most.
-    with joined(make_plan(next(iter(configs.values()))).cluster):
+        with_defaults(own)  # what settings alone tell, before any data are loaded
+    # What cannot be run is refused before the first of them runs: a graph's degrees may go by the seed, too.
+    clusters = [make_plan(own).cluster for own in configs.values()]
+    with joined(clusters[0]):
         path = claimed_folder(config.storage_path, config.name, "comparison")
         return _run_all(configs, path, callbacks)
 

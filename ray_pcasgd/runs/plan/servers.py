@@ -53,9 +53,14 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
         )
     if isinstance(rule.gathering, Adversarial):
         _check_adversary(config, rule)
+    if optimizer.senses_momentum and (told := _hides_momentum(rule)):
+        raise ValueError(
+            f"optimizer.closed_loop = true: allowed with {told} is false; the total momentum is measured where each "
+            "update is the gradients that came for it, each computed at one version"
+        )
     if isinstance(rule, ParameterServer) and rule.nesterov and not _is_plain(optimizer):
         raise ValueError(
-            f"optimizer.name = {optimizer.name!r}: allowed with algorithm.nesterov.name = "
+            f"optimizer{_told(optimizer)}: allowed with algorithm.nesterov.name = "
             f"{rule.nesterov.name!r} is sgd without momentum, which it has itself"
         )
     if isinstance(rule, SVRG | FedGLOMO):
@@ -69,6 +74,17 @@ def check_server_settings(config: Config, rule: ServerRule) -> None:
         raise ValueError(
             "on_non_finite_loss = 'isolate': allowed with a server is stop; all workers compute at its weights"
         )
+
+
+def _hides_momentum(rule: ServerRule) -> str | None:
+    """Return what makes an update another thing than the gradients that came for it, if anything does."""
+    if isinstance(rule, SVRG):
+        return f"algorithm.name = {rule.name!r}"
+    if isinstance(rule, ParameterServer) and rule.gathering.averages != "gradients":
+        return f"gathering.name = {rule.gathering.name!r}"
+    if isinstance(rule, ParameterServer) and rule.view is not None:
+        return f"view.delay = {rule.view.delay}"
+    return None
 
 
 def _is_plain(optimizer: LocalOptimizer) -> bool:

@@ -1,5 +1,6 @@
 """YellowFin: against its formulas in float64, the momentum that it measures, and the momentum that asynchrony adds."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ray_pcasgd.agents.server import Server
 from ray_pcasgd.agents.yellowfin import YellowFin, single_step
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.engines.local.execution import Execution
+from ray_pcasgd.records import of_neighbor
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.settings.loading import SettingsError, load_config
 from ray_pcasgd.runs.trainer import Trainer
@@ -158,10 +160,22 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", ["asgd", "sync", {"name": "k-batch-async", "k": 3}], ids=str)
-def test_a_server_measures_where_its_gradients_were_computed(name: Any) -> None:
-    """Against the reference, which is given the way around each gradient's version from a list of all versions."""
-    own = make_plan(load_config(SMALL | {"algorithm": {"name": "server", "gathering": name}}))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gathering": "asgd"},
+        {"gathering": "sync"},
+        {"gathering": {"name": "k-batch-async", "k": 3}},
+        {"correction": "kardam"},
+    ],
+    ids=str,
+)
+def test_a_server_measures_where_its_gradients_were_computed(changes: dict[str, Any]) -> None:
+    """Against the reference, which is given the way around each gradient's version from a list of all versions.
+
+    Of updates that are rejected there is no step: they are in no list.
+    """
+    own = make_plan(load_config(SMALL | {"num_steps": 40, "algorithm": {"name": "server", **changes}}))
     agents = [spec.build(own.data) for spec in own.specs]
     server = agents[-1]
     assert isinstance(server, Server)
@@ -169,6 +183,8 @@ def test_a_server_measures_where_its_gradients_were_computed(name: Any) -> None:
     assert isinstance(own.config.optimizer, YellowFin)
     x = [server.weights.double().numpy()]
     reference, before = YellowFinReference(own.config.optimizer, x[0]), []
+    moves = [0]
+    """How many steps there were before each version."""
     for row in own.schedule:
         assert row is not None
         if row.agent != 4:
@@ -180,13 +196,19 @@ def test_a_server_measures_where_its_gradients_were_computed(name: Any) -> None:
             after = np.mean([x[s + 1] - x[s] for s in before], axis=0)
             trail = (after, np.mean([x[s] - x[max(0, s - 1)] for s in before], axis=0))
         (report,) = execution.execute([row])
-        reference.step(x[-1], np.mean(received, axis=0), 1.0, trail)
-        before = [len(x) - 1 - read.staleness for read in row.reads]
+        if report.measures.get(of_neighbor("screened", row.reads[0].neighbor)) == 1:
+            moves.append(moves[-1])
+            continue
+        weight = math.exp(-0.2 * row.reads[0].staleness) if "correction" in changes else 1.0
+        reference.step(x[-1], weight * np.mean(received, axis=0), 1.0, trail)
+        before = [moves[-1 - read.staleness] for read in row.reads]
         x.append(server.weights.double().numpy())
+        moves.append(len(x) - 1)
         assert report.measures["momentum"] == pytest.approx(reference.mu, abs=1e-3)
         assert report.measures["rate"] == pytest.approx(reference.alpha, rel=1e-3)
         assert len(server.history) < 40
-    assert max(read.staleness for row in own.schedule if row for read in row.reads) > 2 or name == "sync"
+    assert max(read.staleness for row in own.schedule if row for read in row.reads) > 2 or "sync" in str(changes)
+    assert (moves[-1] < len(moves) - 10) == ("correction" in changes)
 
 
 def test_the_measures_are_columns_of_the_metrics_and_a_run_goes_on_from_its_state(tmp_path: Any) -> None:
@@ -218,6 +240,18 @@ def test_a_server_with_this_optimizer_goes_on_from_its_state_to_the_bit() -> Non
     [
         ({"optimizer": {"name": "yellowfin", "gain": 0}}, "optimizer.gain = 0: allowed are values above 0"),
         ({"optimizer": {"name": "yellowfin", "window": 0}}, "optimizer.window = 0: allowed are"),
+        *(
+            (
+                {"optimizer": "yellowfin", "algorithm": algorithm, "links": []},
+                rf"optimizer.closed_loop = true: allowed with {told} is false; the total momentum is measured",
+            )
+            for algorithm, told in (
+                ({"name": "server", "gathering": "ringleader"}, "gathering.name = 'ringleader'"),
+                ({"name": "server", "gathering": "ia2sgd"}, "gathering.name = 'ia2sgd'"),
+                ({"name": "server", "view": {"delay": 3}}, "view.delay = 3"),
+                ("svrg", "algorithm.name = 'svrg'"),
+            )
+        ),
         ({"optimizer": {"name": "yellowfin", "momentum": 0.9}}, "optimizer.momentum = 0.9: no such setting"),
         ({"algorithm": {"name": "server", "shards": 2}}, "algorithm.shards = 2: allowed with an optimizer that looks"),
         (

@@ -104,6 +104,9 @@ def test_every_coordinate_of_a_view_is_that_of_the_version_drawn_for_its_block(
     drawn = generator(7, "view", version).integers(len(versions), size=(size + block - 1) // block)
     for place in range(size):
         assert view[place] == versions[-1 - drawn[place // block]][place]
+    # A block that is larger than the model takes no more memory than one of its size.
+    whole = InconsistentView(delay=delay, block=10**12).of(versions, 7, version)
+    assert torch.equal(whole, versions[-1 - generator(7, "view", version).integers(len(versions), size=1)[0]])
 
 
 def test_workers_compute_at_views_and_the_server_goes_on_from_its_own_weights() -> None:

@@ -45,6 +45,9 @@ def test_nothing_runs_where_one_method_cannot(tmp_path: Path) -> None:
     config = load_config(TINY | {"storage_path": str(tmp_path)})
     with pytest.raises(SettingsError, match=r"^algorithm\.theta = \[0\.5\]: allowed is one value for each of the 3"):
         compare(config, [METHODS[0], parse_method("pc-asgd,theta=[0.5]")], 1)
+    # Which only the run's graph tells.
+    with pytest.raises(SettingsError, match=r"^algorithm\.attackers = 4: "):
+        compare(config, [METHODS[0], parse_method("bridge,attackers=4")], 1)
     assert list(tmp_path.iterdir()) == []
 
 

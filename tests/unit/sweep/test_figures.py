@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -285,6 +286,18 @@ def test_what_was_stopped_early_has_no_color_and_no_share_in_means(tmp_path: Pat
     assert "<th>at step</th>" in text
     assert "Points of which no trial finished come last" in text
     assert heat_map(points, KEYS, METRIC, {"step_size": True}) is None  # a range is no grid
+
+
+def test_a_report_has_place_for_points_that_came_to_nothing_and_settings_that_are_words(tmp_path: Path) -> None:
+    rows = [
+        {"algorithm.screen": screen, "algorithm.attackers": attackers, **came_to}
+        for screen in ("trimmed-mean", "krum")
+        for attackers, came_to in ((1, {METRIC: 0.5}), (4, {METRIC: math.nan, "error": "refused", "step": math.nan}))
+    ]
+    keys = ["algorithm.screen", "algorithm.attackers"]
+    text = page_of(tmp_path, trials(rows), keys)
+    assert "<img" in text or "<svg" in text, text
+    assert "krum" in text
 
 
 def test_a_population_s_trials_are_no_seeds_of_a_point(tmp_path: Path) -> None:
