@@ -196,7 +196,8 @@ class Config(Settings):
     """Callbacks of the run by import path ``module:attribute``: classes derived from ``ray_pcasgd.Callback``, or
     functions that return such objects; they are called without arguments."""
     schedule: str | None = None
-    """A schedule file to replay, in place of ``compute``, ``links``, ``hosts``, ``membership`` and ``barrier``."""
+    """A schedule file to replay, in place of ``compute``, ``links``, ``hosts``, ``membership`` and ``barrier``. With a
+    server, ``algorithm.gathering`` is that of the run which it was recorded in."""
 
     task: Task = Task()
     """The learning task: data, model, loss and metrics."""

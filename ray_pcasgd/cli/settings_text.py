@@ -59,10 +59,11 @@ def _is_at(place: Place, wanted: Sequence[str]) -> bool:
     return not left
 
 
-def _of_kind(name: str) -> list[tuple[type[Settings], Place]]:
-    """Return the kinds of thing of a name, each at the first place where it may stand."""
+def _of_kind(path: str) -> list[tuple[type[Settings], Place]]:
+    """Return the kinds of thing of a name, each at the first place where it may stand, or at the one that is named."""
+    at, _, name = path.rpartition(".")
     named: dict[type[Settings], Place] = {}
-    for place in places():
+    for place in find(at) if at else places():
         for kind in kinds_in(place.field.annotation):
             if hints.plain(kind_of(kind)) == hints.plain(name):
                 named.setdefault(kind, place)

@@ -19,6 +19,7 @@ from ray_pcasgd.report.labels import value_text
 from ray_pcasgd.rules.server import ServerRule, described
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.comparison import Comparison
+from ray_pcasgd.runs.metrics import TUNED
 from ray_pcasgd.runs.pace import NAN
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.result import Result
@@ -132,7 +133,7 @@ def print_final_table(result: Result, console: Console, at_hand: Path | None = N
             rows.append(_final_row(name, averaged.iloc[-1], metric, over_run()))
         print_table(rows, console)
     lines = [f"schedule {result.schedule_hash}", f"run folder {result.path}"]
-    lines = [*([] if run is None else run.screening), *lines]
+    lines = [*([] if run is None else [*run.gradients, *run.screening]), *lines]
     if run is not None and run.staleness.size and not run.staleness.any() and has_delays(run.config):
         lines.insert(0, f"The {WITHOUT_EFFECT}")
     if (folder / REPORT).exists():
@@ -215,6 +216,7 @@ def print_sweep(points: pd.DataFrame, metric: str, files: Sequence[str], console
 def _final_row(name: str, row: pd.Series, metric: str, over_run: Mapping[str, float | None]) -> dict[str, str]:
     columns = [metric, *(["test_loss"] if metric != "test_loss" else []), "train_loss", "mean_staleness"]
     columns += ["theta", "predicting_share", "gradients_per_update", "cancelled_steps", "consensus_distance"]
+    columns += [name for name in TUNED if name in row]
     values = {"mean_staleness": NAN, **row, **{key: NAN if value is None else value for key, value in over_run.items()}}
     shown = {
         spoken(column): format_value(column, float(values[column]))

@@ -63,6 +63,12 @@ class RunData:
         lines: list[str] = self.result.get("screening", [])
         return lines
 
+    @property
+    def gradients(self) -> list[str]:
+        """How many gradients a server has taken, in a line; empty where it takes all."""
+        lines: list[str] = self.result.get("gradients", [])
+        return lines
+
     def initial(self, column: str) -> float | None:
         """Return the test figures of the common start, step 0; ``None`` where they are not known."""
         initial = self.result.get("initial")

@@ -18,6 +18,7 @@ from ray_pcasgd.report.pictures import (
     loss_against,
     metric_against,
     predicting_share,
+    total_momentum,
 )
 from ray_pcasgd.report.schedule_pictures import staleness_histogram, time_line, waiting_bars
 from ray_pcasgd.report.server_pictures import server_time_line
@@ -64,6 +65,11 @@ def _all(groups: Sequence[Group], metric: str | None) -> Iterator[Illustration]:
         "Share of predicting choices",
         " ".join(["Near 0 or 1 the method always does the same.", *adaptivity_notes(groups)]),
         predicting_share(groups),
+    )
+    yield Illustration(
+        "Total momentum",
+        "As yellowfin measures it: its own momentum, which may be below 0, and what asynchrony adds.",
+        total_momentum(groups),
     )
     yield Illustration(
         "Gradients of one update",

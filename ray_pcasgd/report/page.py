@@ -1,6 +1,6 @@
 """One self-contained page about one run, or about several side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -74,7 +74,8 @@ def page(groups: Sequence[Group], title: str, target: float | None = None) -> st
         ("Final figures", _final_figures(groups, metric)),
         *([] if target is None or metric is None else [_time_to_target(groups, metric, target)]),
         ("Pictures", illustrations(groups, metric)),
-        ("Screening", _screening(groups)),
+        ("Gradients", _told(groups, "gradients", lambda run: run.gradients)),
+        ("Screening", _told(groups, "what was screened", lambda run: run.screening)),
         ("Schedule", _schedules(groups)),
         ("Settings", _settings(groups)),
         ("Events", _events(groups)),
@@ -164,11 +165,12 @@ def _time_to_target(groups: Sequence[Group], metric: str, target: float) -> tupl
     return f"Time to a {spoken(metric)} of {format_value(metric, target)}", f'{table}\n<p class="soft">{note}</p>'
 
 
-def _screening(groups: Sequence[Group]) -> str:
+def _told(groups: Sequence[Group], heading: str, lines: Callable[[RunData], Sequence[str]]) -> str:
+    """Return what is said of each run in lines; empty where nothing is."""
     runs = [run for group in groups for run in group.runs]
     if len(runs) == 1:
-        return "\n".join(f"<p>{escape(line)}</p>" for line in runs[0].screening)
-    rows = [{"run": run.path.name, "what was screened": "; ".join(run.screening)} for run in runs if run.screening]
+        return "\n".join(f"<p>{escape(line)}</p>" for line in lines(runs[0]))
+    rows = [{"run": run.path.name, heading: "; ".join(told)} for run in runs if (told := lines(run))]
     return table_of(rows, "text") if rows else ""
 
 

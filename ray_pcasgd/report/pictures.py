@@ -108,6 +108,19 @@ def predicting_share(groups: Sequence[Group], axis: Axis = "step") -> Figure | N
     return figure
 
 
+def total_momentum(groups: Sequence[Group], axis: Axis = "step") -> Figure | None:
+    """Draw the momentum that optimizers measure, asynchrony's share in it; ``None`` where none measures it."""
+    column = "total_momentum"
+    figure, (axes,) = new_figure()
+    drawn = _lines(axes, groups, lambda run: agent_curves(run, column, axis), True)
+    if not drawn:
+        return None
+    title = f"agents or servers: mean{_over(groups, ', lowest to highest')}"
+    name_axes(axes, time_name(groups, axis), "total momentum", title)
+    _legend(figure, groups, drawn)
+    return figure
+
+
 def gradients_per_update(groups: Sequence[Group], axis: Axis = "seconds") -> Figure | None:
     """Draw how many gradients a server takes at once; ``None`` where no server's number changes."""
     column = "gradients_per_update"

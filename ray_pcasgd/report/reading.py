@@ -103,7 +103,8 @@ def read_result(path: Path) -> dict[str, Any]:
     for key in ("wall_seconds", "agent_steps_per_second"):
         if not is_number(found.get(key)):
             found.pop(key, None)
-    found["screening"] = _lines_in(found.get("screening"))
+    for key in ("screening", "gradients"):
+        found[key] = _lines_in(found.get(key))
     found["step_size"] = _tidy(found.get("step_size"))
     for key in ("error", "schedule_hash"):
         if found.get(key) is not None:
@@ -158,9 +159,9 @@ def read_schedule(path: Path) -> pa.Table:
     return table
 
 
-def _lines_in(screening: Any) -> list[str]:
-    """Return what is said of screening, in a line each."""
-    lines = screening.get("lines") if isinstance(screening, Mapping) else None
+def _lines_in(told: Any) -> list[str]:
+    """Return what is said of screening, or of gradients, in a line each."""
+    lines = told.get("lines") if isinstance(told, Mapping) else None
     return [one_line(line, _LONGEST_TEXT) for line in lines[:_MOST_LINES]] if isinstance(lines, list) else []
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from ray_pcasgd.rules.balance import MOST
 from ray_pcasgd.rules.gathering_base import Averaging, Gathering
 
 
@@ -29,8 +30,8 @@ class Malenia(_Balanced):
     """
 
     name: Literal["malenia"] = "malenia"
-    target: float = Field(1.0, ge=1, le=1e6)
-    """S/n: the least harmonic mean of the workers' numbers of gradients, from 1 on; 1: one each."""
+    target: float = Field(1.0, ge=1, le=MOST)
+    """S/n: the least harmonic mean of the workers' numbers of gradients, from 1 to 1000; 1: one each."""
 
     averages: ClassVar[Averaging] = "workers"
 
@@ -58,7 +59,7 @@ class Ringleader(_Balanced):
     """
 
     name: Literal["ringleader"] = "ringleader"
-    target: float = Field(1.0, ge=1, le=1e6)
+    target: float = Field(1.0, ge=1, le=MOST)
     """The least harmonic mean of the b_i that ends phase 1, from 1 on; 1: one each. Where paces change at will, their
     theory has ``max(1, sigma^2 / (n eps))``."""
 

@@ -10,6 +10,7 @@ from ray_pcasgd.base.numerics import Vectors
 from ray_pcasgd.records import Own, Reads, Update
 from ray_pcasgd.rules.base import Probe
 from ray_pcasgd.rules.prediction import PredictingRule
+from ray_pcasgd.rules.reach import FixedReach
 from ray_pcasgd.rules.screens import AnyScreen, TrimmedMean
 from ray_pcasgd.rules.votes import Votes, count
 
@@ -50,8 +51,8 @@ class Bridge(PredictingRule):
         for name in PredictingRule.model_fields:
             value = getattr(self, name)
             if value != PredictingRule.model_fields[name].default:
-                told = getattr(value, "name", value)
-                raise ValueError(f"{name} = {told!r}: allowed with late = {self.late!r} is the default")
+                told = f"{value.number:g}" if isinstance(value, FixedReach) else repr(getattr(value, "name", value))
+                raise ValueError(f"{name} = {told}: allowed with late = {self.late!r} is the default")
         return self
 
     @property

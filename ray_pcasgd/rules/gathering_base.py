@@ -51,6 +51,11 @@ class Gathering(Settings, ABC):
         return 1 if self.cancels else None
 
     @property
+    def ignores_older(self) -> bool:
+        """Whether nobody waits, and work of any version but the newest is finished, and ignored."""
+        return not self.waits and not self.cancels and self.expires == 1
+
+    @property
     def harmonic(self) -> float:
         """The least harmonic mean of the workers' numbers of gradients, from 1 on, where all count alike; 1: one each.
 

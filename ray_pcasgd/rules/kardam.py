@@ -72,9 +72,10 @@ class Kardam(Correction):
     def check(self, num_workers: int) -> None:
         """Raise ``ValueError`` where there are not more than three times as many workers as attackers."""
         if num_workers <= 3 * self.attackers:
+            most = (num_workers - 1) // 3
+            allowed = f"are 0 to {most}" if most else "is 0"
             raise ValueError(
-                f"attackers = {self.attackers}: allowed are 0 to {(num_workers - 1) // 3}, below a third of the "
-                f"{num_workers} workers"
+                f"attackers = {self.attackers}: allowed {allowed}, below a third of the {num_workers} workers"
             )
 
     def init(self, weights: Tensor, num_workers: int) -> tuple[Tensor, ...]:

@@ -1,9 +1,10 @@
 """Asynchronous SVRG: variance reduction by full gradients, at a server whose workers' gradients come late."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
 from ray_pcasgd.rules.correction import State
@@ -39,6 +40,13 @@ class SVRG(ServerRule):
 
     workers_step: ClassVar[bool] = False
     takes_epochs: ClassVar[bool] = True
+
+    @field_validator("gathering", mode="before")
+    @classmethod
+    def _epochs_without_their_name(cls, value: Any) -> Any:
+        # There is no other one.
+        is_unnamed = isinstance(value, Mapping) and "name" not in value
+        return {"name": "epochs", **value} if is_unnamed else value
 
     @property
     def vectors_of_workers(self) -> int:

@@ -18,7 +18,7 @@ NAN = float("nan")
 _TIMES = ("agent", "step", "seconds", "wall_seconds")
 """A row's first columns."""
 
-_TUNED = frozenset({"momentum", "total_momentum"})
+TUNED = ("momentum", "total_momentum")
 """What an optimizer that tunes its momentum measures; of other runs there are no such columns."""
 
 
@@ -110,8 +110,9 @@ class _Tally:
             self.gradients.add(measures["gradients"])
         if "theta" in measures:
             self.thetas.add(measures["theta"])
-        for name in _TUNED & measures.keys():
-            self.tuned.setdefault(name, _Mean()).add(measures[name])
+        for name in TUNED:
+            if name in measures:
+                self.tuned.setdefault(name, _Mean()).add(measures[name])
         self.predicting += measures.get("predicting", 0.0) * measures.get("choosing", 0.0)
         self.choosing += measures.get("choosing", 0.0)
 
@@ -307,6 +308,7 @@ class MetricsTable:
                 for name in ("waited_seconds", "bytes_sent", "cancelled_steps")
             },
             "gradients_per_update": _mean(row["gradients_per_update"] for row in done),
+            **{name: _mean(row.get(name, NAN) for row in done) for name in TUNED if any(name in row for row in done)},
         }
         return [*workers, *done, averaged]
 

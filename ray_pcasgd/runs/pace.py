@@ -1,6 +1,6 @@
 """A run's pace and staleness: one definition for its files, the terminal and its page."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from ray_pcasgd.records import Row
 
@@ -26,6 +26,34 @@ def mean_staleness(rows: Iterable[Row], servers: Collection[int]) -> float:
             total += sum(read.staleness for read in row.reads)
             number += len(row.reads)
     return total / number if number else NAN
+
+
+def taken_gradients(rows: Iterable[Row], server: int) -> dict[str, int]:
+    """Return how many messages workers have ``computed``, how many a server has ``taken``, and the ``cancelled`` ones.
+
+    >>> from ray_pcasgd.records import Read
+    >>> rows = [Row(0, 0, 0.0, 1.0, 1.0, ()), Row(1, 0, 0.0, 2.0, 2.0, (), kind="cancelled")]
+    >>> taken_gradients([*rows, Row(2, 0, 1.0, 1.0, 1.0, (Read(0, 1, 0, 0),))], 2)
+    {'computed': 1, 'taken': 1, 'cancelled': 1}
+    """
+    found = {"computed": 0, "taken": 0, "cancelled": 0}
+    for row in rows:
+        if row.agent == server:
+            found["taken"] += len(row.reads)
+        elif row.agent < server and row.kind in ("step", "cancelled"):
+            found["computed" if row.kind == "step" else "cancelled"] += 1
+    return found
+
+
+def told_of_gradients(found: Mapping[str, int]) -> str:
+    """Return what ``taken_gradients`` has found, in a line.
+
+    >>> told_of_gradients({"computed": 788, "taken": 240, "cancelled": 0})
+    '240 of 788 gradients were taken; the others came too late, or were under way at the end'
+    """
+    cancelled = f"; {found['cancelled']} were cancelled" if found["cancelled"] else ""
+    rest = "; the others came too late, or were under way at the end"
+    return f"{found['taken']} of {found['computed']} gradients were taken{rest}{cancelled}"
 
 
 def overlap(rows: Iterable[Row], servers: Collection[int] = ()) -> float:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ray_pcasgd.base.errors import SettingsError
 from ray_pcasgd.config import Config
+from ray_pcasgd.runs.metrics import TUNED
 from ray_pcasgd.runs.storage.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def final_metrics(frame: pd.DataFrame) -> dict[str, Any]:
         final["averaged"] = {name: float(last[name]) for name in tests}
         final["consensus_distance"] = float(last["consensus_distance"])
         final |= {name: float(last[name]) for name in ("staleness_mean", "predicting_share", "theta")}
+        final |= {name: float(last[name]) for name in TUNED if name in last}
     # Not ``last``, which passes over what is no number, and would show what an earlier evaluation found.
     newest = frame[frame["agent"].notna()].drop_duplicates("agent", keep="last")
     with np.errstate(invalid="ignore"):  # infinite ones have no deviation

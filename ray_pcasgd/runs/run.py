@@ -13,9 +13,10 @@ from ray_pcasgd.base.state import State, step_of
 from ray_pcasgd.engines.base import Engine, InterruptionError, Pause, RunError, StateError
 from ray_pcasgd.engines.failures import StepError, as_step_error, described, restoring
 from ray_pcasgd.records import Event
+from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.interrupting import RunInterrupted
-from ray_pcasgd.runs.pace import mean_staleness, overlap
+from ray_pcasgd.runs.pace import mean_staleness, overlap, taken_gradients, told_of_gradients
 from ray_pcasgd.runs.plan.plan import Plan
 from ray_pcasgd.runs.record import CallbackError, RunRecord
 from ray_pcasgd.runs.result import Result, final_metrics, flat_metrics
@@ -369,8 +370,17 @@ class Run(RunRecord):
             "initial": self.initial,
             "final": final,
             **({} if screening is None else {"screening": {**screening, "lines": told(screening)}}),
+            **self.gradients(),
             "shard_sizes": [len(spec.shard) for spec in self.plan.specs[: self.plan.config.num_agents]],
         }
+
+    def gradients(self) -> dict[str, Any]:
+        """Return how many gradients were taken, where a server ignores some."""
+        rule = self.plan.config.algorithm
+        if not isinstance(rule, ServerRule) or (rule.gathering.expires is None and rule.gathering.epoch is None):
+            return {}
+        found = taken_gradients(self.rows, self.plan.servers[0])
+        return {"gradients": {**found, "lines": [told_of_gradients(found)]}}
 
 
 def _wish_behind(error: BaseException) -> BaseException | None:

@@ -24,6 +24,8 @@ class ScheduleInfo:
     num_servers: int = 0
     seed: int | None = None
     """Seed of the run; ``None`` where the file does not say it."""
+    gathering: str = ""
+    """The settings of the servers' gathering as JSON; empty between peers, and where the file does not say it."""
     left: frozenset[int] = frozenset()
     """Agents that left the run before its end, whose rows may be fewer."""
 
@@ -37,6 +39,7 @@ class ScheduleInfo:
             "num_agents": self.num_agents,
             "num_servers": self.num_servers,
             "seed": self.seed,
+            "gathering": self.gathering,
             "left": " ".join(map(str, sorted(self.left))),
         }
         return {name: str(value) for name, value in said.items() if value is not None}
@@ -52,7 +55,7 @@ class ScheduleInfo:
         if not re.fullmatch(r"([0-9]{1,9}( [0-9]{1,9})*)?", metadata.get("left", "")):
             raise ValueError(f"left = {one_line(metadata['left'], 80)!r}; allowed are numbers of agents")
         return cls(
-            **{name: metadata.get(name, "") for name in ("run", "mode", "algorithm", "reading")},
+            **{name: metadata.get(name, "") for name in ("run", "mode", "algorithm", "reading", "gathering")},
             num_agents=_number(metadata, "num_agents"),
             num_servers=_number(metadata, "num_servers") or 0,
             seed=_number(metadata, "seed"),

@@ -31,7 +31,8 @@ class ServerPlanner(Timing):
 
     Time is whole nanoseconds. **Choice**: of what happens at one instant, messages come before gradients that become
     ready, and both by the worker's number; so workers that are equally fast are served one after another. An update
-    whose grace ends then comes last.
+    whose grace ends then comes last. Where work of an older version is ignored (``rennala``, ``malenia``), workers are
+    answered once all gradients of the instant have come, so that none begins again at what an update replaces at once.
 
     A delay in steps holds back a server's weights, towards a worker, until the server has made that many more steps of
     progress (``Position``); gradients are late by seconds alone. Rows come in an order in which they can be
@@ -129,7 +130,14 @@ class GraceEnd(NamedTuple):
     """The server's, before the update."""
 
 
-NOTICE, GRADIENT, READY, GRACE = range(4)
+class Reply(NamedTuple):
+    """That a worker is to be answered, once all that comes at the same instant has come."""
+
+    version: int
+    """The worker's newest gradient that this answers."""
+
+
+NOTICE, GRADIENT, READY, REPLY, GRACE = range(5)
 """The order at one instant."""
 
 
@@ -166,6 +174,8 @@ class Simulation:
             while not server.gatherer.adapt(in_seconds(now)):
                 yield None
             yield from self.arrive(server, content, now)
+        elif isinstance(content, Reply):
+            self.answer(server, worker.number, content.version, now)
         elif isinstance(content, GraceEnd):
             yield from self.end_grace(server, content, now)
         elif worker.computing and worker.version == content:
@@ -241,7 +251,10 @@ class Simulation:
         is_waited_for = self.plan.gathering.waits and counts
         answered = {one.worker: one.version for one in (taken if is_waited_for else (arrival,))}
         for number, version in (self.with_cancelled(server, answered) if taken else answered).items():
-            self.answer(server, number, version, now, server.gatherer.renews(taken))
+            if self.plan.gathering.ignores_older:
+                self.enter(now, REPLY, number, server.number, Reply(version))
+            else:
+                self.answer(server, number, version, now, server.gatherer.renews(taken))
         self.begin_grace(server, now)
 
     def with_cancelled(self, server: Server, answered: dict[int, int]) -> dict[int, int]:

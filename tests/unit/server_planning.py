@@ -94,6 +94,8 @@ class _SlowPlanner:
         self.grace = round(1e9 * plan.gathering.grace_seconds) if plan.gathering.name == "quorum" else 0
         self.graces: list[tuple[int, int, int]] = []
         """When a server's grace ends, the server, and how many updates it had made when that began."""
+        self.replies: list[tuple[int, int, int, int]] = []
+        """When workers are answered whose older work nobody takes; the worker, server and gradient."""
         self.begun: set[tuple[int, int]] = set()
         """Servers and their versions whose graces have begun, and those whose are over."""
         self.ended: set[tuple[int, int]] = set()
@@ -135,7 +137,8 @@ class _SlowPlanner:
     def one_event(self) -> bool:
         """Of all that is to come let the first happen; return whether there was anything.
 
-        At one moment come words, gradients, what becomes ready, what ends a grace, who leaves, who comes back.
+        At one moment come words, gradients, what becomes ready, answers that waited for all of these, what ends a
+        grace, who leaves, who comes back.
         """
         coming: list[tuple[int, int, int, int, int]] = [
             (letter.arrival, 0 if letter.kind == "word" else 1, letter.worker, letter.server, place)
@@ -145,16 +148,21 @@ class _SlowPlanner:
         for worker, tasks in enumerate(self.tasks):
             if tasks and not tasks[-1].ended:
                 coming.append((tasks[-1].ready, 2, worker, 0, 0))
+        for place, (moment, worker, server, _) in enumerate(self.replies):
+            coming.append((moment, 3, worker, server, place))
         for place, (moment, server, _) in enumerate(self.graces):
-            coming.append((moment, 3, 0, server, place))
-        coming += [(moment, 4 + is_back, worker, 0, 0) for moment, is_back, worker in self.changes]
+            coming.append((moment, 4, 0, server, place))
+        coming += [(moment, 5 + is_back, worker, 0, 0) for moment, is_back, worker in self.changes]
         if not coming:
             return False
         now, rank, worker, _, place = min(coming)
-        if rank > 3:
+        if rank > 4:
             self.change(now)
-        elif rank == 3:
+        elif rank == 4:
             self.end_grace(*self.graces.pop(place))
+        elif rank == 3:
+            _, worker, server, number = self.replies.pop(place)
+            self.answer(server, worker, number, now)
         elif rank == 2:
             self.finish(worker, now)
         else:
@@ -294,6 +302,9 @@ class _SlowPlanner:
         letter.accepted = not is_over and len(updates) - letter.newest < self.most
         before = len(updates)
         if not self.consider(server, now, letter) and not (self.waits and letter.accepted):
+            if self.plan.gathering.name in ("rennala", "malenia"):
+                self.replies.append((now, letter.worker, server, letter.number))
+                return
             stays = self.plan.gathering.name == "ringleader" and len(updates) == before
             self.answer(server, letter.worker, letter.number, now, stays)
 

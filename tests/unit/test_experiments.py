@@ -33,6 +33,7 @@ from experiments.resnet18.page import write_page as write_resnet18
 from experiments.returning import study as returning
 from experiments.returning.agents import WAYS
 from experiments.returning.page import write_page as write_returning
+from experiments.rivals import convex as rival_convex
 from experiments.rivals import federated as rival_federated
 from experiments.rivals import momentum as rival_momentum
 from experiments.rivals import pairs as rival_pairs
@@ -82,6 +83,7 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "rivals": (rivals.HERE, lambda settings: [job.config for job in rivals.tuning_jobs(settings)]),
     "rivals, pairs": (rivals.HERE, lambda settings: [job.config for job in rival_pairs.tuning_jobs(settings)]),
     "rivals, momentum": (rivals.HERE, lambda settings: [job.config for job in rival_momentum.tuning_jobs(settings)]),
+    "rivals, convex": (rivals.HERE, lambda settings: [job.config for job in rival_convex.tuning_jobs(settings)]),
     "rivals, federated": (rivals.HERE, lambda settings: [job.config for job in rival_federated.tuning_jobs(settings)]),
     "byzantine": (byzantine.HERE, lambda settings: [job.config for job in byzantine.jobs_of(settings)]),
     "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),

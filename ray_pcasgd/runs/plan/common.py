@@ -1,5 +1,6 @@
 """What the plans of all families have in common: who takes part, what planners are given, recorded schedules."""
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class ScheduleKind(NamedTuple):
 
     reading: str
     num_servers: int = 0
+    gathering: str = ""
 
     @property
     def with_directions(self) -> bool:
@@ -68,12 +70,18 @@ class ScheduleKind(NamedTuple):
             )
         if info.reading == "pairs":
             raise ValueError(f"schedule = {path!r}: is one of ad-psgd; allowed is it with ad-psgd only")
+        if info.gathering and info.gathering != self.gathering:
+            raise ValueError(
+                f"algorithm.gathering = {self.gathering}: allowed with schedule = {path!r} is {info.gathering}, by "
+                "which it came to be; a schedule says what each update takes, and no other policy can"
+            )
 
 
 def kind_of(algorithm: AnyAlgorithm) -> ScheduleKind:
     """Return which schedules an algorithm's runs have."""
     if isinstance(algorithm, ServerRule):
-        return ScheduleKind("", algorithm.shards)
+        gathering = json.dumps(algorithm.gathering.model_dump(mode="json"), sort_keys=True)
+        return ScheduleKind("", algorithm.shards, gathering)
     return ScheduleKind("pairs" if isinstance(algorithm, ADPSGD) else algorithm.reading)
 
 

@@ -2,7 +2,9 @@
 
 from ray_pcasgd.config import Config
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.rules.server import ServerRule
+from ray_pcasgd.rules.bridge import Bridge
+from ray_pcasgd.rules.kardam import Kardam
+from ray_pcasgd.rules.server import ParameterServer, ServerRule
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.samples import TaskData
 
@@ -32,6 +34,24 @@ def check_faults(config: Config) -> None:
         )
     if config.wire.fragments > 1:
         raise ValueError(f"wire.fragments = {config.wire.fragments}: allowed with faults is 1")
+
+
+def too_many_attackers(config: Config) -> tuple[str, ...]:
+    """Return a line where more agents attack than the screen, or Kardam, is told to stand."""
+    algorithm = config.algorithm
+    stands: tuple[str, int] | None = None
+    if isinstance(algorithm, Bridge):
+        stands = "algorithm.attackers", algorithm.attackers
+    elif isinstance(algorithm, ParameterServer) and algorithm.screen is not None:
+        stands = "algorithm.attackers", algorithm.num_attackers
+    elif isinstance(algorithm, ParameterServer) and isinstance(algorithm.correction, Kardam):
+        stands = "algorithm.correction.attackers", algorithm.correction.attackers
+    if config.faults is None or stands is None or len(config.faults.agents) <= stands[1]:
+        return ()
+    return (
+        f"faults.agents = {list(config.faults.agents)}: {len(config.faults.agents)} agents attack; {stands[0]} = "
+        f"{stands[1]} are stood",
+    )
 
 
 def check_labels(config: Config, data: TaskData) -> None:

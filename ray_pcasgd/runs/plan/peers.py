@@ -117,9 +117,18 @@ def peer_roster(
 def with_groups(config: Config, clusters: tuple[int, ...]) -> Config:
     """Return the settings with the clusters as the groups of a hierarchical topology, where none are given."""
     topology = config.topology
-    if not isinstance(topology, Hierarchical) or topology.groups is not None:
+    if not isinstance(topology, Hierarchical):
+        return config
+    if (own := topology.inside) >= config.num_steps > 1:
+        raise ValueError(
+            f"topology.inside = {own}: allowed with num_steps = {config.num_steps} are 1 to {config.num_steps - 1}, so "
+            "that groups exchange anything"
+        )
+    if topology.groups is not None:
         return config
     groups = tuple(tuple(i for i, own in enumerate(clusters) if own == c) for c in sorted(set(clusters)))
+    if len(groups) < 2 <= config.num_agents:
+        raise ValueError("clusters = 1: allowed with topology.name = 'hierarchical' are two groups or more")
     return config.model_copy(update={"topology": topology.model_copy(update={"groups": groups})})
 
 
@@ -132,7 +141,7 @@ def check_changes(config: Config, rule: Rule) -> None:
     if not plain or rule.needs_directions or rule.needs_drift or rule.sends_differences:
         raise ValueError(
             f"{setting}: allowed with algorithm.name = {name!r} is a graph that stays as it is; those that change are "
-            "for d-psgd, d-asgd, c-asgd, slowmo and gasloc"
+            "for rules that average what they read, such as d-psgd, d-asgd, c-asgd, slowmo and gasloc"
         )
     if config.membership:
         raise ValueError(f"{setting}: allowed with membership is a graph that stays as it is")

@@ -22,7 +22,7 @@ from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.pace import is_agent_step
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, kind_of, waits_for_directions
 from ray_pcasgd.runs.plan.defaults import cluster_of_each_agent, with_defaults, with_num_steps
-from ray_pcasgd.runs.plan.faults import check_labels
+from ray_pcasgd.runs.plan.faults import check_labels, too_many_attackers
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
 from ray_pcasgd.runs.plan.local_steps import (
     rounds_of,
@@ -104,6 +104,7 @@ class Plan:
             num_agents=self.config.num_agents,
             num_servers=kind.num_servers,
             seed=self.config.seed,
+            gathering=kind.gathering,
             left=frozenset(left),
         )
 
@@ -131,13 +132,15 @@ class Plan:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of the run should know of its evaluations, in a line each."""
+        """What a reader of the run should know of its evaluations and attackers, in a line each."""
+        return (*self._on_evaluations(), *too_many_attackers(self.config))
+
+    def _on_evaluations(self) -> Iterator[str]:
         if not isinstance(self.config.algorithm, Rule):
-            return ()
+            return
         every, apart = self.config.evaluate_every, self.rounds.evaluated_every(self.config.evaluate_every)
-        if every == apart:
-            return ()
-        return (f"evaluate_every = {every}: evaluations are {apart} steps apart, since rounds have local steps",)
+        if every != apart:
+            yield f"evaluate_every = {every}: evaluations are {apart} steps apart, since rounds have local steps"
 
     @property
     def is_live(self) -> bool:

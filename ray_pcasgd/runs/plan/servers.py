@@ -169,6 +169,7 @@ def server_roster(
     batches = tuple(-(-len(shard) // config.batch_size) for shard in shards)
     rule = rule.fitted(sum(batches))
     check_agents(config, len(clusters))
+    _check_length(config, rule)
     shares = rule.shares([len(shard) for shard in shards])
     recipe = ServerRecipe(
         **training, rule=rule, local_steps=steps_of_workers(config, rule), shares=shares, wire=config.wire
@@ -185,6 +186,23 @@ def server_roster(
         *(ServerSpec(agent=s, recipe=of_servers, neighbors=workers, shard=shards[0][:0]) for s in servers),
     )
     return Roster(None, clusters, specs, schedule)
+
+
+def _check_length(config: Config, rule: ServerRule) -> None:
+    """Raise ``ValueError`` where one update would take more than the run has."""
+    gathering, workers = rule.gathering, config.num_agents
+    allowed = f"allowed with num_steps = {config.num_steps} and num_agents = {workers} are"
+    mini_batches = config.num_steps * workers
+    if isinstance(gathering, Adversarial):
+        if gathering.delay >= mini_batches:
+            raise ValueError(f"algorithm.gathering.delay = {gathering.delay}: {allowed} 1 to {mini_batches - 1}")
+        return
+    most = max(workers, -(-mini_batches // min(steps_of_workers(config, rule))))
+    if (number := gathering.num_gradients(workers)) > most:
+        raise ValueError(
+            f"algorithm.gathering.name = {gathering.name!r}: takes {number} gradients for one update; {allowed} up to "
+            f"{most}, which are the whole run"
+        )
 
 
 def _kind_of_workers(rule: ServerRule) -> type[WorkerSpec]:

@@ -254,6 +254,12 @@ def test_k_sync_by_hand() -> None:
     assert [row.end for row in updates(rows, 2)] == [1.0, 2.0, 3.0, 4.0]
 
 
+@pytest.mark.parametrize("gathering", [Rennala(k=4), Malenia()], ids=str)
+def test_where_nobody_is_faster_who_ignores_older_work_is_sync(gathering: Gathering) -> None:
+    """Nobody begins again at what the last gradient of the same instant replaces: no second is thrown away."""
+    assert rows_of(planner(gathering)) == rows_of(planner(Sync()))
+
+
 def test_k_batch_sync_by_hand() -> None:
     """The fast worker delivers twice at one version, and the slow one's work is given up."""
     assert told(straggling(KBatchSync(k=2)))[:5] == [

@@ -1,0 +1,149 @@
+"""AsySVRG and momentum compensation against ASGD: ``python -m experiments.rivals.convex [--scale smoke|cpu|paper]``.
+
+Least squares on the digits, whose optimum is known, by mini-batches and by whole shards, which have no noise. All
+methods take the same number of mini-batch gradients a worker; step sizes are searched for on one seed, by the distance
+to the optimum. Runs that are complete are not run again.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.convergence.problem import Digits
+from experiments.rivals.federated import with_excess
+from experiments.rivals.study import HERE, TUNING_SEED
+from experiments.running import Job, run_study
+from experiments.studies import machine
+from ray_pcasgd.runs.settings.loading import load_config
+
+MOMENTUM = 0.9
+ASGD, HEAVY, AHEAD, SVRG = "ASGD", "ASGD, momentum", "ASGD, momentum compensation", "AsySVRG"
+METHODS: dict[str, dict[str, Any]] = {
+    ASGD: {"algorithm": "server"},
+    HEAVY: {"algorithm": "server", "optimizer": {"momentum": MOMENTUM}},
+    AHEAD: {"algorithm": {"name": "server", "nesterov": {"name": "momentum-compensation", "momentum": MOMENTUM}}},
+    SVRG: {"algorithm": "svrg"},
+}
+"""The settings of each; the step size of momentum is the plain one's over ``1 - MOMENTUM`` in the long run."""
+
+
+def num_steps(own: Mapping[str, Any], method: str, batch_size: int) -> int:
+    """Return how many messages of each worker its gradients suffice for.
+
+    An epoch of AsySVRG has two passes over the data, of two gradients a mini-batch, and a full gradient before.
+    """
+    passes = -(-(len(Digits()) // own["config"]["num_agents"]) // batch_size)
+    share = (2 * passes + 1) / (4 * passes + passes) if method == SVRG else 1.0
+    return max(1, round(own["passes"][batch_size] * passes * share))
+
+
+def job(settings: Mapping[str, Any], batch_size: int, method: str, step_size: float, seed: int, tunes: bool) -> Job:
+    """Return one run."""
+    own = settings["convex"]
+    steps = num_steps(own, method, batch_size)
+    changes = METHODS[method] | {
+        "batch_size": batch_size,
+        "step_size": step_size,
+        "num_steps": steps,
+        "evaluate_every": steps,
+        "seed": seed,
+    }
+    labels = {"batch_size": batch_size, "method": method, "step_size": step_size, "seed": seed, "tunes": tunes}
+    return Job(labels, load_config(own["config"], changes=changes))
+
+
+def tuning_jobs(settings: Mapping[str, Any]) -> Iterator[Job]:
+    """Yield the runs by which each method's step size is chosen."""
+    own = settings["convex"]
+    for batch_size in own["passes"]:
+        for method in METHODS:
+            for step_size in own["step_sizes"]:
+                yield job(settings, batch_size, method, step_size, TUNING_SEED, True)
+
+
+def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
+    """Run what is missing, and keep what was measured."""
+    tuning = with_excess(list(tuning_jobs(settings)), storage, processes)
+    jobs = []
+    for (batch_size, method), group in tuning.groupby(["batch_size", "method"], sort=False):
+        best = group.loc[group["excess"].fillna(float("inf")).idxmin()]
+        for seed in settings["convex"]["seeds"]:
+            jobs.append(job(settings, int(batch_size), str(method), float(best["step_size"]), seed, False))
+    results = pd.concat([tuning, with_excess(jobs, storage, processes)], ignore_index=True)
+    kept = ["batch_size", "method", "step_size", "seed", "tunes", "excess", "staleness_mean", "run_seconds"]
+    results[kept].to_parquet(output / "convex.parquet", index=False)
+
+
+def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
+    """Write CONVEX.md."""
+    runs, own = pd.read_parquet(output / "convex.parquet"), settings["convex"]
+    config, final = own["config"], runs[~runs["tunes"]]
+    passes = ", ".join(
+        f"{number} passes over the data in mini-batches of {size}" for size, number in own["passes"].items()
+    )
+    text = f"""# AsySVRG and momentum compensation against ASGD
+
+Written by `python -m experiments.rivals.convex --scale {scale}` on {machine()}.
+
+Least squares on the digits, a quadratic whose optimum is known, with weight decay of
+{config["optimizer"]["weight_decay"]}. {config["num_agents"]} workers with alike shards, exponential times; mean
+staleness of ASGD {final[final["method"] == ASGD]["staleness_mean"].mean():.1f}. Each method takes as many gradients
+({passes}), AsySVRG two of them for each message, and a pass for each
+full gradient. Step sizes of {own["step_sizes"]} are chosen on one seed by where they end; the table has seeds
+{own["seeds"]}. Momentum is {MOMENTUM}. One convex problem.
+
+## What reproduces
+
+{claims(final)}
+
+{table(final)}
+
+## The search
+
+Objective above the least at the end (inf: diverged).
+
+{search(runs[runs["tunes"]])}
+"""
+    (output / "CONVEX.md").write_text(text, encoding="utf-8")
+
+
+def claims(final: pd.DataFrame) -> str:
+    """Return for each mini-batch how far the methods end from the optimum, beside their own baselines."""
+    lines = []
+    for batch_size, rows in final.groupby("batch_size", sort=False):
+        means = rows.assign(excess=rows["excess"].fillna(float("inf"))).groupby("method", sort=False)["excess"].mean()
+        for method, baseline in ((SVRG, ASGD), (AHEAD, HEAVY), (AHEAD, ASGD)):
+            ratio = means[method] / means[baseline]
+            nearer = "reproduces" if ratio < 1 else "**does not reproduce**"
+            lines.append(
+                f"- Mini-batches of {batch_size}: {method} nearer the optimum than {baseline} {nearer}; "
+                f"{ratio:.3g} times its distance."
+            )
+    return "\n".join(lines)
+
+
+def table(final: pd.DataFrame) -> str:
+    """Return the chosen step sizes and the distances."""
+    text = "| mini-batch | method | step size | objective above the least |\n|---|---|---|---|\n"
+    for (batch_size, method), rows in final.groupby(["batch_size", "method"], sort=False):
+        found = rows["excess"].fillna(float("inf"))
+        spread = f"{found.mean():.3g} ({found.min():.3g} to {found.max():.3g})"
+        text += f"| {batch_size} | {method} | {rows['step_size'].iloc[0]:g} | {spread} |\n"
+    return text.rstrip()
+
+
+def search(tuning: pd.DataFrame) -> str:
+    """Return the table of the search."""
+    steps = sorted(tuning["step_size"].unique())
+    heads = " | ".join(f"{step:g}" for step in steps)
+    text = f"| mini-batch | method | {heads} |\n|---|---|{'---|' * len(steps)}\n"
+    for (batch_size, method), rows in tuning.groupby(["batch_size", "method"], sort=False):
+        found = rows.set_index("step_size")["excess"].fillna(float("inf"))
+        text += f"| {batch_size} | {method} | {' | '.join(f'{found[step]:.3g}' for step in steps)} |\n"
+    return text.rstrip()
+
+
+if __name__ == "__main__":
+    run_study(HERE, __doc__, measure, write_page)
