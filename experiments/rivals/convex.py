@@ -1,8 +1,8 @@
 """AsySVRG and momentum compensation against ASGD: ``python -m experiments.rivals.convex [--scale smoke|cpu|paper]``.
 
-Least squares on the digits, whose optimum is known, by mini-batches and by whole shards, which have no noise. All
-methods take the same number of mini-batch gradients a worker; step sizes are searched for on one seed, by the distance
-to the optimum. Runs that are complete are not run again.
+Least squares on the digits, whose optimum is known, by mini-batches and by whole shards, whose gradients differ because
+shards do. All methods take the same number of mini-batch gradients a worker; step sizes are searched for on one seed,
+by the distance to the optimum. Runs that are complete are not run again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -80,7 +80,7 @@ def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
     """Write CONVEX.md."""
     runs, own = pd.read_parquet(output / "convex.parquet"), settings["convex"]
     config, final = own["config"], runs[~runs["tunes"]]
-    passes = ", ".join(
+    passes = ",\n".join(
         f"{number} passes over the data in mini-batches of {size}" for size, number in own["passes"].items()
     )
     text = f"""# AsySVRG and momentum compensation against ASGD
@@ -89,10 +89,11 @@ Written by `python -m experiments.rivals.convex --scale {scale}` on {machine()}.
 
 Least squares on the digits, a quadratic whose optimum is known, with weight decay of
 {config["optimizer"]["weight_decay"]}. {config["num_agents"]} workers with alike shards, exponential times; mean
-staleness of ASGD {final[final["method"] == ASGD]["staleness_mean"].mean():.1f}. Each method takes as many gradients
-({passes}), AsySVRG two of them for each message, and a pass for each
-full gradient. Step sizes of {own["step_sizes"]} are chosen on one seed by where they end; the table has seeds
-{own["seeds"]}. Momentum is {MOMENTUM}. One convex problem.
+staleness of ASGD {final[final["method"] == ASGD]["staleness_mean"].mean():.1f}. Each method takes as many gradients:
+{passes}.
+AsySVRG takes two of them for each message, and a pass for each full gradient. Momentum is {MOMENTUM}.
+Step sizes of {own["step_sizes"]}
+are chosen on one seed by where they end; the table has seeds {own["seeds"]}. One convex problem.
 
 ## What reproduces
 

@@ -62,8 +62,12 @@ def _is_at(place: Place, wanted: Sequence[str]) -> bool:
 def _of_kind(path: str) -> list[tuple[type[Settings], Place]]:
     """Return the kinds of thing of a name, each at the first place where it may stand, or at the one that is named."""
     at, _, name = path.rpartition(".")
+    return _kinds_at(places(), path) or (_kinds_at(find(at), name) if at else [])
+
+
+def _kinds_at(where: Iterable[Place], name: str) -> list[tuple[type[Settings], Place]]:
     named: dict[type[Settings], Place] = {}
-    for place in find(at) if at else places():
+    for place in where:
         for kind in kinds_in(place.field.annotation):
             if hints.plain(kind_of(kind)) == hints.plain(name):
                 named.setdefault(kind, place)

@@ -60,8 +60,8 @@ class Ringleader(_Balanced):
 
     name: Literal["ringleader"] = "ringleader"
     target: float = Field(1.0, ge=1, le=MOST)
-    """The least harmonic mean of the b_i that ends phase 1, from 1 on; 1: one each. Where paces change at will, their
-    theory has ``max(1, sigma^2 / (n eps))``."""
+    """The least harmonic mean of the b_i that ends phase 1, from 1 to 1000; 1: one each. Where paces change at will,
+    their theory has ``max(1, sigma^2 / (n eps))``."""
 
     averages: ClassVar[Averaging] = "rounds"
 

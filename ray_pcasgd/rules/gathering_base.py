@@ -53,7 +53,7 @@ class Gathering(Settings, ABC):
     @property
     def ignores_older(self) -> bool:
         """Whether nobody waits, and work of any version but the newest is finished, and ignored."""
-        return not self.waits and not self.cancels and self.expires == 1
+        return not (self.waits or self.cancels) and self.expires == 1 and self.averages != "rounds"
 
     @property
     def harmonic(self) -> float:

@@ -49,8 +49,8 @@ class Kardam(Correction):
     Until a first growth is known all pass the first filter, and so does what comes after n rejections by it in a row,
     so that training goes on. **Choice**: the quantile of m values is the ``ceil(m (n - f)/n)``-th smallest; ``K_q`` is
     the largest of a worker's last 25, as in the authors' code (whose quantile is 2/3 whatever f is, and which lacks the
-    second filter); a growth over no distance is none; a gradient that is not finite never passes. With f = 0 the
-    quantile is the largest of all: little is out.
+    second filter); a growth over no distance is none; a gradient that is not finite, or whose square is not, never
+    passes. With f = 0 the quantile is the largest of all: little is out where nobody's growth is unlike the others'.
 
     The paper's own assumption is that gradients differ because weights do. Where mini-batches are small they differ for
     their samples, and the filter compares noise over one update with noise over n: see experiments/byzantine.

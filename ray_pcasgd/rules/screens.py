@@ -196,7 +196,7 @@ class CenteredClipping(Screen):
         mean = votes.center
         for share, vector in zip(shares.unbind(), votes.vectors, strict=True):
             # What is infinitely far away has a share of 0, of which it would make no number.
-            mean = mean + torch.where(share > 0, share * (vector - votes.center), 0.0)
+            mean = mean + torch.where(share == 0, 0.0, share * (vector - votes.center))
         return Screened(mean, 1 - kept)
 
 
@@ -228,7 +228,7 @@ class GeometricMedian(Screen):
             shares = weights / _total(weights)
             point = torch.zeros_like(point)
             for share, vector in zip(shares.unbind(), vectors, strict=True):
-                point = point + torch.where(share > 0, share * vector, 0.0)
+                point = point + torch.where(share == 0, 0.0, share * vector)
         equal = shares * count(present)
         return Screened(point, votes.of_others(1 - equal.clamp(max=1.0)))
 

@@ -49,11 +49,11 @@ def told_of_gradients(found: Mapping[str, int]) -> str:
     """Return what ``taken_gradients`` has found, in a line.
 
     >>> told_of_gradients({"computed": 788, "taken": 240, "cancelled": 0})
-    '240 of 788 gradients were taken; the others came too late, or were under way at the end'
+    '240 of 788 messages of workers were taken; the others came too late, or not before the end'
     """
     cancelled = f"; {found['cancelled']} were cancelled" if found["cancelled"] else ""
-    rest = "; the others came too late, or were under way at the end"
-    return f"{found['taken']} of {found['computed']} gradients were taken{rest}{cancelled}"
+    rest = "; the others came too late, or not before the end" if found["taken"] < found["computed"] else ""
+    return f"{found['taken']} of {found['computed']} messages of workers were taken{rest}{cancelled}"
 
 
 def overlap(rows: Iterable[Row], servers: Collection[int] = ()) -> float:

@@ -74,7 +74,7 @@ class Hierarchical(ChangingTopology):
                 f"topology.groups = {given}: allowed are groups that hold each agent 0 to {num_agents - 1} once"
             )
         if len(groups) < 2 <= num_agents:
-            raise ValueError("topology.groups: has one group; allowed are two or more")
+            raise ValueError(f"topology.groups = {[list(groups[0])]}: is one group; allowed are several")
         longest = max(map(len, groups))
         ranks = [[group[rank] for group in groups if rank < len(group)] for rank in range(longest)]
         return (*[_averaging(groups, num_agents)] * self.inside, _averaging(ranks, num_agents))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.participant import LearnerSpec
+from ray_pcasgd.base.doors import is_others
 from ray_pcasgd.config import AnyAlgorithm, Config
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.adpsgd import ADPSGD
@@ -50,7 +51,6 @@ class ScheduleKind(NamedTuple):
 
     reading: str
     num_servers: int = 0
-    gathering: str = ""
 
     @property
     def with_directions(self) -> bool:
@@ -70,19 +70,40 @@ class ScheduleKind(NamedTuple):
             )
         if info.reading == "pairs":
             raise ValueError(f"schedule = {path!r}: is one of ad-psgd; allowed is it with ad-psgd only")
-        if info.gathering and info.gathering != self.gathering:
-            raise ValueError(
-                f"algorithm.gathering = {self.gathering}: allowed with schedule = {path!r} is {info.gathering}, by "
-                "which it came to be; a schedule says what each update takes, and no other policy can"
-            )
 
 
 def kind_of(algorithm: AnyAlgorithm) -> ScheduleKind:
     """Return which schedules an algorithm's runs have."""
     if isinstance(algorithm, ServerRule):
-        gathering = json.dumps(algorithm.gathering.model_dump(mode="json"), sort_keys=True)
-        return ScheduleKind("", algorithm.shards, gathering)
+        return ScheduleKind("", algorithm.shards)
     return ScheduleKind("pairs" if isinstance(algorithm, ADPSGD) else algorithm.reading)
+
+
+def gathering_of(algorithm: AnyAlgorithm) -> str:
+    """Return what tells apart the gatherings of servers, as ``ScheduleInfo`` has it: settings that are no defaults.
+
+    Empty between peers, and where it cannot be written. How long epochs are shows in the rows.
+    """
+    if not isinstance(algorithm, ServerRule):
+        return ""
+    gathering = algorithm.gathering
+    tree: dict[str, Any] = {"name": gathering.name}
+    if is_others(gathering):
+        tree["class"] = f"{type(gathering).__module__}:{type(gathering).__qualname__}"
+    try:
+        return json.dumps(tree | ({} if gathering.epoch else gathering.model_dump(mode="json", exclude_defaults=True)))
+    except ValueError:  # a class of one's own may have any fields
+        return ""
+
+
+def _check_gathering(config: Config, info: ScheduleInfo) -> None:
+    """Raise ``ValueError`` where a recorded schedule came to be by another gathering than the run's."""
+    own = gathering_of(config.algorithm)
+    if own and info.gathering and info.gathering != own:
+        raise ValueError(
+            f"algorithm.gathering = {own}: allowed with schedule = {config.schedule!r} is {info.gathering}, by which "
+            "it came to be; a schedule says what each update takes, and no other policy can"
+        )
 
 
 def waits_for_directions(config: Config) -> bool:
@@ -136,6 +157,7 @@ def recorded_rows(config: Config, fitted: Callable[[RowLog, ScheduleInfo], Itera
     rows, metadata = _read(config.schedule)
     info, kind = ScheduleInfo.from_metadata(metadata), kind_of(config.algorithm)
     kind.check(config.schedule, info)
+    _check_gathering(config, info)
     # Fitted first: a direction that only a row beyond the run's end would compute must not be waited for.
     executed = fitted(rows, info)
     log = executed if isinstance(executed, RowLog) else RowLog(executed)

@@ -5,6 +5,7 @@ from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.bridge import Bridge
 from ray_pcasgd.rules.kardam import Kardam
 from ray_pcasgd.rules.server import ParameterServer, ServerRule
+from ray_pcasgd.schedule.network import Network
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.samples import TaskData
 
@@ -36,22 +37,27 @@ def check_faults(config: Config) -> None:
         raise ValueError(f"wire.fragments = {config.wire.fragments}: allowed with faults is 1")
 
 
-def too_many_attackers(config: Config) -> tuple[str, ...]:
+def too_many_attackers(config: Config, network: Network | None) -> tuple[str, ...]:
     """Return a line where more agents attack than the screen, or Kardam, is told to stand."""
-    algorithm = config.algorithm
-    stands: tuple[str, int] | None = None
-    if isinstance(algorithm, Bridge):
+    algorithm, faults = config.algorithm, config.faults
+    if faults is None:
+        return ()
+    stands, number, where = None, len(faults.agents), ""
+    if isinstance(algorithm, Bridge) and network is not None:
         stands = "algorithm.attackers", algorithm.attackers
+        honest = sorted(set(range(config.num_agents)) - set(faults.agents))
+        worst = max(honest, key=lambda agent: len(set(network.neighbors[agent]) & set(faults.agents)))
+        number, where = (
+            len(set(network.neighbors[worst]) & set(faults.agents)),
+            f" among the neighbors of agent {worst}",
+        )
     elif isinstance(algorithm, ParameterServer) and algorithm.screen is not None:
         stands = "algorithm.attackers", algorithm.num_attackers
     elif isinstance(algorithm, ParameterServer) and isinstance(algorithm.correction, Kardam):
         stands = "algorithm.correction.attackers", algorithm.correction.attackers
-    if config.faults is None or stands is None or len(config.faults.agents) <= stands[1]:
+    if stands is None or number <= stands[1]:
         return ()
-    return (
-        f"faults.agents = {list(config.faults.agents)}: {len(config.faults.agents)} agents attack; {stands[0]} = "
-        f"{stands[1]} are stood",
-    )
+    return (f"faults.agents = {list(faults.agents)}: {number} attack{where}; {stands[0]} = {stands[1]} are stood",)
 
 
 def check_labels(config: Config, data: TaskData) -> None:

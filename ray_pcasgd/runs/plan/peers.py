@@ -119,16 +119,20 @@ def with_groups(config: Config, clusters: tuple[int, ...]) -> Config:
     topology = config.topology
     if not isinstance(topology, Hierarchical):
         return config
-    if (own := topology.inside) >= config.num_steps > 1:
+    rounds = rounds_of(config)
+    versions = max(rounds.last(agent) for agent in range(config.num_agents))
+    if (own := topology.inside) >= versions > 1:
         raise ValueError(
-            f"topology.inside = {own}: allowed with num_steps = {config.num_steps} are 1 to {config.num_steps - 1}, so "
-            "that groups exchange anything"
+            f"topology.inside = {own}: allowed with num_steps = {config.num_steps} are 1 to {versions - 1}, so that "
+            "groups exchange anything"
         )
     if topology.groups is not None:
         return config
     groups = tuple(tuple(i for i, own in enumerate(clusters) if own == c) for c in sorted(set(clusters)))
     if len(groups) < 2 <= config.num_agents:
-        raise ValueError("clusters = 1: allowed with topology.name = 'hierarchical' are two groups or more")
+        raise ValueError(
+            "clusters: is one group of all agents; allowed with topology.name = 'hierarchical' are several"
+        )
     return config.model_copy(update={"topology": topology.model_copy(update={"groups": groups})})
 
 

@@ -20,7 +20,7 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.runs.pace import is_agent_step
-from ray_pcasgd.runs.plan.common import ModelSize, Roster, kind_of, waits_for_directions
+from ray_pcasgd.runs.plan.common import ModelSize, Roster, gathering_of, kind_of, waits_for_directions
 from ray_pcasgd.runs.plan.defaults import cluster_of_each_agent, with_defaults, with_num_steps
 from ray_pcasgd.runs.plan.faults import check_labels, too_many_attackers
 from ray_pcasgd.runs.plan.fitting import fitting_optimizer
@@ -104,7 +104,7 @@ class Plan:
             num_agents=self.config.num_agents,
             num_servers=kind.num_servers,
             seed=self.config.seed,
-            gathering=kind.gathering,
+            gathering=gathering_of(self.config.algorithm),
             left=frozenset(left),
         )
 
@@ -133,7 +133,7 @@ class Plan:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a reader of the run should know of its evaluations and attackers, in a line each."""
-        return (*self._on_evaluations(), *too_many_attackers(self.config))
+        return (*self._on_evaluations(), *too_many_attackers(self.config, self.network))
 
     def _on_evaluations(self) -> Iterator[str]:
         if not isinstance(self.config.algorithm, Rule):

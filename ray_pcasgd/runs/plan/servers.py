@@ -1,5 +1,6 @@
 """What a run with servers needs in addition to a run between peers: checks, and a schedule."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -84,6 +85,8 @@ def _hides_momentum(rule: ServerRule) -> str | None:
         return f"gathering.name = {rule.gathering.name!r}"
     if isinstance(rule, ParameterServer) and rule.view is not None:
         return f"view.delay = {rule.view.delay}"
+    if isinstance(rule, ParameterServer) and rule.screen is not None:
+        return f"screen.name = {rule.screen.name!r}"
     return None
 
 
@@ -190,6 +193,8 @@ def server_roster(
 
 def _check_length(config: Config, rule: ServerRule) -> None:
     """Raise ``ValueError`` where one update would take more than the run has."""
+    if config.schedule is not None:
+        return  # which says what each update takes
     gathering, workers = rule.gathering, config.num_agents
     allowed = f"allowed with num_steps = {config.num_steps} and num_agents = {workers} are"
     mini_batches = config.num_steps * workers
@@ -198,7 +203,8 @@ def _check_length(config: Config, rule: ServerRule) -> None:
             raise ValueError(f"algorithm.gathering.delay = {gathering.delay}: {allowed} 1 to {mini_batches - 1}")
         return
     most = max(workers, -(-mini_batches // min(steps_of_workers(config, rule))))
-    if (number := gathering.num_gradients(workers)) > most:
+    number = max(gathering.num_gradients(workers), math.ceil(gathering.harmonic * workers))
+    if number > most:
         raise ValueError(
             f"algorithm.gathering.name = {gathering.name!r}: takes {number} gradients for one update; {allowed} up to "
             f"{most}, which are the whole run"

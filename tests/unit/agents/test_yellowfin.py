@@ -221,8 +221,9 @@ def test_the_measures_are_columns_of_the_metrics_and_a_run_goes_on_from_its_stat
     assert "momentum" not in plain.metrics_dataframe.columns
 
 
-def test_a_server_with_this_optimizer_goes_on_from_its_state_to_the_bit() -> None:
-    own = make_plan(load_config(SMALL))
+@pytest.mark.parametrize("correction", ["none", "kardam"])
+def test_a_server_with_this_optimizer_goes_on_from_its_state_to_the_bit(correction: str) -> None:
+    own = make_plan(load_config(SMALL, changes={"algorithm": {"name": "server", "correction": correction}}))
     rows = [row for row in own.schedule if row is not None]
     first, second = ([spec.build(own.data) for spec in own.specs] for _ in range(2))
     one, other = Execution(rows, first), Execution(rows, second)
@@ -233,6 +234,7 @@ def test_a_server_with_this_optimizer_goes_on_from_its_state_to_the_bit() -> Non
         list(one.execute([row]))
         list(other.execute([row]))
     assert torch.equal(first[-1].weights, second[-1].weights)
+    assert bool(first[-1].held) == (correction == "kardam")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +252,7 @@ def test_a_server_with_this_optimizer_goes_on_from_its_state_to_the_bit() -> Non
                 ({"name": "server", "gathering": "ia2sgd"}, "gathering.name = 'ia2sgd'"),
                 ({"name": "server", "view": {"delay": 3}}, "view.delay = 3"),
                 ("svrg", "algorithm.name = 'svrg'"),
+                ({"name": "server", "gathering": "sync", "screen": "krum"}, "screen.name = 'krum'"),
             )
         ),
         ({"optimizer": {"name": "yellowfin", "momentum": 0.9}}, "optimizer.momentum = 0.9: no such setting"),

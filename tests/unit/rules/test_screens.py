@@ -133,6 +133,17 @@ def test_what_is_not_finite_is_a_lie_like_any(name: str, attackers: int, center_
         assert (found.dropped[:attackers] > 0.5).all()
 
 
+@every_screen
+@pytest.mark.parametrize("center_votes", [True, False], ids=["peers", "server"])
+def test_where_all_are_lost_no_number_comes_out(name: str, center_votes: bool) -> None:
+    """And not zeros, as which a run would go on that has diverged."""
+    if name == "nearest-neighbors" and not center_votes:
+        pytest.skip("between peers alone")
+    screen, lost = SCREENS[name], np.full((9, 5), math.nan)
+    found = screen.apply(votes_of(lost[0], lost[1:], np.full(8, 1 / 9), center_votes), 1)
+    assert not found.vector.isfinite().any()
+
+
 def test_without_attackers_the_trimmed_mean_is_d_asgd_of_equal_weights_to_the_bit() -> None:
     draw = generator(0, "plain")
     for number in range(1, 9):
@@ -233,7 +244,7 @@ def test_prediction_keeps_a_late_honest_neighbor_that_a_screen_would_drop() -> N
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"reach": 5}, "reach = 'steps': allowed with late = 'keep' is the default"),
+        ({"reach": 5}, "reach = 5: allowed with late = 'keep' is the default"),
         ({"late": "clip", "oldest_age": 3}, "oldest_age = 3: allowed with late = 'clip' is the default"),
         ({"bounded": True}, "bounded = True: allowed with late = 'keep' is the default"),
     ],

@@ -3,13 +3,14 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from ray_pcasgd import Trainer
 from ray_pcasgd.base.errors import SettingsError
 from ray_pcasgd.report.page import write_report
+from ray_pcasgd.rules.gathering_base import FirstK
 from ray_pcasgd.rules.svrg import SVRG
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.result import Result
@@ -49,6 +50,10 @@ def page_of(run: Result) -> str:
             "num_agents = 4 are up to 24, which are the whole run",
         ),
         (
+            server(gathering={"name": "malenia", "target": 7}),
+            "algorithm.gathering.name = 'malenia': takes 28 gradients for one update; allowed with num_steps = 6 and",
+        ),
+        (
             server(gathering={"name": "malenia", "target": 1001}),
             "algorithm.gathering.target = 1001: allowed are values up to 1000",
         ),
@@ -58,11 +63,11 @@ def page_of(run: Result) -> str:
         ),
         (
             {"algorithm": "d-asgd", "topology": "hierarchical", "clusters": 1},
-            "clusters = 1: allowed with topology.name = 'hierarchical' are two groups or more",
+            "clusters: is one group of all agents; allowed with topology.name = 'hierarchical' are several",
         ),
         (
             {"algorithm": "d-asgd", "topology": {"name": "hierarchical", "groups": [[0, 1, 2, 3]]}},
-            "topology.groups: has one group; allowed are two or more",
+            "topology.groups = [[0, 1, 2, 3]]: is one group; allowed are several",
         ),
         (
             server(nesterov={"name": "momentum-compensation"}) | {"optimizer": {"momentum": 0.9}},
@@ -103,6 +108,42 @@ def test_a_schedule_settles_what_an_update_takes(tmp_path: Path) -> None:
         assert line.index('is {"name": "asgd"}') > line.index("allowed with schedule = ")
 
 
+class OwnGathering(FirstK):
+    """One of a user's own, whose field no file can hold."""
+
+    name: Literal["own"] = "own"
+    waits: ClassVar[bool] = True
+    what: Any = None
+
+
+class OtherGathering(OwnGathering):
+    """Another one, of the same name."""
+
+
+def test_a_gathering_of_ones_own_is_told_apart_by_its_class_or_not_at_all(tmp_path: Path) -> None:
+    one = Trainer(TINY | server(gathering=OwnGathering(k=2)), storage_path=str(tmp_path)).fit()
+    schedule = f"{one.path}/schedule.parquet"
+    again = Trainer(TINY | server(gathering=OwnGathering(k=2)), storage_path=str(tmp_path), schedule=schedule).fit()
+    assert again.schedule_hash == one.schedule_hash
+    with pytest.raises(SettingsError, match=r"^algorithm\.gathering = .*OtherGathering.*OwnGathering"):
+        Trainer(TINY | server(gathering=OtherGathering(k=2)), storage_path=str(tmp_path), schedule=schedule).fit()
+    odd = Trainer(TINY | server(gathering=OwnGathering(k=2, what=object())), storage_path=str(tmp_path)).fit()
+    assert odd.error is None
+    # What cannot be written cannot be told apart, and is taken.
+    both = Trainer(TINY | server(), storage_path=str(tmp_path), schedule=f"{odd.path}/schedule.parquet").fit()
+    assert both.schedule_hash == odd.schedule_hash
+
+
+def test_epochs_are_known_by_their_rows_whether_their_length_was_given_or_not(tmp_path: Path) -> None:
+    run = Trainer(TINY | {"algorithm": "svrg"}, storage_path=str(tmp_path)).fit()
+    for updates in (None, 2 * 4 * 23):
+        algorithm = {"name": "svrg", "gathering": {"name": "epochs", "updates": updates}}
+        again = Trainer(
+            TINY | {"algorithm": algorithm}, storage_path=str(tmp_path), schedule=f"{run.path}/schedule.parquet"
+        ).fit()
+        assert again.schedule_hash == run.schedule_hash
+
+
 def test_gradients_that_came_too_late_are_counted(tmp_path: Path) -> None:
     times = {"compute": {"law": {"name": "exponential", "mean": 1.0}}}
     for gathering, cancels in (
@@ -117,7 +158,7 @@ def test_gradients_that_came_too_late_are_counted(tmp_path: Path) -> None:
         assert found["cancelled"] == sum(row.kind == "cancelled" for row in rows)
         assert (found["cancelled"] > 0) == cancels
         assert found["computed"] > 24 or cancels
-        line = f"24 of {found['computed']} gradients were taken"
+        line = f"24 of {found['computed']} messages of workers were taken"
         assert line in page_of(run)
     plain = Trainer(TINY | times | server(), storage_path=str(tmp_path)).fit()
     assert "gradients" not in json.loads((Path(plain.path) / "result.json").read_text(encoding="utf-8"))
@@ -128,13 +169,18 @@ def test_more_attackers_than_are_stood_are_told(tmp_path: Path) -> None:
     cases = [
         (
             {"algorithm": {"name": "bridge", "screen": "trimmed-mean"}},
-            ("faults.agents = [1, 2]: 2 agents attack; algorithm.attackers = 1 are stood",),
+            ("faults.agents = [1, 2]: 2 attack among the neighbors of agent 0; algorithm.attackers = 1 are stood",),
         ),
         (
             server(correction="kardam"),
-            ("faults.agents = [1, 2]: 2 agents attack; algorithm.correction.attackers = 1 are stood",),
+            ("faults.agents = [1, 2]: 2 attack; algorithm.correction.attackers = 1 are stood",),
         ),
         ({"algorithm": "d-asgd"}, ()),
+        # No agent of a ring of four has both 0 and 1 for neighbors.
+        (
+            {"algorithm": {"name": "bridge", "screen": "centered-clipping", "attackers": 0}, "topology": "ring"},
+            ("faults.agents = [1, 2]: 1 attack among the neighbors of agent 0; algorithm.attackers = 0 are stood",),
+        ),
     ]
     for changes, told in cases:
         assert make_plan(load_config(TINY, changes=changes | faults)).remarks == told
