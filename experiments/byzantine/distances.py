@@ -30,9 +30,8 @@ class Step(NamedTuple):
     """What an agent read at one of its steps."""
 
     own: Tensor
-    read: list[Tensor]
-    taken: list[Tensor]
-    late: Tensor
+    late: dict[int, tuple[Tensor, Tensor]]
+    """Of each late neighbor, by its number, what was read and what it was taken for."""
 
 
 class Watched(Bridge):
@@ -49,11 +48,13 @@ class Watched(Bridge):
     def step(self, state: Any, own: Own, reads: Reads, probe: Probe | None = None) -> tuple[Any, Update]:
         """Return the rule's step."""
         taken = self._judged(state, own, reads)[1] if reads.weights else ()
-        late = ~reads.reliable & (reads.staleness > 0)
-        key = int(own.coefficients["step"]), int(own.coefficients["agent"])
+        step, agent = int(own.coefficients["step"]), int(own.coefficients["agent"])
+        others = [other for other in range(len(reads.weights) + 1) if other != agent]
+        is_late = (~reads.reliable & (reads.staleness > 0)).tolist()
+        each = zip(others, is_late, reads.weights, taken, strict=True) if reads.weights else ()
         # What is read lies in slots that are written again.
-        vectors = [[vector.clone() for vector in some] for some in (reads.weights, taken)]
-        self.seen[key] = Step(own.weights.clone(), *vectors, late)
+        late = {other: (old.clone(), guess.clone()) for other, counts, old, guess in each if counts}
+        self.seen[step, agent] = Step(own.weights.clone(), late)
         return super().step(state, own, reads, probe)
 
 
@@ -100,7 +101,8 @@ def _measured(job: Job, storage: Path) -> dict[str, Any]:
     Watched.seen.clear()
     final = ensure_run(load_config(config, changes={"storage_path": str(folder.parent)}))
     judged = pd.read_parquet(folder / "screening.parquet")
-    found = {"accuracy": final["agents_mean_test_accuracy"]}
+    # A run that diverged has none.
+    found = {"accuracy": final.get("agents_mean_test_accuracy", float("nan"))}
     for name, late in (("out_late", True), ("out_in_time", False)):
         part = judged[judged["late"] == late]
         found[name] = (part["reads"] * part["screened"]).sum() / part["reads"].sum()
@@ -116,12 +118,9 @@ def distances(seen: Mapping[tuple[int, int], Step]) -> dict[str, float]:
     The part is ``sum <taken - read, truth - read> / sum |truth - read|^2``: 1 where nothing is missed on average.
     """
     rows, foreseen, gone = [], 0.0, 0.0
-    for (step, agent), (reader, read, taken, late) in seen.items():
-        others = [other for other in range(len(read) + 1) if other != agent]
-        for place, other in enumerate(others):
-            if not late[place]:
-                continue
-            old, guess, truth = read[place], taken[place], seen[step, other].own
+    for (step, _), (reader, late) in seen.items():
+        for other, (old, guess) in late.items():
+            truth = seen[step, other].own
             pairs = ((guess, truth), (old, truth), (guess, reader), (old, reader), (truth, reader))
             rows.append([float(torch.dist(*pair)) for pair in pairs])
             foreseen += float((guess - old) @ (truth - old))

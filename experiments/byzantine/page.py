@@ -22,6 +22,8 @@ from experiments.studies import machine
 
 STANDS = 0.05
 """By how much less than the plain mean without attackers accuracy may be where an attack is said to be stood."""
+POINT = 0.01
+"""By how much less has to be left out, if less is said to be."""
 TOLD_APART = 0.2
 """By how much more of attackers' messages than of honest ones has to be left out, if they are told apart."""
 
@@ -36,7 +38,7 @@ def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
 Written by `python -m experiments.byzantine --scale {scale}` on {machine()}.
 
 Digits, {settings["config"]["num_agents"]} agents that read each other, {settings["config"]["num_steps"]} steps each;
-seeds {settings["seeds"]}. Attackers are agents 1, 4 and 2, in this order. *Late*: messages between
+seeds {settings["seeds"]}. Attackers are agents 1 and 4, in this order. *Late*: messages between
 agents 0 to 5 and agents 6 and 7 are {settings["delay"]} steps late. Accuracy is the mean over honest agents,
 `bridge`'s b is the number of attackers (1 where there is none), `mean` is `d-asgd`. {spread(results)}
 {made(settings, results)}
@@ -174,7 +176,7 @@ def lateness(peers: pd.DataFrame) -> str:
             (value(case(rows, late="keep"), "out_late"), value(case(rows, late=late), "out_late"))
             for *_, rows in cases_of(own)
         ]
-        fewer = sum(predicted < kept - 0.01 for kept, predicted in pairs)
+        fewer = sum(predicted < kept - POINT for kept, predicted in pairs)
         lines.append(
             f"Predicted by {by}, it is {percent(left_out(own, late))}: less by more than a point in {fewer} of "
             f"{len(pairs)} rows."
@@ -208,12 +210,12 @@ def lateness_claim(peers: pd.DataFrame) -> str:
             for *_, rows in cases_of(case(peers, is_late=True))
             if len(kept := case(rows, late="keep")) and len(predicted := case(rows, late=late))
         ]
-        fewer = sum(value(predicted, "out_late") < value(kept, "out_late") for kept, predicted in both)
+        fewer = sum(value(predicted, "out_late") < value(kept, "out_late") - POINT for kept, predicted in both)
         better = sum(value(predicted) > value(kept) for kept, predicted in both)
         keeps = "keeps" if fewer > len(both) / 2 else "does not keep"
         lines.append(
-            f"- **Prediction {by} {keeps} late honest neighbors from being taken for attackers**: less of them is left "
-            f"out in {fewer} of {len(both)} cases. Accuracy is higher with it in {better} of {len(both)}."
+            f"- **Prediction {by} {keeps} late honest neighbors from being taken for attackers**: less of them, by "
+            f"more than a point, is left out in {fewer} of {len(both)} cases. Accuracy is higher with it in {better}."
         )
     return "\n".join(lines)
 

@@ -57,7 +57,7 @@ SERVER_ATTACKS: dict[str, Any] = {
 
 def attackers(number: int) -> list[int]:
     """Return the attackers, so many of them: they are among the agents that are near each other."""
-    return [1, 4, 2][:number]
+    return [1, 4][:number]
 
 
 def peers(

@@ -5,7 +5,7 @@ shards do. All methods take the same number of mini-batch gradients a worker; st
 by the distance to the optimum. Runs that are complete are not run again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,14 @@ def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes:
         for seed in settings["convex"]["seeds"]:
             jobs.append(job(settings, int(batch_size), str(method), float(best["step_size"]), seed, False))
     results = pd.concat([tuning, with_excess(jobs, storage, processes)], ignore_index=True)
-    kept = ["batch_size", "method", "step_size", "seed", "tunes", "excess", "staleness_mean", "run_seconds"]
+    results["seconds"] = [_last_second(Path(path)) for path in results["path"]]
+    kept = ["batch_size", "method", "step_size", "seed", "tunes", "excess", "seconds", "staleness_mean", "run_seconds"]
     results[kept].to_parquet(output / "convex.parquet", index=False)
+
+
+def _last_second(folder: Path) -> float:
+    frame = pd.read_parquet(folder / "metrics.parquet")
+    return float(frame["seconds"].max()) if len(frame) else float("nan")
 
 
 def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
@@ -91,13 +97,14 @@ Least squares on the digits, a quadratic whose optimum is known, with weight dec
 {config["optimizer"]["weight_decay"]}. {config["num_agents"]} workers with alike shards, exponential times; mean
 staleness of ASGD {final[final["method"] == ASGD]["staleness_mean"].mean():.1f}. Each method takes as many gradients:
 {passes}.
-AsySVRG takes two of them for each message, and a pass for each full gradient. Momentum is {MOMENTUM}.
+AsySVRG takes two of them for each message, and a pass for each full gradient; what it computes and does not take, since
+an epoch has begun meanwhile, comes on top, and shows in the virtual seconds. Momentum is {MOMENTUM}.
 Step sizes of {own["step_sizes"]}
 are chosen on one seed by where they end; the table has seeds {own["seeds"]}. One convex problem.
 
 ## What reproduces
 
-{claims(final)}
+{claims(final, own["step_sizes"])}
 
 {table(final)}
 
@@ -110,7 +117,7 @@ Objective above the least at the end (inf: diverged).
     (output / "CONVEX.md").write_text(text, encoding="utf-8")
 
 
-def claims(final: pd.DataFrame) -> str:
+def claims(final: pd.DataFrame, steps: Sequence[float]) -> str:
     """Return for each mini-batch how far the methods end from the optimum, beside their own baselines."""
     lines = []
     for batch_size, rows in final.groupby("batch_size", sort=False):
@@ -122,16 +129,24 @@ def claims(final: pd.DataFrame) -> str:
                 f"- Mini-batches of {batch_size}: {method} nearer the optimum than {baseline} {nearer}; "
                 f"{ratio:.3g} times its distance."
             )
+    edges = [one for (_, one), rows in final.groupby(["batch_size", "method"], sort=False) if _is_at_edge(rows, steps)]
+    lines.append(f"- Step sizes at an edge of the grid: {', '.join(dict.fromkeys(edges)) or 'none'}.")
     return "\n".join(lines)
+
+
+def _is_at_edge(rows: pd.DataFrame, steps: Sequence[float]) -> bool:
+    return bool(rows["step_size"].iloc[0] in (min(steps), max(steps)))
 
 
 def table(final: pd.DataFrame) -> str:
     """Return the chosen step sizes and the distances."""
-    text = "| mini-batch | method | step size | objective above the least |\n|---|---|---|---|\n"
+    text = "| mini-batch | method | step size | objective above the least | virtual seconds |\n|---|---|---|---|---|\n"
     for (batch_size, method), rows in final.groupby(["batch_size", "method"], sort=False):
         found = rows["excess"].fillna(float("inf"))
         spread = f"{found.mean():.3g} ({found.min():.3g} to {found.max():.3g})"
-        text += f"| {batch_size} | {method} | {rows['step_size'].iloc[0]:g} | {spread} |\n"
+        text += (
+            f"| {batch_size} | {method} | {rows['step_size'].iloc[0]:g} | {spread} | {rows['seconds'].mean():.0f} |\n"
+        )
     return text.rstrip()
 
 

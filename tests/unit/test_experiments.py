@@ -14,6 +14,7 @@ import torch
 
 import experiments
 from experiments.benchmarks import memory
+from experiments.byzantine import distances
 from experiments.byzantine import study as byzantine
 from experiments.byzantine.page import kardam
 from experiments.compensation import study as compensation
@@ -43,7 +44,7 @@ from experiments.self_choosing import pauses
 from experiments.slow_and_stale import study as slow_and_stale
 from experiments.slow_worker import study as slow_worker
 from experiments.staleness_aware import study as staleness_aware
-from experiments.staleness_aware.page import comparisons
+from experiments.staleness_aware.page import beside, comparisons
 from experiments.studies import ensure_run
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
@@ -278,6 +279,61 @@ def test_pauses_of_some_algorithms_take_the_place_of_theirs_alone() -> None:
     found = pd.DataFrame({"algorithm": [names[2], names[1]], "end": [4.0, 5.0]})
     merged = pauses.merged(before, found)
     assert merged.to_dict("list") == {"algorithm": names, "end": [1.0, 5.0, 4.0]}
+
+
+def test_a_late_neighbor_is_as_far_from_where_it_is_by_now_as_it_has_gone_on() -> None:
+    """Of two agents, one reads the other as it was a step before, and takes it for half as far as it has come."""
+    x = [torch.tensor([float(step), 0.0]) for step in range(3)]
+    reader = torch.tensor([0.0, 1.0])
+    seen = {(step, 1): distances.Step(x[step], {}) for step in range(3)}
+    seen |= {
+        (step, 0): distances.Step(reader, {1: (x[step - 1], x[step - 1] + torch.tensor([0.5, 0.0]))} if step else {})
+        for step in range(3)
+    }
+    found = distances.distances(seen)
+    assert found["read_truth"] == 1.0
+    assert found["taken_truth"] == found["foreseen"] == 0.5
+    assert found["truth_reader"] == pytest.approx((2**0.5 + 5**0.5) / 2)
+
+
+def test_rivals_of_the_modulated_step_size_are_judged_seed_by_seed() -> None:
+    labels = {"task": "digits", "workers": 4, "step_size": 0.1}
+    accuracies = {"modulated": (0.5, 0.6), "K-sync": (0.6, 0.71), "Rennala": (0.4, 0.49), "Ringmaster": (0.4, 0.8)}
+    rows = [
+        labels | {"seed": seed, "n": 4 * (name == "modulated"), "correction": name, "test_accuracy": value}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    found = beside(pd.DataFrame(rows)).set_index("method")
+    assert found["gain"].to_dict() == pytest.approx({"K-sync": 0.105, "Rennala": -0.105, "Ringmaster": 0.05})
+    assert found["verdict"].to_dict() == {"K-sync": "better", "Rennala": "worse", "Ringmaster": "even"}
+
+
+def test_asysvrg_has_messages_for_as_many_gradients_as_asgd() -> None:
+    own = {"config": {"num_agents": 8}, "passes": {16: 30}}
+    batches = -(-(1797 // 8) // 16)
+    assert rival_convex.num_steps(own, rival_convex.ASGD, 16) == 30 * batches
+    # An epoch is a full gradient and two passes of messages, each of two gradients: five passes.
+    assert rival_convex.num_steps(own, rival_convex.SVRG, 16) == round(30 * batches * (2 * batches + 1) / (5 * batches))
+
+
+def test_the_page_of_convex_rivals_says_who_ends_nearer_and_whose_step_size_is_at_an_edge() -> None:
+    excess = {rival_convex.ASGD: 2.0, rival_convex.HEAVY: 4.0, rival_convex.AHEAD: 3.0, rival_convex.SVRG: 0.5}
+    final = pd.DataFrame(
+        [
+            {
+                "batch_size": 16,
+                "method": method,
+                "step_size": 0.1 if method == rival_convex.SVRG else 0.2,
+                "excess": one,
+            }
+            for method, one in excess.items()
+        ]
+    )
+    text = rival_convex.claims(final, [0.1, 0.2, 0.3])
+    assert "AsySVRG nearer the optimum than ASGD reproduces; 0.25 times" in text
+    assert "compensation nearer the optimum than ASGD **does not reproduce**; 1.5 times" in text
+    assert text.endswith("at an edge of the grid: AsySVRG.")
 
 
 def of_servers(attack: str, liars: float, honest: float) -> dict[str, Any]:
