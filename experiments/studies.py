@@ -92,6 +92,23 @@ def task_of(settings: Mapping[str, Any]) -> str:
     return f"{data}, {task.model.name}"
 
 
+def when(results: pd.DataFrame) -> str:
+    """Return which methods were measured at which commit, where there are several; else an empty text.
+
+    A commit's draws of data and times may be others, so that what is measured at two of them is paired by nothing.
+    """
+    if "commit" not in results or results["commit"].nunique() < 2:
+        return ""
+    parts = [
+        f"{', '.join(rows['method'].drop_duplicates())} at {commit}"
+        for commit, rows in results.groupby("commit", sort=False)
+    ]
+    return (
+        f"Measured at different commits: {'; '.join(parts)}. Between these the draws of data and times differ, as "
+        "between seeds."
+    )
+
+
 def machine() -> str:
     """Return what the figures were measured on."""
     processor = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.dc_asgd.study import METHODS, PAPER
-from experiments.studies import machine, task_of
+from experiments.studies import machine, task_of, when
 from ray_pcasgd.base.text import SPREAD
 
 VERDICTS = ("reproduces", "does NOT reproduce, the reverse holds", "cannot be told here")
@@ -40,6 +40,7 @@ validation loss); then {seeds} other seeds on all training samples, tested once.
 The images are re-encoded (JPEG) and the run is short: compare the lines with each other, not with published figures.
 In the table, {SPREAD}, {seeds} of them.
 Written by `python -m experiments.dc_asgd --scale {scale}` ({machine()}).
+{when(final)}
 
 {_table(final)}
 

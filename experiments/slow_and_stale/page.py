@@ -14,7 +14,7 @@ from experiments.slow_and_stale.study import (
     NUM_WORKERS,
     mini_batches,
 )
-from experiments.studies import machine, task_of
+from experiments.studies import machine, task_of, when
 from ray_pcasgd.report.drawing import in_percent, legend, line, name_axes, new_figure, style
 
 
@@ -70,7 +70,7 @@ def page(tuning: pd.DataFrame, final: pd.DataFrame, settings: Mapping[str, Any],
 law on 10 % of the training samples, held out (one seed, lowest validation loss at the end); then {seeds} other
 seeds on all training samples. {_edges(tuning, final)} The images are re-encoded (JPEG). PC-ASGD's theta is 0.3, and
 what is tested of it is the average of all peers. Written by `python -m experiments.slow_and_stale --scale {scale}`
-({machine()}).
+({machine()}). {when(final)}
 
 ![test error against virtual seconds](error.svg)
 
