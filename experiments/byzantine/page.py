@@ -40,7 +40,8 @@ Written by `python -m experiments.byzantine --scale {scale}` on {machine()}.
 Digits, {settings["config"]["num_agents"]} agents that read each other, {settings["config"]["num_steps"]} steps each;
 seeds {settings["seeds"]}. Attackers are agents 1 and 4, in this order. *Late*: messages between
 agents 0 to 5 and agents 6 and 7 are {settings["delay"]} steps late. Accuracy is the mean over honest agents,
-`bridge`'s b is the number of attackers (1 where there is none), `mean` is `d-asgd`. {spread(results)}
+`bridge`'s b is the number of attackers (1 where there is none), `mean` is `d-asgd`.
+{spread(results)}
 {made(settings, results)}
 
 ## What does not reproduce
