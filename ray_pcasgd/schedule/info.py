@@ -39,7 +39,7 @@ class ScheduleInfo:
             "num_agents": self.num_agents,
             "num_servers": self.num_servers,
             "seed": self.seed,
-            "gathering": self.gathering,
+            "gathering": self.gathering or None,
             "left": " ".join(map(str, sorted(self.left))),
         }
         return {name: str(value) for name, value in said.items() if value is not None}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ray_pcasgd.schedule.parquet import read_rows, write_rows
+
 Made = TypeVar("Made")
 
 FOLDER = Path(tempfile.mkdtemp(prefix="ray_pcasgd_tests_"))
@@ -35,3 +37,11 @@ def placed(recorded: Path, storage: Path) -> Path:
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace(str(recorded), str(storage)))
     return copy
+
+
+def untold(schedule: Path) -> str:
+    """Return a copy of a schedule that does not say how it was gathered, as older ones do not."""
+    rows, metadata = read_rows(schedule)
+    copy = schedule.with_name("untold.parquet")
+    write_rows(copy, rows, {name: text for name, text in metadata.items() if name not in ("gathering", "format")})
+    return str(copy)

@@ -27,6 +27,7 @@ from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_to_the_bit
 from tests.references.fedglomo import FedGLOMOReference
 from tests.references.peers import SIZE, regression
+from tests.unit.recorded_runs import untold
 
 Array = npt.NDArray[np.float64]
 WORKERS = 3
@@ -92,7 +93,7 @@ def test_runs_equal_the_slow_reference(name: str, tmp_path: Path) -> None:
         # Of asynchronous workers, no update takes whom the one before has taken: no difference counts.
         other = FEDAVG | {"gathering": {"name": "k-async", "k": 2}}
         tree = SMALL | {"task": regression(), "algorithm": other, "storage_path": str(tmp_path)}
-        changes["schedule"] = str(Path(Trainer(tree, name="other").fit().path) / "schedule.parquet")
+        changes["schedule"] = untold(Path(Trainer(tree, name="other").fit().path) / "schedule.parquet")
     own = plan(**changes)
     agents = [spec.build(own.data) for spec in own.specs]
     execution, reference = Execution(own.schedule, agents), FedGLOMOReference(own, eta_at)

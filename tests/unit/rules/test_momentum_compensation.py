@@ -153,7 +153,7 @@ def test_a_run_replays_and_goes_on_from_its_state(tmp_path: Path) -> None:
     [
         (settings({"name": "momentum-compensation", "momentum": 1}), "algorithm.nesterov.momentum = 1: allowed"),
         (settings({"name": "momentum-compensation", "delay": -1}), "algorithm.nesterov.delay = -1: allowed"),
-        (settings() | {"optimizer": {"momentum": 0.9}}, "optimizer.name = 'sgd': allowed with algorithm.nesterov"),
+        (settings() | {"optimizer": {"momentum": 0.9}}, "optimizer.momentum = 0.9: allowed with algorithm.nesterov"),
         (settings() | {"optimizer": "adamw"}, "optimizer.name = 'adamw': allowed with algorithm.nesterov.name"),
         (settings(view={"delay": 2}), "view: allowed with nesterov.name = 'momentum-compensation' is null"),
         (settings(correction="dc-asgd-c"), "correction.name = 'dc-asgd-c': allowed with nesterov.name"),

@@ -24,6 +24,7 @@ from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_to_the_bit
 from tests.references.peers import SIZE, regression
 from tests.references.svrg import SVRGReference
+from tests.unit.recorded_runs import untold
 
 Array = npt.NDArray[np.float64]
 WORKERS = 3
@@ -206,7 +207,7 @@ def test_a_run_replays_and_goes_on_from_its_state(tmp_path: Path) -> None:
 def test_a_schedule_without_these_epochs_is_refused(tmp_path: Path) -> None:
     tree = SMALL | {"storage_path": str(tmp_path), "task": regression()}
     asgd = Trainer(tree | {"algorithm": "server"}, name="asgd").fit()
-    other = {"schedule": str(Path(asgd.path) / "schedule.parquet")}
+    other = {"schedule": untold(Path(asgd.path) / "schedule.parquet")}
     with pytest.raises(SettingsError, match="update 1 takes what was computed before its epoch; allowed with"):
         make_plan(load_config(tree | other))
 

@@ -1,6 +1,6 @@
 """What a schedule's file says of its run, as texts and back."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,7 @@ INFOS = st.builds(
     num_agents=st.none() | st.integers(1, 10**6),
     num_servers=st.integers(0, 1000),
     seed=st.none() | st.integers(0, 2**63 - 1),
+    gathering=st.text(),
     left=st.frozensets(st.integers(0, 10**6)),
 )
 
@@ -46,7 +47,10 @@ def test_texts_are_those_that_files_have_always_had() -> None:
         ("seed", "7"),
         ("left", "2 10"),
     ]
-    assert len(info.to_metadata()) == len(fields(info))
+    with_server = replace(info, gathering='{"name": "asgd"}').to_metadata()
+    assert with_server.pop("gathering") == '{"name": "asgd"}'
+    assert with_server == info.to_metadata()
+    assert len(with_server) == len(fields(info)) - 1
 
 
 def test_what_a_file_does_not_say_has_its_default() -> None:

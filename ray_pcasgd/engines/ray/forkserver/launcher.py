@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def request(arguments: list[str]) -> dict[str, Any]:
+def request(arguments: list[str], blocked: Iterable[int]) -> dict[str, Any]:
     """Return what the fork server has to know: what is run, and what the process is to have from this one."""
     return {
         "arguments": arguments,
@@ -80,13 +81,13 @@ def request(arguments: list[str]) -> dict[str, Any]:
         "limits": {name: resource.getrlimit(getattr(resource, name)) for name in sorted(_LIMITS)},
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "out of memory": Path("/proc/self/oom_score_adj").read_text(encoding="ascii"),
-        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "blocked": sorted(blocked),
         "ignored": sorted(n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN),
         "surroundings": surroundings(),
     }
 
 
-def forked(name: str, arguments: list[str]) -> tuple[socket.socket, int] | None:
+def forked(name: str, arguments: list[str], blocked: Iterable[int]) -> tuple[socket.socket, int] | None:
     """Return the connection to a forked process, and its number; ``None`` where there is none.
 
     The process holds the other end as long as it lives, so that an end of the connection means that there is none.
@@ -100,7 +101,7 @@ def forked(name: str, arguments: list[str]) -> tuple[socket.socket, int] | None:
             raise OSError("no fork server")
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
-        socket.send_fds(connection, [json.dumps(request(arguments)).encode()], [0, 1, 2])
+        socket.send_fds(connection, [json.dumps(request(arguments, blocked)).encode()], [0, 1, 2])
         answer = connection.recv(100)
         if answer.startswith(FORKED):
             return connection, int(answer.removeprefix(FORKED))
@@ -110,8 +111,11 @@ def forked(name: str, arguments: list[str]) -> tuple[socket.socket, int] | None:
     return None
 
 
-def outlive(connection: socket.socket, process: int) -> int:
-    """Pass on signals to a forked process as long as it lives; return its exit status, as a shell has it."""
+def outlive(connection: socket.socket, process: int, blocked: Iterable[int]) -> int:
+    """Pass on signals to a forked process as long as it lives; return its exit status, as a shell has it.
+
+    ``blocked`` are the signals that stay blocked; those that have come since they all were are passed on, too.
+    """
 
     def forward(number: int, _: Any) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has just ended
@@ -119,6 +123,7 @@ def outlive(connection: socket.socket, process: int) -> int:
 
     for number in _FORWARDED:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     status = connection.recv(100)  # empty where the fork server has ended, so that the status is not known
     code = int(status or 1)
     return code if code >= 0 else 128 - code
@@ -127,9 +132,12 @@ def outlive(connection: socket.socket, process: int) -> int:
 def main() -> None:
     """Become the worker, or stand for one that is forked."""
     name, *arguments = sys.argv[1:]
-    if (there := forked(name, arguments)) is None:
+    # A signal that comes before there is anybody to pass it on to waits until there is.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    if (there := forked(name, arguments, blocked)) is None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.execv(sys.executable, [sys.executable, *arguments])
-    sys.exit(outlive(*there))
+    sys.exit(outlive(*there, blocked))
 
 
 if __name__ == "__main__":
