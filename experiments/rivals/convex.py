@@ -15,7 +15,7 @@ from experiments.convergence.problem import Digits
 from experiments.rivals.federated import with_excess
 from experiments.rivals.study import HERE, TUNING_SEED
 from experiments.running import Job, run_study
-from experiments.studies import machine
+from experiments.studies import machine, search_table
 from ray_pcasgd.runs.settings.loading import load_config
 
 MOMENTUM = 0.9
@@ -112,13 +112,13 @@ are chosen on one seed by where they end; the table has seeds {own["seeds"]}. On
 
 Objective above the least at the end (inf: diverged).
 
-{search(runs[runs["tunes"]])}
+{search_table(runs[runs["tunes"]], ["batch_size", "method"], "excess", ".3g")}
 """
     (output / "CONVEX.md").write_text(text, encoding="utf-8")
 
 
 def claims(final: pd.DataFrame, steps: Sequence[float]) -> str:
-    """Return for each mini-batch how far the methods end from the optimum, beside their own baselines."""
+    """Return, for each mini-batch size, whether each method ends nearer the optimum than what it is to improve on."""
     lines = []
     for batch_size, rows in final.groupby("batch_size", sort=False):
         means = rows.assign(excess=rows["excess"].fillna(float("inf"))).groupby("method", sort=False)["excess"].mean()
@@ -147,17 +147,6 @@ def table(final: pd.DataFrame) -> str:
         text += (
             f"| {batch_size} | {method} | {rows['step_size'].iloc[0]:g} | {spread} | {rows['seconds'].mean():.0f} |\n"
         )
-    return text.rstrip()
-
-
-def search(tuning: pd.DataFrame) -> str:
-    """Return the table of the search."""
-    steps = sorted(tuning["step_size"].unique())
-    heads = " | ".join(f"{step:g}" for step in steps)
-    text = f"| mini-batch | method | {heads} |\n|---|---|{'---|' * len(steps)}\n"
-    for (batch_size, method), rows in tuning.groupby(["batch_size", "method"], sort=False):
-        found = rows.set_index("step_size")["excess"].fillna(float("inf"))
-        text += f"| {batch_size} | {method} | {' | '.join(f'{found[step]:.3g}' for step in steps)} |\n"
     return text.rstrip()
 
 

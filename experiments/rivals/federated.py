@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from experiments.convergence.problem import CLASSES, Digits, optimum
 from experiments.rivals.study import HERE, TUNING_SEED
 from experiments.running import Job, measured, run_study
-from experiments.studies import machine
+from experiments.studies import machine, search_table
 from ray_pcasgd.config import Config
 from ray_pcasgd.rules.fedglomo import FedGLOMO
 from ray_pcasgd.runs.settings.loading import load_config
@@ -119,7 +119,9 @@ def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes:
 def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
     """Write FEDERATED.md."""
     runs, own = pd.read_parquet(output / "federated.parquet"), settings["federated"]
-    config, final = own["config"], runs[~runs["tunes"]]
+    config, final, tuning = own["config"], runs[~runs["tunes"]], runs[runs["tunes"]]
+    # Only FedGLOMO has a beta to choose.
+    tuning = tuning.assign(beta=tuning["beta"].map("{:g}".format).where(tuning["method"] == FEDGLOMO, "–"))
     text = f"""# FedGLOMO and FedLOMO against FedAvg
 
 Written by `python -m experiments.rivals.federated --scale {scale}` on {machine()}.
@@ -147,7 +149,7 @@ theirs; so it needs a first gradient of many samples, and pays for that.
 
 Objective above the least at the end (inf: diverged).
 
-{search(runs[runs["tunes"]])}
+{search_table(tuning, ["method", "beta"], "excess", ".3g")}
 """
     (output / "FEDERATED.md").write_text(text, encoding="utf-8")
 
@@ -186,17 +188,6 @@ def table(final: pd.DataFrame) -> str:
             f"| {method} | {first['step_size']:g} | {beta} | {first['rounds']} | {found.mean():.3g} "
             f"({found.min():.3g} to {found.max():.3g}) |\n"
         )
-    return text.rstrip()
-
-
-def search(tuning: pd.DataFrame) -> str:
-    """Return the table of the search."""
-    steps = sorted(tuning["step_size"].unique())
-    text = f"| method | beta | {' | '.join(f'{step:g}' for step in steps)} |\n|---|---|{'---|' * len(steps)}\n"
-    for (method, beta), rows in tuning.groupby(["method", "beta"], sort=False):
-        found = rows.set_index("step_size")["excess"].fillna(float("inf"))
-        told = f"{beta:g}" if method == FEDGLOMO else "–"
-        text += f"| {method} | {told} | {' | '.join(f'{found[step]:.3g}' for step in steps)} |\n"
     return text.rstrip()
 
 

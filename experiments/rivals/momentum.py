@@ -13,7 +13,7 @@ import pandas as pd
 
 from experiments.rivals.study import HERE, TUNING_SEED, VALIDATION_SHARE
 from experiments.running import Job, measured, run_study
-from experiments.studies import machine
+from experiments.studies import machine, search_table
 from ray_pcasgd.runs.settings.loading import load_config
 
 GATHERINGS = ("asgd", "sync")
@@ -114,7 +114,7 @@ That this is the reason here was not tested.
 
 Validation loss at the end (infinite: diverged).
 
-{search(runs[runs["validates"]])}
+{search_table(runs[runs["validates"]], ["gathering", "momentum"], "test_loss", ".3f")}
 """
     (output / "MOMENTUM.md").write_text(text, encoding="utf-8")
 
@@ -164,16 +164,6 @@ def verdict(final: pd.DataFrame) -> str:
             "points from the open loop."
         )
     return "\n".join(lines)
-
-
-def search(tuning: pd.DataFrame) -> str:
-    """Return the table of the search."""
-    steps = sorted(tuning["step_size"].unique())
-    text = f"| gathering | momentum | {' | '.join(f'{step:g}' for step in steps)} |\n|---|---|{'---|' * len(steps)}\n"
-    for (gathering, momentum), rows in tuning.groupby(["gathering", "momentum"], sort=False):
-        losses = rows.set_index("step_size")["test_loss"].fillna(float("inf"))
-        text += f"| {gathering} | {momentum:g} | {' | '.join(f'{losses[step]:.3f}' for step in steps)} |\n"
-    return text.rstrip()
 
 
 if __name__ == "__main__":

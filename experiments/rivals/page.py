@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.rivals.study import METHODS, SHARDS
-from experiments.studies import machine
+from experiments.studies import machine, search_table
 
 
 def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
@@ -44,7 +44,8 @@ the search.
 
 Validation loss at the end, by step size (infinite: diverged).
 
-{search(results[results["validates"]])}"""
+{search_table(results[results["validates"]], ["shards", "method"], "test_loss", ".3f")}
+"""
     (output / "RESULTS.md").write_text(text, encoding="utf-8")
 
 
@@ -79,14 +80,4 @@ def tables(final: pd.DataFrame) -> str:
                 f"{accuracy.mean():.1f} % ({accuracy.min():.1f} to {accuracy.max():.1f}) | {loss.mean():.3f} |\n"
             )
         text += "\n"
-    return text
-
-
-def search(tuning: pd.DataFrame) -> str:
-    """Return the table of the search."""
-    steps = sorted(tuning["step_size"].unique())
-    text = f"| shards | method | {' | '.join(f'{step:g}' for step in steps)} |\n|---|---|{'---|' * len(steps)}\n"
-    for (shards, method), rows in tuning.groupby(["shards", "method"], sort=False):
-        losses = rows.set_index("step_size")["test_loss"].fillna(math.inf)
-        text += f"| {shards} | {method} | {' | '.join(f'{losses[step]:.3f}' for step in steps)} |\n"
     return text

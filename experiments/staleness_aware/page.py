@@ -58,8 +58,8 @@ def comparisons(runs: pd.DataFrame) -> pd.DataFrame:
     return judged(table["modulated"] - table["not modulated"], keys)
 
 
-def beside(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return, for each case, how much better each rival is than the modulated step size with n = workers."""
+def against_modulated(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return, for each case, how much better each other method is than the modulated step size with n = workers."""
     keys = ["task", "workers", "step_size", "method"]
     index = ["task", "workers", "step_size", "seed"]
     own = runs[(runs["n"] == runs["workers"]) & (runs["correction"] == "modulated")].set_index(index)["test_accuracy"]
@@ -102,7 +102,7 @@ are workers (Rennala), against n = workers with the modulated step size. Numbers
 which each is better or worse by two standard errors of the paired difference. All take the same number of gradients;
 the virtual seconds, in which K-sync and Rennala wait or discard, are those of `experiments/slow_and_stale`.
 
-{_rivals(runs)}
+{_other_methods(runs)}
 
 {tasks}
 """
@@ -132,10 +132,10 @@ def _first(runs: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _rivals(runs: pd.DataFrame) -> str:
-    """Return how those that bound staleness, or have none, stand beside the modulated step size."""
+def _other_methods(runs: pd.DataFrame) -> str:
+    """Return the table of cases in which other methods are better or worse than the modulated step size."""
     lines = []
-    for (task, method), part in beside(runs).groupby(["task", "method"], sort=False):
+    for (task, method), part in against_modulated(runs).groupby(["task", "method"], sort=False):
         counts = part["verdict"].value_counts()
         better, worse, even = (int(counts.get(name, 0)) for name in ("better", "worse", "even"))
         lines.append(f"| {task} | {method} | {better} | {worse} | {even} |")

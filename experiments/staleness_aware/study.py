@@ -13,8 +13,8 @@ HERE = Path(__file__).parent
 CORRECTIONS = {"modulated": "staleness-aware", "not modulated": "none"}
 
 
-def rivals(workers: int) -> dict[str, dict[str, Any]]:
-    """Return how those gather that bound staleness, or have none, in place of modulating the step size."""
+def other_gatherings(workers: int) -> dict[str, dict[str, Any]]:
+    """Return the gatherings, by name, that limit staleness themselves, so that the step size is not modulated."""
     return {
         "hardsync": {"name": "sync"},
         "K-sync, K = workers / 2": {"name": "k-sync", "k": workers // 2},
@@ -37,7 +37,7 @@ def jobs_of(task: str, settings: Mapping[str, Any]) -> Iterator[Job]:
         for step_size in settings["step_sizes"]:
             for seed in range(settings["seeds"]):
                 labels = {"task": task, "workers": workers, "step_size": step_size, "seed": seed}
-                for name, gathering in rivals(workers).items():
+                for name, gathering in other_gatherings(workers).items():
                     yield _job(settings, {**labels, "n": 0, "correction": name}, {"gathering": gathering})
                 for n in sorted({n for n in asked if n <= workers}):
                     for label, correction in CORRECTIONS.items():

@@ -328,7 +328,8 @@ class Server(Participant):
                     around |= {first, first + 1}
         for version in [v for v in self.history if v < self.version and not (computed(v) or v in around)]:
             del self.history[version]
-        self.held = {version for version in self.held if version >= min(self.history)}
+        oldest_kept = min(self.history, default=self.version)
+        self.held = {version for version in self.held if version >= oldest_kept}
 
     def _delivered(self, state: Received, eta: Tensor) -> Delivered:
         read, recipe = state.read, self.spec.recipe

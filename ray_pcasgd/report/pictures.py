@@ -95,28 +95,26 @@ def _trained_curves(run: RunData, axis: str) -> Sequence[Curve]:
 
 def predicting_share(groups: Sequence[Group], axis: Axis = "step") -> Figure | None:
     """Draw how often the agents chose to predict (Wang et al., 2024, figure 4)."""
-    column = "predicting_share"
-    figure, (axes,) = new_figure()
-    drawn = _lines(axes, groups, lambda run: agent_curves(run, column, axis), True)
-    if not drawn:
-        return None
-    scale_values(axes, column, [])
-    axes.set_ylim(-0.03, 1.03)
-    title = f"agents: mean{_over(groups, ', lowest to highest')}"
-    name_axes(axes, time_name(groups, axis), "share of predicting choices", title)
-    _legend(figure, groups, drawn)
+    figure = _of_agents(groups, "predicting_share", axis, "share of predicting choices", "agents")
+    if figure is not None:
+        (axes,) = figure.axes
+        scale_values(axes, "predicting_share", [])
+        axes.set_ylim(-0.03, 1.03)
     return figure
 
 
 def total_momentum(groups: Sequence[Group], axis: Axis = "step") -> Figure | None:
     """Draw the momentum that optimizers measure, asynchrony's share in it; ``None`` where none measures it."""
-    column = "total_momentum"
+    return _of_agents(groups, "total_momentum", axis, "total momentum", "agents, or servers")
+
+
+def _of_agents(groups: Sequence[Group], column: str, axis: Axis, name: str, whose: str) -> Figure | None:
+    """Draw the mean of each agent's curve of a column, and how far apart they are; ``None`` where there are none."""
     figure, (axes,) = new_figure()
     drawn = _lines(axes, groups, lambda run: agent_curves(run, column, axis), True)
     if not drawn:
         return None
-    title = f"agents or servers: mean{_over(groups, ', lowest to highest')}"
-    name_axes(axes, time_name(groups, axis), "total momentum", title)
+    name_axes(axes, time_name(groups, axis), name, f"{whose}: mean{_over(groups, ', lowest to highest')}")
     _legend(figure, groups, drawn)
     return figure
 

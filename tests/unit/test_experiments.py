@@ -44,7 +44,7 @@ from experiments.self_choosing import pauses
 from experiments.slow_and_stale import study as slow_and_stale
 from experiments.slow_worker import study as slow_worker
 from experiments.staleness_aware import study as staleness_aware
-from experiments.staleness_aware.page import beside, comparisons
+from experiments.staleness_aware.page import against_modulated, comparisons
 from experiments.studies import ensure_run
 from ray_pcasgd.config import Config
 from ray_pcasgd.engines.local.engine import LocalSettings
@@ -304,7 +304,7 @@ def test_rivals_of_the_modulated_step_size_are_judged_seed_by_seed() -> None:
         for name, values in accuracies.items()
         for seed, value in enumerate(values)
     ]
-    found = beside(pd.DataFrame(rows)).set_index("method")
+    found = against_modulated(pd.DataFrame(rows)).set_index("method")
     assert found["gain"].to_dict() == pytest.approx({"K-sync": 0.105, "Rennala": -0.105, "Ringmaster": 0.05})
     assert found["verdict"].to_dict() == {"K-sync": "better", "Rennala": "worse", "Ringmaster": "even"}
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ray_pcasgd.agents.participant import LearnerSpec
 from ray_pcasgd.base.doors import is_others
+from ray_pcasgd.base.text import one_line
 from ray_pcasgd.config import AnyAlgorithm, Config
 from ray_pcasgd.records import Row
 from ray_pcasgd.rules.adpsgd import ADPSGD
@@ -100,9 +101,10 @@ def _check_gathering(config: Config, info: ScheduleInfo) -> None:
     """Raise ``ValueError`` where a recorded schedule came to be by another gathering than the run's."""
     own = gathering_of(config.algorithm)
     if own and info.gathering and info.gathering != own:
+        recorded = one_line(info.gathering, 200)  # the file may come from anybody
         raise ValueError(
-            f"algorithm.gathering = {own}: allowed with schedule = {config.schedule!r} is {info.gathering}, by which "
-            "it came to be; a schedule says what each update takes, and no other policy can"
+            f"algorithm.gathering = {own}: allowed with schedule = {config.schedule!r} is {recorded}, by which it "
+            "came to be; a schedule says what each update takes, and no other policy can"
         )
 
 

@@ -130,9 +130,8 @@ def with_groups(config: Config, clusters: tuple[int, ...]) -> Config:
         return config
     groups = tuple(tuple(i for i, own in enumerate(clusters) if own == c) for c in sorted(set(clusters)))
     if len(groups) < 2 <= config.num_agents:
-        raise ValueError(
-            "clusters: is one group of all agents; allowed with topology.name = 'hierarchical' are several"
-        )
+        told = [list(group) for group in groups]
+        raise ValueError(f"clusters = {told}: is one group; allowed with topology.name = 'hierarchical' are several")
     return config.model_copy(update={"topology": topology.model_copy(update={"groups": groups})})
 
 

@@ -15,7 +15,7 @@ from ray_pcasgd.rules.svrg import SVRG
 from ray_pcasgd.runs.plan.plan import make_plan
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import load_config
-from ray_pcasgd.schedule.parquet import read_rows
+from ray_pcasgd.schedule.parquet import read_rows, write_rows
 
 TINY: dict[str, Any] = {
     "num_agents": 4,
@@ -63,7 +63,7 @@ def page_of(run: Result) -> str:
         ),
         (
             {"algorithm": "d-asgd", "topology": "hierarchical", "clusters": 1},
-            "clusters: is one group of all agents; allowed with topology.name = 'hierarchical' are several",
+            "clusters = [[0, 1, 2, 3]]: is one group; allowed with topology.name = 'hierarchical' are several",
         ),
         (
             {"algorithm": "d-asgd", "topology": {"name": "hierarchical", "groups": [[0, 1, 2, 3]]}},
@@ -142,6 +142,21 @@ def test_epochs_are_known_by_their_rows_whether_their_length_was_given_or_not(tm
             TINY | {"algorithm": algorithm}, storage_path=str(tmp_path), schedule=f"{run.path}/schedule.parquet"
         ).fit()
         assert again.schedule_hash == run.schedule_hash
+
+
+def test_what_a_stranger_s_file_says_of_its_gathering_is_told_in_one_short_line(tmp_path: Path) -> None:
+    run = Trainer(TINY | server(), storage_path=str(tmp_path)).fit()
+    rows, metadata = read_rows(Path(run.path) / "schedule.parquet")
+    odd = tmp_path / "odd.parquet"
+    told = {name: text for name, text in metadata.items() if name != "format"} | {
+        "gathering": "\x1b[2J\n" + "x" * 10_000
+    }
+    write_rows(odd, rows, told)
+    with pytest.raises(SettingsError, match=r"^algorithm\.gathering = ") as caught:
+        Trainer(TINY | server(), storage_path=str(tmp_path), schedule=str(odd)).fit()
+    line = str(caught.value)
+    assert line.isprintable()
+    assert len(line) < 1000
 
 
 def test_gradients_that_came_too_late_are_counted(tmp_path: Path) -> None:
