@@ -70,7 +70,7 @@ def main() -> None:
     print(f"a step takes {undisturbed:.4f} s, with all workers training", file=sys.stderr, flush=True)
     extra = (SLOWDOWN - 1) * undisturbed
     if arguments.search:
-        search(config, extra, scale["seconds"], arguments.methods, output)
+        search(config, extra, scale["search_seconds"], arguments.methods, output)
     else:
         compare(config, extra, scale, output)
     ray.shutdown()

@@ -20,6 +20,7 @@ def run_live(config: Config, seconds: float) -> Track:
     steps: list[Step] = []
     updates: list[tuple[float, float]] = []
     noted: list[Noted] = []
+    cancelled: list[float] = []
     reports = plan.engine().run(plan.specs, data)
     for report in reports:
         if isinstance(report, Pause):
@@ -30,6 +31,9 @@ def run_live(config: Config, seconds: float) -> Track:
             startup, cpu_before = time.time() - called, time.process_time()
             continue
         row = report.row
+        if row.kind == "cancelled":
+            cancelled.append(row.end)
+            continue
         if row.agent not in plan.servers:
             steps.append(Step(row.agent, row.end, row.ready - row.start))
         if row.agent in plan.servers or not plan.servers:
@@ -41,7 +45,7 @@ def run_live(config: Config, seconds: float) -> Track:
     cpu = time.process_time() - cpu_before
     reports.close()  # type: ignore[attr-defined]
     noted.sort(key=lambda note: note.seconds)
-    return Track(startup, steps, updates, noted, cpu / seconds)
+    return Track(startup, steps, updates, noted, cpu / seconds, cancelled)
 
 
 def calibrated(config: Config, seconds: float) -> float:

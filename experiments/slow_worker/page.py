@@ -23,7 +23,7 @@ from experiments.slow_worker.study import (
     last_of_search,
 )
 from experiments.slow_worker.track import seconds_to
-from experiments.studies import machine, num_seeds
+from experiments.studies import machine, num_seeds, search_table
 from ray_pcasgd.config import Config
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
 
@@ -64,9 +64,12 @@ to 0.8 points). Seconds count from the first step; what it takes to get there st
 
 {_ratios(equal)}
 
-Seconds are those of the first test at which an accuracy is reached; – means not within {seconds:g} s. A peer's step is
+Seconds are those of the first test at which an accuracy is reached; – means not within {seconds:g} s, and alone that
+neither {DDP} nor {SYNC} reaches it. A peer's step is
 an update. "Fast" and "slow" are the median seconds of a step of the others and of worker {SLOW}, without what it waits
-for others; DDP's hold that too, since it talks while it computes.
+for others; DDP's hold that too, since it talks while it computes. "Mini-batches" are those computed to their end,
+"given up" those that a server cancelled; – in a step's place: all of that worker's were. Rennala's server leaves out
+what was computed at an older version than its present one, after it was computed.
 
 ## Does DDP the same as sync SGD?
 
@@ -79,7 +82,7 @@ for others; DDP's hold that too, since it talks while it computes.
 Validation loss ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) with the slow worker, after
 the seconds in the table. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
 
-{_search_table(search)}
+{search_table(last_of_search(search), ["method", "seconds"], "loss", ".3f")}
 """
 
 
@@ -122,8 +125,8 @@ def _table(runs: pd.DataFrame) -> str:
     targets = " | ".join(f"{target:.0%}" for target in TARGETS)
     lines = [
         f"| method | step size | seconds to {targets} | accuracy at the end | updates/s | mini-batches/s "
-        "| fast step, slow step (s) | start-up (s) |",
-        "|---" * (7 + len(TARGETS)) + "|",
+        "| given up/s | fast step, slow step (s) | start-up (s) |",
+        "|---" * (8 + len(TARGETS)) + "|",
     ]
     for method in METHODS:
         rows = runs[runs["method"] == method]
@@ -131,30 +134,28 @@ def _table(runs: pd.DataFrame) -> str:
         first = rows.iloc[0]
         cells = [method, f"{first['step_size']:g}", *(_dash(seconds_to(rows, target)) for target in TARGETS)]
         cells += [f"{100 * end['accuracy'].mean():.1f} %"]
-        cells += [f"{(end[name] / end['seconds']).mean():.1f}" for name in ("updates", "batches")]
-        cells += [f"{end['fast_step'].mean():.3f}, {end['slow_step'].mean():.3f}"]
+        cells += [f"{(end[name] / end['seconds']).mean():.1f}" for name in ("updates", "batches", "cancelled")]
+        cells += [f"{_dash(end['fast_step'].mean(), 3)}, {_dash(end['slow_step'].mean(), 3)}"]
         cells += [f"{end['startup_seconds'].mean():.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _dash(seconds: float) -> str:
-    return "–" if seconds != seconds else f"{seconds:.0f}"
+def _dash(seconds: float, digits: int = 0) -> str:
+    return "–" if seconds != seconds else f"{seconds:.{digits}f}"
 
 
 def _ratios(runs: pd.DataFrame) -> str:
-    lines = []
-    for method, target in itertools.product((m for m in OTHERS if m != SYNC), TARGETS):
-        own, ddp, sync = (seconds_to(runs[runs["method"] == name], target) for name in (method, DDP, SYNC))
-        parts = [
-            f"{other / own:.1f} times as fast as {name} ({own:.0f} s against {other:.0f} s)"
-            for name, other in ((DDP, ddp), (SYNC, sync))
-            if own == own and own > 0 and other == other
-        ]
-        if parts:
-            lines.append(f"- {method} reaches {target:.0%} {' and '.join(parts)}.")
-        elif own == own:
-            lines.append(f"- {method} reaches {target:.0%} in {own:.0f} s; neither {DDP} nor {SYNC} does.")
+    """Return how much sooner than DDP and than sync SGD each method is at each accuracy."""
+    heads = [f"{target:.0%}" for target in TARGETS]
+    lines = [f"| times as fast as {DDP}, {SYNC} | {' | '.join(heads)} |", "|---" * (1 + len(TARGETS)) + "|"]
+    for method in (name for name in OTHERS if name != SYNC):
+        cells = []
+        for target in TARGETS:
+            own, *others = (seconds_to(runs[runs["method"] == name], target) for name in (method, DDP, SYNC))
+            ratios = [_dash(other / own, 1) for other in others]
+            cells.append("–" if own != own else ", ".join(ratios) if ratios != ["–", "–"] else "alone")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -187,13 +188,3 @@ def _edges(search: pd.DataFrame) -> str:
     best = last.loc[last.groupby("method")["loss"].idxmin()]
     edges = best[best["step_size"].isin((STEP_SIZES[0], STEP_SIZES[-1]))]["method"]
     return f"At the edge of the grid: {', '.join(edges)}." if len(edges) else "No choice lies at the edge of the grid."
-
-
-def _search_table(search: pd.DataFrame) -> str:
-    last = last_of_search(search)
-    lines = [f"| method | s | {' | '.join(f'{eta:g}' for eta in STEP_SIZES)} |", "|---" * (2 + len(STEP_SIZES)) + "|"]
-    for method in OTHERS:
-        losses = last[last["method"] == method].set_index("step_size")["loss"]
-        seconds = last[last["method"] == method]["seconds"].max()
-        lines.append(f"| {method} | {seconds:g} | {' | '.join(f'{losses[eta]:.3f}' for eta in STEP_SIZES)} |")
-    return "\n".join(lines)

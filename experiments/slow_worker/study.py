@@ -23,13 +23,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "3-async": {"name": "server", "gathering": {"name": "k-async", "k": 3}},
     "2-async": {"name": "server", "gathering": {"name": "k-async", "k": 2}},
     "ASGD": {"name": "server", "gathering": "asgd"},
+    "K-sync, K = 3": {"name": "server", "gathering": {"name": "k-sync", "k": 3}},
+    "Ringmaster, R = 8": {"name": "server", "gathering": {"name": "ringmaster", "delay_threshold": 8}},
+    "Rennala, K = 4": {"name": "server", "gathering": {"name": "rennala", "k": 4}},
     "PC-ASGD": {"name": "pc-asgd", "theta": 0.3, "bounded": False},
 }
 """The algorithm of each; DDP is what Ray Train and PyTorch make of it, the others are this package's."""
 OTHERS = [method for method in METHODS if method != DDP]
 SLOW, SLOWDOWN = 3, 4
 SLOWED, EQUAL = "worker 3 slowed", "no worker slowed"
-STEP_SIZES = (0.05, 0.1, 0.2, 0.4)
+STEP_SIZES = (0.025, 0.05, 0.1, 0.2, 0.4)
 VALIDATION_SHARE = 0.1
 TEST_IMAGES = 4000
 TARGETS = (0.35, 0.4, 0.45, 0.5, 0.55)
@@ -67,7 +70,9 @@ def measure(config: Config, method: str, case: str, extra: float, seconds: float
 
 
 def _duration(track: Track, agents: Any) -> float:
-    return statistics.median(step.duration for step in track.steps if step.agent in agents)
+    """Return the median seconds of the agents' steps; nan where all of their work was given up."""
+    durations = [step.duration for step in track.steps if step.agent in agents]
+    return statistics.median(durations) if durations else float("nan")
 
 
 def last_of_search(search: pd.DataFrame) -> pd.DataFrame:

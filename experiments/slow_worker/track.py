@@ -44,6 +44,8 @@ class Track(NamedTuple):
     """In the order of their times, of all models whose mean is tested: one with a server, else one for each peer."""
     driver_share: float
     """CPU seconds of the driver's process over seconds of the run: it takes them from the workers."""
+    cancelled: Sequence[float] = ()
+    """When mini-batches were given up before they were done."""
 
 
 def measured_at(track: Track, config: Config, data: TaskData, times: Sequence[float]) -> list[dict[str, float]]:
@@ -62,6 +64,7 @@ def measured_at(track: Track, config: Config, data: TaskData, times: Sequence[fl
                 **model.evaluate(mean),
                 "updates": sum(seconds <= time for seconds, _ in track.updates),
                 "batches": sum(step.seconds <= time for step in track.steps),
+                "cancelled": sum(seconds <= time for seconds in track.cancelled),
             }
         )
     return rows

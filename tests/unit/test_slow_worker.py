@@ -14,7 +14,7 @@ def test_the_newest_weights_of_all_models_are_averaged_and_tested() -> None:
     start = torch.cat([p.detach().flatten() for p in config.task.build_model(data, config.seed).parameters()])
     noted = [Noted(0, 1.0, 3 * start), Noted(1, 2.0, -3 * start), Noted(0, 3.0, 9 * start)]
     steps = [Step(0, 1.0, 1.0), Step(1, 2.0, 2.0), Step(0, 3.0, 1.0)]
-    track = Track(0.0, steps, [(step.seconds, 0.0) for step in steps], noted, 0.0)
+    track = Track(0.0, steps, [(step.seconds, 0.0) for step in steps], noted, 0.0, cancelled=[0.7, 3.5])
 
     rows = measured_at(track, config, data, [0.5, 1.5, 2.5, 3.5])
 
@@ -23,6 +23,7 @@ def test_the_newest_weights_of_all_models_are_averaged_and_tested() -> None:
         torch.nn.utils.vector_to_parameters(factor * start, model.parameters())
         assert row["loss"] == pytest.approx(config.task.examine(model, data).values["loss"], rel=1e-5)
     assert [row["updates"] for row in rows] == [0, 1, 2, 3]
+    assert [row["cancelled"] for row in rows] == [0, 1, 1, 2]
 
 
 def test_the_first_time_counts_and_every_seed_must_have_it() -> None:
