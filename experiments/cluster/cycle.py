@@ -101,17 +101,38 @@ class Cycle:
 def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
     """Go through the cycle, and return what was done and how long it took."""
     folder = Path(tempfile.mkdtemp(prefix="cycle_"))
-    cycle = Cycle(hosts, keys, folder)
+    cycle, run = Cycle(hosts, keys, folder), folder / "runs" / "job"
+    start_cluster(cycle)
+    submit(cycle, run)
+    change_delay(cycle, run)
+    wait_for_job(cycle)
+    report = folder / "report.html"
+    cycle.run("fetch the report", "ray", "rsync-down", str(cycle.file), str(run / "report.html"), str(report))
+    assert "<title>" in report.read_text()
+    cycle.run("ray down", "ray", "down", "-y", str(cycle.file))
+    cycle.done.append(result_of(run))
+    print(json.dumps(cycle.done[-1]))
+    return cycle.done
+
+
+def start_cluster(cycle: Cycle) -> None:
+    """Start the cluster, and wait until all of its hosts are alive with what set-up has made."""
     cycle.write_file()
     subprocess.run(["ray", "get-auth-token", "--generate"], check=True, capture_output=True, env=cycle.environment)
     said = cycle.run("ray up", "ray", "up", "-y", str(cycle.file), "--no-config-cache", seconds=SETUP_SECONDS)
     print(said[-2000:])
     alive = "import ray, sys; ray.init('auto', log_to_driver=False); print('alive', len(ray.nodes()), sys.prefix)"
-    expected = f"alive {hosts} /root/ray_pcasgd_env"  # what set-up has made, and not this checkout's environment
-    cycle.until(f"{hosts} node(s) alive", lambda: expected in cycle.ask(f'python -c "{alive}"'), seconds=SETUP_SECONDS)
-    agents, run = 2 * hosts, folder / "runs" / "job"
+    expected = f"alive {cycle.hosts} /root/ray_pcasgd_env"  # not this checkout's environment
+    cycle.until(
+        f"{cycle.hosts} node(s) alive", lambda: expected in cycle.ask(f'python -c "{alive}"'), seconds=SETUP_SECONDS
+    )
+
+
+def submit(cycle: Cycle, run: Path) -> None:
+    """Submit a live run as a job, and wait until its agents train."""
+    agents, job = 2 * cycle.hosts, run.parent.parent / "job"
     settings = {
-        "name": "job",
+        "name": run.name,
         "storage_path": str(run.parent),
         "num_agents": agents,
         "num_steps": 16000,  # some minutes: on a busy machine each command takes half a minute
@@ -121,10 +142,10 @@ def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
         "compute": {"stragglers": dict.fromkeys(range(agents), 0.02)},
         "engine": {"name": "ray", "mode": "live", "cpus_per_agent": 0.5, "placement_strategy": "SPREAD"},
     }
-    (folder / "job").mkdir()
-    (folder / "job" / "settings.yaml").write_text(yaml.safe_dump(settings))
-    submit = f"ray job submit --no-wait --submission-id cycle --working-dir {folder / 'job'} -- "
-    cycle.on_head("ray job submit", submit + "ray-pcasgd train settings.yaml")
+    job.mkdir()
+    (job / "settings.yaml").write_text(yaml.safe_dump(settings))
+    options = f"--no-wait --submission-id cycle --working-dir {job}"
+    cycle.on_head("ray job submit", f"ray job submit {options} -- ray-pcasgd train settings.yaml")
 
     def train() -> bool:
         if "failed" in cycle.ask("ray job status cycle").lower():
@@ -133,6 +154,10 @@ def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
 
     cycle.until("agents train", train)
     print(cycle.on_head("ray-pcasgd status", f"ray-pcasgd status {run} --address auto"))
+
+
+def change_delay(cycle: Cycle, run: Path) -> None:
+    """Delay a link of the run, wait until that shows in the staleness, and heal it."""
     change = f"ray-pcasgd delay {run} --link 0-1 --law 'constant(0.2s)' --address auto"
     cycle.on_head("ray-pcasgd delay", change)
 
@@ -142,6 +167,10 @@ def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
 
     cycle.until("the delay shows in the staleness", staleness)
     cycle.on_head("ray-pcasgd delay --heal", f"ray-pcasgd delay {run} --heal --address auto")
+
+
+def wait_for_job(cycle: Cycle) -> None:
+    """Wait until the job has ended, and raise ``RuntimeError`` unless it has succeeded."""
     ended = ("succeeded", "failed", "stopped")
     said = cycle.until(
         "the job ends", lambda: next((s for s in ended if s in cycle.ask("ray job status cycle").lower()), None)
@@ -150,21 +179,14 @@ def whole_cycle(hosts: int, keys: Path) -> list[dict[str, Any]]:
     print(log[-2000:])
     if said != "succeeded":
         raise RuntimeError(f"the job has {said}")
-    report = folder / "report.html"
-    cycle.run("fetch the report", "ray", "rsync-down", str(cycle.file), str(run / "report.html"), str(report))
-    assert "<title>" in report.read_text()
-    cycle.run("ray down", "ray", "down", "-y", str(cycle.file))
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    """Return the run's final figures, and on how many hosts its agents were."""
     result = json.loads((run / "result.json").read_text())
     places = {line for line in (run / "events.jsonl").read_text().splitlines() if "agent_started" in line}
-    cycle.done.append(
-        {
-            "what": "result",
-            "final": result["final"],
-            "hosts": len({line.split(" on ")[1].split(",")[0] for line in places}),
-        }
-    )
-    print(json.dumps(cycle.done[-1]))
-    return cycle.done
+    hosts = len({line.split(" on ")[1].split(",")[0] for line in places})
+    return {"what": "result", "final": result["final"], "hosts": hosts}
 
 
 if __name__ == "__main__":
