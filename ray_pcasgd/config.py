@@ -184,7 +184,7 @@ class Config(Settings):
     membership: Membership = ()
     """Who is not there when: ``[{agent: 3, leaves: 20s, returns: 45s}]``, or ``{trace: availability.csv}``; in planned
     runs workers of a server, or peers that read all of their neighbors; in live runs any but servers, at wall-clock
-    seconds since the run's start. An agent that leaves gives up its present step, live it ends it first; one that
+    seconds since training began. An agent that leaves gives up its present step, live it ends it first; one that
     returns goes on as the mean of its neighbors, or with its servers' weights. Empty: all are there all the time."""
     barrier: Annotated[Barrier, BeforeValidator(from_name)] | None = None
     """Which neighbors an agent waits for; not given: the algorithm's own, ``all`` for d-psgd, ``none`` for most."""

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from experiments.faults.injecting import Fault, kill, silence
 from ray_pcasgd.agents.learner import NonFiniteLossError
 from ray_pcasgd.engines.base import RunError
-from ray_pcasgd.records import StepReport
+from ray_pcasgd.records import Event, StepReport
 from ray_pcasgd.runs.callbacks import Callback
 from ray_pcasgd.runs.result import Result
 from ray_pcasgd.runs.settings.loading import SettingsError, read_yaml
@@ -46,6 +47,29 @@ class HaltsOne(Fault):
             self.unfinished.discard(report.row.agent)
             if not self.unfinished:
                 os.kill(self.processes[2], signal.SIGCONT)
+
+
+class Times(Callback):
+    """Compares the times of steps with those since all agents had started, by the same clock."""
+
+    def __init__(self) -> None:
+        self.all_started_at = 0.0
+        self.num_steps = 0
+
+    def on_event(self, event: Event) -> None:
+        if event.kind == "agent_started":
+            self.all_started_at = time.time()
+
+    def on_step(self, report: StepReport) -> None:
+        self.num_steps += 1
+        assert 0 <= report.wall_seconds <= time.time() - self.all_started_at
+
+
+@pytest.mark.parametrize("mode", ["live", pytest.param("planned", marks=pytest.mark.slow)])
+def test_what_it_takes_to_build_actors_is_no_time_of_the_run(tmp_path: Path, mode: str) -> None:
+    times = Times()
+    assert fit(tmp_path, times, engine=LIVE | {"mode": mode}).error is None
+    assert times.num_steps == 120
 
 
 @pytest.mark.slow

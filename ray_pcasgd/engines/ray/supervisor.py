@@ -55,12 +55,17 @@ class Supervisor:
         self.group = group
         self.board = board
         self.leaving = leaving
-        self.started_at = time.time() - (0.0 if state is None else state["seconds"])
+        self._seconds_before = 0.0 if state is None else state["seconds"]
+        self.begin()
         scheduler = group.make_scheduler(schedule, first_row)
         self.collector = Collector(scheduler, len(group.specs), group.driving.answer_seconds)
         self.heartbeats = Heartbeats(group)
         self.calls: dict[Any, int] = {}
         """Calls that have not returned yet, and whose they are."""
+
+    def begin(self) -> None:
+        """Count the run's seconds from now on: what it takes to build actors is not training."""
+        self.started_at = time.time() - self._seconds_before
 
     def ended_calls(self) -> list[tuple[Any, int]]:
         """Return the calls that have returned, after a while where none has."""
@@ -116,6 +121,7 @@ class PlannedSupervisor(Supervisor):
         yield from self.group.started()
         for lost in self.group.connect().values():
             raise lost
+        self.begin()
         self.calls = {actor.train.remote(self.started_at): agent for agent, actor in self.group.actors.items()}
         failures: list[Exception] = []
         while self.calls and not failures:
@@ -243,6 +249,7 @@ class LiveSupervisor(Supervisor):
                 lost[agent] = interruption
         lost |= self.group.connect(absent=lost)
         yield from self.drain()
+        self.begin()
         yield from self.handle(happened.Began(lost))
         yield from self.handle(self.tick())
 
