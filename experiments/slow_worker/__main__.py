@@ -70,30 +70,31 @@ def main() -> None:
     print(f"a step takes {undisturbed:.4f} s, with all workers training", file=sys.stderr, flush=True)
     extra = (SLOWDOWN - 1) * undisturbed
     if arguments.search:
-        search(config, extra, scale["search_seconds"], arguments.methods, output)
+        search(config, extra, scale, arguments.methods, output)
     else:
         compare(config, extra, scale, output)
     ray.shutdown()
 
 
-def search(config: Config, extra: float, seconds: float, methods: Sequence[str], output: Path) -> None:
-    """Try every step size with every method and a slow worker, tested on validation samples."""
-    frames = []
+def search(config: Config, extra: float, scale: Mapping[str, Any], methods: Sequence[str], output: Path) -> None:
+    """Try every step size with every method and a slow worker, and write after each run what its validation gave."""
+    file = output / "search.parquet"
+    known = pd.read_parquet(file) if file.exists() else pd.DataFrame({"method": []})
+    frames = [known[~known["method"].isin(methods)]]
     for method in methods:
+        seconds = scale["search_seconds"].get(method, scale["search_seconds"]["others"])
         for step_size in STEP_SIZES:
             changes = {"step_size": step_size, "task": {"validation_share": VALIDATION_SHARE}, "seed": 1000}
             settings = load_config(config, changes=changes)
             try:
-                frames.append(measure(settings, method, SLOWED, extra, seconds, seconds))
+                rows = measure(settings, method, SLOWED, extra, seconds, seconds)
+                accuracy = float(rows["accuracy"].iloc[-1])
             except NonFiniteLossError as error:
                 print(f"{method}, eta {step_size:g}: {error}", file=sys.stderr, flush=True)
-                diverged = {"method": method, "step_size": step_size, "seconds": seconds, "loss": float("inf")}
-                frames.append(pd.DataFrame([diverged]))
-    file = output / "search.parquet"
-    if file.exists():
-        known = pd.read_parquet(file)
-        frames.append(known[~known["method"].isin(methods)])
-    pd.concat(frames).to_parquet(file, index=False)
+                accuracy = float("-inf")
+            found = {"method": method, "step_size": step_size, "seconds": float(seconds), "error": 1 - accuracy}
+            frames.append(pd.DataFrame([found]))
+            pd.concat(frames, ignore_index=True).to_parquet(file, index=False)
 
 
 def compare(config: Config, extra: float, scale: Mapping[str, Any], output: Path) -> None:

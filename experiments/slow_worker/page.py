@@ -20,7 +20,7 @@ from experiments.slow_worker.study import (
     TARGETS,
     TEST_IMAGES,
     VALIDATION_SHARE,
-    last_of_search,
+    best_of,
 )
 from experiments.slow_worker.track import seconds_to
 from experiments.studies import machine, num_seeds, search_table
@@ -42,7 +42,8 @@ A worker's step took {undisturbed:.3f} s in the median while all of them trained
 {SLOW} sleeps {extra:.3f} s, three times as long, at each of its steps, so that it would take 4 times as long. All
 start from the same weights, and a worker's mini-batches are the same under all methods. DDP is Ray Train's
 `TorchTrainer` over gloo, Ray {ray.__version__}; the others run with `engine.mode = live`. PC-ASGD: complete graph,
-theta 0.3; what is tested is the mean of the four models.
+theta 0.3; the slow worker's weights are not read while it is behind the reader by more than 5 % of its steps
+(`engine.max_lag`); what is tested is the mean of the four models.
 
 Nothing is tested while anything trains: weights are noted with their times (at every second step of a peer, every
 {2 * config.num_agents} mini-batches of a server, every second step of DDP), and the newest ones at each multiple of
@@ -79,10 +80,10 @@ what was computed at an older version than its present one, after it was compute
 
 ## The search for step sizes
 
-Validation loss ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) with the slow worker, after
+Validation error ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) with the slow worker, after
 the seconds in the table. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
 
-{search_table(last_of_search(search), ["method", "seconds"], "loss", ".3f")}
+{search_table(search, ["method", "seconds"], "error", ".1%")}
 """
 
 
@@ -184,7 +185,6 @@ def _share(runs: pd.DataFrame, methods: list[str]) -> float:
 
 
 def _edges(search: pd.DataFrame) -> str:
-    last = last_of_search(search)
-    best = last.loc[last.groupby("method")["loss"].idxmin()]
+    best = best_of(search)
     edges = best[best["step_size"].isin((STEP_SIZES[0], STEP_SIZES[-1]))]["method"]
     return f"At the edge of the grid: {', '.join(edges)}." if len(edges) else "No choice lies at the edge of the grid."

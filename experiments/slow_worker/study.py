@@ -75,16 +75,14 @@ def _duration(track: Track, agents: Any) -> float:
     return statistics.median(durations) if durations else float("nan")
 
 
-def last_of_search(search: pd.DataFrame) -> pd.DataFrame:
-    """Return what each method of the search had at its end."""
-    ends = search.groupby("method")["seconds"].transform("max")
-    return search[search["seconds"] == ends].reset_index(drop=True)
+def best_of(search: pd.DataFrame) -> pd.DataFrame:
+    """Return each method's row with the lowest validation error; of equal ones that of the smaller step size."""
+    return search.loc[search.groupby("method")["error"].idxmin()]
 
 
 def chosen_step_sizes(search: pd.DataFrame) -> dict[str, float]:
-    """Return the step size of each method: that of the lowest validation loss at the search's end."""
-    last = last_of_search(search)
-    best = last.loc[last.groupby("method")["loss"].idxmin()]
+    """Return the step size of each method: that of the lowest validation error at the search's end."""
+    best = best_of(search)
     chosen = dict(zip(best["method"], best["step_size"], strict=True))
     # The same mathematics, so the same step size: DDP is not searched for.
     return {**chosen, DDP: chosen[SYNC]}
