@@ -244,6 +244,9 @@ class Server(Participant):
         is_enough = recipe.rule.is_enough(len(received))
         if is_enough is not None:
             screened["alone"] = float(not is_enough)
+        unfiltered = recipe.rule.unfiltered(self.rule_state[0])
+        if unfiltered is not None:
+            screened["unfiltered"] = float(unfiltered)
         return {"gradients": float(len(received))} | own | screened
 
     def _left_out(self, received: Sequence[Received]) -> dict[int, float]:
