@@ -9,7 +9,10 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def lie(attack: Any, own: Array, honest: Sequence[Array], old: Array, noise: Any) -> Array:
-    """Return what is sent in place of ``own``; ``honest`` is what the attacker knows of others, in their order."""
+    """Return what is sent in place of ``own``; ``honest`` is what the attacker knows of others, in their order.
+
+    Who trains on flipped labels sends what comes of that: see ``softmax.py``.
+    """
     known = np.stack([own, *honest])
     match attack.name:
         case "sign-flip":
@@ -25,4 +28,4 @@ def lie(attack: Any, own: Array, honest: Sequence[Array], old: Array, noise: Any
             return [*honest, own][0]
         case "stale-replay":
             return old
-    return own
+    raise ValueError(f"{attack.name} is no lie about what was computed")
