@@ -9,10 +9,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def lie(attack: Any, own: Array, honest: Sequence[Array], old: Array, noise: Any) -> Array:
-    """Return what is sent in place of ``own``; ``honest`` is what the attacker knows of others, in their order.
-
-    Who trains on flipped labels sends what comes of that: see ``softmax.py``.
-    """
+    """Return what is sent in place of ``own``; ``honest`` is what the attacker knows of others, in their order."""
     known = np.stack([own, *honest])
     match attack.name:
         case "sign-flip":
@@ -28,4 +25,6 @@ def lie(attack: Any, own: Array, honest: Sequence[Array], old: Array, noise: Any
             return [*honest, own][0]
         case "stale-replay":
             return old
-    raise ValueError(f"{attack.name} is no lie about what was computed")
+        case "label-flip":  # it is ``own`` that comes of wrong labels: see softmax.py
+            return own
+    raise ValueError(f"no such attack: {attack.name}")
