@@ -73,8 +73,8 @@ class YellowFin(LocalOptimizer):
     in logarithms as h_min is, and both of a squared length plus 1e-6, so that a gradient of 0 has one; the variance is
     1e-6 at least. A gradient whose squared length is above ``100 h_max`` is cut to that where it is measured, so that
     one outlier does not take the averages with it. The closed loop's mu stays within 0.999 on either side, and
-    parameters that have not moved do not count in the median. A run's measures are ``momentum``, ``total_momentum``, its ``target_momentum``
-    and the ``rate`` alpha.
+    parameters that have not moved do not count in the median. A run's measures are ``momentum``, ``total_momentum``,
+    its ``target_momentum`` and the ``rate`` alpha.
     """
 
     elementwise: ClassVar[bool] = False

@@ -42,7 +42,8 @@ class KardamState(NamedTuple):
 class Kardam(Correction):
     """Kardam: two filters and a dampening law (Damaskinos, El Mhamdi, Guerraoui, Patra, Taziki, ICML 2018, 1802.07928).
 
-    A gradient g of worker p, computed at x_s, comes to a server at x_t that stands f attackers among n > 3f workers.
+    The paper's filtering component is both filters, its dampening component is L. A gradient g of worker p, computed at
+    x_s, comes to a server at x_t that stands f attackers among n > 3f workers.
 
     * *Lipschitz filter*: g may not grow faster than others do, ``|g - g_last| / |x_t - x_last| <= quantile of K_q``,
       the ``(n - f)/n``-quantile over all workers q; ``g_last`` is the gradient that was accepted last, at ``x_last``.
