@@ -58,8 +58,8 @@ class Kardam(Correction):
     passes. With f = 0 the quantile is the largest of all: little is out where nobody's growth is unlike the others'.
 
     **Choice**: where so many workers have left that fewer than 2f + 1 still send, nothing could pass the second filter.
-    So it is set aside while, since the last gradient that passed both, f + 1 workers have each sent n times as many as
-    the one that sent the (2f + 1)-th most, that one counted once more. However often they send, f attackers alone do
+    So it is set aside while f + 1 workers have each sent at least ``n (1 + m)`` gradients since the last that passed
+    both, where m is how many the (2f + 1)-th most active one has sent. However often they send, f attackers alone do
     not bring that about; and where f workers or fewer are left, who may all be attackers, nothing passes.
 
     The paper's own assumption is that gradients differ because weights do. Where mini-batches are small they differ for
