@@ -135,8 +135,8 @@ def _check_server(rule: ServerRule, num_workers: int) -> None:
         """Return worker k's message as one that is k updates late."""
         computed_at = present - vector() if worker else present.clone()
         gap, computed_at = (present - computed_at, computed_at) if rule.needs_gap else (torch.zeros(0),) * 2
-        numbers = (torch.tensor(float(value)) for value in (worker, 0.1, num_workers))
-        late = Late(vector(rule.message_vectors), gap, *numbers, present.clone(), computed_at)
+        tau, eta, workers = (torch.tensor(float(value)) for value in (worker, 0.1, num_workers))
+        late = Late(vector(rule.message_vectors), gap, tau, eta, workers, present.clone(), computed_at)
         return Delivered(worker, late, sizes=_SIZES)
 
     center = vector()
