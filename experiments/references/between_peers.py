@@ -42,6 +42,7 @@ from tests.references.peers import (
 )
 from tests.references.push import PushReference
 from tests.references.screens import REFERENCES as SCREENS
+from tests.references.softmax import FlippingPeers, classification
 from tests.references.yellowfin import YellowFinReference
 
 PLAIN: Settings = {"optimizer": {}}
@@ -331,6 +332,12 @@ def _with_attackers() -> Iterator[Method]:
         attacks = "attacks.py, averaging.py"
         mean = of(partial(lying, PlainReference))
         yield Method(f"attack `{name}` on `d-asgd`", attacks, attacked(attack, None), mean, name != "noise")
+    yield Method(
+        "attack `label-flip` on `d-asgd`",
+        "softmax.py, averaging.py; gradients at labels C - 1 - y",
+        lambda seed: attacked("label-flip", None)(seed) | {"task": classification(seed)},
+        of(FlippingPeers),
+    )
     yield Method(
         "attack `alie` on `bridge`",
         "attacks.py, screens.py; Baruch et al. 2019",

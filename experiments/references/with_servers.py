@@ -26,6 +26,7 @@ from tests.references.server_variants import (
     YellowFinServer,
 )
 from tests.references.servers import ElasticReference, Reference
+from tests.references.softmax import FlippingWorkers, classification
 from tests.references.streaming import PARTS, ElasticInParts, FedAsyncInParts, StreamingReference
 from tests.references.svrg import SVRGReference
 
@@ -153,6 +154,12 @@ def simulated(simulation: Callable[..., list[Array]]) -> Callable[[Plan], Versio
     return versions
 
 
+def flipping(gathering: str, seed: int) -> Settings:
+    """Return random runs of softmax regression, of whose workers one trains on flipped labels."""
+    faults = {"faults": {"agents": [1], "attack": "label-flip"}, "task": classification(seed)}
+    return drawn(server(gathering=gathering), faults | {"optimizer": {}}, least=4)(seed)
+
+
 def _plain() -> Iterator[Method]:
     for name, gathering in GATHERINGS.items():
         settings = server(gathering=gathering, correction={"name": "dc-asgd-c", "lambda_0": 0.5})
@@ -202,6 +209,13 @@ def _judging() -> Iterator[Method]:
                 of(LiedToServer),
                 runs_in_double=name != "noise",
             )
+    for gathering in ("sync", "asgd"):
+        yield Method(
+            f"attack `label-flip` on {gathering}",
+            "softmax.py; gradients at labels C - 1 - y",
+            partial(flipping, gathering),
+            of(FlippingWorkers),
+        )
 
 
 def _variants() -> Iterator[Method]:

@@ -244,6 +244,9 @@ class Server(Participant):
         is_enough = recipe.rule.is_enough(len(received))
         if is_enough is not None:
             screened["alone"] = float(not is_enough)
+        unfiltered = recipe.rule.unfiltered(self.rule_state[0])
+        if unfiltered is not None:
+            screened["unfiltered"] = float(unfiltered)
         return {"gradients": float(len(received))} | own | screened
 
     def _left_out(self, received: Sequence[Received]) -> dict[int, float]:
@@ -259,7 +262,8 @@ class Server(Participant):
         rule, fragments = self.spec.recipe.rule, self.spec.recipe.fragments
         by_part: dict[int, list[Delivered]] = {}
         for state in received:
-            by_part.setdefault(fragments.part(state.read.version), []).append(self._delivered(state, eta))
+            part = fragments.part(state.read.version)
+            by_part.setdefault(part, []).append(self._delivered(state, part, eta))
         states, result = list(self.rule_state), self.weights
         for part, delivered in sorted(by_part.items()):
             if rule.gathering.begins_epoch(self.version):
@@ -331,19 +335,20 @@ class Server(Participant):
         oldest_kept = min(self.history, default=self.version)
         self.held = {version for version in self.held if version >= oldest_kept}
 
-    def _delivered(self, state: Received, eta: Tensor) -> Delivered:
+    def _delivered(self, state: Received, part: int, eta: Tensor) -> Delivered:
         read, recipe = state.read, self.spec.recipe
-        gap = computed_at = self.weights[:0]
+        present = recipe.fragments.cut(self.weights, part)
+        gap = computed_at = present[:0]
         if recipe.rule.needs_gap:
-            computed_at = self.history[self.version - read.staleness]
-            gap = self.weights - computed_at
+            computed_at = recipe.fragments.cut(self.history[self.version - read.staleness], part)
+            gap = present - computed_at
         tau, workers = (
             torch.tensor(float(number), device=self.device) for number in (read.staleness, recipe.num_workers)
         )
         share = recipe.shares[read.neighbor] if recipe.shares else 1.0
         return Delivered(
             read.neighbor,
-            Late(state.weights, gap, tau, eta, workers, self.weights, computed_at),
+            Late(state.weights, gap, tau, eta, workers, present, computed_at),
             share,
             self.sizes_here,
         )

@@ -12,9 +12,9 @@ from ray_pcasgd.agents.local_optimizer import Decay, LocalOptimizer, Parts, Trai
 from ray_pcasgd.base import numerics
 
 _FLOOR = 1e-6
-"""Smallest variance, curvature and squared length that is divided by."""
+"""Smallest variance, curvature and squared length that is divided by; added to what a logarithm is taken of."""
 _PROTECTED = 100.0
-"""By how much a gradient's squared length may exceed the largest so far, in what is measured of it."""
+"""How many times h_max a gradient's squared length may be in what is measured of it."""
 _LARGEST = 0.999
 """Bound of the closed loop's momentum, on either side."""
 
@@ -70,9 +70,11 @@ class YellowFin(LocalOptimizer):
     be negative. Of a server's update over several gradients, numerator and denominator are means over these.
 
     **Choice**: mu and alpha are not smoothed once more; weight decay is outside of what is measured; h_max is smoothed
-    in logarithms as h_min is; the closed loop's mu stays within 0.999 on either side, and parameters that have not
-    moved do not count in the median. A run's measures are ``momentum``, ``total_momentum``, its ``target_momentum``
-    and the ``rate`` alpha.
+    in logarithms as h_min is, and both of a squared length plus 1e-6, so that a gradient of 0 has one; the variance is
+    1e-6 at least. A gradient whose squared length is above ``100 h_max`` is cut to that where it is measured, so that
+    one outlier does not take the averages with it. The closed loop's mu stays within 0.999 on either side, and
+    parameters that have not moved do not count in the median. A run's measures are ``momentum``, ``total_momentum``,
+    its ``target_momentum`` and the ``rate`` alpha.
     """
 
     elementwise: ClassVar[bool] = False

@@ -20,9 +20,11 @@ class ACiD(Settings):
     ``x_i <- x_i - (x_i - x_k) / 2`` and ``x~_i <- x~_i - alpha~ (x_i - x_k)``; both lose the same ``gamma u_i`` at a
     step (arXiv 2306.08289, eq. 4 and algorithm 1). Messages hold ``x`` alone. With ``mixing_rate: 0`` it is AD-PSGD.
 
-    **Choice**: the half of an averaging that is its asker's counts from the moment at which this asks, the other from
-    the moment at which the request comes; what flows meanwhile on the way is so left out. A lost agent that comes back
-    takes the mean of its neighbors' weights, and that of their twins.
+    **Choice**: each gradient of an agent that asks is followed by one averaging, as at the rate of 1 that the paper's
+    experiments have unless they say another, where the number is drawn; other rates are no setting. The half of an
+    averaging that is its asker's counts from the moment at which this asks, the other from the moment at which the
+    request comes; what flows meanwhile on the way is so left out. A lost agent that comes back takes the mean of its
+    neighbors' weights, and that of their twins.
     """
 
     name: Literal["acid"] = "acid"

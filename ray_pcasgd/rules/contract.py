@@ -131,20 +131,25 @@ def _check_server(rule: ServerRule, num_workers: int) -> None:
     def vector(number: int = 1) -> Tensor:
         return torch.from_numpy(draw.standard_normal(number * _SIZE, dtype=np.float32))
 
-    def delivered(worker: int) -> Delivered:
-        gap = vector() if rule.needs_gap else torch.zeros(0)
-        numbers = (torch.tensor(float(value)) for value in (worker, 0.1, num_workers))
-        return Delivered(worker, Late(vector(rule.message_vectors), gap, *numbers), sizes=_SIZES)
+    def delivered(worker: int, present: Tensor) -> Delivered:
+        """Return worker k's message as one that is k updates late."""
+        computed_at = present - vector() if worker else present.clone()
+        gap, computed_at = (present - computed_at, computed_at) if rule.needs_gap else (torch.zeros(0),) * 2
+        tau, eta, workers = (torch.tensor(float(value)) for value in (worker, 0.1, num_workers))
+        late = Late(vector(rule.message_vectors), gap, tau, eta, workers, present.clone(), computed_at)
+        return Delivered(worker, late, sizes=_SIZES)
 
     center = vector()
     with naming_own(rule), torch.no_grad():
         number = max(1, min(rule.gathering.num_gradients(num_workers), num_workers))
         state = rule.init(center.clone(), num_workers)
         check_state("init", state, state)
-        for _ in range(_STEPS):
+        for update in range(_STEPS):
             begun = pure_result("begin", rule.begin, (vector(), center))
             check_vector("what begin returns", begun, center, ())
-            inputs = (state, center, tuple(map(delivered, range(number))))
+            # Others in turn where an update takes few.
+            workers = sorted((place + update) % num_workers for place in range(number))
+            inputs = (state, center, tuple(delivered(worker, center) for worker in workers))
             following, moved = check_pair("gather", pure_result("gather", rule.gather, inputs), "gradient or weights")
             check_vector("what gather returns", moved, center, ())
             check_state("gather", following, state)

@@ -17,8 +17,8 @@ class Late(NamedTuple):
     gradient: Tensor
     """g_l, shape (D,)."""
     gap: Tensor
-    """``w - w_bak(l)``: how far the server has come since the weights of the gradient; shape (D,), or (0,) where the
-    correction does not need it."""
+    """``w - w_bak(l)``: how far the server has come since the weights of the gradient; shape (D,), or (0,) where
+    nobody needs it."""
     staleness: Tensor
     """tau_l, shape (): the server's updates since those weights."""
     step_size: Tensor
@@ -28,7 +28,7 @@ class Late(NamedTuple):
     present: Tensor = torch.zeros(0)
     """``w``: the server's weights, shape (D,)."""
     computed_at: Tensor = torch.zeros(0)
-    """``w_bak(l)``: the weights of the gradient, shape (D,), or (0,) where the correction does not need the gap."""
+    """``w_bak(l)``: the weights of the gradient, shape (D,), or (0,) where nobody needs the gap."""
 
 
 class Correction(Settings, ABC):
@@ -51,6 +51,13 @@ class Correction(Settings, ABC):
     def rejected(self, state: State) -> Tensor:
         """Return 1 for the worker whose gradient the last ``apply`` has rejected, else 0; shape (P,)."""
         raise AssertionError("a correction that rejects nothing")
+
+    def unfiltered(self, state: State) -> Tensor | None:
+        """Return 1 where the last ``apply`` has set a filter aside since too few workers are left for it, shape ().
+
+        Else 0; ``None`` where there is no such filter.
+        """
+        return None
 
     def init(self, weights: Tensor, num_workers: int) -> State:
         """Return the state before the first update, for weights of shape (D,)."""

@@ -1,4 +1,8 @@
-"""FedGLOMO and FedLOMO: federated learning whose clients and server reduce the noise of what they average."""
+"""FedGLOMO and FedLOMO: federated learning whose clients and server reduce the noise of what they average.
+
+Das, Acharya, Hashemi, Sanghavi, Dhillon, Topcu, 'Faster Non-Convex Federated Learning via Global and Local Momentum'
+(UAI 2022, arXiv 2012.04061).
+"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal

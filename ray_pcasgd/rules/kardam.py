@@ -28,9 +28,13 @@ class KardamState(NamedTuple):
     last_point: Tensor
     """The server's weights when it was, shape (D,)."""
     contributors: Tensor
-    """The workers of the last 2f gradients that were accepted, the newest first, -1 before the first; int64."""
+    """The workers of the last 2f gradients that passed both filters, the newest first, -1 before the first; int64."""
     in_a_row: Tensor
     """Gradients that the Lipschitz filter has rejected since the last that was accepted, shape (), int64."""
+    sent: Tensor
+    """Gradients of each worker since the last that passed both filters, shape (P,), int64."""
+    unfiltered: Tensor
+    """1 where the last update's gradient was accepted though it came too often, else 0; shape ()."""
     rejected: Tensor
     """1 for the worker whose gradient was rejected at the last update, else 0; shape (P,)."""
 
@@ -38,7 +42,8 @@ class KardamState(NamedTuple):
 class Kardam(Correction):
     """Kardam: two filters and a dampening law (Damaskinos, El Mhamdi, Guerraoui, Patra, Taziki, ICML 2018, 1802.07928).
 
-    A gradient g of worker p, computed at x_s, comes to a server at x_t that stands f attackers among n > 3f workers.
+    The paper's filtering component is both filters, its dampening component is L. A gradient g of worker p, computed at
+    x_s, comes to a server at x_t that stands f attackers among n > 3f workers.
 
     * *Lipschitz filter*: g may not grow faster than others do, ``|g - g_last| / |x_t - x_last| <= quantile of K_q``,
       the ``(n - f)/n``-quantile over all workers q; ``g_last`` is the gradient that was accepted last, at ``x_last``.
@@ -51,6 +56,11 @@ class Kardam(Correction):
     the largest of a worker's last 25, as in the authors' code (whose quantile is 2/3 whatever f is, and which lacks the
     second filter); a growth over no distance is none; a gradient that is not finite, or whose square is not, never
     passes. With f = 0 the quantile is the largest of all: little is out where nobody's growth is unlike the others'.
+
+    **Choice**: where so many workers have left that fewer than 2f + 1 still send, nothing could pass the second filter.
+    So it is set aside while f + 1 workers have each sent at least ``n (1 + m)`` gradients since the last that passed
+    both, where m is how many the (2f + 1)-th most active one has sent. However often they send, f attackers alone do
+    not bring that about; and where f workers or fewer are left, who may all be attackers, nothing passes.
 
     The paper's own assumption is that gradients differ because weights do. Where mini-batches are small they differ for
     their samples, and the filter compares noise over one update with noise over n: see experiments/byzantine.
@@ -90,6 +100,8 @@ class Kardam(Correction):
             torch.zeros_like(weights),
             torch.full((2 * self.attackers,), -1, device=weights.device),
             torch.zeros((), dtype=torch.int64, device=weights.device),
+            torch.zeros(num_workers, dtype=torch.int64, device=weights.device),
+            weights.new_zeros(()),
             weights.new_zeros(num_workers),
         )
 
@@ -105,10 +117,13 @@ class Kardam(Correction):
         # Out whatever else holds, and remembered nowhere.
         is_lie = ~norm(late.gradient).isfinite()
         is_out = grows & is_known.any() & (distance > 0) & (before.in_a_row < number)
-        contributors = torch.cat((torch.full_like(before.in_a_row, worker)[None], before.contributors))
-        is_accepted = ~is_out & ~is_lie & ~self._is_too_frequent(contributors, number)
         row = torch.arange(number, device=growths.device) == worker
         noted = row & ~is_lie
+        sent = before.sent + noted
+        contributors = torch.cat((torch.full_like(before.in_a_row, worker)[None], before.contributors))
+        is_frequent = self._is_too_frequent(contributors, number)
+        is_accepted = ~is_out & ~is_lie & (~is_frequent | self._is_left_with_few(sent))
+        passes_both = is_accepted & ~is_frequent
         following = KardamState(
             torch.where(noted[:, None], late.gradient, before.gradients),
             torch.where(noted[:, None], late.computed_at, before.points),
@@ -116,8 +131,10 @@ class Kardam(Correction):
             growths,
             torch.where(is_accepted, late.gradient, before.last_gradient),
             torch.where(is_accepted, late.present, before.last_point),
-            torch.where(is_accepted, contributors[: len(before.contributors)], before.contributors),
+            torch.where(passes_both, contributors[: len(before.contributors)], before.contributors),
             torch.where(is_accepted, 0, before.in_a_row + (is_out & ~is_lie)),
+            torch.where(passes_both, 0, sent),
+            (is_accepted & is_frequent).to(growths.dtype),
             (row & ~is_accepted).to(growths.dtype),
         )
         return following, torch.where(is_accepted, self.weighting.of(late.staleness) * late.gradient, 0.0)
@@ -125,6 +142,10 @@ class Kardam(Correction):
     def rejected(self, state: tuple[Tensor, ...]) -> Tensor:
         """Return 1 for the worker whose gradient the last ``apply`` has rejected, else 0; shape (P,)."""
         return KardamState(*state).rejected
+
+    def unfiltered(self, state: tuple[Tensor, ...]) -> Tensor:
+        """Return 1 where the last ``apply`` has set the frequency filter aside, else 0; shape ()."""
+        return KardamState(*state).unfiltered
 
     def _with_growth(self, state: KardamState, worker: int, late: Late) -> Tensor:
         """Return the growths with the worker's newest one, where there is one; shape (P, window)."""
@@ -147,3 +168,8 @@ class Kardam(Correction):
         workers = torch.arange(number, device=contributors.device)
         counts = (contributors[:, None] == workers).sum(0)
         return counts.sort(descending=True).values[: self.attackers].sum() > self.attackers
+
+    def _is_left_with_few(self, sent: Tensor) -> Tensor:
+        """Return whether f + 1 workers send, and too few others for the frequency filter, shape ()."""
+        most = sent.sort(descending=True).values
+        return most[self.attackers] >= len(sent) * (1 + most[2 * self.attackers])

@@ -32,7 +32,7 @@ class ConstantWeight(_Weight):
 
 
 class PolynomialWeight(_Weight):
-    """``s(tau) = (1 + tau)^-a``."""
+    """``s(tau) = (1 + tau)^-a`` (FedAsync, section 5.2; with a = 1/2 FedBuff's, with a = 1 Kardam's other one)."""
 
     name: Literal["polynomial"] = "polynomial"
     a: float = Field(0.5, gt=0, le=100)
@@ -44,7 +44,7 @@ class PolynomialWeight(_Weight):
 
 
 class HingeWeight(_Weight):
-    """1 up to a staleness of b, and then ``1 / (a (tau - b) + 1)``."""
+    """1 up to a staleness of b, and then ``1 / (a (tau - b) + 1)`` (FedAsync, section 5.2)."""
 
     name: Literal["hinge"] = "hinge"
     a: float = Field(10.0, gt=0, le=1e6)
@@ -58,7 +58,7 @@ class HingeWeight(_Weight):
 
 
 class ExponentialWeight(_Weight):
-    """``s(tau) = exp(-a tau)``."""
+    """``s(tau) = exp(-a tau)`` (Kardam's dampening component, a = 0.2)."""
 
     name: Literal["exponential"] = "exponential"
     a: float = Field(0.2, gt=0, le=100)

@@ -1,4 +1,8 @@
-"""Nesterov's acceleration at a server whose gradients come late: momentum compensation (Fang, Huang, Lin 2018)."""
+"""Nesterov's acceleration at a server whose gradients come late: momentum compensation.
+
+Fang, Huang, Lin, 'Accelerating Asynchronous Algorithms for Convex Optimization by Momentum Compensation' (2018, arXiv
+1802.09747).
+"""
 
 from typing import TYPE_CHECKING, Literal
 

@@ -165,6 +165,13 @@ class ServerRule(Settings, ABC):
         """Return whether so many gradients can be screened; ``None`` where none are."""
         return None
 
+    def unfiltered(self, state: State) -> Tensor | None:
+        """Return 1 where the last update has set a filter aside since too few workers are left for it, shape ().
+
+        Else 0; ``None`` where there is no such filter.
+        """
+        return None
+
     @abstractmethod
     def gather(self, state: State, center: Tensor, delivered: Sequence[Delivered]) -> tuple[State, Tensor]:
         """Return the server's next state and what moves it: a gradient for its optimizer, or its next weights."""
@@ -381,6 +388,10 @@ class ParameterServer(ServerRule):
         if self.screen is not None:
             return state[-1]
         return self.correction.rejected(state) if self.correction.rejects else None
+
+    def unfiltered(self, state: State) -> Tensor | None:
+        """Return 1 where the last gradient was taken although it came too often, since too few workers are left."""
+        return self.correction.unfiltered(state) if self.correction.rejects else None
 
     def is_enough(self, number: int) -> bool | None:
         """Return whether so many gradients can be screened; ``None`` without a screen."""

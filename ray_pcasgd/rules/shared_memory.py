@@ -62,9 +62,10 @@ def slowdown(delay: int, contraction: float) -> float:
 class InconsistentView(Settings):
     """Inconsistent reads: what a worker is sent mixes versions, block by block of coordinates.
 
-    Each block is that of a version drawn evenly from the last ``delay + 1`` ones, as where memory is read while others
-    write to it: views are between versions ``t - delay`` and t in every coordinate. **Choice**: blocks are drawn anew
-    for each version, the same for all that read it; a correction takes the view for the version.
+    The paper's model of reads: a view's coordinates may be of different moments, tau updates old at most. Each block is
+    that of a version drawn evenly from the last ``delay + 1`` ones, as where memory is read while others write to it:
+    views are between versions ``t - delay`` and t in every coordinate. **Choice**: blocks are drawn anew for each
+    version, the same for all that read it; a correction takes the view for the version.
     """
 
     delay: int = Field(ge=1)

@@ -1,4 +1,8 @@
-"""Asynchronous SVRG: variance reduction by full gradients, at a server whose workers' gradients come late."""
+"""Asynchronous SVRG: variance reduction by full gradients, at a server whose workers' gradients come late.
+
+Huo, Huang, 'Asynchronous Stochastic Gradient Descent with Variance Reduction for Non-Convex Optimization' (AAAI 2017,
+arXiv 1604.03584), of whose two algorithms this is the one for distributed memory.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self

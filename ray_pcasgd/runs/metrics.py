@@ -196,10 +196,13 @@ class MetricsTable:
         tally.reset()
         self._complete(version)
 
-    def leave(self, agent: int) -> None:
-        """Wait no longer for an agent."""
-        self._left.add(agent)
-        self._since.pop(agent, None)
+    def leave(self, agent: int, back_at: int | None = None) -> None:
+        """Wait no longer for an agent; where it is known at which version it comes back, for those from there on."""
+        if back_at is None:
+            self._left.add(agent)
+            self._since.pop(agent, None)
+        else:
+            self.come_back(agent, back_at)
         for version in sorted(self._open):
             self._complete(version)
 

@@ -185,8 +185,8 @@ class RunRecord:
                 detail = f"{spoken} of the averaged model is {value:g} at step {averaged['step']}, and was {first:.4g}"
                 self.take_event(Event("noticed", -1, int(averaged["step"]), detail))
 
-    def take_event(self, event: Event) -> None:
-        """Take in an event."""
+    def take_event(self, event: Event, back_at: int | None = None) -> None:
+        """Take in an event; ``back_at`` is the step at which an agent that leaves comes back, where that is known."""
         if event.kind == "evaluation_failed":
             self.failed_evaluations.append(event)
         error = self.folder.add_event({"time": round(time.perf_counter() - self.started_at, 3), **event._asdict()})
@@ -205,7 +205,7 @@ class RunRecord:
             self.monitor.come_back(event.agent, event.step)
         if event.kind in ("agent_lost", "agent_isolated", "agent_left"):
             self.left.add(event.agent)
-            self.monitor.leave(event.agent)
+            self.monitor.leave(event.agent, back_at)
             self.take_evaluations()
 
     def note_mass(self, report: StepReport) -> None:
@@ -231,11 +231,17 @@ class RunRecord:
         return {(departure.agent, departure.back_at) for departure in self.plan.departures}
 
     def mark_left(self, agent: int, version: int) -> None:
-        """Note that an agent leaves at a version, as the run's schedule has it."""
+        """Note that an agent leaves at a version, as the run's schedule has it.
+
+        Actors' reports come in any order, so that others may be far beyond the step at which it comes back; evaluations
+        from there on wait for it, lest their agents depend on that order.
+        """
         step = self.plan.progress_at(agent, version)
         planned = self.plan.config.schedule is None
         told = f"agent {agent} leaves" if planned else f"the recorded run lost agent {agent}"
-        self.take_event(Event("agent_left", agent, step, f"{told} after {step} steps"))
+        back = [one.back_at for one in self.plan.departures if one[:2] == (agent, version)][-1]
+        back_at = None if back is None else self.plan.progress_at(agent, back)
+        self.take_event(Event("agent_left", agent, step, f"{told} after {step} steps"), back_at)
 
     def mark_back(self, row: Row) -> None:
         """Note that an agent is back, as the run's schedule has it."""

@@ -14,6 +14,9 @@ SCREENED = "screened"
 ALONE = "alone"
 """Their measure of a step: 1 where too few were left to be screened, so that an agent took its own step alone, or a
 server stayed where it was."""
+UNFILTERED = "unfiltered"
+"""Their measure of a server's update: 1 where it took a gradient without Kardam's frequency filter, since too few
+workers were left for that."""
 
 
 class Screening:
@@ -25,6 +28,7 @@ class Screening:
         """By who read, whom, and whether that was late: how many versions, and the sum of the shares left out."""
         self._steps = 0
         self._alone = 0
+        self._unfiltered = 0
 
     def take(self, report: StepReport) -> None:
         """Take in one step's report; where too few were left to be screened, nobody was judged."""
@@ -34,6 +38,7 @@ class Screening:
             self._alone += measures[ALONE] > 0
             if measures[ALONE] > 0:
                 return
+        self._unfiltered += measures.get(UNFILTERED, 0) > 0
         for read in row.reads:
             share = measures.get(of_neighbor(SCREENED, read.neighbor))
             if share is not None:
@@ -69,6 +74,8 @@ class Screening:
             found |= {"attack": self._faults.attack.name, "attackers": list(self._faults.agents)}
         if self._steps:
             found |= {"steps": self._steps, "steps_alone": self._alone}
+        if self._unfiltered:
+            found["updates_unfiltered"] = self._unfiltered
         return found if not self._sums else found | {"screened_out": self._shares(found.get("attackers", []))}
 
     def _shares(self, attackers: list[int]) -> dict[str, Any]:
@@ -87,12 +94,13 @@ class Screening:
     def state(self) -> State:
         """Return what ``restore`` goes on from."""
         pairs = [[*key, *value] for key, value in self._sums.items()]
-        return {"pairs": pairs, "steps": self._steps, "alone": self._alone}
+        return {"pairs": pairs, "steps": self._steps, "alone": self._alone, "unfiltered": self._unfiltered}
 
     def restore(self, state: State) -> None:
         """Go on from a state."""
         self._sums = {(a, k, late): (number, total) for a, k, late, number, total in state["pairs"]}
         self._steps, self._alone = state["steps"], state["alone"]
+        self._unfiltered = state.get("unfiltered", 0)
 
 
 def told(summary: Mapping[str, Any]) -> list[str]:
@@ -116,5 +124,9 @@ def told(summary: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{alone} of {steps} steps took in nothing of others: fewer neighbors, or gradients, were left than the "
             "screen needs"
+        )
+    if unfiltered := summary.get("updates_unfiltered"):
+        lines.append(
+            f"{unfiltered} updates went without Kardam's frequency filter: fewer workers were left than it needs"
         )
     return lines

@@ -35,8 +35,8 @@ class OnePeerExponential(ChangingTopology):
     """One-peer exponential graph: at step t each agent reads the one ``2^(t mod T)`` places after it around a ring.
 
     ``W(t) = (I + P) / 2``, with P the shift by that distance; T is the number of powers of two below N. Where N is a
-    power of two, T such steps without gradients make all agents equal (Ying et al., NeurIPS 2021, arXiv 2110.13363,
-    ; Assran et al., ICML 2019). A step costs one message, as on a ring half of one's neighbors.
+    power of two, T such steps without gradients make all agents equal (Ying et al., NeurIPS 2021, arXiv 2110.13363;
+    Assran et al., ICML 2019, arXiv 1811.10792). A step costs one message, as on a ring half of one's neighbors.
     """
 
     name: Literal["one-peer-exponential"] = "one-peer-exponential"

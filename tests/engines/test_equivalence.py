@@ -146,6 +146,31 @@ ALGORITHMS: dict[str, Any] = {
         "faults": {"agents": [2], "attack": "label-flip"},
     }
     | UNEVEN,
+    "bridge, trimmed mean": {
+        "algorithm": "bridge",
+        "num_agents": 4,
+        "faults": {"agents": [1], "attack": "inner-product"},
+    }
+    | UNEVEN,
+    "bridge, nearest neighbors": {
+        "algorithm": {"name": "bridge", "screen": "nearest-neighbors", "late": "predict", "prediction": "displacement"},
+        "num_agents": 4,
+        "faults": {"agents": [0], "attack": "mimic"},
+    }
+    | UNEVEN,
+    "bridge, centered clipping": {
+        "algorithm": {"name": "bridge", "screen": "centered-clipping"},
+        "num_agents": 4,
+        "local_steps": [1, 3, 2, 1],
+        "faults": {"agents": [2], "attack": "sign-flip"},
+    }
+    | UNEVEN,
+    "bridge, geometric median": {
+        "algorithm": {"name": "bridge", "screen": "geometric-median"},
+        "barrier": {"name": "bounded", "staleness": 1},
+        "faults": {"agents": [2], "attack": "inner-product"},
+    }
+    | UNEVEN,
     "gossip-pull, noise": {
         "algorithm": {"name": "gossip-pull", "every": 2},
         "faults": {"agents": [2], "attack": {"name": "noise", "std": 0.1}},
@@ -274,6 +299,8 @@ ON_RAY = [
     "bridge, churn, replayed",
     "bridge, predicting",
     "bridge, bulyan, combining first",
+    "bridge, trimmed mean",
+    "bridge, nearest neighbors",
     "dc-s3gd",
     "d-asgd-importance",
     "gossip-pull",

@@ -25,4 +25,6 @@ def lie(attack: Any, own: Array, honest: Sequence[Array], old: Array, noise: Any
             return [*honest, own][0]
         case "stale-replay":
             return old
-    return own
+        case "label-flip":  # it is ``own`` that comes of wrong labels: see softmax.py
+            return own
+    raise ValueError(f"no such attack: {attack.name}")

@@ -59,7 +59,8 @@ class PlainReference(Reference):
             weights = dict(enumerate(self.matrix(version)[i]))
         others = {read.neighbor: self.sent("weights", *read[:2], self.versions[read[:2]]) for read in reads}
         own = 1 - sum(weights[k] for k in others)
-        return own * self.versions[i, version] + sum((weights[k] * x for k, x in others.items()), np.zeros(SIZE + 1))
+        nothing = np.zeros_like(self.task.start)
+        return own * self.versions[i, version] + sum((weights[k] * x for k, x in others.items()), nothing)
 
     def taken(self, i: int, version: int, reads: Any) -> Array:
         return self.averaged(i, version, reads) - self.displacement[i, version]

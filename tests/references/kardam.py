@@ -18,6 +18,10 @@ class SlowKardam:
         self.accepted: list[int] = []
         self.last: tuple[Array, Array] = (np.zeros(size), np.zeros(size))
         self.in_a_row = 0
+        self.sent = [0] * workers
+        """Since the last gradient that passed both filters."""
+        self.unfiltered = False
+        """Whether the last one was accepted without the frequency filter."""
 
     def takes(self, worker: int, gradient: Array, at: Array, present: Array) -> bool:
         if worker in self.before:
@@ -29,13 +33,23 @@ class SlowKardam:
         passes = self.passes(gradient, present)
         if not passes:
             self.in_a_row += 1
+        self.sent[worker] += 1
         recent = [*self.accepted[-2 * self.f :], worker] if self.f else [worker]
         counts = sorted((recent.count(k) for k in set(recent)), reverse=True)
-        if not passes or sum(counts[: self.f]) > self.f:
+        is_frequent = sum(counts[: self.f]) > self.f
+        self.unfiltered = passes and is_frequent and self.is_left_with_few()
+        if not passes or (is_frequent and not self.unfiltered):
             return False
-        self.accepted.append(worker)
+        if not is_frequent:
+            self.accepted.append(worker)
+            self.sent = [0] * self.n
         self.last, self.in_a_row = (gradient, present), 0
         return True
+
+    def is_left_with_few(self) -> bool:
+        """Whether f + 1 workers have sent n times as many as all but 2f others, counted from 1."""
+        others = sorted(self.sent)[: self.n - 2 * self.f]
+        return sum(number >= self.n * (1 + max(others)) for number in self.sent) > self.f
 
     def passes(self, gradient: Array, present: Array) -> bool:
         largest = sorted(max(own[-self.window :]) for own in self.growths.values())

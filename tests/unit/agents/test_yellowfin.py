@@ -1,6 +1,7 @@
 """YellowFin: against its formulas in float64, the momentum that it measures, and the momentum that asynchrony adds."""
 
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -275,3 +276,28 @@ def test_a_trail_of_one_version_is_its_own() -> None:
     trail = Trail(torch.tensor([1.0, 3.0, 7.0]) - state.pull, torch.ones(3))
     state, _ = own.direction(state, weights, torch.ones(3), step_size=1.0, trail=trail)
     assert own.measures(state)["total_momentum"] == 3
+
+
+@pytest.mark.parametrize(
+    ("own", "has_trail"),
+    [(YellowFin(weight_decay=0.1), False), (YellowFin(), True), (YellowFin(closed_loop=False, window=2), False)],
+    ids=["own trail", "a server's trail", "no closed loop"],
+)
+def test_inputs_stay_and_the_same_ones_give_the_same_bits_also_after_pickling(own: YellowFin, has_trail: bool) -> None:
+    draw = generator(7, "purity")
+    weights, *vectors = (torch.from_numpy(draw.standard_normal(SIZE)).float() for _ in range(4))
+    moving = torch.arange(SIZE) % 3 > 0
+    more = {"trail": Trail(*vectors[:2])} if has_trail else {}
+    state = own.start(weights)
+    for step in range(5):
+        gradient = vectors[2] * (-0.9) ** step
+        inputs = [*state, weights, gradient, *vectors, moving]
+        before = [tensor.clone() for tensor in inputs]
+        again = pickle.loads(pickle.dumps((own, state)))
+        following, direction = own.direction(state, weights, gradient, (), moving, 0.5, **more)
+        assert all(torch.equal(a, b) or a.isnan().all() for a, b in zip(inputs, before, strict=True))
+        same, other = again[0].direction(again[1], weights, gradient, (), moving, 0.5, **more)
+        assert torch.equal(direction, other)
+        assert all(torch.equal(a, b) or a.isnan().all() for a, b in zip(following, same, strict=True))
+        assert direction.data_ptr() not in {tensor.data_ptr() for tensor in inputs}
+        state, weights = following, weights - 0.5 * direction

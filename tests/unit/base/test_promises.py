@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_pcasgd.records import Update
+from ray_pcasgd.records import StepReport, Update
 from ray_pcasgd.rules.base import Rule, averaged_step
 from ray_pcasgd.rules.contract import check_rule
 from ray_pcasgd.rules.server import ServerRule
@@ -259,6 +259,36 @@ def test_a_server_rule_says_who_steps_and_a_good_one_passes() -> None:
     assert "workers_step is None; allowed are True and False" in refusal(Undecided())
     assert "message_vectors is 2; allowed is 1 where workers_step is False" in refusal(Doubled())
     check_rule(Wrong())
+
+
+class Pulled(MeanServer):
+    """Reads all that a message says of where it was computed."""
+
+    name: Literal["pulled"] = "pulled"  # type: ignore[assignment]
+    needs_gap: ClassVar[bool] = True  # type: ignore[misc, assignment]
+
+    def gather(self, state: Any, center: torch.Tensor, delivered: Any) -> Any:
+        late = delivered[0].late
+        assert torch.equal(late.present, center)
+        assert torch.equal(late.present - late.computed_at, late.gap)
+        return state, late.gradient + 0.1 * (late.present - late.computed_at)
+
+
+class PulledInParts(Pulled):
+    name: Literal["pulled-in-parts"] = "pulled-in-parts"  # type: ignore[assignment]
+    workers_step: ClassVar[bool] = True
+    takes_fragments: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("rule", [Pulled(), PulledInParts()], ids=lambda rule: rule.name)
+def test_a_server_rule_of_one_s_own_is_told_where_a_message_was_computed(rule: Pulled) -> None:
+    """Before the start as in the run, in which some messages are late; in parts, the same part of each vector."""
+    wire = {"fragments": 3} if rule.takes_fragments else "float32"
+    config = load_config(LOCAL | {"algorithm": rule, "wire": wire, "links": [{"delay": "1.5s"}]})
+    plan = make_plan(config)
+    reports = list(plan.engine().run(plan.specs, plan.data))
+    rows = [report.row for report in reports if isinstance(report, StepReport)]
+    assert max(read.staleness for row in rows if row.agent == 4 for read in row.reads) > 0
 
 
 class Wavering(OwnMixing):

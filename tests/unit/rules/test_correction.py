@@ -4,7 +4,7 @@ import math
 import pickle
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ class Given(NamedTuple):
     gap: Array
     staleness: int
     step_size: float
+    computed_at: Array
 
 
 def random_deliveries(seed: int, count: int = 12) -> list[Given]:
@@ -47,13 +48,20 @@ def random_deliveries(seed: int, count: int = 12) -> list[Given]:
         tau = int(draw.choice([0, 0, 1, 2, NUM_WORKERS, NUM_WORKERS + 1, 9]))
         gap = draw.normal(size=size) * draw.choice([0.01, 1.0, 10.0]) if tau else np.zeros(size)
         eta = float(draw.choice([0.01, 0.25, 2.0]))
-        deliveries.append(Given(int(draw.integers(NUM_WORKERS)), draw.normal(size=size) * 3, gap, tau, eta))
+        worker, gradient, computed_at = (
+            int(draw.integers(NUM_WORKERS)),
+            draw.normal(size=size) * 3,
+            draw.normal(size=size),
+        )
+        deliveries.append(Given(worker, gradient, gap, tau, eta, computed_at))
     return deliveries
 
 
 def late(one: Given, dtype: torch.dtype = torch.float64) -> Late:
     numbers = (torch.tensor(float(number), dtype=dtype) for number in (one.staleness, one.step_size, NUM_WORKERS))
-    return Late(torch.tensor(one.gradient, dtype=dtype), torch.tensor(one.gap, dtype=dtype), *numbers)
+    vectors = one.gradient, one.gap, one.computed_at + one.gap, one.computed_at
+    gradient, gap, present, computed_at = (torch.tensor(vector, dtype=dtype) for vector in vectors)
+    return Late(gradient, gap, *numbers, present, computed_at)
 
 
 def run(rule: Correction, deliveries: list[Given], dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -257,9 +265,18 @@ def test_settings_without_meaning_are_refused(value: Any) -> None:
         correction(value)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+VALUES = {name: value for name, (value, _) in PAIRS.items()} | {"kardam": {"name": "kardam", "window": 2}}
+"""With the one that has its reference elsewhere."""
+
+
+def test_every_correction_is_here() -> None:
+    union = get_args(get_args(AnyCorrection)[0])
+    assert {type(correction(value)) for value in VALUES.values()} == set(union)
+
+
+@pytest.mark.parametrize("name", VALUES)
 def test_corrections_change_nothing_that_they_are_given_and_pickle(name: str) -> None:
-    rule = correction(PAIRS[name][0])
+    rule = correction(VALUES[name])
     deliveries = random_deliveries(3)
     state = rule.init(torch.zeros(len(deliveries[0].gradient), dtype=torch.float64), NUM_WORKERS)
     for one in deliveries:
@@ -275,20 +292,24 @@ def test_corrections_change_nothing_that_they_are_given_and_pickle(name: str) ->
     assert again == rule
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRS if name != "gap-bounded"])
-def test_elementwise_corrections_can_be_made_part_by_part(name: str) -> None:
-    rule = correction(PAIRS[name][0])
-    assert rule.elementwise
+@pytest.mark.parametrize("name", VALUES)
+def test_elementwise_corrections_and_no_others_can_be_made_part_by_part(name: str) -> None:
+    rule = correction(VALUES[name])
     deliveries = [one for one in (random_deliveries(seed) for seed in range(9)) if len(one[0].gradient) > 2]
     assert deliveries
+    is_same = []
     for whole in deliveries:
         parts = [
-            [one._replace(gradient=one.gradient[part], gap=one.gap[part]) for one in whole]
+            [
+                one._replace(gradient=one.gradient[part], gap=one.gap[part], computed_at=one.computed_at[part])
+                for one in whole
+            ]
             for part in (slice(0, 2), slice(2, None))
         ]
         for left, right, both in zip(*(run(rule, part) for part in parts), run(rule, whole), strict=True):
-            assert torch.equal(torch.cat([left, right]), both)
-    assert not correction(PAIRS["gap-bounded"][0]).elementwise
+            is_same.append(torch.equal(torch.cat([left, right]), both))
+    assert all(is_same) == rule.elementwise
+    assert rule.elementwise == (name not in ("gap-bounded", "kardam"))
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRS if "dc-" not in name and name != "gap-bounded"])

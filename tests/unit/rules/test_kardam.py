@@ -1,6 +1,7 @@
 """Kardam against a slow reference in float64, and what its filters hold; and screens at servers."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,12 @@ SIZE = 6
 
 
 def served(
-    rule: Kardam, workers: int, seed: int, steps: int, noise: float, liars: int = 0, fresh: bool = False
-) -> list[tuple[int, bool]]:
-    """Return which worker delivered, and whether its gradient was accepted; asserts that the reference says the same.
+    rule: Kardam, workers: int, seed: int, steps: int, noise: float, liars: int = 0, fresh: bool = False, stay: int = 0
+) -> list[tuple[int, str]]:
+    """Return which worker delivered, and what became of its gradient; asserts that the reference says the same.
 
-    The loss is a quadratic; workers are of different speed, and liars send noise of their own.
+    The loss is a quadratic; workers are of different speed, and liars send noise of their own. Where it is given, only
+    so many workers ``stay`` for the steps in the middle.
     """
     draw = generator(seed, "kardam")
     curvature = draw.uniform(0.5, 1.5, size=SIZE)
@@ -39,8 +41,9 @@ def served(
     state = rule.init(torch.from_numpy(x), workers)
     speeds = draw.dirichlet(np.full(workers, 3.0))
     found = []
-    for _ in range(steps):
-        worker = int(draw.choice(workers, p=speeds))
+    for step in range(steps):
+        there = stay if stay and steps // 3 <= step < 2 * steps // 3 else workers
+        worker = int(draw.choice(there, p=speeds[:there] / speeds[:there].sum()))
         at, begun = (x, version) if fresh else computed_at[worker]
         gradient = curvature * at + noise * draw.normal(size=SIZE)
         if worker < liars:
@@ -52,9 +55,10 @@ def served(
         accepted = slow.takes(worker, gradient, at, x)
         assert bool(rule.rejected(state)[worker]) == (not accepted)
         assert float(rule.rejected(state).sum()) == (not accepted)
+        assert bool(rule.unfiltered(state)) == slow.unfiltered
         expected = math.exp(-0.2 * (version - begun)) * gradient if accepted else np.zeros(SIZE)
         np.testing.assert_allclose(corrected.numpy(), expected, rtol=1e-6, atol=1e-9)
-        found.append((worker, accepted))
+        found.append((worker, "unfiltered" if slow.unfiltered else "accepted" if accepted else "rejected"))
         x, version = x - ETA * corrected.numpy(), version + 1
         computed_at[worker] = x, version
     return found
@@ -62,14 +66,15 @@ def served(
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_kardam_is_its_reference_and_no_f_workers_are_most_of_what_is_accepted(data: st.DataObject) -> None:
+def test_kardam_is_its_reference_and_no_f_workers_are_most_of_what_passes_both(data: st.DataObject) -> None:
     attackers = data.draw(st.integers(0, 2))
     workers = 3 * attackers + data.draw(st.integers(1, 4))
     rule = Kardam(attackers=attackers, window=data.draw(st.integers(1, 4)))
     noise = data.draw(st.sampled_from([0.0, 0.1, 3.0]))
     seed = data.draw(st.integers(0, 10_000))
-    found = served(rule, workers, seed, 60, noise, liars=data.draw(st.integers(0, attackers)))
-    accepted = [worker for worker, passed in found if passed]
+    liars, stay = data.draw(st.integers(0, attackers)), data.draw(st.sampled_from([0, attackers + 1]))
+    found = served(rule, workers, seed, 120, noise, liars, stay=stay)
+    accepted = [worker for worker, what in found if what == "accepted"]
     assert accepted
     for place in range(len(accepted) - 2 * attackers):
         part = accepted[place : place + 2 * attackers + 1]
@@ -77,8 +82,50 @@ def test_kardam_is_its_reference_and_no_f_workers_are_most_of_what_is_accepted(d
         assert sum(counts[:attackers]) <= attackers
 
 
-def rejected_share(found: list[tuple[int, bool]], liars: int, of_liars: bool) -> float:
-    return float(np.mean([not accepted for worker, accepted in found if (worker < liars) == of_liars]))
+def rejected_share(found: list[tuple[int, str]], liars: int, of_liars: bool) -> float:
+    return float(np.mean([what == "rejected" for worker, what in found if (worker < liars) == of_liars]))
+
+
+def sent_by(workers: Iterable[int], rule: Kardam, number: int, lie: float = 1.0) -> list[tuple[int, str]]:
+    """Return what becomes of gradients that all grow alike, which workers send in this order; worker 0 may lie."""
+    state, found, one = rule.init(torch.ones(2), number), [], torch.tensor(1.0)
+    for step, worker in enumerate(workers):
+        x = torch.full((2,), float(step))
+        state, moved = rule.apply(
+            state, worker, Late(x * (lie if worker == 0 else 1.0), 0 * x, 0 * one, one, one, x, x)
+        )
+        what = "rejected" if rule.rejected(state)[worker] else "unfiltered" if rule.unfiltered(state) else "accepted"
+        assert moved.any() == (what != "rejected" and step > 0)
+        found.append((worker, what))
+    return found
+
+
+def test_where_too_few_workers_are_left_training_goes_on_until_one_is_back() -> None:
+    """Of four, two are left, where a third of the frequency filter's window has to be others."""
+    found = sent_by([0, 1, 2, 3, *[0, 1] * 20, 2, 0, 1, 0, 1], Kardam(attackers=1), 4)
+    whats = [what for _, what in found]
+    assert whats[:6] == ["accepted"] * 6
+    # Each of the two has sent n = 4 by the eighth.
+    assert whats[6:13] == ["rejected"] * 7
+    assert whats[13:44] == ["unfiltered"] * 31
+    # Of the window 2, 1, 0 none is there twice, but for the two that follow.
+    assert found[44:47] == [(2, "accepted"), (0, "accepted"), (1, "accepted")]
+    assert whats[47:] == ["rejected"] * 2
+
+
+def test_attackers_alone_never_set_the_frequency_filter_aside() -> None:
+    """However often they send between two of the others; nor by what is not finite, nor where nobody else is left."""
+    rule = Kardam(attackers=1)
+    flood = [worker for honest in [1, 2, 3] * 8 for worker in (*[0] * 100, honest)]
+    found = sent_by(flood, rule, 4)
+    assert "unfiltered" not in {what for _, what in found}
+    passed = [worker for worker, what in found if what == "accepted"]
+    assert max(passed[place : place + 3].count(0) for place in range(len(passed))) == 1
+    left_alone = sent_by([1, 2, 3, *[0] * 100], rule, 4)
+    assert [what for _, what in left_alone[4:]] == ["rejected"] * 99
+    with_one = sent_by([1, 2, 3, *[0, 1, 1] * 100], rule, 4, lie=math.nan)
+    assert "unfiltered" not in {what for _, what in with_one}
+    assert "unfiltered" in {what for _, what in sent_by([1, 2, 3, *[0, 1, 1] * 100], rule, 4)}
 
 
 def test_it_tells_liars_from_the_honest_where_nobody_is_late_and_hardly_where_all_are() -> None:

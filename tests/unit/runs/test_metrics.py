@@ -186,6 +186,29 @@ def test_one_that_comes_back_takes_part_in_the_newest_evaluation_after_all() -> 
         assert frame.groupby("step").size().tolist() == [4, 4]
 
 
+def test_where_it_is_known_when_one_comes_back_evaluations_do_not_depend_on_the_order_of_reports() -> None:
+    """Agent 2 leaves after step 1 and is back at step 3, and waited for from there on, whenever others report."""
+    others = [report(agent, step, weights=2.0 * (step + agent)) for step in range(4) for agent in range(2)]
+    before, after = report(2, 0, weights=4.0), [report(2, step, weights=2.0 * step + 4) for step in (2, 3)]
+
+    def frame(first: int, second: int) -> pd.DataFrame:
+        """Agent 2 reports and leaves after so many reports of the others, and is back after so many more."""
+        monitor = MetricsTable(3, evaluated_weight)
+        feed(monitor, *others[:first], before)
+        monitor.leave(2, back_at=3)
+        feed(monitor, *others[first : first + second])
+        monitor.come_back(2, 3)
+        feed(monitor, *after, *others[first + second :])
+        assert monitor.finish() == []
+        return monitor.frame()
+
+    whole = frame(2, 2)
+    assert whole.groupby("step").size().tolist() == [4, 3, 4, 4]
+    assert whole[whole["agent"].isna()]["test_accuracy"].tolist() == [2.0, 3.0, 6.0, 8.0]
+    for first, second in ((0, 0), (2, 0), (2, 6), (8, 0), (4, 3)):
+        assert frame(first, second).equals(whole), (first, second)
+
+
 def test_what_no_longer_completes_comes_at_the_end_without_an_averaged_model() -> None:
     monitor = MetricsTable(2, evaluated_weight)
     feed(monitor, report(0, 0, weights=1.0), report(1, 0, weights=1.0), report(1, 1, weights=1.0))

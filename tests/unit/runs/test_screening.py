@@ -118,3 +118,28 @@ def test_a_server_whom_workers_have_left_judges_nobody(tmp_path: Path) -> None:
     summary = json.loads((Path(result.path) / "result.json").read_text())["screening"]
     assert 0 < summary["steps_alone"] < summary["steps"]
     assert result.screening["screened"].max() < 1
+
+
+def test_a_run_whose_workers_leave_kardam_with_too_few_goes_on_and_says_so(tmp_path: Path) -> None:
+    """Two of four are left, where f = 1 takes three; without that, no update is without the filter."""
+    settings: dict[str, Any] = {
+        "engine": "local",
+        "num_agents": 4,
+        "num_steps": 30,
+        "evaluate_every": 30,
+        "links": [],
+        "compute": {"law": {"name": "exponential", "mean": 1.0}},
+        "algorithm": {"name": "server", "correction": "kardam"},
+    }
+    whole = Trainer(settings, storage_path=str(tmp_path)).fit()
+    assert "updates_unfiltered" not in json.loads((Path(whole.path) / "result.json").read_text())["screening"]
+    away = settings | {"membership": [{"agents": [2, 3], "leaves": "8s", "returns": "24s"}]}
+    result = Trainer(away, storage_path=str(tmp_path)).fit()
+    summary = json.loads((Path(result.path) / "result.json").read_text())["screening"]
+    assert 0 < summary["updates_unfiltered"] < 60
+    (line,) = [line for line in summary["lines"] if "frequency" in line]
+    assert line == (
+        f"{summary['updates_unfiltered']} updates went without Kardam's frequency filter: fewer workers were left than "
+        "it needs"
+    )
+    assert set(result.screening["neighbor"]) == {0, 1, 2, 3}
