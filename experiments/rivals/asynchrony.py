@@ -82,7 +82,7 @@ Written by `python -m experiments.rivals.asynchrony --scale {scale}` on {machine
 
 P workers with exponential times, which wait for nobody (`asgd`), and plain SGD: in the mean over runs the weights move
 as with momentum 1 - 1/P at a P-th of the step size (Mitliagkas et al. 2016). Fitted to the mean of {own["seeds"]}
-planned runs of 4 P + 8 updates each, with standard errors: a quadratic without noise ({len(CURVATURES)} curvatures of
+planned runs of 4 P + 24 updates each, with standard errors: a quadratic without noise ({len(CURVATURES)} curvatures of
 {CURVATURES[0]:g} to {CURVATURES[-1]:g}, step size {own["step_sizes"]["quadratic"]:g}), and the digits (softmax
 regression, mini-batches of {PROBLEMS[DIGITS][0]["batch_size"]}, step size {own["step_sizes"]["digits"]:g}). Beside
 them, what the estimate of YellowFin's closed loop makes of the very same runs, whose own momentum is 0: the median over

@@ -39,20 +39,18 @@ def bowl_gradients(weights: Array) -> Array:
 @cache
 def _digits() -> tuple[Array, Array]:
     inputs, labels = (one.double().numpy() for one in Digits().tensors)
-    return np.column_stack([inputs, np.ones(len(inputs))]), np.eye(CLASSES)[labels.astype(int)]
+    return inputs, np.eye(CLASSES)[labels.astype(int)]
 
 
 def softmax_gradients(weights: Array) -> Array:
-    """Return the cross-entropy's gradients on all digits, of a linear layer's weights and then its biases."""
+    """Return the cross-entropy's gradients on all digits, of a linear layer without biases."""
     inputs, wanted = _digits()
     found = []
     for one in weights:
-        matrix = np.column_stack([one[:-CLASSES].reshape(CLASSES, -1), one[-CLASSES:]])
-        outputs = inputs @ matrix.T
+        outputs = inputs @ one.reshape(CLASSES, -1).T
         shares = np.exp(outputs - outputs.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
-        gradient = (shares - wanted).T @ inputs / len(inputs)
-        found.append(np.concatenate([gradient[:, :-1].ravel(), gradient[:, -1]]))
+        found.append(((shares - wanted).T @ inputs / len(inputs)).ravel())
     return np.stack(found)
 
 
@@ -69,13 +67,13 @@ PROBLEMS: dict[str, tuple[dict[str, Any], Callable[[Array], Array]]] = {
                 "model": {
                     "name": "custom",
                     "factory": "torch.nn:Linear",
-                    "arguments": {"in_features": 64, "out_features": CLASSES},
+                    "arguments": {"in_features": 64, "out_features": CLASSES, "bias": False},
                 },
                 "loss": "cross-entropy",
                 "metrics": [],
             },
             "partition": "iid",
-            "batch_size": 32,
+            "batch_size": 100,
         },
         softmax_gradients,
     ),
@@ -84,9 +82,9 @@ PROBLEMS: dict[str, tuple[dict[str, Any], Callable[[Array], Array]]] = {
 
 
 def run_of(problem: str, workers: int, seed: int, step_size: float) -> Moves:
-    """Return one run of ``asgd`` with exponential times and plain SGD, of ``4 P + 8`` updates."""
+    """Return one run of ``asgd`` with exponential times and plain SGD, of ``4 P + 24`` updates."""
     changes, gradients = PROBLEMS[problem]
-    updates = 4 * workers + 8
+    updates = 4 * workers + 24
     settings: Mapping[str, Any] = {
         "num_agents": workers,
         "num_steps": -(-updates // workers),
@@ -112,13 +110,13 @@ class Fit(NamedTuple):
 def fitted(runs: Sequence[Moves], step_size: float) -> Fit:
     """Return the momentum, and the share of the step size, that the mean over the runs moves with.
 
-    A mean over some runs is noisy, which would make a least-squares fit too small a momentum. So the regressors of one
-    half of the runs are instruments for those of the other, whose noise is another. Standard errors: the jackknife's.
+    A mean over some runs is noisy, which would make a least-squares fit too small a momentum. So of the products of
+    means, those of each run with itself are left out: others' noise is another. Standard errors are the jackknife's.
     """
     weights = np.stack([run.weights for run in runs])
     moves, pulls = np.diff(weights, axis=1), -step_size * np.stack([run.gradients for run in runs])
     whole = _solved(moves, pulls)
-    left_out = np.arange(len(runs)) // 2 % _GROUPS
+    left_out = np.arange(len(runs)) % _GROUPS
     parts = np.stack([_solved(moves[left_out != k], pulls[left_out != k]) for k in range(_GROUPS)])
     errors = np.sqrt((_GROUPS - 1) * parts.var(0))
     return Fit(float(whole[0]), float(errors[0]), float(whole[1]), float(errors[1]))
@@ -126,14 +124,11 @@ def fitted(runs: Sequence[Moves], step_size: float) -> Fit:
 
 def _solved(moves: Array, pulls: Array) -> Array:
     """Return momentum and share; moves and ``- alpha grad f`` are of shape (runs, T, D)."""
-    halves = [(moves[k::2].mean(0), pulls[k::2].mean(0)) for k in (0, 1)]
-    left, right = np.zeros((2, 2)), np.zeros(2)
-    for (move, pull), (other_move, other_pull) in (halves, halves[::-1]):
-        regressors = np.stack([move[:-1].ravel(), pull[1:].ravel()])
-        instruments = np.stack([other_move[:-1].ravel(), other_pull[1:].ravel()])
-        left += instruments @ regressors.T
-        right += instruments @ move[1:].ravel()
-    return np.asarray(np.linalg.solve(left, right))
+    number = len(moves)
+    columns = np.stack([part.reshape(number, -1) for part in (moves[:, :-1], pulls[:, 1:], moves[:, 1:])])
+    sums = columns.sum(1)
+    products = sums @ sums.T - np.einsum("ank,bnk->ab", columns, columns)
+    return np.asarray(np.linalg.solve(products[:2, :2], products[:2, 2]))
 
 
 def as_measured(runs: Sequence[Moves], step_size: float) -> float:

@@ -16,7 +16,6 @@ from experiments.rivals.momentum_law import (
     QUADRATIC,
     Moves,
     as_measured,
-    bowl_gradients,
     fitted,
     run_of,
     softmax_gradients,
@@ -39,14 +38,14 @@ def law(workers: int, step_size: float, updates: int) -> np.ndarray:
     return np.stack(x)
 
 
-@pytest.mark.parametrize("workers", [2, 8, 16])
+@pytest.mark.parametrize("workers", [8, 16])
 def test_asynchrony_adds_momentum(workers: int) -> None:
     """Planned runs of the package under ``asgd``; of P workers of exponential times 1 - 1/P, in the mean."""
     step_size = 0.2
-    runs = [run_of(QUADRATIC, workers, seed, step_size) for seed in range(60)]
+    runs = [run_of(QUADRATIC, workers, seed, step_size) for seed in range(40)]
     found = fitted(runs, step_size)
     assert found.momentum == pytest.approx(1 - 1 / workers, abs=0.04)
-    assert found.share == pytest.approx(1 / workers, abs=0.06)
+    assert found.share == pytest.approx(1 / workers, abs=0.04)
     weights = np.stack([run.weights for run in runs])
     expected = law(workers, step_size, weights.shape[1] - 1)
     error = weights.std(0) / math.sqrt(len(runs))
@@ -65,17 +64,16 @@ def test_alone_there_is_no_momentum_and_yellowfin_s_estimate_is_right() -> None:
 
 
 def test_the_fit_is_not_misled_by_noise_of_the_mean() -> None:
-    """Heavy-ball runs with noise of their own, which least squares would take for less momentum."""
-    draw, runs = generator(1, "noise"), []
-    for _ in range(400):
-        x, change = [np.ones(len(CURVATURES))], np.zeros(len(CURVATURES))
-        for _ in range(30):
-            change = 0.6 * change - 0.1 * bowl_gradients(x[-1])
-            x.append(x[-1] + change + 0.3 * draw.standard_normal(len(CURVATURES)))
-        runs.append(Moves(np.stack(x), bowl_gradients(np.stack(x[:-1]))))
-    # Noise of the weights is none of the velocity, so that moves' noise is independent from step to step.
+    """Heavy-ball runs whose weights jump besides, which least squares would take for less momentum."""
+    draw, curvatures, number = generator(1, "noise"), np.tile(CURVATURES, 100), 200
+    x, change = [np.ones((number, len(curvatures)))], np.zeros((number, len(curvatures)))
+    for _ in range(30):
+        change = 0.6 * change - 0.1 * curvatures * x[-1]
+        x.append(x[-1] + change + 0.2 * draw.standard_normal(change.shape))
+    runs = [Moves(weights, curvatures * weights[:-1]) for weights in np.stack(x, axis=1)]
     found = fitted(runs, 0.1)
-    assert found.momentum == pytest.approx(0.6, abs=5 * found.momentum_error)
+    assert found.momentum_error < 0.03
+    assert found.momentum == pytest.approx(0.6, abs=3 * found.momentum_error)
     moves = np.diff(np.stack([run.weights for run in runs]), axis=1).mean(0)
     pulls = -0.1 * np.stack([run.gradients for run in runs]).mean(0)
     columns = np.stack([moves[:-1].ravel(), pulls[1:].ravel()], axis=1)
@@ -85,16 +83,15 @@ def test_the_fit_is_not_misled_by_noise_of_the_mean() -> None:
 
 def test_the_gradients_are_those_of_the_loss() -> None:
     inputs, labels = Digits().tensors
-    layer = torch.nn.Linear(64, 10).double()
-    flat = torch.cat([layer.weight.reshape(-1), layer.bias]).detach().numpy()
+    layer = torch.nn.Linear(64, 10, bias=False).double()
+    flat = layer.weight.detach().reshape(-1).numpy()
     torch.nn.functional.cross_entropy(layer(inputs.double()), labels).backward()
     assert layer.weight.grad is not None
-    assert layer.bias.grad is not None
-    expected = torch.cat([layer.weight.grad.reshape(-1), layer.bias.grad]).numpy()
+    expected = layer.weight.grad.reshape(-1).numpy()
     np.testing.assert_allclose(softmax_gradients(flat[None])[0], expected, atol=1e-12)
     run = run_of(DIGITS, 1, 3, 0.5)
     # Mini-batches, so not the whole gradient, but along it.
-    assert run.weights.shape == (13, 650)
+    assert run.weights.shape == (29, 640)
     assert float(np.sum((run.weights[0] - run.weights[1]) * run.gradients[0])) > 0
 
 
@@ -103,8 +100,8 @@ def test_the_gradients_are_those_of_the_loss() -> None:
 def test_runs_converge_up_to_the_step_size_that_the_roots_have(delay: int, compensate: bool) -> None:
     most = largest(lambda step: radius(delay, 0.9, compensate, step) < 1, 1e-6)
     assert 0 < most < LARGEST / 2
-    assert converges(delay, 0.9, compensate, 0.97 * most, 1200)
-    assert not converges(delay, 0.9, compensate, 1.03 * most, 1200)
+    assert converges(delay, 0.9, compensate, 0.97 * most, 600)
+    assert not converges(delay, 0.9, compensate, 1.03 * most, 600)
 
 
 def test_the_roots_of_plain_nesterov_are_those_of_its_known_bound() -> None:
@@ -234,5 +231,5 @@ def test_yellowfin_s_page_says_what_can_be_told() -> None:
     assert momentum.claim(final((0.98, 0.97, 0.96))) == "The claim reproduces"
     assert momentum.claim(final((0.99, 0.2, 0.7))).startswith("What cannot be told")
     text = momentum.verdict(final((0.6, 0.7, 0.65)))
-    assert f"- asgd: {closed} against {momentum.TUNED} -32.0 points (standard error 2.1): behind." in text
+    assert f"- asgd: {closed} against {momentum.TUNED} -32.0 points (standard error 2.6): behind." in text
     assert f"{momentum.TUNED}: K-sync against sync +0.0 points (standard error 0.0): cannot be told." in text

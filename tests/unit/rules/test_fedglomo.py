@@ -72,7 +72,7 @@ def eta_at(step: int) -> float:
     return 0.05 + (0.02 - 0.05) * min(step, 24) / 24
 
 
-CHURN = [{"agent": 1, "leaves": "13s", "returns": "30s"}, {"agent": 2, "leaves": "60s"}]
+CHURN = [{"agent": 1, "leaves": "26s", "returns": "60s"}, {"agent": 2, "leaves": "120s"}]
 RUNS: dict[str, Any] = {
     "plain": {},
     "fedlomo": {"algorithm": fedglomo(beta=1)},
