@@ -15,7 +15,7 @@ from experiments.rivals.momentum import momenta
 from experiments.rivals.momentum_law import CURVATURES, DIGITS, PROBLEMS, as_measured, fitted, run_of
 from experiments.rivals.study import HERE
 from experiments.running import Job, at_once, measured, run_study
-from experiments.studies import machine
+from experiments.studies import machine, num_seeds
 from ray_pcasgd.runs.settings.loading import load_config
 
 
@@ -90,10 +90,11 @@ parameters of `(x_(s+1) - x_s + alpha g(x_s)) / (x_s - x_(s-1))`, with the whole
 
 {law_table(law)}
 
-{what_yellowfin_sees(law)} It takes the rate of the moves for alpha, not alpha / P, and looks at single moves, not at
-their mean: a move by a late gradient and the gradient that is computed meanwhile all but cancel where steps are small.
+{what_yellowfin_sees(law)}
+Its numerator is alpha times the difference of two gradients, that at x_s and the late one which is applied there: small
+beside the move itself where steps are, whatever P. The law is one of the mean over runs, not of single moves.
 YellowFin itself, on the digits with {own["yellowfin"]["updates"]} updates, whatever P, over the last quarter of them
-({len(own["yellowfin"]["seeds"])} seeds): its total is near its own momentum, so that nothing is removed.
+({num_seeds(len(own["yellowfin"]["seeds"]))}): its total is {most_apart(runs):.3f} from its own momentum at most.
 
 {yellowfin_table(runs)}
 
@@ -101,9 +102,9 @@ YellowFin itself, on the digits with {own["yellowfin"]["updates"]} updates, what
 
 One gradient is held back over `delay` updates of the others, each of which is fresh (Alistarh, De Sa, Konstantinov,
 PODC 2018): on `x^2 / 2` with a step size of {late["step_size"]:g}, how many times as many updates it takes as steps one
-after another. Beside it no delay, and delays at random of the same maximum ({len(late["seeds"])} seeds, by the mean
-logarithm of what is left): of one worker of two, whose times are exponential, as long as the delay in the mean, what
-comes later being ignored; and drawn evenly for each gradient, so that all are late, by half of the maximum in the mean.
+after another. Beside it no delay, and delays at random of the same maximum ({num_seeds(len(late["seeds"]))}, by the
+mean logarithm of what is left): of one worker of two, whose times are exponential, as long as the delay in the mean,
+what comes later being ignored; and drawn evenly for each gradient, so that all are late, by half of the maximum in the mean.
 Runs under the adversary differ from the closed form by {held:.1g} of it at most.
 
 {adversary.delays_table(delays)}
@@ -150,6 +151,12 @@ def what_yellowfin_sees(law: pd.DataFrame) -> str:
     cells = [f"{row['measured']:.2f} on the {row['problem']}" for row in most.to_dict("records")]
     workers = int(law["workers"].max())
     return f"With {workers} workers, where the law has {1 - 1 / workers:.2f}, the estimate says {' and '.join(cells)}."
+
+
+def most_apart(runs: pd.DataFrame) -> float:
+    """Return by how much the total that YellowFin measures differs from its own momentum at most, in the mean."""
+    means = runs.groupby("workers")[["own_momentum", "total_momentum"]].mean()
+    return float((means["total_momentum"] - means["own_momentum"]).abs().max())
 
 
 def yellowfin_table(runs: pd.DataFrame) -> str:

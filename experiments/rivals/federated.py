@@ -161,8 +161,8 @@ the gradient of the client's whole shard, {rounds_of(own, FEDLOMO)} and {rounds_
 as much as {rounds_of(own, FEDAVG)} of FedAvg: {own["gradients"]} mini-batch gradients a client. Beside them are both
 with one mini-batch's gradient first, and FedGLOMO with the paper's 4-bit QSGD of messages
 (`wire: {{directions: int4}}`, at the step size and beta that were chosen without it).
-Step sizes of {own["step_sizes"]} and FedGLOMO's beta of {own["betas"]} are chosen on one seed by where they end (at an
-edge of the grid: {edges}); the table has seeds {own["seeds"]}. Ratios are geometric means over the seeds, each against
+Step sizes of {own["step_sizes"]}, with FedGLOMO's beta of {own["betas"]}, are chosen on one seed by where they end (at
+an edge of the grid: {edges}); the table has seeds {own["seeds"]}. Ratios are geometric means over the seeds, each against
 the other's run of the same seed; in parentheses two standard errors. One convex problem; the paper's are networks.
 
 ## {heading(final)}
