@@ -104,8 +104,8 @@ One gradient is held back over `delay` updates of the others, each of which is f
 PODC 2018): on `x^2 / 2` with a step size of {late["step_size"]:g}, how many times as many updates it takes as steps one
 after another. Beside it no delay, and delays at random of the same maximum ({num_seeds(len(late["seeds"]))}, by the
 mean logarithm of what is left): of one worker of two, whose times are exponential, as long as the delay in the mean,
-what comes later being ignored; and drawn evenly for each gradient, so that all are late, by half of the maximum in the mean.
-Runs under the adversary differ from the closed form by {held:.1g} of it at most.
+what comes later being ignored; and drawn evenly for each gradient, so that all are late, by half of the maximum in the
+mean. Runs under the adversary differ from the closed form by {held:.1g} of it at most.
 
 {adversary.delays_table(delays)}
 

@@ -150,6 +150,7 @@ def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
     config, final, tuning = own["config"], runs[~runs["tunes"]], runs[runs["tunes"]]
     tuning = tuning.assign(beta=tuning["beta"].map("{:g}".format).where(tuning["method"].map(has_beta), "–"))
     edges = at_edges(final, ["budget", "method"], own["step_sizes"])
+    costs = {method: own["gradients"] / rounds_of(own, method) for method in (FEDAVG, FEDLOMO, FEDGLOMO)}
     text = f"""# FedGLOMO and FedLOMO against FedAvg
 
 Written by `python -m experiments.rivals.federated --scale {scale}` on {machine()}.
@@ -157,17 +158,19 @@ Written by `python -m experiments.rivals.federated --scale {scale}` on {machine(
 Least squares on the digits, a quadratic whose optimum is known, with weight decay.
 {config["num_agents"]} clients, each of which has samples of two digits alone; rounds of {config["local_steps"]} steps,
 as in the paper's experiments, and mini-batches of {config["batch_size"]}. FedGLOMO and FedLOMO begin each round with
-the gradient of the client's whole shard, {rounds_of(own, FEDLOMO)} and {rounds_of(own, FEDGLOMO)} rounds of which cost
-as much as {rounds_of(own, FEDAVG)} of FedAvg: {own["gradients"]} mini-batch gradients a client. Beside them are both
-with one mini-batch's gradient first, and FedGLOMO with the paper's 4-bit QSGD of messages
+the gradient of the client's whole shard, so that a round of FedGLOMO costs {costs[FEDGLOMO] / costs[FEDAVG]:.1f}
+times the gradients of FedAvg's, and one of FedLOMO {costs[FEDLOMO] / costs[FEDAVG]:.1f} times; FedGLOMO's messages hold
+two vectors. Each client computes {own["gradients"]} mini-batch gradients, or takes as many rounds as FedGLOMO does of
+them. Beside them are both with one mini-batch's gradient first, and FedGLOMO with the paper's 4-bit QSGD of messages
 (`wire: {{directions: int4}}`, at the step size and beta that were chosen without it).
-Step sizes of {own["step_sizes"]}, with FedGLOMO's beta of {own["betas"]}, are chosen on one seed by where they end (at
-an edge of the grid: {edges}); the table has seeds {own["seeds"]}. Ratios are geometric means over the seeds, each against
-the other's run of the same seed; in parentheses two standard errors. One convex problem; the paper's are networks.
+Step sizes of {own["step_sizes"]}, with FedGLOMO's beta of {own["betas"]}, are chosen on one seed by where they end;
+the table has seeds {own["seeds"]}. Ratios are geometric means over the seeds, each against the other's run of the same
+seed; in parentheses two standard errors. One convex problem; the paper's are networks.
 
 ## {heading(final)}
 
 {verdicts(final)}
+- Step sizes at an edge of the grid: {edges}.
 
 That momentum over variance makes up for client drift is also not so by itself: without noise in the gradients FedGLOMO
 takes the very steps of FedAvg, to rounding (`tests/unit/rules/test_fedglomo.py`), and so has all of its drift. With one
