@@ -118,7 +118,7 @@ def test_a_planned_run_on_streams_outlives_an_agent_to_the_bit(
         ({"partition": "dirichlet"}, "dirichlet"),
         (
             {"algorithm": "fedglomo", "optimizer": "sgd"},
-            "task.data.streamed = true: allowed with algorithm.name = 'fedglomo' is false, or algorithm.first = 'batch'",
+            "task.data.streamed = true: allowed with algorithm.name = 'fedglomo' is false, or algorithm.first",
         ),
         ({"batch_size": 600}, "batch_size = 600: allowed are up to"),
     ],
