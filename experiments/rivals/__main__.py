@@ -1,8 +1,9 @@
 """Rivals of ASGD: ``python -m experiments.rivals [--scale smoke|cpu|paper]`` from the root.
 
 First a step size is chosen for each method on a validation split. Then all methods train for the same virtual
-seconds, with workers of different speeds, on alike and on skewed shards. Finished runs are used again. Four other
-studies have the same options: ``python -m experiments.rivals.pairs``, ``.momentum``, ``.federated`` and ``.convex``.
+seconds, with workers of different speeds, on alike and on skewed shards. Finished runs are used again. Five other
+studies have the same options: ``python -m experiments.rivals.pairs``, ``.momentum``, ``.federated``, ``.convex`` and
+``.asynchrony``.
 """
 
 from experiments.rivals.page import write_page

@@ -2,10 +2,11 @@
 
 Least squares on the digits, whose optimum is known, by mini-batches and by whole shards, whose gradients differ because
 shards do. All methods take the same number of mini-batch gradients a worker; step sizes are searched for on one seed,
-by the distance to the optimum. Runs that are complete are not run again.
+by the distance to the optimum. Runs that are complete are not run again. The largest step sizes that momentum stands
+under delay are searched for beside them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pandas as pd
 
 from experiments.convergence.problem import Digits
 from experiments.rivals.federated import with_excess
+from experiments.rivals.paired import at_edges, claim_line, spread
+from experiments.rivals.stable import stable_steps, stable_table
 from experiments.rivals.study import HERE, TUNING_SEED
 from experiments.running import Job, run_study
 from experiments.studies import machine, search_table
@@ -20,13 +23,17 @@ from ray_pcasgd.runs.settings.loading import load_config
 
 MOMENTUM = 0.9
 ASGD, HEAVY, AHEAD, SVRG = "ASGD", "ASGD, momentum", "ASGD, momentum compensation", "AsySVRG"
+KSYNC = "K-sync, K = 4"
 METHODS: dict[str, dict[str, Any]] = {
     ASGD: {"algorithm": "server"},
     HEAVY: {"algorithm": "server", "optimizer": {"momentum": MOMENTUM}},
     AHEAD: {"algorithm": {"name": "server", "nesterov": {"name": "momentum-compensation", "momentum": MOMENTUM}}},
     SVRG: {"algorithm": "svrg"},
+    KSYNC: {"algorithm": {"name": "server", "gathering": {"name": "k-sync", "k": 4}}},
 }
 """The settings of each; the step size of momentum is the plain one's over ``1 - MOMENTUM`` in the long run."""
+CLAIMS = ((SVRG, ASGD), (SVRG, KSYNC), (AHEAD, HEAVY), (AHEAD, ASGD), (AHEAD, KSYNC))
+"""Who is to end nearer the optimum than whom."""
 
 
 def num_steps(own: Mapping[str, Any], method: str, batch_size: int) -> int:
@@ -75,6 +82,8 @@ def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes:
     results["seconds"] = [_last_second(Path(path)) for path in results["path"]]
     kept = ["batch_size", "method", "step_size", "seed", "tunes", "excess", "seconds", "staleness_mean", "run_seconds"]
     results[kept].to_parquet(output / "convex.parquet", index=False)
+    own = settings["convex"]["stable"]
+    stable_steps(own["delays"], MOMENTUM, own["updates"]).to_parquet(output / "stable.parquet", index=False)
 
 
 def _last_second(folder: Path) -> float:
@@ -89,7 +98,7 @@ def write_page(settings: Mapping[str, Any], output: Path, scale: str) -> None:
     passes = ",\n".join(
         f"{number} passes over the data in mini-batches of {size}" for size, number in own["passes"].items()
     )
-    text = f"""# AsySVRG and momentum compensation against ASGD
+    text = f"""# AsySVRG and momentum compensation against ASGD and K-sync
 
 Written by `python -m experiments.rivals.convex --scale {scale}` on {machine()}.
 
@@ -98,15 +107,25 @@ Least squares on the digits, a quadratic whose optimum is known, with weight dec
 staleness of ASGD {final[final["method"] == ASGD]["staleness_mean"].mean():.1f}. Each method takes as many gradients:
 {passes}.
 AsySVRG takes two of them for each message, and a pass for each full gradient; what it computes and does not take, since
-an epoch has begun meanwhile, comes on top, and shows in the virtual seconds. Momentum is {MOMENTUM}.
-Step sizes of {own["step_sizes"]}
-are chosen on one seed by where they end; the table has seeds {own["seeds"]}. One convex problem.
+an epoch has begun meanwhile, comes on top, as does what K-sync cancels, and shows in the virtual seconds. Momentum is
+{MOMENTUM}. Step sizes of {own["step_sizes"]}
+are chosen on one seed by where they end; the table has seeds {own["seeds"]}. Ratios are geometric means over the seeds,
+each against the same seed; in parentheses two standard errors, beyond which a claim reproduces or not. One convex
+problem.
 
-## What reproduces
+## What reproduces, and what cannot be told
 
-{claims(final, own["step_sizes"])}
+{claims(final)}
+- Step sizes at an edge of the grid: {at_edges(final, ["batch_size", "method"], own["step_sizes"])}.
 
 {table(final)}
+
+## The largest step sizes that momentum stands
+
+Nesterov's momentum of {MOMENTUM} on a quadratic of curvature 1, whose gradients are all as many updates late: the
+largest step size at which runs of {own["stable"]["updates"]} updates converge, to 2 %, and by the recursion's roots.
+
+{stable_table(pd.read_parquet(output / "stable.parquet"))}
 
 ## The search
 
@@ -117,36 +136,21 @@ Objective above the least at the end (inf: diverged).
     (output / "CONVEX.md").write_text(text, encoding="utf-8")
 
 
-def claims(final: pd.DataFrame, steps: Sequence[float]) -> str:
+def claims(final: pd.DataFrame) -> str:
     """Return, for each mini-batch size, whether each method ends nearer the optimum than what it is to improve on."""
-    lines = []
-    for batch_size, rows in final.groupby("batch_size", sort=False):
-        means = rows.assign(excess=rows["excess"].fillna(float("inf"))).groupby("method", sort=False)["excess"].mean()
-        for method, baseline in ((SVRG, ASGD), (AHEAD, HEAVY), (AHEAD, ASGD)):
-            ratio = means[method] / means[baseline]
-            nearer = "reproduces" if ratio < 1 else "**does not reproduce**"
-            lines.append(
-                f"- Mini-batches of {batch_size}: {method} nearer the optimum than {baseline} {nearer}; "
-                f"{ratio:.3g} times its distance."
-            )
-    edges = [one for (_, one), rows in final.groupby(["batch_size", "method"], sort=False) if _is_at_edge(rows, steps)]
-    lines.append(f"- Step sizes at an edge of the grid: {', '.join(dict.fromkeys(edges)) or 'none'}.")
-    return "\n".join(lines)
-
-
-def _is_at_edge(rows: pd.DataFrame, steps: Sequence[float]) -> bool:
-    return bool(rows["step_size"].iloc[0] in (min(steps), max(steps)))
+    return "\n".join(
+        f"- Mini-batches of {batch_size}: {claim_line(rows, one, other)}."
+        for batch_size, rows in final.groupby("batch_size", sort=False)
+        for one, other in CLAIMS
+    )
 
 
 def table(final: pd.DataFrame) -> str:
     """Return the chosen step sizes and the distances."""
     text = "| mini-batch | method | step size | objective above the least | virtual seconds |\n|---|---|---|---|---|\n"
     for (batch_size, method), rows in final.groupby(["batch_size", "method"], sort=False):
-        found = rows["excess"].fillna(float("inf"))
-        spread = f"{found.mean():.3g} ({found.min():.3g} to {found.max():.3g})"
-        text += (
-            f"| {batch_size} | {method} | {rows['step_size'].iloc[0]:g} | {spread} | {rows['seconds'].mean():.0f} |\n"
-        )
+        found, seconds = spread(rows["excess"]), rows["seconds"].mean()
+        text += f"| {batch_size} | {method} | {rows['step_size'].iloc[0]:g} | {found} | {seconds:.0f} |\n"
     return text.rstrip()
 
 

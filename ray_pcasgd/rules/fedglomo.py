@@ -26,9 +26,9 @@ class FedGLOMO(ServerRule):
     (u_{k-1} + mean(delta - delta'))``, ``u_0 = mean(delta)``: ``x_{k+1} = x_k - u_k`` (arXiv 2012.04061). With
     ``beta: 1`` it is FedLOMO, whose messages hold ``delta`` alone.
 
-    A message costs ``4 E - 2`` gradients, with ``beta: 1`` ``2 E - 1``, and takes as much longer in planned runs; with
-    ``first: shard``, the first one of each descent is that of all the shard's mini-batches. ``num_steps`` counts
-    mini-batches, E a round, whatever is computed of them.
+    The first gradient v_0 of each descent is that of all the shard's mini-batches, S of them, so that a message costs
+    ``2 (S + 2 (E - 1))`` gradients, with ``beta: 1`` half as many, and takes as much longer in planned runs; with
+    ``first: batch`` S is 1. ``num_steps`` counts mini-batches, E a round, whatever is computed of them.
 
     **Choice**: a worker remembers ``x_{k-1}``, so that the server sends one version; it is what the worker's last
     round began at, also where a link is late. Where it has had none, or the update before took no message of the
@@ -42,9 +42,10 @@ class FedGLOMO(ServerRule):
     beta: float = Field(0.2, gt=0, le=1)
     """The weight of a round's own mean in the server's momentum, in (0, 1]; 1: there is none, which is FedLOMO.
     **Choice**: 0.2, of the order of what was reported; it could not be looked up."""
-    first: Literal["batch", "shard"] = "batch"
-    """Of what v_0 is the gradient: of the round's first mini-batch, or of the worker's whole ``shard``, so that the
-    local steps have next to no noise, in place of one mini-batch's noise E times. **Choice**: ``batch``."""
+    first: Literal["shard", "batch"] = "shard"
+    """Of what v_0 is the gradient: of the worker's whole ``shard``, so that the local steps have next to no noise, or
+    of the round's first mini-batch (``batch``), whose noise they all keep. **Choice**: ``shard``, in every round; the
+    paper takes a full or a large batch there, and says that its rate does not need the full one in each round."""
 
     workers_step: ClassVar[bool] = True
     takes_rounds: ClassVar[bool] = True
@@ -83,7 +84,7 @@ class FedGLOMO(ServerRule):
             )
 
     def num_gradients(self, mini_batches: int, of_shard: int) -> int:
-        """Return ``2 E - 1`` of each descent; with ``first: shard`` a whole shard's for the first."""
+        """Return ``S + 2 (E - 1)`` of each descent; S is the shard's mini-batches, or 1 with ``first: batch``."""
         first = of_shard if self.first == "shard" else 1
         return self.message_vectors * (first + 2 * (mini_batches - 1))
 

@@ -116,6 +116,10 @@ def test_a_planned_run_on_streams_outlives_an_agent_to_the_bit(
         ({"task": {"data": {"train": "nowhere-*.parquet"}}}, "no such file"),
         ({"task": {"data": {"label_column": "y"}}}, "task.data.label_column = 'y': not in"),
         ({"partition": "dirichlet"}, "dirichlet"),
+        (
+            {"algorithm": "fedglomo", "optimizer": "sgd"},
+            "task.data.streamed = true: allowed with algorithm.name = 'fedglomo' is false, or algorithm.first",
+        ),
         ({"batch_size": 600}, "batch_size = 600: allowed are up to"),
     ],
     ids=str,

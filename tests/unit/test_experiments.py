@@ -34,6 +34,7 @@ from experiments.resnet18.page import write_page as write_resnet18
 from experiments.returning import study as returning
 from experiments.returning.agents import WAYS
 from experiments.returning.page import write_page as write_returning
+from experiments.rivals import asynchrony as rival_asynchrony
 from experiments.rivals import convex as rival_convex
 from experiments.rivals import federated as rival_federated
 from experiments.rivals import momentum as rival_momentum
@@ -85,6 +86,7 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "rivals, pairs": (rivals.HERE, lambda settings: [job.config for job in rival_pairs.tuning_jobs(settings)]),
     "rivals, momentum": (rivals.HERE, lambda settings: [job.config for job in rival_momentum.tuning_jobs(settings)]),
     "rivals, convex": (rivals.HERE, lambda settings: [job.config for job in rival_convex.tuning_jobs(settings)]),
+    "rivals, asynchrony": (rivals.HERE, lambda settings: [job.config for job in rival_asynchrony.jobs_of(settings)]),
     "rivals, federated": (rivals.HERE, lambda settings: [job.config for job in rival_federated.tuning_jobs(settings)]),
     "byzantine": (byzantine.HERE, lambda settings: [job.config for job in byzantine.jobs_of(settings)]),
     "slow_and_stale": (slow_and_stale.HERE, of_slow_and_stale),
@@ -315,25 +317,6 @@ def test_asysvrg_has_messages_for_as_many_gradients_as_asgd() -> None:
     assert rival_convex.num_steps(own, rival_convex.ASGD, 16) == 30 * batches
     # An epoch is a full gradient and two passes of messages, each of two gradients: five passes.
     assert rival_convex.num_steps(own, rival_convex.SVRG, 16) == round(30 * batches * (2 * batches + 1) / (5 * batches))
-
-
-def test_the_page_of_convex_rivals_says_who_ends_nearer_and_whose_step_size_is_at_an_edge() -> None:
-    excess = {rival_convex.ASGD: 2.0, rival_convex.HEAVY: 4.0, rival_convex.AHEAD: 3.0, rival_convex.SVRG: 0.5}
-    final = pd.DataFrame(
-        [
-            {
-                "batch_size": 16,
-                "method": method,
-                "step_size": 0.1 if method == rival_convex.SVRG else 0.2,
-                "excess": one,
-            }
-            for method, one in excess.items()
-        ]
-    )
-    text = rival_convex.claims(final, [0.1, 0.2, 0.3])
-    assert "AsySVRG nearer the optimum than ASGD reproduces; 0.25 times" in text
-    assert "compensation nearer the optimum than ASGD **does not reproduce**; 1.5 times" in text
-    assert text.endswith("at an edge of the grid: AsySVRG.")
 
 
 def of_servers(attack: str, liars: float, honest: float) -> dict[str, Any]:

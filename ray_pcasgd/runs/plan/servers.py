@@ -116,7 +116,8 @@ def _check_differences(config: Config) -> None:
     if isinstance(rule, FedGLOMO) and rule.first == "batch":
         return
     if getattr(config.task.data, "streamed", False):
-        raise ValueError(f"task.data.streamed = true: {allowed} false; full gradients need whole shards")
+        instead = ", or algorithm.first = 'batch'" if isinstance(rule, FedGLOMO) else ""
+        raise ValueError(f"task.data.streamed = true: {allowed} false{instead}; full gradients need whole shards")
 
 
 def _check_adversary(config: Config, rule: ServerRule) -> None:

@@ -72,12 +72,13 @@ def eta_at(step: int) -> float:
     return 0.05 + (0.02 - 0.05) * min(step, 24) / 24
 
 
-CHURN = [{"agent": 1, "leaves": "13s", "returns": "30s"}, {"agent": 2, "leaves": "60s"}]
+CHURN = [{"agent": 1, "leaves": "26s", "returns": "60s"}, {"agent": 2, "leaves": "120s"}]
 RUNS: dict[str, Any] = {
     "plain": {},
     "fedlomo": {"algorithm": fedglomo(beta=1)},
     "more momentum, weight decay": {"algorithm": fedglomo(beta=0.05), "optimizer": {"weight_decay": 0.1}},
-    "whole shard first": {"algorithm": fedglomo(first="shard")},
+    "one mini-batch first": {"algorithm": fedglomo(first="batch")},
+    "fedlomo, one mini-batch first": {"algorithm": fedglomo(beta=1, first="batch")},
     "unequal rounds": {"local_steps": [4, 1, 2]},
     "late by seconds": {"links": [{"delay": {"name": "exponential", "mean": 1.5}, "unit": "seconds"}]},
     "late by steps": {"links": [{"delay": 4}], "num_steps": 36},
@@ -118,13 +119,13 @@ def test_several_servers_give_the_bits_of_one(beta: float) -> None:
 
 
 def test_fedlomo_with_rounds_of_one_step_is_synchronous_sgd() -> None:
-    rounds = ends(algorithm=fedglomo(beta=1), local_steps=1)
+    rounds = ends(algorithm=fedglomo(beta=1, first="batch"), local_steps=1)
     synchronous = ends(algorithm={"name": "server", "gathering": "sync"}, local_steps=1)
     torch.testing.assert_close(rounds, synchronous, rtol=0, atol=1e-6)
     assert float((rounds - ends(local_steps=1)).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("settings", [{"beta": 0.3}, {"beta": 1.0}, {"beta": 0.3, "first": "shard"}], ids=str)
+@pytest.mark.parametrize("settings", [{"beta": 0.3}, {"beta": 1.0}, {"beta": 0.3, "first": "batch"}], ids=str)
 def test_without_noise_u_is_the_exact_delta_so_that_it_is_federated_averaging(settings: dict[str, Any]) -> None:
     """A mini-batch is a whole shard, and all workers deliver."""
     exact = {"batch_size": 40, "step_size": 0.05}
@@ -165,13 +166,12 @@ def test_local_momentum_keeps_the_first_batch_s_noise_and_takes_no_other(noises:
 def test_the_momentum_of_the_batch_before_is_not_used() -> None:
     """With it FedLOMO would be local SGD with averaging, on the very same mini-batches."""
     settings = {"step_size": 0.05, "num_steps": 12, "batch_size": 2}
-    apart = ends(algorithm=fedglomo(beta=1), **settings) - ends(algorithm=FEDAVG, **settings)
+    lomo = fedglomo(beta=1, first="batch")
+    apart = ends(algorithm=lomo, **settings) - ends(algorithm=FEDAVG, **settings)
     assert float(apart.abs().max()) > 0.02
     # Without a step there is no gradient of a step before: the two are the same.
     settings |= {"local_steps": 1}
-    torch.testing.assert_close(
-        ends(algorithm=fedglomo(beta=1), **settings), ends(algorithm=FEDAVG, **settings), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(ends(algorithm=lomo, **settings), ends(algorithm=FEDAVG, **settings), rtol=0, atol=1e-6)
 
 
 def delivered(worker: int, *vectors: torch.Tensor) -> Delivered:
@@ -236,7 +236,7 @@ def last_of(**settings: Any) -> list[Any]:
 
 def test_buffers_and_counters_are_those_of_one_pass_a_mini_batch() -> None:
     """At a step size of 0 they are federated averaging's."""
-    own, other = last_of(step_size=0.0), last_of(step_size=0.0, algorithm=FEDAVG)
+    own, other = last_of(step_size=0.0, algorithm=fedglomo(first="batch")), last_of(step_size=0.0, algorithm=FEDAVG)
     assert torch.equal(own[-1].buffers, other[-1].buffers)
     for mine, its in zip(own[:WORKERS], other[:WORKERS], strict=True):
         assert int(mine.replica.local()["passes"]) == int(its.replica.local()["passes"]) == mine.progress
@@ -311,7 +311,7 @@ def test_each_vector_of_a_message_travels_in_a_form_of_its_own(form: Any, shards
 
 @pytest.mark.parametrize(
     ("algorithm", "gradients"),
-    [(fedglomo(), 10), (fedglomo(beta=1), 5), (fedglomo(first="shard"), 2 * (6 + 4)), (FEDAVG, 3)],
+    [(fedglomo(), 2 * (6 + 4)), (fedglomo(beta=1), 6 + 4), (fedglomo(first="batch"), 10), (FEDAVG, 3)],
     ids=str,
 )
 def test_planned_rounds_take_the_time_of_their_gradients(algorithm: Any, gradients: int) -> None:
@@ -332,7 +332,7 @@ def test_planned_rounds_take_the_time_of_their_gradients(algorithm: Any, gradien
         ),
         ({"algorithm": fedglomo(beta=0)}, "algorithm.beta = 0: allowed are values above 0"),
         ({"algorithm": fedglomo(beta=1.1)}, "algorithm.beta = 1.1: allowed are values up to 1"),
-        ({"algorithm": fedglomo(first="epoch")}, "algorithm.first = 'epoch': allowed are 'batch' or 'shard'"),
+        ({"algorithm": fedglomo(first="epoch")}, "algorithm.first = 'epoch': allowed are 'shard' or 'batch'"),
         ({"gradient_clipping": {"norm": 1.0}}, "gradient_clipping.norm = 1: allowed with algorithm.name = 'fedglomo'"),
         ({"precision": "fp16"}, "precision = 'fp16': allowed with algorithm.name = 'fedglomo' is float32 or bf16"),
         (
