@@ -42,13 +42,14 @@ Without a reference of whole runs are:
 
 {_summary(results)}
 
-Each method was run by the package's local engine on random graphs, delays, speeds, data and seeds: linear regression of
-four parameters, two to eight agents, 12 to 23 steps of each. Each run was repeated by a reference in float64, which was
-written from the formulas and knows nothing of the rules' code; it is told the run's schedule, mini-batches and random
-draws ("with its schedule": no schedule, since it has events of its own). The difference is that of any agent's weights
-after any step, as the largest of its numbers over the largest of the reference's. *float32*: the package as it is.
-*float64*: the same code on models of float64, which the package refuses otherwise, so that rounding hides nothing; –
-where what travels is encoded, or drawn, as float32.
+Each method was run by the package's local engine on random graphs, delays, speeds, data and seeds: linear regression
+of four parameters (with `label-flip` softmax regression of four classes), two to eight agents, 12 to 23 steps of
+each. Each run was repeated by a reference in float64, which was written from the formulas and knows nothing of the
+rules' code; it is told the run's schedule, mini-batches and random draws ("with its schedule": no schedule, since it
+has events of its own). The difference is that of any agent's weights after any step, as the largest of its numbers
+over the largest of the reference's. *float32*: the package as it is. *float64*: the same code on models of float64,
+which the package refuses otherwise, so that rounding hides nothing; – where what travels is encoded, or drawn, as
+float32.
 Written by `python -m experiments.references --scale {scale}` ({machine()}).
 
 {rows}
