@@ -41,6 +41,16 @@ class Votes(NamedTuple):
             return self.vectors, self.present
         return (self.center, *self.vectors), torch.cat((torch.ones_like(self.present[:1]), self.present))
 
+    def with_vectors(self, everybody: Vectors) -> "Votes":
+        """Return the votes with other vectors in place of ``everybody``'s."""
+        if not self.center_votes:
+            return self._replace(vectors=everybody)
+        return self._replace(center=everybody[0], vectors=everybody[1:])
+
+    def of_everybody(self, dropped: Tensor) -> Tensor:
+        """Return a value of the others for each of ``everybody``: nothing of the center is left out."""
+        return torch.cat((torch.zeros_like(dropped[:1]), dropped)) if self.center_votes else dropped
+
     def of_others(self, dropped: Tensor) -> Tensor:
         """Return the others' part of a value for each of ``everybody``."""
         return dropped[1:] if self.center_votes else dropped
@@ -52,7 +62,7 @@ class Screened(NamedTuple):
     vector: Tensor
     """Shape (D,)."""
     dropped: Tensor
-    """The share in [0, 1] by which each of the others was left out, shape (n,): of numbers, or of its weight."""
+    """The share in [0, 1] by which each vector was left out, shape (n,): of numbers, or of its weight."""
 
 
 def count(present: Tensor) -> Tensor:
@@ -126,9 +136,22 @@ def distances_from(point: Tensor, vectors: Vectors) -> Tensor:
     return far(torch.stack([inner(vector - point, vector - point) for vector in vectors]).sqrt())
 
 
+def sum_of(values: Tensor) -> Tensor:
+    """Return the sum along the first axis, in its order."""
+    result = torch.zeros_like(values[0])
+    for value in values.unbind():
+        result = result + value
+    return result
+
+
 def far(distances: Tensor) -> Tensor:
     """Return distances, infinite where they are not numbers."""
     return torch.where(distances.isnan(), math.inf, distances)
+
+
+def absent_last(distances: Tensor, present: Tensor) -> Tensor:
+    """Return distances by which who is there comes before who is not, even where it holds no finite numbers."""
+    return torch.where(present, distances.clamp(max=torch.finfo(distances.dtype).max), math.inf)
 
 
 def squared_distances(vectors: Vectors, present: Tensor) -> Tensor:
