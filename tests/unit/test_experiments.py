@@ -16,7 +16,7 @@ import experiments
 from experiments.benchmarks import memory
 from experiments.byzantine import distances
 from experiments.byzantine import study as byzantine
-from experiments.byzantine.page import kardam
+from experiments.byzantine.with_servers import kardam
 from experiments.compensation import study as compensation
 from experiments.convergence.page import crossover, exponents
 from experiments.convergence.problem import optimum

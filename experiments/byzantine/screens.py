@@ -1,0 +1,125 @@
+"""What the page says of screens between peers: by attack and number of attackers, and of mixing before them."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from experiments.byzantine.figures import POINT, STANDS, case, listed, percent, value
+from experiments.byzantine.methods import ATTACKS, MEAN, MIXED, NNM, SCREENS, SHARDS, with_mixing
+from experiments.byzantine.study import most_of
+
+METHODS = (MEAN, *with_mixing(SCREENS))
+CELLS = {
+    f"shards {shards}, {'late links' if is_late else 'nobody late'}": {"shards": shards, "is_late": is_late}
+    for shards, is_late in itertools.product(SHARDS, (False, True))
+}
+
+
+def claims(kept: pd.DataFrame) -> str:
+    """Return which screens do not stand what they are said to, and whether mixing helps."""
+    lines = [_stood(case(kept, **labels), where) for where, labels in CELLS.items()]
+    lines += [_mixing(case(kept, **labels), where) for where, labels in CELLS.items()]
+    return "\n".join(line for line in lines if line)
+
+
+def not_stood(kept: pd.DataFrame) -> str:
+    """Return a table of how many attacks, by one or two attackers, each method does not stand."""
+    text = f"| | {' | '.join(CELLS)} |\n|---|{'---|' * len(CELLS)}\n"
+    for method in METHODS:
+        cells = []
+        for labels in CELLS.values():
+            own = case(kept, **labels)
+            found = [one for *_, one in _attacked(own, method)]
+            fallen = sum(one < _goal(own) for one in found)
+            cells.append(f"{fallen} of {len(found)}" if found else "–")
+        text += f"| {method} | {' | '.join(cells)} |\n"
+    return text
+
+
+def tables(kept: pd.DataFrame) -> str:
+    """Return a table for each kind of delays and of shards: methods by attacks, with one attacker and with two."""
+    text = ""
+    for where, labels in CELLS.items():
+        own = case(kept, **labels)
+        text += f"### {where.capitalize()}\n\n| | none | {' | '.join(ATTACKS)} |\n|---|---|{'---|' * len(ATTACKS)}\n"
+        for method in METHODS:
+            cells = [_marked([value(case(own, method=method, attack="none"))], _goal(own))]
+            for attack in ATTACKS:
+                found = [value(case(own, method=method, attack=attack, attackers=number)) for number in (1, 2)]
+                cells.append(_marked(found, _goal(own)))
+            text += f"| {method} | {' | '.join(cells)} |\n"
+        text += "\n"
+    return text
+
+
+def mixing(kept: pd.DataFrame) -> str:
+    """Return a table of what mixing first adds to each screen's accuracy, with 0 to 2 attackers."""
+    text = f"| | {' | '.join(CELLS)} |\n|---|{'---|' * len(CELLS)}\n"
+    for screen in MIXED:
+        cells = []
+        for labels in CELLS.values():
+            gains = _gains(case(kept, **labels), screen)
+            ahead = sum(gain > POINT for gain in gains)
+            cells.append(f"{100 * sum(gains) / len(gains):+.1f} ({ahead} of {len(gains)})" if gains else "–")
+        text += f"| {screen} | {' | '.join(cells)} |\n"
+    return text
+
+
+def _goal(own: pd.DataFrame) -> float:
+    return value(case(own, method=MEAN, attack="none")) - STANDS
+
+
+def _marked(found: Sequence[float], goal: float) -> str:
+    return ", ".join(f"**{percent(one)}**" if one < goal else percent(one) for one in found)
+
+
+def _attacked(own: pd.DataFrame, method: str) -> Iterator[tuple[str, int, float]]:
+    """Yield attack, number of attackers and accuracy of each case in which a method is attacked."""
+    for attack, number in itertools.product(ATTACKS, range(1, most_of(method) + 1)):
+        if len(rows := case(own, method=method, attack=attack, attackers=number)):
+            yield attack, number, value(rows)
+
+
+def _stood(own: pd.DataFrame, where: str) -> str:
+    """Return to which attacks the mean falls, and which screens stand all of them, or how few."""
+    if not len(own):
+        return ""
+    goal, stood, not_all = _goal(own), [], []
+    falls = [(attack, str(number)) for attack, number, one in _attacked(own, MEAN) if one < goal]
+    fallen = [f"{attack} ({', '.join(n for a, n in falls if a == attack)})" for attack in dict(falls)]
+    for method in METHODS[1:]:
+        found = [one < goal for *_, one in _attacked(own, method)]
+        if found and any(found):
+            not_all.append(f"`{method}` ({sum(found)} of {len(found)})")
+        elif found:
+            stood.append(f"`{method}`")
+    reached = percent(goal + STANDS)
+    return (
+        f"- {where.capitalize()}: the plain mean has {reached} without attackers, and falls to {listed(fallen)} (by so "
+        f"many attackers). All attacks are stood by {listed(stood, 'no screen')}; not all by {listed(not_all, 'none')}."
+    )
+
+
+def _gains(own: pd.DataFrame, screen: str) -> list[float]:
+    """Return by how much accuracy is higher with mixing, in each case that was measured with both."""
+    gains = []
+    for attack, number in (("none", 0), *itertools.product(ATTACKS, (1, 2))):
+        plain, mixed = (case(own, method=m, attack=attack, attackers=number) for m in (screen, NNM + screen))
+        if len(plain) and len(mixed):
+            gains.append(value(mixed) - value(plain))
+    return gains
+
+
+def _mixing(own: pd.DataFrame, where: str) -> str:
+    """Return with which screens mixing helps: in most of the cases, by more than a point."""
+    gains = {screen: found for screen in MIXED if (found := _gains(own, screen))}
+    if not gains:
+        return ""
+    helps = [screen for screen, found in gains.items() if 2 * sum(gain > POINT for gain in found) > len(found)]
+    others = [screen for screen in gains if screen not in helps]
+    verdict = "helps" if not others else "helps some screens" if helps else "does not help"
+    said = f"in most cases, by more than a point, it is ahead with {listed(helps, 'no screen')}"
+    return f"- **Nearest-neighbor mixing {verdict}**, {where}: {said}" + (
+        f", and not with {listed(others)}." if helps and others else "."
+    )
