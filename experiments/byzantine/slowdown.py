@@ -63,7 +63,7 @@ def text(rows: pd.DataFrame, workers: int) -> str:
         ]
         goal = percent(own["goal"].iloc[0])
         lines.append(
-            f"- **A slowdown by Kardam below f/n {claim}**, mini-batches of {size:g}: to {goal} ASGD takes {plain:g} steps; "
-            f"Kardam is {', and '.join(parts)}."
+            f"- **A slowdown by Kardam below f/n {claim}**, mini-batches of {size:g}: to {goal} ASGD takes "
+            f"{plain:g} steps; Kardam is {', and '.join(parts)}."
         )
     return "\n".join(lines)
