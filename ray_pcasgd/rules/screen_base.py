@@ -14,7 +14,7 @@ from ray_pcasgd.rules.votes import (
     absent_last,
     count,
     first_of,
-    mean_of_vectors,
+    means_of_vectors,
     squared_distances,
     sum_of,
 )
@@ -61,28 +61,24 @@ class Screen(Settings, ABC):
             return Screened(vector, votes.of_others(dropped))
         vectors, present = votes.everybody
         near = neighborhoods(vectors, present, attackers)
-        vector, dropped = self.mean(votes.with_vectors(means_of(vectors, near)), attackers)
+        vector, dropped = self.mean(votes.with_vectors(means_of_vectors(vectors, near)), attackers)
         return Screened(vector, votes.of_others(_without_part(near, torch.where(present, 1 - dropped, 0.0))))
 
 
 def neighborhoods(vectors: Vectors, present: Tensor, attackers: int) -> Tensor:
-    """Return whether vector j is one of the ``n - b`` nearest to vector k, itself among them; (j, k), shape (n, n).
+    """Return in row k which vectors are the ``n - b`` nearest to vector k, itself among them, shape (n, n).
 
     n counts who is present. Of equally distant ones the first is nearer.
     """
     distances = absent_last(squared_distances(vectors, present), present[:, None])
     itself = torch.eye(len(vectors), dtype=torch.bool, device=present.device)
-    return first_of(torch.where(itself, -1.0, distances), count(present) - attackers)
-
-
-def means_of(vectors: Vectors, near: Tensor) -> Vectors:
-    """Return the mean of each neighborhood, summed in the vectors' order: equal neighborhoods have equal means."""
-    return tuple(mean_of_vectors(vectors, counts, 1 / count(counts).to(vectors[0].dtype)) for counts in near.unbind(1))
+    # Each column is ranked; who is absent has a neighborhood, too, that nobody asks for.
+    return first_of(torch.where(itself, -1.0, distances), count(present) - attackers).T
 
 
 def _without_part(near: Tensor, kept: Tensor) -> Tensor:
     """Return for each vector the share in [0, 1] of what is kept of all means in which it has no part, shape (n,)."""
     # Where nothing is kept of anybody, nobody has a part.
     whole = sum_of(kept).clamp(min=torch.finfo(kept.dtype).tiny)
-    parts = sum_of(torch.where(near, kept, 0.0).T)
+    parts = sum_of(torch.where(near, kept[:, None], 0.0))
     return 1 - (parts / whole).clamp(max=1.0)

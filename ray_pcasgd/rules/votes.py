@@ -123,6 +123,19 @@ def mean_of_numbers(vectors: Vectors, chosen: Chosen, share: Tensor, center: Ten
     return Screened(torch.cat(means), 1 - kept / size)
 
 
+def means_of_vectors(vectors: Vectors, counts: Tensor) -> Vectors:
+    """Return n means, the k-th of the vectors in row k of a mask (n, n), of each as many, summed in their order."""
+    share = 1 / count(counts[0]).to(vectors[0].dtype)
+    parts = []
+    for start in range(0, max(vectors[0].shape[-1], 1), _BLOCK):
+        block = torch.stack([share * vector[start : start + _BLOCK] for vector in vectors])
+        total = torch.zeros_like(block)
+        for vector, counting in zip(block.unbind(), counts.unbind(1), strict=True):
+            total = total + torch.where(counting[:, None], vector, 0.0)
+        parts.append(total)
+    return torch.cat(parts, dim=1).unbind()
+
+
 def mean_of_vectors(vectors: Vectors, counts: Tensor, share: Tensor) -> Tensor:
     """Return ``share sum_k x_k`` over the mask ``counts``, shape (n,), summed in their order."""
     total = torch.zeros_like(vectors[0])
@@ -133,7 +146,11 @@ def mean_of_vectors(vectors: Vectors, counts: Tensor, share: Tensor) -> Tensor:
 
 def distances_from(point: Tensor, vectors: Vectors) -> Tensor:
     """Return the Euclidean distances of n vectors from a point, shape (n,)."""
-    return far(torch.stack([inner(vector - point, vector - point) for vector in vectors]).sqrt())
+    return far(torch.stack([_square(vector - point) for vector in vectors]).sqrt())
+
+
+def _square(vector: Tensor) -> Tensor:
+    return inner(vector, vector)
 
 
 def sum_of(values: Tensor) -> Tensor:
@@ -157,7 +174,7 @@ def absent_last(distances: Tensor, present: Tensor) -> Tensor:
 def squared_distances(vectors: Vectors, present: Tensor) -> Tensor:
     """Return the squared distances of n vectors, shape (n, n); infinite ones to itself and to the missing."""
     number = len(vectors)
-    found = {(i, k): inner(vectors[i] - vectors[k], vectors[i] - vectors[k]) for i in range(number) for k in range(i)}
+    found = {(i, k): _square(vectors[i] - vectors[k]) for i in range(number) for k in range(i)}
     nothing = torch.full_like(present, math.inf, dtype=vectors[0].dtype)[0]
     rows = [
         torch.stack([nothing if i == k else found[max(i, k), min(i, k)] for k in range(number)]) for i in range(number)
