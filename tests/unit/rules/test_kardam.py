@@ -14,7 +14,7 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.kardam import Kardam
 from ray_pcasgd.rules.screens import NearestNeighbors
-from ray_pcasgd.rules.server import Delivered, ParameterServer
+from ray_pcasgd.rules.server import Delivered, ParameterServer, described
 from tests.references.kardam import SlowKardam
 from tests.references.screens import screened
 from tests.unit.rules.test_screens import SCREENS
@@ -147,6 +147,12 @@ def test_a_screen_at_a_server_is_its_reference_and_too_few_gradients_move_nothin
     assert left_out is not None
     assert left_out.tolist() == [1.0] * len(few) + [0.0] * (workers - len(few))
     np.testing.assert_allclose(held.numpy(), mean.numpy(), atol=1e-4)
+
+
+def test_what_a_run_is_called_says_that_gradients_are_mixed_first() -> None:
+    screen = {"name": "krum", "nearest_neighbor_mixing": True}
+    rule = ParameterServer(gathering="sync", screen=screen)  # type: ignore[arg-type]
+    assert described(rule) == "server, gathering sync, correction none, screen krum, nearest-neighbor mixing"
 
 
 def given_by(worker: int, gradient: Array) -> Delivered:
