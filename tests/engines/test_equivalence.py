@@ -284,6 +284,7 @@ ON_RAY = [
     "sgp-overlap, narrow wire",
     "bridge, churn, replayed",
     "bridge, predicting",
+    "bridge, mixed, predicting, churn",
     "bridge, bulyan, combining first",
     "dc-s3gd",
     "d-asgd-importance",
