@@ -18,7 +18,8 @@ from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
 from ray_pcasgd.rules.gathering import ASGD, AnyGathering, Gathering
 from ray_pcasgd.rules.gradient_table import Entry, Table, begun, empty_table, folded, mean_of_workers, replaced
 from ray_pcasgd.rules.momentum_compensation import MomentumCompensation
-from ray_pcasgd.rules.screens import AnyScreen, NearestNeighbors, Screen
+from ray_pcasgd.rules.screen_base import Screen
+from ray_pcasgd.rules.screens import AnyScreen, NearestNeighbors
 from ray_pcasgd.rules.shared_memory import InconsistentView
 from ray_pcasgd.rules.votes import Votes
 
