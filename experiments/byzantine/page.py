@@ -81,9 +81,9 @@ Of the papers' own experiments were not made:
 def _by_attack(kept: pd.DataFrame) -> str:
     return f"""## Accuracy by attack and number of attackers
 
-In each cell the accuracy with one attacker, and with two; a dash: the graph has too few neighbors for so many. An
-attack is stood (no mark) where accuracy is at most {100 * STANDS:g} points below that of the plain mean without
-attackers under the same delays and shards; **bold**: it is not.
+In each cell the accuracy with one attacker, and with two; a dash for Bulyan: the graph has too few neighbors for so
+many. An attack is stood (no mark) where accuracy is at most {100 * STANDS:g} points below that of the plain mean
+without attackers under the same delays and shards; **bold**: it is not.
 
 {screens.tables(kept)}### Attacks that are not stood
 
@@ -111,11 +111,22 @@ Seeds {own["seeds"]}. b stays what it is, whatever the number of attackers; **bo
 
 
 def made(settings: Mapping[str, Any], results: pd.DataFrame) -> str:
-    """Return how many of the scale's runs were made."""
+    """Return how many of the scale's runs were made, and when, where not all were made at once."""
     number = sum(1 for _ in jobs_of(settings))
-    if len(results) == number:
-        return f"All {number} runs of this scale were made."
-    return f"**{len(results)} of the {number} runs of this scale were made**; a dash stands for those that were not."
+    text = f"All {number} runs of this scale were made."
+    if len(results) != number:
+        text = (
+            f"**{len(results)} of the {number} runs of this scale were made**; a dash stands for those that were not, "
+            "a star where not all seeds were."
+        )
+    if "commit" not in results:
+        return text
+    counts = results["commit"].value_counts(sort=False)
+    parts = ", ".join(f"{rows} at commit {commit}" for commit, rows in counts.items())
+    return (
+        f"{text} Not all at once: {parts}. {results['again'].sum()} of the latter were made before, too, at the former "
+        "commit: their figures are the same to the last digit."
+    )
 
 
 def spread(results: pd.DataFrame) -> str:

@@ -44,10 +44,9 @@ def tables(kept: pd.DataFrame) -> str:
         own = case(kept, **labels)
         text += f"### {where.capitalize()}\n\n| | none | {' | '.join(ATTACKS)} |\n|---|---|{'---|' * len(ATTACKS)}\n"
         for method in METHODS:
-            cells = [_marked([value(case(own, method=method, attack="none"))], _goal(own))]
+            cells = [_marked([case(own, method=method, attack="none")], own)]
             for attack in ATTACKS:
-                found = [value(case(own, method=method, attack=attack, attackers=number)) for number in (1, 2)]
-                cells.append(_marked(found, _goal(own)))
+                cells.append(_marked([case(own, method=method, attack=attack, attackers=k) for k in (1, 2)], own))
             text += f"| {method} | {' | '.join(cells)} |\n"
         text += "\n"
     return text
@@ -70,8 +69,13 @@ def _goal(own: pd.DataFrame) -> float:
     return value(case(own, method=MEAN, attack="none")) - STANDS
 
 
-def _marked(found: Sequence[float], goal: float) -> str:
-    return ", ".join(f"**{percent(one)}**" if one < goal else percent(one) for one in found)
+def _marked(found: Sequence[pd.DataFrame], own: pd.DataFrame) -> str:
+    """Return accuracies; bold below the goal, with a star where not all seeds were run."""
+    cells = []
+    for rows in found:
+        told = percent(value(rows)) + ("*" if 0 < rows["seed"].nunique() < own["seed"].nunique() else "")
+        cells.append(f"**{told}**" if value(rows) < _goal(own) else told)
+    return ", ".join(cells)
 
 
 def _attacked(own: pd.DataFrame, method: str) -> Iterator[tuple[str, int, float]]:
@@ -102,12 +106,16 @@ def _stood(own: pd.DataFrame, where: str) -> str:
 
 
 def _gains(own: pd.DataFrame, screen: str) -> list[float]:
-    """Return by how much accuracy is higher with mixing, in each case that was measured with both."""
+    """Return by how much accuracy is higher with mixing, in each case, over the seeds that were run with both."""
     gains = []
     for attack, number in (("none", 0), *itertools.product(ATTACKS, (1, 2))):
-        plain, mixed = (case(own, method=m, attack=attack, attackers=number) for m in (screen, NNM + screen))
-        if len(plain) and len(mixed):
-            gains.append(value(mixed) - value(plain))
+        plain, mixed = (
+            case(own, method=method, attack=attack, attackers=number).set_index("seed")["accuracy"]
+            for method in (screen, NNM + screen)
+        )
+        pairs = (mixed - plain).dropna()
+        if len(pairs):
+            gains.append(float(pairs.mean()))
     return gains
 
 
