@@ -30,9 +30,8 @@ def not_stood(kept: pd.DataFrame) -> str:
         cells = []
         for labels in CELLS.values():
             own = case(kept, **labels)
-            found = [one for *_, one in _attacked(own, method)]
-            fallen = sum(one < _goal(own) for one in found)
-            cells.append(f"{fallen} of {len(found)}" if found else "–")
+            found = [stands for *_, stands in _attacked(own, method)]
+            cells.append(f"{found.count(False)} of {len(found)}" if found else "–")
         text += f"| {method} | {' | '.join(cells)} |\n"
     return text
 
@@ -65,8 +64,10 @@ def mixing(kept: pd.DataFrame) -> str:
     return text
 
 
-def _goal(own: pd.DataFrame) -> float:
-    return value(case(own, method=MEAN, attack="none")) - STANDS
+def _stands(rows: pd.DataFrame, own: pd.DataFrame) -> bool:
+    """Return whether accuracy is near that of the plain mean without attackers, over the same seeds."""
+    plain = case(own, method=MEAN, attack="none")
+    return value(rows) >= value(plain[plain["seed"].isin(rows["seed"])]) - STANDS
 
 
 def _marked(found: Sequence[pd.DataFrame], own: pd.DataFrame) -> str:
@@ -74,31 +75,31 @@ def _marked(found: Sequence[pd.DataFrame], own: pd.DataFrame) -> str:
     cells = []
     for rows in found:
         told = percent(value(rows)) + ("*" if 0 < rows["seed"].nunique() < own["seed"].nunique() else "")
-        cells.append(f"**{told}**" if value(rows) < _goal(own) else told)
+        cells.append(f"**{told}**" if len(rows) and not _stands(rows, own) else told)
     return ", ".join(cells)
 
 
-def _attacked(own: pd.DataFrame, method: str) -> Iterator[tuple[str, int, float]]:
-    """Yield attack, number of attackers and accuracy of each case in which a method is attacked."""
+def _attacked(own: pd.DataFrame, method: str) -> Iterator[tuple[str, int, bool]]:
+    """Yield attack, number of attackers and whether they are stood, of each case in which a method is attacked."""
     for attack, number in itertools.product(ATTACKS, range(1, most_of(method) + 1)):
         if len(rows := case(own, method=method, attack=attack, attackers=number)):
-            yield attack, number, value(rows)
+            yield attack, number, _stands(rows, own)
 
 
 def _stood(own: pd.DataFrame, where: str) -> str:
     """Return to which attacks the mean falls, and which screens stand all of them, or how few."""
     if not len(own):
         return ""
-    goal, stood, not_all = _goal(own), [], []
-    falls = [(attack, str(number)) for attack, number, one in _attacked(own, MEAN) if one < goal]
+    stood, not_all = [], []
+    falls = [(attack, str(number)) for attack, number, stands in _attacked(own, MEAN) if not stands]
     fallen = [f"{attack} ({', '.join(n for a, n in falls if a == attack)})" for attack in dict(falls)]
     for method in METHODS[1:]:
-        found = [one < goal for *_, one in _attacked(own, method)]
-        if found and any(found):
-            not_all.append(f"`{method}` ({sum(found)} of {len(found)})")
+        found = [stands for *_, stands in _attacked(own, method)]
+        if not all(found):
+            not_all.append(f"`{method}` ({found.count(False)} of {len(found)})")
         elif found:
             stood.append(f"`{method}`")
-    reached = percent(goal + STANDS)
+    reached = percent(value(case(own, method=MEAN, attack="none")))
     return (
         f"- {where.capitalize()}: the plain mean has {reached} without attackers, and falls to {listed(fallen)} (by so "
         f"many attackers). All attacks are stood by {listed(stood, 'no screen')}; not all by {listed(not_all, 'none')}."
