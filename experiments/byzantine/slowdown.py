@@ -64,6 +64,7 @@ def text(rows: pd.DataFrame, workers: int) -> str:
         goal = percent(own["goal"].iloc[0])
         lines.append(
             f"- **A slowdown by Kardam below f/n {claim}**, mini-batches of {size:g}: to {goal} ASGD takes "
-            f"{plain:g} steps; Kardam is {', and '.join(parts)}."
+            f"{plain:g} steps; Kardam is {', and '.join(parts)}. Step sizes are the same; besides rejecting, Kardam "
+            "counts late gradients less."
         )
     return "\n".join(lines)
