@@ -1,4 +1,4 @@
-"""The runs of the study: screens, attacks, attackers, delays and shards; then servers."""
+"""The runs of the study: screens, attacks, attackers, delays and shards; then servers; then papers' own experiments."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.byzantine import distances
+from experiments.byzantine import bridge, distances, slowdown
+from experiments.byzantine.methods import (
+    ATTACKS,
+    LIARS,
+    MEAN,
+    SCREENS,
+    SHARDS,
+    between_peers,
+    faults_of,
+    screen_of,
+    with_mixing,
+)
 from experiments.running import Job, measured
 from ray_pcasgd.runs.settings.loading import load_config
 
 HERE = Path(__file__).parent
-SHARDS: dict[str, Any] = {"alike": "iid", "skewed": {"name": "dirichlet", "alpha": 0.3}}
-MEAN = "mean"
-SCREENS = (
-    "trimmed-mean",
-    "median",
-    "krum",
-    "bulyan",
-    "nearest-neighbors",
-    "centered-clipping",
-    "geometric-median",
-)
-ATTACKS = ("sign-flip", "noise", "alie", "inner-product", "mimic", "label-flip", "stale-replay")
 LATE: dict[str, dict[str, Any]] = {
     "keep": {"late": "keep"},
     "predict": {"late": "predict"},
@@ -43,8 +42,12 @@ SERVERS: dict[str, Any] = {
     f"asgd, kardam{LARGE}": KARDAM,
     "sync": {"gathering": "sync"},
     **{
-        f"sync, {screen}": {"gathering": "sync", "screen": screen, "attackers": 1 if screen == "bulyan" else 2}
-        for screen in SCREENS
+        f"sync, {screen}": {
+            "gathering": "sync",
+            "screen": screen_of(screen),
+            "attackers": 1 if screen == "bulyan" else 2,
+        }
+        for screen in with_mixing(SCREENS)
         if screen != "nearest-neighbors"  # which is between peers alone
     },
 }
@@ -55,14 +58,14 @@ SERVER_ATTACKS: dict[str, Any] = {
 }
 
 
-def attackers(number: int) -> list[int]:
-    """Return the attackers, so many of them: they are among the agents that are near each other."""
-    return [1, 4][:number]
+def most_of(method: str) -> int:
+    """Return how many attackers a method is tried against: Bulyan stands one among seven neighbors."""
+    return 1 if method == "bulyan" else len(LIARS["peers"])
 
 
 def peers(
     settings: Mapping[str, Any],
-    screen: str,
+    method: str,
     attack: str | None,
     number: int,
     *,
@@ -71,16 +74,13 @@ def peers(
     late: str = "keep",
 ) -> Iterator[Job]:
     """Yield one case's runs; ``number`` attackers are there, and as many are to be stood, or one."""
-    algorithm: dict[str, Any] = {"name": "d-asgd"}
-    if screen != MEAN:
-        algorithm = {"name": "bridge", "screen": screen, "attackers": max(1, number), **LATE[late]}
     changes: dict[str, Any] = {
-        "algorithm": algorithm,
+        "algorithm": between_peers(method, max(1, number), **LATE[late]),
         "links": [{"between": "clusters", "delay": settings["delay"]}] if is_late else [],
         "partition": SHARDS[shards],
-        "faults": {"agents": attackers(number), "attack": attack} if attack else None,
+        "faults": faults_of("peers", number, attack),
     }
-    labels = {"kind": "peers", "method": screen, "attack": attack or "none", "attackers": number if attack else 0}
+    labels = {"kind": "peers", "method": method, "attack": attack or "none", "attackers": number if attack else 0}
     labels |= {"shards": shards, "is_late": is_late, "late": late}
     for seed in settings["seeds"]:
         yield Job({**labels, "seed": seed}, load_config(settings["config"], changes={**changes, "seed": seed}))
@@ -93,7 +93,7 @@ def servers(settings: Mapping[str, Any], method: str, attack: str | None) -> Ite
         "links": [],
         "clusters": 1,
         "compute": {"law": {"name": "exponential", "mean": 1.0}},
-        "faults": {"agents": attackers(2), "attack": SERVER_ATTACKS[attack]} if attack else None,
+        "faults": faults_of("servers", 2, SERVER_ATTACKS[attack]) if attack else None,
     }
     if method.endswith(LARGE):
         changes["batch_size"] = settings["distances"]["batch_sizes"][-1]
@@ -105,27 +105,32 @@ def servers(settings: Mapping[str, Any], method: str, attack: str | None) -> Ite
 
 def jobs_of(settings: Mapping[str, Any]) -> Iterator[Job]:
     """Yield all runs; one that two tables show is made once."""
-    screens = settings.get("screens", SCREENS)
-    for method in (MEAN, *screens):
-        for shards, is_late, attack in itertools.product(SHARDS, (False, True), (None, *ATTACKS)):
-            yield from peers(settings, method, attack, 1, shards=shards, is_late=is_late)
-        if method != "bulyan":  # which stands one among seven neighbors
-            for attack in ATTACKS:
-                yield from peers(settings, method, attack, 2)
+    screens = tuple(settings.get("screens", SCREENS))
+    for method, shards, is_late in itertools.product((MEAN, *with_mixing(screens)), SHARDS, (False, True)):
+        yield from peers(settings, method, None, 1, shards=shards, is_late=is_late)
+        for attack, number in itertools.product(ATTACKS, range(1, most_of(method) + 1)):
+            yield from peers(settings, method, attack, number, shards=shards, is_late=is_late)
     for method, late, shards, attack in itertools.product(screens, list(LATE)[1:], SHARDS, (None, *ASKED)):
         yield from peers(settings, method, attack, 1, shards=shards, is_late=True, late=late)
     for name in SERVERS:
         for attack in (None, *SERVER_ATTACKS):
             yield from servers(settings, name, attack)
+    yield from slowdown.jobs_of(settings)
+    yield from bridge.jobs_of(settings)
 
 
 def measure(settings: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
     """Run what is missing, and keep what was measured."""
-    results = measured(jobs_of(settings), storage, processes)
+    rows_of(jobs_of(settings), storage, processes).to_parquet(output / "results.parquet", index=False)
+    distances.measure(settings, storage, output, processes)
+
+
+def rows_of(jobs: Iterator[Job], storage: Path, processes: int) -> pd.DataFrame:
+    """Return what runs have come to, in a row each; those that are not there are made."""
+    results = measured(jobs, storage, processes)
     figures = pd.DataFrame([figures_of(row) for row in results.to_dict("records")])
     kept = [column for column in results.columns if column not in ("path", "run")]
-    pd.concat([results[kept], figures], axis=1).to_parquet(output / "results.parquet", index=False)
-    distances.measure(settings, storage, output, processes)
+    return pd.concat([results[kept], figures], axis=1)
 
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -133,18 +138,22 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     folder = Path(row["path"])
     frame = pd.read_parquet(folder / "metrics.parquet")
     honest = frame if frame.empty else frame[frame["agent"].isna()]
-    if row["kind"] == "peers" and len(frame):
+    liars = LIARS[row["kind"]][: row["attackers"]]
+    if row["kind"] in ("peers", "bridge") and len(frame):
         of_agents = frame[frame["agent"].notna()].drop_duplicates("agent", keep="last")
-        liars = attackers(row["attackers"])
         honest = of_agents[~of_agents["agent"].isin(liars)]
+    if row["kind"] == "slowdown":
+        honest = honest.sort_values("step")[-1:]
     accuracy = float(honest["test_accuracy"].mean()) if len(honest) and "test_accuracy" in honest else np.nan
     # A run that diverged has no last evaluation: nothing was learned.
     found = {"accuracy": accuracy if row.get("test_accuracy") == row.get("test_accuracy") else 0.0}
+    if row["kind"] == "slowdown":
+        found["steps_to"] = slowdown.steps_to(row["goal"], folder)
     file = folder / "screening.parquet"
     if not file.exists():
         return found | dict.fromkeys(("out_attackers", "out_in_time", "out_late"), np.nan)
     judged = pd.read_parquet(file)
-    judged = judged[~judged["agent"].isin(attackers(row["attackers"]))]
+    judged = judged[~judged["agent"].isin(liars)]
     parts = {
         "out_attackers": judged[judged["attacker"]],
         "out_in_time": judged[~judged["attacker"] & ~judged["late"]],

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.references import drawing
 from experiments.references.drawing import Settings
 from experiments.references.engine import Versions
-from experiments.references.methods import Method
+from experiments.references.methods import MIXED, MIXING, NOISE, Method
 from ray_pcasgd.rules import PCASGD, PCASGDPV
 from ray_pcasgd.rules.acid import ACiD
 from ray_pcasgd.rules.base import Rule
@@ -49,6 +49,7 @@ PLAIN: Settings = {"optimizer": {}}
 ATTACKS: dict[str, Any] = {
     "sign-flip": {"name": "sign-flip", "scale": 2.0},
     "noise": {"name": "noise", "std": 2.0},  # by which float32 is multiplied without rounding
+    "uniform": {"name": "uniform", "low": -1.0, "high": 1.0},  # the same
     "alie": "alie",
     "inner-product": "inner-product",
     "mimic": "mimic",
@@ -172,16 +173,21 @@ def attacked(attack: Any, screen: str | None) -> Callable[[int], Settings]:
     return runs
 
 
-def screened(name: str, late: str) -> Method:
-    """Return the line of one of bridge's screens."""
+def screened(name: str, late: str, *, is_mixed: bool = False) -> Method:
+    """Return the line of one of bridge's screens.
+
+    Of an even number of means, of which half may be equal, rounding decides which ones Bulyan takes.
+    """
     least = {"bulyan": 7, "krum": 5}.get(name, 4)
-    algorithm: Settings = {"name": "bridge", "screen": name, "attackers": 1, "late": late}
+    most = 7 if is_mixed and name == "bulyan" else 8
+    screen = {"name": name, "nearest_neighbor_mixing": is_mixed}
+    algorithm: Settings = {"name": "bridge", "screen": screen, "attackers": 1, "late": late}
     if late == "predict":
         algorithm["compensation"] = 0
     return Method(
-        f"`bridge`, `{name}`" + ("" if late == "keep" else f", `late: {late}`"),
-        "screens.py, averaging.py; arXiv 1908.08098, algorithm 1",
-        drawn({"algorithm": algorithm}, least=least, most=max(8, least), graph="complete"),
+        f"`bridge`, `{name}`" + (MIXED if is_mixed else "") + ("" if late == "keep" else f", `late: {late}`"),
+        "screens.py, averaging.py; " + (MIXING if is_mixed else "arXiv 1908.08098, algorithm 1"),
+        drawn({"algorithm": algorithm}, least=least, most=most, graph="complete"),
         of(ScreenedReference),
     )
 
@@ -326,12 +332,13 @@ def _with_attackers() -> Iterator[Method]:
     """Yield screens and attacks."""
     for name in SCREENS:
         yield screened(name, "keep")
+        yield screened(name, "keep", is_mixed=True)
     for late in ("clip", "predict"):
         yield screened("trimmed-mean", late)
     for name, attack in ATTACKS.items():
         attacks = "attacks.py, averaging.py"
         mean = of(partial(lying, PlainReference))
-        yield Method(f"attack `{name}` on `d-asgd`", attacks, attacked(attack, None), mean, name != "noise")
+        yield Method(f"attack `{name}` on `d-asgd`", attacks, attacked(attack, None), mean, name not in NOISE)
     yield Method(
         "attack `label-flip` on `d-asgd`",
         "softmax.py, averaging.py; gradients at labels C - 1 - y",

@@ -7,6 +7,11 @@ from experiments.references.drawing import Settings
 from experiments.references.engine import Versions
 from ray_pcasgd.runs.plan.plan import Plan
 
+NOISE = ("noise", "uniform")
+"""Attacks that are nothing but noise, drawn as float32."""
+MIXED, MIXING = ", nearest-neighbor mixing", "arXiv 2302.01772, algorithm 2"
+"""What a screen's name and formula have where mixing comes first."""
+
 
 class Method(NamedTuple):
     """One method, or one form of it."""

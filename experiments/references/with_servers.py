@@ -1,5 +1,6 @@
 """The methods with a server."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from experiments.references import drawing
 from experiments.references.drawing import Settings
 from experiments.references.engine import Versions
-from experiments.references.methods import Method
+from experiments.references.methods import MIXED, MIXING, NOISE, Method
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.references import rivals
@@ -64,6 +65,7 @@ SCREENED = ("trimmed-mean", "median", "krum", "bulyan", "centered-clipping", "ge
 LIES: dict[str, Any] = {
     "sign-flip": {"name": "sign-flip", "scale": 2.0},
     "noise": {"name": "noise", "std": 2.0},  # by which float32 is multiplied without rounding
+    "uniform": {"name": "uniform", "low": -1.0, "high": 1.0},  # the same
     "stale-replay": {"name": "stale-replay", "period": 3},
     "alie": "alie",
     "inner-product": {"name": "inner-product", "scale": 0.5},
@@ -190,13 +192,14 @@ def _judging() -> Iterator[Method]:
         drawn(kardam, {"optimizer": {}}, least=4, most=7),
         of(KardamReference),
     )
-    for name in SCREENED:
+    for name, is_mixed in itertools.product(SCREENED, (False, True)):
         least = {"bulyan": 7, "krum": 5}.get(name, 3)
-        settings = server(gathering="sync", screen=name, attackers=1)
+        most = 7 if is_mixed and name == "bulyan" else 8  # as between peers
+        screen = {"name": name, "nearest_neighbor_mixing": is_mixed}
         yield Method(
-            f"`server`, screen {name}",
-            "screens.py, server_variants.py",
-            drawn(settings, least=least, most=8),
+            f"`server`, screen {name}" + (MIXED if is_mixed else ""),
+            "screens.py, server_variants.py" + (f"; {MIXING}" if is_mixed else ""),
+            drawn(server(gathering="sync", screen=screen, attackers=1), least=least, most=most),
             of(ScreenedServer),
         )
     for name, attack in LIES.items():
@@ -207,7 +210,7 @@ def _judging() -> Iterator[Method]:
                 "attacks.py, server_variants.py",
                 drawn(server(gathering=gathering), changes | {"optimizer": {}}, least=4),
                 of(LiedToServer),
-                runs_in_double=name != "noise",
+                runs_in_double=name not in NOISE,
             )
     for gathering in ("sync", "asgd"):
         yield Method(

@@ -10,11 +10,11 @@ so follow from its rows (``ServedAttackers``).
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import Tensor
 
 from ray_pcasgd.base.randomness import generator
@@ -76,6 +76,28 @@ class Noise(AnyAttack):
         """Return the noise."""
         drawn = sight.random.standard_normal(sight.own.shape[-1], dtype=np.float32)
         return (self.std * torch.from_numpy(drawn)).to(sight.own.device).expand(sight.own.shape).clone()
+
+
+class Uniform(AnyAttack):
+    """Uniform noise in place of what was computed, drawn anew for each version, as in BRIDGE's experiments."""
+
+    name: Literal["uniform"] = "uniform"
+    low: float = Field(-1.0, ge=-1e6, le=1e6)
+    """Least value of each number, below ``high``."""
+    high: float = Field(0.0, ge=-1e6, le=1e6)
+    """What each number is below."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low:g}: allowed are values below high = {self.high:g}")
+        return self
+
+    def lie(self, sight: Sight) -> Tensor:
+        """Return the noise."""
+        drawn = sight.random.random(sight.own.shape[-1], dtype=np.float32)
+        noise = self.low + (self.high - self.low) * torch.from_numpy(drawn)
+        return noise.to(sight.own.device).expand(sight.own.shape).clone()
 
 
 class ALittleIsEnough(AnyAttack):
@@ -159,7 +181,7 @@ class StaleReplay(AnyAttack):
 
 Attack = Annotated[
     Annotated[
-        SignFlip | Noise | ALittleIsEnough | InnerProduct | Mimic | LabelFlip | StaleReplay,
+        SignFlip | Noise | Uniform | ALittleIsEnough | InnerProduct | Mimic | LabelFlip | StaleReplay,
         Field(discriminator="name"),
     ],
     BeforeValidator(from_name),
@@ -173,8 +195,8 @@ class Faults(Settings):
     agents: tuple[int, ...] = Field(min_length=1)
     """The attackers: some of the peers, or of a server's workers. They know each other."""
     attack: Attack
-    """What they send: `sign-flip`, `noise`, `alie`, `inner-product`, `mimic`, `stale-replay`; or `label-flip`, by which
-    they train on wrong labels."""
+    """What they send: `sign-flip`, `noise`, `uniform`, `alie`, `inner-product`, `mimic`, `stale-replay`; or
+    `label-flip`, by which they train on wrong labels."""
 
     @field_validator("agents")
     @classmethod

@@ -24,6 +24,8 @@ class Bridge(PredictingRule):
     (IEEE TSIPN 2022, arXiv 1908.08098, Algorithm 1.) The paper's screens are `trimmed-mean` (BRIDGE-T), `median` (M),
     `krum` (K) and `bulyan` (B). Others can take their place: `nearest-neighbors` (MoNNA), `centered-clipping` and
     `geometric-median`. Mixing weights count with `centered-clipping` alone; with all others neighbors count alike.
+    Nearest-neighbor mixing may come before any of them; **Choice**: between peers, whom its paper does not treat, each
+    agent mixes what it has before it, its own weights among them.
 
     The paper's agents are in step. **Choice**: who is late is screened as it is (`late: keep`), left out (`clip`), or
     first rolled forward over the steps that were missed, as `p-asgd` does, and screened by what it is taken for

@@ -1,7 +1,6 @@
 """Screens: what an agent, or a server, takes for the mean of vectors of which some may be lies."""
 
 import math
-from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -9,10 +8,12 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ray_pcasgd.base.numerics import Vectors
-from ray_pcasgd.base.settings import Settings, from_name
+from ray_pcasgd.base.settings import from_name
+from ray_pcasgd.rules.screen_base import Screen
 from ray_pcasgd.rules.votes import (
     Screened,
     Votes,
+    absent_last,
     count,
     distances_from,
     first_of,
@@ -23,28 +24,8 @@ from ray_pcasgd.rules.votes import (
     selected_by_krum,
     smallest,
     squared_distances,
+    sum_of,
 )
-
-
-class Screen(Settings, ABC):
-    """A mean that b attackers among n voters cannot move at will; pure, without an ``if`` on a tensor."""
-
-    elementwise: ClassVar[bool] = False
-    """Whether each number is screened by itself, so that parts of the parameters can be, too."""
-    ranks_center: ClassVar[bool] = True
-    """Whether an agent's own vector is ranked as those of the others are, between peers."""
-
-    @abstractmethod
-    def ranked(self, attackers: int) -> int:
-        """Return how many vectors have to be ranked to stand so many attackers."""
-
-    def least(self, attackers: int, center_votes: bool) -> int:
-        """Return how many others it takes to stand so many attackers, where the center votes or does not."""
-        return self.ranked(attackers) - (center_votes and self.ranks_center)
-
-    @abstractmethod
-    def apply(self, votes: Votes, attackers: int) -> Screened:
-        """Return the robust mean of what is present; whatever it is where less is present than ``least`` says."""
 
 
 class TrimmedMean(Screen):
@@ -63,7 +44,7 @@ class TrimmedMean(Screen):
         """Return ``2b + 1``."""
         return 2 * attackers + 1
 
-    def apply(self, votes: Votes, attackers: int) -> Screened:
+    def mean(self, votes: Votes, attackers: int) -> Screened:
         """Return the trimmed mean."""
         others = count(votes.present)
         share = 1 / (others - 2 * attackers + votes.center_votes).to(votes.center.dtype)
@@ -71,7 +52,8 @@ class TrimmedMean(Screen):
         def inside(block: Tensor) -> Tensor:
             return middle_of(_filled(block, votes.present), others * 0 + attackers, others - attackers)
 
-        return mean_of_numbers(votes.vectors, inside, share, votes.center if votes.center_votes else None)
+        mean = mean_of_numbers(votes.vectors, inside, share, votes.center if votes.center_votes else None)
+        return mean._replace(dropped=votes.of_everybody(mean.dropped))
 
 
 class Median(Screen):
@@ -84,10 +66,9 @@ class Median(Screen):
         """Return ``2b + 1``, a majority that is honest."""
         return 2 * attackers + 1
 
-    def apply(self, votes: Votes, attackers: int) -> Screened:
+    def mean(self, votes: Votes, attackers: int) -> Screened:
         """Return the coordinate-wise median."""
-        mean = coordinate_median(*votes.everybody)
-        return mean._replace(dropped=votes.of_others(mean.dropped))
+        return coordinate_median(*votes.everybody)
 
 
 class Krum(Screen):
@@ -102,13 +83,12 @@ class Krum(Screen):
         """Return ``2b + 3``, as Krum's authors have it."""
         return 2 * attackers + 3
 
-    def apply(self, votes: Votes, attackers: int) -> Screened:
+    def mean(self, votes: Votes, attackers: int) -> Screened:
         """Return the selected vector."""
         vectors, present = votes.everybody
         scores = krum_scores(squared_distances(vectors, present), present, count(present) - attackers - 2)
         best = smallest(scores)
-        dropped = votes.of_others((~best).to(vectors[0].dtype))
-        return Screened(mean_of_vectors(vectors, best, torch.ones_like(scores[0])), dropped)
+        return Screened(mean_of_vectors(vectors, best, torch.ones_like(scores[0])), (~best).to(scores.dtype))
 
 
 class Bulyan(Screen):
@@ -124,7 +104,7 @@ class Bulyan(Screen):
         """Return ``4b + 3``, as Bulyan's authors have it."""
         return 4 * attackers + 3
 
-    def apply(self, votes: Votes, attackers: int) -> Screened:
+    def mean(self, votes: Votes, attackers: int) -> Screened:
         """Return Bulyan's mean."""
         vectors, present = votes.everybody
         number, numbers = count(present), count(present) - 4 * attackers
@@ -140,14 +120,14 @@ class Bulyan(Screen):
                 median = median + torch.where(counting, share * values, 0.0)
             return first_of(_filled((block - median).abs(), selected), numbers)
 
-        mean = mean_of_numbers(vectors, nearest, 1 / numbers.to(vectors[0].dtype), None)
-        return mean._replace(dropped=votes.of_others(mean.dropped))
+        return mean_of_numbers(vectors, nearest, 1 / numbers.to(vectors[0].dtype), None)
 
 
 class NearestNeighbors(Screen):
-    """The mean of the ``n - b`` vectors that are nearest to the agent's own: MoNNA's mixing; between peers alone.
+    """Nearest-neighbor averaging, MoNNA's: the mean of the ``n - b`` vectors nearest to the agent's own; peers alone.
 
-    Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, ICML 2023 (2209.10931). Momentum is the local optimizer's.
+    Its own is one of them. Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, ICML 2023 (2209.10931);
+    momentum is the local optimizer's. Nearest-neighbor mixing, which any screen may have, is another thing.
     """
 
     name: Literal["nearest-neighbors"] = "nearest-neighbors"
@@ -156,16 +136,16 @@ class NearestNeighbors(Screen):
         """Return ``2b + 1``. **Choice**: the least that a majority needs; the paper's theorem asks for far more."""
         return 2 * attackers + 1
 
-    def apply(self, votes: Votes, attackers: int) -> Screened:
+    def mean(self, votes: Votes, attackers: int) -> Screened:
         """Return the mean, in the order of the agents."""
-        far = torch.where(votes.present, distances_from(votes.center, votes.vectors), math.inf)
+        far = absent_last(distances_from(votes.center, votes.vectors), votes.present)
         number = count(votes.present) - attackers
         near = first_of(far, number)
         share = 1 / (number + 1).to(far.dtype)
         mean = share * votes.center
         for vector, counting in zip(votes.vectors, near.unbind(), strict=True):
             mean = mean + torch.where(counting, share * vector, 0.0)
-        return Screened(mean, (~near).to(far.dtype))
+        return Screened(mean, votes.of_everybody((~near).to(far.dtype)))
 
 
 class CenteredClipping(Screen):
@@ -187,7 +167,7 @@ class CenteredClipping(Screen):
         """Return ``2b + 1``, so that most of the others are honest."""
         return 2 * attackers + 1
 
-    def apply(self, votes: Votes, attackers: int) -> Screened:
+    def mean(self, votes: Votes, attackers: int) -> Screened:
         """Return the clipped mean."""
         far = distances_from(votes.center, votes.vectors)
         radius = _lower_median(far, votes.present) if self.radius is None else torch.full_like(far[0], self.radius)
@@ -197,7 +177,7 @@ class CenteredClipping(Screen):
         for share, vector in zip(shares.unbind(), votes.vectors, strict=True):
             # What is infinitely far away has a share of 0, of which it would make no number.
             mean = mean + torch.where(share == 0, 0.0, share * (vector - votes.center))
-        return Screened(mean, 1 - kept)
+        return Screened(mean, votes.of_everybody(1 - kept))
 
 
 class GeometricMedian(Screen):
@@ -218,19 +198,19 @@ class GeometricMedian(Screen):
         """Return ``2b + 1``, a majority that is honest."""
         return 2 * attackers + 1
 
-    def apply(self, votes: Votes, attackers: int) -> Screened:
+    def mean(self, votes: Votes, attackers: int) -> Screened:
         """Return the approximate geometric median; ``dropped`` is by how much less than an equal share one has."""
         vectors, present = votes.everybody
         point = coordinate_median(vectors, present).vector
         shares = present.to(point.dtype)
         for _ in range(self.iterations):
             weights = torch.where(present, 1 / distances_from(point, vectors).clamp(min=self.smoothing), 0.0)
-            shares = weights / _total(weights)
+            shares = weights / sum_of(weights)
             point = torch.zeros_like(point)
             for share, vector in zip(shares.unbind(), vectors, strict=True):
                 point = point + torch.where(share == 0, 0.0, share * vector)
         equal = shares * count(present)
-        return Screened(point, votes.of_others(1 - equal.clamp(max=1.0)))
+        return Screened(point, 1 - equal.clamp(max=1.0))
 
 
 def coordinate_median(vectors: Vectors, present: Tensor) -> Screened:
@@ -253,14 +233,7 @@ def _filled(block: Tensor, present: Tensor) -> Tensor:
 def _lower_median(values: Tensor, present: Tensor) -> Tensor:
     low, _ = _middle(count(present))
     middle = middle_of(torch.where(present, values, math.inf), low, low + 1)
-    return _total(torch.where(middle, values, 0.0))
-
-
-def _total(values: Tensor) -> Tensor:
-    result = torch.zeros_like(values[0])
-    for value in values.unbind():
-        result = result + value
-    return result
+    return sum_of(torch.where(middle, values, 0.0))
 
 
 AnyScreen = Annotated[

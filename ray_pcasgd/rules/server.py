@@ -18,7 +18,8 @@ from ray_pcasgd.rules.correction import AnyCorrection, Late, NoCorrection, State
 from ray_pcasgd.rules.gathering import ASGD, AnyGathering, Gathering
 from ray_pcasgd.rules.gradient_table import Entry, Table, begun, empty_table, folded, mean_of_workers, replaced
 from ray_pcasgd.rules.momentum_compensation import MomentumCompensation
-from ray_pcasgd.rules.screens import AnyScreen, NearestNeighbors, Screen
+from ray_pcasgd.rules.screen_base import Screen
+from ray_pcasgd.rules.screens import AnyScreen, NearestNeighbors
 from ray_pcasgd.rules.shared_memory import InconsistentView
 from ray_pcasgd.rules.votes import Votes
 
@@ -216,8 +217,11 @@ def described(algorithm: Settings) -> str:
     if isinstance(algorithm, ServerRule):
         named = {setting: getattr(algorithm, setting) for setting in algorithm.described_by}
         parts += [f"{setting} {value.name}" for setting, value in named.items() if value is not None]
-        if isinstance(algorithm, ParameterServer) and algorithm.view is not None:
-            parts.append(f"view of {algorithm.view.delay + 1} versions")
+        if isinstance(algorithm, ParameterServer):
+            if algorithm.screen is not None and algorithm.screen.nearest_neighbor_mixing:
+                parts.append("nearest-neighbor mixing")
+            if algorithm.view is not None:
+                parts.append(f"view of {algorithm.view.delay + 1} versions")
     return ", ".join(parts)
 
 
@@ -314,27 +318,31 @@ class ParameterServer(ServerRule):
                 f"correction.name = {self.correction.name!r}: allowed with {named} is another one; it takes gradients "
                 "one by one, as asgd does"
             )
-        if screen is None:
-            if self.attackers is not None:
-                raise ValueError(f"attackers = {self.attackers}: allowed with screen = null is null")
-            return
+        if screen is not None:
+            self._check_screen(screen, number, is_plain)
+        elif self.attackers is not None:
+            raise ValueError(f"attackers = {self.attackers}: allowed with screen = null is null")
+
+    def _check_screen(self, screen: AnyScreen, number: int, is_plain: bool) -> None:
+        """Raise ``ValueError`` where so many gradients, or parts of them, cannot be screened."""
+        name, named = screen.name, f"gathering.name = {self.gathering.name!r}"
         if not is_plain or isinstance(screen, NearestNeighbors):
             allowed = (
                 "another one; a server has no vector of its own"
                 if is_plain
                 else f"null, since {named} says what counts"
             )
-            raise ValueError(f"screen.name = {screen.name!r}: allowed is {allowed}")
+            raise ValueError(f"screen.name = {name!r}: allowed is {allowed}")
         needed = screen.least(self.num_attackers, center_votes=False)
         if number < needed:
             raise ValueError(
-                f"attackers = {self.num_attackers}: with screen.name = {screen.name!r} an update takes {needed} "
+                f"attackers = {self.num_attackers}: with screen.name = {name!r} an update takes {needed} "
                 f"gradients or more; allowed with {named}, which takes {number}, are fewer attackers or another screen"
             )
-        if self.shards > 1 and not screen.elementwise:
+        if self.shards > 1 and not screen.screens_parts:
+            asked = "nearest_neighbor_mixing = true" if screen.elementwise else f"name = {name!r}"
             raise ValueError(
-                f"shards = {self.shards}: allowed with screen.name = {screen.name!r} is 1, since it looks at all "
-                "parameters at once"
+                f"shards = {self.shards}: allowed with screen.{asked} is 1, since it looks at all parameters at once"
             )
 
     @property

@@ -41,6 +41,16 @@ class Votes(NamedTuple):
             return self.vectors, self.present
         return (self.center, *self.vectors), torch.cat((torch.ones_like(self.present[:1]), self.present))
 
+    def with_vectors(self, everybody: Vectors) -> "Votes":
+        """Return the votes with other vectors in place of ``everybody``'s."""
+        if not self.center_votes:
+            return self._replace(vectors=everybody)
+        return self._replace(center=everybody[0], vectors=everybody[1:])
+
+    def of_everybody(self, dropped: Tensor) -> Tensor:
+        """Return a value of the others for each of ``everybody``: nothing of the center is left out."""
+        return torch.cat((torch.zeros_like(dropped[:1]), dropped)) if self.center_votes else dropped
+
     def of_others(self, dropped: Tensor) -> Tensor:
         """Return the others' part of a value for each of ``everybody``."""
         return dropped[1:] if self.center_votes else dropped
@@ -52,7 +62,7 @@ class Screened(NamedTuple):
     vector: Tensor
     """Shape (D,)."""
     dropped: Tensor
-    """The share in [0, 1] by which each of the others was left out, shape (n,): of numbers, or of its weight."""
+    """The share in [0, 1] by which each vector was left out, shape (n,): of numbers, or of its weight."""
 
 
 def count(present: Tensor) -> Tensor:
@@ -113,6 +123,19 @@ def mean_of_numbers(vectors: Vectors, chosen: Chosen, share: Tensor, center: Ten
     return Screened(torch.cat(means), 1 - kept / size)
 
 
+def means_of_vectors(vectors: Vectors, counts: Tensor) -> Vectors:
+    """Return n means, the k-th of the vectors in row k of a mask (n, n), of each as many, summed in their order."""
+    share = 1 / count(counts[0]).to(vectors[0].dtype)
+    parts = []
+    for start in range(0, max(vectors[0].shape[-1], 1), _BLOCK):
+        block = torch.stack([share * vector[start : start + _BLOCK] for vector in vectors])
+        total = torch.zeros_like(block)
+        for vector, counting in zip(block.unbind(), counts.unbind(1), strict=True):
+            total = total + torch.where(counting[:, None], vector, 0.0)
+        parts.append(total)
+    return torch.cat(parts, dim=1).unbind()
+
+
 def mean_of_vectors(vectors: Vectors, counts: Tensor, share: Tensor) -> Tensor:
     """Return ``share sum_k x_k`` over the mask ``counts``, shape (n,), summed in their order."""
     total = torch.zeros_like(vectors[0])
@@ -123,7 +146,19 @@ def mean_of_vectors(vectors: Vectors, counts: Tensor, share: Tensor) -> Tensor:
 
 def distances_from(point: Tensor, vectors: Vectors) -> Tensor:
     """Return the Euclidean distances of n vectors from a point, shape (n,)."""
-    return far(torch.stack([inner(vector - point, vector - point) for vector in vectors]).sqrt())
+    return far(torch.stack([_square(vector - point) for vector in vectors]).sqrt())
+
+
+def _square(vector: Tensor) -> Tensor:
+    return inner(vector, vector)
+
+
+def sum_of(values: Tensor) -> Tensor:
+    """Return the sum along the first axis, in its order."""
+    result = torch.zeros_like(values[0])
+    for value in values.unbind():
+        result = result + value
+    return result
 
 
 def far(distances: Tensor) -> Tensor:
@@ -131,10 +166,15 @@ def far(distances: Tensor) -> Tensor:
     return torch.where(distances.isnan(), math.inf, distances)
 
 
+def absent_last(distances: Tensor, present: Tensor) -> Tensor:
+    """Return distances by which who is there comes before who is not, even where it holds no finite numbers."""
+    return torch.where(present, distances.clamp(max=torch.finfo(distances.dtype).max), math.inf)
+
+
 def squared_distances(vectors: Vectors, present: Tensor) -> Tensor:
     """Return the squared distances of n vectors, shape (n, n); infinite ones to itself and to the missing."""
     number = len(vectors)
-    found = {(i, k): inner(vectors[i] - vectors[k], vectors[i] - vectors[k]) for i in range(number) for k in range(i)}
+    found = {(i, k): _square(vectors[i] - vectors[k]) for i in range(number) for k in range(i)}
     nothing = torch.full_like(present, math.inf, dtype=vectors[0].dtype)[0]
     rows = [
         torch.stack([nothing if i == k else found[max(i, k), min(i, k)] for k in range(number)]) for i in range(number)

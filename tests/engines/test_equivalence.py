@@ -138,6 +138,17 @@ ALGORITHMS: dict[str, Any] = {
         "faults": {"agents": [1, 4], "attack": "alie"},
     }
     | UNEVEN,
+    "bridge, mixed, predicting, churn": {
+        "algorithm": {
+            "name": "bridge",
+            "screen": {"name": "trimmed-mean", "nearest_neighbor_mixing": True},
+            "late": "predict",
+        },
+        "num_agents": 5,
+        "faults": {"agents": [1], "attack": {"name": "uniform", "low": -0.5, "high": 0.25}},
+        "membership": [{"agent": 2, "leaves": "3.3s", "returns": "8s"}],
+    }
+    | UNEVEN,
     "bridge, bulyan, combining first": {
         "algorithm": {"name": "bridge", "screen": "bulyan", "attackers": 0, "late": "clip"},
         "overlap": False,
@@ -298,6 +309,7 @@ ON_RAY = [
     "sgp-overlap, narrow wire",
     "bridge, churn, replayed",
     "bridge, predicting",
+    "bridge, mixed, predicting, churn",
     "bridge, bulyan, combining first",
     "bridge, trimmed mean",
     "bridge, nearest neighbors",
@@ -454,6 +466,10 @@ RECORDED: dict[str, Any] = {
     "bridge, attacked": {
         "algorithm": {"name": "bridge", "screen": "median", "late": "predict"},
         "faults": {"agents": [1], "attack": "alie"},
+    },
+    "bridge, mixed, attacked": {
+        "algorithm": {"name": "bridge", "screen": {"name": "median", "nearest_neighbor_mixing": True}},
+        "faults": {"agents": [1], "attack": "uniform"},
     },
     "choco-sgd": {"algorithm": "choco-sgd", "local_steps": [4, 2, 1], "wire": "int8"},
     "adamw": ADAMW | {"accumulate": 3},

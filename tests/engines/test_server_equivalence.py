@@ -73,6 +73,12 @@ CASES: dict[str, Any] = {
     | {"faults": {"agents": [1], "attack": "sign-flip"}}
     | SECONDS
     | {"membership": [{"agent": 2, "leaves": "3s", "returns": "6s"}]},
+    "sync, mixed geometric median, churn": server(
+        "sync", screen={"name": "geometric-median", "nearest_neighbor_mixing": True}, attackers=1
+    )
+    | {"faults": {"agents": [1], "attack": "uniform"}}
+    | SECONDS
+    | {"membership": [{"agent": 2, "leaves": "3s", "returns": "6s"}]},
     "k-batch-async, alie, churn, two shards": server({"name": "k-batch-async", "k": 2}, shards=2)
     | {"faults": {"agents": [1], "attack": "alie"}}
     | SECONDS
@@ -202,6 +208,7 @@ OWN: dict[str, Any] = {
 }
 # What a correction computes is the server's own code on either engine; a run costs seconds.
 ON_RAY = [
+    "sync, mixed geometric median, churn",
     "k-batch-async, alie, churn, two shards",
     "asgd, momentum compensation",
     "adversarial, inconsistent view",
@@ -238,6 +245,7 @@ FRESH = (
     "malenia",
     "diloco, rounds of their own",
     "sync, centered clipping, churn",
+    "sync, mixed geometric median, churn",
     "fedglomo, narrow wire, batch norm",
 )
 
@@ -464,6 +472,8 @@ RECORDED: dict[str, Any] = {
         {"name": "ringmaster", "delay_threshold": 2, "stops": True}, {"name": "dampened", "weighting": "exponential"}
     ),
     "asgd, inconsistent view": server("asgd", view={"delay": 2, "block": 5}),
+    "sync, mixed median": server("sync", screen={"name": "median", "nearest_neighbor_mixing": True})
+    | {"faults": {"agents": [1], "attack": "uniform"}},
     "asgd, momentum compensation": server("asgd", nesterov="momentum-compensation") | {"optimizer": {}},
     "asgd, yellowfin": server("asgd") | {"optimizer": "yellowfin", "step_size": None},
     "svrg, as asgd": {"algorithm": {"name": "svrg", "gathering": {"name": "epochs", "updates": 7}}, "step_size": 0.01},

@@ -9,7 +9,7 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.references.attacks import lie
 from tests.references.peers import SIZE, Array, Reference
-from tests.references.screens import REFERENCES
+from tests.references.screens import screened
 
 Matrix = Callable[[int], Array]
 """The mixing matrix of a step."""
@@ -127,7 +127,7 @@ class ScreenedReference(PlainReference):
             shares.append(weights[k])
         if len(others) < rule.screen.least(rule.attackers, center_votes=True):
             return x
-        return REFERENCES[rule.screen.name](x, np.array(others), rule.attackers, np.array(shares))
+        return screened(rule.screen, x, np.array(others), rule.attackers, np.array(shares), center_votes=True)
 
 
 def lying(kind: type[PlainReference], own: Plan) -> PlainReference:
@@ -152,9 +152,9 @@ def lying(kind: type[PlainReference], own: Plan) -> PlainReference:
                 number = version + 1
                 if number == 1 or number % getattr(attack, "period", 1) == 0:
                     self.old[i] = following
-                noise = generator(seed, "attack", i, number).standard_normal(SIZE + 1, dtype=np.float32)
+                random = generator(seed, "attack", i, number)
                 honest = [self.known[i][k] for k in sorted(self.known[i])]
-                self.told[i, number] = lie(attack, following, honest, self.old[i], noise)
+                self.told[i, number] = lie(attack, following, honest, self.old[i], random)
             return following
 
     return Lying()

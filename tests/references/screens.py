@@ -6,6 +6,7 @@ their shares, which centered clipping alone looks at.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,3 +96,33 @@ REFERENCES: dict[str, Callable[[Array | None, Array, int, Array], Array]] = {
     "centered-clipping": centered_clipping,
     "geometric-median": geometric_median,
 }
+
+
+def apart(vectors: Array, k: int, j: int) -> float:
+    return float(np.linalg.norm(vectors[j] - vectors[k]))
+
+
+def mixed(vectors: Array, b: int) -> Array:
+    """Nearest-neighbor mixing: each vector becomes the mean of the n - b nearest to it, itself among them."""
+    result = np.empty_like(vectors)
+    for k in range(len(vectors)):
+        others = [j for j in range(len(vectors)) if j != k]
+        others.sort(key=partial(apart, vectors, k))
+        near = sorted([k, *others[: len(vectors) - b - 1]])
+        result[k] = vectors[near].mean(axis=0)
+    return result
+
+
+def screened(screen: Any, center: Array | None, others: Array, b: int, shares: Array, center_votes: bool) -> Array:
+    """Return what a screen makes of vectors, with mixing first where it asks for it.
+
+    ``center_votes``: whether the center is an agent's own vector; else it is a server's last mean, which is not mixed.
+    """
+    if screen.nearest_neighbor_mixing and center_votes:
+        assert center is not None
+        center, *rest = mixed(np.vstack([center, others]), b)
+        others = np.array(rest)
+    elif screen.nearest_neighbor_mixing:
+        others = mixed(others, b)
+    is_used = center_votes or screen.name == "centered-clipping"
+    return REFERENCES[screen.name](center if is_used else None, others, b, shares)

@@ -9,7 +9,7 @@ from ray_pcasgd.records import Row
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.references.attacks import lie
 from tests.references.kardam import SlowKardam
-from tests.references.screens import REFERENCES
+from tests.references.screens import screened
 from tests.references.servers import Array, Reference, weight_of
 from tests.references.yellowfin import YellowFinReference
 
@@ -48,9 +48,8 @@ class ScreenedServer(Reference):
     def mean(self, row: Row, corrected: list[Array]) -> Array:
         rule: Any = self.plan.config.algorithm
         number = len(corrected)
-        center = self.center if rule.screen.name == "centered-clipping" else None
-        shares = np.full(number, 1 / number)
-        self.center = REFERENCES[rule.screen.name](center, np.array(corrected), rule.num_attackers, shares)
+        shares, vectors = np.full(number, 1 / number), np.array(corrected)
+        self.center = screened(rule.screen, self.center, vectors, rule.num_attackers, shares, center_votes=False)
         return self.center
 
 
@@ -74,9 +73,8 @@ class LiedToServer(Reference):
             k, number = read[:2]
             if k in liars:
                 own, version = self.messages[k, number]
-                noise = generator(self.plan.config.seed, "attack", k, number)
-                drawn = noise.standard_normal(len(own), dtype=np.float32)
-                self.messages[k, number] = (lie(attack, own, honest, self.old.get(k, own), drawn), version)
+                random = generator(self.plan.config.seed, "attack", k, number)
+                self.messages[k, number] = (lie(attack, own, honest, self.old.get(k, own), random), version)
         super().update(row)
 
     def execute(self, row: Row) -> None:

@@ -14,9 +14,10 @@ import torch
 
 import experiments
 from experiments.benchmarks import memory
-from experiments.byzantine import distances
+from experiments.byzantine import bridge, distances, screens, slowdown
 from experiments.byzantine import study as byzantine
-from experiments.byzantine.page import kardam
+from experiments.byzantine.page import made
+from experiments.byzantine.with_servers import kardam
 from experiments.compensation import study as compensation
 from experiments.convergence.page import crossover, exponents
 from experiments.convergence.problem import optimum
@@ -340,3 +341,88 @@ def test_the_page_of_attackers_says_of_kardam_what_the_figures_say(liars: tuple[
     line = kardam(pd.DataFrame(rows))
     assert said in line
     assert "without attackers it rejects 30.0 % of late gradients" in line
+
+
+def between_peers(method: str, attack: str, number: int, accuracy: float, seed: int = 1) -> dict[str, Any]:
+    labels = {"method": method, "attack": attack, "attackers": number, "accuracy": accuracy, "seed": seed}
+    return labels | {"shards": "skewed", "is_late": False}
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.02, "helps**"), (0.005, "does not help**"), (-0.1, "does not help**")])
+def test_the_page_of_attackers_says_whether_mixing_helps(gain: float, said: str) -> None:
+    """More than a point in most of the cases, seed by seed: what one of both was not run with does not count."""
+    rows = [between_peers("mean", "none", 0, 0.8, seed) for seed in (1, 2)]
+    rows += [between_peers("mean", "alie", 1, 0.5)]
+    for attack, number in (("none", 0), ("alie", 1), ("alie", 2)):
+        rows += [between_peers("krum", attack, number, accuracy, seed) for seed, accuracy in ((1, 0.76), (2, 0.9))]
+        rows += [between_peers("NNM + krum", attack, number, 0.76 + gain)]
+    frame = pd.DataFrame(rows)
+    text = screens.claims(frame)
+    assert f"**Nearest-neighbor mixing {said}, shards skewed, nobody late" in text
+    assert "falls to alie (1) (by so many attackers)" in text
+    assert ("not all by `NNM + krum` (2 of 2)" in text) == (gain < -0.01)
+    (cell,) = [line for line in screens.mixing(frame).splitlines() if line.startswith("| krum")]
+    assert f"{100 * gain:+.1f} ({3 if gain > 0.01 else 0} of 3)" in cell
+    (line,) = [
+        line for line in screens.tables(frame).splitlines() if line.startswith("| NNM + krum | ") and "*" in line
+    ]
+    assert line.startswith(
+        "| NNM + krum | **66.0 %*** |" if gain < -0.01 else f"| NNM + krum | {76 + 100 * gain:.1f} %* |"
+    )
+
+
+def test_the_page_of_attackers_says_what_was_not_run_at_once() -> None:
+    settings = settings_of(byzantine.HERE, "smoke")
+    number = sum(1 for _ in byzantine.jobs_of(settings))
+    rows = pd.DataFrame(
+        {"commit": ["a"] + ["b"] * (number - 1), "again": [False] + [True, True] + [False] * (number - 3)}
+    )
+    assert made(settings, rows.drop(columns="commit")) == f"All {number} runs of this scale were made."
+    text = made(settings, rows)
+    assert f"Not all at once: 1 at commit a, {number - 1} at commit b. 2 of the latter were made before" in text
+    assert made(settings, rows[1:]).startswith(f"**{number - 1} of the {number} runs of this scale were made**")
+
+
+@pytest.mark.parametrize(
+    ("stood", "said"),
+    [
+        (0.79, "**BRIDGE's own experiment reproduces**"),
+        (0.7, "**BRIDGE's own experiment does not reproduce in all parts**"),
+    ],
+)
+def test_the_page_of_attackers_says_what_bridge_stands(stood: float, said: str) -> None:
+    """Bulyan is set for one attacker, and has to stand no more."""
+    accuracies = {method: {0: 0.8, 1: 0.8, 2: stood} for method in bridge.METHODS}
+    accuracies["mean"] = {0: 0.8, 1: 0.2, 2: 0.1}
+    accuracies["bulyan"] = {0: 0.8, 1: 0.8, 2: 0.1}
+    rows = [
+        {"method": method, "attackers": number, "accuracy": one}
+        for method, own in accuracies.items()
+        for number, one in own.items()
+    ]
+    rows += [{"method": bridge.PUBLISHED, "attackers": 0, "accuracy": 0.1}]
+    line = bridge.claim(pd.DataFrame(rows))
+    assert said in line
+    assert line.endswith("the plain mean learns 10.0 % of the digits.")
+    assert ("but not trimmed-mean (70.0 %), median (70.0 %), krum (70.0 %)." in line) == (stood == 0.7)
+    assert "| bulyan | 1 | 80.0 % | 80.0 % | **10.0 %** |" in bridge.table(pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ((100, 105, 120), "reproduces**"),
+        ((100, 105, 130), "reproduces for some f**"),
+        ((100, 120, np.inf), "does not reproduce**"),
+        ((np.inf, np.inf, np.inf), "does not reproduce**"),
+    ],
+    ids=str,
+)
+def test_the_page_of_attackers_says_what_kardam_costs(steps: tuple[float, ...], said: str) -> None:
+    own = {"batch_size": 16, "goal": 0.8}
+    rows = [own | {"method": method, "steps_to": taken} for method, taken in zip(slowdown.FILTERS, steps, strict=True)]
+    line = slowdown.text(pd.DataFrame(rows), 8)
+    assert f"**A slowdown by Kardam below f/n {said}" in line
+    assert ("not there at the end with f = 2" in line) == (steps[2] == np.inf)
+    if steps[1] == 105:
+        assert "slower by 5.0 % with f = 1, where f/n is 12.5 %" in line

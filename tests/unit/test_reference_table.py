@@ -21,6 +21,8 @@ QUICK = (
     "`ad-psgd`, `acid`",
     "`sgp-overlap`",
     "`bridge`, `krum`",
+    "`bridge`, `centered-clipping`, nearest-neighbor mixing",
+    "`server`, screen geometric-median, nearest-neighbor mixing",
     "attack `alie` on asgd",
     "correction kardam",
     "ringleader, with its schedule",

@@ -53,6 +53,21 @@ def test_noise_is_drawn_by_agent_and_version_and_has_its_deviation() -> None:
     assert all(abs(float(draw.std()) - 3) < 0.1 and abs(float(draw.mean())) < 0.1 for draw in draws.values())
 
 
+def test_uniform_noise_is_drawn_by_agent_and_version_and_fills_its_interval() -> None:
+    attack, own = {"name": "uniform", "low": -3.0, "high": 5.0}, torch.zeros(20_000)
+    draws = [attacker(attack, *key[:2]).sent(key[2], own) for key in [(0, 3, 1), (0, 3, 2), (0, 4, 1), (1, 3, 1)]]
+    random = generator(0, "attack", 3, 1)
+    expected = lie(attacker(attack).attack, np.zeros(20_000), [], np.zeros(20_000), random)
+    np.testing.assert_allclose(draws[0].numpy(), expected, rtol=1e-6, atol=1e-6)
+    assert len({draw[0].item() for draw in draws}) == 4
+    for draw in draws:
+        assert -3 <= float(draw.min()) < -2.9
+        assert 4.9 < float(draw.max()) <= 5
+        assert abs(float(draw.mean()) - 1) < 0.1
+    with pytest.raises(ValueError, match="low = 1: allowed are values below high = 1"):
+        attacker({"name": "uniform", "low": 1.0, "high": 1.0})
+
+
 def test_a_replay_is_of_the_version_at_which_its_period_began() -> None:
     own = attacker({"name": "stale-replay", "period": 4})
     sent = [int(own.sent(version, torch.tensor([float(version)]))) for version in range(11)]
@@ -63,7 +78,7 @@ def test_a_replay_is_of_the_version_at_which_its_period_began() -> None:
 
 def test_nobody_lies_about_the_start_and_who_has_read_nothing_knows_itself_alone() -> None:
     own = torch.from_numpy(OWN)
-    for name in ("sign-flip", "noise", "alie", "inner-product", "mimic", "stale-replay"):
+    for name in ("sign-flip", "noise", "uniform", "alie", "inner-product", "mimic", "stale-replay"):
         assert torch.equal(attacker(name).sent(0, own), own)
         again = attacker(name)
         again.forget()

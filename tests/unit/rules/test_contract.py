@@ -98,6 +98,7 @@ CASES = [
     Case(Bridge(screen=NearestNeighbors()), averages=False),
     Case(Bridge(screen=CenteredClipping(), late="predict", prediction="own-drift"), averages=False, step_size=0.1),
     Case(Bridge(screen=GeometricMedian(), late="predict", bounded=True), averages=False),
+    Case(Bridge(screen=Median(nearest_neighbor_mixing=True), late="predict"), averages=False),
     Case(PCASGDPV(condition="descent")),
     Case(PCASGDPV(condition="gradient")),
     Case(PCASGDPV(condition="smoothed")),

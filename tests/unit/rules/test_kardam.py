@@ -15,9 +15,9 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.kardam import Kardam
 from ray_pcasgd.rules.screens import NearestNeighbors
-from ray_pcasgd.rules.server import Delivered, ParameterServer
+from ray_pcasgd.rules.server import Delivered, ParameterServer, described
 from tests.references.kardam import SlowKardam
-from tests.references.screens import REFERENCES
+from tests.references.screens import screened
 from tests.unit.rules.test_screens import SCREENS
 
 Array = NDArray[np.float64]
@@ -174,15 +174,14 @@ def test_a_gradient_that_is_not_finite_never_passes_and_is_forgotten(lie: float)
 @pytest.mark.parametrize("name", [name for name, screen in SCREENS.items() if not isinstance(screen, NearestNeighbors)])
 def test_a_screen_at_a_server_is_its_reference_and_too_few_gradients_move_nothing(name: str) -> None:
     attackers, workers, screen = 1, 9, SCREENS[name]
-    rule = ParameterServer(gathering="sync", screen=name, attackers=attackers)  # type: ignore[arg-type]
+    rule = ParameterServer(gathering="sync", screen=screen, attackers=attackers)  # type: ignore[arg-type]
     draw = generator(0, "server screens")
     state, center = rule.init(torch.zeros(30), workers), np.zeros(30)
     for _ in range(3):
         gradients = draw.normal(size=(workers, 30)) * np.where(np.arange(workers) < attackers, 100, 1)[:, None]
         delivered = [given_by(worker, gradient) for worker, gradient in enumerate(gradients)]
         state, mean = rule.gather(state, torch.zeros(30), delivered)
-        own = center if name == "centered-clipping" else None
-        expected = REFERENCES[name](own, gradients, attackers, np.full(workers, 1 / workers))
+        expected = screened(screen, center, gradients, attackers, np.full(workers, 1 / workers), center_votes=False)
         np.testing.assert_allclose(mean.numpy(), expected, rtol=1e-4, atol=1e-4)
         left_out = rule.left_out(state)
         assert left_out is not None
@@ -194,7 +193,13 @@ def test_a_screen_at_a_server_is_its_reference_and_too_few_gradients_move_nothin
     left_out = rule.left_out(state)
     assert left_out is not None
     assert left_out.tolist() == [1.0] * len(few) + [0.0] * (workers - len(few))
-    np.testing.assert_allclose(held.numpy(), center if name == "centered-clipping" else mean.numpy(), atol=1e-4)
+    np.testing.assert_allclose(held.numpy(), mean.numpy(), atol=1e-4)
+
+
+def test_what_a_run_is_called_says_that_gradients_are_mixed_first() -> None:
+    screen = {"name": "krum", "nearest_neighbor_mixing": True}
+    rule = ParameterServer(gathering="sync", screen=screen)  # type: ignore[arg-type]
+    assert described(rule) == "server, gathering sync, correction none, screen krum, nearest-neighbor mixing"
 
 
 def given_by(worker: int, gradient: Array) -> Delivered:
@@ -227,6 +232,10 @@ def test_a_worker_that_has_several_gradients_in_an_update_is_left_out_by_their_m
         ({"gathering": "sync", "screen": "nearest-neighbors"}, "screen.name = 'nearest-neighbors': allowed is another"),
         ({"gathering": "malenia", "screen": "median"}, "screen.name = 'median': allowed is null, since gathering.name"),
         ({"gathering": "sync", "screen": "krum", "shards": 2}, "shards = 2: allowed with screen.name = 'krum' is 1"),
+        (
+            {"gathering": "sync", "screen": {"name": "median", "nearest_neighbor_mixing": True}, "shards": 2},
+            "shards = 2: allowed with screen.nearest_neighbor_mixing = true is 1, since it looks at all parameters",
+        ),
         ({"gathering": "sync", "screen": "bulyan", "attackers": 2}, "attackers = 2: with screen.name = 'bulyan' an"),
     ],
     ids=str,
