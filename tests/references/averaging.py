@@ -8,7 +8,7 @@ import numpy as np
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.runs.plan.plan import Plan
 from tests.references.attacks import lie
-from tests.references.peers import SIZE, Array, Reference
+from tests.references.peers import Array, Reference
 from tests.references.screens import screened
 
 Matrix = Callable[[int], Array]
