@@ -123,15 +123,6 @@ def test_every_run_of_a_study_could_be_started(study: str, scale: str) -> None:
         with_defaults(config)
 
 
-def test_the_page_of_pairs_says_which_step_sizes_were_tried_and_which_choices_are_at_their_end() -> None:
-    tuning = [(16, 0.1, True), (16, 0.2, True), (32, 0.1, True), (32, 0.2, True), (32, 0.4, True)]
-    chosen = [(16, 0.2, False), (16, 0.2, False), (32, 0.2, False)]
-    runs = pd.DataFrame([*tuning, *chosen], columns=["agents", "step_size", "validates"])
-    assert rival_pairs.searched(runs.assign(shards="alike", method="AD-PSGD")) == (
-        "of 0.1, 0.2 with 16 agents; of 0.1, 0.2, 0.4 with 32 agents (1 of 2 choices are at an end of these)"
-    )
-
-
 def test_runs_are_named_after_all_but_their_place(tmp_path: Path) -> None:
     one, other = named(Config(), tmp_path), named(Config(name="x", storage_path="elsewhere"), tmp_path)
     assert one == other
