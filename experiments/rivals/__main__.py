@@ -19,7 +19,7 @@ from experiments.running import run_study
 def measure_all(settings: Mapping[str, Any], storage: Path, output: Path, processes: int) -> None:
     """Run what is missing of the digits, and all of where methods settle."""
     measure(settings, storage, output, processes)
-    bias.measure(settings, output, processes)
+    bias.measure(settings["bias"], output, processes)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from experiments.convergence.problem import CLASSES, Digits
-from experiments.rivals.study import METHODS, progress, speeds_of
+from experiments.rivals.study import METHODS, Progress, progress, speeds_of
 from experiments.running import at_once
 from ray_pcasgd.base.own_files import TemporaryFolder
 from ray_pcasgd.config import Config
@@ -25,6 +25,10 @@ from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.runs.trainer import Trainer
 from ray_pcasgd.tasks.samples import Samples
 
+STEP_SIZES = {"sync SGD": 0.5, "K-sync, K = 4": 0.5, "Rennala, K = 8": 0.5, "Malenia": 0.5, "Ringleader": 0.1}
+"""Of methods whose updates are of many gradients, none of them late or none very late."""
+STEP_SIZE = 0.05
+"""Of the others. Where a quadratic settles in the mean does not hang on it; how late a gradient may be does."""
 EVALUATIONS = 400
 """Points on the way, about, of which those of the second half count."""
 
@@ -67,37 +71,42 @@ def minimum(shards: Sequence[np.ndarray], pulls: Sequence[float], decay: float) 
     return torch.cat([solution[:-1].T.reshape(-1), solution[-1]])
 
 
-def config_of(settings: Mapping[str, Any], method: str, seed: int) -> Config:
-    """Return one run, of as many updates as all others."""
-    own = settings["bias"]
-    taken = progress(method, speeds_of(own["config"]), updates=own["updates"]).taken
+def done_by(own: Mapping[str, Any], method: str) -> Progress:
+    """Return what a method's server does in its run: all of them move by as much in all, fewer updates by more each."""
+    return progress(
+        method, speeds_of(own["config"]), updates=round(own["movement"] / STEP_SIZES.get(method, STEP_SIZE))
+    )
+
+
+def config_of(own: Mapping[str, Any], method: str, seed: int) -> Config:
+    """Return one run."""
+    taken = done_by(own, method).taken
     changes = {
         "algorithm": METHODS[method].model_dump(),
         "num_steps": taken,
         "evaluate_every": max(1, taken // EVALUATIONS),
-        "step_size": own["step_size"],
+        "step_size": STEP_SIZES.get(method, STEP_SIZE),
         "seed": seed,
     }
     return load_config(own["config"], changes=changes)
 
 
-def settled(settings: Mapping[str, Any], method: str, seed: int) -> dict[str, Any]:
+def settled(own: Mapping[str, Any], method: str, seed: int) -> dict[str, Any]:
     """Return how far from the minima a method settles, over their distance from each other.
 
     ``plain``: from the minimum of the plain mean of the workers' losses. ``paced``: from that of the losses weighted by
     the workers' paces. ``own``: from that of the losses weighted by how much each worker's gradients count in its
     updates (``Progress.pulls``).
     """
-    config, storage = config_of(settings, method, seed), TemporaryFolder()
+    config, storage = config_of(own, method, seed), TemporaryFolder()
     watched = Settled(config)
     result = Trainer(config, callbacks=[watched], storage_path=str(storage.path)).fit()
     storage.remove()
     if result.error is not None:
         raise result.error
-    speeds = speeds_of(settings["bias"]["config"])
+    speeds, done = speeds_of(own["config"]), done_by(own, method)
     shards = config.partition.split(Samples(*Digits().tensors), len(speeds), seed)
     decay = config.optimizer.weight_decay  # type: ignore[union-attr]
-    done = progress(method, speeds, updates=settings["bias"]["updates"])
     total = sum(1 / each for each in speeds)
     pulls = {
         "plain": [1 / len(speeds)] * len(speeds),
@@ -108,12 +117,13 @@ def settled(settings: Mapping[str, Any], method: str, seed: int) -> dict[str, An
     between = (minima["plain"] - minima["paced"]).norm()
     apart = {name: float((watched.mean - best).norm() / between) for name, best in minima.items()}
     slow = sum(done.pulls[len(speeds) // 2 :]) / sum(done.pulls)
-    return {"method": method, "seed": seed, "seconds": done.seconds, "slow_half": slow, **apart}
+    labels = {"method": method, "step_size": config.step_size.at(0), "updates": done.updates, "seed": seed}
+    return {**labels, "seconds": done.seconds, "slow_half": slow, **apart}
 
 
-def measure(settings: Mapping[str, Any], output: Path, processes: int) -> None:
+def measure(own: Mapping[str, Any], output: Path, processes: int) -> None:
     """Run all of it, and keep what was measured."""
-    pairs = list(itertools.product(METHODS, settings["bias"]["seeds"]))
+    pairs = list(itertools.product(METHODS, own["seeds"]))
     with at_once(processes) as pool:
-        rows = list(pool.map(settled, itertools.repeat(settings), *zip(*pairs, strict=True)))
+        rows = list(pool.map(settled, itertools.repeat(own), *zip(*pairs, strict=True)))
     pd.DataFrame(rows).to_parquet(output / "bias.parquet", index=False)

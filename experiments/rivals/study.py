@@ -26,19 +26,22 @@ HERE = Path(__file__).parent
 SHARDS: dict[str, Any] = {"alike": "iid", "skewed (Dirichlet, 0.1)": {"name": "dirichlet", "alpha": 0.1}}
 METHODS: dict[str, ParameterServer] = {
     "sync SGD": ParameterServer(gathering=Sync()),
-    "K-sync, K = 4": ParameterServer(gathering=KSync(k=4)),
+    "K-sync, K = 4": ParameterServer(gathering=KSync(k=4), micro_batches=1),
     "ASGD": ParameterServer(gathering=ASGD()),
     "ASGD, polynomial": ParameterServer(correction=Dampened(weighting=PolynomialWeight())),
     "ASGD, hinge": ParameterServer(correction=Dampened(weighting=HingeWeight())),
     "ASGD, exponential": ParameterServer(correction=Dampened(weighting=ExponentialWeight())),
     "Ringmaster, R = 8": ParameterServer(gathering=Ringmaster(delay_threshold=8)),
-    "Ringmaster, R = 8, stops": ParameterServer(gathering=Ringmaster(delay_threshold=8, stops=True)),
+    "Ringmaster, R = 8, stops": ParameterServer(gathering=Ringmaster(delay_threshold=8, stops=True), micro_batches=1),
     "Rennala, K = 8": ParameterServer(gathering=Rennala(k=8)),
     "Malenia": ParameterServer(gathering=Malenia()),
     "Ringleader": ParameterServer(gathering=Ringleader()),
     "IA2SGD": ParameterServer(gathering=IA2SGD()),
 }
-"""The settings of each; polynomial, hinge and exponential: the laws by which late gradients of ASGD count less."""
+"""The settings of each; polynomial, hinge and exponential: the laws by which late gradients of ASGD count less.
+
+Mini-batches stay whole: by virtual time it is known from the start what is given up.
+"""
 CHOICE = Choice(("shards", "method"), "test_loss")
 EVALUATIONS = 25
 """Tests on the way of a run whose curve is drawn, about; of a method with few updates as many as it has."""

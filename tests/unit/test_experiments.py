@@ -34,6 +34,7 @@ from experiments.resnet18.page import write_page as write_resnet18
 from experiments.returning import study as returning
 from experiments.returning.agents import WAYS
 from experiments.returning.page import write_page as write_returning
+from experiments.rivals import bias as rival_bias
 from experiments.rivals import convex as rival_convex
 from experiments.rivals import federated as rival_federated
 from experiments.rivals import momentum as rival_momentum
@@ -82,6 +83,10 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "staleness_aware": (staleness_aware.HERE, lambda settings: of_tasks(staleness_aware.jobs_of, settings)),
     "dc_asgd": (dc_asgd.HERE, of_dc_asgd),
     "rivals": (rivals.HERE, lambda settings: [job.config for job in rivals.tuning_jobs(settings)]),
+    "rivals, bias": (
+        rivals.HERE,
+        lambda settings: [rival_bias.config_of(settings["bias"], method, 1) for method in rivals.METHODS],
+    ),
     "rivals, pairs": (rivals.HERE, lambda settings: [job.config for job in rival_pairs.tuning_jobs(settings)]),
     "rivals, momentum": (rivals.HERE, lambda settings: [job.config for job in rival_momentum.tuning_jobs(settings)]),
     "rivals, convex": (rivals.HERE, lambda settings: [job.config for job in rival_convex.tuning_jobs(settings)]),

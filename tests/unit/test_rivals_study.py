@@ -130,13 +130,11 @@ def test_the_gradient_of_the_weighted_losses_is_zero_at_their_minimum() -> None:
     assert gradient.norm() < 1e-10
 
 
-@pytest.mark.parametrize(("method", "near", "far"), [("ASGD", "paced", "plain"), ("Ringleader", "plain", "paced")])
-def test_asgd_settles_where_fast_workers_want_it_and_ringleader_at_the_plain_mean(
-    method: str, near: str, far: str
-) -> None:
-    settings = settings_of(HERE, "smoke")
-    settings["bias"] |= {"updates": 800, "step_size": 0.1}
-    found = bias.settled(settings, method, 1)
+@pytest.mark.parametrize(("method", "near", "far"), [("ASGD", "paced", "plain"), ("IA2SGD", "plain", "paced")])
+def test_asgd_settles_where_fast_workers_want_it_and_ia2sgd_at_the_plain_mean(method: str, near: str, far: str) -> None:
+    own = settings_of(HERE, "smoke")["bias"] | {"movement": 16}
+    own["config"]["optimizer"] = {"weight_decay": 0.5}  # so that it settles soon
+    found = bias.settled(own, method, 1)
     assert found[near] < 0.3
     assert found[far] > 0.8
     assert found["own"] == pytest.approx(found[near], abs=0.1)
@@ -191,7 +189,7 @@ def write_results(folder: Path, seeds: tuple[int, ...]) -> None:
     pd.DataFrame(curves).to_parquet(folder / "curves.parquet")
     apart = {"Malenia": 0.0, "Ringleader": 0.01, "IA2SGD": 0.02, "ASGD": 1.0}
     rows = [
-        {"method": method, "seed": seed, "seconds": 10.0, "slow_half": 0.1, "own": 0.01}
+        {"method": method, "seed": seed, "seconds": 10.0, "slow_half": 0.1, "own": 0.01, "step_size": 0.1, "updates": 9}
         | {"plain": apart.get(method, 0.6), "paced": 1 - apart.get(method, 0.6)}
         for method in METHODS
         for seed in seeds
@@ -223,7 +221,7 @@ def test_the_section_on_the_bias_says_whom_it_is_not_so_for(tmp_path: Path) -> N
 
 
 def test_the_page_of_pairs_says_where_a2cid2_is_not_as_good_as_twice_the_rate() -> None:
-    accuracies = {"AD-PSGD": (0.80, 0.81), "AD-PSGD, twice the rate": (0.90, 0.91), "A2CiD2": (0.85, 0.861)}
+    accuracies = {"AD-PSGD": (0.80, 0.81), "AD-PSGD, twice the rate": (0.90, 0.91), "A2CiD2": (0.85, 0.862)}
     rows = [
         {"agents": agents, "shards": "alike", "method": method, "seed": seed}
         | {"agents_mean_test_accuracy": value + 0.1 * (agents == 32 and method == "A2CiD2")}
@@ -234,8 +232,8 @@ def test_the_page_of_pairs_says_where_a2cid2_is_not_as_good_as_twice_the_rate() 
     (not_so, line), (so, _) = pairs.of_digits(pd.DataFrame(rows))
     assert (not_so, so) == (False, True)
     assert line == (
-        "Digits, 16 agents, shards alike: 85.5 % with A2CiD2; -4.9 (0.1) against 90.5 % at twice the rate, behind; "
-        "+5.1 (0.0) against 80.5 % at once, ahead."
+        "Digits, 16 agents, shards alike: 85.6 % with A2CiD2; -4.9 (0.1) against 90.5 % at twice the rate, behind; "
+        "+5.1 (0.1) against 80.5 % at once, ahead."
     )
 
 
