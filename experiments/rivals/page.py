@@ -74,8 +74,8 @@ One small task: digits, a small network.
 
 Of what is said of a method, that it needs less time than another, {sum(not one.reproduces for one in found)} of
 {len(found)} claims: of ASGD (Dutta et al.), of dampening what is late (Xie et al., Damaskinos et al.), of Rennala and
-Malenia (Tyurin, Richtarik), of Ringmaster, Ringleader and IA2SGD (Maranjyan et al.), of the last two and of Malenia
-where shards differ. A difference is told from 0 where Student's 95 % interval leaves 0 out, which is
+Malenia (Tyurin, Richtarik), of Ringmaster, Ringleader and IA2SGD (Maranjyan et al.); for Malenia, Ringleader and IA2SGD
+where shards differ, for the others where they are alike. A difference is told from 0 where Student's 95 % interval leaves 0 out, which is
 {claims.quantile(len(seeds)):.1f} standard errors here; chance alone passes this in one of twenty comparisons. A run
 that does not reach {target:.0%} counts as if it did at the end, one that diverged as a guess.
 
