@@ -74,10 +74,10 @@ One small task: digits, a small network.
 
 Of what is said of a method, that it needs less time than another, {sum(not one.reproduces for one in found)} of
 {len(found)} claims: of ASGD (Dutta et al.), of dampening what is late (Xie et al., Damaskinos et al.), of Rennala and
-Malenia (Tyurin, Richtarik), of Ringmaster, Ringleader and IA2SGD (Maranjyan et al.); for Malenia, Ringleader and IA2SGD
-where shards differ, for the others where they are alike. A difference is told from 0 where Student's 95 % interval leaves 0 out, which is
-{claims.quantile(len(seeds)):.1f} standard errors here; chance alone passes this in one of twenty comparisons. A run
-that does not reach {target:.0%} counts as if it did at the end, one that diverged as a guess.
+Malenia (Tyurin, Richtarik), of Ringmaster, Ringleader and IA2SGD (Maranjyan et al.); of Malenia, Ringleader and IA2SGD
+where shards differ, of the others where they are alike. A difference is told from 0 where Student's 95 % interval
+leaves 0 out, {claims.quantile(len(seeds)):.1f} standard errors here; chance alone passes this in one of twenty
+comparisons. A run that does not reach {target:.0%} counts as if it did at the end, one that diverged as a guess.
 
 {claims.table([one for one in found if not one.reproduces], target)}
 

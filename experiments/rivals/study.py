@@ -43,7 +43,7 @@ METHODS: dict[str, ParameterServer] = {
 Mini-batches stay whole: by virtual time it is known from the start what is given up.
 """
 CHOICE = Choice(("shards", "method"), "test_loss")
-EVALUATIONS = 25
+EVALUATIONS = 50
 """Tests on the way of a run whose curve is drawn, about; of a method with few updates as many as it has."""
 TUNING_SEED = 0
 VALIDATION_SHARE = 0.1
