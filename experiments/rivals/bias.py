@@ -117,7 +117,7 @@ def settled(own: Mapping[str, Any], method: str, seed: int) -> dict[str, Any]:
     between = (minima["plain"] - minima["paced"]).norm()
     apart = {name: float((watched.mean - best).norm() / between) for name, best in minima.items()}
     slow = sum(done.pulls[len(speeds) // 2 :]) / sum(done.pulls)
-    labels = {"method": method, "step_size": config.step_size.at(0), "updates": done.updates, "seed": seed}
+    labels = {"method": method, "step_size": STEP_SIZES.get(method, STEP_SIZE), "updates": done.updates, "seed": seed}
     return {**labels, "seconds": done.seconds, "slow_half": slow, **apart}
 
 

@@ -13,6 +13,7 @@ import torch
 
 from experiments.convergence.problem import CLASSES, Digits, optimum, squared_error
 from experiments.rivals import bias, claims, pairs, search
+from experiments.rivals.noise import NOISES
 from experiments.rivals.page import NEAR, bias_section, write_page
 from experiments.rivals.study import HERE, METHODS, SHARDS, job, progress
 from experiments.running import Job, settings_of
@@ -241,7 +242,7 @@ def test_noise_is_compared_seed_by_seed() -> None:
     distances = {"AD-PSGD": (4.0, 8.0), "AD-PSGD, twice the rate": (1.0, 2.0), "A2CiD2": (2.0, 4.0)}
     rows = [
         {"agents": 16, "noise": noise, "method": method, "seed": seed, "distance": value}
-        for noise in pairs.NOISES
+        for noise in NOISES
         for method, found in distances.items()
         for seed, value in enumerate(found)
     ]
