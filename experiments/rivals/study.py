@@ -73,7 +73,7 @@ def progress(method: str, speeds: tuple[float, ...], seconds: float = math.inf, 
         if row.agent < num_workers:
             continue
         for read in row.reads:
-            counts[read.neighbor] += _weight(rule, read.staleness)
+            counts[read.neighbor] += _weight(method, read.staleness)
         taken, made, last = taken + len(row.reads), made + 1, row.end
     alike = rule.gathering.averages != "gradients"
     pulls = (1 / num_workers,) * num_workers if alike else tuple(count / max(1, taken) for count in counts)
@@ -96,8 +96,9 @@ def _planner(rule: ParameterServer, speeds: tuple[float, ...]) -> ServerPlanner:
     )
 
 
-def _weight(rule: ParameterServer, staleness: int) -> float:
-    correction = rule.correction
+@cache
+def _weight(method: str, staleness: int) -> float:
+    correction = METHODS[method].correction
     return float(correction.weighting.of(torch.tensor(float(staleness)))) if isinstance(correction, Dampened) else 1.0
 
 
