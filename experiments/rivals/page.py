@@ -152,7 +152,8 @@ linear model on the digits, with weight decay {own["config"]["optimizer"]["weigh
 mean of its weights over the second half of its run. Distances are over the one between the two minima: 0 and 1 of a
 method that settles at the plain mean's, 1 and 0 of one at the paced losses'. The last distance is to the minimum of the
 losses weighted by what each worker's gradients come to in the method's own updates, by the planner: late ones that are
-ignored are left out, dampened ones dampened. {len(own["seeds"])} seeds, each with shards of its own.
+ignored are left out, dampened ones dampened, beside which weight decay counts more. {len(own["seeds"])} seeds, each
+with shards of its own.
 
 {_bias_table(bias)}
 
