@@ -89,8 +89,9 @@ comparisons. A run that does not reach {target:.0%} counts as if it did at the e
 
 ![accuracy against virtual time](accuracy.svg)
 
-Virtual seconds to an accuracy, between tests on straight lines; –: not reached by all seeds (by how many). Where speeds
-are fixed, Ringmaster that stops late work takes the same updates as one that ignores it.
+Virtual seconds to an accuracy, between tests on straight lines; –: not reached by all seeds (by how many). Step sizes
+are those best at the end, not those soonest there: with another a method may reach an accuracy sooner. Where speeds are
+fixed, Ringmaster that stops late work takes the same updates as one that ignores it.
 
 {tables(final, settings["targets"])}
 
