@@ -112,7 +112,7 @@ def when(results: pd.DataFrame) -> str:
 def search_table(tuning: pd.DataFrame, labels: Sequence[str], column: str, digits: str) -> str:
     """Return the Markdown table of a search: a row for each of the ``labels``, a column for each step size.
 
-    A run that diverged has an infinite value.
+    A run that diverged has an infinite value; – stands where a step size was not tried.
     """
     steps = sorted(tuning["step_size"].unique())
     heads = [*(label.replace("_", " ") for label in labels), *(f"{step:g}" for step in steps)]
@@ -120,7 +120,7 @@ def search_table(tuning: pd.DataFrame, labels: Sequence[str], column: str, digit
     for names, rows in tuning.groupby(list(labels), sort=False):
         found = rows.set_index("step_size")[column].fillna(float("inf"))
         cells = [*(f"{name:g}" if isinstance(name, float) else str(name) for name in names)]
-        cells += [f"{found[step]:{digits}}" for step in steps]
+        cells += [f"{found[step]:{digits}}" if step in found else "–" for step in steps]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -36,6 +36,7 @@ from experiments.returning import study as returning
 from experiments.returning.agents import WAYS
 from experiments.returning.page import write_page as write_returning
 from experiments.rivals import asynchrony as rival_asynchrony
+from experiments.rivals import bias as rival_bias
 from experiments.rivals import convex as rival_convex
 from experiments.rivals import federated as rival_federated
 from experiments.rivals import momentum as rival_momentum
@@ -84,6 +85,10 @@ STUDIES: dict[str, tuple[Path, Callable[[Mapping[str, Any]], list[Config]]]] = {
     "staleness_aware": (staleness_aware.HERE, lambda settings: of_tasks(staleness_aware.jobs_of, settings)),
     "dc_asgd": (dc_asgd.HERE, of_dc_asgd),
     "rivals": (rivals.HERE, lambda settings: [job.config for job in rivals.tuning_jobs(settings)]),
+    "rivals, bias": (
+        rivals.HERE,
+        lambda settings: [rival_bias.config_of(settings["bias"], method, 1) for method in rivals.METHODS],
+    ),
     "rivals, pairs": (rivals.HERE, lambda settings: [job.config for job in rival_pairs.tuning_jobs(settings)]),
     "rivals, momentum": (rivals.HERE, lambda settings: [job.config for job in rival_momentum.tuning_jobs(settings)]),
     "rivals, convex": (rivals.HERE, lambda settings: [job.config for job in rival_convex.tuning_jobs(settings)]),
@@ -124,15 +129,6 @@ def test_every_run_of_a_study_could_be_started(study: str, scale: str) -> None:
         if isinstance(config.engine, LocalSettings) and DEVICES == ["cpu"]:  # as on a machine that has the study's GPU
             config = load_config(config, changes={"engine": {"device": "cpu"}})
         with_defaults(config)
-
-
-def test_the_page_of_pairs_says_which_step_sizes_were_tried_and_which_choices_are_at_their_end() -> None:
-    tuning = [(16, 0.1, True), (16, 0.2, True), (32, 0.1, True), (32, 0.2, True), (32, 0.4, True)]
-    chosen = [(16, 0.2, False), (16, 0.2, False), (32, 0.2, False)]
-    runs = pd.DataFrame([*tuning, *chosen], columns=["agents", "step_size", "validates"])
-    assert rival_pairs.searched(runs.assign(shards="alike", method="AD-PSGD")) == (
-        "of 0.1, 0.2 with 16 agents; of 0.1, 0.2, 0.4 with 32 agents (1 of 2 choices are at an end of these)"
-    )
 
 
 def test_runs_are_named_after_all_but_their_place(tmp_path: Path) -> None:

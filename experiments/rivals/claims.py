@@ -1,0 +1,105 @@
+"""Who is said to be ahead of whom, and whether it is so here: differences seed by seed."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pandas as pd
+from scipy import stats
+
+CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
+    "alike": (
+        ("ASGD", "sync SGD"),
+        ("ASGD, polynomial", "ASGD"),
+        ("ASGD, hinge", "ASGD"),
+        ("ASGD, exponential", "ASGD"),
+        ("Ringmaster, R = 8", "ASGD"),
+        ("Ringmaster, R = 8", "Rennala, K = 8"),
+        ("Rennala, K = 8", "ASGD"),
+        ("Rennala, K = 8", "sync SGD"),
+    ),
+    "skewed (Dirichlet, 0.1)": (
+        ("Malenia", "ASGD"),
+        ("Ringleader", "ASGD"),
+        ("IA2SGD", "ASGD"),
+        ("Malenia", "sync SGD"),
+        ("Ringleader", "Malenia"),
+    ),
+}
+"""By shards the pairs of which the papers of the first one say that it needs less time than the second."""
+GUESS = 0.1
+"""The accuracy of a run that diverged."""
+
+
+class Difference(NamedTuple):
+    """The mean of differences by seed, its standard error, and its sign, 0 where it is not told from 0."""
+
+    mean: float
+    error: float
+    sign: int
+
+
+def difference(values: Iterable[float]) -> Difference:
+    """Return the difference that some values show: told from 0 where Student's 95 % interval leaves 0 out."""
+    series = pd.Series(list(values), dtype=float)
+    count, mean = len(series), float(series.mean())
+    error = float(series.std()) / math.sqrt(count) if count > 1 else math.inf
+    is_told = abs(mean) > quantile(count) * error
+    return Difference(mean, error, int(math.copysign(1, mean)) if is_told else 0)
+
+
+def quantile(count: int) -> float:
+    """Return how many standard errors Student's 95 % interval of the mean of so many values reaches to each side.
+
+    Infinite of one value.
+    """
+    return float(stats.t.ppf(0.975, count - 1)) if count > 1 else math.inf
+
+
+class Verdict(NamedTuple):
+    """What two methods have on the same shards."""
+
+    shards: str
+    one: str
+    other: str
+    seconds: Difference
+    """Of the times to the target."""
+    accuracy: Difference
+    """Of the accuracies at the end."""
+
+    @property
+    def reproduces(self) -> bool:
+        """Whether the first is told to be sooner or more accurate, and neither later nor less accurate."""
+        return max(-self.seconds.sign, self.accuracy.sign) > 0 and min(-self.seconds.sign, self.accuracy.sign) >= 0
+
+    @property
+    def row(self) -> str:
+        """One row of ``table``."""
+        found, gained = self.seconds, self.accuracy
+        sooner, ahead = (("not told apart", *words)[one.sign] for one, words in zip(self[3:], WORDS, strict=True))
+        return (
+            f"| {self.shards} | {self.one} before {self.other} | {found.mean:+.0f} ({found.error:.0f}): {sooner} "
+            f"| {100 * gained.mean:+.1f} ({100 * gained.error:.1f}): {ahead} |"
+        )
+
+
+WORDS = (("later", "sooner"), ("ahead", "behind"))
+"""What the signs 1 and -1 say of seconds, and of accuracies."""
+
+
+def verdicts(final: pd.DataFrame) -> list[Verdict]:
+    """Return what is so of each claim: a row of ``final`` has a run's ``seconds`` to the target and its accuracy."""
+    found = []
+    for shards, pairs in CLAIMS.items():
+        rows = final[final["shards"] == shards].assign(test_accuracy=lambda frame: frame["test_accuracy"].fillna(GUESS))
+        tables = [rows.pivot(index="seed", columns="method", values=name) for name in ("seconds", "test_accuracy")]
+        for one, other in pairs:
+            found.append(Verdict(shards, one, other, *(difference(table[one] - table[other]) for table in tables)))
+    return found
+
+
+def table(found: Iterable[Verdict], target: float) -> str:
+    """Return verdicts as a Markdown table."""
+    lines = [f"| shards | claim | seconds to {target:.0%} | points at the end |", "|---|---|---|---|"]
+    lines += [verdict.row for verdict in found]
+    return "\n".join(lines) if len(lines) > 2 else "None."
