@@ -64,6 +64,11 @@ def mixing(kept: pd.DataFrame) -> str:
     return text
 
 
+def seeds_of_mixing(kept: pd.DataFrame) -> str:
+    """Return the seeds with which mixing was run."""
+    return ", ".join(str(seed) for seed in sorted(kept[kept["method"].str.startswith(NNM)]["seed"].unique()))
+
+
 def _stands(rows: pd.DataFrame, own: pd.DataFrame) -> bool:
     """Return whether accuracy is near that of the plain mean without attackers, over the same seeds."""
     plain = case(own, method=MEAN, attack="none")
