@@ -100,9 +100,11 @@ def _stood(own: pd.DataFrame, where: str) -> str:
     fallen = [f"{attack} ({', '.join(n for a, n in falls if a == attack)})" for attack in dict(falls)]
     for method in METHODS[1:]:
         found = [stands for *_, stands in _attacked(own, method)]
+        if len(found) < len(ATTACKS) * most_of(method):
+            continue  # not all were run
         if not all(found):
             not_all.append(f"`{method}` ({found.count(False)} of {len(found)})")
-        elif found:
+        else:
             stood.append(f"`{method}`")
     reached = percent(value(case(own, method=MEAN, attack="none")))
     return (
@@ -112,7 +114,10 @@ def _stood(own: pd.DataFrame, where: str) -> str:
 
 
 def _gains(own: pd.DataFrame, screen: str) -> list[float]:
-    """Return by how much accuracy is higher with mixing, in each case, over the seeds that were run with both."""
+    """Return by how much accuracy is higher with mixing, in each case, over the seeds that were run with both.
+
+    Empty where not all cases were run.
+    """
     gains = []
     for attack, number in (("none", 0), *itertools.product(ATTACKS, (1, 2))):
         plain, mixed = (
@@ -122,7 +127,7 @@ def _gains(own: pd.DataFrame, screen: str) -> list[float]:
         pairs = (mixed - plain).dropna()
         if len(pairs):
             gains.append(float(pairs.mean()))
-    return gains
+    return gains if len(gains) == 1 + 2 * len(ATTACKS) else []
 
 
 def _mixing(own: pd.DataFrame, where: str) -> str:
