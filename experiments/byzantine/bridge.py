@@ -63,8 +63,8 @@ def claim(rows: pd.DataFrame) -> str:
     return (
         said
         + (f", but not {listed(not_stood)}" if not_stood else "")
-        + f". With the authors' own steps, 0.1/(t + 1), which are for MNIST, the plain mean learns {published} of the "
-        "digits."
+        + f". With the authors' own steps, 0.1/(t + 1), which are for MNIST, the plain mean comes to {published} on "
+        "the digits."
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from experiments.byzantine.figures import POINT, STANDS, case, listed, percent, value
+from experiments.byzantine.figures import POINT, STANDS, accuracy, case, listed, percent, value
 from experiments.byzantine.methods import ATTACKS, MEAN, MIXED, NNM, SCREENS, SHARDS, with_mixing
 from experiments.byzantine.study import most_of
 
@@ -79,7 +79,7 @@ def _marked(found: Sequence[pd.DataFrame], own: pd.DataFrame) -> str:
     """Return accuracies; bold below the goal, with a star where not all seeds were run."""
     cells = []
     for rows in found:
-        told = percent(value(rows)) + ("*" if 0 < rows["seed"].nunique() < own["seed"].nunique() else "")
+        told = accuracy(rows, own)
         cells.append(f"**{told}**" if len(rows) and not _stands(rows, own) else told)
     return ", ".join(cells)
 

@@ -422,7 +422,7 @@ def test_the_page_of_attackers_says_what_bridge_stands(stood: float, said: str) 
     rows += [{"method": bridge.PUBLISHED, "attackers": 0, "accuracy": 0.1}]
     line = bridge.claim(pd.DataFrame(rows))
     assert said in line
-    assert line.endswith("the plain mean learns 10.0 % of the digits.")
+    assert line.endswith("the plain mean comes to 10.0 % on the digits.")
     assert ("but not trimmed-mean (70.0 %), median (70.0 %), krum (70.0 %)." in line) == (stood == 0.7)
     assert "| bulyan | 1 | 80.0 % | 80.0 % | **10.0 %** |" in bridge.table(pd.DataFrame(rows))
 
