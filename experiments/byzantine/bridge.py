@@ -51,10 +51,9 @@ def claim(rows: pd.DataFrame) -> str:
     """Return whether the plain mean falls to two attackers, and which of BRIDGE's screens stand them."""
     goal = _goal(rows)
     fallen = _at(rows, MEAN, STOOD)
-    stand = [method for method in METHODS[1:5] if _at(rows, method, stood_by(method)) >= goal]
-    not_stood = [
-        f"{method} ({percent(_at(rows, method, stood_by(method)))})" for method in METHODS[1:5] if method not in stand
-    ]
+    reached = {method: _at(rows, method, stood_by(method)) for method in METHODS[1:5]}
+    stand = [method for method, one in reached.items() if one >= goal]
+    not_stood = [f"{method} ({percent(one)})" for method, one in reached.items() if one < goal]
     reproduces = "reproduces" if fallen < goal and not not_stood else "does not reproduce in all parts"
     said = (
         f"- **BRIDGE's own experiment {reproduces}**: the plain mean has {percent(goal + STANDS)} without attackers "
@@ -64,8 +63,8 @@ def claim(rows: pd.DataFrame) -> str:
     return (
         said
         + (f", but not {listed(not_stood)}" if not_stood else "")
-        + f". With the authors' own steps, 0.1/(t + 1), which are for MNIST, the plain mean learns {published} of the "
-        "digits."
+        + f". With the authors' own steps, 0.1/(t + 1), which are for MNIST, the plain mean comes to {published} on "
+        "the digits."
     )
 
 

@@ -28,6 +28,11 @@ def percent(share: float) -> str:
     return "–" if share != share else f"{100 * share:.1f} %"
 
 
+def accuracy(rows: pd.DataFrame, among: pd.DataFrame) -> str:
+    """Return the mean accuracy, with a star where not all seeds of others were run."""
+    return percent(value(rows)) + ("*" if 0 < rows["seed"].nunique() < among["seed"].nunique() else "")
+
+
 def listed(parts: Sequence[str], nothing: str = "none") -> str:
     """Return parts as one list."""
     return ", ".join(parts) or nothing

@@ -92,7 +92,12 @@ reader | foreseen | left out: late, in time | accuracy |
 def cases_of(own: pd.DataFrame) -> list[tuple[str, str, str, pd.DataFrame]]:
     """Return screen, attack, shards and runs of each row of the table about lateness."""
     return [
-        (method, attack, shards, case(own, method=method, attack=attack, shards=shards))
+        (
+            method,
+            attack,
+            shards,
+            case(own, method=method, attack=attack, shards=shards, attackers=int(attack != "none")),
+        )
         for method in SCREENS
         if len(case(own, method=method))
         for attack in ("none", *ASKED)

@@ -93,7 +93,7 @@ Of all attacks above, each with one attacker and with two:
 ## Nearest-neighbor mixing
 
 Points that mixing first adds to a screen's accuracy, on average over the attacks with 0, 1 and 2 attackers; in
-parentheses: in how many of these it adds more than a point.
+parentheses: in how many of these it adds more than a point. Seeds: {screens.seeds_of_mixing(kept)}.
 
 {screens.mixing(kept)}"""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from experiments.byzantine.figures import POINT, STANDS, case, listed, percent, value
+from experiments.byzantine.figures import POINT, STANDS, accuracy, case, listed, percent, value
 from experiments.byzantine.methods import ATTACKS, MEAN, MIXED, NNM, SCREENS, SHARDS, with_mixing
 from experiments.byzantine.study import most_of
 
@@ -64,6 +64,11 @@ def mixing(kept: pd.DataFrame) -> str:
     return text
 
 
+def seeds_of_mixing(kept: pd.DataFrame) -> str:
+    """Return the seeds with which mixing was run."""
+    return ", ".join(str(seed) for seed in sorted(kept[kept["method"].str.startswith(NNM)]["seed"].unique()))
+
+
 def _stands(rows: pd.DataFrame, own: pd.DataFrame) -> bool:
     """Return whether accuracy is near that of the plain mean without attackers, over the same seeds."""
     plain = case(own, method=MEAN, attack="none")
@@ -74,7 +79,7 @@ def _marked(found: Sequence[pd.DataFrame], own: pd.DataFrame) -> str:
     """Return accuracies; bold below the goal, with a star where not all seeds were run."""
     cells = []
     for rows in found:
-        told = percent(value(rows)) + ("*" if 0 < rows["seed"].nunique() < own["seed"].nunique() else "")
+        told = accuracy(rows, own)
         cells.append(f"**{told}**" if len(rows) and not _stands(rows, own) else told)
     return ", ".join(cells)
 
@@ -95,9 +100,11 @@ def _stood(own: pd.DataFrame, where: str) -> str:
     fallen = [f"{attack} ({', '.join(n for a, n in falls if a == attack)})" for attack in dict(falls)]
     for method in METHODS[1:]:
         found = [stands for *_, stands in _attacked(own, method)]
+        if len(found) < len(ATTACKS) * most_of(method):
+            continue  # not all were run
         if not all(found):
             not_all.append(f"`{method}` ({found.count(False)} of {len(found)})")
-        elif found:
+        else:
             stood.append(f"`{method}`")
     reached = percent(value(case(own, method=MEAN, attack="none")))
     return (
@@ -107,7 +114,10 @@ def _stood(own: pd.DataFrame, where: str) -> str:
 
 
 def _gains(own: pd.DataFrame, screen: str) -> list[float]:
-    """Return by how much accuracy is higher with mixing, in each case, over the seeds that were run with both."""
+    """Return by how much accuracy is higher with mixing, in each case, over the seeds that were run with both.
+
+    Empty where not all cases were run.
+    """
     gains = []
     for attack, number in (("none", 0), *itertools.product(ATTACKS, (1, 2))):
         plain, mixed = (
@@ -117,7 +127,7 @@ def _gains(own: pd.DataFrame, screen: str) -> list[float]:
         pairs = (mixed - plain).dropna()
         if len(pairs):
             gains.append(float(pairs.mean()))
-    return gains
+    return gains if len(gains) == 1 + 2 * len(ATTACKS) else []
 
 
 def _mixing(own: pd.DataFrame, where: str) -> str:

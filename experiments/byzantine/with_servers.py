@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from experiments.byzantine.figures import case, percent, value
+from experiments.byzantine.figures import accuracy, case, percent, value
 from experiments.byzantine.study import LARGE, SERVER_ATTACKS, SERVERS
 
 TOLD_APART = 0.2
@@ -47,6 +47,6 @@ def table(servers: pd.DataFrame) -> str:
             honest = [value(rows, name) for name in ("out_in_time", "out_late")]
             others = next((share for share in reversed(honest) if share == share), float("nan"))
             left_out = f" (left out {percent(liars)}, {percent(others)})" if others == others else ""
-            cells.append(percent(value(rows)) + left_out)
+            cells.append(accuracy(rows, servers) + left_out)
         text += f"| {method} | {' | '.join(cells)} |\n"
     return text
