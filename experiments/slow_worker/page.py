@@ -23,7 +23,7 @@ from experiments.slow_worker.study import (
     best_of,
 )
 from experiments.slow_worker.track import seconds_to
-from experiments.studies import machine, num_seeds, search_table
+from experiments.studies import machine, num_seeds, search_table, when
 from ray_pcasgd.config import Config
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
 
@@ -82,6 +82,7 @@ what was computed at an older version than its present one, after it was compute
 
 Validation error ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) with the slow worker, after
 the seconds in the table. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
+{when(search)}
 
 {search_table(search, ["method", "seconds"], "error", ".1%")}
 """
