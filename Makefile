@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 # Longest first.
-STUDIES := pcasgd local_steps resnet18 convergence slow_and_stale gpt references staleness_aware dc_asgd self_choosing runtime_theory rivals byzantine rivals.asynchrony rivals.convex rivals.federated rivals.momentum
+STUDIES := pcasgd local_steps resnet18 convergence slow_and_stale gpt references staleness_aware dc_asgd self_choosing runtime_theory rivals byzantine rivals.asynchrony rivals.convex rivals.federated rivals.momentum rivals.pairs
 
 .PHONY: train compare test test-all studies check format lock clean
 

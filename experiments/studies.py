@@ -97,7 +97,10 @@ def when(results: pd.DataFrame) -> str:
 
     A commit's draws of data and times may be others, so that what is measured at two of them is paired by nothing.
     """
-    if "commit" not in results or results["commit"].nunique() < 2:
+    if "commit" not in results:
+        return ""
+    results = results.assign(commit=results["commit"].fillna("a later one"))
+    if results["commit"].nunique() < 2:
         return ""
     parts = [
         f"{', '.join(rows['method'].drop_duplicates())} at {commit}"

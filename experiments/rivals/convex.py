@@ -110,10 +110,11 @@ AsySVRG takes two of them for each message, and a pass for each full gradient; w
 an epoch has begun meanwhile, comes on top, as does what K-sync cancels, and shows in the virtual seconds. Momentum is
 {MOMENTUM}. Step sizes of {own["step_sizes"]}
 are chosen on one seed by where they end; the table has seeds {own["seeds"]}. Ratios are geometric means over the seeds,
-each against the same seed; in parentheses two standard errors, beyond which a claim reproduces or not. One convex
+each against the same seed; in parentheses Student's 95 % interval, which
+has to leave 1 out for a claim to reproduce or not. One convex
 problem.
 
-## What reproduces, and what cannot be told
+## What reproduces, what does not, and what cannot be told
 
 {claims(final)}
 - Step sizes at an edge of the grid: {at_edges(final, ["batch_size", "method"], own["step_sizes"])}.

@@ -165,7 +165,7 @@ them. Beside them are both with one mini-batch's gradient first, and FedGLOMO wi
 (`wire: {{directions: int4}}`, at the step size and beta that were chosen without it).
 Step sizes of {own["step_sizes"]}, with FedGLOMO's beta of {own["betas"]}, are chosen on one seed by where they end;
 the table has seeds {own["seeds"]}. Ratios are geometric means over the seeds, each against the other's run of the same
-seed; in parentheses two standard errors. One convex problem; the paper's are networks.
+seed; in parentheses Student's 95 % interval. One convex problem; the paper's are networks.
 
 ## {heading(final)}
 

@@ -98,9 +98,11 @@ Written by `python -m experiments.rivals.momentum --scale {scale}` on {machine()
 Digits, one server, {workers} workers whose gradients take exponential times, so that under `asgd` they are
 {workers - 1} updates late in the mean; {own["num_steps"]} mini-batches a worker, of which K-sync takes four an update,
 and cancels what others compute. SGD has the step size of {steps} and
-the momentum of {momenta} that are best on a validation split ({len(steps) * len(momenta)} runs; step sizes at an edge
+the momentum of {momenta} that are best on a validation split ({len(steps) * len(momenta)} runs
+of each gathering; step sizes at an edge
 of the grid: {edges}).
-YellowFin is as it comes. Seeds {own["seeds"]}, paired; few, of which a standard error says little, and one small task.
+YellowFin is as it comes. Seeds {own["seeds"]}, paired, and told apart by Student's 95 % interval; few seeds,
+and one small task.
 
 ## {claim(final)}
 

@@ -1,4 +1,4 @@
-"""How two methods compare seed by seed, with the standard error: distances by their ratio, accuracies by points."""
+"""How two methods compare seed by seed, by Student's interval: distances by their ratio, accuracies by points."""
 
 import math
 from collections.abc import Sequence
@@ -7,24 +7,29 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from experiments.rivals.claims import quantile
+
 
 class Paired(NamedTuple):
     """What one method's distance is of another's, each against the same seed."""
 
     ratio: float
-    """The geometric mean of the seeds' ratios; infinite where a run of the first method has diverged."""
+    """The geometric mean of the seeds' ratios; infinite where a run of the first method has diverged; nan where one of
+    each has."""
     factor: float
-    """Two standard errors of the logarithm's mean, as a factor on either side, at least 1; infinite with one seed."""
+    """Student's 95 % interval of the logarithm's mean, as a factor on either side; infinite with one seed."""
 
     @property
     def told(self) -> str:
-        """``nearer`` or ``farther`` by two standard errors, else that it cannot be told."""
+        """``nearer`` or ``farther`` where the interval leaves 1 out, else that it cannot be told."""
         if self.ratio * self.factor < 1:
             return "nearer"
         return "farther" if self.ratio / self.factor > 1 else "cannot be told"
 
     def __str__(self) -> str:
-        """Return the ratio, and what lies within two standard errors of it."""
+        """Return the ratio, and its interval."""
+        if math.isnan(self.ratio):
+            return "no number (both diverged)"
         if not math.isfinite(self.factor):
             return f"{self.ratio:.3g} (one seed)"
         if not math.isfinite(self.ratio) or self.ratio == 0:
@@ -34,13 +39,17 @@ class Paired(NamedTuple):
 
 def paired(distances: "pd.Series[float]", others: "pd.Series[float]") -> Paired:
     """Return how distances compare with others, both by seed; a diverged run's is not a number, or infinite."""
-    logs = np.log(distances.fillna(math.inf)) - np.log(others.fillna(math.inf))
+    if distances.fillna(math.inf).max() == others.fillna(math.inf).max() == math.inf:
+        return Paired(math.nan, 1.0)
+    tiny = np.finfo(float).tiny
+    logs = np.log(distances.fillna(math.inf).clip(lower=tiny)) - np.log(others.fillna(math.inf).clip(lower=tiny))
     if not np.isfinite(logs).all():
         # Who diverges is farther, whatever the others' seeds say.
         return Paired(math.inf if distances.fillna(math.inf).max() == math.inf else 0.0, 1.0)
     count = len(logs)
     error = float(logs.std()) / math.sqrt(count) if count > 1 else math.inf
-    return Paired(math.exp(float(logs.mean())), math.exp(2 * error))
+    reach = quantile(count) * error if count > 1 else math.inf
+    return Paired(math.exp(float(logs.mean())), math.exp(reach))
 
 
 def compared(final: pd.DataFrame, one: str, other: str) -> Paired:
@@ -62,11 +71,13 @@ class Points(NamedTuple):
     mean: float
     error: float
     """The mean's standard error; infinite with one seed."""
+    count: int
+    """The seeds."""
 
     @property
     def told(self) -> str:
-        """``ahead`` or ``behind`` by two standard errors, else that it cannot be told."""
-        if abs(self.mean) <= 2 * self.error:
+        """``ahead`` or ``behind`` where Student's 95 % interval leaves 0 out, else that it cannot be told."""
+        if self.count < 2 or abs(self.mean) <= quantile(self.count) * self.error:
             return "cannot be told"
         return "ahead" if self.mean > 0 else "behind"
 
@@ -79,7 +90,8 @@ def points(accuracies: "pd.Series[float]", others: "pd.Series[float]") -> Points
     """Return how accuracies from 0 to 1 compare with others, both by seed; a diverged run's counts as 0."""
     differences = 100 * (accuracies.fillna(0.0) - others.fillna(0.0))
     count = len(differences)
-    return Points(float(differences.mean()), float(differences.std()) / math.sqrt(count) if count > 1 else math.inf)
+    error = float(differences.std()) / math.sqrt(count) if count > 1 else math.inf
+    return Points(float(differences.mean()), error, count)
 
 
 def spread(values: "pd.Series[float]", digits: str = ".3g") -> str:

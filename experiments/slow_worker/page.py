@@ -27,6 +27,9 @@ from experiments.studies import machine, num_seeds, search_table, when
 from ray_pcasgd.config import Config
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
 
+FIRST_SEARCH = "5088440"
+"""The commit of the first search, before ``engine.max_lag``."""
+
 
 def page(runs: pd.DataFrame, search: pd.DataFrame, config: Config) -> str:
     """Return the page as Markdown."""
@@ -82,7 +85,7 @@ what was computed at an older version than its present one, after it was compute
 
 Validation error ({VALIDATION_SHARE:.0%} of the training samples, held out; another seed) with the slow worker, after
 the seconds in the table. The lowest is taken; DDP takes that of sync SGD. {_edges(search)}
-{when(search)}
+{_searched(search)}
 
 {search_table(search, ["method", "seconds"], "error", ".1%")}
 """
@@ -183,6 +186,13 @@ def _batches(runs: pd.DataFrame, method: str) -> float:
 
 def _share(runs: pd.DataFrame, methods: list[str]) -> float:
     return float(runs[runs["method"].isin(methods)]["driver_share"].mean())
+
+
+def _searched(search: pd.DataFrame) -> str:
+    """Return at which commits the search was made, and what was otherwise at the first of them."""
+    if not (said := when(search)):
+        return ""
+    return f"{said} At {FIRST_SEARCH}, PC-ASGD read the slow worker however far behind it was."
 
 
 def _edges(search: pd.DataFrame) -> str:

@@ -85,7 +85,7 @@ class Uniform(AnyAttack):
     low: float = Field(-1.0, ge=-1e6, le=1e6)
     """Least value of each number, below ``high``."""
     high: float = Field(0.0, ge=-1e6, le=1e6)
-    """What each number is below."""
+    """Each number is this at most."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:

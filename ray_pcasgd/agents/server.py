@@ -217,12 +217,7 @@ class Server(Participant):
                 self.optimizer_state, start, moved, self.parts, self.moving(received), step_size, **more
             )
             weights = start - eta * direction
-        buffers = self.buffers
-        if self.buffers.numel() and not is_held:
-            buffers = received[0].buffers
-            for state in received[1:]:
-                buffers = buffers + state.buffers
-            buffers = buffers / len(received)
+        buffers = self.buffers if is_held else self._mean_buffers(received)
         for what, numbers in (("weights", weights), ("buffers", buffers)):
             if not is_finite(numbers):
                 raise NonFiniteLossError(self.spec.agent, self.progress, math.nan, what)
@@ -240,14 +235,28 @@ class Server(Participant):
             self.history[self.version] = self.weights
         self.position.advance(state.read.neighbor for state in received)
         own = {} if recipe.rule.workers_step else recipe.optimizer.measures(self.optimizer_state)
+        return {"gradients": float(len(received))} | own | self._screened(len(received), left_out)
+
+    def _mean_buffers(self, received: Sequence[Received]) -> Tensor:
+        """Return the mean of the workers' buffers, in their order; the server's own where there are none."""
+        if not self.buffers.numel():
+            return self.buffers
+        buffers = received[0].buffers
+        for state in received[1:]:
+            buffers = buffers + state.buffers
+        return buffers / len(received)
+
+    def _screened(self, number: int, left_out: Mapping[int, float]) -> dict[str, float]:
+        """Return what the last update's screens or filters have measured of so many messages."""
+        rule = self.spec.recipe.rule
         screened = {of_neighbor("screened", worker): share for worker, share in left_out.items()}
-        is_enough = recipe.rule.is_enough(len(received))
+        is_enough = rule.is_enough(number)
         if is_enough is not None:
             screened["alone"] = float(not is_enough)
-        unfiltered = recipe.rule.unfiltered(self.rule_state[0])
+        unfiltered = rule.unfiltered(self.rule_state[0])
         if unfiltered is not None:
             screened["unfiltered"] = float(unfiltered)
-        return {"gradients": float(len(received))} | own | screened
+        return screened
 
     def _left_out(self, received: Sequence[Received]) -> dict[int, float]:
         """Return by how much the rule has left out what was received, by worker; empty where it leaves nothing out."""

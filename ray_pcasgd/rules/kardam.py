@@ -59,8 +59,9 @@ class Kardam(Correction):
 
     **Choice**: where so many workers have left that fewer than 2f + 1 still send, nothing could pass the second filter.
     So it is set aside while f + 1 workers have each sent at least ``n (1 + m)`` gradients since the last that passed
-    both, where m is how many the (2f + 1)-th most active one has sent. However often they send, f attackers alone do
-    not bring that about; and where f workers or fewer are left, who may all be attackers, nothing passes.
+    both, where m is how many the (2f + 1)-th most active one has sent: it has left, or is n times as slow. However
+    often they send, f attackers alone do not bring that about, but they do with one honest worker that is as fast, as
+    long as all but 2f are so slow; and where f workers or fewer are left, who may all be attackers, nothing passes.
 
     The paper's own assumption is that gradients differ because weights do. Where mini-batches are small they differ for
     their samples, and the filter compares noise over one update with noise over n: see experiments/byzantine.

@@ -127,6 +127,7 @@ def told(summary: Mapping[str, Any]) -> list[str]:
         )
     if unfiltered := summary.get("updates_unfiltered"):
         lines.append(
-            f"{unfiltered} updates went without Kardam's frequency filter: fewer workers were left than it needs"
+            f"{unfiltered} updates went without Kardam's frequency filter: fewer workers were left, or kept up, than "
+            "it needs"
         )
     return lines

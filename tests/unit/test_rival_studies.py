@@ -160,6 +160,14 @@ def test_who_is_nearer_is_told_seed_by_seed(one: Any, other: Any, told: str, rat
     assert found.ratio == pytest.approx(ratio, abs=1e-3)
 
 
+def test_of_two_that_diverge_none_is_nearer_and_an_optimum_that_is_reached_is_no_divergence() -> None:
+    both = compared(of_methods(one=(1.0, math.nan), other=(math.inf, 2.0)), "one", "other")
+    assert (both.told, str(both)) == ("cannot be told", "no number (both diverged)")
+    reached = compared(of_methods(one=(0.0, 0.0), other=(1.0, 1.0)), "one", "other")
+    assert reached.told == "nearer"
+    assert "diverged" not in str(reached)
+
+
 def test_points_are_paired_by_seed() -> None:
     one, other = (pd.Series(values, index=[1, 2, 3]) for values in ((0.9, 0.8, 0.7), (0.88, 0.78, 0.681)))
     assert points(one, other).mean == pytest.approx(1.967, abs=1e-3)

@@ -231,7 +231,7 @@ def test_the_page_of_pairs_says_where_a2cid2_is_not_as_good_as_twice_the_rate() 
         for seed, value in enumerate(found)
     ]
     (not_so, line), (so, _) = pairs.of_digits(pd.DataFrame(rows))
-    assert (not_so, so) == (False, True)
+    assert (not_so, so) == (-1, 1)
     assert line == (
         "Digits, 16 agents, shards alike: 85.6 % with A2CiD2; -4.9 (0.1) against 90.5 % at twice the rate, behind; "
         "+5.1 (0.1) against 80.5 % at once, ahead."
@@ -246,8 +246,8 @@ def test_noise_is_compared_seed_by_seed() -> None:
         for method, found in distances.items()
         for seed, value in enumerate(found)
     ]
-    held, line = next(pairs.of_noise(pd.DataFrame(rows)))
-    assert not held
+    told, line = next(pairs.of_noise(pd.DataFrame(rows)))
+    assert told == -1
     assert line == (
         "Noise alone, white, 16 agents: 2.00 (further apart) of the squared distance at twice the rate, 0.50 (nearer) "
         "of that at once."

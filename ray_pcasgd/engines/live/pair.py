@@ -34,7 +34,7 @@ class PairPolicy:
         """Own steps so far."""
         self.steps_before = steps
         self.started_at = 0.0
-        """The run's start in wall-clock seconds; the actor sets it."""
+        """When training began, in wall-clock seconds; the actor sets it."""
         self.ready_at = 0.0
         """The wall-clock second at which the present gradient was ready."""
         self.alive: set[int] = set()

@@ -68,7 +68,7 @@ class PeerPolicy:
         self.back_at = -1
         """The version at which the agent has come back into the run."""
         self.started_at = 0.0
-        """The run's start in wall-clock seconds; the actor sets it."""
+        """When training began, in wall-clock seconds; the actor sets it."""
         self.step_seconds = 0.0
         """The agent's recent mean seconds for a step."""
         self.ready_at = 0.0

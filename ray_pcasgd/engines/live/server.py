@@ -84,7 +84,7 @@ class ServerPolicy(Policy[Decision]):
         self.mailbox = mailbox
         self.wait_seconds = wait_seconds
         self.started_at = 0.0
-        """The run's start in wall-clock seconds; the actor sets it."""
+        """When training began, in wall-clock seconds; the actor sets it."""
         self.gathering = recipe.rule.gathering
         self.position = Position(recipe.local_steps)
         if state:

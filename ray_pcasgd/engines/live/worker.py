@@ -35,7 +35,7 @@ class WorkerPolicy(Policy[Rejoin | Take | Over]):
         self.wait_seconds = wait_seconds
         self.version = 0
         self.started_at = 0.0
-        """The run's start in wall-clock seconds; the actor sets it."""
+        """When training began, in wall-clock seconds; the actor sets it."""
         self.known = {server: _START._replace(sender=server) for server in spec.neighbors}
         """The newest header of each server."""
         self.reading = dict(self.known)

@@ -230,7 +230,7 @@ class MailActor(Reporter):
 
     @ray.method(concurrency_group="train")
     def train(self, started_at: float) -> None:
-        """Take all steps; ``started_at`` is the run's start in wall-clock seconds."""
+        """Take all steps; ``started_at`` is when training began, in wall-clock seconds."""
         self.started_at = started_at
         with self.changed:
             self.begin()
@@ -288,7 +288,7 @@ class MailActor(Reporter):
         raise AssertionError("MailActor is abstract")
 
     def now(self) -> float:
-        """Return the wall-clock seconds since the run's start."""
+        """Return the wall-clock seconds since training began."""
         return time.time() - self.started_at
 
     def rows(self) -> Iterator[Row]:

@@ -43,7 +43,7 @@ class PlannedStates:
 
         Args:
             training: Agents that have steps left.
-            started_at: The run's start in wall-clock seconds.
+            started_at: When training began, in wall-clock seconds.
 
         """
         try:
@@ -127,7 +127,7 @@ class LiveStates:
 
         Args:
             there: Agents that take part, and those that have finished.
-            started_at: The run's start in wall-clock seconds.
+            started_at: When training began, in wall-clock seconds.
 
         Raises:
             KeyboardInterrupt: the run is to be left, and the parts are not there yet.
