@@ -54,7 +54,7 @@ def slower(decays: Sequence[float], updates: int, step_size: float) -> float:
 
 
 def delays_of(own: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the slowdown of each kind of lateness by delay, beside the adversary's closed form."""
+    """Return the slowdown of each kind of lateness by delay, and what the adversary's closed form says of it."""
     rows, step_size = [], own["step_size"]
     for delay in own["delays"]:
         for kind in (NONE, HELD, SLOW, DRAWN):

@@ -1,7 +1,7 @@
 """What asynchrony does by itself, in planned runs: ``python -m experiments.rivals.asynchrony [--scale smoke|cpu]``.
 
-The momentum that it adds, on a quadratic and on the digits, beside the law and beside what YellowFin measures of it;
-and what the adversary's late gradients cost, beside such as are late at random by as much.
+The momentum that it adds, on a quadratic and on the digits, compared with the law 1 - 1/P and with YellowFin's
+estimate; and what an adversary's late gradients cost, compared with gradients that are late at random.
 """
 
 from collections.abc import Iterator, Mapping
@@ -91,8 +91,9 @@ parameters of `(x_(s+1) - x_s + alpha g(x_s)) / (x_s - x_(s-1))`, with the whole
 {law_table(law)}
 
 {what_yellowfin_sees(law)}
-Its numerator is alpha times the difference of two gradients, that at x_s and the late one which is applied there: small
-beside the move itself where steps are, whatever P. The law is one of the mean over runs, not of single moves.
+Its numerator is alpha times the difference of two gradients, that at x_s and the late one which is applied there. Where
+steps are small, so is this difference, compared with the move, whatever P. The law holds for the mean over
+runs, not for single moves.
 YellowFin itself, on the digits with {own["yellowfin"]["updates"]} updates, whatever P, over the last quarter of them
 ({num_seeds(len(own["yellowfin"]["seeds"]))}): its total is {most_apart(runs):.3f} from its own momentum at most.
 
@@ -101,18 +102,19 @@ YellowFin itself, on the digits with {own["yellowfin"]["updates"]} updates, what
 ## The adversary of the lower bound
 
 One gradient is held back over `delay` updates of the others, each of which is fresh (Alistarh, De Sa, Konstantinov,
-PODC 2018): on `x^2 / 2` with a step size of {late["step_size"]:g}, how many times as many updates it takes as steps one
-after another. Beside it no delay, and delays at random of the same maximum ({num_seeds(len(late["seeds"]))}, by the
-mean logarithm of what is left): of one worker of two, whose times are exponential, as long as the delay in the mean,
-what comes later being ignored; and drawn evenly for each gradient, so that all are late, by half of the maximum in the
-mean. Runs under the adversary differ from the closed form by {held:.1g} of it at most.
+PODC 2018). The slowdown is the number of updates that it takes on `x^2 / 2`, with a step size of
+{late["step_size"]:g}, divided by the number of steps without delay. It is compared with random delays of the same
+maximum ({num_seeds(len(late["seeds"]))}, by the mean logarithm of what is left): those of one slow worker of two, whose
+times are exponential with the delay as their mean, later gradients being ignored; and delays drawn evenly for each
+gradient, so that all are late, by half of the maximum in the mean. Runs under the adversary differ from the closed form
+by {held:.1g} of it at most.
 
 {adversary.delays_table(delays)}
 
 Halving the step size each epoch repairs it, by the paper. Epochs of 2 periods under the adversary with a delay of
-{late["repair_delay"]}; runs differ from the closed form by {halved:.1g} of it at most. The slowdown, against steps one
-after another of the same size, goes to 1; whether that ends nearer than the first step size throughout is another
-question, the last columns say.
+{late["repair_delay"]}; runs differ from the closed form by {halved:.1g} of it at most. The slowdown, compared with
+steps of the same size without delay, goes to 1. Whether halving also ends nearer than the first step size throughout is
+another question, which the last columns answer.
 
 {adversary.repair_table(repair)}
 """
@@ -130,7 +132,7 @@ def heading(law: pd.DataFrame) -> str:
 
 
 def law_table(law: pd.DataFrame) -> str:
-    """Return momentum and share of the step size as fitted, beside the law's and beside YellowFin's estimate."""
+    """Return the fitted momentum and share of the step size, what the law says of both, and YellowFin's estimate."""
     text = (
         "| problem | P | 1 - 1/P | momentum, fitted | 1/P | share of the step size, fitted | YellowFin's estimate |\n"
     )

@@ -2,8 +2,8 @@
 
 Least squares on the digits, whose optimum is known, by mini-batches and by whole shards, whose gradients differ because
 shards do. All methods take the same number of mini-batch gradients a worker; step sizes are searched for on one seed,
-by the distance to the optimum. Runs that are complete are not run again. The largest step sizes that momentum stands
-under delay are searched for beside them.
+by the distance to the optimum. Runs that are complete are not run again. A second part searches for the largest step
+sizes at which momentum converges under delay.
 """
 
 from collections.abc import Iterator, Mapping

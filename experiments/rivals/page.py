@@ -150,11 +150,11 @@ It cannot be seen on the networks above, which may fit all shards at once. So he
 linear model on the digits, with weight decay {own["config"]["optimizer"]["weight_decay"]}: each worker has samples of
 {own["config"]["partition"]["labels_per_agent"]} digits alone, and so a minimum of its own. Mini-batches of
 {own["config"]["batch_size"]}; step size times updates is {own["movement"]} for every method, which settles at the
-mean of its weights over the second half of its run. Distances are over the one between the two minima: 0 and 1 of a
-method that settles at the plain mean's, 1 and 0 of one at the paced losses'. The last distance is to the minimum of the
-losses weighted by what each worker's gradients come to in the method's own updates, by the planner: late ones that are
-ignored are left out, dampened ones dampened, beside which weight decay counts more. {len(own["seeds"])} seeds, each
-with shards of its own.
+mean of its weights over the second half of its run. Distances are divided by that between the two minima: a method that
+settles at the plain mean's has 0 and 1, one that settles at the paced losses' has 1 and 0. The last distance is to the
+minimum that the method's own updates weight: by the planner, each worker's loss counts as much as its gradients do,
+without those that are ignored, and less where they are dampened, which gives weight decay a larger part.
+{len(own["seeds"])} seeds, each with shards of its own.
 
 {_bias_table(bias)}
 

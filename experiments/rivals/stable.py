@@ -1,7 +1,7 @@
 """The largest step size at which Nesterov's momentum converges under delay, with and without compensation.
 
-By planned runs of the package on a quadratic of curvature 1, all of whose gradients are late by the same number of
-updates, and beside them by the roots of the recursion's characteristic polynomial.
+It is found by planned runs of the package on a quadratic of curvature 1, all of whose gradients are late by the same
+number of updates, and once more by the roots of the recursion's characteristic polynomial.
 """
 
 from collections.abc import Callable
