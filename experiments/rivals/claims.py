@@ -1,11 +1,11 @@
 """Who is said to be ahead of whom, and whether it is so here: differences seed by seed."""
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
-from scipy import stats
+
+from experiments.rivals.paired import Difference, difference
 
 CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
     "alike": (
@@ -29,31 +29,6 @@ CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
 """By shards the pairs of which the papers of the first one say that it needs less time than the second."""
 GUESS = 0.1
 """The accuracy of a run that diverged."""
-
-
-class Difference(NamedTuple):
-    """The mean of differences by seed, its standard error, and its sign, 0 where it is not told from 0."""
-
-    mean: float
-    error: float
-    sign: int
-
-
-def difference(values: Iterable[float]) -> Difference:
-    """Return the difference that some values show: told from 0 where Student's 95 % interval leaves 0 out."""
-    series = pd.Series(list(values), dtype=float)
-    count, mean = len(series), float(series.mean())
-    error = float(series.std()) / math.sqrt(count) if count > 1 else math.inf
-    is_told = abs(mean) > quantile(count) * error
-    return Difference(mean, error, int(math.copysign(1, mean)) if is_told else 0)
-
-
-def quantile(count: int) -> float:
-    """Return how many standard errors Student's 95 % interval of the mean of so many values reaches to each side.
-
-    Infinite of one value.
-    """
-    return float(stats.t.ppf(0.975, count - 1)) if count > 1 else math.inf
 
 
 class Verdict(NamedTuple):

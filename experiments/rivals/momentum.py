@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.rivals.paired import Points, at_edges, points
+from experiments.rivals.paired import Difference, at_edges, in_words, points
 from experiments.rivals.study import HERE, TUNING_SEED, VALIDATION_SHARE
 from experiments.running import Job, measured, run_study
 from experiments.studies import machine, search_table
@@ -140,7 +140,7 @@ def table(final: pd.DataFrame) -> str:
     return text.rstrip()
 
 
-def _against(final: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> Points:
+def _against(final: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> Difference:
     """Return how one gathering's method compares with another's, seed by seed."""
     accuracies = final.set_index(["gathering", "method", "seed"])["test_accuracy"].sort_index()
     return points(accuracies[one], accuracies[other])
@@ -150,9 +150,9 @@ def claim(final: pd.DataFrame) -> str:
     """Return the heading: whether YellowFin is as good as tuned momentum under delay."""
     closed, opened = YELLOWFINS
     against = _against(final, ("asgd", closed), ("asgd", TUNED))
-    if against.told == "behind":
+    if against.sign < 0:
         return "What does not reproduce: YellowFin as good as tuned momentum under delay, by its closed loop"
-    if against.told == "ahead" or _against(final, ("asgd", closed), ("asgd", opened)).told == "ahead":
+    if against.sign > 0 or _against(final, ("asgd", closed), ("asgd", opened)).sign > 0:
         return "The claim reproduces"
     return "What cannot be told: whether YellowFin is as good as tuned momentum under delay, by its closed loop"
 
@@ -163,11 +163,11 @@ def verdict(final: pd.DataFrame) -> str:
     lines = []
     for name in GATHERINGS:
         lines += [
-            f"- {name}: {closed} against {other} {_against(final, (name, closed), (name, other))}."
+            f"- {name}: {closed} against {other} {in_words(_against(final, (name, closed), (name, other)))}."
             for other in (TUNED, opened)
         ]
     lines += [
-        f"- {TUNED}: K-sync against {name} {_against(final, ('K-sync, K = 4', TUNED), (name, TUNED))}."
+        f"- {TUNED}: K-sync against {name} {in_words(_against(final, ('K-sync, K = 4', TUNED), (name, TUNED)))}."
         for name in ("asgd", "sync")
     ]
     return "\n".join(lines)

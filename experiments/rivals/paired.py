@@ -1,13 +1,37 @@
 """How two methods compare seed by seed, by Student's interval: distances by their ratio, accuracies by points."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from experiments.rivals.claims import quantile
+
+class Difference(NamedTuple):
+    """The mean of differences by seed, its standard error, and its sign, 0 where it is not told from 0."""
+
+    mean: float
+    error: float
+    sign: int
+
+
+def difference(values: Iterable[float]) -> Difference:
+    """Return the difference that some values show: told from 0 where Student's 95 % interval leaves 0 out."""
+    series = pd.Series(list(values), dtype=float)
+    count, mean = len(series), float(series.mean())
+    error = float(series.std()) / math.sqrt(count) if count > 1 else math.inf
+    is_told = abs(mean) > quantile(count) * error
+    return Difference(mean, error, int(math.copysign(1, mean)) if is_told else 0)
+
+
+def quantile(count: int) -> float:
+    """Return how many standard errors Student's 95 % interval of the mean of so many values reaches to each side.
+
+    Infinite of one value.
+    """
+    return float(stats.t.ppf(0.975, count - 1)) if count > 1 else math.inf
 
 
 class Paired(NamedTuple):
@@ -46,10 +70,9 @@ def paired(distances: "pd.Series[float]", others: "pd.Series[float]") -> Paired:
     if not np.isfinite(logs).all():
         # Who diverges is farther, whatever the others' seeds say.
         return Paired(math.inf if distances.fillna(math.inf).max() == math.inf else 0.0, 1.0)
-    count = len(logs)
-    error = float(logs.std()) / math.sqrt(count) if count > 1 else math.inf
-    reach = quantile(count) * error if count > 1 else math.inf
-    return Paired(math.exp(float(logs.mean())), math.exp(reach))
+    found = difference(logs)
+    with np.errstate(over="ignore"):  # an interval may reach beyond all numbers
+        return Paired(math.exp(found.mean), float(np.exp(quantile(len(logs)) * found.error)))
 
 
 def compared(final: pd.DataFrame, one: str, other: str) -> Paired:
@@ -65,33 +88,18 @@ def claim_line(final: pd.DataFrame, one: str, other: str) -> str:
     return f"{one} nearer the optimum than {other}: {told}; its distance is {found} of the other's"
 
 
-class Points(NamedTuple):
-    """By how many points of accuracy one method is ahead of another, each against the same seed."""
-
-    mean: float
-    error: float
-    """The mean's standard error; infinite with one seed."""
-    count: int
-    """The seeds."""
-
-    @property
-    def told(self) -> str:
-        """``ahead`` or ``behind`` where Student's 95 % interval leaves 0 out, else that it cannot be told."""
-        if self.count < 2 or abs(self.mean) <= quantile(self.count) * self.error:
-            return "cannot be told"
-        return "ahead" if self.mean > 0 else "behind"
-
-    def __str__(self) -> str:
-        """Return the points with their standard error, and what they tell."""
-        return f"{self.mean:+.1f} points (standard error {self.error:.1f}): {self.told}"
+def points(accuracies: "pd.Series[float]", others: "pd.Series[float]") -> Difference:
+    """Return by how many points accuracies from 0 to 1 are ahead, both by seed; a diverged run's counts as 0."""
+    return difference(100 * (accuracies.fillna(0.0) - others.fillna(0.0)))
 
 
-def points(accuracies: "pd.Series[float]", others: "pd.Series[float]") -> Points:
-    """Return how accuracies from 0 to 1 compare with others, both by seed; a diverged run's counts as 0."""
-    differences = 100 * (accuracies.fillna(0.0) - others.fillna(0.0))
-    count = len(differences)
-    error = float(differences.std()) / math.sqrt(count) if count > 1 else math.inf
-    return Points(float(differences.mean()), error, count)
+def in_words(found: Difference) -> str:
+    """Return a difference in points with its standard error, and what it tells."""
+    return f"{found.mean:+.1f} points (standard error {found.error:.1f}): {AHEAD[found.sign]}"
+
+
+AHEAD = ("cannot be told", "ahead", "behind")
+"""What the signs 0, 1 and -1 say of accuracies."""
 
 
 def spread(values: "pd.Series[float]", digits: str = ".3g") -> str:

@@ -171,10 +171,10 @@ def test_of_two_that_diverge_none_is_nearer_and_an_optimum_that_is_reached_is_no
 def test_points_are_paired_by_seed() -> None:
     one, other = (pd.Series(values, index=[1, 2, 3]) for values in ((0.9, 0.8, 0.7), (0.88, 0.78, 0.681)))
     assert points(one, other).mean == pytest.approx(1.967, abs=1e-3)
-    assert points(one, other).told == "ahead"
-    assert points(one, other[[3, 2, 1]]).told == "ahead"
-    assert points(other, one).told == "behind"
-    assert points(one, pd.Series((0.8, 0.9, 0.7), index=[1, 2, 3])).told == "cannot be told"
+    assert points(one, other).sign == 1
+    assert points(one, other[[3, 2, 1]]).sign == 1
+    assert points(other, one).sign == -1
+    assert points(one, pd.Series((0.8, 0.9, 0.7), index=[1, 2, 3])).sign == 0
     assert points(one, pd.Series((math.nan, math.nan, math.nan), index=[1, 2, 3])).mean == pytest.approx(80)
 
 
