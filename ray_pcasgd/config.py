@@ -30,9 +30,11 @@ from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.contract import check_declared
 from ray_pcasgd.rules.diloco import DiLoCo
+from ray_pcasgd.rules.elastic_averaging import ElasticAveraging
 from ray_pcasgd.rules.fedasync import FedAsync
 from ray_pcasgd.rules.fedglomo import FedGLOMO
-from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer, ServerRule
+from ray_pcasgd.rules.parameter_server import ParameterServer
+from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.rules.svrg import SVRG
 from ray_pcasgd.schedule.barrier import Barrier
 from ray_pcasgd.schedule.delays import ComputeTimes, LinkDelay

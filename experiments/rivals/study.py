@@ -17,7 +17,7 @@ from ray_pcasgd.rules.correction import Dampened
 from ray_pcasgd.rules.delay_threshold import Rennala, Ringmaster
 from ray_pcasgd.rules.gathering import ASGD, KSync, Sync
 from ray_pcasgd.rules.lateness import ExponentialWeight, HingeWeight, PolynomialWeight
-from ray_pcasgd.rules.server import ParameterServer
+from ray_pcasgd.rules.parameter_server import ParameterServer
 from ray_pcasgd.runs.settings.loading import load_config
 from ray_pcasgd.schedule.delays import ComputeTimes
 from ray_pcasgd.schedule.plan_servers import ServerPlanner

@@ -21,7 +21,8 @@ from ray_pcasgd.base.state import State, leaves_of, with_leaves
 from ray_pcasgd.records import Read, Row, Snapshot, of_neighbor
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.gatherer import Position, has_expired
-from ray_pcasgd.rules.server import Delivered, ParameterServer
+from ray_pcasgd.rules.parameter_server import ParameterServer
+from ray_pcasgd.rules.server import Delivered
 from ray_pcasgd.tasks.task import TaskData
 
 SERVERS = Family(slack=-1, prepares=False, may_be_lost=False, title="Server")

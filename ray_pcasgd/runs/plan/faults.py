@@ -4,7 +4,8 @@ from ray_pcasgd.config import Config
 from ray_pcasgd.rules.base import Rule
 from ray_pcasgd.rules.bridge import Bridge
 from ray_pcasgd.rules.kardam import Kardam
-from ray_pcasgd.rules.server import ParameterServer, ServerRule
+from ray_pcasgd.rules.parameter_server import ParameterServer
+from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.schedule.network import Network
 from ray_pcasgd.tasks.ray_stream import StreamedImages
 from ray_pcasgd.tasks.samples import TaskData

@@ -5,7 +5,8 @@ from ray_pcasgd.base.rounds import Rounds
 from ray_pcasgd.config import Config
 from ray_pcasgd.rules.adpsgd import ADPSGD
 from ray_pcasgd.rules.base import Rule
-from ray_pcasgd.rules.server import ElasticAveraging, ServerRule
+from ray_pcasgd.rules.elastic_averaging import ElasticAveraging
+from ray_pcasgd.rules.server import ServerRule
 
 
 def check_local_steps(config: Config) -> None:

@@ -20,7 +20,8 @@ from ray_pcasgd.engines.ray.settings import RaySettings
 from ray_pcasgd.records import Read, Row
 from ray_pcasgd.rules.fedglomo import FedGLOMO
 from ray_pcasgd.rules.gatherer import Position, has_expired
-from ray_pcasgd.rules.server import ParameterServer, ServerRule
+from ray_pcasgd.rules.parameter_server import ParameterServer
+from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.rules.shared_memory import Adversarial
 from ray_pcasgd.rules.svrg import SVRG
 from ray_pcasgd.runs.plan.common import ModelSize, Roster, check_agents, planned_timing, recorded_rows

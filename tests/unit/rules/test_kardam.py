@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.kardam import Kardam
+from ray_pcasgd.rules.parameter_server import ParameterServer
 from ray_pcasgd.rules.screens import NearestNeighbors
-from ray_pcasgd.rules.server import Delivered, ParameterServer, described
+from ray_pcasgd.rules.server import Delivered, described
 from tests.references.kardam import SlowKardam
 from tests.references.screens import screened
 from tests.unit.rules.test_screens import SCREENS

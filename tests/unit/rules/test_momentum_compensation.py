@@ -13,7 +13,7 @@ from ray_pcasgd.agents.server import Server
 from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.engines.local.execution import Execution
 from ray_pcasgd.rules.momentum_compensation import MomentumCompensation
-from ray_pcasgd.rules.server import ParameterServer
+from ray_pcasgd.rules.parameter_server import ParameterServer
 from ray_pcasgd.runs.settings.loading import SettingsError
 from ray_pcasgd.runs.trainer import Trainer
 from tests.comparing import assert_same_to_the_bit

@@ -16,7 +16,8 @@ from ray_pcasgd.base.randomness import generator
 from ray_pcasgd.rules.balance import MOST
 from ray_pcasgd.rules.correction import Late
 from ray_pcasgd.rules.gatherer import Arrival, Gatherer
-from ray_pcasgd.rules.server import Delivered, ParameterServer
+from ray_pcasgd.rules.parameter_server import ParameterServer
+from ray_pcasgd.rules.server import Delivered
 from ray_pcasgd.schedule.delays import ComputeTimes
 from tests.references.rivals import Workers, ia2sgd, malenia, rennala, ringleader, ringmaster
 from tests.unit.rules.test_gathering import gathering

@@ -10,11 +10,13 @@ from ray_pcasgd.config import AnyAlgorithm
 from ray_pcasgd.rules.contract import check_rule
 from ray_pcasgd.rules.correction import AnyCorrection, GapBounded, Kardam, NoCorrection
 from ray_pcasgd.rules.diloco import DiLoCo
+from ray_pcasgd.rules.elastic_averaging import ElasticAveraging
 from ray_pcasgd.rules.fedasync import FedAsync
 from ray_pcasgd.rules.fedglomo import FedGLOMO
 from ray_pcasgd.rules.gathering import AnyGathering
+from ray_pcasgd.rules.parameter_server import ParameterServer
 from ray_pcasgd.rules.screens import AnyScreen, NearestNeighbors
-from ray_pcasgd.rules.server import ElasticAveraging, ParameterServer, ServerRule
+from ray_pcasgd.rules.server import ServerRule
 from ray_pcasgd.rules.svrg import SVRG
 
 WORKERS = 8
