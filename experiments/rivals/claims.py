@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from experiments.rivals.paired import Difference, difference
+from experiments.differences import Difference, difference
 
 CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
     "alike": (

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.rivals.paired import Difference, at_edges, in_words, points
+from experiments.differences import Difference
+from experiments.rivals.paired import at_edges, in_words, points
 from experiments.rivals.study import HERE, TUNING_SEED, VALIDATION_SHARE
 from experiments.running import Job, measured, run_study
 from experiments.studies import machine, search_table

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.rivals import claims, paired
+from experiments.differences import quantile
+from experiments.rivals import claims
 from experiments.rivals.study import CHOICE, METHODS, SHARDS, speeds_of
 from experiments.slow_and_stale.page import mean_curve, seconds_to
 from experiments.studies import machine, percent
@@ -76,7 +77,7 @@ Of what is said of a method, that it needs less time than another, {sum(not one.
 {len(found)} claims: of ASGD (Dutta et al.), of dampening what is late (Xie et al., Damaskinos et al.), of Rennala and
 Malenia (Tyurin, Richtarik), of Ringmaster, Ringleader and IA2SGD (Maranjyan et al.); of Malenia, Ringleader and IA2SGD
 where shards differ, of the others where they are alike. A difference is told from 0 where Student's 95 % interval
-leaves 0 out, {paired.quantile(len(seeds)):.1f} standard errors here; chance alone passes this in one of twenty
+leaves 0 out, {quantile(len(seeds)):.1f} standard errors here; chance alone passes this in one of twenty
 comparisons. A run that does not reach {target:.0%} counts as if it did at the end, one that diverged as a guess.
 
 {claims.table([one for one in found if not one.reproduces], target)}

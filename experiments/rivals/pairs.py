@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.differences import difference, quantile
 from experiments.rivals.claims import GUESS
 from experiments.rivals.noise import METHODS, NOISES, distance
-from experiments.rivals.paired import difference, quantile
 from experiments.rivals.search import Case, Choice, grid, jobs_of, search
 from experiments.rivals.study import HERE, SHARDS, VALIDATION_SHARE
 from experiments.running import Job, at_once, measured, run_study

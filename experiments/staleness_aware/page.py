@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.differences import difference
 from experiments.studies import machine, num_seeds, percent, total_time
 from ray_pcasgd.base.text import SPREAD
 from ray_pcasgd.report.drawing import as_svg, legend, line, name_axes, new_figure, scale_values, style
@@ -70,12 +71,9 @@ def against_modulated(runs: pd.DataFrame) -> pd.DataFrame:
 
 def judged(gains: pd.Series, keys: Sequence[str]) -> pd.DataFrame:
     """Return the mean gain of each case over the seeds, with its standard error and what can be said of it."""
-    gain = gains.groupby(keys)
-    result = pd.DataFrame({"gain": gain.mean(), "error": gain.sem().fillna(np.inf)}).reset_index()
-    # Without any spread, a difference is what it is.
-    result["verdict"] = np.select(
-        [result["gain"] > 2 * result["error"], result["gain"] < -2 * result["error"]], ["better", "worse"], "even"
-    )
+    found = gains.groupby(keys).apply(difference)
+    result = pd.DataFrame(found.tolist(), index=found.index, columns=["gain", "error", "sign"]).reset_index()
+    result["verdict"] = result["sign"].map({1: "better", -1: "worse", 0: "even"})
     return result
 
 
@@ -99,7 +97,8 @@ Written by `python -m experiments.staleness_aware --scale {scale}`
 Whether asynchronous steps need a smaller step size at all: methods that wait for the fastest half of the workers
 (K-sync), drop gradients that are too stale (Ringmaster), or gather as many gradients of the newest weights as there
 are workers (Rennala), against n = workers with the modulated step size. Numbers of cases (workers and step size) in
-which each is better or worse by two standard errors of the paired difference. All take the same number of gradients;
+which each is better or worse, where Student's 95 % interval of the paired difference leaves 0 out. All take the same
+number of gradients;
 the virtual seconds, in which K-sync and Rennala wait or discard, are those of `experiments/slow_and_stale`.
 
 {_other_methods(runs)}
@@ -118,7 +117,7 @@ def _first(runs: pd.DataFrame) -> str:
         text = (
             f"- On {task}, the modulated step size is better in {numbers['better']} of {len(part)} cases with "
             f"staleness (n > 1), worse in {numbers['worse']}, and cannot be told apart in {numbers['even']} "
-            "(two standard errors of the paired difference)."
+            "(Student's 95 % interval of the paired difference)."
         )
         worse = part[part["verdict"] == "worse"]
         if len(worse):

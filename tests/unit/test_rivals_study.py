@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from experiments.convergence.problem import CLASSES, Digits, optimum, squared_error
-from experiments.rivals import bias, claims, paired, pairs, search
+from experiments.differences import Difference, difference, quantile
+from experiments.rivals import bias, claims, pairs, search
 from experiments.rivals.noise import NOISES
 from experiments.rivals.page import NEAR, bias_section, write_page
 from experiments.rivals.study import HERE, METHODS, SHARDS, job, progress
@@ -146,7 +147,7 @@ def test_asgd_settles_where_fast_workers_want_it_and_ia2sgd_at_the_plain_mean(me
     [((1.0, 1.1, 0.9), 1), ((-1.0, -1.1, -0.9), -1), ((1.0, -0.5, 0.2), 0), ((5.0,), 0), ((0.0, 0.0), 0)],
 )
 def test_a_difference_is_told_where_student_s_interval_leaves_zero_out(values: tuple[float, ...], sign: int) -> None:
-    found = paired.difference(values)
+    found = difference(values)
     assert found.sign == sign
     assert found.mean == pytest.approx(np.mean(values))
     if len(values) > 1:
@@ -154,11 +155,11 @@ def test_a_difference_is_told_where_student_s_interval_leaves_zero_out(values: t
 
 
 def test_student_s_quantiles_are_those_of_the_tables() -> None:
-    assert [round(paired.quantile(count), 3) for count in (1, 2, 3, 5)] == [math.inf, 12.706, 4.303, 2.776]
+    assert [round(quantile(count), 3) for count in (1, 2, 3, 5)] == [math.inf, 12.706, 4.303, 2.776]
 
 
 def told(seconds: int, accuracy: int) -> bool:
-    differences = (paired.Difference(1.0 * sign, 0.1, sign) for sign in (seconds, accuracy))
+    differences = (Difference(1.0 * sign, 0.1, sign) for sign in (seconds, accuracy))
     return claims.Verdict("alike", "ASGD", "sync SGD", *differences).reproduces
 
 
